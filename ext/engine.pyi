@@ -1,0 +1,121 @@
+"""The engine of one node: reactors, stores, volumes and data connections, compiled and off the GIL.
+
+This is the only module of the engine that Python imports. Nothing here blocks: a method that asks for something returns a ticket
+(an int) at once, and the outcome comes later from `collect()`, which a caller runs whenever `fileno()` is readable. All methods are
+called from one thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_BYTES: int                # 4096
+SEGMENT_BYTES_MIN: int
+SEGMENT_BYTES_MAX: int
+VOLUME_BYTES_MAX: int
+DEVICE_BYTES_MIN: int           # a smaller device is refused
+COUNTER_NAMES: tuple[str, ...]          # of a volume, see Engine.counters
+HISTOGRAM_NAMES: tuple[str, ...]        # "read_latency", "write_latency", "flush_latency"
+HISTOGRAM_BUCKETS: int
+TIERS: Mapping[str, int]                # "nvme", "ssd", "hdd" -> the number in a superblock
+
+class Pointer(NamedTuple):
+    """Where a block lies in a volume's log, and its CRC32C."""
+    segment: int
+    block: int
+    crc: int
+
+class Answer(NamedTuple):
+    """What became of a ticket: error is 0 or a positive errno, reason says it for people, value depends on what was asked."""
+    ticket: int
+    error: int
+    reason: str
+    value: Any
+
+class Event(NamedTuple):
+    """Something that happened unasked.
+
+    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer in the metadata
+    service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"}, "device" {"store", "error", "operation"},
+    "no_space" {}, "space" {}.
+    """
+    kind: str
+    volume: bytes | None
+    value: dict[str, Any]
+
+class EngineError(Exception):
+    """The engine cannot run here; the message says what is missing and what to do."""
+
+@final
+class Engine:
+    warnings: Sequence[str]     # what it goes on without, each with its remedy (locked memory, IOPOLL, ...)
+
+    def __init__(self, *, reactors: int = 1, mode: Literal["adaptive", "busy", "sleep"] = "adaptive", poll_microseconds: int = 50,
+                 map_cache_bytes: int = 256 << 20, checkpoint_bytes: int = 1 << 30, iopoll: bool = False, register_buffers: bool = True) -> None:
+        """map_cache_bytes: of the node, shared out evenly among the reactors. checkpoint_bytes: of log between two checkpoints of a volume.
+        Raises EngineError (no io_uring, disabled, too old), ValueError."""
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Ends the reactors' threads at once, as a crash would: close volumes first. Open tickets stay unanswered."""
+    def fileno(self) -> int:
+        """An eventfd: readable when collect() has something to return."""
+    def collect(self) -> list[Answer | Event]: ...
+
+    # stores
+    def format_store(self, fd: int, *, cluster: bytes, device: bytes, device_bytes: int, tier: int, label: str) -> int:
+        """Write an empty store. fd: O_RDWR | O_DIRECT, kept open by the caller until the answer. Answers None."""
+    def open_store(self, fd: int, *, cluster: bytes | None, volatile_cache: bool) -> int:
+        """fd: O_RDWR | O_DIRECT, kept open until close_store is answered. cluster: refuse any other (None: take it as it is). Answers
+        {"store": int, "cluster": bytes, "device": bytes, "tier": int, "label": str, "device_bytes": int, "created_ns": int,
+        "repaired": list[str]}. EUCLEAN: damaged, EMEDIUMTYPE: not an iomesh device or another cluster's, EPROTONOSUPPORT: a newer format."""
+    def close_store(self, store: int) -> int:
+        """EBUSY while a volume is open. Answers None."""
+    def store_space(self, store: int) -> dict[str, int]:
+        """{"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed"}: now, no ticket."""
+
+    # volumes; all stores of the node are open before the first volume is
+    def open_volume(self, volume: bytes, *, size_bytes: int, epoch: int, segment_bytes: int, checkpoint: Pointer | None) -> int:
+        """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int, "replayed_records": int,
+        "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where."""
+    def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:
+        """Ends its connections, writes a checkpoint if asked (an Event like any other: answer it), frees it. Answers None."""
+    def checkpoint(self, volume: bytes) -> int:
+        """Answers None once it was written and moved; joins one that is under way."""
+    def checkpoint_moved(self, volume: bytes, sequence: int, moved: bool) -> None: ...
+    def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
+    def erase_volume(self, volume: bytes) -> int:
+        """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""
+    def volume_state(self, volume: bytes) -> dict[str, Any]:
+        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "map_root", "connections", "log_bytes_since_checkpoint", ...}: now, no ticket."""
+    def counters(self, volume: bytes) -> NDArray[np.uint64]:
+        """A view, in the order of COUNTER_NAMES; it changes as you look."""
+    def histograms(self, volume: bytes) -> NDArray[np.uint64]:
+        """A view of shape (len(HISTOGRAM_NAMES), HISTOGRAM_BUCKETS), counts by nanoseconds; see histogram_bounds."""
+    def reactor_state(self, reactor: int) -> dict[str, Any]:
+        """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
+
+    # doors
+    def serve_nbd(self, volume: bytes, fd: int, *, structured: bool, allocation_context: int | None, read_only: bool) -> int:
+        """Take over a connected socket after its handshake (the engine closes it). allocation_context: the id given to base:allocation, if
+        negotiated. Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed" | "malformed" | "stopped"}."""
+
+def histogram_bounds() -> NDArray[np.uint64]:
+    """Upper bounds of the buckets, in nanoseconds."""
+
+def transmission_flags(*, read_only: bool, volatile_cache: bool, structured: bool) -> int:
+    """The NBD transmission flags that this engine's connections honour."""
+
+# Structures at rest, for `iomesh inspect` and tests. Each takes the bytes of its block(s) and returns its fields; "valid" is False when the
+# magic, version, checksum or a bound is wrong, with "fault" saying which.
+def read_superblock(data: bytes) -> dict[str, Any]: ...
+def read_journal_block(data: bytes) -> dict[str, Any]: ...
+def read_record(data: bytes) -> dict[str, Any]: ...
+def read_footer(data: bytes) -> dict[str, Any]: ...
+def read_checkpoint(data: bytes) -> dict[str, Any]: ...
+def read_node(data: bytes) -> list[Pointer | None]: ...
+def read_table(data: bytes) -> list[dict[str, int]]: ...
+def crc32c(data: bytes) -> int: ...
+def structures() -> dict[str, list[tuple[str, int, int]]]:
+    """Name of each on-disk structure -> (field, offset, bytes): what docs/formats.md is held against."""

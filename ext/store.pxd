@@ -1,0 +1,62 @@
+# The segment store on one device: superblocks, directory, journal, slabs. See store.pyx.
+#
+# A store lives on one reactor, its home; every method below runs there, in a task (reach it from another reactor by call_on). Reads and
+# writes of segments do not pass through it: whoever holds a Replica asks its own Io for device bytes at replica_offset().
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.layout cimport EXTENTS_MAX, Extent, Superblock
+from iomesh.engine.io cimport Io
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.slabs cimport Slabs
+from iomesh.engine.journal cimport Journal
+
+cdef struct Replica:                 # a node's copy of a segment; stays at its address until remove() is done
+    uint8_t volume[16]
+    uint32_t segment
+    uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
+    uint8_t extent_count
+    uint16_t stream
+    uint64_t epoch
+    uint32_t blocks
+    uint32_t footer_block
+    int device                       # the Io's number of the store's device
+    uint64_t slabs_offset
+    Extent extents[EXTENTS_MAX]
+    Replica* next                    # in the directory's bucket
+
+cdef class Store:
+    cdef readonly int device         # the Io's number of it
+    cdef readonly bint volatile_cache
+    cdef readonly int failed         # errno of the journal error that stopped it from changing; 0: none
+    cdef Reactor home
+    cdef Superblock superblock
+    cdef Slabs slabs
+    cdef Journal journal
+    cdef Replica** buckets
+    cdef uint32_t bucket_count
+    cdef readonly uint32_t replicas
+    cdef readonly uint32_t reserve   # slabs that only `urgent` creations may take: checkpoints and trims go on when the device is full
+    cdef char reason[256]            # why open() refused, for people
+
+    cdef int open(self) noexcept nogil                   # 0, or a negative errno and `reason`
+    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent, int* error) noexcept nogil
+    cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
+    cdef int remove(self, Replica* replica) noexcept nogil
+    cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
+    cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil   # replicas of a volume (NULL: all), unsorted; returns how many there are
+    cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
+
+cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil   # writes an empty store; `wanted` has all but crc filled in
+
+# Where a block of a replica lies on its device, in bytes, and how many blocks from it on are contiguous.
+cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
+    cdef uint32_t first = 0, blocks
+    cdef int i
+    for i in range(replica.extent_count):
+        blocks = replica.extents[i].count * 64           # SLAB_BLOCKS
+        if block < first + blocks:
+            contiguous[0] = first + blocks - block
+            return replica.slabs_offset + <uint64_t>replica.extents[i].first * 262144 + <uint64_t>(block - first) * 4096
+        first += blocks
+    contiguous[0] = 0
+    return 0

@@ -1,0 +1,46 @@
+# A volume as its doors see it: blocks in, blocks out. See volume.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.layout cimport Pointer
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.log cimport Log
+from iomesh.engine.map cimport Map, Node
+from iomesh.engine.pool cimport Pool
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.request cimport Read, Request
+from iomesh.engine.segments cimport Segments
+from iomesh.engine.task cimport Waiters
+
+# Everything here is called on the volume's reactor. None of these calls back before it has returned: `finished`, `done` and `when` come
+# from a later turn or from the end of this one.
+
+cdef class Volume:
+    cdef Reactor reactor
+    cdef Io io
+    cdef Pool pool
+    cdef Log log
+    cdef Map map
+    cdef Segments segments
+    cdef uint64_t blocks             # its size
+    cdef bint volatile_cache         # a device that may hold a replica of it has one: flushes matter
+    cdef uint64_t* counters          # COUNTERS of them, see counters.pxd
+    cdef uint64_t* latencies         # histograms, see counters.pxd
+
+    # Of a write of `count` whole blocks all the same door takes: how many were taken (from the front, at least 1); 0: none now, `when` is
+    # done once it is worth trying again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
+    cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil
+    # Bytes inside one block (start + bytes <= 4096): read, merge, write; serialised with every other write to that block. 1: taken; 0 and errors as above.
+    # `data` NULL: zeros.
+    cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil
+    # Unmaps blocks (trim, write-zeroes): how many were dealt with, from the front; what is not mapped costs nothing. 0 and errors as above.
+    cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil
+    # Nothing more of this request will come: `finished` is called once all its parts are acknowledged (and stable, if it asked).
+    cdef void complete(self, Request* request) noexcept nogil
+    # `finished` once everything acknowledged before this call is on stable media.
+    cdef void flush(self, Request* request) noexcept nogil
+    # Fills read.into with read.count blocks, all under one leaf of the map (block // 256 is the same), verified; then read.done.
+    cdef void read(self, Read* read) noexcept nogil
+    # How many blocks from `block` on, at most `most`, are alike mapped or not; 0 and errors as above. Costs no I/O but for map nodes.
+    cdef int64_t alike(self, uint64_t block, uint64_t most, bint* mapped, Operation* when) noexcept nogil
+    # Starts loading the leaf of a block that a write will soon need.
+    cdef void expect(self, uint64_t block) noexcept nogil

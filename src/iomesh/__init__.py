@@ -1,0 +1,1 @@
+"""iomesh: replicated block volumes for databases on Kubernetes, from user space."""
