@@ -46,5 +46,7 @@ cdef class Io:
     # turning the world
     cdef int poll(self, int64_t wait_ns) noexcept nogil          # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many
     cdef int wake_fd(self) noexcept nogil                        # an eventfd: a write from any thread ends a waiting poll
-    cdef int add_device(self, int fd) noexcept nogil             # the number; the descriptor stays the caller's
+    cdef int begin(self) noexcept nogil                          # once, on the thread that will poll; 0 or a negative errno
+    cdef int add_device(self, int fd) noexcept nogil             # the number, or a negative errno; the descriptor stays the caller's
+    cdef void remove_device(self, int device) noexcept nogil     # nothing is under way on it; the number may be given again
     cdef int add_connection(self, int fd) noexcept nogil         # the number, or a negative errno; the descriptor becomes the Io's

@@ -24,3 +24,4 @@ cdef class Pool:
     cdef Waiters waiters[3]          # who found none: woken one for each that comes back
     cdef char* take(self, BufferKind kind) noexcept nogil          # 4096-aligned; NULL: none free (then join waiters[kind])
     cdef void give_back(self, char* buffer) noexcept nogil         # the kind is known from the address
+    cdef void push(self, int kind, char* buffer) noexcept nogil

@@ -30,5 +30,8 @@ cdef class Reactor:
     cdef void post(self, Message* message) noexcept nogil                  # from any thread
     cdef void run(self) noexcept nogil                                     # until stop()
     cdef void stop(self) noexcept nogil                                    # from any thread
+    cdef int turn(self) noexcept nogil
+    cdef int deliver(self, Message* newest) noexcept nogil
+    cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil
 
 cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil   # from a task: run body as a task on target's thread, wait for its result
