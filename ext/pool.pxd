@@ -22,6 +22,6 @@ cdef class Pool:
     cdef char* starts[4]             # where each kind begins in the arena; the last: its end
     cdef readonly uint32_t free[3]
     cdef Waiters waiters[3]          # who found none: woken one for each that comes back
-    cdef char* take(self, BufferKind kind) noexcept nogil          # 4096-aligned; NULL: none free (then join waiters[kind])
+    cdef char* take(self, int kind) noexcept nogil          # 4096-aligned; NULL: none free (then join waiters[kind])
     cdef void give_back(self, char* buffer) noexcept nogil         # the kind is known from the address
     cdef void push(self, int kind, char* buffer) noexcept nogil

@@ -45,7 +45,7 @@ cdef class Pool:
         if self.arena is not NULL:
             munmap(self.arena, self.arena_bytes)
 
-    cdef char* take(self, BufferKind kind) noexcept nogil:
+    cdef char* take(self, int kind) noexcept nogil:
         cdef char* buffer = self.free_lists[kind]
         if buffer is not NULL:
             self.free_lists[kind] = (<char**>buffer)[0]

@@ -34,6 +34,7 @@ cdef class Uring(Io):
     cdef int64_t now
     cdef uint64_t random_state
     cdef readonly uint64_t enters    # system calls made
+    cdef readonly list warnings      # what it goes on without, each with its remedy
 
     cdef void submit(self, Operation* operation) noexcept nogil
     cdef void ended(self, Operation* operation, int result) noexcept nogil

@@ -104,8 +104,6 @@ class RingError(Exception):
 cdef class Uring(Io):
     """arena, arena_bytes: the memory to register (0: none). iopoll: ask for it. Raises RingError."""
 
-    cdef readonly list warnings
-
     def __cinit__(self, uint64_t arena=0, uint64_t arena_bytes=0, bint iopoll=False):
         cdef io_uring_params parameters
         cdef iovec vector
