@@ -151,7 +151,7 @@ cdef packed struct RecordHeader:     # 4096 bytes
     uint16_t flags
     uint32_t reserved_word
     uint64_t time_ns                 # Unix time
-    uint8_t reserved[32]
+    uint8_t reserved[40]
     Entry entries[248]
 
 cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of entries
@@ -169,7 +169,7 @@ cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of e
     uint32_t table_blocks
     uint32_t table_crc               # of all the table's blocks
     uint16_t stream
-    uint8_t reserved[4006]
+    uint8_t reserved[4014]
 
 cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t magic
@@ -186,7 +186,7 @@ cdef packed struct Checkpoint:       # 4096 bytes
     uint32_t table_blocks
     uint32_t index_count             # index blocks of NODE_POINTERS pointers to table blocks
     uint8_t lineage[64]              # reserved: parent volume, branch segment
-    uint8_t reserved[840]
+    uint8_t reserved[856]
     Pointer index[192]
 
 cdef packed struct TableEntry:       # 64 bytes
