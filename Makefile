@@ -1,0 +1,56 @@
+# `make help` lists what there is. Every target does its own set-up: Debian packages, the virtual environment in .venv/, the build.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+BIN := .venv/bin
+JOBS := $(shell nproc)
+ENGINE := build/engine
+INSTALL := PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pip install -q --no-build-isolation -Cbuild-dir=$(ENGINE) -Ccompile-args=-j$(JOBS)
+SOURCES := $(shell find ext src meson.build -not -name __pycache__ -not -name '*.pyc')
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+.PHONY: build
+build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does nothing when nothing changed
+
+.PHONY: test
+test: build packages-test ## the tests, under 15 minutes on 2 cores
+	$(BIN)/pytest -m 'not soak' $(ARGS)
+
+.PHONY: lint
+lint: build ## style, types and the direction of imports
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/mypy $(wildcard src perf tests tools/*.py)
+	$(BIN)/cython-lint ext
+
+.PHONY: format
+format: build ## rewrites the Python code to the style that `make lint` wants
+	$(BIN)/ruff check -q --fix . || true
+	$(BIN)/ruff format -q .
+
+.PHONY: clean
+clean: ## removes what the build made
+	rm -rf .venv build
+
+.PHONY: packages-build packages-test
+packages-build packages-test: packages-%:
+	@tools/packages $*
+
+.venv/requirements.stamp: pyproject.toml tools/python | packages-build
+	[ -x $(BIN)/python ] || "$$(tools/python)" -m venv .venv
+	$(BIN)/pip install -q 'pip>=25.1'
+	$(BIN)/pip install -q --group dev
+	touch $@
+
+.venv/installed.stamp: .venv/requirements.stamp $(SOURCES)
+	$(INSTALL) .
+	touch $@
