@@ -1,0 +1,159 @@
+"""A client of one node's control API.
+
+    async with Client("/run/iomesh/control.sock") as node:
+        volume = await node.create_volume("db", 10 << 30)
+
+Every error is an IomeshError: the one that the node raised, or Unavailable if nobody answers. A Client is used in one event loop.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from iomesh.api import iomesh_pb2 as pb
+from iomesh.api.messages import to_struct
+from iomesh.api.model import Counters, Device, Export, Status, Volume
+from iomesh.errors import InvalidArgument, IomeshError, Unavailable, from_wire
+
+DEFAULT_ADDRESS = "/run/iomesh/control.sock"
+ERROR_KIND = "iomesh-error"  # trailing metadata: the name of the error's class
+SERVICE = pb.DESCRIPTOR.services_by_name["Node"]
+
+AnswerT = TypeVar("AnswerT", bound=Message)
+
+
+def grpc_target(address: str) -> str:
+    """What gRPC calls an address: a path is a unix socket, anything else host:port."""
+    if address.startswith("unix:"):
+        address = address.removeprefix("unix:")
+        address = "/" + address.lstrip("/") if address.startswith("//") else address
+    if "/" in address:
+        return "unix:" + address
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise InvalidArgument(f"address {address!r} is neither the path of a unix socket nor host:port")
+    return address
+
+
+class Client:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_seconds: float | None = 120.0) -> None:
+        self.address = address
+        self.timeout_seconds = timeout_seconds
+        self._target = grpc_target(address)
+        self._channel: grpc.aio.Channel | None = None
+        self._calls: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        # A connection to one socket on this machine: no proxy, and no name but the path's.
+        self._channel = grpc.aio.insecure_channel(
+            self._target,
+            options=[("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 64 << 20)],
+        )
+        for name, method in SERVICE.methods_by_name.items():
+            self._calls[name] = self._channel.unary_unary(
+                f"/{SERVICE.full_name}/{name}",
+                request_serializer=GetMessageClass(method.input_type).SerializeToString,
+                response_deserializer=GetMessageClass(method.output_type).FromString,
+            )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+            self._calls.clear()
+
+    # the node
+
+    async def status(self) -> Status:
+        return to_struct(Status, await self._call("GetStatus", pb.GetStatusRequest(), pb.Status))
+
+    async def counters(self) -> Counters:
+        return to_struct(Counters, await self._call("GetCounters", pb.GetCountersRequest(), pb.Counters))
+
+    # devices; `device` is a UUID, a label or a path
+
+    async def devices(self) -> list[Device]:
+        answer = await self._call("ListDevices", pb.ListDevicesRequest(), pb.ListDevicesResponse)
+        return [to_struct(Device, device) for device in answer.devices]
+
+    async def device(self, device: str) -> Device:
+        return to_struct(Device, await self._call("GetDevice", pb.GetDeviceRequest(device=device), pb.Device))
+
+    async def add_device(self, path: str) -> Device:
+        return to_struct(Device, await self._call("AddDevice", pb.AddDeviceRequest(path=path), pb.Device))
+
+    async def remove_device(self, device: str) -> None:
+        await self._call("RemoveDevice", pb.RemoveDeviceRequest(device=device), pb.RemoveDeviceResponse)
+
+    # volumes
+
+    async def create_volume(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0) -> Volume:
+        """segment_bytes, replicas: 0 is the node's choice. The volume that exists already, if it is what was asked for."""
+        request = _build(
+            pb.CreateVolumeRequest,
+            name=name,
+            size_bytes=size_bytes,
+            segment_bytes=segment_bytes,
+            policy=_build(pb.Policy, replicas=replicas),
+        )
+        return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
+
+    async def volumes(self) -> list[Volume]:
+        answer = await self._call("ListVolumes", pb.ListVolumesRequest(), pb.ListVolumesResponse)
+        return [to_struct(Volume, volume) for volume in answer.volumes]
+
+    async def volume(self, name: str) -> Volume:
+        return to_struct(Volume, await self._call("GetVolume", pb.GetVolumeRequest(name=name), pb.Volume))
+
+    async def grow_volume(self, name: str, size_bytes: int) -> Volume:
+        return to_struct(Volume, await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume))
+
+    async def delete_volume(self, name: str, *, force: bool = False) -> None:
+        await self._call("DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force), pb.DeleteVolumeResponse)
+
+    async def export_volume(self, name: str, *, read_only: bool = False) -> Export:
+        return to_struct(Export, await self._call("ExportVolume", pb.ExportVolumeRequest(name=name, read_only=read_only), pb.Export))
+
+    async def unexport_volume(self, name: str, *, force: bool = False) -> None:
+        await self._call("UnexportVolume", pb.UnexportVolumeRequest(name=name, force=force), pb.UnexportVolumeResponse)
+
+    async def checkpoint(self, name: str = "") -> list[str]:
+        """Of one volume, or of every one; the names of those that were written."""
+        return list((await self._call("Checkpoint", pb.CheckpointRequest(name=name), pb.CheckpointResponse)).volumes)
+
+    async def _call(self, method: str, request: Message, kind: type[AnswerT]) -> AnswerT:
+        if self._channel is None:
+            raise RuntimeError("a Client is used inside `async with`")
+        try:
+            answer = await self._calls[method](request, timeout=self.timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        assert isinstance(answer, kind)
+        return answer
+
+    def _error(self, error: grpc.aio.AioRpcError) -> IomeshError:
+        trailing = {str(key): value for key, value in (error.trailing_metadata() or ())}
+        kind, code, details = str(trailing.get(ERROR_KIND, "")), error.code().name, error.details() or ""
+        if kind:
+            return from_wire(kind, code, details)
+        if code == "DEADLINE_EXCEEDED":
+            return Unavailable(f"the node at {self.address} has not answered within {self.timeout_seconds} s; it may still be at it")
+        if code == "UNAVAILABLE":
+            return Unavailable(f"no node answers at {self.address}: is `iomesh node` running, with this control address? ({details})")
+        return from_wire(kind, code, details)
+
+
+def _build(kind: type[AnswerT], **fields: Any) -> AnswerT:
+    """A message whose numbers may be out of range: what protobuf says of that is not for people."""
+    try:
+        return kind(**fields)
+    except ValueError:
+        wrong = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, int) and not 0 <= value < 1 << 63)
+        raise InvalidArgument(f"{wrong or 'a number'} is out of range") from None

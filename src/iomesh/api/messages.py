@@ -1,0 +1,85 @@
+"""Turns a message of iomesh.proto into the struct of the same name in model.py, and back.
+
+Fields go by name. Enum values go by name too: VOLUME_STATE_SERVING is VolumeState.SERVING; a number that only a newer node knows
+becomes UNSPECIFIED.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from google.protobuf.message import Message
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def to_struct(kind: type[StructT], message: Message) -> StructT:
+    return kind(
+        **{
+            name: _to_value(hint, getattr(message, name), message.DESCRIPTOR.fields_by_name[name].enum_type)
+            for name, hint in _hints(kind).items()
+        }
+    )
+
+
+def to_message(kind: type[MessageT], struct: msgspec.Struct) -> MessageT:
+    message = kind()
+    _fill(message, struct)
+    return message
+
+
+@cache
+def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _to_value(hint: Any, value: Any, values: Any) -> Any:
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        return [_to_value(item, each, values) for each in value]
+    if get_origin(hint) is dict:
+        _, item = get_args(hint)
+        return {key: _to_value(item, value[key], values) for key in value}
+    if issubclass(hint, msgspec.Struct):
+        return to_struct(hint, value)
+    if issubclass(hint, enum.StrEnum):
+        known = values.values_by_number.get(value)
+        name = known.name.removeprefix(_enum_prefix(hint)) if known else "UNSPECIFIED"
+        return hint[name] if name in hint.__members__ else hint["UNSPECIFIED"]
+    return value
+
+
+def _fill(message: Message, struct: msgspec.Struct) -> None:
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        target = getattr(message, name)
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                if isinstance(each, msgspec.Struct):
+                    _fill(target[key], each)
+                else:
+                    target[key] = each
+        elif isinstance(value, list):
+            for each in value:
+                if isinstance(each, msgspec.Struct):
+                    _fill(target.add(), each)
+                else:
+                    target.append(each)
+        elif isinstance(value, msgspec.Struct):
+            target.SetInParent()
+            _fill(target, value)
+        elif isinstance(value, enum.StrEnum):
+            setattr(message, name, _enum_prefix(type(value)) + value.name)
+        else:
+            setattr(message, name, value)
+
+
+def _enum_prefix(kind: type[enum.Enum]) -> str:
+    """The style of protobuf begins each value of an enum VolumeState with VOLUME_STATE_."""
+    words = "".join("_" + letter if letter.isupper() else letter for letter in kind.__name__)
+    return words.lstrip("_").upper() + "_"

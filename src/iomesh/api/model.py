@@ -1,0 +1,139 @@
+"""What the control API speaks of, as Python values.
+
+Each struct has the fields of the message of the same name in iomesh.proto, where they are explained; iomesh.api.messages turns one
+into the other. `msgspec.json.encode` gives the form that `--json` prints.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class DeviceState(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    ONLINE = "online"
+    MISSING = "missing"
+    FAILED = "failed"
+
+
+class VolumeState(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    OPENING = "opening"
+    SERVING = "serving"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    path: str
+    tier: str
+    label: str
+    size_bytes: int
+    free_bytes: int = 0
+    reserve_bytes: int = 0
+    replicas: int = 0
+    volatile_cache: bool = False
+    state: DeviceState = DeviceState.ONLINE
+    reason: str = ""
+    created_ns: int = 0
+    cluster: str = ""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    replicas: int = 1
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    protocol: str
+    uris: list[str]
+    read_only: bool = False
+    connections: int = 0
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    id: str
+    size_bytes: int
+    segment_bytes: int
+    epoch: int
+    owner: str
+    state: VolumeState
+    reason: str = ""
+    policy: Policy
+    created_ns: int
+    exports: list[Export] = []
+    live_bytes: int = 0
+    log_bytes_since_checkpoint: int = 0
+    segments: int = 0
+    sequence: int = 0
+    reactor: int = 0
+    recovery_seconds: float = 0.0
+    recovery_bytes: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    cluster: str
+    version: str
+    process_id: int
+    started_ns: int
+    ready: bool
+    reactors: int
+    control_address: str
+    metrics_address: str
+    nbd_addresses: list[str]
+    capacity_bytes: int
+    free_bytes: int
+    volumes: int
+    devices: int
+    warnings: list[str]
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    upper_ns: int
+    count: int
+
+
+class Latency(msgspec.Struct, frozen=True):
+    buckets: list[Bucket] = []
+
+    @property
+    def count(self) -> int:
+        return sum(bucket.count for bucket in self.buckets)
+
+    def since(self, before: Latency) -> Latency:
+        """What was observed after `before` was read."""
+        seen = {bucket.upper_ns: bucket.count for bucket in before.buckets}
+        left = (Bucket(bucket.upper_ns, bucket.count - seen.get(bucket.upper_ns, 0)) for bucket in self.buckets)
+        return Latency([bucket for bucket in left if bucket.count > 0])
+
+    def quantile(self, share: float) -> int:
+        """Nanoseconds that this share of what was observed stayed within (to the width of a bucket); 0 if there was nothing."""
+        wanted, seen = share * self.count, 0
+        for bucket in self.buckets:
+            seen += bucket.count
+            if seen >= wanted:
+                return bucket.upper_ns
+        return 0
+
+
+class VolumeCounters(msgspec.Struct, frozen=True, kw_only=True):
+    volume: str
+    counters: dict[str, int]
+    latencies: dict[str, Latency]
+    connections: int = 0
+
+
+class ReactorCounters(msgspec.Struct, frozen=True, kw_only=True):
+    reactor: int
+    counters: dict[str, int]
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    monotonic_ns: int
+    volumes: list[VolumeCounters]
+    reactors: list[ReactorCounters]
+    devices: list[Device]
