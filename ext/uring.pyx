@@ -33,6 +33,12 @@ cdef extern from *:
     #include <linux/falloc.h>
     #define ring_has_task_work(ring) (IO_URING_READ_ONCE(*(ring)->sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
     #define ring_has_completions(ring) (io_uring_cq_ready(ring) != 0)
+    /* io_uring_enable_rings() is declared by liburing 2.3, but its shared library does not export it */
+    #include <errno.h>
+    #include <sys/syscall.h>
+    static int enable_rings(struct io_uring* ring) {
+        return syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0 ? -errno : 0;
+    }
     """
     struct io_uring_sqe:
         pass
@@ -59,7 +65,7 @@ cdef extern from *:
     int KEEP_SIZE "FALLOC_FL_KEEP_SIZE"
     int io_uring_queue_init_params(unsigned entries, io_uring* ring, io_uring_params* parameters) nogil
     void io_uring_queue_exit(io_uring* ring) nogil
-    int io_uring_enable_rings(io_uring* ring) nogil
+    int enable_rings(io_uring* ring) nogil
     int io_uring_register_ring_fd(io_uring* ring) nogil
     int io_uring_register_files_sparse(io_uring* ring, unsigned count) nogil
     int io_uring_register_files_update(io_uring* ring, unsigned offset, const int* fds, unsigned count) nogil
@@ -164,9 +170,9 @@ cdef class Uring(Io):
             close_fd(self.bell)
 
     cdef int begin(self) noexcept nogil:
-        cdef int result = io_uring_enable_rings(&self.ring)
+        cdef int result = enable_rings(&self.ring)
         if result == 0 and self.polled:
-            result = io_uring_enable_rings(&self.polled_ring)
+            result = enable_rings(&self.polled_ring)
         if result < 0:
             return result
         io_uring_register_ring_fd(&self.ring)            # saves a descriptor look-up per call; going without is no loss worth a word
