@@ -26,5 +26,6 @@ cdef struct Read:
     Operation waiting
     uint32_t runs_left
     uint32_t attempts
+    bint again                       # a checksum did not match: look up and read once more
     void* volume
     Pointer pointers[NODE_POINTERS]

@@ -14,6 +14,7 @@ cdef struct Segment:
     uint64_t first_sequence
     uint64_t last_sequence           # 0: no record yet
     uint64_t epoch
+    uint64_t table_of                # the newest checkpoint (its sequence) that has table blocks in it
     Replica* replica                 # the local one; NULL: none here
     int store                        # the number of the store that holds it
     Segment* hash_next

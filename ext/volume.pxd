@@ -6,13 +6,34 @@ from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, Node
 from iomesh.engine.pool cimport Pool
+from iomesh.engine.checkpoint cimport Checkpoints
 from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.task cimport Waiters
 
 # Everything here is called on the volume's reactor. None of these calls back before it has returned: `finished`, `done` and `when` come
-# from a later turn or from the end of this one.
+# from a later turn or from the end of this one. `when` done with a negative result: trying again is of no use, the request failed with it.
+
+cdef enum:
+    MERGES = 32                      # of one volume at once
+    EXPECTED = 64                    # leaves that expect() loads at once
+
+cdef struct Merge:                   # bytes inside one block: read, merged, written
+    void* volume
+    bint busy
+    bint zeros
+    Request* request
+    uint64_t block
+    uint32_t start
+    uint32_t bytes
+    uint64_t after                   # reads once this record is committed
+    char* patch
+    char* merged
+    Read read
+    Operation step
+    Waiters waiters                  # who wants to write the same block
 
 cdef class Volume:
     cdef Reactor reactor
@@ -21,10 +42,21 @@ cdef class Volume:
     cdef Log log
     cdef Map map
     cdef Segments segments
+    cdef Reader reader
+    cdef Checkpoints checkpoints
     cdef uint64_t blocks             # its size
     cdef bint volatile_cache         # a device that may hold a replica of it has one: flushes matter
+    cdef bint closing
     cdef uint64_t* counters          # COUNTERS of them, see counters.pxd
     cdef uint64_t* latencies         # histograms, see counters.pxd
+    cdef Merge merges[MERGES]
+    cdef uint32_t merging            # how many are busy
+    cdef Waiters merge_free
+    cdef char* merge_memory
+    cdef Operation expected[EXPECTED]
+    cdef uint64_t expected_free      # a bit for each that may be used
+    cdef void (*on_event)(Volume volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
+    cdef void* engine
 
     # Of a write of `count` whole blocks all the same door takes: how many were taken (from the front, at least 1); 0: none now, `when` is
     # done once it is worth trying again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
@@ -44,3 +76,13 @@ cdef class Volume:
     cdef int64_t alike(self, uint64_t block, uint64_t most, bint* mapped, Operation* when) noexcept nogil
     # Starts loading the leaf of a block that a write will soon need.
     cdef void expect(self, uint64_t block) noexcept nogil
+
+    cdef int64_t append(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge) noexcept nogil
+    cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil
+    cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil
+    cdef void finish(self, Request* request) noexcept nogil
+    cdef void part_done(self, Request* request, int error) noexcept nogil
+    cdef void merge_step(self, Merge* merge) noexcept nogil
+    cdef void merge_append(self, Merge* merge) noexcept nogil
+    cdef void merge_end(self, Merge* merge, int error) noexcept nogil
+    cdef void close(self) noexcept nogil                 # in a task; no request is under way: everything is committed and sealed

@@ -1,0 +1,42 @@
+# Writing back the map, and checkpoints of a volume. See checkpoint.pyx.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport Pointer
+from iomesh.engine.log cimport Log
+from iomesh.engine.map cimport Map, Node
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.segments cimport Segments
+from iomesh.engine.task cimport Waiters
+
+cdef class Checkpoints:
+    cdef Reactor reactor
+    cdef Log log
+    cdef Map map
+    cdef Segments segments
+    cdef uint64_t* counters
+    cdef uint64_t size_bytes         # of the volume, for the next checkpoint
+    cdef uint64_t interval           # bytes of log between two checkpoints
+    cdef uint64_t sequence           # of the newest checkpoint that was moved
+    cdef Pointer pointer             # where it is
+    cdef bint running                # a checkpoint is under way
+    cdef bint writing_back
+    cdef bint lost                   # the pointer could not be moved: another owner has taken over
+    cdef int result                  # of the newest one: 0 or a negative errno
+    cdef Waiters ended               # of the one under way
+    cdef Waiters writing_back_ended
+    cdef Operation answer            # done when the metadata service has answered
+    cdef uint64_t answer_for
+    cdef void* owner
+    cdef void (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
+
+    cdef void poke(self) noexcept nogil                          # after commits and when a node was not to be had: begins what is due
+    cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
+    cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil
+    cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
+    cdef int checkpoint(self) noexcept nogil
+    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
+    cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
+    cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil
+    cdef void remove_dead(self, uint64_t sequence) noexcept nogil
+    cdef void write_back(self) noexcept nogil

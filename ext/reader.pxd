@@ -1,0 +1,40 @@
+# Reads of a volume: map, device, checksum. See reader.pyx.
+
+from libc.stdint cimport uint32_t, uint64_t
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.map cimport Map
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.request cimport Read
+from iomesh.engine.segments cimport Segments
+from iomesh.engine.task cimport Waiters
+
+cdef enum:
+    RUNS = 1024                      # device reads of one volume under way
+
+cdef struct Run:                     # blocks that lie side by side on a device
+    Operation operation
+    Read* read
+    uint32_t first
+    uint32_t count
+    Run* next
+
+cdef class Reader:
+    cdef Reactor reactor
+    cdef Io io
+    cdef Map map
+    cdef Segments segments
+    cdef uint64_t* counters
+    cdef Run* runs
+    cdef Run* free_runs
+    cdef uint32_t free_count
+    cdef uint32_t under_way          # reads
+    cdef Waiters run_waiters
+    cdef void* owner
+    cdef void (*on_checksum)(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil
+
+    cdef void read(self, Read* read) noexcept nogil
+    cdef void look_up(self, Read* read) noexcept nogil
+    cdef void fetch(self, Read* read) noexcept nogil
+    cdef void run_done(self, Run* run, int result) noexcept nogil
+    cdef void end(self, Read* read) noexcept nogil
+    cdef void end_later(self, Read* read) noexcept nogil
