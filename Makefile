@@ -25,12 +25,32 @@ build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does
 test: build packages-test ## the tests, under 15 minutes on 2 cores
 	$(BIN)/pytest -m 'not soak' $(ARGS)
 
-.PHONY: lint
-lint: build ## style, types and the direction of imports
+.PHONY: lint lint-style lint-types lint-engine lint-imports lint-generated lint-paths
+lint: lint-style lint-types lint-engine lint-imports lint-generated lint-paths ## style, types and the direction of imports
+
+lint-style: build
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
+
+lint-types: build
 	$(BIN)/mypy $(wildcard src perf tests tools/*.py)
+
+lint-engine: build
 	$(BIN)/cython-lint ext
+
+lint-imports: build
+	$(BIN)/python tools/cimports.py
+	PYTHONPATH=src $(BIN)/lint-imports
+
+lint-generated: build
+	$(BIN)/python tools/generate_api.py --check
+
+lint-paths: build
+	$(BIN)/python tools/paths.py
+
+.PHONY: annotate
+annotate: build ## fails on calls into Python in the engine's nogil functions
+	$(BIN)/python tools/annotate.py $(ENGINE)
 
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants

@@ -37,9 +37,9 @@ class Answer(NamedTuple):
 class Event(NamedTuple):
     """Something that happened unasked.
 
-    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer in the metadata
-    service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"}, "device" {"store", "error", "operation"},
-    "no_space" {}, "space" {}.
+    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer
+    in the metadata service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"}, "device" {"store",
+    "error", "operation"}, "no_space" {}, "space" {}.
     """
     kind: str
     volume: bytes | None
@@ -53,7 +53,8 @@ class Engine:
     warnings: Sequence[str]     # what it goes on without, each with its remedy (locked memory, IOPOLL, ...)
 
     def __init__(self, *, reactors: int = 1, mode: Literal["adaptive", "busy", "sleep"] = "adaptive", poll_microseconds: int = 50,
-                 map_cache_bytes: int = 256 << 20, checkpoint_bytes: int = 1 << 30, iopoll: bool = False, register_buffers: bool = True) -> None:
+                 map_cache_bytes: int = 256 << 20, checkpoint_bytes: int = 1 << 30, iopoll: bool = False,
+                 register_buffers: bool = True) -> None:
         """map_cache_bytes: of the node, shared out evenly among the reactors. checkpoint_bytes: of log between two checkpoints of a volume.
         Raises EngineError (no io_uring, disabled, too old), ValueError."""
     def start(self) -> None: ...
@@ -69,7 +70,8 @@ class Engine:
     def open_store(self, fd: int, *, cluster: bytes | None, volatile_cache: bool) -> int:
         """fd: O_RDWR | O_DIRECT, kept open until close_store is answered. cluster: refuse any other (None: take it as it is). Answers
         {"store": int, "cluster": bytes, "device": bytes, "tier": int, "label": str, "device_bytes": int, "created_ns": int,
-        "repaired": list[str]}. EUCLEAN: damaged, EMEDIUMTYPE: not an iomesh device or another cluster's, EPROTONOSUPPORT: a newer format."""
+        "repaired": list[str]}. EUCLEAN: damaged, EMEDIUMTYPE: not an iomesh device or another cluster's,
+        EPROTONOSUPPORT: a newer format."""
     def close_store(self, store: int) -> int:
         """EBUSY while a volume is open. Answers None."""
     def store_space(self, store: int) -> dict[str, int]:
@@ -77,8 +79,8 @@ class Engine:
 
     # volumes; all stores of the node are open before the first volume is
     def open_volume(self, volume: bytes, *, size_bytes: int, epoch: int, segment_bytes: int, checkpoint: Pointer | None) -> int:
-        """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int, "replayed_records": int,
-        "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where."""
+        """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int,
+        "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where."""
     def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:
         """Ends its connections, writes a checkpoint if asked (an Event like any other: answer it), frees it. Answers None."""
     def checkpoint(self, volume: bytes) -> int:
@@ -88,7 +90,8 @@ class Engine:
     def erase_volume(self, volume: bytes) -> int:
         """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""
     def volume_state(self, volume: bytes) -> dict[str, Any]:
-        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "map_root", "connections", "log_bytes_since_checkpoint", ...}: now, no ticket."""
+        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "map_root", "connections", "log_bytes_since_checkpoint", ...}:
+        now, no ticket."""
     def counters(self, volume: bytes) -> NDArray[np.uint64]:
         """A view, in the order of COUNTER_NAMES; it changes as you look."""
     def histograms(self, volume: bytes) -> NDArray[np.uint64]:
