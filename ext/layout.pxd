@@ -18,7 +18,7 @@ cdef enum:
     EXTENTS_MAX = 32                 # of one segment replica
     NODE_POINTERS = 256              # of a map node
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
-    VOLUME_BYTES_MAX = 64 * 1024 ** 4
+    VOLUME_BYTES_MAX = 0x400000000000     # 64 TiB
 
 cdef enum:
     SUPERBLOCK_OFFSET = 0            # of the first superblock, in bytes
