@@ -6,44 +6,59 @@ from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.task cimport Waiters
 from iomesh.engine.segments cimport Segments
 
-cdef enum NodeState:
-    NODE_FREE, NODE_LOADING, NODE_READY, NODE_FAILED
+cdef enum:
+    CACHE_FRAMES_MIN = 16
+    LOADS_MAX = 64                   # at once, of one cache
 
-cdef struct Node:                    # a frame of the cache and the map node in it
+cdef enum NodeState:
+    NODE_FREE, NODE_LOADING, NODE_READY
+
+cdef struct Node:                    # a frame of the cache and the map node in it; 256 bytes, what a hit touches in the first 64
     Pointer* pointers                # 256, in the frame
     void* map                        # the Map it belongs to
     uint64_t index                   # in its level
+    Node* hash_next                  # free: the next one of the free list
+    uint32_t pins                    # of users; a node with a cached child is pinned once per child
     uint8_t level
     uint8_t state                    # NodeState
-    bint dirty                       # differs from what its parent points to
-    bint in_log                      # an image of it was appended and is not committed yet
-    bint recent                      # the clock's bit
-    uint32_t pins                    # of users; a node with a cached child is pinned once per child
+    uint8_t recent                   # the clock's bit
+    uint8_t dirty                    # differs from what its parent points to, or will point to once its images in the log are committed
+    uint32_t in_log                  # images of it that were appended and are not committed yet
     uint64_t dirty_since             # the record that made it dirty
     Node* parent                     # pinned by this; NULL: the root
-    Node* hash_next
     Node* dirty_next                 # list of its map's dirty nodes of its level, oldest first
     Node* dirty_previous
     Operation load
-    Waiters waiters
+    Waiters waiters                  # for the load
+    uint8_t padding[32]
 
 cdef class MapCache:                 # of one reactor
     cdef readonly uint32_t frames
     cdef readonly uint32_t used
     cdef readonly uint32_t dirty
     cdef readonly uint64_t hits
-    cdef readonly uint64_t misses
+    cdef readonly uint64_t misses    # nodes that were read
+    cdef Io io
     cdef Node* nodes
     cdef char* memory
+    cdef uint64_t nodes_bytes
+    cdef uint64_t memory_bytes
+    cdef uint32_t touched            # frames from here on were never used, and their memory neither
     cdef Node* free_list
     cdef Node** buckets
-    cdef uint32_t bucket_count
+    cdef uint64_t buckets_bytes
+    cdef int hash_shift
     cdef uint32_t hand
     cdef uint32_t loading
-    cdef Waiters starved             # who found no frame: woken when one may be free again
+    cdef uint32_t loads_max
+    cdef bint barren                 # no frame was free when one was last sought, and none came free since
+    cdef Waiters starved             # who found no frame, or too many loads under way
+    cdef uint64_t starvations        # how often someone joined them
+    cdef bint rousing
+    cdef Operation rousal            # the timer that wakes them from the next poll
     cdef Node* take(self) noexcept nogil                             # a free frame, evicting a clean unpinned node; NULL: none
     cdef void give_back(self, Node* node) noexcept nogil
-    cdef bint wants_writeback(self) noexcept nogil                   # more than half is dirty, or someone starves
+    cdef bint wants_writeback(self) noexcept nogil                   # more than half is dirty, or someone starves for want of clean frames
 
 cdef class Map:
     cdef MapCache cache
@@ -53,18 +68,25 @@ cdef class Map:
     cdef Node* dirty_first[5]
     cdef Node* dirty_last[5]
     cdef uint64_t freeze             # while a checkpoint runs: its sequence. Only nodes dirty since then or before may be written; 0: none runs
+    cdef readonly uint32_t images    # of its nodes in the log, not committed yet
     cdef readonly uint64_t load_errors
 
-    # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT: nothing is mapped below (never when `create`)
+    # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT: nothing is mapped below (never when `create`).
+    # With `when` NULL nobody is told: it only starts the load of the first node on the way that is not cached.
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void unpin(self, Node* node) noexcept nogil
     cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil    # returns what was there; the node is pinned by the caller
     # writing back, for checkpoint.pyx
     cdef Node* next_dirty(self, int level, uint64_t up_to) noexcept nogil     # dirty since `up_to` or before, no image in the log; NULL: none
     cdef bint must_write_first(self, Node* node) noexcept nogil               # a checkpoint needs it as it is: append an image before it changes
-    cdef bint is_empty(self, Node* node) noexcept nogil                       # every pointer is zero: it needs no image
+    cdef bint is_empty(self, Node* node) noexcept nogil                       # every pointer is zero and no image is in the log: it needs no image (asked before image_taken)
     cdef void image_taken(self, Node* node) noexcept nogil                    # it was copied into the log: clean unless it changes again
-    cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil   # the parent points to it from now on; returns where the last image was
+    cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil   # in the order of image_taken: the parent points to it from now on; returns where the last image was
     cdef void forget(self) noexcept nogil                                     # the volume closes: every frame of it is free
+    cdef Node* fetch(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
+    cdef void load(self, Node* node, Pointer pointer) noexcept nogil
+    cdef void loaded(self, Node* node, int64_t result) noexcept nogil
+    cdef void mark_dirty(self, Node* node, uint64_t since) noexcept nogil
+    cdef void mark_clean(self, Node* node) noexcept nogil
 
 cdef Node* ABSENT
