@@ -117,7 +117,7 @@ _BY_ERRNO: dict[int, type[IomeshError]] = {
 
 def meaning(error: BaseException) -> Meaning:
     """What an exception means outside. One that is not ours is a bug: INTERNAL, exit code 1."""
-    return MEANINGS[type(error)] if isinstance(error, IomeshError) else MEANINGS[IomeshError]
+    return next((MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS), MEANINGS[IomeshError])
 
 
 def from_errno(number: int, message: str) -> IomeshError:

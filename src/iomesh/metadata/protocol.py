@@ -1,0 +1,114 @@
+"""The metadata service as iomesh sees it: get, list by prefix, compare-and-swap of several keys, watch, lease.
+
+Small on purpose: whatever keeps a few kilobytes consistently can implement it. Every implementation passes the tests in
+tests/unit/metadata.
+
+Keys are ASCII paths without a leading slash ("volumes/db"). Every commit has a revision, higher than any before; the version of an entry
+is the revision that wrote it, and 0 stands for "not there". Reads are linearisable: they see every commit that was answered before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from typing import NamedTuple, Protocol
+
+from iomesh.errors import Conflict, InvalidArgument
+
+KEY = re.compile(r"[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*", re.ASCII)
+KEY_LENGTH_MAX = 256
+VALUE_BYTES_MAX = 256 * 1024  # what the smallest of the services we know takes, with room for its own envelope
+
+
+class Entry(NamedTuple):
+    key: str
+    value: bytes
+    version: int
+
+
+class Listing(NamedTuple):
+    entries: list[Entry]  # in the order of their keys
+    revision: int  # of the moment that this shows: where a watch goes on
+
+
+class Put(NamedTuple):
+    """Writes a value. `version`: what the entry must have been, 0 if it must not have been there; None: never mind.
+    `lease`: the entry goes when the lease does."""
+
+    key: str
+    value: bytes
+    version: int | None
+    lease: int | None = None
+
+
+class Delete(NamedTuple):
+    """Removes an entry; with `version` None it need not be there."""
+
+    key: str
+    version: int | None
+
+
+class Check(NamedTuple):
+    """Changes nothing, and asks that the entry's version is this."""
+
+    key: str
+    version: int
+
+
+Operation = Put | Delete | Check
+
+
+class Change(NamedTuple):
+    key: str
+    value: bytes | None  # None: it was removed
+    revision: int
+
+
+class HistoryLost(Conflict):
+    """A watch was asked for changes that are too old to be known still: list again, and watch from there."""
+
+
+class Metadata(Protocol):
+    """Errors: Conflict (a version was another one: nothing was changed), Unavailable (the service does not answer; whether a commit took
+    place is then unknown), InvalidArgument (a key or value that no implementation takes)."""
+
+    async def get(self, key: str) -> Entry | None: ...
+
+    async def list_prefix(self, prefix: str) -> Listing:
+        """Everything whose key begins with `prefix`, as of one moment. Name a folder with its slash: "volumes/"."""
+
+    async def commit(self, *operations: Operation) -> int:
+        """All of the operations or, if one of them finds another version, none and Conflict. No two may name the same key. Returns the
+        revision."""
+
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
+        """Every change of a key that begins with `prefix`, in the order of revisions, from the first behind `after` on, without an end.
+        Raises HistoryLost."""
+
+    async def grant(self, seconds: float) -> int:
+        """A new lease: it and the entries put under it go when it is not renewed for so long."""
+
+    async def renew(self, lease: int) -> None:
+        """Raises NotFound if it has run out."""
+
+    async def revoke(self, lease: int) -> None:
+        """Ends it, and its entries, now. One that has run out is none to be sorry for."""
+
+    async def close(self) -> None: ...
+
+
+def check_operations(operations: tuple[Operation, ...]) -> None:
+    """What every implementation refuses in the same way."""
+    seen = set()
+    for operation in operations:
+        check_key(operation.key)
+        if operation.key in seen:
+            raise InvalidArgument(f"the key {operation.key!r} stands twice in one commit")
+        seen.add(operation.key)
+        if isinstance(operation, Put) and len(operation.value) > VALUE_BYTES_MAX:
+            raise InvalidArgument(f"the value of {operation.key!r} has {len(operation.value)} bytes, more than {VALUE_BYTES_MAX}")
+
+
+def check_key(key: str) -> None:
+    if len(key) > KEY_LENGTH_MAX or not KEY.fullmatch(key):
+        raise InvalidArgument(f"{key!r} is not a key: words of letters, digits and . _ : - with slashes between, {KEY_LENGTH_MAX} in all")

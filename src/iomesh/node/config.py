@@ -1,0 +1,203 @@
+"""The daemon's configuration: a TOML file, and settings that go before it (flags). docs/configuration.md lists every key.
+
+A key that does not exist is an error that names the nearest one that does; so is a value of the wrong kind or out of bounds. What is read
+here is only looked at: nothing is created or opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from iomesh.errors import ConfigError, NotFound, PermissionDenied
+from iomesh.sizes import SizeError, parse_size
+
+DEFAULT_FILE = Path("/etc/iomesh/node.toml")
+SOCKET_PATH_BYTES_MAX = 107  # sun_path, and the zero behind it
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+Bytes = Annotated[int, msgspec.Meta(ge=0)]  # in a file also as text: "256MiB"
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reactors: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    mode: Literal["adaptive", "busy", "sleep"] = "adaptive"
+    poll_microseconds: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    map_cache_bytes: Bytes = 256 << 20
+    checkpoint_bytes: Bytes = 1 << 30
+    iopoll: bool = False
+    register_buffers: bool = True
+
+
+class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: str = ""  # empty: control.sock in run_dir
+    listen: str = ""  # host:port; empty: no TCP
+
+
+class NbdConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: str = ""  # empty: nbd.sock in run_dir
+    listen: str = ""
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    listen: str = "127.0.0.1:9742"  # empty: none
+
+
+class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: Literal["sqlite"] = "sqlite"
+    path: str = ""  # empty: metadata.db in state_dir
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal, JSON lines elsewhere
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str = ""  # empty: the machine's host name
+    state_dir: str = "/var/lib/iomesh"
+    run_dir: str = "/run/iomesh"
+    cluster: uuid.UUID | None = None  # None: whichever the metadata service is of
+    devices: list[str] = []
+    engine: EngineConfig = EngineConfig()
+    control: ControlConfig = ControlConfig()
+    nbd: NbdConfig = NbdConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    metadata: MetadataConfig = MetadataConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(file: Path | None = None, settings: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in `file` (None: /etc/iomesh/node.toml if it is there), with `settings` before it: {"engine.reactors": 2}. Their
+    values are as in TOML; text is also taken for numbers and booleans, as flags give it."""
+    explicit = file is not None
+    file = file or DEFAULT_FILE
+    source = str(file)
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if explicit:
+            raise NotFound(f"configuration {source} is not there") from None
+        values = {}
+    except PermissionError:
+        raise PermissionDenied(f"configuration {source} is not readable") from None
+    except IsADirectoryError:
+        raise ConfigError(f"configuration {source} is a folder") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {source}: {error}") from None
+    config = _convert(values, f"configuration {source}", strict=True)
+    for key, value in (settings or {}).items():
+        _set(values, key, value)
+    if settings:
+        config = _convert(values, "settings", strict=False)
+    return _resolve(config)
+
+
+def parse_address(address: str, key: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9742", "[::1]:9742", "localhost:0"."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{key}: {address!r} is not host:port, such as 127.0.0.1:9742 or [::1]:9742")
+    return host, int(port)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *tables, name = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key!r} is no key: {table!r} is not a table")
+    values[name] = value
+
+
+def _convert(values: dict[str, Any], source: str, *, strict: bool) -> Config:
+    prepared = _prepare(values, Config, source, "")
+    try:
+        return msgspec.convert(prepared, Config, strict=strict)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ConfigError(f"{source}: {where.rstrip('`') or 'it'}: {what[:1].lower()}{what[1:]}") from None
+
+
+def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, table: str) -> dict[str, Any]:
+    """Finds keys that do not exist and turns sizes into numbers; the rest is msgspec's."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    prepared = {}
+    for name, value in values.items():
+        key = f"{table}{name}"
+        if name not in fields:
+            raise ConfigError(f"{source}: there is no key {key!r}{_nearest(key)}")
+        default = fields[name].default
+        if isinstance(default, msgspec.Struct) and isinstance(value, dict):
+            value = _prepare(value, type(default), source, f"{key}.")
+        elif name.endswith("_bytes") and isinstance(value, str):
+            try:
+                value = parse_size(value)
+            except SizeError as error:
+                raise ConfigError(f"{source}: {key}: {error}") from None
+        prepared[name] = value
+    return prepared
+
+
+def _nearest(key: str) -> str:
+    keys = _all_keys(Config, "")
+    found = difflib.get_close_matches(key, keys, 1, 0.6)
+    if not found:  # in the wrong table, or in none
+        name = key.rpartition(".")[2]
+        names = {each.rpartition(".")[2]: each for each in keys}
+        found = [names[each] for each in difflib.get_close_matches(name, list(names), 1, 0.6)]
+    return f"; did you mean {found[0]!r}?" if found else f"; there are {', '.join(keys)}"
+
+
+def _all_keys(kind: type[msgspec.Struct], table: str) -> list[str]:
+    keys = []
+    for field in msgspec.structs.fields(kind):
+        keys.append(table + field.name)
+        if isinstance(field.default, msgspec.Struct):
+            keys += _all_keys(type(field.default), f"{table}{field.name}.")
+    return keys
+
+
+def _resolve(config: Config) -> Config:
+    """Fills in what follows from other keys, and checks what no type says."""
+    name = config.name or platform.node()
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"name: {name!r} is not a node's name: letters, digits, dots and dashes, at most 63")
+    for key in ("state_dir", "run_dir"):
+        if not getattr(config, key):
+            raise ConfigError(f"{key} is empty: name a folder")
+    run, state = Path(config.run_dir), Path(config.state_dir)
+    config = msgspec.structs.replace(
+        config,
+        name=name,
+        control=msgspec.structs.replace(config.control, socket=config.control.socket or str(run / "control.sock")),
+        nbd=msgspec.structs.replace(config.nbd, socket=config.nbd.socket or str(run / "nbd.sock")),
+        metadata=msgspec.structs.replace(config.metadata, path=config.metadata.path or str(state / "metadata.db")),
+    )
+    for key, path in (("control.socket", config.control.socket), ("nbd.socket", config.nbd.socket)):
+        if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
+            raise ConfigError(
+                f"{key}: {path} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that Linux allows for a socket: set a shorter one"
+            )
+    if config.control.socket == config.nbd.socket:
+        raise ConfigError(f"control.socket and nbd.socket are the same: {config.nbd.socket}")
+    for key, address in (
+        ("control.listen", config.control.listen),
+        ("nbd.listen", config.nbd.listen),
+        ("metrics.listen", config.metrics.listen),
+    ):
+        if address:
+            parse_address(address, key)
+    repeated = {path for path in config.devices if config.devices.count(path) > 1}
+    if repeated:
+        raise ConfigError(f"devices: {', '.join(sorted(repeated))} stands there twice")
+    return config

@@ -1,0 +1,144 @@
+"""Block devices and files as the engine needs them: open for direct I/O, held by us alone, and what the kernel says about them.
+
+A device is held twice: O_EXCL keeps out mounts, arrays and other programs that ask for the block device exclusively, and a lock
+(flock) keeps out a second daemon, which is all there is for a file. Both end with the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from iomesh.errors import DeviceFailed, InUse, InvalidArgument, IomeshError, NotFound, PermissionDenied, Unsupported, from_errno
+
+BLKGETSIZE64 = 0x80081272  # linux/fs.h
+BLKSSZGET = 0x1268
+BLOCK_BYTES = 4096
+LOCK_SECONDS = 2.0  # udev holds a lock on a block device for as long as it looks at it
+
+
+@dataclass(frozen=True)
+class OpenDevice:
+    path: str
+    descriptor: int
+    size_bytes: int
+    block_device: bool
+    volatile_cache: bool
+    tier: str  # what it looks like: nvme, ssd or hdd; a superblock that says otherwise is right
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def open_device(path: str) -> OpenDevice:
+    """Opens for reading and writing, and holds it until closed. Raises NotFound, InUse, PermissionDenied, InvalidArgument, Unsupported."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise _error(path, error) from None
+    block_device = stat.S_ISBLK(status.st_mode)
+    if not block_device and not stat.S_ISREG(status.st_mode):
+        raise InvalidArgument(f"{path} is neither a block device nor a file")
+    flags = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | (os.O_EXCL if block_device else 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise _error(path, error) from None
+    try:
+        _lock(path, descriptor, LOCK_SECONDS if block_device else 0.0)
+        size_bytes = _block_device_bytes(path, descriptor) if block_device else status.st_size
+        queue = _queue(status) if block_device else None
+        return OpenDevice(
+            path=path,
+            descriptor=descriptor,
+            size_bytes=size_bytes - size_bytes % BLOCK_BYTES,
+            block_device=block_device,
+            volatile_cache=_volatile_cache(queue),
+            tier=_tier(queue),
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _lock(path: str, descriptor: int, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= ends:
+                raise InUse(f"{path} is held by another iomesh process (its lock is taken): stop that one first") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _block_device_bytes(path: str, descriptor: int) -> int:
+    logical = struct.unpack("i", fcntl.ioctl(descriptor, BLKSSZGET, bytes(4)))[0]
+    if logical > BLOCK_BYTES:
+        raise Unsupported(f"{path} has sectors of {logical} bytes; iomesh needs {BLOCK_BYTES} or less")
+    return int(struct.unpack("Q", fcntl.ioctl(descriptor, BLKGETSIZE64, bytes(8)))[0])
+
+
+def _queue(status: os.stat_result) -> Path | None:
+    """The block queue in sysfs; a partition has its disk's."""
+    device = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
+    return next((queue for queue in (device / "queue", device.parent / "queue") if queue.is_dir()), None)
+
+
+def _volatile_cache(queue: Path | None) -> bool:
+    """Whether a power cut may lose what a write has completed. A file's is that of everything below it, which nobody tells: yes."""
+    return queue is None or _read(queue / "write_cache") != "write through"
+
+
+def _tier(queue: Path | None) -> str:
+    if queue is None:
+        return "ssd"
+    if queue.parent.name.startswith("nvme"):
+        return "nvme"
+    return "hdd" if _read(queue / "rotational") == "1" else "ssd"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _error(path: str, error: OSError) -> IomeshError:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR | errno.ENXIO | errno.ENODEV:
+            return NotFound(f"{path}: there is no such device or file")
+        case errno.EBUSY:
+            return InUse(f"{path} is in use: {_holder(path)}")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return PermissionDenied(f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user the right")
+        case errno.EINVAL:
+            return Unsupported(f"{path} cannot be opened with direct I/O: put the file on a filesystem that has it (ext4, XFS, btrfs)")
+        case errno.EIO:
+            return DeviceFailed(f"{path} cannot be opened: {error.strerror}")
+    return from_errno(error.errno or errno.EIO, f"{path}: {error.strerror}")
+
+
+def _holder(path: str) -> str:
+    """Words for who holds a block device, as far as the kernel tells."""
+    number = Path(path).stat().st_rdev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    names = {device.name, *(part.name for part in device.glob("*/partition") for part in [part.parent])}
+    for line in _read(Path("/proc/self/mounts")).splitlines():
+        source, target = line.split(" ")[:2]
+        if source.startswith("/dev/") and Path(source).resolve().name in names:
+            return f"mounted at {target}; unmount it first"
+    for line in _read(Path("/proc/swaps")).splitlines()[1:]:
+        if Path(line.split()[0]).resolve().name in names:
+            return "used as swap; swapoff it first"
+    holders = [holder.name for name in names for holder in Path("/sys/class/block", name, "holders").glob("*")]
+    return f"part of {', '.join(holders)}" if holders else "another program holds it exclusively (another iomesh node?)"

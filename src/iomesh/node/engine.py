@@ -1,0 +1,161 @@
+"""The engine for asyncio: what it is asked becomes an awaitable, what happens unasked becomes a call.
+
+The engine's tickets are answered by `collect()`, run whenever its eventfd is readable; everything is in the event loop's thread, so
+a ticket's future is in place before its answer can be looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from numpy import uint64
+from numpy.typing import NDArray
+
+from iomesh.engine import engine as compiled
+from iomesh.engine.engine import Event, Pointer
+from iomesh.errors import Unsupported, from_errno
+from iomesh.node.config import EngineConfig
+
+
+class NodeEngine:
+    """Between `start` and `stop` it belongs to the running event loop."""
+
+    def __init__(self, config: EngineConfig, on_event: Callable[[Event], None]) -> None:
+        """Raises Unsupported where the engine cannot run; the message says what is needed."""
+        self.reactors = config.reactors
+        self._on_event = on_event
+        self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        try:
+            self._engine = compiled.Engine(
+                reactors=config.reactors,
+                mode=config.mode,
+                poll_microseconds=config.poll_microseconds,
+                map_cache_bytes=config.map_cache_bytes,
+                checkpoint_bytes=config.checkpoint_bytes,
+                iopoll=config.iopoll,
+                register_buffers=config.register_buffers,
+            )
+        except compiled.EngineError as error:
+            raise Unsupported(str(error)) from None
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(self._engine.warnings)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._engine.start()
+        except compiled.EngineError as error:
+            raise Unsupported(str(error)) from None
+        self._loop.add_reader(self._engine.fileno(), self._collect)
+
+    def stop(self) -> None:
+        """Ends the reactors as a crash would: whoever still waits for an answer gets ESHUTDOWN."""
+        if self._loop is None:
+            return
+        self._loop.remove_reader(self._engine.fileno())
+        self._engine.stop()
+        self._loop = None
+        for what, future in self._pending.values():
+            if not future.done():
+                future.set_exception(from_errno(errno.ESHUTDOWN, f"{what}: the engine has been stopped"))
+        self._pending.clear()
+
+    # stores
+
+    async def format_store(self, descriptor: int, *, cluster: uuid.UUID, device: uuid.UUID, size_bytes: int, tier: str, label: str) -> None:
+        ticket = self._engine.format_store(
+            descriptor, cluster=cluster.bytes, device=device.bytes, device_bytes=size_bytes, tier=compiled.TIERS[tier], label=label
+        )
+        await self._answer(ticket, "format")
+
+    async def open_store(self, descriptor: int, *, cluster: uuid.UUID | None, volatile_cache: bool) -> dict[str, Any]:
+        ticket = self._engine.open_store(descriptor, cluster=cluster.bytes if cluster else None, volatile_cache=volatile_cache)
+        opened: dict[str, Any] = await self._answer(ticket, "open")
+        return opened
+
+    async def close_store(self, store: int) -> None:
+        await self._answer(self._engine.close_store(store), "close")
+
+    def store_space(self, store: int) -> dict[str, int]:
+        return self._engine.store_space(store)
+
+    # volumes
+
+    async def open_volume(
+        self, volume: uuid.UUID, *, size_bytes: int, epoch: int, segment_bytes: int, checkpoint: Pointer | None
+    ) -> dict[str, Any]:
+        ticket = self._engine.open_volume(
+            volume.bytes, size_bytes=size_bytes, epoch=epoch, segment_bytes=segment_bytes, checkpoint=checkpoint
+        )
+        opened: dict[str, Any] = await self._answer(ticket, "open the volume")
+        return opened
+
+    async def close_volume(self, volume: uuid.UUID, *, checkpoint: bool) -> None:
+        await self._answer(self._engine.close_volume(volume.bytes, checkpoint=checkpoint), "close the volume")
+
+    async def checkpoint(self, volume: uuid.UUID) -> None:
+        await self._answer(self._engine.checkpoint(volume.bytes), "write a checkpoint")
+
+    def checkpoint_moved(self, volume: uuid.UUID, sequence: int, *, moved: bool) -> None:
+        self._engine.checkpoint_moved(volume.bytes, sequence, moved)
+
+    async def grow_volume(self, volume: uuid.UUID, size_bytes: int) -> None:
+        await self._answer(self._engine.grow_volume(volume.bytes, size_bytes), "grow the volume")
+
+    async def erase_volume(self, volume: uuid.UUID) -> int:
+        """How many segments it had."""
+        return int((await self._answer(self._engine.erase_volume(volume.bytes), "erase the volume"))["segments"])
+
+    def volume_state(self, volume: uuid.UUID) -> dict[str, Any]:
+        return self._engine.volume_state(volume.bytes)
+
+    def counters(self, volume: uuid.UUID) -> NDArray[uint64]:
+        return self._engine.counters(volume.bytes)
+
+    def histograms(self, volume: uuid.UUID) -> NDArray[uint64]:
+        return self._engine.histograms(volume.bytes)
+
+    def reactor_state(self, reactor: int) -> dict[str, Any]:
+        return self._engine.reactor_state(reactor)
+
+    # doors
+
+    async def serve_nbd(
+        self, volume: uuid.UUID, descriptor: int, *, structured: bool, allocation_context: int | None, read_only: bool
+    ) -> dict[str, Any]:
+        """Hands a connected socket over; ends when the connection has ended."""
+        ticket = self._engine.serve_nbd(
+            volume.bytes, descriptor, structured=structured, allocation_context=allocation_context, read_only=read_only
+        )
+        ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
+        return ended
+
+    def _answer(self, ticket: int, what: str) -> asyncio.Future[Any]:
+        assert self._loop is not None, "the engine is not running"
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._pending[ticket] = what, future
+        return future
+
+    def _collect(self) -> None:
+        for happened in self._engine.collect():
+            if isinstance(happened, Event):
+                self._on_event(happened)
+                continue
+            _, future = self._pending.pop(happened.ticket)
+            if future.done():  # nobody waits any more
+                continue
+            if happened.error:
+                future.set_exception(from_errno(happened.error, happened.reason))
+            else:
+                future.set_result(happened.value)
+
+
+def names_and_counters(values: NDArray[uint64]) -> dict[str, int]:
+    return dict(zip(compiled.COUNTER_NAMES, values.tolist(), strict=True))

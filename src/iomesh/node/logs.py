@@ -1,0 +1,46 @@
+"""Structured logs on standard error: an event in words, and its facts as fields.
+
+One line each, as JSON (for machines, the default where standard error is no terminal) or as text (for people).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+
+from iomesh.node.config import LogConfig
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger, Processor
+
+
+def configure(config: LogConfig) -> None:
+    terminal = sys.stderr.isatty()
+    as_json = config.format == "json" or (config.format == "auto" and not terminal)
+    renderer: list[Processor]
+    if as_json:
+        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+    else:
+        renderer = [structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=0)]
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            *renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries that log in the standard way (grpc, asyncio) say only what is wrong.
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def logger(part: str) -> FilteringBoundLogger:
+    bound: FilteringBoundLogger = structlog.get_logger().bind(part=part)
+    return bound
