@@ -38,8 +38,8 @@ class Event(NamedTuple):
     """Something that happened unasked.
 
     kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer
-    in the metadata service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"}, "device" {"store",
-    "error", "operation"}, "no_space" {}, "space" {}.
+    in the metadata service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"},
+    "device" {"store", "error", "operation"}, "no_space" {}, "space" {}.
     """
     kind: str
     volume: bytes | None
