@@ -1,0 +1,5 @@
+import sys
+
+from iomesh_perf.main import main
+
+sys.exit(main())

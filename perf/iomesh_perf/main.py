@@ -1,0 +1,254 @@
+"""The command line: `python -m iomesh_perf [bench] ...`, `python -m iomesh_perf profile ...`."""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from iomesh_perf import callgrind, cost, fio, plot, profiler, report, results
+from iomesh_perf.parts import by_part
+from iomesh_perf.results import Measure, figure
+from iomesh_perf.settings import GIB, MIB, QUICK, Settings
+from iomesh_perf.speed import WORKLOADS, Series, measure_speed
+from iomesh_perf.targets import FILL
+from iomesh_perf.trial import Trial, TrialError
+
+COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
+    "instructions": lambda settings, say: instructions(settings, say),
+    "memory": cost.resident_memory,
+    "restart": cost.start_after_crash,
+    "idle": cost.idle_cpu,
+}
+SPEED = "speed"
+ENGINE_THREAD_DEPTH = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "bench")
+    options = parser().parse_args(words)
+    console = Console(stderr=options.json, highlight=False)
+    try:
+        return int(options.run(options, console))
+    except (fio.FioError, TrialError, TimeoutError, OSError) as error:
+        console.print(f"iomesh-perf: {error}", style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="iomesh-perf", description="How fast iomesh is, beside the raw file and qemu-storage-daemon.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    bench = commands.add_parser("bench", help="measure; writes bench.json and bench.png (the default command)")
+    bench.set_defaults(run=run_bench)
+    bench.add_argument("--quick", action="store_true", help="short runs: shows that everything works, not how fast it is")
+    bench.add_argument(
+        "--only", action="append", metavar="WORD", default=[],
+        help="only these: speed, instructions, memory, restart, idle, or the end of a part of a workload's name ('random write')",
+    )  # fmt: skip
+    bench.add_argument("--runs", type=positive, help="of each workload on each target (5)")
+    bench.add_argument("--seconds", type=positive, help="of one run (5)")
+    bench.add_argument("--compare", type=Path, metavar="OLD.json", help="an older bench.json to set this run beside")
+    bench.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="where bench.json and bench.png go (build)")
+    profile = commands.add_parser("profile", help="profile the reactor's thread under load, by part of the engine")
+    profile.set_defaults(run=run_profile)
+    profile.add_argument(
+        "--mode", choices=["randwrite", "randread", "write", "read"], default="randwrite", help="what fio does (randwrite)"
+    )
+    profile.add_argument("--depth", type=positive, default=32)
+    profile.add_argument("--seconds", type=positive, default=10)
+    profile.add_argument("--functions", type=positive, default=25, help="how many to list (25)")
+    for command in (bench, profile):
+        command.add_argument("--json", action="store_true", help="results as JSON on standard output, the rest on standard error")
+        command.add_argument("--directory", type=Path, help="where the files lie that are measured on (a directory made under build/)")
+    return top
+
+
+def positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def run_bench(options: argparse.Namespace, console: Console) -> int:
+    older = results.load(options.compare) if options.compare else []
+    workloads, costs = chosen(options.only)
+    with Scratch(options.directory) as directory:
+        settings = Settings(directory)
+        if options.quick:
+            settings = replace(settings, **QUICK)  # type: ignore[arg-type]
+        settings = replace(settings, runs=options.runs or settings.runs, seconds=float(options.seconds or settings.seconds))
+        console.print(machine(directory), style="dim")
+        say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731
+        measures: list[Measure] = []
+        if workloads:
+            cost.need_room(directory, settings.span_bytes + settings.device_bytes)
+            measures += speed_with_table(settings, workloads, console, say)
+            console.print(report.table_of(measures, "all of it"))
+        for name in costs:
+            measures += COSTS[name](settings, say)
+        if costs:
+            console.print(report.table_of(measures[-len(costs) :]))
+    document = options.output / "bench.json"
+    results.save(measures, document)
+    drawn = plot.draw(measures, options.output / "bench.png", f"iomesh {version()}: {machine(None)}")
+    console.print(f"written: {document}" + (f", {options.output / 'bench.png'}" if drawn else ""), style="dim")
+    for line in report.verdict_lines(results.verdicts(measures)):
+        console.print(line)
+    if older:
+        console.print(report.comparison(older, measures))
+    if options.json:
+        print(document.read_text(), end="")
+    return 0
+
+
+def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
+    """Workloads and costs that `--only` names; all of them without it."""
+    if not words:
+        return list(WORKLOADS), list(COSTS)
+    costs = [name for name in COSTS if name in words]
+    names = [word for word in words if word not in COSTS]
+    workloads = [
+        workload for workload in WORKLOADS if any(word == SPEED or f"{word.lower()}," in f"{workload.name.lower()}," for word in names)
+    ]
+    unknown = [
+        word for word in names if word != SPEED and not any(f"{word.lower()}," in f"{workload.name.lower()}," for workload in WORKLOADS)
+    ]
+    if unknown:
+        raise TrialError(
+            f"--only {unknown[0]!r} names nothing: choose {', '.join([SPEED, *COSTS])} or the end of a part of {WORKLOADS[2].name!r}"
+        )
+    return workloads, costs
+
+
+def speed_with_table(settings: Settings, workloads: Sequence[fio.Workload], console: Console, say: Callable[[str], None]) -> list[Measure]:
+    """The table grows as the runs go, with a bar below."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+    )
+    task = bar.add_task("preparing", total=len(workloads) * settings.runs * 3)
+    finished: dict[str, list[Measure]] = {}
+    with Live(bar, console=console, refresh_per_second=4) as live:
+
+        def progress(series: Series, done: int) -> None:
+            finished[series.workload.name] = [
+                m for m in series.measures() if m.unit in ("IOPS", "MiB/s") or m.measure.endswith("mean latency")
+            ]
+            bar.update(task, completed=done, description=series.workload.name)
+            live.update(Group(report.table_of(m for measures in finished.values() for m in measures), bar))
+
+        return measure_speed(settings, workloads, say, progress)
+
+
+def instructions(settings: Settings, say: cost.Say) -> list[Measure]:
+    workload = fio.Workload("write", random=True, block_bytes=4096, depth=ENGINE_THREAD_DEPTH)
+    writes, span = settings.instruction_writes, GIB // 2
+    say(f"instructions: {writes:,} writes under callgrind")
+    with Trial(settings.directory / "instructions", device_bytes=4 * GIB, volume_bytes=span, prewrite=False) as trial:
+        fio.run(FILL, fio.Nbd(trial.uri), fio.Extent(span))
+        counted = callgrind.count(trial, writes, workload, span, settings.directory / "callgrind")
+    each = by_part(counted)
+    total = sum(each.values()) / writes
+    note = "callgrind: " + ", ".join(f"{part} {spent / writes:,.0f}" for part, spent in each.items() if spent >= writes)
+    return [
+        Measure(
+            f"user-space instructions of the engine per 4 KiB write, depth {ENGINE_THREAD_DEPTH}", total, "instructions", "less", note=note
+        )
+    ]
+
+
+def run_profile(options: argparse.Namespace, console: Console) -> int:
+    workload = fio.Workload(
+        "write" if options.mode.endswith("write") else "read",
+        options.mode.startswith("rand"),
+        4096 if options.mode.startswith("rand") else MIB,
+        options.depth,
+    )
+    with Scratch(options.directory) as directory:
+        span = 2 * GIB
+        cost.need_room(directory, 14 * GIB)
+        console.print(f"profiling {workload.name}", style="dim")
+        with Trial(directory / "profile", device_bytes=14 * GIB, volume_bytes=span, prewrite=True) as trial:
+            fio.run(FILL, fio.Nbd(trial.uri), fio.Extent(span))
+            found = profiler.take(trial.pid, workload, fio.Nbd(trial.uri), fio.Extent(span, options.seconds), directory / "perf")
+    if options.json:
+        parts = [{"part": part, "share": share} for part, share in found.parts().items()]
+        functions = [{"object": where, "function": name, "share": share} for where, name, share in found.functions(options.functions)]
+        print(
+            json.dumps(
+                {"workload": found.workload, "iops": found.iops, "busy": found.busy, "parts": parts, "functions": functions}, indent=1
+            )
+        )
+        return 0
+    console.print(f"{found.workload}: {figure(found.iops)} operations per second, the reactor's thread used {found.busy:.0%} of a core")
+    parts_table, functions_table = Table("part", "share", "µs per operation"), Table("function", "of", "share")
+    for part, share in found.parts().items():
+        if share >= 0.002:
+            parts_table.add_row(part, f"{share:.1%}", figure(share * found.busy / found.iops * 1e6))
+    for where, name, share in found.functions(options.functions):
+        functions_table.add_row(name, where, f"{share:.1%}")
+    console.print(parts_table, functions_table)
+    return 0
+
+
+class Scratch:
+    """A directory of our own that is gone at the end; its place is chosen by `where`, or is the build directory's file system."""
+
+    def __init__(self, where: Path | None) -> None:
+        self.where = where if where is not None else Path("build")
+
+    def __enter__(self) -> Path:
+        self.where.mkdir(parents=True, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix="perf-", dir=self.where)).absolute()
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    try:
+        return version_of("iomesh")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def machine(directory: Path | None) -> str:
+    """What it runs on, in one line."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), platform.machine())
+    words = f"{cpuinfo.count('processor' + chr(9))} × {model}, Linux {platform.release().split('-')[0]}"
+    if directory is None:
+        return words
+    found = subprocess.run(
+        ["findmnt", "-n", "-o", "FSTYPE,SOURCE", "-T", str(directory)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    disk = " on ".join(found) if found else "unknown file system"
+    return f"{words}, {disk}, {first_line('fio', '--version')}, {first_line('qemu-storage-daemon', '--version')}"
+
+
+def first_line(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()[0]
+    except (OSError, IndexError):
+        return f"no {words[0]}"

@@ -1,0 +1,41 @@
+"""How much a benchmark does, and where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    directory: Path  # scratch; everything in it is removed at the end
+    runs: int = 5
+    seconds: float = 5.0  # of one run
+    calibration_seconds: float = 3.0
+    span_bytes: int = 4 * GIB  # of the raw file and of the volume: what the runs go over
+    # A run of writes ends after so many bytes even if its time is not over: the device file has to hold them all.
+    most_written_bytes: int = 4 * GIB
+    device_bytes: int = 18 * GIB
+    memory_volume_bytes: int = 100 * GIB
+    memory_written_bytes: int = 20 * GIB
+    memory_device_bytes: int = 48 * GIB
+    restart_log_bytes: int = 4 * GIB
+    idle_seconds: float = 30.0
+    instruction_writes: int = 200_000
+
+
+# Everything short: shows that it works, not how fast it is.
+QUICK: dict[str, int | float] = {
+    "runs": 2,
+    "seconds": 1.0,
+    "calibration_seconds": 1.0,
+    "span_bytes": GIB // 2,
+    "most_written_bytes": GIB // 2,
+    "device_bytes": 4 * GIB,
+    "memory_written_bytes": GIB,
+    "memory_device_bytes": 4 * GIB,
+    "restart_log_bytes": GIB // 2,
+    "idle_seconds": 5.0,
+    "instruction_writes": 20_000,
+}

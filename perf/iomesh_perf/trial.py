@@ -1,0 +1,104 @@
+"""A throw-away iomesh, as `iomesh trial` makes it: one node, one file-backed device, one volume served over NBD."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class TrialError(Exception):
+    """`iomesh` failed; the message has what it said."""
+
+
+def iomesh(*words: str) -> str:
+    """Run the `iomesh` that is installed beside this Python; what it printed."""
+    program = Path(sys.executable).parent / "iomesh"
+    if not program.exists():
+        raise TrialError(f"{program} does not exist: `make build` installs it")
+    outcome = subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
+    if outcome.returncode:
+        said = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing")[-2000:]
+        raise TrialError(f"iomesh {' '.join(words)} failed with status {outcome.returncode}: {said}")
+    return outcome.stdout
+
+
+class Trial:
+    """Up while the `with` lasts. Its device file lies in `directory`, which must be empty or not exist."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device_bytes: int,
+        volume_bytes: int,
+        prewrite: bool,
+        map_cache_bytes: int | None = None,
+        checkpoint_bytes: int | None = None,
+    ) -> None:
+        self.directory = directory
+        self._up = ["--devices", "1", "--device-size", str(device_bytes), "--size", str(volume_bytes)]
+        if prewrite:
+            self._up.append("--prewrite")
+        if map_cache_bytes is not None:
+            self._up += ["--map-cache", str(map_cache_bytes)]
+        if checkpoint_bytes is not None:
+            self._up += ["--checkpoint-bytes", str(checkpoint_bytes)]
+        self.pid = 0
+        self.control = ""
+        self.uri = ""
+        self.volume = ""
+
+    def __enter__(self) -> Self:
+        try:
+            self._learn(self._trial("up", *self._up))
+        except BaseException:
+            self._down_quietly()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._trial("down")
+        else:
+            self._down_quietly()
+
+    def crash(self) -> None:
+        """SIGKILL to the node."""
+        self._trial("crash")
+
+    def start(self) -> None:
+        self._learn(self._trial("start"))
+
+    def free_bytes(self) -> int:
+        """What is free on the device."""
+        devices = json.loads(iomesh("device", "list", "--json", "--control", self.control))
+        return sum(int(device["free_bytes"]) for device in devices["devices"])
+
+    def checkpoint(self) -> None:
+        iomesh("volume", "checkpoint", self.volume, "--json", "--control", self.control)
+
+    def log_bytes_since_checkpoint(self) -> int:
+        return int(self._volume()["log_bytes_since_checkpoint"])
+
+    def recovery_seconds(self) -> float:
+        """Of the volume's last start."""
+        return float(self._volume()["recovery_seconds"])
+
+    def _volume(self) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(iomesh("volume", "show", self.volume, "--json", "--control", self.control))
+        return shown
+
+    def _trial(self, verb: str, *words: str) -> str:
+        return iomesh("trial", verb, "--dir", str(self.directory), "--json", *words)
+
+    def _learn(self, printed: str) -> None:
+        state = json.loads(printed)
+        self.pid, self.control = int(state["nodes"][0]["pid"]), str(state["nodes"][0]["control"])
+        self.uri, self.volume = str(state["volumes"][0]["uri"]), str(state["volumes"][0]["name"])
+
+    def _down_quietly(self) -> None:
+        with contextlib.suppress(TrialError, OSError):
+            self._trial("down")

@@ -1,0 +1,73 @@
+"""Medians, ratios and verdicts say what the runs say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iomesh_perf import results
+from iomesh_perf.results import Goal, Measure
+
+WRITES = "4 KiB random write, depth 32"
+
+
+def measure(name: str = WRITES, unit: str = "IOPS", **runs: list[float]) -> Measure:
+    return Measure.of_runs(name, unit, "more", runs)
+
+
+def test_a_value_is_the_median_and_ratios_are_of_medians() -> None:
+    one = measure(iomesh=[100, 1, 300], raw=[50, 50, 1000], qemu=[25, 25, 25])
+    assert (one.value, one.over_raw, one.over_qemu) == (100, 2, 4)
+
+
+def test_what_was_not_measured_has_no_ratio() -> None:
+    one = measure(iomesh=[100])
+    assert (one.over_raw, one.over_qemu) == (None, None)
+
+
+def test_a_goal_of_two_bounds_needs_both() -> None:
+    goal = Goal(WRITES, least_over_raw=1.5, least_over_qemu=4)
+    assert results.judge(goal, measure(iomesh=[150], raw=[100], qemu=[30])).reached
+    missed = results.judge(goal, measure(iomesh=[150], raw=[100], qemu=[50]))
+    assert not missed.reached
+    assert missed.words == "1.50 × raw (≥ 1.5); 3.00 × qemu-storage-daemon (≥ 4), 25% short"
+
+
+def test_a_goal_that_cannot_be_compared_is_missed() -> None:
+    assert not results.judge(Goal(WRITES, least_over_raw=1), measure(iomesh=[1])).reached
+    assert not results.judge(Goal(WRITES, most_above_raw=1), measure(iomesh=[1])).reached
+
+
+def test_latency_is_held_against_raw_plus_something() -> None:
+    goal = Goal("latency", most_above_raw=40)
+    assert results.judge(goal, measure("latency", "µs", iomesh=[85], raw=[45])).reached
+    missed = results.judge(goal, measure("latency", "µs", iomesh=[95], raw=[45]))
+    assert (missed.reached, missed.words) == (False, "raw +50.0 µs (≤ +40), 10.0 too much")
+
+
+def test_an_absolute_bound_says_by_how_much_it_is_missed() -> None:
+    missed = results.judge(Goal("memory", most=350), Measure("memory", 420, "MiB", "less"))
+    assert (missed.reached, missed.words) == (False, "420 MiB (≤ 350), 20% too much")
+
+
+def test_every_goal_names_a_measure_that_the_benchmark_takes() -> None:
+    from iomesh_perf.speed import FIGURES, WORKLOADS
+
+    speed = {workload.name + suffix for workload in WORKLOADS for suffix, _, _ in FIGURES}
+    costs = {goal.measure for goal in results.GOALS if goal.most is not None}
+    assert {goal.measure for goal in results.GOALS} - costs <= speed
+    assert len(costs) == 4
+
+
+def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path):
+    saved = [measure(iomesh=[150, 160], raw=[100, 100], qemu=[30, 30]), Measure("memory", 1.5, "MiB", "less", note="peak")]
+    results.save(saved, tmp_path / "build" / "bench.json")
+    document = json.loads((tmp_path / "build" / "bench.json").read_text())
+    assert all({"measure", "value", "unit", "over_raw", "over_qemu"} <= set(record) for record in document)
+    assert document[0]["reached"] is True
+    assert results.load(tmp_path / "build" / "bench.json") == saved
+
+
+@pytest.mark.parametrize(("value", "text"), [(123456.7, "123,457"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.012")])
+def test_figures_have_the_digits_that_mean_something(value: float, text: str):
+    assert results.figure(value) == text
