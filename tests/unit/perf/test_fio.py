@@ -65,7 +65,7 @@ def test_an_error_that_fio_reports_is_not_taken_for_a_result() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "fio: failed", "{}", '{"jobs": []}', "{ not json"])
-def test_anything_else_is_refused_with_words(text: str):
+def test_anything_else_is_refused_with_words(text: str) -> None:
     with pytest.raises(fio.FioError):
         fio.parse(text, "write")
 

@@ -26,18 +26,18 @@ def served(tmp_path: Path) -> Iterator[str]:
         server.wait()
 
 
-def test_a_client_learns_the_size_and_reads(served: str):
+def test_a_client_learns_the_size_and_reads(served: str) -> None:
     with Client(served) as client:
         assert client.size_bytes == 1 << 20
         assert client.read(4096, 16) == (4096).to_bytes(8, "big") + (4104).to_bytes(8, "big")
 
 
-def test_an_error_of_the_server_is_an_error_here(served: str):
+def test_an_error_of_the_server_is_an_error_here(served: str) -> None:
     with Client(served) as client, pytest.raises(OSError, match="reading"):
         client.read(1 << 20, 4096)
 
 
-def test_nobody_there_is_said_after_the_patience(tmp_path: Path):
+def test_nobody_there_is_said_after_the_patience(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="not served"):
         served_after(f"nbd+unix:///x?socket={tmp_path / 'none'}", time.monotonic(), patience_seconds=0.1)
 

@@ -58,7 +58,7 @@ def test_callgrind_counts_each_instruction_once_though_calls_repeat_them() -> No
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
-def test_a_real_dump_adds_up_to_what_callgrind_says_itself(tmp_path: Path):
+def test_a_real_dump_adds_up_to_what_callgrind_says_itself(tmp_path: Path) -> None:
     dumped = tmp_path / "out"
     subprocess.run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={dumped}", "/bin/true"], check=True, capture_output=True)
     text = dumped.read_text()
@@ -74,5 +74,5 @@ def test_a_real_dump_adds_up_to_what_callgrind_says_itself(tmp_path: Path):
         ("io_submit_sqes", "io_submit_sqes"),
     ],
 )
-def test_names_are_shown_as_the_source_has_them(mangled: str, words: str):
+def test_names_are_shown_as_the_source_has_them(mangled: str, words: str) -> None:
     assert parts.short(mangled) == words

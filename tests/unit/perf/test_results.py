@@ -59,7 +59,7 @@ def test_every_goal_names_a_measure_that_the_benchmark_takes() -> None:
     assert len(costs) == 4
 
 
-def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path):
+def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path) -> None:
     saved = [measure(iomesh=[150, 160], raw=[100, 100], qemu=[30, 30]), Measure("memory", 1.5, "MiB", "less", note="peak")]
     results.save(saved, tmp_path / "build" / "bench.json")
     document = json.loads((tmp_path / "build" / "bench.json").read_text())
@@ -69,5 +69,5 @@ def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("value", "text"), [(123456.7, "123,457"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.012")])
-def test_figures_have_the_digits_that_mean_something(value: float, text: str):
+def test_figures_have_the_digits_that_mean_something(value: float, text: str) -> None:
     assert results.figure(value) == text
