@@ -25,6 +25,13 @@ build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does
 test: build packages-test ## the tests, under 15 minutes on 2 cores
 	$(BIN)/pytest -m 'not soak' $(ARGS)
 
+.PHONY: bench profile
+bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png
+	PYTHONPATH=perf $(BIN)/python -m iomesh_perf bench $(ARGS)
+
+profile: build packages-test packages-bench ## where the reactor's time goes under load, by part of the engine
+	PYTHONPATH=perf $(BIN)/python -m iomesh_perf profile $(ARGS)
+
 .PHONY: lint lint-style lint-types lint-engine lint-imports lint-generated lint-paths
 lint: lint-style lint-types lint-engine lint-imports lint-generated lint-paths ## style, types and the direction of imports
 
@@ -73,8 +80,8 @@ format: build ## rewrites the Python code to the style that `make lint` wants
 clean: ## removes what the build made
 	rm -rf .venv build
 
-.PHONY: packages-build packages-test
-packages-build packages-test: packages-%:
+.PHONY: packages-build packages-test packages-bench
+packages-build packages-test packages-bench: packages-%:
 	@tools/packages $*
 
 .venv/requirements.stamp: pyproject.toml tools/python | packages-build
