@@ -33,7 +33,9 @@ def parse_size(text: str, *, least: int = 0, most: int = LARGEST, multiple: int 
         raise SizeError(f"{text!r} is negative: a size is zero bytes or more")
     factor = _BY_FOLDED.get(unit.lower())
     if factor is None:
-        raise SizeError(f"{text!r} has the unknown unit {unit!r}: use K, M, G or T (powers of 1024, also Ki or KiB), or kB, MB, GB, TB (powers of 1000)")
+        raise SizeError(
+            f"{text!r} has the unknown unit {unit!r}: use K, M, G or T (powers of 1024, also Ki or KiB), or kB, MB, GB, TB (powers of 1000)"
+        )
     size = Fraction(number) * factor
     if size.denominator != 1:
         raise SizeError(f"{text!r} is not a whole number of bytes")

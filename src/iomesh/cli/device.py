@@ -1,0 +1,163 @@
+"""`iomesh device`: devices at rest (format, show PATH) and those that the daemon has."""
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from iomesh.cli.files import Allocation, make_device_file
+from iomesh.cli.output import fields, moment, table
+from iomesh.cli.session import DeviceName, Session, Size, answers, asks
+from iomesh.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from iomesh.sizes import exact_size, short_size
+
+if TYPE_CHECKING:
+    from iomesh.api.model import Device
+
+COLUMNS = ("DEVICE", "TIER", "LABEL", ">SIZE", ">FREE", ">SEGMENTS", "STATE")
+STYLES = {"online": "green", "missing": "yellow", "failed": "red"}
+TIERS = ("nvme", "ssd", "hdd")
+
+
+class Cluster(click.ParamType[uuid.UUID]):
+    """The UUID of a cluster, or "new"."""
+
+    name = "uuid|new"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> uuid.UUID:
+        if isinstance(value, uuid.UUID):
+            return value
+        if value == "new":
+            return uuid.uuid4()
+        try:
+            return uuid.UUID(value)
+        except ValueError:
+            raise InvalidArgument(
+                f"--cluster: {value!r} is not a UUID: take the one that `iomesh status` shows, or `new` for a cluster's first device"
+            ) from None
+
+
+@click.group()
+def device() -> None:
+    """Format devices and show what a node has of them."""
+
+
+@device.command("format")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--cluster", type=Cluster(), required=True, help="The cluster that it is for: its UUID, or `new` for the first device of one."
+)
+@click.option("--tier", type=click.Choice(TIERS), help="How fast it is.  [default: what the kernel says of it]")
+@click.option("--label", default="", help="A name for people, at most 63 bytes.")
+@click.option("--size", type=Size(multiple=4096), help="Make a file of this size first.")
+@click.option("--preallocate", is_flag=True, help="With --size: reserve the file's space.")
+@click.option("--prewrite", is_flag=True, help="With --size: write the file from end to end.")
+@click.option("--force", is_flag=True, help="Even if it holds something. What it holds is lost.")
+@answers
+def format_(
+    session: Session,
+    path: Path,
+    cluster: uuid.UUID,
+    tier: str | None,
+    label: str,
+    size: int | None,
+    preallocate: bool,
+    prewrite: bool,
+    force: bool,
+) -> None:
+    """Write an empty store onto PATH, a block device or a file. No daemon is needed, and none may have it open."""
+    made = size is not None
+    if size is None and (preallocate or prewrite):
+        raise InvalidArgument("--preallocate and --prewrite are for a file that is made: give its --size too")
+    if size is not None:
+        make(session, path, size, Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE)
+    from iomesh.node.offline import format_device
+
+    try:
+        with session.output.step(f"formatting {path}"):
+            formatted = asyncio.run(format_device(str(path), cluster=cluster, tier=tier, label=label, force=force))
+    except BaseException:
+        if made:
+            path.unlink(missing_ok=True)
+        raise
+    session.output.answer(formatted, fields(described(formatted)))
+
+
+def make(session: Session, path: Path, size: int, allocation: Allocation) -> None:
+    if path.exists():
+        raise AlreadyExists(f"{path} is there already: leave out --size to format it, or choose another path")
+    if not path.parent.is_dir():
+        raise NotFound(f"{path.parent} is not a directory: make it first")
+    with session.output.bytes_progress() as progress:
+        task = progress.add_task(f"writing {path.name}", total=size, visible=allocation is Allocation.PREWRITTEN)
+        make_device_file(path, size, allocation, lambda done: progress.update(task, completed=done))
+
+
+@device.command("list")
+@asks
+def list_(session: Session) -> None:
+    """List the daemon's devices."""
+    found = session.ask(lambda node: node.devices())
+    session.output.answer({"devices": found}, table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices")
+
+
+@device.command("show")
+@click.argument("device", type=DeviceName())
+@asks
+def show(session: Session, device: str) -> None:
+    """Show one device: of the daemon by its path, label or UUID, or one at rest by its path."""
+    from iomesh.node.offline import inspect_device
+
+    try:
+        found = session.ask(lambda node: node.device(device))
+    except (Unavailable, NotFound):
+        if not Path(device).exists():
+            raise
+        found = inspect_device(device)
+        session.output.note(f"{device} is not the daemon's; this is what it says at rest")
+    session.output.answer(found, fields(described(found)))
+
+
+@device.command("add")
+@click.argument("path", type=click.Path(path_type=Path))
+@asks
+def add(session: Session, path: Path) -> None:
+    """Give a formatted device to the daemon, now and after every restart."""
+    added = session.ask(lambda node: node.add_device(str(path.absolute())))
+    session.output.answer(added, fields(described(added)))
+
+
+@device.command("remove")
+@click.argument("device", type=DeviceName())
+@asks
+def remove(session: Session, device: str) -> None:
+    """Take a device that holds no segment from the daemon."""
+    session.ask(lambda node: node.remove_device(device))
+    session.output.answer({"device": device, "removed": True}, f"device {device}: removed")
+
+
+def row(one: "Device") -> tuple[object, ...]:
+    return one.path, one.tier, one.label or "-", short_size(one.size_bytes), short_size(one.free_bytes), one.replicas, state(one)
+
+
+def state(one: "Device") -> Text:
+    return Text(one.state.value + (f": {one.reason}" if one.reason else ""), style=STYLES.get(one.state.value, ""))
+
+
+def described(one: "Device") -> list[tuple[str, object]]:
+    return [
+        ("path", one.path),
+        ("id", one.id),
+        ("cluster", one.cluster),
+        ("label", one.label or "-"),
+        ("tier", one.tier),
+        ("size", exact_size(one.size_bytes)),
+        ("free", f"{short_size(one.free_bytes)}, {short_size(one.reserve_bytes)} of it in reserve"),
+        ("segments", one.replicas),
+        ("volatile cache", "yes" if one.volatile_cache else "no"),
+        ("state", state(one)),
+        ("formatted", moment(one.created_ns)),
+    ]

@@ -1,0 +1,292 @@
+"""A device as it lies there, read without the engine's reactors and without trust.
+
+Always so: the device is opened read-only; whatever its bytes say, reading ends (no offset or count found on it is followed beyond the
+device's end, no walk takes more steps than there are blocks) and damage is reported as a `fault`, never as an exception. The structures
+themselves are parsed by `iomesh.engine`; this file only knows where they lie (docs/formats.md).
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from iomesh.engine import engine
+from iomesh.errors import Foreign, NotFound
+
+BLOCK = engine.BLOCK_BYTES
+SUPERBLOCK_OFFSETS = (0, 128 * 1024)
+AREAS = ("half 0", "half 1", "mirror of half 0", "mirror of half 1")
+SNAPSHOT, SNAPSHOT_END, CHANGES = 1, 2, 3
+PUT, DELETE = 1, 2
+DATA, ZERO, MAP, TABLE, CHECKPOINT, RECORD = 1, 2, 3, 4, 6, 7
+KINDS = {DATA: "data", ZERO: "zero", MAP: "map", TABLE: "table", 5: "snapshot", CHECKPOINT: "checkpoint", RECORD: "record"}
+STATES = {1: "open", 2: "sealed"}
+JOURNAL_KINDS = {SNAPSHOT: "snapshot", SNAPSHOT_END: "snapshot end", CHANGES: "changes"}
+ENTRY_KINDS = {PUT: "put", DELETE: "delete", 3: "fence"}
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A segment's copy on this device, as the directory tells it."""
+
+    volume: bytes
+    segment: int
+    state: int
+    epoch: int
+    stream: int
+    blocks: int
+    footer_block: int
+    extents: tuple[tuple[int, int], ...]
+
+    @property
+    def room(self) -> int:
+        """Blocks that its extents hold."""
+        return sum(count for _, count in self.extents) * 64
+
+
+@dataclass
+class Directory:
+    """What the journal says: the segments of the device. notes: what was odd on the way."""
+
+    half: int | None = None
+    generation: int = 0
+    blocks: int = 0
+    replicas: dict[tuple[bytes, int], Replica] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class DeviceAtRest:
+    """A device or file, opened read-only."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        except OSError:
+            os.close(self.fd)
+            raise
+        self._directory: Directory | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes there, as many as the device has and gives; a bad sector reads as nothing."""
+        if offset < 0 or offset >= self.size or size <= 0:
+            return b""
+        try:
+            return os.pread(self.fd, min(size, self.size - offset), offset)
+        except OSError:
+            return b""
+
+    # superblocks
+
+    def superblocks(self) -> list[Fields]:
+        """Both twins, each with its offset."""
+        return [{"offset": offset, **self.superblock_at(offset)} for offset in SUPERBLOCK_OFFSETS]
+
+    def superblock_at(self, offset: int) -> Fields:
+        data = self.read(offset, BLOCK)
+        if len(data) < BLOCK:
+            return {"valid": False, "fault": "unreadable or behind the device's end"}
+        found = engine.read_superblock(data)
+        if found["valid"] and found["device_bytes"] > self.size:
+            found |= {"valid": False, "fault": f"made for {found['device_bytes']} bytes, the device has {self.size}"}
+        return found
+
+    def superblock(self) -> Fields:
+        """The one that counts. Raises Foreign."""
+        sound = [one for one in self.superblocks() if one["valid"]]
+        if not sound:
+            raise Foreign(
+                f"{self.path} holds no valid iomesh superblock: `iomesh inspect superblock {self.path}` says what is wrong with each"
+            )
+        return max(sound, key=lambda one: int(one["generation"]))
+
+    # journal
+
+    def journal_area(self, area: int) -> Iterator[tuple[int, Fields]]:
+        """Blocks of one of the four areas, with their offsets, up to the first that does not belong to it. Raises NotFound."""
+        superblock = self.superblock()
+        start, size = int(superblock["journal_offset"]) + area * int(superblock["journal_bytes"]), int(superblock["journal_bytes"])
+        generation: int | None = None
+        for index in range(size // BLOCK):
+            offset = start + index * BLOCK
+            block = self.journal_block(offset, superblock["device"])
+            if block["valid"] and generation is not None and (block["generation"] != generation or block["index"] != index):
+                return
+            if block["valid"] and generation is None and block["index"] == index:
+                generation = int(block["generation"])
+            if not block["valid"] and block.get("empty"):
+                return
+            yield offset, block
+
+    def journal_block(self, offset: int, device: bytes) -> Fields:
+        data = self.read(offset, BLOCK)
+        if len(data) < BLOCK:
+            return {"valid": False, "fault": "unreadable or behind the device's end"}
+        if not any(data):
+            return {"valid": False, "fault": "empty", "empty": True}
+        found = engine.read_journal_block(data)
+        if found["valid"] and found["device"] != device:
+            found |= {"valid": False, "fault": "written for another device"}
+        return found
+
+    def directory(self) -> Directory:
+        """Replays the newest whole half, each block from the area or, when that is damaged, from its mirror. Raises NotFound."""
+        if self._directory is None:
+            superblock = self.superblock()
+            halves = [self._replay(half, superblock) for half in (0, 1)]
+            whole = [one for one in halves if one.half is not None]
+            self._directory = (
+                max(whole, key=lambda one: one.generation)
+                if whole
+                else Directory(notes=["no half of the journal holds a whole snapshot of the directory"])
+            )
+        return self._directory
+
+    def _replay(self, half: int, superblock: Fields) -> Directory:
+        found, whole = Directory(), False
+        size = int(superblock["journal_bytes"])
+        for index in range(size // BLOCK):
+            block: Fields = {"valid": False}
+            for area in (half, half + 2):
+                block = self.journal_block(int(superblock["journal_offset"]) + area * size + index * BLOCK, superblock["device"])
+                if block["valid"] and block["index"] == index and (index == 0 or block["generation"] == found.generation):
+                    break
+                if area == half and not block.get("empty") and not block["valid"]:
+                    found.notes.append(f"half {half}, block {index}: {block['fault']}; looked at its mirror")
+                block = {"valid": False}
+            if not block["valid"] or (not whole and block["kind"] == CHANGES):
+                break
+            found.generation, found.blocks = int(block["generation"]), index + 1
+            for entry in block["entries"]:
+                self._apply(found, entry)
+            whole = whole or block["kind"] == SNAPSHOT_END
+        if whole:
+            found.half = half
+        return found
+
+    @staticmethod
+    def _apply(directory: Directory, entry: Fields) -> None:
+        key = (bytes(entry["volume"]), int(entry["segment"]))
+        if entry["kind"] == DELETE:
+            directory.replicas.pop(key, None)
+        elif entry["kind"] == PUT:
+            extents = tuple((int(first), int(count)) for first, count in entry["extents"])
+            directory.replicas[key] = Replica(
+                key[0], key[1], entry["state"], entry["epoch"], entry["stream"], entry["blocks"], entry["footer_block"], extents
+            )
+
+    # segments
+
+    def volumes(self) -> list[bytes]:
+        return sorted({volume for volume, _ in self.directory().replicas})
+
+    def volume(self, prefix: str | None) -> bytes:
+        """The volume whose id begins so; without a prefix the only one there is. Raises NotFound."""
+        known = self.volumes()
+        wanted = (prefix or "").replace("-", "").lower()
+        matching = [one for one in known if one.hex().startswith(wanted)]
+        if len(matching) == 1:
+            return matching[0]
+        there = ", ".join(one.hex() for one in known) or "none"
+        if not matching:
+            raise NotFound(f"no volume {prefix or ''} on {self.path}: there are {there}")
+        raise NotFound(f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning ({there})")
+
+    def replica(self, volume: bytes, segment: int) -> Replica:
+        """Raises NotFound."""
+        found = self.directory().replicas.get((volume, segment))
+        if found is None:
+            numbers = sorted(number for owner, number in self.directory().replicas if owner == volume)
+            there = f"{numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
+            raise NotFound(f"segment {segment} of volume {volume.hex()} is not on {self.path}: of it there are {there}")
+        return found
+
+    def blocks(self, replica: Replica, block: int, count: int) -> bytes:
+        """Bytes of `count` blocks from `block` on, fewer when the replica or the device ends."""
+        superblock = self.superblock()
+        result, position = bytearray(), 0
+        for first, slabs in replica.extents:
+            length = slabs * 64
+            while count > 0 and position <= block < position + length:
+                now = min(count, position + length - block)
+                offset = int(superblock["slabs_offset"]) + first * int(superblock["slab_bytes"]) + (block - position) * BLOCK
+                data = self.read(offset, now * BLOCK)
+                result += data
+                if len(data) < now * BLOCK:
+                    return bytes(result)
+                block, count = block + now, count - now
+            position += length
+        return bytes(result)
+
+    def record(self, replica: Replica, block: int) -> Fields:
+        """The record whose header stands at `block`, with what contradicts its place as a fault."""
+        data = self.blocks(replica, block, 1)
+        if len(data) < BLOCK:
+            return {"valid": False, "fault": "unreadable or behind the segment's end"}
+        if not any(data):
+            return {"valid": False, "fault": "empty", "empty": True}
+        found = engine.read_record(data)
+        if found["valid"]:
+            if found["volume"] != replica.volume:
+                found |= {"valid": False, "fault": f"of volume {bytes(found['volume']).hex()}"}
+            elif (found["segment"], found["block"]) != (replica.segment, block):
+                found |= {"valid": False, "fault": f"written for {found['segment']}:{found['block']}"}
+            elif block + 1 + found["payload_blocks"] > replica.room:
+                found |= {"valid": False, "fault": "goes beyond the segment's end"}
+        return found
+
+    def records(self, replica: Replica) -> Iterator[tuple[int, Fields]]:
+        """Headers from the segment's first block on, up to the footer or the first that is not valid; that one is the last given."""
+        block, previous = 0, 0
+        end = replica.footer_block or replica.room
+        while block < end:
+            found = self.record(replica, block)
+            if found["valid"] and found["previous_crc"] != previous:
+                found |= {"valid": False, "fault": "does not follow the record before it"}
+            yield block, found
+            if not found["valid"]:
+                return
+            previous = int(found["crc"])
+            block += 1 + int(found["payload_blocks"])
+
+    def payload_faults(self, replica: Replica, block: int, record: Fields) -> list[str]:
+        """Which payload blocks of a valid record do not have the checksum that its header tells."""
+        faults, at = [], block + 1
+        payload = self.blocks(replica, at, int(record["payload_blocks"]))
+        for entry in record["entries"]:
+            if entry["kind"] in (ZERO, RECORD):
+                continue
+            start = (at - block - 1) * BLOCK
+            data = payload[start : start + BLOCK]
+            if len(data) < BLOCK:
+                faults.append(f"{replica.segment}:{at} cannot be read")
+            elif engine.crc32c(data) != entry["crc"]:
+                faults.append(f"{replica.segment}:{at} has checksum {engine.crc32c(data):08x}, its header tells {entry['crc']:08x}")
+            at += 1
+        return faults
+
+    def footer(self, replica: Replica) -> Fields:
+        """A sealed segment's footer with its table of entries."""
+        if not replica.footer_block:
+            return {"valid": False, "fault": "none: the segment is open or was sealed without one"}
+        data = self.blocks(replica, replica.footer_block, 1)
+        if len(data) < BLOCK:
+            return {"valid": False, "fault": "unreadable or behind the segment's end"}
+        found = engine.read_footer(data)
+        if found["valid"] and found["volume"] == replica.volume and found["table_blocks"] <= replica.room:
+            data = self.blocks(replica, replica.footer_block, 1 + int(found["table_blocks"]))
+            found = engine.read_footer(data)
+        if found["valid"] and (
+            found["volume"] != replica.volume or (found["segment"], found["block"]) != (replica.segment, replica.footer_block)
+        ):
+            found |= {"valid": False, "fault": f"written for {found['segment']}:{found['block']} of volume {bytes(found['volume']).hex()}"}
+        return found

@@ -1,0 +1,113 @@
+"""The entry point: finds the command, runs it, and turns whatever went wrong into one line (or one JSON document) and an exit code.
+
+A command's module is imported when the command is named and not before, so that `iomesh --help` and completion are quick.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from iomesh.cli.output import Output
+from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "node": ("iomesh.cli.node", "Run the daemon of this machine."),
+    "device": ("iomesh.cli.device", "Format devices and show what a node has of them."),
+    "volume": ("iomesh.cli.volume", "Create, show, grow, export and delete volumes."),
+    "status": ("iomesh.cli.status", "Show how a node is."),
+    "top": ("iomesh.cli.top", "Watch a node's volumes live."),
+    "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),
+    "trial": ("iomesh.cli.trial.commands", "Run a throw-away installation on this machine."),
+    "completion": ("iomesh.cli.completion", "Print the completion script of a shell."),
+}
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}: `iomesh --help` lists them", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="iomesh", message="%(prog)s %(version)s")
+def iomesh() -> None:
+    """Block volumes for databases, from user space.
+
+    Start with `iomesh trial up`: an installation of its own in one directory, with a volume served over NBD.
+    """
+
+
+def nearest(word: str, known: Sequence[str] | dict[str, tuple[str, str]]) -> str:
+    """ ", did you mean ...?" or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (iomesh.errors has the table)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        iomesh.main(words, prog_name="iomesh", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        return meaning(InvalidArgument("")).exit_code
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        return report(as_iomesh_error(error), words)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes at exit
+        return 141
+    except IomeshError as error:
+        return report(error, words)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        return report(from_errno(error.errno, f"{error.filename or 'the system'}: {error.strerror}"), words)
+    return 0
+
+
+def as_iomesh_error(error: click.ClickException) -> IomeshError:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is not None and "--help" not in message:
+        message += f": `{context.command_path} --help` shows the usage"
+    return InvalidArgument(message)
+
+
+def report(error: IomeshError, words: Sequence[str]) -> int:
+    """Says what went wrong in the form that was asked for."""
+    code = meaning(error).exit_code
+    if "--json" in words:
+        Output(as_json=True).document({"error": {"kind": type(error).__name__, "message": error.message, "exit_code": code}})
+    else:
+        sys.stderr.write(f"iomesh: {error.message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

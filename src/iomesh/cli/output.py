@@ -1,0 +1,121 @@
+"""How commands answer: a table for people, or one JSON document on stdout.
+
+Always so: with `--json` stdout holds JSON and nothing else; what is said on the way (progress, hints) goes to stderr and only when a person
+is likely to read it. An error is one line that names the thing, the reason and the remedy, or {"error": {...}} with `--json`.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with bytes as hexadecimal and named tuples as objects."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    if hasattr(value, "_asdict"):
+        return jsonable(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+class Output:
+    """Where one command's answer goes. json: a document on stdout instead of tables."""
+
+    def __init__(self, *, as_json: bool = False, console: Console | None = None, errors: Console | None = None) -> None:
+        self.as_json = as_json
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.errors = errors or Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def answer(self, value: Any, *renderables: RenderableType) -> None:
+        """The command's one answer: `value` for programs, `renderables` for people."""
+        if self.as_json:
+            self.document(value)
+        else:
+            for renderable in renderables:
+                self.console.print(renderable)
+
+    def document(self, value: Any) -> None:
+        sys.stdout.write(json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def line(self, value: Any) -> None:
+        """One of many documents, on a line of its own."""
+        sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Something worth knowing beside the answer."""
+        if not self.as_json:
+            self.errors.print(Text(text, style="dim"))
+
+    def warn(self, text: str) -> None:
+        self.errors.print(Text.assemble(("warning: ", "yellow"), text))
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Something that takes a moment; shown while it does."""
+        if self.as_json or not self.errors.is_terminal:
+            yield
+            return
+        with self.errors.status(Text(text)):
+            yield
+
+    @contextmanager
+    def bytes_progress(self) -> Iterator[Progress]:
+        """Bars over bytes, for work long enough to be watched; invisible with --json or without a terminal."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self.errors,
+            transient=True,
+            disable=self.as_json or not self.errors.is_terminal,
+        ) as progress:
+            yield progress
+
+
+def moment(nanoseconds: int) -> str:
+    """A Unix time for people, in their zone."""
+    return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if 0 < nanoseconds < 2**62 else "never"
+
+
+def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]] = ()) -> Table:
+    """A plain table. A column whose name begins with ">" is a number's: right-aligned."""
+    result = Table(
+        title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold", no_wrap=False)
+    for row in rows:
+        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return result
+
+
+def fields(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
+    """Names and values below each other: one thing shown whole."""
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    result.add_column(style="dim")
+    result.add_column(overflow="fold")
+    for name, value in rows:
+        result.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+    return result

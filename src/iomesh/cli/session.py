@@ -1,0 +1,127 @@
+"""What commands have in common: `--json`, `--control`, sizes, names that complete, and the way to the daemon."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from iomesh.cli.output import Output
+from iomesh.errors import InvalidArgument
+from iomesh.sizes import SizeError, parse_size
+
+if TYPE_CHECKING:
+    from iomesh.api.client import Client
+
+Answer = TypeVar("Answer")
+P = ParamSpec("P")
+
+
+class Session:
+    """One run of one command."""
+
+    def __init__(self, *, as_json: bool, control: str | None = None, timeout_seconds: float | None = 120.0) -> None:
+        self.output = Output(as_json=as_json)
+        self.control = control
+        self.timeout_seconds = timeout_seconds
+
+    def ask(self, question: Callable[["Client"], Awaitable[Answer]]) -> Answer:
+        """Connects to the daemon, asks, and returns its answer."""
+        from iomesh.api.client import Client
+
+        async def conversation() -> Answer:
+            async with Client(self.control or default_control(), timeout_seconds=self.timeout_seconds) as node:
+                return await question(node)
+
+        return asyncio.run(conversation())
+
+
+def default_control() -> str:
+    """The daemon of this machine or, where there is none, the trial in its usual place."""
+    from iomesh.api.client import DEFAULT_ADDRESS
+    from iomesh.cli.trial.installation import default_directory
+
+    of_trial = default_directory() / "control.sock"
+    return str(of_trial) if not Path(DEFAULT_ADDRESS).exists() and of_trial.exists() else DEFAULT_ADDRESS
+
+
+def answers(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
+    """Gives a command `--json` and, as its first argument, a Session that is not to talk to a daemon."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.pop("as_json"))
+        command(Session(as_json=as_json), *args, **kwargs)
+
+    return wrapped
+
+
+def asks(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
+    """Gives a command `--json`, `--control` and a Session that may ask the daemon there."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+    @click.option(
+        "--control",
+        metavar="ADDRESS",
+        envvar="IOMESH_CONTROL",
+        show_envvar=True,
+        help="Control address of the daemon: the path of a unix socket or host:port. Default: this machine's daemon, else the trial's.",
+    )
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json, control = bool(kwargs.pop("as_json")), kwargs.pop("control")
+        command(Session(as_json=as_json, control=str(control) if control else None), *args, **kwargs)
+
+    return wrapped
+
+
+class Size(click.ParamType[int]):
+    """A size on the command line; see iomesh.sizes."""
+
+    name = "size"
+
+    def __init__(self, *, least: int = 0, multiple: int = 1) -> None:
+        self.least, self.multiple = least, multiple
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value), least=self.least, multiple=self.multiple)
+        except SizeError as error:
+            place = (
+                param.opts[0] if param is not None and param.opts[0].startswith("-") else (param.name or "").upper() if param else "size"
+            )
+            raise InvalidArgument(f"{place}: {error}") from None
+
+
+class VolumeName(click.ParamType[str]):
+    """The name of a volume that exists, completed from the daemon."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in _names(ctx, lambda node: node.volumes(), "name") if name.startswith(incomplete)]
+
+
+class DeviceName(click.ParamType[str]):
+    """A device that the daemon has, by path, label or UUID; its path is completed."""
+
+    name = "device"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        known = [path for path in _names(ctx, lambda node: node.devices(), "path") if path.startswith(incomplete)]
+        return [CompletionItem(path) for path in known] or [CompletionItem(incomplete, type="file")]
+
+
+def _names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Any]]], attribute: str) -> list[str]:
+    """What the daemon knows, or nothing: completion never complains and never waits long."""
+    try:
+        found = Session(as_json=True, control=ctx.params.get("control"), timeout_seconds=1.0).ask(question)
+    except Exception:
+        return []
+    return [str(getattr(one, attribute)) for one in found]

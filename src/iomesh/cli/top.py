@@ -1,0 +1,245 @@
+"""`iomesh top`: what a node's volumes do right now.
+
+A sample is the difference of two readings of the daemon's counters and histograms, over the time between them; a counter that went
+backwards belongs to a volume or daemon that was opened again, and counts from zero.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from iomesh.cli.output import table
+from iomesh.cli.session import Session, asks, default_control
+from iomesh.errors import Unavailable
+from iomesh.sizes import short_count, short_size, short_time
+
+if TYPE_CHECKING:
+    from iomesh.api.model import Counters, Latency, ReactorCounters, VolumeCounters
+
+
+class LatencySample(msgspec.Struct):
+    """Nanoseconds; of the operations that ended in the interval."""
+
+    count: int = 0
+    p50_ns: int = 0
+    p99_ns: int = 0
+    p999_ns: int = 0
+
+
+class VolumeSample(msgspec.Struct):
+    """One volume in one interval, per second where not said otherwise."""
+
+    volume: str
+    clients: int
+    read_iops: float
+    write_iops: float
+    flush_iops: float
+    trim_iops: float
+    read_bytes: float
+    written_bytes: float
+    log_bytes: float  # appended to its log: headers and map included
+    records: float
+    errors: float
+    read_latency: LatencySample
+    write_latency: LatencySample
+    flush_latency: LatencySample
+
+
+class ReactorSample(msgspec.Struct):
+    """One reactor in one interval. busy: share of the time; hits: share of the look-ups in its map cache, None when there was none."""
+
+    reactor: int
+    busy: float
+    map_frames: int
+    map_used: int
+    map_dirty: int
+    map_hits: float | None
+
+
+class Sample(msgspec.Struct):
+    seconds: float
+    volumes: list[VolumeSample]
+    reactors: list[ReactorSample]
+    capacity_bytes: int
+    free_bytes: int
+
+
+def sample(before: "Counters", now: "Counters") -> Sample:
+    """What happened between two readings."""
+    seconds = max(1, now.monotonic_ns - before.monotonic_ns) / 1e9
+    volumes = {one.volume: one for one in before.volumes}
+    reactors = {one.reactor: one for one in before.reactors}
+    return Sample(
+        seconds=seconds,
+        volumes=[of_volume(volumes.get(one.volume), one, seconds) for one in sorted(now.volumes, key=lambda one: one.volume)],
+        reactors=[of_reactor(reactors.get(one.reactor), one, seconds) for one in now.reactors],
+        capacity_bytes=sum(one.size_bytes for one in now.devices),
+        free_bytes=sum(one.free_bytes for one in now.devices),
+    )
+
+
+def since(before: dict[str, int], now: dict[str, int], *names: str) -> int:
+    """How much the named counters rose together."""
+    rises = 0
+    for name in names:
+        was, value = before.get(name, 0), now.get(name, 0)
+        rises += value - was if value >= was else value
+    return rises
+
+
+def of_volume(before: "VolumeCounters | None", now: "VolumeCounters", seconds: float) -> VolumeSample:
+    was = before.counters if before else {}
+
+    def rate(*names: str) -> float:
+        return since(was, now.counters, *names) / seconds
+
+    def latency(name: str) -> LatencySample:
+        return of_latency(before.latencies.get(name) if before else None, now.latencies.get(name))
+
+    return VolumeSample(
+        volume=now.volume,
+        clients=now.connections,
+        read_iops=rate("reads"),
+        write_iops=rate("writes"),
+        flush_iops=rate("flushes"),
+        trim_iops=rate("trims", "zeroes"),
+        read_bytes=rate("read_bytes"),
+        written_bytes=rate("written_bytes"),
+        log_bytes=rate("record_bytes"),
+        records=rate("records"),
+        errors=rate("read_errors", "write_errors", "checksum_errors", "no_space_errors"),
+        read_latency=latency("read_latency"),
+        write_latency=latency("write_latency"),
+        flush_latency=latency("flush_latency"),
+    )
+
+
+def of_latency(before: "Latency | None", now: "Latency | None") -> LatencySample:
+    if now is None:
+        return LatencySample()
+    seen = now.since(before) if before is not None and before.count <= now.count else now
+    return LatencySample(seen.count, seen.quantile(0.5), seen.quantile(0.99), seen.quantile(0.999))
+
+
+def of_reactor(before: "ReactorCounters | None", now: "ReactorCounters", seconds: float) -> ReactorSample:
+    was = before.counters if before else {}
+    hits, misses = since(was, now.counters, "map_hits"), since(was, now.counters, "map_misses")
+    return ReactorSample(
+        reactor=now.reactor,
+        busy=min(1.0, since(was, now.counters, "busy_ns") / 1e9 / seconds),
+        map_frames=now.counters.get("map_frames", 0),
+        map_used=now.counters.get("map_used", 0),
+        map_dirty=now.counters.get("map_dirty", 0),
+        map_hits=hits / (hits + misses) if hits + misses else None,
+    )
+
+
+def view(now: Sample, title: str) -> RenderableType:
+    """The screen."""
+    rows = [
+        (
+            one.volume,
+            one.clients,
+            short_count(one.read_iops),
+            short_count(one.write_iops),
+            short_size(one.read_bytes),
+            short_size(one.written_bytes),
+            percentiles(one.read_latency),
+            percentiles(one.write_latency),
+            short_size(one.log_bytes),
+            Text(short_count(one.errors), style="red" if one.errors else ""),
+        )
+        for one in now.volumes
+    ]
+    volumes: RenderableType = (
+        table(
+            "VOLUME",
+            ">CLIENTS",
+            ">READ/s",
+            ">WRITE/s",
+            ">READ B/s",
+            ">WRITE B/s",
+            ">READ p50 / p99 / p99.9",
+            ">WRITE p50 / p99 / p99.9",
+            ">LOG B/s",
+            ">ERR/s",
+            rows=rows,
+        )
+        if rows
+        else Text("no volumes", style="dim")
+    )
+    reactors = table(
+        "REACTOR",
+        ">BUSY",
+        ">MAP CACHE",
+        ">DIRTY",
+        ">HITS",
+        rows=[
+            (
+                one.reactor,
+                f"{one.busy:.1%}",
+                f"{one.map_used} of {one.map_frames} nodes",
+                one.map_dirty,
+                f"{one.map_hits:.1%}" if one.map_hits is not None else "-",
+            )
+            for one in now.reactors
+        ],
+    )
+    space = f"{short_size(now.capacity_bytes - now.free_bytes)} of {short_size(now.capacity_bytes)} used"
+    return Group(Text(f"{title}   {space}", style="bold"), "", volumes, "", reactors)
+
+
+def percentiles(one: LatencySample) -> str:
+    return " / ".join(short_time(value) for value in (one.p50_ns, one.p99_ns, one.p999_ns)) if one.count else "-"
+
+
+@click.command()
+@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds of one sample.")
+@click.option("--once", is_flag=True, help="Take one sample and end.")
+@asks
+def top(session: Session, interval: float, once: bool) -> None:
+    """Watch the volumes: rates, latencies, log, map cache. Ctrl-C ends it.
+
+    With --json, one document per line and interval.
+    """
+    try:
+        asyncio.run(watch(session, interval, once))
+    except KeyboardInterrupt:
+        if once:
+            raise
+
+
+async def watch(session: Session, interval: float, once: bool) -> None:
+    from iomesh.api.client import Client
+
+    output, address = session.output, session.control or default_control()
+    async with Client(address, timeout_seconds=max(10.0, interval)) as node:
+        name, before = (await node.status()).node, await node.counters()
+        if once or output.as_json or not output.console.is_terminal:
+            while True:
+                await asyncio.sleep(interval)
+                now = await node.counters()
+                seen, before = sample(before, now), now
+                if output.as_json:
+                    output.line(seen)
+                else:
+                    output.console.print(view(seen, name))
+                if once:
+                    return
+        with Live(
+            Text(f"{name}: the first sample is being taken", style="dim"), console=output.console, screen=True, auto_refresh=False
+        ) as live:
+            while True:
+                await asyncio.sleep(interval)
+                try:
+                    now = await node.counters()
+                except Unavailable as error:
+                    live.update(Text(f"{error.message}\nwaiting for it", style="yellow"), refresh=True)
+                    continue
+                live.update(view(sample(before, now), f"{name}   every {interval:g} s"), refresh=True)
+                before = now

@@ -1,0 +1,1 @@
+"""`iomesh trial`: a throw-away installation on this machine, in one directory."""

@@ -1,0 +1,112 @@
+"""The life of a trial's daemon: started in the background, waited for, stopped, killed."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from iomesh.api.client import Client
+from iomesh.api.model import Volume, VolumeState
+from iomesh.cli.trial.installation import Installation, TrialNode, birth
+from iomesh.errors import IomeshError, Unavailable
+
+LOG_LINES = 15
+
+
+def start(trial: Installation, node: TrialNode) -> None:
+    """Starts the daemon as a process of its own session, its output appended to the log, and remembers it in the marker."""
+    with trial.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "iomesh.cli.main", "node", "--config", str(trial.config)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=trial.directory,
+        )
+    node.pid, node.born = process.pid, birth(process.pid)
+    trial.save()
+
+
+def wait_until_serving(trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float) -> list[Volume]:
+    """Waits until the daemon is ready and serves these volumes. Raises Unavailable, with the log's end, when it dies or time runs out."""
+    return asyncio.run(_until_serving(trial, node, volumes, timeout_seconds))
+
+
+async def _until_serving(trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float) -> list[Volume]:
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if not _alive(node):
+            raise Unavailable(f"the daemon {node.name} ended while it started; the end of {trial.log}:\n{last_lines(trial.log)}")
+        if has_socket(node):
+            try:
+                async with Client(node.control, timeout_seconds=5.0) as client:
+                    while time.monotonic() < deadline and _alive(node):
+                        status, there = await client.status(), {one.name: one for one in await client.volumes()}
+                        failed = [one for name, one in there.items() if name in volumes and one.state is VolumeState.FAILED]
+                        if failed:
+                            raise Unavailable(f"volume {failed[0].name} cannot be served: {failed[0].reason} (log: {trial.log})")
+                        if status.ready and all(name in there and there[name].state is VolumeState.SERVING for name in volumes):
+                            return [there[name] for name in volumes]
+                        await asyncio.sleep(0.01)
+            except Unavailable as error:
+                if "cannot be served" in error.message:
+                    raise
+        await asyncio.sleep(0.01)
+    raise Unavailable(
+        f"the daemon {node.name} (process {node.pid}) was not ready within {timeout_seconds:g} s; "
+        f"the end of {trial.log}:\n{last_lines(trial.log)}"
+    )
+
+
+def stop(node: TrialNode, timeout_seconds: float) -> bool:
+    """Asks the daemon to end; whether it did in time."""
+    return _signal(node, signal.SIGTERM, timeout_seconds)
+
+
+def kill(node: TrialNode) -> None:
+    """Ends the daemon as a crash would; returns once it is gone."""
+    if not _signal(node, signal.SIGKILL, 60.0):
+        raise IomeshError(f"process {node.pid} does not die of SIGKILL: it hangs in the kernel, see /proc/{node.pid}/stack")
+
+
+def has_socket(node: TrialNode) -> bool:
+    return Path(node.control).is_socket()
+
+
+def last_lines(log: Path) -> str:
+    try:
+        return "\n".join("  " + line for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "  (empty)"
+    except FileNotFoundError:
+        return "  (there is none)"
+
+
+def _alive(node: TrialNode) -> bool:
+    """Also reaps it, when it is a child of this process."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(node.pid, os.WNOHANG)
+    return node.alive
+
+
+def _signal(node: TrialNode, number: signal.Signals, timeout_seconds: float) -> bool:
+    """Through a pidfd: the process that is looked at is the one that is signalled."""
+    try:
+        pidfd = os.pidfd_open(node.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not node.alive:
+            return True
+        signal.pidfd_send_signal(pidfd, number)
+        ended, _, _ = select.select([pidfd], [], [], timeout_seconds)
+        _alive(node)
+        return bool(ended)
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,171 @@
+"""`iomesh volume`: volumes of the daemon, from their creation to their end."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.text import Text
+
+from iomesh.cli.output import fields, moment, table
+from iomesh.cli.session import Session, Size, VolumeName, asks
+from iomesh.errors import InvalidArgument
+from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
+
+if TYPE_CHECKING:
+    from iomesh.api.client import Client
+    from iomesh.api.model import Export, Volume
+
+STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow"}
+
+
+@click.group()
+def volume() -> None:
+    """Create, show, grow, export and delete volumes."""
+
+
+@volume.command("create")
+@click.argument("name")
+@click.argument("size", type=Size())
+@click.option(
+    "--segment-size", type=Size(), default=0, help="Bytes of one segment of its log; by default chosen by the sizes of the devices."
+)
+@click.option("--export", "exported", is_flag=True, help="Export it as well.")
+@asks
+def create(session: Session, name: str, size: int, segment_size: int, exported: bool) -> None:
+    """Create the volume NAME of SIZE (10GiB, 512M, ...), thin: it takes space as it is written.
+
+    Doing it again with the same size answers with the volume that is there.
+    """
+
+    async def question(node: "Client") -> "Volume":
+        made = await node.create_volume(name, size, segment_bytes=segment_size)
+        if exported:
+            await node.export_volume(name)
+            made = await node.volume(name)
+        return made
+
+    made = session.ask(question)
+    session.output.answer(
+        made, *([f"volume {made.name}: {exact_size(made.size_bytes)}"] + [uri for export in made.exports for uri in export.uris])
+    )
+
+
+@volume.command("list")
+@asks
+def list_(session: Session) -> None:
+    """List the volumes."""
+    found = session.ask(lambda node: node.volumes())
+    rows = [
+        (
+            one.name,
+            short_size(one.size_bytes),
+            short_size(one.live_bytes),
+            state(one),
+            sum(export.connections for export in one.exports),
+            ", ".join(export.uris[0] for export in one.exports if export.uris),
+        )
+        for one in sorted(found, key=lambda one: one.name)
+    ]
+    session.output.answer(
+        {"volumes": found}, table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes"
+    )
+
+
+@volume.command("show")
+@click.argument("name", type=VolumeName())
+@asks
+def show(session: Session, name: str) -> None:
+    """Show one volume whole."""
+    one = session.ask(lambda node: node.volume(name))
+    session.output.answer(one, fields(described(one)))
+
+
+@volume.command("grow")
+@click.argument("name", type=VolumeName())
+@click.argument("size")
+@asks
+def grow(session: Session, name: str, size: str) -> None:
+    """Grow the volume NAME to SIZE, or by SIZE when that begins with "+" (+10GiB)."""
+    try:
+        wanted = parse_size(size.removeprefix("+"))
+    except SizeError as error:
+        raise InvalidArgument(f"SIZE: {error}") from None
+
+    async def question(node: "Client") -> "Volume":
+        more = (await node.volume(name)).size_bytes if size.startswith("+") else 0
+        return await node.grow_volume(name, more + wanted)
+
+    grown = session.ask(question)
+    session.output.answer(grown, f"volume {grown.name}: {exact_size(grown.size_bytes)}")
+
+
+@volume.command("delete")
+@click.argument("name", type=VolumeName())
+@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@asks
+def delete(session: Session, name: str, force: bool, yes: bool) -> None:
+    """Delete the volume NAME and all its data, for good."""
+    if not yes and not session.output.as_json and sys.stdin.isatty():
+        click.confirm(f"delete volume {name} and all its data?", abort=True, err=True)
+    session.ask(lambda node: node.delete_volume(name, force=force))
+    session.output.answer({"name": name, "deleted": True}, f"volume {name}: deleted")
+
+
+@volume.command("export")
+@click.argument("name", type=VolumeName())
+@click.option("--read-only", is_flag=True, help="Let nobody write.")
+@asks
+def export(session: Session, name: str, read_only: bool) -> None:
+    """Serve the volume NAME over NBD, now and after every restart, and print the ways in."""
+    door: Export = session.ask(lambda node: node.export_volume(name, read_only=read_only))
+    session.output.answer({"name": name, **msgspec.to_builtins(door)}, *door.uris)
+
+
+@volume.command("unexport")
+@click.argument("name", type=VolumeName())
+@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@asks
+def unexport(session: Session, name: str, force: bool) -> None:
+    """Serve the volume NAME no longer; its data stays."""
+    session.ask(lambda node: node.unexport_volume(name, force=force))
+    session.output.answer({"name": name, "exported": False}, f"volume {name}: not exported")
+
+
+@volume.command("checkpoint")
+@click.argument("name", type=VolumeName())
+@asks
+def checkpoint(session: Session, name: str) -> None:
+    """Write a checkpoint of the volume NAME now, so that the next recovery is short."""
+    session.ask(lambda node: node.checkpoint(name))
+    session.output.answer({"name": name, "checkpoint": True}, f"volume {name}: checkpoint written")
+
+
+def state(one: "Volume") -> Text:
+    return Text(one.state.value, style=STYLES.get(one.state.value, ""))
+
+
+def described(one: "Volume") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        ("name", one.name),
+        ("id", one.id),
+        ("size", f"{exact_size(one.size_bytes)}, {short_size(one.live_bytes)} used"),
+        ("state", state(one)),
+        ("replicas", one.policy.replicas),
+        ("owner", f"{one.owner}, epoch {one.epoch}"),
+        ("created", moment(one.created_ns)),
+        (
+            "log",
+            f"{one.segments} segments of {exact_size(one.segment_bytes)}; "
+            f"{short_size(one.log_bytes_since_checkpoint)} written since the checkpoint",
+        ),
+        ("newest record", one.sequence),
+        ("last recovery", f"{short_time(one.recovery_seconds * 1e9)}, {short_size(one.recovery_bytes)} read"),
+    ]
+    if one.reason:
+        rows.insert(4, ("reason", one.reason))
+    for door in one.exports:
+        rows.append((door.protocol, "\n".join(door.uris)))
+        rows.append(("", f"{door.connections} clients" + (", read-only" if door.read_only else "")))
+    return rows

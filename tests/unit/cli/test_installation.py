@@ -1,0 +1,143 @@
+"""A trial's directory: only what a trial made is ever removed, and only a living daemon counts as one."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from iomesh.cli.files import Allocation, make_device_file, require_direct_io
+from iomesh.cli.trial import daemon
+from iomesh.cli.trial.installation import MARKER, Installation, TrialNode, birth, default_directory
+from iomesh.errors import Damaged, Foreign, InUse, InvalidArgument, IomeshError, NoSpace, NotFound
+
+
+def created(directory: Path) -> Installation:
+    return Installation.create(directory, "00000000-0000-4000-8000-000000000000")
+
+
+def test_a_new_directory_is_claimed_by_its_marker(tmp_path: Path) -> None:
+    made = created(tmp_path / "a" / "b")
+    assert Installation.load(tmp_path / "a" / "b") == made
+
+
+def test_an_empty_directory_may_be_there_already(tmp_path: Path) -> None:
+    created(tmp_path).remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"), [("notes.txt", "mine", Foreign), (MARKER, "{", Damaged), (MARKER, '{"directory": 5}', Damaged)]
+)
+def test_a_directory_of_someone_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, name: str, content: str, error: type[IomeshError]
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=str(tmp_path)):
+        created(tmp_path)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_second_trial_in_the_same_place_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    created(tmp_path)
+    with pytest.raises(InUse, match="end it with `iomesh trial down`"):
+        created(tmp_path)
+
+
+def test_a_directory_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    with pytest.raises(InvalidArgument, match="choose a shorter --dir"):
+        created(long)
+    assert not long.exists()
+
+
+def test_removing_takes_everything_that_the_trial_made_and_nothing_around_it(tmp_path: Path) -> None:
+    (tmp_path / "neighbour").write_text("stays")
+    made = created(tmp_path / "trial")
+    (made.path / "devices").mkdir()
+    (made.path / "devices" / "0.img").write_bytes(b"x")
+    (made.path / "link").symlink_to(tmp_path / "neighbour")
+    made.remove()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["neighbour"]
+
+
+def test_a_directory_that_lost_its_marker_is_not_removed(tmp_path: Path) -> None:
+    made = created(tmp_path)
+    made.marker.unlink()
+    (tmp_path / "data").write_text("x")
+    with pytest.raises(Foreign, match="is not a trial's and stays"):
+        made.remove()
+    assert (tmp_path / "data").exists()
+    with pytest.raises(NotFound):
+        Installation.load(tmp_path)
+
+
+def test_a_daemon_counts_while_its_very_process_lives(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        node = TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid))
+        assert node.alive
+        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid) + 1).alive
+        made = created(tmp_path)
+        made.nodes.append(node)
+        made.save()
+        with pytest.raises(InUse, match="runs"):
+            Installation.load(tmp_path).remove()
+        with pytest.raises(InUse, match=f"runs \\(process {process.pid}\\)"):
+            created(tmp_path)
+        daemon.kill(node)
+        assert birth(process.pid) == 0
+        assert process.wait() in (0, -signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_that_took_over_the_number_is_not_killed() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        stranger = TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid) - 1)
+        daemon.kill(stranger)
+        assert daemon.stop(stranger, 0.1)
+        time.sleep(0.05)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_usual_place_follows_the_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert default_directory() == Path("/somewhere/iomesh/trial")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert default_directory() == Path.home() / ".local/state/iomesh/trial"
+
+
+@pytest.mark.parametrize("allocation", list(Allocation))
+def test_a_device_file_has_its_size_and_its_space(tmp_path: Path, allocation: Allocation) -> None:
+    path, heard = tmp_path / "device", list[int]()
+    make_device_file(path, (9 << 20) + 4096, allocation, heard.append)
+    stored = path.stat()
+    assert stored.st_size == heard[-1] == (9 << 20) + 4096
+    assert heard == sorted(heard)
+    assert (stored.st_blocks * 512 >= stored.st_size) == (allocation is not Allocation.SPARSE)
+    assert any(path.read_bytes()) == (allocation is Allocation.PREWRITTEN)
+
+
+def test_a_file_larger_than_what_is_free_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(NoSpace, match="choose a smaller size or another directory"):
+        make_device_file(tmp_path / "device", 1 << 60, Allocation.PREALLOCATED)
+    assert not (tmp_path / "device").exists()
+
+
+def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "device").write_text("mine")
+    with pytest.raises(FileExistsError):
+        make_device_file(tmp_path / "device", 4096, Allocation.SPARSE)
+    assert (tmp_path / "device").read_text() == "mine"
+
+
+def test_direct_io_is_probed_without_leaving_a_trace(tmp_path: Path) -> None:
+    require_direct_io(tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,128 @@
+"""The command line as a whole: every command explains itself, every bad input gets one line, an exit code, and JSON when asked."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from iomesh.cli.main import COMMANDS
+from iomesh.cli.main import iomesh as root
+from unit.cli.ran import Run
+
+
+def commands(group: click.Group = root, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*before, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*before, name))
+
+
+EVERY = list(commands())
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_every_command_explains_itself(iomesh: Run, words: tuple[str, ...]) -> None:
+    ran = iomesh(*words, "--help")
+    assert ran.code == 0
+    assert f"Usage: iomesh {' '.join(words)}" in ran.out
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for words in EVERY if words not in [("node",), ("completion",)] and len(words) + (words[0] in ("status", "top")) == 2],
+    ids=" ".join,
+)
+def test_every_command_that_answers_takes_json(iomesh: Run, words: tuple[str, ...]) -> None:
+    assert "--json" in iomesh(*words, "--help").out
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_an_option_that_does_not_exist_is_named_with_the_way_to_the_usage(iomesh: Run, words: tuple[str, ...]) -> None:
+    ran = iomesh(*words, "--colour")
+    assert ran.code == 2
+    assert ran.out == ""
+    assert "--colour" in ran.err
+    assert f"`iomesh {' '.join(words)} --help` shows the usage" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_the_help_lists_every_command_without_loading_it(iomesh: Run) -> None:
+    ran = iomesh("--help")
+    assert all(f"  {name}  " in ran.out for name in COMMANDS)
+
+
+def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
+    ran = iomesh()
+    assert ran.code == 2
+    assert "Commands:" in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("volum",), 2, "there is no command 'volum', did you mean 'volume'?"),
+        (("volume", "creat"), 2, "Did you mean 'create'?"),
+        (("volume", "create"), 2, "Missing argument 'NAME': `iomesh volume create --help` shows the usage"),
+        (("volume", "create", "db"), 2, "Missing argument 'SIZE'"),
+        (("volume", "create", "db", "10Q"), 2, "SIZE: '10Q' has the unknown unit 'Q'"),
+        (("volume", "create", "db", "--", "-5G"), 2, "SIZE: '-5G' is negative"),
+        (("volume", "create", "db", "9999999P"), 2, "SIZE: '9999999P' is too large"),
+        (("volume", "create", "db", "1G", "--segment-size", "x"), 2, "--segment-size: 'x' is not a size"),
+        (("volume", "grow", "db", "+"), 2, "SIZE: an empty text is not a size"),
+        (("volume", "list", "--control", "nonsense"), 2, "'nonsense' is neither the path of a unix socket nor host:port"),
+        (("volume", "list", "--control", "/nowhere/control.sock"), 9, "no node answers at /nowhere/control.sock"),
+        (("status", "--control", "/nowhere/control.sock"), 9, "no node answers"),
+        (("top", "--once", "--control", "/nowhere/control.sock"), 9, "no node answers"),
+        (("top", "--interval", "0"), 2, "--interval"),
+        (("device", "format", "/dev/null"), 2, "Missing option '--cluster'"),
+        (("device", "format", "/dev/null", "--cluster", "mine"), 2, "--cluster: 'mine' is not a UUID"),
+        (("device", "format", "x", "--cluster", "new", "--tier", "tape"), 2, "'tape' is not one of"),
+        (("device", "format", "x", "--cluster", "new", "--prewrite"), 2, "give its --size too"),
+        (("device", "format", "/nowhere/x", "--cluster", "new", "--size", "64M"), 3, "/nowhere is not a directory"),
+        (("device", "format", "x", "--cluster", "new", "--size", "1000"), 2, "--size: '1000' is 1000 bytes, not a multiple of 4096"),
+        (("inspect", "superblock", "/nowhere/x"), 3, "/nowhere/x cannot be opened: No such file or directory"),
+        (("inspect", "record", "/dev/null", "5"), 2, "ADDRESS: '5' is not SEGMENT:BLOCK"),
+        (("inspect", "record", "/dev/null", "1:-1"), 2, "ADDRESS: '1:-1' is not SEGMENT:BLOCK"),
+        (("inspect", "segment", "/dev/null", "x"), 2, "'x' is not a valid integer"),
+        (("inspect", "node", "/dev/null"), 2, "name either the ADDRESS"),
+        (("trial", "status"), 3, "start one with `iomesh trial up`"),
+        (("trial", "crash"), 3, "there is no trial in"),
+        (("trial", "start"), 3, "there is no trial in"),
+        (("trial", "down"), 3, "there is no trial in"),
+        (("trial", "up", "--devices", "0"), 2, "--devices"),
+        (("trial", "up", "--device-size", "1G+1"), 2, "--device-size: '1G+1' has the unknown unit 'G+1'"),
+        (("completion", "tcsh"), 2, "'tcsh' is not one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_gets_one_line_and_an_exit_code(iomesh: Run, words: tuple[str, ...], code: int, said: str) -> None:
+    ran = iomesh(*words)
+    assert said in ran.err
+    assert ran.err.startswith("iomesh: ")
+    assert ran.err.count("\n") == 1
+    assert ran.out == ""
+    assert ran.code == code
+    if words[0] != "completion" and words[-1] not in ("volum", "creat"):
+        told = iomesh(
+            *words[: words.index("--")] if "--" in words else words, "--json", *words[words.index("--") :] if "--" in words else ()
+        )
+        assert told.code == code
+        assert set(told.document) == {"error"}
+        assert told.document["error"]["exit_code"] == code
+        assert told.document["error"]["message"] in ran.err
+        assert told.document["error"]["kind"]
+        assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    ("shell", "says"), [("bash", "complete -o nosort -F"), ("zsh", "#compdef iomesh"), ("fish", "complete --no-files --command iomesh")]
+)
+def test_completion_scripts_are_printed(iomesh: Run, shell: str, says: str) -> None:
+    ran = iomesh("completion", shell)
+    assert ran.code == 0
+    assert says in ran.out
