@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+export PATH := $(PATH):/usr/sbin:/sbin
 
 BIN := .venv/bin
 JOBS := $(shell nproc)

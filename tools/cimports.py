@@ -32,7 +32,7 @@ def main() -> int:
                     faults.append(f"{path}:{number}: cimports {used}, which has no place in the order")
                 elif place[used] > place[part]:
                     faults.append(f"{path}:{number}: {part} stands before {used} and must not know it")
-            found = IO_URING.search(line.partition("#  ")[0])
+            found = IO_URING.search(line.split("# ")[0])
             if found and part != KNOWS_IO_URING:
                 faults.append(f"{path}:{number}: {found[0]}: io_uring is known to {KNOWS_IO_URING}.pyx alone; ask an Io")
     print(*faults, sep="\n", end="\n" if faults else "")
