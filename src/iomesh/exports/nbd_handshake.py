@@ -1,0 +1,261 @@
+"""NBD's fixed newstyle handshake, the server's side: from an accepted socket to an export and what was agreed about it.
+
+Bytes are read exactly as many as a message has, from the socket itself: what a client sends behind its last option belongs to the
+transmission phase and stays in the kernel's buffer. What is implemented, and where it leaves a choice to us, is in docs/nbd.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+GREETING = b"NBDMAGICIHAVEOPT"
+OPTION_MAGIC = b"IHAVEOPT"
+REPLY_MAGIC = 0x3E889045565A9
+
+FIXED_NEWSTYLE, NO_ZEROES = 1, 2  # flags of the handshake, the same bits in both directions
+
+EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT = 1, 2, 3, 5, 6, 7, 8, 9, 10
+
+ACK, SERVER, INFORMATION, META_CONTEXT = 1, 2, 3, 4
+ERROR = 1 << 31
+UNSUPPORTED, INVALID, UNKNOWN, TOO_BIG = ERROR + 1, ERROR + 3, ERROR + 6, ERROR + 9
+
+INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
+
+BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX = 1, 4096, 32 << 20
+ALLOCATION = "base:allocation"
+ALLOCATION_CONTEXT = 1  # its id
+
+STRING_BYTES_MAX = 4096  # the specification's: names, queries
+OPTION_BYTES_MAX = 64 << 10  # of one option's data; the largest that makes sense is a few names
+OPTIONS_MAX = 1024  # of one handshake: a client that asks for ever is none
+QUERIES_MAX = 64
+
+
+class NbdExport(Protocol):
+    """A volume as its clients see it. `size_bytes` may grow; who connects then sees it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def volatile_cache(self) -> bool: ...
+
+    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+        """Serve this connection until it ends. The descriptor, in blocking mode, is the callee's from now on, whatever happens."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a handshake ended well."""
+
+    export: NbdExport
+    structured: bool
+    allocation_context: int | None
+
+
+class HandshakeEnded(Exception):
+    """It ended without an agreement: the client left, or is none. The message is for the log."""
+
+
+class _Refused(Exception):
+    """An option that gets an error for an answer; the handshake goes on."""
+
+    def __init__(self, kind: int, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Fields:
+    """Reads an option's data field by field; an option that is shorter than it says is INVALID."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def number(self, width: int, what: str) -> int:
+        return int.from_bytes(self._take(width, what), "big")
+
+    def string(self, what: str) -> str:
+        length = self.number(4, f"the length of {what}")
+        if length > STRING_BYTES_MAX:
+            raise _Refused(INVALID, f"{what} has {length} bytes, more than {STRING_BYTES_MAX}")
+        return _text(self._take(length, what), what)
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise _Refused(INVALID, f"{len(self._data) - self._at} bytes too many")
+
+    def _take(self, count: int, what: str) -> bytes:
+        taken = self._data[self._at : self._at + count]
+        if len(taken) < count:
+            raise _Refused(INVALID, f"the option ends within {what}")
+        self._at += count
+        return taken
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise _Refused(INVALID, f"{what} is not UTF-8") from None
+    if "\0" in text:
+        raise _Refused(INVALID, f"{what} contains a zero byte")
+    return text
+
+
+class Handshake:
+    """One client's. `exports` is looked at whenever it asks for one; `flags` says the transmission flags of an export, given whether
+    structured replies were agreed."""
+
+    def __init__(self, client: socket.socket, exports: Mapping[str, NbdExport], flags: Callable[[NbdExport, bool], int]) -> None:
+        self._client = client  # non-blocking
+        self._exports = exports
+        self._flags = flags
+        self._no_zeroes = False
+        self._structured = False
+        self._context_of: NbdExport | None = None  # base:allocation was chosen, for this one
+
+    async def run(self) -> Agreement:
+        """Raises HandshakeEnded."""
+        try:
+            return await self._negotiate()
+        except OSError as error:
+            raise HandshakeEnded(f"the connection broke: {error.strerror}") from None
+
+    async def _negotiate(self) -> Agreement:
+        await self._send(GREETING + struct.pack(">H", FIXED_NEWSTYLE | NO_ZEROES))
+        (flags,) = struct.unpack(">I", await self._receive(4))
+        if flags & ~(FIXED_NEWSTYLE | NO_ZEROES):
+            raise HandshakeEnded(f"it sent flags that do not exist: {flags:#x}")
+        self._no_zeroes = bool(flags & NO_ZEROES)
+        for _ in range(OPTIONS_MAX):
+            magic, option, length = struct.unpack(">8sII", await self._receive(16))
+            if magic != OPTION_MAGIC:
+                raise HandshakeEnded(f"an option begins with {magic!r}")
+            if length > OPTION_BYTES_MAX:
+                raise HandshakeEnded(f"option {option} has {length} bytes of data, more than {OPTION_BYTES_MAX}")
+            export = await self._answer(option, await self._receive(length))
+            if export is not None:
+                context = ALLOCATION_CONTEXT if self._structured and self._context_of is export else None
+                return Agreement(export, self._structured, context)
+        raise HandshakeEnded(f"it sent {OPTIONS_MAX} options and chose no export")
+
+    async def _answer(self, option: int, data: bytes) -> NbdExport | None:
+        """Replies to one option; the export if that was the last one."""
+        if option == EXPORT_NAME:
+            return await self._export_name(data)
+        try:
+            if option == ABORT:
+                await self._abort()
+            if option in (INFO, GO):
+                export = await self._info(option, data)
+                return export if option == GO else None
+            if option == LIST:
+                _nothing_in(data)
+                for export in list(self._exports.values()):
+                    name = export.name.encode()
+                    await self._reply(option, SERVER, struct.pack(">I", len(name)) + name)
+            elif option == STRUCTURED_REPLY:
+                _nothing_in(data)
+                self._structured = True
+            elif option in (LIST_META_CONTEXT, SET_META_CONTEXT):
+                await self._meta_context(option, data)
+            elif option == STARTTLS:
+                raise _Refused(UNSUPPORTED, "this server does not encrypt NBD: use a unix socket or a network that you trust")
+            else:
+                raise _Refused(UNSUPPORTED, f"this server does not know option {option}")
+            await self._reply(option, ACK)
+        except _Refused as refused:
+            await self._reply(option, refused.kind, str(refused).encode()[:STRING_BYTES_MAX])
+        return None
+
+    async def _export_name(self, data: bytes) -> NbdExport:
+        """The old way to choose: there is no way to say no but to hang up."""
+        try:
+            export = self._find(_text(data, "the export's name"))
+        except _Refused as refused:
+            raise HandshakeEnded(str(refused)) from None
+        zeroes = b"" if self._no_zeroes else bytes(124)
+        await self._send(struct.pack(">QH", export.size_bytes, self._flags(export, self._structured)) + zeroes)
+        return export
+
+    async def _abort(self) -> NoReturn:
+        await self._reply(ABORT, ACK)
+        raise HandshakeEnded("it left")
+
+    async def _info(self, option: int, data: bytes) -> NbdExport:
+        fields = _Fields(data)
+        name = fields.string("the export's name")
+        wanted = {fields.number(2, "the information requests") for _ in range(fields.number(2, "the number of information requests"))}
+        fields.end()
+        export = self._find(name)
+        information = struct.pack(">HQH", INFO_EXPORT, export.size_bytes, self._flags(export, self._structured))
+        await self._reply(option, INFORMATION, information)
+        if INFO_NAME in wanted:
+            await self._reply(option, INFORMATION, struct.pack(">H", INFO_NAME) + export.name.encode())
+        if INFO_DESCRIPTION in wanted:
+            await self._reply(option, INFORMATION, struct.pack(">H", INFO_DESCRIPTION) + f"iomesh volume {export.name}".encode())
+        if INFO_BLOCK_SIZE in wanted:
+            sizes = struct.pack(">HIII", INFO_BLOCK_SIZE, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX)
+            await self._reply(option, INFORMATION, sizes)
+        await self._reply(option, ACK)
+        return export
+
+    async def _meta_context(self, option: int, data: bytes) -> None:
+        choose = option == SET_META_CONTEXT
+        if choose:
+            self._context_of = None
+        if not self._structured:
+            raise _Refused(INVALID, "metadata contexts need structured replies: ask for those first")
+        fields = _Fields(data)
+        name = fields.string("the export's name")
+        count = fields.number(4, "the number of queries")
+        if count > QUERIES_MAX:
+            raise _Refused(TOO_BIG, f"{count} queries are too many: {QUERIES_MAX} at most")
+        queries = {fields.string("a query") for _ in range(count)}
+        fields.end()
+        export = self._find(name)
+        if ALLOCATION in queries or (not choose and (not count or "base:" in queries)):
+            identifier = ALLOCATION_CONTEXT if choose else 0
+            await self._reply(option, META_CONTEXT, struct.pack(">I", identifier) + ALLOCATION.encode())
+            if choose:
+                self._context_of = export
+
+    def _find(self, name: str) -> NbdExport:
+        """The one with this name; no name: the only one there is."""
+        if name in self._exports:
+            return self._exports[name]
+        if name == "" and len(self._exports) == 1:
+            return next(iter(self._exports.values()))
+        raise _Refused(UNKNOWN, f"there is no export {name!r}" if name else "there is no default export: name one")
+
+    async def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
+        await self._send(struct.pack(">QIII", REPLY_MAGIC, option, kind, len(data)) + data)
+
+    async def _send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._client, data)
+
+    async def _receive(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        received = bytearray(count)
+        view = memoryview(received)
+        while view:
+            arrived = await asyncio.get_running_loop().sock_recv_into(self._client, view)
+            if arrived == 0:
+                raise HandshakeEnded("it hung up")
+            view = view[arrived:]
+        return bytes(received)
+
+
+def _nothing_in(data: bytes) -> None:
+    if data:
+        raise _Refused(INVALID, f"this option has no data, and {len(data)} bytes came with it")
