@@ -4,7 +4,7 @@
 # behind it up to the end of its block(s). What is reserved is written as zero and ignored when read; what would change the meaning of
 # the rest raises `version`. Reading validates before it trusts: the *_valid functions say whether one may look further.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     BLOCK_BYTES = 4096
@@ -19,6 +19,9 @@ cdef enum:
     NODE_POINTERS = 256              # of a map node
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
     VOLUME_BYTES_MAX = 0x400000000000     # 64 TiB
+    DEVICE_BYTES_MIN = 64 * 1024 * 1024    # less would be journal and reserve, and hardly a segment
+    TABLE_BLOCKS_MAX = 192 * NODE_POINTERS # of a checkpoint's segment table: what its index has room for
+    FEATURES_KNOWN = 0               # bits of Superblock.features
 
 cdef enum:
     SUPERBLOCK_OFFSET = 0            # of the first superblock, in bytes
@@ -206,9 +209,22 @@ cdef enum:
     TABLE_ENTRIES = 64               # of one table block
     TABLE_INDEX = 1                  # Entry.flags: the payload is an index block
 
+cdef struct Fault:                   # why a structure is not valid
+    const char* words                # NULL: it is
+    int32_t entry                    # the number of the entry it lies in; -1: in none
+
+# `device`, `volume`: NULL when it may be any.
+cdef Fault superblock_fault(const Superblock*) noexcept nogil
+cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device) noexcept nogil
+cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
+cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
+cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
+cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
+
 cdef bint superblock_valid(const Superblock*) noexcept nogil
 cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device) noexcept nogil
 cdef bint record_valid(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef bint footer_valid(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
+cdef bint footer_table_valid(const Footer*, const Entry* table) noexcept nogil
 cdef bint checkpoint_valid(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef uint32_t block_crc(const void* block) noexcept nogil     # of a structure's bytes behind its crc

@@ -1,0 +1,334 @@
+# Every structure on a device as Python sees it: for `iomesh inspect`, for tests and for fuzzers. Nothing here is on the engine's path.
+#
+# A reader takes the bytes of its block(s) and returns the fields by their names in layout.pxd, without what is reserved, and with "valid" and
+# "fault": the word of the same validators that the engine itself trusts. It shows what stands there in any case, valid or not, and
+# never reads beyond the bytes it was given.
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from iomesh.engine.checksum cimport crc32c as crc32c_of
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, KIND_CHECKPOINT, KIND_DATA, KIND_MAP,
+    KIND_RECORD, KIND_SNAPSHOT, KIND_TABLE, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SEGMENT_OPEN,
+    SEGMENT_SEALED, TABLE_ENTRIES, TIER_HDD, TIER_NVME, TIER_SSD,
+    Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, Superblock, TableEntry,
+    checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
+
+cdef enum:
+    SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
+    INDEX_BLOCKS_MAX = 192
+
+cdef dict TIER_NAMES = {TIER_NVME: "nvme", TIER_SSD: "ssd", TIER_HDD: "hdd"}
+cdef dict STATE_NAMES = {SEGMENT_OPEN: "open", SEGMENT_SEALED: "sealed"}
+cdef dict JOURNAL_KINDS = {JOURNAL_SNAPSHOT: "snapshot", JOURNAL_SNAPSHOT_END: "snapshot end", JOURNAL_CHANGES: "changes"}
+cdef dict JOURNAL_ENTRY_KINDS = {ENTRY_PUT: "put", ENTRY_DELETE: "delete", ENTRY_FENCE: "fence"}
+cdef dict ENTRY_KINDS = {KIND_DATA: "data", KIND_ZERO: "zero", KIND_MAP: "map", KIND_TABLE: "table", KIND_SNAPSHOT: "snapshot",
+                         KIND_CHECKPOINT: "checkpoint", KIND_RECORD: "record"}
+cdef frozenset HIDDEN = frozenset(["magic", "padding", "lineage", "nodes"])
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of everything that iomesh stores."""
+    return crc32c_of(<const char*>data, len(data))
+
+
+def read_superblock(data: bytes) -> dict:
+    cdef const Superblock* it = <const Superblock*>block_of(data, "superblock")
+    fields = shown("Superblock", data, superblock_fault(it))
+    fields["label"] = fields["label"].split(b"\0")[0].decode("utf-8", "replace")
+    fields["tier"] = TIER_NAMES.get(it.tier, it.tier)
+    return fields
+
+
+def read_journal_block(data: bytes) -> dict:
+    """"entries": as far as they can be told apart."""
+    cdef const JournalBlock* it = <const JournalBlock*>block_of(data, "journal block")
+    cdef uint32_t at = 0
+    cdef uint32_t start, offset = <size_t>&(<JournalBlock*>NULL).entries
+    fields = shown("JournalBlock", data, journal_block_fault(it, NULL))
+    fields["kind"] = JOURNAL_KINDS.get(it.kind, it.kind)
+    fields["entries"] = entries = []
+    while at + sizeof(JournalEntry) <= min(it.bytes, sizeof(it.entries)):
+        start = at
+        at += sizeof(JournalEntry) + (<const JournalEntry*>(it.entries + at)).extent_count * sizeof(Extent)
+        if at > sizeof(it.entries):
+            break
+        entries.append(journal_entry(data[offset + start:offset + at]))
+    return fields
+
+
+cdef dict journal_entry(bytes data):
+    """data: the entry and its extents."""
+    cdef const JournalEntry* it = <const JournalEntry*><const char*>data
+    cdef const Extent* extents = <const Extent*>(it + 1)
+    fields = fields_of("JournalEntry", data)
+    fields["kind"] = JOURNAL_ENTRY_KINDS.get(it.kind, it.kind)
+    fields["state"] = STATE_NAMES.get(it.state, it.state)
+    fields["extents"] = [(extents[i].first, extents[i].count) for i in range(it.extent_count)]
+    return fields
+
+
+def read_record(data: bytes) -> dict:
+    """Of its header block."""
+    cdef const RecordHeader* it = <const RecordHeader*>block_of(data, "record header")
+    fields = shown("RecordHeader", data, record_fault(it, NULL, it.segment, it.block, SEGMENT_BLOCKS_MAX))
+    fields["entries"] = [logged(&it.entries[i]) for i in range(min(it.entry_count, RECORD_ENTRIES_MAX))]
+    return fields
+
+
+def read_footer(data: bytes) -> dict:
+    """data: the footer's block, or it and the blocks of its table; "entries" is None without them."""
+    cdef const Footer* it = <const Footer*>block_of(data, "footer", more=True)
+    cdef const Entry* table = <const Entry*>(it + 1)
+    cdef Fault fault = footer_fault(it, NULL, it.segment, it.block, SEGMENT_BLOCKS_MAX)
+    cdef bint whole = len(data) > BLOCK_BYTES or it.table_blocks == 0
+    if fault.words is NULL and whole:
+        if len(data) < (1 + it.table_blocks) * BLOCK_BYTES:
+            raise ValueError(f"a footer with a table of {it.table_blocks} blocks is {(1 + it.table_blocks) * BLOCK_BYTES} bytes, "
+                             f"not {len(data)}")
+        fault = footer_table_fault(it, table)
+    fields = shown("Footer", data, fault)
+    fields["entries"] = None
+    if whole:
+        fields["entries"] = [logged(&table[i]) for i in range(min(it.entry_count, (len(data) - BLOCK_BYTES) // sizeof(Entry)))]
+    return fields
+
+
+cdef dict logged(const Entry* it):
+    """What a record or a footer says of one thing logged."""
+    fields = {"kind": ENTRY_KINDS.get(it.kind, it.kind), "position": it.position, "count": it.count, "crc": it.crc, "flags": it.flags}
+    if it.kind == KIND_MAP:
+        fields["level"] = it.position >> 56
+        fields["index"] = it.position & 0xFFFFFFFFFFFFFF
+    return fields
+
+
+def read_checkpoint(data: bytes) -> dict:
+    cdef const Checkpoint* it = <const Checkpoint*>block_of(data, "checkpoint")
+    fields = shown("Checkpoint", data, checkpoint_fault(it, NULL))
+    fields["root"] = pointer(it.root)
+    fields["snapshots"] = pointer(it.snapshots)
+    fields["index"] = [pointer(it.index[i]) for i in range(min(it.index_count, INDEX_BLOCKS_MAX))]
+    return fields
+
+
+def read_node(data: bytes) -> list:
+    """Of a map node, or of an index block of a segment table: pointers as (segment, block, crc), None where nothing is."""
+    cdef const Pointer* it = <const Pointer*>block_of(data, "map node")
+    return [pointer(it[i]) for i in range(NODE_POINTERS)]
+
+
+cdef pointer(Pointer it):
+    return (it.segment, it.block, it.crc) if it.flags & POINTER_PRESENT else None
+
+
+def read_table(data: bytes) -> list:
+    """Of a block of a segment table: the entries that name a segment."""
+    cdef const TableEntry* it = <const TableEntry*>block_of(data, "table block")
+    return [fields_of("TableEntry", data[i * sizeof(TableEntry):]) for i in range(TABLE_ENTRIES) if it[i].state]
+
+
+cdef const char* block_of(bytes data, str name, bint more=False) except NULL:
+    if len(data) < BLOCK_BYTES or len(data) % BLOCK_BYTES or (len(data) > BLOCK_BYTES and not more):
+        raise ValueError(f"a {name} is {BLOCK_BYTES} bytes{' and more whole blocks' if more else ''}, not {len(data)}")
+    return data
+
+
+cdef dict shown(str structure, bytes data, Fault fault):
+    """The fields of a structure that stands alone."""
+    fields = fields_of(structure, data)
+    fields["valid"] = fault.words is NULL
+    fields["fault"] = None
+    if fault.words is not NULL:
+        fields["fault"] = fault.words.decode() if fault.entry < 0 else f"entry {fault.entry}: {fault.words.decode()}"
+    return fields
+
+
+cdef dict fields_of(str structure, bytes data):
+    """What is no longer than a number is one; all else are bytes."""
+    return {name: int.from_bytes(data[offset:offset + size], "little") if size <= 8 else data[offset:offset + size]
+            for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and not name.startswith("reserved")}
+
+
+# ---------------------------------------------------------------------- where each field lies
+
+def structures() -> dict:
+    """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
+    return {"Superblock": superblock_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
+            "Extent": extent_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
+            "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields()}
+
+
+cdef list superblock_fields():
+    cdef Superblock* it = NULL
+    return [
+        ("magic", <size_t>&it.magic, sizeof(it.magic)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("version", <size_t>&it.version, sizeof(it.version)),
+        ("cluster", <size_t>&it.cluster, sizeof(it.cluster)),
+        ("device", <size_t>&it.device, sizeof(it.device)),
+        ("generation", <size_t>&it.generation, sizeof(it.generation)),
+        ("device_bytes", <size_t>&it.device_bytes, sizeof(it.device_bytes)),
+        ("journal_offset", <size_t>&it.journal_offset, sizeof(it.journal_offset)),
+        ("journal_bytes", <size_t>&it.journal_bytes, sizeof(it.journal_bytes)),
+        ("slabs_offset", <size_t>&it.slabs_offset, sizeof(it.slabs_offset)),
+        ("slabs", <size_t>&it.slabs, sizeof(it.slabs)),
+        ("slab_bytes", <size_t>&it.slab_bytes, sizeof(it.slab_bytes)),
+        ("created_ns", <size_t>&it.created_ns, sizeof(it.created_ns)),
+        ("features", <size_t>&it.features, sizeof(it.features)),
+        ("tier", <size_t>&it.tier, sizeof(it.tier)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("label", <size_t>&it.label, sizeof(it.label)),
+        ("padding", <size_t>&it.padding, sizeof(it.padding)),
+    ]
+
+
+cdef list extent_fields():
+    cdef Extent* it = NULL
+    return [
+        ("first", <size_t>&it.first, sizeof(it.first)),
+        ("count", <size_t>&it.count, sizeof(it.count)),
+    ]
+
+
+cdef list journal_block_fields():
+    cdef JournalBlock* it = NULL
+    return [
+        ("magic", <size_t>&it.magic, sizeof(it.magic)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("version", <size_t>&it.version, sizeof(it.version)),
+        ("device", <size_t>&it.device, sizeof(it.device)),
+        ("generation", <size_t>&it.generation, sizeof(it.generation)),
+        ("index", <size_t>&it.index, sizeof(it.index)),
+        ("kind", <size_t>&it.kind, sizeof(it.kind)),
+        ("bytes", <size_t>&it.bytes, sizeof(it.bytes)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("entries", <size_t>&it.entries, sizeof(it.entries)),
+    ]
+
+
+cdef list journal_entry_fields():
+    cdef JournalEntry* it = NULL
+    return [
+        ("kind", <size_t>&it.kind, sizeof(it.kind)),
+        ("state", <size_t>&it.state, sizeof(it.state)),
+        ("extent_count", <size_t>&it.extent_count, sizeof(it.extent_count)),
+        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+        ("segment", <size_t>&it.segment, sizeof(it.segment)),
+        ("volume", <size_t>&it.volume, sizeof(it.volume)),
+        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
+        ("blocks", <size_t>&it.blocks, sizeof(it.blocks)),
+        ("footer_block", <size_t>&it.footer_block, sizeof(it.footer_block)),
+        ("stream", <size_t>&it.stream, sizeof(it.stream)),
+        ("bitmap_blocks", <size_t>&it.bitmap_blocks, sizeof(it.bitmap_blocks)),
+        ("reserved_crc", <size_t>&it.reserved_crc, sizeof(it.reserved_crc)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+    ]
+
+
+cdef list pointer_fields():
+    cdef Pointer* it = NULL
+    return [
+        ("segment", <size_t>&it.segment, sizeof(it.segment)),
+        ("block", <size_t>&it.block, sizeof(it.block)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+    ]
+
+
+cdef list entry_fields():
+    cdef Entry* it = NULL
+    return [
+        ("position", <size_t>&it.position, sizeof(it.position)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("count", <size_t>&it.count, sizeof(it.count)),
+        ("kind", <size_t>&it.kind, sizeof(it.kind)),
+        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+    ]
+
+
+cdef list record_fields():
+    cdef RecordHeader* it = NULL
+    return [
+        ("magic", <size_t>&it.magic, sizeof(it.magic)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("version", <size_t>&it.version, sizeof(it.version)),
+        ("volume", <size_t>&it.volume, sizeof(it.volume)),
+        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
+        ("segment", <size_t>&it.segment, sizeof(it.segment)),
+        ("block", <size_t>&it.block, sizeof(it.block)),
+        ("sequence", <size_t>&it.sequence, sizeof(it.sequence)),
+        ("stable", <size_t>&it.stable, sizeof(it.stable)),
+        ("previous_crc", <size_t>&it.previous_crc, sizeof(it.previous_crc)),
+        ("entry_count", <size_t>&it.entry_count, sizeof(it.entry_count)),
+        ("payload_blocks", <size_t>&it.payload_blocks, sizeof(it.payload_blocks)),
+        ("stream", <size_t>&it.stream, sizeof(it.stream)),
+        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+        ("reserved_word", <size_t>&it.reserved_word, sizeof(it.reserved_word)),
+        ("time_ns", <size_t>&it.time_ns, sizeof(it.time_ns)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("entries", <size_t>&it.entries, sizeof(it.entries)),
+    ]
+
+
+cdef list footer_fields():
+    cdef Footer* it = NULL
+    return [
+        ("magic", <size_t>&it.magic, sizeof(it.magic)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("version", <size_t>&it.version, sizeof(it.version)),
+        ("volume", <size_t>&it.volume, sizeof(it.volume)),
+        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
+        ("segment", <size_t>&it.segment, sizeof(it.segment)),
+        ("block", <size_t>&it.block, sizeof(it.block)),
+        ("first_sequence", <size_t>&it.first_sequence, sizeof(it.first_sequence)),
+        ("last_sequence", <size_t>&it.last_sequence, sizeof(it.last_sequence)),
+        ("last_crc", <size_t>&it.last_crc, sizeof(it.last_crc)),
+        ("entry_count", <size_t>&it.entry_count, sizeof(it.entry_count)),
+        ("table_blocks", <size_t>&it.table_blocks, sizeof(it.table_blocks)),
+        ("table_crc", <size_t>&it.table_crc, sizeof(it.table_crc)),
+        ("stream", <size_t>&it.stream, sizeof(it.stream)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+    ]
+
+
+cdef list checkpoint_fields():
+    cdef Checkpoint* it = NULL
+    return [
+        ("magic", <size_t>&it.magic, sizeof(it.magic)),
+        ("crc", <size_t>&it.crc, sizeof(it.crc)),
+        ("version", <size_t>&it.version, sizeof(it.version)),
+        ("volume", <size_t>&it.volume, sizeof(it.volume)),
+        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
+        ("sequence", <size_t>&it.sequence, sizeof(it.sequence)),
+        ("size_bytes", <size_t>&it.size_bytes, sizeof(it.size_bytes)),
+        ("root", <size_t>&it.root, sizeof(it.root)),
+        ("snapshots", <size_t>&it.snapshots, sizeof(it.snapshots)),
+        ("next_segment", <size_t>&it.next_segment, sizeof(it.next_segment)),
+        ("table_entries", <size_t>&it.table_entries, sizeof(it.table_entries)),
+        ("table_blocks", <size_t>&it.table_blocks, sizeof(it.table_blocks)),
+        ("index_count", <size_t>&it.index_count, sizeof(it.index_count)),
+        ("lineage", <size_t>&it.lineage, sizeof(it.lineage)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("index", <size_t>&it.index, sizeof(it.index)),
+    ]
+
+
+cdef list table_entry_fields():
+    cdef TableEntry* it = NULL
+    return [
+        ("segment", <size_t>&it.segment, sizeof(it.segment)),
+        ("blocks", <size_t>&it.blocks, sizeof(it.blocks)),
+        ("live", <size_t>&it.live, sizeof(it.live)),
+        ("stream", <size_t>&it.stream, sizeof(it.stream)),
+        ("state", <size_t>&it.state, sizeof(it.state)),
+        ("replicas", <size_t>&it.replicas, sizeof(it.replicas)),
+        ("first_sequence", <size_t>&it.first_sequence, sizeof(it.first_sequence)),
+        ("last_sequence", <size_t>&it.last_sequence, sizeof(it.last_sequence)),
+        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
+        ("nodes", <size_t>&it.nodes, sizeof(it.nodes)),
+        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+    ]
+
+
+cdef dict STRUCTURES = structures()
