@@ -8,6 +8,7 @@ cdef class Slabs:
     cdef uint32_t words
     cdef uint32_t cursor         # the word where the next search begins
 
+    cdef bint begin(self, uint32_t total) noexcept nogil
     cdef int take(self, uint32_t wanted, Extent* into, int room) noexcept nogil
     cdef void give_back(self, const Extent* extents, int count) noexcept nogil
     cdef bint is_taken(self, uint32_t slab) noexcept nogil
