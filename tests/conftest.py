@@ -1,0 +1,118 @@
+"""What every test may ask for: a trial installation, its volume, a disk over it, and random numbers that can be repeated."""
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.amount import Amount
+from support.disk import Disk
+from support.trial import Trial
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("iomesh")
+    group.addoption(
+        "--soak", action="store_true", help="the long forms: 200 kills under load, 20 under a database, every kind of damage everywhere"
+    )
+    group.addoption("--seed", type=int, help="repeat a run: the number that its first lines and every failure name")
+    group.addoption("--kills", type=int, help="SIGKILLs under load (10, with --soak 200)")
+    group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
+
+
+def _seed(config: pytest.Config) -> int:
+    given = config.getoption("--seed")
+    if given is None:
+        given = int.from_bytes(os.urandom(4), "big")
+        config.option.seed = given
+    return int(given)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {_seed(config)} (repeat with --seed)"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    number = _seed(request.config)
+    print(f"seed {number}")
+    return number
+
+
+@pytest.fixture
+def draw(seed: int, request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of this test: the seed's and the test's name's."""
+    return random.Random(f"{seed}/{request.node.name}")
+
+
+@pytest.fixture(scope="session")
+def amount(request: pytest.FixtureRequest) -> Amount:
+    soak = bool(request.config.getoption("--soak"))
+    return Amount(
+        soak,
+        request.config.getoption("--kills") or (200 if soak else 10),
+        request.config.getoption("--database-kills") or (20 if soak else 2),
+    )
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A folder on a real disk (direct I/O) with a short path (for sockets), that others may enter (PostgreSQL's user)."""
+    folder = Path(tempfile.mkdtemp(prefix="iomesh-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def new_trial(room: Path) -> Iterator[Callable[..., Trial]]:
+    """Makes trials: new_trial("--size", "1G", ...) takes what `trial up` takes."""
+    made: list[Trial] = []
+
+    def make(*options: str) -> Trial:
+        trial = Trial(room / f"trial{len(made)}", list(options))
+        made.append(trial)
+        trial.up()
+        return trial
+
+    yield make
+    for trial in made:
+        trial.down()
+
+
+@pytest.fixture
+def trial(new_trial: Callable[..., Trial]) -> Trial:
+    """A small installation: one device, one volume of 256 MiB."""
+    return new_trial("--device-size", "4G", "--size", "256M")
+
+
+@pytest.fixture
+def volume(trial: Trial) -> str:
+    """The NBD URI of the trial's volume."""
+    return trial.uri
+
+
+@pytest.fixture
+def new_disk(room: Path, new_trial: Callable[..., Trial]) -> Iterator[Callable[[str], Disk]]:
+    """Makes block devices of NBD URIs; all are taken down afterwards, before the trials, also when their servers are dead."""
+    made: list[Disk] = []
+
+    def make(uri: str) -> Disk:
+        disk = Disk(uri, room / f"disk{len(made)}")
+        made.append(disk)
+        disk.attach()
+        return disk
+
+    yield make
+    for disk in reversed(made):
+        disk.detach()
+
+
+@pytest.fixture
+def disk(new_disk: Callable[[str], Disk], volume: str) -> Disk:
+    """The trial's volume as a block device."""
+    return new_disk(volume)

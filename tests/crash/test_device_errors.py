@@ -1,0 +1,245 @@
+"""Devices that answer with I/O errors, and devices that are full: what was acknowledged stays right, and what cannot be done is said."""
+
+import asyncio
+import errno
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.failing import FailingDevice
+from support.load import Load, read_volume
+from support.model import BLOCK, Model
+from support.nbd import Connection, NbdError
+from support.trial import Trial
+
+VOLUME = 64 << 20
+MIB = 1 << 20
+
+
+@pytest.fixture
+def failing(room: Path) -> Iterator[Callable[..., FailingDevice]]:
+    made: list[FailingDevice] = []
+
+    def make(trial: Trial, number: int = 0, **rates: str) -> FailingDevice:
+        """Puts a failing device in the place of one of the trial's; the trial is restarted on it."""
+        trial.stop()
+        device = FailingDevice(Path(trial.described["devices"][number]), room, **rates)
+        made.append(device)
+        trial.start()
+        return device
+
+    yield make
+    for device in made:
+        device.remove()
+
+
+@pytest.fixture
+def new_trial(new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]) -> Iterator[Callable[..., Trial]]:
+    """Trials that are stopped before their failing devices are removed."""
+    made: list[Trial] = []
+
+    def make(*options: str) -> Trial:
+        made.append(new_trial(*options))
+        return made[-1]
+
+    yield make
+    for trial in made:
+        trial.crash()
+
+
+async def under_load(load: Load, during: Callable[[], None], *, before: float = 0.5, after: float = 1.0) -> None:
+    """Runs a load, does something in the middle of it, and stops it a while later."""
+
+    async def events() -> None:
+        await asyncio.sleep(before)
+        during()
+        await asyncio.sleep(after)
+        load.stop()
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        group.create_task(events())
+
+
+def settle(trial: Trial, model: Model) -> None:
+    model.settle_with(asyncio.run(read_volume(trial.uri, model.size)))
+
+
+def test_writes_go_on_in_another_segment_when_some_fail(
+    new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
+) -> None:
+    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    device = failing(trial, write_rate="2%")
+    model = Model(VOLUME)
+    load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO}))
+    asyncio.run(under_load(load, lambda: device.fail("write"), after=2))
+    device.heal()
+    assert trial.running() == trial.pids(), "the daemon died of a device's error"
+    settle(trial, model)
+    trial.crash()
+    trial.start()
+    settle(trial, model)
+
+
+def test_writes_go_on_elsewhere_when_one_device_of_two_fails(
+    new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
+) -> None:
+    trial = new_trial("--devices", "2", "--device-size", "4G", "--size", str(VOLUME))
+    device = failing(trial, 0)
+    model = Model(VOLUME)
+    load = Load(trial.uri, model, draw.getrandbits(32))  # not one error may reach the client
+    asyncio.run(under_load(load, lambda: device.fail("write"), after=2))
+    settle(trial, model)
+    device.heal()
+    trial.crash()
+    trial.start()
+    settle(trial, model)
+
+
+def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_is_lost(
+    new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
+) -> None:
+    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    device = failing(trial)
+    model = Model(VOLUME)
+    load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO, errno.ENOSPC}))
+    asyncio.run(under_load(load, lambda: device.fail("write")))
+    assert load.counts.errors, "no client was told"
+    assert trial.running() == trial.pids(), "the daemon died of a device's error"
+    assert len(asyncio.run(read_volume(trial.uri, VOLUME))) == VOLUME, "reads do not go on"
+    device.heal()
+    trial.crash()
+    trial.start()
+    settle(trial, model)
+
+
+def test_a_read_error_is_an_error_of_that_request_alone(new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]) -> None:
+    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    device = failing(trial)
+
+    async def scenario() -> None:
+        door = await Connection.connect(trial.uri, structured=True)
+        await door.write(0, b"a" * MIB)
+        await door.flush()
+        device.fail("read")
+        with pytest.raises(NbdError) as caught:
+            await door.read(0, MIB)
+        assert caught.value.errno == errno.EIO
+        assert not any(await door.read(8 * MIB, MIB)), "what is not mapped needs no device"
+        await door.write(MIB, b"b" * MIB)  # whole blocks: nothing has to be read
+        device.heal()
+        assert await door.read(0, MIB) == b"a" * MIB
+        assert await door.read(MIB, MIB) == b"b" * MIB
+        await door.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_write_into_a_block_that_cannot_be_read_is_an_error_and_changes_nothing(
+    new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]
+) -> None:
+    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    device = failing(trial)
+
+    async def scenario() -> None:
+        door = await Connection.connect(trial.uri)
+        await door.write(0, b"a" * BLOCK)
+        device.fail("read")
+        with pytest.raises(NbdError) as caught:
+            await door.write(100, b"b" * 100)
+        assert caught.value.errno == errno.EIO
+        device.heal()
+        assert await door.read(0, BLOCK) == b"a" * BLOCK
+        await door.write(100, b"b" * 100)
+        assert await door.read(0, BLOCK) == b"a" * 100 + b"b" * 100 + b"a" * (BLOCK - 200)
+        await door.close()
+
+    asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------------- full devices
+
+
+async def fill(uri: str, model: Model) -> int:
+    """Writes until the device is full; returns the offset at which ENOSPC came."""
+    door = await Connection.connect(uri)
+    offset = 0
+    while True:
+        assert offset < model.size, "the device never became full"
+        operation = model.begin("write", offset, MIB)
+        assert operation is not None
+        try:
+            await door.write(offset, operation.data())
+        except NbdError as error:
+            if error.errno != errno.ENOSPC:
+                raise AssertionError(f"a full device was answered with {error}") from None
+            await door.close()
+            return offset
+        model.acknowledge(operation)
+        offset += MIB
+
+
+def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Callable[..., Trial]) -> None:
+    trial = new_trial("--device-size", "256M", "--size", "512M")
+    model = Model(512 << 20)
+
+    async def scenario() -> None:
+        full = await fill(trial.uri, model)
+        assert full > 64 * MIB, f"full after {full} bytes of a device of 256 MiB"
+        door = await Connection.connect(trial.uri)
+        for offset in range(0, full, MIB):
+            model.check(offset, await door.read(offset, MIB))
+        half = full // 2 // MIB * MIB
+        for offset in range(0, half, MIB):
+            operation = model.begin("trim", offset, MIB)
+            assert operation is not None
+            await door.trim(offset, MIB)
+            model.acknowledge(operation)
+        written = 0
+        for offset in range(0, half // 2, MIB):  # there is room again, perhaps a moment later
+            operation = model.begin("write", offset, MIB)
+            assert operation is not None
+            for _ in range(200):
+                try:
+                    await door.write(offset, operation.data())
+                    break
+                except NbdError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    await asyncio.sleep(0.05)
+            else:
+                raise AssertionError(f"after {half} bytes were trimmed and {written} written there is still no room")
+            model.acknowledge(operation)
+            written += MIB
+        await door.close()
+
+    asyncio.run(scenario())
+    settle(trial, model)
+    trial.crash()
+    trial.start()
+    settle(trial, model)
+
+
+def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_trial: Callable[..., Trial]) -> None:
+    trial = new_trial("--device-size", "256M", "--size", "512M")
+    model = Model(512 << 20)
+    asyncio.run(fill(trial.uri, model))
+    trial.crash()
+    trial.start()
+    settle(trial, model)
+    trial.stop()
+    trial.start()
+    settle(trial, model)
+
+
+def test_overwriting_under_load_until_full_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+    trial = new_trial("--device-size", "256M", "--size", str(VOLUME), "--checkpoint-bytes", "16M")
+    model = Model(VOLUME)
+    load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.ENOSPC}))
+    asyncio.run(under_load(load, lambda: None, after=8))
+    settle(trial, model)
+    trial.crash()
+    trial.start()
+    settle(trial, model)

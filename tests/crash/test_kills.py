@@ -1,0 +1,114 @@
+"""SIGKILL at any moment: whatever was acknowledged is there afterwards, and what was not is there whole or not at all, block by block.
+
+A load of our own keeps many requests of every kind in flight and notes each. The daemon is killed under it, right after its start, in
+the middle of a recovery (once or several times), or while it stops cleanly; checkpoints are made every few MiB, so kills fall on those
+too. After each kill the whole volume is read and compared with the model, and from then on what was read must stay.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from support.amount import Amount
+from support.load import Load, read_volume
+from support.model import Model
+from support.nbd import Connection
+from support.run import end
+from support.trial import Trial
+
+VOLUME = 64 << 20
+MOMENTS = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
+CLEAR_EVERY = 12  # rounds after which the whole volume is trimmed, so that the device's space comes back
+
+
+async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, seconds: float) -> None:
+    """Runs the load and sends the daemon a signal in the middle of it."""
+
+    async def strike() -> None:
+        await asyncio.sleep(seconds)
+        load.expect_end()
+        os.kill(trial.pid, signal_number)
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        group.create_task(strike())
+
+
+def kill_in_recovery(trial: Trial, draw: random.Random) -> None:
+    """Starts the daemon and kills it at some point before or after it is ready."""
+    starting = trial.begin_to_start()
+    daemon = trial.await_daemon(starting)
+    assert daemon is not None, f"the daemon did not start:\n{starting.communicate()}"
+    time.sleep(draw.choice((0, draw.uniform(0, 0.3), draw.uniform(0.2, 1.2))))
+    end(daemon)
+    _finish(starting)
+
+
+def _finish(starting: subprocess.Popen[str]) -> None:
+    """The command that started a daemon which was then killed ends by itself, and without a traceback."""
+    said = starting.communicate(timeout=60)
+    assert "Traceback" not in said[0] + said[1], said
+
+
+@pytest.mark.timeout(7200)
+def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial], draw: random.Random, seed: int, amount: Amount) -> None:
+    trial = new_trial("--device-size", "16G", "--size", str(VOLUME), "--checkpoint-bytes", "4M")
+    model = Model(VOLUME, run=seed & 0xFFFFF or 1)
+    acknowledged = 0
+    for kill in range(amount.kills):
+        moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
+        load = Load(trial.uri, model, draw.getrandbits(32), connections=draw.randint(1, 4), depth=draw.choice((1, 4, 16, 32)))
+        seconds = draw.uniform(0, 0.05) if moment == "right after the start" else draw.uniform(0.2, 1.5)
+        asyncio.run(load_until(signal.SIGTERM if moment == "in a clean stop" else signal.SIGKILL, trial, load, seconds))
+        if moment == "in a clean stop":
+            time.sleep(draw.uniform(0, 0.2))
+        end(trial.pid)
+        for _ in range(draw.randint(1, 3) if moment == "in recovery" else 0):
+            kill_in_recovery(trial, draw)
+        trial.start()
+        in_doubt = len(model.open)
+        model.settle_with(asyncio.run(read_volume(trial.uri, VOLUME)))
+        acknowledged += load.counts.acknowledged
+        print(f"kill {kill + 1} {moment}, after {seconds:.3f} s: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
+        if kill % CLEAR_EVERY == CLEAR_EVERY - 1:
+            asyncio.run(clear(trial.uri, model))
+    assert acknowledged > 20 * amount.kills, "hardly anything was acknowledged: this shows nothing"
+
+
+async def clear(uri: str, model: Model) -> None:
+    """Trims everything."""
+    door = await Connection.connect(uri)
+    for offset in range(0, model.size, 1 << 24):
+        operation = model.begin("trim", offset, 1 << 24)
+        assert operation is not None
+        await door.trim(offset, 1 << 24)
+        model.acknowledge(operation)
+    await door.close()
+
+
+def test_a_clean_stop_and_start_keeps_everything(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    model = Model(VOLUME)
+    for _ in range(3):
+        load = Load(trial.uri, model, draw.getrandbits(32))
+        asyncio.run(run_for(load, 1))
+        assert not model.open, "a request was not answered"
+        trial.stop()
+        trial.start()
+        model.settle_with(asyncio.run(read_volume(trial.uri, VOLUME)))
+
+
+async def run_for(load: Load, seconds: float) -> None:
+    async def stop() -> None:
+        await asyncio.sleep(seconds)
+        load.stop()
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        group.create_task(stop())

@@ -1,0 +1,79 @@
+"""A device that fails when it is told to: a trial's device file behind nbdkit's error filter, and nbdfuse in its place.
+
+The daemon opens what looks like the same file. While a trigger file exists, writes or reads of the device below end with EIO, all of
+them or a share.
+"""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.run import end, eventually, run, tool
+
+
+class FailingDevice:
+    """Takes the place of `device` (of a trial that is not running) until `remove`."""
+
+    def __init__(self, device: Path, room: Path, *, write_rate: str = "100%", read_rate: str = "100%") -> None:
+        if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+            pytest.skip("needs root and /dev/fuse: nbdfuse mounts")
+        self.device = device
+        self.folder = room / f"failing-{device.stem}"
+        self.folder.mkdir()
+        self._backing = self.folder / "backing"
+        self._mount = self.folder / "fuse"
+        self._mount.mkdir()
+        device.rename(self._backing)
+        socket = self.folder / "s"
+        self._server = subprocess.Popen(
+            [
+                tool("nbdkit", "nbdkit"),
+                "-f",
+                "-U",
+                socket,
+                "--filter=error",
+                "file",
+                self._backing,
+                "error-pwrite=EIO",
+                f"error-pwrite-rate={write_rate}",
+                f"error-pwrite-file={self._trigger('write')}",
+                "error-pread=EIO",
+                f"error-pread-rate={read_rate}",
+                f"error-pread-file={self._trigger('read')}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        uri = f"nbd+unix:///?socket={socket}"
+        eventually(
+            lambda: run([tool("nbdinfo", "libnbd-bin"), "--size", uri], succeeds=False).returncode == 0, what="nbdkit serves the device"
+        )
+        self._fuse = subprocess.Popen([tool("nbdfuse", "nbdfuse"), "-C", "4", self._mount / "disk", uri])
+        eventually((self._mount / "disk").exists, what="nbdfuse makes a file of the device")
+        device.symlink_to(self._mount / "disk")
+
+    def fail(self, what: str) -> None:
+        """From now on: "write" or "read"."""
+        self._trigger(what).touch()
+
+    def heal(self) -> None:
+        for what in ("write", "read"):
+            self._trigger(what).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Puts the plain file back; the daemon must not run."""
+        if run(["umount", self._mount], succeeds=False).returncode != 0:
+            run(["umount", "-l", self._mount], succeeds=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._fuse.wait(timeout=10)
+        for process in (self._fuse, self._server):
+            end(process.pid)
+            process.wait()
+        if self._backing.exists():
+            self.device.unlink(missing_ok=True)
+            self._backing.rename(self.device)
+
+    def _trigger(self, what: str) -> Path:
+        return self.folder / f"fail-{what}"

@@ -1,0 +1,172 @@
+"""A load on a volume that notes every operation: many in flight over several connections, of every kind, size and alignment.
+
+Each worker draws from its own random numbers, so a seed repeats what every worker asks for; how they interleave is the machine's.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from support.model import BLOCK, Model, Operation
+from support.nbd import FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, Connection, NbdError
+
+_LARGEST = 1 << 20
+
+
+@dataclass
+class Counts:
+    acknowledged: int = 0
+    bytes_written: int = 0
+    read: int = 0
+    errors: dict[int, int] = field(default_factory=dict)  # by errno
+
+    def note(self, error: int) -> None:
+        self.errors[error] = self.errors.get(error, 0) + 1
+
+
+class Load:
+    """Runs until it is stopped, the connections end, or an answer is wrong."""
+
+    def __init__(
+        self,
+        uri: str,
+        model: Model,
+        seed: int,
+        *,
+        connections: int = 3,
+        depth: int = 16,
+        tolerate: frozenset[int] = frozenset(),
+        enough: int = 1 << 62,
+    ) -> None:
+        self.counts = Counts()
+        self._uri, self._model, self._seed = uri, model, seed
+        self._connections, self._depth = connections, depth
+        self._tolerate = tolerate  # errnos that the test expects of the server
+        self._enough = enough  # bytes written after which it stops by itself
+        self._stopping = False
+        self._end_expected = False
+
+    async def run(self) -> None:
+        """Returns when the server went away as expected, or after stop(); raises the first thing that a worker found wrong."""
+        doors = [await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)]
+        ends = await asyncio.gather(
+            *(
+                self._work(door, random.Random(f"{self._seed}/{number}/{slot}"))
+                for number, door in enumerate(doors)
+                for slot in range(self._depth)
+            ),
+            return_exceptions=True,
+        )
+        for door in doors:
+            await door.close()
+        for error in ends:
+            if error is not None:
+                raise error
+
+    def stop(self) -> None:
+        """Nothing new is asked for; what is in flight is still awaited."""
+        self._stopping = True
+
+    def expect_end(self) -> None:
+        """The server is about to be killed: from now on connections may end."""
+        self._end_expected = True
+
+    async def _work(self, door: Connection, draw: random.Random) -> None:
+        try:
+            while not self._stopping and self.counts.bytes_written < self._enough:
+                kind = draw.choices(("write", "read", "flush", "trim", "zero"), (62, 18, 5, 7, 8))[0]
+                if kind == "flush":
+                    await self._flush(door)
+                elif kind == "read":
+                    await self._read(door, *self._range(draw, kind))
+                else:
+                    await self._change(door, draw, kind)
+        except ConnectionError as error:
+            if not self._end_expected:
+                raise AssertionError(f"a connection ended while the server was alive: {error}") from None
+        finally:
+            self._stopping = True
+
+    async def _flush(self, door: Connection) -> None:
+        try:
+            await door.flush()
+        except NbdError as error:
+            self._tolerated(error, "a flush")
+
+    async def _change(self, door: Connection, draw: random.Random, kind: str) -> None:
+        operation = self._model.begin(kind, *self._range(draw, kind))
+        flags = FLAG_FUA if draw.random() < 0.15 else 0
+        if kind == "zero":
+            flags |= draw.choice((0, FLAG_NO_HOLE, FLAG_FAST_ZERO if door.flags & 1 << 11 else 0))
+        if operation is None:
+            await asyncio.sleep(0)
+            return
+        try:
+            await self._send(door, operation, flags)
+        except NbdError as error:  # it stays open in the model: old or new, settle() will see
+            self._tolerated(error, str(operation))
+            await asyncio.sleep(0.01)
+            return
+        self._model.acknowledge(operation)
+        self.counts.acknowledged += 1
+        self.counts.bytes_written += operation.length if kind == "write" else 0
+
+    async def _send(self, door: Connection, operation: Operation, flags: int) -> None:
+        if operation.kind == "write":
+            await door.write(operation.offset, operation.data(), flags=flags)
+        elif operation.kind == "zero":
+            await door.zero(operation.offset, operation.length, flags=flags)
+        else:
+            await door.trim(operation.offset, operation.length, flags=flags)
+
+    async def _read(self, door: Connection, offset: int, length: int) -> None:
+        if not self._model.claim(offset, length):
+            await asyncio.sleep(0)
+            return
+        try:
+            self._model.check(offset, await door.read(offset, length))
+            self.counts.read += 1
+        except NbdError as error:
+            self._tolerated(error, f"a read of {length} bytes at {offset}")
+        finally:
+            self._model.release(offset, length)
+
+    def _tolerated(self, error: NbdError, what: str) -> None:
+        number = error.errno or 0
+        if number not in self._tolerate:
+            raise AssertionError(f"{what} was answered with {error}") from None
+        self.counts.note(number)
+
+    def _range(self, draw: random.Random, kind: str) -> tuple[int, int]:
+        """Most are one block, some many, some not aligned at all; a quarter falls on a small hot part. Trims keep to whole blocks, because
+        NBD leaves open what becomes of a trim's edges."""
+        size = self._model.size
+        space = size // 64 if draw.random() < 0.25 else size
+        shape = draw.random()
+        if kind == "trim":
+            length, align = draw.randint(1, 256) * BLOCK, BLOCK
+        elif shape < 0.5:
+            length, align = BLOCK, BLOCK
+        elif shape < 0.72:
+            length, align = draw.randint(1, 32) * BLOCK, BLOCK
+        elif shape < 0.85:
+            length, align = draw.randint(1, 64) * 512, 512
+        elif shape < 0.97:
+            length, align = draw.randint(1, 3 * BLOCK), 1
+        else:
+            length, align = draw.randint(1, _LARGEST), 1
+        offset = draw.randrange(0, max(space, align), align)
+        return offset, min(length, size - offset)
+
+
+async def read_volume(uri: str, size: int) -> bytes:
+    """The whole volume, over one connection, some requests at a time."""
+    door = await Connection.connect(uri)
+    assert door.size == size, f"the export is {door.size} bytes long, not {size}"
+    pieces: list[bytes] = []
+    for start in range(0, size, 8 * _LARGEST):
+        pieces += await asyncio.gather(
+            *(door.read(offset, min(_LARGEST, size - offset)) for offset in range(start, min(size, start + 8 * _LARGEST), _LARGEST))
+        )
+    await door.close()
+    return b"".join(pieces)

@@ -1,0 +1,161 @@
+"""Where everything lies on a device at rest: each superblock, journal block, header, payload block, footer, with its byte offset.
+
+The parsers are the engine's; the walk is of its own, over the directory that the journal tells (docs/formats.md).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iomesh.engine import engine
+
+BLOCK = 4096
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One structure on the device. `kind`: superblock, superblock twin, journal, journal mirror, header, footer, footer table, or what a
+    payload block is: data, map, table, checkpoint."""
+
+    kind: str
+    offset: int
+    length: int
+    what: str  # for messages: which one of its kind
+    position: int = 0  # of data: the volume's block; of map: level << 56 | index
+    sequence: int = 0  # of the record that it belongs to
+
+    @property
+    def structure(self) -> str | None:
+        """Its name in engine.structures(), where it has fields."""
+        return {
+            "superblock": "Superblock",
+            "superblock twin": "Superblock",
+            "journal": "JournalBlock",
+            "journal mirror": "JournalBlock",
+            "header": "RecordHeader",
+            "footer": "Footer",
+            "checkpoint": "Checkpoint",
+        }.get(self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.what} at byte {self.offset}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    number: int
+    sealed: bool
+    footer_block: int
+    offsets: tuple[int, ...]  # of each block, in bytes
+
+
+class DeviceAtRest:
+    def __init__(self, path: Path) -> None:
+        self._data = path.read_bytes()
+        self.superblock: Fields = next(
+            fields for fields in map(engine.read_superblock, (self._block(0), self._block(128 << 10))) if fields["valid"]
+        )
+        self.segments = self._directory()
+
+    def places(self) -> list[Place]:
+        return [
+            Place("superblock", 0, BLOCK, ""),
+            Place("superblock twin", 128 << 10, BLOCK, ""),
+            *self._journal(),
+            *(place for segment in self.segments for place in self._log(segment)),
+        ]
+
+    def stable(self) -> int:
+        """The highest sequence number of which a header says that everything up to it was acknowledged and on stable media."""
+        return max((record["stable"] for segment in self.segments for _, record in self._records(segment)), default=0)
+
+    def last_sequence(self) -> int:
+        return max((record["sequence"] for segment in self.segments for _, record in self._records(segment)), default=0)
+
+    def _block(self, offset: int) -> bytes:
+        return self._data[offset : offset + BLOCK].ljust(BLOCK, b"\0")
+
+    def _areas(self) -> Iterator[tuple[int, list[tuple[int, Fields]]]]:
+        """The four areas of the journal, each as the valid blocks of its newest generation."""
+        size = self.superblock["journal_bytes"]
+        for area in range(4):
+            blocks: list[tuple[int, Fields]] = []
+            for index in range(size // BLOCK):
+                offset = self.superblock["journal_offset"] + area * size + index * BLOCK
+                fields = engine.read_journal_block(self._block(offset))
+                if not fields["valid"] or fields["index"] != index or (blocks and fields["generation"] != blocks[0][1]["generation"]):
+                    break
+                blocks.append((offset, fields))
+            yield area, blocks
+
+    def _journal(self) -> Iterator[Place]:
+        for area, blocks in self._areas():
+            for offset, fields in blocks:
+                yield Place(
+                    "journal mirror" if area >= 2 else "journal",
+                    offset,
+                    BLOCK,
+                    f"{area % 2}/{fields['index']} (generation {fields['generation']})",
+                    position=fields["generation"],
+                )
+
+    def _directory(self) -> list[Segment]:
+        halves = [blocks for area, blocks in self._areas() if area < 2 and blocks]
+        newest = max(halves, key=lambda blocks: int(blocks[0][1]["generation"]))
+        replicas: dict[tuple[bytes, int], Fields] = {}
+        for _, fields in newest:
+            for entry in fields["entries"]:
+                key = (entry["volume"], entry["segment"])
+                if entry["kind"] == "put":
+                    replicas[key] = entry
+                elif entry["kind"] == "delete":
+                    replicas.pop(key, None)
+        return [self._segment(entry) for _, entry in sorted(replicas.items())]
+
+    def _segment(self, entry: Fields) -> Segment:
+        start, slab = self.superblock["slabs_offset"], self.superblock["slab_bytes"]
+        offsets = [
+            start + number * slab + block * BLOCK
+            for first, count in entry["extents"]
+            for number in range(first, first + count)
+            for block in range(slab // BLOCK)
+        ]
+        return Segment(entry["segment"], entry["state"] == "sealed", entry["footer_block"], tuple(offsets[: entry["blocks"]]))
+
+    def _records(self, segment: Segment) -> Iterator[tuple[int, Fields]]:
+        """Each valid record's block and header, as far as they follow each other."""
+        block, previous = 0, 0
+        while block < len(segment.offsets) and (not segment.footer_block or block < segment.footer_block):
+            record = engine.read_record(self._block(segment.offsets[block]))
+            if not record["valid"] or record["segment"] != segment.number or record["block"] != block or record["previous_crc"] != previous:
+                return
+            yield block, record
+            previous = record["crc"]
+            block += 1 + record["payload_blocks"]
+
+    def _log(self, segment: Segment) -> Iterator[Place]:
+        for block, record in self._records(segment):
+            name = f"of record {record['sequence']} ({segment.number}:{block})"
+            yield Place("header", segment.offsets[block], BLOCK, name, sequence=record["sequence"])
+            payload = block
+            for entry in record["entries"]:
+                if entry["kind"] == "zero":
+                    continue
+                payload += 1
+                yield Place(
+                    entry["kind"],
+                    segment.offsets[payload],
+                    BLOCK,
+                    f"block {segment.number}:{payload}",
+                    position=entry["position"],
+                    sequence=record["sequence"],
+                )
+        if segment.footer_block:
+            footer = engine.read_footer(self._block(segment.offsets[segment.footer_block]))
+            yield Place("footer", segment.offsets[segment.footer_block], BLOCK, f"of segment {segment.number}")
+            for number in range(footer["table_blocks"]):
+                yield Place(
+                    "footer table", segment.offsets[segment.footer_block + 1 + number], BLOCK, f"{number} of segment {segment.number}"
+                )

@@ -1,0 +1,58 @@
+"""Running other people's programs: each either does what it was asked or fails the test with everything it said."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH, though mkfs and losetup are there
+
+
+def tool(name: str, package: str) -> str:
+    """The path of a program; a test that needs one which is not installed is skipped, and says what to install."""
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(SYSTEM_FOLDERS))
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def run(
+    command: Sequence[str | Path], *, timeout: float = 120, stdin: str | None = None, succeeds: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; fails the test unless it succeeds (or, with `succeeds` False, leaves that to the caller)."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    if succeeds and done.returncode != 0:
+        raise AssertionError(f"{' '.join(words)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def eventually(true: Callable[[], bool], *, what: str, seconds: float = 30) -> None:
+    """Waits until something is true; the limit is there to end a hung test, it says nothing about speed."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError(f"gave up after {seconds:g} s: {what}")
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def end(pid: int, sign: signal.Signals = signal.SIGKILL, *, seconds: float = 30) -> None:
+    """Ends a process, whoever its parent is, and returns once it is gone."""
+    try:
+        os.kill(pid, sign)
+    except ProcessLookupError:
+        return
+    eventually(lambda: not alive(pid), what=f"process {pid} ends after {sign.name}", seconds=seconds)

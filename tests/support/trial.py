@@ -1,0 +1,100 @@
+"""A trial installation (`iomesh trial`) for a test: its own directory, its own daemons, gone afterwards whatever happened in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.run import alive, end, eventually, run
+
+
+def iomesh_command() -> str:
+    """The command under test: $IOMESH, or the one installed beside this Python."""
+    return os.environ.get("IOMESH") or str(Path(sys.executable).parent / "iomesh")
+
+
+@dataclass
+class Trial:
+    directory: Path
+    options: list[str] = field(default_factory=list)  # of `trial up`
+    described: dict[str, Any] = field(default_factory=dict)
+
+    def up(self) -> None:
+        self.described = json.loads(self._iomesh("trial", "up", "--dir", str(self.directory), *self.options, "--json"))
+
+    def start(self) -> None:
+        """Starts the daemons again after a crash or a stop."""
+        self._iomesh("trial", "start", "--dir", str(self.directory))
+        self.described = json.loads(self._iomesh("trial", "status", "--dir", str(self.directory), "--json"))
+
+    def try_to_start(self) -> subprocess.CompletedProcess[str]:
+        """Starts the daemons when that may rightly be refused: the caller looks at what came of it."""
+        done = run([iomesh_command(), "trial", "start", "--dir", str(self.directory)], timeout=120, succeeds=False)
+        status = run([iomesh_command(), "trial", "status", "--dir", str(self.directory), "--json"], succeeds=False)
+        if status.returncode == 0:
+            self.described = json.loads(status.stdout)
+        return done
+
+    def begin_to_start(self) -> subprocess.Popen[str]:
+        """Starts the daemons and returns at once, to do something to them meanwhile."""
+        return subprocess.Popen(
+            [iomesh_command(), "trial", "start", "--dir", str(self.directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def crash(self) -> None:
+        """SIGKILL to every daemon."""
+        for pid in self.pids():
+            end(pid)
+
+    def stop(self) -> None:
+        """A clean stop, as an administrator's: SIGTERM, and the daemons end by themselves."""
+        for pid in self.pids():
+            end(pid, signal.SIGTERM, seconds=60)
+
+    def down(self) -> None:
+        """Ends everything. Never raises: it runs after a test that failed too."""
+        run([iomesh_command(), "trial", "down", "--dir", str(self.directory)], timeout=60, succeeds=False)
+        for pid in self.running():
+            end(pid)
+
+    @property
+    def pid(self) -> int:
+        return self.pids()[0]
+
+    def pids(self) -> list[int]:
+        return [int(node["pid"]) for node in self.described["nodes"] if node["pid"]]
+
+    @property
+    def uri(self) -> str:
+        return str(self.described["volumes"][0]["uri"])
+
+    @property
+    def volume_bytes(self) -> int:
+        return int(self.described["volumes"][0]["size"])
+
+    def running(self) -> list[int]:
+        """Daemons of this trial, told by their command lines, so that one which no one has announced yet is found too."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"node" in words and any(os.fsencode(self.directory) in word for word in words) and alive(int(entry.name)):
+                found.append(int(entry.name))
+        return found
+
+    def await_daemon(self, starting: subprocess.Popen[str]) -> int | None:
+        """The process of a daemon that is being started; None if the start ended without one."""
+        eventually(lambda: bool(self.running()) or starting.poll() is not None, what="a daemon of the trial appears")
+        running = self.running()
+        return running[0] if running else None
+
+    def _iomesh(self, *words: str) -> str:
+        return run([iomesh_command(), *words]).stdout
