@@ -200,9 +200,9 @@ def test_a_map_that_empties_leaves_no_tree(cache: CacheView, tree: MapView) -> N
 
 def test_a_node_that_was_never_filled_dirties_nothing(cache: CacheView, tree: MapView) -> None:
     put(cache, tree, 5, None, 1)
-    images = Images(cache)
-    assert images.write_back(tree, 1) is None
-    assert images.write(bytes(4096))[:2] == (1, 0), "nothing was written"
+    tree.take_image(0, 0)
+    assert tree.image_committed(0, 0, None, 1) is None
+    assert cache.state["dirty"] == 0, "its parent had no pointer to it and has none"
 
 
 def test_an_empty_node_is_not_empty_while_an_older_image_of_it_is_in_the_log(cache: CacheView, tree: MapView) -> None:
@@ -215,6 +215,21 @@ def test_an_empty_node_is_not_empty_while_an_older_image_of_it_is_in_the_log(cac
     assert tree.image_committed(0, 0, older, 3) is None
     assert tree.image_committed(0, 0, newer, 3) == older
     assert images.read(images.write_back(tree, 3)) == {}
+
+
+def test_a_checkpoint_needs_a_node_that_changed_again_behind_its_image(cache: CacheView, tree: MapView) -> None:
+    images = Images(cache)
+    put(cache, tree, 0, (DATA, 1, 1), 1)
+    older = images.write(tree.take_image(0, 0))
+    put(cache, tree, 0, (DATA, 2, 2), 2)
+    tree.freeze = 2
+    assert tree.must_write_first(0, 0), "the image under way is of record 1"
+    newer = images.write(tree.take_image(0, 0))
+    put(cache, tree, 0, (DATA, 3, 3), 3)
+    tree.image_committed(0, 0, older, 4)
+    assert tree.images == 1
+    tree.image_committed(0, 0, newer, 4)
+    assert images.read(images.write_back(tree, 2)) == {0: (DATA, 2, 2)}
 
 
 def test_a_node_with_an_image_in_the_log_waits_for_its_commit_before_the_next(cache: CacheView, tree: MapView) -> None:
@@ -296,11 +311,12 @@ def test_a_clean_node_that_was_used_lately_outlives_one_that_was_not() -> None:
         put(cache, tree, index * 256, (DATA, index, index), index + 1)
         if index % 4 == 3:
             images.write_back(tree, index + 1)
+    leaf(cache, tree, 0).release()
     misses = cache.state["misses"]
     for index in range(1, 64):
-        leaf(cache, tree, 0).release()
         leaf(cache, tree, index).release()
-    assert cache.state["misses"] - misses < 2 * 63, "the hot leaf was evicted again and again"
+        leaf(cache, tree, 0).release()
+    assert cache.state["misses"] - misses <= 63, "the hot leaf was evicted"
 
 
 def test_a_crowd_that_needs_more_than_the_cache_holds_is_served_in_turn() -> None:
@@ -477,7 +493,7 @@ class Volume:
 
     def write_back(self) -> None:
         """One node, if a checkpoint runs or the cache wants it; the checkpoint ends here."""
-        if self.checkpoint is None and not self.cache.wants_writeback:
+        if self.checkpoint is None and not self.cache.wants_writeback and self.draw.random() < 0.9:
             return
         up_to = self.tree.freeze or self.committed
         levels = range(LEVELS) if self.draw.random() < 0.8 else self.draw.sample(range(LEVELS), LEVELS)
@@ -496,22 +512,23 @@ class Volume:
         self.tree.freeze = 0
         self.checkpoints += 1
 
+    def wind_down(self) -> bool:
+        """A turn without new work; whether nothing is left and the last checkpoint holds everything."""
+        self.cache.poll()
+        self.serve()
+        self.write_back()
+        self.close_record()
+        self.commit()
+        if self.asks or self.under_way or self.building.parts or self.checkpoint is not None:
+            return False
+        if self.tree.next_dirty(0, self.committed) is None and self.images.read(self.tree.root) == self.model:
+            return True
+        self.begin_checkpoint()
+        return False
+
     def close(self) -> None:
-        """A last checkpoint, then what lives is exactly what the tree reaches."""
-        for _ in range(20_000):
-            self.cache.poll()
-            self.serve()
-            self.write_back()
-            self.close_record()
-            self.commit()
-            if not self.asks and not self.under_way and not self.building.parts and self.checkpoint is None:
-                if self.images.read(self.tree.root) == self.model and self.tree.next_dirty(0, self.committed) is None:
-                    break
-                self.begin_checkpoint()
-        else:
-            raise AssertionError(f"{len(self.asks)} gets are not answered after 20000 polls: {self.cache.state}")
-        root = self.tree.root
-        assert self.born == set(self.model.values()) | self.images.nodes(root)
+        """What lives is exactly what the tree reaches."""
+        assert self.born == set(self.model.values()) | self.images.nodes(self.tree.root)
         self.tree.forget()
 
 
@@ -541,6 +558,11 @@ def test_any_order_of_changes_evictions_and_checkpoints_agrees_with_a_dictionary
                 cache.fail_reads(draw.randint(1, 3))
             case _:
                 volume.write_back()
+    for _ in range(5000):
+        if all([volume.wind_down() for volume in volumes]):
+            break
+    else:
+        raise AssertionError(f"{[len(volume.asks) for volume in volumes]} gets are not answered: {cache.state}")
     for volume in volumes:
         volume.close()
     assert all(volume.checkpoints for volume in volumes)
