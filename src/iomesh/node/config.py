@@ -110,6 +110,10 @@ def parse_address(address: str, key: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def address_text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *tables, name = key.split(".")
     for table in tables:

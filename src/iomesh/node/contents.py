@@ -19,6 +19,9 @@ _AMBIVALENT = -2
 class Superblock(NamedTuple):
     cluster: uuid.UUID
     device: uuid.UUID
+    device_bytes: int
+    created_ns: int
+    tier: int
     label: str
 
 
@@ -40,6 +43,15 @@ def identify(path: str) -> Contents:
         os.close(descriptor)
 
 
+def read_superblocks(path: str) -> tuple[Superblock | None, str]:
+    """The first whole one, or none and what is wrong with those that are there. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _superblock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _superblock(descriptor: int) -> tuple[Superblock | None, str]:
     fault = ""
     for offset in _SUPERBLOCKS_AT:
@@ -48,7 +60,14 @@ def _superblock(descriptor: int) -> tuple[Superblock | None, str]:
             continue
         fields = engine.read_superblock(data)
         if fields["valid"]:
-            return Superblock(_uuid(fields["cluster"]), _uuid(fields["device"]), _text(fields["label"])), ""
+            return Superblock(
+                cluster=_uuid(fields["cluster"]),
+                device=_uuid(fields["device"]),
+                device_bytes=fields["device_bytes"],
+                created_ns=fields["created_ns"],
+                tier=fields["tier"],
+                label=_text(fields["label"]),
+            ), ""
         if data.startswith(b"IOMSBLK"):
             fault = str(fields["fault"])
     return None, fault

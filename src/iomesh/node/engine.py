@@ -157,5 +157,5 @@ class NodeEngine:
                 future.set_result(happened.value)
 
 
-def names_and_counters(values: NDArray[uint64]) -> dict[str, int]:
+def counters_by_name(values: NDArray[uint64]) -> dict[str, int]:
     return dict(zip(compiled.COUNTER_NAMES, values.tolist(), strict=True))

@@ -1,0 +1,154 @@
+"""The doors of this node's volumes: which are published, under which addresses, and who is connected.
+
+A connection belongs to the engine once its handshake is done. What stays here is a second descriptor of its socket, for one purpose:
+to cut it when its export is withdrawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import quote
+
+from iomesh.api.model import Export
+from iomesh.exports.nbd import NbdServer
+from iomesh.node.config import NbdConfig, address_text, parse_address
+from iomesh.node.engine import NodeEngine
+from iomesh.node.logs import logger
+from iomesh.node.sockets import claim_unix_socket, listen_error, release, restrict
+
+log = logger("exports")
+NBD = "nbd"
+END_SECONDS = 10.0  # for the engine to notice that connections were cut
+
+
+class Connections:
+    """Those that came through one door and are still there."""
+
+    def __init__(self) -> None:
+        self.sockets: set[socket.socket] = set()
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    @contextmanager
+    def hold(self, fd: int) -> Iterator[None]:
+        connection = socket.socket(fileno=os.dup(fd))
+        self.sockets.add(connection)
+        self._none_left.clear()
+        try:
+            yield
+        finally:
+            self.sockets.discard(connection)
+            connection.close()
+            if not self.sockets:
+                self._none_left.set()
+
+    async def end(self) -> None:
+        """Cuts every one, and waits until the engine has let go of them."""
+        for connection in self.sockets:
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
+        async with asyncio.timeout(END_SECONDS):
+            await self._none_left.wait()
+
+
+class VolumeExport:
+    """What an NbdServer publishes (see iomesh.exports.nbd.NbdExport)."""
+
+    def __init__(self, engine: NodeEngine, volume: uuid.UUID, name: str, *, size_bytes: int, read_only: bool, volatile_cache: bool) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self.read_only = read_only
+        self.volatile_cache = volatile_cache
+        self._engine = engine
+        self._volume = volume
+        self._connections = Connections()
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections.sockets)
+
+    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+        """Hands a connected socket to the engine, which closes it; returns when the connection has ended."""
+        with self._connections.hold(fd):
+            ended = await self._engine.serve_nbd(
+                self._volume, fd, structured=structured, allocation_context=allocation_context, read_only=self.read_only
+            )
+        log.debug("connection ended", volume=self.name, **ended)
+
+    async def end_connections(self) -> None:
+        await self._connections.end()
+
+
+class Doors:
+    """The NBD server of the node: one unix socket, and TCP if asked, for all volumes; the export's name is the volume's."""
+
+    def __init__(self, config: NbdConfig, engine: NodeEngine) -> None:
+        self._config = config
+        self._engine = engine
+        self._server = NbdServer()
+        self._published: dict[str, VolumeExport] = {}
+        self._listens: str = ""
+
+    async def listen(self) -> None:
+        claim_unix_socket(self._config.socket, "nbd.socket")
+        try:
+            await self._server.listen_unix(self._config.socket)
+            restrict(self._config.socket)
+            if self._config.listen:
+                host, port = parse_address(self._config.listen, "nbd.listen")
+                self._listens = address_text(host, await self._server.listen_tcp(host, port))
+        except OSError as error:
+            await self.close()
+            where = ", ".join(filter(None, (self._config.socket, self._config.listen)))
+            raise listen_error(error, f"nbd.socket, nbd.listen: {where}") from None
+
+    async def close(self) -> None:
+        await self._server.close()
+        release(self._config.socket)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [self._config.socket, *([self._listens] if self._listens else [])]
+
+    def publish(self, volume: uuid.UUID, name: str, *, size_bytes: int, read_only: bool, volatile_cache: bool) -> None:
+        """Opens the door; if it is open, those who come from now on see the new size."""
+        export = self._published.get(name)
+        if export is not None:
+            export.size_bytes = size_bytes
+            return
+        export = VolumeExport(self._engine, volume, name, size_bytes=size_bytes, read_only=read_only, volatile_cache=volatile_cache)
+        self._server.publish(export)
+        self._published[name] = export
+
+    async def withdraw(self, name: str) -> None:
+        """Closes the door, and ends the connections that came through it."""
+        export = self._published.pop(name, None)
+        if export is not None:
+            self._server.withdraw(name)
+            await export.end_connections()
+
+    def describe(self, name: str) -> list[Export]:
+        export = self._published.get(name)
+        return (
+            []
+            if export is None
+            else [Export(protocol=NBD, uris=self._uris(name), read_only=export.read_only, connections=export.connections)]
+        )
+
+    def connections(self, name: str) -> int:
+        export = self._published.get(name)
+        return 0 if export is None else export.connections
+
+    def _uris(self, name: str) -> list[str]:
+        uris = [f"nbd+unix:///{quote(name)}?socket={quote(self._config.socket, safe='/')}"]
+        if self._listens:
+            host, port = parse_address(self._listens, "nbd.listen")
+            host = platform.node() if host in ("0.0.0.0", "::") else host
+            uris.append(f"nbd://{address_text(host, port)}/{quote(name)}")
+        return uris

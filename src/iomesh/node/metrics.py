@@ -1,0 +1,166 @@
+"""What Prometheus is told: the engine's counters and histograms, read when it asks. docs/metrics.md lists them.
+
+Everything is read from the engine's memory in place; no reactor stops for it. Base units: seconds and bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+
+from iomesh.api.model import DeviceState, VolumeState
+from iomesh.engine import engine as compiled
+
+if TYPE_CHECKING:
+    from iomesh.node.node import Node
+
+SMALLEST_BOUND_NS = 1 << 12  # 4 µs: nothing is faster than a turn of the reactor
+LARGEST_BOUND_NS = 1 << 36  # 69 s: nothing that takes longer is told apart
+
+_REACTOR_GAUGES = {
+    "map_frames": "Nodes of the map that its cache has room for.",
+    "map_used": "Nodes of the map in its cache.",
+    "map_dirty": "Nodes of the map that changed since they were written.",
+}
+_REACTOR_COUNTERS = {
+    "turns": "Turns of its loop.",
+    "sleeps": "Times it went to sleep for want of work.",
+    "map_hits": "Nodes of the map found in its cache.",
+    "map_misses": "Nodes of the map that had to be read.",
+}
+
+
+def registry(node: Node) -> CollectorRegistry:
+    collected = CollectorRegistry()
+    collected.register(NodeCollector(node))
+    ProcessCollector(registry=collected)
+    return collected
+
+
+class NodeCollector:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # what there is depends on the volumes
+
+    def collect(self) -> Iterator[Metric]:
+        node = self._node
+        status = node.status()
+        yield InfoMetricFamily("iomesh_node", "Who this is.", {"node": status.node, "cluster": status.cluster, "version": status.version})
+        yield GaugeMetricFamily("iomesh_node_ready", "1 once all volumes have been brought up.", float(status.ready))
+        if node.ready:
+            yield from self._devices()
+            yield from self._volumes()
+            yield from self._counters()
+            yield from self._histograms()
+            yield from self._reactors()
+
+    def _devices(self) -> Iterator[Metric]:
+        labels = ["device", "label", "path", "tier"]
+        size = GaugeMetricFamily("iomesh_device_size_bytes", "Size of the device.", labels=labels)
+        free = GaugeMetricFamily("iomesh_device_free_bytes", "Space that no segment has, the reserve included.", labels=labels)
+        reserve = GaugeMetricFamily("iomesh_device_reserve_bytes", "Space kept for checkpoints and the journal.", labels=labels)
+        replicas = GaugeMetricFamily("iomesh_device_replicas", "Segment replicas on the device.", labels=labels)
+        online = GaugeMetricFamily("iomesh_device_online", "1 if it is open and without errors, 0 if missing or failed.", labels=labels)
+        for device in self._node.stores.list():
+            values = [device.id, device.label, device.path, device.tier]
+            size.add_metric(values, device.size_bytes)
+            online.add_metric(values, float(device.state == DeviceState.ONLINE))
+            if device.state != DeviceState.MISSING:
+                free.add_metric(values, device.free_bytes)
+                reserve.add_metric(values, device.reserve_bytes)
+                replicas.add_metric(values, device.replicas)
+        yield from (size, free, reserve, replicas, online)
+
+    def _volumes(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily("iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"])
+        size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"])
+        live = GaugeMetricFamily("iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"])
+        behind = GaugeMetricFamily("iomesh_volume_replay_bytes", "Log since the checkpoint: what a recovery would read.", labels=["volume"])
+        segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of its log.", labels=["volume"])
+        connections = GaugeMetricFamily("iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"])
+        recovery = GaugeMetricFamily("iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"])
+        for volume in self._node.volumes.list():
+            for each in VolumeState:
+                if each != VolumeState.UNSPECIFIED:
+                    state.add_metric([volume.name, each.value], float(each == volume.state))
+            size.add_metric([volume.name], volume.size_bytes)
+            if volume.state == VolumeState.SERVING:
+                live.add_metric([volume.name], volume.live_bytes)
+                behind.add_metric([volume.name], volume.log_bytes_since_checkpoint)
+                segments.add_metric([volume.name], volume.segments)
+                connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
+                recovery.add_metric([volume.name], volume.recovery_seconds)
+        yield from (state, size, live, behind, segments, connections, recovery)
+
+    def _counters(self) -> Iterator[Metric]:
+        families = [
+            CounterMetricFamily(
+                f"iomesh_volume_{name}", f"{name.replace('_', ' ').capitalize()} since the volume was opened.", labels=["volume"]
+            )
+            for name in compiled.COUNTER_NAMES
+        ]
+        for name, identity in self._node.volumes.serving():
+            for family, value in zip(families, self._node.engine.counters(identity).tolist(), strict=True):
+                family.add_metric([name], value)
+        yield from families
+
+    def _histograms(self) -> Iterator[Metric]:
+        bounds = compiled.histogram_bounds()
+        families = [
+            HistogramMetricFamily(
+                f"iomesh_volume_{name}_seconds", f"{name.replace('_', ' ').capitalize()}, in the engine.", labels=["volume"]
+            )
+            for name in compiled.HISTOGRAM_NAMES
+        ]
+        for name, identity in self._node.volumes.serving():
+            for family, counts in zip(families, self._node.engine.histograms(identity).copy(), strict=True):
+                buckets, total = prometheus_buckets(counts, bounds)
+                family.add_metric([name], buckets, total)
+        yield from families
+
+    def _reactors(self) -> Iterator[Metric]:
+        states = [self._node.engine.reactor_state(reactor) for reactor in range(self._node.engine.reactors)]
+        for key, words in _REACTOR_COUNTERS.items():
+            yield _per_reactor(CounterMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]), [state[key] for state in states])
+        for key, words in _REACTOR_GAUGES.items():
+            yield _per_reactor(GaugeMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]), [state[key] for state in states])
+        busy = CounterMetricFamily("iomesh_reactor_busy_seconds", "Time it spent on work.", labels=["reactor"])
+        yield _per_reactor(busy, [state["busy_ns"] / 1e9 for state in states])
+
+
+def prometheus_buckets(counts: NDArray[np.uint64], bounds_ns: NDArray[np.uint64]) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative buckets, one per power of two, and the sum of all observations in seconds.
+
+    The engine has four buckets per power of two, so these are exact; the sum takes each observation for the middle of its bucket,
+    which is right to within an eighth.
+    """
+    cumulative = np.cumsum(counts)
+    buckets = []
+    for bound in _powers(SMALLEST_BOUND_NS, LARGEST_BOUND_NS):
+        within = int(np.searchsorted(bounds_ns, bound, side="right"))
+        buckets.append((repr(bound / 1e9), float(cumulative[within - 1]) if within else 0.0))
+    buckets.append(("+Inf", float(cumulative[-1])))
+    uppers = bounds_ns.astype(np.float64)
+    lowers = np.concatenate((np.zeros(1), uppers[:-1]))
+    occupied = counts > 0
+    total = float(np.sum(counts[occupied] * (lowers[occupied] + uppers[occupied]) / 2)) / 1e9
+    return buckets, total
+
+
+def _powers(first: int, last: int) -> Iterator[int]:
+    while first <= last:
+        yield first
+        first *= 2
+
+
+def _per_reactor(family: CounterMetricFamily | GaugeMetricFamily, values: list[float]) -> Metric:
+    for reactor, value in enumerate(values):
+        family.add_metric([str(reactor)], value)
+    return family

@@ -1,0 +1,245 @@
+"""One node: its parts in the order in which they come up, each with its way down.
+
+Bring-up is a list of named steps. If one fails, those before it are undone in reverse, and the daemon ends with the error; a stop is the
+same way down. The control API is there from early on, so that one can see how far it is; all it tells until the end is its status.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from iomesh.api.model import Bucket, Counters, Device, DeviceState, Latency, ReactorCounters, Status, VolumeCounters
+from iomesh.engine import engine as compiled
+from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
+from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
+from iomesh.metadata.sqlite import SqliteMetadata
+from iomesh.node import metrics
+from iomesh.node.config import Config
+from iomesh.node.engine import NodeEngine, counters_by_name
+from iomesh.node.exports import Doors
+from iomesh.node.http import TEXT, HttpServer
+from iomesh.node.logs import logger
+from iomesh.node.notify import notify
+from iomesh.node.server import ControlServer
+from iomesh.node.stores import Stores
+from iomesh.node.volumes import Volumes
+
+log = logger("node")
+
+
+class Step(NamedTuple):
+    name: str
+    up: Callable[[], Awaitable[None]]
+    down: Callable[[], Awaitable[None]]
+
+
+class Node:
+    """`up`, then `down`: once."""
+
+    metadata: SqliteMetadata
+    cluster: ClusterRecord
+    engine: NodeEngine
+    stores: Stores
+    volumes: Volumes
+    doors: Doors
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.name = config.name
+        self.phase = "starting"
+        self.ready = False
+        self.started_ns = time.time_ns()
+        self._state_lock: IO[bytes] | None = None
+        self._control = ControlServer(config.control, self)
+        self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page})
+        self._done: list[Step] = []
+
+    @property
+    def _steps(self) -> list[Step]:
+        return [
+            Step("lock the state directory", self._lock_state, self._unlock_state),
+            Step("open the metadata", self._open_metadata, self._close_metadata),
+            Step("serve the control API", self._control.start, self._control.stop),
+            Step("start the engine", self._start_engine, self._stop_engine),
+            Step("open the devices", self._open_devices, self._close_devices),
+            Step("listen for exports", self._listen, self._stop_listening),
+            Step("recover the volumes", self._open_volumes, self._close_volumes),
+            Step("serve metrics", self._serve_metrics, self._http.close),
+            Step("report ready", self._report_ready, self._report_stopping),
+        ]
+
+    async def up(self) -> None:
+        """Raises the IomeshError of the step that failed, after undoing the others."""
+        for step in self._steps:
+            self.phase = f"starting ({step.name})"
+            notify(f"STATUS={step.name}")
+            log.debug("step", step=step.name)
+            try:
+                await step.up()
+            except BaseException:
+                await self.down()
+                raise
+            self._done.append(step)
+
+    async def down(self) -> None:
+        """Every step is undone, whatever becomes of the others."""
+        while self._done:
+            step = self._done.pop()
+            log.debug("undo step", step=step.name)
+            try:
+                await step.down()
+            except Exception as error:
+                log.error(
+                    "stop step failed",
+                    step=step.name,
+                    reason=str(error) or type(error).__name__,
+                    exc_info=not isinstance(error, IomeshError),
+                )
+
+    # what users ask that is of no one part
+
+    async def add_device(self, path: str) -> Device:
+        if self.volumes.open_in_engine:
+            raise InUse(
+                f"{path}: a device is added while no volume is open; name it under `devices` in the configuration, and restart the node"
+            )
+        device = await self.stores.add(path)
+        await self.volumes.retry()
+        return device
+
+    def status(self) -> Status:
+        devices = [device for device in self.stores.list() if device.state != DeviceState.MISSING] if self.ready else []
+        return Status(
+            node=self.name,
+            cluster=str(self.cluster.id),
+            version=version("iomesh"),
+            process_id=os.getpid(),
+            started_ns=self.started_ns,
+            ready=self.ready,
+            reactors=self.config.engine.reactors,
+            control_address=self.config.control.socket,
+            metrics_address=self._http.address,
+            nbd_addresses=self.doors.addresses if self.ready else [],
+            capacity_bytes=sum(device.size_bytes for device in devices),
+            free_bytes=sum(device.free_bytes for device in devices),
+            volumes=len(self.volumes.list()) if self.ready else 0,
+            devices=len(devices),
+            warnings=self.engine.warnings if self.ready else [],
+        )
+
+    def counters(self) -> Counters:
+        bounds = compiled.histogram_bounds().tolist()
+        volumes = []
+        for name, identity in self.volumes.serving():
+            latencies = {}
+            for which, counts in zip(compiled.HISTOGRAM_NAMES, self.engine.histograms(identity).tolist(), strict=True):
+                latencies[which] = Latency([Bucket(upper, count) for upper, count in zip(bounds, counts, strict=True) if count])
+            counters = counters_by_name(self.engine.counters(identity))
+            volumes.append(VolumeCounters(volume=name, counters=counters, latencies=latencies, connections=self.doors.connections(name)))
+        reactors = [
+            ReactorCounters(reactor=reactor, counters={key: value for key, value in state.items() if isinstance(value, int)})
+            for reactor in range(self.engine.reactors)
+            for state in [self.engine.reactor_state(reactor)]
+        ]
+        return Counters(monotonic_ns=time.monotonic_ns(), volumes=volumes, reactors=reactors, devices=self.stores.list())
+
+    def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
+        return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+
+    def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
+        if self.ready:
+            return HTTPStatus.OK, TEXT, b"ok\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{self.phase}\n".encode()
+
+    # steps
+
+    async def _lock_state(self) -> None:
+        self._state_lock = lock_directory(self.config.state_dir)
+
+    async def _unlock_state(self) -> None:
+        if self._state_lock is not None:
+            self._state_lock.close()
+
+    async def _open_metadata(self) -> None:
+        self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
+        try:
+            self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster)
+            if self.config.cluster not in (None, self.cluster.id):
+                raise Foreign(f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of {self.cluster.id}")
+        except BaseException:
+            await self.metadata.close()
+            raise
+
+    async def _close_metadata(self) -> None:
+        await self.metadata.close()
+
+    async def _start_engine(self) -> None:
+        self.engine = NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event))
+        self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
+        self.doors = Doors(self.config.nbd, self.engine)
+        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, self.name)
+        self.engine.start()
+        for warning in self.engine.warnings:
+            log.warning("engine", warning=warning)
+
+    async def _stop_engine(self) -> None:
+        self.engine.stop()
+        self.stores.release()
+
+    async def _open_devices(self) -> None:
+        await self.stores.open_all(self.config.devices)
+
+    async def _close_devices(self) -> None:
+        await self.stores.close_all()
+
+    async def _listen(self) -> None:
+        await self.doors.listen()
+
+    async def _stop_listening(self) -> None:
+        await self.doors.close()
+
+    async def _open_volumes(self) -> None:
+        await self.volumes.open_all()
+
+    async def _close_volumes(self) -> None:
+        await self.volumes.close_all()
+
+    async def _serve_metrics(self) -> None:
+        self._registry = metrics.registry(self)
+        if self.config.metrics.listen:
+            await self._http.listen(self.config.metrics.listen)
+
+    async def _report_ready(self) -> None:
+        self.ready, self.phase = True, "ready"
+        notify("READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)")
+        log.info("ready", node=self.name, cluster=str(self.cluster.id), control=self.config.control.socket, metrics=self._http.address)
+
+    async def _report_stopping(self) -> None:
+        self.ready, self.phase = False, "stopping"
+        notify("STOPPING=1", "STATUS=closing volumes")
+        log.info("stopping")
+        await self._control.drain()
+
+
+def lock_directory(path: str) -> IO[bytes]:
+    """The directory, created where there is none, held by this process until the file is closed."""
+    try:
+        Path(path).mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock = Path(path, "lock").open("wb")  # noqa: SIM115 (open as long as the daemon runs)
+    except OSError as error:
+        raise PermissionDenied(f"state_dir: {path} is not ours to write to ({error.strerror}): run as root, or set another one") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InUse(f"state_dir: another iomesh node is running with {path}: stop it, or set another state_dir") from None
+    return lock

@@ -1,0 +1,100 @@
+"""What is done to a device without a daemon: making it one of iomesh's, and saying whose it is."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from iomesh.api.model import Device
+from iomesh.engine import engine as compiled
+from iomesh.errors import Damaged, Foreign, InvalidArgument, IomeshError, NotFound, PermissionDenied
+from iomesh.node.config import EngineConfig
+from iomesh.node.contents import identify, read_superblocks
+from iomesh.node.devices import OpenDevice, open_device
+from iomesh.node.engine import NodeEngine
+from iomesh.sizes import exact_size
+
+LABEL_BYTES_MAX = 63
+_TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
+# Enough for one device at rest; nothing of it is kept.
+_ENGINE = EngineConfig(mode="sleep", map_cache_bytes=8 << 20, register_buffers=False)
+
+
+async def format_device(path: str, *, cluster: uuid.UUID, tier: str | None = None, label: str = "", force: bool = False) -> Device:
+    """Writes an empty store. Whatever the device holds is left alone without `force`; a device in use is, even with it."""
+    if len(label.encode()) > LABEL_BYTES_MAX or "\0" in label:
+        raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
+    if tier is not None and tier not in compiled.TIERS:
+        raise InvalidArgument(f"there is no tier {tier!r}: it is one of {', '.join(compiled.TIERS)}")
+    device = open_device(path)
+    try:
+        if device.size_bytes < compiled.DEVICE_BYTES_MIN:
+            raise InvalidArgument(
+                f"{path} is too small: it has {exact_size(device.size_bytes)}, a device needs {exact_size(compiled.DEVICE_BYTES_MIN)}"
+            )
+        if not force:
+            refuse_contents(path)
+        identity = uuid.uuid4()
+        tier = tier or device.tier
+        await _write(device, cluster=cluster, identity=identity, tier=tier, label=label)
+        return Device(
+            id=str(identity),
+            path=path,
+            tier=tier,
+            label=label,
+            size_bytes=device.size_bytes,
+            volatile_cache=device.volatile_cache,
+            created_ns=time.time_ns(),
+            cluster=str(cluster),
+        )
+    finally:
+        device.close()
+
+
+def refuse_contents(path: str) -> None:
+    """Raises Foreign, with what is there, unless the device holds nothing that anyone knows."""
+    contents = identify(path)
+    advice = "`--force` formats it all the same, and what it holds is lost"
+    if contents.superblock is not None:
+        superblock = contents.superblock
+        name = f"{superblock.label!r} ({superblock.device})" if superblock.label else str(superblock.device)
+        raise Foreign(f"{path} is device {name} of iomesh cluster {superblock.cluster}: {advice}")
+    if contents.damaged:
+        raise Foreign(f"{path} is an iomesh device whose superblocks are damaged ({contents.damaged}): {advice}")
+    if contents.foreign:
+        raise Foreign(f"{path} holds {contents.foreign}: {advice}")
+
+
+def inspect_device(path: str) -> Device:
+    """What the superblock says; reads nothing else and holds nothing, so it can be asked of a device in use."""
+    try:
+        superblock, fault = read_superblocks(path)
+    except PermissionError:
+        raise PermissionDenied(f"{path} is not readable: run as root") from None
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}") from None
+    if superblock is None:
+        if fault:
+            raise Damaged(f"{path}: neither superblock is whole: {fault}")
+        foreign = identify(path).foreign
+        raise Foreign(f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else ""))
+    return Device(
+        id=str(superblock.device),
+        path=path,
+        tier=_TIER_NAMES.get(superblock.tier, "unknown"),
+        label=superblock.label,
+        size_bytes=superblock.device_bytes,
+        created_ns=superblock.created_ns,
+        cluster=str(superblock.cluster),
+    )
+
+
+async def _write(device: OpenDevice, *, cluster: uuid.UUID, identity: uuid.UUID, tier: str, label: str) -> None:
+    engine = NodeEngine(_ENGINE, lambda event: None)
+    engine.start()
+    try:
+        await engine.format_store(device.descriptor, cluster=cluster, device=identity, size_bytes=device.size_bytes, tier=tier, label=label)
+    except IomeshError as error:
+        raise type(error)(f"{device.path}: {error.message}") from None
+    finally:
+        engine.stop()

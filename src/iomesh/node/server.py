@@ -1,0 +1,161 @@
+"""Serves the control API: turns messages into calls of the node, and errors into codes.
+
+What a client has asked for is carried through even if the client goes away meanwhile: every call runs in a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from iomesh.api import iomesh_pb2 as pb
+from iomesh.api.client import ERROR_KIND, SERVICE
+from iomesh.api.messages import to_message
+from iomesh.errors import InUse, IomeshError, Unavailable, meaning
+from iomesh.node.config import ControlConfig, address_text, parse_address
+from iomesh.node.logs import logger
+from iomesh.node.sockets import claim_unix_socket, release, restrict
+
+if TYPE_CHECKING:
+    from iomesh.node.node import Node
+
+log = logger("control")
+GRACE_SECONDS = 5.0  # for calls that are under way when the daemon stops
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any], Awaitable[Message]]
+
+
+class ControlServer:
+    def __init__(self, config: ControlConfig, node: Node) -> None:
+        self._config = config
+        self._node = node
+        self._server: grpc.aio.Server | None = None
+        self._tasks: set[asyncio.Task[Message]] = set()
+
+    async def start(self) -> None:
+        claim_unix_socket(self._config.socket, "control.socket")
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((self._handlers(),))
+        try:
+            server.add_insecure_port(f"unix:{self._config.socket}")
+            if self._config.listen:
+                server.add_insecure_port(address_text(*parse_address(self._config.listen, "control.listen")))
+        except RuntimeError as error:
+            raise InUse(f"control.socket or control.listen: {self._config.socket} {self._config.listen}: {error}") from None
+        await server.start()
+        restrict(self._config.socket)
+        self._server = server
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(GRACE_SECONDS)
+            self._server = None
+        await self.drain()
+        release(self._config.socket)
+
+    async def drain(self) -> None:
+        """Waits for the calls that are under way."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        service = NodeService(self._node)
+        handlers = {}
+        for name, method in SERVICE.methods_by_name.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(
+                self._guarded(name, getattr(service, snake_case(name))),
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+    def _guarded(self, name: str, handler: Handler) -> Callable[[Message, Context], Awaitable[Message]]:
+        async def handle(request: Message, context: Context) -> Message:
+            task = asyncio.ensure_future(handler(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            try:
+                return await asyncio.shield(task)
+            except IomeshError as error:
+                log.info("refused", call=name, error=type(error).__name__, reason=error.message)
+                await refuse(context, error)
+            except Exception:
+                log.exception("a bug", call=name)
+                await refuse(context, IomeshError(f"{name} failed because of a bug in iomesh: its log says more"))
+
+        return handle
+
+
+async def refuse(context: Context, error: IomeshError) -> NoReturn:
+    context.set_trailing_metadata(((ERROR_KIND, type(error).__name__),))
+    await context.abort(grpc.StatusCode[meaning(error).grpc_code], error.message)
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class NodeService:
+    """One method per call of iomesh.proto, named after it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def get_status(self, request: pb.GetStatusRequest) -> pb.Status:
+        return to_message(pb.Status, self._node.status())
+
+    async def get_counters(self, request: pb.GetCountersRequest) -> pb.Counters:
+        return to_message(pb.Counters, self._ready().counters())
+
+    async def list_devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
+        return pb.ListDevicesResponse(devices=[to_message(pb.Device, device) for device in self._ready().stores.list()])
+
+    async def get_device(self, request: pb.GetDeviceRequest) -> pb.Device:
+        return to_message(pb.Device, self._ready().stores.find(request.device))
+
+    async def add_device(self, request: pb.AddDeviceRequest) -> pb.Device:
+        return to_message(pb.Device, await self._ready().add_device(request.path))
+
+    async def remove_device(self, request: pb.RemoveDeviceRequest) -> pb.RemoveDeviceResponse:
+        await self._ready().stores.remove(request.device)
+        return pb.RemoveDeviceResponse()
+
+    async def create_volume(self, request: pb.CreateVolumeRequest) -> pb.Volume:
+        volume = await self._ready().volumes.create(
+            request.name, request.size_bytes, segment_bytes=request.segment_bytes, replicas=request.policy.replicas
+        )
+        return to_message(pb.Volume, volume)
+
+    async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
+        return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._ready().volumes.list()])
+
+    async def get_volume(self, request: pb.GetVolumeRequest) -> pb.Volume:
+        return to_message(pb.Volume, self._ready().volumes.get(request.name))
+
+    async def grow_volume(self, request: pb.GrowVolumeRequest) -> pb.Volume:
+        return to_message(pb.Volume, await self._ready().volumes.grow(request.name, request.size_bytes))
+
+    async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
+        await self._ready().volumes.delete(request.name, force=request.force)
+        return pb.DeleteVolumeResponse()
+
+    async def export_volume(self, request: pb.ExportVolumeRequest) -> pb.Export:
+        return to_message(pb.Export, await self._ready().volumes.export(request.name, read_only=request.read_only))
+
+    async def unexport_volume(self, request: pb.UnexportVolumeRequest) -> pb.UnexportVolumeResponse:
+        await self._ready().volumes.unexport(request.name, force=request.force)
+        return pb.UnexportVolumeResponse()
+
+    async def checkpoint(self, request: pb.CheckpointRequest) -> pb.CheckpointResponse:
+        return pb.CheckpointResponse(volumes=await self._ready().volumes.checkpoint(request.name))
+
+    def _ready(self) -> Node:
+        if not self._node.ready:
+            raise Unavailable(f"node {self._node.name} is {self._node.phase}: ask again in a moment")
+        return self._node

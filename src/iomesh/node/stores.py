@@ -1,0 +1,206 @@
+"""The node's devices with their stores: which are open, which are missing, what space they have.
+
+Every device that was ever attached is in the metadata service. That is what makes a missing one visible: a volume is only opened when
+all of the node's stores are, because a log that lacks the end of it looks exactly like a shorter log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from iomesh.api.model import Device, DeviceState
+from iomesh.engine import engine as compiled
+from iomesh.errors import Foreign, InUse, IomeshError, NotFound
+from iomesh.metadata import Delete, Metadata
+from iomesh.metadata.records import DeviceRecord, device_key, list_devices, put_device
+from iomesh.node.devices import OpenDevice, open_device
+from iomesh.node.engine import NodeEngine
+from iomesh.node.logs import logger
+
+log = logger("stores")
+_TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
+
+
+@dataclass
+class OpenStore:
+    number: int  # the engine's
+    device: OpenDevice
+    record: DeviceRecord
+    cluster: uuid.UUID
+    created_ns: int
+
+
+class Stores:
+    def __init__(self, engine: NodeEngine, metadata: Metadata, node: str, cluster: uuid.UUID) -> None:
+        self._engine = engine
+        self._metadata = metadata
+        self._node = node
+        self._cluster = cluster
+        self._open: dict[uuid.UUID, OpenStore] = {}
+        self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
+        self._changing = asyncio.Lock()
+
+    async def open_all(self, paths: Iterable[str]) -> None:
+        """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
+        for path in paths:
+            await self._attach(path)
+        for record, _ in await list_devices(self._metadata):
+            if record.node != self._node or record.id in self._open:
+                continue
+            try:
+                await self._attach(record.path, expected=record.id)
+            except IomeshError as error:
+                self._missing[record.id] = record, error.message
+                log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
+
+    async def add(self, path: str) -> Device:
+        async with self._changing:
+            held = next((store for store in self._open.values() if _same_file(store.device.path, path)), None)
+            return self._describe(held or await self._attach(path))
+
+    async def remove(self, words: str) -> None:
+        """Forgets a missing device, or closes one that holds nothing."""
+        async with self._changing:
+            device = self.find(words)
+            identity = uuid.UUID(device.id)
+            if identity in self._open:
+                if device.replicas:
+                    raise InUse(f"device {words} holds {device.replicas} segment replicas: delete the volumes on it first")
+                store = self._open[identity]
+                await self._engine.close_store(store.number)
+                store.device.close()
+                del self._open[identity]
+            self._missing.pop(identity, None)
+            await self._metadata.commit(Delete(device_key(identity), None))
+            log.info("device removed", device=device.id, path=device.path)
+
+    async def close_all(self) -> None:
+        for identity, store in list(self._open.items()):
+            try:
+                await self._engine.close_store(store.number)
+            finally:
+                store.device.close()
+                del self._open[identity]
+
+    def release(self) -> None:
+        """Gives up the devices as they are, once the engine has been stopped."""
+        for store in self._open.values():
+            store.device.close()
+        self._open.clear()
+
+    def list(self) -> list[Device]:
+        online = [self._describe(store) for store in self._open.values()]
+        return sorted(online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path)
+
+    def find(self, words: str) -> Device:
+        """By UUID, label or path."""
+        devices = self.list()
+        for device in devices:
+            if words in (device.id, device.path) or (device.state != DeviceState.MISSING and _same_file(device.path, words)):
+                return device
+        labelled = [device for device in devices if device.label and device.label == words]
+        if len(labelled) > 1:
+            raise NotFound(f"{len(labelled)} devices are labelled {words!r}: name one by its UUID or path")
+        if not labelled:
+            known = ", ".join(device.path for device in devices) or "none"
+            raise NotFound(f"there is no device {words!r} on this node; it has {known}")
+        return labelled[0]
+
+    @property
+    def missing(self) -> str:
+        """Words for what is missing, empty if nothing is."""
+        return "; ".join(f"device {record.label or record.id} is missing ({reason})" for record, reason in self._missing.values())
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Of the open devices; 0 if there is none."""
+        return min((store.device.size_bytes for store in self._open.values()), default=0)
+
+    @property
+    def volatile_cache(self) -> bool:
+        return any(store.device.volatile_cache for store in self._open.values())
+
+    async def _attach(self, path: str, expected: uuid.UUID | None = None) -> OpenStore:
+        device = open_device(path)
+        try:
+            store = await self._open_store(device)
+            if expected is not None and store.record.id != expected:
+                await self._engine.close_store(store.number)
+                raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
+        except BaseException:
+            device.close()
+            raise
+        self._open[store.record.id] = store
+        self._missing.pop(store.record.id, None)
+        await self._metadata.commit(put_device(store.record, None))
+        return store
+
+    async def _open_store(self, device: OpenDevice) -> OpenStore:
+        try:
+            opened = await self._engine.open_store(device.descriptor, cluster=self._cluster, volatile_cache=device.volatile_cache)
+        except IomeshError as error:
+            raise type(error)(f"{device.path}: {error.message}{self._remedy(error)}") from None
+        for repair in opened["repaired"]:
+            log.warning("device repaired", path=device.path, what=repair)
+        record = DeviceRecord(
+            id=uuid.UUID(bytes=opened["device"]),
+            node=self._node,
+            path=absolute(device.path),
+            tier=_TIER_NAMES.get(opened["tier"], "ssd"),
+            label=opened["label"],
+            size_bytes=opened["device_bytes"],
+        )
+        log.info("device open", device=str(record.id), path=device.path, tier=record.tier, volatile_cache=device.volatile_cache)
+        return OpenStore(opened["store"], device, record, uuid.UUID(bytes=opened["cluster"]), opened["created_ns"])
+
+    def _remedy(self, error: IomeshError) -> str:
+        if not isinstance(error, Foreign):
+            return ""
+        return f" (this node is of cluster {self._cluster}; `iomesh device format` makes a device ready for it, and erases what is there)"
+
+    def _describe(self, store: OpenStore) -> Device:
+        space = self._engine.store_space(store.number)
+        failed = bool(space.get("failed", 0))
+        return Device(
+            id=str(store.record.id),
+            path=store.record.path,
+            tier=store.record.tier,
+            label=store.record.label,
+            size_bytes=store.record.size_bytes,
+            free_bytes=space["free_slabs"] * space["slab_bytes"],
+            reserve_bytes=space["reserve_slabs"] * space["slab_bytes"],
+            replicas=space["replicas"],
+            volatile_cache=store.device.volatile_cache,
+            state=DeviceState.FAILED if failed else DeviceState.ONLINE,
+            reason="it answered a write with an error: see the log" if failed else "",
+            created_ns=store.created_ns,
+            cluster=str(store.cluster),
+        )
+
+
+def _describe_missing(record: DeviceRecord, reason: str) -> Device:
+    return Device(
+        id=str(record.id),
+        path=record.path,
+        tier=record.tier,
+        label=record.label,
+        size_bytes=record.size_bytes,
+        state=DeviceState.MISSING,
+        reason=reason,
+    )
+
+
+def absolute(path: str) -> str:
+    """Links stay as they are: those under /dev/disk/by-id name a device for longer than what they point to."""
+    return str(Path(path).absolute())
+
+
+def _same_file(path: str, other: str) -> bool:
+    try:
+        return Path(path).samefile(other)
+    except OSError:
+        return False

@@ -1,0 +1,420 @@
+"""The volumes that this node owns, from their record in the metadata service to an open door and back.
+
+    (none) --create--> OPENING --recovered--> SERVING --delete--> DELETING --erased--> (none)
+                          |                      |                   ^
+                          '--error--> FAILED ----'------delete-------'
+
+- The record is written first. What the engine is then asked can be repeated, so a crash between the two leaves work, never a doubt:
+  at the next start a READY volume is opened, a DELETING one is erased further.
+- Opening raises the epoch in the record; every later change of the record asks that epoch and owner are still ours.
+- `changing` of a volume is held by whoever moves it from state to state; `writing` only while its record is written, so that the
+  checkpoint that closing waits for can be recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from iomesh.api.model import Export, Policy, Volume, VolumeState
+from iomesh.engine import engine as compiled
+from iomesh.engine.engine import Event, Pointer
+from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
+from iomesh.metadata import Metadata
+from iomesh.metadata.records import (
+    CheckpointPointer,
+    ExportRecord,
+    Lifecycle,
+    PolicyRecord,
+    VolumeRecord,
+    delete_volume,
+    get_volume,
+    list_volumes,
+    put_volume,
+)
+from iomesh.node.engine import NodeEngine
+from iomesh.node.exports import NBD, Doors
+from iomesh.node.logs import logger
+from iomesh.node.stores import Stores
+from iomesh.sizes import exact_size
+
+log = logger("volumes")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+SMALLEST_DEVICE_SHARE = 512  # a segment is at most this part of the smallest device
+RECORD_ATTEMPTS = 5
+
+
+@dataclass
+class _Open:
+    """A volume of this node."""
+
+    record: VolumeRecord
+    version: int
+    state: VolumeState = VolumeState.OPENING
+    reason: str = ""
+    recovery: dict[str, Any] = field(default_factory=dict)
+    in_engine: bool = False
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Volumes:
+    def __init__(self, engine: NodeEngine, metadata: Metadata, stores: Stores, doors: Doors, node: str) -> None:
+        self._engine = engine
+        self._metadata = metadata
+        self._stores = stores
+        self._doors = doors
+        self._node = node
+        self._volumes: dict[str, _Open] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # bring-up and shutdown
+
+    async def open_all(self) -> None:
+        """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
+        for record, version in await list_volumes(self._metadata):
+            deleting = record.state == Lifecycle.DELETING
+            self._volumes[record.name] = _Open(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING)
+        await self.retry()
+
+    async def retry(self) -> None:
+        """Brings up what is not up: at the start, and once a missing device has come."""
+        await asyncio.gather(*(self._bring_up(volume) for volume in list(self._volumes.values()) if not volume.in_engine))
+
+    async def close_all(self) -> None:
+        """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
+        await asyncio.gather(*(self._close(volume) for volume in self._volumes.values() if volume.in_engine))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _bring_up(self, volume: _Open) -> None:
+        async with volume.changing:
+            try:
+                if volume.record.owner != self._node:
+                    raise InUse(f"volume {volume.record.name} is owned by node {volume.record.owner}, and this is {self._node}")
+                if self._stores.missing:
+                    raise Unavailable(
+                        f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
+                    )
+                if volume.record.state == Lifecycle.DELETING:
+                    await self._erase(volume)
+                else:
+                    await self._open(volume)
+            except IomeshError as error:
+                self._fail(volume, error)
+
+    async def _close(self, volume: _Open) -> None:
+        name = volume.record.name
+        async with volume.changing:
+            try:
+                await self._doors.withdraw(name)
+                await self._engine.close_volume(volume.record.id, checkpoint=True)
+            except (IomeshError, TimeoutError) as error:
+                # Nothing is lost by it: the log is what it was, and the next start replays more of it.
+                log.error("volume closed without a checkpoint", volume=name, reason=str(error))
+            volume.in_engine = False
+            volume.state = VolumeState.OPENING
+
+    # what users ask
+
+    async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0) -> Volume:
+        if not _NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first"
+            )
+        check_size(size_bytes)
+        if replicas not in (0, 1):
+            raise Unsupported(f"{replicas} replicas: a volume has one in this version")
+        existing = self._volumes.get(name)
+        if existing is not None:
+            return await self._identical(existing, size_bytes, segment_bytes, replicas or 1)
+        record = VolumeRecord(
+            id=uuid.uuid4(),
+            name=name,
+            size_bytes=size_bytes,
+            segment_bytes=self._segment_bytes(segment_bytes),
+            epoch=0,
+            owner=self._node,
+            policy=PolicyRecord(replicas=replicas or 1),
+            created_ns=time.time_ns(),
+        )
+        volume = _Open(record, 0)
+        self._volumes[name] = volume
+        async with volume.changing:
+            try:
+                await self._open(volume)
+            except Conflict:
+                del self._volumes[name]
+                raise AlreadyExists(f"a volume {name} exists in this cluster") from None
+            except BaseException:
+                del self._volumes[name]
+                if volume.version:
+                    await self._metadata.commit(delete_volume(record, volume.version))
+                raise
+        log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
+        return self._describe(volume)
+
+    async def grow(self, name: str, size_bytes: int) -> Volume:
+        volume = self._serving(name)
+        check_size(size_bytes)
+        async with volume.changing:
+            self._serving(name)
+            if size_bytes < volume.record.size_bytes:
+                raise InvalidArgument(
+                    f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to {exact_size(size_bytes)}"
+                )
+            # The record first: a volume that was seen at a size is never smaller after a crash.
+            if size_bytes > volume.record.size_bytes:
+                await self._write(volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
+            await self._engine.grow_volume(volume.record.id, size_bytes)
+            self._publish(volume)
+        return self._describe(volume)
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        volume = self._find(name)
+        async with volume.changing:
+            if self._volumes.get(name) is not volume:
+                return  # somebody else has deleted it meanwhile
+            self._refuse_connections(name, "delete", force)
+            if volume.record.owner != self._node:
+                raise InUse(f"volume {name} is owned by node {volume.record.owner}: delete it there")
+            if self._stores.missing and not force:
+                raise Unavailable(f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}")
+            await self._write(volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[]))
+            try:
+                await self._erase(volume)
+            except IomeshError as error:
+                self._fail(volume, error)
+                raise
+
+    async def export(self, name: str, *, read_only: bool = False) -> Export:
+        volume = self._serving(name)
+        async with volume.changing:
+            self._serving(name)
+            wanted = ExportRecord(protocol=NBD, read_only=read_only)
+            if volume.record.exports and volume.record.exports != [wanted]:
+                how = "read-only" if volume.record.exports[0].read_only else "for reading and writing"
+                raise AlreadyExists(f"volume {name} is exported {how} already: unexport it first")
+            if not volume.record.exports:
+                await self._write(volume, lambda record: msgspec.structs.replace(record, exports=[wanted]))
+                self._publish(volume)
+                log.info("volume exported", volume=name, read_only=read_only)
+            return self._doors.describe(name)[0]
+
+    async def unexport(self, name: str, *, force: bool = False) -> None:
+        volume = self._find(name)
+        async with volume.changing:
+            self._refuse_connections(name, "unexport", force)
+            if volume.record.exports:
+                await self._write(volume, lambda record: msgspec.structs.replace(record, exports=[]))
+            await self._doors.withdraw(name)
+        log.info("volume not exported any more", volume=name)
+
+    async def checkpoint(self, name: str = "") -> list[str]:
+        volumes = [self._serving(name)] if name else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING]
+        await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes))
+        return [volume.record.name for volume in volumes]
+
+    def get(self, name: str) -> Volume:
+        return self._describe(self._find(name))
+
+    def list(self) -> list[Volume]:
+        return [self._describe(volume) for _, volume in sorted(self._volumes.items())]
+
+    @property
+    def open_in_engine(self) -> int:
+        return sum(volume.in_engine for volume in self._volumes.values())
+
+    def serving(self) -> Iterator[tuple[str, uuid.UUID]]:
+        """Name and id of every volume that the engine can be asked about."""
+        return ((name, volume.record.id) for name, volume in sorted(self._volumes.items()) if volume.state == VolumeState.SERVING)
+
+    # what the engine says
+
+    def on_event(self, event: Event) -> None:
+        volume = next((each for each in self._volumes.values() if event.volume == each.record.id.bytes), None)
+        name = volume.record.name if volume else None
+        match event.kind:
+            case "checkpoint" if volume is not None:
+                task = asyncio.create_task(self._move_checkpoint(volume, event.value), name=f"checkpoint of {name}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case "checksum" | "device":
+                log.error(f"{event.kind} error", volume=name, **event.value)
+            case "no_space":
+                log.error("no space: writes are refused until there is", volume=name)
+            case _:
+                log.info(event.kind.replace("_", " "), volume=name, **event.value)
+
+    async def _move_checkpoint(self, volume: _Open, value: dict[str, Any]) -> None:
+        pointer, sequence = value["pointer"], value["sequence"]
+        checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
+        moved = False
+        try:
+            await self._write(volume, lambda record: msgspec.structs.replace(record, checkpoint=checkpoint))
+            moved = True
+            log.debug("checkpoint", volume=volume.record.name, sequence=sequence, segment=pointer.segment, block=pointer.block)
+        except IomeshError as error:
+            log.error("checkpoint not recorded", volume=volume.record.name, sequence=sequence, reason=error.message)
+        finally:
+            self._engine.checkpoint_moved(volume.record.id, sequence, moved=moved)
+
+    # steps
+
+    async def _open(self, volume: _Open) -> None:
+        """Takes the volume over under a new epoch, recovers it, opens its door."""
+        volume.state, volume.reason = VolumeState.OPENING, ""
+        await self._write(volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
+        record = volume.record
+        at = record.checkpoint
+        volume.recovery = await self._engine.open_volume(
+            record.id,
+            size_bytes=record.size_bytes,
+            epoch=record.epoch,
+            segment_bytes=record.segment_bytes,
+            checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
+        )
+        volume.in_engine = True
+        volume.state = VolumeState.SERVING
+        self._publish(volume)
+        log.info("volume open", volume=record.name, epoch=record.epoch, **volume.recovery)
+
+    def _publish(self, volume: _Open) -> None:
+        record = volume.record
+        for export in record.exports:
+            self._doors.publish(
+                record.id,
+                record.name,
+                size_bytes=record.size_bytes,
+                read_only=export.read_only,
+                volatile_cache=self._stores.volatile_cache,
+            )
+
+    async def _erase(self, volume: _Open) -> None:
+        """From any state to none; the record, which says DELETING, goes last."""
+        name = volume.record.name
+        volume.state, volume.reason = VolumeState.DELETING, ""
+        await self._doors.withdraw(name)
+        if volume.in_engine:
+            await self._engine.close_volume(volume.record.id, checkpoint=False)
+            volume.in_engine = False
+        segments = await self._engine.erase_volume(volume.record.id)
+        await self._metadata.commit(delete_volume(volume.record, volume.version))
+        del self._volumes[name]
+        log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
+
+    def _fail(self, volume: _Open, error: IomeshError) -> None:
+        volume.reason = error.message
+        if volume.state != VolumeState.DELETING:
+            volume.state = VolumeState.FAILED
+        log.error("volume failed", volume=volume.record.name, state=volume.state.value, reason=error.message)
+
+    async def _write(self, volume: _Open, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
+        """Writes the changed record; if somebody else wrote it meanwhile, changes what they left, provided that it is ours still."""
+        async with volume.writing:
+            for _ in range(RECORD_ATTEMPTS):
+                record = change(volume.record)
+                try:
+                    volume.version = await self._metadata.commit(put_volume(record, volume.version))
+                except Conflict:
+                    found = await get_volume(self._metadata, record.name)
+                    ours = volume.record
+                    if found is None or _right(found.record) != _right(ours):
+                        raise Conflict(f"volume {record.name} has been taken over or replaced by somebody else") from None
+                    volume.record, volume.version = found
+                else:
+                    volume.record = record
+                    return
+            raise Conflict(f"volume {volume.record.name}: its record keeps changing")
+
+    # checks and answers
+
+    def _find(self, name: str) -> _Open:
+        volume = self._volumes.get(name)
+        if volume is None:
+            raise NotFound(f"there is no volume {name!r}")
+        return volume
+
+    def _serving(self, name: str) -> _Open:
+        volume = self._find(name)
+        if volume.state != VolumeState.SERVING:
+            raise Unavailable(f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else ""))
+        return volume
+
+    def _refuse_connections(self, name: str, what: str, force: bool) -> None:
+        connections = self._doors.connections(name)
+        if connections and not force:
+            raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
+
+    async def _identical(self, volume: _Open, size_bytes: int, segment_bytes: int, replicas: int) -> Volume:
+        """The answer to a creation that has happened, or is happening, already."""
+        record = volume.record
+        wanted = (size_bytes, segment_bytes or record.segment_bytes, replicas)
+        if volume.state == VolumeState.DELETING:
+            raise AlreadyExists(f"a volume {record.name} is being deleted: wait until it is gone, or take another name")
+        if wanted != (record.size_bytes, record.segment_bytes, record.policy.replicas):
+            raise AlreadyExists(
+                f"a volume {record.name} exists and is different: {exact_size(record.size_bytes)}, segments of "
+                f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s)"
+            )
+        async with volume.changing:  # until it is open, or has failed to
+            return self._describe(self._serving(record.name))
+
+    def _segment_bytes(self, asked: int) -> int:
+        smallest = self._stores.smallest_bytes
+        if not smallest:
+            raise NoSpace("this node has no device: `iomesh device format` one, and name it in the configuration or add it")
+        least, most = compiled.SEGMENT_BYTES_MIN, compiled.SEGMENT_BYTES_MAX
+        chosen = min(max(1 << (smallest // SMALLEST_DEVICE_SHARE).bit_length() - 1, least), most)
+        if not asked:
+            return chosen
+        if asked & (asked - 1) or not least <= asked <= most:
+            raise InvalidArgument(f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed")
+        return asked
+
+    def _describe(self, volume: _Open) -> Volume:
+        record = volume.record
+        state = self._engine.volume_state(record.id) if volume.state == VolumeState.SERVING else {}
+        return Volume(
+            name=record.name,
+            id=str(record.id),
+            size_bytes=record.size_bytes,
+            segment_bytes=record.segment_bytes,
+            epoch=record.epoch,
+            owner=record.owner,
+            state=volume.state,
+            reason=volume.reason,
+            policy=Policy(replicas=record.policy.replicas),
+            created_ns=record.created_ns,
+            exports=self._doors.describe(record.name),
+            live_bytes=state.get("live_blocks", 0) * compiled.BLOCK_BYTES,
+            log_bytes_since_checkpoint=state.get("log_bytes_since_checkpoint", 0),
+            segments=state.get("segments", 0),
+            sequence=state.get("sequence", 0),
+            reactor=volume.recovery.get("reactor", 0),
+            recovery_seconds=volume.recovery.get("seconds", 0.0),
+            recovery_bytes=volume.recovery.get("replayed_bytes", 0),
+        )
+
+
+def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
+    """By which its owner may write and change it."""
+    return record.id, record.epoch, record.owner
+
+
+def check_size(size_bytes: int) -> None:
+    most = compiled.VOLUME_BYTES_MAX
+    if size_bytes <= 0:
+        raise InvalidArgument(f"a volume of {size_bytes} bytes: it needs at least {compiled.BLOCK_BYTES}")
+    if size_bytes > most:
+        raise InvalidArgument(f"a volume of {exact_size(size_bytes)} is too large: at most {exact_size(most)}")
+    if size_bytes % compiled.BLOCK_BYTES:
+        above = size_bytes + -size_bytes % compiled.BLOCK_BYTES
+        raise InvalidArgument(f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}")

@@ -1,0 +1,110 @@
+"""What only the SQLite implementation has: a file, several processes, a history of limited length."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iomesh.errors import Damaged, NotFound, Unavailable, Unsupported
+from iomesh.metadata import HistoryLost, Put
+from iomesh.metadata import sqlite as implementation
+from iomesh.metadata.sqlite import SqliteMetadata
+
+
+async def test_what_was_committed_is_there_after_opening_again(tmp_path: Path) -> None:
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    revision = await metadata.commit(Put("a", b"1", 0))
+    await metadata.close()
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    assert await metadata.get("a") == ("a", b"1", revision)
+    assert await metadata.commit(Put("b", b"1", 0)) > revision
+    await metadata.close()
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from iomesh.metadata import Put
+from iomesh.metadata.sqlite import SqliteMetadata
+
+async def main():
+    metadata = await SqliteMetadata.open(Path(sys.argv[1]))
+    for number in range(1000):
+        await metadata.commit(Put(f"a/{number:04}", b"", 0))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def last_commit_of_a_process_that_is_killed(path: Path) -> int:
+    """The number of the last one that was answered."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        answered = [int(next(writer.stdout)) for _ in range(20)][-1]
+        writer.kill()
+        return max([answered, *(int(line) for line in writer.stdout if line.strip())])
+
+
+async def test_a_process_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.db"
+    answered = last_commit_of_a_process_that_is_killed(path)
+    metadata = await SqliteMetadata.open(path)
+    keys = [entry.key for entry in (await metadata.list_prefix("a/")).entries]
+    assert keys[: answered + 1] == [f"a/{number:04}" for number in range(answered + 1)]
+    assert len(keys) <= answered + 2, "at most the commit that was under way is there besides"
+    await metadata.close()
+
+
+async def test_a_watch_from_too_long_ago_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "CHANGES_KEPT", 5)
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    first = await metadata.commit(Put("a/0", b"", 0))
+    for number in range(1, 7):
+        await metadata.commit(Put(f"a/{number}", b"", 0))
+    with pytest.raises(HistoryLost):
+        await anext(metadata.watch("a/", first))
+    assert (await anext(metadata.watch("a/", first + 1))).key == "a/2"
+    await metadata.close()
+
+
+async def test_leases_of_an_earlier_boot_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    lease = await metadata.grant(3600.0)
+    await metadata.commit(Put("nodes/a", b"", 0, lease=lease))
+    monkeypatch.setattr(implementation, "_boot", lambda: "another boot")
+    assert await metadata.get("nodes/a") is None
+    await metadata.close()
+
+
+async def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="absent"):
+        await SqliteMetadata.open(tmp_path / "absent" / "metadata.db")
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.db"
+    path.write_bytes(b"something else entirely" * 1000)
+    with pytest.raises(Damaged, match=r"metadata\.db"):
+        await SqliteMetadata.open(path)
+    assert path.read_bytes() == b"something else entirely" * 1000
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.db"
+    await (await SqliteMetadata.open(path)).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(Unsupported, match="newer"):
+        await SqliteMetadata.open(path)
+
+
+async def test_after_closing_there_is_no_answer(tmp_path: Path) -> None:
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    await metadata.close()
+    with pytest.raises((Unavailable, RuntimeError)):
+        await metadata.get("a")
