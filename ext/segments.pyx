@@ -114,7 +114,7 @@ cdef class Segments:
         bucket[0] = segment
 
     cdef void grow(self) noexcept nogil:
-        """Twice the buckets; every segment of the list but the newest, which is not in yet, is hashed again."""
+        """Twice the buckets; every segment but the newest, which is not in the table yet, is hashed again."""
         cdef Segment** buckets = <Segment**>calloc(2 * <size_t>self.bucket_count, sizeof(Segment*))
         cdef uint32_t old_count = self.bucket_count, i
         cdef Segment** old = self.buckets
@@ -131,3 +131,62 @@ cdef class Segments:
                 self.hash(segment)
                 segment = after
         release(old)
+
+
+cdef class SegmentsView:
+    """The same, for tests."""
+
+    cdef Segments segments
+
+    def __init__(self) -> None:
+        self.segments = Segments()
+
+    def add(self, number: int) -> None:
+        self.segments.add(number)
+
+    def remove(self, number: int) -> None:
+        cdef Segment* segment = self.segments.find(number)
+        if segment is NULL:
+            raise KeyError(number)
+        self.segments.remove(segment)
+
+    def born(self, segment: int, *, present: bool = True) -> None:
+        self.segments.born(pointer_to(segment, present))
+
+    def died(self, segment: int, *, present: bool = True) -> None:
+        self.segments.died(pointer_to(segment, present))
+
+    def set_live(self, number: int, live: int) -> None:
+        self.segments.set_live(self.segments.find(number), live)
+
+    @property
+    def live(self) -> int:
+        return self.segments.live
+
+    def __len__(self) -> int:
+        return self.segments.count
+
+    def __contains__(self, number: int) -> bool:
+        return self.segments.find(number) is not NULL
+
+    def __iter__(self):
+        """(number, live) in the order of numbers; __reversed__ follows the list the other way."""
+        cdef Segment* segment = self.segments.first
+        while segment is not NULL:
+            yield segment.number, segment.live
+            segment = segment.next
+
+    def __reversed__(self):
+        cdef Segment* segment = self.segments.last
+        while segment is not NULL:
+            yield segment.number, segment.live
+            segment = segment.previous
+
+
+cdef Pointer pointer_to(uint32_t segment, bint present):
+    cdef Pointer pointer
+    pointer.segment = segment
+    pointer.block = 0
+    pointer.crc = 0
+    pointer.flags = POINTER_PRESENT if present else 0
+    return pointer
