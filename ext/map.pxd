@@ -71,18 +71,26 @@ cdef class Map:
     cdef readonly uint32_t images    # of its nodes in the log, not committed yet
     cdef readonly uint64_t load_errors
 
-    # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT: nothing is mapped below (never when `create`).
-    # With `when` NULL nobody is told: it only starts the load of the first node on the way that is not cached.
+    # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT:
+    # nothing is mapped below (never when `create`). With `when` NULL nobody is told: it only starts the load of the first node on the
+    # way that is not cached.
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void unpin(self, Node* node) noexcept nogil
-    cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil    # returns what was there; the node is pinned by the caller
-    # writing back, for checkpoint.pyx
-    cdef Node* next_dirty(self, int level, uint64_t up_to) noexcept nogil     # dirty since `up_to` or before, no image in the log; NULL: none
-    cdef bint must_write_first(self, Node* node) noexcept nogil               # a checkpoint needs it as it is: append an image before it changes
-    cdef bint is_empty(self, Node* node) noexcept nogil                       # every pointer is zero and no image is in the log: it needs no image (asked before image_taken)
-    cdef void image_taken(self, Node* node) noexcept nogil                    # it was copied into the log: clean unless it changes again
-    cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil   # in the order of image_taken: the parent points to it from now on; returns where the last image was
-    cdef void forget(self) noexcept nogil                                     # the volume closes: every frame of it is free
+    # Of a leaf that the caller pinned; returns what was there.
+    cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil
+    # Writing back, for checkpoint.pyx. Dirty since `up_to` or before, no image in the log, the oldest; NULL: none
+    cdef Node* next_dirty(self, int level, uint64_t up_to) noexcept nogil
+    # A checkpoint needs it as it is: take and append an image before it changes.
+    cdef bint must_write_first(self, Node* node) noexcept nogil
+    # It needs no image: every pointer is zero, and no image of it is in the log. Asked before image_taken; what is committed then is zero, at once.
+    cdef bint is_empty(self, Node* node) noexcept nogil
+    # It was copied into the log: clean unless it changes again.
+    cdef void image_taken(self, Node* node) noexcept nogil
+    # In the order of image_taken. The parent points to it from now on; returns where the last image was. sequence: of the record that
+    # carried it, or for a zero image of the newest one that is committed.
+    cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
+    # The volume closes and nothing of it is under way: every frame of it is free.
+    cdef void forget(self) noexcept nogil
     cdef Node* fetch(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void load(self, Node* node, Pointer pointer) noexcept nogil
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil

@@ -42,7 +42,7 @@
 # A hit costs one probe: its bucket, the first 64 bytes of the node.
 
 from libc.errno cimport EILSEQ, EIO
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from iomesh.engine.checksum cimport crc32c
@@ -354,8 +354,8 @@ cdef class MapCache:
 cdef Node* evict(MapCache cache) noexcept nogil:
     """The clock: a node that was used since the hand last passed is spared once."""
     cdef Node* node
-    cdef uint64_t step
-    for step in range(2 * <uint64_t>cache.frames):
+    cdef uint64_t _step
+    for _step in range(2 * <uint64_t>cache.frames):
         node = &cache.nodes[cache.hand]
         cache.hand = cache.hand + 1 if cache.hand + 1 < cache.frames else 0
         if not evictable(node):

@@ -20,8 +20,8 @@ from iomesh.engine.map cimport ABSENT, Map, MapCache, Node
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.store cimport Replica, replica_offset
 
-import random
 import time
+from random import Random
 from typing import Any
 
 cdef enum:
@@ -110,7 +110,7 @@ cdef class CacheView:
     def __init__(self, frames: int, seed: int = 1) -> None:
         cdef Segment* segment
         slabs = list(range(SEGMENTS * SEGMENT_SLABS))
-        random.Random(seed).shuffle(slabs)
+        Random(seed).shuffle(slabs)
         self.io = MemoryIo(SEGMENTS * SEGMENT_SLABS * <uint64_t>SLAB_BYTES, seed)
         self.cache = MapCache(frames, self.io)
         self.segments = Segments()
@@ -314,7 +314,7 @@ def cost(leaves: int = 16384, times: int = 5_000_000) -> dict[str, Any]:
     cdef CacheView cache = CacheView(leaves + 1024)
     cdef MapView tree = MapView(cache)
     cdef Map map = tree.map
-    cdef uint64_t state = 1, i, checked = 0, leaf_count = leaves, rounds = times
+    cdef uint64_t state = 1, i, _i, checked = 0, leaf_count = leaves, rounds = times
     cdef Node* node
     cdef Pointer pointer
     memset(&pointer, 1, sizeof(Pointer))
@@ -322,14 +322,14 @@ def cost(leaves: int = 16384, times: int = 5_000_000) -> dict[str, Any]:
         tree.ask(0, leaf, create=True).release()
     began = time.perf_counter_ns()
     with nogil:
-        for i in range(rounds):
+        for _i in range(rounds):
             state ^= state << 13
             state ^= state >> 7
             state ^= state << 17
             checked += state % leaf_count
     drawn = time.perf_counter_ns()
     with nogil:
-        for i in range(rounds):
+        for _i in range(rounds):
             state ^= state << 13
             state ^= state >> 7
             state ^= state << 17
