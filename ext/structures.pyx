@@ -1,16 +1,14 @@
 # Every structure on a device as Python sees it: for `iomesh inspect`, for tests and for fuzzers. Nothing here is on the engine's path.
 #
 # A reader takes the bytes of its block(s) and returns the fields by their names in layout.pxd, without what is reserved, and with "valid" and
-# "fault": the word of the same validators that the engine itself trusts. It shows what stands there in any case, valid or not, and
-# never reads beyond the bytes it was given.
+# "fault": the word of the same validators that the engine itself trusts. Kinds, states and tiers are numbers, as they stand there. It shows what
+# there is in any case, valid or not, and never reads beyond the bytes it was given.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, KIND_CHECKPOINT, KIND_DATA, KIND_MAP,
-    KIND_RECORD, KIND_SNAPSHOT, KIND_TABLE, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SEGMENT_OPEN,
-    SEGMENT_SEALED, TABLE_ENTRIES, TIER_HDD, TIER_NVME, TIER_SSD,
+    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, TABLE_ENTRIES,
     Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, Superblock, TableEntry,
     checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
 
@@ -18,12 +16,6 @@ cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
     INDEX_BLOCKS_MAX = 192
 
-cdef dict TIER_NAMES = {TIER_NVME: "nvme", TIER_SSD: "ssd", TIER_HDD: "hdd"}
-cdef dict STATE_NAMES = {SEGMENT_OPEN: "open", SEGMENT_SEALED: "sealed"}
-cdef dict JOURNAL_KINDS = {JOURNAL_SNAPSHOT: "snapshot", JOURNAL_SNAPSHOT_END: "snapshot end", JOURNAL_CHANGES: "changes"}
-cdef dict JOURNAL_ENTRY_KINDS = {ENTRY_PUT: "put", ENTRY_DELETE: "delete", ENTRY_FENCE: "fence"}
-cdef dict ENTRY_KINDS = {KIND_DATA: "data", KIND_ZERO: "zero", KIND_MAP: "map", KIND_TABLE: "table", KIND_SNAPSHOT: "snapshot",
-                         KIND_CHECKPOINT: "checkpoint", KIND_RECORD: "record"}
 cdef frozenset HIDDEN = frozenset(["magic", "padding", "lineage", "nodes"])
 
 
@@ -36,7 +28,6 @@ def read_superblock(data: bytes) -> dict:
     cdef const Superblock* it = <const Superblock*>block_of(data, "superblock")
     fields = shown("Superblock", data, superblock_fault(it))
     fields["label"] = fields["label"].split(b"\0")[0].decode("utf-8", "replace")
-    fields["tier"] = TIER_NAMES.get(it.tier, it.tier)
     return fields
 
 
@@ -46,7 +37,6 @@ def read_journal_block(data: bytes) -> dict:
     cdef uint32_t at = 0
     cdef uint32_t start, offset = <size_t>&(<JournalBlock*>NULL).entries
     fields = shown("JournalBlock", data, journal_block_fault(it, NULL))
-    fields["kind"] = JOURNAL_KINDS.get(it.kind, it.kind)
     fields["entries"] = entries = []
     while at + sizeof(JournalEntry) <= min(it.bytes, sizeof(it.entries)):
         start = at
@@ -62,8 +52,6 @@ cdef dict journal_entry(bytes data):
     cdef const JournalEntry* it = <const JournalEntry*><const char*>data
     cdef const Extent* extents = <const Extent*>(it + 1)
     fields = fields_of("JournalEntry", data)
-    fields["kind"] = JOURNAL_ENTRY_KINDS.get(it.kind, it.kind)
-    fields["state"] = STATE_NAMES.get(it.state, it.state)
     fields["extents"] = [(extents[i].first, extents[i].count) for i in range(it.extent_count)]
     return fields
 
@@ -96,7 +84,7 @@ def read_footer(data: bytes) -> dict:
 
 cdef dict logged(const Entry* it):
     """What a record or a footer says of one thing logged."""
-    fields = {"kind": ENTRY_KINDS.get(it.kind, it.kind), "position": it.position, "count": it.count, "crc": it.crc, "flags": it.flags}
+    fields = {"kind": it.kind, "position": it.position, "count": it.count, "crc": it.crc, "flags": it.flags}
     if it.kind == KIND_MAP:
         fields["level"] = it.position >> 56
         fields["index"] = it.position & 0xFFFFFFFFFFFFFF

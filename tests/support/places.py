@@ -11,6 +11,10 @@ from typing import Any
 from iomesh.engine import engine
 
 BLOCK = 4096
+PUT, DELETE = 1, 2  # kinds of journal entries
+SEALED = 2
+ZERO = 2
+KINDS = {1: "data", 3: "map", 4: "table", 5: "snapshot", 6: "checkpoint"}
 Fields = dict[str, Any]
 
 
@@ -108,9 +112,9 @@ class DeviceAtRest:
         for _, fields in newest:
             for entry in fields["entries"]:
                 key = (entry["volume"], entry["segment"])
-                if entry["kind"] == "put":
+                if entry["kind"] == PUT:
                     replicas[key] = entry
-                elif entry["kind"] == "delete":
+                elif entry["kind"] == DELETE:
                     replicas.pop(key, None)
         return [self._segment(entry) for _, entry in sorted(replicas.items())]
 
@@ -122,7 +126,7 @@ class DeviceAtRest:
             for number in range(first, first + count)
             for block in range(slab // BLOCK)
         ]
-        return Segment(entry["segment"], entry["state"] == "sealed", entry["footer_block"], tuple(offsets[: entry["blocks"]]))
+        return Segment(entry["segment"], entry["state"] == SEALED, entry["footer_block"], tuple(offsets[: entry["blocks"]]))
 
     def _records(self, segment: Segment) -> Iterator[tuple[int, Fields]]:
         """Each valid record's block and header, as far as they follow each other."""
@@ -141,11 +145,11 @@ class DeviceAtRest:
             yield Place("header", segment.offsets[block], BLOCK, name, sequence=record["sequence"])
             payload = block
             for entry in record["entries"]:
-                if entry["kind"] == "zero":
+                if entry["kind"] == ZERO:
                     continue
                 payload += 1
                 yield Place(
-                    entry["kind"],
+                    KINDS[entry["kind"]],
                     segment.offsets[payload],
                     BLOCK,
                     f"block {segment.number}:{payload}",
