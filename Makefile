@@ -24,7 +24,11 @@ build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does
 
 .PHONY: test
 test: build packages-test ## the tests, under 15 minutes on 2 cores
-	$(BIN)/pytest -m 'not soak' $(ARGS)
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: soak
+soak: build packages-test ## the long forms of the tests: hours
+	$(BIN)/pytest --soak --timeout=14400 tests/crash tests/programs $(ARGS)
 
 .PHONY: bench profile
 bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png
@@ -70,7 +74,7 @@ sanitize: build packages-test ## the engine's tests under AddressSanitizer and U
 	  -Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Dbuildtype=debugoptimized .
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/pytest -m 'not soak' $(ENGINE_TESTS) $(ARGS)
+	  $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
 
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants
