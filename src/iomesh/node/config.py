@@ -153,7 +153,7 @@ def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, ta
 
 
 def _nearest(key: str) -> str:
-    keys = _all_keys(Config, "")
+    keys = all_keys()
     found = difflib.get_close_matches(key, keys, 1, 0.6)
     if not found:  # in the wrong table, or in none
         name = key.rpartition(".")[2]
@@ -162,12 +162,12 @@ def _nearest(key: str) -> str:
     return f"; did you mean {found[0]!r}?" if found else f"; there are {', '.join(keys)}"
 
 
-def _all_keys(kind: type[msgspec.Struct], table: str) -> list[str]:
+def all_keys(kind: type[msgspec.Struct] = Config, table: str = "") -> list[str]:
     keys = []
     for field in msgspec.structs.fields(kind):
         keys.append(table + field.name)
         if isinstance(field.default, msgspec.Struct):
-            keys += _all_keys(type(field.default), f"{table}{field.name}.")
+            keys += all_keys(type(field.default), f"{table}{field.name}.")
     return keys
 
 
