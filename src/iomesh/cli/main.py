@@ -69,12 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (iomesh.errors has the table)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        iomesh.main(words, prog_name="iomesh", standalone_mode=False)
+        outcome = iomesh.main(words, prog_name="iomesh", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
         return meaning(InvalidArgument("")).exit_code
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except click.ClickException as error:
         return report(as_iomesh_error(error), words)
     except (click.Abort, KeyboardInterrupt):
@@ -88,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno is None:
             raise
         return report(from_errno(error.errno, f"{error.filename or 'the system'}: {error.strerror}"), words)
-    return 0
+    return outcome if isinstance(outcome, int) else 0  # an Exit that a command raised comes back as its code
 
 
 def as_iomesh_error(error: click.ClickException) -> IomeshError:

@@ -107,7 +107,7 @@ def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]]
     for column in columns:
         result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold", no_wrap=False)
     for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        result.add_row(*(cell_of(value) for value in row))
     return result
 
 
@@ -117,5 +117,12 @@ def fields(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
     result.add_column(style="dim")
     result.add_column(overflow="fold")
     for name, value in rows:
-        result.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+        result.add_row(name, cell_of(value))
     return result
+
+
+def cell_of(value: Any) -> Text:
+    """A value as the text of a cell: what a terminal would take for a command (it may come from a damaged device) does not reach it."""
+    if isinstance(value, Text):
+        return value
+    return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(value)))

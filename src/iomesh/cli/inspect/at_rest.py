@@ -8,23 +8,14 @@ themselves are parsed by `iomesh.engine`; this file only knows where they lie (d
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
-from iomesh.engine import engine
+from iomesh.cli.inspect import structures
+from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.errors import Foreign, NotFound
 
-BLOCK = engine.BLOCK_BYTES
 SUPERBLOCK_OFFSETS = (0, 128 * 1024)
 AREAS = ("half 0", "half 1", "mirror of half 0", "mirror of half 1")
-SNAPSHOT, SNAPSHOT_END, CHANGES = 1, 2, 3
-PUT, DELETE = 1, 2
-DATA, ZERO, MAP, TABLE, CHECKPOINT, RECORD = 1, 2, 3, 4, 6, 7
-KINDS = {DATA: "data", ZERO: "zero", MAP: "map", TABLE: "table", 5: "snapshot", CHECKPOINT: "checkpoint", RECORD: "record"}
-STATES = {1: "open", 2: "sealed"}
-JOURNAL_KINDS = {SNAPSHOT: "snapshot", SNAPSHOT_END: "snapshot end", CHANGES: "changes"}
-ENTRY_KINDS = {PUT: "put", DELETE: "delete", 3: "fence"}
-
-Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,7 @@ class Replica:
 
     volume: bytes
     segment: int
-    state: int
+    state: str
     epoch: int
     stream: int
     blocks: int
@@ -95,7 +86,7 @@ class DeviceAtRest:
         data = self.read(offset, BLOCK)
         if len(data) < BLOCK:
             return {"valid": False, "fault": "unreadable or behind the device's end"}
-        found = engine.read_superblock(data)
+        found = structures.superblock(data)
         if found["valid"] and found["device_bytes"] > self.size:
             found |= {"valid": False, "fault": f"made for {found['device_bytes']} bytes, the device has {self.size}"}
         return found
@@ -133,7 +124,7 @@ class DeviceAtRest:
             return {"valid": False, "fault": "unreadable or behind the device's end"}
         if not any(data):
             return {"valid": False, "fault": "empty", "empty": True}
-        found = engine.read_journal_block(data)
+        found = structures.journal_block(data)
         if found["valid"] and found["device"] != device:
             found |= {"valid": False, "fault": "written for another device"}
         return found
@@ -153,32 +144,36 @@ class DeviceAtRest:
 
     def _replay(self, half: int, superblock: Fields) -> Directory:
         found, whole = Directory(), False
-        size = int(superblock["journal_bytes"])
-        for index in range(size // BLOCK):
-            block: Fields = {"valid": False}
-            for area in (half, half + 2):
-                block = self.journal_block(int(superblock["journal_offset"]) + area * size + index * BLOCK, superblock["device"])
-                if block["valid"] and block["index"] == index and (index == 0 or block["generation"] == found.generation):
-                    break
-                if area == half and not block.get("empty") and not block["valid"]:
-                    found.notes.append(f"half {half}, block {index}: {block['fault']}; looked at its mirror")
-                block = {"valid": False}
-            if not block["valid"] or (not whole and block["kind"] == CHANGES):
+        for index in range(int(superblock["journal_bytes"]) // BLOCK):
+            copies = self._copies(half, index, superblock)
+            sound = [
+                one for one in copies if one["valid"] and one["index"] == index and (index == 0 or one["generation"] == found.generation)
+            ]
+            if not sound:
                 break
+            block = max(sound, key=lambda one: int(one["generation"]))
+            if not whole and block["kind"] == "changes":
+                break
+            found.notes += [f"half {half}, block {index}: {one['fault']}; its twin counts" for one in copies if not one["valid"]]
             found.generation, found.blocks = int(block["generation"]), index + 1
             for entry in block["entries"]:
                 self._apply(found, entry)
-            whole = whole or block["kind"] == SNAPSHOT_END
+            whole = whole or block["kind"] == "snapshot end"
         if whole:
             found.half = half
         return found
 
+    def _copies(self, half: int, index: int, superblock: Fields) -> list[Fields]:
+        """A block of a half and of its mirror."""
+        start, size = int(superblock["journal_offset"]), int(superblock["journal_bytes"])
+        return [self.journal_block(start + area * size + index * BLOCK, superblock["device"]) for area in (half, half + 2)]
+
     @staticmethod
     def _apply(directory: Directory, entry: Fields) -> None:
         key = (bytes(entry["volume"]), int(entry["segment"]))
-        if entry["kind"] == DELETE:
+        if entry["kind"] == "delete":
             directory.replicas.pop(key, None)
-        elif entry["kind"] == PUT:
+        elif entry["kind"] == "put":
             extents = tuple((int(first), int(count)) for first, count in entry["extents"])
             directory.replicas[key] = Replica(
                 key[0], key[1], entry["state"], entry["epoch"], entry["stream"], entry["blocks"], entry["footer_block"], extents
@@ -234,7 +229,7 @@ class DeviceAtRest:
             return {"valid": False, "fault": "unreadable or behind the segment's end"}
         if not any(data):
             return {"valid": False, "fault": "empty", "empty": True}
-        found = engine.read_record(data)
+        found = structures.record(data)
         if found["valid"]:
             if found["volume"] != replica.volume:
                 found |= {"valid": False, "fault": f"of volume {bytes(found['volume']).hex()}"}
@@ -263,14 +258,14 @@ class DeviceAtRest:
         faults, at = [], block + 1
         payload = self.blocks(replica, at, int(record["payload_blocks"]))
         for entry in record["entries"]:
-            if entry["kind"] in (ZERO, RECORD):
+            if entry["kind"] == "zero":
                 continue
             start = (at - block - 1) * BLOCK
             data = payload[start : start + BLOCK]
             if len(data) < BLOCK:
                 faults.append(f"{replica.segment}:{at} cannot be read")
-            elif engine.crc32c(data) != entry["crc"]:
-                faults.append(f"{replica.segment}:{at} has checksum {engine.crc32c(data):08x}, its header tells {entry['crc']:08x}")
+            elif structures.crc32c(data) != entry["crc"]:
+                faults.append(f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells {entry['crc']:08x}")
             at += 1
         return faults
 
@@ -281,10 +276,12 @@ class DeviceAtRest:
         data = self.blocks(replica, replica.footer_block, 1)
         if len(data) < BLOCK:
             return {"valid": False, "fault": "unreadable or behind the segment's end"}
-        found = engine.read_footer(data)
-        if found["valid"] and found["volume"] == replica.volume and found["table_blocks"] <= replica.room:
+        found = structures.footer(data)
+        if found["valid"] and found["table_blocks"]:
             data = self.blocks(replica, replica.footer_block, 1 + int(found["table_blocks"]))
-            found = engine.read_footer(data)
+            if len(data) < (1 + found["table_blocks"]) * BLOCK:
+                return found | {"valid": False, "fault": "its table ends beyond the segment"}
+            found = structures.footer(data)
         if found["valid"] and (
             found["volume"] != replica.volume or (found["segment"], found["block"]) != (replica.segment, replica.footer_block)
         ):

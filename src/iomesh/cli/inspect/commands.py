@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from iomesh.cli.inspect import render
-from iomesh.cli.inspect.at_rest import AREAS, BLOCK, DeviceAtRest, Fields, Replica
+from iomesh.cli.inspect.at_rest import AREAS, DeviceAtRest, Replica
 from iomesh.cli.inspect.log_at_rest import checkpoints, describe_block, walk_map
+from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.cli.session import Session, Size, answers
 from iomesh.errors import Damaged, InvalidArgument, from_errno, meaning
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from iomesh.cli.inspect.at_rest import BLOCK, CHECKPOINT, KINDS, MAP, RECORD, ZERO, DeviceAtRest, Fields, Replica
-from iomesh.engine import engine
+from iomesh.cli.inspect import structures
+from iomesh.cli.inspect.at_rest import DeviceAtRest, Replica
+from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.errors import NotFound
 
 LEVELS = 5
@@ -14,14 +15,14 @@ def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int
     found = []
     for (owner, _), replica in sorted(it.directory().replicas.items()):
         if owner == volume:
-            found += [(sequence, replica, block) for sequence, block, entry in entries(it, replica) if entry["kind"] == CHECKPOINT]
+            found += [(sequence, replica, block) for sequence, block, entry in entries(it, replica) if entry["kind"] == "checkpoint"]
     return found
 
 
 def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]:
     """All that a segment logs: (record's sequence, payload block, entry); what has no payload has the block that comes next."""
     footer = it.footer(replica) if replica.footer_block else None
-    if footer is not None and footer["valid"] and "entries" in footer:
+    if footer is not None and footer["valid"] and footer["entries"] is not None:
         return from_footer(footer["entries"])
     found = []
     for block, record in it.records(replica):
@@ -30,19 +31,19 @@ def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]
         at = block + 1
         for entry in record["entries"]:
             found.append((int(record["sequence"]), at, entry))
-            at += entry["kind"] != ZERO
+            at += entry["kind"] != "zero"
     return found
 
 
 def from_footer(table: list[Fields]) -> list[tuple[int, int, Fields]]:
     found, block, sequence = [], 0, 0
     for entry in table:
-        if entry["kind"] == RECORD:
+        if entry["kind"] == "record":
             sequence = int(entry["position"])
             block += 1
         else:
             found.append((sequence, block, entry))
-            block += entry["kind"] != ZERO
+            block += entry["kind"] != "zero"
     return found
 
 
@@ -52,17 +53,19 @@ def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) ->
     data = it.blocks(replica, block, 1)
     if len(data) < BLOCK:
         return {"at": at, "valid": False, "fault": "unreadable or behind the segment's end"}
-    logged = next(((sequence, entry) for sequence, where, entry in entries(it, replica) if where == block and entry["kind"] != ZERO), None)
-    found = parsed(data, what)
-    found |= {"at": at, "record": logged[0] if logged else None, "checksum": engine.crc32c(data)}
+    logged = next(
+        ((sequence, entry) for sequence, where, entry in entries(it, replica) if where == block and entry["kind"] != "zero"), None
+    )
+    found = structures.checkpoint(data) if what == "checkpoint" else structures.node(data)
+    found |= {"at": at, "record": logged[0] if logged else None, "checksum": structures.crc32c(data)}
     if logged is None:
         found |= {"valid": False, "fault": found.get("fault") or "no record of the segment tells of a payload block here"}
     elif logged[1]["crc"] != found["checksum"]:
         found |= {"valid": False, "fault": f"its checksum is {found['checksum']:08x}, its record tells {logged[1]['crc']:08x}"}
-    elif logged[1]["kind"] != (CHECKPOINT if what == "checkpoint" else MAP):
-        found |= {"valid": False, "fault": f"its record tells that it is of kind {KINDS.get(logged[1]['kind'], logged[1]['kind'])}"}
-    if what == "node" and logged is not None and logged[1]["kind"] == MAP:
-        found |= {"level": logged[1]["position"] >> 56, "index": logged[1]["position"] & (1 << 56) - 1}
+    elif logged[1]["kind"] != ("checkpoint" if what == "checkpoint" else "map"):
+        found |= {"valid": False, "fault": f"its record tells that it is of kind {logged[1]['kind']}"}
+    if what == "node" and logged is not None and logged[1]["kind"] == "map":
+        found |= {"level": logged[1]["level"], "index": logged[1]["index"]}
     return found
 
 
@@ -73,29 +76,23 @@ def walk_map(it: DeviceAtRest, volume: bytes, checkpoint: Fields, block: int) ->
     for level in range(LEVELS - 1, -1, -1):
         if pointer is None or not checkpoint["valid"]:
             break
-        address = f"{pointer.segment}:{pointer.block}"
+        segment, at, crc = pointer
         slot = block >> (8 * level) & 255
-        one: Fields = {"at": address, "level": level, "index": block >> (8 * (level + 1)), "slot": slot}
-        replica = it.directory().replicas.get((volume, pointer.segment))
-        data = it.blocks(replica, pointer.block, 1) if replica else b""
+        one: Fields = {"at": f"{segment}:{at}", "level": level, "index": block >> (8 * (level + 1)), "slot": slot}
+        replica = it.directory().replicas.get((volume, segment))
+        data = it.blocks(replica, at, 1) if replica else b""
         if len(data) < BLOCK:
             nodes.append(
                 one | {"valid": False, "fault": "not on this device" if replica is None else "unreadable or behind the segment's end"}
             )
             break
-        if engine.crc32c(data) != pointer.crc:
+        if structures.crc32c(data) != crc:
             nodes.append(
-                one | {"valid": False, "fault": f"its checksum is {engine.crc32c(data):08x}, the pointer to it tells {pointer.crc:08x}"}
+                one | {"valid": False, "fault": f"its checksum is {structures.crc32c(data):08x}, the pointer to it tells {crc:08x}"}
             )
             break
-        nodes.append(one | parsed(data, "node"))
+        nodes.append(one | structures.node(data))
         pointer = nodes[-1]["pointers"][slot]
     if not nodes:
         raise NotFound(f"the checkpoint at {checkpoint['at']} has no map to walk: {checkpoint.get('fault') or 'nothing is written'}")
     return nodes
-
-
-def parsed(data: bytes, what: str) -> Fields:
-    if what == "checkpoint":
-        return dict(engine.read_checkpoint(data))
-    return {"valid": True, "fault": "", "pointers": list(engine.read_node(data))}

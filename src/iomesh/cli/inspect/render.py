@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from iomesh.cli.inspect.at_rest import ENTRY_KINDS, JOURNAL_KINDS, KINDS, MAP, STATES, TABLE, ZERO, Fields, Replica
+from iomesh.cli.inspect.at_rest import Replica
+from iomesh.cli.inspect.structures import Fields
 from iomesh.cli.output import fields, jsonable, moment, table
 from iomesh.sizes import exact_size, short_size
 
-TIERS = {1: "nvme", 2: "ssd", 3: "hdd"}
 SKIPPED = {"valid", "fault", "entries", "index", "pointers", "empty", "payload_faults", "at", "offset"}
 
 
@@ -26,15 +26,11 @@ def value_of(name: str, value: Any) -> str:
         return value.hex()
     if name in ("crc", "previous_crc", "last_crc", "table_crc", "checksum") and isinstance(value, int):
         return f"{value:08x}"
-    if name == "magic" and isinstance(value, int):
-        return value.to_bytes(8, "little").rstrip(b"\0").decode("ascii", "replace")
     if name.endswith("_ns") and isinstance(value, int):
         return f"{value} ({moment(value)})"
     if name.endswith(("_bytes", "_offset", "offset")) and isinstance(value, int):
         return f"{value} ({exact_size(value)})"
-    if name == "tier":
-        return f"{value} ({TIERS.get(value, '?')})" if isinstance(value, int) else str(value)
-    if hasattr(value, "segment"):
+    if isinstance(value, tuple):
         return pointer_text(value)
     if value is None:
         return "-"
@@ -60,7 +56,7 @@ def journal_area(area: Fields, entries: bool) -> RenderableType:
             exact_size(one["offset"]),
             one.get("index", "-"),
             one.get("generation", "-"),
-            name(JOURNAL_KINDS, one.get("kind")),
+            one.get("kind", "-"),
             len(one.get("entries", [])),
             verdict(one),
         )
@@ -82,10 +78,10 @@ def journal_area(area: Fields, entries: bool) -> RenderableType:
                 "EXTENTS",
                 rows=[
                     (
-                        name(ENTRY_KINDS, one["kind"]),
+                        one["kind"],
                         bytes(one["volume"]).hex()[:8],
                         one["segment"],
-                        name(STATES, one["state"]),
+                        one["state"],
                         one["epoch"],
                         one["blocks"],
                         one["footer_block"] or "-",
@@ -113,7 +109,7 @@ def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableT
         (
             one.volume.hex()[:8],
             one.segment,
-            name(STATES, one.state),
+            one.state,
             one.epoch,
             one.stream,
             one.blocks,
@@ -132,7 +128,7 @@ def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableT
 
 def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
     it = document["segment"]
-    yield Text(f"segment {it['segment']} of volume {it['volume'].hex()}: {name(STATES, it['state'])}, {it['blocks']} blocks", style="bold")
+    yield Text(f"segment {it['segment']} of volume {it['volume'].hex()}: {it['state']}, {it['blocks']} blocks", style="bold")
     yield table(
         "AT",
         ">SEQUENCE",
@@ -212,14 +208,15 @@ def covers(level: int | None, index: int | None, slot: int) -> str:
 
 
 def pointer_text(pointer: Any) -> str:
-    return f"{pointer.segment}:{pointer.block} crc {pointer.crc:08x}"
+    segment, block, crc = pointer
+    return f"{segment}:{block} crc {crc:08x}"
 
 
 def holds(found: Fields) -> str:
     """How many of each kind a record logs."""
     counts: dict[str, int] = {}
     for entry in found.get("entries", []):
-        kind = name(KINDS, entry["kind"])
+        kind = entry["kind"]
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
@@ -228,7 +225,7 @@ def entry_table(found: Fields) -> RenderableType:
     segment, block = found["at"].split(":")
     at, rows = int(block) + 1, []
     for one in found["entries"]:
-        has_payload = one["kind"] != ZERO
+        has_payload = one["kind"] != "zero"
         rows.append((f"{segment}:{at}" if has_payload else "-", *entry_row(one)))
         at += has_payload
     return table("PAYLOAD AT", "KIND", "POSITION", ">COUNT", "CHECKSUM", rows=rows)
@@ -236,16 +233,12 @@ def entry_table(found: Fields) -> RenderableType:
 
 def entry_row(one: Fields) -> tuple[str, str, str, str]:
     position = str(one["position"])
-    if one["kind"] == MAP:
-        position = f"level {one['position'] >> 56}, index {one['position'] & (1 << 56) - 1}"
-    elif one["kind"] == TABLE and one["flags"]:
+    if one["kind"] == "map":
+        position = f"level {one['level']}, index {one['index']}"
+    elif one["kind"] == "table" and one["flags"]:
         position = f"index {position}"
-    return name(KINDS, one["kind"]), position, str(one["count"]), f"{one['crc']:08x}" if one["kind"] != ZERO else "-"
+    return one["kind"], position, str(one["count"]), f"{one['crc']:08x}" if one["kind"] != "zero" else "-"
 
 
 def extents(found: Any) -> str:
     return " ".join(f"{first}+{count}" for first, count in found)
-
-
-def name(names: dict[int, str], value: Any) -> str:
-    return names.get(value, f"{value}?") if isinstance(value, int) else str(value if value is not None else "-")

@@ -1,0 +1,51 @@
+"""The engine's readers of structures at rest, with names for its numbers: a kind that has none stays the number."""
+
+from typing import Any
+
+from iomesh.engine import engine
+
+BLOCK = engine.BLOCK_BYTES
+TIERS = {number: name for name, number in engine.TIERS.items()}
+STATES = {1: "open", 2: "sealed"}
+JOURNAL_KINDS = {1: "snapshot", 2: "snapshot end", 3: "changes"}
+JOURNAL_ENTRY_KINDS = {1: "put", 2: "delete", 3: "fence"}
+ENTRY_KINDS = {1: "data", 2: "zero", 3: "map", 4: "table", 5: "snapshot", 6: "checkpoint", 7: "record"}
+
+Fields = dict[str, Any]
+
+
+def superblock(data: bytes) -> Fields:
+    return _named(engine.read_superblock(data), tier=TIERS)
+
+
+def journal_block(data: bytes) -> Fields:
+    found = _named(engine.read_journal_block(data), kind=JOURNAL_KINDS)
+    return found | {"entries": [_named(one, kind=JOURNAL_ENTRY_KINDS, state=STATES) for one in found["entries"]]}
+
+
+def record(data: bytes) -> Fields:
+    found = engine.read_record(data)
+    return found | {"entries": [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
+
+
+def footer(data: bytes) -> Fields:
+    """data: the footer's block, or it and all blocks of its table; without these "entries" is None."""
+    found = engine.read_footer(data)
+    return found | {"entries": None if found["entries"] is None else [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
+
+
+def checkpoint(data: bytes) -> Fields:
+    return dict(engine.read_checkpoint(data))
+
+
+def node(data: bytes) -> Fields:
+    """A map node has nothing of its own to be judged by: whoever points to it has its checksum."""
+    return {"valid": True, "fault": None, "pointers": list(engine.read_node(data))}
+
+
+def crc32c(data: bytes) -> int:
+    return engine.crc32c(data)
+
+
+def _named(fields: Fields, **names: dict[int, str]) -> Fields:
+    return fields | {field: known.get(fields[field], fields[field]) for field, known in names.items()}
