@@ -21,6 +21,8 @@ cdef class Checkpoints:
     cdef Pointer pointer             # where it is
     cdef bint running                # a checkpoint is under way
     cdef bint writing_back
+    cdef bint stopping
+    cdef bint due                    # asked for by something other than the interval
     cdef bint lost                   # the pointer could not be moved: another owner has taken over
     cdef int result                  # of the newest one: 0 or a negative errno
     cdef Waiters ended               # of the one under way
@@ -34,6 +36,8 @@ cdef class Checkpoints:
     cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil
     cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
+    cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
+    cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
     cdef int checkpoint(self) noexcept nogil
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
     cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil

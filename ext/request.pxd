@@ -11,7 +11,8 @@ cdef struct Request:                 # a write, trim, write-zeroes or flush; all
     int error                        # the first one: a positive errno; 0: none
     uint32_t parts                   # under way in records
     Request* next                    # of whoever holds it
-    Operation deferred               # the volume's
+    Operation deferred               # the volume's, with flush_of
+    void* flush_of
 
 cdef struct Read:
     void (*done)(Read* read) noexcept nogil

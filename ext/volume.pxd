@@ -20,6 +20,12 @@ cdef enum:
     MERGES = 32                      # of one volume at once
     EXPECTED = 64                    # leaves that expect() loads at once
 
+cdef enum VolumeEvent:               # kinds of on_event
+    EVENT_CHECKSUM                   # block, segment, block in the segment
+    EVENT_DEVICE                     # store, errno
+    EVENT_NO_SPACE
+    EVENT_CHECKPOINT                 # see engine.pyx
+
 cdef struct Merge:                   # bytes inside one block: read, merged, written
     void* volume
     bint busy
