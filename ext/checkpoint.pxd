@@ -22,6 +22,12 @@ cdef class Checkpoints:
     cdef bint running                # a checkpoint is under way
     cdef bint writing_back
     cdef bint stopping
+    cdef bint ready                  # recovery has opened the log for appending
+    cdef Operation begin
+    cdef bint begin_asked
+    cdef void* next_keeper           # of those that share the map cache
+    cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end
+    cdef uint64_t content_written
     cdef bint due                    # asked for by something other than the interval
     cdef bint lost                   # the pointer could not be moved: another owner has taken over
     cdef int result                  # of the newest one: 0 or a negative errno
@@ -38,6 +44,9 @@ cdef class Checkpoints:
     cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
     cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
+    cdef bint is_due(self) noexcept nogil
+    cdef void go(self) noexcept nogil
+    cdef void count(self, Pointer pointer, int change) noexcept nogil
     cdef int checkpoint(self) noexcept nogil
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
     cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil

@@ -167,12 +167,13 @@ cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of e
     uint32_t block                   # where in the segment this footer stands
     uint64_t first_sequence          # 0 when it holds no record
     uint64_t last_sequence
+    uint64_t stable                  # as in the last record's header
     uint32_t last_crc                # of the last record's header
     uint32_t entry_count             # in the table: for each record a KIND_RECORD, then its entries
     uint32_t table_blocks
     uint32_t table_crc               # of all the table's blocks
     uint16_t stream
-    uint8_t reserved[4014]
+    uint8_t reserved[4006]
 
 cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t magic

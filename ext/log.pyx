@@ -461,6 +461,7 @@ cdef class Log:
         footer.block = tail.next_block
         footer.first_sequence = tail.segment.first_sequence
         footer.last_sequence = tail.segment.last_sequence
+        footer.stable = self.marked
         footer.last_crc = tail.last_crc
         footer.entry_count = tail.table_count
         footer.table_blocks = table_blocks

@@ -1,0 +1,374 @@
+# Writing back the map, and checkpoints. Both append images of nodes to the volume's own log; they are tasks and never run at once.
+#
+# Writing back keeps frames free: when much of the cache is dirty, the oldest leaves go into the log, then what is above them.
+#
+# A checkpoint at record S is exact: the map as it was at S, and the counters that belong to it, whatever is written meanwhile.
+#     drain       doors wait until what is under way has committed: one write's time. S is the newest record now; counters are copied
+#     write map   every node dirty since S or before, leaves first (map.pyx says how later changes are kept out)
+#     write table the segment table with the copied counters, then the checkpoint block
+#     flush       all of it is on stable media
+#     move        the metadata service's one pointer; until it answers, the old checkpoint counts
+#     remove      segments that neither checkpoint nor map nor replay needs any more
+# If anything fails, the old checkpoint stays good and the next one tries again.
+
+from libc.errno cimport EIO, ENOMEM, ENOSPC, ESTALE
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.counters cimport CHECKPOINTS, SEGMENTS_REMOVED
+from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_MAP, KIND_TABLE, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
+    SEGMENT_SEALED, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, TableEntry, block_crc)
+from iomesh.engine.log cimport Log, Part
+from iomesh.engine.map cimport Map, Node
+from iomesh.engine.reactor cimport call_on
+from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.store cimport Replica, Store
+from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
+
+cdef enum:
+    WRITE_BACK_BATCH = 480           # nodes between two looks at whether it is enough: about two full records
+    INDEX_POINTERS = 192             # of a checkpoint block
+
+
+cdef class Checkpoints:
+    def __cinit__(self, Reactor reactor, Log log, Map map, Segments segments):
+        self.reactor, self.log, self.map, self.segments = reactor, log, map, segments
+        self.begin.done = begin_due
+        self.begin.owner = <void*>self
+        self.next_keeper = map.cache.keepers
+        map.cache.keepers = <void*>self
+
+    # ------------------------------------------------------------------ when
+
+    cdef void poke(self) noexcept nogil:
+        if self.begin_asked or self.stopping or self.log.error:
+            return
+        if self.is_due() or self.map.cache.wants_writeback():
+            self.begin_asked = True
+            self.reactor.at_turn_end(&self.begin)
+
+    cdef bint is_due(self) noexcept nogil:
+        return not self.running and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval) and self.ready
+
+    cdef int run(self) noexcept nogil:
+        if self.running:
+            wait_in(&self.ended)
+        else:
+            self.running = True
+            self.go()
+        return self.result
+
+    cdef void stop(self) noexcept nogil:
+        cdef void** place = &self.map.cache.keepers
+        self.stopping = True
+        while self.running or self.writing_back or self.begin_asked:
+            wait_in(&self.ended)
+        while place[0] is not <void*>self:
+            place = &(<Checkpoints>place[0]).next_keeper
+        place[0] = self.next_keeper
+
+    cdef void go(self) noexcept nogil:
+        """In a task, `running` is set."""
+        while self.writing_back:
+            wait_in(&self.writing_back_ended)
+        self.due = False
+        self.result = self.checkpoint()
+        self.map.freeze = 0
+        self.log.draining = False
+        self.running = False
+        wake_all(&self.log.waiters, 0)
+        wake_all(&self.ended, self.result)
+
+    # ------------------------------------------------------------------ images
+
+    cdef bint write_image(self, Node* node, int* error) noexcept nogil:
+        cdef Pointer nothing
+        cdef Part part
+        cdef int room
+        error[0] = 0
+        if self.map.is_empty(node):                      # needs no block: there is nothing to point to
+            memset(&nothing, 0, sizeof(nothing))
+            self.map.image_taken(node)
+            self.image_committed(node.level, node.index, nothing, self.log.committed)
+            return True
+        room = self.log.room(True)
+        if room <= 0:
+            error[0] = room
+            return False
+        memset(&part, 0, sizeof(part))
+        self.log.add_block(KIND_MAP, <uint64_t>node.level << 56 | node.index, 0, node.pointers, part)
+        self.map.image_taken(node)
+        return True
+
+    cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil:
+        cdef Pointer before = self.map.image_committed(level, index, image, sequence)
+        self.segments.born(image)
+        self.segments.died(before)
+        if self.map.freeze:                              # part of the checkpoint's map: its counters change with it
+            self.count(image, 1)
+            self.count(before, -1)
+
+    cdef void count(self, Pointer pointer, int change) noexcept nogil:
+        cdef Segment* segment
+        if pointer.flags & POINTER_PRESENT:
+            segment = self.segments.find(pointer.segment)
+            if segment is not NULL:
+                segment.live_at_checkpoint += change
+
+    cdef void write_back(self) noexcept nogil:
+        """In a task, `writing_back` is set: images of the oldest dirty nodes until enough of the cache is clean."""
+        cdef Node* node
+        cdef int level, written = 1, error = 0
+        while written and self.map.cache.wants_writeback() and not self.running and not self.stopping and not self.log.error:
+            written = level = 0
+            while level < MAP_LEVELS and written < WRITE_BACK_BATCH:
+                if self.log.wait_room() < 0:
+                    return
+                node = self.map.next_dirty(level, ~<uint64_t>0)
+                if node is NULL:
+                    level += 1
+                    continue
+                if not self.write_image(node, &error):
+                    if error:
+                        return
+                    continue
+                written += 1
+            self.log.wait_committed(self.log.last_appended())
+
+    # ------------------------------------------------------------------ the checkpoint
+
+    cdef int checkpoint(self) noexcept nogil:
+        cdef uint64_t at
+        cdef Segment* segment
+        cdef Pointer root, pointer
+        cdef Operation operation
+        cdef int result, level
+        self.log.draining = True
+        while self.log.committed != self.log.last_appended():
+            result = self.log.wait_committed(self.log.last_appended())
+            if result < 0:
+                return result
+        at = self.log.committed
+        if at == 0 or self.log.content == self.content:
+            return 0                                     # nothing has happened since the last one
+        self.map.freeze = at
+        segment = self.segments.first
+        while segment is not NULL:
+            segment.live_at_checkpoint = segment.live
+            segment = segment.next
+        self.log.bytes_at_checkpoint = self.log.bytes
+        self.log.draining = False
+        wake_all(&self.log.waiters, 0)
+        for level in range(MAP_LEVELS):
+            result = self.write_level(level, at)
+            if result < 0:
+                return result
+        root = self.map.root
+        self.map.freeze = 0
+        result = self.write_table(at, root, &pointer)
+        if result < 0:
+            return result
+        self.content_written = self.log.committed
+        waited(&operation)
+        self.log.flush(&operation)
+        result = <int>wait(&operation)
+        if result < 0:
+            return result
+        waited(&self.answer)
+        self.answer_for = at
+        self.on_written(self.owner, at, pointer)
+        if not wait(&self.answer):
+            self.lost = True
+            self.log.break_off(-ESTALE)                  # another owner has taken over
+            return -ESTALE
+        self.sequence = at
+        self.pointer = pointer
+        if self.log.content == self.content_written:
+            self.content = self.log.content
+        self.counters[CHECKPOINTS] += 1
+        self.remove_dead(at)
+        return 0
+
+    cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil:
+        if self.answer_for == sequence and sequence:
+            self.answer_for = 0
+            self.answer.result = moved
+            self.answer.done(&self.answer)
+
+    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil:
+        """All images of a level that the checkpoint needs are committed when it returns."""
+        cdef Node* node
+        cdef int result, error = 0
+        while True:
+            result = self.log.wait_room()
+            if result < 0:
+                return result
+            node = self.map.next_dirty(level, up_to)
+            if node is not NULL:
+                if not self.write_image(node, &error) and error:
+                    return error
+                continue
+            result = self.log.wait_committed(self.log.last_appended())
+            if result < 0:
+                return result
+            if self.map.next_dirty(level, up_to) is NULL:
+                return 0
+
+    cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil:
+        cdef Segment* segment
+        cdef uint32_t entries = 0, count = self.segments.count
+        cdef uint32_t blocks = (count + TABLE_ENTRIES - 1) // TABLE_ENTRIES
+        cdef uint32_t indexes = (blocks + NODE_POINTERS - 1) // NODE_POINTERS, i
+        cdef char* memory = <char*>calloc(blocks + 2 * indexes + 2, BLOCK_BYTES)
+        cdef Checkpoint* checkpoint = <Checkpoint*>memory
+        cdef Pointer* pointers = <Pointer*>(memory + BLOCK_BYTES)            # of table blocks: the index blocks, as they stand
+        cdef TableEntry* table = <TableEntry*>(memory + (1 + indexes) * BLOCK_BYTES)
+        cdef int result = 0
+        if memory is NULL:
+            return -ENOMEM
+        if indexes > INDEX_POINTERS:
+            release(memory)
+            return -ENOSPC                               # more than three million segments; a volume has one million at most, cleaned
+        segment = self.segments.first
+        while segment is not NULL:                       # all at one moment: nothing waits in this loop
+            if segment.first_sequence:
+                table[entries].segment = segment.number
+                table[entries].blocks = segment.blocks
+                table[entries].live = segment.live_at_checkpoint
+                table[entries].stream = segment.stream
+                table[entries].state = segment.state
+                table[entries].replicas = 1
+                table[entries].first_sequence = segment.first_sequence
+                table[entries].last_sequence = segment.last_sequence
+                table[entries].epoch = segment.epoch
+                entries += 1
+            segment = segment.next
+        blocks = (entries + TABLE_ENTRIES - 1) // TABLE_ENTRIES
+        indexes = (blocks + NODE_POINTERS - 1) // NODE_POINTERS
+        checkpoint.magic = CHECKPOINT_MAGIC
+        checkpoint.version = FORMAT_VERSION
+        memcpy(checkpoint.volume, self.log.volume, 16)
+        checkpoint.epoch = self.log.epoch
+        checkpoint.sequence = sequence
+        checkpoint.size_bytes = self.size_bytes
+        checkpoint.root = root
+        checkpoint.next_segment = self.log.next_segment
+        checkpoint.table_entries = entries
+        checkpoint.table_blocks = blocks
+        checkpoint.index_count = indexes
+        for i in range(blocks):
+            if result == 0:
+                result = self.add_block(KIND_TABLE, i, 0, table + i * TABLE_ENTRIES, &pointers[i])
+        if result == 0:
+            result = self.log.wait_committed(self.log.last_appended())
+        for i in range(indexes):
+            if result == 0:
+                result = self.add_block(KIND_TABLE, i, TABLE_INDEX, pointers + i * NODE_POINTERS, &checkpoint.index[i])
+        if result == 0:
+            result = self.log.wait_committed(self.log.last_appended())
+        if result == 0:
+            checkpoint.crc = block_crc(checkpoint)
+            result = self.add_block(KIND_CHECKPOINT, sequence, 0, checkpoint, into)
+        # also after an error: records under way tell `pointers` where they are when they commit
+        if self.log.wait_committed(self.log.last_appended()) < 0 and result == 0:
+            result = self.log.error
+        for i in range(blocks if result == 0 else 0):
+            self.segments.find(pointers[i].segment).table_of = sequence
+        for i in range(indexes if result == 0 else 0):
+            self.segments.find(checkpoint.index[i].segment).table_of = sequence
+        if result == 0:
+            self.segments.find(into.segment).table_of = sequence
+        release(memory)
+        return result
+
+    cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil:
+        cdef Part part
+        cdef int result = self.log.wait_room()
+        if result < 0:
+            return result
+        memset(&part, 0, sizeof(part))
+        part.placed = into
+        self.log.add_block(kind, position, flags, data, part)
+        return 0
+
+    cdef void remove_dead(self, uint64_t sequence) noexcept nogil:
+        """Delete the segments that nothing needs any more. A failure leaves them to the next checkpoint."""
+        cdef uint32_t* numbers = <uint32_t*>calloc(self.segments.count + 1, sizeof(uint32_t))
+        cdef uint32_t count = 0, i
+        cdef Segment* segment = self.segments.first
+        cdef RemoveCall call
+        if numbers is NULL:
+            return
+        while segment is not NULL:
+            if is_dead(segment, sequence):
+                numbers[count] = segment.number
+                count += 1
+            segment = segment.next
+        for i in range(count):
+            segment = self.segments.find(numbers[i])
+            call.store = self.log.stores[segment.store]
+            call.replica = segment.replica
+            if call_on((<Store>call.store).home, self.reactor, remove_body, &call) == 0:
+                self.segments.remove(segment)
+                self.counters[SEGMENTS_REMOVED] += 1
+        release(numbers)
+        if count and self.log.no_space:
+            self.log.space_freed()
+
+
+cdef inline bint is_dead(Segment* segment, uint64_t checkpoint) noexcept nogil:
+    """No block of it is reachable from the map, from the checkpoint at this sequence or from replay behind it."""
+    return (segment.state == SEGMENT_SEALED and segment.live == 0 and segment.live_at_checkpoint == 0
+            and segment.last_sequence <= checkpoint and segment.table_of != checkpoint)
+
+
+cdef struct RemoveCall:
+    void* store
+    Replica* replica
+
+
+cdef int64_t remove_body(void* argument) noexcept nogil:
+    cdef RemoveCall* call = <RemoveCall*>argument
+    return (<Store>call.store).remove(call.replica)
+
+
+cdef void begin_due(Operation* operation) noexcept nogil:
+    """At a turn's end: begin what is due; with the cache full, every volume that shares it writes back."""
+    cdef Checkpoints self = <Checkpoints>operation.owner
+    cdef void* keeper
+    self.begin_asked = False
+    if self.stopping:
+        wake_all(&self.ended, 0)
+        return
+    if self.is_due():
+        self.running = True
+        start(checkpoint_body, <void*>self, NULL)
+    elif self.map.cache.wants_writeback():
+        keeper = self.map.cache.keepers
+        while keeper is not NULL:
+            begin_write_back(<Checkpoints>keeper)
+            keeper = (<Checkpoints>keeper).next_keeper
+
+
+cdef void begin_write_back(Checkpoints self) noexcept nogil:
+    if not self.writing_back and not self.running and not self.stopping and self.ready and not self.log.error:
+        self.writing_back = True
+        start(write_back_body, <void*>self, NULL)
+
+
+cdef int64_t checkpoint_body(void* argument) noexcept nogil:
+    (<Checkpoints>argument).go()
+    return 0
+
+
+cdef int64_t write_back_body(void* argument) noexcept nogil:
+    cdef Checkpoints self = <Checkpoints>argument
+    self.write_back()
+    self.writing_back = False
+    wake_all(&self.writing_back_ended, 0)
+    if self.stopping:
+        wake_all(&self.ended, 0)
+    return 0
