@@ -52,6 +52,7 @@ cdef class MapCache:                 # of one reactor
     cdef uint32_t loading
     cdef uint32_t loads_max
     cdef bint barren                 # no frame was free when one was last sought, and none came free since
+    cdef void* keepers               # the Checkpoints of the volumes that share it, see checkpoint.pyx
     cdef Waiters starved             # who found no frame, or too many loads under way
     cdef uint64_t starvations        # how often someone joined them
     cdef bint rousing
@@ -70,6 +71,7 @@ cdef class Map:
     cdef uint64_t freeze             # while a checkpoint runs: its sequence. Only nodes dirty since then or before may be written; 0: none runs
     cdef readonly uint32_t images    # of its nodes in the log, not committed yet
     cdef readonly uint64_t load_errors
+    cdef int absent_level            # when get() returned ABSENT: the level of the highest node that is absent there
 
     # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT:
     # nothing is mapped below (never when `create`). With `when` NULL nobody is told: it only starts the load of the first node on the

@@ -194,7 +194,10 @@ cdef class Map:
         if node is NULL:
             if parent is not NULL:
                 parent.pins -= 1     # as it was before: no frame that others could use came free by this
-            return NULL if present or create else ABSENT
+            if not present and not create:
+                self.absent_level = level
+                return ABSENT
+            return NULL
         invariant(node.waiters.first is NULL and not node.dirty and not node.in_log, b"a free frame has no past")
         node.map = <void*>self
         node.level = level

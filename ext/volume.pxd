@@ -18,7 +18,6 @@ from iomesh.engine.task cimport Waiters
 
 cdef enum:
     MERGES = 32                      # of one volume at once
-    EXPECTED = 64                    # leaves that expect() loads at once
 
 cdef enum VolumeEvent:               # kinds of on_event
     EVENT_CHECKSUM                   # block, segment, block in the segment
@@ -59,8 +58,6 @@ cdef class Volume:
     cdef uint32_t merging            # how many are busy
     cdef Waiters merge_free
     cdef char* merge_memory
-    cdef Operation expected[EXPECTED]
-    cdef uint64_t expected_free      # a bit for each that may be used
     cdef void (*on_event)(Volume volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
     cdef void* engine
 

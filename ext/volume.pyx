@@ -31,9 +31,6 @@ from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
 
-cdef extern from *:
-    int lowest_bit "__builtin_ctzll" (uint64_t bits) noexcept nogil
-
 
 cdef class Volume:
     """Made of parts that recovery has filled in. blocks: its size."""
@@ -61,10 +58,6 @@ cdef class Volume:
             self.merges[i].read.owner = &self.merges[i]
             self.merges[i].read.done = merge_read
             self.merges[i].step.owner = &self.merges[i]
-        for i in range(EXPECTED):
-            self.expected[i].owner = <void*>self
-            self.expected[i].done = expected_came
-        self.expected_free = ~<uint64_t>0
 
     def __dealloc__(self):
         release(self.merge_memory)
@@ -195,16 +188,9 @@ cdef class Volume:
         self.reader.read(read)
 
     cdef void expect(self, uint64_t block) noexcept nogil:
-        cdef int free
-        cdef Node* leaf
-        if self.expected_free == 0 or block >= self.blocks:
-            return
-        free = lowest_bit(self.expected_free)
-        self.expected_free &= self.expected_free - 1
-        leaf = self.map.get(0, block // NODE_POINTERS, True, &self.expected[free])
+        cdef Node* leaf = self.map.get(0, block // NODE_POINTERS, True, NULL)
         if leaf is not NULL:
             self.map.unpin(leaf)
-            self.expected_free |= <uint64_t>1 << free
 
     # ------------------------------------------------------------------ bytes inside a block
 
@@ -299,7 +285,7 @@ cdef class Volume:
 
     cdef void close(self) noexcept nogil:
         self.closing = True
-        while self.merging or self.expected_free != ~<uint64_t>0:
+        while self.merging:
             wait_in(&self.log.commits)
         self.checkpoints.stop()
         self.log.finish()
@@ -380,13 +366,6 @@ cdef void request_stable(Operation* operation) noexcept nogil:
     if operation.result < 0 and not request.error:
         request.error = <int>-operation.result
     request.finished(request)
-
-
-cdef void expected_came(Operation* operation) noexcept nogil:
-    cdef Volume volume = <Volume>operation.owner
-    volume.expected_free |= <uint64_t>1 << (operation - &volume.expected[0])
-    if volume.closing:
-        wake_all(&volume.log.commits, 0)
 
 
 cdef void merge_waited(Operation* operation) noexcept nogil:

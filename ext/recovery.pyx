@@ -1,0 +1,685 @@
+# Opening a volume's log after a stop or a crash, as a list of steps:
+#
+#     list_replicas    every replica of the volume on this node's stores
+#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters
+#     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
+#     find_end         the log ends before the first record that is missing or torn
+#     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
+#     replay           the entries behind the checkpoint go into the map, each leaf once
+#
+# Always true:
+#   - nothing that was acknowledged and stable is lost silently: every header says up to where that was so (`stable`); if the
+#     log ends before the highest such word, it is damaged and the volume is not opened;
+#   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
+#   - the map's counters after replay are exact, because the checkpoint's map and counters are;
+#   - running it twice, or dying in it and running it again, changes nothing.
+
+from libc.errno cimport EIO, ENOMEM, EUCLEAN
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release, qsort, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from iomesh.engine.checksum cimport crc32c
+from iomesh.engine.invariant cimport invariant
+from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_OPEN,
+    SEGMENT_SEALED, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Footer, Pointer, RecordHeader, TableEntry, block_crc, checkpoint_valid,
+    footer_valid, record_valid)
+from iomesh.engine.map cimport Node
+from iomesh.engine.reactor cimport call_on
+from iomesh.engine.segments cimport Segment
+from iomesh.engine.store cimport Replica, Store, replica_offset
+from iomesh.engine.task cimport wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    CHUNK_BLOCKS = 512               # read at once: two whole records at least
+    PREFETCH = 48                    # leaves loaded ahead of the replay
+    BREATHER = 1024                  # leaves after which the reactor serves others for a turn
+    ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
+
+cdef struct Item:                    # one entry to replay; sorted by leaf, then by age
+    uint64_t key
+    uint32_t scan
+    uint32_t entry
+    uint32_t block                   # of the payload
+    uint32_t unused
+
+
+cdef class Recovery:
+    """checkpoint: (segment, block, crc) or None."""
+
+    def __cinit__(self, Volume volume, checkpoint):
+        cdef void* memory
+        self.volume, self.io = volume, volume.io
+        if checkpoint is not None:
+            self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc = checkpoint
+            self.checkpoint.flags = POINTER_PRESENT
+        if posix_memalign(&memory, BLOCK_BYTES, (CHUNK_BLOCKS + 1) * BLOCK_BYTES):
+            raise MemoryError("no memory for recovery")
+        self.buffer = <char*>memory
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            release(self.scans[i].records)
+            release(self.scans[i].entries)
+        release(self.scans)
+        release(self.buffer)
+
+    cdef int run(self) noexcept nogil:
+        cdef int result = self.list_replicas()
+        if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
+            result = self.read_checkpoint()
+        if result == 0:
+            result = self.scan_all()
+        if result == 0:
+            result = self.find_end()
+        if result == 0:
+            result = self.adopt()
+        if result == 0:
+            result = self.replay()
+        return result
+
+    # ------------------------------------------------------------------ replicas
+
+    cdef int list_replicas(self) noexcept nogil:
+        cdef ListCall call
+        cdef uint32_t count, i
+        cdef int store
+        for store in range(self.volume.log.store_count):
+            call.store = self.volume.log.stores[store]
+            call.volume = self.volume.log.volume
+            call.into = NULL
+            call.room = 0
+            count = <uint32_t>call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            if count == 0:
+                continue
+            call.into = <Replica**>calloc(count, sizeof(Replica*))
+            call.room = count
+            self.scans = <Scan*>realloc(self.scans, (self.scan_count + count) * sizeof(Scan))
+            if call.into is NULL or self.scans is NULL:
+                return self.fail(ENOMEM, b"no memory for the list of %lu segments", count, 0, 0)
+            call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            for i in range(count):
+                memset(&self.scans[self.scan_count], 0, sizeof(Scan))
+                self.scans[self.scan_count].replica = call.into[i]
+                self.scans[self.scan_count].store = store
+                self.scan_count += 1
+            release(call.into)
+        if self.scan_count:
+            qsort(self.scans, self.scan_count, sizeof(Scan), by_number)
+        for i in range(1, self.scan_count):
+            if self.scans[i].replica.segment == self.scans[i - 1].replica.segment:
+                return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", self.scans[i].replica.segment, 0, 0)
+        return 0
+
+    cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
+        cdef uint32_t low = 0, high = self.scan_count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.scans[middle].replica.segment < segment:
+                low = middle + 1
+            else:
+                high = middle
+        return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
+
+    cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
+        cdef uint32_t contiguous, piece
+        cdef uint64_t offset
+        cdef Operation operation
+        while count:
+            offset = replica_offset(replica, block, &contiguous)
+            if contiguous == 0:
+                return -EUCLEAN
+            piece = min(count, contiguous)
+            waited(&operation)
+            self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+            if wait(&operation) < 0:
+                return <int>operation.result
+            block += piece
+            count -= piece
+            into = <char*>into + piece * BLOCK_BYTES
+        return 0
+
+    # ------------------------------------------------------------------ the checkpoint
+
+    cdef int read_block(self, Pointer pointer, void* into) noexcept nogil:
+        """A block that a pointer of the checkpoint names, verified."""
+        cdef Scan* scan = self.scan_of(pointer.segment)
+        cdef int result
+        if scan is NULL:
+            return self.fail(EUCLEAN, b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0, 0)
+        if pointer.block >= scan.replica.blocks:
+            return self.fail(EUCLEAN, b"the checkpoint points to block %lu of segment %lu, which ends at %lu", pointer.block, pointer.segment,
+                             scan.replica.blocks)
+        result = self.read_blocks(scan.replica, pointer.block, 1, into)
+        if result < 0:
+            return self.fail(-result, b"block %lu of segment %lu, part of the checkpoint, cannot be read", pointer.block, pointer.segment, 0)
+        if crc32c(into, BLOCK_BYTES) != pointer.crc:
+            return self.fail(EUCLEAN, b"block %lu of segment %lu, part of the checkpoint, is damaged", pointer.block, pointer.segment, 0)
+        return 0
+
+    cdef int read_checkpoint(self) noexcept nogil:
+        cdef Checkpoint* checkpoint = <Checkpoint*>(self.buffer + CHUNK_BLOCKS * BLOCK_BYTES)
+        cdef int result = self.read_block(self.checkpoint, checkpoint)
+        if result < 0:
+            return result
+        if not checkpoint_valid(checkpoint, self.volume.log.volume):
+            return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
+        self.start = checkpoint.sequence
+        self.volume.map.root = checkpoint.root
+        self.volume.log.next_segment = checkpoint.next_segment
+        self.volume.checkpoints.sequence = checkpoint.sequence
+        self.volume.checkpoints.pointer = self.checkpoint
+        return self.read_table(checkpoint)
+
+    cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil:
+        cdef Pointer* index = <Pointer*>self.buffer
+        cdef TableEntry* table = <TableEntry*>(self.buffer + BLOCK_BYTES)
+        cdef TableEntry* entry
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef uint32_t i, k, n = 0
+        cdef int result
+        for i in range(checkpoint.index_count):
+            result = self.read_block(checkpoint.index[i], index)
+            if result < 0:
+                return result
+            for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
+                result = self.read_block(index[k], table)
+                if result < 0:
+                    return result
+                for n in range(min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)):
+                    entry = &table[n]
+                    scan = self.scan_of(entry.segment)
+                    if scan is NULL:
+                        if entry.live == 0:
+                            continue                     # deleted after this checkpoint
+                        return self.fail(EUCLEAN, b"segment %lu, with %lu live blocks, is on no device of this node", entry.segment, entry.live, 0)
+                    segment = self.volume.segments.add(entry.segment)
+                    segment.blocks = scan.replica.blocks
+                    segment.live = entry.live
+                    segment.state = entry.state
+                    segment.stream = entry.stream
+                    segment.first_sequence = entry.first_sequence
+                    segment.last_sequence = entry.last_sequence
+                    segment.epoch = entry.epoch
+                    segment.replica = scan.replica
+                    segment.store = scan.store
+                    self.volume.segments.live += entry.live
+        # what holds the checkpoint itself stays until the next one
+        for i in range(checkpoint.index_count):
+            self.read_block(checkpoint.index[i], index)
+            for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
+                keep(self, index[k].segment, checkpoint.sequence)
+            keep(self, checkpoint.index[i].segment, checkpoint.sequence)
+        keep(self, self.checkpoint.segment, checkpoint.sequence)
+        return 0
+
+    # ------------------------------------------------------------------ records
+
+    cdef int scan_all(self) noexcept nogil:
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef uint32_t i
+        cdef int result
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            segment = self.volume.segments.find(scan.replica.segment)
+            if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
+                continue
+            result = self.scan_footer(scan) if scan.replica.state == SEGMENT_SEALED and scan.replica.footer_block else 1
+            if result > 0:
+                result = self.scan_headers(scan)
+            if result < 0:
+                return result
+        return 0
+
+    cdef int scan_footer(self, Scan* scan) noexcept nogil:
+        """The records of a sealed replica from its footer; 1: it is damaged, the headers must do."""
+        cdef Replica* replica = scan.replica
+        cdef Footer* footer = <Footer*>self.buffer
+        cdef Entry* table
+        cdef uint32_t at = 0, block = 0, k, payload
+        cdef void* memory
+        cdef int result
+        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0 or not footer_valid(
+                footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks):
+            return 1
+        scan.stable = footer.stable
+        if posix_memalign(&memory, BLOCK_BYTES, (footer.table_blocks + 1) * BLOCK_BYTES):
+            return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
+        table = <Entry*>memory
+        result = 1
+        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and \
+                crc32c(table, footer.table_blocks * BLOCK_BYTES) == footer.table_crc:
+            result = 0
+        while result == 0 and at < footer.entry_count:
+            if table[at].kind != KIND_RECORD or at + 1 + table[at].count > footer.entry_count:
+                result = 1
+                break
+            payload = 0
+            for k in range(table[at].count):
+                if table[at + 1 + k].kind != KIND_ZERO:
+                    payload += 1
+            if block + 1 + payload > replica.footer_block:
+                result = 1
+                break
+            result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
+            block += 1 + payload
+            at += 1 + table[at].count
+        release(table)
+        if result > 0:
+            scan.record_count = scan.entry_count = 0
+        scan.end = block
+        return result
+
+    cdef int scan_headers(self, Scan* scan) noexcept nogil:
+        """The records of a replica from their headers, payload verified; what lies behind the first that is missing only tells what was stable."""
+        cdef Replica* replica = scan.replica
+        cdef uint32_t limit = replica.footer_block if replica.footer_block else replica.blocks
+        cdef uint32_t block = 0, k, payload_block, previous_crc = 0
+        cdef uint64_t previous = 0
+        cdef uint32_t base = 0, held = 0                 # blocks in the buffer
+        cdef RecordHeader* header
+        cdef bint chained = True
+        cdef Found* found
+        cdef int result = 0
+        scan.end = 0
+        while block < limit:
+            if held == 0 or block >= base + held or (block + 1 + RECORD_ENTRIES_MAX > base + held and base + held < limit):
+                base = block
+                held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
+                result = self.read_blocks(replica, base, held, self.buffer)
+                if result < 0:                           # a bad sector: block by block, what follows may tell what was stable
+                    held = 1
+                    result = self.read_blocks(replica, base, held, self.buffer)
+            header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
+            if result < 0 or not record_valid(header, self.volume.log.volume, replica.segment, block, limit) or \
+                    block + 1 + header.payload_blocks > base + held:
+                chained = False
+                block += 1
+                continue
+            scan.stable = max(scan.stable, header.stable)
+            if not chained or header.previous_crc != previous_crc or header.sequence <= previous:
+                chained = False
+                scan.stray = max(scan.stray, header.sequence)
+                block += 1
+                continue
+            result = self.add_record(scan, header.sequence, block, header.crc, header.entries, header.entry_count)
+            if result < 0:
+                return result
+            found = &scan.records[scan.record_count - 1]
+            payload_block = 1
+            for k in range(header.entry_count):
+                if header.entries[k].kind != KIND_ZERO:
+                    if crc32c(<char*>header + payload_block * BLOCK_BYTES, BLOCK_BYTES) != header.entries[k].crc:
+                        found.torn = True
+                    payload_block += 1
+            previous = header.sequence
+            previous_crc = header.crc
+            block += 1 + header.payload_blocks
+            scan.end = block
+        return 0
+
+    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
+        cdef Found* found
+        if scan.record_count == scan.record_room:
+            scan.record_room = 2 * scan.record_room + 64
+            scan.records = <Found*>realloc(scan.records, scan.record_room * sizeof(Found))
+        if scan.entry_count + count > scan.entry_room:
+            scan.entry_room = 2 * scan.entry_room + 1024
+            scan.entries = <Entry*>realloc(scan.entries, scan.entry_room * sizeof(Entry))
+        if scan.records is NULL or scan.entries is NULL:
+            return self.fail(ENOMEM, b"no memory for the records of segment %lu", scan.replica.segment, 0, 0)
+        found = &scan.records[scan.record_count]
+        found.sequence = sequence
+        found.block = block
+        found.crc = crc
+        found.first = scan.entry_count
+        found.count = count
+        found.torn = False
+        memcpy(&scan.entries[scan.entry_count], entries, count * sizeof(Entry))
+        scan.record_count += 1
+        scan.entry_count += count
+        return 0
+
+    cdef int find_end(self) noexcept nogil:
+        """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable."""
+        cdef uint64_t stable = self.start, missing
+        cdef uint32_t i, segment = 0, block = 0
+        cdef Scan* scan
+        cdef Found* found
+        cdef bint moved = True
+        cdef uint32_t* next_record = <uint32_t*>calloc(self.scan_count + 1, sizeof(uint32_t))
+        if next_record is NULL:
+            return self.fail(ENOMEM, b"no memory for %lu segments", self.scan_count, 0, 0)
+        for i in range(self.scan_count):
+            stable = max(stable, self.scans[i].stable)
+        self.end = self.start
+        while moved:                                     # segments follow each other, so each pass takes a whole one
+            moved = False
+            for i in range(self.scan_count):
+                scan = &self.scans[i]
+                while next_record[i] < scan.record_count:
+                    found = &scan.records[next_record[i]]
+                    if found.sequence > self.end + 1 or (found.sequence == self.end + 1 and found.torn and found.sequence > stable):
+                        break
+                    if found.sequence == self.end + 1:
+                        self.end += 1
+                        moved = True
+                    next_record[i] += 1
+        for i in range(self.scan_count):                 # what is behind the end never happened
+            self.scans[i].dropped = self.scans[i].record_count - next_record[i]
+            self.scans[i].record_count = next_record[i]
+        release(next_record)
+        if self.end < stable:
+            missing = self.end + 1
+            for i in range(self.scan_count):
+                if self.scans[i].record_count and self.scans[i].records[self.scans[i].record_count - 1].sequence < missing:
+                    segment, block = self.scans[i].replica.segment, self.scans[i].end
+            return self.fail(EUCLEAN, b"record %lu was acknowledged and stable, but its header is damaged or gone (it should follow block %lu of segment %lu)",
+                             missing, block, segment)
+        return 0
+
+    # ------------------------------------------------------------------ bringing the log up
+
+    cdef int adopt(self) noexcept nogil:
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef Operation operation
+        cdef uint32_t i, k
+        cdef uint32_t last
+        cdef int result
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            self.volume.log.next_segment = max(self.volume.log.next_segment, scan.replica.segment + 1)
+            segment = self.volume.segments.find(scan.replica.segment)
+            if segment is not NULL and scan.record_count == 0 and scan.dropped == 0 and scan.replica.state == SEGMENT_SEALED:
+                continue
+            last = scan.record_count
+            scan.end = record_end(scan)
+            if segment is NULL and (last == 0 or scan.records[last - 1].sequence <= self.start):
+                result = remove_replica(self, scan)      # it holds nothing that counts, or died before the checkpoint
+                if result < 0:
+                    return self.fail(-result, b"segment %lu, which is empty, cannot be removed", scan.replica.segment, 0, 0)
+                continue
+            if segment is NULL:
+                segment = self.volume.segments.add(scan.replica.segment)
+                segment.epoch = scan.replica.epoch
+                segment.stream = scan.replica.stream
+                segment.replica = scan.replica
+                segment.store = scan.store
+            if last:
+                segment.first_sequence = scan.records[0].sequence
+                segment.last_sequence = scan.records[last - 1].sequence
+            if scan.replica.state == SEGMENT_OPEN or scan.dropped:
+                result = self.seal(scan)
+                if result < 0:
+                    return self.fail(-result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0)
+            segment.state = SEGMENT_SEALED
+            segment.blocks = scan.replica.blocks
+        self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
+        for k in range(self.volume.log.store_count):     # what was read may still be in a device's cache only
+            if (<Store>self.volume.log.stores[k]).volatile_cache:
+                waited(&operation)
+                self.io.flush(&operation, (<Store>self.volume.log.stores[k]).device)
+                if wait(&operation) < 0:
+                    return self.fail(<int>-operation.result, b"device %lu cannot be flushed", k, 0, 0)
+        self.volume.log.stable = self.volume.log.marked = self.end
+        if self.volume.log.next_segment == 0:
+            self.volume.log.next_segment = 1
+        result = self.volume.log.begin()
+        if result < 0:
+            return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
+        self.volume.checkpoints.content = self.start if self.end == self.start else 0
+        self.volume.checkpoints.ready = True
+        return 0
+
+    cdef int seal(self, Scan* scan) noexcept nogil:
+        """Give a replica that was left open its footer, behind the last record that counts."""
+        cdef Replica* replica = scan.replica
+        cdef Footer* footer
+        cdef Entry* table
+        cdef Found* found
+        cdef uint32_t i, entries = 0, table_blocks, room
+        cdef SealCall call
+        cdef void* memory
+        cdef int result = 0
+        for i in range(scan.record_count):
+            entries += 1 + scan.records[i].count
+        table_blocks = (entries + NODE_POINTERS - 1) // NODE_POINTERS
+        call.store = self.volume.log.stores[scan.store]
+        call.replica = replica
+        call.footer_block = 0
+        call.blocks = scan.end
+        if scan.end + 1 + table_blocks <= replica.blocks:
+            if posix_memalign(&memory, BLOCK_BYTES, (1 + table_blocks) * BLOCK_BYTES):
+                return -ENOMEM
+            memset(memory, 0, (1 + table_blocks) * BLOCK_BYTES)
+            footer = <Footer*>memory
+            table = <Entry*>(<char*>memory + BLOCK_BYTES)
+            entries = 0
+            for i in range(scan.record_count):
+                found = &scan.records[i]
+                table[entries].position = found.sequence
+                table[entries].crc = found.crc
+                table[entries].count = found.count
+                table[entries].kind = KIND_RECORD
+                memcpy(&table[entries + 1], &scan.entries[found.first], found.count * sizeof(Entry))
+                entries += 1 + found.count
+            footer.magic = FOOTER_MAGIC
+            footer.version = FORMAT_VERSION
+            memcpy(footer.volume, self.volume.log.volume, 16)
+            footer.epoch = replica.epoch
+            footer.segment = replica.segment
+            footer.block = scan.end
+            footer.first_sequence = scan.records[0].sequence
+            footer.last_sequence = scan.records[scan.record_count - 1].sequence
+            footer.stable = min(scan.stable, footer.last_sequence)
+            footer.last_crc = scan.records[scan.record_count - 1].crc
+            footer.entry_count = entries
+            footer.table_blocks = table_blocks
+            footer.table_crc = crc32c(table, table_blocks * BLOCK_BYTES)
+            footer.stream = replica.stream
+            footer.crc = block_crc(footer)
+            result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
+            release(memory)
+            if result == 0:
+                call.footer_block = scan.end
+                call.blocks = scan.end + 1 + table_blocks
+        return <int>call_on((<Store>call.store).home, self.volume.reactor, seal_body, &call)
+
+    # ------------------------------------------------------------------ replay
+
+    cdef int replay(self) noexcept nogil:
+        cdef Item* items = NULL
+        cdef uint64_t count = 0, room = 0, leaf, ahead = 0, window = 0, leaves = 0, i = 0
+        cdef uint32_t s, r, e, block
+        cdef Scan* scan
+        cdef Found* found
+        cdef Entry* entry
+        cdef Node* node
+        cdef Operation operation
+        cdef int result = 0
+        for s in range(self.scan_count):
+            room += self.scans[s].entry_count
+        items = <Item*>calloc(room + 1, sizeof(Item))
+        if items is NULL:
+            return self.fail(ENOMEM, b"no memory to replay %lu entries", room, 0, 0)
+        for s in range(self.scan_count):
+            scan = &self.scans[s]
+            for r in range(scan.record_count):
+                found = &scan.records[r]
+                if not self.start < found.sequence <= self.end:
+                    continue
+                block = found.block + 1
+                self.replayed_records += 1
+                self.replayed_bytes += BLOCK_BYTES
+                for e in range(found.first, found.first + found.count):
+                    entry = &scan.entries[e]
+                    if entry.kind == KIND_DATA or entry.kind == KIND_ZERO:
+                        if entry.position >= VOLUME_BYTES_MAX // BLOCK_BYTES:
+                            release(items)
+                            return self.fail(EUCLEAN, b"record %lu in segment %lu names block %lu, beyond the largest volume", found.sequence,
+                                             scan.replica.segment, entry.position)
+                        items[count].key = (entry.position // NODE_POINTERS) << ORDER_BITS | \
+                            (found.sequence - self.start) << 8 | (e - found.first)
+                        items[count].scan = s
+                        items[count].entry = e
+                        items[count].block = block
+                        count += 1
+                    if entry.kind != KIND_ZERO:
+                        block += 1
+                        self.replayed_bytes += BLOCK_BYTES
+        qsort(items, count, sizeof(Item), by_key)
+        while i < count:
+            leaf = items[i].key >> ORDER_BITS
+            while ahead < count and window < PREFETCH and self.volume.map.cache.loading < PREFETCH:
+                node = self.volume.map.get(0, items[ahead].key >> ORDER_BITS, True, NULL)
+                if node is not NULL:
+                    self.volume.map.unpin(node)
+                ahead = next_leaf(items, ahead, count)
+                window += 1
+            node = NULL
+            while node is NULL and result == 0:
+                waited(&operation)
+                node = self.volume.map.get(0, leaf, True, &operation)
+                if node is NULL:
+                    self.volume.checkpoints.poke()
+                    result = <int>wait(&operation)
+            if node is NULL:
+                release(items)
+                return self.fail(-result, b"the map's leaf %lu cannot be read", leaf, 0, 0)
+            while i < count and items[i].key >> ORDER_BITS == leaf:
+                apply(self, node, &items[i])
+                i += 1
+            self.volume.map.unpin(node)
+            ahead = max(ahead, i)
+            window = window - 1 if window else 0
+            leaves += 1
+            if leaves % BREATHER == 0:
+                waited(&operation)
+                self.io.after(&operation, 0)
+                wait(&operation)
+        release(items)
+        self.volume.log.bytes_at_checkpoint = self.volume.log.bytes - self.replayed_bytes
+        return result
+
+    cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+        snprintf(self.reason, sizeof(self.reason), text, a, b, c)
+        return -error
+
+
+cdef void apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
+    cdef Entry* entry = &recovery.scans[item.scan].entries[item.entry]
+    cdef Pointer pointer
+    cdef uint32_t slot = entry.position % NODE_POINTERS, count, i
+    memset(&pointer, 0, sizeof(pointer))
+    if entry.kind == KIND_DATA:
+        pointer.segment = recovery.scans[item.scan].replica.segment
+        pointer.block = item.block
+        pointer.crc = entry.crc
+        pointer.flags = POINTER_PRESENT
+        count = 1
+    else:
+        count = min(<uint32_t>entry.count, <uint32_t>NODE_POINTERS - slot)
+    for i in range(slot, slot + count):
+        if pointer.flags or leaf.pointers[i].flags & POINTER_PRESENT:
+            recovery.volume.segments.born(pointer)
+            recovery.volume.segments.died(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)))
+
+
+cdef uint64_t next_leaf(Item* items, uint64_t i, uint64_t count) noexcept nogil:
+    cdef uint64_t leaf = items[i].key >> ORDER_BITS
+    while i < count and items[i].key >> ORDER_BITS == leaf:
+        i += 1
+    return i
+
+
+cdef void keep(Recovery recovery, uint32_t number, uint64_t checkpoint) noexcept nogil:
+    cdef Segment* segment = recovery.volume.segments.find(number)
+    if segment is not NULL:
+        segment.table_of = checkpoint
+
+
+cdef uint32_t record_end(Scan* scan) noexcept nogil:
+    """The block behind the last record of a scan."""
+    cdef Found* last
+    cdef uint32_t blocks = 1, i
+    if scan.record_count == 0:
+        return 0
+    last = &scan.records[scan.record_count - 1]
+    for i in range(last.first, last.first + last.count):
+        if scan.entries[i].kind != KIND_ZERO:
+            blocks += 1
+    return last.block + blocks
+
+
+cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
+    cdef uint32_t contiguous, piece
+    cdef uint64_t offset
+    cdef Operation operation
+    while count:
+        offset = replica_offset(replica, block, &contiguous)
+        piece = min(count, contiguous)
+        waited(&operation)
+        recovery.io.write(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            return <int>operation.result
+        block += piece
+        count -= piece
+        data = <const char*>data + piece * BLOCK_BYTES
+    return 0
+
+
+cdef struct ListCall:
+    void* store
+    uint8_t* volume
+    Replica** into
+    uint32_t room
+
+
+cdef struct SealCall:
+    void* store
+    Replica* replica
+    uint32_t blocks
+    uint32_t footer_block
+
+
+cdef int64_t list_body(void* argument) noexcept nogil:
+    cdef ListCall* call = <ListCall*>argument
+    return (<Store>call.store).list(call.volume, call.into, call.room)
+
+
+cdef int64_t seal_body(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
+
+
+cdef int64_t remove_body(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).remove(call.replica)
+
+
+cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
+    cdef SealCall call
+    call.store = recovery.volume.log.stores[scan.store]
+    call.replica = scan.replica
+    scan.record_count = 0
+    return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)
+
+
+cdef int by_number(const void* a, const void* b) noexcept nogil:
+    cdef uint32_t first = (<Scan*>a).replica.segment, second = (<Scan*>b).replica.segment
+    return (first > second) - (first < second)
+
+
+cdef int by_key(const void* a, const void* b) noexcept nogil:
+    cdef uint64_t first = (<Item*>a).key, second = (<Item*>b).key
+    return (first > second) - (first < second)
