@@ -38,6 +38,8 @@ cdef class Checkpoints:
     cdef void* owner
     cdef void (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
 
+    cdef void attach(self) noexcept nogil                        # on the reactor, before anything else
+    cdef void begin_what_is_due(self) noexcept nogil
     cdef void poke(self) noexcept nogil                          # after commits and when a node was not to be had: begins what is due
     cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil

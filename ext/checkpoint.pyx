@@ -38,10 +38,12 @@ cdef class Checkpoints:
         self.reactor, self.log, self.map, self.segments = reactor, log, map, segments
         self.begin.done = begin_due
         self.begin.owner = <void*>self
-        self.next_keeper = map.cache.keepers
-        map.cache.keepers = <void*>self
 
     # ------------------------------------------------------------------ when
+
+    cdef void attach(self) noexcept nogil:
+        self.next_keeper = self.map.cache.keepers
+        self.map.cache.keepers = <void*>self
 
     cdef void poke(self) noexcept nogil:
         if self.begin_asked or self.stopping or self.log.error:
@@ -52,6 +54,20 @@ cdef class Checkpoints:
 
     cdef bint is_due(self) noexcept nogil:
         return not self.running and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval) and self.ready
+
+    cdef void begin_what_is_due(self) noexcept nogil:
+        """At a turn's end; with the cache full, every volume that shares it writes back."""
+        cdef void* keeper = self.map.cache.keepers
+        self.begin_asked = False
+        if self.stopping:
+            wake_all(&self.ended, 0)
+        elif self.is_due():
+            self.running = True
+            start(checkpoint_body, <void*>self, NULL)
+        elif self.map.cache.wants_writeback():
+            while keeper is not NULL:
+                begin_write_back(<Checkpoints>keeper)
+                keeper = (<Checkpoints>keeper).next_keeper
 
     cdef int run(self) noexcept nogil:
         if self.running:
@@ -336,21 +352,7 @@ cdef int64_t remove_body(void* argument) noexcept nogil:
 
 
 cdef void begin_due(Operation* operation) noexcept nogil:
-    """At a turn's end: begin what is due; with the cache full, every volume that shares it writes back."""
-    cdef Checkpoints self = <Checkpoints>operation.owner
-    cdef void* keeper
-    self.begin_asked = False
-    if self.stopping:
-        wake_all(&self.ended, 0)
-        return
-    if self.is_due():
-        self.running = True
-        start(checkpoint_body, <void*>self, NULL)
-    elif self.map.cache.wants_writeback():
-        keeper = self.map.cache.keepers
-        while keeper is not NULL:
-            begin_write_back(<Checkpoints>keeper)
-            keeper = (<Checkpoints>keeper).next_keeper
+    (<Checkpoints>operation.owner).begin_what_is_due()
 
 
 cdef void begin_write_back(Checkpoints self) noexcept nogil:
@@ -365,10 +367,9 @@ cdef int64_t checkpoint_body(void* argument) noexcept nogil:
 
 
 cdef int64_t write_back_body(void* argument) noexcept nogil:
-    cdef Checkpoints self = <Checkpoints>argument
-    self.write_back()
-    self.writing_back = False
-    wake_all(&self.writing_back_ended, 0)
-    if self.stopping:
-        wake_all(&self.ended, 0)
+    (<Checkpoints>argument).write_back()
+    (<Checkpoints>argument).writing_back = False
+    wake_all(&(<Checkpoints>argument).writing_back_ended, 0)
+    if (<Checkpoints>argument).stopping:
+        wake_all(&(<Checkpoints>argument).ended, 0)
     return 0

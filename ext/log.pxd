@@ -167,5 +167,8 @@ cdef class Log:
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
     cdef void start_flush(self) noexcept nogil
+    cdef void flush_step(self, Operation* operation) noexcept nogil                      # one of a flush's devices, or the loop that asked them, is done
+    cdef void turn_ends(self) noexcept nogil
+    cdef void buffer_came(self) noexcept nogil
     cdef void watch_idle(self) noexcept nogil
     cdef void fell_idle(self) noexcept nogil

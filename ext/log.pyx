@@ -316,6 +316,17 @@ cdef class Log:
             data += piece * BLOCK_BYTES
             blocks -= piece
 
+    cdef void turn_ends(self) noexcept nogil:
+        self.turn_end_asked = False
+        if self.building is not NULL and self.building.entries and self.under_way < <uint32_t>self.depth:
+            self.close_record()
+
+    cdef void buffer_came(self) noexcept nogil:
+        self.pool_wait_asked = False
+        wake_all(&self.waiters, 0)
+        if self.pool.free[<int>RECORD]:                  # not taken after all: the next one's turn
+            wake_one(&self.pool.waiters[<int>RECORD], 0)
+
     # ------------------------------------------------------------------ committing
 
     cdef void advance(self) noexcept nogil:
@@ -424,7 +435,6 @@ cdef class Log:
         """The number of the store for the next segment: fewest errors, then most free space; -ENOSPC or, when none works, -EIO."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
-        cdef Store store
         for i in range(self.store_count):
             if (<Store>self.stores[i]).failed:
                 continue
@@ -605,7 +615,25 @@ cdef class Log:
                 self.flushes[device].done = device_flushed
                 self.flushes[device].owner = <void*>self
                 self.io.flush(&self.flushes[device], device)
-        flush_step(self)
+        self.flush_step(NULL)
+
+    cdef void flush_step(self, Operation* operation) noexcept nogil:
+        """One of a flush's devices, or the loop that asked them, is done."""
+        cdef Waiters served
+        if operation is not NULL and operation.result < 0:
+            self.flush_error = <int>operation.result
+            self.dirty_devices |= <uint64_t>1 << operation.target
+        self.flushes_left -= 1
+        if self.flushes_left:
+            return
+        if self.flush_error == 0 and self.flush_target > self.stable:
+            self.stable = self.flush_target
+        served = self.flushing
+        self.flushing = self.flush_next
+        self.flush_next.first = self.flush_next.last = NULL
+        if self.flushing.first is not NULL:
+            self.start_flush()
+        wake_all(&served, self.flush_error)
 
     # ------------------------------------------------------------------ the mark of an idle log
 
@@ -669,10 +697,7 @@ cdef class Log:
 # ---------------------------------------------------------------------- what completions call
 
 cdef void turn_ended(Operation* operation) noexcept nogil:
-    cdef Log log = <Log>operation.owner
-    log.turn_end_asked = False
-    if log.building is not NULL and log.building.entries and log.under_way < <uint32_t>log.depth:
-        log.close_record()
+    (<Log>operation.owner).turn_ends()
 
 
 cdef void transfer_step(Operation* operation) noexcept nogil:
@@ -697,41 +722,16 @@ cdef void transfer_ends_operation(Transfer* transfer) noexcept nogil:
 
 
 cdef void pool_gave(Operation* operation) noexcept nogil:
-    cdef Log log = <Log>operation.owner
-    log.pool_wait_asked = False
-    wake_all(&log.waiters, 0)
-    if log.pool.free[<int>RECORD]:                       # not taken after all: the next one's turn
-        wake_one(&log.pool.waiters[<int>RECORD], 0)
+    (<Log>operation.owner).buffer_came()
 
 
 cdef void device_flushed(Operation* operation) noexcept nogil:
-    cdef Log log = <Log>operation.owner
-    if operation.result < 0:
-        log.flush_error = <int>operation.result
-        log.dirty_devices |= <uint64_t>1 << operation.target
-    flush_step(log)
-
-
-cdef void flush_step(Log log) noexcept nogil:
-    """One of a flush's devices, or the loop that asked them, is done."""
-    cdef Waiters served
-    log.flushes_left -= 1
-    if log.flushes_left:
-        return
-    if log.flush_error == 0 and log.flush_target > log.stable:
-        log.stable = log.flush_target
-    served = log.flushing
-    log.flushing = log.flush_next
-    log.flush_next.first = log.flush_next.last = NULL
-    if log.flushing.first is not NULL:
-        log.start_flush()
-    wake_all(&served, log.flush_error)
+    (<Log>operation.owner).flush_step(operation)
 
 
 cdef void idle_timer_rang(Operation* operation) noexcept nogil:
-    cdef Log log = <Log>operation.owner
-    log.idle_timer_set = False
-    log.fell_idle()
+    (<Log>operation.owner).idle_timer_set = False
+    (<Log>operation.owner).fell_idle()
 
 
 cdef void idle_flushed(Operation* operation) noexcept nogil:
@@ -802,7 +802,11 @@ cdef int64_t prepare_body(Log log, bint urgent) noexcept nogil:
 
 
 cdef int64_t space_body(void* argument) noexcept nogil:
-    cdef Log log = <Log>argument
+    watch_space(<Log>argument)
+    return 0
+
+
+cdef void watch_space(Log log) noexcept nogil:
     cdef Operation timer
     while log.no_space and not log.ending and not log.error:
         waited(&timer)
@@ -811,13 +815,14 @@ cdef int64_t space_body(void* argument) noexcept nogil:
         log.space_freed()
     log.watching_space = False
     wake_all(&log.tail_changes, 0)
-    return 0
 
 
 cdef int64_t seal_body(void* argument) noexcept nogil:
-    cdef Tail* tail = <Tail*>argument
-    cdef Log log = <Log>tail.log
-    cdef Segment* segment
+    seal(<Log>(<Tail*>argument).log, <Tail*>argument)
+    return 0
+
+
+cdef void seal(Log log, Tail* tail) noexcept nogil:
     while tail.records_under_way:
         wait_in(&tail.quiet)
     if tail.next_block == 0:
@@ -827,11 +832,13 @@ cdef int64_t seal_body(void* argument) noexcept nogil:
     tail.segment = NULL
     log.sealing -= 1
     wake_all(&log.tail_changes, 0)
-    return 0
 
 
 cdef int64_t work_around_body(void* argument) noexcept nogil:
-    cdef Log log = <Log>argument
+    return go_on_elsewhere(<Log>argument)
+
+
+cdef int go_on_elsewhere(Log log) noexcept nogil:
     cdef int result = log.work_around()
     log.failing = False
     if result < 0:

@@ -1,6 +1,6 @@
 # Opening a volume's log after a stop or a crash. See recovery.pyx.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.io cimport Io
 from iomesh.engine.layout cimport Checkpoint, Entry, Pointer, RecordHeader
 from iomesh.engine.segments cimport Segment

@@ -58,8 +58,7 @@ cdef class Volume:
     cdef uint32_t merging            # how many are busy
     cdef Waiters merge_free
     cdef char* merge_memory
-    cdef void (*on_event)(Volume volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
-    cdef void* engine
+    cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil     # told to the node: VolumeEvent
 
     # Of a write of `count` whole blocks all the same door takes: how many were taken (from the front, at least 1); 0: none now, `when` is
     # done once it is worth trying again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
@@ -86,6 +85,7 @@ cdef class Volume:
     cdef void finish(self, Request* request) noexcept nogil
     cdef void part_done(self, Request* request, int error) noexcept nogil
     cdef void merge_step(self, Merge* merge) noexcept nogil
+    cdef void merge_read_done(self, Merge* merge) noexcept nogil
     cdef void merge_append(self, Merge* merge) noexcept nogil
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil
     cdef void close(self) noexcept nogil                 # in a task; no request is under way: everything is committed and sealed

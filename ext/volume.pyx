@@ -248,6 +248,18 @@ cdef class Volume:
             merge.read.into = merge.merged
             self.reader.read(&merge.read)
 
+    cdef void merge_read_done(self, Merge* merge) noexcept nogil:
+        if merge.read.error:
+            self.merge_end(merge, merge.read.error)
+            return
+        if merge.read.unmapped:
+            memset(merge.merged, 0, BLOCK_BYTES)
+        if merge.zeros:
+            memset(merge.merged + merge.start, 0, merge.bytes)
+        else:
+            memcpy(merge.merged + merge.start, merge.patch, merge.bytes)
+        self.merge_append(merge)
+
     cdef void merge_append(self, Merge* merge) noexcept nogil:
         cdef int64_t taken
         merge.step.done = merge_appends
@@ -296,7 +308,10 @@ cdef class Volume:
 
 cdef void committed(void* owner, Record* record) noexcept nogil:
     """Apply a record to the map, and tell whoever waited for it."""
-    cdef Volume volume = <Volume>owner
+    apply(<Volume>owner, record)
+
+
+cdef void apply(Volume volume, Record* record) noexcept nogil:
     cdef Part* part
     cdef Entry* entry
     cdef Pointer pointer, old
@@ -350,8 +365,7 @@ cdef inline void end_part(Volume volume, Part* part, int error) noexcept nogil:
 
 
 cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil:
-    cdef Volume volume = <Volume>owner
-    volume.on_event(volume, EVENT_CHECKSUM, block, segment, segment_block)
+    (<Volume>owner).on_event(owner, EVENT_CHECKSUM, block, segment, segment_block)
 
 
 # ---------------------------------------------------------------------- what completions call
@@ -374,18 +388,7 @@ cdef void merge_waited(Operation* operation) noexcept nogil:
 
 
 cdef void merge_read(Read* read) noexcept nogil:
-    cdef Merge* merge = <Merge*>read.owner
-    cdef Volume volume = <Volume>merge.volume
-    if read.error:
-        volume.merge_end(merge, read.error)
-        return
-    if read.unmapped:
-        memset(merge.merged, 0, BLOCK_BYTES)
-    if merge.zeros:
-        memset(merge.merged + merge.start, 0, merge.bytes)
-    else:
-        memcpy(merge.merged + merge.start, merge.patch, merge.bytes)
-    volume.merge_append(merge)
+    (<Volume>(<Merge*>read.owner).volume).merge_read_done(<Merge*>read.owner)
 
 
 cdef void merge_appends(Operation* operation) noexcept nogil:
