@@ -620,6 +620,7 @@ cdef class Log:
     cdef void flush_step(self, Operation* operation) noexcept nogil:
         """One of a flush's devices, or the loop that asked them, is done."""
         cdef Waiters served
+        cdef int error
         if operation is not NULL and operation.result < 0:
             self.flush_error = <int>operation.result
             self.dirty_devices |= <uint64_t>1 << operation.target
@@ -628,12 +629,12 @@ cdef class Log:
             return
         if self.flush_error == 0 and self.flush_target > self.stable:
             self.stable = self.flush_target
-        served = self.flushing
+        served, error = self.flushing, self.flush_error
         self.flushing = self.flush_next
         self.flush_next.first = self.flush_next.last = NULL
         if self.flushing.first is not NULL:
             self.start_flush()
-        wake_all(&served, self.flush_error)
+        wake_all(&served, error)
 
     # ------------------------------------------------------------------ the mark of an idle log
 

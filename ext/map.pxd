@@ -71,6 +71,7 @@ cdef class Map:
     cdef uint64_t freeze             # while a checkpoint runs: its sequence. Only nodes dirty since then or before may be written; 0: none runs
     cdef readonly uint32_t images    # of its nodes in the log, not committed yet
     cdef readonly uint64_t load_errors
+    cdef readonly uint32_t loads     # of its nodes, under way
     cdef int absent_level            # when get() returned ABSENT: the level of the highest node that is absent there
 
     # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT:

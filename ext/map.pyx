@@ -222,6 +222,7 @@ cdef class Map:
         cdef uint32_t contiguous = 0
         node.state = NODE_LOADING
         self.cache.loading += 1
+        self.loads += 1
         self.cache.misses += 1
         node.load.owner = node
         if segment is not NULL and segment.replica is not NULL:
@@ -237,6 +238,7 @@ cdef class Map:
         cdef Pointer* pointer = &self.root if node.parent is NULL else &node.parent.pointers[node.index % NODE_POINTERS]
         cdef Waiters waiters
         self.cache.loading -= 1
+        self.loads -= 1
         if result == BLOCK_BYTES:
             result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc else -EILSEQ
         elif result >= 0:

@@ -23,6 +23,7 @@ cdef class NbdConnection:
     # set before start():
     cdef int connection              # the Io's number of it
     cdef Operation ended             # done at the end: the last that is ever heard of this connection; result: a ConnectionEnd
+    cdef void* next_connection       # of its volume's
     # seen by others:
     cdef uint64_t requests           # how many came
     cdef ConnectionState state

@@ -58,6 +58,10 @@ cdef class Volume:
     cdef uint32_t merging            # how many are busy
     cdef Waiters merge_free
     cdef char* merge_memory
+    cdef void* engine
+    cdef void* connection_list       # NbdConnection
+    cdef uint32_t connections
+    cdef Waiters connections_changed
     cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil     # told to the node: VolumeEvent
 
     # Of a write of `count` whole blocks all the same door takes: how many were taken (from the front, at least 1); 0: none now, `when` is

@@ -26,10 +26,14 @@ from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segment, Segments
-from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
+from iomesh.engine.task cimport join, wait, wait_in, waited, wake_all, wake_one
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+
+cdef enum:
+    LOADS_POLL_NS = 1000 * 1000
 
 
 cdef class Volume:
@@ -47,6 +51,8 @@ cdef class Volume:
         log.owner = self.reader.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
+        log.on_no_space = no_space
+        log.on_device_error = device_failed
         self.reader.on_checksum = checksum_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
             raise MemoryError("no memory for merges")
@@ -297,8 +303,13 @@ cdef class Volume:
 
     cdef void close(self) noexcept nogil:
         self.closing = True
+        cdef Operation timer
         while self.merging:
             wait_in(&self.log.commits)
+        while self.map.loads:                            # leaves that were expected
+            waited(&timer)
+            self.io.after(&timer, LOADS_POLL_NS)
+            wait(&timer)
         self.checkpoints.stop()
         self.log.finish()
         self.map.forget()
@@ -366,6 +377,16 @@ cdef inline void end_part(Volume volume, Part* part, int error) noexcept nogil:
 
 cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_CHECKSUM, block, segment, segment_block)
+
+
+cdef void no_space(void* owner) noexcept nogil:
+    (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
+    (<Volume>owner).checkpoints.due = True               # what died since the last one can be deleted after it
+    (<Volume>owner).checkpoints.poke()
+
+
+cdef void device_failed(void* owner, int store, int error) noexcept nogil:
+    (<Volume>owner).on_event(owner, EVENT_DEVICE, store, error, 0)
 
 
 # ---------------------------------------------------------------------- what completions call

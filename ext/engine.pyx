@@ -1,0 +1,804 @@
+# The engine as Python sees it: see engine.pyi. The only module of it that the rest of iomesh imports.
+#
+# Python's thread makes objects (allocation, validation of arguments); everything that happens to them afterwards happens on their reactor.
+# What Python asks is a Command: posted to a reactor, run there as a task, put on the list of what is done, and the bell is rung. What
+# happens unasked is a Notice on the same list. Objects are kept alive here until the reactor has let go of them.
+
+import os
+import threading
+from collections import namedtuple
+from typing import NamedTuple
+
+import numpy as np
+
+from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from iomesh.engine.checkpoint cimport Checkpoints
+from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
+from iomesh.engine.invariant cimport invariant
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.journal cimport REPAIRS_MAX
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
+    SLAB_BYTES, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
+from iomesh.engine.log cimport Log
+from iomesh.engine.map cimport Map, MapCache
+from iomesh.engine.nbd cimport NbdConnection
+from iomesh.engine.pool cimport Pool
+from iomesh.engine.reactor cimport Message, Reactor, call_on
+from iomesh.engine.recovery cimport Recovery
+from iomesh.engine.segments cimport Segments
+from iomesh.engine.store cimport Replica, Store, format_store, plan_store
+from iomesh.engine.task cimport Waiters, start as start_task, wait, wait_in, waited, wake_all
+from iomesh.engine.uring cimport DEVICES_MAX, Uring
+from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
+
+from iomesh.engine.layout import crc32c, structures
+from iomesh.engine.nbd import ENDS, transmission_flags
+from iomesh.engine.uring import RingError
+
+cdef extern from *:
+    r"""
+    #include <stdint.h>
+    #include <sys/eventfd.h>
+    #include <unistd.h>
+    #define done_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
+    #define done_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
+    #define done_swap(place, old, new) __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
+    static inline void bell_ring(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
+    static inline void bell_still(int fd) { uint64_t count; ssize_t n = read(fd, &count, sizeof count); (void)n; }
+    """
+    Command* done_load(Command*) noexcept nogil
+    Command* done_take(Command*) noexcept nogil
+    bint done_swap(Command*, Command**, Command*) noexcept nogil
+    int eventfd(unsigned count, int flags) noexcept nogil
+    int EFD_NONBLOCK, EFD_CLOEXEC
+    void bell_ring(int fd) noexcept nogil
+    void bell_still(int fd) noexcept nogil
+
+BLOCK_BYTES = BLOCK
+SEGMENT_BYTES_MIN = SEGMENT_MIN
+SEGMENT_BYTES_MAX = SEGMENT_MAX
+VOLUME_BYTES_MAX = VOLUME_MAX
+DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
+TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
+HISTOGRAM_BUCKETS = BUCKETS
+HISTOGRAM_NAMES = ("read_latency", "write_latency", "flush_latency")
+COUNTER_NAMES = (
+    "reads", "read_bytes", "writes", "written_bytes", "flushes", "trims", "trimmed_bytes", "zeroes", "zeroed_bytes",
+    "read_errors", "write_errors", "checksum_errors", "no_space_errors",
+    "records", "record_bytes", "data_blocks", "map_blocks", "table_blocks", "merges",
+    "segments_sealed", "segments_removed", "checkpoints", "device_flushes")
+if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
+    raise ImportError("engine.pyx and counters.pxd name different counters")
+
+Answer = namedtuple("Answer", "ticket error reason value")
+Event = namedtuple("Event", "kind volume value")
+Pointer = namedtuple("Pointer", "segment block crc")
+
+cdef enum:
+    REACTORS_MAX = 64
+    SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
+    LARGE_BUFFERS = 24               # 24 MiB
+    RECORD_BUFFERS = 24              # 24 MiB
+
+cdef enum CommandKind:
+    FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED
+
+cdef struct Command:
+    Message message
+    Command* next                    # of what is done
+    Operation ended
+    int kind
+    int64_t ticket
+    void* engine
+    void* reactor
+    void* subject                    # Store, Volume or NbdConnection
+    void* helper                     # Recovery
+    Superblock* superblock
+    int fd
+    int device
+    uint64_t first
+    uint64_t second
+    uint64_t third
+    uint64_t fourth
+    uint8_t volume[16]
+    uint64_t results[8]
+    void* list[64]                   # Stores
+    int error
+    char reason[512]
+
+
+class EngineError(Exception):
+    """The engine cannot run here; the message says what is missing and what to do."""
+
+
+cdef class _Runner:
+    """A reactor with what lives beside it on its thread."""
+
+    cdef Reactor reactor
+    cdef Uring io
+    cdef Pool pool
+    cdef MapCache cache
+    cdef object thread
+    cdef int thread_id
+    cdef int begun                   # what Io.begin returned, on the thread
+
+    def run(self):
+        self.thread_id = threading.get_native_id()
+        with nogil:
+            self.begun = self.io.begin()
+            if self.begun == 0:
+                self.reactor.run()
+
+
+cdef class _Open:
+    """An open volume and what Python may see of it at any time."""
+
+    cdef Volume volume
+    cdef Recovery recovery
+    cdef _Runner runner
+    cdef object counters
+    cdef object histograms
+    cdef dict connections            # ticket -> NbdConnection
+    cdef bint ready
+
+
+cdef class Engine:
+    cdef readonly list warnings
+    cdef list runners
+    cdef void* reactors[REACTORS_MAX]
+    cdef int reactor_count
+    cdef dict stores                 # number -> Store
+    cdef dict volumes                # 16 bytes -> _Open
+    cdef dict pending                # ticket -> what the answer is about, kept alive
+    cdef int bell
+    cdef Command* done               # newest first
+    cdef int64_t tickets
+    cdef uint64_t devices            # a bit per device number in use
+    cdef uint64_t checkpoint_bytes
+    cdef bint started
+
+    def __cinit__(self):
+        self.bell = -1
+
+    def __init__(self, *, reactors=1, mode="adaptive", poll_microseconds=50, map_cache_bytes=256 << 20, checkpoint_bytes=1 << 30,
+                 iopoll=False, register_buffers=True):
+        cdef _Runner runner
+        modes = {"adaptive": 0, "busy": 1, "sleep": 2}
+        if mode not in modes:
+            raise ValueError(f"mode is adaptive, busy or sleep, not {mode!r}")
+        if not 1 <= reactors <= REACTORS_MAX:
+            raise ValueError(f"reactors is 1 to {REACTORS_MAX}, not {reactors}")
+        if map_cache_bytes // reactors < 1 << 20:
+            raise ValueError(f"a map cache of {map_cache_bytes} bytes is too small: each reactor needs 1 MiB")
+        if checkpoint_bytes < 1 << 20:
+            raise ValueError(f"checkpoint_bytes is at least 1 MiB, not {checkpoint_bytes}")
+        self.warnings = []
+        self.runners = []
+        self.stores = {}
+        self.volumes = {}
+        self.pending = {}
+        self.checkpoint_bytes = checkpoint_bytes
+        self.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.bell < 0:
+            raise EngineError("no eventfd: too many open files; raise the limit (ulimit -n)")
+        for number in range(reactors):
+            runner = _Runner()
+            runner.pool = Pool(SMALL_BUFFERS, LARGE_BUFFERS, RECORD_BUFFERS)
+            try:
+                runner.io = Uring(<uintptr_t>runner.pool.arena, runner.pool.arena_bytes if register_buffers else 0, iopoll)
+            except RingError as error:
+                raise EngineError(str(error)) from None
+            runner.reactor = Reactor(number, runner.io, modes[mode], poll_microseconds * 1000)
+            runner.cache = MapCache(map_cache_bytes // reactors // BLOCK, runner.io)
+            self.warnings += [warning for warning in runner.io.warnings if warning not in self.warnings]
+            self.runners.append(runner)
+            self.reactors[number] = <void*>runner.reactor
+            self.reactor_count += 1
+
+    def __dealloc__(self):
+        cdef Command* command = self.done
+        cdef Command* following
+        while command is not NULL:
+            following = command.next
+            release(command)
+            command = following
+        if self.bell >= 0:
+            os.close(self.bell)
+
+    def start(self):
+        for runner in self.runners:
+            (<_Runner>runner).thread = threading.Thread(
+                target=runner.run, name=f"iomesh-reactor-{(<_Runner>runner).reactor.number}", daemon=True)
+            (<_Runner>runner).thread.start()
+        self.started = True
+
+    def stop(self):
+        for runner in self.runners if self.started else ():
+            (<_Runner>runner).reactor.stop()
+        for runner in self.runners if self.started else ():
+            (<_Runner>runner).thread.join()
+        self.started = False
+
+    def fileno(self):
+        return self.bell
+
+    # ------------------------------------------------------------------ asking
+
+    cdef Command* command(self, int kind, _Runner runner, object subject):
+        cdef Command* command = <Command*>calloc(1, sizeof(Command))
+        if command is NULL:
+            raise MemoryError("no memory for a command")
+        self.tickets += 1
+        command.kind = kind
+        command.ticket = self.tickets
+        command.engine = <void*>self
+        command.reactor = <void*>runner.reactor
+        command.subject = <void*>subject
+        command.message.deliver = command_arrives
+        command.message.owner = command
+        self.pending[self.tickets] = (runner, subject)
+        return command
+
+    cdef int64_t post(self, Command* command):
+        (<Reactor>command.reactor).post(&command.message)
+        return command.ticket
+
+    cdef int64_t refuse(self, int error, str reason):
+        """An answer without asking anybody."""
+        cdef Command* command = self.command(NOTICE, self.runners[0], None)
+        encoded = reason.encode()[:511]
+        command.kind = FORMAT_STORE
+        command.error = error
+        memcpy(command.reason, <const char*>encoded, len(encoded))
+        put_done(self, command)
+        return command.ticket
+
+    cdef int take_device(self) except -1:
+        cdef int number
+        for number in range(DEVICES_MAX):
+            if not self.devices >> number & 1:
+                self.devices |= <uint64_t>1 << number
+                return number
+        raise ValueError(f"a node has at most {DEVICES_MAX} devices")
+
+    cdef _Runner runner_of(self, int number):
+        return self.runners[number % len(self.runners)]
+
+    def format_store(self, int fd, *, bytes cluster, bytes device, uint64_t device_bytes, int tier, str label):
+        cdef Command* command
+        cdef Superblock* superblock
+        cdef _Runner runner = self.runner_of(0)
+        encoded = label.encode()
+        if len(cluster) != 16 or len(device) != 16:
+            raise ValueError("cluster and device are 16 bytes each")
+        if tier not in TIERS.values():
+            raise ValueError(f"tier is one of {sorted(TIERS)}, not {tier}")
+        if len(encoded) > 63:
+            raise ValueError(f"a label has at most 63 bytes, not {len(encoded)}")
+        superblock = <Superblock*>calloc(1, sizeof(Superblock))
+        if superblock is NULL:
+            raise MemoryError("no memory for a superblock")
+        if plan_store(superblock, device_bytes) < 0:
+            release(superblock)
+            raise ValueError(f"a device has at least {DEVICE_BYTES_MIN} bytes, not {device_bytes}")
+        memcpy(superblock.cluster, <const char*>cluster, 16)
+        memcpy(superblock.device, <const char*>device, 16)
+        memcpy(superblock.label, <const char*>encoded, len(encoded))
+        superblock.tier = tier
+        superblock.created_ns = runner.io.unix_ns()
+        command = self.command(FORMAT_STORE, runner, None)
+        command.superblock = superblock
+        command.fd = fd
+        command.device = self.take_device()
+        return self.post(command)
+
+    def open_store(self, int fd, *, uint64_t device_bytes, cluster, bint volatile_cache):
+        cdef Command* command
+        cdef int device = self.take_device()
+        cdef _Runner runner = self.runner_of(len(self.stores))
+        cdef Store store = Store(runner.reactor, device, device_bytes, volatile_cache)
+        command = self.command(OPEN_STORE, runner, store)
+        command.fd = fd
+        command.device = device
+        if cluster is not None:
+            command.first = 1
+            memcpy(command.volume, <const char*>(<bytes>cluster), 16)
+        return self.post(command)
+
+    def close_store(self, int store):
+        cdef Command* command
+        cdef _Open opened
+        if store not in self.stores:
+            return self.refuse(ENOENT, f"no store has the number {store}")
+        if self.volumes:
+            return self.refuse(EBUSY, f"store {store} is in use: close the volumes first")
+        runner, it = self.stores[store]
+        command = self.command(CLOSE_STORE, runner, it)
+        command.device = store
+        return self.post(command)
+
+    def store_space(self, int store):
+        if store not in self.stores:
+            raise KeyError(f"no store has the number {store}")
+        cdef Store it = self.stores[store][1]
+        return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": SLAB_BYTES,
+                "replicas": it.replicas, "failed": it.failed}
+
+    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint):
+        cdef Command* command
+        cdef _Open opened
+        cdef _Runner runner
+        cdef uint64_t[::1] counters
+        cdef uint64_t[:, ::1] histograms
+        cdef Segments segments
+        cdef Map map
+        cdef Log log
+        if len(volume) != 16:
+            raise ValueError("a volume is named by 16 bytes")
+        if volume in self.volumes:
+            return self.refuse(EEXIST, "the volume is open")
+        if not self.stores:
+            return self.refuse(ENOENT, "this node has no device: format one and add it")
+        if size_bytes % BLOCK or not 0 < size_bytes <= VOLUME_MAX:
+            raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
+        if segment_bytes % SLAB_BYTES or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
+            raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
+        opened = _Open()
+        runner = self.runner_of(len(self.volumes))
+        segments = Segments()
+        map = Map(runner.cache, runner.io, segments)
+        log = Log(runner.reactor, runner.pool, segments, [it for _, it in self.stores.values()], volume, epoch, segment_bytes // BLOCK)
+        opened.runner = runner
+        opened.volume = Volume(runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
+        opened.counters = np.zeros(COUNTERS, np.uint64)
+        opened.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
+        counters, histograms = opened.counters, opened.histograms
+        opened.volume.counters = log.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
+        opened.volume.latencies = &histograms[0, 0]
+        opened.volume.checkpoints.interval = self.checkpoint_bytes
+        opened.volume.engine = <void*>self
+        opened.volume.on_event = volume_event
+        opened.volume.checkpoints.on_written = checkpoint_written
+        opened.connections = {}
+        opened.recovery = Recovery(opened.volume, checkpoint)
+        self.volumes[volume] = opened
+        command = self.command(OPEN_VOLUME, runner, opened.volume)
+        command.helper = <void*>opened.recovery
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    cdef _Open opened(self, bytes volume):
+        cdef _Open opened = self.volumes.get(volume)
+        return opened if opened is not None and opened.ready else None
+
+    cdef int64_t ask_volume(self, int kind, bytes volume, uint64_t first):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        command = self.command(kind, opened.runner, opened.volume)
+        command.first = first
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def close_volume(self, bytes volume, *, bint checkpoint):
+        cdef _Open opened = self.opened(volume)
+        ticket = self.ask_volume(CLOSE_VOLUME, volume, checkpoint)
+        if opened is not None:
+            opened.ready = False                         # nothing more is asked of it
+        return ticket
+
+    def checkpoint(self, bytes volume):
+        return self.ask_volume(CHECKPOINT_VOLUME, volume, 0)
+
+    def checkpoint_moved(self, bytes volume, uint64_t sequence, bint moved):
+        cdef _Open opened = self.volumes.get(volume)
+        cdef Command* command
+        if opened is not None:
+            command = self.command(POINTER_MOVED, opened.runner, opened.volume)
+            command.first = sequence
+            command.second = moved
+            self.post(command)
+
+    def grow_volume(self, bytes volume, uint64_t size_bytes):
+        cdef _Open opened = self.opened(volume)
+        if size_bytes % BLOCK or size_bytes > VOLUME_MAX:
+            raise ValueError(f"a volume has at most 64 TiB, in steps of 4096, not {size_bytes}")
+        if opened is not None and size_bytes < opened.volume.blocks * BLOCK:
+            return self.refuse(EINVAL, "a volume cannot shrink")
+        return self.ask_volume(GROW_VOLUME, volume, size_bytes)
+
+    def erase_volume(self, bytes volume):
+        cdef Command* command
+        if volume in self.volumes:
+            return self.refuse(EBUSY, "the volume is open: close it first")
+        stores = [it for _, it in self.stores.values()]
+        command = self.command(ERASE_VOLUME, self.runner_of(0), stores)
+        command.first = len(stores)
+        for i, store in enumerate(stores):
+            command.list[i] = <void*>store
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def serve_nbd(self, bytes volume, int fd, *, bint structured, allocation_context, bint read_only):
+        cdef _Open opened = self.opened(volume)
+        cdef NbdConnection connection
+        cdef Command* command
+        if opened is None:
+            os.close(fd)
+            return self.refuse(ENOENT, "the volume is not open")
+        connection = NbdConnection(opened.volume, structured=structured, allocation_context=allocation_context, read_only=read_only)
+        command = self.command(SERVE, opened.runner, connection)
+        command.fd = fd
+        command.helper = <void*>opened.volume
+        opened.connections[command.ticket] = connection
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    # ------------------------------------------------------------------ looking
+
+    def volume_state(self, bytes volume):
+        cdef _Open opened = self.volumes[volume]
+        cdef Volume it = opened.volume
+        return {
+            "size_bytes": it.blocks * BLOCK, "sequence": it.log.sequence, "committed": it.log.committed, "stable": it.log.stable,
+            "segments": it.segments.count, "live_blocks": it.segments.live, "connections": it.connections,
+            "log_bytes": it.log.bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
+            "segment_bytes": it.log.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
+            "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
+            "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
+            "no_space": bool(it.log.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
+
+    def counters(self, bytes volume):
+        return (<_Open>self.volumes[volume]).counters
+
+    def histograms(self, bytes volume):
+        return (<_Open>self.volumes[volume]).histograms
+
+    def reactor_state(self, int reactor):
+        cdef _Runner runner = self.runners[reactor]
+        return {
+            "turns": runner.reactor.turns, "sleeps": runner.reactor.sleeps, "busy_ns": runner.reactor.busy_ns, "thread_id": runner.thread_id,
+            "system_calls": runner.io.enters, "map_frames": runner.cache.frames, "map_used": runner.cache.used, "map_dirty": runner.cache.dirty,
+            "map_hits": runner.cache.hits, "map_misses": runner.cache.misses, "buffers_registered": bool(runner.io.buffers_registered),
+            "free_small_buffers": runner.pool.free[0], "free_large_buffers": runner.pool.free[1], "free_record_buffers": runner.pool.free[2]}
+
+    # ------------------------------------------------------------------ hearing
+
+    def collect(self):
+        cdef Command* newest
+        cdef Command* oldest = NULL
+        cdef Command* command
+        bell_still(self.bell)
+        newest = done_take(self.done)
+        while newest is not NULL:
+            command = newest
+            newest = newest.next
+            command.next = oldest
+            oldest = command
+        heard = []
+        while oldest is not NULL:
+            command = oldest
+            oldest = oldest.next
+            try:
+                if command.kind == NOTICE:
+                    heard.append(self.event(command))
+                elif command.kind == POINTER_MOVED:
+                    self.pending.pop(command.ticket)
+                else:
+                    heard.append(self.answer(command))
+            finally:
+                release(command.superblock)
+                release(command)
+        return heard
+
+    cdef object event(self, Command* command):
+        volume = command.volume[:16]
+        if command.error == EVENT_CHECKPOINT:
+            return Event("checkpoint", volume, {
+                "pointer": Pointer(command.results[0], command.results[1], command.results[2]), "sequence": command.first,
+                "size_bytes": command.second})
+        if command.error == EVENT_CHECKSUM:
+            return Event("checksum", volume, {"offset_bytes": command.first * BLOCK, "segment": command.second, "block": command.third})
+        if command.error == EVENT_DEVICE:
+            return Event("device", volume, {"store": command.first, "error": command.second})
+        return Event("no_space", volume, {})
+
+    cdef object answer(self, Command* command):
+        cdef Store store
+        cdef NbdConnection connection
+        cdef _Open opened
+        subject = self.pending.pop(command.ticket)[1]
+        error, reason, value = command.error, command.reason.decode(errors="replace"), None
+        volume = command.volume[:16]
+        if error and not reason:
+            reason = os.strerror(error)
+        if subject is None:
+            self.devices &= ~(<uint64_t>(1 if command.fd else 0) << command.device)
+        elif command.kind == OPEN_STORE:
+            store = subject
+            if error:
+                self.devices &= ~(<uint64_t>1 << command.device)
+            else:
+                self.stores[command.device] = (self.runner_of(store.home.number), store)
+                value = {"store": command.device, "cluster": store.superblock.cluster[:16], "device": store.superblock.device[:16],
+                         "tier": store.superblock.tier, "label": store.superblock.label.decode(errors="replace"),
+                         "device_bytes": store.superblock.device_bytes, "created_ns": store.superblock.created_ns,
+                         "repaired": repaired(store)}
+        elif command.kind == CLOSE_STORE:
+            self.devices &= ~(<uint64_t>1 << command.device)
+            self.stores.pop(command.device)
+        elif command.kind == OPEN_VOLUME:
+            opened = self.volumes[volume]
+            opened.recovery = None
+            opened.ready = not error
+            if error:
+                self.volumes.pop(volume)
+            else:
+                value = {"replayed_records": command.results[0], "replayed_bytes": command.results[1], "seconds": command.results[2] / 1e9,
+                         "sequence": command.results[3], "reactor": opened.runner.reactor.number}
+        elif command.kind == CLOSE_VOLUME:
+            self.volumes.pop(volume)
+        elif command.kind == ERASE_VOLUME:
+            value = {"segments": command.results[0]}
+        elif command.kind == SERVE:
+            connection = subject
+            value = {"requests": connection.requests, "end": ENDS[connection.end]}
+            opened = self.volumes.get(volume)
+            if opened is not None:
+                opened.connections.pop(command.ticket, None)
+        return Answer(command.ticket, error, reason, value)
+
+
+def histogram_bounds():
+    """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
+    return np.array([min((4 + n % 4 + 1) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
+
+
+cdef object to_pointer(PointerStruct pointer):
+    return Pointer(pointer.segment, pointer.block, pointer.crc) if pointer.flags & POINTER_PRESENT else None
+
+
+cdef list repaired(Store store):
+    return [store.repairs.lines[i].decode(errors="replace") for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))]
+
+
+# ---------------------------------------------------------------------- on the reactor
+
+cdef void put_done(Engine engine, Command* command) noexcept nogil:
+    command.next = done_load(engine.done)
+    while not done_swap(engine.done, &command.next, command):
+        pass
+    bell_ring(engine.bell)
+
+
+cdef void command_arrives(Message* message) noexcept nogil:
+    cdef Command* command = <Command*>message.owner
+    command.ended.owner = command
+    command.ended.done = command_ended
+    start_task(command_body, command, &command.ended)
+
+
+cdef void command_ended(Operation* operation) noexcept nogil:
+    cdef Command* command = <Command*>operation.owner
+    if command.kind == SERVE and operation.result == 0:
+        return                                           # answered when the connection ends
+    if operation.result < 0:
+        command.error = <int>-operation.result
+    put_done(<Engine>command.engine, command)
+
+
+cdef int64_t command_body(void* argument) noexcept nogil:
+    cdef Command* command = <Command*>argument
+    if command.kind == FORMAT_STORE:
+        return format_on(<Reactor>command.reactor, command)
+    if command.kind == OPEN_STORE:
+        return open_store_on(<Engine>command.engine, <Store>command.subject, command)
+    if command.kind == CLOSE_STORE:
+        return close_store_on(<Engine>command.engine, <Store>command.subject, command)
+    if command.kind == OPEN_VOLUME:
+        return open_volume_on(<Volume>command.subject, <Recovery>command.helper, command)
+    if command.kind == CLOSE_VOLUME:
+        return close_volume_on(<Volume>command.subject, command)
+    if command.kind == CHECKPOINT_VOLUME:
+        return (<Volume>command.subject).checkpoints.run()
+    if command.kind == POINTER_MOVED:
+        (<Volume>command.subject).checkpoints.moved(command.first, command.second)
+        return 0
+    if command.kind == GROW_VOLUME:
+        (<Volume>command.subject).blocks = command.first // BLOCK
+        (<Volume>command.subject).checkpoints.size_bytes = command.first
+        return 0
+    if command.kind == ERASE_VOLUME:
+        return erase_on(<Reactor>command.reactor, command)
+    return serve_on(<Volume>command.helper, <NbdConnection>command.subject, command)
+
+
+cdef int64_t format_on(Reactor reactor, Command* command) noexcept nogil:
+    cdef int device = reactor.io.add_device(command.fd)
+    cdef int result
+    if device < 0:
+        return device
+    result = format_store(reactor, device, command.superblock)
+    reactor.io.remove_device(device)
+    return result
+
+
+cdef struct DeviceCall:
+    void* reactor
+    int fd                           # -1: remove
+    int device
+
+
+cdef int64_t device_body(void* argument) noexcept nogil:
+    cdef DeviceCall* call = <DeviceCall*>argument
+    if call.fd < 0:
+        (<Reactor>call.reactor).io.remove_device(call.device)
+        return 0
+    invariant((<Reactor>call.reactor).io.add_device(call.fd) == call.device, b"every reactor counts devices alike")
+    return 0
+
+
+cdef int on_all_reactors(Engine engine, Reactor caller, int fd, int device) noexcept nogil:
+    """Every reactor's Io knows a device by the same number."""
+    cdef DeviceCall call
+    cdef int i, result = 0
+    call.fd = fd
+    call.device = device
+    for i in range(engine.reactor_count):
+        call.reactor = engine.reactors[i]
+        result = min(result, <int>call_on(<Reactor>call.reactor, caller, device_body, &call))
+    return result
+
+
+cdef int64_t open_store_on(Engine engine, Store store, Command* command) noexcept nogil:
+    cdef int result = on_all_reactors(engine, store.home, command.fd, command.device)
+    if result == 0:
+        result = store.open(command.volume if command.first else NULL)
+        if result < 0:
+            snprintf(command.reason, sizeof(command.reason), b"%s", store.reason)
+    if result < 0:
+        on_all_reactors(engine, store.home, -1, command.device)
+    return result
+
+
+cdef int64_t close_store_on(Engine engine, Store store, Command* command) noexcept nogil:
+    return on_all_reactors(engine, store.home, -1, command.device)
+
+
+cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) noexcept nogil:
+    cdef timespec began, ended
+    cdef int result
+    clock_gettime(CLOCK_MONOTONIC, &began)
+    volume.checkpoints.attach()
+    result = recovery.run()
+    clock_gettime(CLOCK_MONOTONIC, &ended)
+    if result < 0:
+        snprintf(command.reason, sizeof(command.reason), b"%s", recovery.reason)
+        volume.close()
+        return result
+    command.results[0] = recovery.replayed_records
+    command.results[1] = recovery.replayed_bytes
+    command.results[2] = (ended.tv_sec - began.tv_sec) * 1000000000 + ended.tv_nsec - began.tv_nsec
+    command.results[3] = volume.log.sequence
+    return 0
+
+
+cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
+    cdef int result = 0
+    cdef void* connection = volume.connection_list
+    while connection is not NULL:
+        (<NbdConnection>connection).stop()
+        connection = (<NbdConnection>connection).next_connection
+    while volume.connections:
+        wait_in(&volume.connections_changed)
+    if command.first and not volume.log.error:
+        result = volume.checkpoints.run()
+    volume.close()
+    return result
+
+
+cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command) noexcept nogil:
+    cdef int number
+    if volume.closing:
+        number = -EBUSY
+    else:
+        number = volume.io.add_connection(command.fd)
+    if number < 0:
+        close_descriptor(command.fd)
+        return number
+    connection.connection = number
+    connection.ended.owner = command
+    connection.ended.done = connection_ended
+    connection.next_connection = volume.connection_list
+    volume.connection_list = <void*>connection
+    volume.connections += 1
+    connection.start()
+    return 0
+
+
+cdef void connection_ended(Operation* operation) noexcept nogil:
+    cdef Command* command = <Command*>operation.owner
+    unlink_connection(<Volume>command.helper, <NbdConnection>command.subject)
+    command.ended.result = 0
+    put_done(<Engine>command.engine, command)
+
+
+cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept nogil:
+    cdef void** place = &volume.connection_list
+    while place[0] is not <void*>connection:
+        place = &(<NbdConnection>place[0]).next_connection
+    place[0] = connection.next_connection
+    volume.connections -= 1
+    wake_all(&volume.connections_changed, 0)
+
+
+cdef extern from "<unistd.h>" nogil:
+    int close_descriptor "close" (int fd)
+
+
+cdef int64_t erase_on(Reactor reactor, Command* command) noexcept nogil:
+    cdef EraseCall call
+    cdef uint64_t i
+    cdef int64_t result
+    call.volume = command.volume
+    for i in range(command.first):
+        call.store = command.list[i]
+        result = call_on((<Store>call.store).home, reactor, erase_body, &call)
+        if result < 0:
+            return result
+        command.results[0] += result
+    return 0
+
+
+cdef struct EraseCall:
+    void* store
+    uint8_t* volume
+
+
+cdef int64_t erase_body(void* argument) noexcept nogil:
+    """Remove every replica of a volume from a store; how many there were, or a negative errno."""
+    cdef EraseCall* call = <EraseCall*>argument
+    cdef uint32_t count = (<Store>call.store).list(call.volume, NULL, 0), i
+    cdef Replica** replicas = <Replica**>calloc(count + 1, sizeof(Replica*))
+    cdef int result = 0
+    (<Store>call.store).list(call.volume, replicas, count)
+    for i in range(count):
+        if result == 0:
+            result = (<Store>call.store).remove(replicas[i])
+    release(replicas)
+    return result if result < 0 else count
+
+
+cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
+    cdef Command* notice = <Command*>calloc(1, sizeof(Command))
+    if notice is NULL:
+        return                                           # the counters tell it too
+    notice.kind = NOTICE
+    notice.error = kind
+    notice.first = first
+    notice.second = second
+    notice.third = third
+    memcpy(notice.volume, (<Volume>volume).log.volume, 16)
+    put_done(<Engine>(<Volume>volume).engine, notice)
+
+
+cdef void checkpoint_written(void* owner, uint64_t sequence, PointerStruct pointer) noexcept nogil:
+    cdef Command* notice = <Command*>calloc(1, sizeof(Command))
+    if notice is NULL:
+        (<Volume>owner).checkpoints.moved(sequence, False)
+        return
+    notice.kind = NOTICE
+    notice.error = EVENT_CHECKPOINT
+    notice.first = sequence
+    notice.second = (<Volume>owner).checkpoints.size_bytes
+    notice.results[0], notice.results[1], notice.results[2] = pointer.segment, pointer.block, pointer.crc
+    memcpy(notice.volume, (<Volume>owner).log.volume, 16)
+    put_done(<Engine>(<Volume>owner).engine, notice)
