@@ -38,7 +38,8 @@ from iomesh.engine.task cimport Waiters, start as start_task, wait, wait_in, wai
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
 
-from iomesh.engine.layout import crc32c, structures
+from iomesh.engine.structures import (
+    crc32c, read_checkpoint, read_footer, read_journal_block, read_node, read_record, read_superblock, read_table, structures)
 from iomesh.engine.nbd import ENDS, transmission_flags
 from iomesh.engine.uring import RingError
 
@@ -299,7 +300,8 @@ cdef class Engine:
         command.device = self.take_device()
         return self.post(command)
 
-    def open_store(self, int fd, *, uint64_t device_bytes, cluster, bint volatile_cache):
+    def open_store(self, int fd, *, cluster, bint volatile_cache):
+        cdef uint64_t device_bytes = os.lseek(fd, 0, os.SEEK_END)
         cdef Command* command
         cdef int device = self.take_device()
         cdef _Runner runner = self.runner_of(len(self.stores))

@@ -210,7 +210,7 @@ cdef class Store:
         cdef Extent* extents = <Extent*>extents_of(&change.wanted.entry)
         cdef uint32_t kept = (blocks + SLAB_BLOCKS - 1) // SLAB_BLOCKS
         cdef int i, freed_count = 0, error
-        invariant(replica.state == SEGMENT_OPEN and blocks <= replica.blocks, b"an open segment is sealed, and not longer than it was")
+        invariant(replica.state != 0 and blocks <= replica.blocks, b"a segment is sealed once it is open, or shortened, never lengthened")
         invariant(footer_block == 0 or footer_block < blocks, b"the footer lies inside the segment")
         change.replica = replica
         entry_of(replica, &change.wanted.entry)
