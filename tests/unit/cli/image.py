@@ -33,8 +33,8 @@ def structure(name: str, size: int, **fields: int | bytes) -> bytes:
 def superblock(generation: int) -> bytes:
     return structure(
         "Superblock", BLOCK, cluster=CLUSTER, device=DEVICE, generation=generation, device_bytes=DEVICE_BYTES,
-        journal_offset=JOURNAL_OFFSET, journal_bytes=JOURNAL_BYTES, slabs_offset=SLABS_OFFSET, slabs=(DEVICE_BYTES - SLABS_OFFSET) // SLAB, slab_bytes=SLAB, tier=1,
-        created_ns=1_700_000_000 * 10**9, label=b"first",
+        journal_offset=JOURNAL_OFFSET, journal_bytes=JOURNAL_BYTES, slabs_offset=SLABS_OFFSET, slabs=(DEVICE_BYTES - SLABS_OFFSET) // SLAB,
+        slab_bytes=SLAB, tier=1, created_ns=1_700_000_000 * 10**9, label=b"first",
     )  # fmt: skip
 
 
@@ -89,7 +89,8 @@ class Segment:
         table = bytes(self.table).ljust(-(-len(self.table) // BLOCK) * BLOCK, b"\0")
         self.data += structure(
             "Footer", BLOCK, volume=VOLUME, epoch=3, segment=self.number, block=at, first_sequence=self.first,
-            last_sequence=self.sequence - 1, last_crc=self.previous_crc, entry_count=count, table_blocks=len(table) // BLOCK, table_crc=crc32c(table),
+            last_sequence=self.sequence - 1, last_crc=self.previous_crc, entry_count=count, table_blocks=len(table) // BLOCK,
+            table_crc=crc32c(table),
         ) + table  # fmt: skip
         return at
 
