@@ -18,7 +18,6 @@ cdef enum:
     EXTENTS_MAX = 32                 # of one segment replica
     NODE_POINTERS = 256              # of a map node
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
-    VOLUME_BYTES_MAX = 0x400000000000     # 64 TiB
     DEVICE_BYTES_MIN = 64 * 1024 * 1024    # less would be journal and reserve, and hardly a segment
     TABLE_BLOCKS_MAX = 192 * NODE_POINTERS # of a checkpoint's segment table: what its index has room for
     FEATURES_KNOWN = 0               # bits of Superblock.features
@@ -35,7 +34,9 @@ cdef extern from *:
     #define IOMESH_RECORD_MAGIC     0x4443524D4F49ull     /* "IOMRCD" */
     #define IOMESH_FOOTER_MAGIC     0x52544F464D4F49ull   /* "IOMFOTR" */
     #define IOMESH_CHECKPOINT_MAGIC 0x54504B434D4F49ull   /* "IOMCKPT" */
+    #define IOMESH_VOLUME_BYTES_MAX (64ull << 40)         /* as many as an int does not hold: no enum */
     """
+    const uint64_t VOLUME_BYTES_MAX "IOMESH_VOLUME_BYTES_MAX"
     const uint64_t SUPERBLOCK_MAGIC "IOMESH_SUPERBLOCK_MAGIC"
     const uint64_t JOURNAL_MAGIC "IOMESH_JOURNAL_MAGIC"
     const uint64_t RECORD_MAGIC "IOMESH_RECORD_MAGIC"
