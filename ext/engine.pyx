@@ -65,7 +65,7 @@ cdef extern from *:
 BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
 SEGMENT_BYTES_MAX = SEGMENT_MAX
-VOLUME_BYTES_MAX = VOLUME_MAX
+VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # a C enum counts as an int
 DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
