@@ -16,6 +16,7 @@ from demo_disk import DemoError, end_processes_in, run, wait_for
 
 USER = "postgres"
 DATABASE = "demo"
+SETTINGS = ["listen_addresses=", "shared_buffers=128MB", "max_wal_size=1GB"]
 
 
 def postgres_programs() -> Path | None:
@@ -42,14 +43,11 @@ class Database:
         self.data.mkdir(mode=0o700)
         shutil.chown(self.data, USER, USER)
         run(self.programs / "initdb", "-D", self.data, "--auth=trust", "--data-checksums", "--no-instructions", user=USER)
-        settings = ["listen_addresses = ''", f"unix_socket_directories = '{self.outside}'", "shared_buffers = 128MB", "max_wal_size = 1GB"]
-        with (self.data / "postgresql.conf").open("a") as file:
-            file.write("\n".join(settings) + "\n")
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.data],
+                [self.programs / "postgres", "-D", self.data, *(word for each in SETTINGS for word in ("-c", each)), "-k", self.outside],
                 user=USER, group=USER, extra_groups=[], start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
             )  # fmt: skip
         try:
@@ -58,7 +56,7 @@ class Database:
             raise DemoError(f"{error}; the end of its log:\n{self.log.read_text(errors='replace')[-2000:]}") from None
 
     def ready(self) -> bool:
-        words = [str(self.programs / "pg_isready"), "-q", "-h", str(self.outside), "-d", "postgres"]
+        words = [str(self.programs / "pg_isready"), "-q", "-h", str(self.outside), "-U", USER, "-d", "postgres"]
         return subprocess.run(words, check=False, cwd="/").returncode == 0
 
     def stop(self) -> None:
