@@ -561,7 +561,8 @@ cdef class Engine:
 
 def histogram_bounds():
     """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
-    return np.array([min((4 + n % 4 + 1) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
+    cdef object one = 1     # Python's, which does not overflow
+    return np.array([min((one * 5 + n % 4) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
 
 
 cdef object to_pointer(PointerStruct pointer):

@@ -27,7 +27,7 @@ SEND_BUFFER_BYTES = 4 << 20  # a whole batch of replies fits: the reactor's send
 SO_SNDBUFFORCE = 32  # the same beyond net.core.wmem_max, for those who may
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # seconds: a client's machine that vanished is noticed in 90
 
-log = structlog.get_logger().bind(part="nbd")
+log = structlog.get_logger(part="nbd")
 
 
 class NbdServer:

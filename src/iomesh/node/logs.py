@@ -14,7 +14,7 @@ import structlog
 from iomesh.node.config import LogConfig
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
 def configure(config: LogConfig) -> None:
@@ -31,6 +31,7 @@ def configure(config: LogConfig) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _ordered,
             *renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -41,6 +42,13 @@ def configure(config: LogConfig) -> None:
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
+def _ordered(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """What every line has comes first."""
+    first = {key: event.pop(key) for key in ("time", "level", "part", "event") if key in event}
+    return first | dict(event)
+
+
 def logger(part: str) -> FilteringBoundLogger:
-    bound: FilteringBoundLogger = structlog.get_logger().bind(part=part)
-    return bound
+    """Takes effect when it is first used: a module has its logger before anything is configured."""
+    lazy: FilteringBoundLogger = structlog.get_logger(part=part)
+    return lazy

@@ -10,6 +10,7 @@ from iomesh.node import logs
 from iomesh.node.config import Config
 from iomesh.node.node import Node
 
+log = logs.logger("node")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,3 +41,4 @@ async def _serve(config: Config) -> None:
     finally:
         stop.cancel()
         await node.down()
+        log.info("stopped")

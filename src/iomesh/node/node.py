@@ -108,6 +108,8 @@ class Node:
     # what users ask that is of no one part
 
     async def add_device(self, path: str) -> Device:
+        if held := self.stores.open_at(path):
+            return held
         if self.volumes.open_in_engine:
             raise InUse(
                 f"{path}: a device is added while no volume is open; name it under `devices` in the configuration, and restart the node"

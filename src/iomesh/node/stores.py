@@ -57,10 +57,14 @@ class Stores:
                 self._missing[record.id] = record, error.message
                 log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
 
+    def open_at(self, path: str) -> Device | None:
+        """The device, if it is one of ours already."""
+        store = next((store for store in self._open.values() if _same_file(store.device.path, path)), None)
+        return None if store is None else self._describe(store)
+
     async def add(self, path: str) -> Device:
         async with self._changing:
-            held = next((store for store in self._open.values() if _same_file(store.device.path, path)), None)
-            return self._describe(held or await self._attach(path))
+            return self.open_at(path) or self._describe(await self._attach(path))
 
     async def remove(self, words: str) -> None:
         """Forgets a missing device, or closes one that holds nothing."""
@@ -71,7 +75,10 @@ class Stores:
                 if device.replicas:
                     raise InUse(f"device {words} holds {device.replicas} segment replicas: delete the volumes on it first")
                 store = self._open[identity]
-                await self._engine.close_store(store.number)
+                try:
+                    await self._engine.close_store(store.number)
+                except InUse:
+                    raise InUse(f"device {words}: a device is removed while no volume is open") from None
                 store.device.close()
                 del self._open[identity]
             self._missing.pop(identity, None)

@@ -74,7 +74,6 @@ def test_what_is_neither_block_device_nor_file_is_refused(path: str) -> None:
         open_device(path)
 
 
-@pytest.mark.root
 def test_a_block_device_has_its_own_size_and_what_sysfs_says_of_its_cache(loop_of: Maker) -> None:
     path = loop_of(64 * MIB)
     device = open_device(path)
@@ -85,7 +84,6 @@ def test_a_block_device_has_its_own_size_and_what_sysfs_says_of_its_cache(loop_o
     device.close()
 
 
-@pytest.mark.root
 def test_a_mounted_device_is_refused_with_its_mount_point(loop_of: Maker, tmp_path: Path) -> None:
     path = loop_of(64 * MIB)
     subprocess.run(["mkfs.ext4", "-q", path], check=True)
@@ -100,7 +98,6 @@ def test_a_mounted_device_is_refused_with_its_mount_point(loop_of: Maker, tmp_pa
     open_device(path).close()
 
 
-@pytest.mark.root
 def test_a_device_that_is_swapped_to_is_refused(loop_of: Maker) -> None:
     path = loop_of(64 * MIB)
     subprocess.run(["mkswap", path], check=True, capture_output=True)
