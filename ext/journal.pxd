@@ -33,7 +33,7 @@ cdef class Journal:
     cdef uint32_t half               # the one that is written
     cdef uint32_t next_index         # in it
     cdef uint64_t generation         # of it
-    cdef uint64_t highest_generation # on the device: an unfinished snapshot may have a higher one
+    cdef uint64_t highest_generation     # on the device: an unfinished snapshot may have a higher one
     cdef JournalBlock* block         # the one that is being written
     cdef Change* first               # not yet in a block
     cdef Change* last

@@ -23,7 +23,7 @@ from iomesh.engine.directory cimport Directory, EntryBytes, Replica, entry_of
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, ENTRY_DELETE, FORMAT_VERSION, JOURNAL_CHANGES, JOURNAL_MAGIC, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END,
+    BLOCK_BYTES, FORMAT_VERSION, JOURNAL_CHANGES, JOURNAL_MAGIC, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END,
     Extent, JournalEntry, Superblock, block_crc)
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.task cimport start, wait, waited

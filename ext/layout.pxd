@@ -19,7 +19,7 @@ cdef enum:
     NODE_POINTERS = 256              # of a map node
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
     DEVICE_BYTES_MIN = 64 * 1024 * 1024    # less would be journal and reserve, and hardly a segment
-    TABLE_BLOCKS_MAX = 192 * NODE_POINTERS # of a checkpoint's segment table: what its index has room for
+    TABLE_BLOCKS_MAX = 192 * NODE_POINTERS     # of a checkpoint's segment table: what its index has room for
     FEATURES_KNOWN = 0               # bits of Superblock.features
 
 cdef enum:

@@ -12,7 +12,7 @@
 #
 # Format: docs/formats.md, all of it. The sizes there are held here at compile time, the offsets by a test.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of

@@ -111,7 +111,7 @@ cdef Half survey(Journal journal, Pieces* pieces, uint32_t half) noexcept nogil:
 cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t first) noexcept nogil:
     """What cannot be read is zeros, and so not valid."""
     cdef Operation[2] operations
-    cdef uint32_t copy, i, copies_done = 0
+    cdef uint32_t copy, i
     cdef JournalBlock* block
     pieces.half = half
     pieces.first = first
@@ -192,7 +192,8 @@ cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* f
             for copy in range(2):
                 if memcmp(pieces.copies[copy] + i, block, BLOCK_BYTES) != 0:
                     if valid_at(journal, pieces.copies[copy] + i, index + i) and pieces.copies[copy][i].generation == found.generation:
-                        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: its two copies are valid and differ", index + i, half)
+                        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: its two copies are valid and differ",
+                                 index + i, half)
                         return -EUCLEAN
                     restore(journal, block, half, copy, index + i, &restored, repairs)
         index += pieces.count

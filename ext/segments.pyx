@@ -10,7 +10,7 @@
 # deleted since. Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
 # they neither allocate nor fail: memory and the growth of the hash table belong to add().
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.invariant cimport invariant

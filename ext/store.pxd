@@ -29,20 +29,24 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     # 0, or a negative errno and `reason`. cluster: 16 bytes, any other is refused (EMEDIUMTYPE); NULL: take it as it is. Nothing is written
     # before it is certain that the device is this cluster's. Once, before all else.
     cdef int open(self, const uint8_t* cluster) noexcept nogil
-    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent, int* error) noexcept nogil
+    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
+                         int* error) noexcept nogil
     # Nothing of it may be under way, and nothing behind `blocks` is kept: the slabs there are free again. footer_block 0: it has none.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
     cdef int remove(self, Replica* replica) noexcept nogil      # nothing of it may be under way
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
-    cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil   # replicas of a volume (NULL: all), unsorted; returns how many there are
+    # Replicas of a volume (NULL: all), unsorted; returns how many there are, whatever the room.
+    cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil
     cdef void restore_superblock(self, const Superblock* damaged, int which) noexcept nogil
 
-cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil    # fills in all but cluster, device, tier, label and created_ns; -EINVAL: the device is too small
-cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil   # in a task: writes an empty store; `wanted` has all but crc filled in
+# Fills in all but cluster, device, tier, label and created_ns. -EINVAL: the device is too small.
+cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil
+# In a task: writes an empty store; `wanted` has all but crc filled in.
+cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil
 
 # Where a block of a replica lies on its device, in bytes, and how many blocks from it on are contiguous.
 cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
-from iomesh.engine.layout cimport BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_OPEN, Superblock
+from iomesh.engine.layout cimport SEGMENT_OPEN, Superblock
 from iomesh.engine.reactor cimport ADAPTIVE, Reactor
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store, replica_offset
 from iomesh.engine.task cimport start

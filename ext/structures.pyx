@@ -4,7 +4,7 @@
 # "fault": the word of the same validators that the engine itself trusts. Kinds, states and tiers are numbers, as they stand there. It shows what
 # there is in any case, valid or not, and never reads beyond the bytes it was given.
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (

@@ -1,0 +1,126 @@
+"""A store on a file, its journal as bytes, and what a crash or damage makes of it: always the same for the same seed."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from iomesh.engine.storeview import StoreRefused, StoreView
+
+BLOCK = 4096
+MEBIBYTE = 1 << 20
+SMALLEST = 64 * MEBIBYTE
+TWIN = 128 << 10
+JOURNAL = 256 << 10
+V = b"volume-volume-vo"
+W = b"another-another-"
+
+Replica = tuple[str, int, int, list[tuple[int, int]]]  # state, blocks, footer_block, extents
+Event = tuple[str, int, bytes] | tuple[str]  # ("write", offset, data) or ("flush",)
+Order = tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int]
+Directory = dict[tuple[bytes, int], Replica]
+
+
+def new_device(path: Path, size: int = SMALLEST) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def formatted(path: Path, size: int = SMALLEST) -> Path:
+    with StoreView(new_device(path, size)) as store:
+        store.format()
+    return path
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of the journal lie, for a device of the smallest size unless told otherwise."""
+
+    journal_bytes: int = MEBIBYTE
+
+    @property
+    def blocks(self) -> int:
+        return self.journal_bytes // BLOCK
+
+    @property
+    def end(self) -> int:
+        return JOURNAL + 4 * self.journal_bytes
+
+    def block(self, copy: int, half: int, index: int) -> int:
+        return JOURNAL + (2 * copy + half) * self.journal_bytes + index * BLOCK
+
+
+PLACES = Places()
+
+
+def read_head(path: Path) -> bytes:
+    """Superblocks and journal: all that a store reads when it opens."""
+    with path.open("rb") as file:
+        return file.read(PLACES.end)
+
+
+def write_at(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # the store reads past the page cache
+
+
+def opened(path: Path) -> Directory | StoreRefused:
+    """The directory as a new process finds it, or why it does not."""
+    with StoreView(path) as store:
+        try:
+            store.open()
+        except StoreRefused as refused:
+            return refused
+        return store.replicas()
+
+
+def crashes(history: list[Event], draw: random.Random, per_point: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """What a power cut may leave of what was written.
+
+    For every point of the history: what was flushed before it, and of the writes since then any choice, in any order, each possibly torn
+    between its sectors. Yields the number of events before the cut, and sectors by their offset.
+    """
+    flushed: dict[int, bytes] = {}
+    since: list[tuple[int, bytes]] = []
+    for point in range(len(history) + 1):
+        for _ in range(per_point if since else 1):
+            left = dict(flushed)
+            for offset, data in draw.sample(since, draw.randint(0, len(since))):
+                sectors = range(0, len(data), 512)
+                for at in draw.sample(sectors, len(sectors) if draw.random() < 0.5 else draw.randint(0, len(sectors))):
+                    left[offset + at] = data[at : at + 512]
+            yield point, left
+        if point == len(history):
+            return
+        match history[point]:
+            case ("write", int(offset), bytes(data)):
+                since.append((offset, data))
+            case ("flush",):
+                for offset, data in since:
+                    flushed |= {offset + at: data[at : at + 512] for at in range(0, len(data), 512)}
+                since = []
+
+
+def with_sectors(head: bytes, sectors: dict[int, bytes]) -> bytes:
+    image = bytearray(head)
+    for offset, data in sectors.items():
+        image[offset : offset + len(data)] = data
+    return bytes(image)
+
+
+def damages(data: bytes, draw: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Every kind of wrong that a range may go."""
+    flipped = bytearray(data)
+    flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    yield "a bit flipped", bytes(flipped)
+    yield "zeros", bytes(len(data))
+    yield "ones", b"\xff" * len(data)
+    yield "noise", draw.randbytes(len(data))
+    cut = draw.randrange(1, len(data) // 512) * 512 if len(data) > 512 else 256
+    yield "its end cut off", data[:cut] + bytes(len(data) - cut)
+    yield "its beginning cut off", bytes(cut) + data[cut:]
