@@ -41,7 +41,7 @@ from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE
 from iomesh.engine.structures import (
     crc32c, read_checkpoint, read_footer, read_journal_block, read_node, read_record, read_superblock, read_table, structures)
 from iomesh.engine.nbd import ENDS, transmission_flags
-from iomesh.engine.uring import RingError
+from iomesh.engine.uring import RingError, why_no_ring
 
 cdef extern from *:
     r"""
@@ -129,12 +129,15 @@ cdef class _Runner:
     cdef object thread
     cdef int thread_id
     cdef int begun                   # what Io.begin returned, on the thread
+    cdef object ready                # threading.Event: it has
 
     def run(self):
         self.thread_id = threading.get_native_id()
         with nogil:
             self.begun = self.io.begin()
-            if self.begun == 0:
+        self.ready.set()
+        if self.begun == 0:
+            with nogil:
                 self.reactor.run()
 
 
@@ -217,8 +220,14 @@ cdef class Engine:
         for runner in self.runners:
             (<_Runner>runner).thread = threading.Thread(
                 target=runner.run, name=f"iomesh-reactor-{(<_Runner>runner).reactor.number}", daemon=True)
+            (<_Runner>runner).ready = threading.Event()
             (<_Runner>runner).thread.start()
         self.started = True
+        for runner in self.runners:
+            (<_Runner>runner).ready.wait()
+            if (<_Runner>runner).begun < 0:
+                self.stop()
+                raise EngineError(why_no_ring(-(<_Runner>runner).begun))
 
     def stop(self):
         for runner in self.runners if self.started else ():

@@ -130,7 +130,8 @@ cdef class Log:
     cdef void* owner
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
     cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # it will never commit: the log is broken
-    cdef void (*on_no_space)(void* owner) noexcept nogil
+    cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when it begins
+    cdef void (*on_dead)(void* owner) noexcept nogil                       # without space, while a segment is dead
     cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
 
     cdef int room(self, bint urgent) noexcept nogil                # payload blocks that may be appended now; 0: wait in `waiters`; or a negative errno
@@ -145,6 +146,7 @@ cdef class Log:
     cdef int begin(self) noexcept nogil                            # opens the first segment
     cdef void finish(self) noexcept nogil                          # commits what is under way, seals the open segment
     cdef void space_freed(self) noexcept nogil
+    cdef bint any_dead(self) noexcept nogil
     # inside
     cdef int begin_record(self, bint urgent) noexcept nogil
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil

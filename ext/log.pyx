@@ -123,7 +123,9 @@ cdef class Log:
                 if self.no_space and not urgent:
                     return -ENOSPC
                 self.prepare(urgent)
-                return self.error
+                if self.error or self.preparing:
+                    return self.error
+                return -ENOSPC                           # it ended at once: there is none to be had
             if tail is not NULL:
                 self.close_tail(tail)
             tail = self.current = self.prepared
@@ -509,8 +511,14 @@ cdef class Log:
         call_on((<Store>call.store).home, self.reactor, remove_call, &call)    # if that fails, recovery finds it empty and drops it then
         self.segments.remove(segment)
 
+    cdef bint any_dead(self) noexcept nogil:
+        """Whether a checkpoint might let a segment be deleted."""
+        cdef Segment* segment = self.segments.first
+        while segment is not NULL and (segment.live or segment.state != SEGMENT_SEALED):
+            segment = segment.next
+        return segment is not NULL
+
     cdef void space_freed(self) noexcept nogil:
-        cdef Tail* tail
         cdef int i
         if self.choose_store(False) < 0:
             return
@@ -579,9 +587,18 @@ cdef class Log:
         return 0
 
     cdef void break_off(self, int error) noexcept nogil:
-        """Nothing can be written any more: what is under way will never commit."""
+        """In a task: nothing can be written any more. What is under way ends first, and will never commit."""
         cdef Record* record
+        cdef Tail* tail
+        cdef int i
+        if self.error:
+            return
         self.error = error
+        self.failing = True
+        if self.building is not NULL:
+            self.close_record()
+        while self.writes_left():
+            wait_in(&self.commits)
         while self.oldest is not NULL:
             record = self.oldest
             self.oldest = record.next
@@ -589,6 +606,14 @@ cdef class Log:
             self.on_abort(self.owner, record)
             self.free_record(record)
         self.newest = NULL
+        for i in range(TAILS):
+            tail = &self.tails[i]
+            tail.records_under_way = 0
+            tail.next_block = tail.committed_block
+            tail.table_count = tail.committed_entries
+            if tail.closing:
+                wake_all(&tail.quiet, 0)
+        self.failing = False
         wake_all(&self.commits, error)
         wake_all(&self.waiters, error)
 
@@ -678,9 +703,9 @@ cdef class Log:
         self.wait_committed(self.sequence)
         while self.failing or self.preparing:
             wait_in(&self.waiters)
-        if self.current is not NULL:
+        if self.current is not NULL and self.error == 0:
             self.close_tail(self.current)
-        if self.prepared is not NULL:
+        if self.prepared is not NULL and self.error == 0:
             prepared = self.prepared.segment
             self.prepared.segment = NULL
             self.prepared = NULL
@@ -814,6 +839,8 @@ cdef void watch_space(Log log) noexcept nogil:
         log.io.after(&timer, SPACE_POLL_NS)
         wait(&timer)
         log.space_freed()
+        if log.no_space and log.any_dead():
+            log.on_dead(log.owner)
     log.watching_space = False
     wake_all(&log.tail_changes, 0)
 

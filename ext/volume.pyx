@@ -52,6 +52,7 @@ cdef class Volume:
         log.on_commit = committed
         log.on_abort = aborted
         log.on_no_space = no_space
+        log.on_dead = segment_dead
         log.on_device_error = device_failed
         self.reader.on_checksum = checksum_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
@@ -381,6 +382,10 @@ cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_
 
 cdef void no_space(void* owner) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
+    segment_dead(owner)
+
+
+cdef void segment_dead(void* owner) noexcept nogil:
     (<Volume>owner).checkpoints.due = True               # what died since the last one can be deleted after it
     (<Volume>owner).checkpoints.poke()
 
