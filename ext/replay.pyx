@@ -160,7 +160,8 @@ cdef int64_t choose(const Half* halves, char* reason) noexcept nogil:
         return -1
     other = &halves[1 - chosen]
     if other.generation > halves[chosen].generation and other.changes:
-        snprintf(reason, REASON_BYTES, b"the journal is damaged: half %d has changes of generation %llu, and in both copies the snapshot before them has no end",
+        snprintf(reason, REASON_BYTES,
+                 b"the journal is damaged: half %d has changes of generation %llu, and in both copies the snapshot before them has no end",
                  <int>(1 - chosen), <unsigned long long>other.generation)
         return -1
     if other.generation == halves[chosen].generation:

@@ -20,8 +20,8 @@ from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.journal cimport REPAIR_BYTES, Change, Journal, format_journal
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN,
-    SEGMENT_SEALED, SLAB_BLOCKS, SLAB_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_TWIN_OFFSET,
+    BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BLOCKS, SLAB_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_TWIN_OFFSET,
     Extent, Superblock, block_crc, superblock_fault, superblock_valid)
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.replay cimport new_repair, replay
@@ -89,7 +89,8 @@ cdef class Store:
             if twins[i].crc == block_crc(&twins[i]):
                 if twins[i].version != FORMAT_VERSION:
                     snprintf(self.reason, sizeof(self.reason),
-                             b"the device is of format version %u, and this program knows version %u: use the program that wrote it", twins[i].version, <uint32_t>FORMAT_VERSION)
+                             b"the device is of format version %u, and this program knows version %u: use the program that wrote it",
+                             twins[i].version, <uint32_t>FORMAT_VERSION)
                     return -EPROTONOSUPPORT
                 if twins[i].features & ~<uint64_t>FEATURES_KNOWN:
                     snprintf(self.reason, sizeof(self.reason),

@@ -271,6 +271,7 @@ cdef list footer_fields():
         ("block", <size_t>&it.block, sizeof(it.block)),
         ("first_sequence", <size_t>&it.first_sequence, sizeof(it.first_sequence)),
         ("last_sequence", <size_t>&it.last_sequence, sizeof(it.last_sequence)),
+        ("stable", <size_t>&it.stable, sizeof(it.stable)),
         ("last_crc", <size_t>&it.last_crc, sizeof(it.last_crc)),
         ("entry_count", <size_t>&it.entry_count, sizeof(it.entry_count)),
         ("table_blocks", <size_t>&it.table_blocks, sizeof(it.table_blocks)),

@@ -144,6 +144,17 @@ def test_a_table_block_shows_the_segments_it_names() -> None:
     ]
 
 
+def test_no_structure_has_a_byte_that_no_field_tells_of() -> None:
+    for name, fields in structures.structures().items():
+        end = 0
+        for field, offset, size in fields:
+            assert offset == end, f"{name}.{field} begins at {offset}, and what is before it ends at {end}"
+            end += size
+        assert end == {"Extent": 8, "JournalEntry": 64, "TableEntry": 64, "Pointer": 16, "Entry": 16}.get(name, BLOCK), (
+            f"{name} is {end} bytes"
+        )
+
+
 def test_the_checksum_is_castagnoli() -> None:
     assert structures.crc32c(b"123456789") == 0xE3069283  # the check value that every description of CRC-32C gives
 
