@@ -176,7 +176,7 @@ cdef Fault record_fault(const RecordHeader* it, const uint8_t* volume, uint32_t 
         return fault(words)
     if it.sequence == 0 or it.stable >= it.sequence:
         return fault(b"its sequence is impossible")
-    if it.entry_count == 0 or it.entry_count > RECORD_ENTRIES_MAX:
+    if it.entry_count > RECORD_ENTRIES_MAX:              # 0: only its `stable` counts
         return fault(b"its count of entries is impossible")
     if it.payload_blocks > it.entry_count or <uint64_t>block + 1 + it.payload_blocks > segment_blocks:
         return fault(b"its payload ends beyond the segment")
@@ -259,7 +259,7 @@ cdef Fault footer_table_fault(const Footer* it, const Entry* table) noexcept nog
         if left == 0:
             if table[i].kind != KIND_RECORD or table[i].position <= sequence or (i == 0 and table[i].position != it.first_sequence):
                 return fault(b"it is not the record that comes next", i)
-            if table[i].count == 0 or table[i].count > RECORD_ENTRIES_MAX or table[i].count >= it.entry_count - i:
+            if table[i].count > RECORD_ENTRIES_MAX or table[i].count >= it.entry_count - i:
                 return fault(b"its count of entries is impossible", i)
             left = table[i].count
             sequence = table[i].position

@@ -33,6 +33,5 @@ cdef class Segments:
     cdef void remove(self, Segment* segment) noexcept nogil
     cdef void born(self, Pointer pointer) noexcept nogil               # no-ops for a pointer that is not PRESENT
     cdef void died(self, Pointer pointer) noexcept nogil
-    cdef void set_live(self, Segment* segment, uint32_t live) noexcept nogil   # what a checkpoint's table says; keeps the sum
     cdef void hash(self, Segment* segment) noexcept nogil
     cdef void grow(self) noexcept nogil

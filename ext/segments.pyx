@@ -102,12 +102,6 @@ cdef class Segments:
                 segment.live -= 1
                 self.live -= 1
 
-    cdef void set_live(self, Segment* segment, uint32_t live) noexcept nogil:
-        """As a checkpoint says."""
-        self.live += live
-        self.live -= segment.live
-        segment.live = live
-
     cdef void hash(self, Segment* segment) noexcept nogil:
         cdef Segment** bucket = &self.buckets[segment.number & (self.bucket_count - 1)]
         segment.hash_next = bucket[0]
@@ -155,9 +149,6 @@ cdef class SegmentsView:
 
     def died(self, segment: int, *, present: bool = True) -> None:
         self.segments.died(pointer_to(segment, present))
-
-    def set_live(self, number: int, live: int) -> None:
-        self.segments.set_live(self.segments.find(number), live)
 
     @property
     def live(self) -> int:

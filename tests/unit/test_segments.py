@@ -36,16 +36,6 @@ def test_a_pointer_to_nothing_or_into_a_segment_that_is_gone_counts_for_nothing(
     assert segments.live == 0
 
 
-def test_a_checkpoint_sets_what_lives() -> None:
-    segments = SegmentsView()
-    segments.add(3)
-    segments.add(4)
-    segments.set_live(3, 100)
-    segments.set_live(4, 10)
-    segments.set_live(3, 90)
-    assert segments.live == 100
-
-
 def test_any_order_of_adding_and_removing_agrees_with_a_dictionary() -> None:
     draw = random.Random(1)
     segments, model = SegmentsView(), dict[int, int]()

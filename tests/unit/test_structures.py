@@ -22,6 +22,11 @@ WHOLE: dict[str, tuple[Reader, bytes]] = {
     "record": (structures.read_record, forged.record([entry(DATA, 5, crc=77), entry(ZERO, 0, 256), entry(MAP, 4 << 56)])),
     "footer": (structures.read_footer, forged.footer(RECORDS)),
     "footer without its table": (structures.read_footer, forged.footer(RECORDS)[:BLOCK]),
+    "empty record": (structures.read_record, forged.record([])),
+    "footer of empty records": (
+        structures.read_footer,
+        forged.footer([entry(RECORD, 10, 0), entry(RECORD, 11, 1), entry(DATA), entry(RECORD, 12, 0)]),
+    ),
     "empty footer": (structures.read_footer, forged.footer([])),
     "checkpoint": (structures.read_checkpoint, forged.checkpoint()),
 }
@@ -209,7 +214,6 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_record, forged.record([entry(DATA)], version=0), "format version"),
     (structures.read_record, forged.record([entry(DATA)], sequence=0, stable=0), "sequence"),
     (structures.read_record, forged.record([entry(DATA)], stable=10), "sequence"),
-    (structures.read_record, forged.record([]), "count of entries"),
     (structures.read_record, forged.record([entry(DATA)], entry_count=249), "count of entries"),
     (structures.read_record, forged.record([entry(DATA)], payload_blocks=2), "payload ends beyond"),
     (structures.read_record, forged.record([entry(DATA)], payload_blocks=0), "count of payload blocks"),
@@ -242,7 +246,7 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_footer, forged.footer([*RECORDS[:3], entry(RECORD, 10, 1), RECORDS[4]], last_sequence=12), "entry 3: it is not the"),
     (structures.read_footer, forged.footer([entry(RECORD, 10, 3), *RECORDS[1:]]), "entry 3: its kind"),
     (structures.read_footer, forged.footer([*RECORDS[:3], entry(RECORD, 12, 2), RECORDS[4]]), "entry 3: its count of entries"),
-    (structures.read_footer, forged.footer([entry(RECORD, 10, 0), *RECORDS[1:]]), "entry 0: its count of entries"),
+    (structures.read_footer, forged.footer([entry(RECORD, 10, 0), *RECORDS[1:]]), "entry 1: it is not the record"),
     (structures.read_footer, forged.footer(RECORDS, last_sequence=13), "does not end with its last record"),
     (structures.read_footer, forged.footer(RECORDS, block=5), "do not fill the blocks before it"),
     (structures.read_checkpoint, forged.checkpoint(version=2), "format version"),
