@@ -384,6 +384,8 @@ cdef class NbdConnection:
         self.complete(request)
 
     cdef void when_done(self, NbdRequest* request) noexcept nogil:
+        if request.when.result < 0 and request.error == 0:
+            request.error = <int>-request.when.result    # trying again is of no use
         if request is self.current:
             self.blocked = False
             if self.state == OPEN:
@@ -424,7 +426,7 @@ cdef class NbdConnection:
         cdef bint mapped = False
         if request.position == request.offset:
             self.status_extents = 0
-        while request.position < end:
+        while request.position < end and request.error == 0:
             block = request.position // BLOCK_BYTES
             found = self.volume.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &mapped, &request.when) if self.state < CLOSED else -ESHUTDOWN
             if found == 0:
