@@ -199,7 +199,7 @@ cdef class NbdConnection:
         request.with_volume = False
         request.pieces = request.under_way = 0
         request.first = request.last = NULL
-        request.header_sent = request.replying = False
+        request.header_sent = request.failed = request.replying = False
         request.error = self.judge(request)
         if command == CMD_WRITE:
             if request.error:

@@ -233,7 +233,7 @@ cdef class Reader:
         cdef Piece* following
         if request.header_sent:
             self.broken(self.owner)                      # closes this Reader; the pieces come back as they end
-        elif not request.replying:
+        elif not request.failed:
             self.streaming = False
             self.fail(request)
         piece = request.first
@@ -262,7 +262,7 @@ cdef class Reader:
         reply.data_bytes = 0
         reply.left = error_left
         request.reader = <void*>self
-        request.replying = True
+        request.failed = request.replying = True
         self.replies.add(reply)
 
     # ------------------------------------------------------------------ ending

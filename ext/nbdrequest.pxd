@@ -46,6 +46,7 @@ cdef struct NbdRequest:
     Piece* first                     # in order, unless it is scattered
     Piece* last
     bint header_sent
+    bint failed                      # `reply` says so, and nothing more of it is sent
     bint replying                    # `reply` is on its way
 
 cdef extern from *:
