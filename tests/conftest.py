@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak", action="store_true", help="the long forms: 200 kills under load, 20 under a database, every kind of damage everywhere"
     )
     group.addoption("--seed", type=int, help="repeat a run: the number that its first lines and every failure name")
+    group.addoption("--keep", action="store_true", help="leave trials as they are after a test, their daemons killed, to look into them")
     group.addoption("--kills", type=int, help="SIGKILLs under load (10, with --soak 200)")
     group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
 
@@ -60,16 +61,19 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 
 
 @pytest.fixture
-def room() -> Iterator[Path]:
+def room(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder on a real disk (direct I/O) with a short path (for sockets), that others may enter (PostgreSQL's user)."""
     folder = Path(tempfile.mkdtemp(prefix="iomesh-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")))
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    if request.config.getoption("--keep"):
+        print(f"kept: {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def new_trial(room: Path) -> Iterator[Callable[..., Trial]]:
+def new_trial(request: pytest.FixtureRequest, room: Path) -> Iterator[Callable[..., Trial]]:
     """Makes trials: new_trial("--size", "1G", ...) takes what `trial up` takes."""
     made: list[Trial] = []
 
@@ -81,7 +85,10 @@ def new_trial(room: Path) -> Iterator[Callable[..., Trial]]:
 
     yield make
     for trial in made:
-        trial.down()
+        if request.config.getoption("--keep"):
+            trial.crash()
+        else:
+            trial.down()
 
 
 @pytest.fixture

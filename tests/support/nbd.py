@@ -82,7 +82,7 @@ class Connection:
     def request(self, kind: int, offset: int, length: int, flags: int = 0, data: bytes = b"") -> asyncio.Future[bytes]:
         """Sends at once; the future is done when the server has answered."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        if self._replies is None or self._replies.done():
+        if self._replies is None or self._replies.done() or self._writer.transport.is_closing():
             answer.set_exception(ConnectionError("the connection has ended"))
             return answer
         self._cookie += 1

@@ -3,6 +3,7 @@
 The parsers are the engine's; the walk is of its own, over the directory that the journal tells (docs/formats.md).
 """
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Segment:
 
 class DeviceAtRest:
     def __init__(self, path: Path) -> None:
-        self._data = path.read_bytes()
+        with path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.superblock: Fields = next(
             fields for fields in map(engine.read_superblock, (self._block(0), self._block(128 << 10))) if fields["valid"]
         )
