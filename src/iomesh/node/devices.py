@@ -20,7 +20,10 @@ from iomesh.errors import DeviceFailed, InUse, InvalidArgument, IomeshError, Not
 BLKGETSIZE64 = 0x80081272  # linux/fs.h
 BLKSSZGET = 0x1268
 BLOCK_BYTES = 4096
-LOCK_SECONDS = 2.0  # udev holds a lock on a block device for as long as it looks at it
+# How long to wait for a device that is held. A daemon that was killed may hold it for a moment still: the kernel takes its ring apart
+# after the process has gone. And udev holds a lock on a block device for as long as it looks at it.
+HELD_SECONDS = 3.0
+HELD_PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class OpenDevice:
 
 
 def open_device(path: str) -> OpenDevice:
-    """Opens for reading and writing, and holds it until closed. Raises NotFound, InUse, PermissionDenied, InvalidArgument, Unsupported."""
+    """Opens for reading and writing, and holds it until closed. Waits for a moment if it is held: not to be called in an event loop.
+    Raises NotFound, InUse, PermissionDenied, InvalidArgument, Unsupported."""
     try:
         status = Path(path).stat()
     except OSError as error:
@@ -46,12 +50,8 @@ def open_device(path: str) -> OpenDevice:
     if not block_device and not stat.S_ISREG(status.st_mode):
         raise InvalidArgument(f"{path} is neither a block device nor a file")
     flags = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | (os.O_EXCL if block_device else 0)
+    descriptor = _hold(path, flags)
     try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise _error(path, error) from None
-    try:
-        _lock(path, descriptor, LOCK_SECONDS if block_device else 0.0)
         size_bytes = _block_device_bytes(path, descriptor) if block_device else status.st_size
         queue = _queue(status) if block_device else None
         return OpenDevice(
@@ -67,17 +67,30 @@ def open_device(path: str) -> OpenDevice:
         raise
 
 
-def _lock(path: str, descriptor: int, seconds: float) -> None:
-    ends = time.monotonic() + seconds
+def _hold(path: str, flags: int) -> int:
+    ends = time.monotonic() + HELD_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _open_and_lock(path, flags)
         except BlockingIOError:
-            if time.monotonic() >= ends:
-                raise InUse(f"{path} is held by another iomesh process (its lock is taken): stop that one first") from None
-            time.sleep(0.05)
-        else:
-            return
+            held = InUse(f"{path} is held by another iomesh process (its lock is taken): stop that one first")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise _error(path, error) from None
+            held = InUse(f"{path} is in use: {_holder(path)}")
+        if time.monotonic() >= ends:
+            raise held
+        time.sleep(HELD_PAUSE_SECONDS)
+
+
+def _open_and_lock(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _block_device_bytes(path: str, descriptor: int) -> int:
@@ -117,8 +130,6 @@ def _error(path: str, error: OSError) -> IomeshError:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR | errno.ENXIO | errno.ENODEV:
             return NotFound(f"{path}: there is no such device or file")
-        case errno.EBUSY:
-            return InUse(f"{path} is in use: {_holder(path)}")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return PermissionDenied(f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user the right")
         case errno.EINVAL:

@@ -22,7 +22,9 @@ def configure(config: LogConfig) -> None:
     as_json = config.format == "json" or (config.format == "auto" and not terminal)
     renderer: list[Processor]
     if as_json:
-        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        # Without the values of local variables: a log goes further than one thinks.
+        traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderer = [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer(default=str)]
     else:
         renderer = [structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=0)]
     level = logging.getLevelNamesMapping()[config.level.upper()]

@@ -34,11 +34,8 @@ async def _serve(config: Config) -> None:
     if not up.done():
         up.cancel()  # it undoes what it has done
         await asyncio.wait((up,))
-        return
-    try:
+    else:
         up.result()
         await stop
-    finally:
-        stop.cancel()
-        await node.down()
-        log.info("stopped")
+    await node.down()
+    log.info("stopped")

@@ -148,7 +148,7 @@ class Node:
             counters = counters_by_name(self.engine.counters(identity))
             volumes.append(VolumeCounters(volume=name, counters=counters, latencies=latencies, connections=self.doors.connections(name)))
         reactors = [
-            ReactorCounters(reactor=reactor, counters={key: value for key, value in state.items() if isinstance(value, int)})
+            ReactorCounters(reactor=reactor, counters={key: int(value) for key, value in state.items() if isinstance(value, int)})
             for reactor in range(self.engine.reactors)
             for state in [self.engine.reactor_state(reactor)]
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 
@@ -26,7 +27,7 @@ async def format_device(path: str, *, cluster: uuid.UUID, tier: str | None = Non
         raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
     if tier is not None and tier not in compiled.TIERS:
         raise InvalidArgument(f"there is no tier {tier!r}: it is one of {', '.join(compiled.TIERS)}")
-    device = open_device(path)
+    device = await asyncio.to_thread(open_device, path)
     try:
         if device.size_bytes < compiled.DEVICE_BYTES_MIN:
             raise InvalidArgument(

@@ -43,15 +43,17 @@ class ControlServer:
         claim_unix_socket(self._config.socket, "control.socket")
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((self._handlers(),))
-        try:
-            server.add_insecure_port(f"unix:{self._config.socket}")
-            if self._config.listen:
-                server.add_insecure_port(address_text(*parse_address(self._config.listen, "control.listen")))
-        except RuntimeError as error:
-            raise InUse(f"control.socket or control.listen: {self._config.socket} {self._config.listen}: {error}") from None
-        await server.start()
-        restrict(self._config.socket)
         self._server = server
+        try:
+            _bind(server, f"unix:{self._config.socket}", f"control.socket: {self._config.socket}")
+            if self._config.listen:
+                address = address_text(*parse_address(self._config.listen, "control.listen"))
+                _bind(server, address, f"control.listen: {address}")
+            await server.start()
+        except BaseException:
+            await self.stop()
+            raise
+        restrict(self._config.socket)
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -90,6 +92,13 @@ class ControlServer:
                 await refuse(context, IomeshError(f"{name} failed because of a bug in iomesh: its log says more"))
 
         return handle
+
+
+def _bind(server: grpc.aio.Server, address: str, what: str) -> None:
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:  # gRPC tells the reason in its own log
+        raise InUse(f"{what}: cannot listen there, most likely because another process does: set another address") from None
 
 
 async def refuse(context: Context, error: IomeshError) -> NoReturn:

@@ -132,7 +132,7 @@ class Stores:
         return any(store.device.volatile_cache for store in self._open.values())
 
     async def _attach(self, path: str, expected: uuid.UUID | None = None) -> OpenStore:
-        device = open_device(path)
+        device = await asyncio.to_thread(open_device, path)
         try:
             store = await self._open_store(device)
             if expected is not None and store.record.id != expected:

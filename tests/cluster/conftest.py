@@ -1,0 +1,34 @@
+"""Daemons of the tests here: each a process of its own, gone when its test is over."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Daemon
+
+
+@pytest.fixture
+async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
+    """With one formatted device; not started."""
+    # Not tmp_path: a socket's path has at most 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="iomesh-"))
+    daemon = Daemon(directory)
+    await daemon.format()
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
+    if daemon.log.exists():
+        print(daemon.log.read_text())
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def node(daemon: Daemon) -> Daemon:
+    """The same, started."""
+    daemon.start()
+    return daemon

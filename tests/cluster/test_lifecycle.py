@@ -1,0 +1,246 @@
+"""A node from its start to its end: what lasts, what is recovered, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from iomesh.api.model import VolumeState
+from iomesh.errors import NotFound, Unavailable
+from iomesh.metadata import Put
+from iomesh.metadata.records import get_volume, list_devices
+from support.daemon import MIB, Daemon
+from support.nbd import Connection
+
+GIB = 1 << 30
+
+
+async def test_what_was_flushed_is_there_after_a_crash_at_the_same_uri(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        uri = (await client.export_volume("db")).uris[0]
+    connection = await Connection.connect(uri)
+    await connection.write(5 * MIB, b"kept" * 1024)
+    await connection.flush()
+    node.kill()
+    await connection.close()
+
+    node.start()
+    async with node.client() as client:
+        volume = await client.volume("db")
+        assert (volume.state, volume.epoch) == (VolumeState.SERVING, 2)
+        assert volume.recovery_bytes > 0
+        assert [export.uris for export in volume.exports] == [[uri]]
+    connection = await Connection.connect(uri)
+    assert await connection.read(5 * MIB, 4096) == b"kept" * 1024
+    await connection.close()
+
+
+async def test_after_a_clean_stop_only_the_checkpoint_itself_is_read(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        uri = (await client.export_volume("db")).uris[0]
+    connection = await Connection.connect(uri)
+    for number in range(64):
+        await connection.write(number * MIB, bytes([number]) * 65536)
+    assert node.stop() == 0
+    await connection.close()
+
+    node.start()
+    async with node.client() as client:
+        volume = await client.volume("db")
+        assert volume.sequence > 0
+        assert volume.recovery_bytes < MIB, "of the 4 MiB that were written nothing is replayed"
+    connection = await Connection.connect(uri)
+    assert await connection.read(63 * MIB, 65536) == bytes([63]) * 65536
+    await connection.close()
+
+
+async def test_a_stop_ends_connections_and_leaves_no_socket_behind(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        uri = (await client.export_volume("db")).uris[0]
+    connection = await Connection.connect(uri)
+    await connection.write(0, b"x" * 4096)
+    assert node.stop() == 0
+    with pytest.raises(ConnectionError):
+        await connection.read(0, 4096)
+    await connection.close()
+    assert list((node.directory / "run").iterdir()) == []
+    assert node.logged("stopped")
+
+
+async def test_a_stop_while_it_starts_is_a_stop(daemon: Daemon) -> None:
+    for pause in (0.3, 0.5, 0.6, 0.7, 0.8, 1.0):
+        with daemon.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(*daemon.command(), stdout=log, stderr=log)
+        await asyncio.sleep(pause)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() in (0, -signal.SIGTERM), "after SIGTERM at any moment"
+    daemon.start()
+    assert daemon.stop() == 0
+
+
+async def test_the_pointer_in_the_metadata_moves_with_each_checkpoint(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+        sequences = []
+        for number in range(3):
+            await connection.write(number * MIB, b"x" * 4096)
+            assert await client.checkpoint() == ["db"]
+            async with node.metadata() as metadata:
+                found = await get_volume(metadata, "db")
+            assert found is not None and found.record.checkpoint is not None
+            sequences.append(found.record.checkpoint.sequence)
+        assert sequences == sorted(set(sequences)), "each covers more than the one before"
+        assert (await client.volume("db")).log_bytes_since_checkpoint < MIB
+    await connection.close()
+
+
+async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None:
+    async with node.client() as client:
+        for name in ("db", "kept"):
+            await client.create_volume(name, GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+        await connection.write(0, b"x" * MIB)
+        await connection.flush()
+    node.kill()
+    await connection.close()
+    # As a crash would leave it between the mark and the end.
+    async with node.metadata() as metadata:
+        entry = await metadata.get("volumes/db")
+        assert entry is not None
+        await metadata.commit(Put(entry.key, entry.value.replace(b'"ready"', b'"deleting"'), entry.version))
+
+    node.start()
+    async with node.client() as client:
+        assert [volume.name for volume in await client.volumes()] == ["kept"]
+        (device,) = await client.devices()
+        kept = await client.volume("kept")
+        assert device.replicas == kept.segments, "no segment of the deleted volume is left"
+    async with node.metadata() as metadata:
+        assert await get_volume(metadata, "db") is None
+
+
+async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(node: Daemon) -> None:
+    async with node.client() as client:
+        for name in ("mine", "theirs"):
+            await client.create_volume(name, GIB)
+            await client.export_volume(name)
+    node.stop()
+    async with node.metadata() as metadata:
+        entry = await metadata.get("volumes/theirs")
+        assert entry is not None
+        await metadata.commit(Put(entry.key, entry.value.replace(b'"node-a"', b'"node-b"'), entry.version))
+
+    node.start()
+    async with node.client() as client:
+        theirs, mine = await client.volume("theirs"), await client.volume("mine")
+        assert mine.state is VolumeState.SERVING
+        assert theirs.state is VolumeState.FAILED
+        assert theirs.reason == "volume theirs is owned by node node-b, and this is node-a"
+        assert theirs.exports == []
+        with pytest.raises(Unavailable, match=r"volume theirs is failed: .* owned by node node-b"):
+            await client.export_volume("theirs")
+
+
+async def test_no_volume_is_opened_while_a_device_is_missing(node: Daemon) -> None:
+    second = await node.make_device("second.img", label="second")
+    async with node.client() as client:
+        added = await client.add_device(second)
+        assert added.label == "second"
+        await client.create_volume("db", GIB)
+    node.stop()
+    hidden = Path(second).rename(node.directory / "hidden.img")
+
+    node.start()
+    async with node.client() as client:
+        volume = await client.volume("db")
+        assert volume.state is VolumeState.FAILED
+        assert "device second is missing" in volume.reason
+        assert {device.label: device.state for device in await client.devices()} == {"": "online", "second": "missing"}
+        hidden.rename(second)
+        await client.add_device(second)
+        assert (await client.volume("db")).state is VolumeState.SERVING, "its device is there again"
+
+
+async def test_a_device_that_came_back_at_another_path_is_the_same_device(node: Daemon) -> None:
+    second = await node.make_device("second.img")
+    async with node.client() as client:
+        added = await client.add_device(second)
+    node.stop()
+    moved = str(Path(second).rename(node.directory / "moved.img"))
+    node.devices.append(moved)
+    node.start()
+    async with node.client() as client:
+        assert (await client.device(added.id)).path == moved
+        with pytest.raises(NotFound, match="there is no device"):
+            await client.device(second)
+    async with node.metadata() as metadata:
+        assert {record.path for record, _ in await list_devices(metadata)} == {node.devices[0], moved}
+
+
+async def test_metrics_and_health_are_served(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+    for _ in range(10):
+        await connection.write(0, b"x" * 8192)
+    await connection.read(0, 4096)
+    page = await node.page("/metrics")
+    for line in (
+        'iomesh_volume_writes_total{volume="db"} 10.0',
+        'iomesh_volume_written_bytes_total{volume="db"} 81920.0',
+        'iomesh_volume_reads_total{volume="db"} 1.0',
+        'iomesh_volume_write_latency_seconds_count{volume="db"} 10.0',
+        'iomesh_volume_state{state="serving",volume="db"} 1.0',
+        'iomesh_volume_connections{volume="db"} 1.0',
+        "iomesh_node_ready 1.0",
+    ):
+        assert line in page.splitlines()
+    assert await node.page("/healthz") == "ok\n"
+    async with node.client() as client:
+        counters = await client.counters()
+        assert counters.volumes[0].counters["writes"] == 10
+        assert counters.volumes[0].latencies["write_latency"].count == 10
+        assert counters.volumes[0].connections == 1
+    await connection.close()
+
+
+async def test_the_documentation_names_every_metric(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    documented = set()
+    for line in text.splitlines():
+        if line.startswith("| `iomesh_"):
+            names = [name.strip("` ") for name in line.split("|")[1].split(",")]
+            first = names[0]
+            area = "_".join(first.split("_")[:2])
+            documented |= {first, *(area + name for name in names[1:])}
+    served = {line.split()[2] for line in (await node.page("/metrics")).splitlines() if line.startswith("# TYPE iomesh_")}
+    assert served == documented
+
+
+async def test_an_idle_node_costs_next_to_nothing(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+    await connection.write(0, b"x" * 4096)
+    await asyncio.sleep(1.0)
+    assert node.process is not None
+    before, seconds = cpu_seconds(node.process.pid), 5.0
+    await asyncio.sleep(seconds)
+    share = (cpu_seconds(node.process.pid) - before) / seconds
+    assert share < 0.05, f"an idle node took {share:.1%} of a core; it is to take less than 1 %, and five times that is no noise"
+    await connection.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,131 @@
+"""A node that cannot run says why, which key or device it is, and what to do; and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from iomesh.node.devices import open_device
+from support.daemon import Daemon
+from support.trial import iomesh_command
+
+
+def leaves_nothing(daemon: Daemon) -> None:
+    for path in daemon.devices:
+        if Path(path).is_file():
+            open_device(path).close()
+    run = daemon.directory / "run"
+    assert not run.exists() or list(run.iterdir()) == []
+
+
+async def test_a_second_daemon_with_the_same_state_is_refused(node: Daemon) -> None:
+    assert node.refuse() == (
+        5,
+        f"state_dir: another iomesh node is running with {node.directory}/state: stop it, or set another state_dir",
+    )
+
+
+async def test_a_second_daemon_at_the_same_socket_is_refused(node: Daemon) -> None:
+    second = copy.copy(node)
+    second.settings = {"state_dir": f"{node.directory}/other"}
+    code, message = second.refuse()
+    assert code == 5
+    assert message.startswith(f"control.socket: a process listens on {node.control}")
+    second.settings |= {"control.socket": f"{node.directory}/other.sock"}
+    code, message = second.refuse()
+    assert code == 5
+    assert f"{node.devices[0]} is held by another iomesh process" in message
+    second.settings |= {"devices": ""}
+    async with node.client() as client:
+        assert (await client.status()).ready, "the first one is not disturbed"
+
+
+async def test_a_second_daemon_on_the_same_device_is_refused(node: Daemon) -> None:
+    second = copy.copy(node)
+    second.settings = {"state_dir": f"{node.directory}/other", "run_dir": f"{node.directory}/other"}
+    assert second.refuse() == (5, f"{node.devices[0]} is held by another iomesh process (its lock is taken): stop that one first")
+
+
+async def test_a_daemon_that_was_killed_is_no_second_one(node: Daemon) -> None:
+    for _ in range(5):
+        node.kill()
+        node.start()
+    assert (node.directory / "run" / "control.sock").is_socket()
+
+
+async def test_a_device_of_another_cluster_is_refused_with_both(daemon: Daemon) -> None:
+    other = uuid.uuid4()
+    foreign = await daemon.make_device("foreign.img", cluster=other)
+    daemon.devices.append(foreign)
+    code, message = daemon.refuse()
+    assert code == 6
+    assert message.startswith(f"{foreign}: ")
+    assert f"this node is of cluster {daemon.cluster}" in message
+    leaves_nothing(daemon)
+
+
+@pytest.mark.parametrize("content", ["nothing", "ext4"])
+async def test_what_is_no_device_of_ours_is_refused(daemon: Daemon, content: str) -> None:
+    path = daemon.directory / "other.img"
+    with path.open("wb") as file:
+        file.truncate(256 << 20)
+    if content == "ext4":
+        subprocess.run(["mkfs.ext4", "-q", path], check=True)
+    daemon.devices.append(str(path))
+    before = path.read_bytes()
+    code, message = daemon.refuse()
+    assert code == 6
+    assert message.startswith(f"{path}: ")
+    assert "`iomesh device format`" in message
+    assert path.read_bytes() == before
+    leaves_nothing(daemon)
+
+
+async def test_a_device_that_is_not_there_is_named(daemon: Daemon) -> None:
+    daemon.devices.append(f"{daemon.directory}/absent.img")
+    assert daemon.refuse() == (3, f"{daemon.directory}/absent.img: there is no such device or file")
+    leaves_nothing(daemon)
+
+
+async def test_metadata_of_another_cluster_is_refused(node: Daemon) -> None:
+    node.stop()
+    cluster, node.cluster = node.cluster, uuid.uuid4()
+    code, message = node.refuse()
+    assert code == 6
+    assert str(node.cluster) in message and str(cluster) in message
+
+
+async def test_a_port_that_is_taken_is_named_and_everything_undone(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for key in ("metrics.listen", "nbd.listen", "control.listen"):
+            daemon.settings = {key: f"127.0.0.1:{taken.getsockname()[1]}"}
+            code, message = await asyncio.to_thread(daemon.refuse)
+            assert code == 5, message
+            assert key in message
+            leaves_nothing(daemon)
+
+
+@pytest.mark.parametrize("key", ["control.socket", "nbd.socket"])
+async def test_a_file_in_a_sockets_place_is_left_alone(daemon: Daemon, key: str) -> None:
+    path = daemon.directory / "precious"
+    path.write_text("data")
+    daemon.settings = {key: str(path)}
+    code, message = daemon.refuse()
+    assert (code, message) == (5, f"{key}: {path} is there and is not a socket: set another path, or remove it")
+    assert path.read_text() == "data"
+
+
+async def test_a_key_that_does_not_exist_is_named_with_the_nearest(daemon: Daemon) -> None:
+    daemon.settings = {"engine.reactor": 2}
+    assert daemon.refuse() == (2, "settings: there is no key 'engine.reactor'; did you mean 'engine.reactors'?")
+    done = subprocess.run(
+        [iomesh_command(), "node", "--config", f"{daemon.directory}/absent.toml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "absent.toml is not there" in done.stderr

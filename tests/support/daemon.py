@@ -1,0 +1,135 @@
+"""One `iomesh node` process of a test: configured, started, asked, stopped or killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iomesh.api.client import Client
+from iomesh.metadata.sqlite import SqliteMetadata
+from iomesh.node.offline import format_device
+from support.trial import iomesh_command
+
+MIB = 1 << 20
+DEVICE_BYTES = 256 * MIB
+START_SECONDS = 60.0  # against hangs; it says nothing about speed
+
+
+@dataclass
+class Daemon:
+    """`settings` are flags of `--set`, by key."""
+
+    directory: Path
+    devices: list[str] = field(default_factory=list)
+    cluster: uuid.UUID = field(default_factory=uuid.uuid4)
+    settings: dict[str, Any] = field(default_factory=dict)
+    name: str = "node-a"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def control(self) -> str:
+        return str(self.directory / "run" / "control.sock")
+
+    @property
+    def log(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    async def format(self, name: str = "device.img", **options: Any) -> str:
+        """Makes a device of the daemon's cluster, and one of the daemon's."""
+        path = await self.make_device(name, **options)
+        self.devices.append(path)
+        return path
+
+    async def make_device(self, name: str, **options: Any) -> str:
+        path = self.directory / name
+        with path.open("wb") as file:
+            file.truncate(DEVICE_BYTES)
+        await format_device(str(path), **({"cluster": self.cluster} | options))
+        return str(path)
+
+    def command(self) -> list[str]:
+        config = self.directory / f"{self.name}.toml"
+        directories = {"state_dir": str(self.directory / "state"), "run_dir": str(self.directory / "run")}
+        values = {"name": self.name, "devices": self.devices, "cluster": str(self.cluster)} | directories
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        config.write_text("\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n']))
+        flags = [f"--set={key}={value}" for key, value in self.settings.items()]
+        return [iomesh_command(), "node", "--config", str(config), *flags]
+
+    def start(self) -> None:
+        """Returns when it says, as to systemd, that it is ready."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            address = f"\0iomesh-test-{uuid.uuid4()}"
+            notified.bind(address)
+            with self.log.open("ab") as log:
+                environment = os.environ | {"NOTIFY_SOCKET": "@" + address[1:]}
+                self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
+            notified.settimeout(START_SECONDS)
+            pidfd = os.pidfd_open(self.process.pid)
+            try:
+                while True:
+                    ready, _, _ = select.select([notified.fileno(), pidfd], [], [], START_SECONDS)
+                    assert notified.fileno() in ready, f"the daemon did not come up:\n{self.log.read_text()}"
+                    if notified.recv(4096).startswith(b"READY=1"):
+                        return
+            finally:
+                os.close(pidfd)
+
+    def refuse(self) -> tuple[int, str]:
+        """Starts it where it must not come up: its exit code and its message."""
+        done = subprocess.run(self.command(), capture_output=True, text=True, timeout=START_SECONDS, check=False)
+        words = [line for line in done.stderr.splitlines() if line.startswith("iomesh: ")]
+        assert len(words) == 1, done.stderr
+        return done.returncode, words[0].removeprefix("iomesh: ")
+
+    def stop(self) -> int:
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(START_SECONDS)
+        self.process = None
+        return code
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        async with Client(self.control) as client:
+            yield client
+
+    @contextlib.asynccontextmanager
+    async def metadata(self) -> AsyncIterator[SqliteMetadata]:
+        metadata = await SqliteMetadata.open(self.directory / "state" / "metadata.db")
+        try:
+            yield metadata
+        finally:
+            await metadata.close()
+
+    async def page(self, path: str) -> str:
+        async with self.client() as client:
+            address = (await client.status()).metrics_address
+
+        def get() -> str:
+            with urllib.request.urlopen(f"http://{address}{path}") as answer:
+                return str(answer.read().decode())
+
+        return await asyncio.to_thread(get)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
