@@ -45,7 +45,6 @@ cdef struct Record:
     uint32_t payload                 # blocks
     uint32_t room                    # payload blocks it may have
     uint32_t part_count
-    int64_t closed_ns
     void* log
     Record* next                     # of those under way: the order of the log
     Transfer transfer
@@ -125,6 +124,7 @@ cdef class Log:
     cdef Operation idle_timer
     cdef Operation idle_flush
     cdef bint idle_timer_set
+    cdef int64_t closed_ns           # when the newest record was closed
     cdef uint64_t marked             # `stable` in the newest header
     # who applies what commits
     cdef void* owner

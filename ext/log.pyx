@@ -255,7 +255,7 @@ cdef class Log:
         header.entry_count = record.entries
         header.payload_blocks = record.payload
         header.time_ns = self.io.unix_ns()
-        record.closed_ns = self.io.now_ns()
+        self.closed_ns = self.io.now_ns()
         record.next = NULL
         if self.newest is NULL:
             self.oldest = record
@@ -673,7 +673,9 @@ cdef class Log:
             return                                       # not idle after all: the next commit sets the timer again
         if self.marked >= self.content:
             return
-        if self.stable < self.content:
+        if self.io.now_ns() - self.closed_ns < IDLE_NS:
+            self.watch_idle()                            # it was busy since the timer was set
+        elif self.stable < self.content:
             self.flush(&self.idle_flush)
         elif self.begin_record(True) == 1:
             self.close_record()                          # empty: its header says what is stable
