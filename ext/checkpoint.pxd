@@ -22,7 +22,9 @@ cdef class Checkpoints:
     cdef bint running                # a checkpoint is under way
     cdef bint writing_back
     cdef bint stopping
+    cdef bint writing                # ... and writes the map: nothing else is written back meanwhile
     cdef bint ready                  # recovery has opened the log for appending
+    cdef bint replayed               # ... and the map is that of its end: a checkpoint before would lose what follows it
     cdef Operation begin
     cdef bint begin_asked
     cdef void* next_keeper           # of those that share the map cache
@@ -48,6 +50,7 @@ cdef class Checkpoints:
     cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
     cdef bint is_due(self) noexcept nogil
     cdef void go(self) noexcept nogil
+    cdef void map_written(self) noexcept nogil
     cdef void count(self, Pointer pointer, int change) noexcept nogil
     cdef int checkpoint(self) noexcept nogil
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil

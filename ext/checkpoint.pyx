@@ -1,4 +1,5 @@
-# Writing back the map, and checkpoints. Both append images of nodes to the volume's own log; they are tasks and never run at once.
+# Writing back the map, and checkpoints. Both append images of nodes to the volume's own log; they are tasks. Nothing is written back from a
+# checkpoint's drain until its map is written, so that every image that commits in between is the checkpoint's own.
 #
 # Writing back keeps frames free: when much of the cache is dirty, the oldest leaves go into the log, then what is above them.
 #
@@ -44,6 +45,7 @@ cdef class Checkpoints:
     cdef void attach(self) noexcept nogil:
         self.next_keeper = self.map.cache.keepers
         self.map.cache.keepers = <void*>self
+        self.map.cache.on_starving = begin_for_starving
 
     cdef void poke(self) noexcept nogil:
         if self.begin_asked or self.stopping or self.log.error:
@@ -53,7 +55,7 @@ cdef class Checkpoints:
             self.reactor.at_turn_end(&self.begin)
 
     cdef bint is_due(self) noexcept nogil:
-        return not self.running and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval) and self.ready
+        return not self.running and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval) and self.replayed
 
     cdef void begin_what_is_due(self) noexcept nogil:
         """At a turn's end; with the cache full, every volume that shares it writes back."""
@@ -88,15 +90,24 @@ cdef class Checkpoints:
 
     cdef void go(self) noexcept nogil:
         """In a task, `running` is set."""
+        self.writing = True
         while self.writing_back:
             wait_in(&self.writing_back_ended)
         self.due = False
         self.result = self.checkpoint()
-        self.map.freeze = 0
         self.log.draining = False
         self.running = False
+        self.map_written()
+        if self.log.error:
+            self.map.cache.rouse()                       # who waits for frames that this volume will never clean learns why
         wake_all(&self.log.waiters, 0)
         wake_all(&self.ended, self.result)
+
+    cdef void map_written(self) noexcept nogil:
+        """The rest of a checkpoint may take as long as the metadata service does: writing back goes on meanwhile."""
+        self.map.freeze = 0
+        self.writing = False
+        self.poke()
 
     # ------------------------------------------------------------------ images
 
@@ -138,7 +149,7 @@ cdef class Checkpoints:
         """In a task, `writing_back` is set: images of the oldest dirty nodes until enough of the cache is clean."""
         cdef Node* node
         cdef int level, written = 1, error = 0
-        while written and self.map.cache.wants_writeback() and not self.running and not self.stopping and not self.log.error:
+        while written and self.map.cache.wants_writeback() and not self.writing and not self.stopping and not self.log.error:
             written = level = 0
             while level < MAP_LEVELS and written < WRITE_BACK_BATCH:
                 if self.log.wait_room() < 0:
@@ -183,7 +194,7 @@ cdef class Checkpoints:
             if result < 0:
                 return result
         root = self.map.root
-        self.map.freeze = 0
+        self.map_written()
         result = self.write_table(at, root, &pointer)
         if result < 0:
             return result
@@ -355,8 +366,15 @@ cdef void begin_due(Operation* operation) noexcept nogil:
     (<Checkpoints>operation.owner).begin_what_is_due()
 
 
+cdef void begin_for_starving(void* keepers) noexcept nogil:
+    """Any of those who share the cache begins for all."""
+    while keepers is not NULL and not (<Checkpoints>keepers).begin_asked:
+        (<Checkpoints>keepers).poke()
+        keepers = (<Checkpoints>keepers).next_keeper
+
+
 cdef void begin_write_back(Checkpoints self) noexcept nogil:
-    if not self.writing_back and not self.running and not self.stopping and self.ready and not self.log.error:
+    if not self.writing_back and not self.writing and not self.stopping and self.ready and not self.log.error:
         self.writing_back = True
         start(write_back_body, <void*>self, NULL)
 
@@ -369,6 +387,8 @@ cdef int64_t checkpoint_body(void* argument) noexcept nogil:
 cdef int64_t write_back_body(void* argument) noexcept nogil:
     (<Checkpoints>argument).write_back()
     (<Checkpoints>argument).writing_back = False
+    if (<Checkpoints>argument).log.error:
+        (<Checkpoints>argument).map.cache.rouse()
     wake_all(&(<Checkpoints>argument).writing_back_ended, 0)
     if (<Checkpoints>argument).stopping:
         wake_all(&(<Checkpoints>argument).ended, 0)

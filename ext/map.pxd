@@ -9,6 +9,7 @@ from iomesh.engine.segments cimport Segments
 cdef enum:
     CACHE_FRAMES_MIN = 16
     LOADS_MAX = 64                   # at once, of one cache
+    EXPECTATIONS = 64                # likewise
 
 cdef enum NodeState:
     NODE_FREE, NODE_LOADING, NODE_READY
@@ -32,6 +33,13 @@ cdef struct Node:                    # a frame of the cache and the map node in 
     Waiters waiters                  # for the load
     uint8_t padding[32]
 
+cdef struct Expectation:             # a node that is loaded before anyone asks for it
+    Operation when
+    void* map
+    uint64_t index
+    int level
+    Expectation* next                # of the free ones
+
 cdef class MapCache:                 # of one reactor
     cdef readonly uint32_t frames
     cdef readonly uint32_t used
@@ -52,13 +60,17 @@ cdef class MapCache:                 # of one reactor
     cdef uint32_t loading
     cdef uint32_t loads_max
     cdef bint barren                 # no frame was free when one was last sought, and none came free since
-    cdef void* keepers               # the Checkpoints of the volumes that share it, see checkpoint.pyx
+    cdef void* keepers               # the Checkpoints of the volumes that share it, see checkpoint.pyx, ...
+    cdef void (*on_starving)(void* keepers) noexcept nogil           # ... and whom to tell that someone starves; called inside get()
     cdef Waiters starved             # who found no frame, or too many loads under way
     cdef uint64_t starvations        # how often someone joined them
     cdef bint rousing
     cdef Operation rousal            # the timer that wakes them from the next poll
+    cdef Expectation expectations[EXPECTATIONS]
+    cdef Expectation* free_expectations
     cdef Node* take(self) noexcept nogil                             # a free frame, evicting a clean unpinned node; NULL: none
     cdef void give_back(self, Node* node) noexcept nogil
+    cdef void rouse(self) noexcept nogil                             # whoever starves looks again, from the next poll on
     cdef bint wants_writeback(self) noexcept nogil                   # more than half is dirty, or someone starves for want of clean frames
 
 cdef class Map:
@@ -71,14 +83,16 @@ cdef class Map:
     cdef uint64_t freeze             # while a checkpoint runs: its sequence. Only nodes dirty since then or before may be written; 0: none runs
     cdef readonly uint32_t images    # of its nodes in the log, not committed yet
     cdef readonly uint64_t load_errors
-    cdef readonly uint32_t loads     # of its nodes, under way
+    cdef uint32_t under_way          # its loads and expectations
+    cdef Waiters quiet               # woken when there are none
     cdef int absent_level            # when get() returned ABSENT: the level of the highest node that is absent there
 
     # A pinned node that is READY; NULL: not yet, `when` is done (result 0, or a negative errno) once it is worth asking again; ABSENT:
-    # nothing is mapped below (never when `create`). With `when` NULL nobody is told: it only starts the load of the first node on the
-    # way that is not cached.
+    # nothing is mapped below (never when `create`). With `when` NULL nobody is told.
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void unpin(self, Node* node) noexcept nogil
+    # Loads a node, and what is above it, that someone will soon ask for; forgets about it when there is no room.
+    cdef void expect(self, int level, uint64_t index) noexcept nogil
     # Of a leaf that the caller pinned; returns what was there.
     cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil
     # Writing back, for checkpoint.pyx. Dirty since `up_to` or before, no image in the log, the oldest; NULL: none
@@ -92,11 +106,15 @@ cdef class Map:
     # In the order of image_taken. The parent points to it from now on; returns where the last image was. sequence: of the record that
     # carried it, or for a zero image of the newest one that is committed.
     cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
-    # The volume closes and nothing of it is under way: every frame of it is free.
+    # The volume closes: nobody holds a node and no image will be committed any more. Every frame of it is free. In a task: it may have to
+    # wait for loads that were expected.
     cdef void forget(self) noexcept nogil
     cdef Node* fetch(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void load(self, Node* node, Pointer pointer) noexcept nogil
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil
+    cdef void pursue(self, Expectation* expectation) noexcept nogil
+    cdef void forgo(self, Expectation* expectation) noexcept nogil
+    cdef void ended(self) noexcept nogil
     cdef void mark_dirty(self, Node* node, uint64_t since) noexcept nogil
     cdef void mark_clean(self, Node* node) noexcept nogil
 

@@ -13,11 +13,12 @@
 #
 # Always true:
 #   - a cached node's parent is cached, READY and pinned by it: writing a node back never has to read or to find a frame;
-#   - only get() makes nodes and only take() evicts them, and neither calls anyone back: who waits is woken from the Io's poll;
+#   - only get() makes nodes and only take() evicts them, and neither calls anyone back: who waits is woken from the Io's poll, and
+#     `on_starving` only asks for a write-back at the turn's end;
 #   - leaves change by set(), the levels above only by image_committed(), both in the order of the log;
-#   - whoever is in `starved` will be woken: there is one only while no frame can be evicted (`barren`), or the loads are at their limit,
-#     or the rousal is under way; every change that ends the first or the second starts the third. The rousal wakes one after another until
-#     one starves again, so that nobody sleeps beside a free frame and a crowd is not woken for one;
+#   - whoever is in `starved` will be woken: there is one only while no frame can be evicted (`barren`, and `on_starving` was told), or the loads
+#     are at their limit, or the rousal is under way; every change that ends the first or the second starts the third. The rousal
+#     wakes one after another until one starves again, so that nobody sleeps beside a free frame and a crowd is not woken for one;
 #   - a load holds five frames at most (its own and its ancestors'), and the limit on loads keeps all of them within half of the cache: who
 #     waits for a load gets a frame for the next level as long as users' pins and dirty nodes leave some.
 #
@@ -41,7 +42,7 @@
 # Nothing is allocated after construction; frames, hash and nodes are mapped lazily and used from the front, so what a small volume touches is small.
 # A hit costs one probe: its bucket, the first 64 bytes of the node.
 
-from libc.errno cimport EILSEQ, EIO
+from libc.errno cimport EAGAIN, EILSEQ, EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -51,7 +52,7 @@ from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.store cimport replica_offset
-from iomesh.engine.task cimport Waiters, join, wake_all, wake_one
+from iomesh.engine.task cimport Waiters, join, wait_in, wake_all, wake_one
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void*, size_t, int, int, int, long)
@@ -74,9 +75,7 @@ cdef class Map:
     # ------------------------------------------------------------------ reading and changing
 
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil:
-        cdef Node* node = self.cache.buckets[bucket_of(self.cache.hash_shift, <void*>self, level, index)]
-        while node is not NULL and (node.index != index or node.level != level or node.map != <void*>self):
-            node = node.hash_next
+        cdef Node* node = cached(self, level, index)
         if node is NULL:
             return self.fetch(level, index, create, when)
         if node.state != NODE_READY:
@@ -126,12 +125,10 @@ cdef class Map:
         self.images += 1
 
     cdef Pointer image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil:
-        cdef Node* node = self.cache.buckets[bucket_of(self.cache.hash_shift, <void*>self, level, index)]
+        cdef Node* node = cached(self, level, index)
         cdef Node* parent
         cdef Pointer* slot
         cdef Pointer before
-        while node is not NULL and (node.index != index or node.level != level or node.map != <void*>self):
-            node = node.hash_next
         invariant(node is not NULL and node.in_log > 0, b"a node stays cached until its images are committed")
         parent = node.parent
         slot = &self.root if parent is NULL else &parent.pointers[index % NODE_POINTERS]
@@ -188,9 +185,8 @@ cdef class Map:
         if present or create:
             if not present or self.cache.loading < self.cache.loads_max:
                 node = self.cache.take()
-            if node is NULL and when is not NULL:
-                join(&self.cache.starved, when)
-                self.cache.starvations += 1
+            if node is NULL:
+                starve(self.cache, when)
         if node is NULL:
             if parent is not NULL:
                 parent.pins -= 1     # as it was before: no frame that others could use came free by this
@@ -222,7 +218,7 @@ cdef class Map:
         cdef uint32_t contiguous = 0
         node.state = NODE_LOADING
         self.cache.loading += 1
-        self.loads += 1
+        self.under_way += 1
         self.cache.misses += 1
         node.load.owner = node
         if segment is not NULL and segment.replica is not NULL:
@@ -238,7 +234,6 @@ cdef class Map:
         cdef Pointer* pointer = &self.root if node.parent is NULL else &node.parent.pointers[node.index % NODE_POINTERS]
         cdef Waiters waiters
         self.cache.loading -= 1
-        self.loads -= 1
         if result == BLOCK_BYTES:
             result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc else -EILSEQ
         elif result >= 0:
@@ -248,7 +243,7 @@ cdef class Map:
             node.pins = 1            # so that nobody evicts it before all who waited had their turn
             wake_all(&node.waiters, 0)
             self.unpin(node)
-            rouse(self.cache)
+            self.cache.rouse()
         else:
             self.load_errors += 1
             waiters = node.waiters
@@ -256,18 +251,60 @@ cdef class Map:
             unhook(self.cache, node)
             self.cache.give_back(node)
             wake_all(&waiters, result)
+        self.ended()
+
+    # ------------------------------------------------------------------ ahead of time
+
+    cdef void expect(self, int level, uint64_t index) noexcept nogil:
+        cdef Expectation* expectation = self.cache.free_expectations
+        if expectation is NULL or cached(self, level, index) is not NULL:
+            return
+        self.cache.free_expectations = expectation.next
+        self.under_way += 1
+        expectation.when.done = expectation_woken
+        expectation.when.owner = expectation
+        expectation.map = <void*>self
+        expectation.level = level
+        expectation.index = index
+        self.pursue(expectation)
+
+    cdef void pursue(self, Expectation* expectation) noexcept nogil:
+        """On its way down, until the node is there or cannot be had."""
+        cdef Node* node
+        expectation.when.result = 0
+        node = self.get(expectation.level, expectation.index, False, &expectation.when)
+        if node is NULL and expectation.when.result == 0:
+            return
+        if node is not NULL and node is not ABSENT:
+            self.unpin(node)
+        self.forgo(expectation)
+
+    cdef void forgo(self, Expectation* expectation) noexcept nogil:
+        expectation.next = self.cache.free_expectations
+        self.cache.free_expectations = expectation
+        self.ended()
+
+    cdef void ended(self) noexcept nogil:
+        invariant(self.under_way > 0, b"what ends has begun")
+        self.under_way -= 1
+        if self.under_way == 0:
+            wake_all(&self.quiet, 0)
+
+    # ------------------------------------------------------------------ the end
 
     cdef void forget(self) noexcept nogil:
         cdef Node* node
         cdef uint32_t i
         cdef int level
+        while self.under_way:
+            wait_in(&self.quiet)
         for level in range(MAP_LEVELS):
             while self.dirty_first[level] is not NULL:
                 self.mark_clean(self.dirty_first[level])
         for i in range(self.cache.touched):
             node = &self.cache.nodes[i]
             if node.state != NODE_FREE and node.map == <void*>self:
-                invariant(node.state == NODE_READY and node.in_log == 0, b"nothing of a volume is under way when it closes")
+                node.in_log = 0      # images that a broken log will not commit
                 hash_out(self.cache, node)
                 if node.parent is not NULL:
                     node.parent.pins -= 1
@@ -276,6 +313,14 @@ cdef class Map:
             if node.state != NODE_FREE and node.map == <void*>self:
                 invariant(node.pins == 0, b"nobody holds a node of a volume when it closes")
                 self.cache.give_back(node)
+        self.images = 0
+
+
+cdef inline Node* cached(Map map, int level, uint64_t index) noexcept nogil:
+    cdef Node* node = map.cache.buckets[bucket_of(map.cache.hash_shift, <void*>map, level, index)]
+    while node is not NULL and (node.index != index or node.level != level or node.map != <void*>map):
+        node = node.hash_next
+    return node
 
 
 cdef void load_done(Operation* operation) noexcept nogil:
@@ -286,6 +331,14 @@ cdef void load_done(Operation* operation) noexcept nogil:
 cdef void load_lost(Operation* operation) noexcept nogil:
     cdef Node* node = <Node*>operation.owner
     (<Map>node.map).loaded(node, -EIO)
+
+
+cdef void expectation_woken(Operation* operation) noexcept nogil:
+    cdef Expectation* expectation = <Expectation*>operation.owner
+    if operation.result == 0:
+        (<Map>expectation.map).pursue(expectation)
+    else:
+        (<Map>expectation.map).forgo(expectation)
 
 
 cdef inline bint is_zero(const Pointer* pointer) noexcept nogil:
@@ -302,6 +355,7 @@ cdef class MapCache:
 
     def __cinit__(self, uint32_t frames, Io io):
         cdef uint64_t buckets = 64
+        cdef int i
         if frames < CACHE_FRAMES_MIN:
             raise ValueError(f"a map cache of {frames} nodes is too small: it needs at least {CACHE_FRAMES_MIN} (64 KiB)")
         invariant(sizeof(Node) == 256, b"a node's frame takes four cache lines")
@@ -320,6 +374,9 @@ cdef class MapCache:
         self.memory = <char*>lazily(self.memory_bytes)
         if self.buckets is NULL or self.nodes is NULL or self.memory is NULL:
             raise MemoryError(f"no memory for a map cache of {frames} nodes")
+        for i in range(EXPECTATIONS):
+            self.expectations[i].next = self.free_expectations
+            self.free_expectations = &self.expectations[i]
 
     def __dealloc__(self):
         if self.buckets is not NULL:
@@ -350,7 +407,14 @@ cdef class MapCache:
         self.free_list = node
         self.used -= 1
         self.barren = False
-        rouse(self)
+        self.rouse()
+
+    cdef void rouse(self) noexcept nogil:
+        if self.starved.first is not NULL and not self.rousing:
+            self.rousing = True
+            self.rousal.done = roused
+            self.rousal.owner = <void*>self
+            self.io.after(&self.rousal, 1)   # not 0: what they do is seen by the next poll, not by this one
 
     cdef bint wants_writeback(self) noexcept nogil:
         return self.dirty > self.frames // 2 or (self.dirty > 0 and self.barren and self.starved.first is not NULL)
@@ -373,6 +437,19 @@ cdef Node* evict(MapCache cache) noexcept nogil:
     return NULL
 
 
+cdef void starve(MapCache cache, Operation* when) noexcept nogil:
+    """There is no frame, or no load may begin, for whoever is told by `when`."""
+    if when is NULL:
+        return
+    if when.done is expectation_woken:
+        when.result = -EAGAIN        # it may as well not come true: who really needs the node asks for it later
+        return
+    join(&cache.starved, when)
+    cache.starvations += 1
+    if cache.on_starving is not NULL and cache.barren:
+        cache.on_starving(cache.keepers)
+
+
 cdef inline bint evictable(const Node* node) noexcept nogil:
     return node.state == NODE_READY and not node.pins and not node.dirty and not node.in_log
 
@@ -389,15 +466,7 @@ cdef void fell_idle(MapCache cache, const Node* node) noexcept nogil:
     """Its last pin went, or its last image was committed, while no frame could be had."""
     if evictable(node):
         cache.barren = False
-        rouse(cache)
-
-
-cdef void rouse(MapCache cache) noexcept nogil:
-    if cache.starved.first is not NULL and not cache.rousing:
-        cache.rousing = True
-        cache.rousal.done = roused
-        cache.rousal.owner = <void*>cache
-        cache.io.after(&cache.rousal, 1)     # not 0: what they do is seen by the next poll, not by this one
+        cache.rouse()
 
 
 cdef void roused(Operation* operation) noexcept nogil:

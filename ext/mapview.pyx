@@ -231,9 +231,7 @@ cdef class MapView:
         return ask
 
     def expect(self, level: int, index: int) -> None:
-        cdef Node* node = self.map.get(level, index, False, NULL)
-        if node is not NULL and node is not ABSENT:
-            self.map.unpin(node)
+        self.map.expect(level, index)
 
     def set(self, Ask ask, slot: int, pointer: tuple[int, int, int] | None, sequence: int) -> tuple[int, int, int] | None:
         assert ask.state == "ready", f"level {ask.level} index {ask.index} is {ask.state}"

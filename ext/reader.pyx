@@ -146,6 +146,8 @@ cdef class Reader:
             read.unmapped = False
             self.counters[READ_ERRORS] += 1
         self.under_way -= 1
+        if self.free_count >= NODE_POINTERS:             # it may have been woken for runs that it did not need after all
+            wake_one(&self.run_waiters, 0)
         read.done(read)
 
     cdef void end_later(self, Read* read) noexcept nogil:
@@ -169,7 +171,7 @@ cdef void look_up_again(Operation* operation) noexcept nogil:
 
 cdef void fetch_again(Operation* operation) noexcept nogil:
     cdef Read* read = <Read*>operation.owner
-    (<Reader>read.volume).fetch(read)
+    (<Reader>read.volume).look_up(read)      # its pointers may have moved on, and their segments be gone
 
 
 cdef void end_now(Operation* operation) noexcept nogil:

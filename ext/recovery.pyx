@@ -83,6 +83,7 @@ cdef class Recovery:
             result = self.adopt()
         if result == 0:
             result = self.replay()
+        self.volume.checkpoints.replayed = result == 0
         return result
 
     # ------------------------------------------------------------------ replicas
@@ -541,9 +542,7 @@ cdef class Recovery:
         while i < count:
             leaf = items[i].key >> ORDER_BITS
             while ahead < count and window < PREFETCH and self.volume.map.cache.loading < PREFETCH:
-                node = self.volume.map.get(0, items[ahead].key >> ORDER_BITS, True, NULL)
-                if node is not NULL:
-                    self.volume.map.unpin(node)
+                self.volume.map.expect(0, items[ahead].key >> ORDER_BITS)
                 ahead = next_leaf(items, ahead, count)
                 window += 1
             node = NULL

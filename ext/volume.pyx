@@ -26,14 +26,10 @@ from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segment, Segments
-from iomesh.engine.task cimport join, wait, wait_in, waited, wake_all, wake_one
+from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
-
-
-cdef enum:
-    LOADS_POLL_NS = 1000 * 1000
 
 
 cdef class Volume:
@@ -195,9 +191,7 @@ cdef class Volume:
         self.reader.read(read)
 
     cdef void expect(self, uint64_t block) noexcept nogil:
-        cdef Node* leaf = self.map.get(0, block // NODE_POINTERS, True, NULL)
-        if leaf is not NULL:
-            self.map.unpin(leaf)
+        self.map.expect(0, block // NODE_POINTERS)
 
     # ------------------------------------------------------------------ bytes inside a block
 
@@ -304,13 +298,8 @@ cdef class Volume:
 
     cdef void close(self) noexcept nogil:
         self.closing = True
-        cdef Operation timer
         while self.merging:
             wait_in(&self.log.commits)
-        while self.map.loads:                            # leaves that were expected
-            waited(&timer)
-            self.io.after(&timer, LOADS_POLL_NS)
-            wait(&timer)
         self.checkpoints.stop()
         self.log.finish()
         self.map.forget()

@@ -138,17 +138,58 @@ def test_those_who_want_the_same_node_share_one_read(cache: CacheView, tree: Map
     assert all(ask.pointers() == {0: (DATA, 1, 1)} for ask in asks)
 
 
-def test_expecting_a_node_starts_its_load_and_tells_nobody(cache: CacheView, tree: MapView) -> None:
+def test_what_is_expected_is_loaded_with_all_that_is_above_it(cache: CacheView, tree: MapView) -> None:
+    put(cache, tree, 0, (DATA, 1, 1), 1)
+    put(cache, tree, 256, (DATA, 2, 2), 2)
+    again = MapView(cache)
+    again.root = Images(cache).write_back(tree, 2)
+    for index in (0, 1, 0, 7, 2**30):
+        again.expect(0, index)
+    while cache.poll():
+        pass
+    assert cache.state["misses"] == LEVELS + 1, "what is absent is not loaded"
+    assert again.ask(0, 0).pointers() == {0: (DATA, 1, 1)}
+    assert again.ask(0, 1).pointers() == {0: (DATA, 2, 2)}
+
+
+def test_expectations_beyond_number_or_room_are_dropped() -> None:
+    cache = CacheView(512)
+    tree = MapView(cache)
+    for index in range(300):
+        put(cache, tree, index * 256, (DATA, index, index), index + 1)
+    root = Images(cache).write_back(tree, 300)
+    held = [leaf(cache, tree, index, create=True) for index in range(300, 500)]
+    again = MapView(cache)
+    again.root = root
+    for index in range(300):
+        again.expect(0, index)
+    while cache.poll():
+        pass
+    assert cache.state == cache.state | {"loading": 0, "starving": False}
+    assert LEVELS < cache.state["misses"] <= LEVELS - 1 + 64
+    for ask in held:
+        ask.release()
+    assert leaf(cache, again, 299).pointers() == {0: (DATA, 299, 299)}
+
+
+def test_an_expectation_that_cannot_be_read_tells_nobody(cache: CacheView, tree: MapView) -> None:
     put(cache, tree, 0, (DATA, 1, 1), 1)
     again = MapView(cache)
     again.root = Images(cache).write_back(tree, 1)
-    for level in reversed(range(LEVELS)):
-        again.expect(0, 0)
-        again.expect(0, 0)
-        assert cache.state["misses"] == LEVELS - level
-        while cache.state["loading"]:
-            cache.poll()
-    assert again.ask(0, 0).state == "ready"
+    cache.fail_reads(1)
+    again.expect(0, 0)
+    while cache.poll():
+        pass
+    assert again.load_errors == 1
+    leaf(cache, again, 0).release()
+    again.forget()
+
+
+def test_a_volume_whose_log_broke_forgets_images_that_will_never_commit(cache: CacheView, tree: MapView) -> None:
+    put(cache, tree, 0, (DATA, 1, 1), 1)
+    tree.take_image(0, 0)
+    tree.forget()
+    assert cache.state == cache.state | {"used": 0, "dirty": 0}
 
 
 def test_a_damaged_node_is_an_error_and_is_read_again_next_time(cache: CacheView, tree: MapView) -> None:
