@@ -227,7 +227,7 @@ cdef class Log:
         return into
 
     cdef uint64_t last_appended(self) noexcept nogil:
-        return self.sequence + 1 if self.building is not NULL else self.sequence
+        return self.sequence + 1 if self.building is not NULL and self.building.entries else self.sequence
 
     # ------------------------------------------------------------------ writing
 
