@@ -333,7 +333,7 @@ cdef class Recovery:
         if scan.record_count == scan.record_room:
             scan.record_room = 2 * scan.record_room + 64
             scan.records = <Found*>realloc(scan.records, scan.record_room * sizeof(Found))
-        if scan.entry_count + count > scan.entry_room:
+        if scan.entry_count + count >= scan.entry_room:          # also before the first record, which may have none
             scan.entry_room = 2 * scan.entry_room + 1024
             scan.entries = <Entry*>realloc(scan.entries, scan.entry_room * sizeof(Entry))
         if scan.records is NULL or scan.entries is NULL:
