@@ -31,7 +31,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef int open(self, const uint8_t* cluster) noexcept nogil
     cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
                          int* error) noexcept nogil
-    # Nothing of it may be under way, and nothing behind `blocks` is kept: the slabs there are free again. footer_block 0: it has none.
+    # Nothing of it may be under way, and nothing behind `blocks` is kept: the slabs there are free again. footer_block 0: it has none. One that
+    # is sealed already may be sealed again, shorter.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
     cdef int remove(self, Replica* replica) noexcept nogil      # nothing of it may be under way
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil

@@ -291,6 +291,14 @@ def test_sealing_frees_the_slabs_behind_the_end(store: StoreView) -> None:
     assert store.state["free"] == 239 - 2
 
 
+def test_what_is_sealed_can_be_sealed_again_shorter(store: StoreView) -> None:
+    store.create(V, 1, 256)
+    assert store.seal(V, 1, 200, 190) == 0
+    assert store.seal(V, 1, 70, 69) == 0
+    assert store.replicas()[V, 1] == ("sealed", 70, 69, [(0, 2)])
+    assert store.state["free"] == 239 - 2
+
+
 def test_sealing_a_replica_of_several_extents_keeps_its_beginning(store: StoreView) -> None:
     for segment in range(8):
         store.create(V, segment, 64)
