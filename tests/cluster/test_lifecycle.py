@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from iomesh.api.model import VolumeState
-from iomesh.errors import NotFound, Unavailable
+from iomesh.errors import IomeshError, NotFound, Unavailable
 from iomesh.metadata import Put
 from iomesh.metadata.records import get_volume, list_devices
 from support.daemon import MIB, Daemon
@@ -99,6 +99,41 @@ async def test_the_pointer_in_the_metadata_moves_with_each_checkpoint(node: Daem
             sequences.append(found.record.checkpoint.sequence)
         assert sequences == sorted(set(sequences)), "each covers more than the one before"
         assert (await client.volume("db")).log_bytes_since_checkpoint < MIB
+    await connection.close()
+
+
+async def test_what_somebody_else_wrote_into_a_record_is_kept(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+        await connection.write(0, b"x" * 4096)
+        async with node.metadata() as metadata:
+            entry = await metadata.get("volumes/db")
+            assert entry is not None
+            await metadata.commit(Put(entry.key, entry.value.replace(b'"lineage":[]', b'"lineage":["parent"]'), entry.version))
+            await client.checkpoint("db")
+            found = await get_volume(metadata, "db")
+        assert found is not None
+        assert found.record.lineage == ["parent"]
+        assert found.record.checkpoint is not None
+    await connection.close()
+
+
+async def test_an_owner_whose_epoch_is_over_records_no_checkpoint(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+        await connection.write(0, b"x" * 4096)
+        async with node.metadata() as metadata:
+            entry = await metadata.get("volumes/db")
+            assert entry is not None
+            await metadata.commit(Put(entry.key, entry.value.replace(b'"epoch":1', b'"epoch":2'), entry.version))
+            with pytest.raises(IomeshError):
+                await client.checkpoint("db")
+            found = await get_volume(metadata, "db")
+        assert found is not None
+        assert found.record.checkpoint is None
+        assert "has been taken over" in node.logged("checkpoint not recorded")[0]["reason"]
     await connection.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.api.model import VolumeState
-from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NotFound, Unavailable, Unsupported
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound, Unavailable, Unsupported
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
 from support.trial import iomesh_command
@@ -74,6 +74,27 @@ async def test_more_replicas_than_there_are_in_this_version_are_refused(node: Da
             await client.create_volume("db", GIB, replicas=3)
         with pytest.raises(InvalidArgument, match="a power of two from 1MiB to 64MiB"):
             await client.create_volume("db", GIB, segment_bytes=3 * MIB)
+
+
+async def test_a_volume_for_which_there_is_no_room_leaves_nothing(node: Daemon) -> None:
+    async with node.client() as client:
+        made: list[str] = []
+
+        async def fill() -> None:
+            for number in range(1000):
+                await client.create_volume(f"db{number}", GIB)
+                made.append(f"db{number}")
+
+        with pytest.raises(NoSpace):
+            await fill()
+        assert {volume.name for volume in await client.volumes()} == set(made)
+        assert {volume.state for volume in await client.volumes()} == {VolumeState.SERVING}
+        await client.delete_volume(made[0])
+        assert (await client.create_volume("db", GIB)).state is VolumeState.SERVING, "there is room again"
+    assert node.stop() == 0
+    node.start()
+    async with node.client() as client:
+        assert {volume.name for volume in await client.volumes()} == {*made[1:], "db"}
 
 
 async def test_an_unknown_volume_is_named(node: Daemon) -> None:

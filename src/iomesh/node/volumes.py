@@ -154,9 +154,7 @@ class Volumes:
                 del self._volumes[name]
                 raise AlreadyExists(f"a volume {name} exists in this cluster") from None
             except BaseException:
-                del self._volumes[name]
-                if volume.version:
-                    await self._metadata.commit(delete_volume(record, volume.version))
+                await self._discard(volume)
                 raise
         log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
         return self._describe(volume)
@@ -309,6 +307,17 @@ class Volumes:
         await self._metadata.commit(delete_volume(volume.record, volume.version))
         del self._volumes[name]
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
+
+    async def _discard(self, volume: _Open) -> None:
+        """Of a creation that failed nothing is left; what cannot be undone now is when the node starts again."""
+        if not volume.version:
+            del self._volumes[volume.record.name]  # not even a record
+            return
+        try:
+            await self._write(volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
+            await self._erase(volume)
+        except IomeshError as error:
+            self._fail(volume, error)
 
     def _fail(self, volume: _Open, error: IomeshError) -> None:
         volume.reason = error.message
