@@ -17,6 +17,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Table
 from rich.text import Text
 
+PIPE_COLUMNS = 4000
+
 
 def jsonable(value: Any) -> Any:
     """`value` with bytes as hexadecimal and named tuples as objects."""
@@ -40,7 +42,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False, console: Console | None = None, errors: Console | None = None) -> None:
         self.as_json = as_json
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
         self.errors = errors or Console(stderr=True, highlight=False, soft_wrap=True)
 
     def answer(self, value: Any, *renderables: RenderableType) -> None:
@@ -49,7 +51,16 @@ class Output:
             self.document(value)
         else:
             for renderable in renderables:
-                self.console.print(renderable)
+                self.show(renderable)
+
+    def show(self, renderable: RenderableType) -> None:
+        """To a pipe nothing is wrapped, cut or padded: other programs read it."""
+        if self.console.is_terminal:
+            self.console.print(renderable)
+            return
+        with self.console.capture() as captured:
+            self.console.print(renderable)
+        sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
     def document(self, value: Any) -> None:
         sys.stdout.write(json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n")

@@ -228,7 +228,7 @@ async def watch(session: Session, interval: float, once: bool) -> None:
                 if output.as_json:
                     output.line(seen)
                 else:
-                    output.console.print(view(seen, name))
+                    output.show(view(seen, name))
                 if once:
                     return
         with Live(

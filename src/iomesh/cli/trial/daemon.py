@@ -43,25 +43,27 @@ async def _until_serving(trial: Installation, node: TrialNode, volumes: list[str
     while time.monotonic() < deadline:
         if not _alive(node):
             raise Unavailable(f"the daemon {node.name} ended while it started; the end of {trial.log}:\n{last_lines(trial.log)}")
-        if has_socket(node):
-            try:
-                async with Client(node.control, timeout_seconds=5.0) as client:
-                    while time.monotonic() < deadline and _alive(node):
-                        status, there = await client.status(), {one.name: one for one in await client.volumes()}
-                        failed = [one for name, one in there.items() if name in volumes and one.state is VolumeState.FAILED]
-                        if failed:
-                            raise Unavailable(f"volume {failed[0].name} cannot be served: {failed[0].reason} (log: {trial.log})")
-                        if status.ready and all(name in there and there[name].state is VolumeState.SERVING for name in volumes):
-                            return [there[name] for name in volumes]
-                        await asyncio.sleep(0.01)
-            except Unavailable as error:
-                if "cannot be served" in error.message:
-                    raise
+        there = await _volumes(node) if has_socket(node) else None
+        wanted = [one for one in there or [] if one.name in volumes]
+        failed = next((one for one in wanted if one.state is VolumeState.FAILED), None)
+        if failed is not None:
+            raise Unavailable(f"volume {failed.name} cannot be served: {failed.reason} (the daemon runs on; log: {trial.log})")
+        if there is not None and len(wanted) == len(volumes) and all(one.state is VolumeState.SERVING for one in wanted):
+            return wanted
         await asyncio.sleep(0.01)
     raise Unavailable(
         f"the daemon {node.name} (process {node.pid}) was not ready within {timeout_seconds:g} s; "
         f"the end of {trial.log}:\n{last_lines(trial.log)}"
     )
+
+
+async def _volumes(node: TrialNode) -> list[Volume] | None:
+    """The daemon's volumes; None while it is not ready to tell."""
+    try:
+        async with Client(node.control, timeout_seconds=5.0) as client:
+            return await client.volumes() if (await client.status()).ready else None
+    except Unavailable:
+        return None
 
 
 def stop(node: TrialNode, timeout_seconds: float) -> bool:
