@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,14 +40,13 @@ from iomesh.metadata.records import (
 )
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
+from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
 from iomesh.sizes import exact_size
 
 log = logger("volumes")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-SMALLEST_DEVICE_SHARE = 512  # a segment is at most this part of the smallest device
 RECORD_ATTEMPTS = 5
 
 
@@ -125,10 +123,7 @@ class Volumes:
     # what users ask
 
     async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0) -> Volume:
-        if not _NAME.fullmatch(name):
-            raise InvalidArgument(
-                f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first"
-            )
+        check_name(name)
         check_size(size_bytes)
         if replicas not in (0, 1):
             raise Unsupported(f"{replicas} replicas: a volume has one in this version")
@@ -380,13 +375,7 @@ class Volumes:
         smallest = self._stores.smallest_bytes
         if not smallest:
             raise NoSpace("this node has no device: `iomesh device format` one, and name it in the configuration or add it")
-        least, most = compiled.SEGMENT_BYTES_MIN, compiled.SEGMENT_BYTES_MAX
-        chosen = min(max(1 << (smallest // SMALLEST_DEVICE_SHARE).bit_length() - 1, least), most)
-        if not asked:
-            return chosen
-        if asked & (asked - 1) or not least <= asked <= most:
-            raise InvalidArgument(f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed")
-        return asked
+        return choose_segment_bytes(asked, smallest)
 
     def _describe(self, volume: _Open) -> Volume:
         record = volume.record
@@ -416,14 +405,3 @@ class Volumes:
 def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
     """By which its owner may write and change it."""
     return record.id, record.epoch, record.owner
-
-
-def check_size(size_bytes: int) -> None:
-    most = compiled.VOLUME_BYTES_MAX
-    if size_bytes <= 0:
-        raise InvalidArgument(f"a volume of {size_bytes} bytes: it needs at least {compiled.BLOCK_BYTES}")
-    if size_bytes > most:
-        raise InvalidArgument(f"a volume of {exact_size(size_bytes)} is too large: at most {exact_size(most)}")
-    if size_bytes % compiled.BLOCK_BYTES:
-        above = size_bytes + -size_bytes % compiled.BLOCK_BYTES
-        raise InvalidArgument(f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}")

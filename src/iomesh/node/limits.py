@@ -1,0 +1,39 @@
+"""What a volume may be called, how large it may be, and into what segments its log is cut."""
+
+from __future__ import annotations
+
+import re
+
+from iomesh.engine import engine as compiled
+from iomesh.errors import InvalidArgument
+from iomesh.sizes import exact_size
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+SMALLEST_DEVICE_SHARE = 512  # a segment is at most this part of the smallest device, so that a trial behaves like an installation
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first")
+
+
+def check_size(size_bytes: int) -> None:
+    most = compiled.VOLUME_BYTES_MAX
+    if size_bytes <= 0:
+        raise InvalidArgument(f"a volume of {size_bytes} bytes: it needs at least {compiled.BLOCK_BYTES}")
+    if size_bytes > most:
+        raise InvalidArgument(f"a volume of {exact_size(size_bytes)} is too large: at most {exact_size(most)}")
+    if size_bytes % compiled.BLOCK_BYTES:
+        above = size_bytes + -size_bytes % compiled.BLOCK_BYTES
+        raise InvalidArgument(f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}")
+
+
+def choose_segment_bytes(asked: int, smallest_device_bytes: int) -> int:
+    """What was asked for, if it can be; 0: the largest power of two that suits the node's smallest device."""
+    least, most = compiled.SEGMENT_BYTES_MIN, compiled.SEGMENT_BYTES_MAX
+    if not asked:
+        share = max(smallest_device_bytes // SMALLEST_DEVICE_SHARE, 1)
+        return min(max(1 << share.bit_length() - 1, least), most)
+    if asked & (asked - 1) or not least <= asked <= most:
+        raise InvalidArgument(f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed")
+    return asked
