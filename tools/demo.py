@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iomesh.cli.files import Allocation, make_device_file
+from iomesh.errors import IomeshError
 from iomesh.sizes import exact_size, short_count, short_size, short_time
 from iomesh_perf import fio
 from iomesh_perf.trial import Trial, TrialError, iomesh
@@ -74,7 +75,7 @@ class Story:
 
 def main() -> int:
     options = arguments()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     began = time.monotonic()
@@ -85,7 +86,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything was taken down.")
         return 130
-    except (DemoError, TrialError, fio.FioError) as error:
+    except (DemoError, TrialError, fio.FioError, IomeshError, OSError) as error:
         console.print(f"\n[red]The demonstration failed:[/] {error}", markup=True)
         return 1
     console.print(f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left behind.")

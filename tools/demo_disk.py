@@ -83,9 +83,9 @@ class Disk:
 
     def give_up(self) -> None:
         """Takes down what stands, as far as it stands, whether I/O works or not."""
-        if self.mount_point.is_mount():
+        if is_mounted(self.mount_point):
             run("umount", self.mount_point, check=False, seconds=30)
-        if self.mount_point.is_mount():
+        if is_mounted(self.mount_point):
             run("umount", "-l", self.mount_point, check=False, seconds=30)
         self.detach(check=False)
 
@@ -118,6 +118,11 @@ def free_nbd_device() -> Path | None:
         if not (entry / "pid").exists() and device.exists():
             return device
     return None
+
+
+def is_mounted(path: Path) -> bool:
+    """As the kernel lists it: a filesystem that lost its disk does not answer when it is asked itself."""
+    return any(line.split(" ")[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True, seconds: float = 30.0) -> None:
