@@ -9,7 +9,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.api.model import VolumeState
-from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound, Unavailable, Unsupported
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound, Unsupported
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
 from support.trial import iomesh_command
