@@ -35,7 +35,7 @@ def read_journal_block(data: bytes) -> dict:
     """"entries": as far as they can be told apart."""
     cdef const JournalBlock* it = <const JournalBlock*>block_of(data, "journal block")
     cdef uint32_t at = 0
-    cdef uint32_t start, offset = <size_t>&(<JournalBlock*>NULL).entries
+    cdef uint32_t start, offset = <uint32_t>(<const char*>it.entries - <const char*>it)
     fields = shown("JournalBlock", data, journal_block_fault(it, NULL))
     fields["entries"] = entries = []
     while at + sizeof(JournalEntry) <= min(it.bytes, sizeof(it.entries)):
@@ -140,6 +140,13 @@ cdef dict fields_of(str structure, bytes data):
 
 # ---------------------------------------------------------------------- where each field lies
 
+cdef char[BLOCK_BYTES] ANYWHERE                          # never read or written: fields have an address only in a structure that has one
+
+
+cdef size_t place(const void* field):
+    return <const char*>field - ANYWHERE
+
+
 def structures() -> dict:
     """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
     return {"Superblock": superblock_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
@@ -148,175 +155,175 @@ def structures() -> dict:
 
 
 cdef list superblock_fields():
-    cdef Superblock* it = NULL
+    cdef Superblock* it = <Superblock*>ANYWHERE
     return [
-        ("magic", <size_t>&it.magic, sizeof(it.magic)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("version", <size_t>&it.version, sizeof(it.version)),
-        ("cluster", <size_t>&it.cluster, sizeof(it.cluster)),
-        ("device", <size_t>&it.device, sizeof(it.device)),
-        ("generation", <size_t>&it.generation, sizeof(it.generation)),
-        ("device_bytes", <size_t>&it.device_bytes, sizeof(it.device_bytes)),
-        ("journal_offset", <size_t>&it.journal_offset, sizeof(it.journal_offset)),
-        ("journal_bytes", <size_t>&it.journal_bytes, sizeof(it.journal_bytes)),
-        ("slabs_offset", <size_t>&it.slabs_offset, sizeof(it.slabs_offset)),
-        ("slabs", <size_t>&it.slabs, sizeof(it.slabs)),
-        ("slab_bytes", <size_t>&it.slab_bytes, sizeof(it.slab_bytes)),
-        ("created_ns", <size_t>&it.created_ns, sizeof(it.created_ns)),
-        ("features", <size_t>&it.features, sizeof(it.features)),
-        ("tier", <size_t>&it.tier, sizeof(it.tier)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
-        ("label", <size_t>&it.label, sizeof(it.label)),
-        ("padding", <size_t>&it.padding, sizeof(it.padding)),
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("cluster", place(&it.cluster), sizeof(it.cluster)),
+        ("device", place(&it.device), sizeof(it.device)),
+        ("generation", place(&it.generation), sizeof(it.generation)),
+        ("device_bytes", place(&it.device_bytes), sizeof(it.device_bytes)),
+        ("journal_offset", place(&it.journal_offset), sizeof(it.journal_offset)),
+        ("journal_bytes", place(&it.journal_bytes), sizeof(it.journal_bytes)),
+        ("slabs_offset", place(&it.slabs_offset), sizeof(it.slabs_offset)),
+        ("slabs", place(&it.slabs), sizeof(it.slabs)),
+        ("slab_bytes", place(&it.slab_bytes), sizeof(it.slab_bytes)),
+        ("created_ns", place(&it.created_ns), sizeof(it.created_ns)),
+        ("features", place(&it.features), sizeof(it.features)),
+        ("tier", place(&it.tier), sizeof(it.tier)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("label", place(&it.label), sizeof(it.label)),
+        ("padding", place(&it.padding), sizeof(it.padding)),
     ]
 
 
 cdef list extent_fields():
-    cdef Extent* it = NULL
+    cdef Extent* it = <Extent*>ANYWHERE
     return [
-        ("first", <size_t>&it.first, sizeof(it.first)),
-        ("count", <size_t>&it.count, sizeof(it.count)),
+        ("first", place(&it.first), sizeof(it.first)),
+        ("count", place(&it.count), sizeof(it.count)),
     ]
 
 
 cdef list journal_block_fields():
-    cdef JournalBlock* it = NULL
+    cdef JournalBlock* it = <JournalBlock*>ANYWHERE
     return [
-        ("magic", <size_t>&it.magic, sizeof(it.magic)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("version", <size_t>&it.version, sizeof(it.version)),
-        ("device", <size_t>&it.device, sizeof(it.device)),
-        ("generation", <size_t>&it.generation, sizeof(it.generation)),
-        ("index", <size_t>&it.index, sizeof(it.index)),
-        ("kind", <size_t>&it.kind, sizeof(it.kind)),
-        ("bytes", <size_t>&it.bytes, sizeof(it.bytes)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
-        ("entries", <size_t>&it.entries, sizeof(it.entries)),
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("device", place(&it.device), sizeof(it.device)),
+        ("generation", place(&it.generation), sizeof(it.generation)),
+        ("index", place(&it.index), sizeof(it.index)),
+        ("kind", place(&it.kind), sizeof(it.kind)),
+        ("bytes", place(&it.bytes), sizeof(it.bytes)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("entries", place(&it.entries), sizeof(it.entries)),
     ]
 
 
 cdef list journal_entry_fields():
-    cdef JournalEntry* it = NULL
+    cdef JournalEntry* it = <JournalEntry*>ANYWHERE
     return [
-        ("kind", <size_t>&it.kind, sizeof(it.kind)),
-        ("state", <size_t>&it.state, sizeof(it.state)),
-        ("extent_count", <size_t>&it.extent_count, sizeof(it.extent_count)),
-        ("flags", <size_t>&it.flags, sizeof(it.flags)),
-        ("segment", <size_t>&it.segment, sizeof(it.segment)),
-        ("volume", <size_t>&it.volume, sizeof(it.volume)),
-        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
-        ("blocks", <size_t>&it.blocks, sizeof(it.blocks)),
-        ("footer_block", <size_t>&it.footer_block, sizeof(it.footer_block)),
-        ("stream", <size_t>&it.stream, sizeof(it.stream)),
-        ("bitmap_blocks", <size_t>&it.bitmap_blocks, sizeof(it.bitmap_blocks)),
-        ("reserved_crc", <size_t>&it.reserved_crc, sizeof(it.reserved_crc)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("kind", place(&it.kind), sizeof(it.kind)),
+        ("state", place(&it.state), sizeof(it.state)),
+        ("extent_count", place(&it.extent_count), sizeof(it.extent_count)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("blocks", place(&it.blocks), sizeof(it.blocks)),
+        ("footer_block", place(&it.footer_block), sizeof(it.footer_block)),
+        ("stream", place(&it.stream), sizeof(it.stream)),
+        ("bitmap_blocks", place(&it.bitmap_blocks), sizeof(it.bitmap_blocks)),
+        ("reserved_crc", place(&it.reserved_crc), sizeof(it.reserved_crc)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 
 
 cdef list pointer_fields():
-    cdef Pointer* it = NULL
+    cdef Pointer* it = <Pointer*>ANYWHERE
     return [
-        ("segment", <size_t>&it.segment, sizeof(it.segment)),
-        ("block", <size_t>&it.block, sizeof(it.block)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("block", place(&it.block), sizeof(it.block)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
     ]
 
 
 cdef list entry_fields():
-    cdef Entry* it = NULL
+    cdef Entry* it = <Entry*>ANYWHERE
     return [
-        ("position", <size_t>&it.position, sizeof(it.position)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("count", <size_t>&it.count, sizeof(it.count)),
-        ("kind", <size_t>&it.kind, sizeof(it.kind)),
-        ("flags", <size_t>&it.flags, sizeof(it.flags)),
+        ("position", place(&it.position), sizeof(it.position)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("count", place(&it.count), sizeof(it.count)),
+        ("kind", place(&it.kind), sizeof(it.kind)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
     ]
 
 
 cdef list record_fields():
-    cdef RecordHeader* it = NULL
+    cdef RecordHeader* it = <RecordHeader*>ANYWHERE
     return [
-        ("magic", <size_t>&it.magic, sizeof(it.magic)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("version", <size_t>&it.version, sizeof(it.version)),
-        ("volume", <size_t>&it.volume, sizeof(it.volume)),
-        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
-        ("segment", <size_t>&it.segment, sizeof(it.segment)),
-        ("block", <size_t>&it.block, sizeof(it.block)),
-        ("sequence", <size_t>&it.sequence, sizeof(it.sequence)),
-        ("stable", <size_t>&it.stable, sizeof(it.stable)),
-        ("previous_crc", <size_t>&it.previous_crc, sizeof(it.previous_crc)),
-        ("entry_count", <size_t>&it.entry_count, sizeof(it.entry_count)),
-        ("payload_blocks", <size_t>&it.payload_blocks, sizeof(it.payload_blocks)),
-        ("stream", <size_t>&it.stream, sizeof(it.stream)),
-        ("flags", <size_t>&it.flags, sizeof(it.flags)),
-        ("reserved_word", <size_t>&it.reserved_word, sizeof(it.reserved_word)),
-        ("time_ns", <size_t>&it.time_ns, sizeof(it.time_ns)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
-        ("entries", <size_t>&it.entries, sizeof(it.entries)),
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("block", place(&it.block), sizeof(it.block)),
+        ("sequence", place(&it.sequence), sizeof(it.sequence)),
+        ("stable", place(&it.stable), sizeof(it.stable)),
+        ("previous_crc", place(&it.previous_crc), sizeof(it.previous_crc)),
+        ("entry_count", place(&it.entry_count), sizeof(it.entry_count)),
+        ("payload_blocks", place(&it.payload_blocks), sizeof(it.payload_blocks)),
+        ("stream", place(&it.stream), sizeof(it.stream)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
+        ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
+        ("time_ns", place(&it.time_ns), sizeof(it.time_ns)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("entries", place(&it.entries), sizeof(it.entries)),
     ]
 
 
 cdef list footer_fields():
-    cdef Footer* it = NULL
+    cdef Footer* it = <Footer*>ANYWHERE
     return [
-        ("magic", <size_t>&it.magic, sizeof(it.magic)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("version", <size_t>&it.version, sizeof(it.version)),
-        ("volume", <size_t>&it.volume, sizeof(it.volume)),
-        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
-        ("segment", <size_t>&it.segment, sizeof(it.segment)),
-        ("block", <size_t>&it.block, sizeof(it.block)),
-        ("first_sequence", <size_t>&it.first_sequence, sizeof(it.first_sequence)),
-        ("last_sequence", <size_t>&it.last_sequence, sizeof(it.last_sequence)),
-        ("stable", <size_t>&it.stable, sizeof(it.stable)),
-        ("last_crc", <size_t>&it.last_crc, sizeof(it.last_crc)),
-        ("entry_count", <size_t>&it.entry_count, sizeof(it.entry_count)),
-        ("table_blocks", <size_t>&it.table_blocks, sizeof(it.table_blocks)),
-        ("table_crc", <size_t>&it.table_crc, sizeof(it.table_crc)),
-        ("stream", <size_t>&it.stream, sizeof(it.stream)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("block", place(&it.block), sizeof(it.block)),
+        ("first_sequence", place(&it.first_sequence), sizeof(it.first_sequence)),
+        ("last_sequence", place(&it.last_sequence), sizeof(it.last_sequence)),
+        ("stable", place(&it.stable), sizeof(it.stable)),
+        ("last_crc", place(&it.last_crc), sizeof(it.last_crc)),
+        ("entry_count", place(&it.entry_count), sizeof(it.entry_count)),
+        ("table_blocks", place(&it.table_blocks), sizeof(it.table_blocks)),
+        ("table_crc", place(&it.table_crc), sizeof(it.table_crc)),
+        ("stream", place(&it.stream), sizeof(it.stream)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 
 
 cdef list checkpoint_fields():
-    cdef Checkpoint* it = NULL
+    cdef Checkpoint* it = <Checkpoint*>ANYWHERE
     return [
-        ("magic", <size_t>&it.magic, sizeof(it.magic)),
-        ("crc", <size_t>&it.crc, sizeof(it.crc)),
-        ("version", <size_t>&it.version, sizeof(it.version)),
-        ("volume", <size_t>&it.volume, sizeof(it.volume)),
-        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
-        ("sequence", <size_t>&it.sequence, sizeof(it.sequence)),
-        ("size_bytes", <size_t>&it.size_bytes, sizeof(it.size_bytes)),
-        ("root", <size_t>&it.root, sizeof(it.root)),
-        ("snapshots", <size_t>&it.snapshots, sizeof(it.snapshots)),
-        ("next_segment", <size_t>&it.next_segment, sizeof(it.next_segment)),
-        ("table_entries", <size_t>&it.table_entries, sizeof(it.table_entries)),
-        ("table_blocks", <size_t>&it.table_blocks, sizeof(it.table_blocks)),
-        ("index_count", <size_t>&it.index_count, sizeof(it.index_count)),
-        ("lineage", <size_t>&it.lineage, sizeof(it.lineage)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
-        ("index", <size_t>&it.index, sizeof(it.index)),
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("sequence", place(&it.sequence), sizeof(it.sequence)),
+        ("size_bytes", place(&it.size_bytes), sizeof(it.size_bytes)),
+        ("root", place(&it.root), sizeof(it.root)),
+        ("snapshots", place(&it.snapshots), sizeof(it.snapshots)),
+        ("next_segment", place(&it.next_segment), sizeof(it.next_segment)),
+        ("table_entries", place(&it.table_entries), sizeof(it.table_entries)),
+        ("table_blocks", place(&it.table_blocks), sizeof(it.table_blocks)),
+        ("index_count", place(&it.index_count), sizeof(it.index_count)),
+        ("lineage", place(&it.lineage), sizeof(it.lineage)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("index", place(&it.index), sizeof(it.index)),
     ]
 
 
 cdef list table_entry_fields():
-    cdef TableEntry* it = NULL
+    cdef TableEntry* it = <TableEntry*>ANYWHERE
     return [
-        ("segment", <size_t>&it.segment, sizeof(it.segment)),
-        ("blocks", <size_t>&it.blocks, sizeof(it.blocks)),
-        ("live", <size_t>&it.live, sizeof(it.live)),
-        ("stream", <size_t>&it.stream, sizeof(it.stream)),
-        ("state", <size_t>&it.state, sizeof(it.state)),
-        ("replicas", <size_t>&it.replicas, sizeof(it.replicas)),
-        ("first_sequence", <size_t>&it.first_sequence, sizeof(it.first_sequence)),
-        ("last_sequence", <size_t>&it.last_sequence, sizeof(it.last_sequence)),
-        ("epoch", <size_t>&it.epoch, sizeof(it.epoch)),
-        ("nodes", <size_t>&it.nodes, sizeof(it.nodes)),
-        ("reserved", <size_t>&it.reserved, sizeof(it.reserved)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("blocks", place(&it.blocks), sizeof(it.blocks)),
+        ("live", place(&it.live), sizeof(it.live)),
+        ("stream", place(&it.stream), sizeof(it.stream)),
+        ("state", place(&it.state), sizeof(it.state)),
+        ("replicas", place(&it.replicas), sizeof(it.replicas)),
+        ("first_sequence", place(&it.first_sequence), sizeof(it.first_sequence)),
+        ("last_sequence", place(&it.last_sequence), sizeof(it.last_sequence)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("nodes", place(&it.nodes), sizeof(it.nodes)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 
 

@@ -307,3 +307,35 @@ def test_blocks_of_another_device_are_no_part_of_the_journal(tmp_path: Path) -> 
         place = PLACES.block(copy, 0, 1)
         write_at(path, place, strange[place : place + 10 * BLOCK])
     assert opened(path) == {}
+
+
+def test_a_journal_that_an_enemy_wrote_opens_or_is_refused_with_a_reason(used: tuple[Path, bytes, Directory], amount: Amount) -> None:
+    """Any fields wrong, under right checksums, alike in both copies: nothing is taken on trust."""
+    path, head, _ = used
+    blocks = snapshot_and_changes(path)
+    draw = random.Random(6)
+    reasons = set()
+    for _ in range(20000 if amount.soak else 400):
+        image = bytearray(head)
+        for _ in range(draw.randint(1, 3)):
+            index = draw.choice([*range(blocks), blocks, 255])
+            place = PLACES.block(0, 1, index)
+            source = place if draw.random() < 0.9 else PLACES.block(0, 1, draw.randrange(blocks))
+            block = image[source : source + BLOCK]
+            for _ in range(draw.randint(0, 3)):
+                at = draw.choice([draw.randrange(12, 64), draw.randrange(64, 64 + 400)])
+                block[at] = draw.choice([0, 1, 2, 3, 0x40, 0x80, 0xFF, block[at] ^ 1 << draw.randrange(8)])
+            if draw.random() < 0.5:
+                block[40:44] = index.to_bytes(4, "little")
+            for copy in range(2):
+                image[PLACES.block(copy, 1, index) : PLACES.block(copy, 1, index) + BLOCK] = resealed(bytes(block))
+        write_at(path, 0, bytes(image))
+        found = opened(path)
+        if isinstance(found, StoreRefused):
+            assert found.errno == errno.EUCLEAN
+            reasons.add(found.reason.split(": ")[-1])
+        else:
+            slabs = [slab for *_, extents in found.values() for first, count in extents for slab in range(first, first + count)]
+            assert len(slabs) == len(set(slabs))
+            assert all(slab < 239 for slab in slabs)
+    assert len(reasons) > 5, reasons
