@@ -83,7 +83,7 @@ def format_(
         if made:
             path.unlink(missing_ok=True)
         raise
-    session.output.answer(formatted, fields(described(formatted)))
+    session.output.answer(formatted, fields(at_rest(formatted)))
 
 
 def make(session: Session, path: Path, size: int, allocation: Allocation) -> None:
@@ -117,8 +117,10 @@ def show(session: Session, device: str) -> None:
         if not Path(device).exists():
             raise
         found = inspect_device(device)
-        session.output.note(f"{device} is not the daemon's; this is what it says at rest")
-    session.output.answer(found, fields(described(found)))
+        session.output.answer(found, fields(at_rest(found)))
+        session.output.note(f"{device} is not the daemon's; this is what its superblock says")
+    else:
+        session.output.answer(found, fields(described(found)))
 
 
 @device.command("add")
@@ -147,7 +149,8 @@ def state(one: "Device") -> Text:
     return Text(one.state.value + (f": {one.reason}" if one.reason else ""), style=STYLES.get(one.state.value, ""))
 
 
-def described(one: "Device") -> list[tuple[str, object]]:
+def at_rest(one: "Device") -> list[tuple[str, object]]:
+    """What a superblock tells."""
     return [
         ("path", one.path),
         ("id", one.id),
@@ -155,9 +158,16 @@ def described(one: "Device") -> list[tuple[str, object]]:
         ("label", one.label or "-"),
         ("tier", one.tier),
         ("size", exact_size(one.size_bytes)),
+        ("formatted", moment(one.created_ns)),
+    ]
+
+
+def described(one: "Device") -> list[tuple[str, object]]:
+    """What the daemon that has it open tells."""
+    return [
+        *at_rest(one),
         ("free", f"{short_size(one.free_bytes)}, {short_size(one.reserve_bytes)} of it in reserve"),
         ("segments", one.replicas),
         ("volatile cache", "yes" if one.volatile_cache else "no"),
         ("state", state(one)),
-        ("formatted", moment(one.created_ns)),
     ]
