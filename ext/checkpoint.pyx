@@ -200,7 +200,7 @@ cdef class Checkpoints:
             return result
         self.content_written = self.log.committed
         waited(&operation)
-        self.log.flush(&operation)
+        self.log.flusher.flush(&operation)
         result = <int>wait(&operation)
         if result < 0:
             return result
@@ -282,7 +282,7 @@ cdef class Checkpoints:
         checkpoint.sequence = sequence
         checkpoint.size_bytes = self.size_bytes
         checkpoint.root = root
-        checkpoint.next_segment = self.log.next_segment
+        checkpoint.next_segment = self.log.tails.next_segment
         checkpoint.table_entries = entries
         checkpoint.table_blocks = blocks
         checkpoint.index_count = indexes
@@ -336,14 +336,14 @@ cdef class Checkpoints:
             segment = segment.next
         for i in range(count):
             segment = self.segments.find(numbers[i])
-            call.store = self.log.stores[segment.store]
+            call.store = self.log.tails.stores[segment.store]
             call.replica = segment.replica
             if call_on((<Store>call.store).home, self.reactor, remove_body, &call) == 0:
                 self.segments.remove(segment)
                 self.counters[SEGMENTS_REMOVED] += 1
         release(numbers)
-        if count and self.log.no_space:
-            self.log.space_freed()
+        if count and self.log.tails.no_space:
+            self.log.tails.space_freed()
 
 
 cdef inline bint is_dead(Segment* segment, uint64_t checkpoint) noexcept nogil:

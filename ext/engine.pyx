@@ -371,7 +371,7 @@ cdef class Engine:
         opened.counters = np.zeros(COUNTERS, np.uint64)
         opened.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
         counters, histograms = opened.counters, opened.histograms
-        opened.volume.counters = log.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
+        opened.volume.counters = log.counters = log.tails.counters = log.flusher.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
         opened.volume.latencies = &histograms[0, 0]
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         opened.volume.engine = <void*>self
@@ -459,13 +459,13 @@ cdef class Engine:
         cdef _Open opened = self.volumes[volume]
         cdef Volume it = opened.volume
         return {
-            "size_bytes": it.blocks * BLOCK, "sequence": it.log.sequence, "committed": it.log.committed, "stable": it.log.stable,
+            "size_bytes": it.blocks * BLOCK, "sequence": it.log.sequence, "committed": it.log.committed, "stable": it.log.flusher.stable,
             "segments": it.segments.count, "live_blocks": it.segments.live, "connections": it.connections,
-            "log_bytes": it.log.bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
-            "segment_bytes": it.log.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
+            "log_bytes": it.log.bytes + it.log.tails.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
+            "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
-            "no_space": bool(it.log.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
+            "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters

@@ -1,6 +1,7 @@
 # A volume's log: records gathered per turn, written to the open segment, committed in order. See log.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.flusher cimport Flusher
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport Entry, Footer, Pointer, RECORD_ENTRIES_MAX, RecordHeader
 from iomesh.engine.map cimport Node
@@ -8,14 +9,11 @@ from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.request cimport Request
 from iomesh.engine.segments cimport Segment, Segments
-from iomesh.engine.store cimport Store
+from iomesh.engine.tails cimport Tail, Tails, Transfer
 from iomesh.engine.task cimport Waiters
 
 cdef enum:
     RECORDS_MAX = 16                 # of one log under way
-    WRITES_MAX = 8                   # extents that one record or footer may touch
-    TAILS = 4                        # open, prepared, and those being sealed
-    STORES_MAX = 16
 
 cdef enum RecordState:
     RECORD_IDLE, RECORD_BUILDING, RECORD_WRITING, RECORD_WRITTEN
@@ -27,13 +25,6 @@ cdef struct Part:                    # what one append added to a record, and wh
     Pointer* placed                  # told where the blocks are, in order; NULL: nobody asks
     uint16_t first                   # entry
     uint16_t count
-
-cdef struct Transfer:                # a write that may cross extents
-    Operation operations[WRITES_MAX]
-    uint32_t left
-    int error                        # the first negative errno
-    void (*done)(Transfer* transfer) noexcept nogil
-    void* owner
 
 cdef struct Record:
     RecordHeader* header             # the first block of its buffer; the payload follows
@@ -50,76 +41,36 @@ cdef struct Record:
     Transfer transfer
     Part parts[RECORD_ENTRIES_MAX]
 
-cdef struct Tail:                    # a segment that is appended to
-    Segment* segment                 # NULL: this tail is free
-    uint32_t next_block
-    uint32_t last_crc
-    uint32_t records_under_way
-    uint32_t committed_block         # what an error would seal it at: behind the last committed record, ...
-    uint32_t committed_entries       # ... its entries in the table, ...
-    uint32_t committed_crc           # ... and its header's crc
-    bint urgent                      # taken from the reserve: for checkpoints and trims only
-    bint closing
-    Footer* footer                   # the footer's block; the table follows
-    Entry* table
-    uint32_t table_count
-    uint32_t table_room
-    void* log
-    Waiters quiet                    # woken when no record of it is under way
-
 cdef class Log:
     cdef Reactor reactor
     cdef Io io
     cdef Pool pool
     cdef Segments segments
-    cdef list store_list             # keeps them alive
-    cdef void* stores[STORES_MAX]    # Store
-    cdef int store_count
+    cdef Tails tails
+    cdef Flusher flusher
     cdef uint8_t volume[16]
     cdef uint64_t epoch
-    cdef uint32_t segment_blocks
-    cdef uint32_t next_segment       # the number of the next one
     cdef uint64_t sequence           # of the newest record that was closed
     cdef uint64_t committed          # of the newest one that is committed
-    cdef uint64_t stable             # of the newest one known to be on stable media
-    cdef uint64_t bytes              # written since the volume was opened, headers and footers included
+    cdef uint64_t bytes              # of records, written since the volume was opened
     cdef uint64_t bytes_at_checkpoint
     cdef int depth                   # records under way before a turn's writes wait to be gathered with the next one's
     cdef int error                   # the log is broken: a negative errno, for good
-    cdef bint no_space
-    cdef bint preparing
     cdef bint failing                # an error is being worked around; appends wait
-    cdef bint ending
     cdef bint draining               # a checkpoint waits for what is under way: doors append nothing meanwhile (they wait in `waiters`)
-    cdef uint32_t sealing            # tails whose footer is being written
     cdef Record records[RECORDS_MAX]
     cdef uint32_t under_way
     cdef Record* building
     cdef Record* oldest              # of those under way
     cdef Record* newest
-    cdef Tail tails[TAILS]
-    cdef Tail* current
-    cdef Tail* prepared
     cdef Waiters waiters             # for room
     cdef Waiters commits             # for any commit
-    cdef Waiters tail_changes        # for a tail that is free again
-    cdef uint32_t store_errors[STORES_MAX]    # writes that failed there: it is chosen last
     cdef Operation pool_wait
     cdef bint pool_wait_asked
-    cdef bint watching_space
     cdef uint64_t content            # the newest record that is more than a mark
     cdef Operation turn_end
     cdef bint turn_end_asked
     cdef uint64_t* counters
-    # flushing
-    cdef uint64_t dirty_devices      # a bit per device number with a volatile cache, written since it was flushed
-    cdef uint64_t volatile_devices
-    cdef Operation flushes[64]
-    cdef uint32_t flushes_left
-    cdef int flush_error
-    cdef uint64_t flush_target
-    cdef Waiters flushing            # served by the flush under way
-    cdef Waiters flush_next          # came later: the next one serves them
     # the mark that is written when the log falls idle
     cdef Operation idle_timer
     cdef Operation idle_flush
@@ -130,46 +81,29 @@ cdef class Log:
     cdef void* owner
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
     cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # it will never commit: the log is broken
-    cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when it begins
-    cdef void (*on_dead)(void* owner) noexcept nogil                       # without space, while a segment is dead
-    cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
 
     cdef int room(self, bint urgent) noexcept nogil                # payload blocks that may be appended now; 0: wait in `waiters`; or a negative errno
     cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil      # data NULL: zeros
     cdef void add_zero(self, uint64_t block, uint32_t count, Part part) noexcept nogil
     cdef void add_block(self, int kind, uint64_t position, uint8_t flags, const void* data, Part part) noexcept nogil
-    cdef void flush(self, Operation* when) noexcept nogil          # done once all that is committed is on stable media
     # for tasks
     cdef int wait_room(self) noexcept nogil                        # urgent; 0 or a negative errno
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil
     cdef uint64_t last_appended(self) noexcept nogil               # the sequence of the building record or of the newest one
-    cdef int begin(self) noexcept nogil                            # opens the first segment
     cdef void finish(self) noexcept nogil                          # commits what is under way, seals the open segment
-    cdef void space_freed(self) noexcept nogil
-    cdef bint any_dead(self) noexcept nogil
     # inside
     cdef int begin_record(self, bint urgent) noexcept nogil
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil
-    cdef uint32_t room_of(self, Tail* tail) noexcept nogil
     cdef void ask_turn_end(self) noexcept nogil
     cdef void close_record(self) noexcept nogil
     cdef void place(self, Record* record, Tail* tail) noexcept nogil
-    cdef void submit(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
     cdef void advance(self) noexcept nogil
     cdef void commit(self, Record* record) noexcept nogil
     cdef void free_record(self, Record* record) noexcept nogil
-    cdef void close_tail(self, Tail* tail) noexcept nogil
-    cdef void prepare(self, bint urgent) noexcept nogil
-    cdef int prepare_one(self, bint urgent) noexcept nogil
-    cdef int choose_store(self, bint urgent) noexcept nogil
-    cdef void write_footer(self, Tail* tail) noexcept nogil
-    cdef void drop(self, Segment* segment) noexcept nogil
+    cdef void segments_changed(self, int error) noexcept nogil
     cdef bint writes_left(self) noexcept nogil
-    cdef Tail* next_tail(self) noexcept nogil
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
-    cdef void start_flush(self) noexcept nogil
-    cdef void flush_step(self, Operation* operation) noexcept nogil                      # one of a flush's devices, or the loop that asked them, is done
     cdef void turn_ends(self) noexcept nogil
     cdef void buffer_came(self) noexcept nogil
     cdef void watch_idle(self) noexcept nogil

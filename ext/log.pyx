@@ -12,43 +12,34 @@
 # Always true:
 #   - records commit in the order of their sequence numbers, without gaps; nothing is acknowledged before;
 #   - a record is appended only while the open segment has room for it and for the footer that all its records need;
-#   - at most one tail is appended to (`current`) and one is ready to follow it (`prepared`), so changing segments waits for nothing;
-#   - a sealed segment is complete, on stable media and recorded in its store's journal, in this order;
 #   - what a failed write did not commit is still in its records' buffers: the segment is sealed before it and the records are
 #     written again, with the same numbers, in another segment (work_around).
 #
 # When a log falls idle it writes an empty record: its `stable` says that everything before it was acknowledged and durable, so recovery
 # can tell a tail that was torn (and never acknowledged) from one that was damaged.
 #
-# Formats: docs/formats.md, "Records" and "Footers". Called by volume, checkpoint and recovery, on the volume's reactor.
+# The segments themselves are tails.pyx's, stable media flusher.pyx's. Format: docs/formats.md, "Record". Called by volume, checkpoint and
+# recovery, on the volume's reactor.
 
-from libc.errno cimport EIO, ENOSPC, ESHUTDOWN
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free as release
+from libc.errno cimport EIO, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.checksum cimport crc32c
-from iomesh.engine.counters cimport DATA_BLOCKS, DEVICE_FLUSHES, MAP_BLOCKS, RECORD_BYTES as COUNT_RECORD_BYTES, RECORDS, SEGMENTS_SEALED, TABLE_BLOCKS
+from iomesh.engine.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES as COUNT_RECORD_BYTES, RECORDS, TABLE_BLOCKS
+from iomesh.engine.flusher cimport Flusher
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_TABLE, KIND_ZERO, POINTER_PRESENT,
-    RECORD_MAGIC, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, Pointer, RecordHeader, block_crc)
+    BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
 from iomesh.engine.pool cimport RECORD
-from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport Segment
-from iomesh.engine.store cimport Replica, Store, replica_offset
-from iomesh.engine.task cimport Waiters, join, start, wait, wait_in, waited, wake_all, wake_one
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
+from iomesh.engine.tails cimport TAILS, Tail, Tails, Transfer
+from iomesh.engine.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
     DEPTH = 4                        # see Log.depth
     IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
-    SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log that found no space looks again
-    ENTRIES_PER_BLOCK = 256          # of a footer's table
-    STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
     HEADER_FIXED = 128               # bytes of a header before its entries
 
 
@@ -57,19 +48,13 @@ cdef class Log:
 
     def __cinit__(self, Reactor reactor, Pool pool, Segments segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
-        cdef void* memory
         self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
-        self.store_list = stores
-        self.store_count = len(stores)
-        if not 0 < self.store_count <= STORES_MAX:
-            raise ValueError(f"a volume needs 1 to {STORES_MAX} stores, not {self.store_count}")
-        for i in range(self.store_count):
-            self.stores[i] = <void*>stores[i]
-            if (<Store>stores[i]).volatile_cache:
-                self.volatile_devices |= <uint64_t>1 << (<Store>stores[i]).device
+        self.tails = Tails(reactor, segments, stores, volume, epoch, segment_blocks)
+        self.tails.log = <void*>self
+        self.tails.on_change = tails_changed
+        self.flusher = Flusher(reactor.io, self.tails.volatile)
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
-        self.segment_blocks = segment_blocks
         self.depth = DEPTH
         self.turn_end.done = turn_ended
         self.pool_wait.done = pool_gave
@@ -79,18 +64,6 @@ cdef class Log:
         for i in range(RECORDS_MAX):
             self.records[i].log = <void*>self
             self.records[i].transfer.owner = &self.records[i]
-        for i in range(TAILS):
-            self.tails[i].log = <void*>self
-            self.tails[i].table_room = 2 * segment_blocks + 256
-            if posix_memalign(&memory, BLOCK_BYTES, BLOCK_BYTES + <size_t>self.tails[i].table_room * sizeof(Entry) + BLOCK_BYTES):
-                raise MemoryError("no memory for a segment's footer")
-            self.tails[i].footer = <Footer*>memory
-            self.tails[i].table = <Entry*>(<char*>memory + BLOCK_BYTES)
-
-    def __dealloc__(self):
-        cdef int i
-        for i in range(TAILS):
-            release(self.tails[i].footer)
 
     # ------------------------------------------------------------------ appending
 
@@ -114,23 +87,19 @@ cdef class Log:
 
     cdef int begin_record(self, bint urgent) noexcept nogil:
         """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
-        cdef Tail* tail = self.current
+        cdef Tail* tail = self.tails.current
         cdef Record* record = NULL
         cdef char* buffer
         cdef int i
-        if tail is NULL or self.room_of(tail) == 0:
-            if self.prepared is NULL:
-                if self.no_space and not urgent:
+        if tail is NULL or self.tails.room_of(tail) == 0:
+            if self.tails.prepared is NULL:
+                if self.tails.no_space and not urgent:
                     return -ENOSPC
-                self.prepare(urgent)
-                if self.error or self.preparing:
+                self.tails.prepare(urgent)
+                if self.error or self.tails.preparing:
                     return self.error
                 return -ENOSPC                           # it ended at once: there is none to be had
-            if tail is not NULL:
-                self.close_tail(tail)
-            tail = self.current = self.prepared
-            self.prepared = NULL
-            self.prepare(False)
+            tail = self.tails.change()
         if tail.urgent and not urgent:
             return -ENOSPC
         for i in range(RECORDS_MAX):
@@ -149,18 +118,10 @@ cdef class Log:
         record.state = RECORD_BUILDING
         record.tail = tail
         record.entries = record.payload = record.part_count = 0
-        record.room = self.room_of(tail)
+        record.room = self.tails.room_of(tail)
         self.building = record
         self.ask_turn_end()
         return 1
-
-    cdef uint32_t room_of(self, Tail* tail) noexcept nogil:
-        """Payload blocks that a record begun now in this tail may have, with room left for the footer of all its records."""
-        cdef uint32_t entries = tail.table_count + 1 + RECORD_ENTRIES_MAX
-        cdef uint32_t needed = tail.next_block + 1 + footer_blocks(entries)
-        if entries > tail.table_room or needed >= tail.segment.blocks:
-            return 0
-        return min(tail.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
 
     cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil:
         cdef Record* record = self.building
@@ -251,7 +212,7 @@ cdef class Log:
         memcpy(header.volume, self.volume, 16)
         header.epoch = self.epoch
         header.sequence = record.sequence
-        header.stable = self.marked = self.stable
+        header.stable = self.marked = self.flusher.stable
         header.entry_count = record.entries
         header.payload_blocks = record.payload
         header.time_ns = self.io.unix_ns()
@@ -280,6 +241,7 @@ cdef class Log:
         header.previous_crc = tail.last_crc
         header.crc = block_crc(header)
         tail.last_crc = header.crc
+        tail.stable = header.stable
         tail.next_block += blocks
         tail.records_under_way += 1
         invariant(tail.table_count + 1 + record.entries <= tail.table_room, b"the footer's table has room for every record")
@@ -296,27 +258,7 @@ cdef class Log:
         self.bytes += blocks * BLOCK_BYTES
         record.state = RECORD_WRITING
         record.transfer.done = record_written
-        self.submit(&record.transfer, tail, record.block, <const char*>header, blocks)
-
-    cdef void submit(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
-        cdef uint32_t contiguous, piece
-        cdef uint64_t offset
-        cdef Operation* operation = &transfer.operations[0]
-        invariant(block + blocks <= tail.segment.blocks, b"a segment is not written beyond its end")
-        transfer.left = 0
-        transfer.error = 0
-        while blocks:
-            invariant(transfer.left < WRITES_MAX, b"a record touches few extents")
-            offset = replica_offset(tail.segment.replica, block, &contiguous)
-            piece = min(blocks, contiguous)
-            operation.done = transfer_step
-            operation.owner = transfer
-            self.io.write(operation, tail.segment.replica.device, data, piece * BLOCK_BYTES, offset)
-            transfer.left += 1
-            operation += 1
-            block += piece
-            data += piece * BLOCK_BYTES
-            blocks -= piece
+        self.tails.write(&record.transfer, tail, record.block, <const char*>header, blocks)
 
     cdef void turn_ends(self) noexcept nogil:
         self.turn_end_asked = False
@@ -357,10 +299,7 @@ cdef class Log:
             self.newest = NULL
         self.under_way -= 1
         self.committed = record.sequence
-        if self.volatile_devices == 0:
-            self.stable = self.committed
-        else:
-            self.dirty_devices |= self.volatile_devices & (<uint64_t>1 << tail.segment.replica.device)
+        self.flusher.commits(record.sequence, tail.segment.replica.device)
         tail.committed_block = record.block + 1 + record.payload
         tail.committed_entries += 1 + record.entries
         tail.committed_crc = record.header.crc
@@ -375,159 +314,13 @@ cdef class Log:
         self.pool.give_back(<char*>record.header)
         record.header = NULL
 
-    # ------------------------------------------------------------------ segments
-
-    cdef int begin(self) noexcept nogil:
-        return self.prepare_one(True)
-
-    cdef void prepare(self, bint urgent) noexcept nogil:
-        if self.preparing or self.prepared is not NULL or self.ending or self.error:
-            return
-        self.preparing = True
-        start(prepare_urgent if urgent else prepare_normal, <void*>self, NULL)
-
-    cdef int prepare_one(self, bint urgent) noexcept nogil:
-        """In a task: create the segment that will follow. 0 or a negative errno."""
-        cdef Tail* tail = NULL
-        cdef Segment* segment
-        cdef CreateCall call
-        cdef int i, store
-        while tail is NULL:
-            for i in range(TAILS):
-                if self.tails[i].segment is NULL:
-                    tail = &self.tails[i]
-            if tail is NULL:
-                wait_in(&self.tail_changes)
-        while True:
-            call.urgent = False
-            store = self.choose_store(False)
-            if store < 0 and urgent:
-                call.urgent = True
-                store = self.choose_store(True)
-            if store < 0:
-                return store
-            call.volume = self.volume
-            call.segment = self.next_segment
-            call.epoch = self.epoch
-            call.blocks = self.segment_blocks
-            call.store = self.stores[store]
-            self.next_segment += 1
-            call_on((<Store>self.stores[store]).home, self.reactor, create_body, &call)
-            if call.replica is not NULL:
-                break
-            if call.error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
-                return call.error
-            self.store_errors[store] += 1
-            self.on_device_error(self.owner, store, -call.error)
-        segment = self.segments.add(call.segment)
-        segment.blocks = self.segment_blocks
-        segment.state = SEGMENT_OPEN
-        segment.epoch = self.epoch
-        segment.replica = call.replica
-        segment.store = store
-        tail.segment = segment
-        tail.next_block = tail.last_crc = tail.records_under_way = tail.table_count = 0
-        tail.committed_block = tail.committed_entries = tail.committed_crc = 0
-        tail.urgent = call.urgent
-        tail.closing = False
-        self.prepared = tail
-        return 0
-
-    cdef int choose_store(self, bint urgent) noexcept nogil:
-        """The number of the store for the next segment: fewest errors, then most free space; -ENOSPC or, when none works, -EIO."""
-        cdef int best = -ENOSPC, i
-        cdef bint any_works = False
-        for i in range(self.store_count):
-            if (<Store>self.stores[i]).failed:
-                continue
-            any_works = True
-            if not (<Store>self.stores[i]).has_room(self.segment_blocks, urgent):
-                continue
-            if best < 0 or self.store_errors[i] < self.store_errors[best] or (
-                    self.store_errors[i] == self.store_errors[best]
-                    and (<Store>self.stores[i]).slabs.free > (<Store>self.stores[best]).slabs.free):
-                best = i
-        return best if any_works else -EIO
-
-    cdef void close_tail(self, Tail* tail) noexcept nogil:
-        tail.closing = True
-        self.sealing += 1
-        if self.current is tail:
-            self.current = NULL
-        start(seal_body, tail, NULL)
-
-    cdef void write_footer(self, Tail* tail) noexcept nogil:
-        """In a task: the footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then."""
-        cdef Footer* footer = tail.footer
-        cdef uint32_t table_blocks = (tail.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
-        cdef Transfer transfer
-        cdef Operation operation
-        cdef SealCall call
-        memset(footer, 0, BLOCK_BYTES)
-        memset(&tail.table[tail.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - tail.table_count) * sizeof(Entry))
-        footer.magic = FOOTER_MAGIC
-        footer.version = FORMAT_VERSION
-        memcpy(footer.volume, self.volume, 16)
-        footer.epoch = tail.segment.epoch
-        footer.segment = tail.segment.number
-        footer.block = tail.next_block
-        footer.first_sequence = tail.segment.first_sequence
-        footer.last_sequence = tail.segment.last_sequence
-        footer.stable = self.marked
-        footer.last_crc = tail.last_crc
-        footer.entry_count = tail.table_count
-        footer.table_blocks = table_blocks
-        footer.table_crc = crc32c(tail.table, table_blocks * BLOCK_BYTES)
-        footer.stream = tail.segment.stream
-        footer.crc = block_crc(footer)
-        waited(&operation)
-        transfer.owner = &operation
-        transfer.done = transfer_ends_operation
-        self.submit(&transfer, tail, tail.next_block, <const char*>footer, 1 + table_blocks)
-        wait(&operation)
-        self.bytes += (1 + table_blocks) * BLOCK_BYTES
-        call.footer_block = 0 if transfer.error else tail.next_block
-        call.blocks = tail.next_block + (0 if transfer.error else 1 + table_blocks)
-        if self.volatile_devices >> tail.segment.replica.device & 1:
-            waited(&operation)
-            self.io.flush(&operation, tail.segment.replica.device)
-            self.counters[DEVICE_FLUSHES] += 1
-            if wait(&operation) < 0:
-                self.on_device_error(self.owner, tail.segment.store, -operation.result)
-        call.store = self.stores[tail.segment.store]
-        call.replica = tail.segment.replica
-        if call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
-            self.store_errors[tail.segment.store] += 1       # it stays open in the journal: recovery will read its headers
-            self.on_device_error(self.owner, tail.segment.store, EIO)
-        tail.segment.state = SEGMENT_SEALED
-        tail.segment.blocks = call.blocks
-        self.counters[SEGMENTS_SEALED] += 1
-
-    cdef void drop(self, Segment* segment) noexcept nogil:
-        """In a task: a segment without a record is gone."""
-        cdef SealCall call
-        call.store = self.stores[segment.store]
-        call.replica = segment.replica
-        call_on((<Store>call.store).home, self.reactor, remove_call, &call)    # if that fails, recovery finds it empty and drops it then
-        self.segments.remove(segment)
-
-    cdef bint any_dead(self) noexcept nogil:
-        """Whether a checkpoint might let a segment be deleted."""
-        cdef Segment* segment = self.segments.first
-        while segment is not NULL and (segment.live or segment.state != SEGMENT_SEALED):
-            segment = segment.next
-        return segment is not NULL
-
-    cdef void space_freed(self) noexcept nogil:
-        cdef int i
-        if self.choose_store(False) < 0:
-            return
-        self.no_space = False
-        for i in range(TAILS):
-            self.tails[i].urgent = False
-        wake_all(&self.waiters, 0)
-
     # ------------------------------------------------------------------ errors of devices
+
+    cdef void segments_changed(self, int error) noexcept nogil:
+        """There may be room in a new segment; or, with an error, there will be none for what comes."""
+        if error and self.tails.current is NULL and self.oldest is NULL:
+            self.break_off(error)
+        wake_all(&self.waiters, 0)
 
     cdef bint writes_left(self) noexcept nogil:
         cdef Record* record = self.oldest
@@ -536,18 +329,6 @@ cdef class Log:
                 return True
             record = record.next
         return False
-
-    cdef Tail* next_tail(self) noexcept nogil:
-        """In a task: a fresh tail in the place of the current one; NULL: there is none to be had."""
-        if self.current is not NULL:
-            self.close_tail(self.current)
-        while self.preparing:
-            wait_in(&self.waiters)
-        if self.prepared is NULL and self.prepare_one(True) < 0:
-            return NULL
-        self.current = self.prepared
-        self.prepared = NULL
-        return self.current
 
     cdef int work_around(self) noexcept nogil:
         """In a task: a write failed. Seal what is committed, write the rest again elsewhere. 0 or a negative errno."""
@@ -561,11 +342,10 @@ cdef class Log:
         record = self.oldest
         while record is not NULL:
             if record.transfer.error:
-                self.store_errors[record.tail.segment.store] += 1
-                self.on_device_error(self.owner, record.tail.segment.store, -record.transfer.error)
+                self.tails.failed(record.tail.segment.store, -record.transfer.error)
             record = record.next
         for i in range(TAILS):
-            tail = &self.tails[i]
+            tail = &self.tails.all[i]
             if tail.segment is NULL or tail.records_under_way == 0:
                 continue
             tail.records_under_way = 0
@@ -576,13 +356,13 @@ cdef class Log:
             if tail.closing:
                 wake_all(&tail.quiet, 0)
             else:
-                self.close_tail(tail)
+                self.tails.close(tail)
         record = self.oldest
         while record is not NULL:
-            if self.current is NULL or self.room_of(self.current) < record.payload or self.room_of(self.current) == 0:
-                if self.next_tail() is NULL:
+            if self.tails.current is NULL or self.tails.room_of(self.tails.current) < record.payload or self.tails.room_of(self.tails.current) == 0:
+                if self.tails.replace() is NULL:
                     return -EIO
-            self.place(record, self.current)
+            self.place(record, self.tails.current)
             record = record.next
         return 0
 
@@ -594,7 +374,7 @@ cdef class Log:
         if self.error:
             return
         self.error = error
-        self.failing = True
+        self.failing = self.tails.ending = True
         if self.building is not NULL:
             self.close_record()
         while self.writes_left():
@@ -607,7 +387,7 @@ cdef class Log:
             self.free_record(record)
         self.newest = NULL
         for i in range(TAILS):
-            tail = &self.tails[i]
+            tail = &self.tails.all[i]
             tail.records_under_way = 0
             tail.next_block = tail.committed_block
             tail.table_count = tail.committed_entries
@@ -617,66 +397,22 @@ cdef class Log:
         wake_all(&self.commits, error)
         wake_all(&self.waiters, error)
 
-    # ------------------------------------------------------------------ flushing
-
-    cdef void flush(self, Operation* when) noexcept nogil:
-        if self.flushes_left:
-            join(&self.flush_next, when)
-            return
-        join(&self.flushing, when)
-        self.start_flush()
-
-    cdef void start_flush(self) noexcept nogil:
-        cdef uint64_t devices = self.dirty_devices
-        cdef int device
-        self.flush_target = self.committed
-        self.flush_error = 0
-        self.dirty_devices = 0
-        self.flushes_left = 1                            # held by this loop
-        for device in range(64):
-            if devices >> device & 1:
-                self.flushes_left += 1
-                self.counters[DEVICE_FLUSHES] += 1
-                self.flushes[device].done = device_flushed
-                self.flushes[device].owner = <void*>self
-                self.io.flush(&self.flushes[device], device)
-        self.flush_step(NULL)
-
-    cdef void flush_step(self, Operation* operation) noexcept nogil:
-        """One of a flush's devices, or the loop that asked them, is done."""
-        cdef Waiters served
-        cdef int error
-        if operation is not NULL and operation.result < 0:
-            self.flush_error = <int>operation.result
-            self.dirty_devices |= <uint64_t>1 << operation.target
-        self.flushes_left -= 1
-        if self.flushes_left:
-            return
-        if self.flush_error == 0 and self.flush_target > self.stable:
-            self.stable = self.flush_target
-        served, error = self.flushing, self.flush_error
-        self.flushing = self.flush_next
-        self.flush_next.first = self.flush_next.last = NULL
-        if self.flushing.first is not NULL:
-            self.start_flush()
-        wake_all(&served, error)
-
     # ------------------------------------------------------------------ the mark of an idle log
 
     cdef void watch_idle(self) noexcept nogil:
-        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.ending:
+        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.tails.ending:
             self.idle_timer_set = True
             self.io.after(&self.idle_timer, IDLE_NS)
 
     cdef void fell_idle(self) noexcept nogil:
-        if self.oldest is not NULL or self.building is not NULL or self.failing or self.ending or self.error:
+        if self.oldest is not NULL or self.building is not NULL or self.failing or self.tails.ending or self.error:
             return                                       # not idle after all: the next commit sets the timer again
         if self.marked >= self.content:
             return
         if self.io.now_ns() - self.closed_ns < IDLE_NS:
             self.watch_idle()                            # it was busy since the timer was set
-        elif self.stable < self.content:
-            self.flush(&self.idle_flush)
+        elif self.flusher.stable < self.content:
+            self.flusher.flush(&self.idle_flush)
         elif self.begin_record(True) == 1:
             self.close_record()                          # empty: its header says what is stable
 
@@ -696,30 +432,30 @@ cdef class Log:
 
     cdef void finish(self) noexcept nogil:
         cdef Segment* prepared
-        self.ending = True
+        self.tails.ending = True
         if self.idle_timer_set:
             self.io.cancel(&self.idle_timer)
             self.idle_timer_set = False
         if self.building is not NULL:
             self.close_record()
         self.wait_committed(self.sequence)
-        while self.failing or self.preparing:
+        while self.failing or self.tails.preparing:
             wait_in(&self.waiters)
-        if self.current is not NULL and self.error == 0:
-            self.close_tail(self.current)
-        if self.prepared is not NULL and self.error == 0:
-            prepared = self.prepared.segment
-            self.prepared.segment = NULL
-            self.prepared = NULL
-            self.drop(prepared)
-        while self.sealing:
-            wait_in(&self.tail_changes)
-        while self.flushes_left:
-            wait_in(&self.flushing)
+        if self.tails.current is not NULL and self.error == 0:
+            self.tails.close(self.tails.current)
+        if self.tails.prepared is not NULL and self.error == 0:
+            prepared = self.tails.prepared.segment
+            self.tails.prepared.segment = NULL
+            self.tails.prepared = NULL
+            self.tails.drop(prepared)
+        while self.tails.sealing:
+            wait_in(&self.tails.changes)
+        while self.flusher.left:
+            wait_in(&self.flusher.served)
         while self.pool_wait_asked:
             wait_in(&self.waiters)
-        while self.watching_space:
-            wait_in(&self.tail_changes)
+        while self.tails.watching_space:
+            wait_in(&self.tails.changes)
 
 
 # ---------------------------------------------------------------------- what completions call
@@ -728,33 +464,18 @@ cdef void turn_ended(Operation* operation) noexcept nogil:
     (<Log>operation.owner).turn_ends()
 
 
-cdef void transfer_step(Operation* operation) noexcept nogil:
-    cdef Transfer* transfer = <Transfer*>operation.owner
-    if operation.result < 0 and transfer.error == 0:
-        transfer.error = <int>operation.result
-    transfer.left -= 1
-    if transfer.left == 0:
-        transfer.done(transfer)
-
-
 cdef void record_written(Transfer* transfer) noexcept nogil:
     cdef Record* record = <Record*>transfer.owner
     record.state = RECORD_WRITTEN
     (<Log>record.log).advance()
 
 
-cdef void transfer_ends_operation(Transfer* transfer) noexcept nogil:
-    cdef Operation* operation = <Operation*>transfer.owner
-    operation.result = transfer.error
-    operation.done(operation)
+cdef void tails_changed(void* log, int error) noexcept nogil:
+    (<Log>log).segments_changed(error)
 
 
 cdef void pool_gave(Operation* operation) noexcept nogil:
     (<Log>operation.owner).buffer_came()
-
-
-cdef void device_flushed(Operation* operation) noexcept nogil:
-    (<Log>operation.owner).flush_step(operation)
 
 
 cdef void idle_timer_rang(Operation* operation) noexcept nogil:
@@ -769,101 +490,6 @@ cdef void idle_flushed(Operation* operation) noexcept nogil:
 
 # ---------------------------------------------------------------------- tasks
 
-cdef struct CreateCall:
-    void* store
-    uint8_t* volume
-    uint32_t segment
-    uint64_t epoch
-    uint32_t blocks
-    bint urgent
-    Replica* replica
-    int error
-
-
-cdef struct SealCall:
-    void* store
-    Replica* replica
-    uint32_t blocks
-    uint32_t footer_block
-
-
-cdef int64_t create_body(void* argument) noexcept nogil:
-    cdef CreateCall* call = <CreateCall*>argument
-    call.error = 0
-    call.replica = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgent, &call.error)
-    return 0
-
-
-cdef int64_t seal_call(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
-    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
-
-
-cdef int64_t remove_call(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
-    return (<Store>call.store).remove(call.replica)
-
-
-cdef int64_t prepare_normal(void* argument) noexcept nogil:
-    return prepare_body(<Log>argument, False)
-
-
-cdef int64_t prepare_urgent(void* argument) noexcept nogil:
-    return prepare_body(<Log>argument, True)
-
-
-cdef int64_t prepare_body(Log log, bint urgent) noexcept nogil:
-    """Prepare the next segment; without space say so once, and look again from time to time."""
-    cdef int result = log.prepare_one(urgent)
-    log.preparing = False
-    if result == -ENOSPC or (result == 0 and log.prepared.urgent):
-        if not log.no_space:
-            log.no_space = True
-            log.on_no_space(log.owner)
-        if not log.watching_space:
-            log.watching_space = True
-            start(space_body, <void*>log, NULL)
-    elif result < 0 and log.current is NULL and log.oldest is NULL:
-        log.break_off(result)
-    wake_all(&log.waiters, 0)
-    return result
-
-
-cdef int64_t space_body(void* argument) noexcept nogil:
-    watch_space(<Log>argument)
-    return 0
-
-
-cdef void watch_space(Log log) noexcept nogil:
-    cdef Operation timer
-    while log.no_space and not log.ending and not log.error:
-        waited(&timer)
-        log.io.after(&timer, SPACE_POLL_NS)
-        wait(&timer)
-        log.space_freed()
-        if log.no_space and log.any_dead():
-            log.on_dead(log.owner)
-    log.watching_space = False
-    wake_all(&log.tail_changes, 0)
-
-
-cdef int64_t seal_body(void* argument) noexcept nogil:
-    seal(<Log>(<Tail*>argument).log, <Tail*>argument)
-    return 0
-
-
-cdef void seal(Log log, Tail* tail) noexcept nogil:
-    while tail.records_under_way:
-        wait_in(&tail.quiet)
-    if tail.next_block == 0:
-        log.drop(tail.segment)
-    else:
-        log.write_footer(tail)
-    tail.segment = NULL
-    log.sealing -= 1
-    wake_all(&log.tail_changes, 0)
-
-
 cdef int64_t work_around_body(void* argument) noexcept nogil:
     return go_on_elsewhere(<Log>argument)
 
@@ -877,7 +503,3 @@ cdef int go_on_elsewhere(Log log) noexcept nogil:
     wake_all(&log.waiters, 0)
     log.advance()
     return result
-
-
-cdef inline uint32_t footer_blocks(uint32_t entries) noexcept nogil:
-    return 1 + (entries + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK

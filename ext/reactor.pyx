@@ -6,9 +6,8 @@
 # When to sleep: in ADAPTIVE mode after poll_ns without work, in SLEEP mode at once, in BUSY mode never. A reactor about to sleep
 # says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees the other.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
-from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.task cimport Body, start, wait, waited
 

@@ -18,10 +18,9 @@ from libc.errno cimport EIO, ENOMEM, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from iomesh.engine.checksum cimport crc32c
-from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_OPEN,
@@ -92,8 +91,8 @@ cdef class Recovery:
         cdef ListCall call
         cdef uint32_t count, i
         cdef int store
-        for store in range(self.volume.log.store_count):
-            call.store = self.volume.log.stores[store]
+        for store in range(self.volume.log.tails.store_count):
+            call.store = self.volume.log.tails.stores[store]
             call.volume = self.volume.log.volume
             call.into = NULL
             call.room = 0
@@ -174,7 +173,7 @@ cdef class Recovery:
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
         self.start = checkpoint.sequence
         self.volume.map.root = checkpoint.root
-        self.volume.log.next_segment = checkpoint.next_segment
+        self.volume.log.tails.next_segment = checkpoint.next_segment
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint
         return self.read_table(checkpoint)
@@ -399,7 +398,7 @@ cdef class Recovery:
         cdef int result
         for i in range(self.scan_count):
             scan = &self.scans[i]
-            self.volume.log.next_segment = max(self.volume.log.next_segment, scan.replica.segment + 1)
+            self.volume.log.tails.next_segment = max(self.volume.log.tails.next_segment, scan.replica.segment + 1)
             segment = self.volume.segments.find(scan.replica.segment)
             if segment is not NULL and scan.record_count == 0 and scan.dropped == 0 and scan.replica.state == SEGMENT_SEALED:
                 continue
@@ -426,16 +425,16 @@ cdef class Recovery:
             segment.state = SEGMENT_SEALED
             segment.blocks = scan.replica.blocks
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
-        for k in range(self.volume.log.store_count):     # what was read may still be in a device's cache only
-            if (<Store>self.volume.log.stores[k]).volatile_cache:
+        for k in range(self.volume.log.tails.store_count):     # what was read may still be in a device's cache only
+            if (<Store>self.volume.log.tails.stores[k]).volatile_cache:
                 waited(&operation)
-                self.io.flush(&operation, (<Store>self.volume.log.stores[k]).device)
+                self.io.flush(&operation, (<Store>self.volume.log.tails.stores[k]).device)
                 if wait(&operation) < 0:
                     return self.fail(<int>-operation.result, b"device %lu cannot be flushed", k, 0, 0)
-        self.volume.log.stable = self.volume.log.marked = self.end
-        if self.volume.log.next_segment == 0:
-            self.volume.log.next_segment = 1
-        result = self.volume.log.begin()
+        self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
+        if self.volume.log.tails.next_segment == 0:
+            self.volume.log.tails.next_segment = 1
+        result = self.volume.log.tails.prepare_one(True)
         if result < 0:
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
@@ -448,14 +447,14 @@ cdef class Recovery:
         cdef Footer* footer
         cdef Entry* table
         cdef Found* found
-        cdef uint32_t i, entries = 0, table_blocks, room
+        cdef uint32_t i, entries = 0, table_blocks
         cdef SealCall call
         cdef void* memory
         cdef int result = 0
         for i in range(scan.record_count):
             entries += 1 + scan.records[i].count
         table_blocks = (entries + NODE_POINTERS - 1) // NODE_POINTERS
-        call.store = self.volume.log.stores[scan.store]
+        call.store = self.volume.log.tails.stores[scan.store]
         call.replica = replica
         call.footer_block = 0
         call.blocks = scan.end
@@ -668,7 +667,7 @@ cdef int64_t remove_body(void* argument) noexcept nogil:
 
 cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
     cdef SealCall call
-    call.store = recovery.volume.log.stores[scan.store]
+    call.store = recovery.volume.log.tails.stores[scan.store]
     call.replica = scan.replica
     scan.record_count = 0
     return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)

@@ -10,8 +10,8 @@
 #     block is logged, and everything logged before has committed;
 #   - `segments` counts exactly what the map points to.
 
-from libc.errno cimport EINVAL, EIO, ENOSPC, ESHUTDOWN
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENOSPC, ESHUTDOWN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
@@ -25,7 +25,7 @@ from iomesh.engine.log cimport Log, Part, Record
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
-from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.segments cimport Segments
 from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
 
 cdef extern from "<stdlib.h>" nogil:
@@ -43,13 +43,13 @@ cdef class Volume:
         self.reader = Reader(reactor, map, segments)
         self.checkpoints = Checkpoints(reactor, log, map, segments)
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
-        self.volatile_cache = log.volatile_devices != 0
-        log.owner = self.reader.owner = self.checkpoints.owner = <void*>self
+        self.volatile_cache = log.flusher.volatile != 0
+        log.owner = log.tails.owner = self.reader.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
-        log.on_no_space = no_space
-        log.on_dead = segment_dead
-        log.on_device_error = device_failed
+        log.tails.on_no_space = no_space
+        log.tails.on_dead = segment_dead
+        log.tails.on_device_error = device_failed
         self.reader.on_checksum = checksum_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
             raise MemoryError("no memory for merges")
@@ -101,7 +101,6 @@ cdef class Volume:
     cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil:
         """The pinned leaf of a block, ready to be changed by the record that is being built; NULL: `when` or an error tells the rest."""
         cdef Node* leaf
-        cdef int room
         error[0] = 0
         if self.log.error:
             error[0] = self.log.error
@@ -182,10 +181,10 @@ cdef class Volume:
         request.deferred.owner = request
         request.deferred.done = request_stable
         request.deferred.result = 0
-        if self.log.stable == self.log.committed:
+        if self.log.flusher.stable == self.log.committed:
             self.reactor.at_turn_end(&request.deferred)
         else:
-            self.log.flush(&request.deferred)
+            self.log.flusher.flush(&request.deferred)
 
     cdef void read(self, Read* read) noexcept nogil:
         self.reader.read(read)

@@ -1,0 +1,83 @@
+# The segments that a volume's log is appended to: prepared, written, sealed. See tails.pyx.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.layout cimport Entry, Footer
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.task cimport Waiters
+
+cdef enum:
+    TAILS = 4                        # current, prepared, and those being sealed
+    STORES_MAX = 16
+    WRITES_MAX = 32                  # extents that one record or footer may touch: EXTENTS_MAX
+
+cdef struct Transfer:                # a write that may cross extents
+    Operation operations[WRITES_MAX]
+    uint32_t left
+    int error                        # the first negative errno
+    void (*done)(Transfer* transfer) noexcept nogil
+    void* owner
+
+cdef struct Tail:                    # a segment that is appended to
+    Segment* segment                 # NULL: this tail is free
+    uint32_t next_block
+    uint32_t last_crc                # of the newest record's header
+    uint64_t stable                  # in the newest record's header
+    uint32_t records_under_way
+    uint32_t committed_block         # what an error would seal it at: behind the last committed record, ...
+    uint32_t committed_entries       # ... its entries in the table, ...
+    uint32_t committed_crc           # ... and its header's crc
+    bint urgent                      # taken from the reserve: for checkpoints and trims only
+    bint closing
+    Footer* footer                   # the footer's block; the table follows
+    Entry* table
+    uint32_t table_count
+    uint32_t table_room
+    void* owner                      # Tails
+    Waiters quiet                    # woken when no record of it is under way
+
+cdef class Tails:
+    cdef Reactor reactor
+    cdef Io io
+    cdef Segments segments
+    cdef uint8_t volume[16]
+    cdef uint64_t epoch
+    cdef uint32_t segment_blocks
+    cdef uint32_t next_segment       # the number of the next one
+    cdef list store_list             # keeps them alive
+    cdef void* stores[STORES_MAX]    # Store
+    cdef int store_count
+    cdef uint32_t store_errors[STORES_MAX]    # writes that failed there: it is chosen last
+    cdef uint64_t volatile           # a bit per device number that has a volatile cache
+    cdef Tail all[TAILS]
+    cdef Tail* current
+    cdef Tail* prepared
+    cdef bint preparing
+    cdef uint32_t sealing            # tails whose footer is being written
+    cdef bint no_space
+    cdef bint watching_space
+    cdef bint ending                 # no further segment
+    cdef uint64_t footer_bytes       # written
+    cdef Waiters changes             # for a tail that is free again, or prepared
+    cdef uint64_t* counters
+    cdef void* log
+    cdef void (*on_change)(void* log, int error) noexcept nogil            # there may be room now; or there will be none, in a task
+    cdef void* owner                 # the volume
+    cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when it begins
+    cdef void (*on_dead)(void* owner) noexcept nogil                       # without space, while a segment is dead
+    cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
+
+    cdef uint32_t room_of(self, Tail* tail) noexcept nogil
+    cdef void write(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
+    cdef Tail* change(self) noexcept nogil
+    cdef Tail* replace(self) noexcept nogil
+    cdef void prepare(self, bint urgent) noexcept nogil            # begins to, unless one is prepared or on its way
+    cdef int prepare_one(self, bint urgent) noexcept nogil
+    cdef void failed(self, int store, int error) noexcept nogil
+    cdef int choose_store(self, bint urgent) noexcept nogil
+    cdef void close(self, Tail* tail) noexcept nogil               # begins to seal it
+    cdef void write_footer(self, Tail* tail) noexcept nogil
+    cdef void drop(self, Segment* segment) noexcept nogil
+    cdef bint any_dead(self) noexcept nogil
+    cdef void space_freed(self) noexcept nogil
