@@ -23,7 +23,6 @@ from support.wire import (
     FLUSH,
     FUA,
     NO_HOLE,
-    OFFSET_DATA,
     OFFSET_HOLE,
     READ,
     REQ_ONE,
