@@ -109,7 +109,14 @@ def test_requests_of_no_bytes_do_nothing(volume: str, structured: bool) -> None:
 @FORMS
 def test_what_lies_beyond_the_end_is_refused(volume: str, structured: bool) -> None:
     with Wire(volume, context=structured) as wire:
-        beyond = [(wire.size, 1), (wire.size - 1, 2), (wire.size + BLOCK, BLOCK), (2**64 - 1, 1), (2**64 - BLOCK, 2 * BLOCK), (1, 2**32 - 1)]
+        beyond = [
+            (wire.size, 1),
+            (wire.size - 1, 2),
+            (wire.size + BLOCK, BLOCK),
+            (2**64 - 1, 1),
+            (2**64 - BLOCK, 2 * BLOCK),
+            (1, 2**32 - 1),
+        ]
         errors = {READ: errno.EINVAL, TRIM: errno.EINVAL, CACHE: errno.EINVAL, BLOCK_STATUS: errno.EINVAL, WRITE_ZEROES: errno.ENOSPC}
         for offset, length in beyond:
             for command, error in errors.items():
@@ -443,7 +450,8 @@ def test_connections_leave_nothing_behind(trial: Trial, draw: random.Random) -> 
     for number in range(150):
         wire = Wire(trial.uri, structured=draw.random() < 0.5)
         for _ in range(draw.randrange(12)):
-            command, length = draw.choice([(READ, 16 * MIB), (READ, BLOCK), (WRITE, 30000), (TRIM, MIB), (FLUSH, 0), (WRITE_ZEROES, 2 * MIB)])
+            kinds = [(READ, 16 * MIB), (READ, BLOCK), (WRITE, 30000), (TRIM, MIB), (FLUSH, 0), (WRITE_ZEROES, 2 * MIB)]
+            command, length = draw.choice(kinds)
             wire.ask(command, 0 if command == FLUSH else 17, length, data=os.urandom(length) if command == WRITE else b"")
         match number % 4:
             case 0:
