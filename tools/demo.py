@@ -30,7 +30,7 @@ from iomesh_perf.trial import Trial, TrialError, iomesh
 
 GIB = 1 << 30
 MIB = 1 << 20
-DEVICE_BYTES = 14 * GIB
+DEVICE_BYTES = 10 * GIB
 VOLUME_BYTES = 4 * GIB
 BENCH_BYTES = 2 * GIB
 STEPS = 10
