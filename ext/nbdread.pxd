@@ -42,8 +42,9 @@ cdef class Reader:
     cdef void scatter(self, Piece* piece) noexcept nogil
     cdef void gather(self, NbdRequest* request) noexcept nogil
     cdef void stream(self, NbdRequest* request) noexcept nogil
-    cdef void stream_failed(self, Piece* piece) noexcept nogil
+    cdef void stream_failed(self, NbdRequest* request) noexcept nogil
     cdef void fail(self, NbdRequest* request) noexcept nogil
+    cdef void release_ready(self, NbdRequest* request) noexcept nogil
     cdef void release(self, Piece* piece) noexcept nogil
     cdef void settle(self, NbdRequest* request) noexcept nogil
     cdef void woken(self) noexcept nogil

@@ -159,15 +159,18 @@ cdef class Reader:
         piece.reply.header_bytes = 0
         piece.reply.data_bytes = piece.bytes
         piece.reply.data = ZEROS if piece.read.unmapped else piece.buffer + piece.offset % BLOCK_BYTES
-        if self.closed:
-            self.release(piece)
-        elif request.form == SCATTERED:
-            self.scatter(piece)
+        if request.form == SCATTERED:
+            if self.closed:
+                self.release(piece)
+            else:
+                self.scatter(piece)
+        elif self.closed:
+            self.release_ready(request)
         elif request.form == GATHERED:
             if request.under_way == 0:
                 self.gather(request)
         elif request.error:
-            self.stream_failed(piece)
+            self.stream_failed(request)
         else:
             self.stream(request)
 
@@ -227,29 +230,14 @@ cdef class Reader:
             self.replies.end_stream()
             self.go_on()
 
-    cdef void stream_failed(self, Piece* piece) noexcept nogil:
-        """A piece came back after an error in one of its request's: nothing more of it is read or sent."""
-        cdef NbdRequest* request = piece.request
-        cdef Piece* following
+    cdef void stream_failed(self, NbdRequest* request) noexcept nogil:
+        """A piece came back after an error in one of them: nothing more is read or sent."""
         if request.header_sent:
             self.broken(self.owner)                      # closes this Reader; the pieces come back as they end
         elif not request.failed:
             self.streaming = False
             self.fail(request)
-        piece = request.first
-        request.first = request.last = NULL
-        while piece is not NULL:
-            following = piece.next
-            if piece.ready:
-                self.release(piece)
-            else:
-                piece.next = NULL
-                if request.last is NULL:
-                    request.first = piece
-                else:
-                    request.last.next = piece
-                request.last = piece
-            piece = following
+        self.release_ready(request)
 
     cdef void fail(self, NbdRequest* request) noexcept nogil:
         """The error is all the answer."""
@@ -266,6 +254,24 @@ cdef class Reader:
         self.replies.add(reply)
 
     # ------------------------------------------------------------------ ending
+
+    cdef void release_ready(self, NbdRequest* request) noexcept nogil:
+        """Of pieces in order: those that waited for others before them, and will not be sent."""
+        cdef Piece* piece = request.first
+        cdef Piece* following
+        request.first = request.last = NULL
+        while piece is not NULL:
+            following = piece.next
+            if piece.ready:
+                self.release(piece)
+            else:
+                piece.next = NULL
+                if request.last is NULL:
+                    request.first = piece
+                else:
+                    request.last.next = piece
+                request.last = piece
+            piece = following
 
     cdef void release(self, Piece* piece) noexcept nogil:
         """Its bytes have left, or never will: it goes on with the request's next ones, or back."""
