@@ -19,9 +19,17 @@ from iomesh.engine.checksum cimport crc32c as crc32c_of
 
 cdef extern from *:
     r"""
-    #define LAYOUT_IS(value, expected) _Static_assert((value) == (expected), "a structure on the device has changed its shape")
+    #define SIZE_IS(bytes, expected) _Static_assert((bytes) == (expected), "a structure on the device has changed its size")
+    #define OFFSET_IS(structure, field, expected) \
+        _Static_assert(__builtin_offsetof(__typeof__(*(structure)), field) == (expected), "a field on the device has changed its place")
     """
-    void layout_is "LAYOUT_IS"(size_t value, size_t expected) noexcept nogil
+    void size_is "SIZE_IS"(size_t bytes, size_t expected) noexcept nogil
+    void superblock_has "OFFSET_IS"(Superblock*, int field, size_t expected) noexcept nogil
+    void journal_block_has "OFFSET_IS"(JournalBlock*, int field, size_t expected) noexcept nogil
+    void record_has "OFFSET_IS"(RecordHeader*, int field, size_t expected) noexcept nogil
+    void footer_has "OFFSET_IS"(Footer*, int field, size_t expected) noexcept nogil
+    void checkpoint_has "OFFSET_IS"(Checkpoint*, int field, size_t expected) noexcept nogil
+    int VERSION "version", ENTRIES "entries", INDEX "index", LABEL "label"       # no variables: the fields' names
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
@@ -32,27 +40,32 @@ cdef enum:
 
 cdef void layout_holds() noexcept nogil:
     """Compiled, never called."""
-    layout_is(sizeof(Superblock), BLOCK_BYTES)
-    layout_is(sizeof(JournalBlock), BLOCK_BYTES)
-    layout_is(sizeof(RecordHeader), BLOCK_BYTES)
-    layout_is(sizeof(Footer), BLOCK_BYTES)
-    layout_is(sizeof(Checkpoint), BLOCK_BYTES)
-    layout_is(sizeof(Extent), 8)
-    layout_is(sizeof(JournalEntry), 64)
-    layout_is(sizeof(Pointer), 16)
-    layout_is(sizeof(Entry), 16)
-    layout_is(sizeof(TableEntry), 64)
-    layout_is(sizeof(TableEntry) * TABLE_ENTRIES, BLOCK_BYTES)
-    layout_is(sizeof(Pointer) * NODE_POINTERS, BLOCK_BYTES)
-    layout_is(<size_t>&(<Superblock*>NULL).version, CRC_START)
-    layout_is(<size_t>&(<JournalBlock*>NULL).version, CRC_START)
-    layout_is(<size_t>&(<RecordHeader*>NULL).version, CRC_START)
-    layout_is(<size_t>&(<Footer*>NULL).version, CRC_START)
-    layout_is(<size_t>&(<Checkpoint*>NULL).version, CRC_START)
-    layout_is(<size_t>&(<Superblock*>NULL).label, 120)
-    layout_is(<size_t>&(<JournalBlock*>NULL).entries, 64)
-    layout_is(<size_t>&(<RecordHeader*>NULL).entries, BLOCK_BYTES - RECORD_ENTRIES_MAX * sizeof(Entry))
-    layout_is(<size_t>&(<Checkpoint*>NULL).index, BLOCK_BYTES - INDEX_BLOCKS_MAX * sizeof(Pointer))
+    cdef Superblock* superblock = NULL
+    cdef JournalBlock* journal_block = NULL
+    cdef RecordHeader* record = NULL
+    cdef Footer* footer = NULL
+    cdef Checkpoint* checkpoint = NULL
+    size_is(sizeof(Superblock), BLOCK_BYTES)
+    size_is(sizeof(JournalBlock), BLOCK_BYTES)
+    size_is(sizeof(RecordHeader), BLOCK_BYTES)
+    size_is(sizeof(Footer), BLOCK_BYTES)
+    size_is(sizeof(Checkpoint), BLOCK_BYTES)
+    size_is(sizeof(Extent), 8)
+    size_is(sizeof(JournalEntry), 64)
+    size_is(sizeof(Pointer), 16)
+    size_is(sizeof(Entry), 16)
+    size_is(sizeof(TableEntry), 64)
+    size_is(sizeof(TableEntry) * TABLE_ENTRIES, BLOCK_BYTES)
+    size_is(sizeof(Pointer) * NODE_POINTERS, BLOCK_BYTES)
+    superblock_has(superblock, VERSION, CRC_START)
+    superblock_has(superblock, LABEL, 120)
+    journal_block_has(journal_block, VERSION, CRC_START)
+    journal_block_has(journal_block, ENTRIES, 64)
+    record_has(record, VERSION, CRC_START)
+    record_has(record, ENTRIES, BLOCK_BYTES - RECORD_ENTRIES_MAX * sizeof(Entry))
+    footer_has(footer, VERSION, CRC_START)
+    checkpoint_has(checkpoint, VERSION, CRC_START)
+    checkpoint_has(checkpoint, INDEX, BLOCK_BYTES - INDEX_BLOCKS_MAX * sizeof(Pointer))
 
 
 cdef uint32_t block_crc(const void* block) noexcept nogil:
