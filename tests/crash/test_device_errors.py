@@ -64,7 +64,7 @@ async def under_load(load: Load, during: Callable[[], None], *, before: float = 
 
 
 def settle(trial: Trial, model: Model) -> None:
-    model.settle_with(asyncio.run(read_volume(trial.uri, model.size)))
+    model.settle_with(read_volume(trial.uri, model.size))
 
 
 def test_writes_go_on_in_another_segment_when_some_fail(
@@ -108,7 +108,7 @@ def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_i
     asyncio.run(under_load(load, lambda: device.fail("write")))
     assert load.counts.errors, "no client was told"
     assert trial.running() == trial.pids(), "the daemon died of a device's error"
-    assert len(asyncio.run(read_volume(trial.uri, VOLUME))) == VOLUME, "reads do not go on"
+    assert len(read_volume(trial.uri, VOLUME)) == VOLUME, "reads do not go on"
     device.heal()
     trial.crash()
     trial.start()

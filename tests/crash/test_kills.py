@@ -73,7 +73,7 @@ def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial
             kill_in_recovery(trial, draw)
         trial.start()
         in_doubt = len(model.open)
-        model.settle_with(asyncio.run(read_volume(trial.uri, VOLUME)))
+        model.settle_with(read_volume(trial.uri, VOLUME))
         acknowledged += load.counts.acknowledged
         print(f"kill {kill + 1} {moment}, after {seconds:.3f} s: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
         if kill % CLEAR_EVERY == CLEAR_EVERY - 1:
@@ -101,7 +101,7 @@ def test_a_clean_stop_and_start_keeps_everything(new_trial: Callable[..., Trial]
         assert not model.open, "a request was not answered"
         trial.stop()
         trial.start()
-        model.settle_with(asyncio.run(read_volume(trial.uri, VOLUME)))
+        model.settle_with(read_volume(trial.uri, VOLUME))
 
 
 async def run_for(load: Load, seconds: float) -> None:

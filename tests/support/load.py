@@ -103,7 +103,7 @@ class Load:
             return
         try:
             await self._send(door, operation, flags)
-        except NbdError as error:  # it stays open in the model: old or new, settle() will see
+        except NbdError as error:  # it stays open in the model: old or new, settle_with() will see
             self._tolerated(error, str(operation))
             await asyncio.sleep(0.01)
             return
@@ -159,14 +159,21 @@ class Load:
         return offset, min(length, size - offset)
 
 
-async def read_volume(uri: str, size: int) -> bytes:
+def read_volume(uri: str, size: int) -> bytearray:
     """The whole volume, over one connection, some requests at a time."""
+    into = bytearray(size)
+    asyncio.run(_read_into(uri, into))  # which returns nothing large: asyncio.run makes text of its result, in passing
+    return into
+
+
+async def _read_into(uri: str, into: bytearray) -> None:
     door = await Connection.connect(uri)
-    assert door.size == size, f"the export is {door.size} bytes long, not {size}"
-    pieces: list[bytes] = []
-    for start in range(0, size, 8 * _LARGEST):
-        pieces += await asyncio.gather(
-            *(door.read(offset, min(_LARGEST, size - offset)) for offset in range(start, min(size, start + 8 * _LARGEST), _LARGEST))
-        )
+    assert door.size == len(into), f"the export is {door.size} bytes long, not {len(into)}"
+
+    async def piece(offset: int) -> None:
+        data = await door.read(offset, min(_LARGEST, len(into) - offset))
+        into[offset : offset + len(data)] = data
+
+    for start in range(0, len(into), 8 * _LARGEST):
+        await asyncio.gather(*(piece(offset) for offset in range(start, min(len(into), start + 8 * _LARGEST), _LARGEST)))
     await door.close()
-    return b"".join(pieces)

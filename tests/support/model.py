@@ -3,18 +3,16 @@
 Data is self-describing: each 16 bytes written are {tag of the write, offset / 16}, so a wrong block can say which write it comes from.
 Operations in flight never overlap in bytes (a claim is refused), but they do share blocks: so the state of every byte is known, and
 two writes into one block at the same time must both be there. An operation that was not answered, or answered with an error, stays
-open until `settle` has read what became of it: within one block all of it or nothing, and from then on it counts as acknowledged or as
+open until `settle_with` is given what became of it: within one block all of it or nothing, and from then on it counts as acknowledged or as
 never sent.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 4096
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,8 @@ class Model:
         if not np.array_equal(actual, expected):
             raise Mismatch(self.describe(offset, actual, expected))
 
-    def settle(self, read: Callable[[int, int], bytes]) -> None:
+    def settle_with(self, volume: bytes | bytearray) -> None:
         """Compares the whole volume, decides what became of open operations, and closes them."""
-        self.settle_with(b"".join(read(offset, min(_CHUNK, self.size - offset)) for offset in range(0, self.size, _CHUNK)))
-
-    def settle_with(self, volume: bytes) -> None:
         actual = np.frombuffer(volume, np.uint8)
         assert len(actual) == self.size, f"the volume is {len(actual)} bytes long, not {self.size}"
         for operation in list(self.open.values()):
