@@ -98,7 +98,7 @@ cdef class Log:
                 self.tails.prepare(urgent)
                 if self.error or self.tails.preparing:
                     return self.error
-                return -ENOSPC                           # it ended at once: there is none to be had
+                return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC       # it ended at once: none is to be had
             tail = self.tails.change()
         if tail.urgent and not urgent:
             return -ENOSPC

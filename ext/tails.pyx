@@ -335,6 +335,7 @@ cdef int64_t prepare_body(Tails tails, bint urgent) noexcept nogil:
     """Prepare the next segment; without space say so once, and look again from time to time."""
     cdef int result = tails.prepare_one(urgent)
     tails.preparing = False
+    tails.prepare_error = result
     if result == -ENOSPC or (result == 0 and tails.prepared.urgent):
         if not tails.no_space:
             tails.no_space = True
