@@ -18,8 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "perf"))
 
 from demo_database import USER, Database, Load, missing_commits, postgres_programs
-from demo_disk import DemoError, Disk, run
+from demo_disk import DemoError, Disk, free_nbd_device, run
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from iomesh.cli.files import Allocation, make_device_file
@@ -70,7 +71,7 @@ class Story:
         self.console.print(f"[green]✓[/] {heading}  {seconds}" if self.console.is_terminal else f"       done, {seconds}")
 
     def say(self, text: str) -> None:
-        self.console.print(f"       {text}", highlight=False)
+        self.console.print(f"       {text}", highlight=False, markup=False)
 
 
 def main() -> int:
@@ -87,7 +88,7 @@ def main() -> int:
         console.print("\nInterrupted; everything was taken down.")
         return 130
     except (DemoError, TrialError, fio.FioError, IomeshError, OSError) as error:
-        console.print(f"\n[red]The demonstration failed:[/] {error}", markup=True)
+        console.print(f"\n[red]The demonstration failed:[/] {escape(str(error))}")
         return 1
     console.print(f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left behind.")
     return 0
@@ -113,7 +114,7 @@ def require(directory: Path) -> None:
     if os.geteuid() != 0:
         missing.append("root, for mounts and loop devices: run `sudo make demo`")
     programs = {"fio": "fio", "mkfs.xfs": "xfsprogs", "losetup": "mount", "mount": "mount"}
-    if not (shutil.which("nbd-client") and Path("/sys/block/nbd0").exists()):
+    if free_nbd_device() is None:
         programs |= {"nbdfuse": "libnbd-bin", "fusermount3": "fuse3"}
         if not Path("/dev/fuse").exists():
             missing.append("/dev/fuse: the kernel's module fuse (or nbd, with nbd-client)")

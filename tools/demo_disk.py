@@ -54,7 +54,7 @@ class Disk:
         if free is not None:
             self.kernel, self.device = True, free
             name, _, socket = self.uri.removeprefix("nbd+unix:///").partition("?socket=")
-            run("nbd-client", "-unix", socket, free, "-N", name, "-C", "4")
+            run("nbd-client", "-unix", socket, free, "-N", name, "-connections", "4")
             return free
         self.fuse.mkdir(exist_ok=True)
         file = self.fuse / "disk"

@@ -1,12 +1,14 @@
 """The command line as a whole: every command explains itself, every bad input gets one line, an exit code, and JSON when asked."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 
 from iomesh.cli.main import COMMANDS
 from iomesh.cli.main import iomesh as root
+from iomesh.cli.session import default_control
 from unit.cli.ran import Run
 
 
@@ -96,6 +98,11 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("trial", "down"), 3, "there is no trial in"),
         (("trial", "up", "--devices", "0"), 2, "--devices"),
         (("trial", "up", "--device-size", "1G+1"), 2, "--device-size: '1G+1' has the unknown unit 'G+1'"),
+        (("node", "--check", "--set", "engine.reactors"), 2, "--set: 'engine.reactors' is not KEY=VALUE"),
+        (("node", "--check", "--set", "engine.reactor=2"), 2, "did you mean 'engine.reactors'?"),
+        (("node", "--check", "--mode", "lazy"), 2, "engine.mode"),
+        (("node", "--check", "--map-cache", "much"), 2, "'much' is not a size"),
+        (("node", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml is not there"),
         (("completion", "tcsh"), 2, "'tcsh' is not one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -126,3 +133,29 @@ def test_completion_scripts_are_printed(iomesh: Run, shell: str, says: str) -> N
     ran = iomesh("completion", shell)
     assert ran.code == 0
     assert says in ran.out
+
+
+def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('name = "of-the-file"\nrun_dir = "/run/of-the-file"\n[engine]\nreactors = 7\nmode = "busy"\n')
+    flags = ("--name", "of-the-flag", "--reactors", "2", "--map-cache", "64MiB", "--poll-us", "9", "--checkpoint-bytes", "32M", "--iopoll")
+    more = ("--device", "/dev/a", "--device", "/dev/b", "--nbd-listen", "127.0.0.1:1", "--metrics-listen", "", "--set", "log.level=debug")
+    held = iomesh("node", "--check", "--config", str(file), *flags, *more, "--json").document
+    assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])
+    assert held["engine"] == {
+        "reactors": 2, "mode": "busy", "poll_microseconds": 9, "map_cache_bytes": 64 << 20, "checkpoint_bytes": 32 << 20, "iopoll": True,
+        "register_buffers": True,
+    }  # fmt: skip
+    assert (held["nbd"]["listen"], held["metrics"]["listen"], held["log"]["level"]) == ("127.0.0.1:1", "", "debug")
+    assert held["control"]["socket"] == "/run/of-the-file/control.sock"
+
+
+def test_without_a_daemon_of_the_machine_the_trial_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("iomesh.api.client.DEFAULT_ADDRESS", str(tmp_path / "none.sock"))
+    assert default_control() == str(tmp_path / "none.sock")
+    (tmp_path / "iomesh" / "trial").mkdir(parents=True)
+    (tmp_path / "iomesh" / "trial" / "control.sock").touch()
+    assert default_control() == str(tmp_path / "iomesh" / "trial" / "control.sock")
+    (tmp_path / "none.sock").touch()
+    assert default_control() == str(tmp_path / "none.sock")
