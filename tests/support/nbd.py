@@ -6,6 +6,7 @@ error of the server raises NbdError with its number.
 
 import asyncio
 import contextlib
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Self
@@ -56,6 +57,13 @@ class Connection:
             streams = await asyncio.open_connection(parts.hostname, parts.port or 10809, limit=1 << 22)
         connection = cls(*streams)
         await connection._handshake(unquote(parts.path.removeprefix("/")).encode(), structured or block_status, block_status)
+        connection._replies = asyncio.create_task(connection._receive())
+        return connection
+
+    @classmethod
+    async def over(cls, connected: socket.socket) -> Self:
+        """On a socket whose other end is past the handshake."""
+        connection = cls(*await asyncio.open_connection(sock=connected, limit=1 << 22))
         connection._replies = asyncio.create_task(connection._receive())
         return connection
 
