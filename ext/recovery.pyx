@@ -25,7 +25,7 @@ from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_OPEN,
     SEGMENT_SEALED, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Footer, Pointer, RecordHeader, TableEntry, block_crc, checkpoint_valid,
-    footer_valid, record_valid)
+    footer_table_valid, footer_valid, record_valid)
 from iomesh.engine.map cimport Node
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport Segment
@@ -245,7 +245,7 @@ cdef class Recovery:
         cdef Replica* replica = scan.replica
         cdef Footer* footer = <Footer*>self.buffer
         cdef Entry* table
-        cdef uint32_t at = 0, block = 0, k, payload
+        cdef uint32_t at = 0, block = 0, k
         cdef void* memory
         cdef int result
         if self.read_blocks(replica, replica.footer_block, 1, footer) < 0 or not footer_valid(
@@ -256,26 +256,16 @@ cdef class Recovery:
             return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
         table = <Entry*>memory
         result = 1
-        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and \
-                crc32c(table, footer.table_blocks * BLOCK_BYTES) == footer.table_crc:
+        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and footer_table_valid(footer, table):
             result = 0
         while result == 0 and at < footer.entry_count:
-            if table[at].kind != KIND_RECORD or at + 1 + table[at].count > footer.entry_count:
-                result = 1
-                break
-            payload = 0
+            result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
+            block += 1
             for k in range(table[at].count):
                 if table[at + 1 + k].kind != KIND_ZERO:
-                    payload += 1
-            if block + 1 + payload > replica.footer_block:
-                result = 1
-                break
-            result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
-            block += 1 + payload
+                    block += 1
             at += 1 + table[at].count
         release(table)
-        if result > 0:
-            scan.record_count = scan.entry_count = 0
         scan.end = block
         return result
 
