@@ -22,6 +22,10 @@ help: ## this list
 .PHONY: build
 build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does nothing when nothing changed
 
+.PHONY: demo
+demo: build packages-test ## a database on a volume, the engine killed under it, and not a commit lost
+	$(BIN)/python tools/demo.py $(ARGS)
+
 .PHONY: test
 test: build packages-test ## the tests, under 15 minutes on 2 cores
 	$(BIN)/pytest $(ARGS)
