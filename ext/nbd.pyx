@@ -75,7 +75,7 @@ cdef class NbdConnection:
         self.has_context = allocation_context is not None
         self.context = allocation_context or 0
         self.connection = -1
-        self.replies = Replies(volume.reactor, volume.io)
+        self.replies = Replies(volume.reactor, volume.io, volume.pool)
         self.replies.owner = <void*>self
         self.replies.changed = replies_changed
         self.reader = Reader(volume, self.replies, structured)
@@ -461,7 +461,8 @@ cdef class NbdConnection:
     cdef void answer(self, NbdRequest* request) noexcept nogil:
         """Nothing of it is under way any more: its reply, which carries no data unless it is a block status."""
         cdef Reply* reply = &request.reply
-        account(self.volume.counters, self.volume.latencies, request, self.io.now_ns())
+        if request.error == 0 or request.with_volume:
+            account(self.volume.counters, self.volume.latencies, request, self.io.now_ns())
         reply.data_bytes = 0
         if not self.structured or (request.command != CMD_READ and request.command != CMD_BLOCK_STATUS):
             reply.header_bytes = put_simple(reply.header, request.cookie, wire_error(request.error))
@@ -523,7 +524,7 @@ cdef class NbdConnection:
         self.ask_again()
 
     cdef void changed(self) noexcept nogil:
-        if self.replies.broken:
+        if self.replies.broken or self.replies.stalled:
             self.break_off()
         if self.state != OPEN:
             self.ask_again()
@@ -544,8 +545,8 @@ cdef class NbdConnection:
             self.go_on()
         if self.state == DRAINING and self.open_requests == 0 and self.replies.idle():
             self.close()
-        if self.state == CLOSED and self.open_requests == 0 and not self.receiving and not self.grace_running and self.replies.idle() \
-                and not self.asked_again:
+        if self.state == CLOSED and self.open_requests == 0 and not self.receiving and self.replies.idle() \
+                and not self.grace_running and not self.replies.watching and not self.asked_again:
             self.state = ENDED
             self.ended.result = self.end
             self.reactor.at_turn_end(&self.ended)

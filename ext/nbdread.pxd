@@ -9,7 +9,7 @@ from iomesh.engine.volume cimport Volume
 cdef enum:
     PIECES_MAX = 128                 # of one connection at a time
     PIECES_PER_REQUEST = 4           # at a time: 4 MiB under way keep a device and a client busy
-    UNFRAGMENTED_BYTES = 1024 * 1024 # what a read that must not be fragmented may ask for
+    UNFRAGMENTED_BYTES = 1024 * 1024     # what a read that must not be fragmented may ask for
 
 cdef enum ReplyForm:
     SCATTERED                        # chunks, each when it is ready
@@ -26,6 +26,8 @@ cdef class Reader:
     cdef Piece* pieces
     cdef Piece* free_pieces
     cdef uint32_t free_count
+    cdef uint32_t held[2]            # buffers, by kind
+    cdef uint32_t held_most[2]
     cdef NbdRequest* wanting_first   # reads that have no buffers yet
     cdef NbdRequest* wanting_last
     cdef Operation buffer            # waits for one in the pool

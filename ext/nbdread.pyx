@@ -22,9 +22,9 @@ from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS
 from iomesh.engine.nbdrequest cimport ZEROS, NbdRequest, Piece, account
 from iomesh.engine.nbdreplies cimport Replies, Reply
-from iomesh.engine.nbdwire cimport (FLAG_DF, put_data_chunk, put_error_chunk, put_error_offset_chunk, put_hole_chunk, put_simple,
-                                 wire_error)
-from iomesh.engine.pool cimport LARGE, SMALL, SMALL_BYTES
+from iomesh.engine.nbdwire cimport (
+    FLAG_DF, put_data_chunk, put_error_chunk, put_error_offset_chunk, put_hole_chunk, put_simple, wire_error)
+from iomesh.engine.pool cimport LARGE, LARGE_BYTES, SMALL, SMALL_BYTES
 from iomesh.engine.request cimport Read
 from iomesh.engine.task cimport Waiters, join, wake_one
 from iomesh.engine.volume cimport Volume
@@ -34,7 +34,9 @@ cdef class Reader:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, Replies replies, bint structured):
+        cdef uint64_t[2] bytes_of = [SMALL_BYTES, LARGE_BYTES]
         cdef uint32_t i
+        cdef int kind
         self.volume = volume
         self.replies = replies
         self.structured = structured
@@ -52,6 +54,10 @@ cdef class Reader:
             self.pieces[i].next = self.free_pieces
             self.free_pieces = &self.pieces[i]
         self.free_count = PIECES_MAX
+        for kind in range(2):                            # half of them: one client that takes no replies leaves enough to the others
+            self.held_most[kind] = <uint32_t>((volume.pool.starts[kind + 1] - volume.pool.starts[kind]) // bytes_of[kind] // 2)
+            if self.held_most[kind] < PIECES_PER_REQUEST:
+                self.held_most[kind] = PIECES_PER_REQUEST
 
     def __dealloc__(self):
         free(self.pieces)
@@ -102,7 +108,7 @@ cdef class Reader:
         cdef uint32_t needed = <uint32_t>leaves if request.form == GATHERED else 1
         cdef uint32_t wanted = <uint32_t>leaves if leaves < PIECES_PER_REQUEST else PIECES_PER_REQUEST
         cdef Piece* piece
-        if self.free_count < needed or (request.form == STREAMED and self.streaming):
+        if self.free_count < needed or self.held[kind] + needed > self.held_most[kind] or (request.form == STREAMED and self.streaming):
             return False                                 # a piece that comes back, or the stream's end, goes on
         if self.volume.pool.free[kind] < needed:
             self.waiting = True
@@ -111,11 +117,13 @@ cdef class Reader:
             return False
         if request.form == STREAMED:
             self.streaming = True
-        while wanted and self.free_count and self.volume.pool.free[kind]:
+        while wanted and self.free_count and self.held[kind] < self.held_most[kind] and self.volume.pool.free[kind]:
             piece = self.free_pieces
             self.free_pieces = piece.next
             self.free_count -= 1
             piece.buffer = self.volume.pool.take(kind)
+            piece.kind = kind
+            self.held[kind] += 1
             piece.request = request
             request.pieces += 1
             self.issue(piece)
@@ -285,6 +293,7 @@ cdef class Reader:
         piece.next = self.free_pieces
         self.free_pieces = piece
         self.free_count += 1
+        self.held[piece.kind] -= 1
         request.pieces -= 1
         self.settle(request)
         self.volume.pool.give_back(buffer)

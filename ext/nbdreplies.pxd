@@ -1,9 +1,10 @@
 # The replies of one NBD connection on their way out. See nbdreplies.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.nbdwire cimport HEADER_BYTES_MAX
+from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Reactor
 
 cdef enum:
@@ -23,12 +24,18 @@ cdef struct Reply:                   # one header, one piece of data, or both in
 cdef class Replies:
     cdef Reactor reactor
     cdef Io io
+    cdef Pool pool
     cdef int connection
     cdef Operation at_turn
     cdef Operation sending
     cdef bint asked                  # at_turn is under way
     cdef bint busy                   # sending is under way
     cdef bint broken                 # nothing will be sent any more
+    cdef Operation watch             # looks now and then whether the client takes its replies
+    cdef bint watching
+    cdef uint64_t sends
+    cdef uint64_t sends_seen
+    cdef bint stalled                # it does not, and others wait for the buffers: end it
     cdef bint stream                 # the front belongs to one reply that is not all there yet
     cdef Reply* first
     cdef Reply* last
@@ -38,7 +45,7 @@ cdef class Replies:
     cdef Reply* leaving_last
     cdef iovec parts[PARTS_MAX]
     cdef char headers[HEADERS_BYTES]
-    cdef void (*changed)(void* owner) noexcept nogil     # a send has ended, or failed (then `broken`)
+    cdef void (*changed)(void* owner) noexcept nogil     # a send has ended or failed (then `broken`), or the client is `stalled`
     cdef void* owner
     cdef void add(self, Reply* reply) noexcept nogil             # sent at the turn's end, or after what is being sent
     cdef void add_to_stream(self, Reply* reply) noexcept nogil   # the same, but before everything that is not part of the stream; begins one
@@ -49,3 +56,4 @@ cdef class Replies:
     cdef void send(self) noexcept nogil
     cdef void turn_ended(self) noexcept nogil
     cdef void sent(self) noexcept nogil
+    cdef void look(self) noexcept nogil

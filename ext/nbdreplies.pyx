@@ -4,24 +4,31 @@
 # Always true:
 #   - at most one send is under way;
 #   - a Reply is in exactly one place: the queue, the held ones, the send under way (if it has data: headers are copied), or with its owner;
-#   - its owner gets it back exactly once, by `left`, also when the connection breaks.
+#   - its owner gets it back exactly once, by `left`, also when the connection breaks;
+#   - a client that takes no replies keeps others from nothing for longer than PATIENCE_NS.
 #
 # A simple reply's data must follow its header with nothing in between. One that is larger than what is read at once is a *stream*: while it
 # lasts, its parts are queued as they become ready and every other reply is held back.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.uio cimport iovec
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.pool cimport LARGE, SMALL, Pool
 from iomesh.engine.reactor cimport Reactor
+
+cdef enum:
+    PATIENCE_NS = 10000000000        # with a client that takes nothing while others wait for the buffers that its replies hold
 
 
 cdef class Replies:
-    def __cinit__(self, Reactor reactor, Io io):
+    def __cinit__(self, Reactor reactor, Io io, Pool pool):
         self.reactor = reactor
         self.io = io
+        self.pool = pool
+        self.watch.done = time_to_look
+        self.watch.owner = <void*>self
         self.at_turn.done = turn_ends
         self.at_turn.owner = <void*>self
         self.sending.done = send_done
@@ -60,6 +67,8 @@ cdef class Replies:
     cdef void drop(self) noexcept nogil:
         cdef Reply* reply
         self.broken = True
+        if self.watching and self.io.cancel(&self.watch):
+            self.watching = False
         self.end_stream()
         while self.first is not NULL:
             reply = pop(&self.first, &self.last)
@@ -100,6 +109,11 @@ cdef class Replies:
                 reply.left(reply)
         if parts:
             self.busy = True
+            self.sends += 1
+            if not self.watching:
+                self.watching = True
+                self.sends_seen = self.sends
+                self.io.after(&self.watch, PATIENCE_NS)
             self.io.send(&self.sending, self.connection, self.parts, parts)
 
     cdef void turn_ended(self) noexcept nogil:
@@ -122,9 +136,25 @@ cdef class Replies:
             self.ask()
         self.changed(self.owner)
 
+    cdef void look(self) noexcept nogil:
+        self.watching = False
+        if not self.busy or self.broken:
+            return
+        if self.sends == self.sends_seen and (self.pool.waiters[<int>SMALL].first is not NULL or self.pool.waiters[<int>LARGE].first is not NULL):
+            self.stalled = True
+            self.changed(self.owner)
+        else:
+            self.watching = True
+            self.sends_seen = self.sends
+            self.io.after(&self.watch, PATIENCE_NS)
+
 
 cdef void turn_ends(Operation* operation) noexcept nogil:
     (<Replies>operation.owner).turn_ended()
+
+
+cdef void time_to_look(Operation* operation) noexcept nogil:
+    (<Replies>operation.owner).look()
 
 
 cdef void send_done(Operation* operation) noexcept nogil:

@@ -1,9 +1,9 @@
 # One request of an NBD client while the engine has it. The connection owns it (nbd.pyx); a read is lent to its Reader (nbdread.pyx).
 
-from libc.errno cimport ENOSPC
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from iomesh.engine.counters cimport (FLUSH_LATENCY, FLUSHES, NO_SPACE_ERRORS, READ_BYTES, READ_ERRORS, READ_LATENCY, READS, TRIMMED_BYTES, TRIMS,
-                                     WRITE_ERRORS, WRITE_LATENCY, WRITES, WRITTEN_BYTES, ZEROED_BYTES, ZEROES, observe)
+from iomesh.engine.counters cimport (
+    FLUSH_LATENCY, FLUSHES, READ_BYTES, READ_LATENCY, READS, TRIMMED_BYTES, TRIMS, WRITE_ERRORS, WRITE_LATENCY, WRITES, WRITTEN_BYTES, ZEROED_BYTES,
+    ZEROES, observe)
 from iomesh.engine.io cimport Operation
 from iomesh.engine.nbdreplies cimport Reply
 from iomesh.engine.nbdwire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES
@@ -18,6 +18,7 @@ cdef struct Piece:                   # of a read: at most one leaf of the map, 1
     NbdRequest* request
     Piece* next
     char* buffer
+    int kind                         # of buffer
     uint64_t offset                  # bytes, of the first one that was asked for
     uint32_t bytes
     bint ready
@@ -55,28 +56,27 @@ cdef extern from *:
     """
     const char* ZEROS "nbd_zeros"
 
-# The books: called once for each request, when its answer is known.
+# The books: called once for each request that was not refused, when its answer is known. Errors of reads and of what was logged are counted
+# where they happen; a write that the volume did not take is counted here.
 cdef inline void account(uint64_t* counters, uint64_t* latencies, const NbdRequest* request, int64_t now_ns) noexcept nogil:
     cdef int64_t took_ns = now_ns - request.began_ns
     if request.command == CMD_READ:
-        count(counters, request, READS, READ_BYTES, READ_ERRORS)
+        count(counters, request, READS, READ_BYTES)
         observe(latencies, READ_LATENCY, took_ns)
     elif request.command == CMD_WRITE:
-        count(counters, request, WRITES, WRITTEN_BYTES, WRITE_ERRORS)
+        count(counters, request, WRITES, WRITTEN_BYTES)
         observe(latencies, WRITE_LATENCY, took_ns)
     elif request.command == CMD_TRIM:
-        count(counters, request, TRIMS, TRIMMED_BYTES, WRITE_ERRORS)
+        count(counters, request, TRIMS, TRIMMED_BYTES)
     elif request.command == CMD_WRITE_ZEROES:
-        count(counters, request, ZEROES, ZEROED_BYTES, WRITE_ERRORS)
+        count(counters, request, ZEROES, ZEROED_BYTES)
     elif request.command == CMD_FLUSH:
         counters[<int>FLUSHES] += 1
         observe(latencies, FLUSH_LATENCY, took_ns)
-    if request.error == ENOSPC and request.with_volume:
-        counters[<int>NO_SPACE_ERRORS] += 1
+    if request.error and request.with_volume and not request.request.error:
+        counters[<int>WRITE_ERRORS] += 1
 
-cdef inline void count(uint64_t* counters, const NbdRequest* request, int requests, int bytes, int errors) noexcept nogil:
+cdef inline void count(uint64_t* counters, const NbdRequest* request, int requests, int bytes) noexcept nogil:
     counters[requests] += 1
-    if request.error:
-        counters[errors] += 1
-    else:
+    if request.error == 0:
         counters[bytes] += request.bytes

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -236,6 +237,25 @@ def test_a_client_that_takes_nothing_holds_no_one_up(volume: str) -> None:
             assert busy.write(20 * MIB + number * BLOCK, bytes([number]) * BLOCK) == 0
             assert busy.read(20 * MIB + number * BLOCK, BLOCK) == bytes([number]) * BLOCK
         assert all(answer.data == content for answer in lazy.answers().values())
+
+
+def test_clients_that_take_nothing_lose_their_buffers_to_those_who_wait(volume: str) -> None:
+    content = os.urandom(4 * MIB)
+    with Wire(volume, structured=True) as busy, ExitStack() as stack:
+        assert busy.write(0, content) == 0
+        lazy = [stack.enter_context(Wire(volume, structured=True)) for _ in range(4)]
+        for wire in lazy:
+            for _ in range(40):
+                wire.ask(READ, 0, 4 * MIB)
+        for _ in range(20):
+            assert busy.read(0, 4 * MIB) == content
+        ended = 0
+        for wire in lazy:
+            try:
+                assert all(answer.data == content for answer in wire.answers().values())
+            except Ended:
+                ended += 1
+        assert ended > 0, "nobody was made to give back what others waited for"
 
 
 # Many requests
