@@ -151,9 +151,9 @@ async def test_writes_go_on_while_the_metadata_service_does_not_answer(bench: Be
 async def test_checkpoints_are_exact_while_everything_changes(bench: Bench) -> None:
     """What recovery counts as alive, from a checkpoint's counters and the log behind it, is what is alive; whenever the crash comes."""
     for _ in range(4):
-        async with bench.served(checkpoint_bytes=2 << 20) as connection:
+        async with bench.served(checkpoint_bytes=1 << 20) as connection:
             await bench.compare(connection)
-            await bench.write(connection, bench.draw.randint(200, 1500))
+            await bench.write(connection, bench.draw.randint(800, 2000))
             moved = counters_by_name(bench.engine.counters(bench.volume))["checkpoints"]
             assert moved > 0
         async with bench.served() as connection:
