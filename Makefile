@@ -52,7 +52,7 @@ lint-types: build
 	$(BIN)/mypy $(wildcard src perf tests tools/*.py)
 
 lint-engine: build
-	$(BIN)/cython-lint ext
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint ext     # it runs pycodestyle by name
 
 lint-imports: build
 	$(BIN)/python tools/cimports.py
