@@ -1,0 +1,19 @@
+"""Runs one target under libFuzzer (atheris) until its time is up: `make fuzz` starts this, with the sanitizer preloaded.
+
+Arguments: the target, then whatever libFuzzer takes (options, the folders of inputs). It never returns: libFuzzer ends the process.
+"""
+
+import sys
+
+import atheris
+
+from fuzz.targets import target
+
+
+def main() -> None:
+    chosen = target(sys.argv[1])
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], chosen.fuzz_one, enable_python_coverage=False)
+    atheris.Fuzz()
+
+
+main()

@@ -1,0 +1,18 @@
+"""Whatever a fuzzer has found stays found: each input of tests/fuzz/corpus is read once, by the engine that all other tests use."""
+
+from pathlib import Path
+
+import pytest
+
+from fuzz.targets import NAMES, target
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_found_is_read_without_harm(name: str) -> None:
+    inputs = sorted((CORPUS / name).iterdir())
+    assert inputs, f"{CORPUS / name} holds no input"
+    for path in inputs:
+        print(path.name)  # the last one printed is the one that failed
+        target(name).fuzz_one(path.read_bytes())
