@@ -12,8 +12,8 @@
 #     remove      segments that neither checkpoint nor map nor replay needs any more
 # If anything fails, the old checkpoint stays good and the next one tries again.
 
-from libc.errno cimport EIO, ENOMEM, ENOSPC, ESTALE
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport ENOMEM, ENOSPC, ESTALE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 

@@ -7,7 +7,6 @@
 import os
 import threading
 from collections import namedtuple
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +17,9 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from iomesh.engine.checkpoint cimport Checkpoints
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
@@ -34,13 +32,15 @@ from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
-from iomesh.engine.task cimport Waiters, start as start_task, wait, wait_in, waited, wake_all
+from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
-from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
+from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, Volume
 
-from iomesh.engine.structures import (
-    crc32c, read_checkpoint, read_footer, read_journal_block, read_node, read_record, read_superblock, read_table, structures)
-from iomesh.engine.nbd import ENDS, transmission_flags
+# Part of engine.pyi, made elsewhere:
+from iomesh.engine.structures import crc32c, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
+from iomesh.engine.structures import read_node, read_record, read_superblock, read_table, structures  # no-cython-lint
+from iomesh.engine.nbd import transmission_flags  # no-cython-lint
+from iomesh.engine.nbd import ENDS
 from iomesh.engine.uring import RingError, why_no_ring
 
 cdef extern from *:
@@ -325,7 +325,6 @@ cdef class Engine:
 
     def close_store(self, int store):
         cdef Command* command
-        cdef _Open opened
         if store not in self.stores:
             return self.refuse(ENOENT, f"no store has the number {store}")
         if self.volumes:
@@ -371,7 +370,8 @@ cdef class Engine:
         opened.counters = np.zeros(COUNTERS, np.uint64)
         opened.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
         counters, histograms = opened.counters, opened.histograms
-        opened.volume.counters = log.counters = log.tails.counters = log.flusher.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
+        opened.volume.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
+        log.counters = log.tails.counters = log.flusher.counters = &counters[0]
         opened.volume.latencies = &histograms[0, 0]
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         opened.volume.engine = <void*>self

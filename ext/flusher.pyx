@@ -5,7 +5,7 @@
 #
 # On devices without a volatile cache what is committed is stable, and a flush costs nothing.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from iomesh.engine.counters cimport DEVICE_FLUSHES
 from iomesh.engine.io cimport Io, Operation

@@ -44,7 +44,8 @@ cdef class Io:
     cdef int64_t unix_ns(self) noexcept nogil
     cdef uint64_t random(self) noexcept nogil
     # turning the world
-    cdef int poll(self, int64_t wait_ns) noexcept nogil          # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many
+    # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many
+    cdef int poll(self, int64_t wait_ns) noexcept nogil
     cdef int wake_fd(self) noexcept nogil                        # an eventfd: a write from any thread ends a waiting poll
     cdef int begin(self) noexcept nogil                          # once, on the thread that will poll; 0 or a negative errno
     cdef int add_device(self, int fd) noexcept nogil             # the number, or a negative errno; the descriptor stays the caller's

@@ -34,4 +34,5 @@ cdef class Reactor:
     cdef int deliver(self, Message* newest) noexcept nogil
     cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil
 
-cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil   # from a task: run body as a task on target's thread, wait for its result
+# From a task: run body as a task on target's thread, wait for its result.
+cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil

@@ -14,7 +14,7 @@
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
 #   - running it twice, or dying in it and running it again, changes nothing.
 
-from libc.errno cimport EIO, ENOMEM, EUCLEAN
+from libc.errno cimport ENOMEM, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc

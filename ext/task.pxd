@@ -15,7 +15,8 @@ from iomesh.engine.io cimport Operation
 
 ctypedef int64_t (*Body)(void* argument) noexcept nogil
 
-cdef void start(Body body, void* argument, Operation* ended) noexcept nogil    # runs at once, up to its first wait; `ended` (may be NULL) is done with the body's result
+# Runs at once, up to its first wait; `ended` (may be NULL) is done with the body's result.
+cdef void start(Body body, void* argument, Operation* ended) noexcept nogil
 cdef bint in_task() noexcept nogil
 cdef void waited(Operation* operation) noexcept nogil
 cdef int64_t wait(Operation* operation) noexcept nogil

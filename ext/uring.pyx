@@ -10,12 +10,11 @@
 # Where the kernel or a limit withholds something (registered buffers: RLIMIT_MEMLOCK; IOPOLL: a device without poll queues), the ring goes on
 # without and says so in `warnings`.
 
-import errno
 import os
 import resource
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENOMEM, EOPNOTSUPP, ENOSYS, EPERM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
@@ -429,7 +428,6 @@ cdef class Uring(Io):
 
     cdef void ended(self, Operation* operation, int result) noexcept nogil:
         """One completion: go on with what was cut short, or hand the operation back."""
-        cdef bint on_connection
         self.under_way -= 1
         if operation.kind & POLLED:
             operation.kind &= ~POLLED

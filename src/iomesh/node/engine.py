@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import Unsupported, from_errno
+from iomesh.errors import ConfigError, Unsupported, from_errno
 from iomesh.node.config import EngineConfig
 
 
@@ -25,7 +25,7 @@ class NodeEngine:
     """Between `start` and `stop` it belongs to the running event loop."""
 
     def __init__(self, config: EngineConfig, on_event: Callable[[Event], None]) -> None:
-        """Raises Unsupported where the engine cannot run; the message says what is needed."""
+        """Raises Unsupported where the engine cannot run (the message says what is needed), ConfigError when a setting is out of bounds."""
         self.reactors = config.reactors
         self._on_event = on_event
         self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
@@ -40,6 +40,8 @@ class NodeEngine:
                 iopoll=config.iopoll,
                 register_buffers=config.register_buffers,
             )
+        except ValueError as error:
+            raise ConfigError(f"[engine]: {error}") from None
         except compiled.EngineError as error:
             raise Unsupported(str(error)) from None
 
