@@ -1,17 +1,19 @@
 """What every test may ask for: a trial installation, its volume, a disk over it, and random numbers that can be repeated."""
 
-import os
+import asyncio
+import itertools
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from support import rooms
 from support.amount import Amount
 from support.disk import Disk
 from support.trial import Trial
+
+_numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,21 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
 
 
-def _seed(config: pytest.Config) -> int:
-    given = config.getoption("--seed")
-    if given is None:
-        given = int.from_bytes(os.urandom(4), "big")
-        config.option.seed = given
-    return int(given)
-
-
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {_seed(config)} (repeat with --seed)"
+    return f"seed: {rooms.seed(config)} (repeat with --seed)"
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    number = _seed(request.config)
+    number = rooms.seed(request.config)
     print(f"seed {number}")
     return number
 
@@ -62,14 +56,8 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 
 @pytest.fixture
 def room(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder on a real disk (direct I/O) with a short path (for sockets), that others may enter (PostgreSQL's user)."""
-    folder = Path(tempfile.mkdtemp(prefix="iomesh-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")))
-    folder.chmod(0o755)
-    yield folder
-    if request.config.getoption("--keep"):
-        print(f"kept: {folder}")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    with rooms.room(request.config) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -85,10 +73,14 @@ def new_trial(request: pytest.FixtureRequest, room: Path) -> Iterator[Callable[.
 
     yield make
     for trial in made:
-        if request.config.getoption("--keep"):
-            trial.crash()
-        else:
-            trial.down()
+        leave(trial, request.config)
+
+
+def leave(trial: Trial, config: pytest.Config) -> None:
+    if config.getoption("--keep"):
+        trial.crash()
+    else:
+        trial.down()
 
 
 @pytest.fixture
@@ -97,10 +89,30 @@ def trial(new_trial: Callable[..., Trial]) -> Trial:
     return new_trial("--device-size", "4G", "--size", "256M")
 
 
+@pytest.fixture(scope="session")
+def installation(request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """One trial for all tests that only want a volume."""
+    with rooms.room(request.config) as folder:
+        trial = Trial(folder / "trial", ["--device-size", "64G", "--size", "16M"])
+        trial.up()
+        yield trial
+        leave(trial, request.config)
+
+
 @pytest.fixture
-def volume(trial: Trial) -> str:
-    """The NBD URI of the trial's volume."""
-    return trial.uri
+def volume_bytes() -> int:
+    return 256 << 20
+
+
+@pytest.fixture
+def volume(installation: Trial, volume_bytes: int) -> Iterator[str]:
+    """The NBD URI of a volume of the test's own."""
+    if not installation.running():  # a test before ended the daemon; it has failed for that, not this one
+        installation.start()
+    name = f"volume-{next(_numbers)}"
+    yield asyncio.run(installation.make_volume(name, volume_bytes))
+    if installation.running():
+        asyncio.run(installation.delete_volume(name))
 
 
 @pytest.fixture
@@ -121,5 +133,5 @@ def new_disk(room: Path, new_trial: Callable[..., Trial]) -> Iterator[Callable[[
 
 @pytest.fixture
 def disk(new_disk: Callable[[str], Disk], volume: str) -> Disk:
-    """The trial's volume as a block device."""
+    """The volume as a block device."""
     return new_disk(volume)

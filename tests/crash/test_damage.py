@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from iomesh.engine import engine
+from support import rooms
 from support.amount import Amount
 from support.load import Load
 from support.model import Model
@@ -95,19 +96,24 @@ class AtRest:
             return file.read(place.length)
 
 
-@pytest.fixture(params=["stopped", "killed"])
-def at_rest(request: pytest.FixtureRequest, new_trial: Callable[..., Trial], room: Path, seed: int) -> AtRest:
-    trial = new_trial("--device-size", "1G", "--size", str(VOLUME), "--checkpoint-bytes", "8M")
-    model = Model(VOLUME)
-    asyncio.run(fill(trial.uri, model, seed))
-    assert not model.open
-    if request.param == "stopped":
-        trial.stop()
-    else:
-        trial.crash()
-    copy = room / "at-rest"
-    run(["cp", "-a", "--sparse=always", trial.directory, copy])
-    return AtRest(trial, model, copy, request.param)
+@pytest.fixture(scope="module", params=["stopped", "killed"])
+def at_rest(request: pytest.FixtureRequest) -> Iterator[AtRest]:
+    with rooms.room(request.config) as folder:
+        trial = Trial(folder / "trial", ["--device-size", "1G", "--size", str(VOLUME), "--checkpoint-bytes", "8M"])
+        trial.up()
+        try:
+            model = Model(VOLUME)
+            asyncio.run(fill(trial.uri, model, rooms.seed(request.config)))
+            assert not model.open
+            if request.param == "stopped":
+                trial.stop()
+            else:
+                trial.crash()
+            copy = folder / "at-rest"
+            run(["cp", "-a", "--sparse=always", trial.directory, copy])
+            yield AtRest(trial, model, copy, request.param)
+        finally:
+            trial.crash()
 
 
 async def fill(uri: str, model: Model, seed: int) -> None:

@@ -17,9 +17,8 @@ KINDS = pytest.mark.parametrize("kind", ["xfs", "ext4"])
 
 
 @pytest.fixture
-def trial(new_trial: Callable[..., Trial]) -> Trial:
-    """Larger than the usual one: mkfs.xfs wants 300 MiB."""
-    return new_trial("--device-size", "8G", "--size", "1G")
+def volume_bytes() -> int:
+    return 1 << 30  # mkfs.xfs wants 300 MiB at least
 
 
 def data_bytes(uri: str) -> int:
@@ -77,8 +76,9 @@ def test_fstrim_gives_the_space_of_deleted_files_back(disk: Disk, draw: random.R
 
 @KINDS
 def test_synced_files_are_there_after_the_daemon_is_killed(
-    trial: Trial, new_disk: Callable[[str], Disk], draw: random.Random, kind: str
+    new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], draw: random.Random, kind: str
 ) -> None:
+    trial = new_trial("--device-size", "8G", "--size", "1G")
     disk = new_disk(trial.uri)
     disk.make(kind)
     folder = disk.mount()

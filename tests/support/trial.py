@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iomesh.api.client import Client
 from support.run import alive, end, eventually, run
 
 
@@ -28,15 +29,13 @@ class Trial:
 
     def start(self) -> None:
         """Starts the daemons again after a crash or a stop."""
-        self._iomesh("trial", "start", "--dir", str(self.directory))
-        self.described = json.loads(self._iomesh("trial", "status", "--dir", str(self.directory), "--json"))
+        self.described = json.loads(self._iomesh("trial", "start", "--dir", str(self.directory), "--json"))
 
     def try_to_start(self) -> subprocess.CompletedProcess[str]:
         """Starts the daemons when that may rightly be refused: the caller looks at what came of it."""
-        done = run([iomesh_command(), "trial", "start", "--dir", str(self.directory)], timeout=120, succeeds=False)
-        status = run([iomesh_command(), "trial", "status", "--dir", str(self.directory), "--json"], succeeds=False)
-        if status.returncode == 0:
-            self.described = json.loads(status.stdout)
+        done = run([iomesh_command(), "trial", "start", "--dir", self.directory, "--json"], timeout=120, succeeds=False)
+        if done.returncode == 0:
+            self.described = json.loads(done.stdout)
         return done
 
     def begin_to_start(self) -> subprocess.Popen[str]:
@@ -47,7 +46,7 @@ class Trial:
 
     def crash(self) -> None:
         """SIGKILL to every daemon."""
-        for pid in self.pids():
+        for pid in self.running():
             end(pid)
 
     def stop(self) -> None:
@@ -60,6 +59,20 @@ class Trial:
         run([iomesh_command(), "trial", "down", "--dir", str(self.directory)], timeout=60, succeeds=False)
         for pid in self.running():
             end(pid)
+
+    async def make_volume(self, name: str, size_bytes: int) -> str:
+        """Another volume beside the trial's own; its NBD URI."""
+        async with Client(self.control) as client:
+            await client.create_volume(name, size_bytes)
+            return (await client.export_volume(name)).uris[0]
+
+    async def delete_volume(self, name: str) -> None:
+        async with Client(self.control) as client:
+            await client.delete_volume(name, force=True)
+
+    @property
+    def control(self) -> str:
+        return str(self.described["nodes"][0]["control"])
 
     @property
     def pid(self) -> int:
