@@ -48,7 +48,12 @@ class Load:
 
     async def run(self) -> None:
         """Returns when the server went away as expected, or after stop(); raises the first thing that a worker found wrong."""
-        doors = [await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)]
+        try:
+            doors = [await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)]
+        except (OSError, EOFError):
+            if self._end_expected:
+                return
+            raise
         ends = await asyncio.gather(
             *(
                 self._work(door, random.Random(f"{self._seed}/{number}/{slot}"))
