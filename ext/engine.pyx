@@ -4,6 +4,7 @@
 # What Python asks is a Command: posted to a reactor, run there as a task, put on the list of what is done, and the bell is rung. What
 # happens unasked is a Notice on the same list. Objects are kept alive here until the reactor has let go of them.
 
+import atexit
 import os
 import threading
 from collections import namedtuple
@@ -217,6 +218,7 @@ cdef class Engine:
             os.close(self.bell)
 
     def start(self):
+        atexit.register(self.stop)                       # nothing of it may be freed while its threads run: until stop() this holds it
         for runner in self.runners:
             (<_Runner>runner).thread = threading.Thread(
                 target=runner.run, name=f"iomesh-reactor-{(<_Runner>runner).reactor.number}", daemon=True)
@@ -235,6 +237,7 @@ cdef class Engine:
         for runner in self.runners if self.started else ():
             (<_Runner>runner).thread.join()
         self.started = False
+        atexit.unregister(self.stop)
 
     def fileno(self):
         return self.bell

@@ -69,10 +69,7 @@ class Wire:
             self.socket.connect(parse_qs(parts.query)["socket"][0])
         else:
             self.socket = socket.create_connection((parts.hostname, parts.port or 10809), timeout=SECONDS)
-        self.structured = structured or context
-        self.asked: dict[int, Asked] = {}
-        self._chunks: dict[int, list[Chunk]] = {}  # of answers that are not complete
-        self._cookies = 0
+        self._begin(structured or context)
         name = unquote(parts.path.removeprefix("/")).encode()
         self.receive(18)
         self.socket.sendall(struct.pack(">I", 3))
@@ -83,6 +80,20 @@ class Wire:
             self._option(10, struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(query)) + query)
         [export, *_] = self._option(7, struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
         self.size, self.flags = struct.unpack(">QH", export[2:])
+
+    @classmethod
+    def over(cls, connected: socket.socket, *, structured: bool) -> Self:
+        """Where hands are shaken already."""
+        wire = cls.__new__(cls)
+        wire.socket = connected
+        wire._begin(structured)
+        return wire
+
+    def _begin(self, structured: bool) -> None:
+        self.structured = structured
+        self.asked: dict[int, Asked] = {}
+        self._chunks: dict[int, list[Chunk]] = {}  # of answers that are not complete
+        self._cookies = 0
 
     def __enter__(self) -> Self:
         return self
