@@ -71,6 +71,8 @@ annotate: build ## fails on calls into Python in the engine's nogil functions
 # The engine once more, in a folder of its own that stands before .venv's. Python must preload the sanitizer; what Python itself never frees
 # is no finding.
 SANITIZED := build/sanitized
+ENGINE_TESTS := $(wildcard tests/unit/test_*.py) tests/fuzz tests/programs/test_requests.py tests/programs/test_nbd_protocol.py \
+  tests/crash/test_kills.py tests/crash/test_small_cache.py
 .PHONY: sanitize
 sanitize: build packages-test ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)
