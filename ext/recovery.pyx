@@ -201,6 +201,8 @@ cdef class Recovery:
                         if entry.live == 0:
                             continue                     # deleted after this checkpoint
                         return self.fail(EUCLEAN, b"segment %lu, with %lu live blocks, is on no device of this node", entry.segment, entry.live, 0)
+                    if self.volume.segments.find(entry.segment) is not NULL:
+                        return self.fail(EUCLEAN, b"segment %lu is twice in the segment table of the checkpoint", entry.segment, 0, 0)
                     segment = self.volume.segments.add(entry.segment)
                     segment.blocks = scan.replica.blocks
                     segment.live = entry.live
@@ -545,9 +547,13 @@ cdef class Recovery:
                 release(items)
                 return self.fail(-result, b"the map's leaf %lu cannot be read", leaf, 0, 0)
             while i < count and items[i].key >> ORDER_BITS == leaf:
-                apply(self, node, &items[i])
+                if result == 0:
+                    result = apply(self, node, &items[i])
                 i += 1
             self.volume.map.unpin(node)
+            if result < 0:
+                release(items)
+                return result
             ahead = max(ahead, i)
             window = window - 1 if window else 0
             leaves += 1
@@ -564,7 +570,7 @@ cdef class Recovery:
         return -error
 
 
-cdef void apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
+cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
     cdef Entry* entry = &recovery.scans[item.scan].entries[item.entry]
     cdef Pointer pointer
     cdef uint32_t slot = entry.position % NODE_POINTERS, count, i
@@ -579,8 +585,12 @@ cdef void apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
         count = min(<uint32_t>entry.count, <uint32_t>NODE_POINTERS - slot)
     for i in range(slot, slot + count):
         if pointer.flags or leaf.pointers[i].flags & POINTER_PRESENT:
+            if not recovery.volume.segments.lives(leaf.pointers[i]):
+                return recovery.fail(EUCLEAN, b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
+                                     leaf.pointers[i].block, leaf.pointers[i].segment, 0)
             recovery.volume.segments.born(pointer)
             recovery.volume.segments.died(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)))
+    return 0
 
 
 cdef uint64_t next_leaf(Item* items, uint64_t i, uint64_t count) noexcept nogil:

@@ -31,6 +31,7 @@ cdef class Segments:
     cdef Segment* find(self, uint32_t number) noexcept nogil
     cdef Segment* add(self, uint32_t number) noexcept nogil            # a new one, all zero but its number
     cdef void remove(self, Segment* segment) noexcept nogil
+    cdef bint lives(self, Pointer pointer) noexcept nogil              # False: it counts, and by the count nothing lives there
     cdef void born(self, Pointer pointer) noexcept nogil               # no-ops for a pointer that is not PRESENT
     cdef void died(self, Pointer pointer) noexcept nogil
     cdef void hash(self, Segment* segment) noexcept nogil

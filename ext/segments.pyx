@@ -85,6 +85,11 @@ cdef class Segments:
         self.live -= segment.live
         release(segment)
 
+    cdef bint lives(self, Pointer pointer) noexcept nogil:
+        """Before died(), where a pointer comes from a device: its map and its table may disagree."""
+        cdef Segment* segment = self.find(pointer.segment) if pointer.flags & POINTER_PRESENT else NULL
+        return segment is NULL or segment.live > 0
+
     cdef void born(self, Pointer pointer) noexcept nogil:
         cdef Segment* segment
         if pointer.flags & POINTER_PRESENT:

@@ -1,4 +1,4 @@
-"""An engine in this process, asked one thing at a time, with this test as its metadata service: it moves a checkpoint when it is asked to."""
+"""An engine in this process, asked one thing at a time. The metadata service is this test: it moves a checkpoint when it is asked to."""
 
 import os
 import select

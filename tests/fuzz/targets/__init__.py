@@ -6,7 +6,7 @@ one.py runs them under a coverage-guided fuzzer; test_corpus.py replays what tha
 from importlib import import_module
 from typing import Protocol, cast
 
-NAMES = ("structures", "nbd", "journal")
+NAMES = ("structures", "journal", "recovery", "handshake", "nbd")
 
 
 class Target(Protocol):

@@ -1,7 +1,7 @@
 """What a store reads when it opens: superblocks and journal, valid ones with some bytes changed and the checksums right again.
 
-Opening ends with a directory or with a reason. A directory holds together: it is the same when the store opens once more, with nothing left to
-repair, and what is done on it then is there afterwards.
+Opening ends with a directory or with a reason. A directory holds together: it is the same when the store opens once more, with
+nothing left to repair, and what is done on it then is there afterwards.
 """
 
 import os
@@ -88,27 +88,34 @@ def fuzz_one(data: bytes) -> None:
 
 
 def opened(it: Device, *, change: bool = False) -> Directory | None:
-    """The directory; None: the store was refused. With `change`: it must have nothing to repair, and take changes that are there afterwards."""
+    """The directory; None: the store was refused. With `change`: it has nothing to repair, and takes changes that are there afterwards."""
     with StoreView(it.path, volatile_cache=False) as store:
+        refused = None
         try:
             store.open()
+        except StoreRefused as reason:
+            refused = reason
+        if refused is None:
+            check(store, store.replicas())
             replicas = store.replicas()
-            check(store, replicas)
             if change:
                 assert not [line for line in store.repaired if "restored" in line], f"repaired twice: {store.repaired}"
                 use(store, replicas)
-        except StoreRefused as refused:
-            assert refused.errno and refused.reason, f"refused without a reason: {refused!r}"
-            assert not change, f"a store that opened once is refused: {refused}"
-            return None
-        finally:
-            it.changed.update(event[1] for event in store.history if event[0] == "write")
+        for event in store.history:
+            if len(event) == 3:
+                it.changed.add(event[1])
+    if refused is not None:
+        assert refused.errno, f"refused without a reason: {refused!r}"
+        assert refused.reason, f"refused without a reason: {refused!r}"
+        assert not change, f"a store that opened once is refused: {refused}"
+        return None
     return replicas
 
 
 def check(store: StoreView, replicas: Directory) -> None:
     """No slab belongs to two, or to none that is not free."""
-    taken = [slab for _, _, _, extents in replicas.values() for first, count in extents for slab in range(first, first + count)]
+    extents = [extent for replica in replicas.values() for extent in replica[3]]
+    taken = [slab for first, count in extents for slab in range(first, first + count)]
     assert len(taken) == len(set(taken)), "a slab is taken twice"
     assert all(slab < store.state["slabs"] for slab in taken), "a slab lies beyond the device"
     assert len(taken) + store.state["free"] == store.state["slabs"], f"{len(taken)} slabs taken, {store.state['free']} free"
