@@ -30,6 +30,8 @@ from support.run import run
 from support.trial import Trial
 
 VOLUME = 16 << 20
+FILL = 30 << 20  # bytes written before the daemon is stopped
+FILL_SOAK = 400 << 20  # so that the journal has changed its half
 SAMPLE = 1  # places of each kind in `make test`
 ALL = 4  # and with --soak, where every form of damage is tried at each, and every field of it
 REPAIRED = {"superblock", "superblock twin", "journal", "journal mirror"}
@@ -97,13 +99,13 @@ class AtRest:
 
 
 @pytest.fixture(scope="module", params=["stopped", "killed"])
-def at_rest(request: pytest.FixtureRequest) -> Iterator[AtRest]:
+def at_rest(request: pytest.FixtureRequest, amount: Amount) -> Iterator[AtRest]:
     with rooms.room(request.config) as folder:
         trial = Trial(folder / "trial", ["--device-size", "1G", "--size", str(VOLUME), "--checkpoint-bytes", "8M"])
         trial.up()
         try:
             model = Model(VOLUME)
-            asyncio.run(fill(trial.uri, model, rooms.seed(request.config)))
+            asyncio.run(fill(trial.uri, model, rooms.seed(request.config), FILL_SOAK if amount.soak else FILL))
             assert not model.open
             if request.param == "stopped":
                 trial.stop()
@@ -116,11 +118,10 @@ def at_rest(request: pytest.FixtureRequest) -> Iterator[AtRest]:
             trial.crash()
 
 
-async def fill(uri: str, model: Model, seed: int) -> None:
-    """Some 30 MiB of all kinds of operations, so several checkpoints, and a rest in which the log says that all of it is stable."""
-    load = Load(uri, model, seed, enough=30 << 20)
-
-    async with asyncio.timeout(120):
+async def fill(uri: str, model: Model, seed: int, enough: int) -> None:
+    """All kinds of operations, over several checkpoints, and a rest in which the log says that all of it is stable."""
+    load = Load(uri, model, seed, enough=enough)
+    async with asyncio.timeout(600):
         await load.run()
     door = await Connection.connect(uri)
     await door.flush()
