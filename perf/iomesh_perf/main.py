@@ -15,8 +15,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from iomesh_perf import callgrind, cost, fio, plot, profiler, report, results
+from iomesh_perf import cost, fio, instructions, plot, process, profiler, report, results
 from iomesh_perf.parts import by_part
 from iomesh_perf.results import Measure, figure
 from iomesh_perf.settings import GIB, MIB, QUICK, Settings
@@ -25,13 +26,12 @@ from iomesh_perf.targets import FILL
 from iomesh_perf.trial import Trial, TrialError
 
 COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
-    "instructions": lambda settings, say: instructions(settings, say),
+    "instructions": lambda settings, say: instructions_per_write(settings, say),
     "memory": cost.resident_memory,
     "restart": cost.start_after_crash,
     "idle": cost.idle_cpu,
 }
 SPEED = "speed"
-ENGINE_THREAD_DEPTH = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options, console))
     except (fio.FioError, TrialError, TimeoutError, OSError) as error:
-        console.print(f"iomesh-perf: {error}", style="red", markup=False)
+        console.print(f"iomesh-perf: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -157,20 +157,30 @@ def speed_with_table(settings: Settings, workloads: Sequence[fio.Workload], cons
         return measure_speed(settings, workloads, say, progress)
 
 
-def instructions(settings: Settings, say: cost.Say) -> list[Measure]:
-    workload = fio.Workload("write", random=True, block_bytes=4096, depth=ENGINE_THREAD_DEPTH)
-    writes, span = settings.instruction_writes, GIB // 2
-    say(f"instructions: {writes:,} writes under callgrind")
+def instructions_per_write(settings: Settings, say: cost.Say) -> list[Measure]:
+    workload = fio.Workload("write", random=True, block_bytes=4096, depth=32)
+    span = GIB // 2
     with Trial(settings.directory / "instructions", device_bytes=4 * GIB, volume_bytes=span, prewrite=False) as trial:
-        fio.run(FILL, fio.Nbd(trial.uri), fio.Extent(span))
-        counted = callgrind.count(trial, writes, workload, span, settings.directory / "callgrind")
-    each = by_part(counted)
-    total = sum(each.values()) / writes
-    note = "callgrind: " + ", ".join(f"{part} {spent / writes:,.0f}" for part, spent in each.items() if spent >= writes)
+        door = fio.Nbd(trial.uri)
+        fio.run(FILL, door, fio.Extent(span))
+        load = subprocess.Popen(fio.command(workload, door, fio.Extent(span, seconds=2)), stdout=subprocess.DEVNULL)
+        reactor = process.busiest_thread(trial.pid)
+        load.wait()
+        if instructions.counters_there():
+            say("instructions: hardware counters")
+            counted, writes = instructions.by_counters(
+                trial.pid, reactor, workload, door, fio.Extent(span, seconds=settings.seconds, seed=2)
+            )
+            total, note = counted / writes, f"hardware counters over {writes:,} writes, polling included"
+        else:
+            say(f"instructions: stepping through {settings.instruction_writes:,} writes")
+            extent = fio.Extent(span, most_bytes=settings.instruction_writes * workload.block_bytes, seed=2)
+            files, writes = instructions.by_steps(trial.pid, reactor, workload, door, extent)
+            total = files.total() / writes
+            parts = by_part({(file, ""): spent / writes for file, spent in files.items()})
+            note = f"stepped through {writes:,} writes: " + ", ".join(f"{part} {spent:,.0f}" for part, spent in parts.items() if spent >= 1)
     return [
-        Measure(
-            f"user-space instructions of the engine per 4 KiB write, depth {ENGINE_THREAD_DEPTH}", total, "instructions", "less", note=note
-        )
+        Measure(f"user-space instructions of the engine per 4 KiB write, depth {workload.depth}", total, "instructions", "less", note=note)
     ]
 
 
@@ -201,9 +211,9 @@ def run_profile(options: argparse.Namespace, console: Console) -> int:
     parts_table, functions_table = Table("part", "share", "µs per operation"), Table("function", "of", "share")
     for part, share in found.parts().items():
         if share >= 0.002:
-            parts_table.add_row(part, f"{share:.1%}", figure(share * found.busy / found.iops * 1e6))
+            parts_table.add_row(Text(part), f"{share:.1%}", figure(share * found.busy / found.iops * 1e6))
     for where, name, share in found.functions(options.functions):
-        functions_table.add_row(name, where, f"{share:.1%}")
+        functions_table.add_row(Text(name), Text(where), f"{share:.1%}")
     console.print(parts_table, functions_table)
     return 0
 

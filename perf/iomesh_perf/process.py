@@ -1,5 +1,6 @@
 """What Linux knows about a process: CPU time and memory, from /proc."""
 
+import ctypes
 import os
 import signal
 import time
@@ -66,6 +67,11 @@ def busiest_thread(pid: int, seconds: float = 1.0) -> int:
         thread: thread_cpu(pid, thread).total - spent for thread, spent in before.items() if Path(f"/proc/{pid}/task/{thread}").exists()
     }
     return max(used, key=lambda thread: used[thread])
+
+
+def signal_thread(pid: int, thread: int, number: signal.Signals) -> None:
+    """tgkill: Python has it for its own threads only."""
+    ctypes.CDLL(None).syscall(234 if os.uname().machine == "x86_64" else 131, pid, thread, int(number))
 
 
 def alive(pid: int) -> bool:

@@ -1,0 +1,144 @@
+"""User-space instructions of the reactor's thread, counted while fio writes.
+
+Hardware counters do it where there are any (`perf stat`), which is rarely so in virtual machines. Elsewhere the thread is single-stepped:
+ptrace stops it after each instruction and notes where it is. That is some ten thousand times slower and exact. So slow a reactor always
+finds all of the client's queue and finds every device write done when it looks: records are full, and polling for nothing, which real
+time has and which costs nothing that anyone waits for, is not in the figure.
+
+(callgrind would be faster, but valgrind 3.19, Debian 12's, holds its one lock through io_uring_enter: a reactor that sleeps stops the process.)
+"""
+
+import bisect
+import ctypes
+import os
+import platform
+import signal
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+
+from iomesh_perf import fio, process
+from iomesh_perf.trial import TrialError
+
+PTRACE_PEEKUSER, PTRACE_SINGLESTEP, PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 3, 9, 17, 0x4206, 0x4207
+RIP_OFFSET = 16 * 8  # of struct user on x86-64
+WALL = 0x40000000  # __WALL: also threads that are not children
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.restype = ctypes.c_long
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Mappings:
+    """Which file lies at an address."""
+
+    def __init__(self, text: str) -> None:
+        """text: of /proc/PID/maps."""
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._files: list[str] = []
+        for line in text.splitlines():
+            words = line.split(maxsplit=5)
+            start, _, end = words[0].partition("-")
+            self._starts.append(int(start, 16))
+            self._ends.append(int(end, 16))
+            self._files.append(words[5] if len(words) > 5 else "?")
+
+    def file_at(self, address: int) -> str:
+        index = bisect.bisect_right(self._starts, address) - 1
+        return self._files[index] if index >= 0 and address < self._ends[index] else "?"
+
+
+def counters_there() -> bool:
+    """Whether this machine can count instructions in user space."""
+    try:
+        outcome = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return False
+    return outcome.returncode == 0 and parse_stat(outcome.stderr) is not None
+
+
+def parse_stat(text: str) -> int | None:
+    """Instructions from `perf stat -x,`; None: they were not counted."""
+    for line in text.splitlines():
+        fields = line.split(",")
+        if len(fields) > 2 and fields[2].startswith("instructions"):
+            return int(fields[0]) if fields[0].isdigit() else None
+    return None
+
+
+def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[int, int]:
+    """Instructions of `thread` and operations of fio in one run."""
+    watch = subprocess.Popen(["perf", "stat", "-x,", "-e", "instructions:u", "-t", str(thread)], stderr=subprocess.PIPE, text=True)
+    try:
+        run = fio.run(workload, door, extent)
+    finally:
+        watch.send_signal(signal.SIGINT)
+        _, said = watch.communicate()
+    counted = parse_stat(said)
+    if counted is None:
+        raise TrialError(f"perf stat counted nothing for thread {thread} of {pid}: {said.strip()[-300:]}")
+    return counted, run.ios
+
+
+def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[Counter[str], int]:
+    """Instructions of `thread` by the file they lie in, and operations of fio, in one run of which every instruction is stepped."""
+    if platform.machine() != "x86_64":
+        raise TrialError(
+            f"instructions are stepped on x86-64 only and this is {platform.machine()}: a machine with hardware counters needs no steps"
+        )
+    at: Counter[int] = Counter()
+    _ptrace(PTRACE_SEIZE, thread)
+    load = subprocess.Popen(fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    printed: list[str] = []
+
+    def end_with_fio() -> None:
+        printed.extend(load.communicate())
+        process.signal_thread(pid, thread, signal.SIGSTOP)  # it may be asleep in the kernel, where there is nothing to step
+
+    waiter = threading.Thread(target=end_with_fio)
+    waiter.start()
+    try:
+        _ptrace(PTRACE_INTERRUPT, thread)
+        step_until_stopped(thread, at)
+    finally:
+        if load.poll() is None:
+            load.kill()
+        waiter.join()
+        libc.ptrace(PTRACE_DETACH, thread, None, None)
+        process.signal_thread(pid, thread, signal.SIGCONT)
+    if load.returncode:
+        raise fio.FioError(f"fio failed with status {load.returncode}: {printed[1].strip()[-500:]}")
+    mappings = Mappings(Path(f"/proc/{pid}/maps").read_text())
+    files: Counter[str] = Counter()
+    for address, times in at.items():
+        files[mappings.file_at(address)] += times
+    return files, fio.parse(printed[0], workload.direction).ios
+
+
+def step_until_stopped(thread: int, at: Counter[int]) -> None:
+    """Step a seized thread, one instruction at a time, until somebody sends it SIGSTOP."""
+    ptrace, waitpid = libc.ptrace, os.waitpid
+    begun = False
+    while True:
+        _, status = waitpid(thread, WALL)
+        if not os.WIFSTOPPED(status):
+            raise TrialError(f"thread {thread} ended while it was stepped (status {status:#x})")
+        stopped_by = os.WSTOPSIG(status)
+        if stopped_by == signal.SIGSTOP:
+            return
+        if stopped_by == signal.SIGTRAP:
+            if begun:
+                at[ptrace(PTRACE_PEEKUSER, thread, RIP_OFFSET, None) & (2**64 - 1)] += 1
+            begun, stopped_by = True, 0
+        if ptrace(PTRACE_SINGLESTEP, thread, None, stopped_by):
+            raise OSError(ctypes.get_errno(), f"stepping thread {thread}")
+
+
+def _ptrace(request: int, thread: int) -> None:
+    if libc.ptrace(request, thread, None, None):
+        error = ctypes.get_errno()
+        raise TrialError(
+            f"thread {thread} cannot be traced ({os.strerror(error)}): run as root, or set the sysctl kernel.yama.ptrace_scope to 0"
+        )
