@@ -41,11 +41,13 @@ cdef class Io:
     cdef void after(self, Operation* operation, int64_t delay_ns) noexcept nogil
     cdef bint cancel(self, Operation* operation) noexcept nogil   # a timer; True: it will not be called
     cdef int64_t now_ns(self) noexcept nogil                     # monotonic, as of the last poll
+    cdef int64_t waited_ns(self) noexcept nogil                  # spent waiting in poll, ever
     cdef int64_t unix_ns(self) noexcept nogil
     cdef uint64_t random(self) noexcept nogil
     # turning the world
     # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many
     cdef int poll(self, int64_t wait_ns) noexcept nogil
+    cdef bint core_wanted(self) noexcept nogil                   # what is under way ends on a kernel thread that may need this core: wait for it, do not poll
     cdef int wake_fd(self) noexcept nogil                        # an eventfd: a write from any thread ends a waiting poll
     cdef int begin(self) noexcept nogil                          # once, on the thread that will poll; 0 or a negative errno
     cdef int add_device(self, int fd) noexcept nogil             # the number, or a negative errno; the descriptor stays the caller's

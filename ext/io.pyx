@@ -37,6 +37,9 @@ cdef class Io:
     cdef int64_t now_ns(self) noexcept nogil:
         invariant(False, b"an Io implements now_ns")
 
+    cdef int64_t waited_ns(self) noexcept nogil:
+        return 0
+
     cdef int64_t unix_ns(self) noexcept nogil:
         invariant(False, b"an Io implements unix_ns")
 
@@ -45,6 +48,9 @@ cdef class Io:
 
     cdef int poll(self, int64_t wait_ns) noexcept nogil:
         invariant(False, b"an Io implements poll")
+
+    cdef bint core_wanted(self) noexcept nogil:
+        return False
 
     cdef int wake_fd(self) noexcept nogil:
         invariant(False, b"an Io implements wake_fd")

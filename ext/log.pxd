@@ -54,12 +54,11 @@ cdef class Log:
     cdef uint64_t committed          # of the newest one that is committed
     cdef uint64_t bytes              # of records, written since the volume was opened
     cdef uint64_t bytes_at_checkpoint
-    cdef int depth                   # records under way before a turn's writes wait to be gathered with the next one's
     cdef int error                   # the log is broken: a negative errno, for good
     cdef bint failing                # an error is being worked around; appends wait
     cdef bint draining               # a checkpoint waits for what is under way: doors append nothing meanwhile (they wait in `waiters`)
     cdef Record records[RECORDS_MAX]
-    cdef uint32_t under_way
+    cdef uint32_t under_way          # entries of records that are closed and not committed
     cdef Record* building
     cdef Record* oldest              # of those under way
     cdef Record* newest

@@ -38,7 +38,6 @@ from iomesh.engine.tails cimport TAILS, Tail, Tails, Transfer
 from iomesh.engine.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
-    DEPTH = 4                        # see Log.depth
     IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
     HEADER_FIXED = 128               # bytes of a header before its entries
 
@@ -55,7 +54,6 @@ cdef class Log:
         self.flusher = Flusher(reactor.io, self.tails.volatile)
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
-        self.depth = DEPTH
         self.turn_end.done = turn_ended
         self.pool_wait.done = pool_gave
         self.idle_timer.done = idle_timer_rang
@@ -223,7 +221,7 @@ cdef class Log:
         else:
             self.newest.next = record
         self.newest = record
-        self.under_way += 1
+        self.under_way += record.entries
         self.counters[RECORDS] += 1
         self.counters[COUNT_RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
         self.place(record, record.tail)
@@ -261,8 +259,15 @@ cdef class Log:
         self.tails.write(&record.transfer, tail, record.block, <const char*>header, blocks)
 
     cdef void turn_ends(self) noexcept nogil:
+        """Write what was gathered, unless more is under way than that: then it waits for the next turn's, or for a commit.
+
+        A record costs a header block, a submission and a completion, some 10 µs that one of 32 writes shares with 31 others: a reactor that
+        writes whatever a turn brings spends its core on records of one to five writes. Waiting for as many as are under way keeps half of
+        a busy client's queue at the device and half in the next record, whatever the depth of either; who has the log for himself
+        never waits, and nobody waits for longer than the device takes to write what is before it.
+        """
         self.turn_end_asked = False
-        if self.building is not NULL and self.building.entries and self.under_way < <uint32_t>self.depth:
+        if self.building is not NULL and self.building.entries and self.building.entries >= self.under_way:
             self.close_record()
 
     cdef void buffer_came(self) noexcept nogil:
@@ -297,7 +302,7 @@ cdef class Log:
         self.oldest = record.next
         if self.oldest is NULL:
             self.newest = NULL
-        self.under_way -= 1
+        self.under_way -= record.entries
         self.committed = record.sequence
         self.flusher.commits(record.sequence, tail.segment.replica.device)
         tail.committed_block = record.block + 1 + record.payload
@@ -382,7 +387,7 @@ cdef class Log:
         while self.oldest is not NULL:
             record = self.oldest
             self.oldest = record.next
-            self.under_way -= 1
+            self.under_way -= record.entries
             self.on_abort(self.owner, record)
             self.free_record(record)
         self.newest = NULL

@@ -24,7 +24,7 @@ cdef class Reactor:
     cdef bint stopping
     cdef uint64_t turns
     cdef uint64_t sleeps
-    cdef uint64_t busy_ns            # time in turns that found work
+    cdef uint64_t busy_ns            # time that was work, neither waiting nor polling in vain
 
     cdef void at_turn_end(self, Operation* operation) noexcept nogil       # done is called once, before the reactor polls again
     cdef void post(self, Message* message) noexcept nogil                  # from any thread

@@ -3,7 +3,8 @@
 # A turn: poll the Io (its completions run), deliver the mail, then run what asked for the turn's end. Requests that arrive in one turn are
 # so gathered before anything is written: the log closes its record and a connection sends its replies at the turn's end.
 #
-# When to sleep: in ADAPTIVE mode after poll_ns without work, in SLEEP mode at once, in BUSY mode never. A reactor about to sleep
+# When to sleep: in ADAPTIVE mode after poll_ns without work, in SLEEP mode at once, in BUSY mode never; in every mode at once while the
+# kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to sleep
 # says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees the other.
 
 from libc.stdint cimport int64_t
@@ -36,6 +37,7 @@ cdef extern from *:
     void relax() noexcept nogil
 
 cdef enum:
+    LONG_S = 3600                    # of a sleep: whatever ends it comes by itself
     TURN_END_ROUNDS = 8              # what asks for the turn's end while it runs is run too, but not for ever
 
 
@@ -70,6 +72,7 @@ cdef class Reactor:
     cdef void run(self) noexcept nogil:
         cdef int64_t last_work_ns = self.io.now_ns(), began_ns, wait_ns = 0
         cdef int found
+        cdef bint worked = False
         while not flag_load(self.stopping):
             if wait_ns != 0:
                 flag_store(self.asleep, True)
@@ -77,17 +80,17 @@ cdef class Reactor:
                     wait_ns = 0
                 else:
                     self.sleeps += 1
-            began_ns = self.io.now_ns()
+            began_ns = self.io.now_ns() - self.io.waited_ns()
             found = self.io.poll(wait_ns)
-            if wait_ns != 0:
-                began_ns = self.io.now_ns()
+            if found or worked:                          # the time from poll to poll is that of the turn between them, but for the waiting
+                self.busy_ns += self.io.now_ns() - self.io.waited_ns() - began_ns
             if self.asleep:
                 flag_store(self.asleep, False)
             found += self.turn()
             self.turns += 1
-            if found:
+            worked = found != 0
+            if worked:
                 last_work_ns = self.io.now_ns()
-                self.busy_ns += last_work_ns - began_ns
             wait_ns = self.may_sleep(last_work_ns)
             if not found and wait_ns == 0:
                 relax()
@@ -129,11 +132,15 @@ cdef class Reactor:
 
     cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil:
         """How long the next poll may wait; 0: not at all."""
-        if self.turn_first is not NULL or self.mode == BUSY:
+        if self.turn_first is not NULL:
+            return 0
+        if self.io.core_wanted():
+            return LONG_S * <int64_t>1000000000
+        if self.mode == BUSY:
             return 0
         if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns:
             return 0
-        return 3600 * <int64_t>1000000000
+        return LONG_S * <int64_t>1000000000
 
 
 cdef struct Call:                    # lies on the caller's stack while it waits

@@ -25,6 +25,8 @@ cdef class Uring(Io):
     cdef uint64_t arena_bytes
     cdef uint32_t under_way          # operations in the kernel
     cdef uint32_t polled_under_way
+    cdef uint32_t workers            # operations in the kernel that end on a worker thread of its
+    cdef bint files[DEVICES_MAX]     # this device is a file
     cdef int bell
     cdef uint64_t bell_count
     cdef Operation bell_operation
@@ -32,6 +34,7 @@ cdef class Uring(Io):
     cdef Connection connections[CONNECTIONS_MAX]
     cdef Operation* timers           # soonest first
     cdef int64_t now
+    cdef int64_t waited              # ns
     cdef uint64_t random_state
     cdef readonly uint64_t enters    # system calls made
     cdef readonly list warnings      # what it goes on without, each with its remedy
@@ -42,4 +45,5 @@ cdef class Uring(Io):
     cdef int expire(self) noexcept nogil
     cdef void wait(self, int64_t wait_ns) noexcept nogil
     cdef void close_now(self, int connection) noexcept nogil
+    cdef bint ends_on_worker(self, const Operation* operation) noexcept nogil
     cdef void listen_bell(self) noexcept nogil

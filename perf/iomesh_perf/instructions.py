@@ -5,10 +5,12 @@ ptrace stops it after each instruction and notes where it is. That is some ten t
 finds all of the client's queue and finds every device write done when it looks: records are full, and polling for nothing, which real
 time has and which costs nothing that anyone waits for, is not in the figure.
 
-(callgrind would be faster, but valgrind 3.19, Debian 12's, holds its one lock through io_uring_enter: a reactor that sleeps stops the process.)
+(callgrind would be faster, but valgrind 3.19, Debian 12's, holds its one lock through io_uring_enter: a reactor that sleeps there stops
+the whole process.)
 """
 
 import bisect
+import contextlib
 import ctypes
 import os
 import platform
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from iomesh_perf import fio, process
@@ -89,25 +92,22 @@ def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, exte
             f"instructions are stepped on x86-64 only and this is {platform.machine()}: a machine with hardware counters needs no steps"
         )
     at: Counter[int] = Counter()
-    _ptrace(PTRACE_SEIZE, thread)
-    load = subprocess.Popen(fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     printed: list[str] = []
+    with traced(pid, thread):
+        load = subprocess.Popen(fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def end_with_fio() -> None:
-        printed.extend(load.communicate())
-        process.signal_thread(pid, thread, signal.SIGSTOP)  # it may be asleep in the kernel, where there is nothing to step
+        def end_with_fio() -> None:
+            printed.extend(load.communicate())
+            process.signal_thread(pid, thread, signal.SIGSTOP)  # it may be asleep in the kernel, where there is nothing to step
 
-    waiter = threading.Thread(target=end_with_fio)
-    waiter.start()
-    try:
-        _ptrace(PTRACE_INTERRUPT, thread)
-        step_until_stopped(thread, at)
-    finally:
-        if load.poll() is None:
-            load.kill()
-        waiter.join()
-        libc.ptrace(PTRACE_DETACH, thread, None, None)
-        process.signal_thread(pid, thread, signal.SIGCONT)
+        waiter = threading.Thread(target=end_with_fio)
+        waiter.start()
+        try:
+            step_until_stopped(thread, at)
+        finally:
+            if load.poll() is None:
+                load.kill()
+            waiter.join()
     if load.returncode:
         raise fio.FioError(f"fio failed with status {load.returncode}: {printed[1].strip()[-500:]}")
     mappings = Mappings(Path(f"/proc/{pid}/maps").read_text())
@@ -115,6 +115,18 @@ def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, exte
     for address, times in at.items():
         files[mappings.file_at(address)] += times
     return files, fio.parse(printed[0], workload.direction).ios
+
+
+@contextlib.contextmanager
+def traced(pid: int, thread: int) -> Iterator[None]:
+    """The thread is ours to step, and about to stop for it; afterwards it runs on as if nothing had been."""
+    _ptrace(PTRACE_SEIZE, thread)
+    try:
+        _ptrace(PTRACE_INTERRUPT, thread)
+        yield
+    finally:
+        libc.ptrace(PTRACE_DETACH, thread, None, None)
+        process.signal_thread(pid, thread, signal.SIGCONT)
 
 
 def step_until_stopped(thread: int, at: Counter[int]) -> None:

@@ -1,12 +1,17 @@
-"""Profiles of perf and callgrind are read whole, and summed up by the part of the engine."""
+"""Profiles and counts are whole, and summed up by the part of the engine."""
 
+import platform
 import shutil
+import signal
 import subprocess
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from iomesh_perf import callgrind, parts, profiler
+from iomesh_perf import instructions, parts, process, profiler
 
 PERF = """\
 # Overhead|Shared Object       |Symbol
@@ -16,28 +21,25 @@ PERF = """\
  12.50% |nbd.cpython-311-x86_64-linux-gnu.so|[.] __pyx_f_6iomesh_6engine_3log_3Log_append
 """
 
-CALLGRIND = """\
-positions: line
-events: Ir
-summary: 1100
-ob=(1) /lib/iomesh/engine/log.cpython-311-x86_64-linux-gnu.so
-fl=(1) log.c
-fn=(1) __pyx_f_6iomesh_6engine_3log_3Log_append
-10 100
-+1 200
-cob=(2) /lib/libisal.so.2
-cfi=(2) ???
-cfn=(2) crc32_iscsi_by16_10
-calls=3 0
-* 700
-+4 50
-fn=(3) static_helper
--2 50
+MAPS = """\
+7f0000000000-7f0000001000 r--p 00000000 fe:00 11  /lib/iomesh/engine/log.cpython-311-x86_64-linux-gnu.so
+7f0000001000-7f0000003000 r-xp 00001000 fe:00 11  /lib/iomesh/engine/log.cpython-311-x86_64-linux-gnu.so
+7f0000004000-7f0000005000 r-xp 00000000 00:00 0
+7ffff0000000-7ffff0002000 r-xp 00000000 00:00 0   [vdso]
+"""
 
-ob=(2)
-fl=(2)
-fn=(2)
-0 700
+# A thread that does one known thing over and over: the loop is four instructions a round.
+LOOP = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    printf("%d\\n", getpid());
+    fflush(stdout);
+    for (;;) {
+        for (long rounds = 250; rounds; rounds--) __asm__ volatile("nop; nop");
+        usleep(1);
+    }
+}
 """
 
 
@@ -51,19 +53,53 @@ def test_a_profile_without_samples_is_an_error() -> None:
         profiler.parse_report("# nothing\n")
 
 
-def test_callgrind_counts_each_instruction_once_though_calls_repeat_them() -> None:
-    counted = callgrind.instructions([CALLGRIND])
-    assert counted.total() == 1100
-    assert parts.by_part(counted) == {"libisal": 700, "log": 400}
+def test_an_address_belongs_to_the_file_that_is_mapped_there() -> None:
+    mappings = instructions.Mappings(MAPS)
+    assert mappings.file_at(0x7F0000002FFF).endswith("/log.cpython-311-x86_64-linux-gnu.so")
+    assert mappings.file_at(0x7FFFF0000010) == "[vdso]"
+    assert mappings.file_at(0x7F0000004000) == "?"
+    assert mappings.file_at(0x7F0000003000) == "?"
+    assert mappings.file_at(0) == "?"
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
-def test_a_real_dump_adds_up_to_what_callgrind_says_itself(tmp_path: Path) -> None:
-    dumped = tmp_path / "out"
-    subprocess.run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={dumped}", "/bin/true"], check=True, capture_output=True)
-    text = dumped.read_text()
-    totals = next(line for line in text.splitlines() if line.startswith("totals:"))
-    assert callgrind.instructions([text]).total() == int(totals.split()[1])
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="steps x86-64 and needs gcc")
+def test_stepping_sees_every_instruction_and_leaves_the_thread_running(tmp_path: Path) -> None:
+    (tmp_path / "loop.c").write_text(LOOP)
+    subprocess.run(["gcc", "-O1", "-static", "-no-pie", "-o", tmp_path / "loop", tmp_path / "loop.c"], check=True)
+    program = subprocess.Popen([tmp_path / "loop"], stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    try:
+        pid = int(program.stdout.readline())
+        at: Counter[int] = Counter()
+        with instructions.traced(pid, pid):
+            ender = threading.Timer(0.3, process.signal_thread, [pid, pid, signal.SIGSTOP])
+            ender.start()
+            instructions.step_until_stopped(pid, at)
+            ender.join()
+        inner = [times for _, times in at.most_common(4)]
+        assert inner[3] > 250, f"the loop of four instructions was hardly seen: {at.most_common(6)}"
+        assert inner[0] - inner[3] <= 1, f"the four instructions of one loop were not counted equally: {inner}"
+        before = process.cpu(pid)
+        deadline = time.monotonic() + 30
+        while process.cpu(pid).total == before.total:
+            assert time.monotonic() < deadline, "it does not run any more"
+            time.sleep(0.01)
+    finally:
+        program.kill()
+        program.wait()
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        ("123456,,instructions:u,1000,100.00,,\n", 123456),
+        ("<not supported>,,instructions:u,0,100.00,,\n", None),
+        ("<not counted>,,instructions:u,0,100.00,,\n", None),
+        ("", None),
+    ],
+)
+def test_perf_stat_says_how_many_or_that_it_cannot(text: str, counted: int | None) -> None:
+    assert instructions.parse_stat(text) == counted
 
 
 @pytest.mark.parametrize(
