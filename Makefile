@@ -82,6 +82,18 @@ sanitize: build packages-test ## the engine's tests under AddressSanitizer and U
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
 
+# And once more for the fuzzer: clang's instrumentation counts what the engine's code reaches, atheris' sanitizer library holds libFuzzer.
+FUZZED := build/fuzzed
+SECONDS := 300
+.PHONY: fuzz
+fuzz: build packages-fuzz ## coverage-guided fuzzing of what comes from outside, for SECONDS=300 in all; its corpus grows
+	rm -rf $(FUZZED)
+	$(BIN)/pip install -q --group fuzz
+	CC=clang $(subst $(ENGINE),build/fuzz,$(INSTALL)) --no-deps --target $(FUZZED) -Csetup-args=-Dbuildtype=debugoptimized \
+	  -Csetup-args=-Dc_args=-fsanitize=address,fuzzer-no-link -Csetup-args=-Dc_link_args=-fsanitize=address -Csetup-args=-Db_lundef=false .
+	PYTHONPATH=$(CURDIR)/$(FUZZED):$(CURDIR)/tests LD_PRELOAD="$$($(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants
 	$(BIN)/ruff check -q --fix . || true
@@ -91,8 +103,8 @@ format: build ## rewrites the Python code to the style that `make lint` wants
 clean: ## removes what the build made
 	rm -rf .venv build
 
-.PHONY: packages-build packages-test packages-bench
-packages-build packages-test packages-bench: packages-%:
+.PHONY: packages-build packages-test packages-bench packages-fuzz
+packages-build packages-test packages-bench packages-fuzz: packages-%:
 	@tools/packages $*
 
 .venv/requirements.stamp: pyproject.toml tools/python | packages-build

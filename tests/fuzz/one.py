@@ -1,8 +1,9 @@
-"""Runs one target under libFuzzer (atheris) until its time is up: `make fuzz` starts this, with the sanitizer preloaded.
+"""Runs one target under libFuzzer (atheris) until its time is up: __main__.py starts it.
 
 Arguments: the target, then whatever libFuzzer takes (options, the folders of inputs). It never returns: libFuzzer ends the process.
 """
 
+import shlex
 import sys
 
 import atheris
@@ -13,7 +14,8 @@ from fuzz.targets import target
 def main() -> None:
     with atheris.instrument_imports(include=["iomesh.exports"]):  # the one part that is Python; the compiler has instrumented the engine
         chosen = target(sys.argv[1])
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], chosen.fuzz_one)
+    itself = shlex.join([sys.executable, "-m", "fuzz.one", sys.argv[1]])  # as a shell would start it again: -merge=1 does
+    atheris.Setup([itself, *sys.argv[2:]], chosen.fuzz_one)
     atheris.Fuzz()
 
 

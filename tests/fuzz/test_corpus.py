@@ -1,12 +1,8 @@
 """Whatever a fuzzer has found stays found: each input of tests/fuzz/corpus is read once, by the engine that all other tests use."""
 
-from pathlib import Path
-
 import pytest
 
-from fuzz.targets import NAMES, target
-
-CORPUS = Path(__file__).parent / "corpus"
+from fuzz.targets import CORPUS, NAMES, target
 
 
 @pytest.mark.parametrize("name", NAMES)

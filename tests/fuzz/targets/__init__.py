@@ -1,11 +1,13 @@
 """What is fuzzed: a module for each, with one function, fuzz_one(data), that raises when something that must hold does not.
 
-one.py runs them under a coverage-guided fuzzer; test_corpus.py replays what that has found, on the engine that all other tests use.
+`make fuzz` runs them under a coverage-guided fuzzer; test_corpus.py replays what that has found, on the engine that all other tests use.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
+CORPUS = Path(__file__).parent.parent / "corpus"  # a folder of inputs for each
 NAMES = ("structures", "journal", "recovery", "handshake", "nbd")
 
 

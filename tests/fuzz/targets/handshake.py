@@ -1,8 +1,8 @@
 """What a client may send before it has an export: any bytes, or options with any data.
 
 The first byte of an input says how; then follow bytes to send as they are (RAW), or the client's flags (1 byte) and options: number
-(1 byte), length (1 byte), data. The handshake ends with an agreement about an export that exists, or because the client left or is none; until then
-each option is answered, in its own words.
+(1 byte), length (1 byte), data. The handshake ends with an agreement about an export that exists, or because the client left or is
+none; until then each option is answered, in its own words.
 """
 
 import asyncio
