@@ -47,6 +47,7 @@ cdef class Io:
     # turning the world
     # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many
     cdef int poll(self, int64_t wait_ns) noexcept nogil
+    cdef bint awaits_device(self) noexcept nogil                 # a device is about to answer a read: polling for it is worth more than sleeping
     cdef bint core_wanted(self) noexcept nogil                   # what is under way ends on a kernel thread that may need this core: wait for it, do not poll
     cdef int wake_fd(self) noexcept nogil                        # an eventfd: a write from any thread ends a waiting poll
     cdef int begin(self) noexcept nogil                          # once, on the thread that will poll; 0 or a negative errno

@@ -49,6 +49,9 @@ cdef class Io:
     cdef int poll(self, int64_t wait_ns) noexcept nogil:
         invariant(False, b"an Io implements poll")
 
+    cdef bint awaits_device(self) noexcept nogil:
+        return False
+
     cdef bint core_wanted(self) noexcept nogil:
         return False
 

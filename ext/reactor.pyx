@@ -3,7 +3,7 @@
 # A turn: poll the Io (its completions run), deliver the mail, then run what asked for the turn's end. Requests that arrive in one turn are
 # so gathered before anything is written: the log closes its record and a connection sends its replies at the turn's end.
 #
-# When to sleep: in ADAPTIVE mode after poll_ns without work, in SLEEP mode at once, in BUSY mode never; in every mode at once while the
+# When to sleep: in ADAPTIVE mode after poll_ns without work (20 times that while a device is to answer a read), in SLEEP mode at once, in BUSY mode never; in every mode at once while the
 # kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to sleep
 # says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees the other.
 
@@ -38,6 +38,7 @@ cdef extern from *:
 
 cdef enum:
     LONG_S = 3600                    # of a sleep: whatever ends it comes by itself
+    PATIENCE = 20                    # times poll_ns while a read is under way: a core that slept wakes later than a device answers
     TURN_END_ROUNDS = 8              # what asks for the turn's end while it runs is run too, but not for ever
 
 
@@ -138,7 +139,7 @@ cdef class Reactor:
             return LONG_S * <int64_t>1000000000
         if self.mode == BUSY:
             return 0
-        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns:
+        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns * (PATIENCE if self.io.awaits_device() else 1):
             return 0
         return LONG_S * <int64_t>1000000000
 

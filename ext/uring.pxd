@@ -25,6 +25,7 @@ cdef class Uring(Io):
     cdef uint64_t arena_bytes
     cdef uint32_t under_way          # operations in the kernel
     cdef uint32_t polled_under_way
+    cdef uint32_t reads              # of devices in the kernel
     cdef uint32_t workers            # operations in the kernel that end on a worker thread of its
     cdef bint files[DEVICES_MAX]     # this device is a file
     cdef int bell

@@ -286,6 +286,9 @@ cdef class Uring(Io):
         self.random_state ^= self.random_state << 17
         return self.random_state
 
+    cdef bint awaits_device(self) noexcept nogil:
+        return self.reads != 0
+
     cdef bint core_wanted(self) noexcept nogil:
         return self.workers != 0
 
@@ -381,6 +384,7 @@ cdef class Uring(Io):
             operation.kind |= POLLED
             self.polled_under_way += 1
         self.under_way += 1
+        self.reads += (operation.kind & ~POLLED) == READ
         self.workers += self.ends_on_worker(operation)
 
     cdef bint ends_on_worker(self, const Operation* operation) noexcept nogil:
@@ -452,6 +456,7 @@ cdef class Uring(Io):
     cdef void ended(self, Operation* operation, int result) noexcept nogil:
         """One completion: go on with what was cut short, or hand the operation back."""
         self.under_way -= 1
+        self.reads -= (operation.kind & ~POLLED) == READ
         self.workers -= self.ends_on_worker(operation)
         if operation.kind & POLLED:
             operation.kind &= ~POLLED
