@@ -3,9 +3,10 @@
 # A turn: poll the Io (its completions run), deliver the mail, then run what asked for the turn's end. Requests that arrive in one turn are
 # so gathered before anything is written: the log closes its record and a connection sends its replies at the turn's end.
 #
-# When to sleep: in ADAPTIVE mode after poll_ns without work (20 times that while a device is to answer a read), in SLEEP mode at once, in BUSY mode never; in every mode at once while the
-# kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to sleep
-# says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees the other.
+# When to sleep: in ADAPTIVE mode after poll_ns without work (20 times that while a device is to answer a read), in SLEEP mode at once, in
+# BUSY mode never; in every mode at once while the kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to
+# sleep says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees
+# the other.
 
 from libc.stdint cimport int64_t
 
