@@ -29,13 +29,14 @@ START_SECONDS = 60.0  # against hangs; it says nothing about speed
 
 @dataclass
 class Daemon:
-    """`settings` are flags of `--set`, by key."""
+    """`settings` are flags of `--set`, by key. `under`: a command that runs the daemon's, as prlimit(1) does."""
 
     directory: Path
     devices: list[str] = field(default_factory=list)
     cluster: uuid.UUID = field(default_factory=uuid.uuid4)
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = "node-a"
+    under: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +67,7 @@ class Daemon:
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         config.write_text("\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n']))
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]
-        return [iomesh_command(), "node", "--config", str(config), *flags]
+        return [*self.under, iomesh_command(), "node", "--config", str(config), *flags]
 
     def start(self) -> None:
         """Returns when it says, as to systemd, that it is ready."""
