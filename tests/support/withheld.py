@@ -1,7 +1,7 @@
 """Runs a command on what looks like a kernel without io_uring: `python withheld.py ENOSYS command ...`.
 
-A seccomp filter answers io_uring_setup(2) with the error that is named, as an old kernel (ENOSYS), an administrator or a container's profile
-(EPERM) does; every other call passes.
+A seccomp filter answers io_uring_setup(2) with the error that is named, as an old kernel (ENOSYS), an administrator or a container's
+profile (EPERM) does; every other call passes.
 """
 
 import ctypes
