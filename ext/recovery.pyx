@@ -396,7 +396,11 @@ cdef class Recovery:
                 continue
             last = scan.record_count
             scan.end = record_end(scan)
-            if segment is NULL and (last == 0 or scan.records[last - 1].sequence <= self.start):
+            if segment is not NULL and last == 0 and (segment.live or segment.table_of == self.start):
+                return self.fail(EUCLEAN, b"none of the records of segment %lu, which the checkpoint needs, can be read", scan.replica.segment, 0, 0)
+            if last == 0 or (segment is NULL and scan.records[last - 1].sequence <= self.start):
+                if segment is not NULL:
+                    self.volume.segments.remove(segment)
                 result = remove_replica(self, scan)      # it holds nothing that counts, or died before the checkpoint
                 if result < 0:
                     return self.fail(-result, b"segment %lu, which is empty, cannot be removed", scan.replica.segment, 0, 0)
@@ -407,9 +411,8 @@ cdef class Recovery:
                 segment.stream = scan.replica.stream
                 segment.replica = scan.replica
                 segment.store = scan.store
-            if last:
-                segment.first_sequence = scan.records[0].sequence
-                segment.last_sequence = scan.records[last - 1].sequence
+            segment.first_sequence = scan.records[0].sequence
+            segment.last_sequence = scan.records[last - 1].sequence
             if scan.replica.state == SEGMENT_OPEN or scan.dropped:
                 result = self.seal(scan)
                 if result < 0:
