@@ -135,6 +135,32 @@ async def test_a_grown_volume_keeps_its_data_and_shows_its_size_to_new_connectio
     await connection.close()
 
 
+async def test_who_is_connected_reaches_the_grown_part_and_learns_of_it_on_a_second_connection(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        uri = (await client.export_volume("db")).uris[0]
+        connections = [await Connection.connect(uri), await Connection.connect(uri, block_status=True)]
+        for connection in connections:
+            for reaches_beyond in (connection.read(GIB, 4096), connection.write(GIB, b"early" * 4096), connection.trim(GIB, 4096)):
+                with pytest.raises(OSError, match="error"):
+                    await reaches_beyond
+        await client.grow_volume("db", 2 * GIB)
+        for number, connection in enumerate(connections):
+            at = 2 * GIB - (1 + number) * MIB
+            await connection.write(at, b"grown   " * 512)
+            assert await connection.read(at, 8192) == b"grown   " * 512 + bytes(4096)
+            await connection.trim(at, 4096)
+            assert await connection.read(at, 4096) == bytes(4096)
+            await connection.zero(at, 4096)
+        assert await connections[1].status(2 * GIB - 4096, 4096) == [(4096, 3)]
+        with pytest.raises(OSError, match="error"):
+            await connections[0].read(2 * GIB, 4096)
+        asking = await Connection.connect(uri)
+        assert asking.size == 2 * GIB
+        for connection in (*connections, asking):
+            await connection.close()
+
+
 async def test_a_volume_in_use_is_deleted_by_force_alone_and_gives_its_space_back(node: Daemon) -> None:
     async with node.client() as client:
         (before,) = await client.devices()

@@ -20,9 +20,11 @@ from iomesh.errors import DeviceFailed, InUse, InvalidArgument, IomeshError, Not
 BLKGETSIZE64 = 0x80081272  # linux/fs.h
 BLKSSZGET = 0x1268
 BLOCK_BYTES = 4096
-# How long to wait for a device that is held. A daemon that was killed may hold it for a moment still: the kernel takes its ring apart
-# after the process has gone. And udev holds a lock on a block device for as long as it looks at it.
+# How long to wait for a device that is held: udev holds a lock on a block device for as long as it looks at it.
 HELD_SECONDS = 3.0
+# And for one whose holder is dead. The kernel takes a ring apart after its process has gone, and closes the ring's files in one queue for
+# the whole machine, behind, for one, the discards of large files that were deleted: seconds, when it is busy with those.
+HELD_BY_DEAD_SECONDS = 45.0
 HELD_PAUSE_SECONDS = 0.02
 
 
@@ -68,17 +70,25 @@ def open_device(path: str) -> OpenDevice:
 
 
 def _hold(path: str, flags: int) -> int:
-    ends = time.monotonic() + HELD_SECONDS
+    began, patience = time.monotonic(), HELD_SECONDS
     while True:
         try:
             return _open_and_lock(path, flags)
         except BlockingIOError:
-            held = InUse(f"{path} is held by another iomesh process (its lock is taken): stop that one first")
+            holder = _lock_holder(path)
+            if holder is not None and not _lives(holder):
+                patience = HELD_BY_DEAD_SECONDS
+                held = InUse(f"{path} is still being let go by process {holder}, which is dead: try again in a moment")
+            else:
+                if holder is not None:  # else it may have let go just now: what was known of it still holds
+                    patience = HELD_SECONDS
+                which = f"process {holder} has its lock" if holder is not None else "its lock is taken"
+                held = InUse(f"{path} is held by another iomesh process ({which}): stop that one first")
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise _error(path, error) from None
             held = InUse(f"{path} is in use: {_holder(path)}")
-        if time.monotonic() >= ends:
+        if time.monotonic() >= began + patience:
             raise held
         time.sleep(HELD_PAUSE_SECONDS)
 
@@ -91,6 +101,22 @@ def _open_and_lock(path: str, flags: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _lock_holder(path: str) -> int | None:
+    """The process that took the lock, alive or not; None where the kernel does not tell (it is in another container)."""
+    status = Path(path).stat()
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in _read(Path("/proc/locks")).splitlines():
+        _, kind, *_, process, which, _, _ = line.split()
+        if kind == "FLOCK" and which == file and int(process) > 0:
+            return int(process)
+    return None
+
+
+def _lives(process: int) -> bool:
+    stat = _read(Path(f"/proc/{process}/stat"))
+    return bool(stat) and stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def _block_device_bytes(path: str, descriptor: int) -> int:

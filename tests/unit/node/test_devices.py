@@ -56,7 +56,7 @@ def test_a_process_that_is_killed_holds_nothing(file_of: Maker) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(InUse):
+        with pytest.raises(InUse, match=f"process {holder.pid} has its lock"):
             open_device(path)
         holder.kill()
         holder.wait()
