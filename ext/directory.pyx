@@ -4,7 +4,9 @@
 #   - a replica whose state is not 0 is exactly what the journal, read now, would say of it; it changes by apply() alone, which the journal
 #     calls once the change is durable. So a snapshot of the directory can be taken at any moment between two changes;
 #   - a replica of state 0 is being created (its slabs are taken, its entry is on the way) or was just deleted; nobody finds it but the store;
-#   - a Replica stays at its address until it is dropped, whatever the hash table does.
+#   - a Replica stays at its address until it is dropped, whatever the hash table does;
+#   - of a segment there is one replica in the hash table. A copy of it that is being written (compaction) is outside until the
+#     journal has it; then replace() puts it in the place of the old one, which is the store's to release when nobody uses it any more.
 #
 # Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
 
@@ -13,7 +15,14 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport ENTRY_DELETE, ENTRY_PUT
+from iomesh.engine.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_PUT
+
+cdef extern from *:
+    r"""
+    static uint64_t last_serial;                       /* of all stores, on whatever reactors they live */
+    #define next_serial() __atomic_add_fetch(&last_serial, 1, __ATOMIC_RELAXED)
+    """
+    uint64_t next_serial() noexcept nogil
 
 cdef enum:
     BUCKETS_AT_FIRST = 256
@@ -43,7 +52,7 @@ cdef class Directory:
         return self.place(volume, segment)[0]
 
     cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
-        cdef Replica* replica = <Replica*>calloc(1, sizeof(Replica))
+        cdef Replica* replica = self.new(volume, segment, extents, extent_count)
         cdef Replica** place
         if replica is NULL:
             return NULL
@@ -51,12 +60,19 @@ cdef class Directory:
             self.grow()
         place = self.place(volume, segment)
         invariant(place[0] is NULL, b"a replica is added once")
+        place[0] = replica
+        self.filled += 1
+        return replica
+
+    cdef Replica* new(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
+        cdef Replica* replica = <Replica*>calloc(1, sizeof(Replica) - (EXTENTS_MAX - extent_count) * sizeof(Extent))
+        if replica is NULL:
+            return NULL
         memcpy(replica.volume, volume, 16)
         replica.segment = segment
         memcpy(replica.extents, extents, extent_count * sizeof(Extent))
         replica.extent_count = extent_count
-        place[0] = replica
-        self.filled += 1
+        replica.serial = next_serial()
         self.entry_bytes += sizeof(JournalEntry) + extent_count * sizeof(Extent)
         return replica
 
@@ -65,8 +81,27 @@ cdef class Directory:
         invariant(place[0] is replica and replica.state == 0, b"a replica is dropped when the journal does not have it")
         place[0] = replica.next
         self.filled -= 1
-        self.entry_bytes -= sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)
-        release(replica)
+        self.discard(replica)
+
+    cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil:
+        cdef Replica* copy = self.new(old.volume, old.segment, extents, extent_count)
+        if copy is not NULL:
+            copy.device = old.device
+            copy.slabs_offset = old.slabs_offset
+        return copy
+
+    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil:
+        cdef Replica** place = self.place(old.volume, old.segment)
+        invariant(place[0] is old and old.state != 0 and copy.state == 0, b"a replica that exists is replaced by one that does not yet")
+        copy.next = old.next
+        place[0] = copy
+        old.state = 0
+        self.count -= 1
+        self.entry_bytes -= sizeof(JournalEntry) + old.extent_count * sizeof(Extent)
+
+    cdef void discard(self, Replica* copy) noexcept nogil:
+        self.entry_bytes -= sizeof(JournalEntry) + copy.extent_count * sizeof(Extent)
+        release(copy)
 
     cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil:
         # Another reactor may look up blocks in the extents meanwhile: those that stay, stay where they are.
@@ -88,9 +123,16 @@ cdef class Directory:
         replica.epoch = entry.epoch
         replica.blocks = entry.blocks
         replica.footer_block = entry.footer_block
+        replica.live = entry.live
+        replica.bitmap_crc = entry.bitmap_crc
 
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil:
         cdef Replica* replica = self.find(entry.volume, entry.segment)
+        if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy in more pieces: there is no room for them
+            replica.state = 0
+            self.count -= 1
+            self.drop(replica)
+            replica = NULL
         if entry.kind == ENTRY_DELETE and replica is NULL:
             return b"it deletes a segment replica that does not exist"
         if replica is NULL:
@@ -156,5 +198,8 @@ cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogi
     into.blocks = replica.blocks
     into.footer_block = replica.footer_block
     into.stream = replica.stream
+    into.bitmap_blocks = BITMAP_COPIES if replica.live else 0
+    into.bitmap_crc = replica.bitmap_crc
+    into.live = replica.live
     memcpy(<void*>extents_of(into), replica.extents, replica.extent_count * sizeof(Extent))
     return sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)

@@ -17,6 +17,7 @@ cdef struct Repairs:                 # what was found damaged and restored, for 
 
 cdef struct Change:                  # of the task that asks for it, until commit() returns
     Replica* replica
+    Replica* instead_of              # in whose place in the directory it comes; NULL: it is there already
     EntryBytes wanted
     Operation done
     Change* next

@@ -84,6 +84,8 @@ cdef class Journal:
                 self.failed = -error
             while change is not NULL:
                 after = change.next                      # the change is gone once its task goes on
+                if error == 0 and change.instead_of is not NULL:
+                    self.directory.replace(change.instead_of, change.replica)
                 if error == 0:
                     self.directory.apply(change.replica, &change.wanted.entry)
                 change.done.result = -EIO if error else 0

@@ -20,7 +20,11 @@ cdef enum:
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
     DEVICE_BYTES_MIN = 64 * 1024 * 1024    # less would be journal and reserve, and hardly a segment
     TABLE_BLOCKS_MAX = 192 * NODE_POINTERS     # of a checkpoint's segment table: what its index has room for
-    FEATURES_KNOWN = 0               # bits of Superblock.features
+    BITMAP_COPIES = 2                # of a compacted replica's bitmap: losing it loses the whole segment, and there is a place at either end
+
+cdef enum:                           # bits of Superblock.features
+    FEATURE_COMPACTED = 1            # the directory has had compacted replicas: a program that takes them for others would read the wrong blocks
+    FEATURES_KNOWN = FEATURE_COMPACTED
 
 cdef enum:
     SUPERBLOCK_OFFSET = 0            # of the first superblock, in bytes
@@ -34,6 +38,7 @@ cdef extern from *:
     #define IOMESH_RECORD_MAGIC     0x4443524D4F49ull     /* "IOMRCD" */
     #define IOMESH_FOOTER_MAGIC     0x52544F464D4F49ull   /* "IOMFOTR" */
     #define IOMESH_CHECKPOINT_MAGIC 0x54504B434D4F49ull   /* "IOMCKPT" */
+    #define IOMESH_BITMAP_MAGIC     0x50414D424D4F49ull   /* "IOMBMAP" */
     #define IOMESH_VOLUME_BYTES_MAX (64ull << 40)         /* as many as an int does not hold: no enum */
     """
     const uint64_t VOLUME_BYTES_MAX "IOMESH_VOLUME_BYTES_MAX"
@@ -42,6 +47,7 @@ cdef extern from *:
     const uint64_t RECORD_MAGIC "IOMESH_RECORD_MAGIC"
     const uint64_t FOOTER_MAGIC "IOMESH_FOOTER_MAGIC"
     const uint64_t CHECKPOINT_MAGIC "IOMESH_CHECKPOINT_MAGIC"
+    const uint64_t BITMAP_MAGIC "IOMESH_BITMAP_MAGIC"
 
 cdef enum:                           # tiers
     TIER_NVME = 1
@@ -109,9 +115,24 @@ cdef packed struct JournalEntry:     # 64 bytes, then extent_count extents (8 by
     uint32_t blocks                  # length: of an open one what it may grow to, of a sealed one what counts, its footer included
     uint32_t footer_block            # 0: it has none
     uint16_t stream
-    uint16_t bitmap_blocks           # reserved: the dead bitmap of a compacted replica
-    uint32_t reserved_crc
+    uint16_t bitmap_blocks           # BITMAP_COPIES: it is compacted, see Bitmap; 0: it is not, and the next two are 0
+    uint32_t bitmap_crc              # the bitmap's `crc`
+    uint32_t live                    # blocks that a compacted replica still has
+    uint8_t reserved[12]
+
+cdef packed struct Bitmap:           # 4096 bytes: which blocks of a compacted replica there are. Its first block, and again behind the live ones
+    uint64_t magic
+    uint32_t crc
+    uint32_t version
+    uint8_t volume[16]
+    uint32_t segment
+    uint32_t blocks                  # of the segment: its length
+    uint32_t live                    # how many bits are 1
+    uint32_t reserved_word
     uint8_t reserved[16]
+    uint64_t words[256]              # a bit per block, 1: it lives. The bits from `blocks` on are 0
+    uint16_t before[256]             # of each word: how many bits are 1 in the words before it
+    uint8_t padding[1472]
 
 cdef packed struct Pointer:          # 16 bytes; all zero: nothing there
     uint32_t segment
@@ -222,6 +243,7 @@ cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t seg
 cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
 cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
+cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 
 cdef bint superblock_valid(const Superblock*) noexcept nogil
 cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device) noexcept nogil
@@ -229,4 +251,5 @@ cdef bint record_valid(const RecordHeader*, const uint8_t* volume, uint32_t segm
 cdef bint footer_valid(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef bint footer_table_valid(const Footer*, const Entry* table) noexcept nogil
 cdef bint checkpoint_valid(const Checkpoint*, const uint8_t* volume) noexcept nogil
+cdef bint bitmap_valid(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 cdef uint32_t block_crc(const void* block) noexcept nogil     # of a structure's bytes behind its crc

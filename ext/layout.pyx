@@ -29,7 +29,9 @@ cdef extern from *:
     void record_has "OFFSET_IS"(RecordHeader*, int field, size_t expected) noexcept nogil
     void footer_has "OFFSET_IS"(Footer*, int field, size_t expected) noexcept nogil
     void checkpoint_has "OFFSET_IS"(Checkpoint*, int field, size_t expected) noexcept nogil
-    int VERSION "version", ENTRIES "entries", INDEX "index", LABEL "label"       # no variables: the fields' names
+    void bitmap_has "OFFSET_IS"(Bitmap*, int field, size_t expected) noexcept nogil
+    int VERSION "version", ENTRIES "entries", INDEX "index", LABEL "label", WORDS "words"       # no variables: the fields' names
+    int bits_of "__builtin_popcountll"(uint64_t word) noexcept nogil
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
@@ -45,11 +47,14 @@ cdef void layout_holds() noexcept nogil:
     cdef RecordHeader* record = NULL
     cdef Footer* footer = NULL
     cdef Checkpoint* checkpoint = NULL
+    cdef Bitmap* bitmap = NULL
     size_is(sizeof(Superblock), BLOCK_BYTES)
     size_is(sizeof(JournalBlock), BLOCK_BYTES)
     size_is(sizeof(RecordHeader), BLOCK_BYTES)
     size_is(sizeof(Footer), BLOCK_BYTES)
     size_is(sizeof(Checkpoint), BLOCK_BYTES)
+    size_is(sizeof(Bitmap), BLOCK_BYTES)
+    size_is(sizeof(bitmap.words) * 8, SEGMENT_BLOCKS_MAX)
     size_is(sizeof(Extent), 8)
     size_is(sizeof(JournalEntry), 64)
     size_is(sizeof(Pointer), 16)
@@ -66,6 +71,8 @@ cdef void layout_holds() noexcept nogil:
     footer_has(footer, VERSION, CRC_START)
     checkpoint_has(checkpoint, VERSION, CRC_START)
     checkpoint_has(checkpoint, INDEX, BLOCK_BYTES - INDEX_BLOCKS_MAX * sizeof(Pointer))
+    bitmap_has(bitmap, VERSION, CRC_START)
+    bitmap_has(bitmap, WORDS, 64)
 
 
 cdef uint32_t block_crc(const void* block) noexcept nogil:
@@ -169,7 +176,16 @@ cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint
         slabs += extents[i].count
     if slabs > SEGMENT_BLOCKS_MAX // SLAB_BLOCKS:
         return b"it has more slabs than a segment"
-    if it.blocks > slabs * SLAB_BLOCKS:
+    if it.bitmap_blocks:
+        if it.bitmap_blocks != BITMAP_COPIES or it.state != SEGMENT_SEALED:
+            return b"it is compacted in a way that this program does not know"
+        if it.blocks > SEGMENT_BLOCKS_MAX or it.live == 0 or it.live > it.blocks:
+            return b"it is compacted and its count of live blocks is impossible"
+        if it.live + BITMAP_COPIES > slabs * SLAB_BLOCKS:
+            return b"it has more live blocks than its slabs hold"
+    elif it.bitmap_crc or it.live:
+        return b"it is not compacted and has a count of live blocks"
+    elif it.blocks > slabs * SLAB_BLOCKS:
         return b"it has more blocks than its slabs hold"
     if it.state == SEGMENT_OPEN and it.blocks == 0:
         return b"it is open and has no room for a block"
@@ -310,6 +326,27 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
     return fault(NULL)
 
 
+cdef Fault bitmap_fault(const Bitmap* it, const uint8_t* volume, uint32_t segment) noexcept nogil:
+    cdef const char* words = frame_fault(it, BITMAP_MAGIC)
+    cdef uint32_t live = 0
+    cdef int i
+    if words is NULL:
+        words = place_fault(it.volume, volume, it.segment, segment, 0, 0)
+    if words is not NULL:
+        return fault(words)
+    if it.blocks > SEGMENT_BLOCKS_MAX:
+        return fault(b"its segment is longer than any")
+    for i in range(SEGMENT_BLOCKS_MAX // 64):
+        if it.before[i] != live:
+            return fault(b"its counts are not those of its bits")
+        live += bits_of(it.words[i])
+        if it.words[i] and i * <uint32_t>64 + 64 > it.blocks and (it.blocks <= i * <uint32_t>64 or it.words[i] >> (it.blocks % 64)):
+            return fault(b"a block behind the segment's end lives by it")
+    if live != it.live or live == 0:
+        return fault(b"its count of live blocks is not that of its bits")
+    return fault(NULL)
+
+
 cdef bint pointer_within(Pointer pointer, uint32_t next_segment) noexcept nogil:
     return pointer.segment < next_segment and pointer.block < SEGMENT_BLOCKS_MAX
 
@@ -338,3 +375,7 @@ cdef bint footer_table_valid(const Footer* it, const Entry* table) noexcept nogi
 
 cdef bint checkpoint_valid(const Checkpoint* it, const uint8_t* volume) noexcept nogil:
     return checkpoint_fault(it, volume).words is NULL
+
+
+cdef bint bitmap_valid(const Bitmap* it, const uint8_t* volume, uint32_t segment) noexcept nogil:
+    return bitmap_fault(it, volume, segment).words is NULL

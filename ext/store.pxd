@@ -1,15 +1,18 @@
 # The segment store on one device: superblocks, directory, journal, slabs. See store.pyx.
 #
 # A store lives on one reactor, its home; every method below runs there, in a task (reach it from another reactor by call_on). Reads and
-# writes of segments do not pass through it: whoever holds a Replica asks its own Io for device bytes at replica_offset().
+# writes of segments do not pass through it: whoever holds a Replica asks its own Io for device bytes at the place
+# that bitmaps.pyx tells.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from iomesh.engine.directory cimport Directory, Replica
+from iomesh.engine.compaction cimport Compactor, Pace
+from iomesh.engine.directory cimport Directory, Replica, replica_offset
 from iomesh.engine.journal cimport REASON_BYTES, Change, Journal, Repairs
 from iomesh.engine.layout cimport EXTENTS_MAX, Extent, Superblock
 from iomesh.engine.io cimport Io
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.slabs cimport Slabs
+from iomesh.engine.task cimport Waiters
 
 cdef class Store:                    # Store(home, device, device_bytes, volatile_cache); device_bytes: how long the device really is
     cdef readonly int device         # the Io's number of it
@@ -25,6 +28,9 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef readonly uint32_t reserve   # slabs that only `urgent` creations may take: checkpoints and trims go on when the device is full
     cdef char reason[REASON_BYTES]   # why open() refused, for people
     cdef Repairs repairs             # what open() found damaged and restored, for people
+    cdef Compactor compactor
+    cdef bint compacting
+    cdef Waiters compactions         # who waits for it to end
 
     # 0, or a negative errno and `reason`. cluster: 16 bytes, any other is refused (EMEDIUMTYPE); NULL: take it as it is. Nothing is written
     # before it is certain that the device is this cluster's. Once, before all else.
@@ -35,11 +41,23 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     # is sealed already may be sealed again, shorter.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
     cdef int remove(self, Replica* replica) noexcept nogil      # nothing of it may be under way
+    # Writes a sealed replica again without its dead blocks. `live`: a bit per block of the segment (256 words), 1: it is kept; the footer and its
+    # table always are. Returns the new one, durable and in the place of the old one in the directory; NULL and a negative errno: the old one
+    # is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
+    #   - Addresses stay; where a block lies is found by bitmaps.pyx. Only errors of the device are noticed: blocks are copied unverified.
+    #   - From the call until it returned, nobody may seal, remove or compact `old`; reads of it go on. Afterwards nobody finds it, but it and
+    #     its slabs stay as they are until retire(). One store compacts one replica at a time, others wait.
+    #   - It may take slabs of the reserve, half of it at most, since it frees more than it takes. pace: NULL: none.
+    cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil
+    # Releases the old one, at once and durably free: no read of it will be asked for any more. (What is under way may read rubbish.)
+    cdef void retire(self, Replica* old) noexcept nogil
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     # Replicas of a volume (NULL: all), unsorted; returns how many there are, whatever the room.
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
+    cdef Replica* rewrite(self, Replica* old, Pace* pace, int* error) noexcept nogil
+    cdef int need_feature(self, uint64_t feature) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil
     cdef void restore_superblock(self, const Superblock* damaged, int which) noexcept nogil
@@ -48,16 +66,3 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
 cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil
 # In a task: writes an empty store; `wanted` has all but crc filled in.
 cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil
-
-# Where a block of a replica lies on its device, in bytes, and how many blocks from it on are contiguous.
-cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
-    cdef uint32_t first = 0, blocks
-    cdef int i
-    for i in range(replica.extent_count):
-        blocks = replica.extents[i].count * 64           # SLAB_BLOCKS
-        if block < first + blocks:
-            contiguous[0] = first + blocks - block
-            return replica.slabs_offset + <uint64_t>replica.extents[i].first * 262144 + <uint64_t>(block - first) * 4096
-        first += blocks
-    contiguous[0] = 0
-    return 0

@@ -3,6 +3,8 @@
 # Always true once open() has returned 0:
 #   - a slab belongs to exactly one replica or is free; slabs of a deleted replica are free only once the deletion is durable;
 #   - a replica is found only once its creation is durable; what is found is what the journal says (directory.pyx);
+#   - a compacted replica comes in the place of the one it was made of with one entry of the journal: a crash leaves one of the two, and
+#     the other's slabs are free when the store opens;
 #   - `reserve` slabs are left for urgent creations: a full device can still checkpoint, seal and so become less full;
 #   - after an error of the journal nothing changes any more (`failed`), and everything that exists stays readable.
 #
@@ -15,18 +17,19 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.compaction cimport Compactor, Pace
 from iomesh.engine.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.journal cimport REPAIR_BYTES, Change, Journal, format_journal
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-    SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BLOCKS, SLAB_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_TWIN_OFFSET,
-    Extent, Superblock, block_crc, superblock_fault, superblock_valid)
+    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BLOCKS, SLAB_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
+    SUPERBLOCK_TWIN_OFFSET, Extent, Superblock, block_crc, superblock_fault, superblock_valid)
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.replay cimport new_repair, replay
 from iomesh.engine.slabs cimport Slabs
-from iomesh.engine.task cimport wait, waited
+from iomesh.engine.task cimport wait, wait_in, waited, wake_one
 
 cdef extern from "<errno.h>" nogil:
     int EMEDIUMTYPE, EPROTONOSUPPORT, EUCLEAN
@@ -51,6 +54,7 @@ cdef class Store:
         self.slabs = Slabs()
         self.directory = Directory()
         self.journal = Journal(home, self.directory, device, volatile_cache)
+        self.compactor = Compactor(home.io)
 
     # ------------------------------------------------------------------ opening
 
@@ -186,6 +190,7 @@ cdef class Store:
         if count == 0:
             error[0] = -ENOSPC
             return NULL
+        change.instead_of = NULL
         change.replica = self.directory.add(volume, segment, extents, count)
         if change.replica is NULL:
             self.slabs.give_back(extents, count)
@@ -212,9 +217,11 @@ cdef class Store:
         cdef Extent* extents = <Extent*>extents_of(&change.wanted.entry)
         cdef uint32_t kept = (blocks + SLAB_BLOCKS - 1) // SLAB_BLOCKS
         cdef int i, freed_count = 0, error
+        invariant(replica.live == 0, b"a compacted segment has its end")
         invariant(replica.state != 0 and blocks <= replica.blocks, b"a segment is sealed once it is open, or shortened, never lengthened")
         invariant(footer_block == 0 or footer_block < blocks, b"the footer lies inside the segment")
         change.replica = replica
+        change.instead_of = NULL
         entry_of(replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_SEALED
         change.wanted.entry.blocks = blocks
@@ -239,6 +246,7 @@ cdef class Store:
         cdef int error
         invariant(replica.state != 0, b"a replica that exists is removed")
         change.replica = replica
+        change.instead_of = NULL
         memset(&change.wanted.entry, 0, sizeof(change.wanted.entry))
         change.wanted.entry.kind = ENTRY_DELETE
         change.wanted.entry.segment = replica.segment
@@ -249,6 +257,88 @@ cdef class Store:
             self.directory.drop(replica)
             self.replicas = self.directory.count
         return error
+
+    # ------------------------------------------------------------------ compaction
+
+    cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil:
+        cdef Replica* copy = NULL
+        while self.compacting:
+            wait_in(&self.compactions)
+        invariant(old.state == SEGMENT_SEALED and not old.changing, b"a sealed replica that nobody changes is compacted")
+        self.compacting = old.changing = True
+        error[0] = -EIO if self.failed else self.compactor.plan(old, live)
+        if error[0] == 0:
+            copy = self.rewrite(old, pace, error)
+        if copy is NULL:
+            old.changing = False
+        self.compacting = False
+        wake_one(&self.compactions, 0)
+        return copy
+
+    cdef Replica* rewrite(self, Replica* old, Pace* pace, int* error) noexcept nogil:
+        """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
+        cdef Change change
+        cdef Extent[EXTENTS_MAX] extents
+        cdef uint32_t slabs = (self.compactor.blocks() + SLAB_BLOCKS - 1) // SLAB_BLOCKS
+        cdef int count = 0
+        if slabs + self.reserve // 2 <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes)):
+            count = self.slabs.take(slabs, extents, EXTENTS_MAX)
+        if count == 0:
+            error[0] = -ENOSPC
+            return NULL
+        change.instead_of = old
+        change.replica = self.directory.copy_of(old, extents, count)
+        error[0] = -ENOMEM
+        if change.replica is not NULL:
+            error[0] = self.compactor.copy(old, change.replica, pace)
+            if error[0] == 0:
+                error[0] = self.journal.flush()
+            if error[0] == 0:
+                error[0] = self.need_feature(FEATURE_COMPACTED)
+        if error[0]:
+            if change.replica is not NULL:
+                self.directory.discard(change.replica)
+            self.slabs.give_back(extents, count)
+            return NULL
+        entry_of(old, &change.wanted.entry)
+        change.wanted.entry.bitmap_blocks = BITMAP_COPIES
+        change.wanted.entry.bitmap_crc = self.compactor.kept.crc
+        change.wanted.entry.live = self.compactor.kept.live
+        change.wanted.entry.extent_count = count
+        memcpy(<void*>extents_of(&change.wanted.entry), extents, count * sizeof(Extent))
+        error[0] = self.commit(&change)
+        if error[0]:
+            self.directory.discard(change.replica)       # its slabs stay taken: the entry may be on the device
+            return NULL
+        return change.replica
+
+    cdef void retire(self, Replica* old) noexcept nogil:
+        invariant(old.state == 0 and old.changing, b"a replica is retired when another is in its place")
+        self.slabs.give_back(old.extents, old.extent_count)
+        release(old)
+
+    cdef int need_feature(self, uint64_t feature) noexcept nogil:
+        """In both superblocks, before anything of it is on the device: a program that does not know it refuses the device."""
+        cdef Superblock* wanted
+        cdef int error
+        if self.superblock.features & feature:
+            return 0
+        wanted = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        if wanted is NULL:
+            return -ENOMEM
+        wanted[0] = self.superblock
+        wanted.features |= feature
+        wanted.generation += 1
+        wanted.crc = block_crc(wanted)
+        error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_TWIN_OFFSET)
+        if error == 0:
+            error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_OFFSET)
+        if error == 0:
+            self.superblock = wanted[0]
+        release(wanted)
+        return error
+
+    # ------------------------------------------------------------------
 
     cdef int commit(self, Change* change) noexcept nogil:
         cdef int error

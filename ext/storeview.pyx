@@ -3,6 +3,7 @@
 #     view = StoreView(path)                        a device, its ring and its reactor
 #     view.format(cluster=..., device=...)          view.open() raises StoreRefused
 #     view.create(volume, segment, blocks)          each runs as a task to its end
+#     view.compact(volume, segment, live)           view.retire() releases what was replaced
 #     view.together([("create", volume, 1, 256), ("seal", volume, 2, 100, 90), ("remove", volume, 3)])   at once: they share blocks of the journal
 #     view.history                                  every ("write", offset, data) and ("flush",) that the store asked for, in order
 #     view.fail_writes(after=3)                     view.break_range(offset, length): what is there gives EIO
@@ -10,11 +11,14 @@
 import errno
 import os
 
+from collections.abc import Iterable
+
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.compaction cimport Pace
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport SEGMENT_OPEN, Superblock
@@ -23,8 +27,11 @@ from iomesh.engine.store cimport Replica, Store, format_store, plan_store, repli
 from iomesh.engine.task cimport start
 from iomesh.engine.uring cimport Uring
 
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
+
 cdef enum Kind:
-    FORMAT, OPEN, CREATE, SEAL, REMOVE
+    FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE
 
 cdef enum:
     TOGETHER_MAX = 256
@@ -49,6 +56,7 @@ cdef struct Order:                   # what a task is to do, and what became of 
     uint8_t cluster[16]
     Superblock* superblock
     Replica* replica
+    uint64_t live[256]
     int error
     Operation ended
     uint32_t* under_way
@@ -166,6 +174,9 @@ cdef class StoreView:
     cdef Witness io
     cdef Reactor reactor
     cdef Store store
+    cdef Replica* replaced[TOGETHER_MAX]     # and not yet retired
+    cdef int replaced_count
+    cdef int64_t steps_left          # before the pace gives up; -1: it does not
     cdef int fd
     cdef uint64_t device_bytes
 
@@ -177,6 +188,7 @@ cdef class StoreView:
         self.check(self.io.begin(), "the ring does not begin")
         device = self.io.add_device(self.fd)
         self.check(device, "the ring takes no device")
+        self.steps_left = -1
         self.store = Store(self.reactor, device, self.device_bytes, volatile_cache)
 
     def close(self) -> None:
@@ -234,6 +246,24 @@ cdef class StoreView:
     def remove(self, volume: bytes, segment: int) -> int:
         return self.together([("remove", volume, segment)])[0]
 
+    def compact(self, volume: bytes, segment: int, live: Iterable[int], *, retire: bool = True, give_up_after: int | None = None) -> int:
+        """give_up_after: so many steps the pace says no."""
+        self.steps_left = -1 if give_up_after is None else give_up_after
+        error = self.together([("compact", volume, segment, live)])[0]
+        if retire:
+            self.retire()
+        return error
+
+    def retire(self) -> None:
+        """All that were replaced and are still there."""
+        cdef Order* orders = <Order*>calloc(self.replaced_count + 1, sizeof(Order))
+        for i in range(self.replaced_count):
+            orders[i].kind = RETIRE
+            orders[i].replica = self.replaced[i]
+        self.run(orders, self.replaced_count)
+        self.replaced_count = 0
+        release(orders)
+
     def together(self, orders: list[tuple]) -> list[int]:
         """All as tasks that begin in the same turn; each one's error, a positive errno or 0."""
         cdef Order* all = <Order*>calloc(len(orders), sizeof(Order))
@@ -249,34 +279,37 @@ cdef class StoreView:
                     order.urgent = len(wanted) > 4 and wanted[4]
                     order.epoch = 1
                     continue
-                order.kind = SEAL if wanted[0] == "seal" else REMOVE
+                order.kind = {"seal": SEAL, "remove": REMOVE, "compact": COMPACT}[wanted[0]]
                 order.replica = self.store.find(order.volume, order.segment)
                 if order.replica is NULL:
                     raise KeyError(wanted)
                 if order.kind == SEAL:
                     order.blocks = wanted[3]
                     order.footer_block = wanted[4]
+                if order.kind == COMPACT:
+                    for block in wanted[3]:
+                        order.live[block // 64] |= <uint64_t>1 << (block % 64)
             self.run(all, len(orders))
             return [-all[i].error for i in range(len(orders))]
         finally:
             release(all)
 
     def replicas(self, volume: bytes | None = None) -> dict[tuple[bytes, int], tuple]:
-        """(volume, segment) -> (state, blocks, footer_block, extents)"""
+        """(volume, segment) -> (state, blocks, footer_block, extents); state: open, sealed, compacted"""
         cdef const uint8_t* wanted = NULL if volume is None else sixteen(volume)
         cdef uint32_t count = self.store.list(wanted, NULL, 0)
         cdef Replica** found = <Replica**>calloc(count + 1, sizeof(Replica*))
         try:
             self.store.list(wanted, found, count)
             return {(found[i].volume[:16], found[i].segment):
-                    ("open" if found[i].state == SEGMENT_OPEN else "sealed", found[i].blocks, found[i].footer_block,
+                    ("open" if found[i].state == SEGMENT_OPEN else "compacted" if found[i].live else "sealed", found[i].blocks, found[i].footer_block,
                      [(found[i].extents[e].first, found[i].extents[e].count) for e in range(found[i].extent_count)])
                     for i in range(count)}
         finally:
             release(found)
 
     def place(self, volume: bytes, segment: int, block: int) -> tuple[int, int] | None:
-        """Where a block lies on the device, and how many blocks from it on are contiguous; None: there is no such replica."""
+        """Where the n-th block of its slabs lies on the device, and how many from it on are contiguous; None: there is no such replica."""
         cdef uint32_t contiguous
         cdef Replica* replica = self.store.find(sixteen(volume), segment)
         cdef uint64_t offset
@@ -337,6 +370,18 @@ cdef class StoreView:
                 self.io.poll(1000000000)
                 self.reactor.turn()
 
+    cdef int carry_out_compact(self, Order* order) noexcept nogil:
+        cdef Pace pace
+        cdef int error = 0
+        pace.step = step
+        pace.owner = &self.steps_left
+        if self.store.compact(order.replica, order.live, &pace if self.steps_left >= 0 else NULL, &error) is NULL:
+            return error
+        invariant(self.replaced_count < TOGETHER_MAX, b"what was replaced is retired now and then")
+        self.replaced[self.replaced_count] = order.replica
+        self.replaced_count += 1
+        return 0
+
     cdef check(self, int error, str reason):
         if error < 0:
             raise StoreRefused(-error, reason)
@@ -354,7 +399,18 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
         return 0 if order.replica is not NULL else order.error
     if order.kind == SEAL:
         return (<StoreView>order.view).store.seal(order.replica, order.blocks, order.footer_block)
+    if order.kind == COMPACT:
+        return (<StoreView>order.view).carry_out_compact(order)
+    if order.kind == RETIRE:
+        (<StoreView>order.view).store.retire(order.replica)
+        return 0
     return (<StoreView>order.view).store.remove(order.replica)
+
+
+cdef int step(void* owner, uint32_t bytes) noexcept nogil:
+    cdef int64_t* steps_left = <int64_t*>owner
+    steps_left[0] -= 1
+    return -ECANCELED if steps_left[0] == -1 else 0
 
 
 cdef void ended(Operation* operation) noexcept nogil:

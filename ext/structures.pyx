@@ -9,14 +9,14 @@ from libc.stdint cimport uint32_t
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, TABLE_ENTRIES,
-    Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, Superblock, TableEntry,
-    checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
+    Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, Superblock, TableEntry,
+    bitmap_fault, checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
     INDEX_BLOCKS_MAX = 192
 
-cdef frozenset HIDDEN = frozenset(["magic", "padding", "lineage", "nodes"])
+cdef frozenset HIDDEN = frozenset(["magic", "padding", "lineage", "nodes", "words", "before"])
 
 
 def crc32c(data: bytes) -> int:
@@ -53,6 +53,14 @@ cdef dict journal_entry(bytes data):
     cdef const Extent* extents = <const Extent*>(it + 1)
     fields = fields_of("JournalEntry", data)
     fields["extents"] = [(extents[i].first, extents[i].count) for i in range(it.extent_count)]
+    return fields
+
+
+def read_bitmap(data: bytes) -> dict:
+    """"live_blocks": the numbers of the blocks that there are."""
+    cdef const Bitmap* it = <const Bitmap*>block_of(data, "bitmap")
+    fields = shown("Bitmap", data, bitmap_fault(it, NULL, it.segment))
+    fields["live_blocks"] = [block for block in range(SEGMENT_BLOCKS_MAX) if it.words[block // 64] >> (block % 64) & 1]
     return fields
 
 
@@ -150,7 +158,7 @@ cdef size_t place(const void* field):
 def structures() -> dict:
     """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
     return {"Superblock": superblock_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
-            "Extent": extent_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
+            "Extent": extent_fields(), "Bitmap": bitmap_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
             "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields()}
 
 
@@ -216,8 +224,27 @@ cdef list journal_entry_fields():
         ("footer_block", place(&it.footer_block), sizeof(it.footer_block)),
         ("stream", place(&it.stream), sizeof(it.stream)),
         ("bitmap_blocks", place(&it.bitmap_blocks), sizeof(it.bitmap_blocks)),
-        ("reserved_crc", place(&it.reserved_crc), sizeof(it.reserved_crc)),
+        ("bitmap_crc", place(&it.bitmap_crc), sizeof(it.bitmap_crc)),
+        ("live", place(&it.live), sizeof(it.live)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
+    ]
+
+
+cdef list bitmap_fields():
+    cdef Bitmap* it = <Bitmap*>ANYWHERE
+    return [
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("blocks", place(&it.blocks), sizeof(it.blocks)),
+        ("live", place(&it.live), sizeof(it.live)),
+        ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("words", place(&it.words), sizeof(it.words)),
+        ("before", place(&it.before), sizeof(it.before)),
+        ("padding", place(&it.padding), sizeof(it.padding)),
     ]
 
 

@@ -1,6 +1,7 @@
 """Structures of a device, made by hand from docs/formats.md: valid ones, and ones with one field wrong under a right checksum."""
 
 import struct
+from collections.abc import Collection
 from typing import Any
 
 from iomesh.engine.structures import crc32c, structures
@@ -12,6 +13,7 @@ MAGICS = {
     "RecordHeader": b"IOMRCD\0\0",
     "Footer": b"IOMFOTR\0",
     "Checkpoint": b"IOMCKPT\0",
+    "Bitmap": b"IOMBMAP\0",
 }
 VOLUME = b"volume-volume-vo"
 DEVICE = b"device-device-de"
@@ -66,6 +68,15 @@ def journal_block(entries: list[bytes], **changes: Any) -> bytes:
     together = b"".join(entries)
     fields = {"device": DEVICE, "generation": 1, "index": 0, "kind": 3, "bytes": len(together), "entries": together}
     return forged("JournalBlock", **(fields | changes))
+
+
+def bitmap(blocks: Collection[int], /, **changes: Any) -> bytes:
+    bits = sum(1 << block for block in set(blocks))
+    words = [bits >> 64 * i & (1 << 64) - 1 for i in range(256)]
+    before = [sum(word.bit_count() for word in words[:i]) for i in range(256)]
+    fields = {"volume": VOLUME, "segment": 7, "blocks": max(blocks) + 1, "live": bits.bit_count()}
+    packed = {"words": struct.pack("<256Q", *words), "before": struct.pack("<256H", *before)}
+    return forged("Bitmap", **(fields | packed | changes))
 
 
 def entry(kind: int, position: int = 0, count: int = 1, crc: int = 0, flags: int = 0) -> bytes:

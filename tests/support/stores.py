@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,9 @@ JOURNAL = 256 << 10
 V = b"volume-volume-vo"
 W = b"another-another-"
 
-Replica = tuple[str, int, int, list[tuple[int, int]]]  # state, blocks, footer_block, extents
+Replica = tuple[str, int, int, list[tuple[int, int]]]  # state (open, sealed, compacted), blocks, footer_block, extents
 Event = tuple[str, int, bytes] | tuple[str]  # ("write", offset, data) or ("flush",)
-Order = tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int]
+Order = tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int] | tuple[str, bytes, int, Iterable[int]]
 Directory = dict[tuple[bytes, int], Replica]
 
 

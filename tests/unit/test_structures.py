@@ -29,6 +29,7 @@ WHOLE: dict[str, tuple[Reader, bytes]] = {
     ),
     "empty footer": (structures.read_footer, forged.footer([])),
     "checkpoint": (structures.read_checkpoint, forged.checkpoint()),
+    "bitmap": (structures.read_bitmap, forged.bitmap([0, 5, 63, 64, 200, 16383])),
 }
 
 
@@ -126,6 +127,45 @@ def test_a_footer_is_shown_with_its_table_if_that_was_given() -> None:
 def test_a_checkpoint_is_shown_with_its_pointers() -> None:
     fields = structures.read_checkpoint(forged.checkpoint())
     assert (fields["root"], fields["snapshots"], fields["index"]) == ((6, 100, 1), None, [(6, 90, 1)])
+
+
+def test_a_bitmap_is_shown_with_the_blocks_that_live() -> None:
+    fields = structures.read_bitmap(forged.bitmap([0, 5, 63, 64, 200]))
+    assert (fields["segment"], fields["blocks"], fields["live"], fields["live_blocks"]) == (7, 201, 5, [0, 5, 63, 64, 200])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"blocks": 200}, "a block behind the segment's end lives by it"),
+        ({"blocks": 16385}, "its segment is longer than any"),
+        ({"live": 2}, "its count of live blocks is not that of its bits"),
+        ({"before": bytes(512)}, "its counts are not those of its bits"),
+    ],
+)
+def test_a_bitmap_that_contradicts_itself_is_refused(changes: dict[str, Any], fault: str) -> None:
+    assert structures.read_bitmap(forged.bitmap([5, 100, 200], **changes))["fault"] == fault
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"blocks": 200, "footer_block": 199}, None),
+        ({"state": 1}, "it is compacted in a way that this program does not know"),
+        ({"bitmap_blocks": 1}, "it is compacted in a way that this program does not know"),
+        ({"live": 0}, "it is compacted and its count of live blocks is impossible"),
+        ({"live": 101, "blocks": 100}, "it is compacted and its count of live blocks is impossible"),
+        ({"blocks": 16385}, "it is compacted and its count of live blocks is impossible"),
+        ({"live": 63}, "it has more live blocks than its slabs hold"),
+        ({"bitmap_blocks": 0}, "it is not compacted and has a count of live blocks"),
+        ({"footer_block": 16384}, "its footer lies beyond its blocks"),
+    ],
+)
+def test_a_compacted_replica_in_the_journal_has_room_for_what_lives(changes: dict[str, Any], fault: str | None) -> None:
+    fields = {"state": 2, "blocks": 16384, "bitmap_blocks": 2, "bitmap_crc": 99, "live": 62} | changes
+    found = structures.read_journal_block(forged.journal_block([journal_entry([(0, 1)], **fields)]))
+    assert found["fault"] == (f"entry 0: {fault}" if fault else None)
 
 
 def test_a_node_is_256_pointers() -> None:

@@ -1,0 +1,189 @@
+# Writing a replica again without its dead blocks: the bitmap, the live blocks one behind the other, the bitmap once more.
+#
+# Always true:
+#   - the old replica is only read, the copy only written: whoever is interrupted has changed nothing that counts;
+#   - blocks are copied as they are, a rotten one too: whoever reads it has its checksum. Only the bitmap is verified, since every
+#     address depends on it;
+#   - what is asked of the device is long: gaps of dead blocks are read over as long as they are shorter than another read is worth.
+#
+# Which blocks live is the caller's to know. Called by store, one copy at a time. Format: docs/formats.md, "Compacted replicas".
+
+from libc.errno cimport EIO, EUCLEAN
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.directory cimport Replica, replica_offset
+from iomesh.engine.invariant cimport invariant
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.layout cimport BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, FORMAT_VERSION, Bitmap, bitmap_valid, block_crc
+from iomesh.engine.task cimport wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    PIECE_BLOCKS = 256               # read or written at once: 1 MiB
+    GAP_BLOCKS = 32                  # of dead blocks that are read over: 128 KiB take a disk or a flash drive less than one more read
+    WORDS = 256                      # of a bitmap
+
+
+cdef class Compactor:
+    """Raises MemoryError. Its memory (2 MiB) is touched by the first copy."""
+
+    def __cinit__(self, Io io):
+        cdef void* memory
+        self.io = io
+        if posix_memalign(&memory, BLOCK_BYTES, (2 * PIECE_BLOCKS + 2) * BLOCK_BYTES):
+            raise MemoryError("no memory for compaction")
+        self.incoming = <char*>memory
+        self.outgoing = self.incoming + PIECE_BLOCKS * BLOCK_BYTES
+        self.kept = <Bitmap*>(self.outgoing + PIECE_BLOCKS * BLOCK_BYTES)
+        self.there = self.kept + 1
+
+    def __dealloc__(self):
+        release(self.incoming)
+
+    cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil:
+        cdef Bitmap* kept = self.kept
+        cdef uint32_t i
+        cdef int error = 0
+        memset(kept, 0, sizeof(Bitmap))
+        kept.magic = BITMAP_MAGIC
+        kept.version = FORMAT_VERSION
+        memcpy(kept.volume, old.volume, 16)
+        kept.segment = old.segment
+        kept.blocks = old.blocks
+        for i in range(WORDS):
+            kept.words[i] = live[i]
+            kept.before[i] = kept.live
+            kept.live += bits_in(live[i])
+        kept.crc = block_crc(kept)
+        invariant(bitmap_valid(kept, old.volume, old.segment), b"blocks that are kept lie in the segment, and there are some")
+        if old.footer_block:
+            invariant(run_in(kept, old.footer_block, old.blocks - old.footer_block) == old.blocks - old.footer_block, b"a footer and its table are kept")
+        if old.live:
+            error = read_bitmap(self.io, old, self.there)
+            for i in range(WORDS):
+                if error == 0 and live[i] & ~self.there.words[i]:
+                    error = -EUCLEAN
+        return error
+
+    cdef uint32_t blocks(self) noexcept nogil:
+        return self.kept.live + BITMAP_COPIES
+
+    cdef int copy(self, const Replica* old, const Replica* copy, Pace* pace) noexcept nogil:
+        cdef Bitmap* kept = self.kept
+        cdef uint32_t block = next_live(kept, 0), following, first, place, end, contiguous
+        cdef int error
+        self.gathered = self.written = 0
+        error = self.add(kept, copy, pace)
+        while error == 0 and block < kept.blocks:
+            first = self.place_in(old, block)
+            end = first + 1
+            replica_offset(old, first, &contiguous)
+            following = next_live(kept, block + 1)
+            while following < kept.blocks:
+                place = self.place_in(old, following)
+                if place >= first + min(contiguous, <uint32_t>PIECE_BLOCKS) or place > end + GAP_BLOCKS:
+                    break
+                end = place + 1
+                following = next_live(kept, following + 1)
+            error = self.read(old, block, following, first, end - first, pace)
+            while error == 0 and block < following:
+                error = self.add(self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, pace)
+                block = next_live(kept, block + 1)
+        if error == 0:
+            error = self.add(kept, copy, pace)
+        if error == 0:
+            error = self.write_out(copy, pace)
+        invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
+        return error
+
+    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Pace* pace) noexcept nogil:
+        """`count` of the old one's blocks on the device from `first` on, in which live those of the segment from `block` up to `end`."""
+        cdef uint32_t contiguous
+        cdef uint64_t offset = replica_offset(old, first, &contiguous)
+        cdef Operation operation
+        cdef int error = pace.step(pace.owner, count * BLOCK_BYTES) if pace is not NULL else 0
+        invariant(contiguous >= count, b"a replica has slabs for its blocks")
+        if error:
+            return error
+        waited(&operation)
+        self.io.read(&operation, old.device, self.incoming, count * BLOCK_BYTES, offset)
+        if wait(&operation) >= 0:
+            return 0
+        while block < end:                               # a bad sector among the dead must not keep the living
+            count = self.place_in(old, block) - first
+            waited(&operation)
+            self.io.read(&operation, old.device, self.incoming + <size_t>count * BLOCK_BYTES, BLOCK_BYTES, offset + <uint64_t>count * BLOCK_BYTES)
+            if wait(&operation) < 0:
+                return <int>operation.result
+            block = next_live(self.kept, block + 1)
+        return 0
+
+    cdef int add(self, const void* block, const Replica* copy, Pace* pace) noexcept nogil:
+        cdef int error = 0
+        if self.gathered == PIECE_BLOCKS:
+            error = self.write_out(copy, pace)
+        memcpy(self.outgoing + <size_t>self.gathered * BLOCK_BYTES, block, BLOCK_BYTES)
+        self.gathered += 1
+        return error
+
+    cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil:
+        cdef uint32_t done = 0, contiguous, piece
+        cdef uint64_t offset
+        cdef Operation operation
+        cdef int error = pace.step(pace.owner, self.gathered * BLOCK_BYTES) if pace is not NULL else 0
+        while error == 0 and done < self.gathered:
+            offset = replica_offset(copy, self.written, &contiguous)
+            invariant(contiguous > 0, b"a copy has slabs for its blocks")
+            piece = min(self.gathered - done, contiguous)
+            waited(&operation)
+            self.io.write(&operation, copy.device, self.outgoing + <size_t>done * BLOCK_BYTES, piece * BLOCK_BYTES, offset)
+            if wait(&operation) < 0:
+                error = <int>operation.result
+            done += piece
+            self.written += piece
+        self.gathered = 0
+        return error
+
+    cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil:
+        """Among the old one's blocks on the device."""
+        return 1 + rank_in(self.there, block) if old.live else block
+
+
+cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
+    """The first from this one on; the segment's end: there is none."""
+    cdef uint32_t word = block // 64
+    cdef uint64_t left
+    if block >= bitmap.blocks:
+        return bitmap.blocks
+    left = bitmap.words[word] >> (block % 64) << (block % 64)
+    while left == 0 and word + 1 < WORDS:
+        word += 1
+        left = bitmap.words[word]
+    return word * 64 + lowest_bit(left) if left else bitmap.blocks
+
+
+# ---------------------------------------------------------------------- the bitmap at rest
+
+cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil:
+    cdef Operation operation
+    cdef uint32_t contiguous
+    cdef uint64_t offset
+    cdef int which, error = -EUCLEAN
+    for which in range(BITMAP_COPIES):
+        offset = replica_offset(replica, bitmap_place(replica, which), &contiguous)
+        waited(&operation)
+        io.read(&operation, replica.device, into, BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            error = -EIO
+        elif bitmap_of(replica, into):
+            return 0
+    return error
+
+
+cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil:
+    return bitmap_valid(bitmap, replica.volume, replica.segment) and bitmap.crc == replica.bitmap_crc and \
+        bitmap.blocks == replica.blocks and bitmap.live == replica.live
