@@ -225,7 +225,9 @@ cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nog
 
 
 cdef void disk_draw_cut(Disk* disk, Cut* cut, Chance* chance, uint64_t under_way_blocks) noexcept nogil:
-    cut.keeps = <Keeps>below(chance, KEEPS_SECTORS + 1)
+    cdef uint64_t choice = below(chance, 8)
+    cut.keeps = KEEPS_NOTHING if choice == 0 else KEEPS_ALL if choice == 1 else KEEPS_FIRST if choice < 4 else \
+        KEEPS_WRITES if choice < 6 else KEEPS_SECTORS
     cut.seed = draw(chance)
     cut.threshold = draw(chance)
     cut.first = disk.tail + below(chance, disk.head - disk.tail + under_way_blocks + 1)

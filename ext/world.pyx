@@ -30,7 +30,7 @@ from iomesh.engine.disk cimport (
     disk_tainted, disk_write,
 )
 from iomesh.engine.faults cimport (
-    CLOCK_JUMP, FAULTS, FAULTS_KEPT, FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord, record_fault, strikes,
+    CLOCK_JUMP, FAULTS_KEPT, FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord, record_fault, strikes,
 )
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.network cimport ENDS_MAX
@@ -116,7 +116,7 @@ cdef class World:
         """The last faults, oldest first: fault, time_ns, target (device or connection), offset, intended, bytes."""
         cdef FaultRecord* record
         found = []
-        for at in range(max(0, self.injector.recorded - FAULTS_KEPT), self.injector.recorded):
+        for at in range(self.injector.recorded - min(self.injector.recorded, FAULTS_KEPT), self.injector.recorded):
             record = &self.injector.records[at % FAULTS_KEPT]
             found.append({"fault": FAULT_NAMES[record.fault], "time_ns": record.time_ns, "target": record.target, "offset": record.offset,
                           "intended": record.intended, "bytes": record.bytes})
@@ -539,7 +539,6 @@ cdef class WorldIo(Io):
 
     cdef int poll(self, int64_t wait_ns) noexcept nogil:
         cdef int64_t before = self.world.agenda.now
-        cdef int found
         if not self.alive:
             return CRASHED
         if self.world.ready == 0:                        # else someone is to do something at this time
