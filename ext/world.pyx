@@ -38,6 +38,7 @@ from iomesh.engine.network cimport ENDS_MAX
 cdef enum:
     POLL_NS = 200                    # what a poll that finds nothing takes
     SECOND_NS = 1000000000
+    LONGEST_WAIT_S = 1000000         # whatever is asked for: the clock must not run over
     FIRST_UNIX_S = 1767225600        # 2026-01-01: the world begins within a year of it
 
 FAULT_NAMES = ("read_error", "write_error", "flush_error", "lost_write", "misdirected_write", "rot", "slow", "hang", "timer_early", "timer_late",
@@ -542,7 +543,7 @@ cdef class WorldIo(Io):
         if not self.alive:
             return CRASHED
         if self.world.ready == 0:                        # else someone is to do something at this time
-            self.world.advance(before + max(wait_ns, POLL_NS))
+            self.world.advance(before + min(max(wait_ns, POLL_NS), LONGEST_WAIT_S * <int64_t>SECOND_NS))
             if not self.alive:
                 return CRASHED
         self.now = self.world.agenda.now + self.world.faces[self.number].clock_ns    # before anyone is called

@@ -151,6 +151,8 @@ def test_a_poll_waits_no_longer_than_it_is_told_and_a_loop_of_polls_ends() -> No
     assert view.poll(2 * SECOND) == 1
     assert timer.over
     assert view.waited_ns == world.now_ns - start
+    assert view.poll(2**63 - 1) == 0
+    assert start < world.now_ns, "the clock does not run over"
 
 
 def test_no_face_moves_the_clock_past_what_another_has_not_been_told() -> None:
