@@ -7,6 +7,7 @@ from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, Node
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport Waiters
 
 cdef class Checkpoints:
@@ -14,6 +15,7 @@ cdef class Checkpoints:
     cdef Log log
     cdef Map map
     cdef Segments segments
+    cdef Snapshots snapshots
     cdef uint64_t* counters
     cdef uint64_t size_bytes         # of the volume, for the next checkpoint
     cdef uint64_t interval           # bytes of log between two checkpoints
@@ -31,6 +33,8 @@ cdef class Checkpoints:
     cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end
     cdef uint64_t content_written
     cdef bint due                    # asked for by something other than the interval
+    cdef int64_t drain_began_ns
+    cdef int64_t stalled_ns          # for how long the newest one let writes wait
     cdef bint lost                   # the pointer could not be moved: another owner has taken over
     cdef int result                  # of the newest one: 0 or a negative errno
     cdef Waiters ended               # of the one under way
@@ -39,11 +43,19 @@ cdef class Checkpoints:
     cdef uint64_t answer_for
     cdef void* owner
     cdef void (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
+    cdef void (*on_dying)(void* owner) noexcept nogil            # one of the snapshots is DYING: walk it
 
     cdef void attach(self) noexcept nogil                        # on the reactor, before anything else
     cdef void begin_what_is_due(self) noexcept nogil
     cdef void poke(self) noexcept nogil                          # after commits and when a node was not to be had: begins what is due
     cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
+    cdef int run_for(self, uint64_t version) noexcept nogil      # in a task: until the snapshots' `version` is durable
+    # In a task, in steps, so that several volumes can be frozen at one instant: nobody else's checkpoint begins; doors wait; everything is
+    # committed; then go(), or let_go() if it is not to be.
+    cdef int claim(self) noexcept nogil
+    cdef int begin_drain(self) noexcept nogil
+    cdef int drain(self) noexcept nogil
+    cdef void let_go(self) noexcept nogil
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil
     cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
@@ -51,10 +63,12 @@ cdef class Checkpoints:
     cdef bint is_due(self) noexcept nogil
     cdef void go(self) noexcept nogil
     cdef void map_written(self) noexcept nogil
-    cdef void count(self, Pointer pointer, int change) noexcept nogil
+    cdef void end_drain(self) noexcept nogil
     cdef int checkpoint(self) noexcept nogil
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
     cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
+    cdef int write_snapshots(self, uint64_t sequence, Pointer* into) noexcept nogil
     cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil
+    cdef void settle(self) noexcept nogil
     cdef void remove_dead(self, uint64_t sequence) noexcept nogil
     cdef void write_back(self) noexcept nogil

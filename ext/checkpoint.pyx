@@ -4,15 +4,17 @@
 # Writing back keeps frames free: when much of the cache is dirty, the oldest leaves go into the log, then what is above them.
 #
 # A checkpoint at record S is exact: the map as it was at S, and the counters that belong to it, whatever is written meanwhile.
-#     drain       doors wait until what is under way has committed: one write's time. S is the newest record now; counters are copied
+#     drain       doors wait until what is under way has committed: one write's time. S is the newest record now; what the counters and the
+#                 snapshot table are now is kept, and the cut of a snapshot that is to be made is the log's end
 #     write map   every node dirty since S or before, leaves first (map.pyx says how later changes are kept out)
-#     write table the segment table with the copied counters, then the checkpoint block
+#     write table the snapshot table, the segment table with the counters of S, then the checkpoint block
 #     flush       all of it is on stable media
 #     move        the metadata service's one pointer; until it answers, the old checkpoint counts
 #     remove      segments that neither checkpoint nor map nor replay needs any more
+# A snapshot is made by a checkpoint, and begins to die with one (snapshots.pyx): it is there, or dying, once the pointer was moved.
 # If anything fails, the old checkpoint stays good and the next one tries again.
 
-from libc.errno cimport ENOMEM, ENOSPC, ESTALE
+from libc.errno cimport ENOMEM, ENOSPC, ESHUTDOWN, ESTALE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
@@ -20,12 +22,13 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.counters cimport CHECKPOINTS, SEGMENTS_REMOVED
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_MAP, KIND_TABLE, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
-    SEGMENT_SEALED, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, TableEntry, block_crc)
+    BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_MAP, KIND_SNAPSHOT, KIND_TABLE, MAP_LEVELS, NODE_POINTERS,
+    SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, SnapshotEntry, TableEntry, block_crc)
 from iomesh.engine.log cimport Log, Part
 from iomesh.engine.map cimport Map, Node
 from iomesh.engine.reactor cimport call_on
-from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.segments cimport DATA, NODE, Segment, Segments
+from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.store cimport Replica, Store
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
 
@@ -35,8 +38,8 @@ cdef enum:
 
 
 cdef class Checkpoints:
-    def __cinit__(self, Reactor reactor, Log log, Map map, Segments segments):
-        self.reactor, self.log, self.map, self.segments = reactor, log, map, segments
+    def __cinit__(self, Reactor reactor, Log log, Map map, Segments segments, Snapshots snapshots):
+        self.reactor, self.log, self.map, self.segments, self.snapshots = reactor, log, map, segments, snapshots
         self.begin.done = begin_due
         self.begin.owner = <void*>self
 
@@ -79,6 +82,27 @@ cdef class Checkpoints:
             self.go()
         return self.result
 
+    cdef int run_for(self, uint64_t version) noexcept nogil:
+        while self.snapshots.durable < version:
+            if self.stopping:
+                return -ESHUTDOWN
+            if self.running:
+                wait_in(&self.ended)
+                continue
+            self.running = True
+            self.go()
+            if self.result < 0 and not self.running:     # else who waited for it has begun another one
+                return self.result
+        return 0
+
+    cdef int claim(self) noexcept nogil:
+        while self.running and not self.stopping:
+            wait_in(&self.ended)
+        if self.stopping:
+            return -ESHUTDOWN
+        self.running = self.writing = True
+        return 0
+
     cdef void stop(self) noexcept nogil:
         cdef void** place = &self.map.cache.keepers
         self.stopping = True
@@ -91,11 +115,18 @@ cdef class Checkpoints:
     cdef void go(self) noexcept nogil:
         """In a task, `running` is set."""
         self.writing = True
-        while self.writing_back:
-            wait_in(&self.writing_back_ended)
         self.due = False
-        self.result = self.checkpoint()
-        self.log.draining = False
+        self.result = self.begin_drain()
+        if self.result == 0:
+            self.result = self.drain()
+        if self.result == 0:
+            self.result = self.checkpoint()
+        self.snapshots.thaw()
+        self.segments.settle(False)                      # nothing is left to settle but after an error
+        self.let_go()
+
+    cdef void let_go(self) noexcept nogil:
+        self.end_drain()
         self.running = False
         self.map_written()
         if self.log.error:
@@ -132,18 +163,13 @@ cdef class Checkpoints:
 
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil:
         cdef Pointer before = self.map.image_committed(level, index, image, sequence)
+        cdef bint dead
         self.segments.born(image)
-        self.segments.died(before)
+        dead = self.segments.retire(before, NODE)
         if self.map.freeze:                              # part of the checkpoint's map: its counters change with it
-            self.count(image, 1)
-            self.count(before, -1)
-
-    cdef void count(self, Pointer pointer, int change) noexcept nogil:
-        cdef Segment* segment
-        if pointer.flags & POINTER_PRESENT:
-            segment = self.segments.find(pointer.segment)
-            if segment is not NULL:
-                segment.live_at_checkpoint += change
+            self.segments.count_at_checkpoint(image, 1)
+            if dead:
+                self.segments.count_at_checkpoint(before, -1)
 
     cdef void write_back(self) noexcept nogil:
         """In a task, `writing_back` is set: images of the oldest dirty nodes until enough of the cache is clean."""
@@ -167,33 +193,55 @@ cdef class Checkpoints:
 
     # ------------------------------------------------------------------ the checkpoint
 
-    cdef int checkpoint(self) noexcept nogil:
-        cdef uint64_t at
-        cdef Segment* segment
-        cdef Pointer root, pointer
-        cdef Operation operation
-        cdef int result, level
-        self.log.draining = True
-        while self.log.committed != self.log.last_appended():
-            result = self.log.wait_committed(self.log.last_appended())
+    cdef int begin_drain(self) noexcept nogil:
+        cdef int result
+        while self.writing_back:
+            wait_in(&self.writing_back_ended)
+        if self.log.last_appended() == 0 and self.snapshots.version != self.snapshots.durable:
+            result = self.log.wait_room()                # a log without a record has no moment that a checkpoint could be of: an empty one
             if result < 0:
                 return result
-        at = self.log.committed
-        if at == 0 or self.log.content == self.content:
+            self.log.close_record()
+        if not self.log.draining:
+            self.drain_began_ns = self.log.io.now_ns()
+            self.log.draining = True
+        return self.log.error
+
+    cdef int drain(self) noexcept nogil:
+        cdef int result = 0
+        while result == 0 and self.log.committed != self.log.last_appended():
+            result = self.log.wait_committed(self.log.last_appended())
+        return result
+
+    cdef void end_drain(self) noexcept nogil:
+        if self.log.draining:
+            self.log.draining = False
+            self.stalled_ns = self.log.io.now_ns() - self.drain_began_ns
+            wake_all(&self.log.waiters, 0)
+
+    cdef int checkpoint(self) noexcept nogil:
+        """Everything is committed."""
+        cdef uint64_t at = self.log.committed
+        cdef Pointer pointer, root
+        cdef Operation operation
+        cdef int result, level
+        if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
+        result = self.snapshots.freeze(at, self.log.io.unix_ns(), self.size_bytes, self.log.tails.position())
+        if result < 0:
+            return result
         self.map.freeze = at
-        segment = self.segments.first
-        while segment is not NULL:
-            segment.live_at_checkpoint = segment.live
-            segment = segment.next
+        self.segments.begin_checkpoint()
+        self.segments.shift_pin(DATA, self.snapshots.data_pin())
         self.log.bytes_at_checkpoint = self.log.bytes
-        self.log.draining = False
-        wake_all(&self.log.waiters, 0)
+        self.end_drain()
         for level in range(MAP_LEVELS):
             result = self.write_level(level, at)
             if result < 0:
                 return result
         root = self.map.root
+        self.snapshots.map_written(root, self.log.tails.position())
+        self.segments.shift_pin(NODE, self.snapshots.node_pin())
         self.map_written()
         result = self.write_table(at, root, &pointer)
         if result < 0:
@@ -216,8 +264,21 @@ cdef class Checkpoints:
         if self.log.content == self.content_written:
             self.content = self.log.content
         self.counters[CHECKPOINTS] += 1
+        self.settle()
         self.remove_dead(at)
         return 0
+
+    cdef void settle(self) noexcept nogil:
+        """It counts: what it has done to the snapshots has happened."""
+        cdef bint dying = self.snapshots.frozen_dying is not NULL
+        if self.snapshots.frozen_walked:
+            self.segments.reclaim_holds -= 1
+        if dying:
+            self.segments.reclaim_holds += 1             # until a checkpoint is without it: the walk needs the trees
+        self.snapshots.moved()
+        self.segments.settle(True)
+        if dying:
+            self.on_dying(self.owner)
 
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil:
         if self.answer_for == sequence and sequence:
@@ -264,7 +325,7 @@ cdef class Checkpoints:
             if segment.first_sequence:
                 table[entries].segment = segment.number
                 table[entries].blocks = segment.blocks
-                table[entries].live = segment.live_at_checkpoint
+                table[entries].live = self.segments.live_at_checkpoint(segment)
                 table[entries].stream = segment.stream
                 table[entries].state = segment.state
                 table[entries].replicas = 1
@@ -286,6 +347,12 @@ cdef class Checkpoints:
         checkpoint.table_entries = entries
         checkpoint.table_blocks = blocks
         checkpoint.index_count = indexes
+        memcpy(checkpoint.head_parent, self.snapshots.frozen_parent, 16)
+        checkpoint.pin_data = self.segments.wanted_pins[<int>DATA]
+        checkpoint.pin_nodes = self.segments.wanted_pins[<int>NODE]
+        checkpoint.snapshot_entries = self.snapshots.frozen_count
+        if checkpoint.snapshot_entries:
+            result = self.write_snapshots(sequence, &checkpoint.snapshots)
         for i in range(blocks):
             if result == 0:
                 result = self.add_block(KIND_TABLE, i, 0, table + i * TABLE_ENTRIES, &pointers[i])
@@ -311,6 +378,31 @@ cdef class Checkpoints:
         release(memory)
         return result
 
+    cdef int write_snapshots(self, uint64_t sequence, Pointer* into) noexcept nogil:
+        cdef uint32_t count = self.snapshots.frozen_count, blocks = (count + SNAPSHOT_ENTRIES - 1) // SNAPSHOT_ENTRIES, i
+        cdef char* memory = <char*>calloc(1 + blocks, BLOCK_BYTES)
+        cdef Pointer* pointers = <Pointer*>memory
+        cdef SnapshotEntry* table = <SnapshotEntry*>(memory + BLOCK_BYTES)
+        cdef int result = 0
+        if memory is NULL:
+            return -ENOMEM
+        memcpy(table, self.snapshots.frozen, count * sizeof(SnapshotEntry))
+        for i in range(blocks):
+            if result == 0:
+                result = self.add_block(KIND_SNAPSHOT, i, 0, table + i * SNAPSHOT_ENTRIES, &pointers[i])
+        if self.log.wait_committed(self.log.last_appended()) < 0 and result == 0:
+            result = self.log.error
+        if result == 0:
+            result = self.add_block(KIND_SNAPSHOT, 0, TABLE_INDEX, pointers, into)
+        if self.log.wait_committed(self.log.last_appended()) < 0 and result == 0:
+            result = self.log.error
+        for i in range(blocks if result == 0 else 0):
+            self.segments.find(pointers[i].segment).table_of = sequence
+        if result == 0:
+            self.segments.find(into.segment).table_of = sequence
+        release(memory)
+        return result
+
     cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil:
         cdef Part part
         cdef int result = self.log.wait_room()
@@ -329,8 +421,8 @@ cdef class Checkpoints:
         cdef RemoveCall call
         if numbers is NULL:
             return
-        while segment is not NULL:
-            if is_dead(segment, sequence):
+        while segment is not NULL and self.segments.reclaim_holds == 0:
+            if segment.live == 0 and self.segments.live_at_checkpoint(segment) == 0 and is_dead(segment, sequence):
                 numbers[count] = segment.number
                 count += 1
             segment = segment.next
@@ -347,9 +439,8 @@ cdef class Checkpoints:
 
 
 cdef inline bint is_dead(Segment* segment, uint64_t checkpoint) noexcept nogil:
-    """No block of it is reachable from the map, from the checkpoint at this sequence or from replay behind it."""
-    return (segment.state == SEGMENT_SEALED and segment.live == 0 and segment.live_at_checkpoint == 0
-            and segment.last_sequence <= checkpoint and segment.table_of != checkpoint)
+    """No block of it is needed by the checkpoint at this sequence but for what its map holds, or by replay behind it."""
+    return segment.state == SEGMENT_SEALED and segment.last_sequence <= checkpoint and segment.table_of != checkpoint
 
 
 cdef struct RemoveCall:

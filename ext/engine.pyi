@@ -99,6 +99,22 @@ class Engine:
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
 
+    # snapshots
+    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]]) -> int:
+        """(volume, snapshot's id, name) each: all at one instant. Answers {"snapshots": [{"volume", "id", "sequence", "time_ns"}]} once
+        they are durable. With an error none was made. EEXIST: an id or a name is taken, ENOSPC: no room, in
+        the table (4096) or on the device."""
+    def delete_snapshot(self, volume: bytes, id: bytes) -> int:
+        """Answers {"hidden": bool} once it is durable that it is gone, or going: what was its alone is given back behind the answer.
+        hidden: it stays, out of sight, for clones or histories that go on from it, or until it is no longer read. ENOENT."""
+    def list_snapshots(self, volume: bytes) -> int:
+        """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
+        many), "exclusive_blocks" (-1: not known)}]."""
+    def open_snapshot(self, volume: bytes, id: bytes) -> int:
+        """Makes it readable: serve_nbd(id, fd, read_only=True, ...) works with it until close_snapshot, or until its volume is closed.
+        Answers {"size_bytes": int}. ENOENT, EEXIST: it is open."""
+    def close_snapshot(self, id: bytes) -> int: ...
+
     # doors
     def serve_nbd(self, volume: bytes, fd: int, *, structured: bool, allocation_context: int | None, read_only: bool) -> int:
         """Take over a connected socket after its handshake (the engine closes it). allocation_context: the id given to base:allocation, if
@@ -119,6 +135,7 @@ def read_footer(data: bytes) -> dict[str, Any]: ...
 def read_checkpoint(data: bytes) -> dict[str, Any]: ...
 def read_node(data: bytes) -> list[Pointer | None]: ...
 def read_table(data: bytes) -> list[dict[str, int]]: ...
+def read_snapshots(data: bytes) -> list[dict[str, Any]]: ...
 def crc32c(data: bytes) -> int: ...
 def structures() -> dict[str, list[tuple[str, int, int]]]:
     """Name of each on-disk structure -> (field, offset, bytes): what docs/formats.md is held against."""

@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT
+from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EROFS
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
@@ -19,12 +19,13 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
+from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
+    SLAB_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SnapshotEntry, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbd cimport NbdConnection
@@ -32,6 +33,7 @@ from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport is_zero_id
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
@@ -39,7 +41,7 @@ from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE
 
 # Part of engine.pyi, made elsewhere:
 from iomesh.engine.structures import crc32c, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
-from iomesh.engine.structures import read_node, read_record, read_superblock, read_table, structures  # no-cython-lint
+from iomesh.engine.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
 from iomesh.engine.nbd import transmission_flags  # no-cython-lint
 from iomesh.engine.nbd import ENDS
 from iomesh.engine.uring import RingError, why_no_ring
@@ -90,7 +92,8 @@ cdef enum:
     RECORD_BUFFERS = 24              # 24 MiB
 
 cdef enum CommandKind:
-    FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED
+    FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
+    CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT
 
 cdef struct Command:
     Message message
@@ -101,7 +104,7 @@ cdef struct Command:
     void* engine
     void* reactor
     void* subject                    # Store, Volume or NbdConnection
-    void* helper                     # Recovery
+    void* helper                     # Recovery; the Volume that a connection or a snapshot is of
     Superblock* superblock
     int fd
     int device
@@ -112,6 +115,8 @@ cdef struct Command:
     uint8_t volume[16]
     uint64_t results[8]
     void* list[64]                   # Stores
+    void* memory                     # Makings, or the SnapshotEntries that are the answer
+    uint8_t id[16]                   # of a snapshot
     int error
     char reason[512]
 
@@ -152,6 +157,7 @@ cdef class _Open:
     cdef object histograms
     cdef dict connections            # ticket -> NbdConnection
     cdef bint ready
+    cdef _Open parent                # of a snapshot that is open for reading: its volume
 
 
 cdef class Engine:
@@ -161,6 +167,7 @@ cdef class Engine:
     cdef int reactor_count
     cdef dict stores                 # number -> Store
     cdef dict volumes                # 16 bytes -> _Open
+    cdef dict snapshots              # likewise, of those that are open for reading
     cdef dict pending                # ticket -> what the answer is about, kept alive
     cdef int bell
     cdef Command* done               # newest first
@@ -188,6 +195,7 @@ cdef class Engine:
         self.runners = []
         self.stores = {}
         self.volumes = {}
+        self.snapshots = {}
         self.pending = {}
         self.checkpoint_bytes = checkpoint_bytes
         self.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -212,6 +220,7 @@ cdef class Engine:
         cdef Command* following
         while command is not NULL:
             following = command.next
+            release(command.memory)
             release(command)
             command = following
         if self.bell >= 0:
@@ -348,8 +357,6 @@ cdef class Engine:
         cdef Command* command
         cdef _Open opened
         cdef _Runner runner
-        cdef uint64_t[::1] counters
-        cdef uint64_t[:, ::1] histograms
         cdef Segments segments
         cdef Map map
         cdef Log log
@@ -369,17 +376,14 @@ cdef class Engine:
         map = Map(runner.cache, runner.io, segments)
         log = Log(runner.reactor, runner.pool, segments, [it for _, it in self.stores.values()], volume, epoch, segment_bytes // BLOCK)
         opened.runner = runner
-        opened.volume = Volume(runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
-        opened.counters = np.zeros(COUNTERS, np.uint64)
-        opened.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
-        counters, histograms = opened.counters, opened.histograms
-        opened.volume.counters = opened.volume.reader.counters = opened.volume.checkpoints.counters = &counters[0]
-        log.counters = log.tails.counters = log.flusher.counters = &counters[0]
-        opened.volume.latencies = &histograms[0, 0]
+        opened.volume = Volume(volume, runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
+        give_counters(opened)
+        log.counters = log.tails.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         opened.volume.engine = <void*>self
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
+        opened.volume.checkpoints.on_dying = walk_dying
         opened.connections = {}
         opened.recovery = Recovery(opened.volume, checkpoint)
         self.volumes[volume] = opened
@@ -391,6 +395,10 @@ cdef class Engine:
     cdef _Open opened(self, bytes volume):
         cdef _Open opened = self.volumes.get(volume)
         return opened if opened is not None and opened.ready else None
+
+    cdef _Open reading(self, bytes id):
+        cdef _Open reading = self.snapshots.get(id)
+        return reading if reading is not None and reading.ready else None
 
     cdef int64_t ask_volume(self, int kind, bytes volume, uint64_t first):
         cdef _Open opened = self.opened(volume)
@@ -404,6 +412,9 @@ cdef class Engine:
 
     def close_volume(self, bytes volume, *, bint checkpoint):
         cdef _Open opened = self.opened(volume)
+        for id, reading in list(self.snapshots.items()):
+            if (<_Open>reading).ready and (<_Open>reading).parent is opened and opened is not None:
+                self.close_snapshot(id)
         ticket = self.ask_volume(CLOSE_VOLUME, volume, checkpoint)
         if opened is not None:
             opened.ready = False                         # nothing more is asked of it
@@ -442,18 +453,104 @@ cdef class Engine:
         return self.post(command)
 
     def serve_nbd(self, bytes volume, int fd, *, bint structured, allocation_context, bint read_only):
-        cdef _Open opened = self.opened(volume)
+        cdef _Open opened = self.opened(volume) or self.reading(volume)
         cdef NbdConnection connection
         cdef Command* command
         if opened is None:
             os.close(fd)
             return self.refuse(ENOENT, "the volume is not open")
+        if opened.parent is not None and not read_only:
+            os.close(fd)
+            return self.refuse(EROFS, "a snapshot is only read")
         connection = NbdConnection(opened.volume, structured=structured, allocation_context=allocation_context, read_only=read_only)
         command = self.command(SERVE, opened.runner, connection)
         command.fd = fd
         command.helper = <void*>opened.volume
         opened.connections[command.ticket] = connection
         memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    # ------------------------------------------------------------------ snapshots
+
+    def create_snapshots(self, snapshots):
+        cdef Command* command
+        cdef Making* makings
+        cdef _Open opened
+        wanted = sorted(snapshots)
+        if not wanted or len({volume for volume, _, _ in wanted}) < len(wanted):
+            raise ValueError("snapshots are made of one volume or several, one of each")
+        for _, id, name in wanted:
+            check_snapshot(id, name)
+        together = [self.opened(volume) for volume, _, _ in wanted]
+        if None in together:
+            return self.refuse(ENOENT, "the volume is not open")
+        opened = together[0]
+        command = self.command(CREATE_SNAPSHOTS, opened.runner, together)
+        command.memory = makings = <Making*>calloc(len(wanted), sizeof(Making))
+        command.first = len(wanted)
+        if makings is NULL:
+            raise MemoryError("no memory for the making of snapshots")
+        for i, (_, id, name) in enumerate(wanted):
+            opened = together[i]
+            encoded = name.encode()
+            makings[i].volume = <void*>opened.volume
+            memcpy(makings[i].wish.entry.id, <const char*>(<bytes>id), 16)
+            memcpy(makings[i].wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+        return self.post(command)
+
+    def delete_snapshot(self, bytes volume, bytes id):
+        return self.refuse(EOPNOTSUPP, "snapshots cannot be deleted yet")
+
+    def list_snapshots(self, bytes volume):
+        return self.ask_volume(LIST_SNAPSHOTS, volume, 0)
+
+    cdef int64_t ask_snapshot(self, int kind, bytes volume, bytes id):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        check_snapshot(id, "its name")
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        command = self.command(kind, opened.runner, opened.volume)
+        memcpy(command.volume, <const char*>volume, 16)
+        memcpy(command.id, <const char*>id, 16)
+        return self.post(command)
+
+    def open_snapshot(self, bytes volume, bytes id):
+        cdef _Open opened = self.opened(volume)
+        cdef _Open reading
+        cdef Command* command
+        cdef Map map
+        cdef _Runner runner
+        check_snapshot(id, "its name")
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        if id in self.snapshots or id in self.volumes:
+            return self.refuse(EEXIST, "the snapshot is open")
+        runner = opened.runner
+        map = Map(runner.cache, runner.io, opened.volume.segments)
+        reading = _Open()
+        reading.runner = runner
+        reading.parent = opened
+        reading.volume = Volume(id, runner.reactor, runner.pool, None, map, opened.volume.segments, 1)
+        reading.volume.engine = <void*>self
+        reading.volume.on_event = volume_event
+        reading.connections = {}
+        give_counters(reading)
+        self.snapshots[id] = reading
+        command = self.command(OPEN_SNAPSHOT, runner, reading.volume)
+        command.helper = <void*>opened.volume
+        memcpy(command.volume, <const char*>id, 16)
+        return self.post(command)
+
+    def close_snapshot(self, bytes id):
+        cdef _Open reading = self.snapshots.get(id)
+        cdef Command* command
+        if reading is None or not reading.ready:
+            return self.refuse(ENOENT, "the snapshot is not open")
+        reading.ready = False
+        command = self.command(CLOSE_SNAPSHOT, reading.runner, reading.volume)
+        command.helper = <void*>reading.parent.volume
+        memcpy(command.volume, <const char*>id, 16)
         return self.post(command)
 
     # ------------------------------------------------------------------ looking
@@ -468,6 +565,7 @@ cdef class Engine:
             "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
+            "snapshots": it.snapshots.count, "stalled_ns": it.checkpoints.stalled_ns,
             "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
@@ -510,6 +608,7 @@ cdef class Engine:
                     heard.append(self.answer(command))
             finally:
                 release(command.superblock)
+                release(command.memory)
                 release(command)
         return heard
 
@@ -565,10 +664,58 @@ cdef class Engine:
         elif command.kind == SERVE:
             connection = subject
             value = {"requests": connection.requests, "end": ENDS[connection.end]}
-            opened = self.volumes.get(volume)
+            opened = self.volumes.get(volume) or self.snapshots.get(volume)
             if opened is not None:
                 opened.connections.pop(command.ticket, None)
+        elif command.kind == CREATE_SNAPSHOTS and not error:
+            value = {"snapshots": [made(&(<Making*>command.memory)[i]) for i in range(command.first)]}
+        elif command.kind == LIST_SNAPSHOTS and not error:
+            value = listed(<SnapshotEntry*>command.memory, command.results[0])
+        elif command.kind == DELETE_SNAPSHOT and not error:
+            value = {"hidden": bool(command.results[0])}
+        elif command.kind == OPEN_SNAPSHOT:
+            opened = self.snapshots[volume]
+            opened.ready = not error
+            if error:
+                self.snapshots.pop(volume)
+            else:
+                value = {"size_bytes": opened.volume.blocks * BLOCK}
+        elif command.kind == CLOSE_SNAPSHOT:
+            self.snapshots.pop(volume)
         return Answer(command.ticket, error, reason, value)
+
+
+cdef void give_counters(_Open opened):
+    cdef uint64_t[::1] counters
+    cdef uint64_t[:, ::1] histograms
+    opened.counters = np.zeros(COUNTERS, np.uint64)
+    opened.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
+    counters, histograms = opened.counters, opened.histograms
+    opened.volume.counters = opened.volume.reader.counters = &counters[0]
+    opened.volume.latencies = &histograms[0, 0]
+
+
+cdef object check_snapshot(id, str name):
+    if not isinstance(id, bytes) or len(id) != 16 or id == bytes(16):
+        raise ValueError("a snapshot is named by 16 bytes that are not all zero")
+    if not 0 < len(name.encode()) <= 63 or "\0" in name:
+        raise ValueError(f"a snapshot's name has 1 to 63 bytes, none of them zero, not {name!r}")
+
+
+cdef dict made(const Making* it):
+    return {"volume": (<Volume>it.volume).identity[:16], "id": it.wish.entry.id[:16], "sequence": it.wish.entry.sequence,
+            "time_ns": it.wish.entry.time_ns}
+
+
+cdef list listed(const SnapshotEntry* entries, uint64_t count):
+    cdef uint64_t i
+    clones = [entries[i].parent[:16] for i in range(count) if entries[i].flags & SNAPSHOT_CLONE]
+    return [{
+        "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence, "time_ns": entries[i].time_ns,
+        "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
+        "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
+        "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]), "exclusive_blocks": -1,
+    } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
 
 
 def histogram_bounds():
@@ -633,6 +780,16 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return 0
     if command.kind == ERASE_VOLUME:
         return erase_on(<Reactor>command.reactor, command)
+    if command.kind == CREATE_SNAPSHOTS:
+        return make_snapshots(<Reactor>command.reactor, <Making*>command.memory, <uint32_t>command.first)
+    if command.kind == LIST_SNAPSHOTS:
+        return list_snapshots_on(<Volume>command.subject, command)
+    if command.kind == DELETE_SNAPSHOT:
+        return delete_snapshot_on(<Volume>command.subject, command)
+    if command.kind == OPEN_SNAPSHOT:
+        return open_snapshot(<Volume>command.helper, <Volume>command.subject, command.volume)
+    if command.kind == CLOSE_SNAPSHOT:
+        return close_snapshot_on(<Volume>command.helper, <Volume>command.subject)
     return serve_on(<Volume>command.helper, <NbdConnection>command.subject, command)
 
 
@@ -706,13 +863,44 @@ cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) 
     return 0
 
 
-cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
-    cdef int result = 0
+cdef int64_t list_snapshots_on(Volume volume, Command* command) noexcept nogil:
+    cdef SnapshotEntry* entries = <SnapshotEntry*>calloc(volume.snapshots.count + 1, sizeof(SnapshotEntry))
+    cdef uint32_t i
+    if entries is NULL:
+        return -ENOMEM
+    for i in range(volume.snapshots.count):
+        entries[i] = volume.snapshots.all[i].entry
+    command.memory = entries
+    command.results[0] = volume.snapshots.count
+    return 0
+
+
+cdef int64_t delete_snapshot_on(Volume volume, Command* command) noexcept nogil:
+    cdef bint hidden = False
+    cdef int result = delete_snapshot(volume, command.id, &hidden)
+    command.results[0] = hidden
+    return result
+
+
+cdef int64_t close_snapshot_on(Volume volume, Volume reading) noexcept nogil:
+    end_connections(reading)
+    close_snapshot(volume, reading)
+    return 0
+
+
+cdef void end_connections(Volume volume) noexcept nogil:
     cdef void* connection = volume.connection_list
     while connection is not NULL:
         (<NbdConnection>connection).stop()
         connection = (<NbdConnection>connection).next_connection
     while volume.connections:
+        wait_in(&volume.connections_changed)
+
+
+cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
+    cdef int result = 0
+    end_connections(volume)
+    while volume.readings:                               # they are being closed, too
         wait_in(&volume.connections_changed)
     if command.first and not volume.log.error:
         result = volume.checkpoints.run()
@@ -801,7 +989,7 @@ cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, 
     notice.first = first
     notice.second = second
     notice.third = third
-    memcpy(notice.volume, (<Volume>volume).log.volume, 16)
+    memcpy(notice.volume, (<Volume>volume).identity, 16)
     put_done(<Engine>(<Volume>volume).engine, notice)
 
 
@@ -815,5 +1003,5 @@ cdef void checkpoint_written(void* owner, uint64_t sequence, PointerStruct point
     notice.first = sequence
     notice.second = (<Volume>owner).checkpoints.size_bytes
     notice.results[0], notice.results[1], notice.results[2] = pointer.segment, pointer.block, pointer.crc
-    memcpy(notice.volume, (<Volume>owner).log.volume, 16)
+    memcpy(notice.volume, (<Volume>owner).identity, 16)
     put_done(<Engine>(<Volume>owner).engine, notice)

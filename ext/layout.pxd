@@ -20,6 +20,7 @@ cdef enum:
     MAP_LEVELS = 5                   # leaves (level 0) cover 1 MiB, level 4, the root, 4 PiB
     DEVICE_BYTES_MIN = 64 * 1024 * 1024    # less would be journal and reserve, and hardly a segment
     TABLE_BLOCKS_MAX = 192 * NODE_POINTERS     # of a checkpoint's segment table: what its index has room for
+    SNAPSHOTS_MAX = 16 * NODE_POINTERS         # entries of a volume's snapshot table: what its one index block has room for
     BITMAP_COPIES = 2                # of a compacted replica's bitmap: losing it loses the whole segment, and there is a place at either end
 
 cdef enum:                           # bits of Superblock.features
@@ -148,7 +149,7 @@ cdef enum:                           # kinds of what is logged
     KIND_ZERO = 2                    # position: first block number, count: blocks, all under one leaf; no payload
     KIND_MAP = 3                     # position: level << 56 | index of the node in its level; one payload block
     KIND_TABLE = 4                   # position: number of the table block or, with the flag, of the index block; one payload block
-    KIND_SNAPSHOT = 5                # reserved
+    KIND_SNAPSHOT = 5                # position: number of the block of the snapshot table or, with the flag, 0 of its index block; one payload block
     KIND_CHECKPOINT = 6              # one payload block: a Checkpoint
     KIND_RECORD = 7                  # in footers only: a record begins. position: its sequence, crc: its header's, count: its entries
 
@@ -206,13 +207,20 @@ cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t sequence                # the map is as it was after this record; replay begins behind it
     uint64_t size_bytes              # of the volume
     Pointer root                     # the map's, of level MAP_LEVELS - 1
-    Pointer snapshots                # reserved: the snapshot table
+    Pointer snapshots                # the index block of the snapshot table; absent: there is no snapshot
     uint32_t next_segment            # no segment with this number or a higher one existed
     uint32_t table_entries
     uint32_t table_blocks
     uint32_t index_count             # index blocks of NODE_POINTERS pointers to table blocks
-    uint8_t lineage[64]              # reserved: parent volume, branch segment
-    uint8_t reserved[856]
+    uint8_t lineage_volume[16]       # of a clone: the volume ...
+    uint8_t lineage_snapshot[16]     # ... and its snapshot that the first map was; zero: it is none
+    uint32_t branch                  # segments with lower numbers are the parent's; 0: it is no clone
+    uint8_t lineage_reserved[28]
+    uint8_t head_parent[16]          # the snapshot that the map grew from; zero: none
+    uint64_t pin_data                # its cuts: what dies in the map and lies below is the snapshot's (see address_of)
+    uint64_t pin_nodes
+    uint32_t snapshot_entries        # in the snapshot table
+    uint8_t reserved[820]
     Pointer index[192]
 
 cdef packed struct TableEntry:       # 64 bytes
@@ -228,9 +236,32 @@ cdef packed struct TableEntry:       # 64 bytes
     uint32_t nodes[4]                # reserved: which nodes hold a replica
     uint8_t reserved[8]
 
+cdef enum:                           # SnapshotEntry.flags
+    SNAPSHOT_HIDDEN = 1              # its user deleted it: it goes as soon as fewer than two histories go on from it and no clone does
+    SNAPSHOT_DYING = 2               # what was its alone is being found and given back
+    SNAPSHOT_MARK = 4                # made by the restore window
+    SNAPSHOT_CLONE = 8               # no snapshot: `id` is a volume that is a clone of the snapshot `parent`, and all else is zero
+    SNAPSHOT_FLAGS = 15
+
+cdef packed struct SnapshotEntry:    # 256 bytes
+    uint8_t id[16]
+    uint8_t parent[16]               # the snapshot that its map grew from; zero: none
+    uint64_t sequence                # the map is as it was after this record
+    uint64_t time_ns                 # Unix time
+    uint64_t size_bytes              # of the volume then
+    Pointer root                     # of its map
+    uint64_t data_cut                # address of the log's end at `sequence`: every data block of it lies below
+    uint64_t node_cut                # likewise when its map had been written: every node of it lies below
+    uint32_t flags                   # SNAPSHOT_*
+    uint32_t reserved_word
+    Pointer successor                # while it is DYING: the root of the map that grew from it; absent: none did
+    char name[64]                    # UTF-8, ended by zero; unique among those that are not HIDDEN
+    uint8_t reserved[80]
+
 cdef enum:
     TABLE_ENTRIES = 64               # of one table block
     TABLE_INDEX = 1                  # Entry.flags: the payload is an index block
+    SNAPSHOT_ENTRIES = 16            # of one block of the snapshot table
 
 cdef struct Fault:                   # why a structure is not valid
     const char* words                # NULL: it is
@@ -244,6 +275,7 @@ cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, 
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
 cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
+cdef Fault snapshot_fault(const SnapshotEntry*, const Checkpoint* checkpoint) noexcept nogil       # of an entry in this checkpoint's table
 
 cdef bint superblock_valid(const Superblock*) noexcept nogil
 cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device) noexcept nogil
@@ -253,3 +285,7 @@ cdef bint footer_table_valid(const Footer*, const Entry* table) noexcept nogil
 cdef bint checkpoint_valid(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef bint bitmap_valid(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 cdef uint32_t block_crc(const void* block) noexcept nogil     # of a structure's bytes behind its crc
+
+# Where in the log a block lies, as one number: one that is higher was appended later.
+cdef inline uint64_t address_of(Pointer pointer) noexcept nogil:
+    return <uint64_t>pointer.segment << 32 | pointer.block

@@ -61,6 +61,7 @@ cdef void layout_holds() noexcept nogil:
     size_is(sizeof(Entry), 16)
     size_is(sizeof(TableEntry), 64)
     size_is(sizeof(TableEntry) * TABLE_ENTRIES, BLOCK_BYTES)
+    size_is(sizeof(SnapshotEntry) * SNAPSHOT_ENTRIES, BLOCK_BYTES)
     size_is(sizeof(Pointer) * NODE_POINTERS, BLOCK_BYTES)
     superblock_has(superblock, VERSION, CRC_START)
     superblock_has(superblock, LABEL, 120)
@@ -254,6 +255,10 @@ cdef const char* entry_fault(const Entry* it, uint32_t* payload) noexcept nogil:
         if it.position >= <uint64_t>(INDEX_BLOCKS_MAX if it.flags & TABLE_INDEX else TABLE_BLOCKS_MAX):
             return b"its block lies beyond any segment table"
         return NULL
+    if it.kind == KIND_SNAPSHOT:
+        if it.position >= <uint64_t>(1 if it.flags & TABLE_INDEX else SNAPSHOTS_MAX // SNAPSHOT_ENTRIES):
+            return b"its block lies beyond any snapshot table"
+        return NULL
     if it.kind == KIND_CHECKPOINT:
         return NULL
     return b"its kind is not known"
@@ -323,6 +328,34 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
     for i in range(it.index_count):
         if not it.index[i].flags & POINTER_PRESENT or not pointer_within(it.index[i], it.next_segment):
             return fault(b"its index block is missing or lies beyond its segments", i)
+    if it.snapshot_entries > SNAPSHOTS_MAX or (it.snapshot_entries > 0) != (it.snapshots.flags & POINTER_PRESENT):
+        return fault(b"its count of snapshots is impossible")
+    if it.snapshot_entries and not pointer_within(it.snapshots, it.next_segment):
+        return fault(b"its snapshot table lies beyond its segments")
+    if it.pin_data >> 32 > it.next_segment or it.pin_nodes >> 32 > it.next_segment:
+        return fault(b"its snapshots pin what lies beyond its segments")
+    if it.branch > it.next_segment:
+        return fault(b"it branched off beyond its segments")
+    return fault(NULL)
+
+
+cdef Fault snapshot_fault(const SnapshotEntry* it, const Checkpoint* checkpoint) noexcept nogil:
+    if it.flags & ~<uint32_t>SNAPSHOT_FLAGS:
+        return fault(b"its flags are not known")
+    if it.flags & SNAPSHOT_CLONE:
+        return fault(NULL)
+    if it.name[63] != 0:
+        return fault(b"its name has no end")
+    if it.sequence == 0 or it.sequence > checkpoint.sequence:
+        return fault(b"it is younger than the checkpoint")
+    if it.size_bytes == 0 or it.size_bytes > VOLUME_BYTES_MAX or it.size_bytes % BLOCK_BYTES:
+        return fault(b"the size of its volume is impossible")
+    if it.data_cut > it.node_cut or it.node_cut >> 32 > checkpoint.next_segment:
+        return fault(b"it was cut beyond the checkpoint's segments")
+    if it.root.flags & POINTER_PRESENT and address_of(it.root) >= it.node_cut:
+        return fault(b"the root of its map lies beyond its cut")
+    if it.successor.flags & POINTER_PRESENT and not pointer_within(it.successor, checkpoint.next_segment):
+        return fault(b"the map that grew from it lies beyond the checkpoint's segments")
     return fault(NULL)
 
 

@@ -213,7 +213,7 @@ cdef class Map:
         return node
 
     cdef void load(self, Node* node, Pointer pointer) noexcept nogil:
-        cdef Segment* segment = self.segments.find(pointer.segment)
+        cdef Segment* segment = self.segments.locate(pointer.segment)
         cdef uint64_t offset
         cdef uint32_t contiguous = 0
         node.state = NODE_LOADING

@@ -88,7 +88,7 @@ cdef class Reader:
                 memset(read.into + first * BLOCK_BYTES, 0, BLOCK_BYTES)
                 first += 1
                 continue
-            segment = self.segments.find(pointer.segment)
+            segment = self.segments.locate(pointer.segment)
             if segment is NULL or segment.replica is NULL or pointer.block >= segment.blocks:
                 read.error = EIO
                 first += 1

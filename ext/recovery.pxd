@@ -46,6 +46,7 @@ cdef class Recovery:
     cdef int list_replicas(self) noexcept nogil
     cdef int read_checkpoint(self) noexcept nogil
     cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil
+    cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil
     cdef int read_block(self, Pointer pointer, void* into) noexcept nogil
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef int scan_all(self) noexcept nogil

@@ -1,7 +1,7 @@
 # Opening a volume's log after a stop or a crash, as a list of steps:
 #
 #     list_replicas    every replica of the volume on this node's stores
-#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters
+#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
 #     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
 #     find_end         the log ends before the first record that is missing or torn
 #     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
@@ -24,11 +24,11 @@ from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_OPEN,
-    SEGMENT_SEALED, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Footer, Pointer, RecordHeader, TableEntry, block_crc, checkpoint_valid,
-    footer_table_valid, footer_valid, record_valid)
+    SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry,
+    TableEntry, block_crc, checkpoint_valid, footer_table_valid, footer_valid, record_valid, snapshot_fault)
 from iomesh.engine.map cimport Node
 from iomesh.engine.reactor cimport call_on
-from iomesh.engine.segments cimport Segment
+from iomesh.engine.segments cimport DATA, Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
 from iomesh.engine.task cimport wait, waited
 
@@ -176,7 +176,10 @@ cdef class Recovery:
         self.volume.log.tails.next_segment = checkpoint.next_segment
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint
-        return self.read_table(checkpoint)
+        result = self.read_table(checkpoint)
+        if result == 0:
+            result = self.read_snapshots(checkpoint)
+        return result
 
     cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil:
         cdef Pointer* index = <Pointer*>self.buffer
@@ -222,6 +225,39 @@ cdef class Recovery:
             keep(self, checkpoint.index[i].segment, checkpoint.sequence)
         keep(self, self.checkpoint.segment, checkpoint.sequence)
         return 0
+
+    cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil:
+        cdef Pointer* index = <Pointer*>self.buffer
+        cdef SnapshotEntry* table = <SnapshotEntry*>(self.buffer + BLOCK_BYTES)
+        cdef Fault fault
+        cdef const char* words
+        cdef uint32_t blocks = (checkpoint.snapshot_entries + SNAPSHOT_ENTRIES - 1) // SNAPSHOT_ENTRIES, i, n
+        cdef int result = 0
+        if checkpoint.snapshot_entries:
+            result = self.read_block(checkpoint.snapshots, index)
+            keep(self, checkpoint.snapshots.segment, checkpoint.sequence)
+        for i in range(blocks):
+            if result == 0:
+                result = self.read_block(index[i], table)
+            if result < 0:
+                return result
+            keep(self, index[i].segment, checkpoint.sequence)
+            for n in range(min(<uint32_t>SNAPSHOT_ENTRIES, checkpoint.snapshot_entries - i * SNAPSHOT_ENTRIES)):
+                fault = snapshot_fault(&table[n], checkpoint)
+                if fault.words is not NULL:
+                    snprintf(self.reason, sizeof(self.reason), b"snapshot %u of the checkpoint's table: %s", i * SNAPSHOT_ENTRIES + n, fault.words)
+                    return -EUCLEAN
+                if self.volume.snapshots.find(table[n].id) is not NULL:
+                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
+                if self.volume.snapshots.add(&table[n]) < 0:
+                    return self.fail(ENOMEM, b"no memory for %lu snapshots", checkpoint.snapshot_entries, 0, 0)
+        words = self.volume.snapshots.adopt(checkpoint.head_parent, checkpoint.pin_data, checkpoint.pin_nodes)
+        if result == 0 and words is not NULL:
+            return self.fail(EUCLEAN, words, 0, 0, 0)
+        self.volume.segments.pin(checkpoint.pin_data, checkpoint.pin_nodes)
+        if self.volume.snapshots.dying() is not NULL:
+            self.volume.segments.reclaim_holds += 1      # as when it began: nothing is given up before it was walked
+        return result
 
     # ------------------------------------------------------------------ records
 
@@ -592,7 +628,7 @@ cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
                 return recovery.fail(EUCLEAN, b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
                                      leaf.pointers[i].block, leaf.pointers[i].segment, 0)
             recovery.volume.segments.born(pointer)
-            recovery.volume.segments.died(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)))
+            recovery.volume.segments.retire(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)), DATA)
     return 0
 
 

@@ -2,19 +2,25 @@
 #
 # Always true:
 #   - a segment is in the hash table and in the list, which is in the order of numbers;
-#   - `live` of the table is the sum of `live` of its segments; a segment's is how many blocks of it a pointer of the map, or to a node
-#     of it, points to. It is derived, never durable by itself: checkpoints carry it, replay goes on from there;
+#   - `live` of the table is the sum of `live` of its segments; a segment's is how many blocks of it a pointer of the head's map or of a
+#     snapshot's, or to a node of one, points to. It is derived, never durable by itself: checkpoints carry it, replay goes on from there;
 #   - a Segment stays at its address until it is removed.
 #
 # A pointer to a segment that is not in the table counts for nothing: replaying old records meets segments that died and were
-# deleted since. Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
+# deleted since. So does a pointer to a segment below a clone's branch: it counts in the parent.
+#
+# Pins: a volume's log has one stream, so addresses grow with time, and what the head's map held when its parent snapshot was made lies below
+# that snapshot's cut. What the head lets go of dies iff it lies above. While a snapshot is being made the cut is not final: if the
+# checkpoint fails, there is no snapshot. So what dies between the old cut and the new is `undecided` until settle(), and lives meanwhile.
+#
+# Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
 # they neither allocate nor fail: memory and the growth of the hash table belong to add().
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport POINTER_PRESENT, Pointer
+from iomesh.engine.layout cimport POINTER_PRESENT, Pointer, address_of
 
 cdef enum:
     BUCKETS_AT_FIRST = 64
@@ -85,27 +91,88 @@ cdef class Segments:
         self.live -= segment.live
         release(segment)
 
+    cdef Segment* locate(self, uint32_t number) noexcept nogil:
+        cdef void* owner = <void*>self
+        while number < (<Segments>owner).branch:
+            owner = (<Segments>owner).parent
+        return (<Segments>owner).find(number)
+
     cdef bint lives(self, Pointer pointer) noexcept nogil:
-        """Before died(), where a pointer comes from a device: its map and its table may disagree."""
+        """Before retire(), where a pointer comes from a device: its map and its table may disagree."""
         cdef Segment* segment = self.find(pointer.segment) if pointer.flags & POINTER_PRESENT else NULL
-        return segment is NULL or segment.live > 0
+        return segment is NULL or segment.live > segment.undecided
 
     cdef void born(self, Pointer pointer) noexcept nogil:
         cdef Segment* segment
         if pointer.flags & POINTER_PRESENT:
             segment = self.find(pointer.segment)
             if segment is not NULL:
-                segment.live += 1
-                self.live += 1
+                self.change_live(segment, 1)
 
-    cdef void died(self, Pointer pointer) noexcept nogil:
+    cdef bint retire(self, Pointer pointer, Born what) noexcept nogil:
+        cdef uint64_t address = address_of(pointer), pin = self.pins[<int>what], wanted = self.wanted_pins[<int>what]
         cdef Segment* segment
-        if pointer.flags & POINTER_PRESENT:
-            segment = self.find(pointer.segment)
-            if segment is not NULL:
-                invariant(segment.live > 0, b"a block dies once")
-                segment.live -= 1
-                self.live -= 1
+        if not pointer.flags & POINTER_PRESENT or address < min(pin, wanted):
+            return False
+        segment = self.find(pointer.segment)
+        if segment is NULL:
+            return False
+        invariant(segment.live > segment.undecided, b"a block dies once")
+        if address < max(pin, wanted):
+            if segment.undecided == 0:
+                segment.undecided_next = self.undecided_first
+                self.undecided_first = segment
+            segment.undecided += 1
+            return False
+        self.change_live(segment, -1)
+        return True
+
+    cdef void change_live(self, Segment* segment, int64_t by) noexcept nogil:
+        if segment.mark != self.mark:
+            segment.live_then = segment.live
+            segment.mark = self.mark
+        segment.live += by
+        self.live += by
+
+    # ------------------------------------------------------------------ checkpoints
+
+    cdef void begin_checkpoint(self) noexcept nogil:
+        self.mark += 1
+
+    cdef uint32_t live_at_checkpoint(self, const Segment* segment) noexcept nogil:
+        return segment.live_then if segment.mark == self.mark else segment.live
+
+    cdef void count_at_checkpoint(self, Pointer pointer, int by) noexcept nogil:
+        cdef Segment* segment = self.find(pointer.segment) if pointer.flags & POINTER_PRESENT else NULL
+        if segment is not NULL:
+            invariant(segment.mark == self.mark, b"what a checkpoint counts was born or has died since it was begun")
+            segment.live_then += by
+
+    # ------------------------------------------------------------------ pins
+
+    cdef void shift_pin(self, Born what, uint64_t pin) noexcept nogil:
+        self.wanted_pins[<int>what] = pin
+
+    cdef void settle(self, bint happened) noexcept nogil:
+        cdef Segment* segment = self.undecided_first
+        cdef bint rising = self.wanted_pins[<int>DATA] > self.pins[<int>DATA] or self.wanted_pins[<int>NODE] > self.pins[<int>NODE]
+        cdef bint falling = self.wanted_pins[<int>DATA] < self.pins[<int>DATA] or self.wanted_pins[<int>NODE] < self.pins[<int>NODE]
+        cdef int what
+        invariant(not (rising and falling), b"the cuts of data and of nodes move together")
+        for what in range(2):
+            if happened:
+                self.pins[what] = self.wanted_pins[what]
+            self.wanted_pins[what] = self.pins[what]
+        while segment is not NULL:                       # they live, and so are still there
+            if rising != happened:
+                self.change_live(segment, -<int64_t>segment.undecided)
+            segment.undecided = 0
+            segment = segment.undecided_next
+        self.undecided_first = NULL
+
+    cdef void pin(self, uint64_t data, uint64_t nodes) noexcept nogil:
+        self.pins[<int>DATA] = self.wanted_pins[<int>DATA] = data
+        self.pins[<int>NODE] = self.wanted_pins[<int>NODE] = nodes
 
     cdef void hash(self, Segment* segment) noexcept nogil:
         cdef Segment** bucket = &self.buckets[segment.number & (self.bucket_count - 1)]
@@ -153,7 +220,7 @@ cdef class SegmentsView:
         self.segments.born(pointer_to(segment, present))
 
     def died(self, segment: int, *, present: bool = True) -> None:
-        self.segments.died(pointer_to(segment, present))
+        self.segments.retire(pointer_to(segment, present), DATA)
 
     @property
     def live(self) -> int:

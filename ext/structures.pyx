@@ -8,15 +8,15 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, TABLE_ENTRIES,
-    Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, Superblock, TableEntry,
+    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES,
+    Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry,
     bitmap_fault, checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
     INDEX_BLOCKS_MAX = 192
 
-cdef frozenset HIDDEN = frozenset(["magic", "padding", "lineage", "nodes", "words", "before"])
+cdef frozenset HIDDEN = frozenset(["magic", "padding", "nodes", "words", "before"])
 
 
 def crc32c(data: bytes) -> int:
@@ -124,6 +124,20 @@ def read_table(data: bytes) -> list:
     return [fields_of("TableEntry", data[i * sizeof(TableEntry):]) for i in range(TABLE_ENTRIES) if it[i].state]
 
 
+def read_snapshots(data: bytes) -> list:
+    """Of a block of a snapshot table: its entries that are used."""
+    cdef const SnapshotEntry* it = <const SnapshotEntry*>block_of(data, "block of a snapshot table")
+    entries = []
+    for i in range(SNAPSHOT_ENTRIES):
+        if any(data[i * sizeof(SnapshotEntry):(i + 1) * sizeof(SnapshotEntry)]):
+            fields = fields_of("SnapshotEntry", data[i * sizeof(SnapshotEntry):(i + 1) * sizeof(SnapshotEntry)])
+            fields["root"] = pointer(it[i].root)
+            fields["successor"] = pointer(it[i].successor)
+            fields["name"] = fields["name"].split(b"\0")[0].decode("utf-8", "replace")
+            entries.append(fields)
+    return entries
+
+
 cdef const char* block_of(bytes data, str name, bint more=False) except NULL:
     if len(data) < BLOCK_BYTES or len(data) % BLOCK_BYTES or (len(data) > BLOCK_BYTES and not more):
         raise ValueError(f"a {name} is {BLOCK_BYTES} bytes{' and more whole blocks' if more else ''}, not {len(data)}")
@@ -143,7 +157,7 @@ cdef dict shown(str structure, bytes data, Fault fault):
 cdef dict fields_of(str structure, bytes data):
     """What is no longer than a number is one; all else are bytes."""
     return {name: int.from_bytes(data[offset:offset + size], "little") if size <= 8 else data[offset:offset + size]
-            for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and not name.startswith("reserved")}
+            for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and "reserved" not in name}
 
 
 # ---------------------------------------------------------------------- where each field lies
@@ -159,7 +173,8 @@ def structures() -> dict:
     """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
     return {"Superblock": superblock_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
             "Extent": extent_fields(), "Bitmap": bitmap_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
-            "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields()}
+            "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields(),
+            "SnapshotEntry": snapshot_fields()}
 
 
 cdef list superblock_fields():
@@ -331,7 +346,14 @@ cdef list checkpoint_fields():
         ("table_entries", place(&it.table_entries), sizeof(it.table_entries)),
         ("table_blocks", place(&it.table_blocks), sizeof(it.table_blocks)),
         ("index_count", place(&it.index_count), sizeof(it.index_count)),
-        ("lineage", place(&it.lineage), sizeof(it.lineage)),
+        ("lineage_volume", place(&it.lineage_volume), sizeof(it.lineage_volume)),
+        ("lineage_snapshot", place(&it.lineage_snapshot), sizeof(it.lineage_snapshot)),
+        ("branch", place(&it.branch), sizeof(it.branch)),
+        ("lineage_reserved", place(&it.lineage_reserved), sizeof(it.lineage_reserved)),
+        ("head_parent", place(&it.head_parent), sizeof(it.head_parent)),
+        ("pin_data", place(&it.pin_data), sizeof(it.pin_data)),
+        ("pin_nodes", place(&it.pin_nodes), sizeof(it.pin_nodes)),
+        ("snapshot_entries", place(&it.snapshot_entries), sizeof(it.snapshot_entries)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("index", place(&it.index), sizeof(it.index)),
     ]
@@ -350,6 +372,25 @@ cdef list table_entry_fields():
         ("last_sequence", place(&it.last_sequence), sizeof(it.last_sequence)),
         ("epoch", place(&it.epoch), sizeof(it.epoch)),
         ("nodes", place(&it.nodes), sizeof(it.nodes)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+    ]
+
+
+cdef list snapshot_fields():
+    cdef SnapshotEntry* it = <SnapshotEntry*>ANYWHERE
+    return [
+        ("id", place(&it.id), sizeof(it.id)),
+        ("parent", place(&it.parent), sizeof(it.parent)),
+        ("sequence", place(&it.sequence), sizeof(it.sequence)),
+        ("time_ns", place(&it.time_ns), sizeof(it.time_ns)),
+        ("size_bytes", place(&it.size_bytes), sizeof(it.size_bytes)),
+        ("root", place(&it.root), sizeof(it.root)),
+        ("data_cut", place(&it.data_cut), sizeof(it.data_cut)),
+        ("node_cut", place(&it.node_cut), sizeof(it.node_cut)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
+        ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
+        ("successor", place(&it.successor), sizeof(it.successor)),
+        ("name", place(&it.name), sizeof(it.name)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

@@ -81,4 +81,5 @@ cdef class Tails:
     cdef void write_footer(self, Tail* tail) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
+    cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below
     cdef void space_freed(self) noexcept nogil

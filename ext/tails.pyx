@@ -252,6 +252,11 @@ cdef class Tails:
         call_on((<Store>call.store).home, self.reactor, remove_call, &call)    # if that fails, recovery finds it empty and drops it then
         self.segments.remove(segment)
 
+    cdef uint64_t position(self) noexcept nogil:
+        if self.current is not NULL:
+            return <uint64_t>self.current.segment.number << 32 | self.current.next_block
+        return <uint64_t>(self.next_segment if self.prepared is NULL else self.prepared.segment.number) << 32
+
     cdef bint any_dead(self) noexcept nogil:
         """Whether a checkpoint might let a segment be deleted."""
         cdef Segment* segment = self.segments.first

@@ -11,6 +11,7 @@ from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport Waiters
 
 # Everything here is called on the volume's reactor. None of these calls back before it has returned: `finished`, `done` and `when` come
@@ -40,13 +41,15 @@ cdef struct Merge:                   # bytes inside one block: read, merged, wri
     Operation step
     Waiters waiters                  # who wants to write the same block
 
-cdef class Volume:
+cdef class Volume:                   # or a snapshot that is open for reading: then without a log, and what would change it is refused
+    cdef uint8_t identity[16]        # its own, or the snapshot's
     cdef Reactor reactor
     cdef Io io
     cdef Pool pool
     cdef Log log
     cdef Map map
     cdef Segments segments
+    cdef Snapshots snapshots
     cdef Reader reader
     cdef Checkpoints checkpoints
     cdef uint64_t blocks             # its size
@@ -61,7 +64,8 @@ cdef class Volume:
     cdef void* engine
     cdef void* connection_list       # NbdConnection
     cdef uint32_t connections
-    cdef Waiters connections_changed
+    cdef uint32_t readings           # of snapshots of it
+    cdef Waiters connections_changed    # or readings
     cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil     # told to the node: VolumeEvent
 
     # Of a write of `count` whole blocks all the same door takes: how many were taken (from the front, at least 1); 0: none now, `when` is

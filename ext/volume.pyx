@@ -10,7 +10,7 @@
 #     block is logged, and everything logged before has committed;
 #   - `segments` counts exactly what the map points to.
 
-from libc.errno cimport EIO, ENOSPC, ESHUTDOWN
+from libc.errno cimport EIO, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
@@ -25,7 +25,8 @@ from iomesh.engine.log cimport Log, Part, Record
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
-from iomesh.engine.segments cimport Segments
+from iomesh.engine.segments cimport DATA, Segments
+from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
 
 cdef extern from "<stdlib.h>" nogil:
@@ -33,24 +34,29 @@ cdef extern from "<stdlib.h>" nogil:
 
 
 cdef class Volume:
-    """Made of parts that recovery has filled in. blocks: its size."""
+    """Made of parts that recovery has filled in. blocks: its size. log None: a snapshot, and its map's root is what opening it fills in."""
 
-    def __cinit__(self, Reactor reactor, Pool pool, Log log, Map map, Segments segments, uint64_t blocks):
+    def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, Segments segments, uint64_t blocks):
         cdef int i
         cdef void* memory
+        memcpy(self.identity, <const char*>identity, 16)
         self.reactor, self.io, self.pool, self.log, self.map, self.segments = reactor, reactor.io, pool, log, map, segments
         self.blocks = blocks
         self.reader = Reader(reactor, map, segments)
-        self.checkpoints = Checkpoints(reactor, log, map, segments)
+        self.reader.owner = <void*>self
+        self.reader.on_checksum = checksum_failed
+        if log is None:
+            return
+        self.snapshots = Snapshots()
+        self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
-        log.owner = log.tails.owner = self.reader.owner = self.checkpoints.owner = <void*>self
+        log.owner = log.tails.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
         log.tails.on_no_space = no_space
         log.tails.on_dead = segment_dead
         log.tails.on_device_error = device_failed
-        self.reader.on_checksum = checksum_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
             raise MemoryError("no memory for merges")
         self.merge_memory = <char*>memory
@@ -69,6 +75,8 @@ cdef class Volume:
 
     cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil:
         invariant(block + count <= self.blocks, b"a door asks for blocks of the volume")
+        if self.log is None:
+            return -EPERM
         if self.merging and self.conflicts(block, count, when):
             return 0
         return self.append(request, block, count, data, when, NULL)
@@ -126,6 +134,8 @@ cdef class Volume:
         cdef Node* leaf
         cdef Part part
         invariant(count > 0 and block + count <= self.blocks, b"a door asks for blocks of the volume")
+        if self.log is None:
+            return -EPERM
         if self.closing:
             return -ESHUTDOWN
         if self.merging and self.conflicts(block, count, when):
@@ -154,7 +164,8 @@ cdef class Volume:
         cdef Node* leaf = self.map.get(0, block // NODE_POINTERS, False, when)
         cdef uint64_t covered, slot, count
         if leaf is NULL:
-            self.checkpoints.poke()
+            if self.log is not None:
+                self.checkpoints.poke()
             return 0
         if leaf is ABSENT:                               # so is all that the absent node would cover
             mapped[0] = False
@@ -181,7 +192,7 @@ cdef class Volume:
         request.deferred.owner = request
         request.deferred.done = request_stable
         request.deferred.result = 0
-        if self.log.flusher.stable == self.log.committed:
+        if self.log is None or self.log.flusher.stable == self.log.committed:
             self.reactor.at_turn_end(&request.deferred)
         else:
             self.log.flusher.flush(&request.deferred)
@@ -198,6 +209,8 @@ cdef class Volume:
         cdef Merge* merge = NULL
         cdef int i
         invariant(block < self.blocks and 0 < bytes and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block of the volume")
+        if self.log is None:
+            return -EPERM
         if self.closing:
             return -ESHUTDOWN
         if self.log.error:
@@ -297,6 +310,9 @@ cdef class Volume:
 
     cdef void close(self) noexcept nogil:
         self.closing = True
+        if self.log is None:
+            self.map.forget()
+            return
         while self.merging:
             wait_in(&self.log.commits)
         self.checkpoints.stop()
@@ -331,7 +347,7 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
                 if entry.kind == KIND_DATA:
                     old = volume.map.set(part.leaf, <uint32_t>(entry.position % NODE_POINTERS), pointer, record.sequence)
                     volume.segments.born(pointer)
-                    volume.segments.died(old)
+                    volume.segments.retire(old, DATA)
                 elif entry.kind == KIND_MAP:
                     volume.checkpoints.image_committed(<int>(entry.position >> 56), entry.position & ((<uint64_t>1 << 56) - 1), pointer, record.sequence)
                 if part.placed is not NULL:
@@ -346,7 +362,7 @@ cdef inline void put_zero(Volume volume, Node* leaf, uint32_t slot, uint64_t seq
     cdef Pointer nothing
     if leaf.pointers[slot].flags & POINTER_PRESENT:
         memset(&nothing, 0, sizeof(nothing))
-        volume.segments.died(volume.map.set(leaf, slot, nothing, sequence))
+        volume.segments.retire(volume.map.set(leaf, slot, nothing, sequence), DATA)
 
 
 cdef void aborted(void* owner, Record* record) noexcept nogil:

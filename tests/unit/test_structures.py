@@ -195,9 +195,9 @@ def test_no_structure_has_a_byte_that_no_field_tells_of() -> None:
         for field, offset, size in fields:
             assert offset == end, f"{name}.{field} begins at {offset}, and what is before it ends at {end}"
             end += size
-        assert end == {"Extent": 8, "JournalEntry": 64, "TableEntry": 64, "Pointer": 16, "Entry": 16}.get(name, BLOCK), (
-            f"{name} is {end} bytes"
-        )
+        assert end == {"Extent": 8, "JournalEntry": 64, "TableEntry": 64, "SnapshotEntry": 256, "Pointer": 16, "Entry": 16}.get(
+            name, BLOCK
+        ), f"{name} is {end} bytes"
 
 
 def test_the_checksum_is_castagnoli() -> None:
@@ -270,7 +270,7 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_record, forged.record([entry(TABLE, 192 * 256)]), "entry 0: its block lies beyond any segment table"),
     (structures.read_record, forged.record([entry(TABLE, 192, flags=1)]), "entry 0: its block lies beyond any segment table"),
     (structures.read_record, forged.record([entry(0)]), "entry 0: its kind"),
-    (structures.read_record, forged.record([entry(5)]), "entry 0: its kind"),
+    (structures.read_record, forged.record([entry(5, 256)]), "entry 0: its block lies beyond any snapshot table"),
     (structures.read_record, forged.record([entry(RECORD, 1)]), "entry 0: its kind"),
     (structures.read_footer, forged.footer(RECORDS, entry_count=257), "table is not as long"),
     (structures.read_footer, forged.footer(RECORDS, table_blocks=2**32 - 1), "table is not as long"),

@@ -1,0 +1,28 @@
+# What is done with a volume's snapshots: making them, deleting them, going back to one. See history.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport SnapshotEntry
+from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.snapshots cimport Wish
+from iomesh.engine.volume cimport Volume
+
+cdef struct Making:                  # one of several snapshots that are made at one instant
+    void* volume                     # Volume, on whatever reactor
+    void* caller                     # the reactor of who waits
+    Wish wish                        # id and name filled in
+    int result
+    bint claimed
+    Operation ended
+
+# All in tasks on the volume's reactor (make: on the caller's). 0 or a negative errno.
+
+# All of them or none; each volume once, in the order of their identities, so that two callers do not wait for each other.
+cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcept nogil
+# -ENOENT. hidden: it stays until those that go on from it are gone.
+cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcept nogil
+# In no task: one of the snapshots has begun to die.
+cdef void walk_dying(void* volume) noexcept nogil
+# A Volume without a log becomes readable as a snapshot of `volume`, which keeps it meanwhile.
+cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil
+cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil

@@ -1,0 +1,168 @@
+# What is done with a volume's snapshots. Each of these is a task of steps; what makes them whole is that snapshots change with a checkpoint
+# (snapshots.pyx, checkpoint.pyx).
+#
+# Several snapshots at one instant, on whatever reactors: claim all volumes (no checkpoint of theirs is running or begins), let the doors of
+# all wait, wait until everything is committed everywhere; that is the instant. Then each volume's checkpoint begins, which opens its doors
+# again at once. Volumes are claimed in the order of their identities, and before any door waits: so nobody waits in a circle, and a
+# volume's writes wait for what is under way in the others' logs, never for their checkpoints.
+
+from libc.errno cimport ENOENT, ESHUTDOWN
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from iomesh.engine.invariant cimport invariant
+from iomesh.engine.layout cimport BLOCK_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN
+from iomesh.engine.reactor cimport Reactor, call_on
+from iomesh.engine.snapshots cimport Snapshot
+from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
+from iomesh.engine.volume cimport Volume
+
+ctypedef int64_t (*Step)(void* making) noexcept nogil
+
+
+# ---------------------------------------------------------------------- making
+
+cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    cdef int result = 0
+    cdef uint64_t time_ns
+    for i in range(count):
+        makings[i].caller = <void*>caller
+        if result == 0:
+            result = step(&makings[i], claim_step)
+    for i in range(count):
+        if result == 0:
+            result = step(&makings[i], begin_drain_step)
+    for i in range(count):
+        if result == 0:
+            result = step(&makings[i], drain_step)
+    time_ns = caller.io.unix_ns()
+    for i in range(count):
+        if makings[i].claimed:
+            makings[i].result = result
+            makings[i].wish.entry.time_ns = time_ns
+            waited(&makings[i].ended)
+            start(make_body, &makings[i], &makings[i].ended)       # all at once: nobody's checkpoint waits for another's
+    for i in range(count):
+        if makings[i].claimed and wait(&makings[i].ended) < 0 and result == 0:
+            result = <int>makings[i].ended.result
+    for i in range(count):
+        if result < 0 and makings[i].wish.made:
+            step(&makings[i], unmake_step)
+    return result
+
+
+cdef int step(Making* making, Step body) noexcept nogil:
+    return <int>call_on((<Volume>making.volume).reactor, <Reactor>making.caller, body, making)
+
+
+cdef int64_t claim_step(void* argument) noexcept nogil:
+    return claim(<Volume>(<Making*>argument).volume, <Making*>argument)
+
+
+cdef int claim(Volume volume, Making* making) noexcept nogil:
+    cdef int result = -ESHUTDOWN if volume.closing else volume.checkpoints.claim()
+    if result < 0:
+        return result
+    result = volume.snapshots.wish(&making.wish)
+    if result < 0:
+        volume.checkpoints.let_go()
+        return result
+    making.claimed = True
+    return 0
+
+
+cdef int64_t begin_drain_step(void* argument) noexcept nogil:
+    return (<Volume>(<Making*>argument).volume).checkpoints.begin_drain()
+
+
+cdef int64_t drain_step(void* argument) noexcept nogil:
+    return (<Volume>(<Making*>argument).volume).checkpoints.drain()
+
+
+cdef int64_t make_body(void* argument) noexcept nogil:
+    return step(<Making*>argument, make_step)
+
+
+cdef int64_t make_step(void* argument) noexcept nogil:
+    return make(<Volume>(<Making*>argument).volume, <Making*>argument)
+
+
+cdef int make(Volume volume, Making* making) noexcept nogil:
+    """It is claimed. With an error, only let go again."""
+    cdef int result = making.result
+    if result == 0:
+        volume.checkpoints.go()
+        result = volume.checkpoints.result
+        while result < 0 and volume.checkpoints.running and not making.wish.made:      # who waited for it has begun another one
+            wait_in(&volume.checkpoints.ended)
+    else:
+        volume.checkpoints.let_go()
+    if not making.wish.made:
+        invariant(result < 0, b"a checkpoint makes what was wished for when it began")
+        volume.snapshots.withdraw(&making.wish)
+    return result
+
+
+cdef int64_t unmake_step(void* argument) noexcept nogil:
+    unmake(<Volume>(<Making*>argument).volume, <Making*>argument)
+    return 0
+
+
+cdef void unmake(Volume volume, Making* making) noexcept nogil:
+    """Another one of those that belong together could not be made."""
+    cdef Snapshot* snapshot = volume.snapshots.find(making.wish.entry.id)
+    if snapshot is not NULL:
+        snapshot.entry.flags |= SNAPSHOT_HIDDEN
+        have_it_written(volume)
+
+
+cdef void have_it_written(Volume volume) noexcept nogil:
+    volume.snapshots.changed()
+    volume.checkpoints.due = True
+    volume.checkpoints.poke()
+
+
+# ---------------------------------------------------------------------- deleting
+
+cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcept nogil:
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    cdef int result
+    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+        return -ENOENT
+    snapshot.entry.flags |= SNAPSHOT_HIDDEN
+    volume.snapshots.changed()
+    result = volume.checkpoints.run_for(volume.snapshots.version)
+    snapshot = volume.snapshots.find(id)
+    hidden[0] = snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_DYING and not volume.snapshots.may_die(&snapshot.entry)
+    return result
+
+
+cdef void walk_dying(void* volume) noexcept nogil:
+    pass
+
+
+# ---------------------------------------------------------------------- reading
+
+cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil:
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    if volume.closing:
+        return -ESHUTDOWN
+    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+        return -ENOENT
+    snapshot.readers += 1
+    volume.readings += 1
+    reading.map.root = snapshot.entry.root
+    reading.blocks = snapshot.entry.size_bytes // BLOCK_BYTES
+    return 0
+
+
+cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil:
+    """No connection to it is left."""
+    cdef Snapshot* snapshot = volume.snapshots.find(reading.identity)
+    reading.close()
+    invariant(snapshot is not NULL and snapshot.readers > 0, b"a snapshot that is read stays")
+    snapshot.readers -= 1
+    volume.readings -= 1
+    wake_all(&volume.connections_changed, 0)
+    if snapshot.entry.flags & SNAPSHOT_HIDDEN:
+        have_it_written(volume)

@@ -1,0 +1,119 @@
+"""Snapshots of the engine itself: what they hold, what they cost, what is left of them after a crash.
+
+Counts are held against a walk of every tree from outside (support/trees.py).
+"""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from iomesh.errors import IomeshError
+from support.bench import BLOCK, Bench
+from support.nbd import NbdError
+
+STALL_NS = 5_000_000
+
+
+@pytest.fixture
+async def bench(room: Path, draw: random.Random) -> Bench:
+    made = Bench(room, draw)
+    await made.format(4 << 30)
+    return made
+
+
+async def test_a_snapshot_keeps_what_was_there(bench: Bench) -> None:
+    """While the volume changes, after a crash, and counted to the block."""
+    async with bench.served() as connection:
+        await bench.write(connection, 400)
+        one, held_then = await bench.snapshot("one"), dict(bench.held)
+        await bench.write(connection, 400)
+        async with bench.reading(one) as snapshot:
+            await bench.compare(snapshot, held_then)
+            for block in bench.held.keys() - held_then.keys():
+                assert await snapshot.read(block * BLOCK, BLOCK) == bytes(BLOCK)
+        await bench.check()
+        await bench.compare(connection)
+        await bench.write(connection, 400)
+    async with bench.served() as connection:
+        listed = await bench.snapshots()
+        assert list(listed) == ["one"]
+        assert (listed["one"]["id"], listed["one"]["parent"], listed["one"]["hidden"]) == (one, None, False)
+        async with bench.reading(one) as snapshot:
+            await bench.compare(snapshot, held_then)
+        await bench.check()
+        await bench.compare(connection)
+
+
+async def test_a_snapshot_refuses_writes(bench: Bench) -> None:
+    async with bench.served() as connection:
+        await bench.write(connection, 80)
+        async with bench.reading(await bench.snapshot("one")) as snapshot:
+            for change in (snapshot.write(0, bytes(BLOCK)), snapshot.trim(0, BLOCK), snapshot.zero(0, BLOCK), snapshot.write(1, b"x")):
+                with pytest.raises(NbdError):
+                    await change
+
+
+async def test_names_and_identities_are_taken_once(bench: Bench) -> None:
+    async with bench.served() as connection:
+        await bench.write(connection, 80)
+        await bench.snapshot("one")
+        with pytest.raises(IomeshError, match="exists"):
+            await bench.snapshot("one")
+        assert list(await bench.snapshots()) == ["one"]
+
+
+async def test_a_volume_without_a_record_has_snapshots_too(bench: Bench) -> None:
+    async with bench.served() as connection:
+        empty = await bench.snapshot("empty")
+        await bench.write(connection, 80)
+        async with bench.reading(empty) as snapshot:
+            assert await snapshot.read(0, 64 * BLOCK) == bytes(64 * BLOCK)
+        await bench.check()
+
+
+async def test_many_snapshots_under_load_count_to_the_block(bench: Bench) -> None:
+    """Made while writes are under way, one after the other, with crashes between."""
+    for turn in range(3):
+        async with bench.served(checkpoint_bytes=1 << 20) as connection:
+            writing = asyncio.ensure_future(bench.write(connection, 1600))
+            for number in range(6):
+                await bench.snapshot(f"{turn}-{number}")
+                await asyncio.sleep(0.02)
+            await writing
+            await bench.check()
+        async with bench.served() as connection:
+            assert len(await bench.snapshots()) == 6 * (turn + 1)
+            await bench.check()
+            await bench.compare(connection)
+
+
+async def test_a_checkpoint_that_fails_leaves_no_snapshot_and_exact_counts(bench: Bench) -> None:
+    """The engine crashes while the metadata service has not answered: there is no snapshot then."""
+    async with bench.served() as connection:
+        await bench.write(connection, 800)
+        await bench.snapshot("one")
+        bench.answers = False
+        bench.asked.clear()
+        making = asyncio.ensure_future(bench.snapshot("two"))
+        await asyncio.wait_for(bench.asked.wait(), 60)
+        await bench.write(connection, 800)
+        assert not making.done()
+        making.cancel()
+    bench.answers = True
+    async with bench.served() as connection:
+        assert list(await bench.snapshots()) == ["one"]
+        await bench.check()
+        await bench.compare(connection)
+
+
+async def test_making_one_hardly_stalls_writes(bench: Bench) -> None:
+    async with bench.served() as connection:
+        await bench.write(connection, 4000)
+        for number in range(5):
+            writing = asyncio.ensure_future(bench.write(connection, 400))
+            await bench.snapshot(f"{number}")
+            stalled_ns = bench.engine.volume_state(bench.volume)["stalled_ns"]
+            await writing
+            assert stalled_ns < STALL_NS, f"writes waited for {stalled_ns / 1e6:.1f} ms"

@@ -1,0 +1,85 @@
+"""What a volume's checkpoint says is alive, and what is: a walk of every tree that it names, read from the device from outside.
+
+The engine counts live blocks as they are born and die; here they are counted by looking. Nothing of the engine's own walking is used.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from iomesh.cli.inspect.at_rest import DeviceAtRest
+from iomesh.engine.engine import Pointer, crc32c, read_checkpoint, read_node, read_snapshots, read_table
+
+Address = tuple[int, int]  # segment, block
+DYING, CLONE = 2, 8
+LEVELS = 5
+
+
+@dataclass(frozen=True)
+class Walked:
+    counted: dict[int, int]  # segment -> live, by the checkpoint's segment table
+    found: dict[int, int]  # segment -> blocks that a tree of it reaches
+    snapshots: list[dict[str, Any]]
+
+
+class Trees:
+    """Of one volume on one device."""
+
+    def __init__(self, device: DeviceAtRest, volume: bytes) -> None:
+        self.device, self.volume = device, volume
+        self.replicas = {one.segment: one for one in device.directory().replicas.values() if one.volume == volume}
+
+    def block(self, pointer: tuple[int, int, int]) -> bytes:
+        segment, block, crc = pointer
+        assert segment in self.replicas, f"segment {segment}, of which block {block} is needed, is gone"
+        data = self.device.blocks(self.replicas[segment], block, 1)
+        assert crc32c(data) == crc, f"block {block} of segment {segment} is not what its pointer says"
+        return data
+
+    def reach(self, root: tuple[int, int, int] | None, level: int = LEVELS - 1) -> set[Address]:
+        """Every block of a tree, nodes and data; data blocks are verified, too."""
+        if root is None:
+            return set()
+        reached = {root[:2]}
+        for pointer in read_node(self.block(root)):
+            if pointer is not None and level:
+                reached |= self.reach(pointer, level - 1)
+            elif pointer is not None:
+                self.block(pointer)
+                reached.add(pointer[:2])
+        return reached
+
+
+def walk(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
+    with DeviceAtRest(path) as device:
+        trees = Trees(device, volume)
+        head = read_checkpoint(trees.block(checkpoint))
+        assert head["valid"], head["fault"]
+        counted: dict[int, int] = {}
+        for index in head["index"]:
+            for block in read_node(trees.block(index))[: head["table_blocks"]]:
+                if block is not None:
+                    counted |= {entry["segment"]: entry["live"] for entry in read_table(trees.block(block))}
+        snapshots = []
+        if head["snapshots"] is not None:
+            for block in read_node(trees.block(head["snapshots"])):
+                if block is not None:
+                    snapshots += read_snapshots(trees.block(block))
+        assert len(snapshots) == head["snapshot_entries"]
+        alive = trees.reach(head["root"])
+        for snapshot in snapshots:
+            if snapshot["flags"] & DYING:  # what grew from it answers for what they have in common
+                alive |= trees.reach(snapshot["root"]) - trees.reach(snapshot["successor"])
+            elif not snapshot["flags"] & CLONE:
+                alive |= trees.reach(snapshot["root"])
+        branch = head["branch"]
+        found = Counter(segment for segment, _ in alive if segment >= branch)
+        return Walked({segment: live for segment, live in counted.items() if live}, dict(found), snapshots)
+
+
+def check(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
+    walked = walk(path, volume, checkpoint)
+    for segment in walked.counted | walked.found:
+        counted, found = walked.counted.get(segment, 0), walked.found.get(segment, 0)
+        assert counted == found, f"segment {segment}: {counted} blocks live by the checkpoint's count, {found} are reachable"
+    return walked
