@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.messages import to_struct
-from iomesh.api.model import Counters, Device, Export, Status, Volume
+from iomesh.api.model import Counters, Device, Export, Snapshot, Status, Volume
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable, from_wire
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
@@ -115,14 +115,40 @@ class Client:
     async def grow_volume(self, name: str, size_bytes: int) -> Volume:
         return to_struct(Volume, await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume))
 
-    async def delete_volume(self, name: str, *, force: bool = False) -> None:
-        await self._call("DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force), pb.DeleteVolumeResponse)
+    async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
+        """snapshots: also when it has some, which go with it."""
+        await self._call("DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force, snapshots=snapshots), pb.DeleteVolumeResponse)
 
     async def export_volume(self, name: str, *, read_only: bool = False) -> Export:
         return to_struct(Export, await self._call("ExportVolume", pb.ExportVolumeRequest(name=name, read_only=read_only), pb.Export))
 
     async def unexport_volume(self, name: str, *, force: bool = False) -> None:
         await self._call("UnexportVolume", pb.UnexportVolumeRequest(name=name, force=force), pb.UnexportVolumeResponse)
+
+    # snapshots
+
+    async def create_snapshots(self, volumes: list[str], name: str) -> list[Snapshot]:
+        """One of each volume, all at one instant. Those that exist already, if they were made together."""
+        request = pb.CreateSnapshotsRequest(volumes=volumes, name=name)
+        answer = await self._call("CreateSnapshots", request, pb.CreateSnapshotsResponse)
+        return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
+
+    async def snapshots(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
+        """Of one volume, or of every one. hidden: also those that were deleted and are still needed."""
+        request = pb.ListSnapshotsRequest(volume=volume, hidden=hidden)
+        answer = await self._call("ListSnapshots", request, pb.ListSnapshotsResponse)
+        return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
+
+    async def snapshot(self, volume: str, snapshot: str) -> Snapshot:
+        return to_struct(Snapshot, await self._call("GetSnapshot", pb.GetSnapshotRequest(volume=volume, snapshot=snapshot), pb.Snapshot))
+
+    async def export_snapshot(self, volume: str, snapshot: str) -> Export:
+        request = pb.ExportSnapshotRequest(volume=volume, snapshot=snapshot)
+        return to_struct(Export, await self._call("ExportSnapshot", request, pb.Export))
+
+    async def unexport_snapshot(self, volume: str, snapshot: str, *, force: bool = False) -> None:
+        request = pb.UnexportSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
+        await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
 
     async def checkpoint(self, name: str = "") -> list[str]:
         """Of one volume, or of every one; the names of those that were written."""

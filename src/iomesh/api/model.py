@@ -72,6 +72,22 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     reactor: int = 0
     recovery_seconds: float = 0.0
     recovery_bytes: int = 0
+    snapshots: int = 0
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    volume: str
+    name: str
+    id: str
+    sequence: int
+    time_ns: int
+    size_bytes: int
+    parent: str = ""
+    hidden: bool = False
+    deleting: bool = False
+    clones: int = 0
+    exclusive_bytes: int = -1
+    exports: list[Export] = []
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "node": ("iomesh.cli.node", "Run the daemon of this machine."),
     "device": ("iomesh.cli.device", "Format devices and show what a node has of them."),
     "volume": ("iomesh.cli.volume", "Create, show, grow, export and delete volumes."),
+    "snapshot": ("iomesh.cli.snapshot", "Make, show and export snapshots."),
     "status": ("iomesh.cli.status", "Show how a node is."),
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
     "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),

@@ -105,7 +105,7 @@ class VolumeName(click.ParamType[str]):
     name = "name"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in _names(ctx, lambda node: node.volumes(), "name") if name.startswith(incomplete)]
+        return [CompletionItem(one.name) for one in names(ctx, lambda node: node.volumes()) if one.name.startswith(incomplete)]
 
 
 class DeviceName(click.ParamType[str]):
@@ -114,14 +114,13 @@ class DeviceName(click.ParamType[str]):
     name = "device"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        known = [path for path in _names(ctx, lambda node: node.devices(), "path") if path.startswith(incomplete)]
+        known = [one.path for one in names(ctx, lambda node: node.devices()) if one.path.startswith(incomplete)]
         return [CompletionItem(path) for path in known] or [CompletionItem(incomplete, type="file")]
 
 
-def _names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Any]]], attribute: str) -> list[str]:
+def names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Answer]]]) -> list[Answer]:
     """What the daemon knows, or nothing: completion never complains and never waits long."""
     try:
-        found = Session(as_json=True, control=ctx.params.get("control"), timeout_seconds=1.0).ask(question)
+        return Session(as_json=True, control=ctx.params.get("control"), timeout_seconds=1.0).ask(question)
     except Exception:
         return []
-    return [str(getattr(one, attribute)) for one in found]

@@ -103,13 +103,14 @@ def grow(session: Session, name: str, size: str) -> None:
 @volume.command("delete")
 @click.argument("name", type=VolumeName())
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@click.option("--snapshots", is_flag=True, help="Also its snapshots: without, a volume that has some is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @asks
-def delete(session: Session, name: str, force: bool, yes: bool) -> None:
+def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool) -> None:
     """Delete the volume NAME and all its data, for good."""
     if not yes and not session.output.as_json and sys.stdin.isatty():
-        click.confirm(f"delete volume {name} and all its data?", abort=True, err=True)
-    session.ask(lambda node: node.delete_volume(name, force=force))
+        click.confirm(f"delete volume {name} and all its data{', snapshots included' if snapshots else ''}?", abort=True, err=True)
+    session.ask(lambda node: node.delete_volume(name, force=force, snapshots=snapshots))
     session.output.answer({"name": name, "deleted": True}, f"volume {name}: deleted")
 
 
@@ -160,6 +161,7 @@ def described(one: "Volume") -> list[tuple[str, object]]:
             f"{one.segments} segments of {exact_size(one.segment_bytes)}; "
             f"{short_size(one.log_bytes_since_checkpoint)} written since the checkpoint",
         ),
+        ("snapshots", one.snapshots),
         ("newest record", one.sequence),
         ("last recovery", f"{short_time(one.recovery_seconds * 1e9)}, {short_size(one.recovery_bytes)} read"),
     ]

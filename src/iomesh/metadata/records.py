@@ -44,6 +44,11 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class SnapshotExportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    snapshot: uuid.UUID
+    protocol: str
+
+
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     id: uuid.UUID
@@ -56,6 +61,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointPointer | None = None  # None: recovery starts at the beginning of the log
     policy: PolicyRecord = PolicyRecord()
     exports: list[ExportRecord] = []
+    snapshot_exports: list[SnapshotExportRecord] = []
     lineage: list[str] = []  # reserved: the volumes that it is a clone of
     created_ns: int  # Unix time
 

@@ -127,6 +127,24 @@ class NodeEngine:
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         return self._engine.reactor_state(reactor)
 
+    # snapshots
+
+    async def create_snapshots(self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]]) -> None:
+        """(volume, snapshot's id, name) each, all at one instant."""
+        await self._answer(
+            self._engine.create_snapshots([(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]), "make a snapshot"
+        )
+
+    async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
+        return listed
+
+    async def open_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> None:
+        await self._answer(self._engine.open_snapshot(volume.bytes, snapshot.bytes), "open the snapshot")
+
+    async def close_snapshot(self, snapshot: uuid.UUID) -> None:
+        await self._answer(self._engine.close_snapshot(snapshot.bytes), "close the snapshot")
+
     # doors
 
     async def serve_nbd(

@@ -146,9 +146,9 @@ class Doors:
         return 0 if export is None else export.connections
 
     def _uris(self, name: str) -> list[str]:
-        uris = [f"nbd+unix:///{quote(name)}?socket={quote(self._config.socket, safe='/')}"]
+        uris = [f"nbd+unix:///{quote(name, safe='@')}?socket={quote(self._config.socket, safe='/')}"]
         if self._listens:
             host, port = parse_address(self._listens, "nbd.listen")
             host = platform.node() if host in ("0.0.0.0", "::") else host
-            uris.append(f"nbd://{address_text(host, port)}/{quote(name)}")
+            uris.append(f"nbd://{address_text(host, port)}/{quote(name, safe='@')}")
         return uris

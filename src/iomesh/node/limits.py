@@ -9,12 +9,20 @@ from iomesh.errors import InvalidArgument
 from iomesh.sizes import exact_size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)  # what fits into its entry on the device
 SMALLEST_DEVICE_SHARE = 512  # a segment is at most this part of the smallest device, so that a trial behaves like an installation
 
 
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first")
+
+
+def check_snapshot_name(name: str) -> None:
+    if not _SNAPSHOT_NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} is not a snapshot's name: letters, digits, dots, dashes and underscores, at most 63, no dash first"
+        )
 
 
 def check_size(size_bytes: int) -> None:

@@ -86,6 +86,14 @@ class NodeCollector:
         segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of its log.", labels=["volume"])
         connections = GaugeMetricFamily("iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"])
         recovery = GaugeMetricFamily("iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"])
+        snapshots = GaugeMetricFamily("iomesh_volume_snapshots", "Snapshots of the volume.", labels=["volume"])
+        newest = GaugeMetricFamily(
+            "iomesh_volume_newest_snapshot_timestamp_seconds", "When its newest snapshot was made, in Unix time.", labels=["volume"]
+        )
+        for name, made_ns in self._node.snapshots.made_ns():
+            snapshots.add_metric([name], len(made_ns))
+            if made_ns:
+                newest.add_metric([name], max(made_ns) / 1e9)
         for volume in self._node.volumes.list():
             for each in VolumeState:
                 if each != VolumeState.UNSPECIFIED:
@@ -97,7 +105,7 @@ class NodeCollector:
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
-        yield from (state, size, live, behind, segments, connections, recovery)
+        yield from (state, size, live, behind, segments, connections, recovery, snapshots, newest)
 
     def _counters(self) -> Iterator[Metric]:
         families = [

@@ -30,7 +30,9 @@ from iomesh.node.http import TEXT, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.notify import notify
 from iomesh.node.server import ControlServer
+from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
+from iomesh.node.volume import Registry
 from iomesh.node.volumes import Volumes
 
 log = logger("node")
@@ -50,6 +52,7 @@ class Node:
     engine: NodeEngine
     stores: Stores
     volumes: Volumes
+    snapshots: Snapshots
     doors: Doors
 
     def __init__(self, config: Config) -> None:
@@ -188,7 +191,9 @@ class Node:
         self.engine = NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event))
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.doors = Doors(self.config.nbd, self.engine)
-        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, self.name)
+        registry = Registry()
+        self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
+        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.name)
         self.engine.start()
         for warning in self.engine.warnings:
             log.warning("engine", warning=warning)

@@ -151,7 +151,7 @@ class NodeService:
         return to_message(pb.Volume, await self._ready().volumes.grow(request.name, request.size_bytes))
 
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
-        await self._ready().volumes.delete(request.name, force=request.force)
+        await self._ready().volumes.delete(request.name, force=request.force, snapshots=request.snapshots)
         return pb.DeleteVolumeResponse()
 
     async def export_volume(self, request: pb.ExportVolumeRequest) -> pb.Export:
@@ -160,6 +160,24 @@ class NodeService:
     async def unexport_volume(self, request: pb.UnexportVolumeRequest) -> pb.UnexportVolumeResponse:
         await self._ready().volumes.unexport(request.name, force=request.force)
         return pb.UnexportVolumeResponse()
+
+    async def create_snapshots(self, request: pb.CreateSnapshotsRequest) -> pb.CreateSnapshotsResponse:
+        made = await self._ready().snapshots.create(list(request.volumes), request.name)
+        return pb.CreateSnapshotsResponse(snapshots=[to_message(pb.Snapshot, snapshot) for snapshot in made])
+
+    async def list_snapshots(self, request: pb.ListSnapshotsRequest) -> pb.ListSnapshotsResponse:
+        found = await self._ready().snapshots.list(request.volume, hidden=request.hidden)
+        return pb.ListSnapshotsResponse(snapshots=[to_message(pb.Snapshot, snapshot) for snapshot in found])
+
+    async def get_snapshot(self, request: pb.GetSnapshotRequest) -> pb.Snapshot:
+        return to_message(pb.Snapshot, await self._ready().snapshots.get(request.volume, request.snapshot))
+
+    async def export_snapshot(self, request: pb.ExportSnapshotRequest) -> pb.Export:
+        return to_message(pb.Export, await self._ready().snapshots.export(request.volume, request.snapshot))
+
+    async def unexport_snapshot(self, request: pb.UnexportSnapshotRequest) -> pb.UnexportSnapshotResponse:
+        await self._ready().snapshots.unexport(request.volume, request.snapshot, force=request.force)
+        return pb.UnexportSnapshotResponse()
 
     async def checkpoint(self, request: pb.CheckpointRequest) -> pb.CheckpointResponse:
         return pb.CheckpointResponse(volumes=await self._ready().volumes.checkpoint(request.name))

@@ -7,8 +7,6 @@
 - The record is written first. What the engine is then asked can be repeated, so a crash between the two leaves work, never a doubt:
   at the next start a READY volume is opened, a DELETING one is erased further.
 - Opening raises the epoch in the record; every later change of the record asks that epoch and owner are still ours.
-- `changing` of a volume is held by whoever moves it from state to state; `writing` only while its record is written, so that the
-  checkpoint that closing waits for can be recorded.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -25,7 +22,7 @@ import msgspec
 from iomesh.api.model import Export, Policy, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
+from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import (
     CheckpointPointer,
@@ -34,44 +31,31 @@ from iomesh.metadata.records import (
     PolicyRecord,
     VolumeRecord,
     delete_volume,
-    get_volume,
     list_volumes,
-    put_volume,
 )
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
+from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
+from iomesh.node.volume import OpenVolume, Registry, write_record
 from iomesh.sizes import exact_size
 
 log = logger("volumes")
 
-RECORD_ATTEMPTS = 5
-
-
-@dataclass
-class _Open:
-    """A volume of this node."""
-
-    record: VolumeRecord
-    version: int
-    state: VolumeState = VolumeState.OPENING
-    reason: str = ""
-    recovery: dict[str, Any] = field(default_factory=dict)
-    in_engine: bool = False
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
 
 class Volumes:
-    def __init__(self, engine: NodeEngine, metadata: Metadata, stores: Stores, doors: Doors, node: str) -> None:
+    def __init__(
+        self, engine: NodeEngine, metadata: Metadata, stores: Stores, doors: Doors, volumes: Registry, snapshots: Snapshots, node: str
+    ) -> None:
         self._engine = engine
         self._metadata = metadata
         self._stores = stores
         self._doors = doors
         self._node = node
-        self._volumes: dict[str, _Open] = {}
+        self._volumes = volumes
+        self._snapshots = snapshots
         self._tasks: set[asyncio.Task[None]] = set()
 
     # bring-up and shutdown
@@ -80,7 +64,7 @@ class Volumes:
         """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
         for record, version in await list_volumes(self._metadata):
             deleting = record.state == Lifecycle.DELETING
-            self._volumes[record.name] = _Open(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING)
+            self._volumes[record.name] = OpenVolume(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING)
         await self.retry()
 
     async def retry(self) -> None:
@@ -92,7 +76,7 @@ class Volumes:
         await asyncio.gather(*(self._close(volume) for volume in self._volumes.values() if volume.in_engine))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _bring_up(self, volume: _Open) -> None:
+    async def _bring_up(self, volume: OpenVolume) -> None:
         async with volume.changing:
             try:
                 if volume.record.owner != self._node:
@@ -108,11 +92,12 @@ class Volumes:
             except IomeshError as error:
                 self._fail(volume, error)
 
-    async def _close(self, volume: _Open) -> None:
+    async def _close(self, volume: OpenVolume) -> None:
         name = volume.record.name
         async with volume.changing:
             try:
                 await self._doors.withdraw(name)
+                await self._snapshots.closing(volume)
                 await self._engine.close_volume(volume.record.id, checkpoint=True)
             except (IomeshError, TimeoutError) as error:
                 # Nothing is lost by it: the log is what it was, and the next start replays more of it.
@@ -140,7 +125,7 @@ class Volumes:
             policy=PolicyRecord(replicas=replicas or 1),
             created_ns=time.time_ns(),
         )
-        volume = _Open(record, 0)
+        volume = OpenVolume(record, 0)
         self._volumes[name] = volume
         async with volume.changing:
             try:
@@ -155,32 +140,38 @@ class Volumes:
         return self._describe(volume)
 
     async def grow(self, name: str, size_bytes: int) -> Volume:
-        volume = self._serving(name)
+        volume = self._volumes.serving(name)
         check_size(size_bytes)
         async with volume.changing:
-            self._serving(name)
+            self._volumes.serving(name)
             if size_bytes < volume.record.size_bytes:
                 raise InvalidArgument(
                     f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to {exact_size(size_bytes)}"
                 )
             # The record first: a volume that was seen at a size is never smaller after a crash.
             if size_bytes > volume.record.size_bytes:
-                await self._write(volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
             await self._engine.grow_volume(volume.record.id, size_bytes)
             self._publish(volume)
         return self._describe(volume)
 
-    async def delete(self, name: str, *, force: bool = False) -> None:
-        volume = self._find(name)
+    async def delete(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
+        """snapshots: also when it has some, which go with it."""
+        volume = self._volumes.find(name)
         async with volume.changing:
             if self._volumes.get(name) is not volume:
                 return  # somebody else has deleted it meanwhile
-            self._refuse_connections(name, "delete", force)
+            self._refuse_connections(name, "delete", force, self._snapshots.connections(volume))
+            self._refuse_snapshots(volume, snapshots)
             if volume.record.owner != self._node:
                 raise InUse(f"volume {name} is owned by node {volume.record.owner}: delete it there")
             if self._stores.missing and not force:
                 raise Unavailable(f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}")
-            await self._write(volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[]))
+            await write_record(
+                self._metadata,
+                volume,
+                lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
+            )
             try:
                 await self._erase(volume)
             except IomeshError as error:
@@ -188,35 +179,37 @@ class Volumes:
                 raise
 
     async def export(self, name: str, *, read_only: bool = False) -> Export:
-        volume = self._serving(name)
+        volume = self._volumes.serving(name)
         async with volume.changing:
-            self._serving(name)
+            self._volumes.serving(name)
             wanted = ExportRecord(protocol=NBD, read_only=read_only)
             if volume.record.exports and volume.record.exports != [wanted]:
                 how = "read-only" if volume.record.exports[0].read_only else "for reading and writing"
                 raise AlreadyExists(f"volume {name} is exported {how} already: unexport it first")
             if not volume.record.exports:
-                await self._write(volume, lambda record: msgspec.structs.replace(record, exports=[wanted]))
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[wanted]))
                 self._publish(volume)
                 log.info("volume exported", volume=name, read_only=read_only)
             return self._doors.describe(name)[0]
 
     async def unexport(self, name: str, *, force: bool = False) -> None:
-        volume = self._find(name)
+        volume = self._volumes.find(name)
         async with volume.changing:
             self._refuse_connections(name, "unexport", force)
             if volume.record.exports:
-                await self._write(volume, lambda record: msgspec.structs.replace(record, exports=[]))
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[]))
             await self._doors.withdraw(name)
         log.info("volume not exported any more", volume=name)
 
     async def checkpoint(self, name: str = "") -> list[str]:
-        volumes = [self._serving(name)] if name else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING]
+        volumes = (
+            [self._volumes.serving(name)] if name else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING]
+        )
         await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes))
         return [volume.record.name for volume in volumes]
 
     def get(self, name: str) -> Volume:
-        return self._describe(self._find(name))
+        return self._describe(self._volumes.find(name))
 
     def list(self) -> list[Volume]:
         return [self._describe(volume) for _, volume in sorted(self._volumes.items())]
@@ -246,12 +239,12 @@ class Volumes:
             case _:
                 log.info(event.kind.replace("_", " "), volume=name, **event.value)
 
-    async def _move_checkpoint(self, volume: _Open, value: dict[str, Any]) -> None:
+    async def _move_checkpoint(self, volume: OpenVolume, value: dict[str, Any]) -> None:
         pointer, sequence = value["pointer"], value["sequence"]
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
         moved = False
         try:
-            await self._write(volume, lambda record: msgspec.structs.replace(record, checkpoint=checkpoint))
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, checkpoint=checkpoint))
             moved = True
             log.debug("checkpoint", volume=volume.record.name, sequence=sequence, segment=pointer.segment, block=pointer.block)
         except IomeshError as error:
@@ -261,10 +254,10 @@ class Volumes:
 
     # steps
 
-    async def _open(self, volume: _Open) -> None:
+    async def _open(self, volume: OpenVolume) -> None:
         """Takes the volume over under a new epoch, recovers it, opens its door."""
         volume.state, volume.reason = VolumeState.OPENING, ""
-        await self._write(volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
+        await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
         record = volume.record
         at = record.checkpoint
         volume.recovery = await self._engine.open_volume(
@@ -276,10 +269,11 @@ class Volumes:
         )
         volume.in_engine = True
         volume.state = VolumeState.SERVING
+        await self._snapshots.opened(volume)
         self._publish(volume)
         log.info("volume open", volume=record.name, epoch=record.epoch, **volume.recovery)
 
-    def _publish(self, volume: _Open) -> None:
+    def _publish(self, volume: OpenVolume) -> None:
         record = volume.record
         for export in record.exports:
             self._doors.publish(
@@ -290,12 +284,13 @@ class Volumes:
                 volatile_cache=self._stores.volatile_cache,
             )
 
-    async def _erase(self, volume: _Open) -> None:
+    async def _erase(self, volume: OpenVolume) -> None:
         """From any state to none; the record, which says DELETING, goes last."""
         name = volume.record.name
         volume.state, volume.reason = VolumeState.DELETING, ""
         await self._doors.withdraw(name)
         if volume.in_engine:
+            await self._snapshots.closing(volume)
             await self._engine.close_volume(volume.record.id, checkpoint=False)
             volume.in_engine = False
         segments = await self._engine.erase_volume(volume.record.id)
@@ -303,61 +298,36 @@ class Volumes:
         del self._volumes[name]
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
-    async def _discard(self, volume: _Open) -> None:
+    async def _discard(self, volume: OpenVolume) -> None:
         """Of a creation that failed nothing is left; what cannot be undone now is when the node starts again."""
         if not volume.version:
             del self._volumes[volume.record.name]  # not even a record
             return
         try:
-            await self._write(volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
             await self._erase(volume)
         except IomeshError as error:
             self._fail(volume, error)
 
-    def _fail(self, volume: _Open, error: IomeshError) -> None:
+    def _fail(self, volume: OpenVolume, error: IomeshError) -> None:
         volume.reason = error.message
         if volume.state != VolumeState.DELETING:
             volume.state = VolumeState.FAILED
         log.error("volume failed", volume=volume.record.name, state=volume.state.value, reason=error.message)
 
-    async def _write(self, volume: _Open, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
-        """Writes the changed record; if somebody else wrote it meanwhile, changes what they left, provided that it is ours still."""
-        async with volume.writing:
-            for _ in range(RECORD_ATTEMPTS):
-                record = change(volume.record)
-                try:
-                    volume.version = await self._metadata.commit(put_volume(record, volume.version))
-                except Conflict:
-                    found = await get_volume(self._metadata, record.name)
-                    ours = volume.record
-                    if found is None or _right(found.record) != _right(ours):
-                        raise Conflict(f"volume {record.name} has been taken over or replaced by somebody else") from None
-                    volume.record, volume.version = found
-                else:
-                    volume.record = record
-                    return
-            raise Conflict(f"volume {volume.record.name}: its record keeps changing")
-
     # checks and answers
 
-    def _find(self, name: str) -> _Open:
-        volume = self._volumes.get(name)
-        if volume is None:
-            raise NotFound(f"there is no volume {name!r}")
-        return volume
+    def _refuse_snapshots(self, volume: OpenVolume, snapshots: bool) -> None:
+        count = sum(visible(entry) for entry in volume.snapshots)
+        if count and not snapshots:
+            raise InUse(f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too")
 
-    def _serving(self, name: str) -> _Open:
-        volume = self._find(name)
-        if volume.state != VolumeState.SERVING:
-            raise Unavailable(f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else ""))
-        return volume
-
-    def _refuse_connections(self, name: str, what: str, force: bool) -> None:
-        connections = self._doors.connections(name)
+    def _refuse_connections(self, name: str, what: str, force: bool, more: int = 0) -> None:
+        connections = self._doors.connections(name) + more
         if connections and not force:
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
-    async def _identical(self, volume: _Open, size_bytes: int, segment_bytes: int, replicas: int) -> Volume:
+    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, replicas: int) -> Volume:
         """The answer to a creation that has happened, or is happening, already."""
         record = volume.record
         wanted = (size_bytes, segment_bytes or record.segment_bytes, replicas)
@@ -369,7 +339,7 @@ class Volumes:
                 f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s)"
             )
         async with volume.changing:  # until it is open, or has failed to
-            return self._describe(self._serving(record.name))
+            return self._describe(self._volumes.serving(record.name))
 
     def _segment_bytes(self, asked: int) -> int:
         smallest = self._stores.smallest_bytes
@@ -377,7 +347,7 @@ class Volumes:
             raise NoSpace("this node has no device: `iomesh device format` one, and name it in the configuration or add it")
         return choose_segment_bytes(asked, smallest)
 
-    def _describe(self, volume: _Open) -> Volume:
+    def _describe(self, volume: OpenVolume) -> Volume:
         record = volume.record
         state = self._engine.volume_state(record.id) if volume.state == VolumeState.SERVING else {}
         return Volume(
@@ -398,10 +368,6 @@ class Volumes:
             sequence=state.get("sequence", 0),
             reactor=volume.recovery.get("reactor", 0),
             recovery_seconds=volume.recovery.get("seconds", 0.0),
+            snapshots=sum(visible(entry) for entry in volume.snapshots),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
         )
-
-
-def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
-    """By which its owner may write and change it."""
-    return record.id, record.epoch, record.owner

@@ -1,0 +1,137 @@
+"""`iomesh snapshot`: what volumes held at one moment. One is named VOLUME@SNAPSHOT, which is also the name of its export."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+import msgspec
+from click.shell_completion import CompletionItem
+
+from iomesh.cli.output import fields, moment, table
+from iomesh.cli.session import Session, VolumeName, asks, names
+from iomesh.errors import InvalidArgument
+from iomesh.sizes import exact_size, short_size
+
+if TYPE_CHECKING:
+    from iomesh.api.client import Client
+    from iomesh.api.model import Snapshot
+
+
+class Reference(NamedTuple):
+    volume: str
+    snapshot: str
+
+    def __str__(self) -> str:
+        return f"{self.volume}@{self.snapshot}"
+
+
+class SnapshotName(click.ParamType[Reference]):
+    """VOLUME@SNAPSHOT, completed from the daemon."""
+
+    name = "volume@snapshot"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        if isinstance(value, Reference):
+            return value
+        volume, _, name = str(value).partition("@")
+        if not volume or not name:
+            raise InvalidArgument(f"{value!r} does not name a snapshot: write VOLUME@SNAPSHOT, such as db@monday")
+        return Reference(volume, name)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        async def question(node: "Client") -> list[Reference]:
+            return [Reference(one.volume, one.name) for one in await node.snapshots()]
+
+        return [CompletionItem(str(one)) for one in names(ctx, question) if str(one).startswith(incomplete)]
+
+
+@click.group()
+def snapshot() -> None:
+    """Make, show and export snapshots."""
+
+
+@snapshot.command("create")
+@click.argument("volumes", type=VolumeName(), nargs=-1, required=True, metavar="VOLUME...")
+@click.argument("name", metavar="NAME")
+@click.option("--group", is_flag=True, help="Of several volumes, all at one instant.")
+@asks
+def create(session: Session, volumes: tuple[str, ...], name: str, group: bool) -> None:
+    """Make the snapshot NAME of VOLUME as it is now; it takes no copy, and space only as the volume changes.
+
+    With --group of several volumes at one instant: no write to one of them is in it without every write to the others that was answered
+    before. Doing it again answers with the snapshots that are there.
+    """
+    if len(volumes) > 1 and not group:
+        raise InvalidArgument(f"{len(volumes)} volumes: --group makes the snapshots of several volumes, all at one instant")
+    made = session.ask(lambda node: node.create_snapshots(list(volumes), name))
+    lines = [f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.time_ns)}" for one in made]
+    session.output.answer({"snapshots": made}, *lines)
+
+
+@snapshot.command("list")
+@click.argument("volume", type=VolumeName(), required=False, default="")
+@click.option("--all", "hidden", is_flag=True, help="Also those that were deleted and are still needed by what goes on from them.")
+@asks
+def list_(session: Session, volume: str, hidden: bool) -> None:
+    """List the snapshots of VOLUME, or of every volume, the oldest first."""
+    found = session.ask(lambda node: node.snapshots(volume, hidden=hidden))
+    rows = [
+        (
+            f"{one.volume}@{one.name}" + (" (deleted)" if one.hidden or one.deleting else ""),
+            moment(one.time_ns),
+            short_size(one.size_bytes),
+            alone(one),
+            ", ".join(export.uris[0] for export in one.exports if export.uris),
+        )
+        for one in found
+    ]
+    session.output.answer(
+        {"snapshots": found}, table("SNAPSHOT", "MADE", ">SIZE", ">ALONE", "EXPORT", rows=rows) if rows else "no snapshots"
+    )
+
+
+@snapshot.command("show")
+@click.argument("name", type=SnapshotName())
+@asks
+def show(session: Session, name: Reference) -> None:
+    """Show one snapshot whole."""
+    one = session.ask(lambda node: node.snapshot(*name))
+    session.output.answer(one, fields(described(one)))
+
+
+@snapshot.command("export")
+@click.argument("name", type=SnapshotName())
+@asks
+def export(session: Session, name: Reference) -> None:
+    """Serve a snapshot over NBD, read-only, now and after every restart, and print the ways in."""
+    door = session.ask(lambda node: node.export_snapshot(*name))
+    session.output.answer({"volume": name.volume, "name": name.snapshot, **msgspec.to_builtins(door)}, *door.uris)
+
+
+@snapshot.command("unexport")
+@click.argument("name", type=SnapshotName())
+@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@asks
+def unexport(session: Session, name: Reference, force: bool) -> None:
+    """Serve a snapshot no longer."""
+    session.ask(lambda node: node.unexport_snapshot(*name, force=force))
+    session.output.answer({"volume": name.volume, "name": name.snapshot, "exported": False}, f"snapshot {name}: not exported")
+
+
+def alone(one: "Snapshot") -> str:
+    return "-" if one.exclusive_bytes < 0 else short_size(one.exclusive_bytes)
+
+
+def described(one: "Snapshot") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        ("name", f"{one.volume}@{one.name}"),
+        ("id", one.id),
+        ("made", moment(one.time_ns)),
+        ("size", f"{exact_size(one.size_bytes)}, {alone(one)} held by it alone"),
+        ("last record", one.sequence),
+        ("parent", one.parent or "-"),
+        ("clones", one.clones),
+    ]
+    for door in one.exports:
+        rows.append((door.protocol, "\n".join(door.uris)))
+        rows.append(("", f"{door.connections} clients, read-only"))
+    return rows

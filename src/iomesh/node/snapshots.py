@@ -1,0 +1,206 @@
+"""The snapshots of this node's volumes, and their doors. The engine keeps them, each in its volume's own log.
+
+- A snapshot is made by the engine under an id that is drawn here; it exists once the engine has answered, and not before.
+- An exported one is open in the engine and listed in its volume's record, so that it is exported again after a restart.
+- Everything that changes a volume's snapshots holds the volume's `changing`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from iomesh.api.model import Export, Snapshot, VolumeState
+from iomesh.engine import engine as compiled
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, IomeshError, NotFound
+from iomesh.metadata import Metadata
+from iomesh.metadata.records import SnapshotExportRecord, VolumeRecord
+from iomesh.node.engine import NodeEngine
+from iomesh.node.exports import NBD, Doors
+from iomesh.node.limits import check_snapshot_name
+from iomesh.node.logs import logger
+from iomesh.node.volume import OpenVolume, Registry, write_record
+
+log = logger("snapshots")
+
+NOT_KNOWN = -1
+
+
+class Snapshots:
+    def __init__(self, engine: NodeEngine, metadata: Metadata, doors: Doors, volumes: Registry) -> None:
+        self._engine = engine
+        self._metadata = metadata
+        self._doors = doors
+        self._volumes = volumes
+
+    # what users ask
+
+    async def create(self, volumes: list[str], name: str) -> list[Snapshot]:
+        """Of several volumes: all at one instant. The ones that are there already, if they are of one call."""
+        check_snapshot_name(name)
+        if not volumes or len(set(volumes)) < len(volumes):
+            raise InvalidArgument(f"snapshot {name}: name one volume, or several different ones")
+        async with AsyncExitStack() as held:
+            for each in sorted(volumes):  # one order for everybody: no two wait for each other
+                await held.enter_async_context(self._volumes.serving(each).changing)
+            opened = [self._volumes.serving(each) for each in volumes]
+            existing = [found for volume in opened if (found := await self._look_for(volume, name)) is not None]
+            if existing:
+                if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
+                    raise AlreadyExists(f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another name")
+                return [self._describe(volume, entry) for volume, entry in zip(opened, existing, strict=True)]
+            await self._engine.create_snapshots([(volume.record.id, uuid.uuid4(), name) for volume in opened])
+            made = []
+            for volume in opened:
+                entry = await self._find(volume, name)
+                made.append(self._describe(volume, entry))
+                log.info("snapshot made", volume=volume.record.name, snapshot=name, id=made[-1].id, sequence=entry["sequence"])
+            return made
+
+    async def list(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
+        """Of one volume, or of all that are served, the oldest first. hidden: also those that were deleted and are still needed."""
+        wanted = [self._volumes.serving(volume)] if volume else [each for _, each in sorted(self._volumes.items()) if each.in_engine]
+        found = []
+        for each in wanted:
+            await self.refresh(each)
+            found += [self._describe(each, entry) for entry in each.snapshots if hidden or visible(entry)]
+        return found
+
+    async def get(self, volume: str, name: str) -> Snapshot:
+        opened = self._volumes.serving(volume)
+        return self._describe(opened, await self._find(opened, name))
+
+    async def export(self, volume: str, name: str) -> Export:
+        opened = self._volumes.serving(volume)
+        async with opened.changing:
+            entry = await self._find(self._volumes.serving(volume), name)
+            identity, door = uuid.UUID(bytes=entry["id"]), door_name(volume, name)
+            if not self._doors.describe(door):
+                await self._engine.open_snapshot(opened.record.id, identity)
+                try:
+                    await write_record(self._metadata, opened, lambda record: _with_export(record, identity))
+                except BaseException:
+                    await self._engine.close_snapshot(identity)
+                    raise
+                self._publish(opened, entry)
+                log.info("snapshot exported", volume=volume, snapshot=name)
+            return self._doors.describe(door)[0]
+
+    async def unexport(self, volume: str, name: str, *, force: bool = False) -> None:
+        opened = self._volumes.serving(volume)
+        async with opened.changing:
+            entry = await self._find(self._volumes.serving(volume), name)
+            self._refuse_connections(opened, name, "unexport", force)
+            await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
+
+    def made_ns(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """Of every volume that is served, its name and when its snapshots were made, as the engine listed them last."""
+        for name, volume in sorted(self._volumes.items()):
+            if volume.state == VolumeState.SERVING:
+                yield name, [entry["time_ns"] for entry in volume.snapshots if visible(entry)]
+
+    # what happens to their volume; the caller holds its `changing`
+
+    async def opened(self, volume: OpenVolume) -> None:
+        """Publishes what was exported. What cannot be is told, and keeps nothing else from being served."""
+        await self.refresh(volume)
+        entries = {uuid.UUID(bytes=entry["id"]): entry for entry in volume.snapshots}
+        for export in volume.record.snapshot_exports:
+            entry = entries.get(export.snapshot)
+            if entry is None or not visible(entry):
+                continue  # it was deleted, and the daemon killed before its record said so
+            try:
+                await self._engine.open_snapshot(volume.record.id, export.snapshot)
+                self._publish(volume, entry)
+            except IomeshError as error:
+                log.error("snapshot not exported", volume=volume.record.name, snapshot=entry["name"], reason=error.message)
+
+    async def closing(self, volume: OpenVolume) -> None:
+        """Ends their connections and closes them; what is exported stays so in the record."""
+        for entry in volume.snapshots:
+            door = door_name(volume.record.name, entry["name"])
+            if self._doors.describe(door):
+                await self._doors.withdraw(door)
+                await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
+
+    def connections(self, volume: OpenVolume) -> int:
+        return sum(self._doors.connections(door_name(volume.record.name, entry["name"])) for entry in volume.snapshots)
+
+    async def refresh(self, volume: OpenVolume) -> None:
+        volume.snapshots = sorted(await self._engine.list_snapshots(volume.record.id), key=lambda entry: int(entry["sequence"]))
+
+    # helpers
+
+    async def _look_for(self, volume: OpenVolume, name: str) -> dict[str, Any] | None:
+        await self.refresh(volume)
+        return next((entry for entry in volume.snapshots if visible(entry) and entry["name"] == name), None)
+
+    async def _find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
+        entry = await self._look_for(volume, name)
+        if entry is None:
+            raise NotFound(f"volume {volume.record.name} has no snapshot {name!r}")
+        return entry
+
+    def _publish(self, volume: OpenVolume, entry: dict[str, Any]) -> None:
+        self._doors.publish(
+            uuid.UUID(bytes=entry["id"]),
+            door_name(volume.record.name, entry["name"]),
+            size_bytes=entry["size_bytes"],
+            read_only=True,
+            volatile_cache=False,
+        )
+
+    async def _withdraw(self, volume: OpenVolume, identity: uuid.UUID, name: str) -> None:
+        door = door_name(volume.record.name, name)
+        if any(export.snapshot == identity for export in volume.record.snapshot_exports):
+            await write_record(self._metadata, volume, lambda record: _without_export(record, identity))
+        if self._doors.describe(door):
+            await self._doors.withdraw(door)
+            await self._engine.close_snapshot(identity)
+            log.info("snapshot not exported any more", volume=volume.record.name, snapshot=name)
+
+    def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
+        door = door_name(volume.record.name, name)
+        connections = self._doors.connections(door)
+        if connections and not force:
+            raise InUse(f"snapshot {door} has {connections} connection(s): end them, or {what} with force")
+
+    def _describe(self, volume: OpenVolume, entry: dict[str, Any]) -> Snapshot:
+        exclusive = entry["exclusive_blocks"]
+        return Snapshot(
+            volume=volume.record.name,
+            name=entry["name"],
+            id=str(uuid.UUID(bytes=entry["id"])),
+            sequence=entry["sequence"],
+            time_ns=entry["time_ns"],
+            size_bytes=entry["size_bytes"],
+            parent=str(uuid.UUID(bytes=entry["parent"])) if entry["parent"] else "",
+            hidden=bool(entry["hidden"]),
+            deleting=bool(entry["dying"]),
+            clones=entry["clones"],
+            exclusive_bytes=NOT_KNOWN if exclusive < 0 else exclusive * compiled.BLOCK_BYTES,
+            exports=self._doors.describe(door_name(volume.record.name, entry["name"])) if visible(entry) else [],
+        )
+
+
+def visible(entry: dict[str, Any]) -> bool:
+    """Whether it is a user's, and theirs still."""
+    return not (entry["hidden"] or entry["dying"] or entry["mark"])
+
+
+def door_name(volume: str, snapshot: str) -> str:
+    """The name of its export. No volume's name has an @."""
+    return f"{volume}@{snapshot}"
+
+
+def _with_export(record: VolumeRecord, snapshot: uuid.UUID) -> VolumeRecord:
+    others = _without_export(record, snapshot).snapshot_exports
+    return msgspec.structs.replace(record, snapshot_exports=[*others, SnapshotExportRecord(snapshot=snapshot, protocol=NBD)])
+
+
+def _without_export(record: VolumeRecord, snapshot: uuid.UUID) -> VolumeRecord:
+    return msgspec.structs.replace(record, snapshot_exports=[each for each in record.snapshot_exports if each.snapshot != snapshot])

@@ -1,0 +1,73 @@
+"""One volume of this node as everything here holds it: its record, what it is at, and the locks under which that changes.
+
+`changing` is held by whoever moves it from state to state, or changes what belongs to it; `writing` only while its record is written, so
+that the checkpoint which closing waits for can be recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from iomesh.api.model import VolumeState
+from iomesh.errors import Conflict, NotFound, Unavailable
+from iomesh.metadata import Metadata
+from iomesh.metadata.records import VolumeRecord, get_volume, put_volume
+
+RECORD_ATTEMPTS = 5
+
+
+@dataclass
+class OpenVolume:
+    record: VolumeRecord
+    version: int
+    state: VolumeState = VolumeState.OPENING
+    reason: str = ""
+    recovery: dict[str, Any] = field(default_factory=dict)
+    in_engine: bool = False
+    snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Registry(dict[str, OpenVolume]):
+    """The volumes of this node by name."""
+
+    def find(self, name: str) -> OpenVolume:
+        volume = self.get(name)
+        if volume is None:
+            raise NotFound(f"there is no volume {name!r}")
+        return volume
+
+    def serving(self, name: str) -> OpenVolume:
+        volume = self.find(name)
+        if volume.state != VolumeState.SERVING:
+            raise Unavailable(f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else ""))
+        return volume
+
+
+async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
+    """Writes the changed record; if somebody else wrote it meanwhile, changes what they left, provided that it is ours still."""
+    async with volume.writing:
+        for _ in range(RECORD_ATTEMPTS):
+            record = change(volume.record)
+            try:
+                volume.version = await metadata.commit(put_volume(record, volume.version))
+            except Conflict:
+                found = await get_volume(metadata, record.name)
+                ours = volume.record
+                if found is None or _right(found.record) != _right(ours):
+                    raise Conflict(f"volume {record.name} has been taken over or replaced by somebody else") from None
+                volume.record, volume.version = found
+            else:
+                volume.record = record
+                return
+        raise Conflict(f"volume {volume.record.name}: its record keeps changing")
+
+
+def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
+    """By which its owner may write and change it."""
+    return record.id, record.epoch, record.owner

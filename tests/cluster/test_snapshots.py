@@ -1,0 +1,202 @@
+"""What the control API promises of snapshots: what they hold, who may have them, and that they outlive the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NotFound
+from support.daemon import MIB, Daemon
+from support.load import Load
+from support.model import Model
+from support.nbd import Connection
+from support.run import run, tool
+from support.trial import iomesh_command
+
+SIZE = 32 * MIB
+
+
+async def fill(uri: str, text: bytes) -> None:
+    connection = await Connection.connect(uri)
+    await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, SIZE, MIB)))
+    await connection.close()
+
+
+async def everything(uri: str) -> bytes:
+    connection = await Connection.connect(uri)
+    read = await asyncio.gather(*(connection.read(at, MIB) for at in range(0, connection.size, MIB)))
+    await connection.close()
+    return b"".join(read)
+
+
+async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_so(node: Daemon, room: Path, draw: random.Random) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        model = Model(SIZE, run=7)
+        load = Load(uri, model, draw.getrandbits(32), connections=2, depth=8)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(0.5)
+        ((made,), (more,)) = (await client.create_snapshots(["db"], "monday"), await client.create_snapshots(["db"], "tuesday"))
+        assert made.sequence <= more.sequence and made.time_ns <= more.time_ns
+        door = (await client.export_snapshot("db", "monday")).uris[0]
+        copy = room / "monday.raw"
+        await asyncio.to_thread(run, [tool("nbdcopy", "libnbd-bin"), door, str(copy)])
+        await asyncio.sleep(0.5)
+        load.stop()
+        await running
+        assert load.counts.acknowledged > 100, "hardly any load: this shows nothing"
+        await fill(uri, b"after...")
+        compare = [tool("qemu-img", "qemu-utils"), "compare", "-f", "raw", "-F", "raw", door, str(copy)]
+        await asyncio.to_thread(run, compare)
+        assert await everything(uri) == b"after..." * (SIZE // 8)
+    node.kill()
+    node.start()
+    await asyncio.to_thread(run, compare)
+    async with node.client() as client:
+        assert [one.name for one in await client.snapshots("db")] == ["monday", "tuesday"]
+        assert [len(one.exports) for one in await client.snapshots("db")] == [1, 0]
+
+
+async def test_a_snapshot_holds_what_was_answered_before_and_nothing_that_was_sent_after(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        for number in range(5):
+            await fill(uri, b"round %02d" % number)
+            (made,) = await client.create_snapshots(["db"], f"round-{number}")
+            assert (made.volume, made.name, made.size_bytes) == ("db", f"round-{number}", SIZE)
+        await client.grow_volume("db", 2 * SIZE)
+        for number in (3, 0, 4):
+            door = (await client.export_snapshot("db", f"round-{number}")).uris[0]
+            assert await everything(door) == b"round %02d" % number * (SIZE // 8), f"snapshot {number}"
+            writer = await Connection.connect(door)
+            assert writer.size == SIZE, "a snapshot has the size that its volume had"
+            with pytest.raises(OSError, match="error"):
+                await writer.write(0, b"x" * 4096)
+            await writer.close()
+        page = await node.page("/metrics")
+        assert 'iomesh_volume_snapshots{volume="db"} 5.0' in page
+        (newest,) = [line for line in page.splitlines() if line.startswith('iomesh_volume_newest_snapshot_timestamp_seconds{volume="db"}')]
+        assert float(newest.split()[1]) == made.time_ns / 1e9
+
+
+async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> None:
+    names = ["log", "data"]
+    async with node.client() as client:
+        uris = []
+        for name in names:
+            await client.create_volume(name, SIZE)
+            uris.append((await client.export_volume(name)).uris[0])
+        log, data = [await Connection.connect(uri) for uri in uris]
+        ended = asyncio.Event()
+
+        async def write() -> None:
+            """Each number to the log, and once that was answered, to the data."""
+            number = 0
+            while not ended.is_set():
+                number += 1
+                for connection in (log, data):
+                    await connection.write(0, number.to_bytes(8, "big") * 512)
+
+        writing = asyncio.create_task(write())
+        pairs = []
+        for number in range(5):
+            await asyncio.sleep(0.05)
+            made = await client.create_snapshots(names, f"both-{number}")
+            assert [one.volume for one in made] == names
+            assert len({one.time_ns for one in made}) == 1
+            doors = [(await client.export_snapshot(name, f"both-{number}")).uris[0] for name in names]
+            pairs.append([int.from_bytes((await everything(door))[:8], "big") for door in doors])
+        ended.set()
+        await writing
+        for in_log, in_data in pairs:
+            assert in_data <= in_log <= in_data + 1, f"the log holds {in_log}, the data {in_data}: never at one instant"
+        assert pairs[0][0] < pairs[-1][0], "nothing was written meanwhile: this shows nothing"
+        assert await client.create_snapshots(names, "both-0") == [await client.snapshot(name, "both-0") for name in names]
+        await client.create_snapshots(["log"], "alone")
+        with pytest.raises(AlreadyExists, match="not of one instant"):
+            await client.create_snapshots(names, "alone")
+        for connection in (log, data):
+            await connection.close()
+
+
+async def test_doing_it_again_is_the_same_and_what_makes_no_sense_is_named(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        made, *others = await asyncio.gather(*(client.create_snapshots(["db"], "monday") for _ in range(4)))
+        assert others == [made] * 3
+        with pytest.raises(InvalidArgument, match="is not a snapshot's name"):
+            await client.create_snapshots(["db"], "a@b")
+        with pytest.raises(InvalidArgument, match="at most 63"):
+            await client.create_snapshots(["db"], "a" * 64)
+        with pytest.raises(InvalidArgument, match="several different ones"):
+            await client.create_snapshots(["db", "db"], "twice")
+        with pytest.raises(NotFound, match="there is no volume 'x'"):
+            await client.create_snapshots(["x"], "monday")
+        for call in (client.snapshot("db", "x"), client.unexport_snapshot("db", "x"), client.export_snapshot("db", "x")):
+            with pytest.raises(NotFound, match="volume db has no snapshot 'x'"):
+                await call
+        with pytest.raises(InUse, match=r"volume db has 1 snapshot\(s\)"):
+            await client.delete_volume("db")
+        await client.delete_volume("db", snapshots=True)
+        (device,) = await client.devices()
+        assert (await client.volumes(), device.replicas) == ([], 0)
+
+
+async def test_an_export_lasts_until_it_is_withdrawn_and_one_in_use_by_force_alone(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill((await client.export_volume("db")).uris[0], b"kept....")
+        await client.create_snapshots(["db"], "monday")
+        door = await client.export_snapshot("db", "monday")
+        assert await client.export_snapshot("db", "monday") == door
+        reader = await Connection.connect(door.uris[0])
+        with pytest.raises(InUse, match=r"snapshot db@monday has 1 connection\(s\): end them, or unexport with force"):
+            await client.unexport_snapshot("db", "monday")
+        await client.unexport_snapshot("db", "monday", force=True)
+        with pytest.raises(ConnectionError):
+            await reader.read(0, 4096)
+        await reader.close()
+        await client.unexport_snapshot("db", "monday")
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert (await client.snapshot("db", "monday")).exports == [], "what was withdrawn does not come back"
+        assert await everything((await client.export_snapshot("db", "monday")).uris[0]) == b"kept...." * (SIZE // 8)
+    assert node.stop() == 0
+    node.start()
+    assert await everything(door.uris[0]) == b"kept...." * (SIZE // 8)
+
+
+async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> None:
+    def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+
+    for name in ("db", "log"):
+        assert iomesh("volume", "create", name, "32MiB").returncode == 0
+    assert iomesh("snapshot", "create", "db", "monday").stdout.startswith("snapshot db@monday: 32MiB, ")
+    made = json.loads(iomesh("snapshot", "create", "--group", "db", "log", "both", "--json").stdout)["snapshots"]
+    assert [(one["volume"], one["name"]) for one in made] == [("db", "both"), ("log", "both")]
+    uri = iomesh("snapshot", "export", "db@monday").stdout.strip()
+    assert uri.startswith("nbd+unix:///db@monday?socket=")
+    assert json.loads(iomesh("snapshot", "show", "db@monday", "--json").stdout)["exports"][0]["uris"] == [uri]
+    assert "db@monday" in iomesh("snapshot", "list", "db").stdout
+    assert iomesh("snapshot", "unexport", "db@monday").returncode == 0
+    listed = json.loads(iomesh("snapshot", "list", "--json").stdout)["snapshots"]
+    assert [(one["name"], one["exports"]) for one in listed] == [("monday", []), ("both", []), ("both", [])]
+    for words, code, said in (
+        (("snapshot", "create", "db", "log", "x"), 2, "--group"),
+        (("snapshot", "show", "monday"), 2, "write VOLUME@SNAPSHOT"),
+        (("snapshot", "show", "db@x"), 3, "volume db has no snapshot 'x'"),
+        (("volume", "delete", "db"), 5, "delete it with its snapshots"),
+    ):
+        done = iomesh(*words)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+    assert iomesh("volume", "delete", "db", "--snapshots").returncode == 0
