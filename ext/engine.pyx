@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EROFS
+from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EROFS
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
@@ -499,7 +499,7 @@ cdef class Engine:
         return self.post(command)
 
     def delete_snapshot(self, bytes volume, bytes id):
-        return self.refuse(EOPNOTSUPP, "snapshots cannot be deleted yet")
+        return self.ask_snapshot(DELETE_SNAPSHOT, volume, id)
 
     def list_snapshots(self, bytes volume):
         return self.ask_volume(LIST_SNAPSHOTS, volume, 0)
@@ -566,6 +566,7 @@ cdef class Engine:
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
             "snapshots": it.snapshots.count, "stalled_ns": it.checkpoints.stalled_ns,
+            "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
             "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
@@ -860,6 +861,7 @@ cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) 
     command.results[1] = recovery.replayed_bytes
     command.results[2] = (ended.tv_sec - began.tv_sec) * 1000000000 + ended.tv_nsec - began.tv_nsec
     command.results[3] = volume.log.sequence
+    walk_dying(<void*>volume)
     return 0
 
 

@@ -8,9 +8,10 @@
 
 from libc.errno cimport ENOENT, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport BLOCK_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN
+from iomesh.engine.layout cimport BLOCK_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, Pointer, SnapshotEntry
 from iomesh.engine.reactor cimport Reactor, call_on
 from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
@@ -138,7 +139,34 @@ cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcep
 
 
 cdef void walk_dying(void* volume) noexcept nogil:
-    pass
+    if (<Volume>volume).snapshots.dying() is not NULL and not (<Volume>volume).walk.running and not (<Volume>volume).walk.stopping:
+        (<Volume>volume).walk.running = True
+        start(walk_body, volume, NULL)
+
+
+cdef int64_t walk_body(void* volume) noexcept nogil:
+    give_back(<Volume>volume)
+    return 0
+
+
+cdef void give_back(Volume volume) noexcept nogil:
+    """What only the dying snapshot has dies, and the snapshot is gone; the next checkpoint says so."""
+    cdef SnapshotEntry entry = volume.snapshots.dying()[0]
+    cdef Snapshot* parent = volume.snapshots.find(entry.parent)
+    cdef Pointer root
+    cdef uint64_t disagreements = 0
+    memset(&root, 0, sizeof(root))
+    if parent is not NULL:
+        root = parent.entry.root
+    if volume.walk.doom(entry.root, root, entry.successor) == 0:
+        volume.walk.carry_out(&disagreements)
+        volume.walk.disagreements += disagreements
+        volume.snapshots.walked = True
+        volume.snapshots.remove(entry.id)
+    volume.walk.running = False
+    wake_all(&volume.walk_ended, 0)
+    if volume.snapshots.walked:
+        have_it_written(volume)
 
 
 # ---------------------------------------------------------------------- reading

@@ -13,6 +13,7 @@ from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport Waiters
+from iomesh.engine.walk cimport Walk
 
 # Everything here is called on the volume's reactor. None of these calls back before it has returned: `finished`, `done` and `when` come
 # from a later turn or from the end of this one. `when` done with a negative result: trying again is of no use, the request failed with it.
@@ -50,6 +51,8 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Map map
     cdef Segments segments
     cdef Snapshots snapshots
+    cdef Walk walk
+    cdef Waiters walk_ended
     cdef Reader reader
     cdef Checkpoints checkpoints
     cdef uint64_t blocks             # its size

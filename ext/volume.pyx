@@ -28,6 +28,7 @@ from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport DATA, Segments
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
+from iomesh.engine.walk cimport Walk
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -48,6 +49,7 @@ cdef class Volume:
         if log is None:
             return
         self.snapshots = Snapshots()
+        self.walk = Walk(reactor.io, segments)
         self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
@@ -315,6 +317,9 @@ cdef class Volume:
             return
         while self.merging:
             wait_in(&self.log.commits)
+        self.walk.stopping = True
+        while self.walk.running:
+            wait_in(&self.walk_ended)
         self.checkpoints.stop()
         self.log.finish()
         self.map.forget()

@@ -117,3 +117,64 @@ async def test_making_one_hardly_stalls_writes(bench: Bench) -> None:
             stalled_ns = bench.engine.volume_state(bench.volume)["stalled_ns"]
             await writing
             assert stalled_ns < STALL_NS, f"writes waited for {stalled_ns / 1e6:.1f} ms"
+
+
+async def gone(bench: Bench, *names: str) -> None:
+    """Wait until what was deleted has been walked and is in no checkpoint any more."""
+    for _ in range(3000):
+        if not set(names) & (await bench.snapshots()).keys():
+            break
+        await asyncio.sleep(0.02)
+    walked = await bench.check()
+    assert not {one["name"] for one in walked.snapshots} & set(names)
+    state = bench.engine.volume_state(bench.volume)
+    assert (state["walk_disagreements"], state["walk_unreadable"]) == (0, 0)
+
+
+async def test_deleting_gives_back_what_was_its_alone(bench: Bench) -> None:
+    """In any order; counted to the block each time, and when none is left only the head is alive."""
+    async with bench.served() as connection:
+        made = {}
+        for number in range(5):
+            await bench.write(connection, 400)
+            made[f"{number}"] = await bench.snapshot(f"{number}")
+        await bench.write(connection, 400)
+        for name in bench.draw.sample(sorted(made), len(made)):
+            writing = asyncio.ensure_future(bench.write(connection, 160))
+            assert not await bench.delete(made[name])
+            await writing
+            await gone(bench, name)
+        assert bench.engine.volume_state(bench.volume)["live_blocks"] == bench.blocks_in_use()
+        await bench.compare(connection)
+    async with bench.served() as connection:
+        await bench.check()
+        await bench.compare(connection)
+
+
+async def test_a_deletion_goes_on_after_a_crash(bench: Bench) -> None:
+    async with bench.served() as connection:
+        await bench.write(connection, 800)
+        one = await bench.snapshot("one")
+        await bench.write(connection, 800)
+        two = await bench.snapshot("two")
+        await bench.write(connection, 800)
+        await bench.delete(two)
+        await bench.delete(one)
+        await bench.write(connection, 80)
+    async with bench.served() as connection:
+        await gone(bench, "one", "two")
+        assert bench.engine.volume_state(bench.volume)["live_blocks"] == bench.blocks_in_use()
+        await bench.compare(connection)
+
+
+async def test_a_snapshot_that_is_read_stays_until_it_is_not(bench: Bench) -> None:
+    async with bench.served() as connection:
+        await bench.write(connection, 400)
+        one, held_then = await bench.snapshot("one"), dict(bench.held)
+        await bench.write(connection, 400)
+        async with bench.reading(one) as snapshot:
+            assert await bench.delete(one)
+            await bench.check()
+            await bench.compare(snapshot, held_then)
+        await gone(bench, "one")
+        assert bench.engine.volume_state(bench.volume)["live_blocks"] == bench.blocks_in_use()

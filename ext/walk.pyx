@@ -1,0 +1,142 @@
+# Comparing the trees of a volume's maps. They are immutable, and a node that two of them share has the same address in both; so a subtree
+# whose pointers are equal is skipped whole, and a walk costs what differs, not what there is.
+#
+# Always true:
+#   - the walk reads through a cache of its own, a few nodes ahead, and its reactor serves others while it waits;
+#   - nothing is counted until the walk is over: what it finds is marked (`doomed`) in the segments and dies all at once;
+#   - where a node cannot be read, what is below counts as shared: space may be lost, never a block that someone needs.
+#
+# Called by history, in tasks on the volume's reactor. Nothing that the trees reach may be given up meanwhile (Segments.reclaim_holds).
+
+from libc.errno cimport ESHUTDOWN
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from iomesh.engine.io cimport Io, Operation
+from iomesh.engine.layout cimport MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
+from iomesh.engine.map cimport ABSENT, Map, MapCache, Node
+from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.task cimport wait, waited
+
+cdef enum:
+    AHEAD = 12                       # children whose nodes are asked for ahead, in each tree
+
+
+cdef class Walk:
+    """Raises MemoryError."""
+
+    def __cinit__(self, Io io, Segments segments):
+        self.segments = segments
+        self.cache = MapCache(WALK_FRAMES, io)
+        self.own = Map(self.cache, io, segments)
+        self.parent = Map(self.cache, io, segments)
+        self.child = Map(self.cache, io, segments)
+
+    cdef int doom(self, Pointer own, Pointer parent, Pointer child) noexcept nogil:
+        cdef int result = 0
+        self.own.root, self.parent.root, self.child.root = own, parent, child
+        if is_alone(own, parent, child):
+            mark(self.segments, own)
+            result = self.below(MAP_LEVELS - 1, 0, parent.flags & POINTER_PRESENT, child.flags & POINTER_PRESENT)
+        self.own.forget()
+        self.parent.forget()
+        self.child.forget()
+        if result < 0:
+            self.spare()
+        return result
+
+    cdef int below(self, int level, uint64_t index, bint in_parent, bint in_child) noexcept nogil:
+        """Of a node that is only `own`'s. in_parent, in_child: they have another one in its place."""
+        cdef Node* node
+        cdef Node* theirs = NULL
+        cdef Node* its = NULL
+        cdef Pointer nothing
+        cdef Pointer one, of_parent, of_child
+        cdef uint32_t slot, ahead = 0, asked = 0
+        cdef int result = 0
+        if self.stopping:
+            return -ESHUTDOWN
+        memset(&nothing, 0, sizeof(nothing))
+        self.nodes += 1
+        node = fetch(self.own, level, index)
+        if in_parent:
+            theirs = fetch(self.parent, level, index)
+        if in_child:
+            its = fetch(self.child, level, index)
+        if node is not NULL and (theirs is not NULL or not in_parent) and (its is not NULL or not in_child):
+            for slot in range(NODE_POINTERS):
+                while level and ahead < NODE_POINTERS and asked < AHEAD:
+                    if is_alone(node.pointers[ahead], nothing if theirs is NULL else theirs.pointers[ahead], nothing if its is NULL else its.pointers[ahead]):
+                        self.own.expect(level - 1, index * NODE_POINTERS + ahead)
+                        if theirs is not NULL and theirs.pointers[ahead].flags & POINTER_PRESENT:
+                            self.parent.expect(level - 1, index * NODE_POINTERS + ahead)
+                        if its is not NULL and its.pointers[ahead].flags & POINTER_PRESENT:
+                            self.child.expect(level - 1, index * NODE_POINTERS + ahead)
+                        asked += 1
+                    ahead += 1
+                one = node.pointers[slot]
+                of_parent = nothing if theirs is NULL else theirs.pointers[slot]
+                of_child = nothing if its is NULL else its.pointers[slot]
+                if not is_alone(one, of_parent, of_child):
+                    continue
+                mark(self.segments, one)
+                if level:
+                    asked -= 1 if asked else 0
+                    result = self.below(level - 1, index * NODE_POINTERS + slot, of_parent.flags & POINTER_PRESENT, of_child.flags & POINTER_PRESENT)
+                    if result < 0:
+                        break
+        else:
+            self.unreadable += 1
+        if node is not NULL:
+            self.own.unpin(node)
+        if theirs is not NULL:
+            self.parent.unpin(theirs)
+        if its is not NULL:
+            self.child.unpin(its)
+        return result
+
+    cdef uint64_t carry_out(self, uint64_t* disagreements) noexcept nogil:
+        cdef Segment* segment = self.segments.first
+        cdef uint64_t died = 0
+        cdef uint32_t dying
+        while segment is not NULL:
+            if segment.doomed:
+                dying = min(segment.doomed, segment.live - segment.undecided)
+                disagreements[0] += segment.doomed - dying
+                self.segments.change_live(segment, -<int>dying)
+                died += dying
+                segment.doomed = 0
+            segment = segment.next
+        return died
+
+    cdef void spare(self) noexcept nogil:
+        cdef Segment* segment = self.segments.first
+        while segment is not NULL:
+            segment.doomed = 0
+            segment = segment.next
+
+
+cdef inline bint same(Pointer one, Pointer other) noexcept nogil:
+    return other.flags & POINTER_PRESENT and one.segment == other.segment and one.block == other.block
+
+
+cdef inline bint is_alone(Pointer one, Pointer of_parent, Pointer of_child) noexcept nogil:
+    return one.flags & POINTER_PRESENT and not same(one, of_parent) and not same(one, of_child)
+
+
+cdef inline void mark(Segments segments, Pointer pointer) noexcept nogil:
+    cdef Segment* segment = segments.find(pointer.segment)
+    if segment is not NULL:
+        segment.doomed += 1
+
+
+cdef Node* fetch(Map map, int level, uint64_t index) noexcept nogil:
+    """In a task: a pinned node that the tree has; NULL: it cannot be read."""
+    cdef Node* node = NULL
+    cdef Operation operation
+    while node is NULL:
+        waited(&operation)
+        node = map.get(level, index, False, &operation)
+        if node is NULL and wait(&operation) < 0:
+            return NULL
+    return NULL if node is ABSENT else node
