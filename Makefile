@@ -94,6 +94,15 @@ fuzz: build packages-fuzz ## coverage-guided fuzzing of what comes from outside,
 	PYTHONPATH=$(CURDIR)/$(FUZZED):$(CURDIR)/tests LD_PRELOAD="$$($(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
+# Whole lives of volumes in the simulated world, one for each seed.
+SEEDS := 0..1999
+.PHONY: simulate simulate-soak
+simulate: build ## lives in the simulated world, for SEEDS=0..1999; one again: ARGS="--seed 7 --trace 200"
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(findstring --seed ,$(ARGS)),,--seeds $(SEEDS)) $(ARGS)
+
+simulate-soak: build ## the same with new seeds until it is stopped
+	PYTHONPATH=tests $(BIN)/python -m simulation --soak $(ARGS)
+
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants
 	$(BIN)/ruff check -q --fix . || true

@@ -343,7 +343,6 @@ cdef class Checkpoints:
         checkpoint.sequence = sequence
         checkpoint.size_bytes = self.size_bytes
         checkpoint.root = root
-        checkpoint.next_segment = self.log.tails.next_segment
         checkpoint.table_entries = entries
         checkpoint.table_blocks = blocks
         checkpoint.index_count = indexes
@@ -364,6 +363,7 @@ cdef class Checkpoints:
         if result == 0:
             result = self.log.wait_committed(self.log.last_appended())
         if result == 0:
+            checkpoint.next_segment = self.log.tails.next_segment      # now: the index may lie in a segment that is younger than the table
             checkpoint.crc = block_crc(checkpoint)
             result = self.add_block(KIND_CHECKPOINT, sequence, 0, checkpoint, into)
         # also after an error: records under way tell `pointers` where they are when they commit

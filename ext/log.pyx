@@ -315,9 +315,10 @@ cdef class Log:
             wake_all(&tail.quiet, 0)
 
     cdef void free_record(self, Record* record) noexcept nogil:
-        record.state = RECORD_IDLE
-        self.pool.give_back(<char*>record.header)
+        cdef char* buffer = <char*>record.header
         record.header = NULL
+        record.state = RECORD_IDLE
+        self.pool.give_back(buffer)                      # wakes who waits for one, who may begin this very record
 
     # ------------------------------------------------------------------ errors of devices
 

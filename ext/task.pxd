@@ -21,6 +21,9 @@ cdef bint in_task() noexcept nogil
 cdef void waited(Operation* operation) noexcept nogil
 cdef int64_t wait(Operation* operation) noexcept nogil
 
+# The process died, in the simulated world: no task of this thread ever goes on.
+cdef void abandon() noexcept nogil
+
 # A queue of tasks, or of anything with an Operation, that wait for the same thing.
 cdef struct Waiters:
     Operation* first

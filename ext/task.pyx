@@ -34,6 +34,7 @@ cdef extern from *:
         ucontext_t context, caller;             /* its own, and whoever switched to it */
         struct Fiber* outer;                    /* the task that was running when this one was switched to */
         struct Fiber* idle_next;
+        struct Fiber* older;                    /* of all that this thread made */
         void* stack;
         int64_t (*body)(void*);
         void* argument;
@@ -48,6 +49,7 @@ cdef extern from *:
 
     static __thread Fiber* fiber_current;
     static __thread Fiber* fiber_idle;
+    static __thread Fiber* fiber_newest;
 
     static void fiber_main(void) {
         Fiber* self = fiber_current;
@@ -61,6 +63,14 @@ cdef extern from *:
         }
     }
 
+    static void fiber_begin(Fiber* fiber) {
+        getcontext(&fiber->context);
+        fiber->context.uc_stack.ss_sp = fiber->stack;
+        fiber->context.uc_stack.ss_size = TASK_STACK_BYTES;
+        fiber->context.uc_link = NULL;
+        makecontext(&fiber->context, fiber_main, 0);
+    }
+
     static Fiber* fiber_new(void) {
         Fiber* fiber = fiber_idle;
         if (fiber) { fiber_idle = fiber->idle_next; return fiber; }
@@ -70,12 +80,22 @@ cdef extern from *:
         char* memory = mmap(NULL, TASK_STACK_BYTES + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED || mprotect(memory + 4096, TASK_STACK_BYTES, PROT_READ | PROT_WRITE)) { free(fiber); return NULL; }
         fiber->stack = memory + 4096;
-        getcontext(&fiber->context);
-        fiber->context.uc_stack.ss_sp = fiber->stack;
-        fiber->context.uc_stack.ss_size = TASK_STACK_BYTES;
-        fiber->context.uc_link = NULL;
-        makecontext(&fiber->context, fiber_main, 0);
+        fiber->older = fiber_newest;
+        fiber_newest = fiber;
+        fiber_begin(fiber);
         return fiber;
+    }
+
+    static void fiber_abandon_all(void) {
+        fiber_idle = NULL;
+        for (Fiber* fiber = fiber_newest; fiber; fiber = fiber->older) {
+            fiber_begin(fiber);
+            fiber->over = 0;
+            fiber->fake = NULL;
+            fiber->waits_for = NULL;
+            fiber->idle_next = fiber_idle;
+            fiber_idle = fiber;
+        }
     }
 
     /* 1: its body has returned and the fiber is idle */
@@ -111,6 +131,7 @@ cdef extern from *:
     Fiber* fiber_new() noexcept nogil
     bint fiber_enter(Fiber*) noexcept nogil
     void fiber_leave() noexcept nogil
+    void fiber_abandon_all() noexcept nogil
 
 
 cdef void start(Body body, void* argument, Operation* ended) noexcept nogil:
@@ -144,6 +165,12 @@ cdef int64_t wait(Operation* operation) noexcept nogil:
         self.waits_for = NULL
     invariant(operation.next is operation, b"a task goes on when what it waits for is done")
     return operation.result
+
+
+cdef void abandon() noexcept nogil:
+    """Every task of this thread is gone where it waits, with what is on its stack: a simulated crash. Nothing that they wait for may be done later."""
+    invariant(current is NULL, b"no task abandons itself")
+    fiber_abandon_all()
 
 
 cdef void wake(Operation* operation) noexcept nogil:

@@ -1,0 +1,78 @@
+"""`make simulate`: whole lives of volumes in the simulated world, one for each seed.
+
+python -m simulation --seed 7 --trace 200        one life, its last events
+python -m simulation --seeds 0..1999             many; the exit code is 1 when any of them went wrong
+python -m simulation --soak                      new seeds until it is stopped
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterable
+
+from simulation.lives import live, run_all
+
+PROGRESS_SECONDS = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulation", description="Lives of volumes in the simulated world.")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--seed", type=int, help="one life, and what happened in it")
+    which.add_argument("--seeds", metavar="A..B", help="all from A to B")
+    which.add_argument("--soak", action="store_true", help="until stopped, from a seed on that the clock gives")
+    parser.add_argument("--processes", type=int, default=2, help="at once (2)")
+    parser.add_argument("--operations", type=int, help="of each life; drawn unless given")
+    parser.add_argument(
+        "--trace", type=int, default=0, metavar="N", help="with --seed: the last N events (a life that goes wrong shows 60)"
+    )
+    given = parser.parse_args()
+    if given.seed is not None:
+        return one(given.seed, given.operations, given.trace)
+    return many(seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000), given.processes, given.operations)
+
+
+def seeds(words: str) -> Iterable[int]:
+    first, dots, last = words.partition("..")
+    if not dots or not first.isdigit() or not last.isdigit():
+        raise SystemExit(f"--seeds is two numbers with two dots between them, such as 0..1999, not {words!r}")
+    return range(int(first), int(last) + 1)
+
+
+def one(seed: int, operations: int | None, trace: int) -> int:
+    outcome = live(seed, operations, trace=max(trace, 60))
+    if trace or outcome.wrong:
+        print(*outcome.trace, sep="\n")
+    print(f"drawn: {outcome.drawn}")
+    print(f"told: {outcome.told}")
+    print(outcome)
+    return 1 if outcome.wrong else 0
+
+
+def many(wanted: Iterable[int], processes: int, operations: int | None) -> int:
+    began = told = time.monotonic()
+    lives = done = wrong = 0
+    try:
+        for outcome in run_all(wanted, processes, operations):
+            lives += 1
+            done += outcome.told.get("operations", 0)
+            if outcome.wrong:
+                wrong += 1
+                print(f"{outcome}\n  again: python -m simulation --seed {outcome.seed}", flush=True)
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                print(summary(lives, done, wrong, told - began), flush=True)
+    except KeyboardInterrupt:
+        pass
+    print(summary(lives, done, wrong, time.monotonic() - began))
+    return 1 if wrong else 0
+
+
+def summary(lives: int, operations: int, wrong: int, seconds: float) -> str:
+    speed = f"{lives / seconds:.1f} lives/s, {operations / seconds * 60:,.0f} operations/min"
+    return f"{lives} lives, {operations} operations in {seconds:.0f} s ({speed}), {wrong} wrong"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
