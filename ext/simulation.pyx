@@ -374,6 +374,7 @@ cdef class Simulation:
 
     cdef void begin(self, int kind) noexcept nogil:
         cdef Slot* slot
+        self.done[kind] += kind == PAUSE or kind == CHECKPOINT or kind == GROW
         if kind == PAUSE:
             self.paused = True
             self.pause.done = pause_ended
