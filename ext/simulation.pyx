@@ -23,6 +23,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport (
@@ -224,7 +225,7 @@ cdef class Simulation:
         self.segments = Segments()
         self.map = Map(self.cache, self.io, self.segments)
         self.log = Log(self.reactor, self.pool, self.segments, self.stores, VOLUME, self.epoch, SEGMENT_BYTES_MIN // BLOCK_BYTES)
-        self.volume = Volume(self.reactor, self.pool, self.log, self.map, self.segments, self.size_blocks)
+        self.volume = Volume(VOLUME, self.reactor, self.pool, self.log, self.map, self.segments, self.size_blocks)
         self.volume.counters = self.volume.reader.counters = self.volume.checkpoints.counters = self.counters
         self.log.counters = self.log.tails.counters = self.log.flusher.counters = self.counters
         self.volume.latencies = self.histograms
@@ -232,6 +233,7 @@ cdef class Simulation:
         self.volume.engine = <void*>self
         self.volume.on_event = told
         self.volume.checkpoints.on_written = checkpoint_written
+        self.volume.checkpoints.on_dying = walk_dying
         self.recovery = Recovery(self.volume, (self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc)
                                  if self.checkpoint.flags & POINTER_PRESENT else None)
         self.moving_sequence = 0
