@@ -1,6 +1,6 @@
 # Writing a replica again without its dead blocks. See compaction.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Io
 from iomesh.engine.layout cimport Bitmap
@@ -33,6 +33,7 @@ cdef class Compactor:                # of one store; one copy at a time. Methods
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil
 # Whether it is the one that the directory means.
 cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil
+cdef bint bitmap_matches(const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc) noexcept nogil
 # Among a compacted replica's blocks on the device: where the copies of its bitmap are.
 cdef inline uint32_t bitmap_place(const Replica* replica, int which) noexcept nogil:
     return 1 + replica.live if which else 0

@@ -9,7 +9,7 @@
 # Which blocks live is the caller's to know. Called by store, one copy at a time. Format: docs/formats.md, "Compacted replicas".
 
 from libc.errno cimport EIO, EUCLEAN
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
@@ -185,5 +185,8 @@ cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil
 
 
 cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil:
-    return bitmap_valid(bitmap, replica.volume, replica.segment) and bitmap.crc == replica.bitmap_crc and \
-        bitmap.blocks == replica.blocks and bitmap.live == replica.live
+    return bitmap_matches(bitmap, replica.volume, replica.segment, replica.blocks, replica.live, replica.bitmap_crc)
+
+
+cdef bint bitmap_matches(const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc) noexcept nogil:
+    return bitmap_valid(bitmap, volume, segment) and bitmap.crc == crc and bitmap.blocks == blocks and bitmap.live == live

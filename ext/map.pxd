@@ -1,6 +1,7 @@
 # A volume's map from block number to Pointer, and the cache its nodes live in. See map.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.bitmaps cimport Bitmaps
 from iomesh.engine.layout cimport Pointer
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.task cimport Waiters
@@ -31,7 +32,8 @@ cdef struct Node:                    # a frame of the cache and the map node in 
     Node* dirty_previous
     Operation load
     Waiters waiters                  # for the load
-    uint8_t padding[32]
+    uint64_t serial                  # of the replica that it is read from
+    uint8_t padding[24]
 
 cdef struct Expectation:             # a node that is loaded before anyone asks for it
     Operation when
@@ -47,6 +49,7 @@ cdef class MapCache:                 # of one reactor
     cdef readonly uint64_t hits
     cdef readonly uint64_t misses    # nodes that were read
     cdef Io io
+    cdef Bitmaps bitmaps             # of the compacted segments of this reactor's volumes: a sixteenth of its frames, in addition
     cdef Node* nodes
     cdef char* memory
     cdef uint64_t nodes_bytes
@@ -110,7 +113,8 @@ cdef class Map:
     # wait for loads that were expected.
     cdef void forget(self) noexcept nogil
     cdef Node* fetch(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
-    cdef void load(self, Node* node, Pointer pointer) noexcept nogil
+    cdef void load(self, Node* node) noexcept nogil
+    cdef void ask(self, Node* node) noexcept nogil
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil
     cdef void pursue(self, Expectation* expectation) noexcept nogil
     cdef void forgo(self, Expectation* expectation) noexcept nogil

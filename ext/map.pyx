@@ -46,12 +46,12 @@ from libc.errno cimport EAGAIN, EILSEQ, EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
+from iomesh.engine.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.segments cimport Segment, Segments
-from iomesh.engine.store cimport replica_offset
 from iomesh.engine.task cimport Waiters, join, wait_in, wake_all, wake_one
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -205,39 +205,52 @@ cdef class Map:
             node.pins = 0
             if when is not NULL:
                 join(&node.waiters, when)
-            self.load(node, pointer)
+            self.load(node)
             return NULL
         memset(node.pointers, 0, BLOCK_BYTES)
         node.state = NODE_READY
         node.pins = 1
         return node
 
-    cdef void load(self, Node* node, Pointer pointer) noexcept nogil:
-        cdef Segment* segment = self.segments.locate(pointer.segment)
-        cdef uint64_t offset
-        cdef uint32_t contiguous = 0
+    cdef void load(self, Node* node) noexcept nogil:
         node.state = NODE_LOADING
+        node.serial = 0
         self.cache.loading += 1
         self.under_way += 1
         self.cache.misses += 1
         node.load.owner = node
+        self.ask(node)
+
+    cdef void ask(self, Node* node) noexcept nogil:
+        cdef Pointer* pointer = pointer_to(self, node)
+        cdef Segment* segment = self.segments.locate(pointer.segment)
+        cdef int64_t offset = -EIO
+        cdef uint32_t contiguous
         if segment is not NULL and segment.replica is not NULL:
-            offset = replica_offset(segment.replica, pointer.block, &contiguous)
-        if contiguous:
+            node.serial = segment.replica.serial
+            node.load.done = load_asked_again
+            offset = place_of(self.cache.bitmaps, segment.replica, pointer.block, &contiguous, &node.load)
+        if offset >= 0:
             node.load.done = load_done
             self.io.read(&node.load, segment.replica.device, node.pointers, BLOCK_BYTES, offset)
-        else:
+        elif offset != -EAGAIN:
             node.load.done = load_lost   # a damaged log: it points to what is not there
             self.io.after(&node.load, 1)
 
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil:
-        cdef Pointer* pointer = &self.root if node.parent is NULL else &node.parent.pointers[node.index % NODE_POINTERS]
+        cdef Pointer* pointer = pointer_to(self, node)
+        cdef Segment* segment
         cdef Waiters waiters
-        self.cache.loading -= 1
         if result == BLOCK_BYTES:
             result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc else -EILSEQ
         elif result >= 0:
             result = -EIO
+        if result < 0:
+            segment = self.segments.locate(pointer.segment)
+            if segment is not NULL and segment.replica is not NULL and segment.replica.serial != node.serial:
+                self.ask(node)           # it was compacted meanwhile, and what was read are others' slabs
+                return
+        self.cache.loading -= 1
         if result == 0:
             node.state = NODE_READY
             node.pins = 1            # so that nobody evicts it before all who waited had their turn
@@ -323,6 +336,18 @@ cdef inline Node* cached(Map map, int level, uint64_t index) noexcept nogil:
     return node
 
 
+cdef inline Pointer* pointer_to(Map map, Node* node) noexcept nogil:
+    return &map.root if node.parent is NULL else &node.parent.pointers[node.index % NODE_POINTERS]
+
+
+cdef void load_asked_again(Operation* operation) noexcept nogil:
+    cdef Node* node = <Node*>operation.owner
+    if operation.result < 0:
+        (<Map>node.map).loaded(node, -EIO)
+    else:
+        (<Map>node.map).ask(node)
+
+
 cdef void load_done(Operation* operation) noexcept nogil:
     cdef Node* node = <Node*>operation.owner
     (<Map>node.map).loaded(node, operation.result)
@@ -366,6 +391,7 @@ cdef class MapCache:
         self.frames = frames
         self.io = io
         self.loads_max = min(<uint32_t>LOADS_MAX, frames // (2 * MAP_LEVELS))
+        self.bitmaps = Bitmaps(frames // 16, io)
         self.buckets_bytes = buckets * sizeof(Node*)
         self.nodes_bytes = frames * <uint64_t>sizeof(Node)
         self.memory_bytes = frames * <uint64_t>BLOCK_BYTES

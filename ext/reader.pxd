@@ -1,6 +1,6 @@
 # Reads of a volume: map, device, checksum. See reader.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.map cimport Map
 from iomesh.engine.reactor cimport Reactor
@@ -14,6 +14,7 @@ cdef enum:
 cdef struct Run:                     # blocks that lie side by side on a device
     Operation operation
     Read* read
+    uint64_t serial                  # of the replica
     uint32_t first
     uint32_t count
     Run* next
@@ -35,6 +36,10 @@ cdef class Reader:
     cdef void read(self, Read* read) noexcept nogil
     cdef void look_up(self, Read* read) noexcept nogil
     cdef void fetch(self, Read* read) noexcept nogil
+    cdef void go_on(self, Read* read, bint resumed) noexcept nogil
+    cdef void resume(self, Read* read, int64_t result) noexcept nogil
+    cdef void lost(self, Read* read, uint32_t i) noexcept nogil
+    cdef void settle(self, Read* read) noexcept nogil
     cdef void run_done(self, Run* run, int result) noexcept nogil
     cdef void end(self, Read* read) noexcept nogil
     cdef void end_later(self, Read* read) noexcept nogil

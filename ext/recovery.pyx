@@ -130,12 +130,12 @@ cdef class Recovery:
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
         cdef uint32_t contiguous, piece
-        cdef uint64_t offset
+        cdef int64_t offset
         cdef Operation operation
         while count:
-            offset = replica_offset(replica, block, &contiguous)
-            if contiguous == 0:
-                return -EUCLEAN
+            offset = self.volume.map.cache.bitmaps.find(replica, block, &contiguous)
+            if offset < 0:
+                return <int>offset
             piece = min(count, contiguous)
             waited(&operation)
             self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
@@ -270,6 +270,9 @@ cdef class Recovery:
             scan = &self.scans[i]
             segment = self.volume.segments.find(scan.replica.segment)
             if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
+                continue
+            if segment is not NULL and scan.replica.live:
+                segment.state = SEGMENT_SEALED           # it was when it was compacted, and every record of it is older than the checkpoint
                 continue
             result = self.scan_footer(scan) if scan.replica.state == SEGMENT_SEALED and scan.replica.footer_block else 1
             if result > 0:

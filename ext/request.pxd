@@ -26,6 +26,7 @@ cdef struct Read:
     Read* next
     Operation waiting
     uint32_t runs_left
+    uint32_t asked                   # blocks, from the front, that a run was begun for or that need none
     uint32_t attempts
     bint again                       # a checksum did not match: look up and read once more
     void* volume

@@ -11,27 +11,31 @@
 import errno
 import os
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport SEGMENT_OPEN, Superblock
 from iomesh.engine.reactor cimport ADAPTIVE, Reactor
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store, replica_offset
-from iomesh.engine.task cimport start
+from iomesh.engine.task cimport start, wait, waited
 from iomesh.engine.uring cimport Uring
 
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t bytes)
+
 cdef enum Kind:
-    FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE
+    FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE, READ
 
 cdef enum:
     TOGETHER_MAX = 256
@@ -57,6 +61,7 @@ cdef struct Order:                   # what a task is to do, and what became of 
     Superblock* superblock
     Replica* replica
     uint64_t live[256]
+    char* buffer                     # of blocks that are read, each on its own
     int error
     Operation ended
     uint32_t* under_way
@@ -174,13 +179,15 @@ cdef class StoreView:
     cdef Witness io
     cdef Reactor reactor
     cdef Store store
+    cdef Bitmaps bitmaps
     cdef Replica* replaced[TOGETHER_MAX]     # and not yet retired
     cdef int replaced_count
     cdef int64_t steps_left          # before the pace gives up; -1: it does not
     cdef int fd
     cdef uint64_t device_bytes
 
-    def __init__(self, path: str | os.PathLike[str], *, volatile_cache: bool = True, device_bytes: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, volatile_cache: bool = True, device_bytes: int | None = None,
+                 bitmaps: int = 16) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
         self.device_bytes = os.lseek(self.fd, 0, os.SEEK_END) if device_bytes is None else device_bytes
         self.io = Witness()
@@ -189,6 +196,7 @@ cdef class StoreView:
         device = self.io.add_device(self.fd)
         self.check(device, "the ring takes no device")
         self.steps_left = -1
+        self.bitmaps = Bitmaps(bitmaps, self.io)
         self.store = Store(self.reactor, device, self.device_bytes, volatile_cache)
 
     def close(self) -> None:
@@ -253,6 +261,45 @@ cdef class StoreView:
         if retire:
             self.retire()
         return error
+
+    def read(self, volume: bytes, segments: Sequence[int], block: int, count: int) -> list[list[bytes | int]]:
+        """So many blocks of each segment as a volume reads them, all segments at once; an errno in the place of a block that cannot be had."""
+        cdef Order* all = <Order*>calloc(len(segments), sizeof(Order))
+        cdef char* memory = <char*>aligned_alloc(4096, <size_t>len(segments) * <size_t>count * 4096)
+        try:
+            for i, segment in enumerate(segments):
+                all[i].kind = READ
+                all[i].replica = self.store.find(sixteen(volume), segment)
+                if all[i].replica is NULL:
+                    raise KeyError(segment)
+                all[i].blocks = block
+                all[i].footer_block = count
+                all[i].buffer = memory + <size_t>i * <size_t>count * 4096
+            self.run(all, len(segments))
+            data = memory[:<size_t>len(segments) * <size_t>count * 4096]
+            found = []
+            for i in range(len(segments)):
+                one = [data[(i * count + k) * 4096:(i * count + k + 1) * 4096] for k in range(count)]
+                found.append([-int.from_bytes(it[8:16], "little", signed=True) if it.startswith(b"ERRNO\0\0\0") else it for it in one])
+            return found
+        finally:
+            release(all)
+            release(memory)
+
+    def run_of(self, volume: bytes, segment: int, block: int) -> int:
+        """How many blocks from this one on are told to be contiguous; its bitmap is in the cache."""
+        cdef Operation unused
+        cdef uint32_t contiguous
+        cdef Replica* replica = self.store.find(sixteen(volume), segment)
+        memset(&unused, 0, sizeof(unused))
+        offset = place_of(self.bitmaps, replica, block, &contiguous, &unused)
+        if offset < 0:
+            raise KeyError(block)
+        return contiguous
+
+    @property
+    def bitmap_cache(self) -> dict[str, int]:
+        return {"frames": self.bitmaps.frames, "hits": self.bitmaps.hits, "misses": self.bitmaps.misses, "errors": self.bitmaps.errors}
 
     def retire(self) -> None:
         """All that were replaced and are still there."""
@@ -370,6 +417,29 @@ cdef class StoreView:
                 self.io.poll(1000000000)
                 self.reactor.turn()
 
+    cdef int carry_out_read(self, Order* order) noexcept nogil:
+        cdef uint32_t i = 0, k, contiguous
+        cdef int64_t offset
+        cdef int64_t* told
+        cdef Operation operation
+        while i < order.footer_block:
+            offset = self.bitmaps.find(order.replica, order.blocks + i, &contiguous)
+            if offset < 0:
+                contiguous = 1
+            contiguous = min(contiguous, order.footer_block - i)
+            operation.result = offset
+            if offset >= 0:
+                waited(&operation)
+                self.io.read(&operation, self.store.device, order.buffer + i * 4096, contiguous * 4096, offset)
+                wait(&operation)
+            if operation.result < 0:
+                for k in range(i, i + contiguous):
+                    told = <int64_t*>(order.buffer + k * 4096)
+                    memcpy(told, b"ERRNO\0\0\0", 8)
+                    told[1] = operation.result
+            i += contiguous
+        return 0
+
     cdef int carry_out_compact(self, Order* order) noexcept nogil:
         cdef Pace pace
         cdef int error = 0
@@ -401,6 +471,8 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
         return (<StoreView>order.view).store.seal(order.replica, order.blocks, order.footer_block)
     if order.kind == COMPACT:
         return (<StoreView>order.view).carry_out_compact(order)
+    if order.kind == READ:
+        return (<StoreView>order.view).carry_out_read(order)
     if order.kind == RETIRE:
         (<StoreView>order.view).store.retire(order.replica)
         return 0

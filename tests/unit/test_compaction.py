@@ -12,28 +12,17 @@ from iomesh.engine.structures import read_bitmap, read_superblock
 from support import stores
 from support.amount import Amount
 from support.forged import resealed
+from support.segments import FOOTER_BLOCKS, block_of
+from support.segments import fill as fill_blocks
 from support.stores import BLOCK, MEBIBYTE, SMALLEST, TWIN, Directory, V, W, formatted, new_device, opened, read_head, write_at
 
 BLOCKS = 1000
-FOOTER = 996
+FOOTER = BLOCKS - FOOTER_BLOCKS
 KEPT = set(range(FOOTER, BLOCKS))  # a footer and its table always
 
 
-def block_of(segment: int, number: int) -> bytes:
-    return (b"%d:%d " % (segment, number)).ljust(BLOCK, b".")
-
-
 def fill(store: StoreView, path: Path, segment: int, blocks: int = BLOCKS) -> None:
-    """A sealed segment whose blocks say where they are."""
-    assert store.create(V, segment, blocks) == 0
-    written = 0
-    while written < blocks:
-        place = store.place(V, segment, written)
-        assert place is not None
-        count = min(place[1], blocks - written)
-        write_at(path, place[0], b"".join(block_of(segment, number) for number in range(written, written + count)))
-        written += count
-    assert store.seal(V, segment, blocks, blocks - len(KEPT)) == 0
+    fill_blocks(store, path, segment, blocks)
 
 
 def at(store: StoreView, path: Path, segment: int, number: int) -> bytes:
