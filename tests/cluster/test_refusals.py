@@ -49,7 +49,9 @@ async def test_a_second_daemon_at_the_same_socket_is_refused(node: Daemon) -> No
 async def test_a_second_daemon_on_the_same_device_is_refused(node: Daemon) -> None:
     second = copy.copy(node)
     second.settings = {"state_dir": f"{node.directory}/other", "run_dir": f"{node.directory}/other"}
-    assert second.refuse() == (5, f"{node.devices[0]} is held by another iomesh process (its lock is taken): stop that one first")
+    assert node.process
+    holder = f"process {node.process.pid} has its lock"
+    assert second.refuse() == (5, f"{node.devices[0]} is held by another iomesh process ({holder}): stop that one first")
 
 
 async def test_a_daemon_that_was_killed_is_no_second_one(node: Daemon) -> None:
