@@ -6,7 +6,7 @@ from iomesh.engine.layout cimport Pointer
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, Node
 from iomesh.engine.reactor cimport Reactor
-from iomesh.engine.segments cimport Segments
+from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport Waiters
 
@@ -21,6 +21,7 @@ cdef class Checkpoints:
     cdef uint64_t interval           # bytes of log between two checkpoints
     cdef uint64_t sequence           # of the newest checkpoint that was moved
     cdef Pointer pointer             # where it is
+    cdef Pointer root                # of its map
     cdef bint running                # a checkpoint is under way
     cdef bint writing_back
     cdef bint stopping
@@ -72,3 +73,5 @@ cdef class Checkpoints:
     cdef void settle(self) noexcept nogil
     cdef void remove_dead(self, uint64_t sequence) noexcept nogil
     cdef void write_back(self) noexcept nogil
+
+cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil

@@ -261,6 +261,7 @@ cdef class Checkpoints:
             return -ESTALE
         self.sequence = at
         self.pointer = pointer
+        self.root = root
         if self.log.content == self.content_written:
             self.content = self.log.content
         self.counters[CHECKPOINTS] += 1
@@ -422,7 +423,7 @@ cdef class Checkpoints:
         if numbers is NULL:
             return
         while segment is not NULL and self.segments.reclaim_holds == 0:
-            if segment.live == 0 and self.segments.live_at_checkpoint(segment) == 0 and is_dead(segment, sequence):
+            if segment.live == 0 and self.segments.live_at_checkpoint(segment) == 0 and is_settled(segment, sequence) and not segment.cleaning:
                 numbers[count] = segment.number
                 count += 1
             segment = segment.next
@@ -438,7 +439,7 @@ cdef class Checkpoints:
             self.log.tails.space_freed()
 
 
-cdef inline bint is_dead(Segment* segment, uint64_t checkpoint) noexcept nogil:
+cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil:
     """No block of it is needed by the checkpoint at this sequence but for what its map holds, or by replay behind it."""
     return segment.state == SEGMENT_SEALED and segment.last_sequence <= checkpoint and segment.table_of != checkpoint
 

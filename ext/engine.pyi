@@ -27,6 +27,8 @@ class Pointer(NamedTuple):
     block: int
     crc: int
 
+SEGMENT_ROW: np.dtype[Any]
+
 class Answer(NamedTuple):
     """What became of a ticket: error is 0 or a positive errno, reason says it for people, value depends on what was asked."""
     ticket: int
@@ -98,6 +100,16 @@ class Engine:
         """A view of shape (len(HISTOGRAM_NAMES), HISTOGRAM_BUCKETS), counts by nanoseconds; see histogram_bounds."""
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
+
+    # cleaning
+    def segments(self, volume: bytes) -> int:
+        """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, store, flags (1
+        cleanable, 2 and evacuable, 4 compacted). A copy, of the moment at which it was made."""
+    def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32]) -> int:
+        """Compact these, or evacuate those of which little lives; what cannot be cleaned now is skipped. Answers {"compacted", "evacuated",
+        "skipped", "failed", "freed_bytes" (at once), "error" (the last one's errno, or 0)}. EBUSY: it is being cleaned."""
+    def expect_space(self, volume: bytes, milliseconds: int) -> int:
+        """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
 
     # snapshots
     def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]]) -> int:

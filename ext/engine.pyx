@@ -18,6 +18,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
 from iomesh.engine.invariant cimport invariant
@@ -77,23 +78,26 @@ COUNTER_NAMES = (
     "reads", "read_bytes", "writes", "written_bytes", "flushes", "trims", "trimmed_bytes", "zeroes", "zeroed_bytes",
     "read_errors", "write_errors", "checksum_errors", "no_space_errors",
     "records", "record_bytes", "data_blocks", "map_blocks", "table_blocks", "merges",
-    "segments_sealed", "segments_removed", "checkpoints", "device_flushes")
+    "segments_sealed", "segments_removed", "checkpoints", "device_flushes",
+    "segments_compacted", "compaction_bytes", "segments_evacuated", "evacuated_bytes")
 if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
     raise ImportError("engine.pyx and counters.pxd name different counters")
 
 Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "store", "flags")])       # cleaning.pxd's Row
 
 cdef enum:
     REACTORS_MAX = 64
     SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
+    PATIENCE_NS = 500 * 1000 * 1000  # of writes without space, until the policy has looked whether there is some to be had
 
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
-    CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT
+    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT
 
 cdef struct Command:
     Message message
@@ -104,7 +108,7 @@ cdef struct Command:
     void* engine
     void* reactor
     void* subject                    # Store, Volume or NbdConnection
-    void* helper                     # Recovery; the Volume that a connection or a snapshot is of
+    void* helper                     # Recovery; Cleaner; the Volume that a connection or a snapshot is of
     Superblock* superblock
     int fd
     int device
@@ -115,7 +119,7 @@ cdef struct Command:
     uint8_t volume[16]
     uint64_t results[8]
     void* list[64]                   # Stores
-    void* memory                     # Makings, or the SnapshotEntries that are the answer
+    void* memory                     # Makings; numbers of segments; the SnapshotEntries or Rows that are the answer
     uint8_t id[16]                   # of a snapshot
     int error
     char reason[512]
@@ -152,6 +156,7 @@ cdef class _Open:
 
     cdef Volume volume
     cdef Recovery recovery
+    cdef Cleaner cleaner
     cdef _Runner runner
     cdef object counters
     cdef object histograms
@@ -386,6 +391,8 @@ cdef class Engine:
         opened.volume.checkpoints.on_dying = walk_dying
         opened.connections = {}
         opened.recovery = Recovery(opened.volume, checkpoint)
+        opened.cleaner = Cleaner(opened.volume)
+        log.tails.patience_ns = PATIENCE_NS
         self.volumes[volume] = opened
         command = self.command(OPEN_VOLUME, runner, opened.volume)
         command.helper = <void*>opened.recovery
@@ -469,6 +476,39 @@ cdef class Engine:
         opened.connections[command.ticket] = connection
         memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
+
+    # ------------------------------------------------------------------ cleaning
+
+    def segments(self, bytes volume):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        command = self.command(LIST_SEGMENTS, opened.runner, opened.volume)
+        command.helper = <void*>opened.cleaner
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def clean(self, bytes volume, segments):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        numbers = np.ascontiguousarray(segments, np.uint32)
+        cdef const uint32_t[::1] view = numbers
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        command = self.command(CLEAN_VOLUME, opened.runner, opened.volume)
+        command.helper = <void*>opened.cleaner
+        command.first = len(numbers)
+        command.memory = calloc(len(numbers) + 1, sizeof(uint32_t))
+        if command.memory is NULL:
+            raise MemoryError("no memory for a list of segments")
+        if len(numbers):
+            memcpy(command.memory, &view[0], len(numbers) * sizeof(uint32_t))
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def expect_space(self, bytes volume, uint64_t milliseconds):
+        return self.ask_volume(EXPECT_SPACE, volume, milliseconds)
 
     # ------------------------------------------------------------------ snapshots
 
@@ -668,6 +708,11 @@ cdef class Engine:
             opened = self.volumes.get(volume) or self.snapshots.get(volume)
             if opened is not None:
                 opened.connections.pop(command.ticket, None)
+        elif command.kind == CLEAN_VOLUME:
+            value = {"compacted": command.results[0], "evacuated": command.results[1], "skipped": command.results[2], "failed": command.results[3],
+                     "freed_bytes": command.results[4] * SLAB_BYTES, "error": command.results[5]}
+        elif command.kind == LIST_SEGMENTS and not error:
+            value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Row)], SEGMENT_ROW)
         elif command.kind == CREATE_SNAPSHOTS and not error:
             value = {"snapshots": [made(&(<Making*>command.memory)[i]) for i in range(command.first)]}
         elif command.kind == LIST_SNAPSHOTS and not error:
@@ -781,6 +826,13 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return 0
     if command.kind == ERASE_VOLUME:
         return erase_on(<Reactor>command.reactor, command)
+    if command.kind == CLEAN_VOLUME:
+        return clean_on(<Cleaner>command.helper, command)
+    if command.kind == LIST_SEGMENTS:
+        return list_segments_on(<Cleaner>command.helper, command)
+    if command.kind == EXPECT_SPACE:
+        (<Volume>command.subject).log.tails.expect_space(command.first * 1000000)
+        return 0
     if command.kind == CREATE_SNAPSHOTS:
         return make_snapshots(<Reactor>command.reactor, <Making*>command.memory, <uint32_t>command.first)
     if command.kind == LIST_SNAPSHOTS:
@@ -862,6 +914,25 @@ cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) 
     command.results[2] = (ended.tv_sec - began.tv_sec) * 1000000000 + ended.tv_nsec - began.tv_nsec
     command.results[3] = volume.log.sequence
     walk_dying(<void*>volume)
+    return 0
+
+
+cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
+    cdef Cleaned told
+    cdef int result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, NULL, &told)
+    command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
+    command.results[4] = told.freed_slabs
+    command.results[5] = -told.error
+    return result
+
+
+cdef int64_t list_segments_on(Cleaner cleaner, Command* command) noexcept nogil:
+    cdef uint32_t count = cleaner.list(NULL, 0)
+    cdef Row* rows = <Row*>calloc(count + 1, sizeof(Row))
+    if rows is NULL:
+        return -ENOMEM
+    command.memory = rows
+    command.results[0] = cleaner.list(rows, count)
     return 0
 
 

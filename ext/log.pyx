@@ -75,7 +75,7 @@ cdef class Log:
             return 0
         if record is not NULL:
             if record.tail.urgent and not urgent:
-                return -ENOSPC
+                return no_room(self)
             blocks = min(record.room - record.payload, <uint32_t>RECORD_ENTRIES_MAX - record.entries)
             if blocks:
                 return blocks
@@ -92,14 +92,16 @@ cdef class Log:
         if tail is NULL or self.tails.room_of(tail) == 0:
             if self.tails.prepared is NULL:
                 if self.tails.no_space and not urgent:
-                    return -ENOSPC
+                    return no_room(self)
                 self.tails.prepare(urgent)
                 if self.error or self.tails.preparing:
                     return self.error
-                return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC       # it ended at once: none is to be had
+                if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgent:
+                    return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC
+                return no_room(self)                     # it ended at once: none is to be had
             tail = self.tails.change()
         if tail.urgent and not urgent:
-            return -ENOSPC
+            return no_room(self)
         for i in range(RECORDS_MAX):
             if self.records[i].state == RECORD_IDLE:
                 record = &self.records[i]
@@ -462,6 +464,11 @@ cdef class Log:
             wait_in(&self.waiters)
         while self.tails.watching_space:
             wait_in(&self.tails.changes)
+
+
+cdef inline int no_room(Log log) noexcept nogil:
+    """Of a write when space has run out: it waits in `waiters` as long as a cleaner is making some, and is refused otherwise."""
+    return 0 if log.tails.space_is_coming() else -ENOSPC
 
 
 # ---------------------------------------------------------------------- what completions call

@@ -98,6 +98,8 @@ cdef class Map:
     cdef void expect(self, int level, uint64_t index) noexcept nogil
     # Of a leaf that the caller pinned; returns what was there.
     cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil
+    # A clean node whose only image is there shall be written again, elsewhere; False: it will be anyway, or it is not there. While no checkpoint runs.
+    cdef bint renew(self, Node* node, uint32_t segment, uint32_t block, uint64_t since) noexcept nogil
     # Writing back, for checkpoint.pyx. Dirty since `up_to` or before, no image in the log, the oldest; NULL: none
     cdef Node* next_dirty(self, int level, uint64_t up_to) noexcept nogil
     # A checkpoint needs it as it is: take and append an image before it changes.

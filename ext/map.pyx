@@ -103,6 +103,14 @@ cdef class Map:
         node.pointers[slot] = pointer
         return before
 
+    cdef bint renew(self, Node* node, uint32_t segment, uint32_t block, uint64_t since) noexcept nogil:
+        cdef Pointer* image = pointer_to(self, node)
+        invariant(self.freeze == 0, b"what a checkpoint needs is settled when it begins")
+        if node.dirty or node.in_log or not image.flags & POINTER_PRESENT or image.segment != segment or image.block != block:
+            return False
+        self.mark_dirty(node, since)
+        return True
+
     # ------------------------------------------------------------------ writing back
 
     cdef Node* next_dirty(self, int level, uint64_t up_to) noexcept nogil:

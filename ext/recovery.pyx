@@ -172,7 +172,7 @@ cdef class Recovery:
         if not checkpoint_valid(checkpoint, self.volume.log.volume):
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
         self.start = checkpoint.sequence
-        self.volume.map.root = checkpoint.root
+        self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
         self.volume.log.tails.next_segment = checkpoint.next_segment
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint

@@ -1,6 +1,7 @@
 # One seed's life of a volume in the simulated world. See simulation.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.cleaning cimport Cleaned, Cleaner
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS, HISTOGRAMS
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.judge cimport Judge
@@ -24,7 +25,7 @@ cdef enum:
     TRACED = 1024                    # events that are kept
 
 cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
 
@@ -75,6 +76,7 @@ cdef class Simulation:
     cdef Log log
     cdef Volume volume
     cdef Recovery recovery
+    cdef Cleaner cleaner
     cdef uint64_t counters[COUNTERS]
     cdef uint64_t histograms[HISTOGRAMS * HISTOGRAM_BUCKETS]
     # the metadata service
@@ -132,6 +134,7 @@ cdef class Simulation:
     cdef readonly uint64_t moves
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t walks
+    cdef Cleaned cleaned             # in all
     cdef Event events[TRACED]
     cdef uint64_t event_count
 

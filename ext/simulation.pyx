@@ -17,12 +17,13 @@
 # Always true: what the engine holds in memory goes with a crash (the tasks as well, see task.abandon); what stays is the devices, the metadata
 # (epoch, checkpoint, size) and the judge.
 
-from libc.errno cimport ENOSPC
+from libc.errno cimport EBUSY, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Cleaner, Row
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES, Judge, fill
@@ -49,10 +50,12 @@ cdef enum:
     HANG_S = 600                     # of the world's time: nothing may take so long
     IDLE_POLLS_MAX = 64              # in a row in which nothing happens
     STEPS_MAX = 2 * 1000 * 1000      # of one beginning
+    ROWS_MAX = 256
+    CLEANED_AT_ONCE = 12
 
 VOLUME = b"simulated volume"
 CLUSTER = b"simulated worlds"
-KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "verify")
+KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "verify")
 
 
 cdef class Simulation:
@@ -102,6 +105,7 @@ cdef class Simulation:
         self.weights[<int>CHECKPOINT] = self.draw(2)
         self.weights[<int>GROW] = self.draw(2)
         self.weights[<int>PAUSE] = self.draw(2)
+        self.weights[<int>CLEAN] = [0, 1, 1, 2][self.draw(4)]
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
         self.size_max = [1, 1, 2, 4, 8, 32, 64, 250][self.draw(8)]
@@ -236,11 +240,13 @@ cdef class Simulation:
         self.volume.checkpoints.on_dying = walk_dying
         self.recovery = Recovery(self.volume, (self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc)
                                  if self.checkpoint.flags & POINTER_PRESENT else None)
+        self.cleaner = Cleaner(self.volume)
         self.moving_sequence = 0
 
     cdef object drop(self):
         """The process is gone."""
         self.recovery = None
+        self.cleaner = None
         self.volume = None
         self.log = None
         self.map = None
@@ -376,7 +382,7 @@ cdef class Simulation:
 
     cdef void begin(self, int kind) noexcept nogil:
         cdef Slot* slot
-        self.done[kind] += kind == PAUSE or kind == CHECKPOINT or kind == GROW
+        self.done[kind] += kind == PAUSE or kind == CHECKPOINT or kind == GROW or kind == CLEAN
         if kind == PAUSE:
             self.paused = True
             self.pause.done = pause_ended
@@ -385,6 +391,9 @@ cdef class Simulation:
         elif kind == CHECKPOINT:
             self.tasks += 1
             start(checkpoint_body, <void*>self, NULL)
+        elif kind == CLEAN:
+            self.tasks += 1
+            start(clean_body, <void*>self, NULL)
         elif kind == GROW:
             if self.usable < self.regions:
                 self.usable += 1 + <uint32_t>self.draw(self.regions - self.usable)
@@ -584,7 +593,7 @@ cdef class Simulation:
     @property
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
-                "failures": self.failures, "walks": self.walks, "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
+                "failures": self.failures, "walks": self.walks, "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated, "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
 
 
@@ -593,7 +602,7 @@ KIND_WORDS[0] = b"read of %lld, %lld sectors"
 KIND_WORDS[1] = b"write of %lld, %lld sectors: operation %lld"
 KIND_WORDS[2] = b"zero of %lld, %lld sectors: operation %lld"
 KIND_WORDS[3] = b"flush"
-KIND_WORDS[7] = b"verifies %lld, %lld sectors"
+KIND_WORDS[8] = b"verifies %lld, %lld sectors"
 
 
 # ---------------------------------------------------------------------- what completions call
@@ -716,6 +725,34 @@ cdef void write_checkpoint(Simulation life) noexcept nogil:
     life.tasks -= 1
     if result < 0 and result != -ENOSPC and not life.errors_allowed:
         life.fault(b"a checkpoint ends with error %lld, and no device failed", -result, 0)
+
+
+cdef int64_t clean_body(void* argument) noexcept nogil:
+    clean_some(<Simulation>argument)
+    return 0
+
+
+cdef void clean_some(Simulation life) noexcept nogil:
+    """What a policy might choose: some of those that can be cleaned, worthwhile or not."""
+    cdef Row[ROWS_MAX] rows
+    cdef uint32_t[CLEANED_AT_ONCE] chosen
+    cdef Cleaned told
+    cdef uint32_t count = min(life.cleaner.list(rows, ROWS_MAX), <uint32_t>ROWS_MAX), wanted = 0, i, first
+    cdef int result
+    first = <uint32_t>life.draw(max(count, <uint32_t>1))
+    for i in range(count):
+        if wanted < CLEANED_AT_ONCE and rows[(first + i) % count].flags & ROW_CLEANABLE and life.draw(4):
+            chosen[wanted] = rows[(first + i) % count].segment
+            wanted += 1
+    result = life.cleaner.clean(chosen, wanted, NULL, &told)
+    life.tasks -= 1
+    if result == -EBUSY:
+        return
+    life.cleaned.compacted += told.compacted
+    life.cleaned.evacuated += told.evacuated
+    life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
+    if told.failed and told.error != -ENOSPC and told.error != -ESHUTDOWN and not life.errors_allowed:
+        life.fault(b"cleaning ends with error %lld, and no device failed", -told.error, 0)
 
 
 cdef int64_t stop_body(void* argument) noexcept nogil:

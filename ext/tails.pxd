@@ -1,6 +1,6 @@
 # The segments that a volume's log is appended to: prepared, written, sealed. See tails.pyx.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport Entry, Footer
 from iomesh.engine.reactor cimport Reactor
@@ -58,6 +58,8 @@ cdef class Tails:
     cdef uint32_t sealing            # tails whose footer is being written
     cdef bint no_space
     cdef bint watching_space
+    cdef int64_t hope_until_ns       # without space, writes wait so long for a cleaner before they are refused
+    cdef int64_t patience_ns         # for how long from the moment on when space runs out; renewed by whoever makes some
     cdef bint ending                 # no further segment
     cdef uint64_t footer_bytes       # written
     cdef Waiters changes             # for a tail that is free again, or prepared
@@ -83,3 +85,5 @@ cdef class Tails:
     cdef bint any_dead(self) noexcept nogil
     cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below
     cdef void space_freed(self) noexcept nogil
+    cdef bint space_is_coming(self) noexcept nogil
+    cdef void expect_space(self, int64_t ns) noexcept nogil        # somebody makes some: writes wait for it

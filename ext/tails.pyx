@@ -264,6 +264,12 @@ cdef class Tails:
             segment = segment.next
         return segment is not NULL
 
+    cdef bint space_is_coming(self) noexcept nogil:
+        return self.io.now_ns() < self.hope_until_ns
+
+    cdef void expect_space(self, int64_t ns) noexcept nogil:
+        self.hope_until_ns = self.io.now_ns() + ns
+
     cdef void space_freed(self) noexcept nogil:
         cdef int i
         if self.choose_store(False) < 0:
@@ -344,6 +350,7 @@ cdef int64_t prepare_body(Tails tails, bint urgent) noexcept nogil:
     if result == -ENOSPC or (result == 0 and tails.prepared.urgent):
         if not tails.no_space:
             tails.no_space = True
+            tails.hope_until_ns = tails.io.now_ns() + tails.patience_ns
             tails.on_no_space(tails.owner)
         if not tails.watching_space:
             tails.watching_space = True
@@ -367,6 +374,8 @@ cdef void watch_space(Tails tails) noexcept nogil:
         tails.space_freed()
         if tails.no_space and tails.any_dead():
             tails.on_dead(tails.owner)
+        if tails.no_space and not tails.space_is_coming():
+            tails.on_change(tails.log, 0)                # who waits for space learns that there is none
     tails.watching_space = False
     wake_all(&tails.changes, 0)
 

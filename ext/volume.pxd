@@ -53,6 +53,8 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Snapshots snapshots
     cdef Walk walk
     cdef Waiters walk_ended
+    cdef bint cleaning               # a Cleaner is at it
+    cdef Waiters cleaning_ended
     cdef Reader reader
     cdef Checkpoints checkpoints
     cdef uint64_t blocks             # its size
@@ -75,7 +77,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     # done once it is worth trying again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
     cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil
     # Bytes inside one block (start + bytes <= 4096): read, merge, write; serialised with every other write to that block. 1: taken; 0 and errors as above.
-    # `data` NULL: zeros.
+    # `data` NULL: zeros. No bytes at all: what is mapped there is written again, elsewhere.
     cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil
     # Unmaps blocks (trim, write-zeroes): how many were dealt with, from the front; what is not mapped costs nothing. 0 and errors as above.
     cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil

@@ -210,7 +210,7 @@ cdef class Volume:
     cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil:
         cdef Merge* merge = NULL
         cdef int i
-        invariant(block < self.blocks and 0 < bytes and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block of the volume")
+        invariant(block < self.blocks and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block of the volume")
         if self.log is None:
             return -EPERM
         if self.closing:
@@ -267,6 +267,9 @@ cdef class Volume:
         if merge.read.error:
             self.merge_end(merge, merge.read.error)
             return
+        if merge.read.unmapped and merge.bytes == 0:
+            self.merge_end(merge, 0)                     # trimmed meanwhile
+            return
         if merge.read.unmapped:
             memset(merge.merged, 0, BLOCK_BYTES)
         if merge.zeros:
@@ -315,6 +318,8 @@ cdef class Volume:
         if self.log is None:
             self.map.forget()
             return
+        while self.cleaning:
+            wait_in(&self.cleaning_ended)
         while self.merging:
             wait_in(&self.log.commits)
         self.walk.stopping = True

@@ -142,6 +142,11 @@ class Client:
     async def snapshot(self, volume: str, snapshot: str) -> Snapshot:
         return to_struct(Snapshot, await self._call("GetSnapshot", pb.GetSnapshotRequest(volume=volume, snapshot=snapshot), pb.Snapshot))
 
+    async def delete_snapshot(self, volume: str, snapshot: str, *, force: bool = False) -> bool:
+        """Whether it stays, hidden, because something goes on from it."""
+        request = pb.DeleteSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
+        return bool((await self._call("DeleteSnapshot", request, pb.DeleteSnapshotResponse)).hidden)
+
     async def export_snapshot(self, volume: str, snapshot: str) -> Export:
         request = pb.ExportSnapshotRequest(volume=volume, snapshot=snapshot)
         return to_struct(Export, await self._call("ExportSnapshot", request, pb.Export))

@@ -46,7 +46,7 @@ class SnapshotName(click.ParamType[Reference]):
 
 @click.group()
 def snapshot() -> None:
-    """Make, show and export snapshots."""
+    """Make, show, export and delete snapshots."""
 
 
 @snapshot.command("create")
@@ -96,6 +96,20 @@ def show(session: Session, name: Reference) -> None:
     """Show one snapshot whole."""
     one = session.ask(lambda node: node.snapshot(*name))
     session.output.answer(one, fields(described(one)))
+
+
+@snapshot.command("delete")
+@click.argument("name", type=SnapshotName())
+@click.option("--force", is_flag=True, help="Even while clients are connected to its export: their connections are closed.")
+@asks
+def delete(session: Session, name: Reference, force: bool) -> None:
+    """Delete a snapshot.
+
+    The space that it alone held comes back within seconds. One that a clone was made of stays, out of sight, until that is gone.
+    """
+    hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
+    words = "deleted; it stays, out of sight, until what goes on from it is gone" if hidden else "deleted"
+    session.output.answer({"volume": name.volume, "name": name.snapshot, "deleted": True, "hidden": hidden}, f"snapshot {name}: {words}")
 
 
 @snapshot.command("export")

@@ -37,6 +37,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     register_buffers: bool = True
 
 
+class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    rest_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
+        3.0  # a segment in which nothing has died for so long is cleaned before space is short
+    )
+
+
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: str = ""  # empty: control.sock in run_dir
     listen: str = ""  # host:port; empty: no TCP
@@ -68,6 +75,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cluster: uuid.UUID | None = None  # None: whichever the metadata service is of
     devices: list[str] = []
     engine: EngineConfig = EngineConfig()
+    cleaning: CleaningConfig = CleaningConfig()
     control: ControlConfig = ControlConfig()
     nbd: NbdConfig = NbdConfig()
     metrics: MetricsConfig = MetricsConfig()

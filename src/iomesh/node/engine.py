@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from numpy import uint64
+from numpy import uint32, uint64, void
 from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
@@ -127,6 +127,19 @@ class NodeEngine:
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         return self._engine.reactor_state(reactor)
 
+    # cleaning
+
+    async def segments(self, volume: uuid.UUID) -> NDArray[void]:
+        table: NDArray[void] = await self._answer(self._engine.segments(volume.bytes), "list the segments")
+        return table
+
+    async def clean(self, volume: uuid.UUID, segments: NDArray[uint32]) -> dict[str, int]:
+        told: dict[str, int] = await self._answer(self._engine.clean(volume.bytes, segments), "clean the volume")
+        return told
+
+    async def expect_space(self, volume: uuid.UUID, milliseconds: int) -> None:
+        await self._answer(self._engine.expect_space(volume.bytes, milliseconds), "let writes wait for space")
+
     # snapshots
 
     async def create_snapshots(self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]]) -> None:
@@ -138,6 +151,10 @@ class NodeEngine:
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
         return listed
+
+    async def delete_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> bool:
+        """Whether it stays, hidden."""
+        return bool((await self._answer(self._engine.delete_snapshot(volume.bytes, snapshot.bytes), "delete the snapshot"))["hidden"])
 
     async def open_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> None:
         await self._answer(self._engine.open_snapshot(volume.bytes, snapshot.bytes), "open the snapshot")

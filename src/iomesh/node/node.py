@@ -23,6 +23,7 @@ from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
 from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import metrics
+from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
@@ -54,6 +55,7 @@ class Node:
     volumes: Volumes
     snapshots: Snapshots
     doors: Doors
+    cleaning: Cleaning
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -76,6 +78,7 @@ class Node:
             Step("open the devices", self._open_devices, self._close_devices),
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
+            Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("serve metrics", self._serve_metrics, self._http.close),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -194,6 +197,8 @@ class Node:
         registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
         self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.name)
+        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry)
+        self.volumes.on_no_space = self.cleaning.wake
         self.engine.start()
         for warning in self.engine.warnings:
             log.warning("engine", warning=warning)
@@ -219,6 +224,12 @@ class Node:
 
     async def _close_volumes(self) -> None:
         await self.volumes.close_all()
+
+    async def _start_cleaning(self) -> None:
+        await self.cleaning.start()
+
+    async def _stop_cleaning(self) -> None:
+        await self.cleaning.stop()
 
     async def _serve_metrics(self) -> None:
         self._registry = metrics.registry(self)

@@ -172,6 +172,10 @@ class NodeService:
     async def get_snapshot(self, request: pb.GetSnapshotRequest) -> pb.Snapshot:
         return to_message(pb.Snapshot, await self._ready().snapshots.get(request.volume, request.snapshot))
 
+    async def delete_snapshot(self, request: pb.DeleteSnapshotRequest) -> pb.DeleteSnapshotResponse:
+        hidden = await self._ready().snapshots.delete(request.volume, request.snapshot, force=request.force)
+        return pb.DeleteSnapshotResponse(hidden=hidden)
+
     async def export_snapshot(self, request: pb.ExportSnapshotRequest) -> pb.Export:
         return to_message(pb.Export, await self._ready().snapshots.export(request.volume, request.snapshot))
 

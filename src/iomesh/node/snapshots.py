@@ -74,6 +74,19 @@ class Snapshots:
         opened = self._volumes.serving(volume)
         return self._describe(opened, await self._find(opened, name))
 
+    async def delete(self, volume: str, name: str, *, force: bool = False) -> bool:
+        """Whether it stays, hidden, because something goes on from it. Its space comes back behind the answer."""
+        opened = self._volumes.serving(volume)
+        async with opened.changing:
+            entry = await self._find(self._volumes.serving(volume), name)
+            self._refuse_connections(opened, name, "delete", force)
+            identity = uuid.UUID(bytes=entry["id"])
+            await self._withdraw(opened, identity, name)
+            hidden = await self._engine.delete_snapshot(opened.record.id, identity)
+            await self.refresh(opened)
+            log.info("snapshot deleted", volume=volume, snapshot=name, id=str(identity), hidden=hidden)
+            return hidden
+
     async def export(self, volume: str, name: str) -> Export:
         opened = self._volumes.serving(volume)
         async with opened.changing:

@@ -99,6 +99,11 @@ class Stores:
             store.device.close()
         self._open.clear()
 
+    def slabs(self) -> list[tuple[int, int, int]]:
+        """(all, free, reserve) of each open store."""
+        spaces = [self._engine.store_space(store.number) for store in self._open.values()]
+        return [(space["slabs"], space["free_slabs"], space["reserve_slabs"]) for space in spaces]
+
     def list(self) -> list[Device]:
         online = [self._describe(store) for store in self._open.values()]
         return sorted(online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -57,6 +57,7 @@ class Volumes:
         self._volumes = volumes
         self._snapshots = snapshots
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_no_space: Callable[[], None] = lambda: None
 
     # bring-up and shutdown
 
@@ -235,7 +236,8 @@ class Volumes:
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
             case "no_space":
-                log.error("no space: writes are refused until there is", volume=name)
+                log.error("no space: writes wait while some can be made, and are refused until there is", volume=name)
+                self.on_no_space()
             case _:
                 log.info(event.kind.replace("_", " "), volume=name, **event.value)
 

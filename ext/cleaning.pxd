@@ -1,0 +1,72 @@
+# Cleaning a volume's segments: space that is dead comes back. See cleaning.pyx.
+
+from libc.stdint cimport uint32_t, uint64_t
+from iomesh.engine.compaction cimport Pace
+from iomesh.engine.layout cimport Entry
+from iomesh.engine.map cimport Map
+from iomesh.engine.request cimport Request
+from iomesh.engine.segments cimport Born, Segment
+from iomesh.engine.volume cimport Volume
+
+cdef enum:
+    PLANS = 8                        # segments whose deaths are made stable by one flush
+    EVACUATION_SHARE = 8             # a segment of which less than this part lives is evacuated
+    EVACUATED_MAX = 2048             # blocks of one: an eighth of the largest segment
+
+cdef enum:                           # Row.flags
+    ROW_CLEANABLE = 1                # nobody needs more of it than what lives
+    ROW_EVACUABLE = 2                # ... and no snapshot has a block of it
+    ROW_COMPACTED = 4
+
+cdef packed struct Row:              # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)
+    uint32_t segment
+    uint32_t blocks                  # its length
+    uint32_t live
+    uint32_t slabs                   # that its replica has
+    uint32_t store
+    uint32_t flags
+
+cdef struct Cleaned:                 # what became of the segments that were asked for
+    uint32_t compacted
+    uint32_t evacuated
+    uint32_t skipped                 # nothing is to be gained, or not now
+    uint32_t failed                  # an error of a device, or what was read is damaged
+    uint64_t freed_slabs             # at once, by compaction
+    int error                        # the last one: a negative errno
+
+cdef struct Plan:
+    Segment* segment
+    uint64_t words[256]              # a bit per block of the segment, 1: it lives, or is of the footer
+    uint32_t live                    # those that live
+    uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
+    uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are
+
+cdef class Cleaner:                  # of one volume
+    cdef Volume volume
+    cdef Plan* plans
+    cdef char* footer                # a segment's footer and its table
+    cdef Map head                    # the volume's own
+    cdef Map durable                 # as of the newest checkpoint
+    cdef Map past_data               # of a snapshot
+    cdef Map past_nodes
+    cdef uint64_t past_from[2]       # by Born: addresses of which that is the first snapshot after their birth
+    cdef uint64_t past_to[2]
+    cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
+
+    # In a task on the volume's reactor. 0, or -ESHUTDOWN, -EBUSY: it is being cleaned. pace: NULL: none.
+    cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil
+    # How many rows there are, whatever the room.
+    cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil
+    cdef bint cleanable(self, const Segment* segment) noexcept nogil
+    cdef int derive(self, Plan* plan) noexcept nogil
+    cdef int read_footer(self, const Segment* segment) noexcept nogil
+    cdef void expect(self, const Segment* segment, const Entry* entry) noexcept nogil
+    cdef int lives(self, const Segment* segment, uint32_t block, const Entry* entry) noexcept nogil
+    cdef bint choose(self, Map past, uint64_t address, Born what) noexcept nogil
+    cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
+    cdef int make_stable(self) noexcept nogil
+    cdef void carry_out(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil
+    cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil
+    cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil
+    cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil

@@ -1,0 +1,474 @@
+# Cleaning a volume's segments, those that a policy chose: what is dead in them becomes free space, and no address changes.
+#
+#     derive       which blocks live, from the footer and the maps (below)
+#     make stable  the log is flushed: what overwrote the dead blocks is on stable media before they are given up
+#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than an eighth lives and no snapshot
+#                  has any of it, evacuate: the live blocks are appended to the log again, like a user's writes, and the segment dies
+#
+# What lives is derived each time, never kept. A block of data lives if the map of *one* tree points to it: that of the first snapshot after its
+# birth, or of the head if there is none. For if it died before that snapshot was made, no later tree of its history has it, and a block that
+# outlived a deleted snapshot is in the next one. A map node likewise, but instead of the head's newest tree that of the newest
+# checkpoint counts, which recovery may have to read: it has every node of these segments that the head has.
+#
+# Always true:
+#   - only a sealed segment that is older than the newest checkpoint, holds no table of it and has a footer is cleaned, one volume by one Cleaner;
+#     meanwhile nobody removes it (`Segment.cleaning`);
+#   - what is dead stays dead: a block that no tree points to is never pointed to again. So it does not matter that writes, checkpoints and new
+#     snapshots go on between the look and the deed. What does matter is a snapshot that is made or deleted *while* it is looked: then
+#     the look is thrown away;
+#   - nothing is given up while a snapshot's trees are being compared (Segments.reclaim_holds);
+#   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
+#
+# Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
+
+from libc.errno cimport EBUSY, EIO, ESHUTDOWN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memset
+
+from iomesh.engine.checkpoint cimport is_settled
+from iomesh.engine.compaction cimport Pace
+from iomesh.engine.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
+from iomesh.engine.directory cimport Replica
+from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport (
+    BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS, Entry, Footer,
+    Pointer, footer_table_valid, footer_valid)
+from iomesh.engine.map cimport ABSENT, Map, Node
+from iomesh.engine.reactor cimport call_on
+from iomesh.engine.request cimport Request
+from iomesh.engine.segments cimport DATA, NODE, Born, Segment
+from iomesh.engine.store cimport Store
+from iomesh.engine.task cimport wait, wait_in, waited, wake_all
+from iomesh.engine.volume cimport Volume
+
+cdef extern from "<errno.h>" nogil:
+    int EUCLEAN
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef extern from *:
+    """
+    #define IOMESH_NODE_PLACE (1ull << 63)
+    #define IOMESH_NODE_INDEXES (1ull << 56)      /* a node's position is its level times this, and its index */
+    """
+    const uint64_t NODE_PLACE "IOMESH_NODE_PLACE"
+    const uint64_t NODE_INDEXES "IOMESH_NODE_INDEXES"
+
+cdef enum:
+    FOOTER_BLOCKS = 1 + 2 * 16384 // 256 + 1     # of the largest segment: a record's entry and its own for every block
+    AHEAD = 24                       # leaves that are loaded before they are looked at
+    BREATHER = 512                   # entries after which the reactor serves others for a turn
+    PACED_BLOCKS = 64                # evacuated between two looks at the pace
+
+
+cdef class Cleaner:
+    """Raises MemoryError. Its buffers are touched by the first cleaning."""
+
+    def __cinit__(self, Volume volume):
+        cdef void* memory
+        self.volume = volume
+        self.head = volume.map
+        self.durable = Map(volume.walk.cache, volume.io, volume.segments)
+        self.past_data = Map(volume.walk.cache, volume.io, volume.segments)
+        self.past_nodes = Map(volume.walk.cache, volume.io, volume.segments)
+        self.plans = <Plan*>calloc(PLANS, sizeof(Plan))
+        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS * BLOCK_BYTES):
+            raise MemoryError("no memory for cleaning")
+        self.footer = <char*>memory
+
+    def __dealloc__(self):
+        release(self.plans)
+        release(self.footer)
+
+    # ------------------------------------------------------------------ what there is
+
+    cdef bint cleanable(self, const Segment* segment) noexcept nogil:
+        return is_settled(segment, self.volume.checkpoints.sequence) and segment.live > 0 and not segment.cleaning and \
+            segment.replica is not NULL and segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block > 0
+
+    cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil:
+        cdef Segment* segment = self.volume.segments.first
+        cdef uint32_t count = 0
+        while segment is not NULL:
+            if count < room and segment.replica is not NULL:
+                rows[count].segment = segment.number
+                rows[count].blocks = segment.blocks
+                rows[count].live = segment.live
+                rows[count].slabs = slabs_of(segment.replica)
+                rows[count].store = (<Store>self.volume.log.tails.stores[segment.store]).device
+                rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
+                if self.cleanable(segment):
+                    rows[count].flags |= ROW_CLEANABLE
+                    if is_evacuable(self.volume, segment):
+                        rows[count].flags |= ROW_EVACUABLE
+            count += segment.replica is not NULL
+            segment = segment.next
+        return count
+
+    # ------------------------------------------------------------------ cleaning
+
+    cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil:
+        cdef uint32_t next_one = 0, planned, i
+        cdef Segment* segment
+        cdef uint64_t snapshots, checkpoint
+        cdef int error
+        memset(told, 0, sizeof(Cleaned))
+        if self.volume.cleaning:
+            return -EBUSY
+        self.volume.cleaning = True
+        while next_one < count and not self.volume.closing and not self.volume.log.error:
+            planned = 0
+            snapshots = self.volume.snapshots.version
+            while next_one < count and planned < PLANS:
+                segment = self.volume.segments.find(segments[next_one])
+                next_one += 1
+                if segment is NULL or not self.cleanable(segment) or is_unsettled(self.volume):
+                    told.skipped += 1
+                    continue
+                segment.cleaning = True
+                self.plans[planned].segment = segment
+                checkpoint = self.volume.checkpoints.sequence
+                error = self.derive(&self.plans[planned])
+                if error == 0:
+                    planned += 1
+                    continue
+                segment.cleaning = False
+                if self.volume.checkpoints.sequence != checkpoint or self.volume.snapshots.version != snapshots:
+                    told.skipped += 1                    # a tree that it was compared with may be gone
+                else:
+                    note_error(told, error)
+            error = self.make_stable() if planned else 0
+            if error == 0 and (is_unsettled(self.volume) or self.volume.snapshots.version != snapshots):
+                told.skipped += planned                  # what was seen may not be what lives
+            elif error:
+                note_error(told, error)
+            else:
+                for i in range(planned):
+                    if not self.volume.closing:
+                        self.carry_out(&self.plans[i], pace, told)
+            for i in range(planned):
+                self.plans[i].segment.cleaning = False
+        self.durable.forget()
+        self.past_data.forget()
+        self.past_nodes.forget()
+        self.past_from[<int>DATA] = self.past_to[<int>DATA] = self.past_from[<int>NODE] = self.past_to[<int>NODE] = 0
+        self.volume.cleaning = False
+        wake_all(&self.volume.cleaning_ended, 0)
+        return -ESHUTDOWN if self.volume.closing else 0
+
+    # ------------------------------------------------------------------ which blocks live
+
+    cdef int derive(self, Plan* plan) noexcept nogil:
+        """0, or a negative errno: -EIO, -EUCLEAN when the footer or a map cannot be read, -ESHUTDOWN."""
+        cdef Segment* segment = plan.segment
+        cdef Footer* footer = <Footer*>self.footer
+        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef Entry* entry
+        cdef uint32_t at = 0, ahead = 0, expected = 0, seen = 0, block = 0, k
+        cdef int result = self.read_footer(segment)
+        cdef Operation operation
+        memset(plan.words, 0, sizeof(plan.words))
+        plan.live = 0
+        self.durable.forget()
+        self.durable.root = self.volume.checkpoints.root
+        while result >= 0 and at < footer.entry_count:
+            block += 1
+            for k in range(table[at].count):
+                entry = &table[at + 1 + k]
+                seen += 1
+                while ahead < footer.entry_count and expected < seen + AHEAD:
+                    if table[ahead].kind == KIND_DATA:
+                        self.expect(segment, &table[ahead])
+                    expected += table[ahead].kind != KIND_RECORD
+                    ahead += 1
+                if entry.kind == KIND_ZERO:
+                    continue
+                result = self.lives(segment, block, entry)
+                if result < 0:
+                    break
+                if result:
+                    plan.words[block // 64] |= <uint64_t>1 << (block % 64)
+                    if plan.live < EVACUATED_MAX:
+                        plan.at[plan.live] = block
+                        plan.places[plan.live] = entry.position if entry.kind == KIND_DATA else entry.position | NODE_PLACE
+                    plan.live += 1
+                block += 1
+                if seen % BREATHER == 0:
+                    waited(&operation)
+                    self.volume.io.after(&operation, 0)
+                    wait(&operation)
+                    if self.volume.closing:
+                        result = -ESHUTDOWN
+                        break
+            at += 1 + table[at].count
+        if result < 0:
+            return result
+        for block in range(segment.replica.footer_block, segment.replica.blocks):
+            plan.words[block // 64] |= <uint64_t>1 << (block % 64)
+        return 0
+
+    cdef int read_footer(self, const Segment* segment) noexcept nogil:
+        cdef Footer* footer = <Footer*>self.footer
+        cdef const Replica* replica = segment.replica
+        cdef int result = read_blocks(self.volume, replica, replica.footer_block, 1, self.footer)
+        if result == 0 and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks):
+            result = -EUCLEAN
+        if result == 0 and footer.table_blocks >= FOOTER_BLOCKS:
+            result = -EUCLEAN
+        if result == 0:
+            result = read_blocks(self.volume, replica, replica.footer_block + 1, footer.table_blocks, self.footer + BLOCK_BYTES)
+        if result == 0 and not footer_table_valid(footer, <Entry*>(self.footer + BLOCK_BYTES)):
+            result = -EUCLEAN
+        return result
+
+    cdef void expect(self, const Segment* segment, const Entry* entry) noexcept nogil:
+        """Of the head alone: of a snapshot's nodes there are few, for many blocks each."""
+        if <uint64_t>segment.number << 32 >= self.volume.segments.pins[<int>DATA]:
+            self.head.expect(0, entry.position // NODE_POINTERS)
+
+    cdef int lives(self, const Segment* segment, uint32_t block, const Entry* entry) noexcept nogil:
+        """1 or 0, or a negative errno."""
+        cdef uint64_t address = <uint64_t>segment.number << 32 | block
+        cdef uint64_t index = entry.position & (NODE_INDEXES - 1)
+        cdef int level = <int>(entry.position >> 56)
+        if entry.kind == KIND_DATA:
+            if address >= self.volume.segments.pins[<int>DATA]:
+                return self.points(self.head, -1, entry.position, segment.number, block)
+            return self.points(self.past_data, -1, entry.position, segment.number, block) if self.choose(self.past_data, address, DATA) else 1
+        if entry.kind != KIND_MAP:
+            return 0                                     # of a checkpoint that another has followed
+        if address >= self.volume.segments.pins[<int>NODE]:
+            return self.points(self.durable, level, index, segment.number, block)
+        return self.points(self.past_nodes, level, index, segment.number, block) if self.choose(self.past_nodes, address, NODE) else 1
+
+    cdef bint choose(self, Map past, uint64_t address, Born what) noexcept nogil:
+        """`past` is the tree of the first snapshot after this address' birth; False: there is none, although it is pinned."""
+        cdef uint64_t cut, above = 0, below = 0
+        cdef Pointer root
+        cdef uint32_t i
+        if self.past_from[<int>what] <= address < self.past_to[<int>what]:
+            return True
+        for i in range(self.volume.snapshots.count):
+            cut = self.volume.snapshots.all[i].entry.node_cut if what == NODE else self.volume.snapshots.all[i].entry.data_cut
+            if cut <= address:
+                below = max(below, cut)
+            elif above == 0 or cut < above:
+                above = cut
+                root = self.volume.snapshots.all[i].entry.root
+        if above == 0:
+            return False
+        past.forget()
+        past.root = root
+        self.past_from[<int>what] = below
+        self.past_to[<int>what] = above
+        return True
+
+    cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil:
+        """Whether a tree's pointer to a node (level -1: to a block of data) leads there: 1 or 0, or -EIO."""
+        cdef Pointer pointer = tree.root
+        cdef Node* node = NULL
+        cdef Operation operation
+        while level < MAP_LEVELS - 1 and node is NULL:
+            waited(&operation)
+            node = tree.get(level + 1, index // NODE_POINTERS, False, &operation)
+            if node is ABSENT:
+                return 0
+            if node is not NULL:
+                pointer = node.pointers[index % NODE_POINTERS]
+                tree.unpin(node)
+                break
+            self.volume.checkpoints.poke()
+            if wait(&operation) < 0:
+                return -EIO
+        return pointer.flags & POINTER_PRESENT and pointer.segment == segment and pointer.block == block
+
+    cdef int make_stable(self) noexcept nogil:
+        """What the maps were seen to hold is on stable media."""
+        cdef Operation operation
+        waited(&operation)
+        self.volume.log.flusher.flush(&operation)
+        return <int>min(wait(&operation), <int64_t>0)
+
+    # ------------------------------------------------------------------ giving back
+
+    cdef void carry_out(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+        cdef Segment* segment = plan.segment
+        cdef uint32_t kept = plan.live + segment.replica.blocks - segment.replica.footer_block
+        cdef uint32_t slabs = (kept + BITMAP_COPIES + SLAB_BLOCKS - 1) // SLAB_BLOCKS, had = slabs_of(segment.replica)
+        cdef int error
+        if plan.live < segment.live:
+            self.disagreements += 1
+            note_error(told, -EUCLEAN)
+            return
+        if plan.live < segment.blocks // EVACUATION_SHARE and is_evacuable(self.volume, segment) and not self.volume.log.tails.no_space:
+            error = self.evacuate(plan, pace)
+            told.evacuated += error == 0
+        elif slabs < had:
+            error = self.compact(plan, slabs, pace)
+            told.compacted += error == 0
+            told.freed_slabs += had - slabs if error == 0 else 0
+        else:
+            told.skipped += 1
+            return
+        note_error(told, error)
+
+    cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil:
+        cdef Segment* segment = plan.segment
+        cdef CompactCall call
+        call.store = self.volume.log.tails.stores[segment.store]
+        call.replica = segment.replica
+        call.live = plan.words
+        call.pace = pace
+        call.error = 0
+        call.copy = NULL
+        call_on((<Store>call.store).home, self.volume.reactor, compact_body, &call)
+        if call.copy is NULL:
+            return call.error
+        segment.replica = call.copy
+        call_on((<Store>call.store).home, self.volume.reactor, retire_body, &call)       # what is being read of it is read again
+        count(self.volume, SEGMENTS_COMPACTED, 1)
+        count(self.volume, COMPACTION_BYTES, <uint64_t>slabs * SLAB_BLOCKS * BLOCK_BYTES)
+        if self.volume.log.tails.no_space:
+            self.volume.log.tails.space_freed()
+        return 0
+
+    cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil:
+        """Every block that lives is written again as what it is, between whatever writes there are to it; nodes with the next write-back."""
+        cdef Evacuation evacuation
+        cdef int64_t taken = 0
+        cdef uint32_t i
+        cdef int error = 0
+        memset(&evacuation.request, 0, sizeof(Request))
+        evacuation.request.finished = evacuated
+        waited(&evacuation.ended)
+        for i in range(plan.live):
+            if error == 0 and pace is not NULL and i % PACED_BLOCKS == 0:
+                error = pace.step(pace.owner, PACED_BLOCKS * BLOCK_BYTES)
+            if error == 0 and plan.places[i] & NODE_PLACE:
+                error = self.renew(plan, i)
+            elif error == 0:
+                error = self.rewrite(&evacuation.request, plan.places[i])
+        self.volume.complete(&evacuation.request)
+        wait(&evacuation.ended)
+        if error == 0:
+            error = -evacuation.request.error
+        if error == 0:
+            count(self.volume, SEGMENTS_EVACUATED, 1)
+        return error
+
+    cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil:
+        cdef Operation operation
+        cdef int64_t taken = 0
+        while taken == 0:
+            waited(&operation)
+            taken = self.volume.merge(request, block, 0, 0, NULL, &operation)
+            if taken == 0 and wait(&operation) < 0:
+                return <int>operation.result
+        if taken < 0:
+            return <int>taken
+        count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
+        return 0
+
+    cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil:
+        cdef uint64_t position = plan.places[which] & ~NODE_PLACE
+        cdef Node* node = NULL
+        cdef Operation operation
+        while node is NULL:
+            while self.volume.checkpoints.writing and not self.volume.closing:
+                wait_in(&self.volume.checkpoints.ended)
+            if self.volume.closing:
+                return -ESHUTDOWN
+            waited(&operation)
+            node = self.head.get(<int>(position >> 56), position & (NODE_INDEXES - 1), False, &operation)
+            if node is NULL:
+                self.volume.checkpoints.poke()
+                if wait(&operation) < 0:
+                    return -EIO
+            elif node is not ABSENT and self.volume.checkpoints.writing:
+                self.head.unpin(node)
+                node = NULL
+        if node is not ABSENT:
+            if self.head.renew(node, plan.segment.number, plan.at[which], self.volume.log.committed):
+                count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
+            self.head.unpin(node)
+        return 0
+
+
+cdef struct Evacuation:
+    Request request                  # its first member
+    Operation ended
+
+
+cdef void evacuated(Request* request) noexcept nogil:
+    cdef Evacuation* evacuation = <Evacuation*>request
+    evacuation.ended.done(&evacuation.ended)
+
+
+cdef struct CompactCall:
+    void* store
+    Replica* replica
+    const uint64_t* live
+    Pace* pace
+    Replica* copy
+    int error
+
+
+cdef int64_t compact_body(void* argument) noexcept nogil:
+    cdef CompactCall* call = <CompactCall*>argument
+    call.copy = (<Store>call.store).compact(call.replica, call.live, call.pace, &call.error)
+    return 0
+
+
+cdef int64_t retire_body(void* argument) noexcept nogil:
+    (<Store>(<CompactCall*>argument).store).retire((<CompactCall*>argument).replica)
+    return 0
+
+
+cdef inline bint is_unsettled(Volume volume) noexcept nogil:
+    """A snapshot is being made, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
+    return volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
+
+
+cdef inline bint is_evacuable(Volume volume, const Segment* segment) noexcept nogil:
+    """No snapshot has a block of it."""
+    cdef uint64_t first = <uint64_t>segment.number << 32
+    return first >= volume.segments.pins[<int>DATA] and first >= volume.segments.pins[<int>NODE]
+
+
+cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
+    cdef uint32_t slabs = 0
+    cdef int i
+    for i in range(replica.extent_count):
+        slabs += replica.extents[i].count
+    return slabs
+
+
+cdef inline void count(Volume volume, int which, uint64_t by) noexcept nogil:
+    volume.counters[which] += by
+
+
+cdef inline void note_error(Cleaned* told, int error) noexcept nogil:
+    if error:
+        told.failed += 1
+        told.error = error
+
+
+cdef int read_blocks(Volume volume, const Replica* replica, uint32_t block, uint32_t count, char* into) noexcept nogil:
+    cdef uint32_t contiguous, piece
+    cdef int64_t offset
+    cdef Operation operation
+    while count:
+        offset = volume.map.cache.bitmaps.find(replica, block, &contiguous)
+        if offset < 0:
+            return <int>offset
+        piece = min(count, contiguous)
+        waited(&operation)
+        volume.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            return <int>operation.result
+        block += piece
+        count -= piece
+        into += piece * BLOCK_BYTES
+    return 0

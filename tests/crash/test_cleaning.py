@@ -1,0 +1,106 @@
+"""Cleaning under load on a device that is much smaller than what is written to it: nothing that was acknowledged is lost, whenever the
+daemon is killed, and no write is refused while there is dead space to be had.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from iomesh.api.client import Client
+from support.amount import Amount
+from support.load import Load, read_volume
+from support.model import Model
+from support.nbd import Connection
+from support.run import end
+from support.trial import Trial
+
+DEVICE = 256 << 20
+VOLUME = 160 << 20  # two thirds of the device, so that it has to be cleaned all the time
+SECONDS = 4
+NAMES = ("segments_compacted", "segments_evacuated", "segments_removed", "checksum_errors", "read_errors", "no_space_errors")
+
+
+@pytest.fixture
+def trial(new_trial: Callable[..., Trial]) -> Trial:
+    return new_trial("--device-size", str(DEVICE), "--size", str(VOLUME), "--checkpoint-bytes", "16M")
+
+
+async def counted(trial: Trial) -> dict[str, int]:
+    async with Client(trial.control) as client:
+        counters = (await client.counters()).volumes[0].counters
+        return {name: counters[name] for name in NAMES}
+
+
+async def load_and_strike(trial: Trial, load: Load, seconds: float, kill: bool, snapshots: Iterator[str]) -> dict[str, int]:
+    """What was counted right before the end. Meanwhile snapshots come and go."""
+    told: dict[str, int] = {}
+
+    async def strike() -> None:
+        nonlocal told
+        async with Client(trial.control) as client:
+            for _ in range(4):
+                await asyncio.sleep(seconds / 4)
+                await client.create_snapshots(["trial"], name := next(snapshots))
+                await asyncio.sleep(0.2)
+                await client.delete_snapshot("trial", name)
+            told = await counted(trial)
+        if kill:
+            load.expect_end()
+            os.kill(trial.pid, signal.SIGKILL)
+        else:
+            load.stop()
+
+    async with asyncio.timeout(180), asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        group.create_task(strike())
+    return told
+
+
+@pytest.mark.timeout(3600)
+def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: random.Random, seed: int, amount: Amount) -> None:
+    model = Model(VOLUME, run=seed & 0xFFFFF or 1)
+    names = (f"s{number}" for number in range(1 << 30))
+    total = dict.fromkeys(NAMES, 0)
+    written = 0
+    for _ in range(40 if amount.soak else 4):
+        load = Load(trial.uri, model, draw.getrandbits(32), connections=3, depth=16)
+        told = asyncio.run(load_and_strike(trial, load, draw.uniform(0.5, 1.5) * SECONDS, True, names))
+        end(trial.pid)
+        trial.start()
+        model.settle_with(read_volume(trial.uri, VOLUME))
+        total = {name: total[name] + told[name] for name in NAMES}
+        written += load.counts.bytes_written
+        print(f"written {written >> 20} MiB, {total}")
+    assert written > 2 * DEVICE, "hardly anything was written: this shows nothing"
+    assert total["segments_compacted"] and total["segments_removed"], total
+    assert (total["checksum_errors"], total["read_errors"], total["no_space_errors"]) == (0, 0, 0)
+
+
+def test_space_that_is_trimmed_comes_back_within_seconds(trial: Trial) -> None:
+    """Three of four blocks of a full volume are trimmed: no segment dies as a whole, and each is left with two slabs of its four."""
+
+    async def fill_and_trim() -> tuple[int, int, int]:
+        door = await Connection.connect(trial.uri)
+        for offset in range(0, VOLUME, 1 << 20):
+            await door.write(offset, os.urandom(1 << 20))
+        async with Client(trial.control) as client:
+            full = (await client.devices())[0].free_bytes
+            for offset in range(0, VOLUME, 16384):
+                await door.trim(offset, 12288)
+            await door.flush()
+            began = time.monotonic()
+            free = full
+            while free < full + VOLUME * 2 // 5 and time.monotonic() < began + 60:
+                await asyncio.sleep(0.2)
+                free = (await client.devices())[0].free_bytes
+        await door.close()
+        return full, free, round(time.monotonic() - began)
+
+    full, free, seconds = asyncio.run(fill_and_trim())
+    print(f"free: {full >> 20} MiB, and {free >> 20} MiB {seconds} s after {VOLUME * 3 >> 22} MiB were trimmed")
+    assert free >= full + VOLUME * 2 // 5, f"{(free - full) >> 20} of {VOLUME * 3 >> 22} MiB came back"
