@@ -32,8 +32,8 @@ from iomesh.engine.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_
 from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS, Entry, Footer,
-    Pointer, footer_table_valid, footer_valid)
+    BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS,
+    Entry, Footer, Pointer, footer_table_valid, footer_valid)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.request cimport Request
@@ -337,7 +337,6 @@ cdef class Cleaner:
     cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil:
         """Every block that lives is written again as what it is, between whatever writes there are to it; nodes with the next write-back."""
         cdef Evacuation evacuation
-        cdef int64_t taken = 0
         cdef uint32_t i
         cdef int error = 0
         memset(&evacuation.request, 0, sizeof(Request))

@@ -593,7 +593,8 @@ cdef class Simulation:
     @property
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
-                "failures": self.failures, "walks": self.walks, "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated, "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
+                "failures": self.failures, "walks": self.walks, "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
+                "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
 
 

@@ -20,7 +20,7 @@ from support.run import end
 from support.trial import Trial
 
 DEVICE = 256 << 20
-VOLUME = 160 << 20  # two thirds of the device, so that it has to be cleaned all the time
+VOLUME = 96 << 20  # twice that, which a snapshot may need, still fits the device
 SECONDS = 4
 NAMES = ("segments_compacted", "segments_evacuated", "segments_removed", "checksum_errors", "read_errors", "no_space_errors")
 
@@ -79,6 +79,43 @@ def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: rando
     assert written > 2 * DEVICE, "hardly anything was written: this shows nothing"
     assert total["segments_compacted"] and total["segments_removed"], total
     assert (total["checksum_errors"], total["read_errors"], total["no_space_errors"]) == (0, 0, 0)
+
+
+def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+    size = 48 << 20
+    trial = new_trial("--device-size", str(DEVICE), "--size", str(size), "--checkpoint-bytes", "16M")
+    model = Model(size)
+
+    async def snapshot(name: str) -> str:
+        async with Client(trial.control) as client:
+            await client.create_snapshots(["trial"], name)
+            return (await client.export_snapshot("trial", name)).uris[0]
+
+    kept: dict[str, bytearray] = {}
+    cleaned = 0
+    for round_ in range(3):
+        doors = {name: asyncio.run(export_again(trial, name)) for name in kept}
+        load = Load(trial.uri, model, draw.getrandbits(32), connections=2, depth=16, enough=3 * DEVICE)
+        asyncio.run(asyncio.wait_for(load.run(), 300))
+        for name, content in kept.items():
+            assert read_volume(doors[name], size) == content, f"round {round_}: snapshot {name} has changed"
+        if round_ < 2:
+            kept[f"round-{round_}"] = read_volume(asyncio.run(snapshot(f"round-{round_}")), size)
+        told = asyncio.run(counted(trial))
+        print(f"round {round_}: {load.counts.bytes_written >> 20} MiB written, {told}")
+        assert not told["checksum_errors"] + told["read_errors"] + told["no_space_errors"], told
+        cleaned += told["segments_compacted"]
+        end(trial.pid)
+        trial.start()
+    for name, content in kept.items():
+        assert read_volume(asyncio.run(export_again(trial, name)), size) == content, f"snapshot {name} has changed"
+    model.settle_with(read_volume(trial.uri, size))
+    assert cleaned, "no segment was compacted: this shows nothing"
+
+
+async def export_again(trial: Trial, name: str) -> str:
+    async with Client(trial.control) as client:
+        return (await client.export_snapshot("trial", name)).uris[0]
 
 
 def test_space_that_is_trimmed_comes_back_within_seconds(trial: Trial) -> None:

@@ -34,6 +34,13 @@ _REACTOR_COUNTERS = {
     "map_misses": "Nodes of the map that had to be read.",
 }
 
+_CLEANING_COUNTERS = {
+    "chosen": ("chosen_segments", "Segments that the policy asked to be cleaned."),
+    "skipped": ("skipped_segments", "Of them those from which nothing was to be gained then."),
+    "failed": ("failed_segments", "Of them those that could not be cleaned for an error."),
+    "freed_bytes": ("freed_bytes", "Space given back by compaction."),
+}
+
 
 def registry(node: Node) -> CollectorRegistry:
     collected = CollectorRegistry()
@@ -58,6 +65,7 @@ class NodeCollector:
             yield from self._devices()
             yield from self._volumes()
             yield from self._counters()
+            yield from self._cleaning()
             yield from self._histograms()
             yield from self._reactors()
 
@@ -118,6 +126,22 @@ class NodeCollector:
             for family, value in zip(families, self._node.engine.counters(identity).tolist(), strict=True):
                 family.add_metric([name], value)
         yield from families
+
+    def _cleaning(self) -> Iterator[Metric]:
+        need = GaugeMetricFamily(
+            "iomesh_volume_cleaning_need", "0: there is space, 1: it will be short, 2: it is short.", labels=["volume"]
+        )
+        families = {
+            key: CounterMetricFamily(f"iomesh_volume_cleaning_{name}", words, labels=["volume"])
+            for key, (name, words) in _CLEANING_COUNTERS.items()
+        }
+        for name, identity in self._node.volumes.serving():
+            cleaned = self._node.cleaning.cleaned.get(identity)
+            if cleaned is not None:
+                need.add_metric([name], float(cleaned.need))
+                for key, family in families.items():
+                    family.add_metric([name], getattr(cleaned, key))
+        yield from (need, *families.values())
 
     def _histograms(self) -> Iterator[Metric]:
         bounds = compiled.histogram_bounds()
