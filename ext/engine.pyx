@@ -20,6 +20,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
+from iomesh.engine.diff cimport Comparing, Range, find_changes
 from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
@@ -93,11 +94,12 @@ cdef enum:
     SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
+    DIFF_FRAMES = 512                # of a comparison's own cache of nodes, 2 MiB
     PATIENCE_NS = 500 * 1000 * 1000  # of writes without space, until the policy has looked whether there is some to be had
 
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
-    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT
+    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS
 
 cdef struct Command:
     Message message
@@ -555,6 +557,34 @@ cdef class Engine:
         memcpy(command.id, <const char*>id, 16)
         return self.post(command)
 
+    def diff_snapshots(self, bytes volume, bytes older, newer, *, uint64_t offset, uint32_t most):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        cdef Comparing* comparing
+        cdef MapCache cache
+        cdef Map one, other
+        for id in (older,) if newer is None else (older, newer):
+            check_snapshot(id, "its name")
+        if offset % BLOCK or not 0 < most <= 1 << 20:
+            raise ValueError(f"a comparison begins at a multiple of 4096 and finds 1 to 2**20 ranges, not at {offset} and {most}")
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        cache = MapCache(DIFF_FRAMES, opened.runner.io)
+        one, other = Map(cache, opened.runner.io, opened.volume.segments), Map(cache, opened.runner.io, opened.volume.segments)
+        command = self.command(DIFF_SNAPSHOTS, opened.runner, (opened.volume, one, other))
+        command.memory = comparing = <Comparing*>calloc(1, sizeof(Comparing) + most * sizeof(Range))
+        if comparing is NULL:
+            raise MemoryError("no memory for the ranges that differ")
+        comparing.ranges = <Range*>(comparing + 1)
+        comparing.room = most
+        comparing.block = offset // BLOCK
+        memcpy(comparing.older, <const char*>older, 16)
+        if newer is not None:
+            memcpy(comparing.newer, <const char*>(<bytes>newer), 16)
+        command.subject = <void*>opened.volume
+        command.list[0], command.list[1] = <void*>one, <void*>other
+        return self.post(command)
+
     def open_snapshot(self, bytes volume, bytes id):
         cdef _Open opened = self.opened(volume)
         cdef _Open reading
@@ -719,6 +749,8 @@ cdef class Engine:
             value = listed(<SnapshotEntry*>command.memory, command.results[0])
         elif command.kind == DELETE_SNAPSHOT and not error:
             value = {"hidden": bool(command.results[0])}
+        elif command.kind == DIFF_SNAPSHOTS and not error:
+            value = compared(<Comparing*>command.memory)
         elif command.kind == OPEN_SNAPSHOT:
             opened = self.snapshots[volume]
             opened.ready = not error
@@ -762,6 +794,12 @@ cdef list listed(const SnapshotEntry* entries, uint64_t count):
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
         "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]), "exclusive_blocks": -1,
     } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
+
+
+cdef dict compared(const Comparing* it):
+    cdef uint32_t i
+    return {"ranges": [(it.ranges[i].block * BLOCK, it.ranges[i].count * BLOCK, bool(it.ranges[i].mapped)) for i in range(it.count)],
+            "next": it.next * BLOCK if it.next < it.blocks else 0, "nodes": it.nodes}
 
 
 def histogram_bounds():
@@ -839,6 +877,8 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return list_snapshots_on(<Volume>command.subject, command)
     if command.kind == DELETE_SNAPSHOT:
         return delete_snapshot_on(<Volume>command.subject, command)
+    if command.kind == DIFF_SNAPSHOTS:
+        return find_changes(<Volume>command.subject, <Comparing*>command.memory, <Map>command.list[0], <Map>command.list[1])
     if command.kind == OPEN_SNAPSHOT:
         return open_snapshot(<Volume>command.helper, <Volume>command.subject, command.volume)
     if command.kind == CLOSE_SNAPSHOT:

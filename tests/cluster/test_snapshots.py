@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from iomesh.api.client import Client
 from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NotFound
 from support.daemon import MIB, Daemon
 from support.load import Load
@@ -205,3 +206,84 @@ async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> No
         assert done.returncode == code, done.stderr
         assert said in done.stderr
     assert iomesh("volume", "delete", "db", "--snapshots").returncode == 0
+
+
+async def changes(client: Client, older: str, newer: str = "", *, ranges: int = 0) -> tuple[list[tuple[int, int]], int]:
+    """(offset, length) of all that `diff` tells, piece by piece, and how many nodes were read for it."""
+    found, offset, nodes = [], 0, 0
+    while True:
+        piece = await client.diff_snapshots("db", older, newer, offset=offset, ranges=ranges)
+        found += [(one.offset, one.length) for one in piece.ranges]
+        nodes += piece.nodes
+        offset = piece.next
+        if not offset:
+            return found, nodes
+
+
+def blocks_in(ranges: list[tuple[int, int]]) -> set[int]:
+    return {block for offset, length in ranges for block in range(offset // 4096, (offset + length) // 4096)}
+
+
+def other_blocks(before: bytes, after: bytes) -> set[int]:
+    return {at // 4096 for at in range(0, len(after), 4096) if before[at : at + 4096] != after[at : at + 4096]}
+
+
+async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_bytes_finds(node: Daemon, draw: random.Random) -> None:
+    held: list[bytes] = []
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"at first")
+    for number in range(4):
+        async with node.client() as client:
+            connection = await Connection.connect(uri)
+            for _ in range(100 if number else 0):
+                at, length = draw.randrange(SIZE // 4096) * 4096, draw.randint(1, 8) * 4096
+                length = min(length, SIZE - at)
+                if draw.random() < 0.3:
+                    await connection.trim(at, length)
+                else:
+                    await connection.write(at, draw.randbytes(length))
+            await connection.close()
+            await client.create_snapshots(["db"], f"s{number}")
+            held.append(await everything((await client.export_snapshot("db", f"s{number}")).uris[0]))
+            for other in range(number + 1):
+                for older, newer in ((other, number), (number, other)):
+                    found, _ = await changes(client, f"s{older}", f"s{newer}", ranges=draw.choice((0, 7)))
+                    missed = other_blocks(held[older], held[newer]) - blocks_in(found)
+                    assert not missed, f"s{older} and s{newer} differ at blocks {sorted(missed)[:9]}, which is not told"
+                    if older + 1 == newer:  # over more than one step a block may be trimmed, written and trimmed again
+                        assert blocks_in(found) == other_blocks(held[older], held[newer])
+            found, _ = await changes(client, "s0")
+            assert blocks_in(found) >= other_blocks(held[0], held[number]), "until now"
+            assert await changes(client, f"s{number}", f"s{number}") == ([], 0)
+        node.kill()
+        node.start()
+
+
+async def test_comparing_reads_what_differs_and_not_what_there_is(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"at first")
+        await client.create_snapshots(["db"], "one")
+        connection = await Connection.connect(uri)
+        await connection.write(5 * MIB, b"x" * 8192)
+        await connection.trim(9 * MIB, 4096)
+        await client.create_snapshots(["db"], "two")
+        found, nodes = await changes(client, "one", "two")
+        assert found == [(5 * MIB, 8192), (9 * MIB, 4096)]
+        assert 0 < nodes <= 2 * (4 + 2), f"{nodes} nodes were read of two trees that share 30 of 32 leaves"
+        assert [one.zero for one in (await client.diff_snapshots("db", "one", "two")).ranges] == [False, True]
+        await connection.write(0, b"y" * 4096)
+        assert (await changes(client, "two"))[0] == [(0, 4096)], "since then"
+        await connection.close()
+        with pytest.raises(NotFound, match="volume db has no snapshot 'x'"):
+            await client.diff_snapshots("db", "one", "x")
+        with pytest.raises(InvalidArgument, match="not a multiple of 4096"):
+            await client.diff_snapshots("db", "one", "two", offset=5)
+        with pytest.raises(InvalidArgument, match="too many for one answer"):
+            await client.diff_snapshots("db", "one", "two", ranges=65537)
+    command = [iomesh_command(), "snapshot", "diff", "db@one", "db@two", "--json", "--control", str(node.control)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told["ranges"] == [{"offset": 5 * MIB, "length": 8192, "zero": False}, {"offset": 9 * MIB, "length": 4096, "zero": True}]

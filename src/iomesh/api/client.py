@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.messages import to_struct
-from iomesh.api.model import Counters, Device, Export, Snapshot, Status, Volume
+from iomesh.api.model import Counters, Device, Difference, Export, Snapshot, Status, Volume
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable, from_wire
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
@@ -154,6 +154,11 @@ class Client:
     async def unexport_snapshot(self, volume: str, snapshot: str, *, force: bool = False) -> None:
         request = pb.UnexportSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
         await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
+
+    async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:
+        """A piece of what differs; other: empty is the volume as it is now. Again with the answer's `next` as offset, until that is 0."""
+        request = _build(pb.DiffSnapshotsRequest, volume=volume, snapshot=snapshot, other=other, offset=offset, ranges=ranges)
+        return to_struct(Difference, await self._call("DiffSnapshots", request, pb.DiffSnapshotsResponse))
 
     async def checkpoint(self, name: str = "") -> list[str]:
         """Of one volume, or of every one; the names of those that were written."""

@@ -90,6 +90,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     exports: list[Export] = []
 
 
+class ChangedRange(msgspec.Struct, frozen=True, kw_only=True):
+    offset: int
+    length: int
+    zero: bool = False
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    ranges: list[ChangedRange] = []
+    next: int = 0
+    nodes: int = 0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     cluster: str

@@ -13,7 +13,7 @@ from iomesh.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
-    from iomesh.api.model import Snapshot
+    from iomesh.api.model import ChangedRange, Snapshot
 
 
 class Reference(NamedTuple):
@@ -129,6 +129,42 @@ def unexport(session: Session, name: Reference, force: bool) -> None:
     """Serve a snapshot no longer."""
     session.ask(lambda node: node.unexport_snapshot(*name, force=force))
     session.output.answer({"volume": name.volume, "name": name.snapshot, "exported": False}, f"snapshot {name}: not exported")
+
+
+@snapshot.command("diff")
+@click.argument("older", type=SnapshotName(), metavar="VOLUME@A")
+@click.argument("newer", type=SnapshotName(), required=False, metavar="[VOLUME@B]")
+@asks
+def diff(session: Session, older: Reference, newer: Reference | None) -> None:
+    """List the ranges that were written or trimmed between two snapshots, or from a snapshot until now.
+
+    It reads only what differs of the maps. Until now means all that was answered before, and maybe some of what is written meanwhile.
+    """
+    if newer is not None and newer.volume != older.volume:
+        raise InvalidArgument(f"{older} and {newer} are of two volumes: name two snapshots of one")
+    found = session.ask(lambda node: all_changes(node, older, newer.snapshot if newer else ""))
+    rows = [(one.offset, one.length, "zero" if one.zero else "data") for one in found]
+    session.output.answer(
+        {"volume": older.volume, "from": older.snapshot, "to": newer.snapshot if newer else "", "ranges": found},
+        table(">OFFSET", ">LENGTH", "NOW", rows=rows) if rows else "nothing differs",
+    )
+
+
+async def all_changes(node: "Client", older: Reference, newer: str) -> "list[ChangedRange]":
+    """Of all pieces; what lies at the border of two is one range again."""
+    found: list[ChangedRange] = []
+    offset = 0
+    while True:
+        piece = await node.diff_snapshots(older.volume, older.snapshot, newer, offset=offset)
+        for one in piece.ranges:
+            last = found[-1] if found else None
+            if last is not None and last.offset + last.length == one.offset and last.zero == one.zero:
+                found[-1] = msgspec.structs.replace(last, length=last.length + one.length)
+            else:
+                found.append(one)
+        offset = piece.next
+        if not offset:
+            return found
 
 
 def alone(one: "Snapshot") -> str:

@@ -162,6 +162,13 @@ class NodeEngine:
     async def close_snapshot(self, snapshot: uuid.UUID) -> None:
         await self._answer(self._engine.close_snapshot(snapshot.bytes), "close the snapshot")
 
+    async def diff_snapshots(
+        self, volume: uuid.UUID, older: uuid.UUID, newer: uuid.UUID | None, *, offset: int, most: int
+    ) -> dict[str, Any]:
+        ticket = self._engine.diff_snapshots(volume.bytes, older.bytes, newer.bytes if newer else None, offset=offset, most=most)
+        found: dict[str, Any] = await self._answer(ticket, "compare the snapshots")
+        return found
+
     # doors
 
     async def serve_nbd(

@@ -183,6 +183,12 @@ class NodeService:
         await self._ready().snapshots.unexport(request.volume, request.snapshot, force=request.force)
         return pb.UnexportSnapshotResponse()
 
+    async def diff_snapshots(self, request: pb.DiffSnapshotsRequest) -> pb.DiffSnapshotsResponse:
+        found = await self._ready().snapshots.diff(
+            request.volume, request.snapshot, request.other, offset=request.offset, ranges=request.ranges
+        )
+        return to_message(pb.DiffSnapshotsResponse, found)
+
     async def checkpoint(self, request: pb.CheckpointRequest) -> pb.CheckpointResponse:
         return pb.CheckpointResponse(volumes=await self._ready().volumes.checkpoint(request.name))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Export, Snapshot, VolumeState
+from iomesh.api.model import ChangedRange, Difference, Export, Snapshot, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.errors import AlreadyExists, InUse, InvalidArgument, IomeshError, NotFound
 from iomesh.metadata import Metadata
@@ -28,6 +28,7 @@ from iomesh.node.volume import OpenVolume, Registry, write_record
 log = logger("snapshots")
 
 NOT_KNOWN = -1
+RANGES_MAX = 65536  # of one answer about what differs: a few MiB
 
 
 class Snapshots:
@@ -109,6 +110,25 @@ class Snapshots:
             entry = await self._find(self._volumes.serving(volume), name)
             self._refuse_connections(opened, name, "unexport", force)
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
+
+    async def diff(self, volume: str, older: str, newer: str, *, offset: int, ranges: int) -> Difference:
+        """newer: empty is the volume as it is now."""
+        if offset % compiled.BLOCK_BYTES:
+            raise InvalidArgument(f"offset {offset} is not a multiple of {compiled.BLOCK_BYTES}: begin at 0, then where the last answer ended")
+        if ranges > RANGES_MAX:
+            raise InvalidArgument(f"{ranges} ranges are too many for one answer: ask for {RANGES_MAX} at most")
+        opened = self._volumes.serving(volume)
+        first = await self._find(opened, older)
+        second = await self._find(opened, newer) if newer else None
+        found = await self._engine.diff_snapshots(
+            opened.record.id,
+            uuid.UUID(bytes=first["id"]),
+            uuid.UUID(bytes=second["id"]) if second else None,
+            offset=offset,
+            most=ranges or RANGES_MAX,
+        )
+        changed = [ChangedRange(offset=at, length=length, zero=not mapped) for at, length, mapped in found["ranges"]]
+        return Difference(ranges=changed, next=found["next"], nodes=found["nodes"])
 
     def made_ns(self) -> Iterator[tuple[str, Sequence[int]]]:
         """Of every volume that is served, its name and when its snapshots were made, as the engine listed them last."""
