@@ -123,7 +123,8 @@ class Engine:
         """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
         many), "exclusive_blocks" (-1: not known)}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
-        """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first), from a byte
+        """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
+        from a byte
         on. Answers {"ranges": [(offset, bytes, whether the newer one has data there)], "next": int (go on from there; 0: that was all),
         "nodes": int (of the maps, that were read)}, at most so many ranges. ENOENT."""
     def open_snapshot(self, volume: bytes, id: bytes) -> int:

@@ -114,7 +114,8 @@ class Snapshots:
     async def diff(self, volume: str, older: str, newer: str, *, offset: int, ranges: int) -> Difference:
         """newer: empty is the volume as it is now."""
         if offset % compiled.BLOCK_BYTES:
-            raise InvalidArgument(f"offset {offset} is not a multiple of {compiled.BLOCK_BYTES}: begin at 0, then where the last answer ended")
+            block = compiled.BLOCK_BYTES
+            raise InvalidArgument(f"offset {offset} is not a multiple of {block}: begin at 0, then where the last answer ended")
         if ranges > RANGES_MAX:
             raise InvalidArgument(f"{ranges} ranges are too many for one answer: ask for {RANGES_MAX} at most")
         opened = self._volumes.serving(volume)
