@@ -34,10 +34,12 @@ async def test_a_second_daemon_with_the_same_state_is_refused(node: Daemon) -> N
 async def test_a_second_daemon_at_the_same_socket_is_refused(node: Daemon) -> None:
     second = copy.copy(node)
     second.settings = {"state_dir": f"{node.directory}/other"}
+    second.devices = []
     code, message = second.refuse()
     assert code == 5
     assert message.startswith(f"control.socket: a process listens on {node.control}")
     second.settings |= {"control.socket": f"{node.directory}/other.sock"}
+    second.devices = node.devices
     code, message = second.refuse()
     assert code == 5
     assert f"{node.devices[0]} is held by another iomesh process" in message
@@ -52,6 +54,9 @@ async def test_a_second_daemon_on_the_same_device_is_refused(node: Daemon) -> No
     assert node.process
     holder = f"process {node.process.pid} has its lock"
     assert second.refuse() == (5, f"{node.devices[0]} is held by another iomesh process ({holder}): stop that one first")
+    assert not list((node.directory / "other").glob("*.db")), (
+        "a node that was refused has left nothing that would bind the next one to its cluster"
+    )
 
 
 async def test_a_daemon_that_was_killed_is_no_second_one(node: Daemon) -> None:

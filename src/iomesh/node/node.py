@@ -6,6 +6,7 @@ same way down. The control API is there from early on, so that one can see how f
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import time
@@ -25,6 +26,7 @@ from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
+from iomesh.node.devices import open_device
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
 from iomesh.node.http import TEXT, HttpServer
@@ -72,6 +74,7 @@ class Node:
     def _steps(self) -> list[Step]:
         return [
             Step("lock the state directory", self._lock_state, self._unlock_state),
+            Step("look at the devices", self._look_at_devices, _nothing),
             Step("open the metadata", self._open_metadata, self._close_metadata),
             Step("serve the control API", self._control.start, self._control.stop),
             Step("start the engine", self._start_engine, self._stop_engine),
@@ -177,6 +180,11 @@ class Node:
         if self._state_lock is not None:
             self._state_lock.close()
 
+    async def _look_at_devices(self) -> None:
+        """Before anything is written: a node that is refused for a device that is not there, or is held, leaves nothing behind."""
+        for path in self.config.devices:
+            (await asyncio.to_thread(open_device, path)).close()
+
     async def _open_metadata(self) -> None:
         self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
         try:
@@ -246,6 +254,10 @@ class Node:
         notify("STOPPING=1", "STATUS=closing volumes")
         log.info("stopping")
         await self._control.drain()
+
+
+async def _nothing() -> None:
+    """What has no way down."""
 
 
 def lock_directory(path: str) -> IO[bytes]:

@@ -14,7 +14,7 @@ from iomesh.cli.inspect.at_rest import AREAS, DeviceAtRest, Replica
 from iomesh.cli.inspect.log_at_rest import checkpoints, describe_block, walk_map
 from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.cli.session import Session, Size, answers
-from iomesh.errors import Damaged, InvalidArgument, from_errno, meaning
+from iomesh.errors import Damaged, InvalidArgument, NotFound, from_errno, meaning
 
 EXIT_DAMAGED = meaning(Damaged("")).exit_code
 
@@ -201,10 +201,10 @@ def node(session: Session, device: str, address: tuple[int, int] | None, volume:
 
 
 def newest_checkpoint(it: DeviceAtRest, volume: bytes) -> tuple[Replica, int]:
-    """Raises Damaged when there is none."""
+    """Raises NotFound when there is none."""
     found = checkpoints(it, volume)
     if not found:
-        raise Damaged(
+        raise NotFound(
             f"no checkpoint of volume {volume.hex()} is on {it.path}: it was never written, or lies on another device of the node"
         )
     _, replica, block = max(found, key=lambda one: one[0])
