@@ -23,13 +23,14 @@ cdef packed struct Row:              # of a volume's segment table, as the polic
     uint32_t blocks                  # its length
     uint32_t live
     uint32_t slabs                   # that its replica has
-    uint32_t store
+    uint32_t footer                  # blocks that a footer and its table take
     uint32_t flags
 
 cdef struct Cleaned:                 # what became of the segments that were asked for
     uint32_t compacted
     uint32_t evacuated
-    uint32_t skipped                 # nothing is to be gained, or not now
+    uint32_t skipped                 # nothing is to be gained
+    uint32_t postponed               # it cannot be told now, or is not to be done now
     uint32_t failed                  # an error of a device, or what was read is damaged
     uint64_t freed_slabs             # at once, by compaction
     int error                        # the last one: a negative errno

@@ -97,7 +97,7 @@ cdef class Cleaner:
                 rows[count].blocks = segment.blocks
                 rows[count].live = segment.live
                 rows[count].slabs = slabs_of(segment.replica)
-                rows[count].store = (<Store>self.volume.log.tails.stores[segment.store]).device
+                rows[count].footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
                 if self.cleanable(segment):
                     rows[count].flags |= ROW_CLEANABLE
@@ -125,7 +125,7 @@ cdef class Cleaner:
                 segment = self.volume.segments.find(segments[next_one])
                 next_one += 1
                 if segment is NULL or not self.cleanable(segment) or is_unsettled(self.volume):
-                    told.skipped += 1
+                    told.postponed += 1
                     continue
                 segment.cleaning = True
                 self.plans[planned].segment = segment
@@ -136,12 +136,12 @@ cdef class Cleaner:
                     continue
                 segment.cleaning = False
                 if self.volume.checkpoints.sequence != checkpoint or self.volume.snapshots.version != snapshots:
-                    told.skipped += 1                    # a tree that it was compared with may be gone
+                    told.postponed += 1                  # a tree that it was compared with may be gone
                 else:
                     note_error(told, error)
             error = self.make_stable() if planned else 0
             if error == 0 and (is_unsettled(self.volume) or self.volume.snapshots.version != snapshots):
-                told.skipped += planned                  # what was seen may not be what lives
+                told.postponed += planned                # what was seen may not be what lives
             elif error:
                 note_error(told, error)
             else:
@@ -302,7 +302,10 @@ cdef class Cleaner:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
             return
-        if plan.live < segment.blocks // EVACUATION_SHARE and is_evacuable(self.volume, segment) and not self.volume.log.tails.no_space:
+        if plan.live < segment.blocks // EVACUATION_SHARE and is_evacuable(self.volume, segment):
+            if not has_spare(self.volume):
+                told.postponed += 1
+                return
             error = self.evacuate(plan, pace)
             told.evacuated += error == 0
         elif slabs < had:
@@ -434,6 +437,15 @@ cdef inline bint is_evacuable(Volume volume, const Segment* segment) noexcept no
     """No snapshot has a block of it."""
     cdef uint64_t first = <uint64_t>segment.number << 32
     return first >= volume.segments.pins[<int>DATA] and first >= volume.segments.pins[<int>NODE]
+
+
+cdef bint has_spare(Volume volume) noexcept nogil:
+    """Evacuation takes from the reserve what it gives back with the next checkpoint; half of it is that one's."""
+    cdef int i
+    for i in range(volume.log.tails.store_count):
+        if 2 * (<Store>volume.log.tails.stores[i]).slabs.free > (<Store>volume.log.tails.stores[i]).reserve:
+            return True
+    return False
 
 
 cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:

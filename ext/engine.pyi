@@ -103,11 +103,12 @@ class Engine:
 
     # cleaning
     def segments(self, volume: bytes) -> int:
-        """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, store, flags (1
-        cleanable, 2 and evacuable, 4 compacted). A copy, of the moment at which it was made."""
+        """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, footer (its blocks),
+        flags (1 cleanable, 2 and evacuable, 4 compacted). A copy, of the moment at which it was made."""
     def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32]) -> int:
-        """Compact these, or evacuate those of which little lives; what cannot be cleaned now is skipped. Answers {"compacted", "evacuated",
-        "skipped", "failed", "freed_bytes" (at once), "error" (the last one's errno, or 0)}. EBUSY: it is being cleaned."""
+        """Compact these, or evacuate those of which little lives. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
+        "postponed" (not now: a snapshot is being made or given back, or too little is free), "failed", "freed_bytes" (at once), "error"
+        (the last one's errno, or 0)}. EBUSY: it is being cleaned."""
     def expect_space(self, volume: bytes, milliseconds: int) -> int:
         """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
 

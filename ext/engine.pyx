@@ -87,7 +87,7 @@ if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
 Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
-SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "store", "flags")])       # cleaning.pxd's Row
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "footer", "flags")])       # cleaning.pxd's Row
 
 cdef enum:
     REACTORS_MAX = 64
@@ -740,7 +740,7 @@ cdef class Engine:
                 opened.connections.pop(command.ticket, None)
         elif command.kind == CLEAN_VOLUME:
             value = {"compacted": command.results[0], "evacuated": command.results[1], "skipped": command.results[2], "failed": command.results[3],
-                     "freed_bytes": command.results[4] * SLAB_BYTES, "error": command.results[5]}
+                     "postponed": command.results[6], "freed_bytes": command.results[4] * SLAB_BYTES, "error": command.results[5]}
         elif command.kind == LIST_SEGMENTS and not error:
             value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Row)], SEGMENT_ROW)
         elif command.kind == CREATE_SNAPSHOTS and not error:
@@ -963,6 +963,7 @@ cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
     command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
     command.results[4] = told.freed_slabs
     command.results[5] = -told.error
+    command.results[6] = told.postponed
     return result
 
 

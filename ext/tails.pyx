@@ -372,10 +372,10 @@ cdef void watch_space(Tails tails) noexcept nogil:
         tails.io.after(&timer, SPACE_POLL_NS)
         wait(&timer)
         tails.space_freed()
-        if tails.no_space and tails.any_dead():
-            tails.on_dead(tails.owner)
         if tails.no_space and not tails.space_is_coming():
             tails.on_change(tails.log, 0)                # who waits for space learns that there is none
+            if tails.any_dead():
+                tails.on_dead(tails.owner)
     tails.watching_space = False
     wake_all(&tails.changes, 0)
 

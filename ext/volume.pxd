@@ -20,6 +20,7 @@ from iomesh.engine.walk cimport Walk
 
 cdef enum:
     MERGES = 32                      # of one volume at once
+    REWRITES = 4                     # of them are for making space, so that what waits for space does not hold up who makes it
 
 cdef enum VolumeEvent:               # kinds of on_event
     EVENT_CHECKSUM                   # block, segment, block in the segment
@@ -95,6 +96,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef int64_t append(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge) noexcept nogil
     cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil
+    cdef Merge* merge_of(self, uint64_t block, uint64_t count) noexcept nogil
     cdef void finish(self, Request* request) noexcept nogil
     cdef void part_done(self, Request* request, int error) noexcept nogil
     cdef void merge_step(self, Merge* merge) noexcept nogil

@@ -27,7 +27,7 @@ from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport DATA, Segments
 from iomesh.engine.snapshots cimport Snapshots
-from iomesh.engine.task cimport join, wait_in, wake_all, wake_one
+from iomesh.engine.task cimport join, wait_in, wake_all
 from iomesh.engine.walk cimport Walk
 
 cdef extern from "<stdlib.h>" nogil:
@@ -92,7 +92,7 @@ cdef class Volume:
         leaf = self.leaf_to_change(block, when, &error)
         if leaf is NULL:
             return error
-        room = self.log.room(False)
+        room = self.log.room(merge is not NULL and merge.bytes == 0)       # what makes space may take from the reserve
         if room <= 0:
             self.map.unpin(leaf)
             if room == 0:
@@ -217,9 +217,11 @@ cdef class Volume:
             return -ESHUTDOWN
         if self.log.error:
             return self.log.error
+        if bytes == 0 and self.merge_of(block, 1) is not NULL:
+            return 1                                     # which writes it anew, and may wait for the space that this one is to make
         if self.merging and self.conflicts(block, 1, when):
             return 0
-        for i in range(MERGES):
+        for i in range(MERGES if bytes == 0 else MERGES - REWRITES):
             if not self.merges[i].busy:
                 merge = &self.merges[i]
                 break
@@ -243,12 +245,17 @@ cdef class Volume:
 
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil:
         """Whether a merge of one of these blocks is under way; then `when` is done once it has ended."""
+        cdef Merge* merge = self.merge_of(block, count)
+        if merge is not NULL:
+            join(&merge.waiters, when)
+        return merge is not NULL
+
+    cdef Merge* merge_of(self, uint64_t block, uint64_t count) noexcept nogil:
         cdef int i
         for i in range(MERGES):
             if self.merges[i].busy and block <= self.merges[i].block < block + count:
-                join(&self.merges[i].waiters, when)
-                return True
-        return False
+                return &self.merges[i]
+        return NULL
 
     cdef void merge_step(self, Merge* merge) noexcept nogil:
         """Read the block once everything that was logged before is committed."""
@@ -292,7 +299,7 @@ cdef class Volume:
         self.merging -= 1
         self.part_done(request, error)
         wake_all(&merge.waiters, 0)
-        wake_one(&self.merge_free, 0)
+        wake_all(&self.merge_free, 0)                      # not each may take what came free
 
     # ------------------------------------------------------------------ the end of requests
 
@@ -396,7 +403,8 @@ cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_
 
 cdef void no_space(void* owner) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
-    segment_dead(owner)
+    if not (<Volume>owner).log.tails.space_is_coming():      # else who makes it says when a checkpoint is worth it
+        segment_dead(owner)
 
 
 cdef void segment_dead(void* owner) noexcept nogil:

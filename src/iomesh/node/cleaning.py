@@ -7,6 +7,7 @@ no dead space any more do they get ENOSPC.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
 from iomesh.node.volume import OpenVolume, Registry
-from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Need, Rest, Space, choose, freed_slabs, straggles
+from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, Space, choose, freed_slabs, straggles
 
 log = logger("cleaning")
 
 LOOK_SECONDS = 1.0  # between two looks while there is plenty
 SOON_SECONDS = 0.1
-CHECKPOINT_SECONDS = 2.0  # between two checkpoints that are asked for to get at dead segments
+CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
+CHECKPOINT_SEGMENTS = 16  # of log between two while there is
 AT_ONCE = 16  # segments that are asked for in one go when it is urgent
 AT_REST = 8
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
@@ -37,7 +39,7 @@ WORTH_SEGMENTS = 2  # of dead space are worth waiting for
 class Cleaned:
     """What came of it, since the volume was opened."""
 
-    rest: Rest = field(default_factory=Rest)
+    memory: Memory = field(default_factory=Memory)
     need: Need = Need.NONE
     chosen: int = 0
     compacted: int = 0
@@ -103,38 +105,46 @@ class Cleaning:
         if not len(table):
             return Need.NONE
         segment_slabs = volume.record.segment_bytes // SLAB_BYTES
-        cleaned.need = min(Space(*store).need(segment_slabs) for store in self._stores.slabs())  # of several, the log takes the emptiest
-        now = time.monotonic()
-        rested = cleaned.rest.look(table, now) >= self._config.rest_seconds
-        newest = int(table["segment"].max())
-        worth = freed_slabs(table)
-        at_rest = rested & ((worth >= REST_SHARE * np.maximum(table["slabs"], 1)) | straggles(table))
+        spaces = [Space(*store) for store in self._stores.slabs()]
+        cleaned.need = min(space.need(segment_slabs) for space in spaces)  # of several devices, the log takes the emptiest
+        rest_seconds, tried = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
-        chosen = choose(table, np.ones(len(table), np.bool_) if urgent else at_rest, newest, AT_ONCE if urgent else AT_REST)
+        worth = np.where(tried, 0.0, freed_slabs(table))
+        wanted = worth > 0
+        if not urgent:
+            mostly_dead = (worth >= REST_SHARE * np.maximum(table["slabs"], 1)) | straggles(table)
+            wanted &= mostly_dead & (rest_seconds >= self._config.rest_seconds)
+        enough = min(space.missing(segment_slabs) for space in spaces) + segment_slabs if urgent else math.inf
+        newest = int(table["segment"].max())
+        rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
         if urgent and worth.sum() >= WORTH_SEGMENTS * segment_slabs:
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
-        cleanable = table["flags"] & CLEANABLE > 0
-        behind_checkpoint = worth[~cleanable if urgent else at_rest & ~cleanable].sum()
-        if behind_checkpoint >= WORTH_SEGMENTS * segment_slabs:
-            await self._write_checkpoint(volume, cleaned, now)
-        if not len(chosen):
+        behind = wanted & (table["flags"] & CLEANABLE == 0)
+        await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, idle=not len(rows))
+        if not len(rows):
             return min(cleaned.need, Need.SOON)
-        told = await self._engine.clean(identity, chosen)
-        cleaned.chosen += len(chosen)
+        told = await self._engine.clean(identity, table["segment"][rows])
+        if not told["postponed"]:
+            cleaned.memory.try_rows(rows)
+        cleaned.chosen += len(rows)
         cleaned.compacted += told["compacted"]
         cleaned.evacuated += told["evacuated"]
-        cleaned.skipped += told["skipped"]
+        cleaned.skipped += told["skipped"] + told["postponed"]
         cleaned.failed += told["failed"]
         cleaned.freed_bytes += told["freed_bytes"]
         if told["failed"]:
             log.warning("segments not cleaned", volume=volume.record.name, segments=told["failed"], error=told["error"])
-        progress = told["compacted"] + told["evacuated"] > 0
-        return max(cleaned.need, Need.SOON) if progress else min(cleaned.need, Need.SOON)
+        if told["postponed"]:
+            return min(cleaned.need, Need.SOON)
+        return max(cleaned.need, Need.SOON)
 
-    async def _write_checkpoint(self, volume: OpenVolume, cleaned: Cleaned, now: float) -> None:
-        """What is dead as a whole goes with it, and what is older than it can be cleaned."""
+    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_slabs: int, *, idle: bool) -> None:
+        """Writes one when there is much to be had behind it: segments that are dead as a whole go with it, and younger ones can be cleaned
+        then. It writes what changed of the map, so not before much was logged, unless there is nothing else to clean."""
         state = self._engine.volume_state(volume.record.id)
-        pause = CHECKPOINT_SECONDS / 8 if cleaned.need == Need.URGENT else CHECKPOINT_SECONDS
-        if state["committed"] > state["checkpoint_sequence"] and now - cleaned.checkpoint_at >= pause:
+        now = time.monotonic()
+        much = CHECKPOINT_SEGMENTS * volume.record.segment_bytes
+        due = state["log_bytes_since_checkpoint"] >= much if not idle else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
+        if gain >= WORTH_SEGMENTS * segment_slabs and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)

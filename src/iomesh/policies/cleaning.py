@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 SLAB_BLOCKS = 64
 CLEANABLE, EVACUABLE, COMPACTED = 1, 2, 4  # flags of a row
 EVACUATION_SHARE = 8  # a segment of which less than this part lives is evacuated, if no snapshot has any of it
-OVERHEAD_BLOCKS = 4  # of a compacted replica: two bitmaps, the footer and some of its table
-MARGIN_SEGMENTS = 8  # of free space above the reserve: less is urgent
+BITMAP_BLOCKS = 2  # of a compacted replica
+MARGIN_SEGMENTS = 4  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.005  # likewise, of the device
 REST_SHARE = 0.25  # of a segment's slabs must come free for cleaning it at rest
 
@@ -43,16 +43,20 @@ class Space:
     free: int
     reserve: int
 
+    def missing(self, segment_slabs: int) -> float:
+        """Slabs that would have to come free for it not to be urgent; negative: that many are left until then."""
+        return self.reserve + max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total) - self.free
+
     def need(self, segment_slabs: int) -> Need:
+        missing = self.missing(segment_slabs)
         margin = max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total)
-        above = self.free - self.reserve
-        return Need.URGENT if above < margin else Need.SOON if above < 2 * margin else Need.NONE
+        return Need.URGENT if missing > 0 else Need.SOON if missing > -margin else Need.NONE
 
 
 def freed_slabs(table: Table) -> NDArray[np.float64]:
     """Slabs that each row would give back, whether or not it can be cleaned now."""
     live = table["live"].astype(np.float64)
-    compacted = np.ceil((live + OVERHEAD_BLOCKS) / SLAB_BLOCKS)
+    compacted = np.ceil((live + table["footer"] + BITMAP_BLOCKS) / SLAB_BLOCKS)
     needed = np.where(straggles(table), live / SLAB_BLOCKS, compacted)
     freed: NDArray[np.float64] = np.maximum(table["slabs"] - needed, 0.0)
     return freed
@@ -66,32 +70,42 @@ def scores(table: Table, newest: int) -> NDArray[np.float64]:
     """Per row; 0: it cannot be cleaned, or nothing is gained. newest: number of the newest segment, by which age is told."""
     age = np.maximum(newest - table["segment"].astype(np.float64), 1.0)
     worth = freed_slabs(table) / np.maximum(table["live"], 1) * np.sqrt(age)
-    gains = (freed_slabs(table) >= 1) & (table["flags"] & CLEANABLE > 0)
-    return np.where(gains, worth, 0.0)
+    gains = freed_slabs(table) >= np.where(straggles(table), 0.01, 1.0)
+    return np.where(gains & (table["flags"] & CLEANABLE > 0), worth, 0.0)
 
 
-def choose(table: Table, allowed: NDArray[np.bool_], newest: int, most: int) -> NDArray[np.uint32]:
-    """Numbers of up to `most` allowed segments, the best first."""
+def choose(table: Table, allowed: NDArray[np.bool_], newest: int, most: int, enough: float) -> NDArray[np.intp]:
+    """Rows of up to `most` allowed segments, the best first, and no more than free `enough` slabs."""
     score = np.where(allowed, scores(table, newest), 0.0)
     order = np.argsort(-score, kind="stable")[:most]
-    chosen: NDArray[np.uint32] = table["segment"][order[score[order] > 0]]
+    order = order[score[order] > 0]
+    before = np.cumsum(freed_slabs(table)[order]) - freed_slabs(table)[order]
+    chosen: NDArray[np.intp] = order[before < enough]
     return chosen
 
 
-class Rest:
-    """Remembers of one volume since when nothing has died in each of its segments."""
+class Memory:
+    """Remembers of one volume's segments since when nothing has died in each, and which were cleaned, or tried, since something had.
+
+    Tables are in the order of numbers.
+    """
 
     def __init__(self) -> None:
         self._segments = np.empty(0, np.uint32)
         self._live = np.empty(0, np.uint32)
         self._since = np.empty(0, np.float64)
+        self._tried = np.empty(0, np.bool_)
 
-    def look(self, table: Table, now: float) -> NDArray[np.float64]:
-        """For how many seconds each row has been at rest. The table is in the order of numbers."""
-        since = np.full(len(table), now)
+    def look(self, table: Table, now: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """For how many seconds each row has been at rest, and whether it was tried as it is."""
+        since, tried = np.full(len(table), now), np.zeros(len(table), np.bool_)
         if len(self._segments) and len(table):
             at = np.minimum(np.searchsorted(self._segments, table["segment"]), len(self._segments) - 1)
             same = (self._segments[at] == table["segment"]) & (self._live[at] == table["live"])
-            since = np.where(same, self._since[at], now)
-        self._segments, self._live, self._since = table["segment"].copy(), table["live"].copy(), since
-        return now - since
+            since, tried = np.where(same, self._since[at], now), same & self._tried[at]
+        self._segments, self._live, self._since, self._tried = table["segment"].copy(), table["live"].copy(), since, tried
+        return now - since, tried.copy()
+
+    def try_rows(self, rows: NDArray[np.intp]) -> None:
+        """These rows of the table that was looked at last are being cleaned."""
+        self._tried[rows] = True
