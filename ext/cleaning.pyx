@@ -35,6 +35,7 @@ from iomesh.engine.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS,
     Entry, Footer, Pointer, footer_table_valid, footer_valid)
 from iomesh.engine.map cimport ABSENT, Map, Node
+from iomesh.engine.pace cimport move_to
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.request cimport Request
 from iomesh.engine.segments cimport DATA, NODE, Born, Segment
@@ -326,7 +327,9 @@ cdef class Cleaner:
         call.pace = pace
         call.error = 0
         call.copy = NULL
+        move_to(pace, (<Store>call.store).home)
         call_on((<Store>call.store).home, self.volume.reactor, compact_body, &call)
+        move_to(pace, self.volume.reactor)
         if call.copy is NULL:
             return call.error
         segment.replica = call.copy

@@ -105,10 +105,13 @@ class Engine:
     def segments(self, volume: bytes) -> int:
         """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, footer (its blocks),
         flags (1 cleanable, 2 and evacuable, 4 compacted). A copy, of the moment at which it was made."""
-    def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32]) -> int:
-        """Compact these, or evacuate those of which little lives. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
+    def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25) -> int:
+        """Compact these, or evacuate those of which little lives, at up to bytes_per_second (read and written; 0: as fast as it goes), and
+        at `share` percent of that while users' requests come. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
         "postponed" (not now: a snapshot is being made or given back, or too little is free), "failed", "freed_bytes" (at once), "error"
         (the last one's errno, or 0)}. EBUSY: it is being cleaned."""
+    def hurry_cleaning(self) -> None:
+        """What is being cleaned is no longer held back by its pace."""
     def expect_space(self, volume: bytes, milliseconds: int) -> int:
         """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
 

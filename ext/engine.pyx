@@ -31,6 +31,7 @@ from iomesh.engine.layout cimport (
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbd cimport NbdConnection
+from iomesh.engine.pace cimport TokenBucket
 from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
@@ -159,6 +160,7 @@ cdef class _Open:
     cdef Volume volume
     cdef Recovery recovery
     cdef Cleaner cleaner
+    cdef TokenBucket bucket          # the cleaner's
     cdef _Runner runner
     cdef object counters
     cdef object histograms
@@ -394,6 +396,8 @@ cdef class Engine:
         opened.connections = {}
         opened.recovery = Recovery(opened.volume, checkpoint)
         opened.cleaner = Cleaner(opened.volume)
+        opened.bucket = self.new_bucket(runner.reactor)
+        opened.bucket.stopping = &opened.volume.closing
         log.tails.patience_ns = PATIENCE_NS
         self.volumes[volume] = opened
         command = self.command(OPEN_VOLUME, runner, opened.volume)
@@ -491,7 +495,17 @@ cdef class Engine:
         memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
 
-    def clean(self, bytes volume, segments):
+    cdef TokenBucket new_bucket(self, Reactor reactor):
+        cdef TokenBucket bucket = TokenBucket(reactor)
+        bucket.reactors = self.reactors
+        bucket.reactor_count = self.reactor_count
+        return bucket
+
+    def hurry_cleaning(self):
+        for opened in self.volumes.values():
+            (<_Open>opened).bucket.hurried = True
+
+    def clean(self, bytes volume, segments, *, uint64_t bytes_per_second=0, uint32_t share=25):
         cdef _Open opened = self.opened(volume)
         cdef Command* command
         numbers = np.ascontiguousarray(segments, np.uint32)
@@ -501,6 +515,8 @@ cdef class Engine:
         command = self.command(CLEAN_VOLUME, opened.runner, opened.volume)
         command.helper = <void*>opened.cleaner
         command.first = len(numbers)
+        command.second, command.third = bytes_per_second, share
+        command.list[0] = <void*>opened.bucket
         command.memory = calloc(len(numbers) + 1, sizeof(uint32_t))
         if command.memory is NULL:
             raise MemoryError("no memory for a list of segments")
@@ -959,7 +975,11 @@ cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) 
 
 cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
     cdef Cleaned told
-    cdef int result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, NULL, &told)
+    cdef int result
+    if cleaner.volume.cleaning:
+        return -EBUSY                                    # its bucket is in use
+    (<TokenBucket>command.list[0]).start(command.second, <uint32_t>command.third)
+    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &(<TokenBucket>command.list[0]).pace, &told)
     command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
     command.results[4] = told.freed_slabs
     command.results[5] = -told.error

@@ -24,6 +24,7 @@ cdef class Reactor:
     cdef bint stopping
     cdef uint64_t turns
     cdef uint64_t sleeps
+    cdef int64_t users_ns            # when a user's request began or ended last
     cdef uint64_t busy_ns            # time that was work, neither waiting nor polling in vain
 
     cdef void at_turn_end(self, Operation* operation) noexcept nogil       # done is called once, before the reactor polls again

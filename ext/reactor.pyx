@@ -51,6 +51,7 @@ cdef class Reactor:
         self.io = io
         self.mode = <Mode>mode
         self.poll_ns = poll_ns
+        self.users_ns = -(<int64_t>1 << 62)              # never
 
     cdef void at_turn_end(self, Operation* operation) noexcept nogil:
         operation.next = NULL

@@ -1,7 +1,7 @@
 """The cleaner's clock: looks at every volume's segment table, lets the policy choose, and has the engine clean what it chose.
 
 When space runs out writes wait for the cleaner (Engine.expect_space) as long as it finds something worth cleaning; only when there is
-no dead space any more do they get ENOSPC.
+no dead space any more do they get ENOSPC. While there is plenty, cleaning keeps to a pace and gives way to users (ext/pace.pyx).
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Cleaning:
             self._task = None
 
     def wake(self) -> None:
-        """Space has run out: look now."""
+        """Space has run out: look now, and what is being cleaned at leisure is hurried."""
+        self._engine.hurry_cleaning()
         self._wake.set()
 
     async def _run(self) -> None:
@@ -123,7 +124,8 @@ class Cleaning:
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, idle=not len(rows))
         if not len(rows):
             return min(cleaned.need, Need.SOON)
-        told = await self._engine.clean(identity, table["segment"][rows])
+        pace = 0 if urgent else self._config.bytes_per_second
+        told = await self._engine.clean(identity, table["segment"][rows], bytes_per_second=pace)
         if not told["postponed"]:
             cleaned.memory.try_rows(rows)
         cleaned.chosen += len(rows)

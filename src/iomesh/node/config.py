@@ -39,6 +39,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
+    bytes_per_second: Bytes = 200 << 20  # 0: as fast as it goes
     rest_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
         3.0  # a segment in which nothing has died for so long is cleaned before space is short
     )
@@ -151,7 +152,7 @@ def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, ta
         default = fields[name].default
         if isinstance(default, msgspec.Struct) and isinstance(value, dict):
             value = _prepare(value, type(default), source, f"{key}.")
-        elif name.endswith("_bytes") and isinstance(value, str):
+        elif name.endswith(("_bytes", "bytes_per_second")) and isinstance(value, str):
             try:
                 value = parse_size(value)
             except SizeError as error:

@@ -133,9 +133,13 @@ class NodeEngine:
         table: NDArray[void] = await self._answer(self._engine.segments(volume.bytes), "list the segments")
         return table
 
-    async def clean(self, volume: uuid.UUID, segments: NDArray[uint32]) -> dict[str, int]:
-        told: dict[str, int] = await self._answer(self._engine.clean(volume.bytes, segments), "clean the volume")
+    async def clean(self, volume: uuid.UUID, segments: NDArray[uint32], *, bytes_per_second: int) -> dict[str, int]:
+        ticket = self._engine.clean(volume.bytes, segments, bytes_per_second=bytes_per_second)
+        told: dict[str, int] = await self._answer(ticket, "clean the volume")
         return told
+
+    def hurry_cleaning(self) -> None:
+        self._engine.hurry_cleaning()
 
     async def expect_space(self, volume: uuid.UUID, milliseconds: int) -> None:
         await self._answer(self._engine.expect_space(volume.bytes, milliseconds), "let writes wait for space")
