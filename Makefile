@@ -27,7 +27,7 @@ demo: build packages-test ## a database on a volume, the engine killed under it,
 	$(BIN)/python tools/demo.py $(ARGS)
 
 .PHONY: test
-test: build packages-test ## the tests, under 15 minutes on 2 cores
+test: build planted packages-test ## the tests, under 15 minutes on 2 cores
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: soak
@@ -81,6 +81,16 @@ sanitize: build packages-test ## the engine's tests under AddressSanitizer and U
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
+
+# And once more with bugs that can be planted, to see whether the simulated world finds them.
+PLANTED := build/planted
+.PHONY: planted
+planted: $(PLANTED)/installed.stamp ## the engine with bugs that can be planted (ext/planted.pxd), for the tests of the simulated world
+
+$(PLANTED)/installed.stamp: .venv/installed.stamp
+	rm -rf $(PLANTED)
+	$(subst $(ENGINE),build/plant,$(INSTALL)) --no-deps --target $(PLANTED) -Csetup-args=-Dc_args=-DIOMESH_PLANTED .
+	touch $@
 
 # And once more for the fuzzer: clang's instrumentation counts what the engine's code reaches, atheris' sanitizer library holds libFuzzer.
 FUZZED := build/fuzzed

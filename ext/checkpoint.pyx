@@ -26,6 +26,7 @@ from iomesh.engine.layout cimport (
     SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, SnapshotEntry, TableEntry, block_crc)
 from iomesh.engine.log cimport Log, Part
 from iomesh.engine.map cimport Map, Node
+from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport DATA, NODE, Segment, Segments
 from iomesh.engine.snapshots cimport Snapshots
@@ -209,7 +210,7 @@ cdef class Checkpoints:
 
     cdef int drain(self) noexcept nogil:
         cdef int result = 0
-        while result == 0 and self.log.committed != self.log.last_appended():
+        while result == 0 and self.log.committed != self.log.last_appended() and not planted(b"checkpoint_without_drain"):
             result = self.log.wait_committed(self.log.last_appended())
         return result
 
@@ -248,8 +249,9 @@ cdef class Checkpoints:
             return result
         self.content_written = self.log.committed
         waited(&operation)
-        self.log.flusher.flush(&operation)
-        result = <int>wait(&operation)
+        if not planted(b"checkpoint_without_flush"):
+            self.log.flusher.flush(&operation)
+            result = <int>wait(&operation)
         if result < 0:
             return result
         waited(&self.answer)
@@ -423,7 +425,8 @@ cdef class Checkpoints:
         if numbers is NULL:
             return
         while segment is not NULL and self.segments.reclaim_holds == 0:
-            if segment.live == 0 and self.segments.live_at_checkpoint(segment) == 0 and is_settled(segment, sequence) and not segment.cleaning:
+            if segment.live == 0 and (self.segments.live_at_checkpoint(segment) == 0 or planted(b"removed_while_needed")) and \
+                    is_settled(segment, sequence) and not segment.cleaning:
                 numbers[count] = segment.number
                 count += 1
             segment = segment.next

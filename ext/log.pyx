@@ -32,6 +32,7 @@ from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
+from iomesh.engine.planted cimport planted
 from iomesh.engine.pool cimport RECORD
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.tails cimport TAILS, Tail, Tails, Transfer
@@ -182,6 +183,8 @@ cdef class Log:
         into[0] = part
         into.first = record.entries
         into.count = entries
+        if planted(b"acknowledge_early"):
+            into.request = NULL
         if into.request is not NULL:
             into.request.parts += 1
         self.ask_turn_end()
@@ -212,7 +215,7 @@ cdef class Log:
         memcpy(header.volume, self.volume, 16)
         header.epoch = self.epoch
         header.sequence = record.sequence
-        header.stable = self.marked = self.flusher.stable
+        header.stable = self.marked = self.committed if planted(b"stable_is_committed") else self.flusher.stable
         header.entry_count = record.entries
         header.payload_blocks = record.payload
         header.time_ns = self.io.unix_ns()

@@ -51,6 +51,7 @@ from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
+from iomesh.engine.planted cimport planted
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.task cimport Waiters, join, wait_in, wake_all, wake_one
 
@@ -120,7 +121,7 @@ cdef class Map:
         return node if node is not NULL and node.dirty_since <= up_to else NULL
 
     cdef bint must_write_first(self, Node* node) noexcept nogil:
-        return node.dirty and node.dirty_since <= self.freeze
+        return node.dirty and node.dirty_since <= self.freeze and not planted(b"changed_under_checkpoint")
 
     cdef bint is_empty(self, Node* node) noexcept nogil:
         # the second half compares the node with itself, one pointer on

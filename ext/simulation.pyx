@@ -31,6 +31,7 @@ from iomesh.engine.layout cimport (
     BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, TIER_NVME, Pointer, Superblock)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
+from iomesh.engine.planted cimport CAN_PLANT
 from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.recovery cimport Recovery
@@ -55,6 +56,7 @@ cdef enum:
 
 VOLUME = b"simulated volume"
 CLUSTER = b"simulated worlds"
+PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
 KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "verify")
 
 

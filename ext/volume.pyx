@@ -23,6 +23,7 @@ from iomesh.engine.layout cimport (
     BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, Entry, Pointer)
 from iomesh.engine.log cimport Log, Part, Record
 from iomesh.engine.map cimport ABSENT, Map, Node
+from iomesh.engine.planted cimport planted
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport DATA, Segments
@@ -239,13 +240,13 @@ cdef class Volume:
         merge.zeros = data is NULL
         if data is not NULL:
             memcpy(merge.patch, data, bytes)
-        merge.after = self.log.last_appended()
+        merge.after = 0 if planted(b"merge_reads_early") else self.log.last_appended()
         self.merge_step(merge)
         return 1
 
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil:
         """Whether a merge of one of these blocks is under way; then `when` is done once it has ended."""
-        cdef Merge* merge = self.merge_of(block, count)
+        cdef Merge* merge = NULL if planted(b"merge_conflict_missed") else self.merge_of(block, count)
         if merge is not NULL:
             join(&merge.waiters, when)
         return merge is not NULL
@@ -315,7 +316,7 @@ cdef class Volume:
         if request.error:
             self.counters[WRITE_ERRORS] += 1
             request.finished(request)
-        elif request.stable:
+        elif request.stable and not planted(b"fua_without_flush"):
             self.flush(request)
         else:
             request.finished(request)
@@ -357,7 +358,7 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
         entry = &record.header.entries[part.first]
         for k in range(part.count):
             if entry.kind == KIND_ZERO:
-                for slot in range(entry.count):
+                for slot in range(entry.count - planted(b"zero_one_short")):
                     put_zero(volume, part.leaf, <uint32_t>(entry.position % NODE_POINTERS) + slot, record.sequence)
             else:
                 pointer.crc = entry.crc

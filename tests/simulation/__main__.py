@@ -3,10 +3,12 @@
 python -m simulation --seed 7 --trace 200        one life, its last events
 python -m simulation --seeds 0..1999             many; the exit code is 1 when any of them went wrong
 python -m simulation --soak                      new seeds until it is stopped
+python -m simulation --planted NAME --seed 7     with a bug that is planted (planted.py), in the build that `make planted` makes
 """
 
 import argparse
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -27,10 +29,26 @@ def main() -> int:
     parser.add_argument(
         "--trace", type=int, default=0, metavar="N", help="with --seed: the last N events (a life that goes wrong shows 60)"
     )
+    parser.add_argument("--planted", metavar="NAME", default="", help="a bug that is planted in the engine (`make planted`)")
     given = parser.parse_args()
+    if given.planted:
+        plant(given.planted)
     if given.seed is not None:
         return one(given.seed, given.operations, given.trace)
     return many(seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000), given.processes, given.operations)
+
+
+def plant(bug: str) -> None:
+    """Go on as a process in which this bug is planted."""
+    from simulation.planted import BUGS, ENGINE
+
+    if bug not in BUGS:
+        raise SystemExit(f"no bug is called {bug!r}; there are {', '.join(sorted(BUGS))}")
+    if not (ENGINE / "iomesh").is_dir():
+        raise SystemExit("`make planted` builds the engine that bugs can be planted in; it is missing")
+    if os.environ.get("IOMESH_PLANTED") != bug:
+        environment = os.environ | {"IOMESH_PLANTED": bug, "PYTHONPATH": f"{ENGINE}:{os.environ.get('PYTHONPATH', '')}"}
+        os.execve(sys.executable, [sys.executable, "-m", "simulation", *sys.argv[1:]], environment)
 
 
 def seeds(words: str) -> Iterable[int]:
@@ -54,7 +72,7 @@ def many(wanted: Iterable[int], processes: int, operations: int | None) -> int:
     began = told = time.monotonic()
     lives = done = wrong = 0
     try:
-        for outcome in run_all(wanted, processes, operations):
+        for outcome in run_all(wanted, processes, operations, planted=os.environ.get("IOMESH_PLANTED", "")):
             lives += 1
             done += outcome.told.get("operations", 0)
             if outcome.wrong:

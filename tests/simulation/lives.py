@@ -30,8 +30,10 @@ class Outcome:
 
 
 def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
-    from iomesh.engine.simulation import Simulation  # the engine that PYTHONPATH names
+    from iomesh.engine.simulation import PLANTABLE, Simulation  # the engine that PYTHONPATH names
 
+    if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
+        raise RuntimeError("no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted")
     life = Simulation(seed, operations)
     wrong = life.run()
     return Outcome(seed, wrong, life.digest, life.told, life.drawn, life.trace(trace) if trace else [])
@@ -87,11 +89,12 @@ class Child:
                 file.close()
 
 
-def run_all(seeds: Iterable[int], processes: int = 2, operations: int | None = None, planted: str = "") -> Iterator[Outcome]:
-    """Outcomes as they come, in no order. planted: the name of a bug that the simulation build plants."""
-    folder = str(Path(__file__).parent.parent)
-    path = os.environ.get("PYTHONPATH", "")
-    environment = os.environ | {"PYTHONPATH": f"{path}:{folder}" if path else folder, "IOMESH_PLANTED": planted}
+def run_all(
+    seeds: Iterable[int], processes: int = 2, operations: int | None = None, *, planted: str = "", engine: Path | None = None
+) -> Iterator[Outcome]:
+    """Outcomes as they come, in no order. engine: the folder of another build; planted: a bug that is planted in it (planted.py)."""
+    folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
+    environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted}
     wanted = iter(seeds)
     children: list[Child] = []
     try:

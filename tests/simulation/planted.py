@@ -1,0 +1,63 @@
+"""Bugs planted in the engine to see that the simulated world finds them: their names in `planted(...)`, and what each does."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from simulation.lives import Outcome, run_all
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINE = ROOT / "build" / "planted"  # `make planted`
+SEEDS_MAX = 2000  # each bug is found within so many
+
+BUGS = {
+    "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
+    "adopt_without_flush": "recovery takes what it has read to be on stable media, though it may be in a device's cache only",
+    "changed_under_checkpoint": "a leaf that a checkpoint still has to write is changed before it is written",
+    "checkpoint_without_drain": "a checkpoint does not wait for what was appended before it",
+    "checkpoint_without_flush": "the metadata's pointer moves to a checkpoint that is not on stable media yet",
+    "cleaned_by_newest_nodes": "cleaning takes map nodes to be dead that the newest checkpoint, from which recovery starts, still needs",
+    "cleaned_without_flush": "cleaning gives up blocks although what overwrote them is not on stable media yet",
+    "flush_skipped": "a flush flushes no device",
+    "fua_without_flush": "a write with FUA is acknowledged without a flush",
+    "journal_without_flush": "a change of the store's directory counts as durable before it was flushed",
+    "merge_conflict_missed": "a block is written while bytes of it are being merged",
+    "merge_reads_early": "a merge reads its block before what was logged before is committed",
+    "rank_off_by_one": "in compacted segments a bit is counted wrong before each 64-bit boundary",
+    "removed_while_needed": "a segment is removed that the newest checkpoint's map still points into",
+    "replay_one_less": "recovery does not replay the newest record",
+    "slabs_free_early": "a deleted segment's slabs are given away before the deletion is durable",
+    "stable_is_committed": "a record's header says that what was committed is stable, flushed or not",
+    "torn_record_kept": "recovery does not notice that a record is torn",
+    "zero_one_short": "a trim leaves out the last block of each range",
+    "zeros_not_replayed": "recovery does not replay trims",
+}
+
+
+def find(bug: str, seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> tuple[Outcome | None, int]:
+    """The first life that goes wrong with this bug, and how many were lived by then."""
+    lives = 0
+    for outcome in run_all(seeds, processes, planted=bug, engine=ENGINE):
+        lives += 1
+        if outcome.wrong:
+            return outcome, lives
+    return None, lives
+
+
+def find_all(bugs: Iterable[str], seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> Iterator[tuple[str, Outcome | None, int]]:
+    for bug in bugs:
+        yield bug, *find(bug, seeds, processes)
+
+
+def in_sources() -> set[str]:
+    """The names that the engine's sources plant."""
+    found: set[str] = set()
+    for path in (ROOT / "ext").glob("*.pyx"):
+        for piece in path.read_text().split('planted(b"')[1:]:
+            found.add(piece.partition('"')[0])
+    return found
+
+
+if __name__ == "__main__":
+    for name, outcome, count in find_all(sys.argv[1:] or BUGS):
+        print(f"{name:28} {f'after {count:4}: {outcome}' if outcome else f'NOT FOUND in {count}'}", flush=True)
