@@ -34,9 +34,12 @@ test: build planted packages-test ## the tests, under 15 minutes on 2 cores
 soak: build packages-test ## the long forms of the tests: hours
 	$(BIN)/pytest --soak --timeout=14400 tests/crash tests/programs $(ARGS)
 
-.PHONY: bench profile
+.PHONY: bench amplification profile
 bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png
 	PYTHONPATH=perf $(BIN)/python -m iomesh_perf bench $(ARGS)
+
+amplification: build packages-test packages-bench ## write amplification of a volume that is overwritten: build/amplification.json and .png
+	PYTHONPATH=perf $(BIN)/python -m iomesh_perf amplification $(ARGS)
 
 profile: build packages-test packages-bench ## where the reactor's time goes under load, by part of the engine
 	PYTHONPATH=perf $(BIN)/python -m iomesh_perf profile $(ARGS)

@@ -115,6 +115,7 @@ cdef class Checkpoints:
 
     cdef void go(self) noexcept nogil:
         """In a task, `running` is set."""
+        self.log.tails.making_space += 1                 # what is dead goes with it
         self.writing = True
         self.due = False
         self.result = self.begin_drain()
@@ -124,6 +125,7 @@ cdef class Checkpoints:
             self.result = self.checkpoint()
         self.snapshots.thaw()
         self.segments.settle(False)                      # nothing is left to settle but after an error
+        self.log.tails.making_space -= 1
         self.let_go()
 
     cdef void let_go(self) noexcept nogil:

@@ -10,12 +10,12 @@ from iomesh.engine.volume cimport Volume
 
 cdef enum:
     PLANS = 8                        # segments whose deaths are made stable by one flush
-    EVACUATION_SHARE = 8             # a segment of which less than this part lives is evacuated
-    EVACUATED_MAX = 2048             # blocks of one: an eighth of the largest segment
+    EVACUATION_SHARE = 5             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
+    EVACUATED_MAX = 16384 / EVACUATION_SHARE             # blocks of one: the largest segment's
 
 cdef enum:                           # Row.flags
     ROW_CLEANABLE = 1                # nobody needs more of it than what lives
-    ROW_EVACUABLE = 2                # ... and no snapshot has a block of it
+    ROW_STRAGGLES = 2                # ... and it would be evacuated
     ROW_COMPACTED = 4
 
 cdef packed struct Row:              # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)

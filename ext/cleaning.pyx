@@ -103,8 +103,8 @@ cdef class Cleaner:
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
                 if self.cleanable(segment):
                     rows[count].flags |= ROW_CLEANABLE
-                    if is_evacuable(self.volume, segment):
-                        rows[count].flags |= ROW_EVACUABLE
+                    if straggles(self.volume, segment, segment.live):
+                        rows[count].flags |= ROW_STRAGGLES
             count += segment.replica is not NULL
             segment = segment.next
         return count
@@ -120,6 +120,7 @@ cdef class Cleaner:
         if self.volume.cleaning:
             return -EBUSY
         self.volume.cleaning = True
+        self.volume.log.tails.making_space += 1
         while next_one < count and not self.volume.closing and not self.volume.log.error:
             planned = 0
             snapshots = self.volume.snapshots.version
@@ -156,6 +157,7 @@ cdef class Cleaner:
         self.past_data.forget()
         self.past_nodes.forget()
         self.past_from[<int>DATA] = self.past_to[<int>DATA] = self.past_from[<int>NODE] = self.past_to[<int>NODE] = 0
+        self.volume.log.tails.making_space -= 1
         self.volume.cleaning = False
         wake_all(&self.volume.cleaning_ended, 0)
         return -ESHUTDOWN if self.volume.closing else 0
@@ -308,7 +310,7 @@ cdef class Cleaner:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
             return
-        if plan.live < segment.blocks // EVACUATION_SHARE and is_evacuable(self.volume, segment):
+        if straggles(self.volume, segment, plan.live):
             if not has_spare(self.volume):
                 told.postponed += 1
                 return
@@ -441,17 +443,17 @@ cdef inline bint is_unsettled(Volume volume) noexcept nogil:
     return volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
 
 
-cdef inline bint is_evacuable(Volume volume, const Segment* segment) noexcept nogil:
-    """No snapshot has a block of it."""
+cdef inline bint straggles(Volume volume, const Segment* segment, uint32_t live) noexcept nogil:
+    """Little of it lives, and no snapshot has a block of it."""
     cdef uint64_t first = <uint64_t>segment.number << 32
-    return first >= volume.segments.pins[<int>DATA] and first >= volume.segments.pins[<int>NODE]
+    return live < segment.blocks // EVACUATION_SHARE and first >= volume.segments.pins[<int>DATA] and first >= volume.segments.pins[<int>NODE]
 
 
 cdef bint has_spare(Volume volume) noexcept nogil:
-    """Evacuation takes from the reserve what it gives back with the next checkpoint; half of it is that one's."""
+    """Evacuation takes from the reserve what it gives back with the next checkpoint; most of it is that one's. policies/cleaning.py knows."""
     cdef int i
     for i in range(volume.log.tails.store_count):
-        if 2 * (<Store>volume.log.tails.stores[i]).slabs.free > (<Store>volume.log.tails.stores[i]).reserve:
+        if 4 * (<Store>volume.log.tails.stores[i]).slabs.free > 3 * (<Store>volume.log.tails.stores[i]).reserve:
             return True
     return False
 

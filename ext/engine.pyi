@@ -28,6 +28,7 @@ class Pointer(NamedTuple):
     crc: int
 
 SEGMENT_ROW: np.dtype[Any]
+SEALED_ROW: np.dtype[Any]
 
 class Answer(NamedTuple):
     """What became of a ticket: error is 0 or a positive errno, reason says it for people, value depends on what was asked."""
@@ -101,10 +102,18 @@ class Engine:
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
 
+    # scrub
+    def sealed(self, store: int) -> int:
+        """Answers what there is to be scrubbed, a structured array of SEALED_ROW: volume (16 bytes), segment, blocks (on the device)."""
+    def scrub(self, store: int, volume: bytes, segment: int, *, bytes_per_second: int = 0, share: int = 25) -> int:
+        """Read a sealed segment's replica and compare each block with its checksum, at up to bytes_per_second (0: as fast as it goes), and
+        at `share` percent of that while users' requests come. Answers {"blocks" (that are good), "damaged", "first_damaged"}. ENOENT: it is
+        gone, or was changed meanwhile; EBUSY: the store is scrubbing another."""
+
     # cleaning
     def segments(self, volume: bytes) -> int:
         """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, footer (its blocks),
-        flags (1 cleanable, 2 and evacuable, 4 compacted). A copy, of the moment at which it was made."""
+        flags (1 cleanable, 2 and to be evacuated, 4 compacted). A copy, of the moment at which it was made."""
     def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25) -> int:
         """Compact these, or evacuate those of which little lives, at up to bytes_per_second (read and written; 0: as fast as it goes), and
         at `share` percent of that while users' requests come. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),

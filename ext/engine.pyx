@@ -35,6 +35,7 @@ from iomesh.engine.pace cimport TokenBucket
 from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
+from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport is_zero_id
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
@@ -89,6 +90,7 @@ Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
 SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "footer", "flags")])       # cleaning.pxd's Row
+SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # scrub.pxd's Sealed
 
 cdef enum:
     REACTORS_MAX = 64
@@ -100,7 +102,8 @@ cdef enum:
 
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
-    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS
+    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
+    LIST_SEALED, SCRUB_SEGMENT
 
 cdef struct Command:
     Message message
@@ -175,6 +178,7 @@ cdef class Engine:
     cdef void* reactors[REACTORS_MAX]
     cdef int reactor_count
     cdef dict stores                 # number -> Store
+    cdef dict scrubs                 # likewise: (Scrubber, its TokenBucket)
     cdef dict volumes                # 16 bytes -> _Open
     cdef dict snapshots              # likewise, of those that are open for reading
     cdef dict pending                # ticket -> what the answer is about, kept alive
@@ -203,6 +207,7 @@ cdef class Engine:
         self.warnings = []
         self.runners = []
         self.stores = {}
+        self.scrubs = {}
         self.volumes = {}
         self.snapshots = {}
         self.pending = {}
@@ -352,7 +357,28 @@ cdef class Engine:
             return self.refuse(EBUSY, f"store {store} is in use: close the volumes first")
         runner, it = self.stores[store]
         command = self.command(CLOSE_STORE, runner, it)
+        command.helper = <void*>self.scrubs[store][0]
         command.device = store
+        return self.post(command)
+
+    def sealed(self, int store):
+        if store not in self.stores:
+            return self.refuse(ENOENT, f"no store has the number {store}")
+        cdef Command* command = self.command(LIST_SEALED, self.stores[store][0], self.stores[store][1])
+        command.helper = <void*>self.scrubs[store][0]
+        return self.post(command)
+
+    def scrub(self, int store, bytes volume, uint32_t segment, *, uint64_t bytes_per_second=0, uint32_t share=25):
+        cdef Command* command
+        if store not in self.stores:
+            return self.refuse(ENOENT, f"no store has the number {store}")
+        if len(volume) != 16:
+            raise ValueError("a volume is named by 16 bytes")
+        command = self.command(SCRUB_SEGMENT, self.stores[store][0], self.stores[store][1])
+        command.helper = <void*>self.scrubs[store][0]
+        command.list[0] = <void*>self.scrubs[store][1]
+        command.first, command.second, command.third = segment, bytes_per_second, share
+        memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
 
     def store_space(self, int store):
@@ -728,6 +754,7 @@ cdef class Engine:
                 self.devices &= ~(<uint64_t>1 << command.device)
             else:
                 self.stores[command.device] = (self.runner_of(store.home.number), store)
+                self.scrubs[command.device] = (Scrubber(store), self.new_bucket(store.home))
                 value = {"store": command.device, "cluster": store.superblock.cluster[:16], "device": store.superblock.device[:16],
                          "tier": store.superblock.tier, "label": store.superblock.label.decode(errors="replace"),
                          "device_bytes": store.superblock.device_bytes, "created_ns": store.superblock.created_ns,
@@ -735,6 +762,7 @@ cdef class Engine:
         elif command.kind == CLOSE_STORE:
             self.devices &= ~(<uint64_t>1 << command.device)
             self.stores.pop(command.device)
+            self.scrubs.pop(command.device)
         elif command.kind == OPEN_VOLUME:
             opened = self.volumes[volume]
             opened.recovery = None
@@ -757,6 +785,10 @@ cdef class Engine:
         elif command.kind == CLEAN_VOLUME:
             value = {"compacted": command.results[0], "evacuated": command.results[1], "skipped": command.results[2], "failed": command.results[3],
                      "postponed": command.results[6], "freed_bytes": command.results[4] * SLAB_BYTES, "error": command.results[5]}
+        elif command.kind == LIST_SEALED and not error:
+            value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Sealed)], SEALED_ROW)
+        elif command.kind == SCRUB_SEGMENT and not error:
+            value = {"blocks": command.results[0], "damaged": command.results[1], "first_damaged": command.results[2]}
         elif command.kind == LIST_SEGMENTS and not error:
             value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Row)], SEGMENT_ROW)
         elif command.kind == CREATE_SNAPSHOTS and not error:
@@ -864,7 +896,12 @@ cdef int64_t command_body(void* argument) noexcept nogil:
     if command.kind == OPEN_STORE:
         return open_store_on(<Engine>command.engine, <Store>command.subject, command)
     if command.kind == CLOSE_STORE:
+        (<Scrubber>command.helper).stop()
         return close_store_on(<Engine>command.engine, <Store>command.subject, command)
+    if command.kind == LIST_SEALED:
+        return list_sealed_on(<Scrubber>command.helper, command)
+    if command.kind == SCRUB_SEGMENT:
+        return scrub_on(<Scrubber>command.helper, <TokenBucket>command.list[0], command)
     if command.kind == OPEN_VOLUME:
         return open_volume_on(<Volume>command.subject, <Recovery>command.helper, command)
     if command.kind == CLOSE_VOLUME:
@@ -984,6 +1021,27 @@ cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
     command.results[4] = told.freed_slabs
     command.results[5] = -told.error
     command.results[6] = told.postponed
+    return result
+
+
+cdef int64_t list_sealed_on(Scrubber scrubber, Command* command) noexcept nogil:
+    cdef uint32_t count = scrubber.list(NULL, 0)
+    cdef Sealed* rows = <Sealed*>calloc(count + 1, sizeof(Sealed))
+    if rows is NULL:
+        return -ENOMEM
+    command.memory = rows
+    command.results[0] = scrubber.list(rows, count)
+    return 0
+
+
+cdef int64_t scrub_on(Scrubber scrubber, TokenBucket bucket, Command* command) noexcept nogil:
+    cdef Scrubbed told
+    cdef int result
+    if scrubber.busy:
+        return -EBUSY                                    # its bucket is in use
+    bucket.start(command.second, <uint32_t>command.third)
+    result = scrubber.scrub(command.volume, <uint32_t>command.first, &bucket.pace, &told)
+    command.results[0], command.results[1], command.results[2] = told.blocks, told.damaged, told.first
     return result
 
 

@@ -41,6 +41,7 @@ from iomesh.engine.task cimport join, start, wait_in, wake_all, wake_one
 cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
     HEADER_FIXED = 128               # bytes of a header before its entries
+    FULL_ENTRIES = 62                # a quarter of what a record may have: its header is a small share of it
 
 
 cdef class Log:
@@ -270,9 +271,14 @@ cdef class Log:
         writes whatever a turn brings spends its core on records of one to five writes. Waiting for as many as are under way keeps half of
         a busy client's queue at the device and half in the next record, whatever the depth of either; who has the log for himself
         never waits, and nobody waits for longer than the device takes to write what is before it.
+
+        Where space is tight, each header costs several blocks of cleaning as well: a small record waits until nothing is under way.
         """
+        cdef uint32_t least = self.under_way
         self.turn_end_asked = False
-        if self.building is not NULL and self.building.entries and self.building.entries >= self.under_way:
+        if least and self.tails.is_tight():
+            least = max(least, <uint32_t>FULL_ENTRIES)
+        if self.building is not NULL and self.building.entries and self.building.entries >= least:
             self.close_record()
 
     cdef void buffer_came(self) noexcept nogil:

@@ -41,7 +41,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     JOURNAL_BYTES_MIN = 1024 * 1024
     RESERVE_SEGMENTS = 4             # a volume's checkpoint, its log's next segment, and as much again for a second volume
-    RESERVE_SHARE = 64               # ... and this part of all slabs
+    RESERVE_SHARE = 256              # ... and this part of all slabs: as much as all leaves of a map of the whole device
 
 
 cdef class Store:

@@ -60,6 +60,7 @@ cdef class Tails:
     cdef bint watching_space
     cdef int64_t hope_until_ns       # without space, writes wait so long for a cleaner before they are refused
     cdef int64_t patience_ns         # for how long from the moment on when space runs out; renewed by whoever makes some
+    cdef uint32_t making_space       # works under way that may come to some: they wait for their end in any case
     cdef bint ending                 # no further segment
     cdef uint64_t footer_bytes       # written
     cdef Waiters changes             # for a tail that is free again, or prepared
@@ -86,4 +87,5 @@ cdef class Tails:
     cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below
     cdef void space_freed(self) noexcept nogil
     cdef bint space_is_coming(self) noexcept nogil
+    cdef bint is_tight(self) noexcept nogil                        # segments have to be cleaned for each that is begun
     cdef void expect_space(self, int64_t ns) noexcept nogil        # somebody makes some: writes wait for it

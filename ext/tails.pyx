@@ -31,6 +31,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log that found no space looks again
     ENTRIES_PER_BLOCK = 256          # of a footer's table
+    TIGHT = 2                        # times the reserve, and less is free
     STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
 
 
@@ -264,8 +265,15 @@ cdef class Tails:
             segment = segment.next
         return segment is not NULL
 
+    cdef bint is_tight(self) noexcept nogil:
+        cdef int i
+        for i in range(self.store_count):
+            if (<Store>self.stores[i]).slabs.free > TIGHT * (<Store>self.stores[i]).reserve:
+                return False
+        return True
+
     cdef bint space_is_coming(self) noexcept nogil:
-        return self.io.now_ns() < self.hope_until_ns
+        return self.making_space > 0 or self.io.now_ns() < self.hope_until_ns
 
     cdef void expect_space(self, int64_t ns) noexcept nogil:
         self.hope_until_ns = self.io.now_ns() + ns

@@ -68,6 +68,7 @@ class Extent:
     seconds: float | None = None
     most_bytes: int | None = None
     seed: int = 1
+    distribution: str = ""  # of random offsets, in fio's words; uniform by default
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
         "--clat_percentiles=0",
         "--percentile_list=50:99:99.9",
     ]
+    if extent.distribution:
+        words.append(f"--random_distribution={extent.distribution}")
     if extent.most_bytes is not None:
         words.append(f"--io_size={extent.most_bytes}")
     if extent.seconds is not None:

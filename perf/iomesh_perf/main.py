@@ -1,4 +1,4 @@
-"""The command line: `python -m iomesh_perf [bench] ...`, `python -m iomesh_perf profile ...`."""
+"""The command line: `python -m iomesh_perf [bench] ...`, and `profile` and `amplification`."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from iomesh_perf import cost, fio, instructions, plot, process, profiler, report, results
+from iomesh_perf import amplification, cost, fio, instructions, plot, process, profiler, report, results
 from iomesh_perf.parts import by_part
 from iomesh_perf.results import Measure, figure
 from iomesh_perf.settings import GIB, MIB, QUICK, Settings
@@ -71,7 +71,13 @@ def parser() -> argparse.ArgumentParser:
     profile.add_argument("--depth", type=positive, default=32)
     profile.add_argument("--seconds", type=positive, default=10)
     profile.add_argument("--functions", type=positive, default=25, help="how many to list (25)")
-    for command in (bench, profile):
+    amplify = commands.add_parser("amplification", help="overwrite a full volume; writes amplification.json and amplification.png")
+    amplify.set_defaults(run=run_amplification)
+    amplify.add_argument("--quick", action="store_true", help="a small device, written once: shows that everything works")
+    amplify.add_argument("--only", choices=["uniform", "skewed"], help="one of the two ways to write")
+    amplify.add_argument("--device-gib", type=positive, help="size of the device file (8)")
+    amplify.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="where the files go (build)")
+    for command in (bench, profile, amplify):
         command.add_argument("--json", action="store_true", help="results as JSON on standard output, the rest on standard error")
         command.add_argument("--directory", type=Path, help="where the files lie that are measured on (a directory made under build/)")
     return top
@@ -216,6 +222,46 @@ def run_profile(options: argparse.Namespace, console: Console) -> int:
         functions_table.add_row(Text(name), Text(where), f"{share:.1%}")
     console.print(parts_table, functions_table)
     return 0
+
+
+def run_amplification(options: argparse.Namespace, console: Console) -> int:
+    shapes = list(amplification.SHAPES)
+    if options.only:
+        shapes = shapes[:1] if options.only == "uniform" else shapes[1:]
+    say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731
+    with Scratch(options.directory) as directory:
+        settings = Settings(directory)
+        if options.quick:
+            settings = replace(settings, **QUICK)  # type: ignore[arg-type]
+        if options.device_gib:
+            settings = replace(settings, amplification_device_bytes=options.device_gib * GIB)
+        console.print(machine(directory), style="dim")
+        courses = [amplify_with_bar(settings, shape, console, say) for shape in shapes]
+    measures = [measure for course in courses for measure in course.measures()]
+    document = options.output / "amplification.json"
+    results.save(measures, document)
+    amplification.draw(courses, options.output / "amplification.png", f"iomesh {version()}: {machine(None)}")
+    for measure in measures:
+        console.print(f"{measure.measure}: {figure(measure.value)} {measure.unit} ({measure.note})", markup=False)
+    for line in report.verdict_lines(results.verdicts(measures)):
+        console.print(line)
+    console.print(f"written: {document}, {options.output / 'amplification.png'}", style="dim")
+    if options.json:
+        print(document.read_text(), end="")
+    return 0
+
+
+def amplify_with_bar(settings: Settings, shape: str, console: Console, say: cost.Say) -> amplification.Course:
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task(shape, total=1.0)
+    with bar:
+
+        def progress(done: float, before: amplification.Sample, now: amplification.Sample) -> None:
+            total = sum(amplification.amplification(before, now).values())
+            speed = (now.client_bytes - before.client_bytes) / (now.at - before.at) / MIB
+            bar.update(task, completed=done, description=f"{shape}: {total:.2f} ×, {speed:.0f} MiB/s")
+
+        return amplification.measure(settings, shape, say, progress)
 
 
 class Scratch:

@@ -55,6 +55,12 @@ def memory(pid: int) -> dict[str, int]:
     return parse_memory(Path(f"/proc/{pid}/status").read_text())
 
 
+def written_bytes(pid: int) -> int:
+    """What a process has had written to storage, its threads and children included."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
+
+
 def threads(pid: int) -> list[int]:
     return sorted(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())
 

@@ -55,6 +55,7 @@ class Goal:
     least_over_qemu: float | None = None
     most_above_raw: float | None = None
     most: float | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ GOALS: Sequence[Goal] = (
     Goal("resident memory, 100 GiB volume, 20 GiB written at random, 64 MiB map cache", most=350),
     Goal("start after SIGKILL with 4 GiB of log since the checkpoint", most=2),
     Goal("CPU of an idle node with an attached volume", most=1),
+    Goal("write amplification, uniform", most=3.3),
+    Goal("write amplification, 90 % of writes to 10 % of blocks", most=2.2),
+    Goal("throughput in steady state, uniform", least=50),
+    Goal("throughput in steady state, 90 % of writes to 10 % of blocks", least=50),
+    Goal("segments, uniform", most=3),
+    Goal("segments, 90 % of writes to 10 % of blocks", most=3),
 )
 
 
@@ -114,6 +121,12 @@ def judge(goal: Goal, measure: Measure) -> Verdict:
         words.append(
             f"{figure(measure.value)} {measure.unit} (≤ {goal.most:g})"
             + ("" if measure.value <= goal.most else f", {measure.value / goal.most - 1:.0%} too much")
+        )
+    if goal.least is not None:
+        reached = reached and measure.value >= goal.least
+        words.append(
+            f"{figure(measure.value)} {measure.unit} (≥ {goal.least:g})"
+            + ("" if measure.value >= goal.least else f", {1 - measure.value / goal.least:.0%} short")
         )
     return Verdict(measure.measure, reached, "; ".join(words))
 

@@ -23,6 +23,8 @@ class Settings:
     restart_log_bytes: int = 4 * GIB
     idle_seconds: float = 30.0
     instruction_writes: int = 2_000
+    amplification_device_bytes: int = 8 * GIB
+    amplification_times: float = 3.0  # so many capacities are overwritten
 
 
 # Everything short: shows that it works, not how fast it is.
@@ -38,4 +40,6 @@ QUICK: dict[str, int | float] = {
     "restart_log_bytes": GIB // 2,
     "idle_seconds": 5.0,
     "instruction_writes": 500,
+    "amplification_device_bytes": GIB,
+    "amplification_times": 1.0,
 }

@@ -80,6 +80,9 @@ class Trial:
     def checkpoint(self) -> None:
         iomesh("volume", "checkpoint", self.volume, "--json", "--control", self.control)
 
+    def segment_bytes(self) -> int:
+        return int(self._volume()["segment_bytes"])
+
     def log_bytes_since_checkpoint(self) -> int:
         return int(self._volume()["log_bytes_since_checkpoint"])
 

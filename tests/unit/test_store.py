@@ -368,7 +368,7 @@ def test_no_two_replicas_share_a_slab_whatever_is_done(device: Path) -> None:
 
 def test_a_full_device_keeps_a_reserve_for_what_makes_it_less_full(store: StoreView) -> None:
     reserve = store.state["reserve"]
-    assert reserve == 4 * 4 + 239 // 64
+    assert reserve == 4 * 4 + 239 // 256
     for segment in range(239 - reserve):
         assert store.create(V, segment, 64) == 0
     assert not store.has_room(64)

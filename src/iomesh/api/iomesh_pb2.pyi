@@ -72,6 +72,47 @@ VOLUME_STATE_DELETING: VolumeState.ValueType  # 4
 Global___VolumeState: _TypeAlias = VolumeState  # noqa: Y015
 
 @_typing.final
+class Scrub(_message.Message):
+    """since the daemon was started"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    PASS_BYTES_FIELD_NUMBER: _builtins.int
+    ENDED_NS_FIELD_NUMBER: _builtins.int
+    VERIFIED_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_BLOCKS_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    done_bytes: _builtins.int
+    """of pass_bytes"""
+    pass_bytes: _builtins.int
+    """that the pass under way, or the last one, has to read"""
+    ended_ns: _builtins.int
+    """Unix time at which the last complete pass ended; 0: none has"""
+    verified_bytes: _builtins.int
+    """by all passes, and found good"""
+    damaged_blocks: _builtins.int
+    """that are known now"""
+    def __init__(
+        self,
+        *,
+        running: _builtins.bool = ...,
+        done_bytes: _builtins.int = ...,
+        pass_bytes: _builtins.int = ...,
+        ended_ns: _builtins.int = ...,
+        verified_bytes: _builtins.int = ...,
+        damaged_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_blocks", b"damaged_blocks", "done_bytes", b"done_bytes", "ended_ns", b"ended_ns", "pass_bytes", b"pass_bytes", "running", b"running", "verified_bytes", b"verified_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scrub: _TypeAlias = Scrub  # noqa: Y015
+
+@_typing.final
 class Device(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,6 +129,7 @@ class Device(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CREATED_NS_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, from its superblock"""
     path: _builtins.str
@@ -107,6 +149,8 @@ class Device(_message.Message):
     """Unix time"""
     cluster: _builtins.str
     """UUID"""
+    @_builtins.property
+    def scrub(self) -> Global___Scrub: ...
     def __init__(
         self,
         *,
@@ -123,10 +167,11 @@ class Device(_message.Message):
         reason: _builtins.str = ...,
         created_ns: _builtins.int = ...,
         cluster: _builtins.str = ...,
+        scrub: Global___Scrub | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_ns", b"created_ns", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_ns", b"created_ns", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "scrub", b"scrub", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,15 @@ class VolumeState(enum.StrEnum):
     DELETING = "deleting"
 
 
+class Scrub(msgspec.Struct, frozen=True, kw_only=True):
+    running: bool = False
+    done_bytes: int = 0
+    pass_bytes: int = 0
+    ended_ns: int = 0
+    verified_bytes: int = 0
+    damaged_blocks: int = 0
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     path: str
@@ -40,6 +49,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     created_ns: int = 0
     cluster: str = ""
+    scrub: Scrub = Scrub()
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from iomesh.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
-    from iomesh.api.model import Device
+    from iomesh.api.model import Device, Scrub
 
 COLUMNS = ("DEVICE", "TIER", "LABEL", ">SIZE", ">FREE", ">SEGMENTS", "STATE")
 STYLES = {"online": "green", "missing": "yellow", "failed": "red"}
@@ -169,5 +169,16 @@ def described(one: "Device") -> list[tuple[str, object]]:
         ("free", f"{short_size(one.free_bytes)}, {short_size(one.reserve_bytes)} of it in reserve"),
         ("segments", one.replicas),
         ("volatile cache", "yes" if one.volatile_cache else "no"),
+        ("scrub", scrubbed(one.scrub)),
         ("state", state(one)),
     ]
+
+
+def scrubbed(scrub: "Scrub") -> str:
+    words = []
+    if scrub.running and scrub.pass_bytes:
+        words.append(f"{scrub.done_bytes / scrub.pass_bytes:.0%} of {short_size(scrub.pass_bytes)}")
+    words.append(f"last pass ended {moment(scrub.ended_ns)}" if scrub.ended_ns else "no pass has ended since the daemon was started")
+    plural = "s" if scrub.damaged_blocks > 1 else ""
+    words.append(f"{scrub.damaged_blocks} damaged block{plural}" if scrub.damaged_blocks else "no damage is known")
+    return ", ".join(words)

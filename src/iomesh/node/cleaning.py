@@ -27,7 +27,7 @@ log = logger("cleaning")
 LOOK_SECONDS = 1.0  # between two looks while there is plenty
 SOON_SECONDS = 0.1
 CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
-CHECKPOINT_SEGMENTS = 16  # of log between two while there is
+CHECKPOINT_SEGMENTS = 32  # of log between two while there is
 AT_ONCE = 16  # segments that are asked for in one go when it is urgent
 AT_REST = 8
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
@@ -115,13 +115,16 @@ class Cleaning:
         if not urgent:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["slabs"], 1)) | straggles(table)
             wanted &= mostly_dead & (rest_seconds >= self._config.rest_seconds)
+        if not any(space.has_spare() for space in spaces):
+            wanted &= ~straggles(table)
         enough = min(space.missing(segment_slabs) for space in spaces) + segment_slabs if urgent else math.inf
         newest = int(table["segment"].max())
         rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
         if urgent and worth.sum() >= WORTH_SEGMENTS * segment_slabs:
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
-        await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, idle=not len(rows))
+        pressing = not len(rows) or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
+        await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, pressing=pressing)
         if not len(rows):
             return min(cleaned.need, Need.SOON)
         pace = 0 if urgent else self._config.bytes_per_second
@@ -140,13 +143,13 @@ class Cleaning:
             return min(cleaned.need, Need.SOON)
         return max(cleaned.need, Need.SOON)
 
-    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_slabs: int, *, idle: bool) -> None:
+    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_slabs: int, *, pressing: bool) -> None:
         """Writes one when there is much to be had behind it: segments that are dead as a whole go with it, and younger ones can be cleaned
-        then. It writes what changed of the map, so not before much was logged, unless there is nothing else to clean."""
+        then. It writes what changed of the map, so not before much was logged, unless it is pressing."""
         state = self._engine.volume_state(volume.record.id)
         now = time.monotonic()
         much = CHECKPOINT_SEGMENTS * volume.record.segment_bytes
-        due = state["log_bytes_since_checkpoint"] >= much if not idle else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
+        due = state["log_bytes_since_checkpoint"] >= much if not pressing else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
         if gain >= WORTH_SEGMENTS * segment_slabs and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)

@@ -45,6 +45,12 @@ class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     )
 
 
+class ScrubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    bytes_per_second: Bytes = 8 << 20  # of each device; 0: as fast as it goes
+    interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = 7 * 24 * 3600.0  # from the end of one pass over a device to the next
+
+
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: str = ""  # empty: control.sock in run_dir
     listen: str = ""  # host:port; empty: no TCP
@@ -77,6 +83,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     devices: list[str] = []
     engine: EngineConfig = EngineConfig()
     cleaning: CleaningConfig = CleaningConfig()
+    scrub: ScrubConfig = ScrubConfig()
     control: ControlConfig = ControlConfig()
     nbd: NbdConfig = NbdConfig()
     metrics: MetricsConfig = MetricsConfig()

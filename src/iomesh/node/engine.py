@@ -85,6 +85,16 @@ class NodeEngine:
     async def close_store(self, store: int) -> None:
         await self._answer(self._engine.close_store(store), "close")
 
+    async def sealed(self, store: int) -> NDArray[void]:
+        """What there is to be scrubbed, of compiled.SEALED_ROW."""
+        rows: NDArray[void] = await self._answer(self._engine.sealed(store), "list the sealed segments")
+        return rows
+
+    async def scrub(self, store: int, volume: uuid.UUID, segment: int, *, bytes_per_second: int) -> dict[str, int]:
+        ticket = self._engine.scrub(store, volume.bytes, segment, bytes_per_second=bytes_per_second)
+        told: dict[str, int] = await self._answer(ticket, "scrub")
+        return told
+
     def store_space(self, store: int) -> dict[str, int]:
         return self._engine.store_space(store)
 

@@ -76,6 +76,12 @@ class NodeCollector:
         reserve = GaugeMetricFamily("iomesh_device_reserve_bytes", "Space kept for checkpoints and the journal.", labels=labels)
         replicas = GaugeMetricFamily("iomesh_device_replicas", "Segment replicas on the device.", labels=labels)
         online = GaugeMetricFamily("iomesh_device_online", "1 if it is open and without errors, 0 if missing or failed.", labels=labels)
+        verified = CounterMetricFamily("iomesh_device_scrubbed_bytes", "What scrub has read and found good.", labels=labels)
+        done = GaugeMetricFamily("iomesh_device_scrub_progress_ratio", "How far the pass of scrub has come, 1: to its end.", labels=labels)
+        ended = GaugeMetricFamily(
+            "iomesh_device_scrub_ended_timestamp_seconds", "When scrub last came to the device's end, in Unix time.", labels=labels
+        )
+        damaged = GaugeMetricFamily("iomesh_device_damaged_blocks", "Blocks that scrub has found damaged.", labels=labels)
         for device in self._node.stores.list():
             values = [device.id, device.label, device.path, device.tier]
             size.add_metric(values, device.size_bytes)
@@ -84,7 +90,13 @@ class NodeCollector:
                 free.add_metric(values, device.free_bytes)
                 reserve.add_metric(values, device.reserve_bytes)
                 replicas.add_metric(values, device.replicas)
-        yield from (size, free, reserve, replicas, online)
+                verified.add_metric(values, device.scrub.verified_bytes)
+                damaged.add_metric(values, device.scrub.damaged_blocks)
+                if device.scrub.pass_bytes:
+                    done.add_metric(values, device.scrub.done_bytes / device.scrub.pass_bytes)
+                if device.scrub.ended_ns:
+                    ended.add_metric(values, device.scrub.ended_ns / 1e9)
+        yield from (size, free, reserve, replicas, online, verified, done, ended, damaged)
 
     def _volumes(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"])

@@ -32,6 +32,7 @@ from iomesh.node.exports import Doors
 from iomesh.node.http import TEXT, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.notify import notify
+from iomesh.node.scrub import Scrub
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
@@ -58,6 +59,7 @@ class Node:
     snapshots: Snapshots
     doors: Doors
     cleaning: Cleaning
+    scrub: Scrub
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -82,6 +84,7 @@ class Node:
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
             Step("clean", self._start_cleaning, self._stop_cleaning),
+            Step("scrub", self._start_scrub, self._stop_scrub),
             Step("serve metrics", self._serve_metrics, self._http.close),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -207,6 +210,7 @@ class Node:
         self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.name)
         self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry)
         self.volumes.on_no_space = self.cleaning.wake
+        self.scrub = Scrub(self.config.scrub, self.engine, self.stores)
         self.engine.start()
         for warning in self.engine.warnings:
             log.warning("engine", warning=warning)
@@ -238,6 +242,12 @@ class Node:
 
     async def _stop_cleaning(self) -> None:
         await self.cleaning.stop()
+
+    async def _start_scrub(self) -> None:
+        await self.scrub.start()
+
+    async def _stop_scrub(self) -> None:
+        await self.scrub.stop()
 
     async def _serve_metrics(self) -> None:
         self._registry = metrics.registry(self)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from iomesh.api.model import Device, DeviceState
+from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
 from iomesh.errors import Foreign, InUse, IomeshError, NotFound
 from iomesh.metadata import Delete, Metadata
@@ -26,12 +26,35 @@ _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
 
 
 @dataclass
+class ScrubProgress:
+    """How far the scrub of a device has come, since the daemon was started."""
+
+    running: bool = False
+    pass_bytes: int = 0  # that the pass under way, or the last one, has to read
+    done_bytes: int = 0  # of them
+    ended_ns: int = 0  # when the last complete pass ended, Unix time; 0: none has
+    verified_bytes: int = 0  # by all passes, and found good
+    damaged: dict[tuple[bytes, int], int] = field(default_factory=dict)  # blocks, by volume and segment
+
+    @property
+    def damaged_blocks(self) -> int:
+        return sum(self.damaged.values())
+
+    def begin(self, pass_bytes: int) -> None:
+        self.running, self.pass_bytes, self.done_bytes = True, pass_bytes, 0
+
+    def end(self, now_ns: int) -> None:
+        self.running, self.ended_ns = False, now_ns
+
+
+@dataclass
 class OpenStore:
     number: int  # the engine's
     device: OpenDevice
     record: DeviceRecord
     cluster: uuid.UUID
     created_ns: int
+    scrub: ScrubProgress = field(default_factory=ScrubProgress)
 
 
 class Stores:
@@ -98,6 +121,9 @@ class Stores:
         for store in self._open.values():
             store.device.close()
         self._open.clear()
+
+    def online(self) -> list[OpenStore]:
+        return list(self._open.values())
 
     def slabs(self) -> list[tuple[int, int, int]]:
         """(all, free, reserve) of each open store."""
@@ -191,6 +217,14 @@ class Stores:
             reason="it answered a write with an error: see the log" if failed else "",
             created_ns=store.created_ns,
             cluster=str(store.cluster),
+            scrub=Scrub(
+                running=store.scrub.running,
+                done_bytes=store.scrub.done_bytes,
+                pass_bytes=store.scrub.pass_bytes,
+                ended_ns=store.scrub.ended_ns,
+                verified_bytes=store.scrub.verified_bytes,
+                damaged_blocks=store.scrub.damaged_blocks,
+            ),
         )
 
 

@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLAB_BLOCKS = 64
-CLEANABLE, EVACUABLE, COMPACTED = 1, 2, 4  # flags of a row
-EVACUATION_SHARE = 8  # a segment of which less than this part lives is evacuated, if no snapshot has any of it
+CLEANABLE, STRAGGLES, COMPACTED = 1, 2, 4  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
-MARGIN_SEGMENTS = 4  # of free space above the reserve: less is urgent
-MARGIN_SHARE = 0.005  # likewise, of the device
+MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
+MARGIN_SHARE = 0.002  # likewise, of the device
 REST_SHARE = 0.25  # of a segment's slabs must come free for cleaning it at rest
 
 Table = NDArray[np.void]  # rows of engine.SEGMENT_ROW
@@ -47,6 +46,10 @@ class Space:
         """Slabs that would have to come free for it not to be urgent; negative: that many are left until then."""
         return self.reserve + max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total) - self.free
 
+    def has_spare(self) -> bool:
+        """Whether something may be evacuated: what that takes comes back with the next checkpoint only. The engine keeps to it."""
+        return 4 * self.free > 3 * self.reserve
+
     def need(self, segment_slabs: int) -> Need:
         missing = self.missing(segment_slabs)
         margin = max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total)
@@ -63,7 +66,8 @@ def freed_slabs(table: Table) -> NDArray[np.float64]:
 
 
 def straggles(table: Table) -> NDArray[np.bool_]:
-    return (table["live"] * EVACUATION_SHARE < table["blocks"]) & (table["flags"] & EVACUABLE > 0)
+    straggle: NDArray[np.bool_] = table["flags"] & STRAGGLES > 0
+    return straggle
 
 
 def scores(table: Table, newest: int) -> NDArray[np.float64]:

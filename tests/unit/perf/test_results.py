@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iomesh_perf import results
+from iomesh_perf import amplification, results
 from iomesh_perf.results import Goal, Measure
 
 WRITES = "4 KiB random write, depth 32"
@@ -54,9 +54,34 @@ def test_every_goal_names_a_measure_that_the_benchmark_takes() -> None:
     from iomesh_perf.speed import FIGURES, WORKLOADS
 
     speed = {workload.name + suffix for workload in WORKLOADS for suffix, _, _ in FIGURES}
-    costs = {goal.measure for goal in results.GOALS if goal.most is not None}
-    assert {goal.measure for goal in results.GOALS} - costs <= speed
+    amplified = {measure.measure for shape in amplification.SHAPES for measure in course(shape).measures()}
+    costs = {goal.measure for goal in results.GOALS if goal.most is not None} - amplified
+    assert {goal.measure for goal in results.GOALS} - costs - amplified <= speed
     assert len(costs) == 4
+    assert amplified <= {goal.measure for goal in results.GOALS}
+
+
+def course(shape: str) -> amplification.Course:
+    """Ten samples: each time the client writes 100 bytes, of which 150 more are written by compaction, and 20 that no counter tells."""
+    samples = [
+        amplification.Sample(
+            at=second,
+            parts={part: {"user data": 100, "compaction": 150}.get(part, 0) * second for part in amplification.PARTS},
+            device_bytes=270 * second,
+            free_bytes=0,
+            segments=10 + second,
+        )
+        for second in range(10)
+    ]
+    return amplification.Course(shape, 1000, 800, 100, 200.0, samples)
+
+
+def test_amplification_tells_the_parts_apart_and_what_is_left() -> None:
+    whole, speed, segments = course("uniform").measures()
+    assert whole.value == pytest.approx(2.7)
+    assert whole.note == ("user data 1.00, headers 0.00, map 0.00, compaction 1.50, evacuation 0.00, other 0.20; over 0.3 × the capacity")
+    assert speed.value == pytest.approx(50)
+    assert segments.value == pytest.approx(19 / 8)
 
 
 def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Scrub finds what has changed on a device, and nothing where nothing has."""
+
+import asyncio
+import json
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from iomesh.api.client import Client
+from iomesh.api.model import Scrub
+from support.nbd import Connection
+from support.run import run
+from support.trial import Trial, iomesh_command
+
+MIB = 1 << 20
+BLOCK = 4096
+VOLUME = 64 * MIB
+
+
+def scrubbing(new_trial: Callable[..., Trial]) -> Trial:
+    """A trial that scrubs all the time."""
+    trial = new_trial("--device-size", "256M", "--size", str(VOLUME))
+    trial.stop()
+    with (trial.directory / "node.toml").open("a") as config:
+        config.write("\n[scrub]\nbytes_per_second = 0\ninterval_seconds = 0\n")
+    trial.start()
+    return trial
+
+
+async def fill(trial: Trial, marked: bytes) -> None:
+    """All of the volume, twice; `marked` is block 1000 in the end. What is overwritten is compacted meanwhile."""
+    door = await Connection.connect(trial.uri)
+    for _ in range(2):
+        for offset in range(0, VOLUME, MIB):
+            await door.write(offset, os.urandom(MIB))
+        for offset in range(0, VOLUME, 8 * BLOCK):
+            await door.write(offset, os.urandom(BLOCK))
+    await door.write(1000 * BLOCK, marked)
+    for offset in range(0, 4 * MIB, MIB):  # so that its segment is sealed
+        await door.write(VOLUME // 2 + offset, os.urandom(MIB))
+    await door.flush()
+    await door.close()
+
+
+async def passes(trial: Trial, ended_behind_ns: int, count: int) -> Scrub:
+    """What is known once so many passes have been completed."""
+    ended = ended_behind_ns
+    async with asyncio.timeout(120), Client(trial.control) as client:
+        while count:
+            await asyncio.sleep(0.05)
+            scrub = (await client.devices())[0].scrub
+            if scrub.ended_ns > ended:
+                ended, count = scrub.ended_ns, count - 1
+        return scrub
+
+
+def damage(device: Path, block: bytes) -> None:
+    """One bit of it, wherever it lies on the device."""
+    with device.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
+        found = image.find(block)
+        assert found >= 0, "the block is not on the device"
+        assert found % BLOCK == 0
+        image[found + 123] ^= 1
+        image.flush()
+
+
+def test_a_block_that_has_changed_on_the_device_is_found(new_trial: Callable[..., Trial]) -> None:
+    trial = scrubbing(new_trial)
+    marked = os.urandom(BLOCK)
+    asyncio.run(fill(trial, marked))
+    before = asyncio.run(passes(trial, 0, 3))
+    assert before.damaged_blocks == 0
+    assert before.verified_bytes > VOLUME
+    damage(trial.directory / "devices" / "0.img", marked)
+    after = asyncio.run(passes(trial, before.ended_ns, 2))
+    assert after.damaged_blocks == 1
+    shown = run([iomesh_command(), "device", "show", trial.directory / "devices" / "0.img", "--control", trial.control]).stdout
+    assert "1 damaged block" in shown, shown
+    found = [json.loads(line) for line in (trial.directory / "node.log").read_text().splitlines() if "damage found" in line]
+    assert [(event["level"], event["blocks"]) for event in found] == [("error", 1)], found
+
+
+def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[..., Trial]) -> None:
+    """A segment that is compacted or deleted under the scrub's hands is no damage."""
+    trial = scrubbing(new_trial)
+
+    async def overwrite() -> Scrub:
+        door = await Connection.connect(trial.uri)
+        for round_ in range(6):
+            for offset in range(0, VOLUME, MIB):
+                await door.write(offset, os.urandom(MIB))
+            for offset in range(round_ % 3 * BLOCK, VOLUME, 3 * BLOCK):
+                await door.write(offset, os.urandom(BLOCK))
+        await door.close()
+        async with Client(trial.control) as client:
+            counters = (await client.counters()).volumes[0].counters
+            assert counters["segments_removed"], "no segment went: this shows nothing"
+        return await passes(trial, 0, 1)
+
+    scrub = asyncio.run(overwrite())
+    assert scrub.verified_bytes > 0
+    assert scrub.damaged_blocks == 0

@@ -1,0 +1,68 @@
+"""What the cleaning policy chooses, of tables made by hand."""
+
+import numpy as np
+import pytest
+
+from iomesh.policies.cleaning import CLEANABLE, STRAGGLES, Memory, Need, Space, Table, choose, freed_slabs, scores
+
+ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "footer", "flags")])
+
+
+def table(*rows: tuple[int, int, int, int]) -> Table:
+    """Rows of (segment, live, slabs, flags); segments have 64 slabs and footers of 17 blocks."""
+    return np.array([(segment, 4096, live, slabs, 17, flags) for segment, live, slabs, flags in rows], ROW)
+
+
+def test_a_compacted_copy_needs_whole_slabs_with_its_bitmaps_and_its_footer() -> None:
+    exactly = 10 * 64 - 17 - 2
+    assert list(freed_slabs(table((1, exactly, 64, CLEANABLE), (2, exactly + 1, 64, CLEANABLE)))) == [54, 53]
+
+
+def test_what_straggles_needs_only_its_blocks() -> None:
+    assert list(freed_slabs(table((1, 320, 64, CLEANABLE | STRAGGLES)))) == [59]
+
+
+def test_the_best_come_first_and_no_more_than_are_needed() -> None:
+    rows = table((1, 3000, 64, CLEANABLE), (2, 1000, 64, CLEANABLE), (3, 2000, 64, CLEANABLE), (4, 500, 64, 0))
+    everything = np.ones(4, np.bool_)
+    assert list(choose(rows, everything, 100, 16, 1000)) == [1, 2, 0], "the one that cannot be cleaned is left out"
+    assert list(choose(rows, everything, 100, 2, 1000)) == [1, 2]
+    assert list(choose(rows, everything, 100, 16, 20)) == [1], "48 slabs come free with the first one"
+    assert list(choose(rows, everything, 100, 16, 50)) == [1, 2]
+    assert list(choose(rows, np.array([True, False, True, True]), 100, 16, 1000)) == [2, 0]
+
+
+def test_of_two_with_as_much_to_gain_the_older_one_is_better() -> None:
+    young, old = scores(table((99, 1000, 64, CLEANABLE), (1, 1000, 64, CLEANABLE)), newest=100)
+    assert old > young > 0
+
+
+def test_nothing_is_gained_by_cleaning_a_full_segment() -> None:
+    assert list(scores(table((1, 4079, 64, CLEANABLE), (2, 1000, 16, CLEANABLE)), newest=100)) == [0, 0]
+
+
+@pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (370, Need.SOON), (320, Need.URGENT), (10, Need.URGENT)])
+def test_how_urgent_it_is(free: int, need: Need) -> None:
+    space = Space(total=30000, free=free, reserve=200)
+    assert space.need(64) == need
+    assert (space.missing(64) > 0) == (need == Need.URGENT)
+
+
+def test_nothing_is_evacuated_from_what_checkpoints_need() -> None:
+    assert Space(total=30000, free=201, reserve=200).has_spare()
+    assert not Space(total=30000, free=150, reserve=200).has_spare()
+
+
+def test_what_was_tried_is_not_tried_again_until_more_of_it_has_died() -> None:
+    memory = Memory()
+    before = table((1, 500, 64, CLEANABLE), (2, 600, 64, CLEANABLE))
+    rest, tried = memory.look(before, 10.0)
+    assert list(rest) == [0, 0]
+    assert not tried.any()
+    memory.try_rows(np.array([0]))
+    rest, tried = memory.look(table((1, 500, 64, CLEANABLE), (2, 599, 64, CLEANABLE), (3, 700, 64, CLEANABLE)), 12.0)
+    assert list(rest) == [2, 0, 0]
+    assert list(tried) == [True, False, False]
+    rest, tried = memory.look(table((1, 499, 64, CLEANABLE)), 13.0)
+    assert list(rest) == [0]
+    assert list(tried) == [False]
