@@ -2,8 +2,11 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.directory cimport Replica
-from iomesh.engine.io cimport Io
+from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport Bitmap
+
+cdef enum:
+    WRITES_MAX = 5                   # that one piece of a copy takes: 1 MiB lies in that many slabs at most
 
 cdef struct Pace:                    # of work that has time: asked before each of its steps
     # In a task; returns 0 once a step that reads or writes so many bytes may begin, or a negative errno: the work is given up with it.
@@ -16,8 +19,11 @@ cdef class Compactor:                # of one store; one copy at a time. Methods
     cdef Bitmap* there               # of the old one, if it is compacted itself
     cdef char* incoming              # what was read
     cdef char* outgoing              # what is written next
-    cdef uint32_t gathered           # blocks of it
-    cdef uint32_t written            # blocks of the copy
+    cdef char* leaving               # what is being written meanwhile
+    cdef Operation writes[WRITES_MAX]
+    cdef uint32_t writing            # of them are under way
+    cdef uint32_t gathered           # blocks in `outgoing`
+    cdef uint32_t written            # blocks of the copy, those under way included
 
     # Makes the bitmap `kept`. 0; -EUCLEAN: the old one lacks a block that `live` names, or its own bitmap is damaged; -EIO.
     cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil
@@ -27,6 +33,7 @@ cdef class Compactor:                # of one store; one copy at a time. Methods
     cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Pace* pace) noexcept nogil
     cdef int add(self, const void* block, const Replica* copy, Pace* pace) noexcept nogil
     cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil
+    cdef int await_writes(self) noexcept nogil
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil
 
 # In a task: the bitmap of a compacted replica, from whichever of its copies is valid. 0, or -EUCLEAN (none is), or -EIO.

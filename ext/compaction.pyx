@@ -5,6 +5,7 @@
 #   - blocks are copied as they are, a rotten one too: whoever reads it has its checksum. Only the bitmap is verified, since every
 #     address depends on it;
 #   - what is asked of the device is long: gaps of dead blocks are read over as long as they are shorter than another read is worth.
+#     The next piece is read while the last one is being written.
 #
 # Which blocks live is the caller's to know. Called by store, one copy at a time. Format: docs/formats.md, "Compacted replicas".
 
@@ -29,16 +30,17 @@ cdef enum:
 
 
 cdef class Compactor:
-    """Raises MemoryError. Its memory (2 MiB) is touched by the first copy."""
+    """Raises MemoryError. Its memory (3 MiB) is touched by the first copy."""
 
     def __cinit__(self, Io io):
         cdef void* memory
         self.io = io
-        if posix_memalign(&memory, BLOCK_BYTES, (2 * PIECE_BLOCKS + 2) * BLOCK_BYTES):
+        if posix_memalign(&memory, BLOCK_BYTES, (3 * PIECE_BLOCKS + 2) * BLOCK_BYTES):
             raise MemoryError("no memory for compaction")
         self.incoming = <char*>memory
         self.outgoing = self.incoming + PIECE_BLOCKS * BLOCK_BYTES
-        self.kept = <Bitmap*>(self.outgoing + PIECE_BLOCKS * BLOCK_BYTES)
+        self.leaving = self.outgoing + PIECE_BLOCKS * BLOCK_BYTES
+        self.kept = <Bitmap*>(self.leaving + PIECE_BLOCKS * BLOCK_BYTES)
         self.there = self.kept + 1
 
     def __dealloc__(self):
@@ -97,6 +99,8 @@ cdef class Compactor:
             error = self.add(kept, copy, pace)
         if error == 0:
             error = self.write_out(copy, pace)
+        if self.await_writes() < 0 and error == 0:
+            error = -EIO
         invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
         return error
 
@@ -131,21 +135,34 @@ cdef class Compactor:
         return error
 
     cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil:
+        """Begins to write what was gathered, once what is being written is."""
         cdef uint32_t done = 0, contiguous, piece
         cdef uint64_t offset
-        cdef Operation operation
-        cdef int error = pace.step(pace.owner, self.gathered * BLOCK_BYTES) if pace is not NULL else 0
+        cdef char* data = self.outgoing
+        cdef int error = self.await_writes()
+        if error == 0 and pace is not NULL:
+            error = pace.step(pace.owner, self.gathered * BLOCK_BYTES)
         while error == 0 and done < self.gathered:
             offset = replica_offset(copy, self.written, &contiguous)
-            invariant(contiguous > 0, b"a copy has slabs for its blocks")
+            invariant(contiguous > 0 and self.writing < WRITES_MAX, b"a copy has slabs for its blocks")
             piece = min(self.gathered - done, contiguous)
-            waited(&operation)
-            self.io.write(&operation, copy.device, self.outgoing + <size_t>done * BLOCK_BYTES, piece * BLOCK_BYTES, offset)
-            if wait(&operation) < 0:
-                error = <int>operation.result
+            waited(&self.writes[self.writing])
+            self.io.write(&self.writes[self.writing], copy.device, data + <size_t>done * BLOCK_BYTES, piece * BLOCK_BYTES, offset)
+            self.writing += 1
             done += piece
             self.written += piece
+        self.outgoing = self.leaving
+        self.leaving = data
         self.gathered = 0
+        return error
+
+    cdef int await_writes(self) noexcept nogil:
+        cdef int error = 0
+        cdef uint32_t i
+        for i in range(self.writing):
+            if wait(&self.writes[i]) < 0:
+                error = <int>self.writes[i].result
+        self.writing = 0
         return error
 
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil:
