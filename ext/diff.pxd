@@ -24,5 +24,8 @@ cdef struct Comparing:               # what is asked for, and what has been foun
 # How many blocks from `block` on, at most `most`, the two maps have alike, or each of them other than the other and alike mapped in the newer
 # one; 0: `when` is done once it is worth asking again, or with a negative errno.
 cdef int64_t compare(Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when) noexcept nogil
+# A snapshot that is to be compared with for longer: `into` is its map from now on, until it is released. False: there is none that is readable.
+cdef bint hold_older(Volume volume, const uint8_t* id, Map into) noexcept nogil
+cdef void release_older(Volume volume, const uint8_t* id, Map older) noexcept nogil
 # In a task on the volume's reactor: the ranges that differ, ascending, up to `room` of them. -ENOENT, -EIO, -ESHUTDOWN, -ENOMEM.
 cdef int find_changes(Volume volume, Comparing* comparing, Map older, Map newer) noexcept nogil

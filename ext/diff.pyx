@@ -124,6 +124,20 @@ cdef int find_changes(Volume volume, Comparing* comparing, Map older, Map newer)
     return result
 
 
+cdef bint hold_older(Volume volume, const uint8_t* id, Map into) noexcept nogil:
+    cdef uint64_t blocks = 0
+    if volume.closing or readable(volume, id) is NULL:
+        return False
+    hold(volume, id, &into.root, &blocks)
+    return True
+
+
+cdef void release_older(Volume volume, const uint8_t* id, Map older) noexcept nogil:
+    older.forget()
+    release(volume, id)
+    wake_all(&volume.connections_changed, 0)
+
+
 cdef int collect(Volume volume, Comparing* comparing, Map older, Map newer) noexcept nogil:
     cdef Operation operation
     cdef uint64_t misses = newer.cache.misses, block = comparing.block

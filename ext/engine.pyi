@@ -146,9 +146,13 @@ class Engine:
     def close_snapshot(self, id: bytes) -> int: ...
 
     # doors
-    def serve_nbd(self, volume: bytes, fd: int, *, structured: bool, allocation_context: int | None, read_only: bool) -> int:
-        """Take over a connected socket after its handshake (the engine closes it). allocation_context: the id given to base:allocation, if
-        negotiated. Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed" | "malformed" | "stopped"}."""
+    def serve_nbd(
+        self, volume: bytes, fd: int, *, structured: bool, context_id: int | None, read_only: bool, since: bytes | None = None
+    ) -> int:
+        """Take over a connected socket after its handshake (the engine closes it). context_id: that of the metadata context, if one was
+        negotiated. since: of an opened snapshot, an older one: block status tells what has changed since then, not what is allocated.
+        Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed" | "malformed" | "stopped"}. ENOENT: there is no
+        such snapshot."""
 
 def histogram_bounds() -> NDArray[np.uint64]:
     """Upper bounds of the buckets, in nanoseconds."""

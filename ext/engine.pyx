@@ -20,7 +20,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
-from iomesh.engine.diff cimport Comparing, Range, find_changes
+from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
 from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
@@ -491,7 +491,7 @@ cdef class Engine:
         memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
 
-    def serve_nbd(self, bytes volume, int fd, *, bint structured, allocation_context, bint read_only):
+    def serve_nbd(self, bytes volume, int fd, *, bint structured, context_id, bint read_only, since=None):
         cdef _Open opened = self.opened(volume) or self.reading(volume)
         cdef NbdConnection connection
         cdef Command* command
@@ -501,7 +501,15 @@ cdef class Engine:
         if opened.parent is not None and not read_only:
             os.close(fd)
             return self.refuse(EROFS, "a snapshot is only read")
-        connection = NbdConnection(opened.volume, structured=structured, allocation_context=allocation_context, read_only=read_only)
+        if since is not None and opened.parent is None:
+            os.close(fd)
+            return self.refuse(EINVAL, "only a snapshot is compared with another one")
+        connection = NbdConnection(opened.volume, structured=structured, context_id=context_id, read_only=read_only)
+        if since is not None:
+            check_snapshot(since, "the older one's name")
+            connection.older = Map(opened.runner.cache, opened.runner.io, opened.volume.segments)
+            memcpy(connection.since, <const char*>(<bytes>since), 16)
+            connection.compared = <void*>opened.parent.volume
         command = self.command(SERVE, opened.runner, connection)
         command.fd = fd
         command.helper = <void*>opened.volume
@@ -1104,8 +1112,12 @@ cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command)
     cdef int number
     if volume.closing:
         number = -EBUSY
+    elif connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
+        number = -ENOENT
     else:
         number = volume.io.add_connection(command.fd)
+        if number < 0 and connection.compared is not NULL:
+            release_older(<Volume>connection.compared, connection.since, connection.older)
     if number < 0:
         close_descriptor(command.fd)
         return number
@@ -1122,8 +1134,14 @@ cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command)
 cdef void connection_ended(Operation* operation) noexcept nogil:
     cdef Command* command = <Command*>operation.owner
     unlink_connection(<Volume>command.helper, <NbdConnection>command.subject)
+    end_comparing(<NbdConnection>command.subject)
     command.ended.result = 0
     put_done(<Engine>command.engine, command)
+
+
+cdef void end_comparing(NbdConnection connection) noexcept nogil:
+    if connection.compared is not NULL:
+        release_older(<Volume>connection.compared, connection.since, connection.older)
 
 
 cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept nogil:

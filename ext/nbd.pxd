@@ -1,11 +1,12 @@
 # One client in NBD's transmission phase. See nbd.pyx, which takes requests in, and nbdread.pyx, which answers reads.
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.nbdread cimport Reader
 from iomesh.engine.nbdreplies cimport Replies, Reply
 from iomesh.engine.nbdrequest cimport NbdRequest
 from iomesh.engine.reactor cimport Reactor
+from iomesh.engine.map cimport Map
 from iomesh.engine.volume cimport Volume
 
 cdef enum ConnectionState:
@@ -36,8 +37,11 @@ cdef class NbdConnection:
     cdef Reader reader
     cdef bint structured
     cdef bint read_only
-    cdef bint has_context
-    cdef uint32_t context            # the id of base:allocation
+    cdef bint has_context            # for block status; what its id is: `context`
+    cdef Map older                   # it tells what has changed since this snapshot; None: what is allocated
+    cdef uint8_t since[16]           # the snapshot's id
+    cdef void* compared              # the Volume that both snapshots are of; NULL: none is compared with
+    cdef uint32_t context
     # what came in: received[begin:filled] is not dealt with yet
     cdef char* received
     cdef uint32_t begin
@@ -91,6 +95,7 @@ cdef class NbdConnection:
     cdef void abandon(self) noexcept nogil
     cdef void queue_status(self, NbdRequest* request) noexcept nogil
     cdef void find_status(self) noexcept nogil
+    cdef int64_t alike(self, uint64_t block, uint64_t most, uint32_t* state, Operation* when) noexcept nogil
     cdef void answer(self, NbdRequest* request) noexcept nogil
     cdef void drain(self, ConnectionEnd end) noexcept nogil
     cdef void give_grace(self) noexcept nogil

@@ -26,6 +26,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memmove, memset
 
+from iomesh.engine.diff cimport compare
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS
@@ -35,7 +36,7 @@ from iomesh.engine.nbdrequest cimport ZEROS, NbdRequest, account
 from iomesh.engine.nbdwire cimport (
     CAN_MULTI_CONN, CHUNK_BLOCK_STATUS, CHUNK_NONE, CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE,
     CMD_WRITE_ZEROES, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, HAS_FLAGS, PAYLOAD_BYTES_MAX, READ_ONLY, REQUEST_BYTES,
-    REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, STATE_HOLE, STATE_ZERO, get16, get32,
+    REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, STATE_CHANGED, STATE_HOLE, STATE_ZERO, get16, get32,
     get64, get_cookie, put32, put_chunk, put_error_chunk, put_simple, wire_error)
 from iomesh.engine.request cimport Request
 from iomesh.engine.volume cimport Volume
@@ -62,9 +63,9 @@ def transmission_flags(*, bint read_only, bint volatile_cache, bint structured) 
 
 
 cdef class NbdConnection:
-    """structured: structured replies were negotiated. allocation_context: the id given to base:allocation, or None. Raises MemoryError."""
+    """structured: structured replies were negotiated. context_id: the id given to base:allocation, or None. Raises MemoryError."""
 
-    def __cinit__(self, Volume volume, *, bint structured, allocation_context, bint read_only):
+    def __cinit__(self, Volume volume, *, bint structured, context_id, bint read_only):
         cdef NbdRequest* request
         cdef uint32_t i
         self.volume = volume
@@ -72,8 +73,8 @@ cdef class NbdConnection:
         self.reactor = volume.reactor
         self.structured = structured
         self.read_only = read_only
-        self.has_context = allocation_context is not None
-        self.context = allocation_context or 0
+        self.has_context = context_id is not None
+        self.context = context_id or 0
         self.connection = -1
         self.replies = Replies(volume.reactor, volume.io, volume.pool)
         self.replies.owner = <void*>self
@@ -420,15 +421,14 @@ cdef class NbdConnection:
         """Go on with the first one's extents; `status` is its until its reply has left."""
         cdef NbdRequest* request = self.status_first
         cdef uint32_t extents_max = 1 if request.flags & FLAG_REQ_ONE else STATUS_EXTENTS
-        cdef uint32_t state, steps = 0
+        cdef uint32_t state = 0, steps = 0
         cdef uint64_t block, up_to, end = request.end
         cdef int64_t found
-        cdef bint mapped = False
         if request.position == request.offset:
             self.status_extents = 0
         while request.position < end and request.error == 0:
             block = request.position // BLOCK_BYTES
-            found = self.volume.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &mapped, &request.when) if self.state < CLOSED else -ESHUTDOWN
+            found = self.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &state, &request.when) if self.state < CLOSED else -ESHUTDOWN
             if found == 0:
                 return                                   # when_done() goes on
             if found < 0:
@@ -438,7 +438,6 @@ cdef class NbdConnection:
             up_to = (block + found) * BLOCK_BYTES
             if up_to > end:
                 up_to = end
-            state = 0 if mapped else STATE_HOLE | STATE_ZERO
             if self.status_extents and self.status_state == state:
                 self.status_length += <uint32_t>(up_to - request.position)
             elif self.status_extents == extents_max:
@@ -455,6 +454,19 @@ cdef class NbdConnection:
                 break                                    # fewer extents than asked for are a good answer
         put32(self.status, self.context)
         self.answer(request)
+
+    cdef int64_t alike(self, uint64_t block, uint64_t most, uint32_t* state, Operation* when) noexcept nogil:
+        """Blocks from this one on that have the same state in the negotiated context; 0: `when` is done when it is worth asking again; or a
+        negative errno."""
+        cdef bint mapped = False, differ = False
+        cdef int64_t found
+        if self.compared is NULL:
+            found = self.volume.alike(block, most, &mapped, when)
+            state[0] = 0 if mapped else STATE_HOLE | STATE_ZERO
+        else:
+            found = compare(self.older, self.volume.map, block, most, &differ, &mapped, when)
+            state[0] = STATE_CHANGED if differ else 0
+        return found
 
     # ------------------------------------------------------------------ what goes out
 

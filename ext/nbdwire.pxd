@@ -45,6 +45,7 @@ cdef enum:                           # types of chunks, and their flag
 cdef enum:                           # base:allocation
     STATE_HOLE = 1
     STATE_ZERO = 2
+    STATE_CHANGED = 1                # of iomesh:changed-since
 
 cdef enum:                           # transmission flags
     HAS_FLAGS = 1 << 0

@@ -254,11 +254,21 @@ async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_byte
                     assert not missed, f"s{older} and s{newer} differ at blocks {sorted(missed)[:9]}, which is not told"
                     if older + 1 == newer:  # over more than one step a block may be trimmed, written and trimmed again
                         assert blocks_in(found) == other_blocks(held[older], held[newer])
+                    if older < newer:
+                        by_nbd = changes_by_nbd((await client.export_snapshot("db", f"s{newer}")).uris[0], f"s{older}")
+                        assert blocks_in(by_nbd) == blocks_in(found)
             found, _ = await changes(client, "s0")
             assert blocks_in(found) >= other_blocks(held[0], held[number]), "until now"
             assert await changes(client, f"s{number}", f"s{number}") == ([], 0)
         node.kill()
         node.start()
+
+
+def changes_by_nbd(uri: str, since: str) -> list[tuple[int, int]]:
+    """As a tool for incremental backups learns it."""
+    extents = json.loads(run([tool("nbdinfo", "libnbd-bin"), f"--map=iomesh:changed-since:{since}", "--json", uri]).stdout)
+    assert sum(extent["length"] for extent in extents) == SIZE
+    return [(extent["offset"], extent["length"]) for extent in extents if extent["type"] == 1]
 
 
 async def test_comparing_reads_what_differs_and_not_what_there_is(node: Daemon) -> None:

@@ -54,7 +54,7 @@ class Driver:
         ours, theirs = socket.socketpair()
         ours.settimeout(SECONDS)
         ticket = self.engine.serve_nbd(
-            VOLUME, theirs.detach(), structured=structured, allocation_context=1 if context else None, read_only=read_only
+            VOLUME, theirs.detach(), structured=structured, context_id=1 if context else None, read_only=read_only
         )
         return ours, ticket
 

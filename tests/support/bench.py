@@ -76,7 +76,7 @@ class Bench:
         await self.engine.open_volume(self.volume, size_bytes=VOLUME, epoch=self.epoch, segment_bytes=2 << 20, checkpoint=self.pointer)
         ours, theirs = socket.socketpair()
         serving = asyncio.ensure_future(
-            self.engine.serve_nbd(self.volume, theirs.detach(), structured=False, allocation_context=None, read_only=False)
+            self.engine.serve_nbd(self.volume, theirs.detach(), structured=False, context_id=None, read_only=False)
         )
         connection = await Connection.over(ours)
         try:
@@ -141,7 +141,7 @@ class Bench:
         await self.ask(lambda engine: engine.open_snapshot(self.volume.bytes, identity))
         ours, theirs = socket.socketpair()
         serving = asyncio.ensure_future(
-            self.engine.serve_nbd(uuid.UUID(bytes=identity), theirs.detach(), structured=False, allocation_context=None, read_only=True)
+            self.engine.serve_nbd(uuid.UUID(bytes=identity), theirs.detach(), structured=False, context_id=None, read_only=True)
         )
         connection = await Connection.over(ours)
         yield connection

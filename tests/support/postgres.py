@@ -53,6 +53,8 @@ class Postgres:
         )
         with (self.data / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
+            file.flush()
+            os.fsync(file.fileno())  # initdb makes its files durable; what is added has to be, too
 
     def start(self) -> None:
         """Starts the server and waits until it answers, that is: until its recovery is done."""

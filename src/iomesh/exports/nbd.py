@@ -124,7 +124,7 @@ class NbdServer:
                 return
             client.setblocking(True)
             fd = client.detach()
-        serve = agreement.export.attach(fd, structured=agreement.structured, allocation_context=agreement.allocation_context)
+        serve = agreement.export.attach(fd, structured=agreement.structured, context_id=agreement.context_id, since=agreement.since)
         _start(_logged(agreement.export.name, serve), self._attached)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -29,7 +29,8 @@ INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
 
 BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX = 1, 4096, 32 << 20
 ALLOCATION = "base:allocation"
-ALLOCATION_CONTEXT = 1  # its id
+CHANGED_SINCE = "iomesh:changed-since:"  # and a snapshot's name
+ALLOCATION_CONTEXT, CHANGED_CONTEXT = 1, 2  # their ids
 
 STRING_BYTES_MAX = 4096  # the specification's: names, queries
 OPTION_BYTES_MAX = 64 << 10  # of one option's data; the largest that makes sense is a few names
@@ -49,8 +50,13 @@ class NbdExport(Protocol):
     @property
     def volatile_cache(self) -> bool: ...
 
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
-        """Serve this connection until it ends. The descriptor, in blocking mode, is the callee's from now on, whatever happens."""
+    @property
+    def comparable(self) -> Collection[str]:
+        """The snapshots since which this export can tell what has changed."""
+
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
+        """Serve this connection until it ends. Block status tells what has changed `since` that snapshot; None: what is allocated. The
+        descriptor, in blocking mode, is the callee's from now on, whatever happens."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Agreement:
 
     export: NbdExport
     structured: bool
-    allocation_context: int | None
+    context_id: int | None
+    since: str | None  # the snapshot that a context to compare with names
 
 
 class HandshakeEnded(Exception):
@@ -122,7 +129,8 @@ class Handshake:
         self._flags = flags
         self._no_zeroes = False
         self._structured = False
-        self._context_of: NbdExport | None = None  # base:allocation was chosen, for this one
+        self._context_of: NbdExport | None = None  # a context was chosen, for this one
+        self._since: str | None = None  # which; None: base:allocation
 
     async def run(self) -> Agreement:
         """Raises HandshakeEnded."""
@@ -145,9 +153,13 @@ class Handshake:
                 raise HandshakeEnded(f"option {option} has {length} bytes of data, more than {OPTION_BYTES_MAX}")
             export = await self._answer(option, await self._receive(length))
             if export is not None:
-                context = ALLOCATION_CONTEXT if self._structured and self._context_of is export else None
-                return Agreement(export, self._structured, context)
+                return self._agreement(export)
         raise HandshakeEnded(f"it sent {OPTIONS_MAX} options and chose no export")
+
+    def _agreement(self, export: NbdExport) -> Agreement:
+        if not self._structured or self._context_of is not export:
+            return Agreement(export, self._structured, None, None)
+        return Agreement(export, True, ALLOCATION_CONTEXT if self._since is None else CHANGED_CONTEXT, self._since)
 
     async def _answer(self, option: int, data: bytes) -> NbdExport | None:
         """Replies to one option; the export if that was the last one."""
@@ -224,11 +236,18 @@ class Handshake:
         queries = {fields.string("a query") for _ in range(count)}
         fields.end()
         export = self._find(name)
-        if ALLOCATION in queries or (not choose and (not count or "base:" in queries)):
-            identifier = ALLOCATION_CONTEXT if choose else 0
-            await self._reply(option, META_CONTEXT, struct.pack(">I", identifier) + ALLOCATION.encode())
-            if choose:
-                self._context_of = export
+        known = [*(CHANGED_SINCE + snapshot for snapshot in export.comparable), ALLOCATION]
+        if not choose:
+            for context in known:
+                if not count or any(query == context or (query.endswith(":") and context.startswith(query)) for query in queries):
+                    await self._reply(option, META_CONTEXT, struct.pack(">I", 0) + context.encode())
+            return
+        chosen = next((context for context in known if context in queries), None)
+        if chosen is not None:
+            self._context_of = export
+            self._since = None if chosen == ALLOCATION else chosen.removeprefix(CHANGED_SINCE)
+            identifier = ALLOCATION_CONTEXT if chosen == ALLOCATION else CHANGED_CONTEXT
+            await self._reply(option, META_CONTEXT, struct.pack(">I", identifier) + chosen.encode())
 
     def _find(self, name: str) -> NbdExport:
         """The one with this name; no name: the only one there is."""

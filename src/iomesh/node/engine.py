@@ -186,11 +186,23 @@ class NodeEngine:
     # doors
 
     async def serve_nbd(
-        self, volume: uuid.UUID, descriptor: int, *, structured: bool, allocation_context: int | None, read_only: bool
+        self,
+        volume: uuid.UUID,
+        descriptor: int,
+        *,
+        structured: bool,
+        context_id: int | None,
+        read_only: bool,
+        since: uuid.UUID | None = None,
     ) -> dict[str, Any]:
         """Hands a connected socket over; ends when the connection has ended."""
         ticket = self._engine.serve_nbd(
-            volume.bytes, descriptor, structured=structured, allocation_context=allocation_context, read_only=read_only
+            volume.bytes,
+            descriptor,
+            structured=structured,
+            context_id=context_id,
+            since=None if since is None else since.bytes,
+            read_only=read_only,
         )
         ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
         return ended

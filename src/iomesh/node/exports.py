@@ -11,7 +11,7 @@ import os
 import platform
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
@@ -60,24 +60,44 @@ class Connections:
 class VolumeExport:
     """What an NbdServer publishes (see iomesh.exports.nbd.NbdExport)."""
 
-    def __init__(self, engine: NodeEngine, volume: uuid.UUID, name: str, *, size_bytes: int, read_only: bool, volatile_cache: bool) -> None:
+    def __init__(
+        self,
+        engine: NodeEngine,
+        volume: uuid.UUID,
+        name: str,
+        *,
+        size_bytes: int,
+        read_only: bool,
+        volatile_cache: bool,
+        earlier: Callable[[], Mapping[str, uuid.UUID]],
+    ) -> None:
+        """earlier: of a snapshot, those that it can be compared with, by name; asked for whenever a client may want to know."""
         self.name = name
         self.size_bytes = size_bytes
         self.read_only = read_only
         self.volatile_cache = volatile_cache
         self._engine = engine
         self._volume = volume
+        self._earlier = earlier
         self._connections = Connections()
 
     @property
     def connections(self) -> int:
         return len(self._connections.sockets)
 
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+    @property
+    def comparable(self) -> Collection[str]:
+        return self._earlier().keys()
+
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         """Hands a connected socket to the engine, which closes it; returns when the connection has ended."""
+        older = None if since is None else self._earlier().get(since)
+        if since is not None and older is None:  # it was deleted since it was chosen
+            os.close(fd)
+            return
         with self._connections.hold(fd):
             ended = await self._engine.serve_nbd(
-                self._volume, fd, structured=structured, allocation_context=allocation_context, read_only=self.read_only
+                self._volume, fd, structured=structured, context_id=context_id, since=older, read_only=self.read_only
             )
         log.debug("connection ended", volume=self.name, **ended)
 
@@ -116,13 +136,24 @@ class Doors:
     def addresses(self) -> list[str]:
         return [self._config.socket, *([self._listens] if self._listens else [])]
 
-    def publish(self, volume: uuid.UUID, name: str, *, size_bytes: int, read_only: bool, volatile_cache: bool) -> None:
+    def publish(
+        self,
+        volume: uuid.UUID,
+        name: str,
+        *,
+        size_bytes: int,
+        read_only: bool,
+        volatile_cache: bool,
+        earlier: Callable[[], Mapping[str, uuid.UUID]] = dict,
+    ) -> None:
         """Opens the door; if it is open, those who come from now on see the new size."""
         export = self._published.get(name)
         if export is not None:
             export.size_bytes = size_bytes
             return
-        export = VolumeExport(self._engine, volume, name, size_bytes=size_bytes, read_only=read_only, volatile_cache=volatile_cache)
+        export = VolumeExport(
+            self._engine, volume, name, size_bytes=size_bytes, read_only=read_only, volatile_cache=volatile_cache, earlier=earlier
+        )
         self._server.publish(export)
         self._published[name] = export
 

@@ -186,6 +186,11 @@ class Snapshots:
             size_bytes=entry["size_bytes"],
             read_only=True,
             volatile_cache=False,
+            earlier=lambda: {
+                each["name"]: uuid.UUID(bytes=each["id"])
+                for each in volume.snapshots
+                if visible(each) and each["sequence"] < entry["sequence"]
+            },
         )
 
     async def _withdraw(self, volume: OpenVolume, identity: uuid.UUID, name: str) -> None:

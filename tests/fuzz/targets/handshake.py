@@ -42,8 +42,9 @@ class Export:
     size_bytes: int = 1 << 30
     read_only: bool = False
     volatile_cache: bool = False
+    comparable: tuple[str, ...] = ("s0",)
 
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         raise AssertionError("a handshake attaches nothing")
 
 
@@ -58,7 +59,8 @@ def fuzz_one(data: bytes) -> None:
     received, outcome = asyncio.run(shake_hands(exports, sent, hangs_up=how & HANGS_UP != 0))
     if isinstance(outcome, Agreement):
         assert outcome.export in exports.values(), f"agreed about {outcome.export}, which is no export"
-        assert outcome.structured or outcome.allocation_context is None, "a context without structured replies"
+        assert outcome.structured or outcome.context_id is None, "a context without structured replies"
+        assert outcome.since is None or (outcome.context_id == 2 and outcome.since in outcome.export.comparable)
     else:
         assert str(outcome), "the handshake ended without a reason"
     if not how & HANGS_UP:

@@ -23,8 +23,9 @@ class Volume:
     size_bytes: int
     read_only: bool = False
     volatile_cache: bool = False
+    comparable: tuple[str, ...] = ()
 
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         raise AssertionError("a handshake attaches nothing")
 
 
@@ -114,7 +115,7 @@ async def test_go_names_an_export_and_tells_its_size_and_flags(client: Client) -
     await client.greet()
     assert await client.option(GO, info(b"books")) == [(INFORMATION, struct.pack(">HQH", 0, 1 << 30, FLAGS_PLAIN)), (ACK, b"")]
     agreed = await client.agreement()
-    assert (agreed.export.name, agreed.structured, agreed.allocation_context) == ("books", False, None)
+    assert (agreed.export.name, agreed.structured, agreed.context_id) == ("books", False, None)
 
 
 async def test_info_tells_all_that_is_asked_for_and_the_handshake_goes_on(client: Client) -> None:
@@ -202,7 +203,7 @@ async def test_contexts_are_listed_and_chosen(client: Client) -> None:
         (ACK, b""),
     ]
     await client.option(GO, info(b"books"))
-    assert (await client.agreement()).allocation_context == 1
+    assert (await client.agreement()).context_id == 1
 
 
 @pytest.mark.parametrize("queries", [(), (b"base:",), (b"base:nothing",), (b"x-other:y",)])
@@ -212,7 +213,31 @@ async def test_choosing_selects_only_what_is_named_in_full(client: Client, queri
     await client.option(SET_META_CONTEXT, meta(b"books", b"base:allocation"))
     assert await client.option(SET_META_CONTEXT, meta(b"books", *queries)) == [(ACK, b"")]
     await client.option(GO, info(b"books"))
-    assert (await client.agreement()).allocation_context is None
+    assert (await client.agreement()).context_id is None
+
+
+async def test_a_snapshot_tells_what_has_changed_since_an_older_one(client: Client, exports: dict[str, NbdExport]) -> None:
+    exports["books@friday"] = Volume("books@friday", 1 << 30, read_only=True, comparable=("monday", "tuesday"))
+    since = b"iomesh:changed-since:"
+    await client.greet()
+    await client.option(STRUCTURED_REPLY)
+    listed = [(META_CONTEXT, bytes(4) + since + b"monday"), (META_CONTEXT, bytes(4) + since + b"tuesday")]
+    assert await client.option(LIST_META_CONTEXT, meta(b"books@friday")) == [
+        *listed,
+        (META_CONTEXT, b"\0\0\0\0base:allocation"),
+        (ACK, b""),
+    ]
+    assert await client.option(LIST_META_CONTEXT, meta(b"books@friday", b"iomesh:")) == [*listed, (ACK, b"")]
+    assert await client.option(LIST_META_CONTEXT, meta(b"books@friday", since)) == [*listed, (ACK, b"")]
+    assert await client.option(LIST_META_CONTEXT, meta(b"books@friday", since + b"tuesday")) == [listed[1], (ACK, b"")]
+    assert await client.option(SET_META_CONTEXT, meta(b"books@friday", since + b"sunday")) == [(ACK, b"")]
+    assert await client.option(SET_META_CONTEXT, meta(b"books@friday", b"base:allocation", since + b"tuesday")) == [
+        (META_CONTEXT, b"\0\0\0\2" + since + b"tuesday"),
+        (ACK, b""),
+    ]
+    await client.option(GO, info(b"books@friday"))
+    agreed = await client.agreement()
+    assert (agreed.context_id, agreed.since) == (2, "tuesday")
 
 
 async def test_a_context_counts_for_the_export_it_was_chosen_for(client: Client) -> None:
@@ -220,7 +245,7 @@ async def test_a_context_counts_for_the_export_it_was_chosen_for(client: Client)
     await client.option(STRUCTURED_REPLY)
     await client.option(SET_META_CONTEXT, meta(b"books", b"base:allocation"))
     await client.option(GO, info("bücher".encode()))
-    assert (await client.agreement()).allocation_context is None
+    assert (await client.agreement()).context_id is None
 
 
 async def test_a_choice_that_failed_leaves_none(client: Client) -> None:
@@ -229,7 +254,7 @@ async def test_a_choice_that_failed_leaves_none(client: Client) -> None:
     await client.option(SET_META_CONTEXT, meta(b"books", b"base:allocation"))
     assert error_kinds(await client.option(SET_META_CONTEXT, meta(b"books", b"base:allocation")[:-1])) == [INVALID]
     await client.option(GO, info(b"books"))
-    assert (await client.agreement()).allocation_context is None
+    assert (await client.agreement()).context_id is None
 
 
 @pytest.mark.parametrize(

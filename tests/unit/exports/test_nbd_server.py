@@ -21,15 +21,16 @@ class Volume:
         self.size_bytes = 1 << 30
         self.read_only = read_only
         self.volatile_cache = volatile_cache
+        self.comparable: tuple[str, ...] = ()
         self.attached: asyncio.Queue[tuple[socket.socket, bool, int | None]] = asyncio.Queue()
 
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         assert os.get_blocking(fd), "the engine waits for a socket in the kernel, not by being told to try again"
-        await self.attached.put((socket.socket(fileno=fd), structured, allocation_context))
+        await self.attached.put((socket.socket(fileno=fd), structured, context_id))
 
 
 class BrokenVolume(Volume):
-    async def attach(self, fd: int, *, structured: bool, allocation_context: int | None) -> None:
+    async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         os.close(fd)
         raise RuntimeError("no engine today")
 
