@@ -34,6 +34,7 @@ cdef class Checkpoints:
     cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end
     cdef uint64_t content_written
     cdef bint due                    # asked for by something other than the interval
+    cdef bint held                   # doors stay shut until it is let go, whatever checkpoints are written meanwhile
     cdef int64_t drain_began_ns
     cdef int64_t stalled_ns          # for how long the newest one let writes wait
     cdef bint lost                   # the pointer could not be moved: another owner has taken over
@@ -52,10 +53,12 @@ cdef class Checkpoints:
     cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
     cdef int run_for(self, uint64_t version) noexcept nogil      # in a task: until the snapshots' `version` is durable
     # In a task, in steps, so that several volumes can be frozen at one instant: nobody else's checkpoint begins; doors wait; everything is
-    # committed; then go(), or let_go() if it is not to be.
+    # committed; then go(), or let_go() if it is not to be. write(): a checkpoint without letting go, so that another can follow it with nothing
+    # in between.
     cdef int claim(self) noexcept nogil
     cdef int begin_drain(self) noexcept nogil
     cdef int drain(self) noexcept nogil
+    cdef void write(self) noexcept nogil
     cdef void let_go(self) noexcept nogil
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil
     cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters

@@ -115,6 +115,10 @@ cdef class Checkpoints:
 
     cdef void go(self) noexcept nogil:
         """In a task, `running` is set."""
+        self.write()
+        self.let_go()
+
+    cdef void write(self) noexcept nogil:
         self.log.tails.making_space += 1                 # what is dead goes with it
         self.writing = True
         self.due = False
@@ -126,9 +130,9 @@ cdef class Checkpoints:
         self.snapshots.thaw()
         self.segments.settle(False)                      # nothing is left to settle but after an error
         self.log.tails.making_space -= 1
-        self.let_go()
 
     cdef void let_go(self) noexcept nogil:
+        self.held = False
         self.end_drain()
         self.running = False
         self.map_written()
@@ -217,7 +221,7 @@ cdef class Checkpoints:
         return result
 
     cdef void end_drain(self) noexcept nogil:
-        if self.log.draining:
+        if self.log.draining and not self.held:
             self.log.draining = False
             self.stalled_ns = self.log.io.now_ns() - self.drain_began_ns
             wake_all(&self.log.waiters, 0)

@@ -2,10 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.compaction cimport Pace
-from iomesh.engine.layout cimport Entry
 from iomesh.engine.map cimport Map
 from iomesh.engine.request cimport Request
-from iomesh.engine.segments cimport Born, Segment
+from iomesh.engine.segments cimport Segment
 from iomesh.engine.volume cimport Volume
 
 cdef enum:
@@ -42,16 +41,19 @@ cdef struct Plan:
     uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
     uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are
 
+cdef struct Era:                     # addresses of which one tree may have what its parent has not: those born while it grew, and maybe others
+    uint64_t data_from
+    uint64_t data_to
+    uint64_t node_from
+    uint64_t node_to
+
 cdef class Cleaner:                  # of one volume
     cdef Volume volume
     cdef Plan* plans
     cdef char* footer                # a segment's footer and its table
     cdef Map head                    # the volume's own
     cdef Map durable                 # as of the newest checkpoint
-    cdef Map past_data               # of a snapshot
-    cdef Map past_nodes
-    cdef uint64_t past_from[2]       # by Born: addresses of which that is the first snapshot after their birth
-    cdef uint64_t past_to[2]
+    cdef Map past                    # of a snapshot
     cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
 
     # In a task on the volume's reactor. 0, or -ESHUTDOWN, -EBUSY: it is being cleaned. pace: NULL: none.
@@ -61,9 +63,8 @@ cdef class Cleaner:                  # of one volume
     cdef bint cleanable(self, const Segment* segment) noexcept nogil
     cdef int derive(self, Plan* plan) noexcept nogil
     cdef int read_footer(self, const Segment* segment) noexcept nogil
-    cdef void expect(self, const Segment* segment, const Entry* entry) noexcept nogil
-    cdef int lives(self, const Segment* segment, uint32_t block, const Entry* entry) noexcept nogil
-    cdef bint choose(self, Map past, uint64_t address, Born what) noexcept nogil
+    cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil
+    cdef void list_live(self, Plan* plan) noexcept nogil
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
     cdef int make_stable(self) noexcept nogil
     cdef void carry_out(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil

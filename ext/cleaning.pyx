@@ -5,10 +5,10 @@
 #     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than an eighth lives and no snapshot
 #                  has any of it, evacuate: the live blocks are appended to the log again, like a user's writes, and the segment dies
 #
-# What lives is derived each time, never kept. A block of data lives if the map of *one* tree points to it: that of the first snapshot after its
-# birth, or of the head if there is none. For if it died before that snapshot was made, no later tree of its history has it, and a block that
-# outlived a deleted snapshot is in the next one. A map node likewise, but instead of the head's newest tree that of the newest
-# checkpoint counts, which recovery may have to read: it has every node of these segments that the head has.
+# What lives is derived each time, never kept: a block lives if a tree points to it. Few trees have to be asked. What lies below the cut of a
+# tree's parent is in that tree only if it is in the parent's, so a tree is asked about its era alone: addresses from its parent's cut up to its own,
+# the head's without an end. As long as a volume never went back to a snapshot, eras do not overlap. Of nodes, instead of the head's newest tree that
+# of the newest checkpoint counts, which recovery may have to read: it has every node of these segments that the head has.
 #
 # Always true:
 #   - only a sealed segment that is older than the newest checkpoint, holds no table of it and has a footer is cleaned, one volume by one Cleaner;
@@ -33,13 +33,14 @@ from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS,
-    Entry, Footer, Pointer, footer_table_valid, footer_valid)
+    SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.request cimport Request
-from iomesh.engine.segments cimport DATA, NODE, Born, Segment
+from iomesh.engine.segments cimport DATA, NODE, Segment
+from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport Store
 from iomesh.engine.task cimport wait, wait_in, waited, wake_all
 from iomesh.engine.volume cimport Volume
@@ -73,8 +74,7 @@ cdef class Cleaner:
         self.volume = volume
         self.head = volume.map
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
-        self.past_data = Map(volume.walk.cache, volume.io, volume.segments)
-        self.past_nodes = Map(volume.walk.cache, volume.io, volume.segments)
+        self.past = Map(volume.walk.cache, volume.io, volume.segments)
         self.plans = <Plan*>calloc(PLANS, sizeof(Plan))
         if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS * BLOCK_BYTES):
             raise MemoryError("no memory for cleaning")
@@ -93,6 +93,7 @@ cdef class Cleaner:
     cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil:
         cdef Segment* segment = self.volume.segments.first
         cdef uint32_t count = 0
+        cdef uint64_t cut = self.volume.snapshots.newest_cut()
         while segment is not NULL:
             if count < room and segment.replica is not NULL:
                 rows[count].segment = segment.number
@@ -103,7 +104,7 @@ cdef class Cleaner:
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
                 if self.cleanable(segment):
                     rows[count].flags |= ROW_CLEANABLE
-                    if straggles(self.volume, segment, segment.live):
+                    if straggles(segment, segment.live, cut):
                         rows[count].flags |= ROW_STRAGGLES
             count += segment.replica is not NULL
             segment = segment.next
@@ -117,11 +118,11 @@ cdef class Cleaner:
         cdef uint64_t snapshots, checkpoint
         cdef int error
         memset(told, 0, sizeof(Cleaned))
-        if self.volume.cleaning:
+        if self.volume.cleaning or self.volume.restoring:
             return -EBUSY
         self.volume.cleaning = True
         self.volume.log.tails.making_space += 1
-        while next_one < count and not self.volume.closing and not self.volume.log.error:
+        while next_one < count and not is_ending(self.volume) and not self.volume.log.error:
             planned = 0
             snapshots = self.volume.snapshots.version
             while next_one < count and planned < PLANS:
@@ -149,14 +150,12 @@ cdef class Cleaner:
                 note_error(told, error)
             else:
                 for i in range(planned):
-                    if not self.volume.closing:
+                    if not is_ending(self.volume):
                         self.carry_out(&self.plans[i], pace, told)
             for i in range(planned):
                 self.plans[i].segment.cleaning = False
         self.durable.forget()
-        self.past_data.forget()
-        self.past_nodes.forget()
-        self.past_from[<int>DATA] = self.past_to[<int>DATA] = self.past_from[<int>NODE] = self.past_to[<int>NODE] = 0
+        self.past.forget()
         self.volume.log.tails.making_space -= 1
         self.volume.cleaning = False
         wake_all(&self.volume.cleaning_ended, 0)
@@ -167,36 +166,78 @@ cdef class Cleaner:
     cdef int derive(self, Plan* plan) noexcept nogil:
         """0, or a negative errno: -EIO, -EUCLEAN when the footer or a map cannot be read, -ESHUTDOWN."""
         cdef Segment* segment = plan.segment
-        cdef Footer* footer = <Footer*>self.footer
-        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
-        cdef Entry* entry
-        cdef uint32_t at = 0, ahead = 0, expected = 0, seen = 0, block = 0, k
+        cdef Snapshot* parent
+        cdef SnapshotEntry* entry
+        cdef Era era
+        cdef uint32_t i = 0, block
         cdef int result = self.read_footer(segment)
-        cdef Operation operation
         memset(plan.words, 0, sizeof(plan.words))
         plan.live = 0
         self.durable.forget()
         self.durable.root = self.volume.checkpoints.root
-        while result >= 0 and at < footer.entry_count:
+        while result >= 0 and i < self.volume.snapshots.count and plan.live < segment.live:
+            entry = &self.volume.snapshots.all[i].entry
+            i += 1
+            if entry.flags & SNAPSHOT_CLONE:
+                continue
+            parent = self.volume.snapshots.find(entry.parent)
+            era.data_from = 0 if parent is NULL else parent.entry.data_cut
+            era.node_from = 0 if parent is NULL else parent.entry.node_cut
+            era.data_to = entry.data_cut
+            era.node_to = entry.node_cut
+            if touches(&era, segment):
+                if self.past.root.segment != entry.root.segment or self.past.root.block != entry.root.block:
+                    self.past.forget()
+                    self.past.root = entry.root
+                result = self.look(plan, &era, self.past, self.past)
+        # the head last: snapshots stay as they are, so what they have is all there is if it is as much as lives
+        era.data_from = self.volume.segments.pins[<int>DATA]
+        era.node_from = self.volume.segments.pins[<int>NODE]
+        era.data_to = era.node_to = ~<uint64_t>0
+        if result >= 0 and plan.live < segment.live and touches(&era, segment):
+            if planted(b"cleaned_by_newest_nodes"):
+                result = self.look(plan, &era, self.head, self.head)
+            else:
+                result = self.look(plan, &era, self.head, self.durable)
+        if result < 0:
+            return result
+        self.list_live(plan)
+        for block in range(segment.replica.footer_block, segment.replica.blocks):
+            plan.words[block // 64] |= <uint64_t>1 << (block % 64)
+        return 0
+
+    cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil:
+        """Marks what a tree has of what was born in its era: data by one map, nodes by another. 0, or a negative errno as above."""
+        cdef Segment* segment = plan.segment
+        cdef Footer* footer = <Footer*>self.footer
+        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef Entry* entry
+        cdef uint64_t first = <uint64_t>segment.number << 32, address
+        cdef uint32_t at = 0, ahead = 0, expected = 0, seen = 0, block = 0, k
+        cdef int result
+        cdef Operation operation
+        while at < footer.entry_count:
             block += 1
             for k in range(table[at].count):
                 entry = &table[at + 1 + k]
                 seen += 1
                 while ahead < footer.entry_count and expected < seen + AHEAD:
-                    if table[ahead].kind == KIND_DATA:
-                        self.expect(segment, &table[ahead])
+                    if table[ahead].kind == KIND_DATA and data is self.head and first >= era.data_from:
+                        data.expect(0, table[ahead].position // NODE_POINTERS)       # of a snapshot's nodes there are few, for many blocks each
                     expected += table[ahead].kind != KIND_RECORD
                     ahead += 1
                 if entry.kind == KIND_ZERO:
                     continue
-                result = self.lives(segment, block, entry)
+                address = first | block
+                result = 0                               # what is neither is of a checkpoint that another has followed
+                if entry.kind == KIND_DATA and era.data_from <= address < era.data_to:
+                    result = self.points(data, -1, entry.position, segment.number, block)
+                elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
+                    result = self.points(nodes, <int>(entry.position >> 56), entry.position & (NODE_INDEXES - 1), segment.number, block)
                 if result < 0:
-                    break
-                if result:
+                    return result
+                if result and not plan.words[block // 64] >> (block % 64) & 1:
                     plan.words[block // 64] |= <uint64_t>1 << (block % 64)
-                    if plan.live < EVACUATED_MAX:
-                        plan.at[plan.live] = block
-                        plan.places[plan.live] = entry.position if entry.kind == KIND_DATA else entry.position | NODE_PLACE
                     plan.live += 1
                 block += 1
                 if seen % BREATHER == 0:
@@ -204,14 +245,22 @@ cdef class Cleaner:
                     self.volume.io.after(&operation, 0)
                     wait(&operation)
                     if self.volume.closing:
-                        result = -ESHUTDOWN
-                        break
+                        return -ESHUTDOWN
             at += 1 + table[at].count
-        if result < 0:
-            return result
-        for block in range(segment.replica.footer_block, segment.replica.blocks):
-            plan.words[block // 64] |= <uint64_t>1 << (block % 64)
         return 0
+
+    cdef void list_live(self, Plan* plan) noexcept nogil:
+        """Where the first of those are that live, in the order of the segment."""
+        cdef Footer* footer = <Footer*>self.footer
+        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef uint32_t listed = 0, at = 0, block = 0
+        while at < footer.entry_count and listed < EVACUATED_MAX:
+            if table[at].kind != KIND_RECORD and table[at].kind != KIND_ZERO and plan.words[block // 64] >> (block % 64) & 1:
+                plan.at[listed] = block
+                plan.places[listed] = table[at].position if table[at].kind == KIND_DATA else table[at].position | NODE_PLACE
+                listed += 1
+            block += table[at].kind != KIND_ZERO         # a record's own entry stands for its header
+            at += 1
 
     cdef int read_footer(self, const Segment* segment) noexcept nogil:
         cdef Footer* footer = <Footer*>self.footer
@@ -226,50 +275,6 @@ cdef class Cleaner:
         if result == 0 and not footer_table_valid(footer, <Entry*>(self.footer + BLOCK_BYTES)):
             result = -EUCLEAN
         return result
-
-    cdef void expect(self, const Segment* segment, const Entry* entry) noexcept nogil:
-        """Of the head alone: of a snapshot's nodes there are few, for many blocks each."""
-        if <uint64_t>segment.number << 32 >= self.volume.segments.pins[<int>DATA]:
-            self.head.expect(0, entry.position // NODE_POINTERS)
-
-    cdef int lives(self, const Segment* segment, uint32_t block, const Entry* entry) noexcept nogil:
-        """1 or 0, or a negative errno."""
-        cdef uint64_t address = <uint64_t>segment.number << 32 | block
-        cdef uint64_t index = entry.position & (NODE_INDEXES - 1)
-        cdef int level = <int>(entry.position >> 56)
-        if entry.kind == KIND_DATA:
-            if address >= self.volume.segments.pins[<int>DATA]:
-                return self.points(self.head, -1, entry.position, segment.number, block)
-            return self.points(self.past_data, -1, entry.position, segment.number, block) if self.choose(self.past_data, address, DATA) else 1
-        if entry.kind != KIND_MAP:
-            return 0                                     # of a checkpoint that another has followed
-        if address >= self.volume.segments.pins[<int>NODE]:
-            if planted(b"cleaned_by_newest_nodes"):
-                return self.points(self.head, level, index, segment.number, block)
-            return self.points(self.durable, level, index, segment.number, block)
-        return self.points(self.past_nodes, level, index, segment.number, block) if self.choose(self.past_nodes, address, NODE) else 1
-
-    cdef bint choose(self, Map past, uint64_t address, Born what) noexcept nogil:
-        """`past` is the tree of the first snapshot after this address' birth; False: there is none, although it is pinned."""
-        cdef uint64_t cut, above = 0, below = 0
-        cdef Pointer root
-        cdef uint32_t i
-        if self.past_from[<int>what] <= address < self.past_to[<int>what]:
-            return True
-        for i in range(self.volume.snapshots.count):
-            cut = self.volume.snapshots.all[i].entry.node_cut if what == NODE else self.volume.snapshots.all[i].entry.data_cut
-            if cut <= address:
-                below = max(below, cut)
-            elif above == 0 or cut < above:
-                above = cut
-                root = self.volume.snapshots.all[i].entry.root
-        if above == 0:
-            return False
-        past.forget()
-        past.root = root
-        self.past_from[<int>what] = below
-        self.past_to[<int>what] = above
-        return True
 
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil:
         """Whether a tree's pointer to a node (level -1: to a block of data) leads there: 1 or 0, or -EIO."""
@@ -310,7 +315,7 @@ cdef class Cleaner:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
             return
-        if straggles(self.volume, segment, plan.live):
+        if straggles(segment, plan.live, self.volume.snapshots.newest_cut()):
             if not has_spare(self.volume):
                 told.postponed += 1
                 return
@@ -438,15 +443,24 @@ cdef int64_t retire_body(void* argument) noexcept nogil:
     return 0
 
 
+cdef inline bint is_ending(Volume volume) noexcept nogil:
+    """Who waits for the end of this shall not wait for long."""
+    return volume.closing or volume.restoring
+
+
 cdef inline bint is_unsettled(Volume volume) noexcept nogil:
-    """A snapshot is being made, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
-    return volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
+    """A snapshot is being made, or gone back to, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
+    return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
 
 
-cdef inline bint straggles(Volume volume, const Segment* segment, uint32_t live) noexcept nogil:
-    """Little of it lives, and no snapshot has a block of it."""
-    cdef uint64_t first = <uint64_t>segment.number << 32
-    return live < segment.blocks // EVACUATION_SHARE and first >= volume.segments.pins[<int>DATA] and first >= volume.segments.pins[<int>NODE]
+cdef inline bint straggles(const Segment* segment, uint32_t live, uint64_t cut) noexcept nogil:
+    """Little of it lives, and no snapshot, of whatever history, has a block of it."""
+    return live < segment.blocks // EVACUATION_SHARE and <uint64_t>segment.number << 32 >= cut
+
+
+cdef inline bint touches(const Era* era, const Segment* segment) noexcept nogil:
+    cdef uint64_t first = <uint64_t>segment.number << 32, end = first + segment.blocks
+    return (first < era.data_to and era.data_from < end) or (first < era.node_to and era.node_from < end)
 
 
 cdef bint has_spare(Volume volume) noexcept nogil:

@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EROFS
+from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EROFS, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
@@ -21,7 +21,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
-from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
+from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, restore_volume, walk_dying
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
@@ -37,14 +37,14 @@ from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
-from iomesh.engine.snapshots cimport is_zero_id
+from iomesh.engine.snapshots cimport Wish, is_zero_id
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, Volume
 
 # Part of engine.pyi, made elsewhere:
-from iomesh.engine.structures import crc32c, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
+from iomesh.engine.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
 from iomesh.engine.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
 from iomesh.engine.nbd import transmission_flags  # no-cython-lint
 from iomesh.engine.nbd import ENDS
@@ -103,7 +103,7 @@ cdef enum:
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
     CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
-    LIST_SEALED, SCRUB_SEGMENT
+    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME
 
 cdef struct Command:
     Message message
@@ -593,6 +593,28 @@ cdef class Engine:
     def delete_snapshot(self, bytes volume, bytes id):
         return self.ask_snapshot(DELETE_SNAPSHOT, volume, id)
 
+    def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        cdef Wish* wish
+        check_snapshot(snapshot, "its name")
+        check_snapshot(before, name)
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        opened.bucket.hurried = True                     # who cleans it has to end first
+        command = self.command(RESTORE_VOLUME, opened.runner, opened.volume)
+        command.memory = wish = <Wish*>calloc(1, sizeof(Wish))
+        if wish is NULL:
+            raise MemoryError("no memory for a snapshot")
+        encoded = name.encode()
+        memcpy(wish.entry.id, <const char*>before, 16)
+        memcpy(wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+        wish.entry.flags = SNAPSHOT_HIDDEN if discard else 0
+        command.first = force
+        memcpy(command.volume, <const char*>volume, 16)
+        memcpy(command.id, <const char*>snapshot, 16)
+        return self.post(command)
+
     def list_snapshots(self, bytes volume):
         return self.ask_volume(LIST_SNAPSHOTS, volume, 0)
 
@@ -938,6 +960,8 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return list_snapshots_on(<Volume>command.subject, command)
     if command.kind == DELETE_SNAPSHOT:
         return delete_snapshot_on(<Volume>command.subject, command)
+    if command.kind == RESTORE_VOLUME:
+        return restore_on(<Volume>command.subject, command)
     if command.kind == DIFF_SNAPSHOTS:
         return find_changes(<Volume>command.subject, <Comparing*>command.memory, <Map>command.list[0], <Map>command.list[1])
     if command.kind == OPEN_SNAPSHOT:
@@ -1082,6 +1106,20 @@ cdef int64_t delete_snapshot_on(Volume volume, Command* command) noexcept nogil:
     return result
 
 
+cdef int64_t restore_on(Volume volume, Command* command) noexcept nogil:
+    cdef int result
+    if volume.closing:
+        return -ESHUTDOWN
+    if volume.restoring or (volume.connections and not command.first):
+        return -EBUSY
+    volume.restoring = True
+    end_connections(volume)
+    result = restore_volume(volume, command.id, <Wish*>command.memory)
+    volume.restoring = False
+    wake_all(&volume.restored, 0)
+    return result
+
+
 cdef int64_t close_snapshot_on(Volume volume, Volume reading) noexcept nogil:
     end_connections(reading)
     close_snapshot(volume, reading)
@@ -1110,7 +1148,7 @@ cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
 
 cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command) noexcept nogil:
     cdef int number
-    if volume.closing:
+    if volume.closing or volume.restoring:
         number = -EBUSY
     elif connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
         number = -ENOENT

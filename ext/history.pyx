@@ -6,14 +6,21 @@
 # again at once. Volumes are claimed in the order of their identities, and before any door waits: so nobody waits in a circle, and a
 # volume's writes wait for what is under way in the others' logs, never for their checkpoints.
 
+#
+# Going back to a snapshot: two checkpoints of a volume with nothing in between, while its doors stay shut. The first one makes a snapshot of what
+# there is, `before`. So nothing in the map is the head's alone any more, and the head can be put upon another snapshot's tree without that anything
+# is born or dies. The second one makes that durable. A crash finds the first checkpoint, and the volume is what it was, or the second. What is not
+# to be kept is a `before` that is hidden from its beginning: nothing goes on from it, so it dies with the second checkpoint, and what it
+# alone had comes back as with any deletion.
+
 from libc.errno cimport ENOENT, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport BLOCK_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, Pointer, SnapshotEntry
+from iomesh.engine.layout cimport BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, Pointer, SnapshotEntry
 from iomesh.engine.reactor cimport Reactor, call_on
-from iomesh.engine.snapshots cimport Snapshot
+from iomesh.engine.snapshots cimport Snapshot, Wish
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
 from iomesh.engine.volume cimport Volume
 
@@ -136,6 +143,66 @@ cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcep
     snapshot = volume.snapshots.find(id)
     hidden[0] = snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_DYING and not volume.snapshots.may_die(&snapshot.entry)
     return result
+
+
+# ---------------------------------------------------------------------- going back
+
+cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
+    cdef int result
+    invariant(volume.restoring, b"nobody comes while a volume goes back")
+    while volume.cleaning:
+        wait_in(&volume.cleaning_ended)
+    invariant(volume.merging == 0, b"nobody writes while a volume goes back")
+    result = volume.checkpoints.claim()
+    if result < 0:
+        return result
+    result = go_back(volume, id, before)
+    volume.checkpoints.let_go()
+    if result < 0 and before.made:
+        volume.snapshots.find(before.entry.id).entry.flags |= SNAPSHOT_HIDDEN
+        have_it_written(volume)
+    return result
+
+
+cdef int go_back(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
+    """The volume's checkpoints are claimed."""
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    cdef int result
+    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+        return -ENOENT
+    result = volume.snapshots.wish(before)
+    if result < 0:
+        return result
+    snapshot.readers += 1                                # it stays meanwhile
+    volume.checkpoints.held = True
+    volume.checkpoints.write()
+    result = volume.checkpoints.result
+    if not before.made:
+        invariant(result < 0, b"a checkpoint makes what was wished for when it began")
+        volume.snapshots.withdraw(before)
+    else:
+        stand_upon(volume, id, volume.snapshots.find(id).entry.root)
+        volume.checkpoints.write()
+        result = volume.checkpoints.result
+        if result < 0:                                   # what counts is the checkpoint before
+            stand_upon(volume, before.entry.id, volume.checkpoints.root)
+    snapshot = volume.snapshots.find(id)
+    snapshot.readers -= 1
+    if snapshot.entry.flags & SNAPSHOT_HIDDEN:           # it was deleted meanwhile
+        have_it_written(volume)
+    return result
+
+
+cdef void stand_upon(Volume volume, const uint8_t* id, Pointer root) noexcept nogil:
+    """The head goes on from this snapshot; until now it was, to the block, the one that it goes on from."""
+    cdef int level
+    for level in range(MAP_LEVELS):
+        invariant(volume.map.dirty_first[level] is NULL, b"a map is written whole before it is left")
+    invariant(volume.map.images == 0, b"a map is written whole before it is left")
+    volume.map.forget()
+    volume.map.root = root
+    memcpy(volume.snapshots.head_parent, id, 16)
+    volume.snapshots.changed()
 
 
 cdef void walk_dying(void* volume) noexcept nogil:

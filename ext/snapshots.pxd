@@ -33,6 +33,7 @@ cdef class Snapshots:
 
     cdef Snapshot* find(self, const uint8_t* id) noexcept nogil
     cdef SnapshotEntry* dying(self) noexcept nogil                             # the one that is; NULL: none
+    cdef uint64_t newest_cut(self) noexcept nogil                              # no snapshot has anything at or above this address
     cdef int reserve(self, uint32_t more) noexcept nogil
     cdef int add(self, const SnapshotEntry* entry) noexcept nogil              # 0 or -ENOMEM
     cdef void remove(self, const uint8_t* id) noexcept nogil                   # what grew from it grew from its parent now

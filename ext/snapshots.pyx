@@ -53,6 +53,13 @@ cdef class Snapshots:
                 return &self.all[i].entry
         return NULL
 
+    cdef uint64_t newest_cut(self) noexcept nogil:
+        cdef uint64_t newest = 0
+        cdef uint32_t i
+        for i in range(self.count):
+            newest = max(newest, max(self.all[i].entry.data_cut, self.all[i].entry.node_cut))
+        return newest
+
     cdef int reserve(self, uint32_t more) noexcept nogil:
         cdef Snapshot* grown
         if self.count + more > self.room:

@@ -326,6 +326,8 @@ cdef class Volume:
         if self.log is None:
             self.map.forget()
             return
+        while self.restoring:
+            wait_in(&self.restored)
         while self.cleaning:
             wait_in(&self.cleaning_ended)
         while self.merging:

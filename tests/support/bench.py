@@ -67,6 +67,12 @@ class Bench:
     @asynccontextmanager
     async def served(self, *, checkpoint_bytes: int = 1 << 30) -> AsyncIterator[Connection]:
         """The volume recovered and served; ends as a crash does."""
+        async with self.running(checkpoint_bytes=checkpoint_bytes), self.connected() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def running(self, *, checkpoint_bytes: int = 1 << 30) -> AsyncIterator[None]:
+        """The volume recovered, and nobody connected; ends as a crash does."""
         config = EngineConfig(map_cache_bytes=1 << 20, checkpoint_bytes=checkpoint_bytes, register_buffers=False)
         self.engine = NodeEngine(config, self.on_event)
         self.engine.start()
@@ -74,6 +80,15 @@ class Bench:
         self.epoch += 1
         await self.engine.open_store(descriptor, cluster=self.cluster, volatile_cache=False)
         await self.engine.open_volume(self.volume, size_bytes=VOLUME, epoch=self.epoch, segment_bytes=2 << 20, checkpoint=self.pointer)
+        try:
+            yield
+        finally:
+            self.engine.stop()
+            os.close(descriptor)
+            self.unanswered.clear()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Connection]:
         ours, theirs = socket.socketpair()
         serving = asyncio.ensure_future(
             self.engine.serve_nbd(self.volume, theirs.detach(), structured=False, context_id=None, read_only=False)
@@ -85,9 +100,6 @@ class Bench:
             await serving
         finally:
             serving.cancel()
-            self.engine.stop()
-            os.close(descriptor)
-            self.unanswered.clear()
 
     def some_block(self, worker: int) -> int:
         """Of this worker alone, here and there in the volume."""
@@ -126,6 +138,21 @@ class Bench:
         made = await self.ask(lambda engine: engine.create_snapshots([(self.volume.bytes, identity, name)]))
         assert [one["id"] for one in made["snapshots"]] == [identity]
         return identity
+
+    async def restore(self, snapshot: bytes, name: str, *, discard: bool = False, force: bool = False) -> bytes:
+        """The identity of the snapshot of what was there before."""
+        before = self.draw.randbytes(16)
+        await self.ask(
+            lambda engine: engine.restore_volume(self.volume.bytes, snapshot, before=before, name=name, discard=discard, force=force)
+        )
+        return before
+
+    async def clean(self) -> dict[str, int]:
+        """Every segment that can be."""
+        rows = await self.ask(lambda engine: engine.segments(self.volume.bytes))
+        wanted = rows["segment"][rows["flags"] & 1 != 0]
+        cleaned: dict[str, int] = await self.ask(lambda engine: engine.clean(self.volume.bytes, wanted))
+        return cleaned
 
     async def snapshots(self) -> dict[str, dict[str, Any]]:
         return {one["name"]: one for one in await self.ask(lambda engine: engine.list_snapshots(self.volume.bytes))}

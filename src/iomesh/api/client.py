@@ -155,6 +155,11 @@ class Client:
         request = pb.UnexportSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
         await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
 
+    async def restore_volume(self, volume: str, snapshot: str, *, discard: bool = False, force: bool = False) -> str:
+        """The name of the snapshot of what was there before; empty if that was discarded."""
+        request = pb.RestoreVolumeRequest(volume=volume, snapshot=snapshot, discard=discard, force=force)
+        return str((await self._call("RestoreVolume", request, pb.RestoreVolumeResponse)).before)
+
     async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:
         """A piece of what differs; other: empty is the volume as it is now. Again with the answer's `next` as offset, until that is 0."""
         request = _build(pb.DiffSnapshotsRequest, volume=volume, snapshot=snapshot, other=other, offset=offset, ranges=ranges)

@@ -1200,6 +1200,56 @@ class UnexportSnapshotResponse(_message.Message):
 Global___UnexportSnapshotResponse: _TypeAlias = UnexportSnapshotResponse  # noqa: Y015
 
 @_typing.final
+class RestoreVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    DISCARD_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    snapshot: _builtins.str
+    discard: _builtins.bool
+    """do not keep what the volume is now"""
+    force: _builtins.bool
+    """also while clients are connected"""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        discard: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard", b"discard", "force", b"force", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVolumeRequest: _TypeAlias = RestoreVolumeRequest  # noqa: Y015
+
+@_typing.final
+class RestoreVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    before: _builtins.str
+    """name of the snapshot of what the volume was; empty: it was discarded"""
+    def __init__(
+        self,
+        *,
+        before: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVolumeResponse: _TypeAlias = RestoreVolumeResponse  # noqa: Y015
+
+@_typing.final
 class DiffSnapshotsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

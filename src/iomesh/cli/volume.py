@@ -9,6 +9,7 @@ from rich.text import Text
 
 from iomesh.cli.output import fields, moment, table
 from iomesh.cli.session import Session, Size, VolumeName, asks
+from iomesh.cli.snapshot import Reference, SnapshotName
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
 
@@ -98,6 +99,27 @@ def grow(session: Session, name: str, size: str) -> None:
 
     grown = session.ask(question)
     session.output.answer(grown, f"volume {grown.name}: {exact_size(grown.size_bytes)}")
+
+
+@volume.command("restore")
+@click.argument("name", type=SnapshotName())
+@click.option("--discard", is_flag=True, help="Do not keep what the volume is now: without, that becomes a snapshot.")
+@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@click.option("--yes", is_flag=True, help="Do not ask before discarding.")
+@asks
+def restore(session: Session, name: Reference, discard: bool, force: bool, yes: bool) -> None:
+    """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its size.
+
+    What the volume is now is kept as a snapshot, whose name is printed: restore that to undo it. The volume keeps its size. Stop what uses
+    it first; clients that are connected are a reason to refuse, unless forced.
+    """
+    if discard and not yes and not session.output.as_json and sys.stdin.isatty():
+        click.confirm(f"discard what volume {name.volume} is now?", abort=True, err=True)
+    before = session.ask(lambda node: node.restore_volume(*name, discard=discard, force=force))
+    kept = f"what it was before is {name.volume}@{before}" if before else "what it was before is discarded"
+    session.output.answer(
+        {"volume": name.volume, "snapshot": name.snapshot, "before": before}, f"volume {name.volume}: restored to {name}", kept
+    )
 
 
 @volume.command("delete")

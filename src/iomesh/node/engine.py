@@ -176,6 +176,12 @@ class NodeEngine:
     async def close_snapshot(self, snapshot: uuid.UUID) -> None:
         await self._answer(self._engine.close_snapshot(snapshot.bytes), "close the snapshot")
 
+    async def restore_volume(
+        self, volume: uuid.UUID, snapshot: uuid.UUID, *, before: uuid.UUID, name: str, discard: bool, force: bool
+    ) -> None:
+        ticket = self._engine.restore_volume(volume.bytes, snapshot.bytes, before=before.bytes, name=name, discard=discard, force=force)
+        await self._answer(ticket, "restore the volume")
+
     async def diff_snapshots(
         self, volume: uuid.UUID, older: uuid.UUID, newer: uuid.UUID | None, *, offset: int, most: int
     ) -> dict[str, Any]:

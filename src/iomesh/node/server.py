@@ -183,6 +183,10 @@ class NodeService:
         await self._ready().snapshots.unexport(request.volume, request.snapshot, force=request.force)
         return pb.UnexportSnapshotResponse()
 
+    async def restore_volume(self, request: pb.RestoreVolumeRequest) -> pb.RestoreVolumeResponse:
+        before = await self._ready().snapshots.restore(request.volume, request.snapshot, discard=request.discard, force=request.force)
+        return pb.RestoreVolumeResponse(before=before)
+
     async def diff_snapshots(self, request: pb.DiffSnapshotsRequest) -> pb.DiffSnapshotsResponse:
         found = await self._ready().snapshots.diff(
             request.volume, request.snapshot, request.other, offset=request.offset, ranges=request.ranges

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -110,6 +112,26 @@ class Snapshots:
             entry = await self._find(self._volumes.serving(volume), name)
             self._refuse_connections(opened, name, "unexport", force)
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
+
+    async def restore(self, volume: str, name: str, *, discard: bool = False, force: bool = False) -> str:
+        """The volume becomes what it was in a snapshot. The name of the one that is made of what it is now; empty: it is discarded."""
+        opened = self._volumes.serving(volume)
+        async with opened.changing:
+            identity = uuid.UUID(bytes=(await self._find(self._volumes.serving(volume), name))["id"])
+            before = _free_name(opened, f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+            try:
+                await self._engine.restore_volume(
+                    opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force
+                )
+            except InUse:
+                raise InUse(
+                    f"volume {volume} has {self._doors.connections(volume)} connection(s), and whoever uses it would see its blocks "
+                    "change: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
+                ) from None
+            await self.refresh(opened)
+            kept = "" if discard else before
+            log.info("volume restored", volume=volume, snapshot=name, id=str(identity), before=kept)
+            return kept
 
     async def diff(self, volume: str, older: str, newer: str, *, offset: int, ranges: int) -> Difference:
         """newer: empty is the volume as it is now."""
@@ -234,6 +256,13 @@ def visible(entry: dict[str, Any]) -> bool:
 def door_name(volume: str, snapshot: str) -> str:
     """The name of its export. No volume's name has an @."""
     return f"{volume}@{snapshot}"
+
+
+def _free_name(volume: OpenVolume, name: str) -> str:
+    """This one, or if there is such a snapshot, with a number behind it."""
+    taken = {entry["name"] for entry in volume.snapshots if visible(entry)}
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def _with_export(record: VolumeRecord, snapshot: uuid.UUID) -> VolumeRecord:

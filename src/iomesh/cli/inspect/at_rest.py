@@ -30,6 +30,7 @@ class Replica:
     blocks: int
     footer_block: int
     extents: tuple[tuple[int, int], ...]
+    live: int = 0  # of a compacted one the blocks that it still has
 
     @property
     def room(self) -> int:
@@ -60,6 +61,8 @@ class DeviceAtRest:
             os.close(self.fd)
             raise
         self._directory: Directory | None = None
+        self._superblock: Fields | None = None
+        self._bitmaps: dict[Replica, dict[int, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -93,12 +96,15 @@ class DeviceAtRest:
 
     def superblock(self) -> Fields:
         """The one that counts. Raises Foreign."""
+        if self._superblock is not None:
+            return self._superblock
         sound = [one for one in self.superblocks() if one["valid"]]
         if not sound:
             raise Foreign(
                 f"{self.path} holds no valid iomesh superblock: `iomesh inspect superblock {self.path}` says what is wrong with each"
             )
-        return max(sound, key=lambda one: int(one["generation"]))
+        self._superblock = max(sound, key=lambda one: int(one["generation"]))
+        return self._superblock
 
     # journal
 
@@ -176,7 +182,15 @@ class DeviceAtRest:
         elif entry["kind"] == "put":
             extents = tuple((int(first), int(count)) for first, count in entry["extents"])
             directory.replicas[key] = Replica(
-                key[0], key[1], entry["state"], entry["epoch"], entry["stream"], entry["blocks"], entry["footer_block"], extents
+                key[0],
+                key[1],
+                entry["state"],
+                entry["epoch"],
+                entry["stream"],
+                entry["blocks"],
+                entry["footer_block"],
+                extents,
+                entry["live"],
             )
 
     # segments
@@ -206,7 +220,28 @@ class DeviceAtRest:
         return found
 
     def blocks(self, replica: Replica, block: int, count: int) -> bytes:
-        """Bytes of `count` blocks from `block` on, fewer when the replica or the device ends."""
+        """Bytes of `count` blocks of the segment from `block` on, fewer when the replica or the device ends, or at one that was dead."""
+        if not replica.live:
+            return self._stored(replica, block, count)
+        places, result = self._places(replica), b""
+        while count > 0 and block in places:
+            result += self._stored(replica, places[block], 1)
+            block, count = block + 1, count - 1
+        return result
+
+    def _places(self, replica: Replica) -> dict[int, int]:
+        """Where the blocks of a compacted replica are in it; none if neither bitmap is valid."""
+        places = self._bitmaps.get(replica)
+        if places is None:
+            copies = [self._stored(replica, at, 1) for at in (0, replica.live + 1)]
+            bitmaps = [structures.bitmap(data) for data in copies if len(data) == BLOCK]
+            sound = [one for one in bitmaps if one["valid"] and (one["volume"], one["segment"]) == (replica.volume, replica.segment)]
+            places = {block: 1 + rank for rank, block in enumerate(sound[0]["live_blocks"])} if sound else {}
+            self._bitmaps[replica] = places
+        return places
+
+    def _stored(self, replica: Replica, block: int, count: int) -> bytes:
+        """The same of blocks as the replica has them."""
         superblock = self.superblock()
         result, position = bytearray(), 0
         for first, slabs in replica.extents:

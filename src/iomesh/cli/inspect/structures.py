@@ -23,6 +23,10 @@ def journal_block(data: bytes) -> Fields:
     return found | {"entries": [_named(one, kind=JOURNAL_ENTRY_KINDS, state=STATES) for one in found["entries"]]}
 
 
+def bitmap(data: bytes) -> Fields:
+    return engine.read_bitmap(data)
+
+
 def record(data: bytes) -> Fields:
     found = engine.read_record(data)
     return found | {"entries": [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}

@@ -1,0 +1,118 @@
+"""What the control API promises of going back to a snapshot in place: what is there then, what is kept, who may be connected."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+
+import pytest
+
+from iomesh.api.client import Client
+from iomesh.errors import InUse, NotFound
+from support.daemon import MIB, Daemon
+from support.nbd import Connection
+from support.trial import iomesh_command
+
+SIZE = 32 * MIB
+
+
+async def fill(uri: str, text: bytes, size: int = SIZE) -> None:
+    connection = await Connection.connect(uri)
+    await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, size, MIB)))
+    await connection.close()
+
+
+async def everything(uri: str) -> bytes:
+    connection = await Connection.connect(uri)
+    read = await asyncio.gather(*(connection.read(at, MIB) for at in range(0, connection.size, MIB)))
+    await connection.close()
+    return b"".join(read)
+
+
+async def exported(client: Client, snapshot: str) -> bytes:
+    return await everything((await client.export_snapshot("db", snapshot)).uris[0])
+
+
+async def test_a_volume_goes_back_and_forth_and_stays_there_after_restarts(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"monday..")
+        await client.create_snapshots(["db"], "monday")
+        await fill(uri, b"tuesday.")
+        before = await client.restore_volume("db", "monday")
+        assert before.startswith("before-restore-")
+        assert await everything(uri) == b"monday.." * (SIZE // 8)
+        assert await exported(client, before) == b"tuesday." * (SIZE // 8)
+        assert [one.name for one in await client.snapshots("db")] == ["monday", before]
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await everything(uri) == b"monday.." * (SIZE // 8)
+        again = await client.restore_volume("db", before)
+        assert again not in ("monday", before)
+        assert await everything(uri) == b"tuesday." * (SIZE // 8)
+        assert await exported(client, again) == b"monday.." * (SIZE // 8)
+        assert await client.restore_volume("db", "monday", discard=True) == ""
+        assert await everything(uri) == b"monday.." * (SIZE // 8)
+        assert [one.name for one in await client.snapshots("db")] == ["monday", before, again]
+
+
+async def test_a_volume_that_has_grown_keeps_its_size_and_is_empty_behind_the_snapshot(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"small...")
+        await client.create_snapshots(["db"], "small")
+        await client.grow_volume("db", 2 * SIZE)
+        await fill(uri, b"large...", 2 * SIZE)
+        before = await client.restore_volume("db", "small")
+        assert (await client.volume("db")).size_bytes == 2 * SIZE
+        assert await everything(uri) == b"small..." * (SIZE // 8) + bytes(SIZE)
+        await client.restore_volume("db", before)
+        assert await everything(uri) == b"large..." * (2 * SIZE // 8)
+
+
+async def test_clients_that_are_connected_are_a_reason_to_refuse_or_lose_their_connection(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"first...")
+        await client.create_snapshots(["db"], "first")
+        await fill(uri, b"second..")
+        connection = await Connection.connect(uri)
+        with pytest.raises(InUse, match=r"has 1 connection.*unmount.*force"):
+            await client.restore_volume("db", "first")
+        assert await connection.read(0, 8) == b"second.."
+        assert [one.name for one in await client.snapshots("db")] == ["first"]
+        await client.restore_volume("db", "first", force=True)
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            await connection.read(0, 8)
+        assert await everything(uri) == b"first..." * (SIZE // 8)
+        with pytest.raises(NotFound, match="no snapshot 'third'"):
+            await client.restore_volume("db", "third")
+
+
+async def test_the_command_line_goes_back(node: Daemon) -> None:
+    def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+
+    assert iomesh("volume", "create", "db", "32MiB", "--export").returncode == 0
+    assert iomesh("snapshot", "create", "db", "monday").returncode == 0
+    done = iomesh("volume", "restore", "db@monday")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "volume db: restored to db@monday"
+    assert second.startswith("what it was before is db@before-restore-")
+    before = second.rpartition("@")[2]
+    answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
+    assert answer == {"volume": "db", "snapshot": before, "before": ""}
+    for words, code, said in (
+        (("volume", "restore", "db"), 2, "write VOLUME@SNAPSHOT"),
+        (("volume", "restore", "db@x"), 3, "volume db has no snapshot 'x'"),
+        (("volume", "restore", "x@x"), 3, "there is no volume 'x'"),
+    ):
+        done = iomesh(*words)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
