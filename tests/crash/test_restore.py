@@ -1,18 +1,27 @@
-"""Going back to a snapshot in place, of the engine itself: what is there afterwards, what is kept, and what a crash in between leaves.
+"""Going back to a snapshot in place: what is there afterwards, what is kept, and what a crash in between leaves.
 
 Counts are held against a walk of every tree from outside (support/trees.py).
 """
 
 import asyncio
+import contextlib
 import random
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from iomesh.errors import IomeshError, NotFound
+from iomesh.errors import IomeshError, NotFound, Unavailable
+from support.amount import Amount
 from support.bench import BLOCK, Bench
+from support.daemon import MIB, Daemon
+from support.nbd import Connection
 
 Held = dict[int, int]
+
+SIZE = 64 * MIB  # of the volume that a daemon serves
+ROUNDS = 8
 
 
 @pytest.fixture
@@ -20,6 +29,15 @@ async def bench(room: Path, draw: random.Random) -> Bench:
     made = Bench(room, draw)
     await made.format(4 << 30)
     return made
+
+
+@pytest.fixture
+async def daemon(room: Path) -> AsyncIterator[Daemon]:
+    daemon = Daemon(room)
+    await daemon.format()
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
 
 
 async def compare_all(bench: Bench, everything: set[int]) -> None:
@@ -170,6 +188,37 @@ async def test_a_crash_finds_the_volume_as_it_was_or_as_it_shall_be(bench: Bench
         await bench.check()
 
 
+async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
+    """The second checkpoint is refused, as if another owner had taken over: the volume is given up, and reads as it was until it is."""
+    async with bench.running():
+        await write(bench, 400)
+        one, first = await bench.snapshot("one"), dict(bench.held)
+        await write(bench, 400)
+        blocks = first.keys() | bench.held.keys()
+        bench.answers = False
+        bench.asked.clear()
+        restoring = asyncio.ensure_future(bench.restore(one, "before"))
+        for refused in (False, True):
+            await asyncio.wait_for(bench.asked.wait(), 60)
+            bench.asked.clear()
+            if not refused:
+                bench.answer()
+        bench.engine.checkpoint_moved(bench.volume, bench.unanswered.pop().value["sequence"], moved=False)
+        with pytest.raises(IomeshError):
+            await restoring
+        assert bench.engine.volume_state(bench.volume)["error"]
+        await compare_all(bench, blocks)
+    bench.answers = True
+    async with bench.running():
+        await compare_all(bench, blocks)
+        await compare_snapshot(bench, one, first)
+        await bench.check()
+        await bench.restore(one, "again")
+        bench.held = first
+        await compare_all(bench, blocks)
+        await bench.check()
+
+
 @pytest.mark.parametrize("round_", range(2))
 async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench, round_: int) -> None:
     """Snapshots come and go in any order, the volume goes back and forth, segments are cleaned meanwhile, and the engine crashes.
@@ -228,3 +277,72 @@ async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench, ro
         assert bench.engine.volume_state(bench.volume)["live_blocks"] == bench.blocks_in_use()
     print(f"{restored} restored, {cleaned} segments cleaned")
     assert restored and cleaned
+
+
+async def put(uri: str, blocks: Held) -> None:
+    connection = await Connection.connect(uri)
+    for block, stamp in blocks.items():
+        await connection.write(block * BLOCK, stamp.to_bytes(8, "little") * 512)
+    await connection.close()
+
+
+async def holding(uri: str) -> Held:
+    """Every block that is not empty, by the stamp that it holds."""
+    connection = await Connection.connect(uri)
+    found = {}
+    for at in range(0, SIZE, MIB):
+        data = await connection.read(at, MIB)
+        for start in range(0, MIB, BLOCK):
+            stamp = int.from_bytes(data[start : start + 8], "little")
+            assert data[start : start + BLOCK] == stamp.to_bytes(8, "little") * 512, f"block {(at + start) // BLOCK} is torn"
+            if stamp:
+                found[(at + start) // BLOCK] = stamp
+    await connection.close()
+    return found
+
+
+@pytest.mark.timeout(1200)
+async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+    """Killed at any moment of the time that it takes, to be kept or discarded, back and forth between what there is."""
+    daemon.start()
+    async with daemon.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+    stamp = done = undone = 0
+    held: Held = {}
+    kept: dict[str, Held] = {}
+    took = 0.02
+    for round_ in range(200 if amount.soak else ROUNDS):
+        async with daemon.client() as client:
+            for name in [f"{round_}"] if round_ % 4 == 0 else []:
+                await client.create_snapshots(["db"], name)
+                kept[name] = dict(held)
+            written = {draw.randrange(SIZE // BLOCK): (stamp := stamp + 1) for _ in range(300)}
+            await put(uri, written)
+            held |= written
+            target = draw.choice(sorted(kept))
+            discard = draw.random() < 0.5
+            began = time.monotonic()
+            restoring = asyncio.ensure_future(client.restore_volume("db", target, discard=discard))
+            await asyncio.wait({restoring}, timeout=draw.uniform(0, 2 * took))
+            daemon.kill()
+            with contextlib.suppress(Unavailable):
+                await restoring
+                took = max(0.02, time.monotonic() - began)
+        daemon.start()
+        found = await holding(uri)
+        assert found in (held, kept[target]), f"round {round_}: neither what it was nor snapshot {target}"
+        if restoring.exception() is None:
+            assert found == kept[target], "what was answered is not there"
+        done, undone = done + (found == kept[target]), undone + (found == held)
+        async with daemon.client() as client:
+            for one in await client.snapshots("db"):
+                if one.name not in kept:
+                    assert not discard, "what was to be discarded is kept"
+                    kept[one.name] = dict(held)
+            name = draw.choice(sorted(kept))
+            door = await client.export_snapshot("db", name)
+            assert await holding(door.uris[0]) == kept[name], f"snapshot {name} has changed"
+            await client.unexport_snapshot("db", name)
+        held = found
+    print(f"{done} restored, {undone} as before")

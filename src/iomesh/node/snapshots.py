@@ -118,7 +118,7 @@ class Snapshots:
         opened = self._volumes.serving(volume)
         async with opened.changing:
             identity = uuid.UUID(bytes=(await self._find(self._volumes.serving(volume), name))["id"])
-            before = _free_name(opened, f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+            before = free_name(opened, f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
             try:
                 await self._engine.restore_volume(
                     opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force
@@ -258,7 +258,7 @@ def door_name(volume: str, snapshot: str) -> str:
     return f"{volume}@{snapshot}"
 
 
-def _free_name(volume: OpenVolume, name: str) -> str:
+def free_name(volume: OpenVolume, name: str) -> str:
     """This one, or if there is such a snapshot, with a number behind it."""
     taken = {entry["name"] for entry in volume.snapshots if visible(entry)}
     numbered = (f"{name}-{number}" for number in itertools.count(2))
