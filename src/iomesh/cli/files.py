@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from iomesh.errors import NoSpace, Unsupported, from_errno
+from iomesh.errors import InvalidArgument, NoSpace, Unsupported, from_errno
 from iomesh.sizes import exact_size, short_size
 
 CHUNK = 4 << 20
@@ -40,6 +40,10 @@ def make_device_file(path: Path, size: int, allocation: Allocation, progress: Ca
             _write_whole(path, size, progress)
     except OSError as error:
         path.unlink(missing_ok=True)
+        if error.errno == errno.EFBIG:
+            raise InvalidArgument(
+                f"{path}: {exact_size(size)} is more than a file may have here, by its filesystem or by `ulimit -f`: choose a smaller size"
+            ) from error
         raise from_errno(error.errno or errno.EIO, f"{path}: {error.strerror} while {exact_size(size)} of it were made") from error
     except BaseException:
         path.unlink(missing_ok=True)

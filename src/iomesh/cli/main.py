@@ -91,8 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def as_iomesh_error(error: click.ClickException) -> IomeshError:
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace("is not a valid integer range", "is not a whole number")
     context = getattr(error, "ctx", None)
+    if (
+        isinstance(error, click.NoSuchOption)
+        and error.option_name in ("--control", "--json")
+        and context is not None
+        and context.parent is None
+    ):
+        return InvalidArgument(f"{error.option_name} goes after the command, as in `iomesh status {error.option_name}`")
     if context is not None and "--help" not in message:
         message += f": `{context.command_path} --help` shows the usage"
     return InvalidArgument(message)

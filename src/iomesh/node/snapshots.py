@@ -198,7 +198,7 @@ class Snapshots:
     async def _find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
         entry = await self._look_for(volume, name)
         if entry is None:
-            raise NotFound(f"volume {volume.record.name} has no snapshot {name!r}")
+            raise NotFound(f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there are")
         return entry
 
     def _publish(self, volume: OpenVolume, entry: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ class Registry(dict[str, OpenVolume]):
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
         if volume is None:
-            raise NotFound(f"there is no volume {name!r}")
+            raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows those that there are")
         return volume
 
     def serving(self, name: str) -> OpenVolume:

@@ -338,7 +338,8 @@ class Volumes:
         if wanted != (record.size_bytes, record.segment_bytes, record.policy.replicas):
             raise AlreadyExists(
                 f"a volume {record.name} exists and is different: {exact_size(record.size_bytes)}, segments of "
-                f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s)"
+                f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s): "
+                "take another name, or `iomesh volume grow` that one"
             )
         async with volume.changing:  # until it is open, or has failed to
             return self._describe(self._volumes.serving(record.name))

@@ -129,6 +129,7 @@ def test_a_damaged_journal_block_is_read_from_its_mirror(iomesh: Run, device: Pa
         (("node", "1:0"), 7, "no record of the segment tells of a payload block here"),
         (("node", "1:1"), 7, "is of kind data"),
         (("node", "--offset", "2M"), 0, "nothing is mapped"),
+        (("node", "--offset", "1T"), 2, "--offset: 1TiB is behind the end of the volume, which has"),
     ],
     ids=str,
 )
@@ -141,7 +142,9 @@ def test_what_is_not_there_is_said(iomesh: Run, device: Path, command: tuple[str
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"IOMSBLK\0" + b"\xff" * 8192], ids=["empty", "zeros", "magic alone"])
 def test_what_is_no_device_is_said_to_be_none(iomesh: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
-    assert iomesh(*words(tmp_path / "other", ("superblock",))).code == 7
+    ran = iomesh(*words(tmp_path / "other", ("superblock",)))
+    assert ran.code == 7
+    assert ("empty" if content == b"\0" * 4096 else f"behind the end: {tmp_path}/other has {len(content)} bytes") in ran.out
     for command in COMMANDS[1:]:
         ran = iomesh(*words(tmp_path / "other", command))
         assert ran.code == 6

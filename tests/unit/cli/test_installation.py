@@ -1,5 +1,6 @@
 """A trial's directory: only what a trial made is ever removed, and only a living daemon counts as one."""
 
+import resource
 import signal
 import subprocess
 import time
@@ -129,6 +130,17 @@ def test_a_file_larger_than_what_is_free_is_refused_before_it_is_made(tmp_path: 
     with pytest.raises(NoSpace, match="choose a smaller size or another directory"):
         make_device_file(tmp_path / "device", 1 << 60, Allocation.PREALLOCATED)
     assert not (tmp_path / "device").exists()
+
+
+def test_a_file_larger_than_files_may_be_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # as a filesystem with such a limit answers
+    try:
+        with pytest.raises(InvalidArgument, match=r"2MiB is more than a file may have here.*choose a smaller size"):
+            make_device_file(tmp_path / "device", 2 << 20, Allocation.SPARSE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None:

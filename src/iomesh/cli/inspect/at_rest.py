@@ -6,13 +6,14 @@ themselves are parsed by `iomesh.engine`; this file only knows where they lie (d
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
 from iomesh.cli.inspect import structures
 from iomesh.cli.inspect.structures import BLOCK, Fields
-from iomesh.errors import Foreign, NotFound
+from iomesh.errors import Foreign, InvalidArgument, NotFound
 
 SUPERBLOCK_OFFSETS = (0, 128 * 1024)
 AREAS = ("half 0", "half 1", "mirror of half 0", "mirror of half 1")
@@ -50,14 +51,17 @@ class Directory:
 
 
 class DeviceAtRest:
-    """A device or file, opened read-only."""
+    """A device or file, opened read-only. Raises OSError, and InvalidArgument for what is neither."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nonblocking: a pipe must not hold us up
         try:
+            mode = os.fstat(self.fd).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                raise InvalidArgument(f"{path} is neither a block device nor a file")
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        except OSError:
+        except BaseException:
             os.close(self.fd)
             raise
         self._directory: Directory | None = None
@@ -87,8 +91,12 @@ class DeviceAtRest:
 
     def superblock_at(self, offset: int) -> Fields:
         data = self.read(offset, BLOCK)
+        if offset + BLOCK > self.size:
+            return {"valid": False, "fault": f"behind the end: {self.path} has {self.size} bytes"}
         if len(data) < BLOCK:
-            return {"valid": False, "fault": "unreadable or behind the device's end"}
+            return {"valid": False, "fault": "unreadable"}
+        if not any(data):
+            return {"valid": False, "fault": "empty"}
         found = structures.superblock(data)
         if found["valid"] and found["device_bytes"] > self.size:
             found |= {"valid": False, "fault": f"made for {found['device_bytes']} bytes, the device has {self.size}"}

@@ -15,6 +15,7 @@ from iomesh.cli.inspect.log_at_rest import checkpoints, describe_block, walk_map
 from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.cli.session import Session, Size, answers
 from iomesh.errors import Damaged, InvalidArgument, NotFound, from_errno, meaning
+from iomesh.sizes import exact_size
 
 EXIT_DAMAGED = meaning(Damaged("")).exit_code
 
@@ -193,7 +194,13 @@ def node(session: Session, device: str, address: tuple[int, int] | None, volume:
             nodes = [describe_block(it, it.replica(owner, address[0]), address[1], "node")]
         else:
             replica, block = newest_checkpoint(it, owner)
-            nodes = walk_map(it, owner, describe_block(it, replica, block, "checkpoint"), (offset or 0) // BLOCK)
+            found = describe_block(it, replica, block, "checkpoint")
+            if offset is not None and found["valid"] and offset >= found["size_bytes"]:
+                size = exact_size(int(found["size_bytes"]))
+                raise InvalidArgument(
+                    f"--offset: {exact_size(offset)} is behind the end of the volume, which has {size} in its newest checkpoint"
+                )
+            nodes = walk_map(it, owner, found, (offset or 0) // BLOCK)
     session.output.answer(
         {"device": device, "nodes": nodes}, *(line for one in nodes for line in render.node(one, whole=address is not None))
     )
