@@ -77,6 +77,44 @@ async def test_a_device_of_another_cluster_is_refused_with_both(daemon: Daemon) 
     leaves_nothing(daemon)
 
 
+async def test_without_a_configured_cluster_the_node_is_of_that_of_its_devices(daemon: Daemon) -> None:
+    cluster, daemon.cluster = daemon.cluster, None  # its one device is of that
+    for _ in range(2):  # the metadata is made, and is there already
+        daemon.start()
+        async with daemon.client() as client:
+            assert (await client.status()).cluster == str(cluster)
+        assert daemon.stop() == 0
+    other = uuid.uuid4()
+    foreign = await daemon.make_device("foreign.img", cluster=other)
+    daemon.devices = [foreign]
+    code, message = daemon.refuse()
+    assert code == 6
+    assert message.startswith(f"{foreign}: ") and f"this node is of cluster {cluster}" in message
+
+
+async def test_devices_of_several_clusters_are_refused_and_bind_no_metadata(daemon: Daemon) -> None:
+    clusters = [daemon.cluster, uuid.uuid4()]
+    await daemon.format("other.img", cluster=clusters[1])
+    daemon.cluster = None
+    code, message = daemon.refuse()
+    assert code == 6
+    assert message.startswith("devices: they are of several clusters (")
+    assert all(f"{path} of {cluster}" in message for path, cluster in zip(daemon.devices, clusters, strict=True))
+    assert not list(daemon.directory.glob("**/*.db"))
+    leaves_nothing(daemon)
+
+
+async def test_a_device_that_is_none_of_ours_binds_no_metadata(daemon: Daemon) -> None:
+    daemon.cluster = None
+    path = daemon.directory / "empty.img"
+    with path.open("wb") as file:
+        file.truncate(256 << 20)
+    daemon.devices = [str(path)]
+    assert daemon.refuse() == (6, f"{path} is not an iomesh device: `iomesh device format {path}` makes it one")
+    assert not list(daemon.directory.glob("**/*.db"))
+    leaves_nothing(daemon)
+
+
 @pytest.mark.parametrize("content", ["nothing", "ext4"])
 async def test_what_is_no_device_of_ours_is_refused(daemon: Daemon, content: str) -> None:
     path = daemon.directory / "other.img"

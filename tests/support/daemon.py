@@ -33,7 +33,7 @@ class Daemon:
 
     directory: Path
     devices: list[str] = field(default_factory=list)
-    cluster: uuid.UUID = field(default_factory=uuid.uuid4)
+    cluster: uuid.UUID | None = field(default_factory=uuid.uuid4)
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = "node-a"
     under: list[str] = field(default_factory=list)
@@ -63,7 +63,9 @@ class Daemon:
     def command(self) -> list[str]:
         config = self.directory / f"{self.name}.toml"
         directories = {"state_dir": str(self.directory / "state"), "run_dir": str(self.directory / "run")}
-        values = {"name": self.name, "devices": self.devices, "cluster": str(self.cluster)} | directories
+        values = {"name": self.name, "devices": self.devices} | directories
+        if self.cluster is not None:
+            values["cluster"] = str(self.cluster)
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         config.write_text("\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n']))
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]

@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import os
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from iomesh.node.exports import Doors
 from iomesh.node.http import TEXT, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.notify import notify
+from iomesh.node.offline import inspect_device
 from iomesh.node.scrub import Scrub
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
@@ -68,6 +70,7 @@ class Node:
         self.ready = False
         self.started_ns = time.time_ns()
         self._state_lock: IO[bytes] | None = None
+        self._cluster_of_devices: uuid.UUID | None = None
         self._control = ControlServer(config.control, self)
         self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page})
         self._done: list[Step] = []
@@ -184,14 +187,21 @@ class Node:
             self._state_lock.close()
 
     async def _look_at_devices(self) -> None:
-        """Before anything is written: a node that is refused for a device that is not there, or is held, leaves nothing behind."""
+        """Before anything is written: a node that is refused for a device that is not there, or is held, leaves nothing behind. Where
+        nobody says which cluster the node is of, its devices do: a new metadata service must not become that of another one."""
         for path in self.config.devices:
             (await asyncio.to_thread(open_device, path)).close()
+        if self.config.cluster is None:
+            found = {path: (await asyncio.to_thread(inspect_device, path)).cluster for path in self.config.devices}
+            if len(set(found.values())) > 1:
+                each = ", ".join(f"{path} of {cluster}" for path, cluster in found.items())
+                raise Foreign(f"devices: they are of several clusters ({each}): a node has one, so name those of that one alone")
+            self._cluster_of_devices = next((uuid.UUID(cluster) for cluster in found.values()), None)
 
     async def _open_metadata(self) -> None:
         self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
         try:
-            self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster)
+            self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster or self._cluster_of_devices)
             if self.config.cluster not in (None, self.cluster.id):
                 raise Foreign(f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of {self.cluster.id}")
         except BaseException:

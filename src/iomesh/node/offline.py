@@ -78,7 +78,9 @@ def inspect_device(path: str) -> Device:
         if fault:
             raise Damaged(f"{path}: neither superblock is whole: {fault}")
         foreign = identify(path).foreign
-        raise Foreign(f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else ""))
+        raise Foreign(
+            f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else f": `iomesh device format {path}` makes it one")
+        )
     return Device(
         id=str(superblock.device),
         path=path,

@@ -155,7 +155,7 @@ async def test_labels_and_tiers_have_to_make_sense(device: str) -> None:
 
 
 def test_what_is_not_ours_is_said_to_be_what_it_is(device: str, tmp_path: Path) -> None:
-    with pytest.raises(Foreign, match=r"is not an iomesh device$"):
+    with pytest.raises(Foreign, match=r"is not an iomesh device: `iomesh device format .*` makes it one$"):
         inspect_device(device)
     subprocess.run(["mkfs.xfs", "-q", device], check=True)
     with pytest.raises(Foreign, match="it holds a xfs filesystem"):
