@@ -1,0 +1,152 @@
+"""A real Linux kernel that is another one than this machine's: a Debian kernel in QEMU, with busybox and a few programs of this machine in
+its memory, and the network of QEMU's user mode: what listens on this machine's 127.0.0.1 is at 10.0.2.2 in there.
+
+It is emulated: KVM is not to be had everywhere, and where a machine is itself a guest it may be there and not work.
+
+The kernel's package is downloaded and unpacked, never installed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.run import tool
+
+KERNEL = "linux-image-cloud-amd64"  # a meta package: it names the newest
+MODULES = ("virtio_pci", "virtio_net", "nbd", "ext4", "crc32c_generic")
+PROGRAMS = {  # and the package that it is in
+    "nbd-client": "nbd-client",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "fstrim": "util-linux",
+    "blockdev": "util-linux",
+}
+ENDED = "the guest has ended with"
+SECONDS = 300  # for all that a guest does
+
+INIT = f"""#!/bin/sh
+mkdir -p /proc /sys /dev /tmp /run /mnt /etc
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+while read -r module; do insmod "$module"; done < /modules
+ip link set lo up
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+echo
+sh -e /script </dev/null 2>&1
+echo "{ENDED} $?"
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    image: Path
+    tree: Path
+    version: str
+
+
+def fetch_kernel(cache: Path) -> Kernel:
+    """Downloads and unpacks it, unless that has been done. Skips the test where there is no package to be had."""
+    tool("apt-get", "apt")
+    shown = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Depends: (linux-image-\S+)", shown)
+    if found is None:
+        pytest.skip(f"this machine's package lists have no {KERNEL}: apt-get update")
+    tree = cache / found[1]
+    if not tree.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        got = subprocess.run(["apt-get", "download", "-qq", found[1]], cwd=cache, capture_output=True, text=True, check=False)
+        if got.returncode:
+            pytest.skip(f"{found[1]} cannot be downloaded: {got.stderr.strip()[-300:]}")
+        package = next(cache.glob(f"{found[1]}_*.deb"))
+        unpacked = cache / "unpacked"
+        shutil.rmtree(unpacked, ignore_errors=True)
+        subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
+        package.unlink()
+        subprocess.run([tool("depmod", "kmod"), "-b", unpacked, found[1].removeprefix("linux-image-")], check=True)
+        unpacked.rename(tree)
+    version = found[1].removeprefix("linux-image-")
+    return Kernel(tree / "boot" / f"vmlinuz-{version}", tree, version)
+
+
+def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
+    """The guest's file system, from which it boots and in which it stays."""
+    root = room / "root"
+    for folder in ("bin", "sbin", "usr/bin", "usr/sbin", "modules.d"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    busybox = root / "bin" / "busybox"
+    shutil.copy(tool("busybox", "busybox-static"), busybox)
+    for name in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
+        if name != "busybox":
+            (root / "bin" / name).symlink_to("busybox")
+    for name, package in PROGRAMS.items():
+        add_program(root, Path(tool(name, package)))
+    paths = []
+    for name in MODULES:
+        words = [tool("modprobe", "kmod"), "-d", str(kernel.tree), "-S", kernel.version, "--show-depends", name]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        paths += [line.split()[1] for line in shown.splitlines() if line.startswith("insmod")]
+    modules = list(dict.fromkeys(paths))
+    for path in modules:
+        shutil.copy(path, root / "modules.d")
+    (root / "modules").write_text("".join(f"/modules.d/{Path(path).name}\n" for path in modules))
+    (root / "script").write_text(script)
+    (root / "init").write_text(INIT)
+    (root / "init").chmod(0o755)
+    image = room / "memory.cpio"
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    with image.open("wb") as into:
+        subprocess.run([tool("cpio", "cpio"), "-o", "-H", "newc", "--quiet"], cwd=root, input=names.encode(), stdout=into, check=True)
+    return image
+
+
+def add_program(root: Path, program: Path) -> None:
+    """It replaces busybox' own of that name, and its libraries come with it."""
+    into = root / "bin" / program.name
+    into.unlink(missing_ok=True)
+    shutil.copy(program, into)
+    for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout):
+        copy = root / library.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, copy)
+
+
+@contextmanager
+def guest(room: Path, cache: Path, script: str) -> Iterator[Iterator[str]]:
+    """Boots, runs the script (sh -e) and yields the lines that it prints, as they come. The script has to end well."""
+    qemu = tool("qemu-system-x86_64", "qemu-system-x86")
+    kernel = fetch_kernel(cache)
+    words = [
+        *("timeout", str(SECONDS), qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-nographic", "-no-reboot", "-nodefaults"),
+        *("-serial", "stdio", "-nic", "user,model=virtio-net-pci", "-kernel", str(kernel.image)),
+        *("-initrd", str(make_memory(kernel, room, script)), "-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"),
+    ]  # fmt: skip
+    seen: list[str] = []
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as machine:
+
+        def lines() -> Iterator[str]:
+            assert machine.stdout is not None
+            for line in machine.stdout:
+                seen.append(line.rstrip())
+                yield seen[-1]
+
+        try:
+            yield lines()
+            for _ in lines():
+                pass
+        finally:
+            machine.kill()
+    said = "\n".join(seen[-40:])
+    assert any(line.startswith(f"{ENDED} 0") for line in seen), f"the guest failed:\n{said}"
