@@ -41,6 +41,10 @@ def free_bytes(trial: Trial) -> int:
     return asyncio.run(ask())
 
 
+def await_free(trial: Trial, wanted: int) -> None:
+    eventually(lambda: free_bytes(trial) >= wanted, what="what was trimmed is free", seconds=60)
+
+
 def attach(port: int, device: str) -> str:
     return f"nbd-client 10.0.2.2 {port} {device} -N trial -C 4 -t 30 >/tmp/attach 2>&1 || {{ cat /tmp/attach; exit 1; }}\n"
 
@@ -82,7 +86,7 @@ def test_a_filesystem_on_the_kernels_nbd_device(new_trial: Callable[..., Trial],
             if line == "full":
                 full = free_bytes(trial)
             if line == "trimmed":
-                eventually(lambda: free_bytes(trial) >= full + 90 * MIB, what="what was trimmed is free", seconds=60)
+                await_free(trial, full + 90 * MIB)
     assert f"size {SIZE}" in seen
     assert "cache write back, fua 1" in seen
     assert "10 files are what they were" in seen, seen  # 1 to 9, and 40
