@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from demo_disk import DemoError, end_processes_in, run, wait_for
@@ -88,6 +89,35 @@ class Database:
         self.ask(f"CREATE DATABASE {DATABASE}", "postgres")
         run(self.programs / "pgbench", "-h", self.outside, "-U", USER, "-q", "-i", "-s", str(scale), DATABASE, seconds=600)
         self.ask("CREATE TABLE ledger (client int, number int, PRIMARY KEY (client, number))")
+
+    @contextlib.contextmanager
+    def under_load(self) -> Iterator[None]:
+        """pgbench runs until the end of the block."""
+        words: list[str | Path] = [self.programs / "pgbench", "-n", "-c", "4", "-j", "2", "-T", "3600"]
+        pgbench = subprocess.Popen(
+            words,
+            env=self.environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        try:
+            yield
+            if pgbench.poll() is not None:
+                raise DemoError("pgbench has ended although the database is there")
+        finally:
+            pgbench.terminate()
+            pgbench.wait()
+
+    def balanced(self) -> bool:
+        """pgbench's balances add up, which they do after every whole transaction."""
+        history = "(SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
+        sums = {"accounts": "abalance", "branches": "bbalance", "tellers": "tbalance"}
+        return (
+            self.ask("SELECT " + " AND ".join(f"(SELECT sum({of}) FROM pgbench_{table}) = {history}" for table, of in sums.items())) == "t"
+        )
 
     def amcheck(self) -> None:
         """Every table against its indexes, every page against its checksum. Raises DemoError with what is wrong."""
