@@ -173,7 +173,7 @@ cdef class Checkpoints:
         cdef bint dead
         self.segments.born(image)
         dead = self.segments.retire(before, NODE)
-        if self.map.freeze:                              # part of the checkpoint's map: its counters change with it
+        if self.map.freeze and not planted(b"counter_not_of_checkpoint"):    # part of the checkpoint's map: its counters change with it
             self.segments.count_at_checkpoint(image, 1)
             if dead:
                 self.segments.count_at_checkpoint(before, -1)

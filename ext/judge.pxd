@@ -7,6 +7,8 @@ cdef enum:
     BLOCK_SECTORS = 8
     OPERATIONS_MAX = 1 << 17         # of one life
 
+    KEPT_MAX = 8                     # snapshots at once
+
 cdef enum OperationFlag:
     OP_ZERO = 1                      # it makes zeros
     OP_ACKNOWLEDGED = 2
@@ -22,7 +24,12 @@ cdef struct Version:                 # that a sector may have
     uint32_t wrote
     int32_t next                     # -1: none
 
+cdef struct Kept:                    # what a snapshot may hold
+    bint used
+    int32_t* first                   # per sector, as the Judge's
+
 cdef class Judge:
+    cdef Kept kept[KEPT_MAX]
     cdef readonly uint64_t clock     # counts what happens
     cdef readonly uint32_t sectors
     cdef readonly uint32_t count     # of operations so far, the initial zeros included
@@ -60,12 +67,19 @@ cdef class Judge:
     # Of a whole block read after a recovery: from now on it is what was seen.
     cdef bint settle(self, uint32_t sector, const char* data, uint64_t place) noexcept nogil
     cdef bint settled(self) noexcept nogil               # the whole volume was; False, and words, when what survived is not a prefix
+    # Of a snapshot that was begun at `begun` and is made now, or may have been: what may be in it is kept. Its number; -1: there are too many.
+    cdef int keep(self, uint64_t begun) noexcept nogil
+    cdef void let_go(self, int number) noexcept nogil
+    # Of a whole block of it: False, and words. From now on it is what was seen.
+    cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil
     cdef void prune(self, uint32_t sector) noexcept nogil
     cdef void push(self, uint32_t sector, uint32_t number) noexcept nogil
     cdef void replace(self, uint32_t sector, uint32_t number) noexcept nogil
-    cdef void complain(self, uint32_t sector, int64_t seen, const char* data, uint64_t place) noexcept nogil
+    cdef int32_t new_version(self, uint32_t number) noexcept nogil
+    cdef void forget(self, int32_t* first) noexcept nogil
+    cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil
 
 # What operation `number` writes at a place (sectors from the volume's begin).
 cdef void fill(char* data, uint32_t number, uint64_t place, uint32_t sectors) noexcept nogil

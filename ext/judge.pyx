@@ -9,6 +9,8 @@
 #     not stable lapses: it may have taken place or not;
 #   - what was under way when something ended counts as following nothing that ended later: it never takes place after that.
 #
+# A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made.
+#
 # Besides: within one block an operation took place whole or not at all; after a power cut what survived is a prefix of the log: if
 # W is there and V was acknowledged before W began, V is there; what was seen after a recovery stays.
 
@@ -58,8 +60,14 @@ cdef class Judge:
         self.versions = <Version*>calloc(self.version_room, sizeof(Version))
         if self.wrote is NULL or self.first is NULL or self.versions is NULL:
             raise MemoryError("no memory for a model")
+        for i in range(KEPT_MAX):
+            self.kept[i].first = <int32_t*>calloc(sectors_max, sizeof(int32_t))
+            if self.kept[i].first is NULL:
+                raise MemoryError("no memory for a model of snapshots")
 
     def __dealloc__(self):
+        for i in range(KEPT_MAX):
+            release(self.kept[i].first)
         release(self.wrote)
         release(self.first)
         release(self.versions)
@@ -147,7 +155,7 @@ cdef class Judge:
         self.compared += 1
         if self.allowed(sector, seen, begun) >= 0:
             return True
-        self.complain(sector, seen, data, place)
+        self.complain(self.first[sector], seen, data, place)
         return False
 
     cdef bint settle(self, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
@@ -171,7 +179,7 @@ cdef class Judge:
             number = <uint32_t>max(seen[i], <int64_t>0)
             seen[i] = self.allowed(sector + i, seen[i], NEVER)
             if seen[i] < 0:
-                self.complain(sector + i, number if seen[i] == DISALLOWED else UNKNOWN, data + i * SECTOR_BYTES, place + i)
+                self.complain(self.first[sector + i], number if seen[i] == DISALLOWED else UNKNOWN, data + i * SECTOR_BYTES, place + i)
                 return False
         if single:
             return True
@@ -207,6 +215,72 @@ cdef class Judge:
                      b"what survived is no prefix: operation %u is there and operation %u, acknowledged before that began, is not", self.survivor, self.loss)
         return prefix
 
+    # ------------------------------------------------------------------ snapshots
+
+    cdef int keep(self, uint64_t begun) noexcept nogil:
+        cdef uint32_t sector
+        cdef uint64_t newest
+        cdef int32_t at, copy
+        cdef int32_t* place
+        cdef Wrote* wrote
+        cdef int number = 0
+        while number < KEPT_MAX and self.kept[number].used:
+            number += 1
+        if number == KEPT_MAX:
+            return -1
+        self.kept[number].used = True
+        for sector in range(self.sectors):
+            place = &self.kept[number].first[sector]
+            place[0] = -1
+            at = self.first[sector]
+            newest = 0
+            while at >= 0:
+                wrote = &self.wrote[self.versions[at].wrote]
+                if wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= begun:
+                    newest = max(newest, wrote.begun)
+                at = self.versions[at].next
+            at = self.first[sector]
+            while at >= 0:
+                if self.wrote[self.versions[at].wrote].ended >= newest:
+                    copy = self.new_version(self.versions[at].wrote)
+                    self.versions[copy].next = place[0]
+                    place[0] = copy
+                at = self.versions[at].next
+        return number
+
+    cdef void let_go(self, int number) noexcept nogil:
+        cdef uint32_t sector
+        for sector in range(self.sectors):
+            self.forget(&self.kept[number].first[sector])
+        self.kept[number].used = False
+
+    cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
+        cdef int64_t seen
+        cdef int32_t at
+        cdef int32_t* first
+        cdef uint32_t i, found
+        for i in range(BLOCK_SECTORS):
+            first = &self.kept[number].first[sector + i]
+            seen = self.identify(data + i * SECTOR_BYTES, place + i)
+            self.compared += 1
+            at = first[0]
+            found = 0
+            if at < 0 and seen == 0:
+                continue
+            while at >= 0:
+                found = self.versions[at].wrote
+                if found == seen or (seen == 0 and self.wrote[found].flags & OP_ZERO):
+                    break
+                at = self.versions[at].next
+            if at < 0:
+                self.complain(first[0], seen, data + i * SECTOR_BYTES, place + i)
+                return False
+            if self.versions[first[0]].next >= 0:        # from now on it is this one
+                self.ambiguous += 1
+                self.forget(first)
+                first[0] = self.new_version(found)
+        return True
+
     # ------------------------------------------------------------------ versions
 
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil:
@@ -225,7 +299,7 @@ cdef class Judge:
         return UNKNOWN if wrong else <int64_t>number
 
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil:
-        """The version that `seen` is (of zeros the newest); or DISALLOWED, UNKNOWN. Only what had ended by `horizon` is known to have taken place."""
+        """The version that `seen` is (zeros: that ended last); or DISALLOWED, UNKNOWN. Only what had ended by `horizon` is known to have taken place."""
         cdef int32_t at = self.first[sector]
         cdef uint64_t newest = 0
         cdef int64_t found = DISALLOWED
@@ -245,7 +319,7 @@ cdef class Judge:
         while at >= 0:
             wrote = &self.wrote[self.versions[at].wrote]
             if wrote.ended >= newest and (self.versions[at].wrote == seen or (seen == 0 and wrote.flags & OP_ZERO)):
-                if found < 0 or wrote.begun > self.wrote[found].begun:
+                if found < 0 or wrote.ended > self.wrote[found].ended:
                     found = self.versions[at].wrote
             at = self.versions[at].next
         return found
@@ -274,10 +348,15 @@ cdef class Judge:
                 place = &self.versions[at].next
 
     cdef void push(self, uint32_t sector, uint32_t number) noexcept nogil:
-        cdef int32_t at = self.free_versions
+        cdef int32_t at
         if self.first[sector] < 0 and number:
             self.push(sector, 0)
-            at = self.free_versions
+        at = self.new_version(number)
+        self.versions[at].next = self.first[sector]
+        self.first[sector] = at
+
+    cdef int32_t new_version(self, uint32_t number) noexcept nogil:
+        cdef int32_t at = self.free_versions
         if at >= 0:
             self.free_versions = self.versions[at].next
         else:
@@ -288,8 +367,18 @@ cdef class Judge:
             at = self.version_used
             self.version_used += 1
         self.versions[at].wrote = number
-        self.versions[at].next = self.first[sector]
-        self.first[sector] = at
+        self.versions[at].next = -1
+        return at
+
+    cdef void forget(self, int32_t* first) noexcept nogil:
+        cdef int32_t last = first[0]
+        if last < 0:
+            return
+        while self.versions[last].next >= 0:
+            last = self.versions[last].next
+        self.versions[last].next = self.free_versions
+        self.free_versions = first[0]
+        first[0] = -1
 
     cdef void replace(self, uint32_t sector, uint32_t number) noexcept nogil:
         """... all versions by one."""
@@ -305,11 +394,12 @@ cdef class Judge:
             self.versions[at].next = -1
         self.versions[at].wrote = number
 
-    cdef void complain(self, uint32_t sector, int64_t seen, const char* data, uint64_t place) noexcept nogil:
+    cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil:
+        """at: the first of the versions that are known."""
         cdef const uint64_t* words = <const uint64_t*>data
-        cdef int32_t at = self.first[sector]
         cdef Wrote* wrote
         cdef int length
+        cdef bint unwritten = at < 0
         length = snprintf(self.words, sizeof(self.words), b"sector %u of block %llu: read ", <uint32_t>(place % BLOCK_SECTORS),
                           <unsigned long long>(place // BLOCK_SECTORS))
         if seen >= 0:
@@ -326,7 +416,7 @@ cdef class Judge:
                                else b"acknowledged, " if wrote.flags & OP_ACKNOWLEDGED else b"under way, ",
                                <unsigned long long>wrote.begun, <long long>wrote.ended)
             at = self.versions[at].next
-        if self.first[sector] < 0:
+        if unwritten:
             snprintf(self.words + length, sizeof(self.words) - length, b" nothing was written")
 
 

@@ -94,6 +94,7 @@ cdef class Map:
     # nothing is mapped below (never when `create`). With `when` NULL nobody is told.
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void unpin(self, Node* node) noexcept nogil
+    cdef Node* peek(self, int level, uint64_t index) noexcept nogil       # if it is READY in the cache; not pinned. NULL: it is not. For who checks
     # Loads a node, and what is above it, that someone will soon ask for; forgets about it when there is no room.
     cdef void expect(self, int level, uint64_t index) noexcept nogil
     # Of a leaf that the caller pinned; returns what was there.

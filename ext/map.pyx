@@ -88,6 +88,10 @@ cdef class Map:
         self.cache.hits += 1
         return node
 
+    cdef Node* peek(self, int level, uint64_t index) noexcept nogil:
+        cdef Node* node = cached(self, level, index)
+        return node if node is not NULL and node.state == NODE_READY else NULL
+
     cdef void unpin(self, Node* node) noexcept nogil:
         invariant(node.pins > 0, b"a node is unpinned as often as it was pinned")
         node.pins -= 1

@@ -551,7 +551,7 @@ cdef class Recovery:
             scan = &self.scans[s]
             for r in range(scan.record_count):
                 found = &scan.records[r]
-                if not self.start < found.sequence <= self.end - planted(b"replay_one_less"):
+                if not self.start < found.sequence + planted(b"replay_one_more") or not found.sequence <= self.end - planted(b"replay_one_less"):
                     continue
                 block = found.block + 1
                 self.replayed_records += 1
@@ -564,7 +564,7 @@ cdef class Recovery:
                             return self.fail(EUCLEAN, b"record %lu in segment %lu names block %lu, beyond the largest volume", found.sequence,
                                              scan.replica.segment, entry.position)
                         items[count].key = (entry.position // NODE_POINTERS) << ORDER_BITS | \
-                            (found.sequence - self.start) << 8 | (e - found.first)
+                            (found.sequence - self.start) << 8 | (255 + found.first - e if planted(b"order_in_record_reversed") else e - found.first)
                         items[count].scan = s
                         items[count].entry = e
                         items[count].block = block

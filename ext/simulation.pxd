@@ -1,8 +1,10 @@
 # One seed's life of a volume in the simulated world. See simulation.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from iomesh.engine.cleaning cimport Cleaned, Cleaner
+from iomesh.engine.audit cimport Audit
+from iomesh.engine.cleaning cimport Cleaned, Cleaner, Plan
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS, HISTOGRAMS
+from iomesh.engine.history cimport Making
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.judge cimport Judge
 from iomesh.engine.layout cimport Pointer
@@ -22,15 +24,16 @@ cdef enum:
     REGIONS_MAX = 64                 # of 256 blocks (one leaf of the map): where the volume is used
     REGION_SECTORS = 2048
     STORES = 2
+    SHOTS = 6                        # snapshots at once: fewer than the judge keeps
     TRACED = 1024                    # events that are kept
 
 cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
 
 cdef enum Phase:
-    BOOTING, VERIFYING, WORKING, QUIETING, STOPPING, STOPPED, REFUSED
+    BOOTING, VERIFYING, LOOKING, WORKING, QUIETING, STOPPING, STOPPED, REFUSED
 
 cdef enum End:
     END_STOPPED, END_CRASHED, END_POWER_CUT, END_REFUSED, END_WRONG
@@ -49,6 +52,21 @@ cdef struct Slot:                    # an operation under way
     uint32_t number                  # in the model
     uint64_t begun                   # on the judge's clock
     int64_t started_ns
+
+cdef enum ShotState:                 # of a snapshot, as its user knows it
+    SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
+    SHOT_UNKNOWN                     # a crash came while it was made or deleted
+
+cdef struct Shot:
+    ShotState state
+    void* life
+    uint8_t id[16]
+    uint32_t number
+    uint64_t begun                   # on the judge's clock
+    uint64_t size_blocks
+    int kept                         # what it may hold, by the judge's number
+    bint looked_at                   # someone reads it
+    Making making
 
 cdef struct Event:                   # for people
     int64_t now_ns
@@ -77,6 +95,8 @@ cdef class Simulation:
     cdef Volume volume
     cdef Recovery recovery
     cdef Cleaner cleaner
+    cdef Volume reading              # a snapshot, one at a time
+    cdef Audit audit
     cdef uint64_t counters[COUNTERS]
     cdef uint64_t histograms[HISTOGRAMS * HISTOGRAM_BUCKETS]
     # the metadata service
@@ -87,6 +107,8 @@ cdef class Simulation:
     cdef Pointer moving
     cdef Operation metadata          # the request to it, then its answer
     cdef bint metadata_moved
+    cdef Shot shots[SHOTS]
+    cdef uint32_t shot_count         # ever
     # what was drawn
     cdef int store_count
     cdef uint32_t regions
@@ -119,6 +141,10 @@ cdef class Simulation:
     cdef bint paused
     cdef Operation pause
     cdef uint32_t verify_next
+    cdef bint looking
+    cdef Read look
+    cdef Operation looked
+    cdef char* look_buffer
     cdef uint32_t usable             # regions inside the volume as it is
     cdef uint64_t left               # operations until this beginning ends
     cdef uint64_t step
@@ -134,6 +160,7 @@ cdef class Simulation:
     cdef readonly uint64_t moves
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t walks
+    cdef readonly uint64_t comparisons       # of what cleaning derives with what a walk has found
     cdef Cleaned cleaned             # in all
     cdef Event events[TRACED]
     cdef uint64_t event_count
@@ -157,6 +184,12 @@ cdef class Simulation:
     cdef void verify_more(self) noexcept nogil
     cdef void work_more(self) noexcept nogil
     cdef void begin(self, int kind) noexcept nogil
+    cdef void begin_task(self, int kind) noexcept nogil
+    cdef Shot* any_shot(self, ShotState state) noexcept nogil
+    cdef void doubt_shots(self) noexcept nogil
+    cdef bint settle_shots(self) noexcept nogil
+    cdef void note_oldest_read(self) noexcept nogil
+    cdef bint walk(self) noexcept nogil
     cdef Slot* take_slot(self, int kind) noexcept nogil
     cdef bint place(self, Slot* slot) noexcept nogil
     cdef void write_more(self, Slot* slot) noexcept nogil

@@ -23,12 +23,14 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Cleaner, Row
-from iomesh.engine.history cimport walk_dying
+from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, TIER_NVME, Pointer, Superblock)
+    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, SNAPSHOT_HIDDEN, TIER_NVME,
+    Pointer, Superblock)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.planted cimport CAN_PLANT
@@ -36,9 +38,10 @@ from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.request cimport Read, Request
-from iomesh.engine.segments cimport Segments
+from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport Store, format_store, plan_store
-from iomesh.engine.task cimport abandon, start
+from iomesh.engine.task cimport abandon, start, wait, waited
 from iomesh.engine.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
 from iomesh.engine.world cimport CRASHED, World, WorldIo
 
@@ -57,7 +60,7 @@ cdef enum:
 VOLUME = b"simulated volume"
 CLUSTER = b"simulated worlds"
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
-KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "verify")
+KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "verify")
 
 
 cdef class Simulation:
@@ -68,12 +71,15 @@ cdef class Simulation:
         cdef int i
         self.seed = seed
         self.state = seed * <uint64_t>0x9E3779B97F4A7C15 + 1
-        if posix_memalign(&memory, BLOCK_BYTES, SLOTS * READ_BLOCKS * BLOCK_BYTES):
+        if posix_memalign(&memory, BLOCK_BYTES, (SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES):
             raise MemoryError("no memory for operations")
         self.memory = <char*>memory
         for i in range(SLOTS):
             self.slots[i].buffer = self.memory + i * READ_BLOCKS * BLOCK_BYTES
             self.slots[i].life = <void*>self
+        self.look_buffer = self.memory + SLOTS * READ_BLOCKS * BLOCK_BYTES
+        for i in range(SHOTS):
+            self.shots[i].life = <void*>self
         memcpy(self.cluster, <const char*>(<bytes>CLUSTER), 16)
         self.draw_life(operations)
 
@@ -108,6 +114,9 @@ cdef class Simulation:
         self.weights[<int>GROW] = self.draw(2)
         self.weights[<int>PAUSE] = self.draw(2)
         self.weights[<int>CLEAN] = [0, 1, 1, 2][self.draw(4)]
+        self.weights[<int>SNAPSHOT] = [0, 0, 1, 2][self.draw(4)]
+        self.weights[<int>DELETE] = self.draw(3) if self.weights[<int>SNAPSHOT] else 0
+        self.weights[<int>LOOK] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
         self.size_max = [1, 1, 2, 4, 8, 32, 64, 250][self.draw(8)]
@@ -130,6 +139,7 @@ cdef class Simulation:
         self.operations = operations if operations is not None else [300, 1000, 3000][self.draw(3)]
         self.operations = min(self.operations, <uint64_t>(OPERATIONS_MAX // 2))
         self.errors_allowed = False
+        self.audit = Audit(self.world)
         self.judge = Judge(self.regions * REGION_SECTORS)
         self.judge.reset(self.regions * REGION_SECTORS, not volatile or not self.power)
         self.drawn = {
@@ -171,6 +181,7 @@ cdef class Simulation:
             if (<WorldIo>self.io).alive:
                 self.world.crash(-1, end == END_POWER_CUT)
             self.world.crash_at(0, False)
+            self.doubt_shots()
             self.judge.crashed(end == END_POWER_CUT)
             abandon()
             self.drop()
@@ -243,12 +254,21 @@ cdef class Simulation:
         self.recovery = Recovery(self.volume, (self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc)
                                  if self.checkpoint.flags & POINTER_PRESENT else None)
         self.cleaner = Cleaner(self.volume)
+        self.reading = Volume(VOLUME, self.reactor, self.pool, None, Map(self.cache, self.io, self.segments), self.segments, 1)
+        self.reading.counters = self.reading.reader.counters = self.counters
+        self.reading.latencies = self.histograms
+        self.reading.engine = <void*>self
+        self.reading.on_event = told
+        self.looking = False
+        self.audit.volume = self.volume
         self.moving_sequence = 0
 
     cdef object drop(self):
         """The process is gone."""
         self.recovery = None
         self.cleaner = None
+        self.audit.volume = None
+        self.reading = None
         self.volume = None
         self.log = None
         self.map = None
@@ -358,7 +378,8 @@ cdef class Simulation:
             if not self.judge.settled():
                 self.fault(self.judge.words, 0, 0)
             self.note(b"everything is read", 0, 0, 0)
-            self.phase = WORKING
+            self.phase = LOOKING
+            start(look_at_all_body, <void*>self, NULL)
 
     cdef void work_more(self) noexcept nogil:
         cdef uint64_t at
@@ -384,19 +405,16 @@ cdef class Simulation:
 
     cdef void begin(self, int kind) noexcept nogil:
         cdef Slot* slot
-        self.done[kind] += kind == PAUSE or kind == CHECKPOINT or kind == GROW or kind == CLEAN
         if kind == PAUSE:
             self.paused = True
             self.pause.done = pause_ended
             self.pause.owner = <void*>self
             self.io.after(&self.pause, <int64_t>self.draw(120) * 1000 * 1000)
-        elif kind == CHECKPOINT:
-            self.tasks += 1
-            start(checkpoint_body, <void*>self, NULL)
-        elif kind == CLEAN:
-            self.tasks += 1
-            start(clean_body, <void*>self, NULL)
+            self.done[kind] += 1
+        elif kind == CHECKPOINT or kind == CLEAN or kind == SNAPSHOT or kind == DELETE or kind == LOOK:
+            self.begin_task(kind)
         elif kind == GROW:
+            self.done[kind] += 1
             if self.usable < self.regions:
                 self.usable += 1 + <uint32_t>self.draw(self.regions - self.usable)
                 self.size_blocks = (self.leaves[self.usable - 1] + 1) * NODE_POINTERS
@@ -410,6 +428,113 @@ cdef class Simulation:
             else:
                 self.place(slot)
             self.give(slot)
+
+    cdef void begin_task(self, int kind) noexcept nogil:
+        cdef Shot* shot = NULL
+        if kind == SNAPSHOT:
+            shot = self.any_shot(SHOT_NONE)
+        elif kind == DELETE or kind == LOOK:
+            shot = self.any_shot(SHOT_MADE)
+        if (shot is NULL and kind != CHECKPOINT and kind != CLEAN) or (kind == LOOK and self.looking):
+            return
+        self.tasks += 1
+        self.done[kind] += 1
+        if kind == CHECKPOINT:
+            start(checkpoint_body, <void*>self, NULL)
+        elif kind == CLEAN:
+            start(clean_body, <void*>self, NULL)
+        elif kind == SNAPSHOT:
+            self.shot_count += 1
+            shot.state = SHOT_MAKING
+            shot.number = self.shot_count
+            shot.kept = -1
+            shot.looked_at = False
+            memset(shot.id, 0, 16)
+            memcpy(shot.id, &shot.number, sizeof(shot.number))
+            shot.begun = self.judge.flush_begins()
+            self.note_oldest_read()
+            self.note(b"snapshot %lld begins", shot.number, 0, 0)
+            start(snapshot_body, shot, NULL)
+        elif kind == DELETE:
+            shot.state = SHOT_DELETING
+            self.note(b"snapshot %lld is being deleted", shot.number, 0, 0)
+            start(delete_body, shot, NULL)
+        else:
+            self.looking = shot.looked_at = True
+            start(look_body, shot, NULL)
+
+    cdef Shot* any_shot(self, ShotState state) noexcept nogil:
+        """One that nobody reads; NULL: there is none."""
+        cdef uint32_t i, first = <uint32_t>self.draw(SHOTS)
+        for i in range(SHOTS):
+            if self.shots[(first + i) % SHOTS].state == state and not self.shots[(first + i) % SHOTS].looked_at:
+                return &self.shots[(first + i) % SHOTS]
+        return NULL
+
+    cdef void doubt_shots(self) noexcept nogil:
+        """The process ends: what was being made or deleted may be there or not."""
+        cdef int i
+        cdef Shot* shot
+        for i in range(SHOTS):
+            shot = &self.shots[i]
+            shot.looked_at = False
+            if shot.state == SHOT_MAKING:
+                shot.kept = self.judge.keep(shot.begun)
+            if shot.state == SHOT_MAKING or shot.state == SHOT_DELETING:
+                shot.state = SHOT_UNKNOWN
+
+    cdef bint settle_shots(self) noexcept nogil:
+        """... and now it is known."""
+        cdef uint32_t i
+        cdef int visible = 0
+        cdef Shot* shot
+        cdef Snapshot* snapshot
+        for i in range(SHOTS):
+            shot = &self.shots[i]
+            if shot.state == SHOT_NONE:
+                continue
+            snapshot = self.volume.snapshots.find(shot.id)
+            if snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_HIDDEN:
+                visible += 1
+                shot.state = SHOT_MADE
+                shot.size_blocks = snapshot.entry.size_bytes // BLOCK_BYTES
+            elif shot.state == SHOT_MADE:
+                self.fault(b"snapshot %lld was made and is gone", shot.number, 0)
+                return False
+            else:
+                shot.state = SHOT_NONE
+                self.judge.let_go(shot.kept)
+        for i in range(self.volume.snapshots.count):
+            visible -= not self.volume.snapshots.all[i].entry.flags & SNAPSHOT_HIDDEN
+        if visible:
+            self.fault(b"there are snapshots (%lld) that were deleted or never made", -visible, 0)
+        return visible == 0
+
+    cdef void note_oldest_read(self) noexcept nogil:
+        """Whoever looks at the volume as it was at some moment keeps the judge from forgetting what was there."""
+        cdef int i
+        self.judge.oldest_read = ~<uint64_t>0
+        for i in range(SLOTS):
+            if self.slots[i].busy and (self.slots[i].kind == READ or self.slots[i].kind == VERIFY):
+                self.judge.oldest_read = min(self.judge.oldest_read, self.slots[i].begun)
+        for i in range(SHOTS):
+            if self.shots[i].state == SHOT_MAKING:
+                self.judge.oldest_read = min(self.judge.oldest_read, self.shots[i].begun)
+
+    cdef bint walk(self) noexcept nogil:
+        """Everything from outside, if nothing is half done just now."""
+        cdef int i
+        cdef bint right = True
+        if self.volume.checkpoints.running or self.volume.snapshots.wishes is not NULL or self.volume.cleaning or self.volume.log.error:
+            return True
+        self.walks += 1
+        self.audit.any_block = self.errors_allowed
+        right = self.audit.walk()
+        for i in range(self.store_count):
+            right = right and self.audit.add_up(<Store>self.store_pointers[i])
+        if not right:
+            self.fault(self.audit.words, 0, 0)
+        return right
 
     cdef Slot* take_slot(self, int kind) noexcept nogil:
         cdef int i = 0
@@ -554,10 +679,7 @@ cdef class Simulation:
                     i += 1
             if not right:
                 self.fault(self.judge.words, 0, 0)
-        self.judge.oldest_read = ~<uint64_t>0
-        for i in range(SLOTS):
-            if self.slots[i].busy and (self.slots[i].kind == READ or self.slots[i].kind == VERIFY):
-                self.judge.oldest_read = min(self.judge.oldest_read, self.slots[i].begun)
+        self.note_oldest_read()
 
     cdef uint64_t place_of(self, uint32_t sector) noexcept nogil:
         return self.leaves[sector // REGION_SECTORS] * REGION_SECTORS + sector % REGION_SECTORS
@@ -595,7 +717,8 @@ cdef class Simulation:
     @property
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
-                "failures": self.failures, "walks": self.walks, "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
+                "failures": self.failures, "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
+                "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
 
@@ -605,7 +728,7 @@ KIND_WORDS[0] = b"read of %lld, %lld sectors"
 KIND_WORDS[1] = b"write of %lld, %lld sectors: operation %lld"
 KIND_WORDS[2] = b"zero of %lld, %lld sectors: operation %lld"
 KIND_WORDS[3] = b"flush"
-KIND_WORDS[8] = b"verifies %lld, %lld sectors"
+KIND_WORDS[<int>VERIFY] = b"verifies %lld, %lld sectors"
 
 
 # ---------------------------------------------------------------------- what completions call
@@ -715,6 +838,9 @@ cdef void boot_process(Simulation life) noexcept nogil:
             life.refused(life.recovery.reason, result)
     if result == 0:
         life.note(b"recovered up to record %lld, from %lld", life.recovery.end, life.recovery.start, 0)
+        if not life.settle_shots() or (life.last or life.chance(64)) and not life.walk():
+            return
+        walk_dying(<void*>life.volume)
         life.phase = WORKING if not life.last and life.chance(life.unverified) else VERIFYING
 
 
@@ -758,6 +884,126 @@ cdef void clean_some(Simulation life) noexcept nogil:
         life.fault(b"cleaning ends with error %lld, and no device failed", -told.error, 0)
 
 
+cdef int64_t snapshot_body(void* argument) noexcept nogil:
+    make_snapshot(<Simulation>(<Shot*>argument).life, <Shot*>argument)
+    return 0
+
+
+cdef void make_snapshot(Simulation life, Shot* shot) noexcept nogil:
+    cdef int result
+    memset(&shot.making, 0, sizeof(Making))
+    shot.making.volume = <void*>life.volume
+    memcpy(shot.making.wish.entry.id, shot.id, 16)
+    snprintf(shot.making.wish.entry.name, sizeof(shot.making.wish.entry.name), b"number %u", shot.number)
+    result = make_snapshots(life.reactor, &shot.making, 1)
+    life.tasks -= 1
+    shot.state = SHOT_NONE
+    if result == 0:
+        shot.kept = life.judge.keep(shot.begun)
+        shot.size_blocks = life.volume.snapshots.find(shot.id).entry.size_bytes // BLOCK_BYTES
+        shot.state = SHOT_MADE
+        life.note(b"snapshot %lld is made", shot.number, 0, 0)
+    elif result != -ENOSPC and result != -ESHUTDOWN and not life.errors_allowed:
+        life.fault(b"making a snapshot ends with error %lld, and no device failed", -result, 0)
+    life.note_oldest_read()
+
+
+cdef int64_t delete_body(void* argument) noexcept nogil:
+    drop_snapshot(<Simulation>(<Shot*>argument).life, <Shot*>argument)
+    return 0
+
+
+cdef void drop_snapshot(Simulation life, Shot* shot) noexcept nogil:
+    """With an error it may still be there after the next beginning: it stays SHOT_DELETING."""
+    cdef bint hidden = False
+    cdef int result = delete_snapshot(life.volume, shot.id, &hidden)
+    life.tasks -= 1
+    if result == 0:
+        shot.state = SHOT_NONE
+        life.judge.let_go(shot.kept)
+        life.note(b"snapshot %lld is deleted", shot.number, 0, 0)
+    elif result != -ENOSPC and result != -ESHUTDOWN and not life.errors_allowed:
+        life.fault(b"deleting a snapshot ends with error %lld, and no device failed", -result, 0)
+
+
+cdef int64_t look_body(void* argument) noexcept nogil:
+    look(<Simulation>(<Shot*>argument).life, <Shot*>argument)
+    return 0
+
+
+cdef void look(Simulation life, Shot* shot) noexcept nogil:
+    look_at(life, shot, False)
+    life.tasks -= 1
+
+
+cdef int64_t look_at_all_body(void* argument) noexcept nogil:
+    look_at_all(<Simulation>argument)
+    return 0
+
+
+cdef void look_at_all(Simulation life) noexcept nogil:
+    """After a recovery, when the head has been read: the snapshots, sometimes."""
+    cdef int i
+    if life.last or life.chance(64):
+        for i in range(SHOTS):
+            if life.shots[i].state == SHOT_MADE and not life.wrong:
+                life.looking = life.shots[i].looked_at = True
+                look_at(life, &life.shots[i], True)
+    life.phase = WORKING
+
+
+cdef void look_at(Simulation life, Shot* shot, bint whole) noexcept nogil:
+    """Read a snapshot, or a part of it, as a door does that serves it."""
+    cdef uint32_t region, first, count = 0, i, sector
+    cdef int result
+    memcpy(life.reading.identity, shot.id, 16)
+    life.reading.closing = False
+    result = open_snapshot(life.volume, life.reading, shot.id)
+    if result == -ESHUTDOWN:
+        life.looking = shot.looked_at = False
+        return
+    if result < 0:
+        life.fault(b"snapshot %lld cannot be opened (error %lld)", shot.number, -result)
+        return
+    while count < life.regions and (life.leaves[count] + 1) * NODE_POINTERS <= shot.size_blocks:
+        count += 1
+    first = 0 if whole else <uint32_t>life.draw(count)
+    for region in range(first, count if whole else first + 1):
+        memset(&life.look, 0, sizeof(life.look) - sizeof(life.look.pointers))
+        life.look.block = life.leaves[region] * NODE_POINTERS
+        life.look.count = NODE_POINTERS
+        life.look.into = life.look_buffer
+        life.look.owner = <void*>life
+        life.look.done = look_ended
+        waited(&life.looked)
+        life.reading.read(&life.look)
+        wait(&life.looked)
+        if life.look.error:
+            life.failures += 1
+            if not life.errors_allowed:
+                life.fault(b"a read of snapshot %lld fails with error %lld, and no device failed", shot.number, life.look.error)
+            continue
+        if life.look.unmapped:
+            memset(life.look_buffer, 0, READ_BLOCKS * BLOCK_BYTES)
+        for i in range(NODE_POINTERS):
+            sector = region * REGION_SECTORS + i * BLOCK_SECTORS
+            if not life.wrong and not life.judge.check_kept(shot.kept, sector, life.look_buffer + i * BLOCK_BYTES, life.place_of(sector)):
+                life.note(b"snapshot %lld is wrong", shot.number, 0, 0)
+                life.fault(life.judge.words, 0, 0)
+    close_snapshot(life.volume, life.reading)
+    life.looking = shot.looked_at = False
+    life.note(b"snapshot %lld was looked at", shot.number, 0, 0)
+
+
+cdef void look_ended(Read* read) noexcept nogil:
+    end_look(<Simulation>read.owner)
+
+
+cdef void end_look(Simulation life) noexcept nogil:
+    life.looked.result = 0
+    life.looked.done(&life.looked)
+
+
 cdef int64_t stop_body(void* argument) noexcept nogil:
     stop(<Simulation>argument)
     return 0
@@ -769,5 +1015,39 @@ cdef void stop(Simulation life) noexcept nogil:
         result = life.volume.checkpoints.run()
         if result < 0 and result != -ENOSPC and not life.errors_allowed:
             life.fault(b"the last checkpoint ends with error %lld, and no device failed", -result, 0)
+    if life.last or life.chance(64):
+        if not life.walk() or not compare_derived(life):
+            return
     life.volume.close()
     life.phase = STOPPED
+
+
+cdef bint compare_derived(Simulation life) noexcept nogil:
+    """What cleaning would take to be dead is what the walk has found to be."""
+    cdef Segment* segment = life.volume.segments.first
+    cdef Plan* plan = &life.cleaner.plans[0]
+    cdef uint64_t committed = life.volume.log.committed, snapshots = life.volume.snapshots.version
+    cdef uint64_t checkpoint = life.volume.checkpoints.sequence
+    cdef uint32_t number = 0
+    cdef int result
+    if life.errors_allowed or life.volume.map.cache.dirty or life.volume.segments.reclaim_holds or not life.walk():
+        return not life.wrong
+    while segment is not NULL:
+        number = segment.number
+        if life.cleaner.cleanable(segment):
+            plan.segment = segment
+            segment.cleaning = True
+            result = life.cleaner.derive(plan)
+            segment = life.volume.segments.find(number)
+            segment.cleaning = False
+            if life.volume.log.committed != committed or life.volume.snapshots.version != snapshots or life.volume.checkpoints.sequence != checkpoint:
+                break                                    # something has changed meanwhile
+            if result < 0:
+                life.fault(b"which blocks of segment %lld live cannot be derived (error %lld)", number, -result)
+                return False
+            life.comparisons += 1
+            if not life.audit.agrees(number, segment.replica.footer_block, plan.words):
+                life.fault(life.audit.words, 0, 0)
+                return False
+        segment = segment.next
+    return True

@@ -15,6 +15,7 @@ from libc.string cimport memset
 from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.map cimport ABSENT, Map, MapCache, Node
+from iomesh.engine.planted cimport planted
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.task cimport wait, waited
 
@@ -101,7 +102,7 @@ cdef class Walk:
         cdef uint32_t dying
         while segment is not NULL:
             if segment.doomed:
-                dying = min(segment.doomed, segment.live - segment.undecided)
+                dying = min(segment.doomed, segment.live - segment.undecided) - planted(b"dead_block_forgotten")
                 disagreements[0] += segment.doomed - dying
                 self.segments.change_live(segment, -<int>dying)
                 died += dying
@@ -121,7 +122,7 @@ cdef inline bint same(Pointer one, Pointer other) noexcept nogil:
 
 
 cdef inline bint is_alone(Pointer one, Pointer of_parent, Pointer of_child) noexcept nogil:
-    return one.flags & POINTER_PRESENT and not same(one, of_parent) and not same(one, of_child)
+    return one.flags & POINTER_PRESENT and not same(one, of_parent) and (planted(b"shared_block_freed") or not same(one, of_child))
 
 
 cdef inline void mark(Segments segments, Pointer pointer) noexcept nogil:

@@ -12,6 +12,10 @@ SEEDS_SOAK = 20_000
 FOUND = {
     2: "a record's buffer that came back woke an append that began the same record before it was let go of, and "
     "a checkpoint's index in a segment younger than the table made the checkpoint invalid",
+    240: "whoever waited for the first part of a record was told before the rest of it was in the map, and cleaning or a merge that read "
+    "the map at once wrote the block's old content again, over an acknowledged write",
+    299: "the model took zeros for the wrong trim of two (its own bug)",
+    454: "a segment that came after the walk was compared with it (its own bug)",
 }
 
 
@@ -26,7 +30,8 @@ def test_lives_keep_every_promise(amount: Amount) -> None:
     assert sorted(outcome.seed for outcome in outcomes) == list(seeds), "every seed is lived once"
     assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
     told = {name: sum(outcome.told[name] for outcome in outcomes) for name in outcomes[0].told}
-    assert all(told[name] for name in ("crashes", "power_cuts", "stops", "moves", "read", "write", "zero", "flush", "grow")), told
+    happened = "crashes power_cuts stops moves read write zero flush grow snapshot delete look compacted walks walked comparisons"
+    assert [name for name in happened.split() if not told[name]] == [], told
     assert told["compared"] > 1000 * len(seeds) and told["ambiguous"], (
         f"reads are compared, and after crashes there is something to decide: {told}"
     )

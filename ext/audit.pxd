@@ -1,0 +1,40 @@
+# A walk from outside over everything that a simulated volume holds. See audit.pyx.
+
+from libc.stdint cimport uint32_t, uint64_t
+from iomesh.engine.layout cimport Pointer
+from iomesh.engine.segments cimport Segment
+from iomesh.engine.store cimport Replica, Store
+from iomesh.engine.volume cimport Volume
+from iomesh.engine.world cimport World
+
+cdef enum:
+    AUDITED_MAX = 1024               # segments of a volume
+    AUDIT_WORDS = 256                # of bits, one per block of a segment
+
+cdef struct Marks:                   # of one segment
+    uint32_t segment
+    uint32_t count                   # distinct blocks that something points to
+    uint64_t pointed[AUDIT_WORDS]
+    uint64_t walked[AUDIT_WORDS]     # nodes whose pointers have been followed
+
+cdef class Audit:
+    cdef World world
+    cdef Volume volume               # whose everything is walked; the owner's to fill in
+    cdef Marks* marks                # in the order of numbers
+    cdef uint32_t count
+    cdef readonly uint64_t blocks    # looked at, ever
+    cdef bint any_block              # damage is no finding: devices lie
+    cdef char words[256]             # what is wrong
+
+    # No checkpoint, no change of snapshots and no cleaning may be under way. False, and words: something does not add up.
+    cdef bint walk(self) noexcept nogil
+    cdef bint add_up(self, Store store) noexcept nogil
+    # After a walk, while nothing has changed: the blocks of a segment that a bitmap says live are those that it found.
+    cdef bint agrees(self, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil
+    cdef bint head(self) noexcept nogil
+    cdef bint below(self, Pointer pointer, int level) noexcept nogil
+    cdef bint alone(self, Pointer pointer, Pointer successor, int level) noexcept nogil
+    cdef bint visit(self, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil
+    cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil
+    cdef Marks* find(self, uint32_t segment) noexcept nogil
+    cdef bint wrong(self, const char* words, uint64_t a, uint64_t b, uint64_t c) noexcept nogil

@@ -1,0 +1,247 @@
+# A walk from outside over everything that a simulated volume holds, as another judge than what is read: that reads come out right does not show
+# that space is counted right.
+#
+# It follows every pointer of the head's map and of every snapshot's, straight in the memory of the simulated devices, and finds out for
+# itself where a block of a compacted segment lies. Of the engine's memory it takes what is not on a device yet: the cached nodes of the head's map.
+#
+# Checked are:
+#   - every pointer leads to a segment that is there, into it, to a block with its checksum;
+#   - what the segments count as live is what was found, for each segment and in all;
+#   - a compacted segment has every block that something points to;
+#   - every slab of a store is free, or of one replica, and the two add up to all there are.
+#
+# Called by simulation, at moments when nothing is half done; nothing here waits.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memset
+
+from iomesh.engine.checksum cimport crc32c
+from iomesh.engine.directory cimport Replica, replica_offset
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_DYING, Bitmap, Extent, Pointer, SnapshotEntry)
+from iomesh.engine.map cimport NODE_READY, Node
+from iomesh.engine.segments cimport Segment
+from iomesh.engine.store cimport Store
+from iomesh.engine.world cimport World
+
+
+cdef class Audit:
+    """Raises MemoryError."""
+
+    def __cinit__(self, World world):
+        self.world = world
+        self.marks = <Marks*>calloc(AUDITED_MAX, sizeof(Marks))
+        if self.marks is NULL:
+            raise MemoryError("no memory for an audit")
+
+    def __dealloc__(self):
+        release(self.marks)
+
+    cdef bint walk(self) noexcept nogil:
+        cdef Segment* segment = self.volume.segments.first
+        cdef SnapshotEntry* entry
+        cdef uint32_t i
+        cdef uint64_t live = 0
+        self.count = 0
+        while segment is not NULL:
+            if self.count == AUDITED_MAX:
+                return self.wrong(b"there are more than %llu segments", AUDITED_MAX, 0, 0)
+            memset(&self.marks[self.count], 0, sizeof(Marks))
+            self.marks[self.count].segment = segment.number
+            self.count += 1
+            segment = segment.next
+        if not self.head():
+            return False
+        for i in range(self.volume.snapshots.count):
+            entry = &self.volume.snapshots.all[i].entry
+            if entry.flags & SNAPSHOT_DYING:
+                if not self.alone(entry.root, entry.successor, MAP_LEVELS - 1):
+                    return False
+            elif not entry.flags & SNAPSHOT_CLONE and not self.below(entry.root, MAP_LEVELS - 1):
+                return False
+        segment = self.volume.segments.first
+        for i in range(self.count):
+            if segment.live != self.marks[i].count:
+                return self.wrong(b"segment %llu counts %llu live blocks, and %llu are pointed to", segment.number, segment.live, self.marks[i].count)
+            live += segment.live
+            segment = segment.next
+        if live != self.volume.segments.live:
+            return self.wrong(b"%llu blocks live by the segments' counts, %llu in all", live, self.volume.segments.live, 0)
+        return True
+
+    cdef bint head(self) noexcept nogil:
+        """The map as it is in memory: cached nodes as they are, others as they are on the device."""
+        cdef Node* node
+        cdef Pointer pointer
+        cdef const char* content
+        cdef bint again
+        cdef uint32_t i, slot
+        if self.volume.map.peek(MAP_LEVELS - 1, 0) is NULL:
+            return self.below(self.volume.map.root, MAP_LEVELS - 1)
+        if self.volume.map.root.flags & POINTER_PRESENT and not self.visit(self.volume.map.root, False, &content, &again):
+            return False
+        for i in range(self.volume.map.cache.touched):
+            node = &self.volume.map.cache.nodes[i]
+            if node.state != NODE_READY or node.map != <void*>self.volume.map:
+                continue
+            for slot in range(NODE_POINTERS):
+                pointer = node.pointers[slot]
+                if not pointer.flags & POINTER_PRESENT:
+                    continue
+                if node.level and self.volume.map.peek(node.level - 1, node.index * NODE_POINTERS + slot) is NULL:
+                    if not self.below(pointer, node.level - 1):
+                        return False
+                elif not self.visit(pointer, False, &content, &again):
+                    return False
+        return True
+
+    cdef bint below(self, Pointer pointer, int level) noexcept nogil:
+        """A node on the device (level -1: a block of data), and what it points to."""
+        cdef const char* content = NULL
+        cdef bint again = False
+        cdef uint32_t slot
+        cdef Pointer* pointers
+        if not pointer.flags & POINTER_PRESENT:
+            return True
+        if not self.visit(pointer, level >= 0, &content, &again):
+            return False
+        if level < 0 or again or content is NULL:
+            return True
+        pointers = <Pointer*>content
+        for slot in range(NODE_POINTERS):
+            if pointers[slot].flags & POINTER_PRESENT and not self.below(pointers[slot], level - 1):
+                return False
+        return True
+
+    cdef bint alone(self, Pointer pointer, Pointer successor, int level) noexcept nogil:
+        """Of a snapshot that is dying: what it shares with its successor lives and dies with that one's history."""
+        cdef const char* content = NULL
+        cdef const char* followed = NULL
+        cdef bint again = False
+        cdef uint32_t slot
+        cdef Pointer* pointers
+        cdef Pointer nothing
+        cdef Segment* segment
+        memset(&nothing, 0, sizeof(nothing))
+        if not pointer.flags & POINTER_PRESENT or (
+                successor.flags & POINTER_PRESENT and successor.segment == pointer.segment and successor.block == pointer.block):
+            return True
+        if not self.visit(pointer, level >= 0, &content, &again):
+            return False
+        if level < 0 or again or content is NULL:
+            return True
+        segment = self.volume.segments.find(successor.segment) if successor.flags & POINTER_PRESENT else NULL
+        if segment is not NULL and segment.replica is not NULL and successor.block < segment.blocks:
+            followed = self.content(segment.replica, successor.block)
+        if successor.flags & POINTER_PRESENT and (followed is NULL or crc32c(followed, BLOCK_BYTES) != successor.crc):
+            return self.any_block or self.wrong(b"what follows a dying snapshot needs block %llu of segment %llu, which is not there", successor.block,
+                                                successor.segment, 0)
+        pointers = <Pointer*>content
+        for slot in range(NODE_POINTERS):
+            if not self.alone(pointers[slot], nothing if followed is NULL else (<Pointer*>followed)[slot], level - 1):
+                return False
+        return True
+
+    cdef bint visit(self, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil:
+        """Something points there. node: its pointers will be followed; again: they have been. (Of a cached node what is on the device is not.)"""
+        cdef Marks* marks = self.find(pointer.segment)
+        cdef Segment* segment = self.volume.segments.find(pointer.segment)
+        cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
+        cdef bint seen
+        if marks is NULL or segment is NULL or segment.replica is NULL:
+            return self.wrong(b"a pointer leads to segment %llu, block %llu: it is not there", pointer.segment, pointer.block, 0)
+        if pointer.block >= segment.blocks:
+            return self.wrong(b"a pointer leads to segment %llu, block %llu, which has %llu", pointer.segment, pointer.block, segment.blocks)
+        seen = (marks.pointed[pointer.block // 64] & bit) != 0
+        again[0] = node and (marks.walked[pointer.block // 64] & bit) != 0
+        if node:
+            marks.walked[pointer.block // 64] |= bit
+        if not seen:
+            marks.pointed[pointer.block // 64] |= bit
+            marks.count += 1
+        if seen and (again[0] or not node):
+            return True
+        self.blocks += 1
+        content[0] = self.content(segment.replica, pointer.block)
+        if content[0] is NULL:
+            return self.any_block or self.wrong(b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0)
+        if crc32c(content[0], BLOCK_BYTES) != pointer.crc:
+            content[0] = NULL
+            return self.any_block or self.wrong(b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0)
+        return True
+
+    cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil:
+        """NULL: it is not there. Bits are counted one by one: what the engine does for speed is what is checked."""
+        cdef char* memory = self.world.contents(replica.device)
+        cdef const Bitmap* bitmap
+        cdef uint32_t contiguous = 0, place = block, i
+        cdef uint64_t offset
+        if replica.live:
+            offset = replica_offset(replica, 0, &contiguous)
+            bitmap = <const Bitmap*>(memory + offset)
+            if bitmap.crc != replica.bitmap_crc:
+                offset = replica_offset(replica, 1 + replica.live, &contiguous)
+                bitmap = <const Bitmap*>(memory + offset)
+            if bitmap.crc != replica.bitmap_crc or not bitmap.words[block // 64] >> (block % 64) & 1:
+                return NULL
+            place = 1
+            for i in range(block):
+                place += bitmap.words[i // 64] >> (i % 64) & 1
+        offset = replica_offset(replica, place, &contiguous)
+        return NULL if contiguous == 0 else memory + offset
+
+    cdef bint agrees(self, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil:
+        cdef Marks* marks = self.find(segment)
+        cdef uint32_t block
+        for block in range(blocks if marks is not NULL else 0):      # NULL: it came after the walk
+            if (live[block // 64] ^ marks.pointed[block // 64]) >> (block % 64) & 1:
+                return self.wrong(b"block %llu of segment %llu is derived to be dead or alive (%llu), and it is not", block, segment,
+                                  live[block // 64] >> (block % 64) & 1)
+        return True
+
+    cdef bint add_up(self, Store store) noexcept nogil:
+        cdef uint32_t bucket, used = 0, slab, replicas = 0
+        cdef Replica* replica
+        cdef Extent* extent
+        cdef int i
+        cdef uint8_t* owned = <uint8_t*>calloc(store.slabs.total, 1)
+        cdef bint right = owned is not NULL
+        for bucket in range(store.directory.bucket_count):
+            replica = store.directory.buckets[bucket]
+            while replica is not NULL and right:
+                replicas += replica.state != 0
+                for i in range(replica.extent_count):
+                    extent = &replica.extents[i]
+                    for slab in range(extent.first, extent.first + extent.count):
+                        if right and slab >= store.slabs.total:
+                            right = self.wrong(b"segment %llu has slab %llu, beyond the device", replica.segment, slab, 0)
+                        elif right and owned[slab]:
+                            right = self.wrong(b"segment %llu has slab %llu, which another one has, too", replica.segment, slab, 0)
+                        elif right and not store.slabs.is_taken(slab):
+                            right = self.wrong(b"segment %llu has slab %llu, which is free", replica.segment, slab, 0)
+                        if right:
+                            owned[slab] = 1
+                            used += 1
+                replica = replica.next
+        release(owned)
+        if right and used + store.slabs.free != store.slabs.total:
+            right = self.wrong(b"%llu slabs are used and %llu free, of %llu", used, store.slabs.free, store.slabs.total)
+        if right and replicas != store.directory.count:
+            right = self.wrong(b"the directory counts %llu replicas and has %llu", store.directory.count, replicas, 0)
+        return right
+
+    cdef Marks* find(self, uint32_t segment) noexcept nogil:
+        cdef uint32_t low = 0, high = self.count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.marks[middle].segment < segment:
+                low = middle + 1
+            else:
+                high = middle
+        return &self.marks[low] if low < self.count and self.marks[low].segment == segment else NULL
+
+    cdef bint wrong(self, const char* words, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+        snprintf(self.words, sizeof(self.words), words, a, b, c)
+        return False
