@@ -1,6 +1,6 @@
 # Writing back the map, and checkpoints of a volume. See checkpoint.pyx.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport Pointer
 from iomesh.engine.log cimport Log
@@ -22,6 +22,8 @@ cdef class Checkpoints:
     cdef uint64_t sequence           # of the newest checkpoint that was moved
     cdef Pointer pointer             # where it is
     cdef Pointer root                # of its map
+    cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
+    cdef uint8_t lineage_snapshot[16]    # ... and its snapshot that it stands on
     cdef bint running                # a checkpoint is under way
     cdef bint writing_back
     cdef bint stopping

@@ -359,6 +359,9 @@ cdef class Checkpoints:
         checkpoint.pin_data = self.segments.wanted_pins[<int>DATA]
         checkpoint.pin_nodes = self.segments.wanted_pins[<int>NODE]
         checkpoint.snapshot_entries = self.snapshots.frozen_count
+        memcpy(checkpoint.lineage_volume, self.lineage_volume, 16)
+        memcpy(checkpoint.lineage_snapshot, self.lineage_snapshot, 16)
+        checkpoint.branch = self.segments.branch
         if checkpoint.snapshot_entries:
             result = self.write_snapshots(sequence, &checkpoint.snapshots)
         for i in range(blocks):

@@ -21,7 +21,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
-from iomesh.engine.history cimport Making, close_snapshot, delete_snapshot, make_snapshots, open_snapshot, restore_volume, walk_dying
+from iomesh.engine.history cimport (
+    Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, walk_dying)
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
@@ -170,6 +171,7 @@ cdef class _Open:
     cdef dict connections            # ticket -> NbdConnection
     cdef bint ready
     cdef _Open parent                # of a snapshot that is open for reading: its volume
+    cdef _Open stands_on             # of a clone: the volume that it is one of
 
 
 cdef class Engine:
@@ -388,9 +390,10 @@ cdef class Engine:
         return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": SLAB_BYTES,
                 "replicas": it.replicas, "failed": it.failed}
 
-    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint):
+    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None):
         cdef Command* command
         cdef _Open opened
+        cdef _Open parent = None
         cdef _Runner runner
         cdef Segments segments
         cdef Map map
@@ -405,8 +408,14 @@ cdef class Engine:
             raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
         if segment_bytes % SLAB_BYTES or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
+        if clone_of is not None:
+            check_snapshot(clone_of[1], "its name")
+            parent = self.opened(clone_of[0])
+            if parent is None:
+                return self.refuse(ENOENT, "the volume that it is a clone of is not open")
         opened = _Open()
-        runner = self.runner_of(len(self.volumes))
+        opened.stands_on = parent
+        runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # whose segments it reads
         segments = Segments()
         map = Map(runner.cache, runner.io, segments)
         log = Log(runner.reactor, runner.pool, segments, [it for _, it in self.stores.values()], volume, epoch, segment_bytes // BLOCK)
@@ -428,6 +437,9 @@ cdef class Engine:
         self.volumes[volume] = opened
         command = self.command(OPEN_VOLUME, runner, opened.volume)
         command.helper = <void*>opened.recovery
+        if parent is not None:
+            command.list[0] = <void*>parent.volume
+            memcpy(command.id, <const char*>(<bytes>clone_of[1]), 16)
         memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
 
@@ -1025,14 +1037,21 @@ cdef int64_t close_store_on(Engine engine, Store store, Command* command) noexce
 
 cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) noexcept nogil:
     cdef timespec began, ended
-    cdef int result
+    cdef int result = 0
     clock_gettime(CLOCK_MONOTONIC, &began)
     volume.checkpoints.attach()
-    result = recovery.run()
+    if command.list[0] is not NULL:
+        result = branch_off(volume, <Volume>command.list[0], command.id)
+        if result < 0:
+            snprintf(recovery.reason, sizeof(recovery.reason), b"the snapshot that it is a clone of is not there, or its volume is being closed")
+    if result == 0:
+        result = recovery.run()
     clock_gettime(CLOCK_MONOTONIC, &ended)
     if result < 0:
         snprintf(command.reason, sizeof(command.reason), b"%s", recovery.reason)
         volume.close()
+        if volume.parent is not NULL:
+            let_parent_go(volume)
         return result
     command.results[0] = recovery.replayed_records
     command.results[1] = recovery.replayed_bytes
@@ -1143,6 +1162,8 @@ cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
     if command.first and not volume.log.error:
         result = volume.checkpoints.run()
     volume.close()
+    if volume.parent is not NULL:
+        let_parent_go(volume)
     return result
 
 

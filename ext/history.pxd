@@ -29,3 +29,7 @@ cdef void walk_dying(void* volume) noexcept nogil
 # A Volume without a log becomes readable as a snapshot of `volume`, which keeps it meanwhile.
 cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil
 cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil
+# A Volume that is about to be recovered becomes a clone of a snapshot of `parent`, on the same reactor; that one stays open and keeps it until the
+# clone is closed, and says so. -ENOENT, -ESHUTDOWN.
+cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept nogil
+cdef void let_parent_go(Volume volume) noexcept nogil

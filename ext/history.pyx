@@ -236,6 +236,44 @@ cdef void give_back(Volume volume) noexcept nogil:
         have_it_written(volume)
 
 
+# ---------------------------------------------------------------------- clones
+
+cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept nogil:
+    """On the reactor of both, before the clone is recovered: what its log has not changed is as in the parent's snapshot."""
+    cdef Snapshot* snapshot = parent.snapshots.find(id)
+    if parent.closing:
+        return -ESHUTDOWN
+    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+        return -ENOENT
+    snapshot.readers += 1
+    parent.readings += 1
+    volume.parent = <void*>parent
+    memcpy(volume.parent_snapshot, id, 16)
+    memcpy(volume.checkpoints.lineage_volume, parent.identity, 16)
+    memcpy(volume.checkpoints.lineage_snapshot, id, 16)
+    volume.segments.parent = <void*>parent.segments
+    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + 1     # no pointer of the snapshot's tree leads so far
+    volume.log.tails.next_segment = volume.segments.branch
+    volume.map.root = volume.checkpoints.root = snapshot.entry.root
+    return 0
+
+
+cdef void let_parent_go(Volume volume) noexcept nogil:
+    """The clone is closed."""
+    let_snapshot_go(<Volume>volume.parent, volume.parent_snapshot)
+    volume.parent = NULL
+
+
+cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil:
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    invariant(snapshot is not NULL and snapshot.readers > 0, b"a snapshot that is read stays")
+    snapshot.readers -= 1
+    volume.readings -= 1
+    wake_all(&volume.connections_changed, 0)
+    if snapshot.entry.flags & SNAPSHOT_HIDDEN:
+        have_it_written(volume)
+
+
 # ---------------------------------------------------------------------- reading
 
 cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil:
@@ -253,11 +291,5 @@ cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcep
 
 cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil:
     """No connection to it is left."""
-    cdef Snapshot* snapshot = volume.snapshots.find(reading.identity)
     reading.close()
-    invariant(snapshot is not NULL and snapshot.readers > 0, b"a snapshot that is read stays")
-    snapshot.readers -= 1
-    volume.readings -= 1
-    wake_all(&volume.connections_changed, 0)
-    if snapshot.entry.flags & SNAPSHOT_HIDDEN:
-        have_it_written(volume)
+    let_snapshot_go(volume, reading.identity)

@@ -18,7 +18,7 @@ from libc.errno cimport ENOMEM, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.io cimport Operation
@@ -172,6 +172,10 @@ cdef class Recovery:
             return result
         if not checkpoint_valid(checkpoint, self.volume.log.volume):
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
+        if checkpoint.branch != self.volume.segments.branch or \
+                memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0:
+            return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
+                             checkpoint.branch, self.volume.segments.branch, 0)
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
         self.volume.log.tails.next_segment = checkpoint.next_segment

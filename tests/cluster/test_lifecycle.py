@@ -110,11 +110,11 @@ async def test_what_somebody_else_wrote_into_a_record_is_kept(node: Daemon) -> N
         async with node.metadata() as metadata:
             entry = await metadata.get("volumes/db")
             assert entry is not None
-            await metadata.commit(Put(entry.key, entry.value.replace(b'"lineage":[]', b'"lineage":["parent"]'), entry.version))
+            await metadata.commit(Put(entry.key, entry.value.replace(b'"replicas":1', b'"replicas":3'), entry.version))
             await client.checkpoint("db")
             found = await get_volume(metadata, "db")
         assert found is not None
-        assert found.record.lineage == ["parent"]
+        assert found.record.policy.replicas == 3
         assert found.record.checkpoint is not None
     await connection.close()
 

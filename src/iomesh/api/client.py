@@ -105,6 +105,10 @@ class Client:
         )
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
+    async def clone_volume(self, volume: str, snapshot: str, name: str) -> Volume:
+        request = pb.CloneVolumeRequest(volume=volume, snapshot=snapshot, name=name)
+        return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
+
     async def volumes(self) -> list[Volume]:
         answer = await self._call("ListVolumes", pb.ListVolumesRequest(), pb.ListVolumesResponse)
         return [to_struct(Volume, volume) for volume in answer.volumes]

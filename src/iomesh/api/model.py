@@ -83,6 +83,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     recovery_seconds: float = 0.0
     recovery_bytes: int = 0
     snapshots: int = 0
+    clone_of: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

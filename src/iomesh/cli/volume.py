@@ -52,6 +52,28 @@ def create(session: Session, name: str, size: int, segment_size: int, exported: 
     )
 
 
+@volume.command("clone")
+@click.argument("source", metavar="VOLUME@SNAPSHOT", type=SnapshotName())
+@click.argument("name")
+@click.option("--export", "exported", is_flag=True, help="Export it as well.")
+@asks
+def clone(session: Session, source: Reference, name: str, exported: bool) -> None:
+    """Make the volume NAME of a snapshot: writable, at once, whatever its size; it takes space as it is written.
+
+    The volume that it comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
+    """
+
+    async def question(node: "Client") -> "Volume":
+        made = await node.clone_volume(*source, name)
+        if exported:
+            await node.export_volume(name)
+            made = await node.volume(name)
+        return made
+
+    made = session.ask(question)
+    session.output.answer(made, *([f"volume {made.name}: a clone of {source}"] + [uri for export in made.exports for uri in export.uris]))
+
+
 @volume.command("list")
 @asks
 def list_(session: Session) -> None:
@@ -187,6 +209,8 @@ def described(one: "Volume") -> list[tuple[str, object]]:
         ("newest record", one.sequence),
         ("last recovery", f"{short_time(one.recovery_seconds * 1e9)}, {short_size(one.recovery_bytes)} read"),
     ]
+    if one.clone_of:
+        rows.insert(4, ("clone of", one.clone_of))
     if one.reason:
         rows.insert(4, ("reason", one.reason))
     for door in one.exports:

@@ -22,9 +22,11 @@ DEVICES = "devices/"
 
 
 class Lifecycle(enum.StrEnum):
-    """A volume's state as the cluster knows it: ready -> deleting -> (no record). What its owner is doing with it is the node's."""
+    """A volume's state as the cluster knows it: ready -> deleting -> (no record), or ready -> hidden -> deleting if it was deleted while
+    there were clones of it. What its owner is doing with it is the node's."""
 
     READY = "ready"
+    HIDDEN = "hidden"
     DELETING = "deleting"
 
 
@@ -49,6 +51,12 @@ class SnapshotExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str
 
 
+class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
+    volume: uuid.UUID
+    snapshot: uuid.UUID
+    name: str  # of both when the clone was made, VOLUME@SNAPSHOT: for people
+
+
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     id: uuid.UUID
@@ -62,7 +70,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicyRecord = PolicyRecord()
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
-    lineage: list[str] = []  # reserved: the volumes that it is a clone of
+    clone_of: CloneRecord | None = None
     created_ns: int  # Unix time
 
 

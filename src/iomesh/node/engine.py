@@ -101,10 +101,22 @@ class NodeEngine:
     # volumes
 
     async def open_volume(
-        self, volume: uuid.UUID, *, size_bytes: int, epoch: int, segment_bytes: int, checkpoint: Pointer | None
+        self,
+        volume: uuid.UUID,
+        *,
+        size_bytes: int,
+        epoch: int,
+        segment_bytes: int,
+        checkpoint: Pointer | None,
+        clone_of: tuple[uuid.UUID, uuid.UUID] | None = None,
     ) -> dict[str, Any]:
         ticket = self._engine.open_volume(
-            volume.bytes, size_bytes=size_bytes, epoch=epoch, segment_bytes=segment_bytes, checkpoint=checkpoint
+            volume.bytes,
+            size_bytes=size_bytes,
+            epoch=epoch,
+            segment_bytes=segment_bytes,
+            checkpoint=checkpoint,
+            clone_of=(clone_of[0].bytes, clone_of[1].bytes) if clone_of else None,
         )
         opened: dict[str, Any] = await self._answer(ticket, "open the volume")
         return opened

@@ -141,6 +141,9 @@ class NodeService:
         )
         return to_message(pb.Volume, volume)
 
+    async def clone_volume(self, request: pb.CloneVolumeRequest) -> pb.Volume:
+        return to_message(pb.Volume, await self._ready().volumes.clone(request.volume, request.snapshot, request.name))
+
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._ready().volumes.list()])
 

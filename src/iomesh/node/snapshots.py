@@ -25,7 +25,7 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
-from iomesh.node.volume import OpenVolume, Registry, write_record
+from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 
 log = logger("snapshots")
 
@@ -59,14 +59,18 @@ class Snapshots:
             await self._engine.create_snapshots([(volume.record.id, uuid.uuid4(), name) for volume in opened])
             made = []
             for volume in opened:
-                entry = await self._find(volume, name)
+                entry = await self.find(volume, name)
                 made.append(self._describe(volume, entry))
                 log.info("snapshot made", volume=volume.record.name, snapshot=name, id=made[-1].id, sequence=entry["sequence"])
             return made
 
     async def list(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
         """Of one volume, or of all that are served, the oldest first. hidden: also those that were deleted and are still needed."""
-        wanted = [self._volumes.serving(volume)] if volume else [each for _, each in sorted(self._volumes.items()) if each.in_engine]
+        wanted = (
+            [self._volumes.serving(volume)]
+            if volume
+            else [each for _, each in sorted(self._volumes.items()) if each.in_engine and not is_hidden(each)]
+        )
         found = []
         for each in wanted:
             await self.refresh(each)
@@ -75,15 +79,17 @@ class Snapshots:
 
     async def get(self, volume: str, name: str) -> Snapshot:
         opened = self._volumes.serving(volume)
-        return self._describe(opened, await self._find(opened, name))
+        return self._describe(opened, await self.find(opened, name))
 
     async def delete(self, volume: str, name: str, *, force: bool = False) -> bool:
         """Whether it stays, hidden, because something goes on from it. Its space comes back behind the answer."""
         opened = self._volumes.serving(volume)
         async with opened.changing:
-            entry = await self._find(self._volumes.serving(volume), name)
+            entry = await self.find(self._volumes.serving(volume), name)
             self._refuse_connections(opened, name, "delete", force)
             identity = uuid.UUID(bytes=entry["id"])
+            if clones := self._volumes.clones(opened, identity):
+                raise InUse(f"snapshot {door_name(volume, name)} has clones, {', '.join(clones)}: delete those first")
             await self._withdraw(opened, identity, name)
             hidden = await self._engine.delete_snapshot(opened.record.id, identity)
             await self.refresh(opened)
@@ -93,7 +99,7 @@ class Snapshots:
     async def export(self, volume: str, name: str) -> Export:
         opened = self._volumes.serving(volume)
         async with opened.changing:
-            entry = await self._find(self._volumes.serving(volume), name)
+            entry = await self.find(self._volumes.serving(volume), name)
             identity, door = uuid.UUID(bytes=entry["id"]), door_name(volume, name)
             if not self._doors.describe(door):
                 await self._engine.open_snapshot(opened.record.id, identity)
@@ -109,7 +115,7 @@ class Snapshots:
     async def unexport(self, volume: str, name: str, *, force: bool = False) -> None:
         opened = self._volumes.serving(volume)
         async with opened.changing:
-            entry = await self._find(self._volumes.serving(volume), name)
+            entry = await self.find(self._volumes.serving(volume), name)
             self._refuse_connections(opened, name, "unexport", force)
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
 
@@ -117,7 +123,7 @@ class Snapshots:
         """The volume becomes what it was in a snapshot. The name of the one that is made of what it is now; empty: it is discarded."""
         opened = self._volumes.serving(volume)
         async with opened.changing:
-            identity = uuid.UUID(bytes=(await self._find(self._volumes.serving(volume), name))["id"])
+            identity = uuid.UUID(bytes=(await self.find(self._volumes.serving(volume), name))["id"])
             before = free_name(opened, f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
             try:
                 await self._engine.restore_volume(
@@ -141,8 +147,8 @@ class Snapshots:
         if ranges > RANGES_MAX:
             raise InvalidArgument(f"{ranges} ranges are too many for one answer: ask for {RANGES_MAX} at most")
         opened = self._volumes.serving(volume)
-        first = await self._find(opened, older)
-        second = await self._find(opened, newer) if newer else None
+        first = await self.find(opened, older)
+        second = await self.find(opened, newer) if newer else None
         found = await self._engine.diff_snapshots(
             opened.record.id,
             uuid.UUID(bytes=first["id"]),
@@ -156,7 +162,7 @@ class Snapshots:
     def made_ns(self) -> Iterator[tuple[str, Sequence[int]]]:
         """Of every volume that is served, its name and when its snapshots were made, as the engine listed them last."""
         for name, volume in sorted(self._volumes.items()):
-            if volume.state == VolumeState.SERVING:
+            if volume.state == VolumeState.SERVING and not is_hidden(volume):
                 yield name, [entry["time_ns"] for entry in volume.snapshots if visible(entry)]
 
     # what happens to their volume; the caller holds its `changing`
@@ -183,6 +189,24 @@ class Snapshots:
                 await self._doors.withdraw(door)
                 await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
 
+    async def hide(self, volume: OpenVolume, name: str) -> None:
+        """The volume, which had this name, is hidden for its clones: ends exports, deletes what no clone stands on. A failure is told,
+        and tried again when the next clone goes or the node starts."""
+        if not volume.in_engine:
+            return
+        try:
+            await self.refresh(volume)
+            for entry in [entry for entry in volume.snapshots if visible(entry)]:
+                identity, door = uuid.UUID(bytes=entry["id"]), door_name(name, entry["name"])
+                if self._doors.describe(door):
+                    await self._doors.withdraw(door)
+                    await self._engine.close_snapshot(identity)
+                if not self._volumes.clones(volume, identity):
+                    await self._engine.delete_snapshot(volume.record.id, identity)
+            await self.refresh(volume)
+        except IomeshError as error:
+            log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
+
     def connections(self, volume: OpenVolume) -> int:
         return sum(self._doors.connections(door_name(volume.record.name, entry["name"])) for entry in volume.snapshots)
 
@@ -195,7 +219,7 @@ class Snapshots:
         await self.refresh(volume)
         return next((entry for entry in volume.snapshots if visible(entry) and entry["name"] == name), None)
 
-    async def _find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
+    async def find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
         entry = await self._look_for(volume, name)
         if entry is None:
             raise NotFound(f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there are")
@@ -242,7 +266,7 @@ class Snapshots:
             parent=str(uuid.UUID(bytes=entry["parent"])) if entry["parent"] else "",
             hidden=bool(entry["hidden"]),
             deleting=bool(entry["dying"]),
-            clones=entry["clones"],
+            clones=len(self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))),
             exclusive_bytes=NOT_KNOWN if exclusive < 0 else exclusive * compiled.BLOCK_BYTES,
             exports=self._doors.describe(door_name(volume.record.name, entry["name"])) if visible(entry) else [],
         )

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from iomesh.api.model import VolumeState
 from iomesh.errors import Conflict, NotFound, Unavailable
 from iomesh.metadata import Metadata
-from iomesh.metadata.records import VolumeRecord, get_volume, put_volume
+from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
 
 RECORD_ATTEMPTS = 5
 
@@ -33,12 +35,17 @@ class OpenVolume:
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+def is_hidden(volume: OpenVolume) -> bool:
+    """Deleted, and kept for its clones."""
+    return volume.record.state == Lifecycle.HIDDEN
+
+
 class Registry(dict[str, OpenVolume]):
     """The volumes of this node by name."""
 
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
-        if volume is None:
+        if volume is None or is_hidden(volume):
             raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows those that there are")
         return volume
 
@@ -47,6 +54,14 @@ class Registry(dict[str, OpenVolume]):
         if volume.state != VolumeState.SERVING:
             raise Unavailable(f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else ""))
         return volume
+
+    def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
+        """The names of those that stand on a snapshot of it, or on this one."""
+        return sorted(
+            name
+            for name, other in self.items()
+            if (of := other.record.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)
+        )
 
 
 async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
@@ -71,3 +86,12 @@ async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[
 def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
     """By which its owner may write and change it."""
     return record.id, record.epoch, record.owner
+
+
+async def hide_record(metadata: Metadata, volume: OpenVolume) -> None:
+    """Its name is free from now on: it has one that no user can give."""
+    async with volume.writing:
+        before = volume.record
+        record = msgspec.structs.replace(before, name=f"deleted:{before.id}", state=Lifecycle.HIDDEN, exports=[], snapshot_exports=[])
+        volume.version = await metadata.commit(delete_volume(before, volume.version), put_volume(record, 0))
+        volume.record = record

@@ -4,6 +4,9 @@
                           |                      |                   ^
                           '--error--> FAILED ----'------delete-------'
 
+A volume that is deleted while there are clones of it is hidden: it has lost its name and its doors, is served to them, and is deleted with
+the last of them. A clone is opened after the volume that it is one of, and closed before.
+
 - The record is written first. What the engine is then asked can be repeated, so a crash between the two leaves work, never a doubt:
   at the next start a READY volume is opened, a DELETING one is erased further.
 - Opening raises the epoch in the record; every later change of the record asks that epoch and owner are still ours.
@@ -26,6 +29,7 @@ from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, Iomes
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import (
     CheckpointPointer,
+    CloneRecord,
     ExportRecord,
     Lifecycle,
     PolicyRecord,
@@ -39,7 +43,7 @@ from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
-from iomesh.node.volume import OpenVolume, Registry, write_record
+from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_record
 from iomesh.sizes import exact_size
 
 log = logger("volumes")
@@ -70,7 +74,14 @@ class Volumes:
 
     async def retry(self) -> None:
         """Brings up what is not up: at the start, and once a missing device has come."""
-        await asyncio.gather(*(self._bring_up(volume) for volume in list(self._volumes.values()) if not volume.in_engine))
+        left = [volume for volume in self._volumes.values() if not volume.in_engine]
+        while left:
+            ids = {volume.record.id for volume in left}
+            later = [volume for volume in left if volume.record.clone_of is not None and volume.record.clone_of.volume in ids]
+            await asyncio.gather(*(self._bring_up(volume) for volume in left if volume not in later))
+            left = later
+        for volume in [volume for volume in self._volumes.values() if is_hidden(volume)]:
+            await self._delete_if_needless(volume)
 
     async def close_all(self) -> None:
         """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
@@ -126,18 +137,36 @@ class Volumes:
             policy=PolicyRecord(replicas=replicas or 1),
             created_ns=time.time_ns(),
         )
-        volume = OpenVolume(record, 0)
-        self._volumes[name] = volume
-        async with volume.changing:
-            try:
-                await self._open(volume)
-            except Conflict:
-                del self._volumes[name]
-                raise AlreadyExists(f"a volume {name} exists in this cluster") from None
-            except BaseException:
-                await self._discard(volume)
-                raise
+        volume = await self._make(record)
         log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
+        return self._describe(volume)
+
+    async def clone(self, source: str, snapshot: str, name: str) -> Volume:
+        check_name(name)
+        parent = self._volumes.serving(source)
+        async with parent.changing:  # neither it nor the snapshot goes meanwhile
+            if self._volumes.serving(source) is not parent:
+                raise Conflict(f"volume {source} has been replaced by another one meanwhile")
+            entry = await self._snapshots.find(parent, snapshot)
+            of = CloneRecord(volume=parent.record.id, snapshot=uuid.UUID(bytes=entry["id"]), name=f"{source}@{snapshot}")
+            existing = self._volumes.get(name)
+            if existing is not None:
+                if existing is not parent and existing.record.clone_of == of and existing.state == VolumeState.SERVING:
+                    return self._describe(existing)
+                raise AlreadyExists(f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name")
+            record = VolumeRecord(
+                id=uuid.uuid4(),
+                name=name,
+                size_bytes=entry["size_bytes"],
+                segment_bytes=parent.record.segment_bytes,
+                epoch=0,
+                owner=self._node,
+                policy=parent.record.policy,
+                clone_of=of,
+                created_ns=time.time_ns(),
+            )
+            volume = await self._make(record)
+        log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
         return self._describe(volume)
 
     async def grow(self, name: str, size_bytes: int) -> Volume:
@@ -168,16 +197,12 @@ class Volumes:
                 raise InUse(f"volume {name} is owned by node {volume.record.owner}: delete it there")
             if self._stores.missing and not force:
                 raise Unavailable(f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}")
-            await write_record(
-                self._metadata,
-                volume,
-                lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
-            )
-            try:
-                await self._erase(volume)
-            except IomeshError as error:
-                self._fail(volume, error)
-                raise
+            if clones := self._volumes.clones(volume):
+                await self._hide(volume)
+                log.info("volume deleted, and hidden until its clones are", volume=name, id=str(volume.record.id), clones=clones)
+                return
+            await self._delete(volume)
+        await self._delete_needless_parent(volume)
 
     async def export(self, name: str, *, read_only: bool = False) -> Export:
         volume = self._volumes.serving(name)
@@ -204,7 +229,9 @@ class Volumes:
 
     async def checkpoint(self, name: str = "") -> list[str]:
         volumes = (
-            [self._volumes.serving(name)] if name else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING]
+            [self._volumes.serving(name)]
+            if name
+            else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING and not is_hidden(volume)]
         )
         await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes))
         return [volume.record.name for volume in volumes]
@@ -213,7 +240,7 @@ class Volumes:
         return self._describe(self._volumes.find(name))
 
     def list(self) -> list[Volume]:
-        return [self._describe(volume) for _, volume in sorted(self._volumes.items())]
+        return [self._describe(volume) for _, volume in sorted(self._volumes.items()) if not is_hidden(volume)]
 
     @property
     def open_in_engine(self) -> int:
@@ -256,18 +283,34 @@ class Volumes:
 
     # steps
 
+    async def _make(self, record: VolumeRecord) -> OpenVolume:
+        """One that there was not: it is open, or nothing is left of it."""
+        volume = OpenVolume(record, 0)
+        self._volumes[record.name] = volume
+        async with volume.changing:
+            try:
+                await self._open(volume)
+            except Conflict:
+                del self._volumes[record.name]
+                raise AlreadyExists(f"a volume {record.name} exists in this cluster") from None
+            except BaseException:
+                await self._discard(volume)
+                raise
+        return volume
+
     async def _open(self, volume: OpenVolume) -> None:
         """Takes the volume over under a new epoch, recovers it, opens its door."""
         volume.state, volume.reason = VolumeState.OPENING, ""
         await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
         record = volume.record
-        at = record.checkpoint
+        at, of = record.checkpoint, record.clone_of
         volume.recovery = await self._engine.open_volume(
             record.id,
             size_bytes=record.size_bytes,
             epoch=record.epoch,
             segment_bytes=record.segment_bytes,
             checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
+            clone_of=(of.volume, of.snapshot) if of else None,
         )
         volume.in_engine = True
         volume.state = VolumeState.SERVING
@@ -285,6 +328,47 @@ class Volumes:
                 read_only=export.read_only,
                 volatile_cache=self._stores.volatile_cache,
             )
+
+    async def _delete(self, volume: OpenVolume) -> None:
+        await write_record(
+            self._metadata,
+            volume,
+            lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
+        )
+        try:
+            await self._erase(volume)
+        except IomeshError as error:
+            self._fail(volume, error)
+            raise
+
+    async def _hide(self, volume: OpenVolume) -> None:
+        """It has clones: only its name and its doors go now, and the snapshots that no clone stands on."""
+        name = volume.record.name
+        await hide_record(self._metadata, volume)
+        self._volumes[volume.record.name] = self._volumes.pop(name)
+        await self._doors.withdraw(name)
+        await self._snapshots.hide(volume, name)
+
+    async def _delete_needless_parent(self, volume: OpenVolume) -> None:
+        """Of a clone that is gone: the volume that was kept for it, if this was the last."""
+        of = volume.record.clone_of
+        for parent in [each for each in self._volumes.values() if of is not None and each.record.id == of.volume]:
+            await self._delete_if_needless(parent)
+
+    async def _delete_if_needless(self, volume: OpenVolume) -> None:
+        async with volume.changing:
+            name = volume.record.name
+            if self._volumes.get(name) is not volume or not is_hidden(volume):
+                return
+            if self._volumes.clones(volume):
+                await self._snapshots.hide(volume, name)
+                return
+            try:
+                await self._delete(volume)
+            except IomeshError as error:
+                log.error("hidden volume not deleted; tried again when the node starts", volume=name, reason=error.message)
+                return
+        await self._delete_needless_parent(volume)
 
     async def _erase(self, volume: OpenVolume) -> None:
         """From any state to none; the record, which says DELETING, goes last."""
@@ -372,5 +456,6 @@ class Volumes:
             reactor=volume.recovery.get("reactor", 0),
             recovery_seconds=volume.recovery.get("seconds", 0.0),
             snapshots=sum(visible(entry) for entry in volume.snapshots),
+            clone_of=record.clone_of.name if record.clone_of else "",
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
         )

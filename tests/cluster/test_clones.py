@@ -1,0 +1,213 @@
+"""Clones: what they hold beside the volume that they come from, in which order both may go, and that they outlive the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+from iomesh.api.client import Client
+from iomesh.api.model import VolumeState
+from iomesh.errors import AlreadyExists, InUse, NotFound
+from support.daemon import MIB, Daemon
+from support.load import Load, read_volume
+from support.model import Model
+from support.nbd import Connection
+
+SIZE = 32 * MIB
+LOADED = 2000  # operations; enough to overwrite much of it, and for the log to be checkpointed
+
+
+async def fill(client: Client, name: str, text: bytes, length: int = SIZE) -> None:
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, length, MIB)))
+    await connection.flush()
+    await connection.close()
+
+
+async def holds(client: Client, name: str, *texts: tuple[bytes, int]) -> None:
+    """Of each text so many bytes, from the front."""
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    assert connection.size == sum(length for _, length in texts)
+    at = 0
+    for text, length in texts:
+        for offset in range(at, at + length, MIB):
+            assert await connection.read(offset, MIB) == text * (MIB // len(text)), f"{name} at {offset}"
+        at += length
+    await connection.close()
+
+
+async def free_bytes(client: Client) -> int:
+    return sum(device.free_bytes for device in await client.devices())
+
+
+async def comes_back(client: Client, free: int) -> None:
+    """The space that was free is so again, but for a segment that the log has open."""
+    async with asyncio.timeout(60):
+        while await free_bytes(client) < free - 4 * MIB:  # noqa: ASYNC110  # the daemon does not tell
+            await asyncio.sleep(0.05)
+
+
+async def test_a_clone_is_the_snapshot_and_each_goes_its_own_way(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await fill(client, "db", b"headhead")
+        free = await free_bytes(client)
+        made = await client.clone_volume("db", "monday", "copy")
+        assert (made.name, made.size_bytes, made.clone_of, made.state) == ("copy", SIZE, "db@monday", VolumeState.SERVING)
+        assert await free_bytes(client) >= free - 4 * MIB, "it takes no copy"
+        assert (await client.clone_volume("db", "monday", "copy")).id == made.id, "twice is once"
+        assert (await client.snapshot("db", "monday")).clones == 1
+        await holds(client, "copy", (b"snapshot", SIZE))
+        await fill(client, "copy", b"of clone", SIZE // 2)
+        await holds(client, "copy", (b"of clone", SIZE // 2), (b"snapshot", SIZE // 2))
+        await holds(client, "db", (b"headhead", SIZE))
+    for end in (node.kill, node.stop):
+        end()
+        node.start()
+        async with node.client() as client:
+            await holds(client, "copy", (b"of clone", SIZE // 2), (b"snapshot", SIZE // 2))
+            await holds(client, "db", (b"headhead", SIZE))
+            assert (await client.volume("copy")).clone_of == "db@monday"
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_a_clone_that_nobody_has_written_to_outlives_the_daemon(node: Daemon, how: str) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await fill(client, "db", b"headhead")
+    for _ in range(2):
+        getattr(node, how)()
+        node.start()
+        async with node.client() as client:
+            await holds(client, "copy", (b"snapshot", SIZE))
+
+
+async def test_a_clone_of_a_clone_and_a_snapshot_of_a_clone(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("a", SIZE)
+        await fill(client, "a", b"all of a")
+        await client.create_snapshots(["a"], "one")
+        await client.clone_volume("a", "one", "b")
+        await client.create_snapshots(["b"], "untouched")
+        await fill(client, "b", b"from b..", SIZE // 2)
+        await client.create_snapshots(["b"], "one")
+        await client.clone_volume("b", "one", "c")
+        await client.clone_volume("b", "untouched", "d")
+        await fill(client, "c", b"from c..", SIZE // 4)
+        await fill(client, "a", b"new in a")
+        await fill(client, "b", b"new in b")
+
+    async def check() -> None:
+        async with node.client() as client:
+            await holds(client, "c", (b"from c..", SIZE // 4), (b"from b..", SIZE // 4), (b"all of a", SIZE // 2))
+            await holds(client, "d", (b"all of a", SIZE))
+
+    await check()
+    node.kill()
+    node.start()
+    await check()
+    async with node.client() as client:
+        await client.delete_volume("a", force=True, snapshots=True)
+        await client.delete_volume("b", force=True, snapshots=True)
+        assert [one.name for one in await client.volumes()] == ["c", "d"]
+        for name in ("a", "b"):
+            with pytest.raises(NotFound):
+                await client.volume(name)
+    await check()
+    node.kill()
+    node.start()
+    await check()
+    async with node.client() as client:
+        await client.create_volume("a", SIZE)  # its name is free
+        await client.delete_volume("a")
+        await client.delete_volume("c")
+        await holds(client, "d", (b"all of a", SIZE))
+        await client.delete_volume("d")
+        assert await client.volumes() == []
+    async with node.metadata() as metadata:
+        assert (await metadata.list_prefix("volumes/")).entries == []
+
+
+@pytest.mark.parametrize("order", [("db", "one", "two"), ("one", "db", "two"), ("two", "one", "db"), ("one", "two", "db")])
+async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: Daemon, order: tuple[str, ...]) -> None:
+    async with node.client() as client:
+        free = await free_bytes(client)
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        for number, name in enumerate(("one", "two")):
+            await client.clone_volume("db", "monday", name)
+            await fill(client, name, b"clone %02d" % number, SIZE // 2)
+        texts = {"one": b"clone 00", "two": b"clone 01"}
+        for gone in order:
+            await client.delete_volume(gone, force=True, snapshots=gone == "db")
+            texts.pop(gone, None)
+            for name, text in texts.items():
+                await holds(client, name, (text, SIZE // 2), (b"snapshot", SIZE // 2))
+        await comes_back(client, free)
+    async with node.metadata() as metadata:
+        assert (await metadata.list_prefix("volumes/")).entries == []
+
+
+async def test_a_snapshot_stays_while_there_are_clones_of_it(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        with pytest.raises(InUse, match="copy"):
+            await client.delete_snapshot("db", "monday", force=True)
+        with pytest.raises(InUse):
+            await client.delete_volume("db")
+        with pytest.raises(AlreadyExists):
+            await client.clone_volume("db", "monday", "db")
+        with pytest.raises(NotFound):
+            await client.clone_volume("db", "tuesday", "other")
+        await client.delete_volume("copy")
+        await client.delete_snapshot("db", "monday")
+
+
+async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemon, draw: random.Random) -> None:
+    """Parent, clone, and a clone of the clone, each held against a model of its own."""
+    node.settings = {"engine.checkpoint_bytes": 4 * MIB}
+    node.kill()
+    node.start()
+    models = {"db": Model(SIZE, run=1)}
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await client.export_volume("db")
+    for round_ in range(4):
+        async with node.client() as client:
+            loads = []
+            for name, model in models.items():
+                uri = (await client.export_volume(name)).uris[0]
+                loads.append(Load(uri, model, draw.getrandbits(32), connections=1, depth=8))
+            running = [asyncio.create_task(load.run()) for load in loads]
+            async with asyncio.timeout(120):
+                while any(load.counts.acknowledged < LOADED // len(loads) for load in loads):  # noqa: ASYNC110  # it counts, it does not tell
+                    await asyncio.sleep(0.01)
+            for load in loads:
+                load.expect_end()
+        node.kill()
+        await asyncio.gather(*running)
+        node.start()
+        async with node.client() as client:
+            for name, model in models.items():
+                uri = (await client.export_volume(name)).uris[0]
+                model.settle_with(await asyncio.to_thread(read_volume, uri, SIZE))
+            if round_ < 2:  # a clone of what is certain now
+                parent, name = ("db", "copy") if round_ == 0 else ("copy", "copy-of-copy")
+                await client.create_snapshots([parent], f"round-{round_}")
+                await client.clone_volume(parent, f"round-{round_}", name)
+                uri = (await client.export_volume(parent)).uris[0]
+                held = await asyncio.to_thread(read_volume, uri, SIZE)
+                assert held == await asyncio.to_thread(read_volume, (await client.export_volume(name)).uris[0], SIZE)
+                models[name] = Model(SIZE, run=2 + round_)
+                models[name].content[:] = np.frombuffer(held, np.uint8)
