@@ -93,11 +93,11 @@ class Engine:
     ) -> int:
         """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int,
         "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where.
-        clone_of: (volume, snapshot): what the log has not changed is as in that snapshot of that volume, which has to be open. Such a snapshot
-        is not to be deleted, nor its volume erased, before the clone is: who calls sees to that. ENOENT."""
+        clone_of: (volume, snapshot): what the log has not changed is as in that snapshot of that volume, which has to be open (ENOENT).
+        Neither the snapshot nor its volume is to be deleted before the clone is: who calls sees to that."""
     def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:
-        """Ends its connections, writes a checkpoint if asked (an Event like any other: answer it), frees it; waits until its clones are closed.
-        Answers None."""
+        """Ends its connections, writes a checkpoint if asked (an Event like any other: answer it), frees it. Waits until its clones are
+        closed. Answers None."""
     def checkpoint(self, volume: bytes) -> int:
         """Answers None once it was written and moved; joins one that is under way."""
     def checkpoint_moved(self, volume: bytes, sequence: int, moved: bool) -> None: ...

@@ -74,7 +74,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef uint32_t connections
     cdef uint32_t readings           # of snapshots of it: those that are read, and the clones that stand on one and are open
     cdef void* parent                # of a clone: the Volume ...
-    cdef uint8_t parent_snapshot[16] # ... and its snapshot that the clone stands on; NULL: it is none
+    cdef uint8_t parent_snapshot[16]  # ... and its snapshot that the clone stands on; NULL: it is none
     cdef Waiters connections_changed    # or readings
     cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil     # told to the node: VolumeEvent
 
