@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import subprocess
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from support.daemon import MIB, Daemon
 from support.load import Load, read_volume
 from support.model import Model
 from support.nbd import Connection
+from support.trial import iomesh_command
 
 SIZE = 32 * MIB
 LOADED = 2000  # operations; enough to overwrite much of it, and for the log to be checkpointed
@@ -211,3 +214,42 @@ async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemo
                 assert held == await asyncio.to_thread(read_volume, (await client.export_volume(name)).uris[0], SIZE)
                 models[name] = Model(SIZE, run=2 + round_)
                 models[name].content[:] = np.frombuffer(held, np.uint8)
+
+
+async def test_parent_and_clone_go_back_beside_each_other(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await fill(client, "db", b"headhead")
+        await client.clone_volume("db", "monday", "copy")
+        await client.create_snapshots(["copy"], "fresh")
+        await fill(client, "copy", b"of clone")
+        before = await client.restore_volume("copy", "fresh")
+        await holds(client, "copy", (b"snapshot", SIZE))
+        await client.restore_volume("copy", before)
+        await client.restore_volume("db", "monday", discard=True)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        await holds(client, "copy", (b"of clone", SIZE))
+        await holds(client, "db", (b"snapshot", SIZE))
+
+
+async def test_the_command_line_makes_shows_and_guards_clones(node: Daemon) -> None:
+    def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+
+    assert iomesh("volume", "create", "db", "32MiB").returncode == 0
+    assert iomesh("snapshot", "create", "db", "monday").returncode == 0
+    made = iomesh("volume", "clone", "db@monday", "copy", "--export")
+    assert made.stdout.splitlines()[0] == "volume copy: a clone of db@monday"
+    assert made.stdout.splitlines()[1].startswith("nbd+unix:///copy?")
+    told = json.loads(iomesh("volume", "clone", "db@monday", "copy", "--json").stdout)
+    assert (told["name"], told["clone_of"], told["size_bytes"]) == ("copy", "db@monday", SIZE)
+    assert "db@monday" in iomesh("volume", "show", "copy").stdout
+    refused = iomesh("snapshot", "delete", "db@monday")
+    assert refused.returncode != 0
+    assert "has clones, copy: delete those first" in refused.stderr
+    assert iomesh("volume", "delete", "db", "--snapshots", "--yes").returncode == 0
+    assert [one["name"] for one in json.loads(iomesh("volume", "list", "--json").stdout)["volumes"]] == ["copy"]
