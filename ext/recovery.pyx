@@ -488,6 +488,7 @@ cdef class Recovery:
         cdef Found* found
         cdef uint32_t i, entries = 0, table_blocks
         cdef SealCall call
+        cdef Operation operation
         cdef void* memory
         cdef int result = 0
         for i in range(scan.record_count):
@@ -529,6 +530,10 @@ cdef class Recovery:
             footer.crc = block_crc(footer)
             result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
             release(memory)
+            if result == 0 and (<Store>call.store).volatile_cache:
+                waited(&operation)                       # the journal must not be on stable media before what it speaks of
+                self.io.flush(&operation, replica.device)
+                result = <int>wait(&operation)
             if result == 0:
                 call.footer_block = scan.end
                 call.blocks = scan.end + 1 + table_blocks

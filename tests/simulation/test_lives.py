@@ -16,6 +16,7 @@ FOUND = {
     "the map at once wrote the block's old content again, over an acknowledged write",
     299: "the model took zeros for the wrong trim of two (its own bug)",
     454: "a segment that came after the walk was compared with it (its own bug)",
+    2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",
 }
 
 

@@ -253,6 +253,7 @@ class Volume(_message.Message):
     RECOVERY_BYTES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CLONE_OF_FIELD_NUMBER: _builtins.int
+    PHYSICAL_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -267,7 +268,7 @@ class Volume(_message.Message):
     """Unix time"""
     live_bytes: _builtins.int
     """What follows is known while it is serving.
-    that hold its data now
+    of its log that it or a snapshot of it needs, maps included
     """
     log_bytes_since_checkpoint: _builtins.int
     segments: _builtins.int
@@ -281,6 +282,8 @@ class Volume(_message.Message):
     snapshots: _builtins.int
     clone_of: _builtins.str
     """VOLUME@SNAPSHOT, as it was called when the clone was made; empty: it is no clone"""
+    physical_bytes: _builtins.int
+    """that its segments take on devices; only GetVolume tells"""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
@@ -308,10 +311,11 @@ class Volume(_message.Message):
         recovery_bytes: _builtins.int = ...,
         snapshots: _builtins.int = ...,
         clone_of: _builtins.str = ...,
+        physical_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "physical_bytes", b"physical_bytes", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     recovery_bytes: int = 0
     snapshots: int = 0
     clone_of: str = ""
+    physical_bytes: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -191,11 +191,19 @@ def state(one: "Volume") -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
+def physical(one: "Volume") -> str:
+    """With what it takes for a byte that lives: the rest is dead, and comes back when it is cleaned."""
+    times = f", {one.physical_bytes / one.live_bytes:.2f} times what lives" if one.live_bytes else ""
+    return short_size(one.physical_bytes) + times
+
+
 def described(one: "Volume") -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", one.name),
         ("id", one.id),
-        ("size", f"{exact_size(one.size_bytes)}, {short_size(one.live_bytes)} used"),
+        ("size", exact_size(one.size_bytes)),
+        ("live", short_size(one.live_bytes)),
+        ("physical", physical(one)),
         ("state", state(one)),
         ("replicas", one.policy.replicas),
         ("owner", f"{one.owner}, epoch {one.epoch}"),

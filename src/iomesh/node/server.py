@@ -148,7 +148,7 @@ class NodeService:
         return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._ready().volumes.list()])
 
     async def get_volume(self, request: pb.GetVolumeRequest) -> pb.Volume:
-        return to_message(pb.Volume, self._ready().volumes.get(request.name))
+        return to_message(pb.Volume, await self._ready().volumes.show(request.name))
 
     async def grow_volume(self, request: pb.GrowVolumeRequest) -> pb.Volume:
         return to_message(pb.Volume, await self._ready().volumes.grow(request.name, request.size_bytes))

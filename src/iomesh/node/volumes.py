@@ -37,6 +37,7 @@ from iomesh.metadata.records import (
     delete_volume,
     list_volumes,
 )
+from iomesh.node.cleaning import SLAB_BYTES
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
@@ -236,8 +237,14 @@ class Volumes:
         await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes))
         return [volume.record.name for volume in volumes]
 
-    def get(self, name: str) -> Volume:
-        return self._describe(self._volumes.find(name))
+    async def show(self, name: str) -> Volume:
+        """With what it takes on devices, which the engine is asked for."""
+        volume = self._volumes.find(name)
+        described = self._describe(volume)
+        if described.state != VolumeState.SERVING:
+            return described
+        slabs = int((await self._engine.segments(volume.record.id))["slabs"].sum())
+        return msgspec.structs.replace(described, physical_bytes=slabs * SLAB_BYTES)
 
     def list(self) -> list[Volume]:
         return [self._describe(volume) for _, volume in sorted(self._volumes.items()) if not is_hidden(volume)]
