@@ -32,8 +32,8 @@ from iomesh.engine.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_
 from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SEGMENT_SEALED, SLAB_BLOCKS,
-    SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
+    BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
+    SEGMENT_SEALED, SLAB_BLOCKS, SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
@@ -60,7 +60,6 @@ cdef extern from *:
     const uint64_t NODE_INDEXES "IOMESH_NODE_INDEXES"
 
 cdef enum:
-    FOOTER_BLOCKS = 1 + 2 * 16384 // 256 + 1     # of the largest segment: a record's entry and its own for every block
     AHEAD = 24                       # leaves that are loaded before they are looked at
     BREATHER = 512                   # entries after which the reactor serves others for a turn
     PACED_BLOCKS = 64                # evacuated between two looks at the pace
@@ -76,7 +75,7 @@ cdef class Cleaner:
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
         self.plans = <Plan*>calloc(PLANS, sizeof(Plan))
-        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS * BLOCK_BYTES):
+        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS_MAX * BLOCK_BYTES):
             raise MemoryError("no memory for cleaning")
         self.footer = <char*>memory
 
@@ -268,7 +267,7 @@ cdef class Cleaner:
         cdef int result = read_blocks(self.volume, replica, replica.footer_block, 1, self.footer)
         if result == 0 and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks):
             result = -EUCLEAN
-        if result == 0 and footer.table_blocks >= FOOTER_BLOCKS:
+        if result == 0 and footer.table_blocks >= FOOTER_BLOCKS_MAX:
             result = -EUCLEAN
         if result == 0:
             result = read_blocks(self.volume, replica, replica.footer_block + 1, footer.table_blocks, self.footer + BLOCK_BYTES)

@@ -180,6 +180,9 @@ cdef packed struct RecordHeader:     # 4096 bytes
     uint8_t reserved[40]
     Entry entries[248]
 
+cdef enum:
+    FOOTER_BLOCKS_MAX = 130          # with its table: of the largest segment, a record's entry and its own for every block
+
 cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of entries
     uint64_t magic
     uint32_t crc

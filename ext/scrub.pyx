@@ -19,7 +19,7 @@ from iomesh.engine.compaction cimport Pace, lives_in, rank_in, read_bitmap
 from iomesh.engine.directory cimport Replica, replica_offset
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, KIND_RECORD, KIND_ZERO, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, RecordHeader, block_crc,
+    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, KIND_ZERO, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, RecordHeader, block_crc,
     footer_table_valid, footer_valid)
 from iomesh.engine.store cimport Store
 from iomesh.engine.task cimport wait, wait_in, waited, wake_all
@@ -28,7 +28,6 @@ cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
-    FOOTER_BLOCKS = 1 + 2 * 16384 // 256 + 1     # of the largest segment: a record's entry and its own for every block
     PIECE_BLOCKS = 64
 
 
@@ -38,11 +37,11 @@ cdef class Scrubber:
     def __cinit__(self, Store store):
         cdef void* memory = NULL
         self.store = store
-        if posix_memalign(&memory, BLOCK_BYTES, (1 + FOOTER_BLOCKS + PIECE_BLOCKS) * BLOCK_BYTES):
+        if posix_memalign(&memory, BLOCK_BYTES, (1 + FOOTER_BLOCKS_MAX + PIECE_BLOCKS) * BLOCK_BYTES):
             raise MemoryError("no memory for a scrubber's buffers")
         self.bitmap = <Bitmap*>memory
         self.footer = <char*>memory + BLOCK_BYTES
-        self.piece = self.footer + FOOTER_BLOCKS * BLOCK_BYTES
+        self.piece = self.footer + FOOTER_BLOCKS_MAX * BLOCK_BYTES
 
     def __dealloc__(self):
         release(self.bitmap)
@@ -102,7 +101,7 @@ cdef class Scrubber:
         place = place_of(self.bitmap, replica, replica.footer_block)
         end = replica.live + 1 if replica.live else replica.blocks
         good = self.read(replica, place, 1, self.footer) == 0 and footer_valid(
-            footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS
+            footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
         if not good or self.read(replica, place + 1, footer.table_blocks, self.footer + BLOCK_BYTES) < 0 or not footer_table_valid(footer, table):
             note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
             return 0

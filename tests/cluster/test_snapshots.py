@@ -12,6 +12,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NotFound
+from support.contents import everything, fill
 from support.daemon import MIB, Daemon
 from support.load import Load
 from support.model import Model
@@ -20,19 +21,6 @@ from support.run import run, tool
 from support.trial import iomesh_command
 
 SIZE = 32 * MIB
-
-
-async def fill(uri: str, text: bytes) -> None:
-    connection = await Connection.connect(uri)
-    await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, SIZE, MIB)))
-    await connection.close()
-
-
-async def everything(uri: str) -> bytes:
-    connection = await Connection.connect(uri)
-    read = await asyncio.gather(*(connection.read(at, MIB) for at in range(0, connection.size, MIB)))
-    await connection.close()
-    return b"".join(read)
 
 
 async def acknowledged(load: Load, operations: int) -> None:
