@@ -15,7 +15,8 @@ cdef struct Marks:                   # of one segment
     uint32_t segment
     uint32_t count                   # distinct blocks that something points to
     uint64_t pointed[AUDIT_WORDS]
-    uint64_t walked[AUDIT_WORDS]     # nodes whose pointers have been followed
+    uint64_t walked[AUDIT_WORDS]     # nodes of snapshots whose pointers have been followed
+    uint64_t heads[AUDIT_WORDS]      # blocks of data that the head holds, and no snapshot as far as it was walked
 
 cdef class Audit:
     cdef World world
@@ -23,6 +24,10 @@ cdef class Audit:
     cdef Marks* marks                # in the order of numbers
     cdef uint32_t count
     cdef readonly uint64_t blocks    # looked at, ever
+    cdef bint in_head                # what is walked is the head's
+    cdef uint64_t mapped             # blocks of data that the head holds, ...
+    cdef uint64_t exclusive          # ... and no snapshot does
+    cdef uint64_t data               # blocks of data that something holds
     cdef bint any_block              # damage is no finding: devices lie
     cdef char words[256]             # what is wrong
 
@@ -33,6 +38,8 @@ cdef class Audit:
     cdef bint agrees(self, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil
     cdef bint head(self) noexcept nogil
     cdef bint below(self, Pointer pointer, int level) noexcept nogil
+    cdef bint counts(self) noexcept nogil
+    cdef void hold(self, Pointer pointer, bint anew) noexcept nogil
     cdef bint alone(self, Pointer pointer, Pointer successor, int level) noexcept nogil
     cdef bint visit(self, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil
     cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil

@@ -7,6 +7,7 @@
 # Checked are:
 #   - every pointer leads to a segment that is there, into it, to a block with its checksum;
 #   - what the segments count as live is what was found, for each segment and in all;
+#   - what the head holds, what of it is its alone, and what is held in all are what was found;
 #   - a compacted segment has every block that something points to;
 #   - every slab of a store is free, or of one replica, and the two add up to all there are.
 #
@@ -45,6 +46,7 @@ cdef class Audit:
         cdef uint32_t i
         cdef uint64_t live = 0
         self.count = 0
+        self.mapped = self.exclusive = self.data = 0
         while segment is not NULL:
             if self.count == AUDITED_MAX:
                 return self.wrong(b"there are more than %llu segments", AUDITED_MAX, 0, 0)
@@ -52,8 +54,10 @@ cdef class Audit:
             self.marks[self.count].segment = segment.number
             self.count += 1
             segment = segment.next
+        self.in_head = True
         if not self.head():
             return False
+        self.in_head = False
         for i in range(self.volume.snapshots.count):
             entry = &self.volume.snapshots.all[i].entry
             if entry.flags & SNAPSHOT_DYING:
@@ -69,6 +73,16 @@ cdef class Audit:
             segment = segment.next
         if live != self.volume.segments.live:
             return self.wrong(b"%llu blocks live by the segments' counts, %llu in all", live, self.volume.segments.live, 0)
+        return self.any_block or self.counts()
+
+    cdef bint counts(self) noexcept nogil:
+        cdef uint64_t held = self.volume.snapshots.held(self.volume.segments), exclusive = self.volume.segments.exclusive
+        if self.volume.segments.mapped != self.mapped:
+            return self.wrong(b"%llu blocks are mapped by the count, and %llu are found", self.volume.segments.mapped, self.mapped, 0)
+        if held != self.data:
+            return self.wrong(b"%llu blocks of data are held by the counts, and %llu are found", held, self.data, 0)
+        if exclusive != self.exclusive and self.volume.snapshots.dying() is NULL:      # else its heir may still have what it has alone
+            return self.wrong(b"%llu blocks are the head's alone by the count, and %llu are found", exclusive, self.exclusive, 0)
         return True
 
     cdef bint head(self) noexcept nogil:
@@ -95,7 +109,22 @@ cdef class Audit:
                         return False
                 elif not self.visit(pointer, False, &content, &again):
                     return False
+                elif node.level == 0:
+                    self.hold(pointer, not again)
         return True
+
+    cdef void hold(self, Pointer pointer, bint anew) noexcept nogil:
+        """A block of data that was visited, for the first time or not."""
+        cdef Marks* marks = self.find(pointer.segment)
+        cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
+        self.data += anew
+        if self.in_head:
+            self.mapped += 1
+            self.exclusive += 1
+            marks.heads[pointer.block // 64] |= bit
+        elif marks.heads[pointer.block // 64] & bit:
+            marks.heads[pointer.block // 64] &= ~bit
+            self.exclusive -= 1
 
     cdef bint below(self, Pointer pointer, int level) noexcept nogil:
         """A node on the device (level -1: a block of data), and what it points to."""
@@ -107,6 +136,8 @@ cdef class Audit:
             return True
         if not self.visit(pointer, level >= 0, &content, &again):
             return False
+        if level < 0:
+            self.hold(pointer, not again)
         if level < 0 or again or content is NULL:
             return True
         pointers = <Pointer*>content
@@ -130,6 +161,8 @@ cdef class Audit:
             return True
         if not self.visit(pointer, level >= 0, &content, &again):
             return False
+        if level < 0:
+            self.hold(pointer, not again)
         if level < 0 or again or content is NULL:
             return True
         segment = self.volume.segments.find(successor.segment) if successor.flags & POINTER_PRESENT else NULL
@@ -145,7 +178,8 @@ cdef class Audit:
         return True
 
     cdef bint visit(self, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil:
-        """Something points there. node: its pointers will be followed; again: they have been. (Of a cached node what is on the device is not.)"""
+        """Something points there. node: its pointers will be followed; again: they have been, or of a block of data: it has been visited. (Of a
+        cached node what is on the device is not. The head's nodes are followed once, whoever shares them.)"""
         cdef Marks* marks = self.find(pointer.segment)
         cdef Segment* segment = self.volume.segments.find(pointer.segment)
         cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
@@ -155,8 +189,8 @@ cdef class Audit:
         if pointer.block >= segment.blocks:
             return self.wrong(b"a pointer leads to segment %llu, block %llu, which has %llu", pointer.segment, pointer.block, segment.blocks)
         seen = (marks.pointed[pointer.block // 64] & bit) != 0
-        again[0] = node and (marks.walked[pointer.block // 64] & bit) != 0
-        if node:
+        again[0] = (marks.walked[pointer.block // 64] & bit) != 0 if node else seen
+        if node and not self.in_head:
             marks.walked[pointer.block // 64] |= bit
         if not seen:
             marks.pointed[pointer.block // 64] |= bit

@@ -234,12 +234,13 @@ cdef class Checkpoints:
         cdef int result, level
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
-        result = self.snapshots.freeze(at, self.log.io.unix_ns(), self.size_bytes, self.log.tails.position())
+        result = self.snapshots.freeze(at, self.log.io.unix_ns(), self.size_bytes, self.log.tails.position(), self.segments)
         if result < 0:
             return result
         self.map.freeze = at
         self.segments.begin_checkpoint()
         self.segments.shift_pin(DATA, self.snapshots.data_pin())
+        self.segments.wanted_exclusive = self.snapshots.frozen_exclusive
         self.log.bytes_at_checkpoint = self.log.bytes
         self.end_drain()
         for level in range(MAP_LEVELS):
@@ -359,6 +360,10 @@ cdef class Checkpoints:
         checkpoint.pin_data = self.segments.wanted_pins[<int>DATA]
         checkpoint.pin_nodes = self.segments.wanted_pins[<int>NODE]
         checkpoint.snapshot_entries = self.snapshots.frozen_count
+        checkpoint.counted = 1
+        checkpoint.mapped = self.snapshots.frozen_mapped
+        checkpoint.inherited = self.snapshots.frozen_inherited
+        checkpoint.exclusive = self.snapshots.frozen_exclusive
         memcpy(checkpoint.lineage_volume, self.lineage_volume, 16)
         memcpy(checkpoint.lineage_snapshot, self.lineage_snapshot, 16)
         checkpoint.branch = self.segments.branch

@@ -105,8 +105,12 @@ class Engine:
     def erase_volume(self, volume: bytes) -> int:
         """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""
     def volume_state(self, volume: bytes) -> dict[str, Any]:
-        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "map_root", "connections", "log_bytes_since_checkpoint", ...}:
-        now, no ticket."""
+        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks", "inherited_blocks",
+        "map_root", "connections", "log_bytes_since_checkpoint", ...}: now, no ticket."""
+    def space(self, volume: bytes) -> int:
+        """Answers what it takes and what for, of one moment (docs/space.md): {"mapped_bytes", of them "exclusive_bytes", "shared_bytes",
+        "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes", "pinned_bytes", "map_bytes", "log_bytes", "ahead_bytes",
+        "dead_bytes", "physical_bytes"}."""
     def counters(self, volume: bytes) -> NDArray[np.uint64]:
         """A view, in the order of COUNTER_NAMES; it changes as you look."""
     def histograms(self, volume: bytes) -> NDArray[np.uint64]:
@@ -150,7 +154,7 @@ class Engine:
         what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST."""
     def list_snapshots(self, volume: bytes) -> int:
         """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
-        many), "exclusive_blocks" (-1: not known)}]."""
+        many), "mapped_blocks", "exclusive_blocks" (-1: not known)}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
         """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
         from a byte

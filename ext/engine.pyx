@@ -39,6 +39,7 @@ from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Wish, is_zero_id
+from iomesh.engine.space cimport Space, measure
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
@@ -104,7 +105,7 @@ cdef enum:
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
     CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
-    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME
+    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE
 
 cdef struct Command:
     Message message
@@ -541,6 +542,9 @@ cdef class Engine:
         memcpy(command.volume, <const char*>volume, 16)
         return self.post(command)
 
+    def space(self, bytes volume):
+        return self.ask_volume(MEASURE_SPACE, volume, 0)
+
     cdef TokenBucket new_bucket(self, Reactor reactor):
         cdef TokenBucket bucket = TokenBucket(reactor)
         bucket.reactors = self.reactors
@@ -714,7 +718,9 @@ cdef class Engine:
         cdef Volume it = opened.volume
         return {
             "size_bytes": it.blocks * BLOCK, "sequence": it.log.sequence, "committed": it.log.committed, "stable": it.log.flusher.stable,
-            "segments": it.segments.count, "live_blocks": it.segments.live, "connections": it.connections,
+            "segments": it.segments.count, "live_blocks": it.segments.live, "mapped_blocks": it.segments.mapped,
+            "exclusive_blocks": min(it.segments.exclusive, it.segments.mapped - it.segments.inherited), "inherited_blocks": it.segments.inherited,
+            "connections": it.connections,
             "log_bytes": it.log.bytes + it.log.tails.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
             "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
@@ -833,6 +839,8 @@ cdef class Engine:
             value = {"blocks": command.results[0], "damaged": command.results[1], "first_damaged": command.results[2]}
         elif command.kind == LIST_SEGMENTS and not error:
             value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Row)], SEGMENT_ROW)
+        elif command.kind == MEASURE_SPACE and not error:
+            value = {f"{name}_bytes": blocks * BLOCK for name, blocks in (<Space*>command.memory)[0].items()}
         elif command.kind == CREATE_SNAPSHOTS and not error:
             value = {"snapshots": [made(&(<Making*>command.memory)[i]) for i in range(command.first)]}
         elif command.kind == LIST_SNAPSHOTS and not error:
@@ -882,7 +890,8 @@ cdef list listed(const SnapshotEntry* entries, uint64_t count):
         "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence, "time_ns": entries[i].time_ns,
         "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
-        "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]), "exclusive_blocks": -1,
+        "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
+        "mapped_blocks": entries[i].mapped, "exclusive_blocks": -1,
     } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
 
 
@@ -963,6 +972,8 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return clean_on(<Cleaner>command.helper, command)
     if command.kind == LIST_SEGMENTS:
         return list_segments_on(<Cleaner>command.helper, command)
+    if command.kind == MEASURE_SPACE:
+        return measure_on(<Volume>command.subject, command)
     if command.kind == EXPECT_SPACE:
         (<Volume>command.subject).log.tails.expect_space(command.first * 1000000)
         return 0
@@ -1103,6 +1114,14 @@ cdef int64_t list_segments_on(Cleaner cleaner, Command* command) noexcept nogil:
         return -ENOMEM
     command.memory = rows
     command.results[0] = cleaner.list(rows, count)
+    return 0
+
+
+cdef int64_t measure_on(Volume volume, Command* command) noexcept nogil:
+    command.memory = calloc(1, sizeof(Space))
+    if command.memory is NULL:
+        return -ENOMEM
+    measure(volume, <Space*>command.memory)
     return 0
 
 

@@ -195,12 +195,14 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
 
 cdef void stand_upon(Volume volume, const uint8_t* id, Pointer root) noexcept nogil:
     """The head goes on from this snapshot; until now it was, to the block, the one that it goes on from."""
+    cdef const Snapshot* snapshot = volume.snapshots.find(id)
     cdef int level
     for level in range(MAP_LEVELS):
         invariant(volume.map.dirty_first[level] is NULL, b"a map is written whole before it is left")
     invariant(volume.map.images == 0, b"a map is written whole before it is left")
     volume.map.forget()
     volume.map.root = root
+    volume.segments.recount(snapshot.entry.mapped, snapshot.entry.inherited, 0)
     memcpy(volume.snapshots.head_parent, id, 16)
     volume.snapshots.changed()
 
@@ -228,6 +230,7 @@ cdef void give_back(Volume volume) noexcept nogil:
     if volume.walk.doom(entry.root, root, entry.successor) == 0:
         volume.walk.carry_out(&disagreements)
         volume.walk.disagreements += disagreements
+        volume.snapshots.disown(volume.walk.doomed_data, volume.segments)
         volume.snapshots.walked = True
         volume.snapshots.remove(entry.id)
     volume.walk.running = False
@@ -255,6 +258,7 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + 1     # no pointer of the snapshot's tree leads so far
     volume.log.tails.next_segment = volume.segments.branch
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
+    volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)
     return 0
 
 

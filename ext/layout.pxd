@@ -223,7 +223,11 @@ cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t pin_data                # its cuts: what dies in the map and lies below is the snapshot's (see address_of)
     uint64_t pin_nodes
     uint32_t snapshot_entries        # in the snapshot table
-    uint8_t reserved[820]
+    uint32_t counted                 # 1: the three that follow are known; 0: it was written before there were any
+    uint64_t mapped                  # blocks that the map holds
+    uint64_t inherited               # of them, those that lie below `branch`
+    uint64_t exclusive               # of them, those that the map of `head_parent` does not hold, nor the clone's parent; see SNAPSHOT_FOLLOWED
+    uint8_t reserved[792]
     Pointer index[192]
 
 cdef packed struct TableEntry:       # 64 bytes
@@ -244,7 +248,8 @@ cdef enum:                           # SnapshotEntry.flags
     SNAPSHOT_DYING = 2               # what was its alone is being found and given back
     SNAPSHOT_MARK = 4                # made by the restore window
     SNAPSHOT_CLONE = 8               # no snapshot: `id` is a volume that is a clone of the snapshot `parent`, and all else is zero
-    SNAPSHOT_FLAGS = 15
+    SNAPSHOT_FOLLOWED = 16           # while it is DYING: something goes on from it, its heir, whose `own` (the head's `exclusive`) has its own, too
+    SNAPSHOT_FLAGS = 31
 
 cdef packed struct SnapshotEntry:    # 256 bytes
     uint8_t id[16]
@@ -259,7 +264,11 @@ cdef packed struct SnapshotEntry:    # 256 bytes
     uint32_t reserved_word
     Pointer successor                # while it is DYING: the root of the map that grew from it; absent: none did
     char name[64]                    # UTF-8, ended by zero; unique among those that are not HIDDEN
-    uint8_t reserved[80]
+    uint64_t mapped                  # blocks that its map holds
+    uint64_t inherited               # of them, those that lie below the checkpoint's `branch`
+    uint64_t own                     # of them, those that the map of `parent` does not hold, nor the clone's parent
+    uint8_t heir[16]                 # while it is FOLLOWED: the snapshot that goes on from it; zero: the head does
+    uint8_t reserved[40]
 
 cdef enum:
     TABLE_ENTRIES = 64               # of one table block

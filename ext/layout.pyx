@@ -336,7 +336,9 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
         return fault(b"its snapshots pin what lies beyond its segments")
     if it.branch > it.next_segment:
         return fault(b"it branched off beyond its segments")
-    return fault(NULL)
+    if it.counted > 1:
+        return fault(b"it counts blocks in a way that is not known")
+    return counts_fault(it.mapped, it.inherited, it.exclusive, it.root)
 
 
 cdef Fault snapshot_fault(const SnapshotEntry* it, const Checkpoint* checkpoint) noexcept nogil:
@@ -356,6 +358,17 @@ cdef Fault snapshot_fault(const SnapshotEntry* it, const Checkpoint* checkpoint)
         return fault(b"the root of its map lies beyond its cut")
     if it.successor.flags & POINTER_PRESENT and not pointer_within(it.successor, checkpoint.next_segment):
         return fault(b"the map that grew from it lies beyond the checkpoint's segments")
+    if it.flags & SNAPSHOT_FOLLOWED and not it.flags & SNAPSHOT_DYING:
+        return fault(b"it has an heir and is not dying")
+    return counts_fault(it.mapped, it.inherited, it.own, it.root)
+
+
+cdef Fault counts_fault(uint64_t mapped, uint64_t inherited, uint64_t own, Pointer root) noexcept nogil:
+    """own: may be more than it is for as long as a snapshot is dying."""
+    if mapped > VOLUME_BYTES_MAX // BLOCK_BYTES or inherited > mapped or own > VOLUME_BYTES_MAX // BLOCK_BYTES * SNAPSHOTS_MAX:
+        return fault(b"its counts of blocks are impossible")
+    if mapped and not root.flags & POINTER_PRESENT:
+        return fault(b"it counts blocks and has no map")
     return fault(NULL)
 
 

@@ -29,7 +29,7 @@ from iomesh.engine.layout cimport (
 from iomesh.engine.map cimport Node
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
-from iomesh.engine.segments cimport DATA, Segment
+from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
 from iomesh.engine.task cimport wait, waited
 
@@ -176,6 +176,9 @@ cdef class Recovery:
                 memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0:
             return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
                              checkpoint.branch, self.volume.segments.branch, 0)
+        if not checkpoint.counted:
+            return self.fail(EUCLEAN, b"the checkpoint is of a version that did not count blocks: that one has to copy the volume to one of this version",
+                             0, 0, 0)
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
         self.volume.log.tails.next_segment = checkpoint.next_segment
@@ -260,6 +263,7 @@ cdef class Recovery:
         if result == 0 and words is not NULL:
             return self.fail(EUCLEAN, words, 0, 0, 0)
         self.volume.segments.pin(checkpoint.pin_data, checkpoint.pin_nodes)
+        self.volume.segments.recount(checkpoint.mapped, checkpoint.inherited, checkpoint.exclusive)
         if self.volume.snapshots.dying() is not NULL:
             self.volume.segments.reclaim_holds += 1      # as when it began: nothing is given up before it was walked
         return result
@@ -640,8 +644,7 @@ cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
             if not recovery.volume.segments.lives(leaf.pointers[i]):
                 return recovery.fail(EUCLEAN, b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
                                      leaf.pointers[i].block, leaf.pointers[i].segment, 0)
-            recovery.volume.segments.born(pointer)
-            recovery.volume.segments.retire(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)), DATA)
+            recovery.volume.segments.replace(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)), pointer)
     return 0
 
 

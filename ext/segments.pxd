@@ -37,6 +37,10 @@ cdef class Segments:
     cdef readonly uint32_t count
     cdef readonly uint64_t live      # sum over the segments
     cdef uint32_t mark               # counts the checkpoints begun
+    cdef uint64_t mapped             # blocks that the head's map holds, ...
+    cdef uint64_t inherited          # ... of them those below `branch`, ...
+    cdef uint64_t exclusive          # ... and those that no snapshot holds; while one is dying, maybe too many (snapshots.pyx)
+    cdef uint64_t wanted_exclusive   # what that will be; differs while a change of the pins is under way
     cdef uint64_t pins[2]            # by Born: addresses below which what the head lets go of is a snapshot's
     cdef uint64_t wanted_pins[2]     # what they will be; differs while a change is under way
     cdef Segment* undecided_first
@@ -51,6 +55,10 @@ cdef class Segments:
     cdef void born(self, Pointer pointer) noexcept nogil               # no-ops for a pointer that is not PRESENT
     # The head's map does not point to it any more. True: it is dead; False: it is a snapshot's (pinned), that is undecided, or it does not count.
     cdef bint retire(self, Pointer pointer, Born what) noexcept nogil
+    # The head's map points to `after` and no more to `before`: blocks of data.
+    cdef void replace(self, Pointer before, Pointer after) noexcept nogil
+    # The head's map is another one, from the root on.
+    cdef void recount(self, uint64_t mapped, uint64_t inherited, uint64_t exclusive) noexcept nogil
     cdef void change_live(self, Segment* segment, int64_t by) noexcept nogil
     # From now on `live` may differ from what it is now at the checkpoint that begins.
     cdef void begin_checkpoint(self) noexcept nogil
@@ -60,5 +68,6 @@ cdef class Segments:
     cdef void shift_pin(self, Born what, uint64_t pin) noexcept nogil
     cdef void settle(self, bint happened) noexcept nogil
     cdef void pin(self, uint64_t data, uint64_t nodes) noexcept nogil              # at once
+    cdef void count_mapped(self, Pointer pointer, int by) noexcept nogil
     cdef void hash(self, Segment* segment) noexcept nogil
     cdef void grow(self) noexcept nogil

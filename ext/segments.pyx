@@ -13,6 +13,9 @@
 # that snapshot's cut. What the head lets go of dies iff it lies above. While a snapshot is being made the cut is not final: if the
 # checkpoint fails, there is no snapshot. So what dies between the old cut and the new is `undecided` until settle(), and lives meanwhile.
 #
+# What the head's map holds is counted by the same rule: what lies above the cut is its alone (`exclusive`). Addresses tell, and every change
+# of the map is counted when it is made, so the counts are exact after a replay, too; docs/decisions/0014.
+#
 # Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
 # they neither allocate nor fail: memory and the growth of the hash table belong to add().
 
@@ -127,6 +130,29 @@ cdef class Segments:
         self.change_live(segment, -1)
         return True
 
+    cdef void replace(self, Pointer before, Pointer after) noexcept nogil:
+        self.born(after)
+        self.retire(before, DATA)
+        self.count_mapped(after, 1)
+        self.count_mapped(before, -1)
+
+    cdef void count_mapped(self, Pointer pointer, int by) noexcept nogil:
+        cdef uint64_t address = address_of(pointer)
+        if not pointer.flags & POINTER_PRESENT:
+            return
+        self.mapped += by
+        if pointer.segment < self.branch:
+            self.inherited += by
+            return
+        if address >= self.pins[<int>DATA]:
+            self.exclusive += by
+        if address >= self.wanted_pins[<int>DATA]:
+            self.wanted_exclusive += by
+
+    cdef void recount(self, uint64_t mapped, uint64_t inherited, uint64_t exclusive) noexcept nogil:
+        self.mapped, self.inherited = mapped, inherited
+        self.exclusive = self.wanted_exclusive = exclusive
+
     cdef void change_live(self, Segment* segment, int64_t by) noexcept nogil:
         if segment.mark != self.mark:
             segment.live_then = segment.live
@@ -163,6 +189,9 @@ cdef class Segments:
             if happened:
                 self.pins[what] = self.wanted_pins[what]
             self.wanted_pins[what] = self.pins[what]
+        if happened:
+            self.exclusive = self.wanted_exclusive
+        self.wanted_exclusive = self.exclusive
         while segment is not NULL:                       # they live, and so are still there
             if rising != happened:
                 self.change_live(segment, -<int64_t>segment.undecided)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.layout cimport Pointer, SnapshotEntry
+from iomesh.engine.segments cimport Segments
 
 cdef struct Snapshot:
     SnapshotEntry entry
@@ -29,6 +30,10 @@ cdef class Snapshots:
     cdef bint frozen_walked
     cdef uint8_t frozen_parent[16]   # the head's
     cdef SnapshotEntry* frozen_dying    # the one that begins to with it; NULL: none
+    cdef uint64_t frozen_mapped      # the head's counts, as they will be with it (Segments)
+    cdef uint64_t frozen_inherited
+    cdef uint64_t frozen_exclusive
+    cdef uint64_t frozen_disowned    # blocks that the first of those made does not have any more: a walk has ended meanwhile
     cdef bint successor_pending      # ... and what grew from it is the map that is being written
 
     cdef Snapshot* find(self, const uint8_t* id) noexcept nogil
@@ -38,6 +43,10 @@ cdef class Snapshots:
     cdef int add(self, const SnapshotEntry* entry) noexcept nogil              # 0 or -ENOMEM
     cdef void remove(self, const uint8_t* id) noexcept nogil                   # what grew from it grew from its parent now
     cdef void changed(self) noexcept nogil
+    # The walk of the one that is dying has found what it had alone: its heir does not have it.
+    cdef void disown(self, uint64_t alone, Segments head) noexcept nogil
+    # Blocks of data that the head or a snapshot holds, of its own log.
+    cdef uint64_t held(self, Segments head) noexcept nogil
     # The head's parent from a device, once the entries are there. NULL, or why they do not belong together.
     cdef const char* adopt(self, const uint8_t* head_parent, uint64_t data_pin, uint64_t node_pin) noexcept nogil
     # -EEXIST: there is one with this id, or this name; -ENOSPC: the table is full
@@ -46,7 +55,7 @@ cdef class Snapshots:
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil
     cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil         # of the table as it is now
     # A checkpoint's: begun when everything is committed, ...
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut) noexcept nogil
+    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, Segments head) noexcept nogil
     cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil    # ... told what its map has become, ...
     cdef uint64_t data_pin(self) noexcept nogil                                # (the cuts of what will be the head's parent)
     cdef uint64_t node_pin(self) noexcept nogil

@@ -14,6 +14,12 @@
 # History is a tree: every snapshot has the parent that its map grew from, and so has the head. Deleting a snapshot needs to know what
 # only it has, which is what neither its parent nor its one child has; with more children than one it waits.
 #
+# What is whose is counted, not looked for. An entry's `own` is how many blocks its map holds that its parent's does not, and the head's `exclusive`
+# is the same; when a snapshot is made, the one becomes the other. When P dies, whose parent is G, its one child C holds what it did of
+# G's, and of P's own all but what P had alone, which is what the walk finds: own(C) += own(P) - alone(P). C is P's heir; the first summand is added when P
+# begins to die, with the checkpoint that says so, the second when it was walked. If the head is the heir and a snapshot is made of it
+# meanwhile, that one is. A block has one history, so all `own` and `exclusive` together are the blocks that there are.
+#
 # Always true:
 #   - every parent named in the table is in it, but for the zero one, and no loop leads upwards (an entry's parent was there before it);
 #   - at most one is DYING, so that its neighbours stay what they are while it is walked; it is nobody's parent but a snapshot's;
@@ -28,7 +34,9 @@ from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.layout cimport (
-    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
+    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
+from iomesh.engine.planted cimport planted
+from iomesh.engine.segments cimport Segments
 
 cdef enum:
     LOOKED_AT = 64                   # hidden ones, for one that may die, by one checkpoint
@@ -99,6 +107,27 @@ cdef class Snapshots:
     cdef void changed(self) noexcept nogil:
         self.version += 1
 
+    cdef void disown(self, uint64_t alone, Segments head) noexcept nogil:
+        cdef SnapshotEntry* entry = self.dying()
+        if not entry.flags & SNAPSHOT_FOLLOWED or planted(b"alone_not_disowned"):
+            return
+        if not is_zero_id(entry.heir):
+            self.find(entry.heir).entry.own -= alone
+            return
+        head.exclusive -= alone
+        if self.frozen_made:                             # if they come to be, the first of them is the heir
+            self.frozen_disowned = alone
+        else:
+            head.wanted_exclusive -= alone
+
+    cdef uint64_t held(self, Segments head) noexcept nogil:
+        cdef uint64_t blocks = head.exclusive
+        cdef uint32_t i
+        for i in range(self.count):
+            if not self.all[i].entry.flags & SNAPSHOT_FOLLOWED:      # else its heir has them
+                blocks += self.all[i].entry.own
+        return blocks
+
     cdef const char* adopt(self, const uint8_t* head_parent, uint64_t data_pin, uint64_t node_pin) noexcept nogil:
         cdef Snapshot* parent = self.find(head_parent)
         cdef uint32_t i, dying = 0
@@ -162,7 +191,7 @@ cdef class Snapshots:
 
     # ------------------------------------------------------------------ a checkpoint's copy
 
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut) noexcept nogil:
+    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, Segments head) noexcept nogil:
         cdef Wish* wish = self.wishes
         cdef SnapshotEntry* entry
         cdef uint32_t i, wished = 0
@@ -180,6 +209,7 @@ cdef class Snapshots:
         self.frozen_version = self.version
         self.frozen_walked = self.walked
         memcpy(self.frozen_parent, self.head_parent, 16)
+        self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive = head.mapped, head.inherited, head.exclusive
         wish = self.wishes
         while wish is not NULL:
             entry = &self.frozen[self.frozen_count]
@@ -191,8 +221,14 @@ cdef class Snapshots:
                 entry.time_ns = time_ns
             entry.size_bytes = size_bytes
             entry.data_cut = data_cut
+            entry.mapped, entry.inherited, entry.own = self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive
+            if not planted(b"own_counted_twice"):
+                self.frozen_exclusive = 0
             self.frozen_count += 1
             wish = wish.next
+        for i in range(self.count if wished else 0):
+            if self.frozen[i].flags & SNAPSHOT_FOLLOWED and is_zero_id(self.frozen[i].heir):
+                memcpy(self.frozen[i].heir, self.frozen[self.count].id, 16)
         choose_dying(self)
         return 0
 
@@ -218,6 +254,8 @@ cdef class Snapshots:
         cdef uint32_t i
         cdef Snapshot* snapshot
         for i in range(self.frozen_count - self.frozen_made, self.frozen_count):
+            self.frozen[i].own -= self.frozen_disowned
+            self.frozen_disowned = 0
             invariant(self.add(&self.frozen[i]) == 0, b"room was reserved when the table was frozen")
             wish = self.wishes
             invariant(wish is not NULL and same_id(wish.entry.id, self.frozen[i].id), b"nothing that is being made is withdrawn")
@@ -228,6 +266,13 @@ cdef class Snapshots:
             snapshot = self.find(self.frozen_dying.id)
             snapshot.entry.flags = self.frozen_dying.flags
             snapshot.entry.successor = self.frozen_dying.successor
+            snapshot = self.find(self.frozen_dying.heir)
+            if snapshot is not NULL and not self.successor_pending:      # one that is made now has it
+                snapshot.entry.own += self.frozen_dying.own
+        for i in range(self.frozen_count - self.frozen_made):
+            snapshot = self.find(self.frozen[i].id)
+            if snapshot is not NULL:                     # else it was walked meanwhile
+                memcpy(snapshot.entry.heir, self.frozen[i].heir, 16)
         memcpy(self.head_parent, self.frozen_parent, 16)
         if self.frozen_walked:
             self.walked = False
@@ -239,6 +284,7 @@ cdef class Snapshots:
         self.frozen = self.frozen_dying = NULL
         self.frozen_count = self.frozen_made = 0
         self.successor_pending = self.frozen_walked = False
+        self.frozen_disowned = 0
 
 
 cdef void choose_dying(Snapshots self) noexcept nogil:
@@ -266,11 +312,16 @@ cdef void choose_dying(Snapshots self) noexcept nogil:
             continue
         entry.flags |= SNAPSHOT_DYING
         self.frozen_dying = entry
+        if children:
+            entry.flags |= SNAPSHOT_FOLLOWED
         if child is not NULL:
+            memcpy(entry.heir, child.id, 16)
+            child.own += entry.own
             entry.successor = child.root
             self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made     # made right now: its root is not known yet
         elif children:                                   # the head: what grew from it is frozen in this checkpoint
             memcpy(self.frozen_parent, entry.parent, 16)
+            self.frozen_exclusive += entry.own
             self.successor_pending = True
         return
 

@@ -354,6 +354,10 @@ cdef list checkpoint_fields():
         ("pin_data", place(&it.pin_data), sizeof(it.pin_data)),
         ("pin_nodes", place(&it.pin_nodes), sizeof(it.pin_nodes)),
         ("snapshot_entries", place(&it.snapshot_entries), sizeof(it.snapshot_entries)),
+        ("counted", place(&it.counted), sizeof(it.counted)),
+        ("mapped", place(&it.mapped), sizeof(it.mapped)),
+        ("inherited", place(&it.inherited), sizeof(it.inherited)),
+        ("exclusive", place(&it.exclusive), sizeof(it.exclusive)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("index", place(&it.index), sizeof(it.index)),
     ]
@@ -391,6 +395,10 @@ cdef list snapshot_fields():
         ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
         ("successor", place(&it.successor), sizeof(it.successor)),
         ("name", place(&it.name), sizeof(it.name)),
+        ("mapped", place(&it.mapped), sizeof(it.mapped)),
+        ("inherited", place(&it.inherited), sizeof(it.inherited)),
+        ("own", place(&it.own), sizeof(it.own)),
+        ("heir", place(&it.heir), sizeof(it.heir)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

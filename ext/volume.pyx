@@ -26,7 +26,7 @@ from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
-from iomesh.engine.segments cimport DATA, Segments
+from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.task cimport join, wait_in, wake_all
 from iomesh.engine.walk cimport Walk
@@ -366,8 +366,7 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
                 pointer.crc = entry.crc
                 if entry.kind == KIND_DATA:
                     old = volume.map.set(part.leaf, <uint32_t>(entry.position % NODE_POINTERS), pointer, record.sequence)
-                    volume.segments.born(pointer)
-                    volume.segments.retire(old, DATA)
+                    volume.segments.replace(old, pointer)
                 elif entry.kind == KIND_MAP:
                     volume.checkpoints.image_committed(<int>(entry.position >> 56), entry.position & ((<uint64_t>1 << 56) - 1), pointer, record.sequence)
                 if part.placed is not NULL:
@@ -386,7 +385,7 @@ cdef inline void put_zero(Volume volume, Node* leaf, uint32_t slot, uint64_t seq
     cdef Pointer nothing
     if leaf.pointers[slot].flags & POINTER_PRESENT:
         memset(&nothing, 0, sizeof(nothing))
-        volume.segments.retire(volume.map.set(leaf, slot, nothing, sequence), DATA)
+        volume.segments.replace(volume.map.set(leaf, slot, nothing, sequence), nothing)
 
 
 cdef void aborted(void* owner, Record* record) noexcept nogil:

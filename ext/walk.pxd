@@ -18,6 +18,7 @@ cdef class Walk:                     # of one volume; one walk at a time
     cdef bint running
     cdef bint stopping
     cdef uint64_t nodes              # of the tree that were looked at
+    cdef uint64_t doomed_data        # blocks of data that the newest walk has found
     cdef uint64_t disagreements      # blocks found that by the counts were dead
     cdef uint64_t unreadable         # subtrees that were left out, because a node of one of the trees could not be read
 

@@ -35,6 +35,7 @@ cdef class Walk:
 
     cdef int doom(self, Pointer own, Pointer parent, Pointer child) noexcept nogil:
         cdef int result = 0
+        self.doomed_data = 0
         self.own.root, self.parent.root, self.child.root = own, parent, child
         if is_alone(own, parent, child):
             mark(self.segments, own)
@@ -81,6 +82,8 @@ cdef class Walk:
                 if not is_alone(one, of_parent, of_child):
                     continue
                 mark(self.segments, one)
+                if level == 0 and one.segment >= self.segments.branch:
+                    self.doomed_data += 1
                 if level:
                     asked -= 1 if asked else 0
                     result = self.below(level - 1, index * NODE_POINTERS + slot, of_parent.flags & POINTER_PRESENT, of_child.flags & POINTER_PRESENT)

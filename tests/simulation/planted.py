@@ -13,6 +13,7 @@ SEEDS_MAX = 2000  # each bug is found within so many
 BUGS = {
     "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
     "adopt_without_flush": "recovery takes what it has read to be on stable media, though it may be in a device's cache only",
+    "alone_not_disowned": "what a deleted snapshot alone had is still counted as its heir's when it is gone",
     "changed_under_checkpoint": "a leaf that a checkpoint still has to write is changed before it is written",
     "checkpoint_without_drain": "a checkpoint does not wait for what was appended before it",
     "checkpoint_without_flush": "the metadata's pointer moves to a checkpoint that is not on stable media yet",
@@ -26,6 +27,7 @@ BUGS = {
     "merge_conflict_missed": "a block is written while bytes of it are being merged",
     "merge_reads_early": "a merge reads its block before what was logged before is committed",
     "order_in_record_reversed": "replay applies the entries of one record in the wrong order",
+    "own_counted_twice": "what the head alone has is still counted as its alone when a snapshot is made of it",
     "rank_off_by_one": "in compacted segments a bit is counted wrong before each 64-bit boundary",
     "removed_while_needed": "a segment is removed that the newest checkpoint's map still points into",
     "replay_one_less": "recovery does not replay the newest record",

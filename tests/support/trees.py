@@ -11,7 +11,7 @@ from iomesh.cli.inspect.at_rest import DeviceAtRest
 from iomesh.engine.engine import Pointer, crc32c, read_checkpoint, read_node, read_snapshots, read_table
 
 Address = tuple[int, int]  # segment, block
-DYING, CLONE = 2, 8
+DYING, CLONE, FOLLOWED = 2, 8, 16
 LEVELS = 5
 
 
@@ -27,6 +27,7 @@ class Trees:
 
     def __init__(self, device: DeviceAtRest, volume: bytes) -> None:
         self.device, self.volume = device, volume
+        self.data: set[Address] = set()  # of what was reached, the blocks of data
         self.replicas = {one.segment: one for one in device.directory().replicas.values() if one.volume == volume}
 
     def block(self, pointer: tuple[int, int, int]) -> bytes:
@@ -47,6 +48,7 @@ class Trees:
             elif pointer is not None:
                 self.block(pointer)
                 reached.add(pointer[:2])
+                self.data.add(pointer[:2])
         return reached
 
 
@@ -73,8 +75,37 @@ def walk(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
             elif not snapshot["flags"] & CLONE:
                 alive |= trees.reach(snapshot["root"])
         branch = head["branch"]
+        check_counts(trees, head, snapshots)
         found = Counter(segment for segment, _ in alive if segment >= branch)
         return Walked({segment: live for segment, live in counted.items() if live}, dict(found), snapshots)
+
+
+def check_counts(trees: Trees, head: dict[str, Any], snapshots: list[dict[str, Any]]) -> None:
+    """What every map holds, and what of it its parent does not, as the checkpoint counts them and as they are found."""
+    entries = {one["id"]: one for one in snapshots if not one["flags"] & CLONE}
+
+    def data(root: tuple[int, int, int] | None) -> set[Address]:
+        return trees.reach(root) & trees.data
+
+    def of(parent: bytes) -> set[Address]:
+        return data(entries[parent]["root"]) if parent in entries else set()
+
+    owed = {
+        one["heir"]: len(data(one["root"]) - data(one["successor"]) - of(one["parent"]))
+        for one in entries.values()
+        if one["flags"] & FOLLOWED
+    }
+    maps = [(bytes(16), "the head", head, head["head_parent"], head["exclusive"])]
+    maps += [(one["id"], one["name"], one, one["parent"], one["own"]) for one in entries.values()]
+    for identity, name, entry, parent, own in maps:
+        if identity in owed and parent in entries and entries[parent]["flags"] & FOLLOWED:
+            parent = entries[parent]["parent"]  # it is dying
+        held = data(entry["root"])
+        inherited = {address for address in held if address[0] < head["branch"]}
+        assert entry["mapped"] == len(held), f"{name} holds {len(held)} blocks, and {entry['mapped']} by the count"
+        assert entry["inherited"] == len(inherited), f"{name} inherits {len(inherited)} blocks, and {entry['inherited']} by the count"
+        alone = len(held - inherited - of(parent)) + owed.get(identity, 0)
+        assert own == alone, f"{name} holds {alone} blocks that its parent does not, and {own} by the count"
 
 
 def check(path: str, volume: bytes, checkpoint: Pointer) -> Walked:

@@ -253,7 +253,7 @@ class Volume(_message.Message):
     RECOVERY_BYTES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CLONE_OF_FIELD_NUMBER: _builtins.int
-    PHYSICAL_BYTES_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -282,12 +282,12 @@ class Volume(_message.Message):
     snapshots: _builtins.int
     clone_of: _builtins.str
     """VOLUME@SNAPSHOT, as it was called when the clone was made; empty: it is no clone"""
-    physical_bytes: _builtins.int
-    """that its segments take on devices; only GetVolume tells"""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
+    @_builtins.property
+    def space(self) -> Global___Space: ...
     def __init__(
         self,
         *,
@@ -311,15 +311,85 @@ class Volume(_message.Message):
         recovery_bytes: _builtins.int = ...,
         snapshots: _builtins.int = ...,
         clone_of: _builtins.str = ...,
-        physical_bytes: _builtins.int = ...,
+        space: Global___Space | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "space", b"space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "physical_bytes", b"physical_bytes", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Space(_message.Message):
+    """What a volume takes, and what for. mapped = exclusive + shared + inherited;
+    physical = exclusive + shared + snapshots + pinned + map + log + ahead + dead. docs/space.md
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPPED_BYTES_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    INHERITED_BYTES_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_BYTES_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
+    MAP_BYTES_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
+    AHEAD_BYTES_FIELD_NUMBER: _builtins.int
+    DEAD_BYTES_FIELD_NUMBER: _builtins.int
+    PHYSICAL_BYTES_FIELD_NUMBER: _builtins.int
+    AMPLIFICATION_FIELD_NUMBER: _builtins.int
+    mapped_bytes: _builtins.int
+    """that the volume holds; what was never written, or trimmed, is not"""
+    exclusive_bytes: _builtins.int
+    """of them those that nothing else holds"""
+    shared_bytes: _builtins.int
+    """... that a snapshot of it holds, too"""
+    inherited_bytes: _builtins.int
+    """... in the logs of the volumes that it is a clone of"""
+    snapshots_bytes: _builtins.int
+    """Only GetVolume tells what follows.
+    that only snapshots of it hold
+    """
+    pinned_bytes: _builtins.int
+    """that only the restore window holds"""
+    map_bytes: _builtins.int
+    """nodes of its map and of its snapshots'"""
+    log_bytes: _builtins.int
+    """headers and footers"""
+    ahead_bytes: _builtins.int
+    """of open segments, not written yet"""
+    dead_bytes: _builtins.int
+    """comes back when it is cleaned"""
+    physical_bytes: _builtins.int
+    """that its segments take on devices"""
+    amplification: _builtins.float
+    """physical over what lives; 0: nothing does"""
+    def __init__(
+        self,
+        *,
+        mapped_bytes: _builtins.int = ...,
+        exclusive_bytes: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
+        inherited_bytes: _builtins.int = ...,
+        snapshots_bytes: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
+        map_bytes: _builtins.int = ...,
+        log_bytes: _builtins.int = ...,
+        ahead_bytes: _builtins.int = ...,
+        dead_bytes: _builtins.int = ...,
+        physical_bytes: _builtins.int = ...,
+        amplification: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_bytes", b"ahead_bytes", "amplification", b"amplification", "dead_bytes", b"dead_bytes", "exclusive_bytes", b"exclusive_bytes", "inherited_bytes", b"inherited_bytes", "log_bytes", b"log_bytes", "map_bytes", b"map_bytes", "mapped_bytes", b"mapped_bytes", "physical_bytes", b"physical_bytes", "pinned_bytes", b"pinned_bytes", "shared_bytes", b"shared_bytes", "snapshots_bytes", b"snapshots_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Space: _TypeAlias = Space  # noqa: Y015
 
 @_typing.final
 class Snapshot(_message.Message):
@@ -337,6 +407,7 @@ class Snapshot(_message.Message):
     CLONES_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_BYTES_FIELD_NUMBER: _builtins.int
     EXPORTS_FIELD_NUMBER: _builtins.int
+    MAPPED_BYTES_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     name: _builtins.str
     id: _builtins.str
@@ -356,6 +427,8 @@ class Snapshot(_message.Message):
     clones: _builtins.int
     exclusive_bytes: _builtins.int
     """that nothing else holds; -1: not known"""
+    mapped_bytes: _builtins.int
+    """that it holds, shared or not"""
     @_builtins.property
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
     def __init__(
@@ -373,10 +446,11 @@ class Snapshot(_message.Message):
         clones: _builtins.int = ...,
         exclusive_bytes: _builtins.int = ...,
         exports: _abc.Iterable[Global___Export] | None = ...,
+        mapped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "deleting", b"deleting", "exclusive_bytes", b"exclusive_bytes", "exports", b"exports", "hidden", b"hidden", "id", b"id", "name", b"name", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "time_ns", b"time_ns", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "deleting", b"deleting", "exclusive_bytes", b"exclusive_bytes", "exports", b"exports", "hidden", b"hidden", "id", b"id", "mapped_bytes", b"mapped_bytes", "name", b"name", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "time_ns", b"time_ns", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

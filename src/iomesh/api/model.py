@@ -63,6 +63,21 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 0
 
 
+class Space(msgspec.Struct, frozen=True, kw_only=True):
+    mapped_bytes: int = 0
+    exclusive_bytes: int = 0
+    shared_bytes: int = 0
+    inherited_bytes: int = 0
+    snapshots_bytes: int = 0
+    pinned_bytes: int = 0
+    map_bytes: int = 0
+    log_bytes: int = 0
+    ahead_bytes: int = 0
+    dead_bytes: int = 0
+    physical_bytes: int = 0
+    amplification: float = 0.0
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
@@ -84,7 +99,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     recovery_bytes: int = 0
     snapshots: int = 0
     clone_of: str = ""
-    physical_bytes: int = 0
+    space: Space = Space()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +115,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     clones: int = 0
     exclusive_bytes: int = -1
     exports: list[Export] = []
+    mapped_bytes: int = 0
 
 
 class ChangedRange(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
+from rich.table import Table
 from rich.text import Text
 
 from iomesh.cli.output import fields, moment, table
@@ -101,7 +102,10 @@ def list_(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show one volume whole."""
     one = session.ask(lambda node: node.volume(name))
-    session.output.answer(one, fields(described(one)))
+    if one.state == "serving":
+        session.output.answer(one, fields(described(one)), "", space_of(one))
+    else:
+        session.output.answer(one, fields(described(one)))
 
 
 @volume.command("grow")
@@ -191,10 +195,26 @@ def state(one: "Volume") -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
-def physical(one: "Volume") -> str:
-    """With what it takes for a byte that lives: the rest is dead, and comes back when it is cleaned."""
-    times = f", {one.physical_bytes / one.live_bytes:.2f} times what lives" if one.live_bytes else ""
-    return short_size(one.physical_bytes) + times
+def space_of(one: "Volume") -> Table:
+    """What it takes, and what for."""
+    it = one.space
+    times = f", {it.amplification:.2f} times what lives" if it.amplification else ""
+    rows = [
+        ("mapped", it.mapped_bytes, "what the volume holds"),
+        ("  exclusive", it.exclusive_bytes, "it alone"),
+        ("  shared", it.shared_bytes, "with snapshots of it"),
+        ("  inherited", it.inherited_bytes, f"from {one.clone_of}, in the logs of others"),
+        ("physical", it.physical_bytes, f"on devices{times}"),
+        ("  volume", it.exclusive_bytes + it.shared_bytes, "exclusive and shared"),
+        ("  snapshots", it.snapshots_bytes, "what only they hold"),
+        ("  pinned", it.pinned_bytes, "what only the restore window holds"),
+        ("  map", it.map_bytes, "its nodes, of snapshots too"),
+        ("  log", it.log_bytes, "headers and footers"),
+        ("  ahead", it.ahead_bytes, "of open segments, not written yet"),
+        ("  dead", it.dead_bytes, "comes back when it is cleaned"),
+    ]
+    shown = [(name, short_size(size), words) for name, size, words in rows if one.clone_of or name != "  inherited"]
+    return table("space", ">bytes", "", rows=shown)
 
 
 def described(one: "Volume") -> list[tuple[str, object]]:
@@ -202,8 +222,6 @@ def described(one: "Volume") -> list[tuple[str, object]]:
         ("name", one.name),
         ("id", one.id),
         ("size", exact_size(one.size_bytes)),
-        ("live", short_size(one.live_bytes)),
-        ("physical", physical(one)),
         ("state", state(one)),
         ("replicas", one.policy.replicas),
         ("owner", f"{one.owner}, epoch {one.epoch}"),

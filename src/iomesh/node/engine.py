@@ -155,6 +155,10 @@ class NodeEngine:
         table: NDArray[void] = await self._answer(self._engine.segments(volume.bytes), "list the segments")
         return table
 
+    async def space(self, volume: uuid.UUID) -> dict[str, int]:
+        space: dict[str, int] = await self._answer(self._engine.space(volume.bytes), "measure the volume")
+        return space
+
     async def clean(self, volume: uuid.UUID, segments: NDArray[uint32], *, bytes_per_second: int) -> dict[str, int]:
         ticket = self._engine.clean(volume.bytes, segments, bytes_per_second=bytes_per_second)
         told: dict[str, int] = await self._answer(ticket, "clean the volume")

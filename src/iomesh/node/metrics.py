@@ -102,6 +102,14 @@ class NodeCollector:
         state = GaugeMetricFamily("iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"])
         size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"])
         live = GaugeMetricFamily("iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"])
+        mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "What it holds for its users.", labels=["volume"])
+        exclusive = GaugeMetricFamily("iomesh_volume_exclusive_bytes", "Of what it holds, what nothing else does.", labels=["volume"])
+        shared = GaugeMetricFamily("iomesh_volume_shared_bytes", "Of what it holds, what a snapshot of it does, too.", labels=["volume"])
+        inherited = GaugeMetricFamily(
+            "iomesh_volume_inherited_bytes",
+            "Of what it holds, what is in the logs of the volumes that it is a clone of.",
+            labels=["volume"],
+        )
         behind = GaugeMetricFamily("iomesh_volume_replay_bytes", "Log since the checkpoint: what a recovery would read.", labels=["volume"])
         segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of its log.", labels=["volume"])
         connections = GaugeMetricFamily("iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"])
@@ -121,11 +129,15 @@ class NodeCollector:
             size.add_metric([volume.name], volume.size_bytes)
             if volume.state == VolumeState.SERVING:
                 live.add_metric([volume.name], volume.live_bytes)
+                mapped.add_metric([volume.name], volume.space.mapped_bytes)
+                exclusive.add_metric([volume.name], volume.space.exclusive_bytes)
+                shared.add_metric([volume.name], volume.space.shared_bytes)
+                inherited.add_metric([volume.name], volume.space.inherited_bytes)
                 behind.add_metric([volume.name], volume.log_bytes_since_checkpoint)
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
-        yield from (state, size, live, behind, segments, connections, recovery, snapshots, newest)
+        yield from (state, size, live, mapped, exclusive, shared, inherited, behind, segments, connections, recovery, snapshots, newest)
 
     def _counters(self) -> Iterator[Metric]:
         families = [

@@ -267,6 +267,7 @@ class Snapshots:
             hidden=bool(entry["hidden"]),
             deleting=bool(entry["dying"]),
             clones=len(self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))),
+            mapped_bytes=entry["mapped_blocks"] * compiled.BLOCK_BYTES,
             exclusive_bytes=NOT_KNOWN if exclusive < 0 else exclusive * compiled.BLOCK_BYTES,
             exports=self._doors.describe(door_name(volume.record.name, entry["name"])) if visible(entry) else [],
         )

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Export, Policy, Volume, VolumeState
+from iomesh.api.model import Export, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
@@ -37,7 +37,6 @@ from iomesh.metadata.records import (
     delete_volume,
     list_volumes,
 )
-from iomesh.node.cleaning import SLAB_BYTES
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
@@ -243,8 +242,10 @@ class Volumes:
         described = self._describe(volume)
         if described.state != VolumeState.SERVING:
             return described
-        slabs = int((await self._engine.segments(volume.record.id))["slabs"].sum())
-        return msgspec.structs.replace(described, physical_bytes=slabs * SLAB_BYTES)
+        told = await self._engine.space(volume.record.id)
+        live = told["physical_bytes"] - told["log_bytes"] - told["ahead_bytes"] - told["dead_bytes"]
+        space = Space(**told, amplification=told["physical_bytes"] / live if live else 0.0)
+        return msgspec.structs.replace(described, live_bytes=live, space=space)
 
     def list(self) -> list[Volume]:
         return [self._describe(volume) for _, volume in sorted(self._volumes.items()) if not is_hidden(volume)]
@@ -457,6 +458,7 @@ class Volumes:
             created_ns=record.created_ns,
             exports=self._doors.describe(record.name),
             live_bytes=state.get("live_blocks", 0) * compiled.BLOCK_BYTES,
+            space=_mapped(state) if state else Space(),
             log_bytes_since_checkpoint=state.get("log_bytes_since_checkpoint", 0),
             segments=state.get("segments", 0),
             sequence=state.get("sequence", 0),
@@ -466,3 +468,14 @@ class Volumes:
             clone_of=record.clone_of.name if record.clone_of else "",
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
         )
+
+
+def _mapped(state: dict[str, Any]) -> Space:
+    """What can be told without asking the engine's reactor."""
+    mapped, exclusive, inherited = (state[f"{name}_blocks"] * compiled.BLOCK_BYTES for name in ("mapped", "exclusive", "inherited"))
+    return Space(
+        mapped_bytes=mapped,
+        exclusive_bytes=exclusive,
+        inherited_bytes=inherited,
+        shared_bytes=max(mapped - exclusive - inherited, 0),
+    )

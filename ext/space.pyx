@@ -1,0 +1,69 @@
+# What a volume takes on devices, and what for: numbers that add up.
+#
+#     mapped   = exclusive + shared + inherited
+#     live     = exclusive + shared + snapshots + pinned + map      (what is inherited is not its own)
+#     physical = live + log + ahead + dead
+#
+# The first line and `snapshots` are counts that are kept (segments.pyx, snapshots.pyx); the rest follows from the segment table. While something
+# is under way a block may be in two of the sums, or in none yet: then the larger sum is right, and what would be less than nothing is nothing.
+#
+# Called by the engine, in no task: nothing here waits.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from iomesh.engine.directory cimport Replica
+from iomesh.engine.layout cimport BITMAP_COPIES, SEGMENT_SEALED, SLAB_BLOCKS
+from iomesh.engine.segments cimport Segment, Segments
+from iomesh.engine.volume cimport Volume
+
+
+cdef void measure(Volume volume, Space* into) noexcept nogil:
+    add_up(volume.segments, volume.snapshots.held(volume.segments), volume.log.tails.position(), into)
+
+
+cdef void add_up(Segments segments, uint64_t held, uint64_t end, Space* into) noexcept nogil:
+    cdef Segment* segment = segments.first
+    cdef uint64_t own, used
+    held = min(held, segments.live)
+    into.mapped = segments.mapped
+    into.inherited = min(segments.inherited, into.mapped)
+    own = min(into.mapped - into.inherited, held)
+    into.mapped = own + into.inherited
+    into.exclusive = min(segments.exclusive, own)
+    into.shared = own - into.exclusive
+    into.snapshots = held - own
+    into.pinned = 0
+    into.map = segments.live - held
+    into.log = into.ahead = into.physical = 0
+    while segment is not NULL:
+        if segment.replica is not NULL:
+            into.log += told_by_log(segment)
+            into.physical += blocks_of(segment.replica)
+            if segment.state != SEGMENT_SEALED:
+                into.ahead += blocks_of(segment.replica) - written(segment, end)
+        segment = segment.next
+    used = segments.live + into.log + into.ahead
+    into.dead = into.physical - used if into.physical > used else 0
+    into.physical = used + into.dead
+
+
+cdef inline uint64_t blocks_of(const Replica* replica) noexcept nogil:
+    cdef uint64_t slabs = 0
+    cdef int i
+    for i in range(replica.extent_count):
+        slabs += replica.extents[i].count
+    return slabs * SLAB_BLOCKS
+
+
+cdef inline uint64_t written(const Segment* segment, uint64_t end) noexcept nogil:
+    """Of an open one. end: the log's."""
+    cdef uint32_t number = <uint32_t>(end >> 32)
+    return 0 if segment.number > number else min(<uint32_t>end, segment.blocks) if segment.number == number else segment.blocks
+
+
+cdef inline uint64_t told_by_log(const Segment* segment) noexcept nogil:
+    """A header for each record, and the footer; a compacted segment has no headers, and its bitmap twice."""
+    cdef uint64_t footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
+    if segment.replica.live:
+        return footer + BITMAP_COPIES
+    return footer + (segment.last_sequence - segment.first_sequence + 1 if segment.last_sequence else 0)
