@@ -106,7 +106,8 @@ class Engine:
         """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""
     def volume_state(self, volume: bytes) -> dict[str, Any]:
         """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks", "inherited_blocks",
-        "map_root", "connections", "log_bytes_since_checkpoint", ...}: now, no ticket."""
+        "head_parent" (the snapshot that it grew from, an id or None), "map_root", "connections",
+        "log_bytes_since_checkpoint", ...}: now, no ticket."""
     def space(self, volume: bytes) -> int:
         """Answers what it takes and what for, of one moment (docs/space.md): {"mapped_bytes", of them "exclusive_bytes", "shared_bytes",
         "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes", "pinned_bytes", "map_bytes", "log_bytes", "ahead_bytes",

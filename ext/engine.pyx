@@ -725,7 +725,8 @@ cdef class Engine:
             "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
-            "snapshots": it.snapshots.count, "stalled_ns": it.checkpoints.stalled_ns,
+            "snapshots": it.snapshots.count,
+            "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
             "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 

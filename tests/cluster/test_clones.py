@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.api.model import VolumeState
-from iomesh.errors import AlreadyExists, InUse, NotFound
+from iomesh.errors import AlreadyExists, InUse, IomeshError, NotFound, Unavailable
 from support.daemon import MIB, Daemon
 from support.load import Load, read_volume
 from support.model import Model
@@ -42,14 +43,24 @@ async def holds(client: Client, name: str, *texts: tuple[bytes, int]) -> None:
     await connection.close()
 
 
+async def answers(client: Client) -> None:
+    """gRPC waits a moment before it tries a socket again that was refused while the daemon was down."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(Unavailable):
+                await client.status()
+                return
+            await asyncio.sleep(0.05)
+
+
 async def free_bytes(client: Client) -> int:
     return sum(device.free_bytes for device in await client.devices())
 
 
-async def comes_back(client: Client, free: int) -> None:
-    """The space that was free is so again, but for a segment that the log has open."""
+async def comes_back(client: Client, free: int, but: int = 4 * MIB) -> None:
+    """The space that was free is so again, but for what logs have open."""
     async with asyncio.timeout(60):
-        while await free_bytes(client) < free - 4 * MIB:  # noqa: ASYNC110  # the daemon does not tell
+        while await free_bytes(client) < free - but:  # noqa: ASYNC110  # the daemon does not tell
             await asyncio.sleep(0.05)
 
 
@@ -158,6 +169,87 @@ async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: 
         await comes_back(client, free)
     async with node.metadata() as metadata:
         assert (await metadata.list_prefix("volumes/")).entries == []
+
+
+async def test_a_deleted_parent_keeps_only_the_snapshots_that_clones_stand_on(node: Daemon) -> None:
+    """Neither what it held itself, nor what other snapshots of it did; and with the clone, its snapshot goes."""
+    async with node.client() as client:
+        free = await free_bytes(client)
+        await client.create_volume("db", SIZE)
+        for name in ("first", "second", "third"):
+            await fill(client, "db", name.encode().ljust(8))
+            await client.create_snapshots(["db"], name)
+        await fill(client, "db", b"the head")
+        await client.clone_volume("db", "first", "of-first")
+        await client.clone_volume("db", "third", "of-third")
+        await client.delete_volume("db", force=True, snapshots=True)
+        await comes_back(client, free - 2 * SIZE, but=12 * MIB)
+        await holds(client, "of-first", (b"first   ", SIZE))
+        await client.delete_volume("of-third")
+        await comes_back(client, free - SIZE, but=8 * MIB)
+        await holds(client, "of-first", (b"first   ", SIZE))
+        await client.delete_volume("of-first")
+        await comes_back(client, free)
+
+
+@pytest.mark.parametrize("milliseconds", [0, 3, 8, 15, 30, 60])
+async def test_the_parent_is_hidden_whole_or_its_rest_goes_after_a_kill(node: Daemon, milliseconds: int) -> None:
+    async with node.client() as client:
+        free = await free_bytes(client)
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await fill(client, "db", b"tuesday ")
+        await client.create_snapshots(["db"], "tuesday")
+        await fill(client, "db", b"the head")
+        deleting = asyncio.create_task(client.delete_volume("db", force=True, snapshots=True))
+        await asyncio.sleep(milliseconds / 1000)
+        node.kill()
+        with contextlib.suppress(IomeshError):
+            await deleting
+    node.start()
+    async with node.client() as client:
+        await answers(client)
+        await holds(client, "copy", (b"snapshot", SIZE))
+        if "db" in [one.name for one in await client.volumes()]:
+            await holds(client, "db", (b"the head", SIZE))
+            await client.delete_volume("db", force=True, snapshots=True)
+        await comes_back(client, free - SIZE, but=8 * MIB)
+        await holds(client, "copy", (b"snapshot", SIZE))
+        await client.delete_volume("copy", force=True)
+        await comes_back(client, free)
+    async with node.metadata() as metadata:
+        assert (await metadata.list_prefix("volumes/")).entries == []
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8, 16])
+async def test_a_clone_is_made_or_not_after_a_kill(node: Daemon, milliseconds: int) -> None:
+    """And if nobody was told, it can be made again, or its parent deleted, as if nothing had been."""
+    async with node.client() as client:
+        free = await free_bytes(client)
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        cloning = asyncio.create_task(client.clone_volume("db", "monday", "copy"))
+        await asyncio.sleep(milliseconds / 1000)
+        node.kill()
+        made = True
+        try:
+            await cloning
+        except IomeshError:
+            made = False
+    node.start()
+    async with node.client() as client:
+        await answers(client)
+        names = [one.name for one in await client.volumes()]
+        assert names == ["copy", "db"] or (names == ["db"] and not made)
+        await client.clone_volume("db", "monday", "copy")
+        await holds(client, "copy", (b"snapshot", SIZE))
+        assert (await client.snapshot("db", "monday")).clones == 1
+        await client.delete_volume("db", force=True, snapshots=True)
+        await client.delete_volume("copy", force=True)
+        await comes_back(client, free)
 
 
 async def test_a_snapshot_stays_while_there_are_clones_of_it(node: Daemon) -> None:

@@ -190,8 +190,8 @@ class Snapshots:
                 await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
 
     async def hide(self, volume: OpenVolume, name: str) -> None:
-        """The volume, which had this name, is hidden for its clones: ends exports, deletes what no clone stands on. A failure is told,
-        and tried again when the next clone goes or the node starts."""
+        """The volume, which had this name, is hidden for its clones: ends exports, gives up its head, deletes what no clone stands on. A
+        failure is told, and what is left tried again when the next clone goes or the node starts."""
         if not volume.in_engine:
             return
         try:
@@ -201,11 +201,25 @@ class Snapshots:
                 if self._doors.describe(door):
                     await self._doors.withdraw(door)
                     await self._engine.close_snapshot(identity)
+            await self._give_up_head(volume)
+            for entry in [entry for entry in volume.snapshots if visible(entry)]:
+                identity = uuid.UUID(bytes=entry["id"])
                 if not self._volumes.clones(volume, identity):
                     await self._engine.delete_snapshot(volume.record.id, identity)
             await self.refresh(volume)
         except IomeshError as error:
             log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
+
+    async def _give_up_head(self, volume: OpenVolume) -> None:
+        """A hidden volume goes back to a snapshot that has clones, whole or not at all, and what it was is discarded: so it holds nothing that
+        they do not need."""
+        needed = [entry for entry in volume.snapshots if self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))]
+        state = self._engine.volume_state(volume.record.id)
+        if not needed or (state["head_parent"] in [entry["id"] for entry in needed] and not state["exclusive_blocks"]):
+            return
+        identity = uuid.UUID(bytes=needed[-1]["id"])
+        await self._engine.restore_volume(volume.record.id, identity, before=uuid.uuid4(), name="given-up", discard=True, force=True)
+        await self.refresh(volume)
 
     def connections(self, volume: OpenVolume) -> int:
         return sum(self._doors.connections(door_name(volume.record.name, entry["name"])) for entry in volume.snapshots)
