@@ -211,8 +211,8 @@ class Snapshots:
             log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
 
     async def _give_up_head(self, volume: OpenVolume) -> None:
-        """A hidden volume goes back to a snapshot that has clones, whole or not at all, and what it was is discarded: so it holds nothing that
-        they do not need."""
+        """A hidden volume goes back to a snapshot that has clones, whole or not at all, and what it was is discarded: so it holds
+        nothing that they do not need."""
         needed = [entry for entry in volume.snapshots if self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))]
         state = self._engine.volume_state(volume.record.id)
         if not needed or (state["head_parent"] in [entry["id"] for entry in needed] and not state["exclusive_blocks"]):
