@@ -286,6 +286,7 @@ cdef class Checkpoints:
         if dying:
             self.segments.reclaim_holds += 1             # until a checkpoint is without it: the walk needs the trees
         self.snapshots.moved()
+        self.segments.kept_from = self.snapshots.oldest_mark
         self.segments.settle(True)
         if dying:
             self.on_dying(self.owner)
@@ -440,7 +441,7 @@ cdef class Checkpoints:
             return
         while segment is not NULL and self.segments.reclaim_holds == 0:
             if segment.live == 0 and (self.segments.live_at_checkpoint(segment) == 0 or planted(b"removed_while_needed")) and \
-                    is_settled(segment, sequence) and not segment.cleaning:
+                    is_settled(segment, sequence) and segment.last_sequence <= self.segments.kept_from and not segment.cleaning:
                 numbers[count] = segment.number
                 count += 1
             segment = segment.next

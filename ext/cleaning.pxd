@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.compaction cimport Pace
+from iomesh.engine.directory cimport Replica
 from iomesh.engine.map cimport Map
 from iomesh.engine.request cimport Request
 from iomesh.engine.segments cimport Segment
@@ -16,6 +17,7 @@ cdef enum:                           # Row.flags
     ROW_CLEANABLE = 1                # nobody needs more of it than what lives
     ROW_STRAGGLES = 2                # ... and it would be evacuated
     ROW_COMPACTED = 4
+    ROW_KEPT = 8                     # whole, for the restore window
 
 cdef packed struct Row:              # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)
     uint32_t segment
@@ -46,6 +48,9 @@ cdef struct Era:                     # addresses of which one tree may have what
     uint64_t data_to
     uint64_t node_from
     uint64_t node_to
+
+# What a replica has from a block of the segment on, of a segment that nobody changes. In a task. 0 or a negative errno.
+cdef int read_blocks(Volume volume, const Replica* replica, uint32_t block, uint32_t count, char* into) noexcept nogil
 
 cdef class Cleaner:                  # of one volume
     cdef Volume volume

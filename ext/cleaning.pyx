@@ -38,7 +38,7 @@ from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
-from iomesh.engine.request cimport Request
+from iomesh.engine.request cimport AwaitedRequest, Request, end_awaited
 from iomesh.engine.segments cimport DATA, NODE, Segment
 from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport Store
@@ -87,6 +87,7 @@ cdef class Cleaner:
 
     cdef bint cleanable(self, const Segment* segment) noexcept nogil:
         return is_settled(segment, self.volume.checkpoints.sequence) and segment.live > 0 and not segment.cleaning and \
+            segment.last_sequence <= self.volume.segments.kept_from and \
             segment.replica is not NULL and segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block > 0
 
     cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil:
@@ -101,6 +102,8 @@ cdef class Cleaner:
                 rows[count].slabs = slabs_of(segment.replica)
                 rows[count].footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
+                if segment.last_sequence > self.volume.segments.kept_from:
+                    rows[count].flags |= ROW_KEPT
                 if self.cleanable(segment):
                     rows[count].flags |= ROW_CLEANABLE
                     if straggles(segment, segment.live, cut):
@@ -353,11 +356,11 @@ cdef class Cleaner:
 
     cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil:
         """Every block that lives is written again as what it is, between whatever writes there are to it; nodes with the next write-back."""
-        cdef Evacuation evacuation
+        cdef AwaitedRequest evacuation
         cdef uint32_t i
         cdef int error = 0
         memset(&evacuation.request, 0, sizeof(Request))
-        evacuation.request.finished = evacuated
+        evacuation.request.finished = end_awaited
         waited(&evacuation.ended)
         for i in range(plan.live):
             if error == 0 and pace is not NULL and i % PACED_BLOCKS == 0:
@@ -410,16 +413,6 @@ cdef class Cleaner:
                 count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
             self.head.unpin(node)
         return 0
-
-
-cdef struct Evacuation:
-    Request request                  # its first member
-    Operation ended
-
-
-cdef void evacuated(Request* request) noexcept nogil:
-    cdef Evacuation* evacuation = <Evacuation*>request
-    evacuation.ended.done(&evacuation.ended)
 
 
 cdef struct CompactCall:

@@ -130,7 +130,8 @@ class Engine:
     # cleaning
     def segments(self, volume: bytes) -> int:
         """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, footer (its blocks),
-        flags (1 cleanable, 2 and to be evacuated, 4 compacted). A copy, of the moment at which it was made."""
+        flags (1 cleanable, 2 and to be evacuated, 4 compacted, 8 kept whole for the restore window). A copy, of the moment at which it was
+        made."""
     def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25) -> int:
         """Compact these, or evacuate those of which little lives, at up to bytes_per_second (read and written; 0: as fast as it goes), and
         at `share` percent of that while users' requests come. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
@@ -142,20 +143,39 @@ class Engine:
         """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
 
     # snapshots
-    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]]) -> int:
+    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False) -> int:
         """(volume, snapshot's id, name) each: all at one instant. Answers {"snapshots": [{"volume", "id", "sequence", "time_ns"}]} once
         they are durable. With an error none was made. EEXIST: an id or a name is taken, ENOSPC: no room, in
-        the table (4096) or on the device."""
+        the table (4096) or on the device. mark: they are marks of the restore window; behind the oldest one the log is kept whole."""
+    def unmark_snapshot(self, volume: bytes, id: bytes) -> int:
+        """A mark is a snapshot like others from now on. Answers None once that is durable. ENOENT."""
     def delete_snapshot(self, volume: bytes, id: bytes) -> int:
         """Answers {"hidden": bool} once it is durable that it is gone, or going: what was its alone is given back behind the answer.
         hidden: it stays, out of sight, for clones or histories that go on from it, or until it is no longer read. ENOENT."""
-    def restore_volume(self, volume: bytes, snapshot: bytes, *, before: bytes, name: str, discard: bool, force: bool) -> int:
+    def restore_volume(
+        self,
+        volume: bytes,
+        snapshot: bytes,
+        *,
+        before: bytes,
+        name: str,
+        discard: bool,
+        force: bool,
+        mark: tuple[bytes, str] | None = None,
+        unsettled: bool = False,
+    ) -> int:
         """The volume is what it was in the snapshot, at the size that it has; what it was until now is a snapshot of this id and name, or
         given back (discard). Answers None once that is durable. After an error, or a crash before the answer, it is wholly what it was or
-        what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST."""
+        what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST.
+        mark: (id, name) of one that is made of what it is then, with it or not at all. unsettled: nobody connects until another mark is
+        made; as long as volume_state tells "unsettled", the id of `before`, whoever opens the volume takes it back there."""
+    def retrace(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:
+        """A volume that stands on a mark of its own, or of the volume that it is a clone of, does what the log says behind that, up to a
+        moment (Unix time); nobody else writes to it. Answers {"records" (that were followed), "bytes" (that were written)}. ENOENT: the
+        mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""
     def list_snapshots(self, volume: bytes) -> int:
         """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
-        many), "mapped_blocks", "exclusive_blocks" (-1: not known)}]."""
+        many), "mapped_blocks", "exclusive_blocks" (-1: not known), "unsettled"}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
         """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
         from a byte

@@ -22,13 +22,15 @@ from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
 from iomesh.engine.history cimport (
-    Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, walk_dying)
+    Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, unmark_snapshot,
+    walk_dying)
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SnapshotEntry, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
+    SLAB_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SnapshotEntry, Superblock,
+    VOLUME_BYTES_MAX as VOLUME_MAX)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbd cimport NbdConnection
@@ -36,9 +38,10 @@ from iomesh.engine.pace cimport TokenBucket
 from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Message, Reactor, call_on
 from iomesh.engine.recovery cimport Recovery
+from iomesh.engine.retrace cimport Retrace
 from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
-from iomesh.engine.snapshots cimport Wish, is_zero_id
+from iomesh.engine.snapshots cimport Snapshot, Wish, is_zero_id
 from iomesh.engine.space cimport Space, measure
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
@@ -105,7 +108,7 @@ cdef enum:
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
     CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
-    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE
+    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE, UNMARK_SNAPSHOT, RETRACE_VOLUME
 
 cdef struct Command:
     Message message
@@ -116,7 +119,7 @@ cdef struct Command:
     void* engine
     void* reactor
     void* subject                    # Store, Volume or NbdConnection
-    void* helper                     # Recovery; Cleaner; the Volume that a connection or a snapshot is of
+    void* helper                     # Recovery; Cleaner; Retrace; the Volume that a connection or a snapshot is of
     Superblock* superblock
     int fd
     int device
@@ -580,7 +583,7 @@ cdef class Engine:
 
     # ------------------------------------------------------------------ snapshots
 
-    def create_snapshots(self, snapshots):
+    def create_snapshots(self, snapshots, *, bint mark=False):
         cdef Command* command
         cdef Making* makings
         cdef _Open opened
@@ -600,35 +603,61 @@ cdef class Engine:
             raise MemoryError("no memory for the making of snapshots")
         for i, (_, id, name) in enumerate(wanted):
             opened = together[i]
-            encoded = name.encode()
             makings[i].volume = <void*>opened.volume
-            memcpy(makings[i].wish.entry.id, <const char*>(<bytes>id), 16)
-            memcpy(makings[i].wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+            name_wish(&makings[i].wish, id, name)
+            makings[i].wish.entry.flags = SNAPSHOT_MARK if mark else 0
         return self.post(command)
 
     def delete_snapshot(self, bytes volume, bytes id):
         return self.ask_snapshot(DELETE_SNAPSHOT, volume, id)
 
-    def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force):
+    def unmark_snapshot(self, bytes volume, bytes id):
+        return self.ask_snapshot(UNMARK_SNAPSHOT, volume, id)
+
+    def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force, mark=None, bint unsettled=False):
         cdef _Open opened = self.opened(volume)
         cdef Command* command
         cdef Wish* wish
         check_snapshot(snapshot, "its name")
         check_snapshot(before, name)
+        if mark is not None:
+            check_snapshot(mark[0], mark[1])
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
         opened.bucket.hurried = True                     # who cleans it has to end first
         command = self.command(RESTORE_VOLUME, opened.runner, opened.volume)
-        command.memory = wish = <Wish*>calloc(1, sizeof(Wish))
+        command.memory = wish = <Wish*>calloc(2, sizeof(Wish))
         if wish is NULL:
             raise MemoryError("no memory for a snapshot")
-        encoded = name.encode()
-        memcpy(wish.entry.id, <const char*>before, 16)
-        memcpy(wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+        name_wish(wish, before, name)
         wish.entry.flags = SNAPSHOT_HIDDEN if discard else 0
         command.first = force
+        command.second = mark is not None
+        if mark is not None:
+            name_wish(wish + 1, mark[0], mark[1])
+            wish[1].entry.flags = SNAPSHOT_MARK | (SNAPSHOT_UNSETTLED if unsettled else 0)
+            if unsettled:
+                memcpy(wish[1].entry.before, <const char*>before, 16)
         memcpy(command.volume, <const char*>volume, 16)
         memcpy(command.id, <const char*>snapshot, 16)
+        return self.post(command)
+
+    def retrace(self, bytes volume, bytes source, bytes mark, *, uint64_t until_ns):
+        cdef _Open opened = self.opened(volume)
+        cdef _Open followed = self.opened(source)
+        cdef Retrace retrace
+        cdef Command* command
+        check_snapshot(mark, "its name")
+        if opened is None or followed is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        if followed is not opened and followed is not opened.stands_on:
+            raise ValueError("a volume follows its own log, or that of the volume that it is a clone of")
+        retrace = Retrace(opened.volume, followed.volume)
+        command = self.command(RETRACE_VOLUME, opened.runner, (opened.volume, retrace))
+        command.helper = <void*>retrace
+        command.first = until_ns
+        memcpy(command.volume, <const char*>volume, 16)
+        memcpy(command.id, <const char*>mark, 16)
         return self.post(command)
 
     def list_snapshots(self, bytes volume):
@@ -725,7 +754,7 @@ cdef class Engine:
             "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
-            "snapshots": it.snapshots.count,
+            "snapshots": it.snapshots.count, "unsettled": unsettled_before(it),
             "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
             "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
@@ -844,6 +873,8 @@ cdef class Engine:
             value = {f"{name}_bytes": blocks * BLOCK for name, blocks in (<Space*>command.memory)[0].items()}
         elif command.kind == CREATE_SNAPSHOTS and not error:
             value = {"snapshots": [made(&(<Making*>command.memory)[i]) for i in range(command.first)]}
+        elif command.kind == RETRACE_VOLUME and not error:
+            value = {"records": command.results[0], "bytes": command.results[1] * BLOCK}
         elif command.kind == LIST_SNAPSHOTS and not error:
             value = listed(<SnapshotEntry*>command.memory, command.results[0])
         elif command.kind == DELETE_SNAPSHOT and not error:
@@ -879,6 +910,17 @@ cdef object check_snapshot(id, str name):
         raise ValueError(f"a snapshot's name has 1 to 63 bytes, none of them zero, not {name!r}")
 
 
+cdef object name_wish(Wish* wish, bytes id, str name):
+    encoded = name.encode()
+    memcpy(wish.entry.id, <const char*>id, 16)
+    memcpy(wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+
+
+cdef object unsettled_before(Volume it):
+    cdef Snapshot* mark = it.snapshots.unsettled()
+    return None if mark is NULL else mark.entry.before[:16]
+
+
 cdef dict made(const Making* it):
     return {"volume": (<Volume>it.volume).identity[:16], "id": it.wish.entry.id[:16], "sequence": it.wish.entry.sequence,
             "time_ns": it.wish.entry.time_ns}
@@ -892,7 +934,7 @@ cdef list listed(const SnapshotEntry* entries, uint64_t count):
         "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
         "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
-        "mapped_blocks": entries[i].mapped, "exclusive_blocks": -1,
+        "mapped_blocks": entries[i].mapped, "exclusive_blocks": -1, "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
     } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
 
 
@@ -986,6 +1028,10 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return delete_snapshot_on(<Volume>command.subject, command)
     if command.kind == RESTORE_VOLUME:
         return restore_on(<Volume>command.subject, command)
+    if command.kind == UNMARK_SNAPSHOT:
+        return unmark_snapshot(<Volume>command.subject, command.id)
+    if command.kind == RETRACE_VOLUME:
+        return retrace_on(<Retrace>command.helper, command)
     if command.kind == DIFF_SNAPSHOTS:
         return find_changes(<Volume>command.subject, <Comparing*>command.memory, <Map>command.list[0], <Map>command.list[1])
     if command.kind == OPEN_SNAPSHOT:
@@ -1153,9 +1199,17 @@ cdef int64_t restore_on(Volume volume, Command* command) noexcept nogil:
         return -EBUSY
     volume.restoring = True
     end_connections(volume)
-    result = restore_volume(volume, command.id, <Wish*>command.memory)
+    result = restore_volume(volume, command.id, <Wish*>command.memory, <Wish*>command.memory + 1 if command.second else NULL)
     volume.restoring = False
     wake_all(&volume.restored, 0)
+    return result
+
+
+cdef int64_t retrace_on(Retrace retrace, Command* command) noexcept nogil:
+    cdef int result = retrace.run(command.id, command.first)
+    if result < 0:
+        snprintf(command.reason, sizeof(command.reason), b"%s", retrace.reason)
+    command.results[0], command.results[1] = retrace.records, retrace.blocks
     return result
 
 
@@ -1189,7 +1243,7 @@ cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
 
 cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command) noexcept nogil:
     cdef int number
-    if volume.closing or volume.restoring:
+    if volume.closing or volume.restoring or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL):
         number = -EBUSY
     elif connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
         number = -ENOENT

@@ -21,9 +21,15 @@ cdef struct Making:                  # one of several snapshots that are made at
 cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcept nogil
 # -ENOENT. hidden: it stays until those that go on from it are gone.
 cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcept nogil
+# A mark is a snapshot like others from now on: nothing of the log is kept for it. -ENOENT
+cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil
+# Nobody lets a snapshot go that is held. False: there is none.
+cdef bint hold_snapshot(Volume volume, const uint8_t* id) noexcept nogil
+cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil
 # The volume is what it was in this snapshot; `before` is a snapshot of what it was until now. Nobody is connected to it: the caller has set
-# volume.restoring. -ENOENT; after any error the volume is what it was.
-cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before) noexcept nogil
+# volume.restoring. mark: NULL, or one that is made of what it is then, with the same checkpoint; if that is unsettled, nobody connects
+# to the volume until another mark is made. -ENOENT; after any error the volume is what it was.
+cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil
 # In no task: one of the snapshots has begun to die.
 cdef void walk_dying(void* volume) noexcept nogil
 # A Volume without a log becomes readable as a snapshot of `volume`, which keeps it meanwhile.

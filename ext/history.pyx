@@ -11,14 +11,16 @@
 # there is, `before`. So nothing in the map is the head's alone any more, and the head can be put upon another snapshot's tree without that anything
 # is born or dies. The second one makes that durable. A crash finds the first checkpoint, and the volume is what it was, or the second. What is not
 # to be kept is a `before` that is hidden from its beginning: nothing goes on from it, so it dies with the second checkpoint, and what it
-# alone had comes back as with any deletion.
+# alone had comes back as with any deletion. The second checkpoint may also make a mark of what the volume is then: the restore window's history
+# goes on from there.
 
 from libc.errno cimport ENOENT, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, Pointer, SnapshotEntry
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, Pointer, SnapshotEntry)
 from iomesh.engine.reactor cimport Reactor, call_on
 from iomesh.engine.snapshots cimport Snapshot, Wish
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
@@ -145,9 +147,18 @@ cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcep
     return result
 
 
+cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil:
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    if snapshot is NULL or not snapshot.entry.flags & SNAPSHOT_MARK or snapshot.entry.flags & SNAPSHOT_HIDDEN:
+        return -ENOENT
+    snapshot.entry.flags &= ~<uint32_t>(SNAPSHOT_MARK | SNAPSHOT_UNSETTLED)
+    volume.snapshots.changed()
+    return volume.checkpoints.run_for(volume.snapshots.version)
+
+
 # ---------------------------------------------------------------------- going back
 
-cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
+cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil:
     cdef int result
     invariant(volume.restoring, b"nobody comes while a volume goes back")
     while volume.cleaning:
@@ -156,7 +167,7 @@ cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before) noexcept
     result = volume.checkpoints.claim()
     if result < 0:
         return result
-    result = go_back(volume, id, before)
+    result = go_back(volume, id, before, mark)
     volume.checkpoints.let_go()
     if result < 0 and before.made:
         volume.snapshots.find(before.entry.id).entry.flags |= SNAPSHOT_HIDDEN
@@ -164,7 +175,7 @@ cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before) noexcept
     return result
 
 
-cdef int go_back(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
+cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil:
     """The volume's checkpoints are claimed."""
     cdef Snapshot* snapshot = volume.snapshots.find(id)
     cdef int result
@@ -182,9 +193,13 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before) noexcept nogil:
         volume.snapshots.withdraw(before)
     else:
         stand_upon(volume, id, volume.snapshots.find(id).entry.root)
-        volume.checkpoints.write()
-        result = volume.checkpoints.result
+        result = 0 if mark is NULL else volume.snapshots.wish(mark)
+        if result == 0:
+            volume.checkpoints.write()
+            result = volume.checkpoints.result
         if result < 0:                                   # what counts is the checkpoint before
+            if mark is not NULL:
+                volume.snapshots.withdraw(mark)
             stand_upon(volume, before.entry.id, volume.checkpoints.root)
     snapshot = volume.snapshots.find(id)
     snapshot.readers -= 1
@@ -243,13 +258,12 @@ cdef void give_back(Volume volume) noexcept nogil:
 
 cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept nogil:
     """On the reactor of both, before the clone is recovered: what its log has not changed is as in the parent's snapshot."""
-    cdef Snapshot* snapshot = parent.snapshots.find(id)
+    cdef Snapshot* snapshot
     if parent.closing:
         return -ESHUTDOWN
-    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+    if not hold_snapshot(parent, id):
         return -ENOENT
-    snapshot.readers += 1
-    parent.readings += 1
+    snapshot = parent.snapshots.find(id)
     volume.parent = <void*>parent
     memcpy(volume.parent_snapshot, id, 16)
     memcpy(volume.checkpoints.lineage_volume, parent.identity, 16)
@@ -268,6 +282,15 @@ cdef void let_parent_go(Volume volume) noexcept nogil:
     volume.parent = NULL
 
 
+cdef bint hold_snapshot(Volume volume, const uint8_t* id) noexcept nogil:
+    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+        return False
+    snapshot.readers += 1
+    volume.readings += 1
+    return True
+
+
 cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil:
     cdef Snapshot* snapshot = volume.snapshots.find(id)
     invariant(snapshot is not NULL and snapshot.readers > 0, b"a snapshot that is read stays")
@@ -281,13 +304,12 @@ cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil:
 # ---------------------------------------------------------------------- reading
 
 cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil:
-    cdef Snapshot* snapshot = volume.snapshots.find(id)
+    cdef Snapshot* snapshot
     if volume.closing:
         return -ESHUTDOWN
-    if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+    if not hold_snapshot(volume, id):
         return -ENOENT
-    snapshot.readers += 1
-    volume.readings += 1
+    snapshot = volume.snapshots.find(id)
     reading.map.root = snapshot.entry.root
     reading.blocks = snapshot.entry.size_bytes // BLOCK_BYTES
     return 0

@@ -249,7 +249,8 @@ cdef enum:                           # SnapshotEntry.flags
     SNAPSHOT_MARK = 4                # made by the restore window
     SNAPSHOT_CLONE = 8               # no snapshot: `id` is a volume that is a clone of the snapshot `parent`, and all else is zero
     SNAPSHOT_FOLLOWED = 16           # while it is DYING: something goes on from it, its heir, whose `own` (the head's `exclusive`) has its own, too
-    SNAPSHOT_FLAGS = 31
+    SNAPSHOT_UNSETTLED = 32          # a mark from which the volume is being taken to a moment behind it: `before` is what it goes back to if that fails
+    SNAPSHOT_FLAGS = 63
 
 cdef packed struct SnapshotEntry:    # 256 bytes
     uint8_t id[16]
@@ -268,7 +269,8 @@ cdef packed struct SnapshotEntry:    # 256 bytes
     uint64_t inherited               # of them, those that lie below the checkpoint's `branch`
     uint64_t own                     # of them, those that the map of `parent` does not hold, nor the clone's parent
     uint8_t heir[16]                 # while it is FOLLOWED: the snapshot that goes on from it; zero: the head does
-    uint8_t reserved[40]
+    uint8_t before[16]               # of one that is UNSETTLED: the snapshot of what the volume was until then; else zero
+    uint8_t reserved[24]
 
 cdef enum:
     TABLE_ENTRIES = 64               # of one table block

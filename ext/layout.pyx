@@ -348,6 +348,8 @@ cdef Fault snapshot_fault(const SnapshotEntry* it, const Checkpoint* checkpoint)
         return fault(NULL)
     if it.name[63] != 0:
         return fault(b"its name has no end")
+    if it.flags & SNAPSHOT_UNSETTLED and not it.flags & SNAPSHOT_MARK:
+        return fault(b"it is unsettled, and no mark")
     if it.sequence == 0 or it.sequence > checkpoint.sequence:
         return fault(b"it is younger than the checkpoint")
     if it.size_bytes == 0 or it.size_bytes > VOLUME_BYTES_MAX or it.size_bytes % BLOCK_BYTES:

@@ -75,6 +75,7 @@ cdef class Log:
     cdef Operation idle_flush
     cdef bint idle_timer_set
     cdef int64_t closed_ns           # when the newest record was closed
+    cdef uint64_t newest_ns          # Unix time in its header, or of the youngest snapshot: no later one is older
     cdef uint64_t marked             # `stable` in the newest header
     # who applies what commits
     cdef void* owner

@@ -219,7 +219,7 @@ cdef class Log:
         header.stable = self.marked = self.committed if planted(b"stable_is_committed") else self.flusher.stable
         header.entry_count = record.entries
         header.payload_blocks = record.payload
-        header.time_ns = self.io.unix_ns()
+        header.time_ns = self.newest_ns = max(self.newest_ns, <uint64_t>self.io.unix_ns())    # whoever sets a clock back does not turn history round
         self.closed_ns = self.io.now_ns()
         record.next = NULL
         if self.newest is NULL:

@@ -259,11 +259,13 @@ cdef class Recovery:
                     return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
                 if self.volume.snapshots.add(&table[n]) < 0:
                     return self.fail(ENOMEM, b"no memory for %lu snapshots", checkpoint.snapshot_entries, 0, 0)
+                self.volume.log.newest_ns = max(self.volume.log.newest_ns, table[n].time_ns)
         words = self.volume.snapshots.adopt(checkpoint.head_parent, checkpoint.pin_data, checkpoint.pin_nodes)
         if result == 0 and words is not NULL:
             return self.fail(EUCLEAN, words, 0, 0, 0)
         self.volume.segments.pin(checkpoint.pin_data, checkpoint.pin_nodes)
         self.volume.segments.recount(checkpoint.mapped, checkpoint.inherited, checkpoint.exclusive)
+        self.volume.segments.kept_from = self.volume.snapshots.oldest_mark
         if self.volume.snapshots.dying() is not NULL:
             self.volume.segments.reclaim_holds += 1      # as when it began: nothing is given up before it was walked
         return result

@@ -14,6 +14,13 @@ cdef struct Request:                 # a write, trim, write-zeroes or flush; all
     Operation deferred               # the volume's, with flush_of
     void* flush_of
 
+cdef struct AwaitedRequest:          # of a task that writes much and waits for all of it at the end
+    Request request                  # its first member
+    Operation ended
+
+cdef inline void end_awaited(Request* request) noexcept nogil:
+    (<AwaitedRequest*>request).ended.done(&(<AwaitedRequest*>request).ended)
+
 cdef struct Read:
     void (*done)(Read* read) noexcept nogil
     void* owner                      # the door's

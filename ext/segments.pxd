@@ -45,6 +45,7 @@ cdef class Segments:
     cdef uint64_t wanted_pins[2]     # what they will be; differs while a change is under way
     cdef Segment* undecided_first
     cdef uint32_t reclaim_holds      # while there are any, no segment is removed and none is compacted
+    cdef uint64_t kept_from          # segments with a record behind this one are kept whole: they are the window's history. ~0: none is
     cdef uint32_t branch             # of a clone: segments below are the parent's ...
     cdef void* parent                # ... Segments; they are found here and count there
     cdef Segment* find(self, uint32_t number) noexcept nogil           # its own

@@ -37,6 +37,7 @@ cdef class Segments:
         self.buckets = <Segment**>calloc(self.bucket_count, sizeof(Segment*))
         if self.buckets is NULL:
             raise MemoryError("no memory for a table of segments")
+        self.kept_from = ~<uint64_t>0
 
     def __dealloc__(self):
         cdef Segment* segment = self.first

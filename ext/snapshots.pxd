@@ -22,6 +22,7 @@ cdef class Snapshots:
     cdef uint64_t durable            # ... all up to this one is in the newest checkpoint
     cdef bint walked                 # one that was DYING is gone, and the newest checkpoint still has it
     cdef Wish* wishes                # oldest first
+    cdef uint64_t oldest_mark        # in the newest checkpoint: the sequence of the oldest mark of the restore window that is not deleted; ~0: there is none
     # the table of the checkpoint that is being written
     cdef SnapshotEntry* frozen
     cdef uint32_t frozen_count
@@ -52,6 +53,8 @@ cdef class Snapshots:
     # -EEXIST: there is one with this id, or this name; -ENOSPC: the table is full
     cdef int wish(self, Wish* wish) noexcept nogil
     cdef void withdraw(self, Wish* wish) noexcept nogil
+    cdef bint are_all_marks(self) noexcept nogil                               # those that are not HIDDEN, and there are some
+    cdef Snapshot* unsettled(self) noexcept nogil                              # the mark that the head goes on from, if it is; else NULL
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil
     cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil         # of the table as it is now
     # A checkpoint's: begun when everything is committed, ...

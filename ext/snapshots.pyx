@@ -34,7 +34,7 @@ from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.layout cimport (
-    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
+    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
 from iomesh.engine.planted cimport planted
 from iomesh.engine.segments cimport Segments
 
@@ -43,6 +43,9 @@ cdef enum:
 
 
 cdef class Snapshots:
+    def __cinit__(self):
+        self.oldest_mark = ~<uint64_t>0
+
     def __dealloc__(self):
         release(self.all)
         release(self.frozen)
@@ -140,6 +143,7 @@ cdef class Snapshots:
             dying += (self.all[i].entry.flags & SNAPSHOT_DYING) != 0
             if not is_zero_id(self.all[i].entry.parent) and self.find(self.all[i].entry.parent) is NULL:
                 return b"a snapshot of the checkpoint's table grew from one that is not in it"
+            self.oldest_mark = min(self.oldest_mark, mark_of(&self.all[i].entry))
         if dying > 1:
             return b"two snapshots of the checkpoint's table are dying at once"
         return NULL
@@ -171,6 +175,17 @@ cdef class Snapshots:
             place = &place[0].next
         if place[0] is not NULL:
             place[0] = wish.next
+
+    cdef bint are_all_marks(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            if not self.all[i].entry.flags & (SNAPSHOT_MARK | SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+                return False
+        return self.oldest_mark != ~<uint64_t>0
+
+    cdef Snapshot* unsettled(self) noexcept nogil:
+        cdef Snapshot* parent = self.find(self.head_parent)
+        return parent if parent is not NULL and parent.entry.flags & SNAPSHOT_UNSETTLED else NULL
 
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil:
         cdef uint32_t i, found = 0
@@ -274,6 +289,9 @@ cdef class Snapshots:
             if snapshot is not NULL:                     # else it was walked meanwhile
                 memcpy(snapshot.entry.heir, self.frozen[i].heir, 16)
         memcpy(self.head_parent, self.frozen_parent, 16)
+        self.oldest_mark = ~<uint64_t>0
+        for i in range(self.frozen_count):
+            self.oldest_mark = min(self.oldest_mark, mark_of(&self.frozen[i]))
         if self.frozen_walked:
             self.walked = False
         self.durable = self.frozen_version
@@ -332,6 +350,10 @@ cdef SnapshotEntry* frozen_entry(Snapshots self, const uint8_t* id) noexcept nog
         if same_id(self.frozen[i].id, id):
             return &self.frozen[i]
     return NULL
+
+
+cdef inline uint64_t mark_of(const SnapshotEntry* entry) noexcept nogil:
+    return entry.sequence if entry.flags & SNAPSHOT_MARK and not entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_DYING) else ~<uint64_t>0
 
 
 cdef bint clash(const SnapshotEntry* one, const SnapshotEntry* other) noexcept nogil:

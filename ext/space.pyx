@@ -7,6 +7,9 @@
 # The first line and `snapshots` are counts that are kept (segments.pyx, snapshots.pyx); the rest follows from the segment table. While something
 # is under way a block may be in two of the sums, or in none yet: then the larger sum is right, and what would be less than nothing is nothing.
 #
+# What the restore window holds is what is dead in segments that are kept whole for it, and what only its marks' maps hold. The latter is told apart
+# from what users' snapshots hold only where there are none of these: the counts do not know whose a snapshot is.
+#
 # Called by the engine, in no task: nothing here waits.
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -19,11 +22,15 @@ from iomesh.engine.volume cimport Volume
 
 cdef void measure(Volume volume, Space* into) noexcept nogil:
     add_up(volume.segments, volume.snapshots.held(volume.segments), volume.log.tails.position(), into)
+    if volume.snapshots.are_all_marks():
+        into.exclusive += into.shared
+        into.pinned += into.snapshots
+        into.shared = into.snapshots = 0
 
 
 cdef void add_up(Segments segments, uint64_t held, uint64_t end, Space* into) noexcept nogil:
     cdef Segment* segment = segments.first
-    cdef uint64_t own, used
+    cdef uint64_t own, used, log, ahead
     held = min(held, segments.live)
     into.mapped = segments.mapped
     into.inherited = min(segments.inherited, into.mapped)
@@ -37,13 +44,16 @@ cdef void add_up(Segments segments, uint64_t held, uint64_t end, Space* into) no
     into.log = into.ahead = into.physical = 0
     while segment is not NULL:
         if segment.replica is not NULL:
-            into.log += told_by_log(segment)
+            log = told_by_log(segment)
+            ahead = blocks_of(segment.replica) - written(segment, end) if segment.state != SEGMENT_SEALED else 0
+            into.log += log
+            into.ahead += ahead
             into.physical += blocks_of(segment.replica)
-            if segment.state != SEGMENT_SEALED:
-                into.ahead += blocks_of(segment.replica) - written(segment, end)
+            if segment.last_sequence > segments.kept_from:
+                into.pinned += less_or_nothing(blocks_of(segment.replica), segment.live + log + ahead)
         segment = segment.next
-    used = segments.live + into.log + into.ahead
-    into.dead = into.physical - used if into.physical > used else 0
+    used = segments.live + into.log + into.ahead + into.pinned
+    into.dead = less_or_nothing(into.physical, used)
     into.physical = used + into.dead
 
 
@@ -53,6 +63,10 @@ cdef inline uint64_t blocks_of(const Replica* replica) noexcept nogil:
     for i in range(replica.extent_count):
         slabs += replica.extents[i].count
     return slabs * SLAB_BLOCKS
+
+
+cdef inline uint64_t less_or_nothing(uint64_t of, uint64_t by) noexcept nogil:
+    return of - by if of > by else 0
 
 
 cdef inline uint64_t written(const Segment* segment, uint64_t end) noexcept nogil:

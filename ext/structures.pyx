@@ -399,6 +399,7 @@ cdef list snapshot_fields():
         ("inherited", place(&it.inherited), sizeof(it.inherited)),
         ("own", place(&it.own), sizeof(it.own)),
         ("heir", place(&it.heir), sizeof(it.heir)),
+        ("before", place(&it.before), sizeof(it.before)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

@@ -95,9 +95,9 @@ async def test_the_command_line_goes_back(node: Daemon) -> None:
     assert second.startswith("what it was before is db@before-restore-")
     before = second.rpartition("@")[2]
     answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
-    assert answer == {"volume": "db", "snapshot": before, "before": ""}
+    assert answer == {"volume": "db", "snapshot": before, "at_ns": 0, "before": ""}
     for words, code, said in (
-        (("volume", "restore", "db"), 2, "write VOLUME@SNAPSHOT"),
+        (("volume", "restore", "db"), 2, "write either db@SNAPSHOT, or db and --at MOMENT"),
         (("volume", "restore", "db@x"), 3, "volume db has no snapshot 'x'"),
         (("volume", "restore", "x@x"), 3, "there is no volume 'x'"),
     ):

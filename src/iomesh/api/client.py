@@ -94,19 +94,22 @@ class Client:
 
     # volumes
 
-    async def create_volume(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0) -> Volume:
+    async def create_volume(
+        self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0
+    ) -> Volume:
         """segment_bytes, replicas: 0 is the node's choice. The volume that exists already, if it is what was asked for."""
         request = _build(
             pb.CreateVolumeRequest,
             name=name,
             size_bytes=size_bytes,
             segment_bytes=segment_bytes,
-            policy=_build(pb.Policy, replicas=replicas),
+            policy=_build(pb.Policy, replicas=replicas, window_seconds=window_seconds),
         )
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
-    async def clone_volume(self, volume: str, snapshot: str, name: str) -> Volume:
-        request = pb.CloneVolumeRequest(volume=volume, snapshot=snapshot, name=name)
+    async def clone_volume(self, volume: str, snapshot: str, name: str, *, at_ns: int = 0) -> Volume:
+        """Of a snapshot, or with that empty of a moment of its restore window (Unix time)."""
+        request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at_ns=at_ns)
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
     async def volumes(self) -> list[Volume]:
@@ -118,6 +121,11 @@ class Client:
 
     async def grow_volume(self, name: str, size_bytes: int) -> Volume:
         return to_struct(Volume, await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume))
+
+    async def set_volume(self, name: str, *, window_seconds: int) -> Volume:
+        """0: no restore window."""
+        request = _build(pb.SetVolumeRequest, name=name, window_seconds=window_seconds)
+        return to_struct(Volume, await self._call("SetVolume", request, pb.Volume))
 
     async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
         """snapshots: also when it has some, which go with it."""
@@ -159,9 +167,10 @@ class Client:
         request = pb.UnexportSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
         await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
 
-    async def restore_volume(self, volume: str, snapshot: str, *, discard: bool = False, force: bool = False) -> str:
-        """The name of the snapshot of what was there before; empty if that was discarded."""
-        request = pb.RestoreVolumeRequest(volume=volume, snapshot=snapshot, discard=discard, force=force)
+    async def restore_volume(self, volume: str, snapshot: str, *, at_ns: int = 0, discard: bool = False, force: bool = False) -> str:
+        """To a snapshot, or with that empty to a moment of its restore window (Unix time). The name of the snapshot of what was there
+        before; empty if that was discarded."""
+        request = _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at_ns=at_ns, discard=discard, force=force)
         return str((await self._call("RestoreVolume", request, pb.RestoreVolumeResponse)).before)
 
     async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:

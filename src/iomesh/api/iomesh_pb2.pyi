@@ -182,16 +182,20 @@ class Policy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLICAS_FIELD_NUMBER: _builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """0 in a request: the default, 1"""
+    window_seconds: _builtins.int
+    """any second so far back can be restored; 0: there is no restore window"""
     def __init__(
         self,
         *,
         replicas: _builtins.int = ...,
+        window_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "window_seconds", b"window_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +258,7 @@ class Volume(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CLONE_OF_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
+    WINDOW_FROM_NS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -282,6 +287,8 @@ class Volume(_message.Message):
     snapshots: _builtins.int
     clone_of: _builtins.str
     """VOLUME@SNAPSHOT, as it was called when the clone was made; empty: it is no clone"""
+    window_from_ns: _builtins.int
+    """the earliest moment that can be restored, Unix time; 0: it has no restore window"""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
@@ -312,10 +319,11 @@ class Volume(_message.Message):
         snapshots: _builtins.int = ...,
         clone_of: _builtins.str = ...,
         space: Global___Space | None = ...,
+        window_from_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "space", b"space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "window_from_ns", b"window_from_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -897,23 +905,50 @@ class CloneVolumeRequest(_message.Message):
     VOLUME_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     snapshot: _builtins.str
+    """either this ..."""
     name: _builtins.str
+    at_ns: _builtins.int
+    """... or a moment of its restore window, Unix time"""
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         snapshot: _builtins.str = ...,
         name: _builtins.str = ...,
+        at_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "name", b"name", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloneVolumeRequest: _TypeAlias = CloneVolumeRequest  # noqa: Y015
+
+@_typing.final
+class SetVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    window_seconds: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        window_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "window_seconds", b"window_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVolumeRequest: _TypeAlias = SetVolumeRequest  # noqa: Y015
 
 @_typing.final
 class ListVolumesRequest(_message.Message):
@@ -1314,12 +1349,15 @@ class RestoreVolumeRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     DISCARD_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     snapshot: _builtins.str
     discard: _builtins.bool
     """do not keep what the volume is now"""
     force: _builtins.bool
     """also while clients are connected"""
+    at_ns: _builtins.int
+    """instead of a snapshot: a moment of its restore window, Unix time"""
     def __init__(
         self,
         *,
@@ -1327,10 +1365,11 @@ class RestoreVolumeRequest(_message.Message):
         snapshot: _builtins.str = ...,
         discard: _builtins.bool = ...,
         force: _builtins.bool = ...,
+        at_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard", b"discard", "force", b"force", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "discard", b"discard", "force", b"force", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

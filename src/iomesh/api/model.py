@@ -54,6 +54,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
+    window_seconds: int = 0
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +101,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: int = 0
     clone_of: str = ""
     space: Space = Space()
+    window_from_ns: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

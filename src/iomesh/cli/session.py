@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +13,7 @@ from click.shell_completion import CompletionItem
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, parse_size
+from iomesh.times import TimeError, parse_moment, parse_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
@@ -97,6 +99,34 @@ class Size(click.ParamType[int]):
                 param.opts[0] if param is not None and param.opts[0].startswith("-") else (param.name or "").upper() if param else "size"
             )
             raise InvalidArgument(f"{place}: {error}") from None
+
+
+class Span(click.ParamType[int]):
+    """A span of time on the command line, in seconds; see iomesh.times."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_span(str(value))
+        except TimeError as error:
+            raise InvalidArgument(f"{param.opts[0] if param else 'span'}: {error}") from None
+
+
+class Moment(click.ParamType[int]):
+    """A moment on the command line, Unix time in nanoseconds; see iomesh.times."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_moment(str(value), time.time_ns())
+        except TimeError as error:
+            raise InvalidArgument(f"{param.opts[0] if param else 'moment'}: {error}") from None
 
 
 class VolumeName(click.ParamType[str]):

@@ -21,7 +21,24 @@ class Reference(NamedTuple):
     snapshot: str
 
     def __str__(self) -> str:
-        return f"{self.volume}@{self.snapshot}"
+        return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
+
+
+class VolumeOrSnapshotName(click.ParamType[Reference]):
+    """VOLUME@SNAPSHOT, or VOLUME where something else says which moment of it; both are completed from the daemon."""
+
+    name = "volume[@snapshot]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        if isinstance(value, Reference):
+            return value
+        volume, at, name = str(value).partition("@")
+        if not volume or bool(at) != bool(name):
+            raise InvalidArgument(f"{value!r} names neither a volume nor a snapshot: write VOLUME, or VOLUME@SNAPSHOT such as db@monday")
+        return Reference(volume, name)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return VolumeName().shell_complete(ctx, param, incomplete) + SnapshotName().shell_complete(ctx, param, incomplete)
 
 
 class SnapshotName(click.ParamType[Reference]):

@@ -9,15 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from iomesh.cli.output import fields, moment, table
-from iomesh.cli.session import Session, Size, VolumeName, asks
-from iomesh.cli.snapshot import Reference, SnapshotName
+from iomesh.cli.session import Moment, Session, Size, Span, VolumeName, asks
+from iomesh.cli.snapshot import Reference, VolumeOrSnapshotName
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
+from iomesh.times import exact_moment, exact_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
     from iomesh.api.model import Export, Volume
 
+AT = "A moment: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
 STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow"}
 
 
@@ -32,16 +34,17 @@ def volume() -> None:
 @click.option(
     "--segment-size", type=Size(), default=0, help="Bytes of one segment of its log; by default chosen by the sizes of the devices."
 )
+@click.option("--window", type=Span(), default=0, help="Its restore window: any second so far back can be restored (24h, 90m, 7d).")
 @click.option("--export", "exported", is_flag=True, help="Export it as well.")
 @asks
-def create(session: Session, name: str, size: int, segment_size: int, exported: bool) -> None:
+def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
     """Create the volume NAME of SIZE (10GiB, 512M, ...), thin: it takes space as it is written.
 
     Doing it again with the same size answers with the volume that is there.
     """
 
     async def question(node: "Client") -> "Volume":
-        made = await node.create_volume(name, size, segment_bytes=segment_size)
+        made = await node.create_volume(name, size, segment_bytes=segment_size, window_seconds=window)
         if exported:
             await node.export_volume(name)
             made = await node.volume(name)
@@ -54,25 +57,30 @@ def create(session: Session, name: str, size: int, segment_size: int, exported: 
 
 
 @volume.command("clone")
-@click.argument("source", metavar="VOLUME@SNAPSHOT", type=SnapshotName())
+@click.argument("source", metavar="VOLUME[@SNAPSHOT]", type=VolumeOrSnapshotName())
 @click.argument("name")
+@click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
 @click.option("--export", "exported", is_flag=True, help="Export it as well.")
 @asks
-def clone(session: Session, source: Reference, name: str, exported: bool) -> None:
+def clone(session: Session, source: Reference, name: str, at_ns: int, exported: bool) -> None:
     """Make the volume NAME of a snapshot: writable, at once, whatever its size; it takes space as it is written.
 
-    The volume that it comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
+    Or, with --at and without @SNAPSHOT, of a moment of the volume's restore window, to look at it first. The volume that it comes from
+    and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
     """
+    either_moment_or_snapshot(source, at_ns)
 
     async def question(node: "Client") -> "Volume":
-        made = await node.clone_volume(*source, name)
+        made = await node.clone_volume(*source, name, at_ns=at_ns)
         if exported:
             await node.export_volume(name)
             made = await node.volume(name)
         return made
 
     made = session.ask(question)
-    session.output.answer(made, *([f"volume {made.name}: a clone of {source}"] + [uri for export in made.exports for uri in export.uris]))
+    session.output.answer(
+        made, *([f"volume {made.name}: a clone of {made.clone_of}"] + [uri for export in made.exports for uri in export.uris])
+    )
 
 
 @volume.command("list")
@@ -127,24 +135,43 @@ def grow(session: Session, name: str, size: str) -> None:
     session.output.answer(grown, f"volume {grown.name}: {exact_size(grown.size_bytes)}")
 
 
+@volume.command("set")
+@click.argument("name", type=VolumeName())
+@click.option("--window", type=Span(), required=True, help="Its restore window (24h, 7d): any second so far back can be restored; or off.")
+@asks
+def set_(session: Session, name: str, window: int) -> None:
+    """Change the policy of the volume NAME.
+
+    What a restore window keeps takes space: all that is written within it. When a device is full, windows become shorter before writes
+    fail.
+    """
+    changed = session.ask(lambda node: node.set_volume(name, window_seconds=window))
+    session.output.answer(changed, f"volume {changed.name}: restore window {restorable(changed)}")
+
+
 @volume.command("restore")
-@click.argument("name", type=SnapshotName())
+@click.argument("name", metavar="VOLUME[@SNAPSHOT]", type=VolumeOrSnapshotName())
+@click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
 @click.option("--discard", is_flag=True, help="Do not keep what the volume is now: without, that becomes a snapshot.")
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
 @click.option("--yes", is_flag=True, help="Do not ask before discarding.")
 @asks
-def restore(session: Session, name: Reference, discard: bool, force: bool, yes: bool) -> None:
+def restore(session: Session, name: Reference, at_ns: int, discard: bool, force: bool, yes: bool) -> None:
     """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its size.
 
+    Or, with --at and without @SNAPSHOT, to a moment of its restore window: that copies what was written between two marks of the window.
     What the volume is now is kept as a snapshot, whose name is printed: restore that to undo it. The volume keeps its size. Stop what uses
     it first; clients that are connected are a reason to refuse, unless forced.
     """
+    either_moment_or_snapshot(name, at_ns)
     if discard and not yes and not session.output.as_json and sys.stdin.isatty():
         click.confirm(f"discard what volume {name.volume} is now?", abort=True, err=True)
-    before = session.ask(lambda node: node.restore_volume(*name, discard=discard, force=force))
+    before = session.ask(lambda node: node.restore_volume(*name, at_ns=at_ns, discard=discard, force=force))
     kept = f"what it was before is {name.volume}@{before}" if before else "what it was before is discarded"
     session.output.answer(
-        {"volume": name.volume, "snapshot": name.snapshot, "before": before}, f"volume {name.volume}: restored to {name}", kept
+        {"volume": name.volume, "snapshot": name.snapshot, "at_ns": at_ns, "before": before},
+        f"volume {name.volume}: restored to {exact_moment(at_ns) if at_ns else name}",
+        kept,
     )
 
 
@@ -191,6 +218,12 @@ def checkpoint(session: Session, name: str) -> None:
     session.output.answer({"name": name, "checkpoint": True}, f"volume {name}: checkpoint written")
 
 
+def either_moment_or_snapshot(name: Reference, at_ns: int) -> None:
+    if bool(name.snapshot) == bool(at_ns):
+        volume = name.volume
+        raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at MOMENT, such as --at '2 minutes ago'")
+
+
 def state(one: "Volume") -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
@@ -217,6 +250,11 @@ def space_of(one: "Volume") -> Table:
     return table("space", ">bytes", "", rows=shown)
 
 
+def restorable(one: "Volume") -> str:
+    since = f", reaches back to {moment(one.window_from_ns)}" if one.window_from_ns else ""
+    return f"{exact_span(one.policy.window_seconds)}{since}" if one.policy.window_seconds else "off"
+
+
 def described(one: "Volume") -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", one.name),
@@ -232,6 +270,7 @@ def described(one: "Volume") -> list[tuple[str, object]]:
             f"{short_size(one.log_bytes_since_checkpoint)} written since the checkpoint",
         ),
         ("snapshots", one.snapshots),
+        ("restore window", restorable(one)),
         ("newest record", one.sequence),
         ("last recovery", f"{short_time(one.recovery_seconds * 1e9)}, {short_size(one.recovery_bytes)} read"),
     ]

@@ -23,8 +23,9 @@ DEVICES = "devices/"
 
 class Lifecycle(enum.StrEnum):
     """A volume's state as the cluster knows it: ready -> deleting -> (no record), or ready -> hidden -> deleting if it was deleted while
-    there were clones of it. What its owner is doing with it is the node's."""
+    there were clones of it. A clone of a moment is making until it is taken there. What its owner is doing with it is the node's."""
 
+    MAKING = "making"
     READY = "ready"
     HIDDEN = "hidden"
     DELETING = "deleting"
@@ -39,6 +40,7 @@ class CheckpointPointer(msgspec.Struct, frozen=True, kw_only=True):
 
 class PolicyRecord(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
+    window_seconds: int = 0  # any second so far back can be restored; 0: there is no restore window
 
 
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,8 @@ class SnapshotExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
     volume: uuid.UUID
     snapshot: uuid.UUID
-    name: str  # of both when the clone was made, VOLUME@SNAPSHOT: for people
+    name: str  # of both when the clone was made, VOLUME@SNAPSHOT or VOLUME@MOMENT: for people
+    at_ns: int = 0  # Unix time of the moment, and the snapshot is the mark before it; 0: it is a clone of the snapshot
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,8 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
 from iomesh.node.volume import OpenVolume, Registry
-from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, Space, choose, freed_slabs, straggles
+from iomesh.node.windows import Windows
+from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, Space, choose, freed_slabs, kept_slabs, straggles
 
 log = logger("cleaning")
 
@@ -51,11 +52,12 @@ class Cleaned:
 
 
 class Cleaning:
-    def __init__(self, config: CleaningConfig, engine: NodeEngine, stores: Stores, volumes: Registry) -> None:
+    def __init__(self, config: CleaningConfig, engine: NodeEngine, stores: Stores, volumes: Registry, windows: Windows) -> None:
         self._config = config
         self._engine = engine
         self._stores = stores
         self._volumes = volumes
+        self._windows = windows
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.cleaned: dict[uuid.UUID, Cleaned] = {}
@@ -120,7 +122,8 @@ class Cleaning:
         enough = min(space.missing(segment_slabs) for space in spaces) + segment_slabs if urgent else math.inf
         newest = int(table["segment"].max())
         rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
-        if urgent and worth.sum() >= WORTH_SEGMENTS * segment_slabs:
+        worthwhile = WORTH_SEGMENTS * segment_slabs
+        if urgent and (worth.sum() >= worthwhile or (kept_slabs(table).sum() >= worthwhile and await self._windows.shorten(volume))):
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         pressing = not len(rows) or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will

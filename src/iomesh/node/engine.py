@@ -172,11 +172,10 @@ class NodeEngine:
 
     # snapshots
 
-    async def create_snapshots(self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]]) -> None:
+    async def create_snapshots(self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]], *, mark: bool = False) -> None:
         """(volume, snapshot's id, name) each, all at one instant."""
-        await self._answer(
-            self._engine.create_snapshots([(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]), "make a snapshot"
-        )
+        wanted = [(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]
+        await self._answer(self._engine.create_snapshots(wanted, mark=mark), "make a snapshot")
 
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
@@ -193,10 +192,36 @@ class NodeEngine:
         await self._answer(self._engine.close_snapshot(snapshot.bytes), "close the snapshot")
 
     async def restore_volume(
-        self, volume: uuid.UUID, snapshot: uuid.UUID, *, before: uuid.UUID, name: str, discard: bool, force: bool
+        self,
+        volume: uuid.UUID,
+        snapshot: uuid.UUID,
+        *,
+        before: uuid.UUID,
+        name: str,
+        discard: bool,
+        force: bool,
+        mark: tuple[uuid.UUID, str] | None = None,
+        unsettled: bool = False,
     ) -> None:
-        ticket = self._engine.restore_volume(volume.bytes, snapshot.bytes, before=before.bytes, name=name, discard=discard, force=force)
+        ticket = self._engine.restore_volume(
+            volume.bytes,
+            snapshot.bytes,
+            before=before.bytes,
+            name=name,
+            discard=discard,
+            force=force,
+            mark=(mark[0].bytes, mark[1]) if mark else None,
+            unsettled=unsettled,
+        )
         await self._answer(ticket, "restore the volume")
+
+    async def retrace(self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int) -> dict[str, int]:
+        ticket = self._engine.retrace(volume.bytes, source.bytes, mark.bytes, until_ns=until_ns)
+        told: dict[str, int] = await self._answer(ticket, "follow the log")
+        return told
+
+    async def unmark_snapshot(self, volume: uuid.UUID, mark: uuid.UUID) -> None:
+        await self._answer(self._engine.unmark_snapshot(volume.bytes, mark.bytes), "unmark the snapshot")
 
     async def diff_snapshots(
         self, volume: uuid.UUID, older: uuid.UUID, newer: uuid.UUID | None, *, offset: int, most: int

@@ -118,6 +118,10 @@ class NodeCollector:
         newest = GaugeMetricFamily(
             "iomesh_volume_newest_snapshot_timestamp_seconds", "When its newest snapshot was made, in Unix time.", labels=["volume"]
         )
+        window = GaugeMetricFamily("iomesh_volume_window_seconds", "The restore window that it is to have, 0: none.", labels=["volume"])
+        restorable = GaugeMetricFamily(
+            "iomesh_volume_window_from_timestamp_seconds", "The earliest moment that can be restored, in Unix time.", labels=["volume"]
+        )
         for name, made_ns in self._node.snapshots.made_ns():
             snapshots.add_metric([name], len(made_ns))
             if made_ns:
@@ -137,7 +141,11 @@ class NodeCollector:
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
+                window.add_metric([volume.name], volume.policy.window_seconds)
+                if volume.window_from_ns:
+                    restorable.add_metric([volume.name], volume.window_from_ns / 1e9)
         yield from (state, size, live, mapped, exclusive, shared, inherited, behind, segments, connections, recovery, snapshots, newest)
+        yield from (window, restorable)
 
     def _counters(self) -> Iterator[Metric]:
         families = [

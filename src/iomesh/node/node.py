@@ -40,6 +40,7 @@ from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
 from iomesh.node.volume import Registry
 from iomesh.node.volumes import Volumes
+from iomesh.node.windows import Windows
 
 log = logger("node")
 
@@ -59,6 +60,7 @@ class Node:
     stores: Stores
     volumes: Volumes
     snapshots: Snapshots
+    windows: Windows
     doors: Doors
     cleaning: Cleaning
     scrub: Scrub
@@ -86,6 +88,7 @@ class Node:
             Step("open the devices", self._open_devices, self._close_devices),
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
+            Step("keep restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("serve metrics", self._serve_metrics, self._http.close),
@@ -217,8 +220,9 @@ class Node:
         self.doors = Doors(self.config.nbd, self.engine)
         registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
-        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.name)
-        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry)
+        self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots)
+        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.windows, self.name)
+        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows)
         self.volumes.on_no_space = self.cleaning.wake
         self.scrub = Scrub(self.config.scrub, self.engine, self.stores)
         self.engine.start()
@@ -246,6 +250,12 @@ class Node:
 
     async def _close_volumes(self) -> None:
         await self.volumes.close_all()
+
+    async def _start_windows(self) -> None:
+        await self.windows.start()
+
+    async def _stop_windows(self) -> None:
+        await self.windows.stop()
 
     async def _start_cleaning(self) -> None:
         await self.cleaning.start()

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.client import ERROR_KIND, SERVICE
 from iomesh.api.messages import to_message
-from iomesh.errors import InUse, IomeshError, Unavailable, meaning
+from iomesh.errors import InUse, InvalidArgument, IomeshError, Unavailable, meaning
 from iomesh.node.config import ControlConfig, address_text, parse_address
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, release, restrict
@@ -137,12 +137,17 @@ class NodeService:
 
     async def create_volume(self, request: pb.CreateVolumeRequest) -> pb.Volume:
         volume = await self._ready().volumes.create(
-            request.name, request.size_bytes, segment_bytes=request.segment_bytes, replicas=request.policy.replicas
+            request.name,
+            request.size_bytes,
+            segment_bytes=request.segment_bytes,
+            replicas=request.policy.replicas,
+            window_seconds=request.policy.window_seconds,
         )
         return to_message(pb.Volume, volume)
 
     async def clone_volume(self, request: pb.CloneVolumeRequest) -> pb.Volume:
-        return to_message(pb.Volume, await self._ready().volumes.clone(request.volume, request.snapshot, request.name))
+        volume = await self._ready().volumes.clone(request.volume, request.name, snapshot=request.snapshot, at_ns=request.at_ns)
+        return to_message(pb.Volume, volume)
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._ready().volumes.list()])
@@ -152,6 +157,10 @@ class NodeService:
 
     async def grow_volume(self, request: pb.GrowVolumeRequest) -> pb.Volume:
         return to_message(pb.Volume, await self._ready().volumes.grow(request.name, request.size_bytes))
+
+    async def set_volume(self, request: pb.SetVolumeRequest) -> pb.Volume:
+        await self._ready().windows.set(request.name, request.window_seconds)
+        return to_message(pb.Volume, await self._ready().volumes.show(request.name))
 
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
         await self._ready().volumes.delete(request.name, force=request.force, snapshots=request.snapshots)
@@ -187,7 +196,13 @@ class NodeService:
         return pb.UnexportSnapshotResponse()
 
     async def restore_volume(self, request: pb.RestoreVolumeRequest) -> pb.RestoreVolumeResponse:
-        before = await self._ready().snapshots.restore(request.volume, request.snapshot, discard=request.discard, force=request.force)
+        node, how = self._ready(), {"discard": request.discard, "force": request.force}
+        if bool(request.snapshot) == bool(request.at_ns):
+            raise InvalidArgument(f"volume {request.volume}: name a snapshot or a moment to restore, one of them")
+        if request.at_ns:
+            before = await node.windows.restore(request.volume, request.at_ns, **how)
+        else:
+            before = await node.snapshots.restore(request.volume, request.snapshot, **how)
         return pb.RestoreVolumeResponse(before=before)
 
     async def diff_snapshots(self, request: pb.DiffSnapshotsRequest) -> pb.DiffSnapshotsResponse:

@@ -11,7 +11,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 log = logger("snapshots")
 
 NOT_KNOWN = -1
+MARK = "@"
 RANGES_MAX = 65536  # of one answer about what differs: a few MiB
 
 
@@ -124,16 +125,12 @@ class Snapshots:
         opened = self._volumes.serving(volume)
         async with opened.changing:
             identity = uuid.UUID(bytes=(await self.find(self._volumes.serving(volume), name))["id"])
-            before = free_name(opened, f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-            try:
+            before = free_name(opened, restored_name())
+            mark = new_mark() if opened.record.policy.window_seconds else None
+            with refuse_users(opened, self._doors):
                 await self._engine.restore_volume(
-                    opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force
+                    opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force, mark=mark
                 )
-            except InUse:
-                raise InUse(
-                    f"volume {volume} has {self._doors.connections(volume)} connection(s), and whoever uses it would see its blocks "
-                    "change: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
-                ) from None
             await self.refresh(opened)
             kept = "" if discard else before
             log.info("volume restored", volume=volume, snapshot=name, id=str(identity), before=kept)
@@ -196,7 +193,7 @@ class Snapshots:
             return
         try:
             await self.refresh(volume)
-            for entry in [entry for entry in volume.snapshots if visible(entry)]:
+            for entry in [entry for entry in volume.snapshots if not entry["hidden"] and not entry["dying"]]:
                 identity, door = uuid.UUID(bytes=entry["id"]), door_name(name, entry["name"])
                 if self._doors.describe(door):
                     await self._doors.withdraw(door)
@@ -289,12 +286,34 @@ class Snapshots:
 
 def visible(entry: dict[str, Any]) -> bool:
     """Whether it is a user's, and theirs still."""
-    return not (entry["hidden"] or entry["dying"] or entry["mark"])
+    return not (entry["hidden"] or entry["dying"] or entry["name"].startswith(MARK))
+
+
+def new_mark() -> tuple[uuid.UUID, str]:
+    """Id and name of a mark of a restore window: a name that no user can give."""
+    return uuid.uuid4(), f"{MARK}{time.time_ns()}"
 
 
 def door_name(volume: str, snapshot: str) -> str:
     """The name of its export. No volume's name has an @."""
     return f"{volume}@{snapshot}"
+
+
+def restored_name() -> str:
+    return f"before-restore-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+
+
+@contextmanager
+def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
+    """Says what to do when the engine does not go back because somebody is connected."""
+    try:
+        yield
+    except InUse:
+        name = volume.record.name
+        raise InUse(
+            f"volume {name} has {doors.connections(name)} connection(s), and whoever uses it would see its blocks "
+            "change: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
+        ) from None
 
 
 def free_name(volume: OpenVolume, name: str) -> str:

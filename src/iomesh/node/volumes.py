@@ -44,14 +44,24 @@ from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
 from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_record
+from iomesh.node.windows import Windows, check_window, marks_of
 from iomesh.sizes import exact_size
+from iomesh.times import exact_moment, exact_span
 
 log = logger("volumes")
 
 
 class Volumes:
     def __init__(
-        self, engine: NodeEngine, metadata: Metadata, stores: Stores, doors: Doors, volumes: Registry, snapshots: Snapshots, node: str
+        self,
+        engine: NodeEngine,
+        metadata: Metadata,
+        stores: Stores,
+        doors: Doors,
+        volumes: Registry,
+        snapshots: Snapshots,
+        windows: Windows,
+        node: str,
     ) -> None:
         self._engine = engine
         self._metadata = metadata
@@ -60,6 +70,7 @@ class Volumes:
         self._node = node
         self._volumes = volumes
         self._snapshots = snapshots
+        self._windows = windows
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_no_space: Callable[[], None] = lambda: None
 
@@ -119,14 +130,16 @@ class Volumes:
 
     # what users ask
 
-    async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0) -> Volume:
+    async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0) -> Volume:
         check_name(name)
         check_size(size_bytes)
+        check_window(window_seconds)
         if replicas not in (0, 1):
             raise Unsupported(f"{replicas} replicas: a volume has one in this version")
+        policy = PolicyRecord(replicas=replicas or 1, window_seconds=window_seconds)
         existing = self._volumes.get(name)
         if existing is not None:
-            return await self._identical(existing, size_bytes, segment_bytes, replicas or 1)
+            return await self._identical(existing, size_bytes, segment_bytes, policy)
         record = VolumeRecord(
             id=uuid.uuid4(),
             name=name,
@@ -134,21 +147,31 @@ class Volumes:
             segment_bytes=self._segment_bytes(segment_bytes),
             epoch=0,
             owner=self._node,
-            policy=PolicyRecord(replicas=replicas or 1),
+            policy=policy,
             created_ns=time.time_ns(),
         )
         volume = await self._make(record)
+        async with volume.changing:
+            await self._windows.keep(volume)
         log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
         return self._describe(volume)
 
-    async def clone(self, source: str, snapshot: str, name: str) -> Volume:
+    async def clone(self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0) -> Volume:
+        """Of a snapshot, or of a moment of the restore window (Unix time)."""
         check_name(name)
+        if bool(snapshot) == bool(at_ns):
+            raise InvalidArgument(f"a clone of {source}: name a snapshot of it or a moment, one of them")
         parent = self._volumes.serving(source)
         async with parent.changing:  # neither it nor the snapshot goes meanwhile
             if self._volumes.serving(source) is not parent:
                 raise Conflict(f"volume {source} has been replaced by another one meanwhile")
-            entry = await self._snapshots.find(parent, snapshot)
-            of = CloneRecord(volume=parent.record.id, snapshot=uuid.UUID(bytes=entry["id"]), name=f"{source}@{snapshot}")
+            entry = await (self._windows.before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
+            of = CloneRecord(
+                volume=parent.record.id,
+                snapshot=uuid.UUID(bytes=entry["id"]),
+                name=f"{source}@{snapshot or exact_moment(at_ns)}",
+                at_ns=at_ns,
+            )
             existing = self._volumes.get(name)
             if existing is not None:
                 if existing is not parent and existing.record.clone_of == of and existing.state == VolumeState.SERVING:
@@ -157,11 +180,12 @@ class Volumes:
             record = VolumeRecord(
                 id=uuid.uuid4(),
                 name=name,
-                size_bytes=entry["size_bytes"],
+                size_bytes=parent.record.size_bytes if at_ns else entry["size_bytes"],  # it may have grown between mark and moment
                 segment_bytes=parent.record.segment_bytes,
                 epoch=0,
                 owner=self._node,
-                policy=parent.record.policy,
+                policy=msgspec.structs.replace(parent.record.policy, window_seconds=0),
+                state=Lifecycle.MAKING if at_ns else Lifecycle.READY,
                 clone_of=of,
                 created_ns=time.time_ns(),
             )
@@ -321,6 +345,10 @@ class Volumes:
             clone_of=(of.volume, of.snapshot) if of else None,
         )
         volume.in_engine = True
+        await self._windows.undo(volume)
+        if record.state == Lifecycle.MAKING and of is not None:
+            await self._windows.follow(volume, of)
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
         volume.state = VolumeState.SERVING
         await self._snapshots.opened(volume)
         self._publish(volume)
@@ -421,17 +449,17 @@ class Volumes:
         if connections and not force:
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
-    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, replicas: int) -> Volume:
+    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume:
         """The answer to a creation that has happened, or is happening, already."""
         record = volume.record
-        wanted = (size_bytes, segment_bytes or record.segment_bytes, replicas)
+        wanted = (size_bytes, segment_bytes or record.segment_bytes, policy)
         if volume.state == VolumeState.DELETING:
             raise AlreadyExists(f"a volume {record.name} is being deleted: wait until it is gone, or take another name")
-        if wanted != (record.size_bytes, record.segment_bytes, record.policy.replicas):
+        if wanted != (record.size_bytes, record.segment_bytes, record.policy):
             raise AlreadyExists(
                 f"a volume {record.name} exists and is different: {exact_size(record.size_bytes)}, segments of "
-                f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s): "
-                "take another name, or `iomesh volume grow` that one"
+                f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s), a restore window of "
+                f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` that one"
             )
         async with volume.changing:  # until it is open, or has failed to
             return self._describe(self._volumes.serving(record.name))
@@ -454,7 +482,7 @@ class Volumes:
             owner=record.owner,
             state=volume.state,
             reason=volume.reason,
-            policy=Policy(replicas=record.policy.replicas),
+            policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_ns=record.created_ns,
             exports=self._doors.describe(record.name),
             live_bytes=state.get("live_blocks", 0) * compiled.BLOCK_BYTES,
@@ -467,6 +495,7 @@ class Volumes:
             snapshots=sum(visible(entry) for entry in volume.snapshots),
             clone_of=record.clone_of.name if record.clone_of else "",
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
+            window_from_ns=next((mark["time_ns"] for mark in marks_of(volume)), 0),
         )
 
 

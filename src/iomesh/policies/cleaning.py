@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLAB_BLOCKS = 64
-CLEANABLE, STRAGGLES, COMPACTED = 1, 2, 4  # flags of a row; what straggles is evacuated, all else compacted
+CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
 MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.002  # likewise, of the device
@@ -57,7 +57,16 @@ class Space:
 
 
 def freed_slabs(table: Table) -> NDArray[np.float64]:
-    """Slabs that each row would give back, whether or not it can be cleaned now."""
+    """Slabs that each row would give back, whether or not it can be cleaned now; nothing of what the restore window keeps."""
+    return np.where(is_kept(table), 0.0, _freed_slabs(table))
+
+
+def kept_slabs(table: Table) -> NDArray[np.float64]:
+    """Slabs that each row would give back, were it not for the restore window."""
+    return np.where(is_kept(table), _freed_slabs(table), 0.0)
+
+
+def _freed_slabs(table: Table) -> NDArray[np.float64]:
     live = table["live"].astype(np.float64)
     compacted = np.ceil((live + table["footer"] + BITMAP_BLOCKS) / SLAB_BLOCKS)
     needed = np.where(straggles(table), live / SLAB_BLOCKS, compacted)
@@ -68,6 +77,11 @@ def freed_slabs(table: Table) -> NDArray[np.float64]:
 def straggles(table: Table) -> NDArray[np.bool_]:
     straggle: NDArray[np.bool_] = table["flags"] & STRAGGLES > 0
     return straggle
+
+
+def is_kept(table: Table) -> NDArray[np.bool_]:
+    kept: NDArray[np.bool_] = table["flags"] & KEPT > 0
+    return kept
 
 
 def scores(table: Table, newest: int) -> NDArray[np.float64]:

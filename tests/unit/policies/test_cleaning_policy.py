@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iomesh.policies.cleaning import CLEANABLE, STRAGGLES, Memory, Need, Space, Table, choose, freed_slabs, scores
+from iomesh.policies.cleaning import CLEANABLE, KEPT, STRAGGLES, Memory, Need, Space, Table, choose, freed_slabs, kept_slabs, scores
 
 ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "footer", "flags")])
 
@@ -20,6 +20,12 @@ def test_a_compacted_copy_needs_whole_slabs_with_its_bitmaps_and_its_footer() ->
 
 def test_what_straggles_needs_only_its_blocks() -> None:
     assert list(freed_slabs(table((1, 320, 64, CLEANABLE | STRAGGLES)))) == [59]
+
+
+def test_what_the_restore_window_keeps_is_not_to_be_had_but_by_shortening_it() -> None:
+    rows = table((1, 1000, 64, CLEANABLE), (2, 0, 64, KEPT))
+    assert list(freed_slabs(rows)) == [48, 0]
+    assert list(kept_slabs(rows)) == [0, 63]
 
 
 def test_the_best_come_first_and_no_more_than_are_needed() -> None:

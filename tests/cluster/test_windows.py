@@ -1,0 +1,222 @@
+"""Restore windows: a volume, or a clone of it, is what it was at any moment of its window; what that costs, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import time
+
+import pytest
+
+from iomesh.errors import InUse, InvalidArgument
+from support.contents import everything, fill
+from support.daemon import MIB, Daemon
+from support.nbd import Connection
+from support.trial import iomesh_command
+
+SIZE = 16 * MIB
+BLOCK = 4096
+APART_SECONDS = 0.003  # two operations, so that a moment lies between them and not in one
+HOUR = 3600
+SECOND_NS = 10**9
+
+
+class History:
+    """A volume that one operation after the other changes, and what it held at moments between them."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.content = bytearray(SIZE)
+        self.moments: list[tuple[int, bytes]] = []
+
+    async def go_on(self, uri: str, operations: int, *, moments: int) -> None:
+        remembered = set(self.draw.sample(range(operations), moments))
+        connection = await Connection.connect(uri)
+        for number in range(operations):
+            length = self.draw.choice((512, BLOCK, 3 * BLOCK, 17 * BLOCK))
+            at = self.draw.randrange(0, SIZE - length, 512)
+            if self.draw.random() < 0.25:
+                await connection.trim(at - at % BLOCK, length + BLOCK - length % BLOCK)
+                self.content[at - at % BLOCK : at - at % BLOCK + length + BLOCK - length % BLOCK] = bytes(length + BLOCK - length % BLOCK)
+            else:
+                data = self.draw.randbytes(length)
+                await connection.write(at, data)
+                self.content[at : at + length] = data
+            await asyncio.sleep(APART_SECONDS)
+            if number in remembered:
+                self.moments.append((time.time_ns(), bytes(self.content)))
+                await asyncio.sleep(APART_SECONDS)
+        await connection.close()
+
+
+async def test_clones_are_what_the_volume_was_at_any_moment(node: Daemon) -> None:
+    """Of operations of every kind and alignment, with checkpoints, cleaning and a crash in between."""
+    history = History(7)
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await history.go_on(uri, 120, moments=3)
+        await client.checkpoint("db")
+        await history.go_on(uri, 120, moments=3)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await everything(uri) == history.content
+        await history.go_on(uri, 120, moments=3)
+        for number, (at_ns, content) in enumerate(history.moments):
+            made = await client.clone_volume("db", "", f"look{number}", at_ns=at_ns)
+            assert made.clone_of.startswith("db@20")
+            assert await everything((await client.export_volume(made.name)).uris[0]) == content, f"moment {number}"
+        assert await everything(uri) == history.content
+        again = await client.clone_volume("db", "", "look0", at_ns=history.moments[0][0])
+        assert again.name == "look0"
+
+
+async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon) -> None:
+    """To moments before and behind others to which it went back, forward again, and the same after a restart."""
+    history = History(8)
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        for _ in range(4):
+            await history.go_on(uri, 60, moments=2)
+            at_ns, content = history.draw.choice(history.moments)
+            now = bytes(history.content)
+            before = await client.restore_volume("db", "", at_ns=at_ns)
+            assert await everything(uri) == content
+            assert await everything((await client.export_snapshot("db", before)).uris[0]) == now
+            history.content = bytearray(content)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await everything(uri) == history.content
+        names = {one.name for one in await client.snapshots("db")}
+        for at_ns, content in history.moments:
+            assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == ""
+            assert await everything(uri) == content
+        assert {one.name for one in await client.snapshots("db")} == names, "no mark is a user's snapshot"
+        for name in names:
+            await client.unexport_snapshot("db", name)
+            await client.delete_snapshot("db", name)
+        at_ns, content = history.moments[0]
+        await client.restore_volume("db", "", at_ns=at_ns)
+        assert await everything(uri) == content
+
+
+async def test_a_moment_before_a_snapshot_was_gone_back_to_is_not_lost(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"monday..")
+        await client.create_snapshots(["db"], "monday")
+        await fill(uri, b"tuesday.")
+        await asyncio.sleep(APART_SECONDS)
+        tuesday = time.time_ns()
+        await client.restore_volume("db", "monday", discard=True)
+        await asyncio.sleep(APART_SECONDS)
+        monday_again = time.time_ns()
+        await fill(uri, b"thursday")
+        await client.restore_volume("db", "", at_ns=monday_again, discard=True)
+        assert await everything(uri) == b"monday.." * (SIZE // 8)
+        await client.restore_volume("db", "", at_ns=tuesday, discard=True)
+        assert await everything(uri) == b"tuesday." * (SIZE // 8)
+
+
+async def test_what_cannot_be_gone_back_to_is_refused_and_says_why(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        with pytest.raises(InvalidArgument, match=r"has no restore window.*volume set db --window"):
+            await client.restore_volume("db", "", at_ns=time.time_ns())
+        await client.set_volume("db", window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"content.")
+        with pytest.raises(InvalidArgument, match="future"):
+            await client.clone_volume("db", "", "look", at_ns=time.time_ns() + 60 * SECOND_NS)
+        with pytest.raises(InvalidArgument, match=r"restore window of 1h reaches back to 20"):
+            await client.restore_volume("db", "", at_ns=time.time_ns() - 60 * SECOND_NS)
+        with pytest.raises(InvalidArgument, match="one of them"):
+            await client.restore_volume("db", "monday", at_ns=time.time_ns())
+        with pytest.raises(InvalidArgument, match="from 10s to 366d"):
+            await client.set_volume("db", window_seconds=5)
+        connection = await Connection.connect(uri)
+        with pytest.raises(InUse, match="1 connection"):
+            await client.restore_volume("db", "", at_ns=time.time_ns())
+        assert await connection.read(0, 8) == b"content."
+        await client.restore_volume("db", "", at_ns=time.time_ns(), force=True)
+        assert await everything(uri) == b"content." * (SIZE // 8)
+        await connection.close()
+
+
+async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemon) -> None:
+    """What is overwritten is kept for the window, and not longer."""
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        free = (await client.devices())[0].free_bytes
+        for text in (b"first...", b"second..", b"third...", b"fourth.."):
+            await fill(uri, text)
+        await client.checkpoint("db")
+        await asyncio.sleep(2)
+        assert (await client.devices())[0].free_bytes < free - 4 * SIZE + MIB, "nothing of it may be cleaned"
+        assert (await client.set_volume("db", window_seconds=0)).window_from_ns == 0
+        async with asyncio.timeout(60):
+            while (await client.devices())[0].free_bytes < free - 2 * SIZE:
+                await client.checkpoint("db")
+                await asyncio.sleep(0.1)
+        assert await everything(uri) == b"fourth.." * (SIZE // 8)
+
+
+async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(node: Daemon) -> None:
+    async with node.client() as client:
+        device = (await client.devices())[0]
+        await client.create_volume("db", SIZE, window_seconds=10)
+        uri = (await client.export_volume("db")).uris[0]
+        written = 0
+        connection = await Connection.connect(uri)
+        while written < 2 * device.size_bytes:
+            await asyncio.gather(*(connection.write(at, bytes([written >> 24 & 255]) * MIB) for at in range(0, SIZE, MIB)))
+            written += SIZE
+        await connection.close()
+        moment = (await client.volume("db")).window_from_ns
+        assert moment, "there is a window still"
+
+
+async def test_clones_outlive_the_window_and_what_they_stood_on_goes_with_them(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"first...")
+        await asyncio.sleep(APART_SECONDS)
+        await client.clone_volume("db", "", "look", at_ns=time.time_ns())
+        await fill(uri, b"second..")
+        await client.set_volume("db", window_seconds=0)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        look = (await client.export_volume("look")).uris[0]
+        assert await everything(look) == b"first..." * (SIZE // 8)
+        assert await everything(uri) == b"second.." * (SIZE // 8)
+        assert await client.snapshots("db") == []
+        await client.delete_volume("look")
+        async with asyncio.timeout(30):
+            while await client.snapshots("db", hidden=True):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> None:
+    def run(*words: str) -> str:
+        done = subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "db: 16MiB" in run("volume", "create", "db", "16MiB", "--window", "24h", "--export")
+    assert "restore window  1d, reaches back to 20" in run("volume", "show", "db")
+    time.sleep(1.1)
+    assert "volume db: restored to 20" in run("volume", "restore", "db", "--at", "1 second ago")
+    assert "volume look: a clone of db@20" in run("volume", "clone", "db", "look", "--at", "0s ago") + run(
+        "volume", "clone", "db", "look", "--at", "now"
+    )
+    assert "write either db@SNAPSHOT, or db and --at MOMENT" in run("volume", "restore", "db")
+    assert "'yesterday' is not a moment" in run("volume", "restore", "db", "--at", "yesterday")
+    assert json.loads(run("volume", "set", "db", "--window", "off", "--json"))["policy"]["window_seconds"] == 0

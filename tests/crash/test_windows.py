@@ -1,0 +1,155 @@
+"""Going back to a moment of the restore window: what a kill in between leaves, and an end that is not reached."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from iomesh.errors import IomeshError, Unavailable
+from support.amount import Amount
+from support.contents import everything
+from support.daemon import MIB, Daemon
+from support.nbd import Connection
+
+SIZE = 64 * MIB
+BLOCK = 4096
+HOUR = 3600
+ROUNDS = 10
+WRITES = 600  # between two moments: enough that following them takes a while
+PAUSE_SECONDS = 0.01
+
+
+@pytest.fixture
+async def daemon(room: Path) -> AsyncIterator[Daemon]:
+    daemon = Daemon(room)
+    await daemon.format()
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
+
+
+async def scribble(uri: str, content: bytearray, draw: random.Random) -> tuple[int, bytes]:
+    """Writes here and there, many at once but never two to the same block; a moment behind them, and what the volume held at it."""
+    connection = await Connection.connect(uri)
+    blocks = draw.sample(range(SIZE // BLOCK), WRITES)
+    for first in range(0, WRITES, 50):
+        writes = []
+        for block in blocks[first : first + 50]:
+            data = draw.randbytes(BLOCK)
+            content[block * BLOCK : (block + 1) * BLOCK] = data
+            writes.append(connection.write(block * BLOCK, data))
+        await asyncio.gather(*writes)
+    await connection.close()
+    await asyncio.sleep(PAUSE_SECONDS)
+    moment = time.time_ns(), bytes(content)
+    await asyncio.sleep(PAUSE_SECONDS)
+    return moment
+
+
+@pytest.mark.timeout(1200)
+async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment(
+    daemon: Daemon, draw: random.Random, amount: Amount
+) -> None:
+    daemon.start()
+    async with daemon.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+    content, moments = bytearray(SIZE), []
+    done = undone = 0
+    took = 0.1
+    for round_ in range(200 if amount.soak else ROUNDS):
+        moments.append(await scribble(uri, content, draw))
+        at_ns, then = draw.choice(moments[-8:])
+        discard = draw.random() < 0.5
+        async with daemon.client() as client:
+            kept = {one.name for one in await client.snapshots("db")}
+            began = time.monotonic()
+            restoring = asyncio.ensure_future(client.restore_volume("db", "", at_ns=at_ns, discard=discard))
+            await asyncio.wait({restoring}, timeout=draw.uniform(0, 1.2 * took))
+            daemon.kill()
+            with contextlib.suppress(Unavailable):
+                await restoring
+                took = time.monotonic() - began
+        daemon.start()
+        found = await everything(uri)
+        assert found in (bytes(content), then), f"round {round_}: neither what it was nor what it was at the moment"
+        answered = restoring.exception() is None
+        if answered:
+            assert found == then, "what was answered is not there"
+        done, undone = done + (found == then), undone + (found == content)
+        async with daemon.client() as client:
+            for one in await client.snapshots("db"):
+                if one.name not in kept:
+                    assert not (answered and discard), "what was to be discarded is kept"
+                    assert found == then, "a snapshot is left of a restore that is undone"
+                    door = await client.export_snapshot("db", one.name)
+                    assert await everything(door.uris[0]) == content
+                    await client.unexport_snapshot("db", one.name)
+                    await client.delete_snapshot("db", one.name)
+        content = bytearray(found)
+    print(f"{done} restored, {undone} as before")
+
+
+async def test_kills_during_the_making_of_a_clone_leave_it_whole_or_not_there(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+    daemon.start()
+    async with daemon.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+    content = bytearray(SIZE)
+    made = 0
+    took = 0.1
+    for round_ in range(100 if amount.soak else ROUNDS):
+        at_ns, then = await scribble(uri, content, draw)
+        async with daemon.client() as client:
+            began = time.monotonic()
+            cloning = asyncio.ensure_future(client.clone_volume("db", "", f"look{round_}", at_ns=at_ns))
+            await asyncio.wait({cloning}, timeout=draw.uniform(0, 1.2 * took))
+            daemon.kill()
+            with contextlib.suppress(Unavailable):
+                await cloning
+                took = time.monotonic() - began
+        daemon.start()
+        async with daemon.client() as client:
+            there = f"look{round_}" in {one.name for one in await client.volumes()}
+            assert there or cloning.exception() is not None, "what was answered is not there"
+            if there:
+                made += 1
+                assert await everything((await client.export_volume(f"look{round_}")).uris[0]) == then
+                await client.delete_volume(f"look{round_}")
+        assert await everything(uri) == content
+    print(f"{made} made of {round_ + 1}")
+
+
+async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random.Random) -> None:
+    """What the log has behind the mark is damaged on the device: the volume stays what it is, and says which record it was."""
+    daemon.start()
+    async with daemon.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        content = bytearray(SIZE)
+        _, first = await scribble(uri, content, draw)
+        at_ns, _ = await scribble(uri, content, draw)
+        await scribble(uri, content, draw)
+    daemon.stop()
+    overwritten = next(
+        block for block in range(0, SIZE, BLOCK) if first[block : block + BLOCK] not in (bytes(BLOCK), content[block : block + BLOCK])
+    )
+    device = Path(daemon.devices[0])
+    image = bytearray(device.read_bytes())
+    place = image.find(first[overwritten : overwritten + BLOCK])
+    assert place > 0
+    image[place] ^= 1
+    device.write_bytes(image)
+    daemon.start()
+    async with daemon.client() as client:
+        with pytest.raises(IomeshError, match=rf"block {overwritten // BLOCK} as record \d+ of the log has it is damaged"):
+            await client.restore_volume("db", "", at_ns=at_ns)
+        assert await client.snapshots("db") == []
+        assert await everything(uri) == content
+        with pytest.raises(IomeshError, match="damaged"):
+            await client.clone_volume("db", "", "look", at_ns=at_ns)
+        assert [one.name for one in await client.volumes()] == ["db"]

@@ -1,0 +1,81 @@
+"""Spans and moments: what people write is read one way only, and what is printed reads back."""
+
+import random
+from datetime import UTC, datetime
+
+import pytest
+
+from iomesh.times import SECOND_NS, TimeError, exact_moment, exact_span, parse_moment, parse_span
+
+NOW = int(datetime(2026, 11, 27, 15, 30, tzinfo=UTC).timestamp()) * SECOND_NS
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("24h", 86400),
+        ("1h30m", 5400),
+        ("1h 30m", 5400),
+        ("7 days", 7 * 86400),
+        ("2 minutes", 120),
+        ("1 hour, 5 min", 3900),
+        ("2W", 14 * 86400),
+        ("off", 0),
+        ("0", 0),
+    ],
+)
+def test_what_people_write_is_read(text: str, seconds: int) -> None:
+    assert parse_span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "-5m", "5 fortnights", "1.5h", "0m", "5m later", "m5"])
+def test_what_is_no_span_is_refused_and_named(text: str) -> None:
+    with pytest.raises(TimeError, match=r"is not a span of time: write"):
+        parse_span(text)
+
+
+def test_spans_are_printed_so_that_they_read_back() -> None:
+    draw = random.Random(1)
+    for _ in range(1000):
+        seconds = draw.randrange(1, 10**7)
+        assert parse_span(exact_span(seconds)) == seconds
+    assert (exact_span(5400), exact_span(0)) == ("1h30m", "0")
+
+
+@pytest.mark.parametrize(
+    ("text", "before_seconds"),
+    [
+        ("now", 0),
+        ("2 minutes ago", 120),
+        ("10s ago", 10),
+        ("1h30m ago", 5400),
+        ("2026-11-27T15:29:59Z", 1),
+        ("2026-11-27T15:29:59.5Z", 0.5),
+        ("2026-11-27T16:29:00+01:00", 60),
+    ],
+)
+def test_moments_are_how_long_ago_or_when(text: str, before_seconds: float) -> None:
+    assert parse_moment(text, NOW) == NOW - int(before_seconds * SECOND_NS)
+
+
+def test_a_moment_without_a_zone_is_in_this_machines() -> None:
+    here = datetime.fromtimestamp(NOW // SECOND_NS)
+    assert parse_moment(here.strftime("%Y-%m-%dT%H:%M:%S"), NOW) == NOW
+    assert parse_moment(here.strftime("%H:%M"), NOW) == NOW
+    assert parse_moment(here.strftime("%H:%M:%S"), NOW + 5 * SECOND_NS) == NOW
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "25:00", "2026-13-01T00:00:00Z", "soon ago", "tomorrow"])
+def test_what_is_no_moment_is_refused_and_named(text: str) -> None:
+    with pytest.raises(TimeError, match=r"is not a (moment|span of time): write"):
+        parse_moment(text, NOW)
+
+
+def test_moments_are_printed_so_that_they_read_back() -> None:
+    draw = random.Random(2)
+    for _ in range(1000):
+        moment = draw.randrange(0, 4 * 10**18) // 1000 * 1000
+        assert parse_moment(exact_moment(moment), NOW) == moment
+    assert exact_moment(NOW) == "2026-11-27T15:30:00Z"
+    assert exact_moment(NOW + SECOND_NS // 2) == "2026-11-27T15:30:00.500Z"
