@@ -1,5 +1,5 @@
-"""`make demo`: a database on a volume, the engine killed under it, and not a commit lost; a table dropped by mistake, and back with a
-snapshot. Then what the engine costs and gains.
+"""`make demo`: a database on a volume, the engine killed under it, and not a commit lost; a table dropped by mistake, and the volume taken
+back to the second before; a second database on a clone, beside the first. Then what the engine costs and gains.
 
 Everything it makes lies in one directory of its own and is taken down again: at the end, after a failure, after Ctrl-C.
 """
@@ -35,9 +35,12 @@ MIB = 1 << 20
 DEVICE_BYTES = 10 * GIB
 VOLUME_BYTES = 4 * GIB
 BENCH_BYTES = 2 * GIB
-STEPS = 13
+STEPS = 15
 SCALE = 20
 ACCOUNTS = SCALE * 100_000
+SNAPSHOT = "before-the-mistake"
+LOAD_SECONDS = 14
+BACK_SECONDS = 10
 
 WORKLOADS = [
     (fio.Workload("write", random=True, block_bytes=4096, depth=1), 256 * MIB),
@@ -225,6 +228,7 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
             database.amcheck()
         judge(story, acknowledged, missing, beside, load.clients, transactions, rows, sums)
         restore_story(story, trial, disk, database)
+        clone_story(story, trial, directory, database)
 
         with story.step("Stop PostgreSQL, unmount"):
             database.stop()
@@ -232,42 +236,94 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
 
 
 def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) -> None:
-    """A table is lost by a mistake, and comes back with the volume's snapshot. PostgreSQL runs before and after."""
-    name = f"{trial.volume}@before-the-mistake"
-    with story.step("Run pgbench; take a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"):
+    """A table is lost by a mistake, and comes back: the volume goes back to the second before. PostgreSQL runs before and after."""
+    with story.step(f"Run pgbench for {LOAD_SECONDS} s, with a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"):
+        iomesh("volume", "set", trial.volume, "--window", "1h", "--control", trial.control)
+        seen: list[tuple[float, int]] = []
         with database.under_load():
-            time.sleep(2)
-            before = int(database.ask("SELECT count(*) FROM pgbench_history"))
-            began = time.monotonic()
-            iomesh("snapshot", "create", *name.split("@"), "--control", trial.control)
-            took = time.monotonic() - began
-            after = int(database.ask("SELECT count(*) FROM pgbench_history"))
-            time.sleep(2)
+            for second in range(LOAD_SECONDS):
+                seen.append((time.time(), transactions(database)))
+                if second == 2:
+                    began = time.monotonic()
+                    iomesh("snapshot", "create", trial.volume, SNAPSHOT, "--control", trial.control)
+                    took = time.monotonic() - began
+                time.sleep(1)
+            seen.append((time.time(), transactions(database)))
         database.ask("DROP TABLE pgbench_accounts; CHECKPOINT")
-    story.say(f"snapshot {name}: the command took {short_time(took * 1e9)}, while pgbench went from {before} to {after} transactions")
-    story.say("the table is gone")
+        dropped = time.time()
+    story.say(f"snapshot {trial.volume}@{SNAPSHOT}: the command took {short_time(took * 1e9)}, at {seen[2][1]} transactions")
+    story.say(f"the table is gone, after {seen[-1][1]} transactions")
 
-    with story.step("Stop PostgreSQL, unmount, take the volume back to the snapshot"):
+    with story.step(f"Stop PostgreSQL, unmount, take the volume back to {BACK_SECONDS} seconds ago"):
         database.stop()
         disk.unmount()
+        time.sleep(max(0.0, dropped + 1 - time.time()))
         began = time.monotonic()
-        kept = json.loads(iomesh("volume", "restore", name, "--json", "--control", trial.control))["before"]
+        done = json.loads(iomesh("volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--control", trial.control))
         took = time.monotonic() - began
-    story.say(f"restored: the command took {short_time(took * 1e9)}; what was there is kept as {trial.volume}@{kept}")
+        moment = done["at_ns"] / 1e9
+    if moment > dropped:
+        raise DemoError("the table was dropped more than a moment ago: this machine is too slow for the demonstration")
+    kept = f"what was there is kept as {trial.volume}@{done['before']}"
+    story.say(f"restored to {dropped - moment:.1f} s before the mistake: the command took {short_time(took * 1e9)}; {kept}")
 
     with story.step("Mount; PostgreSQL recovers from its log; look for the table"):
         disk.attach()
         disk.mount()
         database.start()
-        accounts = int(database.ask("SELECT count(*) FROM pgbench_accounts"))
-        rows = int(database.ask("SELECT count(*) FROM pgbench_history"))
-        sums = database.balanced()
-        database.amcheck()
-    if accounts != ACCOUNTS or not sums:
+        rows = look_for_the_table(database)
+    least = max((count for at, count in seen if at <= moment), default=0)
+    most = min((count for at, count in seen if at > moment), default=seen[-1][1])
+    if not least <= rows <= most:
+        raise DemoError(f"{rows} transactions are there, and at that second there were {least} to {most}")
+    story.say(f"the table is back with {ACCOUNTS} rows, {rows} transactions are there; balances add up, pg_amcheck is clean")
+
+
+def clone_story(story: Story, trial: Trial, directory: Path, database: Database) -> None:
+    """The snapshot becomes a volume of its own, with a second PostgreSQL on it beside the first."""
+    with contextlib.ExitStack() as down:
+        with story.step("Clone the snapshot; start a second PostgreSQL on the clone, beside the first, and run pgbench on both"):
+            began = time.monotonic()
+            made = json.loads(
+                iomesh("volume", "clone", f"{trial.volume}@{SNAPSHOT}", "second", "--export", "--json", "--control", trial.control)
+            )
+            took = time.monotonic() - began
+            beside = directory / "second"
+            sockets = beside / "outside"
+            sockets.mkdir(parents=True)
+            shutil.chown(sockets, USER, USER)
+            disk = Disk(str(made["exports"][0]["uris"][0]), beside)
+            down.callback(disk.give_up)
+            disk.attach()
+            disk.mount()
+            second = Database(disk.mount_point / "postgresql", sockets)
+            down.callback(second.give_up)
+            second.start()
+            before, before_second = transactions(database), look_for_the_table(second)
+            with database.under_load(), second.under_load():
+                time.sleep(4)
+            after, after_second = look_for_the_table(database), look_for_the_table(second)
+        if not (after > before and after_second > before_second):
+            raise DemoError("one of the two databases has not gone on")
+        story.say(f"cloned: the command took {short_time(took * 1e9)}; the second began with {before_second} transactions")
+        story.say(f"the first went from {before} to {after}, the second to {after_second}; both are whole")
+        with story.step("Stop the second PostgreSQL, delete the clone"):
+            second.stop()
+            disk.unmount()
+            iomesh("volume", "delete", "second", "--yes", "--control", trial.control)
+
+
+def transactions(database: Database) -> int:
+    return int(database.ask("SELECT count(*) FROM pgbench_history"))
+
+
+def look_for_the_table(database: Database) -> int:
+    """How many transactions are there. Raises DemoError if the accounts are not, or anything is wrong with the database."""
+    accounts = int(database.ask("SELECT count(*) FROM pgbench_accounts"))
+    if accounts != ACCOUNTS or not database.balanced():
         raise DemoError(f"pgbench_accounts has {accounts} rows and not {ACCOUNTS}, or the balances do not add up")
-    if not before <= rows <= after:
-        raise DemoError(f"{rows} transactions are there, and at the snapshot there were {before} to {after}")
-    story.say(f"the table is back with {accounts} rows, {rows} transactions are there; balances add up, pg_amcheck is clean")
+    database.amcheck()
+    return transactions(database)
 
 
 def judge(

@@ -73,7 +73,7 @@ class Disk:
     def mount(self) -> Path:
         assert self.device is not None
         self.mount_point.mkdir(exist_ok=True)
-        run("mount", "-t", "xfs", self.device, self.mount_point)
+        run("mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point)  # a clone has the UUID of what it is one of
         return self.mount_point
 
     def unmount(self) -> None:

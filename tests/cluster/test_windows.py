@@ -160,6 +160,11 @@ async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemo
         await client.checkpoint("db")
         await asyncio.sleep(2)
         assert (await client.devices())[0].free_bytes < free - 4 * SIZE + MIB, "nothing of it may be cleaned"
+        space = (await client.volume("db")).space
+        assert (space.mapped_bytes, space.exclusive_bytes, space.shared_bytes, space.snapshots_bytes) == (SIZE, SIZE, 0, 0)
+        assert 3 * SIZE <= space.pinned_bytes <= 3 * SIZE + MIB
+        parts = space.exclusive_bytes + space.pinned_bytes + space.map_bytes + space.log_bytes + space.ahead_bytes + space.dead_bytes
+        assert parts == space.physical_bytes
         assert (await client.set_volume("db", window_seconds=0)).window_from_ns == 0
         async with asyncio.timeout(60):
             while (await client.devices())[0].free_bytes < free - 2 * SIZE:

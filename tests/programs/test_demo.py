@@ -53,7 +53,7 @@ def test_everything_that_is_missing_is_said_in_one_message(room: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("step", ["2/13", "4/13", "6/13"])
+@pytest.mark.parametrize("step", ["2/15", "4/15", "6/15"])
 def test_an_interrupted_demonstration_leaves_nothing(room: Path, step: str) -> None:
     process = demo(room, "--seconds", "4")
     assert process.stdout is not None
