@@ -210,6 +210,23 @@ async def test_clones_outlive_the_window_and_what_they_stood_on_goes_with_them(n
                 await asyncio.sleep(0.05)
 
 
+async def test_a_deleted_volume_keeps_no_window_for_its_clones(node: Daemon) -> None:
+    async with node.client() as client:
+        free = (await client.devices())[0].free_bytes
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"first...")
+        await asyncio.sleep(APART_SECONDS)
+        await client.clone_volume("db", "", "look", at_ns=time.time_ns())
+        for text in (b"second..", b"third...", b"fourth.."):
+            await fill(uri, text)
+        await client.delete_volume("db", force=True)
+        async with asyncio.timeout(60):
+            while (await client.devices())[0].free_bytes < free - 3 * SIZE:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert await everything((await client.export_volume("look")).uris[0]) == b"first..." * (SIZE // 8)
+
+
 def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> None:
     def run(*words: str) -> str:
         done = subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)

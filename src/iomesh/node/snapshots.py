@@ -193,16 +193,18 @@ class Snapshots:
             return
         try:
             await self.refresh(volume)
-            for entry in [entry for entry in volume.snapshots if not entry["hidden"] and not entry["dying"]]:
+            for entry in [entry for entry in volume.snapshots if is_kept(entry)]:
                 identity, door = uuid.UUID(bytes=entry["id"]), door_name(name, entry["name"])
                 if self._doors.describe(door):
                     await self._doors.withdraw(door)
                     await self._engine.close_snapshot(identity)
             await self._give_up_head(volume)
-            for entry in [entry for entry in volume.snapshots if visible(entry)]:
+            for entry in [entry for entry in volume.snapshots if is_kept(entry)]:
                 identity = uuid.UUID(bytes=entry["id"])
                 if not self._volumes.clones(volume, identity):
                     await self._engine.delete_snapshot(volume.record.id, identity)
+                elif entry["mark"]:
+                    await self._engine.unmark_snapshot(volume.record.id, identity)
             await self.refresh(volume)
         except IomeshError as error:
             log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
@@ -286,7 +288,12 @@ class Snapshots:
 
 def visible(entry: dict[str, Any]) -> bool:
     """Whether it is a user's, and theirs still."""
-    return not (entry["hidden"] or entry["dying"] or entry["name"].startswith(MARK))
+    return is_kept(entry) and not entry["name"].startswith(MARK)
+
+
+def is_kept(entry: dict[str, Any]) -> bool:
+    """Whether it is not deleted. One may be so and still be there, for what goes on from it."""
+    return not (entry["hidden"] or entry["dying"])
 
 
 def new_mark() -> tuple[uuid.UUID, str]:

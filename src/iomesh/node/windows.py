@@ -28,7 +28,7 @@ from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
 from iomesh.node.logs import logger
-from iomesh.node.snapshots import Snapshots, free_name, new_mark, refuse_users, restored_name, visible
+from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_mark, refuse_users, restored_name, visible
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 from iomesh.times import SECOND_NS, exact_moment, exact_span
 
@@ -249,7 +249,7 @@ def interval_seconds(window: int) -> float:
 
 def marks_of(volume: OpenVolume) -> list[dict[str, Any]]:
     """The oldest first, as the engine listed them last."""
-    return [entry for entry in volume.snapshots if entry["mark"] and not entry["hidden"] and not entry["dying"]]
+    return [entry for entry in volume.snapshots if entry["mark"] and is_kept(entry)]
 
 
 def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[str, Any]]:
@@ -262,4 +262,4 @@ def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[
 
 def is_left_over(entry: dict[str, Any]) -> bool:
     """It was a mark that a clone stood on."""
-    return not (visible(entry) or entry["mark"] or entry["hidden"] or entry["dying"])
+    return is_kept(entry) and not visible(entry) and not entry["mark"]
