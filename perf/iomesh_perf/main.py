@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from iomesh_perf import amplification, cost, fio, instructions, plot, process, profiler, report, results
+from iomesh_perf import amplification, cost, fio, instructions, plot, process, profiler, report, results, snapshots
 from iomesh_perf.parts import by_part
 from iomesh_perf.results import Measure, figure
 from iomesh_perf.settings import GIB, MIB, QUICK, Settings
@@ -30,6 +30,7 @@ COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
     "memory": cost.resident_memory,
     "restart": cost.start_after_crash,
     "idle": cost.idle_cpu,
+    "snapshots": snapshots.with_snapshots,
 }
 SPEED = "speed"
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="short runs: shows that everything works, not how fast it is")
     bench.add_argument(
         "--only", action="append", metavar="WORD", default=[],
-        help="only these: speed, instructions, memory, restart, idle, or the end of a part of a workload's name ('random write')",
+        help="only these: speed, instructions, memory, restart, idle, snapshots, or the end of a part of a workload's name",
     )  # fmt: skip
     bench.add_argument("--runs", type=positive, help="of each workload on each target (5)")
     bench.add_argument("--seconds", type=positive, help="of one run (5)")
@@ -108,10 +109,10 @@ def run_bench(options: argparse.Namespace, console: Console) -> int:
             cost.need_room(directory, settings.span_bytes + settings.device_bytes)
             measures += speed_with_table(settings, workloads, console, say)
             console.print(report.table_of(measures, "all of it"))
-        for name in costs:
-            measures += COSTS[name](settings, say)
-        if costs:
-            console.print(report.table_of(measures[-len(costs) :]))
+        costing = [measure for name in costs for measure in COSTS[name](settings, say)]
+        if costing:
+            console.print(report.table_of(costing))
+        measures += costing
     document = options.output / "bench.json"
     results.save(measures, document)
     drawn = plot.draw(measures, options.output / "bench.png", f"iomesh {version()}: {machine(None)}")
@@ -179,7 +180,7 @@ def instructions_per_write(settings: Settings, say: cost.Say) -> list[Measure]:
             )
             total, note = counted / writes, f"hardware counters over {writes:,} writes, polling included"
         else:
-            say(f"instructions: stepping through {settings.instruction_writes:,} writes")
+            say(f"instructions: stepping through {settings.instruction_writes:,} writes, some minutes")
             extent = fio.Extent(span, most_bytes=settings.instruction_writes * workload.block_bytes, seed=2)
             files, writes = instructions.by_steps(trial.pid, reactor, workload, door, extent)
             total = files.total() / writes

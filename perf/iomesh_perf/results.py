@@ -76,6 +76,11 @@ GOALS: Sequence[Goal] = (
     Goal("resident memory, 100 GiB volume, 20 GiB written at random, 64 MiB map cache", most=350),
     Goal("start after SIGKILL with 4 GiB of log since the checkpoint", most=2),
     Goal("CPU of an idle node with an attached volume", most=1),
+    *(
+        Goal(f"4 KiB random {direction}, depth {depth}, with 100 snapshots", least=90)
+        for direction in ("write", "read")
+        for depth in (1, 32)
+    ),
     Goal("write amplification, uniform", most=3.3),
     Goal("write amplification, 90 % of writes to 10 % of blocks", most=2.2),
     Goal("throughput in steady state, uniform", least=50),

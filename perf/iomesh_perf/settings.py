@@ -22,7 +22,7 @@ class Settings:
     memory_device_bytes: int = 48 * GIB
     restart_log_bytes: int = 4 * GIB
     idle_seconds: float = 30.0
-    instruction_writes: int = 2_000
+    instruction_writes: int = 1_000
     amplification_device_bytes: int = 8 * GIB
     amplification_times: float = 3.0  # so many capacities are overwritten
 

@@ -101,3 +101,29 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
     scrub = asyncio.run(overwrite())
     assert scrub.verified_bytes > 0
     assert scrub.damaged_blocks == 0
+
+
+def test_a_pass_goes_on_where_it_was_after_a_restart(new_trial: Callable[..., Trial]) -> None:
+    """And when the last one ended is not forgotten."""
+    trial = new_trial("--device-size", "256M", "--size", str(VOLUME))
+    trial.stop()
+    with (trial.directory / "node.toml").open("a") as config:
+        config.write("\n[scrub]\nbytes_per_second = 40000000\ninterval_seconds = 0\n")
+    trial.start()
+    asyncio.run(fill(trial, os.urandom(BLOCK)))
+
+    async def half_way() -> Scrub:
+        async with asyncio.timeout(120), Client(trial.control) as client:
+            while True:
+                scrub = (await client.devices())[0].scrub
+                if scrub.running and scrub.pass_bytes * 0.4 < scrub.done_bytes < scrub.pass_bytes * 0.8:
+                    return scrub
+                await asyncio.sleep(0.02)
+
+    asyncio.run(passes(trial, 0, 2))  # what is overwritten has gone by then
+    before = asyncio.run(half_way())
+    trial.stop()
+    trial.start()
+    after = asyncio.run(half_way())
+    assert after.ended_ns == before.ended_ns > 0
+    assert after.verified_bytes < after.done_bytes, "it has begun anew"

@@ -224,7 +224,7 @@ class Node:
         self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.windows, self.name)
         self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows)
         self.volumes.on_no_space = self.cleaning.wake
-        self.scrub = Scrub(self.config.scrub, self.engine, self.stores)
+        self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub")
         self.engine.start()
         for warning in self.engine.warnings:
             log.warning("engine", warning=warning)

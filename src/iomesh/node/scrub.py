@@ -1,10 +1,17 @@
-"""Scrub: every sealed segment of every device is read at a trickle, again and again, and compared with its checksums (ext/scrub.pyx)."""
+"""Scrub: every sealed segment of every device is read at a trickle, again and again, and compared with its checksums (ext/scrub.pyx).
+
+A pass over a large device takes days, so how far it has come and what it has found is kept in the state directory, a file for each device.
+It is written now and then: after a crash a pass goes on a little before where it was.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
+from pathlib import Path
+
+import msgspec
 
 from iomesh.errors import IomeshError, NotFound
 from iomesh.node.config import ScrubConfig
@@ -16,13 +23,26 @@ log = logger("scrub")
 
 BLOCK_BYTES = 4096
 LOOK_SECONDS = 1.0  # between two looks whether a pass is due
+KEEP_SECONDS = 10.0  # between two writings of the file
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one device, as JSON."""
+
+    format: int = 1
+    ended_ns: int
+    reached_volume: str  # hexadecimal
+    reached_segment: int
+    damaged: list[tuple[str, int, int]] = []  # volume, segment, blocks
 
 
 class Scrub:
     """A task that goes over the devices, one segment of each at a time."""
 
-    def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores) -> None:
+    def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path) -> None:
         self._config = config
+        self._directory = directory
+        self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was written last
         self._engine = engine
         self._stores = stores
         self._task: asyncio.Task[None] | None = None
@@ -36,9 +56,14 @@ class Scrub:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+            for store in self._stores.online():
+                self._keep(store)
 
     async def _run(self) -> None:
         while True:
+            for store in self._stores.online():
+                if store.record.id not in self._kept:
+                    self._recall(store)
             due = [store for store in self._stores.online() if self._is_due(store)]
             await asyncio.gather(*(self._pass_over(store) for store in due))
             await asyncio.sleep(LOOK_SECONDS)
@@ -53,12 +78,18 @@ class Scrub:
             rows = sorted((bytes(row["volume"]), int(row["segment"]), int(row["blocks"])) for row in sealed)
             there = {(volume, segment) for volume, segment, _ in rows}
             progress.damaged = {which: blocks for which, blocks in progress.damaged.items() if which in there}
-            progress.begin(sum(blocks for *_, blocks in rows) * BLOCK_BYTES)
-            for volume, segment, blocks in rows:
+            left = [row for row in rows if row[:2] > progress.reached]
+            all_bytes, left_bytes = (sum(blocks for *_, blocks in each) * BLOCK_BYTES for each in (rows, left))
+            progress.begin(all_bytes, all_bytes - left_bytes)
+            for volume, segment, blocks in left:
                 await self._verify(store, volume, segment)
                 progress.done_bytes += blocks * BLOCK_BYTES
+                progress.reached = volume, segment
+                if time.monotonic() - self._kept[store.record.id] >= KEEP_SECONDS:
+                    self._keep(store)
             if rows:
                 progress.end(time.time_ns())
+                self._keep(store)
                 log.info("pass complete", device=str(store.record.id), segments=len(rows), damaged_blocks=progress.damaged_blocks)
         except IomeshError as error:  # the device is being closed, or fails: that is told elsewhere
             log.info("pass interrupted", device=str(store.record.id), reason=error.message)
@@ -85,3 +116,40 @@ class Scrub:
                 first_block=told["first_damaged"],
             )
         progress.damaged[volume, segment] = told["damaged"]
+
+    # what a restart does not forget
+
+    def _file(self, store: OpenStore) -> Path:
+        return self._directory / f"{store.record.id}.json"
+
+    def _keep(self, store: OpenStore) -> None:
+        """Replaces the file as a whole. That it cannot be written is told, and costs a part of a pass after the next start."""
+        progress = store.scrub
+        self._kept[store.record.id] = time.monotonic()
+        kept = Kept(
+            ended_ns=progress.ended_ns,
+            reached_volume=progress.reached[0].hex(),
+            reached_segment=progress.reached[1],
+            damaged=[(volume.hex(), segment, blocks) for (volume, segment), blocks in progress.damaged.items()],
+        )
+        file = self._file(store)
+        try:
+            self._directory.mkdir(mode=0o750, exist_ok=True)
+            file.with_suffix(".new").write_bytes(msgspec.json.encode(kept))
+            file.with_suffix(".new").replace(file)
+        except OSError as error:
+            log.warning("progress not kept", device=str(store.record.id), path=str(file), reason=str(error))
+
+    def _recall(self, store: OpenStore) -> None:
+        self._kept[store.record.id] = time.monotonic()
+        try:
+            kept = msgspec.json.decode(self._file(store).read_bytes(), type=Kept)
+            store.scrub.reached = bytes.fromhex(kept.reached_volume), kept.reached_segment
+            store.scrub.damaged = {(bytes.fromhex(volume), segment): blocks for volume, segment, blocks in kept.damaged}
+            store.scrub.ended_ns = kept.ended_ns
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            log.warning(
+                "progress forgotten: a pass begins anew", device=str(store.record.id), path=str(self._file(store)), reason=str(error)
+            )

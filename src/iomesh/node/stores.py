@@ -27,24 +27,25 @@ _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
 
 @dataclass
 class ScrubProgress:
-    """How far the scrub of a device has come, since the daemon was started."""
+    """How far the scrub of a device has come. What a restart does not forget is in scrub.Kept."""
 
     running: bool = False
+    reached: tuple[bytes, int] = (b"", 0)  # volume and segment that the pass under way has behind it; none yet
     pass_bytes: int = 0  # that the pass under way, or the last one, has to read
     done_bytes: int = 0  # of them
     ended_ns: int = 0  # when the last complete pass ended, Unix time; 0: none has
-    verified_bytes: int = 0  # by all passes, and found good
+    verified_bytes: int = 0  # by all passes since the daemon was started, and found good
     damaged: dict[tuple[bytes, int], int] = field(default_factory=dict)  # blocks, by volume and segment
 
     @property
     def damaged_blocks(self) -> int:
         return sum(self.damaged.values())
 
-    def begin(self, pass_bytes: int) -> None:
-        self.running, self.pass_bytes, self.done_bytes = True, pass_bytes, 0
+    def begin(self, pass_bytes: int, done_bytes: int) -> None:
+        self.running, self.pass_bytes, self.done_bytes = True, pass_bytes, done_bytes
 
     def end(self, now_ns: int) -> None:
-        self.running, self.ended_ns = False, now_ns
+        self.running, self.ended_ns, self.reached = False, now_ns, (b"", 0)
 
 
 @dataclass

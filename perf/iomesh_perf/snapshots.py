@@ -1,0 +1,51 @@
+"""What a hundred snapshots of a volume cost whoever uses it: the same runs on it and on a volume without, in turn."""
+
+import statistics
+from contextlib import ExitStack
+
+from iomesh_perf import fio
+from iomesh_perf.cost import Say, need_room
+from iomesh_perf.results import Measure
+from iomesh_perf.settings import GIB, Settings
+from iomesh_perf.targets import Iomesh, measured
+from iomesh_perf.trial import iomesh
+
+SNAPSHOTS = 100
+CHANGED_SHARE = 400  # of the volume, one part in so many is overwritten between two
+WORKLOADS = [fio.Workload(direction, random=True, block_bytes=4096, depth=depth) for direction in ("write", "read") for depth in (1, 32)]
+
+
+class Snapshotted(Iomesh):
+    """A volume with so many snapshots, each of which holds something that the next one does not."""
+
+    def precondition(self) -> None:
+        super().precondition()
+        change = fio.Workload("write", random=True, block_bytes=4096, depth=32)
+        for number in range(SNAPSHOTS):
+            iomesh("snapshot", "create", self.trial.volume, f"s{number}", "--control", self.trial.control)
+            fio.run(change, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number))
+
+
+def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
+    span = settings.span_bytes // 4
+    device = span + settings.device_bytes // 4
+    need_room(settings.directory, 2 * device)
+    say(f"snapshots: two volumes of {span / GIB:g} GiB, one with {SNAPSHOTS} snapshots")
+    measures = []
+    with ExitStack() as up:
+        plain = up.enter_context(Iomesh(settings.directory / "plain", span, device))
+        many = up.enter_context(Snapshotted(settings.directory / "many", span, device))
+        for workload in WORKLOADS:
+            runs: dict[str, list[float]] = {"without": [], "with": []}
+            for number in range(settings.runs):
+                for name, target in (("without", plain), ("with", many)):
+                    most = span if workload.direction == "write" else None
+                    if most:
+                        target.make_room(most * 9 // 4)
+                    run, _ = measured(target, workload, fio.Extent(span, settings.seconds, most, seed=number + 1))
+                    runs[name].append(run.iops)
+            without, there = statistics.median(runs["without"]), statistics.median(runs["with"])
+            note = f"{there:,.0f} IOPS, and {without:,.0f} without"
+            name = f"{workload.name}, with {SNAPSHOTS} snapshots"
+            measures.append(Measure(name, 100 * there / without, "% of without", "more", runs=runs, note=note))
+    return measures
