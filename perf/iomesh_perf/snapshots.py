@@ -46,6 +46,9 @@ def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
                     runs[name].append(run.iops)
             without, there = statistics.median(runs["without"]), statistics.median(runs["with"])
             note = f"{there:,.0f} IOPS, and {without:,.0f} without"
-            name = f"{workload.name}, with {SNAPSHOTS} snapshots"
-            measures.append(Measure(name, 100 * there / without, "% of without", "more", runs=runs, note=note))
+            measures.append(Measure(name_of(workload), 100 * there / without, "% of without", "more", runs=runs, note=note))
     return measures
+
+
+def name_of(workload: fio.Workload) -> str:
+    return f"{workload.name}, with {SNAPSHOTS} snapshots"
