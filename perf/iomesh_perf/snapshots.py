@@ -2,6 +2,7 @@
 
 import statistics
 from contextlib import ExitStack
+from pathlib import Path
 
 from iomesh_perf import fio
 from iomesh_perf.cost import Say, need_room
@@ -15,14 +16,19 @@ CHANGED_SHARE = 400  # of the volume, one part in so many is overwritten between
 WORKLOADS = [fio.Workload(direction, random=True, block_bytes=4096, depth=depth) for direction in ("write", "read") for depth in (1, 32)]
 
 
-class Snapshotted(Iomesh):
-    """A volume with so many snapshots, each of which holds something that the next one does not."""
+class Changed(Iomesh):
+    """A volume that is overwritten here and there; if it is to have snapshots, each holds something that the next one does not."""
+
+    def __init__(self, directory: Path, size_bytes: int, device_bytes: int, *, snapshots: bool) -> None:
+        super().__init__(directory, size_bytes, device_bytes)
+        self.snapshots = snapshots
 
     def precondition(self) -> None:
         super().precondition()
         change = fio.Workload("write", random=True, block_bytes=4096, depth=32)
         for number in range(SNAPSHOTS):
-            iomesh("snapshot", "create", self.trial.volume, f"s{number}", "--control", self.trial.control)
+            if self.snapshots:
+                iomesh("snapshot", "create", self.trial.volume, f"s{number}", "--control", self.trial.control)
             fio.run(change, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number))
 
 
@@ -33,8 +39,8 @@ def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
     say(f"snapshots: two volumes of {span / GIB:g} GiB, one with {SNAPSHOTS} snapshots")
     measures = []
     with ExitStack() as up:
-        plain = up.enter_context(Iomesh(settings.directory / "plain", span, device))
-        many = up.enter_context(Snapshotted(settings.directory / "many", span, device))
+        plain = up.enter_context(Changed(settings.directory / "plain", span, device, snapshots=False))
+        many = up.enter_context(Changed(settings.directory / "many", span, device, snapshots=True))
         for workload in WORKLOADS:
             runs: dict[str, list[float]] = {"without": [], "with": []}
             for number in range(settings.runs):
