@@ -1,23 +1,29 @@
-"""PostgreSQL on a volume whose daemon is killed: every commit that a client was told of is there afterwards."""
+"""PostgreSQL on a volume: whose daemon is killed, and every commit that a client was told of is there afterwards; that goes back."""
 
 import asyncio
+import json
 import random
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from iomesh.times import exact_moment
 from support.amount import Amount
 from support.disk import Disk
 from support.ledger import Ledger
-from support.postgres import Postgres
-from support.run import end
-from support.trial import Trial
+from support.postgres import USER, Postgres
+from support.run import end, run
+from support.trial import Trial, iomesh_command
 
 CLIENTS = 8
+VOLUME = "trial"
 
 
 @contextmanager
@@ -77,3 +83,65 @@ def test_no_acknowledged_commit_is_lost_when_the_daemon_is_killed(
         disk.check("xfs")
     finally:
         postgres.kill()
+
+
+def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_database(
+    new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], room: Path
+) -> None:
+    """The volume goes back to the second before the mistake; the snapshot, taken under load, is older and becomes a volume beside it."""
+    trial = new_trial("--device-size", "16G", "--size", "1G")
+
+    def iomesh(*words: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(run([iomesh_command(), *words, "--json", "--control", trial.control]).stdout)
+        return answer
+
+    def transactions(database: Postgres) -> int:
+        return int(database.sql("SELECT count(*) FROM pgbench_history"))
+
+    iomesh("volume", "set", VOLUME, "--window", "1h")
+    disk = new_disk(trial.uri)
+    disk.make("ext4")
+    postgres = Postgres(disk.mount() / "data", room / "sockets")
+    postgres.make()
+    postgres.start()
+    second = None
+    try:
+        postgres.program("pgbench", "--initialize", "--quiet", "--scale=2")
+        with pgbench(postgres):
+            time.sleep(1)
+            before = transactions(postgres)
+            iomesh("snapshot", "create", VOLUME, "monday")
+            after = transactions(postgres)
+            time.sleep(1)
+            least = transactions(postgres)
+            moment = exact_moment(time.time_ns())
+            most = transactions(postgres)
+            time.sleep(1)
+        postgres.sql("DROP TABLE pgbench_accounts", "CHECKPOINT")
+        postgres.stop()
+        disk.detach()
+        iomesh("volume", "restore", VOLUME, "--at", moment)
+        disk = new_disk(trial.uri)
+        postgres.data = disk.mount() / "data"
+        postgres.start()
+        assert postgres.sql("SELECT count(*) FROM pgbench_accounts").strip() == "200000"
+        assert before <= after <= least <= transactions(postgres) <= most + 4, "not the second that was asked for"
+        postgres.check()
+
+        clone = iomesh("volume", "clone", f"{VOLUME}@monday", "second", "--export")
+        beside = new_disk(clone["exports"][0]["uris"][0])
+        second = Postgres(beside.mount() / "data", room / "more-sockets")
+        second.sockets.mkdir(mode=0o700)
+        shutil.chown(second.sockets, USER, USER)
+        second.start()
+        assert before <= transactions(second) <= after + 4
+        with pgbench(postgres), pgbench(second):
+            time.sleep(2)
+        for database, were in ((postgres, most), (second, after)):
+            assert transactions(database) > were, "it has not gone on"
+            database.check()
+            database.stop()
+    finally:
+        postgres.kill()
+        if second is not None:
+            second.kill()
