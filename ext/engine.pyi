@@ -119,6 +119,17 @@ class Engine:
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
 
+    # detaching
+    def copy_inherited(self, volume: bytes, *, bytes_per_second: int = 0, share: int = 25) -> int:
+        """Write what a clone has from its parents into its own log, while it is used: at up to bytes_per_second (0: as fast as it goes),
+        and at `share` percent of that while users' requests come. Answers None once the head inherits nothing. After an error, or a crash,
+        what was copied stays so: ask again. ENOSPC: what is free is kept for users and checkpoints; EBUSY; EINVAL: it is no clone."""
+    def check_detached(self, volume: bytes) -> int:
+        """Writes a checkpoint. Answers None if neither it nor a snapshot inherits anything; EBUSY: one does."""
+    def cut_off(self, volume: bytes) -> int:
+        """It is no clone any more: it is open without its parent, and will be opened without. After check_detached, and once it is
+        durable elsewhere. Answers None."""
+
     # scrub
     def sealed(self, store: int) -> int:
         """Answers what there is to be scrubbed, a structured array of SEALED_ROW: volume (16 bytes), segment, blocks (on the device)."""
@@ -175,7 +186,7 @@ class Engine:
         mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""
     def list_snapshots(self, volume: bytes) -> int:
         """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
-        many), "mapped_blocks", "exclusive_blocks" (-1: not known), "unsettled"}]."""
+        many), "mapped_blocks", "inherited_blocks", "exclusive_blocks" (-1: not known), "unsettled"}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
         """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
         from a byte

@@ -20,6 +20,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
+from iomesh.engine.detach cimport check_detached, copy_inherited, cut_off
 from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
 from iomesh.engine.history cimport (
     Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, unmark_snapshot,
@@ -108,7 +109,7 @@ cdef enum:
 cdef enum CommandKind:
     FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
     CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
-    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE, UNMARK_SNAPSHOT, RETRACE_VOLUME
+    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE, UNMARK_SNAPSHOT, RETRACE_VOLUME, COPY_INHERITED, CHECK_DETACHED, CUT_OFF
 
 cdef struct Command:
     Message message
@@ -169,6 +170,7 @@ cdef class _Open:
     cdef Recovery recovery
     cdef Cleaner cleaner
     cdef TokenBucket bucket          # the cleaner's
+    cdef TokenBucket copier          # of what copies what it inherits
     cdef _Runner runner
     cdef object counters
     cdef object histograms
@@ -437,6 +439,8 @@ cdef class Engine:
         opened.cleaner = Cleaner(opened.volume)
         opened.bucket = self.new_bucket(runner.reactor)
         opened.bucket.stopping = &opened.volume.closing
+        opened.copier = self.new_bucket(runner.reactor)
+        opened.copier.stopping = &opened.volume.closing
         log.tails.patience_ns = PATIENCE_NS
         self.volumes[volume] = opened
         command = self.command(OPEN_VOLUME, runner, opened.volume)
@@ -624,7 +628,7 @@ cdef class Engine:
             check_snapshot(mark[0], mark[1])
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        opened.bucket.hurried = True                     # who cleans it has to end first
+        opened.bucket.hurried = opened.copier.hurried = True     # who cleans it, or copies what it inherits, has to end first
         command = self.command(RESTORE_VOLUME, opened.runner, opened.volume)
         command.memory = wish = <Wish*>calloc(2, sizeof(Wish))
         if wish is NULL:
@@ -701,6 +705,35 @@ cdef class Engine:
         command.subject = <void*>opened.volume
         command.list[0], command.list[1] = <void*>one, <void*>other
         return self.post(command)
+
+    # ------------------------------------------------------------------ detaching
+
+    def copy_inherited(self, bytes volume, *, uint64_t bytes_per_second=0, uint32_t share=25):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        command = self.command(COPY_INHERITED, opened.runner, opened.volume)
+        command.first, command.second = bytes_per_second, share
+        command.list[0] = <void*>opened.copier
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def check_detached(self, bytes volume):
+        cdef _Open opened = self.opened(volume)
+        cdef Command* command
+        cdef Map tree
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        tree = Map(MapCache(DIFF_FRAMES, opened.runner.io), opened.runner.io, opened.volume.segments)
+        command = self.command(CHECK_DETACHED, opened.runner, (opened.volume, tree))
+        command.subject = <void*>opened.volume
+        command.list[0] = <void*>tree
+        memcpy(command.volume, <const char*>volume, 16)
+        return self.post(command)
+
+    def cut_off(self, bytes volume):
+        return self.ask_volume(CUT_OFF, volume, 0)
 
     def open_snapshot(self, bytes volume, bytes id):
         cdef _Open opened = self.opened(volume)
@@ -852,6 +885,9 @@ cdef class Engine:
                          "sequence": command.results[3], "reactor": opened.runner.reactor.number}
         elif command.kind == CLOSE_VOLUME:
             self.volumes.pop(volume)
+        elif command.kind == CUT_OFF and not error:
+            opened = self.volumes[volume]
+            opened.stands_on = None
         elif command.kind == ERASE_VOLUME:
             value = {"segments": command.results[0]}
         elif command.kind == SERVE:
@@ -934,7 +970,8 @@ cdef list listed(const SnapshotEntry* entries, uint64_t count):
         "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
         "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
-        "mapped_blocks": entries[i].mapped, "exclusive_blocks": -1, "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
+        "mapped_blocks": entries[i].mapped, "inherited_blocks": entries[i].inherited, "exclusive_blocks": -1,
+        "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
     } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
 
 
@@ -1015,6 +1052,13 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return clean_on(<Cleaner>command.helper, command)
     if command.kind == LIST_SEGMENTS:
         return list_segments_on(<Cleaner>command.helper, command)
+    if command.kind == COPY_INHERITED:
+        return copy_inherited_on(<Volume>command.subject, <TokenBucket>command.list[0], command)
+    if command.kind == CHECK_DETACHED:
+        return check_detached(<Volume>command.subject, <Map>command.list[0])
+    if command.kind == CUT_OFF:
+        cut_off(<Volume>command.subject)
+        return 0
     if command.kind == MEASURE_SPACE:
         return measure_on(<Volume>command.subject, command)
     if command.kind == EXPECT_SPACE:
@@ -1162,6 +1206,13 @@ cdef int64_t list_segments_on(Cleaner cleaner, Command* command) noexcept nogil:
     command.memory = rows
     command.results[0] = cleaner.list(rows, count)
     return 0
+
+
+cdef int64_t copy_inherited_on(Volume volume, TokenBucket bucket, Command* command) noexcept nogil:
+    if volume.copying:
+        return -EBUSY                                    # its bucket is in use
+    bucket.start(command.first, <uint32_t>command.second)
+    return copy_inherited(volume, &bucket.pace)
 
 
 cdef int64_t measure_on(Volume volume, Command* command) noexcept nogil:

@@ -163,6 +163,8 @@ cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* ma
     invariant(volume.restoring, b"nobody comes while a volume goes back")
     while volume.cleaning:
         wait_in(&volume.cleaning_ended)
+    while volume.copying:
+        wait_in(&volume.copying_ended)
     invariant(volume.merging == 0, b"nobody writes while a volume goes back")
     result = volume.checkpoints.claim()
     if result < 0:

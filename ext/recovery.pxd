@@ -35,6 +35,7 @@ cdef class Recovery:
     cdef Scan* scans                 # by segment number
     cdef uint32_t scan_count
     cdef Pointer checkpoint          # not PRESENT: none was written yet
+    cdef bint detached               # the checkpoint is of a clone that inherited nothing any more, and since then it is none
     cdef uint64_t start              # replay begins behind this record
     cdef uint64_t end                # the last record of the log
     cdef uint64_t replayed_records

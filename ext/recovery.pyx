@@ -172,8 +172,9 @@ cdef class Recovery:
             return result
         if not checkpoint_valid(checkpoint, self.volume.log.volume):
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
-        if checkpoint.branch != self.volume.segments.branch or \
-                memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0:
+        self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0
+        if not self.detached and (checkpoint.branch != self.volume.segments.branch or
+                                  memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0):
             return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
                              checkpoint.branch, self.volume.segments.branch, 0)
         if not checkpoint.counted:
@@ -255,6 +256,9 @@ cdef class Recovery:
                 if fault.words is not NULL:
                     snprintf(self.reason, sizeof(self.reason), b"snapshot %u of the checkpoint's table: %s", i * SNAPSHOT_ENTRIES + n, fault.words)
                     return -EUCLEAN
+                if self.detached and table[n].inherited:
+                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table has blocks of a volume that this one is no clone of any more",
+                                     i * SNAPSHOT_ENTRIES + n, 0, 0)
                 if self.volume.snapshots.find(table[n].id) is not NULL:
                     return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
                 if self.volume.snapshots.add(&table[n]) < 0:

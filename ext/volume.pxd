@@ -56,6 +56,8 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Waiters walk_ended
     cdef bint cleaning               # a Cleaner is at it
     cdef Waiters cleaning_ended
+    cdef bint copying                # what it inherits from its parent is being copied (detach.pyx)
+    cdef Waiters copying_ended
     cdef bint restoring              # it goes back to a snapshot: nobody is connected, and nobody cleans it
     cdef Waiters restored
     cdef Reader reader

@@ -330,6 +330,8 @@ cdef class Volume:
             wait_in(&self.restored)
         while self.cleaning:
             wait_in(&self.cleaning_ended)
+        while self.copying:
+            wait_in(&self.copying_ended)
         while self.merging:
             wait_in(&self.log.commits)
         self.walk.stopping = True

@@ -112,6 +112,9 @@ class Client:
         request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at_ns=at_ns)
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
+    async def detach_volume(self, name: str) -> Volume:
+        return to_struct(Volume, await self._call("DetachVolume", pb.DetachVolumeRequest(name=name), pb.Volume))
+
     async def volumes(self) -> list[Volume]:
         answer = await self._call("ListVolumes", pb.ListVolumesRequest(), pb.ListVolumesResponse)
         return [to_struct(Volume, volume) for volume in answer.volumes]

@@ -259,6 +259,7 @@ class Volume(_message.Message):
     CLONE_OF_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
     WINDOW_FROM_NS_FIELD_NUMBER: _builtins.int
+    DETACHING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -295,6 +296,8 @@ class Volume(_message.Message):
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
     @_builtins.property
     def space(self) -> Global___Space: ...
+    @_builtins.property
+    def detaching(self) -> Global___Detaching: ...
     def __init__(
         self,
         *,
@@ -320,14 +323,48 @@ class Volume(_message.Message):
         clone_of: _builtins.str = ...,
         space: Global___Space | None = ...,
         window_from_ns: _builtins.int = ...,
+        detaching: Global___Detaching | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "space", b"space"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detaching", b"detaching", "policy", b"policy", "space", b"space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "window_from_ns", b"window_from_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "detaching", b"detaching", "epoch", b"epoch", "exports", b"exports", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "window_from_ns", b"window_from_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Detaching(_message.Message):
+    """of a clone that is to become none"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    total_bytes: _builtins.int
+    """that it inherited when this began, or the daemon was started"""
+    done_bytes: _builtins.int
+    """of them those that it does not any more"""
+    reason: _builtins.str
+    """what keeps it from going on; empty: nothing"""
+    def __init__(
+        self,
+        *,
+        running: _builtins.bool = ...,
+        total_bytes: _builtins.int = ...,
+        done_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "reason", b"reason", "running", b"running", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Detaching: _TypeAlias = Detaching  # noqa: Y015
 
 @_typing.final
 class Space(_message.Message):
@@ -949,6 +986,25 @@ class SetVolumeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetVolumeRequest: _TypeAlias = SetVolumeRequest  # noqa: Y015
+
+@_typing.final
+class DetachVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachVolumeRequest: _TypeAlias = DetachVolumeRequest  # noqa: Y015
 
 @_typing.final
 class ListVolumesRequest(_message.Message):

@@ -79,6 +79,13 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
     amplification: float = 0.0
 
 
+class Detaching(msgspec.Struct, frozen=True, kw_only=True):
+    running: bool = False
+    total_bytes: int = 0
+    done_bytes: int = 0
+    reason: str = ""
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
@@ -102,6 +109,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     clone_of: str = ""
     space: Space = Space()
     window_from_ns: int = 0
+    detaching: Detaching = Detaching()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """`iomesh volume`: volumes of the daemon, from their creation to their end."""
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from iomesh.api.model import Export, Volume
 
 AT = "A moment: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
+POLL_SECONDS = 0.2  # while something is waited for
+
 STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow"}
 
 
@@ -81,6 +84,35 @@ def clone(session: Session, source: Reference, name: str, at_ns: int, exported: 
     session.output.answer(
         made, *([f"volume {made.name}: a clone of {made.clone_of}"] + [uri for export in made.exports for uri in export.uris])
     )
+
+
+@volume.command("detach-parent")
+@click.argument("name", metavar="CLONE", type=VolumeName())
+@click.option("--background", is_flag=True, help="Do not wait for it.")
+@asks
+def detach_parent(session: Session, name: str, background: bool) -> None:
+    """Make a clone a volume of its own: what it shares with the volume that it was made of is copied, while both are used.
+
+    It goes on when this command is interrupted, and after a restart of the node.
+    """
+
+    async def question(node: "Client") -> "Volume":
+        one = await node.detach_volume(name)
+        said = ""
+        with session.output.bytes_progress() as progress:
+            bar = progress.add_task(f"from {one.clone_of}", total=one.detaching.total_bytes)
+            while one.clone_of and not background:
+                progress.update(bar, completed=one.detaching.done_bytes, total=one.detaching.total_bytes)
+                if one.detaching.reason not in ("", said):
+                    said = one.detaching.reason
+                    session.output.warn(f"volume {name}: {said}")
+                await asyncio.sleep(POLL_SECONDS)
+                one = await node.volume(name)
+        return one
+
+    one = session.ask(question)
+    left = f"{short_size(one.space.inherited_bytes)} of {one.clone_of} to be copied" if one.clone_of else "stands for itself"
+    session.output.answer(one, f"volume {name}: {left}")
 
 
 @volume.command("list")
@@ -228,6 +260,11 @@ def state(one: "Volume") -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
+def detaching(one: "Volume") -> str:
+    done = f"{short_size(one.detaching.done_bytes)} of {short_size(one.detaching.total_bytes)} copied"
+    return f"{done}; waits: {one.detaching.reason}" if one.detaching.reason else done
+
+
 def space_of(one: "Volume") -> Table:
     """What it takes, and what for."""
     it = one.space
@@ -276,6 +313,8 @@ def described(one: "Volume") -> list[tuple[str, object]]:
     ]
     if one.clone_of:
         rows.insert(4, ("clone of", one.clone_of))
+    if one.detaching.running:
+        rows.insert(4, ("detaching", detaching(one)))
     if one.reason:
         rows.insert(4, ("reason", one.reason))
     for door in one.exports:

@@ -74,6 +74,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
     clone_of: CloneRecord | None = None
+    detaching: bool = False  # a clone: it is to become none
     created_ns: int  # Unix time
 
 

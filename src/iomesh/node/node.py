@@ -27,6 +27,7 @@ from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
+from iomesh.node.detaching import Detaching
 from iomesh.node.devices import open_device
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
@@ -64,6 +65,7 @@ class Node:
     doors: Doors
     cleaning: Cleaning
     scrub: Scrub
+    detaching: Detaching
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -90,6 +92,7 @@ class Node:
             Step("recover the volumes", self._open_volumes, self._close_volumes),
             Step("keep restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
+            Step("detach clones", self._start_detaching, self._stop_detaching),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("serve metrics", self._serve_metrics, self._http.close),
             Step("report ready", self._report_ready, self._report_stopping),
@@ -134,6 +137,7 @@ class Node:
             )
         device = await self.stores.add(path)
         await self.volumes.retry()
+        await self.detaching.start()
         return device
 
     def status(self) -> Status:
@@ -224,6 +228,7 @@ class Node:
         self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.windows, self.name)
         self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows)
         self.volumes.on_no_space = self.cleaning.wake
+        self.detaching = Detaching(self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows)
         self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub")
         self.engine.start()
         for warning in self.engine.warnings:
@@ -262,6 +267,12 @@ class Node:
 
     async def _stop_cleaning(self) -> None:
         await self.cleaning.stop()
+
+    async def _start_detaching(self) -> None:
+        await self.detaching.start()
+
+    async def _stop_detaching(self) -> None:
+        await self.detaching.stop()
 
     async def _start_scrub(self) -> None:
         await self.scrub.start()

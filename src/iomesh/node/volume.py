@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import VolumeState
+from iomesh.api.model import Detaching, VolumeState
 from iomesh.errors import Conflict, NotFound, Unavailable
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
@@ -31,6 +31,7 @@ class OpenVolume:
     recovery: dict[str, Any] = field(default_factory=dict)
     in_engine: bool = False
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
+    detaching: Detaching = field(default_factory=Detaching)  # without done_bytes
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Export, Policy, Space, Volume, VolumeState
+from iomesh.api.model import Detaching, Export, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
@@ -386,10 +386,14 @@ class Volumes:
         await self._snapshots.hide(volume, name)
 
     async def _delete_needless_parent(self, volume: OpenVolume) -> None:
-        """Of a clone that is gone: the volume that was kept for it, if this was the last."""
-        of = volume.record.clone_of
-        for parent in [each for each in self._volumes.values() if of is not None and each.record.id == of.volume]:
-            await self._delete_if_needless(parent)
+        """Of a clone that is gone."""
+        if volume.record.clone_of is not None:
+            await self.delete_needless(volume.record.clone_of.volume)
+
+    async def delete_needless(self, parent: uuid.UUID) -> None:
+        """The volume that was kept for its clones, if none is left; else what it kept for the one that is gone."""
+        for volume in [each for each in self._volumes.values() if each.record.id == parent]:
+            await self._delete_if_needless(volume)
 
     async def _delete_if_needless(self, volume: OpenVolume) -> None:
         async with volume.changing:
@@ -494,6 +498,7 @@ class Volumes:
             recovery_seconds=volume.recovery.get("seconds", 0.0),
             snapshots=sum(visible(entry) for entry in volume.snapshots),
             clone_of=record.clone_of.name if record.clone_of else "",
+            detaching=_progress(volume.detaching, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
             window_from_ns=next((mark["time_ns"] for mark in marks_of(volume)), 0),
         )
@@ -508,3 +513,10 @@ def _mapped(state: dict[str, Any]) -> Space:
         inherited_bytes=inherited,
         shared_bytes=max(mapped - exclusive - inherited, 0),
     )
+
+
+def _progress(detaching: Detaching, state: dict[str, Any]) -> Detaching:
+    if not detaching.running or not state:
+        return detaching
+    left = state["inherited_blocks"] * compiled.BLOCK_BYTES
+    return msgspec.structs.replace(detaching, done_bytes=max(detaching.total_bytes - left, 0))

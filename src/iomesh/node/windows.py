@@ -177,6 +177,14 @@ class Windows:
             )
             return True
 
+    async def forget(self, volume: OpenVolume, marks: list[dict[str, Any]]) -> None:
+        """These marks are given up; if there are no others, the window begins anew now. The caller holds its `changing`."""
+        if len(marks) == len(marks_of(volume)):
+            await self._mark(volume)
+        for mark in marks:
+            await self._drop(volume, mark)
+        await self._snapshots.refresh(volume)
+
     # keeping them
 
     async def _run(self) -> None:

@@ -67,6 +67,43 @@ async def test_several_keys_change_together_or_not_at_all(metadata: Metadata) ->
     assert await metadata.get("c") is None
 
 
+async def test_a_value_moves_to_another_key_whole(client: Opener) -> None:
+    """As a volume's record does that is hidden for its clones: at no moment is there neither, or both; and its name is free."""
+    writer, reader = await client(), await client()
+    version = await writer.commit(Put("volumes/db", b"record", 0))
+    moved = asyncio.create_task(writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"record", 0)))
+    while not moved.done():
+        assert [entry.value for entry in (await reader.list_prefix("volumes/")).entries] == [b"record"]
+    assert await reader.get("volumes/db") is None
+    assert await reader.get("volumes/deleted:db") == ("volumes/deleted:db", b"record", moved.result())
+    await reader.commit(Put("volumes/db", b"another", 0))
+    with pytest.raises(Conflict):
+        await writer.commit(Put("volumes/db", b"of who has not noticed", version))
+
+
+async def test_a_value_does_not_move_when_it_or_its_place_has_changed(client: Opener) -> None:
+    writer, other = await client(), await client()
+    version = await writer.commit(Put("volumes/db", b"1", 0))
+    changed = await other.commit(Put("volumes/db", b"2", version))
+    with pytest.raises(Conflict, match="volumes/db"):
+        await writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"1", 0))
+    assert await other.get("volumes/deleted:db") is None
+    taken = await other.commit(Put("volumes/deleted:db", b"theirs", 0))
+    with pytest.raises(Conflict, match="deleted:db"):
+        await writer.commit(Delete("volumes/db", changed), Put("volumes/deleted:db", b"1", 0))
+    assert await other.get("volumes/db") == ("volumes/db", b"2", changed)
+    assert await other.get("volumes/deleted:db") == ("volumes/deleted:db", b"theirs", taken)
+
+
+async def test_a_watch_tells_a_move_as_one_revision(client: Opener) -> None:
+    writer, watcher = await client(), await client()
+    version = await writer.commit(Put("volumes/db", b"1", 0))
+    changes = watcher.watch("volumes/", version)
+    moved = await writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"1", 0))
+    assert sorted(await take(changes, 2)) == [("volumes/db", None, moved), ("volumes/deleted:db", b"1", moved)]
+    await changes.aclose()
+
+
 async def test_a_check_guards_a_change_without_changing_its_own_key(metadata: Metadata) -> None:
     guard = await metadata.commit(Put("guard", b"", 0))
     await metadata.commit(Put("a", b"1", 0), Check("guard", guard))

@@ -1,0 +1,142 @@
+"""Clones that become volumes of their own: what they inherit is copied at a trickle, then their records name no parent any more.
+
+    (clone) --asked--> detaching --copied, no snapshot inherits, record--> (no clone)
+
+- The record says that it is wanted; so it goes on after a restart, with what is left, until it is done or the clone is deleted.
+- The record that names no parent is written while nothing changes the volume's snapshots, and after a checkpoint of which the engine has
+  seen that it needs no other log. The engine lets go of the parent behind it; a crash between the two is the same as after both.
+- Of the clone's own restore window what was before it had all is given up then: those marks inherit.
+- What keeps it from going on (no space, a snapshot that inherits) is told, and looked at again after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import msgspec
+
+from iomesh.api.model import Detaching as Progress
+from iomesh.api.model import Volume, VolumeState
+from iomesh.engine import engine as compiled
+from iomesh.errors import InUse, InvalidArgument, IomeshError
+from iomesh.metadata import Metadata
+from iomesh.node.config import CleaningConfig
+from iomesh.node.engine import NodeEngine
+from iomesh.node.logs import logger
+from iomesh.node.snapshots import Snapshots, visible
+from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
+from iomesh.node.volumes import Volumes
+from iomesh.node.windows import Windows, marks_of
+
+log = logger("detaching")
+
+AGAIN_SECONDS = 2.0  # after something that kept it from going on
+
+
+class Detaching:
+    """config: of cleaning, whose pace it keeps."""
+
+    def __init__(
+        self,
+        config: CleaningConfig,
+        engine: NodeEngine,
+        metadata: Metadata,
+        registry: Registry,
+        volumes: Volumes,
+        snapshots: Snapshots,
+        windows: Windows,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._metadata = metadata
+        self._registry = registry
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._windows = windows
+        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        for volume in self._registry.values():
+            self._go_on(volume)
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def detach(self, name: str) -> Volume:
+        """Begins; or answers how far it is."""
+        volume = self._registry.serving(name)
+        async with volume.changing:
+            of = self._registry.serving(name).record.clone_of
+            if of is None:
+                raise InvalidArgument(f"volume {name} is no clone, or has been detached already")
+            if not volume.record.detaching:
+                await self._snapshots.refresh(volume)
+                if holders := [entry["name"] for entry in inheriting(volume) if not entry["mark"]]:
+                    raise InUse(
+                        f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a snapshot holds is never "
+                        "written again, so delete those first"
+                    )
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, detaching=True))
+                log.info("detaching", volume=name, parent=of.name)
+            self._go_on(volume)
+        return await self._volumes.show(name)
+
+    def _go_on(self, volume: OpenVolume) -> None:
+        identity = volume.record.id
+        if volume.record.detaching and volume.in_engine and identity not in self._tasks:
+            inherited = self._engine.volume_state(identity)["inherited_blocks"] * compiled.BLOCK_BYTES
+            volume.detaching = Progress(running=True, total_bytes=inherited)
+            task = asyncio.create_task(self._run(volume), name=f"detaching {volume.record.name}")
+            self._tasks[identity] = task
+            task.add_done_callback(lambda _: self._tasks.pop(identity, None))
+
+    async def _run(self, volume: OpenVolume) -> None:
+        while self._is_wanted(volume):
+            volume.detaching = msgspec.structs.replace(volume.detaching, reason="")
+            try:
+                await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
+                if await self._finish(volume):
+                    return
+            except IomeshError as error:
+                self._wait_for(volume, error.message)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _finish(self, volume: OpenVolume) -> bool:
+        """Nothing is left to be copied."""
+        async with volume.changing:
+            of = volume.record.clone_of
+            if not self._is_wanted(volume) or of is None:
+                return True
+            await self._snapshots.refresh(volume)
+            if marks := [entry for entry in marks_of(volume) if entry["inherited_blocks"]]:
+                await self._windows.forget(volume, marks)
+            if holders := inheriting(volume):
+                names = [entry["name"] for entry in holders if visible(entry)]
+                until = f"{', '.join(names)} are deleted" if names else "those that were deleted are given back"
+                self._wait_for(volume, f"snapshots hold blocks of {of.name}: it goes on once {until}")
+                return False
+            await self._engine.check_detached(volume.record.id)
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, clone_of=None, detaching=False))
+            await self._engine.cut_off(volume.record.id)
+            volume.detaching = Progress()
+            log.info("volume detached", volume=volume.record.name, parent=of.name)
+        await self._volumes.delete_needless(of.volume)
+        return True
+
+    def _is_wanted(self, volume: OpenVolume) -> bool:
+        return volume.record.detaching and volume.state == VolumeState.SERVING and not is_hidden(volume)
+
+    def _wait_for(self, volume: OpenVolume, reason: str) -> None:
+        if self._is_wanted(volume) and volume.detaching.reason != reason:
+            volume.detaching = msgspec.structs.replace(volume.detaching, reason=reason)
+            log.warning("detaching waits", volume=volume.record.name, reason=reason)
+
+
+def inheriting(volume: OpenVolume) -> list[dict[str, Any]]:
+    """The snapshots that do, as the engine listed them last; one that was deleted and is not gone yet, too."""
+    return [entry for entry in volume.snapshots if entry["inherited_blocks"]]

@@ -1,0 +1,267 @@
+"""Clones that become volumes of their own: while they are used, over kills, and what becomes of their parents."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from iomesh.api.client import Client
+from iomesh.errors import InUse, InvalidArgument, NotFound
+from support.daemon import MIB, Daemon
+from support.load import Load, read_volume
+from support.model import Model
+from support.nbd import Connection
+from support.trial import iomesh_command
+
+SIZE = 32 * MIB
+SLOWLY = {"cleaning.bytes_per_second": 4 * MIB}
+
+
+async def fill(client: Client, name: str, text: bytes, length: int = SIZE) -> None:
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, length, MIB)))
+    await connection.flush()
+    await connection.close()
+
+
+async def trim(client: Client, name: str, at: int, length: int) -> None:
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    await connection.trim(at, length)
+    await connection.close()
+
+
+async def content(client: Client, name: str) -> bytes:
+    return bytes(await asyncio.to_thread(read_volume, (await client.export_volume(name)).uris[0], SIZE))
+
+
+async def detached(client: Client, name: str) -> None:
+    async with asyncio.timeout(60):
+        while (await client.volume(name)).clone_of:  # noqa: ASYNC110  # it goes on behind the answer
+            await asyncio.sleep(0.05)
+
+
+async def test_a_clone_stands_for_itself_and_its_parent_goes(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await trim(client, "db", 4 * MIB, MIB)
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await fill(client, "copy", b"of clone", SIZE // 4)
+        await trim(client, "copy", SIZE // 2, 3 * MIB)
+        held = await content(client, "copy")
+        before = (await client.volume("copy")).space
+        assert before.inherited_bytes == SIZE - SIZE // 4 - 3 * MIB
+        await client.delete_volume("db", force=True, snapshots=True)
+        begun = await client.detach_volume("copy")
+        assert begun.detaching.running
+        assert begun.detaching.total_bytes <= before.inherited_bytes
+        await detached(client, "copy")
+        after = await client.volume("copy")
+        assert (after.space.inherited_bytes, after.space.mapped_bytes) == (0, before.mapped_bytes)
+        assert not after.detaching.running
+        with pytest.raises(InvalidArgument, match="no clone"):
+            await client.detach_volume("copy")
+        async with asyncio.timeout(30):
+            while sum(device.replicas for device in await client.devices()) > after.segments + 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await content(client, "copy") == held
+    async with node.metadata() as metadata:
+        assert [entry.key for entry in (await metadata.list_prefix("volumes/")).entries] == ["volumes/copy"], "the hidden parent is gone"
+    for number, end in enumerate((node.kill, node.stop, node.kill)):
+        end()
+        node.start()
+        async with node.client() as client:
+            assert await content(client, "copy") == held
+            await fill(client, "copy", b"snapshot", MIB)
+            await fill(client, "copy", b"of clone", MIB)
+            await client.create_snapshots(["copy"], f"number-{number}")
+
+
+async def test_a_parent_that_was_not_deleted_stays(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        with pytest.raises(InvalidArgument):
+            await client.detach_volume("db")
+        with pytest.raises(NotFound):
+            await client.detach_volume("nobody")
+        await client.detach_volume("copy")
+        await detached(client, "copy")
+        assert (await client.snapshot("db", "monday")).clones == 0
+        await client.delete_snapshot("db", "monday")
+        assert await content(client, "db") == await content(client, "copy") == b"snapshot" * (SIZE // 8)
+        await client.create_snapshots(["db"], "tuesday")
+        await client.clone_volume("db", "tuesday", "other")
+        await client.delete_volume("db", force=True, snapshots=True)
+        assert await content(client, "copy") == await content(client, "other")
+
+
+async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
+    """Those that are there are told at once; those that come meanwhile are waited for."""
+    node.settings = dict(SLOWLY)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await client.create_snapshots(["copy"], "early")
+        with pytest.raises(InUse, match="early"):
+            await client.detach_volume("copy")
+        await client.delete_snapshot("copy", "early")
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await client.detach_volume("copy")
+                    break
+                except InUse:  # it is being given back
+                    await asyncio.sleep(0.05)
+        await client.create_snapshots(["copy"], "late")
+    node.settings = {}
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        async with asyncio.timeout(60):
+            while "late" not in (await client.volume("copy")).detaching.reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await client.volume("copy")).space.inherited_bytes == 0, "all is copied"
+        await client.delete_snapshot("copy", "late")
+        await detached(client, "copy")
+        assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
+
+
+async def test_a_restore_window_of_the_clone_begins_anew(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await client.set_volume("copy", window_seconds=3600)
+        begun = (await client.volume("copy")).window_from_ns
+        assert begun
+        await client.delete_volume("db", force=True, snapshots=True)
+        await client.detach_volume("copy")
+        await detached(client, "copy")
+        assert (await client.volume("copy")).window_from_ns > begun
+        moment = time.time_ns()
+        await fill(client, "copy", b"of clone", MIB)
+        await client.restore_volume("copy", "", at_ns=moment, force=True)
+        assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
+
+
+async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.Random) -> None:
+    """What is read of the clone is what was acknowledged, whatever was copied when the daemon was killed."""
+    node.settings = {"engine.checkpoint_bytes": 4 * MIB, **SLOWLY}
+    node.kill()
+    node.start()
+    model = Model(SIZE, run=1)
+    left = []
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await client.delete_volume("db", force=True, snapshots=True)
+        model.content[:] = np.frombuffer(b"snapshot" * (SIZE // 8), np.uint8)
+        await client.export_volume("copy")
+        await client.detach_volume("copy")
+    for round_ in range(4):
+        async with node.client() as client:
+            left.append((await client.volume("copy")).space.inherited_bytes)
+            load = Load((await client.export_volume("copy")).uris[0], model, draw.getrandbits(32), connections=1, depth=8)
+            running = asyncio.create_task(load.run())
+            async with asyncio.timeout(120):
+                while load.counts.acknowledged < 300:  # noqa: ASYNC110  # it counts, it does not tell
+                    await asyncio.sleep(0.01)
+            load.expect_end()
+        node.kill()
+        await running
+        if round_ == 2:
+            node.settings = {"engine.checkpoint_bytes": 4 * MIB}
+        node.start()
+        async with node.client() as client:
+            model.settle_with(await content(client, "copy"))
+    assert left[0] > left[-1], f"what was copied stays copied: {left}"
+    async with node.client() as client:
+        await detached(client, "copy")
+        model.settle_with(await content(client, "copy"))
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        model.settle_with(await content(client, "copy"))
+    async with node.metadata() as metadata:
+        assert [entry.key for entry in (await metadata.list_prefix("volumes/")).entries] == ["volumes/copy"]
+
+
+@pytest.mark.parametrize("milliseconds", [0, 30, 60, 90, 120, 180, 250])
+async def test_a_kill_at_any_moment_leaves_a_clone_or_a_volume_of_its_own(node: Daemon, milliseconds: int) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await client.delete_volume("db", force=True, snapshots=True)
+        await client.detach_volume("copy")
+        await asyncio.sleep(milliseconds / 1000)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
+        await detached(client, "copy")
+        assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
+    async with node.metadata() as metadata:
+        assert [entry.key for entry in (await metadata.list_prefix("volumes/")).entries] == ["volumes/copy"]
+
+
+async def test_the_middle_of_a_line_of_clones_is_detached(node: Daemon) -> None:
+    """What is a clone of it goes on reading from it."""
+    async with node.client() as client:
+        await client.create_volume("a", SIZE)
+        await fill(client, "a", b"all of a")
+        await client.create_snapshots(["a"], "one")
+        await client.clone_volume("a", "one", "b")
+        await fill(client, "b", b"all of b")
+        await client.create_snapshots(["b"], "one")
+        await client.clone_volume("b", "one", "c")
+        await client.detach_volume("b")
+        await detached(client, "b")
+        await client.delete_volume("a", force=True, snapshots=True)
+        assert await content(client, "c") == b"all of b" * (SIZE // 8)
+        await client.delete_volume("b", force=True, snapshots=True)
+    node.kill()
+    node.start()
+    async with node.client() as client:
+        assert await content(client, "c") == b"all of b" * (SIZE // 8)
+        await client.detach_volume("c")
+        await detached(client, "c")
+        assert await content(client, "c") == b"all of b" * (SIZE // 8)
+        assert [one.name for one in await client.volumes()] == ["c"]
+
+
+async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) -> None:
+    def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        await fill(client, "db", b"snapshot")
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+    done = iomesh("volume", "detach-parent", "copy")
+    assert (done.returncode, done.stdout) == (0, "volume copy: stands for itself\n"), done
+    refused = iomesh("volume", "detach-parent", "db")
+    assert "is no clone" in refused.stderr
+    assert refused.returncode != 0
