@@ -12,8 +12,8 @@ from click.shell_completion import CompletionItem
 
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument
-from iomesh.sizes import SizeError, parse_size
-from iomesh.times import TimeError, parse_moment, parse_span
+from iomesh.sizes import parse_size
+from iomesh.times import parse_moment, parse_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
@@ -81,52 +81,53 @@ def asks(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
     return wrapped
 
 
-class Size(click.ParamType[int]):
-    """A size on the command line; see iomesh.sizes."""
+class Written(click.ParamType[int]):
+    """A number that people write in a form of its own: what `read` makes of a text, and its ValueError says what is wrong with it."""
+
+    name = "number"
+
+    def read(self, text: str) -> int:
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return self.read(str(value))
+        except ValueError as error:
+            option = param is not None and param.opts[0].startswith("-")
+            place = param.opts[0] if param is not None and option else (param.name or "").upper() if param is not None else self.name
+            raise InvalidArgument(f"{place}: {error}") from None
+
+
+class Size(Written):
+    """In bytes; see iomesh.sizes."""
 
     name = "size"
 
     def __init__(self, *, least: int = 0, multiple: int = 1) -> None:
         self.least, self.multiple = least, multiple
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(str(value), least=self.least, multiple=self.multiple)
-        except SizeError as error:
-            place = (
-                param.opts[0] if param is not None and param.opts[0].startswith("-") else (param.name or "").upper() if param else "size"
-            )
-            raise InvalidArgument(f"{place}: {error}") from None
+    def read(self, text: str) -> int:
+        return parse_size(text, least=self.least, multiple=self.multiple)
 
 
-class Span(click.ParamType[int]):
-    """A span of time on the command line, in seconds; see iomesh.times."""
+class Span(Written):
+    """A span of time, in seconds; see iomesh.times."""
 
     name = "span"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_span(str(value))
-        except TimeError as error:
-            raise InvalidArgument(f"{param.opts[0] if param else 'span'}: {error}") from None
+    def read(self, text: str) -> int:
+        return parse_span(text)
 
 
-class Moment(click.ParamType[int]):
-    """A moment on the command line, Unix time in nanoseconds; see iomesh.times."""
+class Moment(Written):
+    """Unix time in nanoseconds; see iomesh.times."""
 
     name = "moment"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_moment(str(value), time.time_ns())
-        except TimeError as error:
-            raise InvalidArgument(f"{param.opts[0] if param else 'moment'}: {error}") from None
+    def read(self, text: str) -> int:
+        return parse_moment(text, time.time_ns())
 
 
 class VolumeName(click.ParamType[str]):

@@ -24,33 +24,19 @@ class Reference(NamedTuple):
         return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
 
 
-class VolumeOrSnapshotName(click.ParamType[Reference]):
-    """VOLUME@SNAPSHOT, or VOLUME where something else says which moment of it; both are completed from the daemon."""
+class SnapshotName(click.ParamType[Reference]):
+    """VOLUME@SNAPSHOT, completed from the daemon. or_volume: also VOLUME, where something else says which moment of it."""
 
-    name = "volume[@snapshot]"
+    name = "volume@snapshot"
+
+    def __init__(self, *, or_volume: bool = False) -> None:
+        self.or_volume = or_volume
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
         if isinstance(value, Reference):
             return value
         volume, at, name = str(value).partition("@")
-        if not volume or bool(at) != bool(name):
-            raise InvalidArgument(f"{value!r} names neither a volume nor a snapshot: write VOLUME, or VOLUME@SNAPSHOT such as db@monday")
-        return Reference(volume, name)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return VolumeName().shell_complete(ctx, param, incomplete) + SnapshotName().shell_complete(ctx, param, incomplete)
-
-
-class SnapshotName(click.ParamType[Reference]):
-    """VOLUME@SNAPSHOT, completed from the daemon."""
-
-    name = "volume@snapshot"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
-        if isinstance(value, Reference):
-            return value
-        volume, _, name = str(value).partition("@")
-        if not volume or not name:
+        if not volume or (not name and (at or not self.or_volume)):
             raise InvalidArgument(f"{value!r} does not name a snapshot: write VOLUME@SNAPSHOT, such as db@monday")
         return Reference(volume, name)
 
@@ -58,7 +44,8 @@ class SnapshotName(click.ParamType[Reference]):
         async def question(node: "Client") -> list[Reference]:
             return [Reference(one.volume, one.name) for one in await node.snapshots()]
 
-        return [CompletionItem(str(one)) for one in names(ctx, question) if str(one).startswith(incomplete)]
+        volumes = VolumeName().shell_complete(ctx, param, incomplete) if self.or_volume else []
+        return volumes + [CompletionItem(str(one)) for one in names(ctx, question) if str(one).startswith(incomplete)]
 
 
 @click.group()

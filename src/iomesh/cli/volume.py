@@ -11,7 +11,7 @@ from rich.text import Text
 
 from iomesh.cli.output import fields, moment, table
 from iomesh.cli.session import Moment, Session, Size, Span, VolumeName, asks
-from iomesh.cli.snapshot import Reference, VolumeOrSnapshotName
+from iomesh.cli.snapshot import Reference, SnapshotName
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
 from iomesh.times import exact_moment, exact_span
@@ -60,7 +60,7 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 
 
 @volume.command("clone")
-@click.argument("source", metavar="VOLUME[@SNAPSHOT]", type=VolumeOrSnapshotName())
+@click.argument("source", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
 @click.argument("name")
 @click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
 @click.option("--export", "exported", is_flag=True, help="Export it as well.")
@@ -182,7 +182,7 @@ def set_(session: Session, name: str, window: int) -> None:
 
 
 @volume.command("restore")
-@click.argument("name", metavar="VOLUME[@SNAPSHOT]", type=VolumeOrSnapshotName())
+@click.argument("name", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
 @click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
 @click.option("--discard", is_flag=True, help="Do not keep what the volume is now: without, that becomes a snapshot.")
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
