@@ -265,3 +265,27 @@ async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) ->
     refused = iomesh("volume", "detach-parent", "db")
     assert "is no clone" in refused.stderr
     assert refused.returncode != 0
+
+
+async def test_a_full_device_is_waited_for_and_users_keep_what_is_left(node: Daemon) -> None:
+    """The last space is not copied into; and once some comes back, copying goes on by itself."""
+    async with node.client() as client:
+        await client.create_volume("db", SIZE * 3)
+        await fill(client, "db", b"snapshot", SIZE * 3)
+        await client.create_snapshots(["db"], "monday")
+        await client.clone_volume("db", "monday", "copy")
+        await client.create_volume("other", SIZE * 3)
+        await fill(client, "other", b"in a way", SIZE * 3)
+        await client.detach_volume("copy")
+        async with asyncio.timeout(60):
+            while not (reason := (await client.volume("copy")).detaching.reason):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert "it goes on when there is more space" in reason
+        assert (await client.volume("copy")).space.inherited_bytes > 0
+        await fill(client, "other", b"go on...", 2 * MIB)
+        await client.delete_volume("other", force=True)
+        await detached(client, "copy")
+        connection = await Connection.connect((await client.export_volume("copy")).uris[0])
+        for at in range(0, SIZE * 3, MIB):
+            assert await connection.read(at, MIB) == b"snapshot" * (MIB // 8)
+        await connection.close()

@@ -20,7 +20,7 @@ import msgspec
 from iomesh.api.model import Detaching as Progress
 from iomesh.api.model import Volume, VolumeState
 from iomesh.engine import engine as compiled
-from iomesh.errors import InUse, InvalidArgument, IomeshError
+from iomesh.errors import InUse, InvalidArgument, IomeshError, NoSpace
 from iomesh.metadata import Metadata
 from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
@@ -102,6 +102,8 @@ class Detaching:
                 await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
                 if await self._finish(volume):
                     return
+            except NoSpace:
+                self._wait_for(volume, "what is free is kept for users and checkpoints: it goes on when there is more space")
             except IomeshError as error:
                 self._wait_for(volume, error.message)
             await asyncio.sleep(AGAIN_SECONDS)
