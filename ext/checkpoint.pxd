@@ -33,7 +33,7 @@ cdef class Checkpoints:
     cdef Operation begin
     cdef bint begin_asked
     cdef void* next_keeper           # of those that share the map cache
-    cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end
+    cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end and all that was written is in it
     cdef uint64_t content_written
     cdef bint due                    # asked for by something other than the interval
     cdef bint held                   # doors stay shut until it is let go, whatever checkpoints are written meanwhile
@@ -75,8 +75,8 @@ cdef class Checkpoints:
     cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
     cdef int write_snapshots(self, uint64_t sequence, Pointer* into) noexcept nogil
     cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil
-    cdef void settle(self) noexcept nogil
-    cdef void remove_dead(self, uint64_t sequence) noexcept nogil
+    cdef bint settle(self) noexcept nogil
+    cdef void remove_dead(self, uint64_t sequence, bint dying) noexcept nogil
     cdef void write_back(self) noexcept nogil
 
 cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil

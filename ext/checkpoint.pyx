@@ -232,6 +232,7 @@ cdef class Checkpoints:
         cdef Pointer pointer, root
         cdef Operation operation
         cdef int result, level
+        cdef bint dying
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
         result = self.snapshots.freeze(at, self.log.io.unix_ns(), self.size_bytes, self.log.tails.position(), self.segments)
@@ -271,15 +272,17 @@ cdef class Checkpoints:
         self.sequence = at
         self.pointer = pointer
         self.root = root
-        if self.log.content == self.content_written:
+        if self.log.content == self.content_written and (self.log.changed <= at or planted(b"checkpoint_without_rest")):
             self.content = self.log.content
         self.counters[CHECKPOINTS] += 1
-        self.settle()
-        self.remove_dead(at)
+        dying = self.settle()
+        self.remove_dead(at, dying)
+        if dying:
+            self.on_dying(self.owner)
         return 0
 
-    cdef void settle(self) noexcept nogil:
-        """It counts: what it has done to the snapshots has happened."""
+    cdef bint settle(self) noexcept nogil:
+        """It counts: what it has done to the snapshots has happened. Whether one begins to die."""
         cdef bint dying = self.snapshots.frozen_dying is not NULL
         if self.snapshots.frozen_walked:
             self.segments.reclaim_holds -= 1
@@ -288,8 +291,7 @@ cdef class Checkpoints:
         self.snapshots.moved()
         self.segments.kept_from = self.snapshots.oldest_mark
         self.segments.settle(True)
-        if dying:
-            self.on_dying(self.owner)
+        return dying
 
     cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil:
         if self.answer_for == sequence and sequence:
@@ -431,15 +433,17 @@ cdef class Checkpoints:
         self.log.add_block(kind, position, flags, data, part)
         return 0
 
-    cdef void remove_dead(self, uint64_t sequence) noexcept nogil:
-        """Delete the segments that nothing needs any more. A failure leaves them to the next checkpoint."""
+    cdef void remove_dead(self, uint64_t sequence, bint dying) noexcept nogil:
+        """Delete the segments that nothing needs any more. A failure leaves them to the next checkpoint. dying: a snapshot begins to die with this
+        one. All that its walk will need lives in this checkpoint, so its hold, the newest, keeps nothing back yet: else nothing would be deleted
+        while one snapshot after the other dies."""
         cdef uint32_t* numbers = <uint32_t*>calloc(self.segments.count + 1, sizeof(uint32_t))
         cdef uint32_t count = 0, i
         cdef Segment* segment = self.segments.first
         cdef RemoveCall call
         if numbers is NULL:
             return
-        while segment is not NULL and self.segments.reclaim_holds == 0:
+        while segment is not NULL and self.segments.reclaim_holds == <uint32_t>dying:
             if segment.live == 0 and (self.segments.live_at_checkpoint(segment) == 0 or planted(b"removed_while_needed")) and \
                     is_settled(segment, sequence) and segment.last_sequence <= self.segments.kept_from and not segment.cleaning:
                 numbers[count] = segment.number

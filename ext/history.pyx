@@ -21,6 +21,7 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, Pointer, SnapshotEntry)
+from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport Reactor, call_on
 from iomesh.engine.snapshots cimport Snapshot, Wish
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
@@ -196,7 +197,7 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noe
     else:
         stand_upon(volume, id, volume.snapshots.find(id).entry.root)
         result = 0 if mark is NULL else volume.snapshots.wish(mark)
-        if result == 0:
+        if result == 0 and not planted(b"restore_told_early"):
             volume.checkpoints.write()
             result = volume.checkpoints.result
         if result < 0:                                   # what counts is the checkpoint before
@@ -217,10 +218,12 @@ cdef void stand_upon(Volume volume, const uint8_t* id, Pointer root) noexcept no
     for level in range(MAP_LEVELS):
         invariant(volume.map.dirty_first[level] is NULL, b"a map is written whole before it is left")
     invariant(volume.map.images == 0, b"a map is written whole before it is left")
-    volume.map.forget()
+    if not planted(b"restore_keeps_nodes"):
+        volume.map.forget()
     volume.map.root = root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.inherited, 0)
-    memcpy(volume.snapshots.head_parent, id, 16)
+    if not planted(b"restore_pins_nothing"):
+        memcpy(volume.snapshots.head_parent, id, 16)
     volume.snapshots.changed()
 
 

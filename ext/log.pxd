@@ -67,6 +67,7 @@ cdef class Log:
     cdef Operation pool_wait
     cdef bint pool_wait_asked
     cdef uint64_t content            # the newest record that is more than a mark
+    cdef uint64_t changed            # the newest one with data or zeros
     cdef Operation turn_end
     cdef bint turn_end_asked
     cdef uint64_t* counters
@@ -74,6 +75,7 @@ cdef class Log:
     cdef Operation idle_timer
     cdef Operation idle_flush
     cdef bint idle_timer_set
+    cdef bint idle_flushing          # `idle_flush` is waited for: a slow device may take longer than the timer
     cdef int64_t closed_ns           # when the newest record was closed
     cdef uint64_t newest_ns          # Unix time in its header, or of the youngest snapshot: no later one is older
     cdef uint64_t marked             # `stable` in the newest header

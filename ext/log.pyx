@@ -132,6 +132,7 @@ cdef class Log:
         cdef uint32_t i
         invariant(count <= record.room - record.payload and count <= RECORD_ENTRIES_MAX - record.entries, b"what is appended fits the record")
         self.begin_part(part, count)
+        self.changed = self.sequence + 1
         for i in range(count):
             if data is NULL:
                 memset(into, 0, BLOCK_BYTES)
@@ -154,6 +155,7 @@ cdef class Log:
         cdef Entry* entry = &record.header.entries[record.entries]
         invariant(record.entries < RECORD_ENTRIES_MAX, b"what is appended fits the record")
         self.begin_part(part, 1)
+        self.changed = self.sequence + 1
         entry.position = block
         entry.crc = 0
         entry.count = count
@@ -429,7 +431,9 @@ cdef class Log:
         if self.io.now_ns() - self.closed_ns < IDLE_NS:
             self.watch_idle()                            # it was busy since the timer was set
         elif self.flusher.stable < self.content:
-            self.flusher.flush(&self.idle_flush)
+            if not self.idle_flushing or planted(b"idle_flush_twice"):
+                self.idle_flushing = True
+                self.flusher.flush(&self.idle_flush)
         elif self.begin_record(True) == 1:
             self.close_record()                          # empty: its header says what is stable
 
@@ -506,6 +510,7 @@ cdef void idle_timer_rang(Operation* operation) noexcept nogil:
 
 
 cdef void idle_flushed(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).idle_flushing = False
     if operation.result == 0:
         (<Log>operation.owner).fell_idle()
 
