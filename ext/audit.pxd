@@ -28,7 +28,6 @@ cdef class Audit:
     cdef uint64_t mapped             # blocks of data that the head holds, ...
     cdef uint64_t exclusive          # ... and no snapshot does
     cdef uint64_t data               # blocks of data that something holds
-    cdef bint any_block              # damage is no finding: devices lie
     cdef char words[256]             # what is wrong
 
     # No checkpoint, no change of snapshots and no cleaning may be under way. False, and words: something does not add up.
@@ -36,6 +35,10 @@ cdef class Audit:
     cdef bint add_up(self, Store store) noexcept nogil
     # After a walk, while nothing has changed: the blocks of a segment that a bitmap says live are those that it found.
     cdef bint agrees(self, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil
+    # Whether what a read or a change of these blocks needs is not what its pointer says, on a device: nodes on the way, and the blocks if `data`. Of the
+    # head's map (nodes that are cached are as they are there), or of one with this root.
+    cdef bint is_damaged(self, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil
+    cdef bint path_is_damaged(self, const Pointer* root, uint64_t block, bint data) noexcept nogil
     cdef bint head(self) noexcept nogil
     cdef bint below(self, Pointer pointer, int level) noexcept nogil
     cdef bint counts(self) noexcept nogil

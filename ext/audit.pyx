@@ -73,7 +73,7 @@ cdef class Audit:
             segment = segment.next
         if live != self.volume.segments.live:
             return self.wrong(b"%llu blocks live by the segments' counts, %llu in all", live, self.volume.segments.live, 0)
-        return self.any_block or self.counts()
+        return self.counts()
 
     cdef bint counts(self) noexcept nogil:
         cdef uint64_t held = self.volume.snapshots.held(self.volume.segments), exclusive = self.volume.segments.exclusive
@@ -84,6 +84,37 @@ cdef class Audit:
         if exclusive != self.exclusive and self.volume.snapshots.dying() is NULL:      # else its heir may still have what it has alone
             return self.wrong(b"%llu blocks are the head's alone by the count, and %llu are found", exclusive, self.exclusive, 0)
         return True
+
+    cdef bint is_damaged(self, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil:
+        cdef uint64_t i
+        for i in range(block, block + count):
+            if (data or i == block or i % NODE_POINTERS == 0) and self.path_is_damaged(root, i, data):
+                return True
+        return False
+
+    cdef bint path_is_damaged(self, const Pointer* root, uint64_t block, bint data) noexcept nogil:
+        cdef int level = MAP_LEVELS - 1
+        cdef Pointer pointer = self.volume.map.root if root is NULL else root[0]
+        cdef Segment* segment
+        cdef Node* node
+        cdef const char* content
+        while level >= (-1 if data else 0):
+            node = self.volume.map.peek(level, block >> (8 * (level + 1))) if root is NULL and level >= 0 else NULL
+            if node is not NULL:
+                pointer = node.pointers[(block >> (8 * level)) % NODE_POINTERS]
+            elif not pointer.flags & POINTER_PRESENT:
+                return False
+            else:
+                segment = self.volume.segments.find(pointer.segment)
+                content = NULL
+                if segment is not NULL and segment.replica is not NULL:
+                    content = self.content(segment.replica, pointer.block)
+                if content is NULL or crc32c(content, BLOCK_BYTES) != pointer.crc:
+                    return True
+                if level >= 0:
+                    pointer = (<const Pointer*>content)[(block >> (8 * level)) % NODE_POINTERS]
+            level -= 1
+        return False
 
     cdef bint head(self) noexcept nogil:
         """The map as it is in memory: cached nodes as they are, others as they are on the device."""
@@ -169,8 +200,7 @@ cdef class Audit:
         if segment is not NULL and segment.replica is not NULL and successor.block < segment.blocks:
             followed = self.content(segment.replica, successor.block)
         if successor.flags & POINTER_PRESENT and (followed is NULL or crc32c(followed, BLOCK_BYTES) != successor.crc):
-            return self.any_block or self.wrong(b"what follows a dying snapshot needs block %llu of segment %llu, which is not there", successor.block,
-                                                successor.segment, 0)
+            return self.wrong(b"what follows a dying snapshot needs block %llu of segment %llu, which is not there", successor.block, successor.segment, 0)
         pointers = <Pointer*>content
         for slot in range(NODE_POINTERS):
             if not self.alone(pointers[slot], nothing if followed is NULL else (<Pointer*>followed)[slot], level - 1):
@@ -200,10 +230,10 @@ cdef class Audit:
         self.blocks += 1
         content[0] = self.content(segment.replica, pointer.block)
         if content[0] is NULL:
-            return self.any_block or self.wrong(b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0)
+            return self.wrong(b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0)
         if crc32c(content[0], BLOCK_BYTES) != pointer.crc:
             content[0] = NULL
-            return self.any_block or self.wrong(b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0)
+            return self.wrong(b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0)
         return True
 
     cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil:

@@ -57,4 +57,5 @@ cdef void disk_draw_cut(Disk* disk, Cut* cut, Chance* chance, uint64_t under_way
 cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil
 cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
 cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil
+cdef void disk_mark_damaged(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil     # the driver has written into memory
 cdef void disk_taint(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil

@@ -30,6 +30,13 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     NEAR_BLOCKS = 64                 # a misdirected write that does not hit a recent one arrives within so many
+    SPARES = 32                      # pieces of memory that are kept for the next devices: there are six to each
+    SPARE_BYTES_MAX = 64 * 1024 * 1024
+
+cdef struct Spare:
+    void* memory                     # NULL: none
+    uint64_t bytes
+    bint zeros
 
 
 cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil:
@@ -40,12 +47,12 @@ cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, 
     disk.volatile_cache = volatile_cache
     disk.corrupt_to = bytes
     disk.capacity = max(cache_bytes // DISK_BLOCK_BYTES, 4) if volatile_cache else 0
-    disk.memory = <char*>lazy(bytes)
-    disk.touched = <uint64_t*>lazy(bits_bytes(disk))
-    disk.tainted = <uint64_t*>lazy(bits_bytes(disk))
-    disk.settled = <uint8_t*>lazy(bytes // DISK_BLOCK_BYTES)
-    disk.undo = <Undo*>lazy(disk.capacity * sizeof(Undo))
-    disk.undone = <char*>lazy(disk.capacity * DISK_BLOCK_BYTES)
+    disk.memory = <char*>lazy(bytes, True)
+    disk.touched = <uint64_t*>lazy(bits_bytes(disk), True)
+    disk.tainted = <uint64_t*>lazy(bits_bytes(disk), True)
+    disk.settled = <uint8_t*>lazy(bytes // DISK_BLOCK_BYTES, True)
+    disk.undo = <Undo*>lazy(disk.capacity * sizeof(Undo), False)
+    disk.undone = <char*>lazy(disk.capacity * DISK_BLOCK_BYTES, False)
     if disk.memory is NULL or disk.touched is NULL or disk.tainted is NULL or disk.settled is NULL or disk.undo is NULL or disk.undone is NULL:
         disk_free(disk)
         return -ENOMEM
@@ -53,12 +60,21 @@ cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, 
 
 
 cdef void disk_free(Disk* disk) noexcept nogil:
-    give_up(disk.memory, disk.bytes)
-    give_up(disk.touched, bits_bytes(disk))
-    give_up(disk.tainted, bits_bytes(disk))
-    give_up(disk.settled, disk.bytes // DISK_BLOCK_BYTES)
-    give_up(disk.undo, disk.capacity * sizeof(Undo))
-    give_up(disk.undone, disk.capacity * DISK_BLOCK_BYTES)
+    cdef uint64_t block
+    if disk.bytes == 0:
+        return
+    if disk.memory is not NULL and disk.touched is not NULL and disk.tainted is not NULL:        # zeros again
+        for block in range(disk.bytes // DISK_BLOCK_BYTES):
+            if is_set(disk.touched, block):
+                memset(disk.memory + block * DISK_BLOCK_BYTES, 0, DISK_BLOCK_BYTES)
+        memset(disk.touched, 0, bits_bytes(disk))
+        memset(disk.tainted, 0, bits_bytes(disk))
+    give_up(disk.memory, disk.bytes, True)
+    give_up(disk.touched, bits_bytes(disk), True)
+    give_up(disk.tainted, bits_bytes(disk), True)
+    give_up(disk.settled, disk.bytes // DISK_BLOCK_BYTES, True)
+    give_up(disk.undo, disk.capacity * sizeof(Undo), False)
+    give_up(disk.undone, disk.capacity * DISK_BLOCK_BYTES, False)
     memset(disk, 0, sizeof(Disk))
 
 
@@ -207,6 +223,13 @@ cdef void rot(Disk* disk, Injector* injector, int64_t time_ns, uint32_t bytes, u
     record_fault(injector, ROT, time_ns, disk.number, at, <uint32_t>unit)
 
 
+cdef void disk_mark_damaged(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil:
+    cdef uint64_t block
+    for block in range(offset // DISK_BLOCK_BYTES, (offset + bytes + DISK_BLOCK_BYTES - 1) // DISK_BLOCK_BYTES):
+        set_bit(disk.touched, block)
+    disk_taint(disk, offset, bytes)
+
+
 cdef void disk_taint(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil:
     cdef uint64_t block
     for block in range(offset // DISK_BLOCK_BYTES, (offset + bytes + DISK_BLOCK_BYTES - 1) // DISK_BLOCK_BYTES):
@@ -320,12 +343,32 @@ cdef inline uint64_t bits_bytes(const Disk* disk) noexcept nogil:
     return (disk.bytes // DISK_BLOCK_BYTES + 63) // 64 * 8
 
 
-cdef void* lazy(uint64_t bytes) noexcept nogil:
-    """Zeros that take memory where they are touched; NULL: none is left."""
-    cdef void* memory = mmap(NULL, max(bytes, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+# Memory of devices that are gone, for those that come: a page that is touched anew costs more than the block that is written there. Worlds are made
+# and dropped with the GIL.
+cdef Spare[SPARES] spares
+
+
+cdef void* lazy(uint64_t bytes, bint zeros) noexcept nogil:
+    """Memory that is taken where it is touched; NULL: none is left. zeros: else it may hold anything."""
+    cdef void* memory
+    cdef int i
+    for i in range(SPARES):
+        if spares[i].memory is not NULL and spares[i].bytes == bytes and spares[i].zeros == zeros:
+            memory = spares[i].memory
+            spares[i].memory = NULL
+            return memory
+    memory = mmap(NULL, max(bytes, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     return NULL if memory == MAP_FAILED else memory
 
 
-cdef void give_up(void* memory, uint64_t bytes) noexcept nogil:
-    if memory is not NULL:
-        munmap(memory, max(bytes, 1))
+cdef void give_up(void* memory, uint64_t bytes, bint zeros) noexcept nogil:
+    cdef int i
+    if memory is NULL:
+        return
+    for i in range(SPARES if bytes <= SPARE_BYTES_MAX else 0):
+        if spares[i].memory is NULL:
+            spares[i].memory = memory
+            spares[i].bytes = bytes
+            spares[i].zeros = zeros
+            return
+    munmap(memory, max(bytes, 1))

@@ -21,7 +21,8 @@ cdef struct Wrote:                   # one write, trim or write-zeroes
     uint32_t flags
 
 cdef struct Version:                 # that a sector may have
-    uint32_t wrote
+    uint32_t wrote                   # by which operation
+    uint32_t content                 # what is read then: what this one wrote; 0: zeros
     int32_t next                     # -1: none
 
 cdef struct Kept:                    # what a snapshot may hold
@@ -70,14 +71,17 @@ cdef class Judge:
     # Of a snapshot that was begun at `begun` and is made now, or may have been: what may be in it is kept. Its number; -1: there are too many.
     cdef int keep(self, uint64_t begun) noexcept nogil
     cdef void let_go(self, int number) noexcept nogil
+    cdef int keep_again(self, int number) noexcept nogil     # one more of the same
+    cdef uint32_t go_back(self, int number) noexcept nogil   # nothing is under way: the volume is what that snapshot holds, and that is stable; its operation
     # Of a whole block of it: False, and words. From now on it is what was seen.
     cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil
     cdef void prune(self, uint32_t sector) noexcept nogil
     cdef void push(self, uint32_t sector, uint32_t number) noexcept nogil
-    cdef void replace(self, uint32_t sector, uint32_t number) noexcept nogil
-    cdef int32_t new_version(self, uint32_t number) noexcept nogil
+    cdef void replace(self, uint32_t sector, uint32_t number, uint32_t content) noexcept nogil
+    cdef int32_t new_version(self, uint32_t number, uint32_t content) noexcept nogil
+    cdef void copy(self, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil
     cdef void forget(self, int32_t* first) noexcept nogil
     cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil
 

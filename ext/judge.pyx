@@ -9,7 +9,8 @@
 #     not stable lapses: it may have taken place or not;
 #   - what was under way when something ended counts as following nothing that ended later: it never takes place after that.
 #
-# A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made.
+# A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made. To go back to one is an
+# operation of its own, the newest of every sector, with the snapshot's content.
 #
 # Besides: within one block an operation took place whole or not at all; after a power cut what survived is a prefix of the log: if
 # W is there and V was acknowledged before W began, V is there; what was seen after a recovery stays.
@@ -17,7 +18,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, realloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from iomesh.engine.invariant cimport invariant
 
@@ -46,7 +47,7 @@ cdef void fill(char* data, uint32_t number, uint64_t place, uint32_t sectors) no
         words[0] = number
         words[1] = place + s
         for i in range(2, WORDS):
-            words[i] = seed + i * <uint64_t>0x9E3779B97F4A7C15
+            words[i] = seed
         words += WORDS
 
 
@@ -161,25 +162,25 @@ cdef class Judge:
     cdef bint settle(self, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
         """A block's eight sectors at once."""
         cdef int64_t[BLOCK_SECTORS] seen
-        cdef uint32_t i, k, number
+        cdef uint32_t[BLOCK_SECTORS] content
+        cdef uint32_t i, k
         cdef int32_t at
         cdef Wrote* wrote
         cdef Wrote* other
         cdef bint single = True
         for i in range(BLOCK_SECTORS):
             seen[i] = self.identify(data + i * SECTOR_BYTES, place + i)
+            content[i] = <uint32_t>max(seen[i], <int64_t>0)
             self.compared += 1
             at = self.first[sector + i]
-            number = <uint32_t>self.versions[at].wrote if at >= 0 else 0
             if at < 0 or self.versions[at].next < 0:     # nothing to decide
-                if seen[i] == number or (seen[i] == 0 and self.wrote[number].flags & OP_ZERO):
-                    seen[i] = number
+                if seen[i] == (<int64_t>self.versions[at].content if at >= 0 else 0):
+                    seen[i] = self.versions[at].wrote if at >= 0 else 0
                     continue
             single = False
-            number = <uint32_t>max(seen[i], <int64_t>0)
             seen[i] = self.allowed(sector + i, seen[i], NEVER)
             if seen[i] < 0:
-                self.complain(self.first[sector + i], number if seen[i] == DISALLOWED else UNKNOWN, data + i * SECTOR_BYTES, place + i)
+                self.complain(self.first[sector + i], content[i] if seen[i] == DISALLOWED else UNKNOWN, data + i * SECTOR_BYTES, place + i)
                 return False
         if single:
             return True
@@ -205,7 +206,7 @@ cdef class Judge:
                     self.oldest_loss = other.ended
                     self.loss = self.versions[at].wrote
                 at = self.versions[at].next
-            self.replace(sector + i, <uint32_t>seen[i])
+            self.replace(sector + i, <uint32_t>seen[i], content[i])
         return True
 
     cdef bint settled(self) noexcept nogil:
@@ -242,7 +243,7 @@ cdef class Judge:
             at = self.first[sector]
             while at >= 0:
                 if self.wrote[self.versions[at].wrote].ended >= newest:
-                    copy = self.new_version(self.versions[at].wrote)
+                    copy = self.new_version(self.versions[at].wrote, self.versions[at].content)
                     self.versions[copy].next = place[0]
                     place[0] = copy
                 at = self.versions[at].next
@@ -254,23 +255,53 @@ cdef class Judge:
             self.forget(&self.kept[number].first[sector])
         self.kept[number].used = False
 
+    cdef int keep_again(self, int number) noexcept nogil:
+        cdef uint32_t sector
+        cdef int again = 0
+        while self.kept[again].used:
+            again += 1
+        invariant(again < KEPT_MAX, b"a model keeps one more than there are snapshots")
+        self.kept[again].used = True
+        for sector in range(self.sectors):
+            self.kept[again].first[sector] = -1
+            self.copy(self.kept[number].first[sector], &self.kept[again].first[sector], 0)
+        return again
+
+    cdef uint32_t go_back(self, int number) noexcept nogil:
+        cdef uint32_t operation = self.count, sector
+        invariant(operation < OPERATIONS_MAX, b"a model has room for an operation")
+        self.count += 1
+        self.clock += 2
+        self.wrote[operation].begun = self.clock - 1
+        self.wrote[operation].ended = self.clock
+        self.wrote[operation].flags = OP_ACKNOWLEDGED | OP_STABLE
+        for sector in range(self.sectors):
+            self.forget(&self.first[sector])
+            self.copy(self.kept[number].first[sector], &self.first[sector], operation)
+        return operation
+
+    cdef void copy(self, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
+        """Versions of a sector. number: of the operation that makes them so; 0: those that did."""
+        cdef int32_t at
+        while from_first >= 0:
+            at = self.new_version(number if number else self.versions[from_first].wrote, self.versions[from_first].content)
+            self.versions[at].next = first[0]
+            first[0] = at
+            from_first = self.versions[from_first].next
+
     cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
         cdef int64_t seen
         cdef int32_t at
         cdef int32_t* first
-        cdef uint32_t i, found
+        cdef uint32_t i
         for i in range(BLOCK_SECTORS):
             first = &self.kept[number].first[sector + i]
             seen = self.identify(data + i * SECTOR_BYTES, place + i)
             self.compared += 1
             at = first[0]
-            found = 0
             if at < 0 and seen == 0:
                 continue
-            while at >= 0:
-                found = self.versions[at].wrote
-                if found == seen or (seen == 0 and self.wrote[found].flags & OP_ZERO):
-                    break
+            while at >= 0 and self.versions[at].content != seen:
                 at = self.versions[at].next
             if at < 0:
                 self.complain(first[0], seen, data + i * SECTOR_BYTES, place + i)
@@ -278,7 +309,7 @@ cdef class Judge:
             if self.versions[first[0]].next >= 0:        # from now on it is this one
                 self.ambiguous += 1
                 self.forget(first)
-                first[0] = self.new_version(found)
+                first[0] = self.new_version(<uint32_t>seen, <uint32_t>seen)
         return True
 
     # ------------------------------------------------------------------ versions
@@ -286,17 +317,12 @@ cdef class Judge:
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil:
         """The operation that made a sector's content; 0: zeros; UNKNOWN."""
         cdef const uint64_t* words = <const uint64_t*>data
-        cdef uint64_t number = words[0], wrong = 0, seed
-        cdef uint32_t i
-        if number == 0 or number >= self.count:
-            for i in range(WORDS):
-                wrong |= words[i]
-            return UNKNOWN if wrong else 0
-        seed = mixed(number << 40 ^ place)
-        wrong = words[1] ^ place
-        for i in range(2, WORDS):
-            wrong |= words[i] ^ (seed + i * <uint64_t>0x9E3779B97F4A7C15)
-        return UNKNOWN if wrong else <int64_t>number
+        cdef uint64_t number = words[0]
+        if number == 0:
+            return 0 if memcmp(words, words + 1, SECTOR_BYTES - 8) == 0 else UNKNOWN
+        if number >= self.count or words[1] != place or words[2] != mixed(number << 40 ^ place):
+            return UNKNOWN
+        return <int64_t>number if memcmp(words + 2, words + 3, SECTOR_BYTES - 24) == 0 else UNKNOWN
 
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil:
         """The version that `seen` is (zeros: that ended last); or DISALLOWED, UNKNOWN. Only what had ended by `horizon` is known to have taken place."""
@@ -318,7 +344,7 @@ cdef class Judge:
         at = self.first[sector]
         while at >= 0:
             wrote = &self.wrote[self.versions[at].wrote]
-            if wrote.ended >= newest and (self.versions[at].wrote == seen or (seen == 0 and wrote.flags & OP_ZERO)):
+            if wrote.ended >= newest and self.versions[at].content == seen:
                 if found < 0 or wrote.ended > self.wrote[found].ended:
                     found = self.versions[at].wrote
             at = self.versions[at].next
@@ -351,11 +377,11 @@ cdef class Judge:
         cdef int32_t at
         if self.first[sector] < 0 and number:
             self.push(sector, 0)
-        at = self.new_version(number)
+        at = self.new_version(number, 0 if self.wrote[number].flags & OP_ZERO else number)
         self.versions[at].next = self.first[sector]
         self.first[sector] = at
 
-    cdef int32_t new_version(self, uint32_t number) noexcept nogil:
+    cdef int32_t new_version(self, uint32_t number, uint32_t content) noexcept nogil:
         cdef int32_t at = self.free_versions
         if at >= 0:
             self.free_versions = self.versions[at].next
@@ -367,6 +393,7 @@ cdef class Judge:
             at = self.version_used
             self.version_used += 1
         self.versions[at].wrote = number
+        self.versions[at].content = content
         self.versions[at].next = -1
         return at
 
@@ -380,7 +407,7 @@ cdef class Judge:
         self.free_versions = first[0]
         first[0] = -1
 
-    cdef void replace(self, uint32_t sector, uint32_t number) noexcept nogil:
+    cdef void replace(self, uint32_t sector, uint32_t number, uint32_t content) noexcept nogil:
         """... all versions by one."""
         cdef int32_t at = self.first[sector], last = at
         if at < 0:
@@ -393,6 +420,7 @@ cdef class Judge:
             self.free_versions = self.versions[at].next
             self.versions[at].next = -1
         self.versions[at].wrote = number
+        self.versions[at].content = content
 
     cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil:
         """at: the first of the versions that are known."""
@@ -410,8 +438,8 @@ cdef class Judge:
         length += snprintf(self.words + length, sizeof(self.words) - length, b"; known there:")
         while at >= 0 and length < <int>sizeof(self.words) - 80:
             wrote = &self.wrote[self.versions[at].wrote]
-            length += snprintf(self.words + length, sizeof(self.words) - length, b" %u (%s%s%llu to %lld)", self.versions[at].wrote,
-                               b"zeros, " if wrote.flags & OP_ZERO else b"",
+            length += snprintf(self.words + length, sizeof(self.words) - length, b" %u (%s%s%llu to %lld)", self.versions[at].content,
+                               b"zeros, " if self.versions[at].content == 0 else b"",
                                b"lapsed, " if wrote.flags & OP_LAPSED else b"stable, " if is_stable(self, wrote)
                                else b"acknowledged, " if wrote.flags & OP_ACKNOWLEDGED else b"under way, ",
                                <unsigned long long>wrote.begun, <long long>wrote.ended)

@@ -6,6 +6,7 @@
 # The arena's pages are touched lazily unless the ring registers (and so pins) them, so lists are LIFO: what was used last is warm and resident.
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.task cimport wake_one
@@ -25,11 +26,9 @@ cdef class Pool:
     """small, large, record: how many buffers of each kind. Raises MemoryError."""
 
     def __cinit__(self, uint32_t small, uint32_t large, uint32_t record):
-        cdef uint32_t[3] counts
-        cdef uint32_t i
         cdef int kind
         cdef void* memory
-        counts[0], counts[1], counts[2] = small, large, record
+        self.counts[0], self.counts[1], self.counts[2] = small, large, record
         self.arena_bytes = <uint64_t>small * SMALL_BYTES + <uint64_t>large * LARGE_BYTES + <uint64_t>record * RECORD_BYTES
         memory = mmap(NULL, self.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if memory == MAP_FAILED:
@@ -37,13 +36,22 @@ cdef class Pool:
         self.arena = <char*>memory
         self.starts[0] = self.arena
         for kind in range(3):
-            self.starts[kind + 1] = self.starts[kind] + <uint64_t>counts[kind] * buffer_bytes(kind)
-            for i in range(counts[kind], 0, -1):
-                self.push(kind, self.starts[kind] + <uint64_t>(i - 1) * buffer_bytes(kind))
+            self.starts[kind + 1] = self.starts[kind] + <uint64_t>self.counts[kind] * buffer_bytes(kind)
+        self.renew()
 
     def __dealloc__(self):
         if self.arena is not NULL:
             munmap(self.arena, self.arena_bytes)
+
+    cdef void renew(self) noexcept nogil:
+        cdef uint32_t i
+        cdef int kind
+        memset(self.waiters, 0, sizeof(self.waiters))
+        for kind in range(3):
+            self.free[kind] = 0
+            self.free_lists[kind] = NULL
+            for i in range(self.counts[kind], 0, -1):
+                self.push(kind, self.starts[kind] + <uint64_t>(i - 1) * buffer_bytes(kind))
 
     cdef char* take(self, int kind) noexcept nogil:
         cdef char* buffer = self.free_lists[kind]

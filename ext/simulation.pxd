@@ -15,6 +15,7 @@ from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport Wish
 from iomesh.engine.store cimport Store
 from iomesh.engine.volume cimport Volume
 from iomesh.engine.world cimport World
@@ -28,7 +29,7 @@ cdef enum:
     TRACED = 1024                    # events that are kept
 
 cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
 
@@ -51,6 +52,7 @@ cdef struct Slot:                    # an operation under way
     uint32_t done                    # sectors that the volume took
     uint32_t number                  # in the model
     uint64_t begun                   # on the judge's clock
+    bint damaged                     # something that it needs was, when it began
     int64_t started_ns
 
 cdef enum ShotState:                 # of a snapshot, as its user knows it
@@ -67,6 +69,20 @@ cdef struct Shot:
     int kept                         # what it may hold, by the judge's number
     bint looked_at                   # someone reads it
     Making making
+
+cdef enum GoingState:                # of going back to a snapshot
+    GOING_NOWHERE,
+    GOING_WAITS,                     # until nothing is under way: nobody is connected then
+    GOING_BACK
+
+cdef struct Going:
+    GoingState state
+    Shot* target
+    uint8_t id[16]                   # the target's
+    int kept                         # what it may hold, by the judge's number: the snapshot itself may go meanwhile
+    Shot* before                     # what was there until then; NULL: it is not to be kept
+    Wish wish                        # ... as the engine is asked for it
+    bint moved                       # the metadata service has been told: from now on the volume is what the target holds
 
 cdef struct Event:                   # for people
     int64_t now_ns
@@ -109,6 +125,7 @@ cdef class Simulation:
     cdef bint metadata_moved
     cdef Shot shots[SHOTS]
     cdef uint32_t shot_count         # ever
+    cdef Going going
     # what was drawn
     cdef int store_count
     cdef uint32_t regions
@@ -130,7 +147,9 @@ cdef class Simulation:
     cdef uint32_t hurried            # of 256 beginnings: crashed while they are under way
     cdef uint32_t unverified         # of 256 beginnings: nothing is compared before it goes on
     cdef uint32_t per_life           # operations between two ends, on average
-    cdef bint errors_allowed         # the world makes some
+    cdef readonly dict faults        # of the world, with their probabilities
+    cdef bint errors_allowed         # ... now: some that devices tell of
+    cdef bint hangs
     # how it goes
     cdef Phase phase
     cdef bint armed_power            # of a crash that the world makes at a boundary
@@ -139,8 +158,10 @@ cdef class Simulation:
     cdef uint32_t tasks              # control tasks under way
     cdef char* memory
     cdef bint paused
+    cdef bint hungry                 # writes found no space
     cdef Operation pause
-    cdef uint32_t verify_next
+    cdef uint32_t verify_next        # the next region to be read after a recovery, and the one behind the last
+    cdef uint32_t verify_end
     cdef bint looking
     cdef Read look
     cdef Operation looked
@@ -158,6 +179,11 @@ cdef class Simulation:
     cdef readonly uint64_t power_cuts
     cdef readonly uint64_t clean_stops
     cdef readonly uint64_t moves
+    cdef readonly uint64_t restores
+    cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged, or full
+    cdef readonly uint64_t damages   # blocks
+    cdef uint64_t damaged_at         # on the judge's clock: the newest
+    cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t walks
     cdef readonly uint64_t comparisons       # of what cleaning derives with what a walk has found
@@ -170,6 +196,7 @@ cdef class Simulation:
     cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil
     cdef object draw_life(self, operations)
+    cdef object set_faults(self)
     cdef object format(self)
     cdef object enter(self)
     cdef object boot(self)
@@ -185,11 +212,16 @@ cdef class Simulation:
     cdef void work_more(self) noexcept nogil
     cdef void begin(self, int kind) noexcept nogil
     cdef void begin_task(self, int kind) noexcept nogil
+    cdef void name_shot(self, Shot* shot) noexcept nogil
+    cdef void begin_restore(self) noexcept nogil
     cdef Shot* any_shot(self, ShotState state) noexcept nogil
     cdef void doubt_shots(self) noexcept nogil
     cdef bint settle_shots(self) noexcept nogil
     cdef void note_oldest_read(self) noexcept nogil
     cdef bint walk(self) noexcept nogil
+    cdef void damage(self) noexcept nogil
+    cdef bint meets_damage(self, Slot* slot) noexcept nogil
+    cdef bint excuses(self, Slot* slot, int error) noexcept nogil
     cdef Slot* take_slot(self, int kind) noexcept nogil
     cdef bint place(self, Slot* slot) noexcept nogil
     cdef void write_more(self, Slot* slot) noexcept nogil

@@ -17,7 +17,7 @@
 # Always true: what the engine holds in memory goes with a crash (the tasks as well, see task.abandon); what stays is the devices, the metadata
 # (epoch, checkpoint, size) and the judge.
 
-from libc.errno cimport EBUSY, ENOSPC, ESHUTDOWN
+from libc.errno cimport EBUSY, EILSEQ, EIO, ENOENT, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
@@ -25,11 +25,12 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Cleaner, Row
-from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot, walk_dying
+from iomesh.engine.disk cimport Disk, disk_mark_damaged
+from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot, restore_volume, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, SNAPSHOT_HIDDEN, TIER_NVME,
+    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, SEGMENT_SEALED, SLAB_BYTES, SNAPSHOT_HIDDEN, TIER_NVME,
     Pointer, Superblock)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
@@ -41,9 +42,12 @@ from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport Store, format_store, plan_store
-from iomesh.engine.task cimport abandon, start, wait, waited
+from iomesh.engine.task cimport abandon, start, wait, waited, wake_all
 from iomesh.engine.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
 from iomesh.engine.world cimport CRASHED, World, WorldIo
+
+cdef extern from "<errno.h>" nogil:
+    int EUCLEAN
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -51,8 +55,10 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     READ_BLOCKS = 256
     LONG_NS = 1000 * 1000 * 1000
-    HANG_S = 600                     # of the world's time: nothing may take so long
+    HANG_S = 600                     # of the world's time: nothing may take so long, ...
+    HANGS = 200                      # ... or so often that where devices hang
     IDLE_POLLS_MAX = 64              # in a row in which nothing happens
+    RESTLESS_MAX = 20000             # turns in a row that something asks for and nothing comes in
     STEPS_MAX = 2 * 1000 * 1000      # of one beginning
     ROWS_MAX = 256
     CLEANED_AT_ONCE = 12
@@ -60,7 +66,10 @@ cdef enum:
 VOLUME = b"simulated volume"
 CLUSTER = b"simulated worlds"
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
-KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "verify")
+KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
+              "damage", "verify")
+
+cdef char* spare_memory = NULL
 
 
 cdef class Simulation:
@@ -71,9 +80,14 @@ cdef class Simulation:
         cdef int i
         self.seed = seed
         self.state = seed * <uint64_t>0x9E3779B97F4A7C15 + 1
-        if posix_memalign(&memory, BLOCK_BYTES, (SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES):
+        global spare_memory
+        if spare_memory is not NULL:                     # of a life that is over
+            self.memory = spare_memory
+            spare_memory = NULL
+        elif posix_memalign(&memory, BLOCK_BYTES, (SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES):
             raise MemoryError("no memory for operations")
-        self.memory = <char*>memory
+        else:
+            self.memory = <char*>memory
         for i in range(SLOTS):
             self.slots[i].buffer = self.memory + i * READ_BLOCKS * BLOCK_BYTES
             self.slots[i].life = <void*>self
@@ -84,7 +98,11 @@ cdef class Simulation:
         self.draw_life(operations)
 
     def __dealloc__(self):
-        release(self.memory)
+        global spare_memory
+        if spare_memory is NULL:
+            spare_memory = self.memory
+        else:
+            release(self.memory)
 
     # ------------------------------------------------------------------ the swarm
 
@@ -117,9 +135,11 @@ cdef class Simulation:
         self.weights[<int>SNAPSHOT] = [0, 0, 1, 2][self.draw(4)]
         self.weights[<int>DELETE] = self.draw(3) if self.weights[<int>SNAPSHOT] else 0
         self.weights[<int>LOOK] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
+        self.weights[<int>RESTORE] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
+        self.weights[<int>DAMAGE] = self.draw(12) == 0
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
-        self.size_max = [1, 1, 2, 4, 8, 32, 64, 250][self.draw(8)]
+        self.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][self.draw(9)]
         self.odd = [0, 16, 64, 160][self.draw(4)]
         self.hot = [0, 128, 230][self.draw(3)]
         self.hot_sectors = [64, 512, 2048][self.draw(3)]
@@ -138,7 +158,11 @@ cdef class Simulation:
         self.per_life = [20, 100, 400, 1500][self.draw(4)]
         self.operations = operations if operations is not None else [300, 1000, 3000][self.draw(3)]
         self.operations = min(self.operations, <uint64_t>(OPERATIONS_MAX // 2))
-        self.errors_allowed = False
+        self.pool = Pool(4, 2, self.records)
+        self.faults = {}
+        for name in ("slow", "hang", "timer_early", "timer_late"):
+            if self.draw(12) == 0:
+                self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
         self.audit = Audit(self.world)
         self.judge = Judge(self.regions * REGION_SECTORS)
         self.judge.reset(self.regions * REGION_SECTORS, not volatile or not self.power)
@@ -146,7 +170,7 @@ cdef class Simulation:
             "stores": self.store_count, "volatile": bool(volatile), "regions": self.regions, "spread": spread, "depth": self.depth, "size_max": self.size_max,
             "odd": self.odd, "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
             "power": self.power, "stops": self.stops, "hurried": self.hurried, "unverified": self.unverified, "per_life": self.per_life,
-            "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
+            "faults": self.faults, "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
 
     cdef uint64_t draw(self, uint64_t below) noexcept nogil:
         """0 to below - 1 (splitmix64)."""
@@ -170,14 +194,18 @@ cdef class Simulation:
         self.format()
         while not self.wrong:
             self.last = left == 0
+            self.set_faults()
             self.boot()
             self.left = min(left, 1 + self.draw(2 * self.per_life))
             before = self.operations
             with nogil:
                 end = self.live()
             left -= min(left, self.operations - before)
-            if end == END_WRONG:
-                break
+            if end == END_REFUSED:
+                self.refusals += 1
+                left -= min(left, <uint64_t>20)
+            if end == END_WRONG or (end == END_REFUSED and (self.damages or self.last)):
+                break                                    # what is damaged stays so
             if (<WorldIo>self.io).alive:
                 self.world.crash(-1, end == END_POWER_CUT)
             self.world.crash_at(0, False)
@@ -192,6 +220,12 @@ cdef class Simulation:
         abandon()
         self.drop()
         return self.words.decode(errors="replace") if self.wrong else None
+
+    cdef object set_faults(self):
+        """Those of the next beginning: in the last one devices work, and all must be well."""
+        self.world.faults = {name: 0 if self.last else probability for name, probability in self.faults.items()}
+        self.errors_allowed = not self.last and any(name.endswith("error") for name in self.faults)
+        self.hangs = "hang" in self.faults
 
     cdef object format(self):
         cdef FormatCall call
@@ -231,7 +265,7 @@ cdef class Simulation:
         cdef Store store
         cdef int i
         self.enter()
-        self.pool = Pool(4, 2, self.records)
+        self.pool.renew()                                # its memory is as good as new, and new memory is slow
         self.cache = MapCache(self.frames, self.io)
         self.stores = []
         for i in range(self.store_count):
@@ -275,18 +309,17 @@ cdef class Simulation:
         self.segments = None
         self.stores = None
         self.cache = None
-        self.pool = None
         self.reactor = None
         self.io = None
 
     # ------------------------------------------------------------------ one beginning
 
     cdef End live(self) noexcept nogil:
-        cdef int found, idle = 0, i
+        cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
         cdef bint waits
         self.phase = BOOTING
         self.busy = self.tasks = 0
-        self.paused = False
+        self.paused = self.hungry = False
         self.verify_next = 0
         self.step = 0
         self.crash_step = STEPS_MAX
@@ -300,6 +333,7 @@ cdef class Simulation:
         while True:
             waits = self.reactor.turn_first is NULL
             found = self.io.poll(LONG_NS if waits else 0)
+            restless = 0 if found or waits else restless + 1
             self.step += 1
             if found == CRASHED:
                 return self.crash(self.armed_power)
@@ -315,7 +349,11 @@ cdef class Simulation:
             idle = idle + 1 if found == 0 and waits else 0
             if self.step >= self.crash_step or (idle > 2 and self.crash_step < STEPS_MAX):
                 return self.crash(self.chance(self.power))
-            if idle > IDLE_POLLS_MAX or self.step >= STEPS_MAX or (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * <int64_t>1000000000):
+            if restless > RESTLESS_MAX:
+                self.fault(b"the reactor is busy for %lld turns in which no device and no timer has done anything", restless, 0)
+                return END_WRONG
+            if idle > IDLE_POLLS_MAX * patience or self.step >= STEPS_MAX or \
+                    (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * patience * <int64_t>1000000000):
                 return self.hang()
 
     cdef void crash_soon(self, uint64_t within) noexcept nogil:
@@ -335,8 +373,16 @@ cdef class Simulation:
 
     cdef End hang(self) noexcept nogil:
         cdef int i
+        self.note(b"the log has %lld records, %lld of them committed; it lets nobody in: %lld", self.log.last_appended(), self.log.committed, self.log.draining)
+        self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", self.volume.merging, self.log.tails.current is not NULL,
+                  self.log.tails.prepared is not NULL)
+        self.note(b"stable up to record %lld; devices that are being flushed: %lld; in the world %lld events are due", self.log.flusher.stable,
+                  self.log.flusher.left, self.world.agenda.count)
+        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", self.volume.checkpoints.running, self.volume.checkpoints.writing_back, 0)
         for i in range(SLOTS):
             if self.slots[i].busy:
+                self.note(b"under way: kind %lld, %lld sectors done of %lld", self.slots[i].kind, self.slots[i].done, self.slots[i].sectors)
+                self.note(b"           parts %lld, complete %lld", self.slots[i].request.parts, self.slots[i].request.complete, 0)
                 self.fault(b"an operation of kind %lld (number %lld) never ends", self.slots[i].kind, self.slots[i].number)
         self.fault(b"nothing happens any more in phase %lld, with %lld operations under way", self.phase, self.busy)
         return END_WRONG
@@ -351,7 +397,11 @@ cdef class Simulation:
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
         self.note(b"refused with error %lld", -error, 0, 0)
-        if not self.errors_allowed:
+        cdef bint full = error == -ENOSPC
+        cdef int i
+        for i in range(self.store_count):                # the reserve is used up: where nobody cleans, every beginning takes from it
+            full = full and (<Store>self.store_pointers[i]).slabs.free * SLAB_BYTES < SEGMENT_BYTES_MIN
+        if not self.errors_allowed and not full and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
             self.fault(b"refused to open:", 0, 0)
             snprintf(self.words, sizeof(self.words), b"refused to open, and nothing is damaged: %s (error %d)", reason, -error)
         self.phase = REFUSED
@@ -368,23 +418,28 @@ cdef class Simulation:
 
     cdef void verify_more(self) noexcept nogil:
         cdef Slot* slot
-        while self.verify_next < self.usable and self.busy < SLOTS:
+        while self.verify_next < self.verify_end and self.busy < SLOTS:
             slot = self.take_slot(VERIFY)
             slot.sector = self.verify_next * REGION_SECTORS
             slot.sectors = REGION_SECTORS
             self.verify_next += 1
             self.give(slot)
-        if self.verify_next == self.usable and self.busy == 0:
+        if self.verify_next == self.verify_end and self.busy == 0:
             if not self.judge.settled():
                 self.fault(self.judge.words, 0, 0)
-            self.note(b"everything is read", 0, 0, 0)
+            self.note(b"%lld regions are read", self.verify_end, 0, 0)
             self.phase = LOOKING
             start(look_at_all_body, <void*>self, NULL)
 
     cdef void work_more(self) noexcept nogil:
         cdef uint64_t at
         cdef int kind = 0
-        while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused:
+        if self.going.state == GOING_WAITS and self.busy == 0:
+            self.begin_restore()
+        if self.hungry and self.tasks < 4:               # as the policy does it: urgently, whatever it does otherwise
+            self.hungry = False
+            self.begin_task(CLEAN)
+        while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused and self.going.state == GOING_NOWHERE:
             self.left -= 1
             self.operations += 1
             at = self.draw(self.weight)
@@ -393,7 +448,7 @@ cdef class Simulation:
                 at -= self.weights[kind]
                 kind += 1
             self.begin(kind)
-        if self.left == 0 and not self.paused:
+        if self.left == 0 and not self.paused and self.going.state == GOING_NOWHERE:
             if self.last or self.chance(self.stops):
                 self.phase = QUIETING
                 if not self.last and self.chance(64):
@@ -411,8 +466,11 @@ cdef class Simulation:
             self.pause.owner = <void*>self
             self.io.after(&self.pause, <int64_t>self.draw(120) * 1000 * 1000)
             self.done[kind] += 1
-        elif kind == CHECKPOINT or kind == CLEAN or kind == SNAPSHOT or kind == DELETE or kind == LOOK:
+        elif CHECKPOINT == kind or CLEAN <= kind <= RESTORE:
             self.begin_task(kind)
+        elif kind == DAMAGE:
+            self.done[kind] += 1
+            self.damage()
         elif kind == GROW:
             self.done[kind] += 1
             if self.usable < self.regions:
@@ -433,7 +491,7 @@ cdef class Simulation:
         cdef Shot* shot = NULL
         if kind == SNAPSHOT:
             shot = self.any_shot(SHOT_NONE)
-        elif kind == DELETE or kind == LOOK:
+        elif kind == DELETE or kind == LOOK or (kind == RESTORE and self.chance(64)):     # to go back wants all others to wait: not too often
             shot = self.any_shot(SHOT_MADE)
         if (shot is NULL and kind != CHECKPOINT and kind != CLEAN) or (kind == LOOK and self.looking):
             return
@@ -444,24 +502,60 @@ cdef class Simulation:
         elif kind == CLEAN:
             start(clean_body, <void*>self, NULL)
         elif kind == SNAPSHOT:
-            self.shot_count += 1
-            shot.state = SHOT_MAKING
-            shot.number = self.shot_count
-            shot.kept = -1
-            shot.looked_at = False
-            memset(shot.id, 0, 16)
-            memcpy(shot.id, &shot.number, sizeof(shot.number))
-            shot.begun = self.judge.flush_begins()
-            self.note_oldest_read()
+            self.name_shot(shot)
             self.note(b"snapshot %lld begins", shot.number, 0, 0)
             start(snapshot_body, shot, NULL)
         elif kind == DELETE:
             shot.state = SHOT_DELETING
             self.note(b"snapshot %lld is being deleted", shot.number, 0, 0)
             start(delete_body, shot, NULL)
+        elif kind == RESTORE:
+            self.going.state = GOING_WAITS
+            self.going.target = shot
         else:
             self.looking = shot.looked_at = True
             start(look_body, shot, NULL)
+
+    cdef void name_shot(self, Shot* shot) noexcept nogil:
+        self.shot_count += 1
+        shot.state = SHOT_MAKING
+        shot.number = self.shot_count
+        shot.kept = -1
+        shot.looked_at = False
+        memset(shot.id, 0, 16)
+        memcpy(shot.id, &shot.number, sizeof(shot.number))
+        shot.begun = self.judge.flush_begins()
+        self.note_oldest_read()
+
+    cdef void begin_restore(self) noexcept nogil:
+        """Nobody is connected any more; whatever else may be going on goes on."""
+        cdef Going* going = &self.going
+        cdef uint32_t _i
+        if going.target.state != SHOT_MADE:              # deleted meanwhile
+            going.state = GOING_NOWHERE
+            self.tasks -= 1
+            return
+        going.state = GOING_BACK
+        going.moved = False
+        memcpy(going.id, going.target.id, 16)
+        going.kept = self.judge.keep_again(going.target.kept)
+        memset(&going.wish, 0, sizeof(Wish))
+        going.before = self.any_shot(SHOT_NONE) if self.chance(160) else NULL
+        if going.before is not NULL:
+            self.name_shot(going.before)
+            memcpy(going.wish.entry.id, going.before.id, 16)
+            snprintf(going.wish.entry.name, sizeof(going.wish.entry.name), b"number %u", going.before.number)
+        else:
+            self.shot_count += 1
+            memcpy(going.wish.entry.id, &self.shot_count, sizeof(self.shot_count))
+            going.wish.entry.flags = SNAPSHOT_HIDDEN
+        self.note(b"goes back to snapshot %lld; what was there is to be snapshot %lld", going.target.number,
+                  0 if going.before is NULL else going.before.number, 0)
+        start(restore_body, <void*>self, NULL)
+        for _i in range(<uint32_t>self.draw(3)):
+            self.begin_task(<int>CLEAN + <int>self.draw(4))        # clean, snapshot, delete, look
+        if not self.last and self.crash_step == STEPS_MAX and self.chance(96):
+            self.crash_soon(300)
 
     cdef Shot* any_shot(self, ShotState state) noexcept nogil:
         """One that nobody reads; NULL: there is none."""
@@ -482,6 +576,11 @@ cdef class Simulation:
                 shot.kept = self.judge.keep(shot.begun)
             if shot.state == SHOT_MAKING or shot.state == SHOT_DELETING:
                 shot.state = SHOT_UNKNOWN
+        if self.going.state == GOING_BACK:
+            if self.going.moved:
+                went_back(self)
+            self.judge.let_go(self.going.kept)
+        self.going.state = GOING_NOWHERE
 
     cdef bint settle_shots(self) noexcept nogil:
         """... and now it is known."""
@@ -527,14 +626,71 @@ cdef class Simulation:
         cdef bint right = True
         if self.volume.checkpoints.running or self.volume.snapshots.wishes is not NULL or self.volume.cleaning or self.volume.log.error:
             return True
-        self.walks += 1
-        self.audit.any_block = self.errors_allowed
-        right = self.audit.walk()
+        if self.damages == 0:                            # else there are nodes that cannot be followed
+            self.walks += 1
+            right = self.audit.walk()
         for i in range(self.store_count):
             right = right and self.audit.add_up(<Store>self.store_pointers[i])
         if not right:
             self.fault(self.audit.words, 0, 0)
         return right
+
+    cdef void damage(self) noexcept nogil:
+        """A block of a sealed segment is not any more what it was: a bit of it, a sector, or all of it; by rot, or by a write that went astray."""
+        cdef Segment* segment = self.volume.segments.first
+        cdef uint32_t at = <uint32_t>self.draw(max(self.volume.segments.count, <uint32_t>1)), block, i
+        cdef int form = <int>self.draw(4)
+        cdef uint64_t offset
+        cdef char* content
+        cdef Disk* disk
+        while at and segment is not NULL:
+            segment = segment.next
+            at -= 1
+        if segment is NULL or segment.replica is NULL or segment.state != SEGMENT_SEALED or segment.blocks == 0:
+            return
+        block = <uint32_t>self.draw(segment.blocks)
+        content = <char*>self.audit.content(segment.replica, block)
+        if content is NULL:
+            return
+        disk = &self.world.disks[segment.replica.device]
+        offset = content - disk.memory
+        if form == 0:
+            content[self.draw(BLOCK_BYTES)] ^= <char>(1 << self.draw(8))
+        elif form == 1:
+            content += self.draw(BLOCK_SECTORS) * SECTOR_BYTES
+            for i in range(SECTOR_BYTES):
+                content[i] = <char>self.draw(256)
+        elif form == 2:
+            memset(content, 0, BLOCK_BYTES)
+        else:
+            memcpy(content, disk.memory + self.draw(disk.bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
+        disk_mark_damaged(disk, offset, BLOCK_BYTES)
+        self.damages += 1
+        self.judge.clock += 1
+        self.damaged_at = self.judge.clock
+        self.note(b"damages block %lld of segment %lld", block, segment.number, form)
+
+    cdef bint meets_damage(self, Slot* slot) noexcept nogil:
+        """Whether what it needs is damaged, as things are now."""
+        cdef uint32_t sector = slot.sector, piece
+        cdef uint64_t place
+        if self.damages == 0 or slot.kind == FLUSH:
+            return False
+        while sector < slot.sector + slot.sectors:
+            piece = min(slot.sector + slot.sectors, (sector // REGION_SECTORS + 1) * REGION_SECTORS) - sector
+            place = self.place_of(sector)
+            if self.audit.is_damaged(NULL, place // BLOCK_SECTORS, (place + piece + BLOCK_SECTORS - 1) // BLOCK_SECTORS - place // BLOCK_SECTORS, True):
+                return True
+            sector += piece
+        return False
+
+    cdef bint excuses(self, Slot* slot, int error) noexcept nogil:
+        """Whether an operation may have ended with this error."""
+        cdef bint right = error == ENOSPC and slot.kind != READ and slot.kind != VERIFY
+        if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.damaged_at or self.meets_damage(slot)):
+            self.excused += 1
+            right = True
+        return right or self.errors_allowed
 
     cdef Slot* take_slot(self, int kind) noexcept nogil:
         cdef int i = 0
@@ -568,7 +724,7 @@ cdef class Simulation:
             slot.sectors = 1 + <uint32_t>self.draw(3 * BLOCK_SECTORS)
         else:
             slot.sector -= slot.sector % BLOCK_SECTORS
-            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.draw(self.size_max))
+            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.draw(1 + self.draw(self.size_max)))       # more are small
         if slot.kind == ZERO and self.chance(32):
             slot.sectors = REGION_SECTORS
         region = slot.sector // REGION_SECTORS
@@ -585,6 +741,7 @@ cdef class Simulation:
         cdef uint32_t sector, i
         cdef uint64_t place
         self.note(KIND_WORDS[slot.kind], slot.sector, slot.sectors, self.judge.count)
+        slot.damaged = self.meets_damage(slot)
         if slot.kind == FLUSH:
             self.volume.flush(&slot.request)
         elif slot.kind == READ or slot.kind == VERIFY:
@@ -596,6 +753,7 @@ cdef class Simulation:
             self.volume.read(&slot.read)
         else:
             slot.number = self.judge.begin(slot.sector, slot.sectors, slot.kind == ZERO)
+            slot.begun = self.judge.clock
             if slot.kind == WRITE:
                 sector = slot.sector
                 while sector < slot.sector + slot.sectors:
@@ -640,7 +798,7 @@ cdef class Simulation:
         if error:
             self.failures += 1
             self.note(b"operation %lld fails with error %lld", slot.number, error, 0)
-            if error != ENOSPC and not self.errors_allowed:
+            if not self.excuses(slot, error):
                 self.fault(b"operation %lld fails with error %lld, and no device failed", slot.number, error)
         if slot.kind == FLUSH:
             if not error:
@@ -664,7 +822,7 @@ cdef class Simulation:
         self.note(b"read of sector %lld ends, error %lld", slot.sector, slot.read.error, 0)
         if slot.read.error:
             self.failures += 1
-            if not self.errors_allowed:
+            if not self.excuses(slot, slot.read.error):
                 self.fault(b"a read of sector %lld of the model fails with error %lld, and no device failed", slot.sector, slot.read.error)
         else:
             if slot.read.unmapped:
@@ -717,6 +875,8 @@ cdef class Simulation:
     @property
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
+                "restores": self.restores, "refusals": self.refusals, "damages": self.damages, "excused": self.excused,
+                "struck": sum(self.world.counts.values()),
                 "failures": self.failures, "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.judge.compared, "ambiguous": self.judge.ambiguous, "events": self.world.events,
@@ -764,6 +924,7 @@ cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexc
     elif kind == EVENT_DEVICE:
         (<Simulation>life).note(b"store %lld: error %lld", a, b, 0)
     elif kind == EVENT_NO_SPACE:
+        (<Simulation>life).hungry = True
         (<Simulation>life).note(b"no space", 0, 0, 0)
 
 
@@ -789,9 +950,16 @@ cdef void metadata_asked(Operation* operation) noexcept nogil:
 cdef void pointer_moves(Simulation life) noexcept nogil:
     life.checkpoint = life.moving
     life.moves += 1
+    life.going.moved = life.going.state == GOING_BACK and life.going.wish.made       # the second of its two checkpoints
     life.note(b"the pointer is moved to checkpoint %lld", life.moving_sequence, 0, 0)
     life.metadata.done = metadata_answered
     life.io.after(&life.metadata, <int64_t>life.draw(life.metadata_ns))
+
+
+cdef void went_back(Simulation life) noexcept nogil:
+    """All that the volume holds is from now on what the snapshot held."""
+    life.restores += 1
+    life.note(b"it has gone back: operation %lld", life.judge.go_back(life.going.kept), 0, 0)
 
 
 cdef void metadata_answered(Operation* operation) noexcept nogil:
@@ -842,6 +1010,10 @@ cdef void boot_process(Simulation life) noexcept nogil:
             return
         walk_dying(<void*>life.volume)
         life.phase = WORKING if not life.last and life.chance(life.unverified) else VERIFYING
+        life.verify_end = life.usable
+        if not life.last and life.chance(192):           # a part of it, for speed
+            life.verify_next = <uint32_t>life.draw(life.usable)
+            life.verify_end = min(life.usable, life.verify_next + 1 + <uint32_t>life.draw(3))
 
 
 cdef int64_t checkpoint_body(void* argument) noexcept nogil:
@@ -880,7 +1052,7 @@ cdef void clean_some(Simulation life) noexcept nogil:
     life.cleaned.compacted += told.compacted
     life.cleaned.evacuated += told.evacuated
     life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
-    if told.failed and told.error != -ENOSPC and told.error != -ESHUTDOWN and not life.errors_allowed:
+    if told.failed and told.error != -ENOSPC and told.error != -ESHUTDOWN and not life.errors_allowed and not life.damages:
         life.fault(b"cleaning ends with error %lld, and no device failed", -told.error, 0)
 
 
@@ -905,6 +1077,38 @@ cdef void make_snapshot(Simulation life, Shot* shot) noexcept nogil:
         life.note(b"snapshot %lld is made", shot.number, 0, 0)
     elif result != -ENOSPC and result != -ESHUTDOWN and not life.errors_allowed:
         life.fault(b"making a snapshot ends with error %lld, and no device failed", -result, 0)
+    life.note_oldest_read()
+
+
+cdef int64_t restore_body(void* argument) noexcept nogil:
+    restore(<Simulation>argument)
+    return 0
+
+
+cdef void restore(Simulation life) noexcept nogil:
+    """As engine.pyx has it done, when nobody is connected."""
+    cdef Going* going = &life.going
+    cdef int result
+    life.volume.restoring = True
+    result = restore_volume(life.volume, going.id, &going.wish, NULL)
+    life.volume.restoring = False
+    wake_all(&life.volume.restored, 0)
+    life.tasks -= 1
+    if going.before is not NULL:
+        going.before.state = SHOT_NONE
+    if going.before is not NULL and going.wish.made:     # with an error it is given up again, and may still be there after the next beginning
+        going.before.kept = life.judge.keep(going.before.begun)
+        going.before.size_blocks = going.wish.entry.size_bytes // BLOCK_BYTES
+        going.before.state = SHOT_MADE if result == 0 else SHOT_DELETING
+    if (result == 0) != going.moved:
+        life.fault(b"going back to a snapshot ends with error %lld, and a pointer was moved (%lld)", -result, going.moved)
+    elif result == 0:
+        went_back(life)
+    elif not (result == -ENOSPC or result == -ESHUTDOWN or (result == -ENOENT and going.target.state != SHOT_MADE) or life.errors_allowed):
+        life.fault(b"going back to a snapshot ends with error %lld, and no device failed", -result, 0)
+    life.note(b"going back ends with error %lld", -result, 0, 0)
+    life.judge.let_go(going.kept)
+    going.state = GOING_NOWHERE
     life.note_oldest_read()
 
 
@@ -944,11 +1148,12 @@ cdef int64_t look_at_all_body(void* argument) noexcept nogil:
 cdef void look_at_all(Simulation life) noexcept nogil:
     """After a recovery, when the head has been read: the snapshots, sometimes."""
     cdef int i
+    cdef bint whole = life.last or life.chance(64)
     if life.last or life.chance(64):
         for i in range(SHOTS):
             if life.shots[i].state == SHOT_MADE and not life.wrong:
                 life.looking = life.shots[i].looked_at = True
-                look_at(life, &life.shots[i], True)
+                look_at(life, &life.shots[i], whole)
     life.phase = WORKING
 
 
@@ -980,7 +1185,9 @@ cdef void look_at(Simulation life, Shot* shot, bint whole) noexcept nogil:
         wait(&life.looked)
         if life.look.error:
             life.failures += 1
-            if not life.errors_allowed:
+            if life.damages and life.audit.is_damaged(&life.reading.map.root, life.look.block, NODE_POINTERS, True):
+                life.excused += 1
+            elif not life.errors_allowed:
                 life.fault(b"a read of snapshot %lld fails with error %lld, and no device failed", shot.number, life.look.error)
             continue
         if life.look.unmapped:
@@ -1016,7 +1223,7 @@ cdef void stop(Simulation life) noexcept nogil:
         if result < 0 and result != -ENOSPC and not life.errors_allowed:
             life.fault(b"the last checkpoint ends with error %lld, and no device failed", -result, 0)
     if life.last or life.chance(64):
-        if not life.walk() or not compare_derived(life):
+        if not compare_derived(life):
             return
     life.volume.close()
     life.phase = STOPPED
@@ -1030,9 +1237,10 @@ cdef bint compare_derived(Simulation life) noexcept nogil:
     cdef uint64_t checkpoint = life.volume.checkpoints.sequence
     cdef uint32_t number = 0
     cdef int result
-    if life.errors_allowed or life.volume.map.cache.dirty or life.volume.segments.reclaim_holds or not life.walk():
+    cdef uint64_t walks = life.walks
+    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages or life.volume.map.cache.dirty or life.volume.segments.reclaim_holds:
         return not life.wrong
-    while segment is not NULL:
+    while segment is not NULL:                           # as long as nothing changes
         number = segment.number
         if life.cleaner.cleanable(segment):
             plan.segment = segment

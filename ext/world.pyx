@@ -26,7 +26,8 @@ from iomesh.engine.agenda cimport (
 from iomesh.engine.chance cimport below, draw, seed_chance, stirred
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.disk cimport (
-    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_free, disk_land, disk_make, disk_put, disk_read, disk_taint,
+    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_free, disk_land, disk_make,
+    disk_mark_damaged, disk_put, disk_read,
     disk_tainted, disk_write,
 )
 from iomesh.engine.faults cimport (
@@ -153,9 +154,7 @@ cdef class World:
         self.existing(device, offset, len(data))
         for i in range(<uint64_t>len(data)):
             self.disks[device].memory[offset + i] = <char>data[i]
-        for i in range(offset // DISK_BLOCK_BYTES, (offset + len(data) + DISK_BLOCK_BYTES - 1) // DISK_BLOCK_BYTES):
-            self.disks[device].touched[i // 64] |= <uint64_t>1 << (i % 64)
-        disk_taint(&self.disks[device], offset, len(data))
+        disk_mark_damaged(&self.disks[device], offset, len(data))
 
     def is_tainted(self, int device, uint64_t offset, uint64_t bytes) -> bool:
         """Whether a lost write, a misdirected one or rot hit any block of it since it was last written whole."""

@@ -5,7 +5,7 @@ import pytest
 from simulation.lives import live, run_all
 from support.amount import Amount
 
-SEEDS = 60
+SEEDS = 2000
 SEEDS_SOAK = 20_000
 
 # Seeds that found a bug of the engine, as it was drawn then; kept although what they draw changes when the simulation does.
@@ -31,7 +31,10 @@ def test_lives_keep_every_promise(amount: Amount) -> None:
     assert sorted(outcome.seed for outcome in outcomes) == list(seeds), "every seed is lived once"
     assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
     told = {name: sum(outcome.told[name] for outcome in outcomes) for name in outcomes[0].told}
-    happened = "crashes power_cuts stops moves read write zero flush grow snapshot delete look compacted walks walked comparisons"
+    happened = (
+        "crashes power_cuts stops moves refusals damages excused struck read "
+        "write zero flush grow snapshot delete look restores compacted walks walked comparisons"
+    )
     assert [name for name in happened.split() if not told[name]] == [], told
     assert told["compared"] > 1000 * len(seeds) and told["ambiguous"], (
         f"reads are compared, and after crashes there is something to decide: {told}"
