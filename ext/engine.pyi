@@ -186,7 +186,7 @@ class Engine:
         mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""
     def list_snapshots(self, volume: bytes) -> int:
         """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
-        many), "mapped_blocks", "inherited_blocks", "exclusive_blocks" (-1: not known), "unsettled"}]."""
+        many), "mapped_blocks", "inherited_blocks", "new_blocks" (its parent does not hold), "unsettled"}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
         """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
         from a byte

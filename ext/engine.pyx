@@ -970,7 +970,7 @@ cdef list listed(const SnapshotEntry* entries, uint64_t count):
         "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
         "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
-        "mapped_blocks": entries[i].mapped, "inherited_blocks": entries[i].inherited, "exclusive_blocks": -1,
+        "mapped_blocks": entries[i].mapped, "inherited_blocks": entries[i].inherited, "new_blocks": entries[i].own,
         "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
     } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
 

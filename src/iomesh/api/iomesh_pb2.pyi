@@ -450,7 +450,7 @@ class Snapshot(_message.Message):
     HIDDEN_FIELD_NUMBER: _builtins.int
     DELETING_FIELD_NUMBER: _builtins.int
     CLONES_FIELD_NUMBER: _builtins.int
-    EXCLUSIVE_BYTES_FIELD_NUMBER: _builtins.int
+    NEW_BYTES_FIELD_NUMBER: _builtins.int
     EXPORTS_FIELD_NUMBER: _builtins.int
     MAPPED_BYTES_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
@@ -470,8 +470,8 @@ class Snapshot(_message.Message):
     deleting: _builtins.bool
     """its space is being given back"""
     clones: _builtins.int
-    exclusive_bytes: _builtins.int
-    """that nothing else holds; -1: not known"""
+    new_bytes: _builtins.int
+    """of mapped_bytes, what the snapshot from which the volume went on does not hold"""
     mapped_bytes: _builtins.int
     """that it holds, shared or not"""
     @_builtins.property
@@ -489,13 +489,13 @@ class Snapshot(_message.Message):
         hidden: _builtins.bool = ...,
         deleting: _builtins.bool = ...,
         clones: _builtins.int = ...,
-        exclusive_bytes: _builtins.int = ...,
+        new_bytes: _builtins.int = ...,
         exports: _abc.Iterable[Global___Export] | None = ...,
         mapped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "deleting", b"deleting", "exclusive_bytes", b"exclusive_bytes", "exports", b"exports", "hidden", b"hidden", "id", b"id", "mapped_bytes", b"mapped_bytes", "name", b"name", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "time_ns", b"time_ns", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "deleting", b"deleting", "exports", b"exports", "hidden", b"hidden", "id", b"id", "mapped_bytes", b"mapped_bytes", "name", b"name", "new_bytes", b"new_bytes", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "time_ns", b"time_ns", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

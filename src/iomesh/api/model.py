@@ -123,7 +123,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     hidden: bool = False
     deleting: bool = False
     clones: int = 0
-    exclusive_bytes: int = -1
+    new_bytes: int = 0
     exports: list[Export] = []
     mapped_bytes: int = 0
 

@@ -83,13 +83,14 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
             f"{one.volume}@{one.name}" + (" (deleted)" if one.hidden or one.deleting else ""),
             moment(one.time_ns),
             short_size(one.size_bytes),
-            alone(one),
+            short_size(one.mapped_bytes),
+            short_size(one.new_bytes),
             ", ".join(export.uris[0] for export in one.exports if export.uris),
         )
         for one in found
     ]
     session.output.answer(
-        {"snapshots": found}, table("SNAPSHOT", "MADE", ">SIZE", ">ALONE", "EXPORT", rows=rows) if rows else "no snapshots"
+        {"snapshots": found}, table("SNAPSHOT", "MADE", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots"
     )
 
 
@@ -171,17 +172,13 @@ async def all_changes(node: "Client", older: Reference, newer: str) -> "list[Cha
             return found
 
 
-def alone(one: "Snapshot") -> str:
-    return "-" if one.exclusive_bytes < 0 else short_size(one.exclusive_bytes)
-
-
 def described(one: "Snapshot") -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", f"{one.volume}@{one.name}"),
         ("id", one.id),
         ("made", moment(one.time_ns)),
         ("size", exact_size(one.size_bytes)),
-        ("mapped", f"{short_size(one.mapped_bytes)}, {alone(one)} held by it alone"),
+        ("mapped", f"{short_size(one.mapped_bytes)}, of which {short_size(one.new_bytes)} are new since the snapshot before"),
         ("last record", one.sequence),
         ("parent", one.parent or "-"),
         ("clones", one.clones),

@@ -29,7 +29,6 @@ from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 
 log = logger("snapshots")
 
-NOT_KNOWN = -1
 MARK = "@"
 RANGES_MAX = 65536  # of one answer about what differs: a few MiB
 
@@ -268,7 +267,6 @@ class Snapshots:
             raise InUse(f"snapshot {door} has {connections} connection(s): end them, or {what} with force")
 
     def _describe(self, volume: OpenVolume, entry: dict[str, Any]) -> Snapshot:
-        exclusive = entry["exclusive_blocks"]
         return Snapshot(
             volume=volume.record.name,
             name=entry["name"],
@@ -281,7 +279,7 @@ class Snapshots:
             deleting=bool(entry["dying"]),
             clones=len(self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))),
             mapped_bytes=entry["mapped_blocks"] * compiled.BLOCK_BYTES,
-            exclusive_bytes=NOT_KNOWN if exclusive < 0 else exclusive * compiled.BLOCK_BYTES,
+            new_bytes=entry["new_blocks"] * compiled.BLOCK_BYTES,
             exports=self._doors.describe(door_name(volume.record.name, entry["name"])) if visible(entry) else [],
         )
 
