@@ -188,6 +188,26 @@ async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(n
         assert moment, "there is a window still"
 
 
+async def test_a_volume_goes_back_on_a_device_that_its_window_has_filled(node: Daemon) -> None:
+    """Again and again, and what is followed along the log meanwhile is not what is given up."""
+    async with node.client() as client:
+        device = (await client.devices())[0]
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        moments = []
+        for round_ in range(3 * device.size_bytes // SIZE):
+            text = f"{round_:8}".encode()
+            await fill(uri, text)
+            await asyncio.sleep(APART_SECONDS)
+            moments.append((time.time_ns(), text))
+            await asyncio.sleep(APART_SECONDS)
+            if round_ % 3 == 2:
+                at_ns, text = moments[-2]
+                await client.restore_volume("db", "", at_ns=at_ns, discard=True)
+                assert await everything(uri) == text * (SIZE // 8)
+        assert (await client.volume("db")).window_from_ns > moments[0][0], "the window was never too long: this shows nothing"
+
+
 async def test_clones_outlive_the_window_and_what_they_stood_on_goes_with_them(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from iomesh.errors import IomeshError
+from iomesh.errors import InUse, IomeshError
 from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
@@ -123,15 +123,22 @@ class Cleaning:
         newest = int(table["segment"].max())
         rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
         worthwhile = WORTH_SEGMENTS * segment_slabs
-        if urgent and (worth.sum() >= worthwhile or (kept_slabs(table).sum() >= worthwhile and await self._windows.shorten(volume))):
+        enough_dead = worth.sum() >= worthwhile
+        enough_kept = not enough_dead and kept_slabs(table).sum() >= worthwhile and self._windows.can_shorten(volume)
+        if urgent and (enough_dead or enough_kept):
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
+        if urgent and enough_kept:
+            await self._windows.shorten(volume)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         pressing = not len(rows) or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, pressing=pressing)
         if not len(rows):
             return min(cleaned.need, Need.SOON)
         pace = 0 if urgent else self._config.bytes_per_second
-        told = await self._engine.clean(identity, table["segment"][rows], bytes_per_second=pace)
+        try:
+            told = await self._engine.clean(identity, table["segment"][rows], bytes_per_second=pace)
+        except InUse:  # it goes back to a snapshot
+            return min(cleaned.need, Need.SOON)
         if not told["postponed"]:
             cleaned.memory.try_rows(rows)
         cleaned.chosen += len(rows)

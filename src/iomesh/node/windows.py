@@ -59,6 +59,9 @@ class Windows:
         self._volumes = volumes
         self._snapshots = snapshots
         self._marked: dict[uuid.UUID, _Marked] = {}
+        self._following: dict[
+            uuid.UUID, int
+        ] = {}  # volumes that are being restored along their log, and the sequence of the mark they began at
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -98,18 +101,23 @@ class Windows:
             name, identity = volume.record.name, volume.record.id
             if self._volumes.serving(name) is not volume:
                 raise InUse(f"volume {name} has been replaced by another one meanwhile")
-            mark = uuid.UUID(bytes=(await self.before(volume, at_ns))["id"])
+            before = await self.before(volume, at_ns)
+            mark = uuid.UUID(bytes=before["id"])
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._doors):
                 await self._engine.restore_volume(
                     identity, mark, before=kept, name=kept_name, discard=False, force=force, mark=new_mark(), unsettled=True
                 )
+            await self._snapshots.refresh(volume)
+            self._following[identity] = before["sequence"]
             try:
                 told = await self._engine.retrace(identity, identity, mark, until_ns=at_ns)
                 await self._engine.create_snapshots([(identity, *new_mark())], mark=True)
             except BaseException:
                 await self.undo(volume)
                 raise
+            finally:
+                del self._following[identity]
             if discard:
                 await self._engine.delete_snapshot(identity, kept)
             await self._snapshots.refresh(volume)
@@ -156,26 +164,34 @@ class Windows:
         told = await self._engine.retrace(clone.record.id, of.volume, of.snapshot, until_ns=of.at_ns)
         log.info("clone taken to its moment", volume=clone.record.name, at_ns=of.at_ns, **told)
 
-    async def shorten(self, volume: OpenVolume) -> bool:
-        """Gives up the oldest part of a window for its space, or all of it up to now; whether there was one. The caller does not hold its
-        `changing`."""
-        if volume.changing.locked():
-            return False
-        async with volume.changing:
-            if not volume.in_engine or not marks_of(volume):
-                return False
-            if len(marks_of(volume)) == 1:
-                await self._mark(volume)
-            marks = marks_of(volume)
-            await self._drop(volume, marks[0])
-            await self._snapshots.refresh(volume)
-            log.warning(
-                "restore window shortened: its device is full",
-                volume=volume.record.name,
-                window=exact_span(volume.record.policy.window_seconds),
-                since=exact_moment(marks[1]["time_ns"]),
-            )
-            return True
+    def can_shorten(self, volume: OpenVolume) -> bool:
+        """Of one that is being restored, only what lies before the mark where that began."""
+        return any(mark["sequence"] < self._following.get(volume.record.id, mark["sequence"] + 1) for mark in marks_of(volume))
+
+    async def shorten(self, volume: OpenVolume) -> None:
+        """Gives up the oldest part of a window for its space, or all of it up to now. The caller does not hold its `changing`; who holds it
+        for something else has it done later."""
+        if volume.record.id in self._following:
+            await self._give_up_oldest(volume)
+        elif not volume.changing.locked():
+            async with volume.changing:
+                if volume.in_engine and len(marks_of(volume)) == 1:
+                    await self._mark(volume)
+                if volume.in_engine:
+                    await self._give_up_oldest(volume)
+
+    async def _give_up_oldest(self, volume: OpenVolume) -> None:
+        marks = marks_of(volume)
+        if len(marks) < 2:
+            return
+        await self._drop(volume, marks[0])
+        await self._snapshots.refresh(volume)
+        log.warning(
+            "restore window shortened: its device is full",
+            volume=volume.record.name,
+            window=exact_span(volume.record.policy.window_seconds),
+            since=exact_moment(marks[1]["time_ns"]),
+        )
 
     async def forget(self, volume: OpenVolume, marks: list[dict[str, Any]]) -> None:
         """These marks are given up; if there are no others, the window begins anew now. The caller holds its `changing`."""
