@@ -72,7 +72,11 @@ cdef class Cleaner:                  # of one volume
     cdef void list_live(self, Plan* plan) noexcept nogil
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
     cdef int make_stable(self) noexcept nogil
-    cdef void carry_out(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef void carry_out(self, uint32_t planned, Pace* pace, Cleaned* told) noexcept nogil
+    cdef void compact_of(self, int store, uint32_t planned, uint32_t* next_plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef bint is_evacuated(self, const Plan* plan) noexcept nogil
+    cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil
     cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil
     cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil

@@ -17,6 +17,7 @@
 #     snapshots go on between the look and the deed. What does matter is a snapshot that is made or deleted *while* it is looked: then
 #     the look is thrown away;
 #   - nothing is given up while a snapshot's trees are being compared (Segments.reclaim_holds);
+#   - of one store a few segments are compacted at once, before those that are evacuated, one by one;
 #   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
 #
 # Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
@@ -41,8 +42,8 @@ from iomesh.engine.reactor cimport call_on
 from iomesh.engine.request cimport AwaitedRequest, Request, end_awaited
 from iomesh.engine.segments cimport DATA, NODE, Segment
 from iomesh.engine.snapshots cimport Snapshot
-from iomesh.engine.store cimport Store
-from iomesh.engine.task cimport wait, wait_in, waited, wake_all
+from iomesh.engine.store cimport COMPACTIONS, Store
+from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
 from iomesh.engine.volume cimport Volume
 
 cdef extern from "<errno.h>" nogil:
@@ -151,9 +152,7 @@ cdef class Cleaner:
             elif error:
                 note_error(told, error)
             else:
-                for i in range(planned):
-                    if not is_ending(self.volume):
-                        self.carry_out(&self.plans[i], pace, told)
+                self.carry_out(planned, pace, told)
             for i in range(planned):
                 self.plans[i].segment.cleaning = False
         self.durable.forget()
@@ -308,7 +307,51 @@ cdef class Cleaner:
 
     # ------------------------------------------------------------------ giving back
 
-    cdef void carry_out(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+    cdef void carry_out(self, uint32_t planned, Pace* pace, Cleaned* told) noexcept nogil:
+        cdef Hands[COMPACTIONS] hands
+        cdef int store
+        cdef uint32_t i, next_plan
+        for store in range(self.volume.log.tails.store_count):         # a pace is of one reactor at a time, and stores may have different ones
+            next_plan = 0
+            move_to(pace, (<Store>self.volume.log.tails.stores[store]).home)
+            for i in range(COMPACTIONS):
+                hands[i].cleaner = <void*>self
+                hands[i].store = store
+                hands[i].planned = planned
+                hands[i].next_plan = &next_plan
+                hands[i].pace = pace
+                hands[i].told = told
+                waited(&hands[i].ended)
+                start(compact_planned, &hands[i], &hands[i].ended)
+            for i in range(COMPACTIONS):
+                wait(&hands[i].ended)
+        move_to(pace, self.volume.reactor)
+        for i in range(planned):
+            if not is_ending(self.volume) and self.is_evacuated(&self.plans[i]):
+                self.evacuate_planned(&self.plans[i], pace, told)
+
+    cdef void compact_of(self, int store, uint32_t planned, uint32_t* next_plan, Pace* pace, Cleaned* told) noexcept nogil:
+        """Whatever of this store nobody has taken yet, one after the other."""
+        cdef Plan* plan
+        while next_plan[0] < planned and not is_ending(self.volume):
+            plan = &self.plans[next_plan[0]]
+            next_plan[0] += 1
+            if plan.segment.store == store and not self.is_evacuated(plan):
+                self.compact_planned(plan, pace, told)
+
+    cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
+        return plan.live >= plan.segment.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
+
+    cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+        cdef int error
+        if not has_spare(self.volume):
+            told.postponed += 1
+            return
+        error = self.evacuate(plan, pace)
+        told.evacuated += error == 0
+        note_error(told, error)
+
+    cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef uint32_t kept = plan.live + segment.replica.blocks - segment.replica.footer_block
         cdef uint32_t slabs = (kept + BITMAP_COPIES + SLAB_BLOCKS - 1) // SLAB_BLOCKS, had = slabs_of(segment.replica)
@@ -316,21 +359,13 @@ cdef class Cleaner:
         if plan.live < segment.live:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
-            return
-        if straggles(segment, plan.live, self.volume.snapshots.newest_cut()):
-            if not has_spare(self.volume):
-                told.postponed += 1
-                return
-            error = self.evacuate(plan, pace)
-            told.evacuated += error == 0
         elif slabs < had:
             error = self.compact(plan, slabs, pace)
             told.compacted += error == 0
             told.freed_slabs += had - slabs if error == 0 else 0
+            note_error(told, error)
         else:
             told.skipped += 1
-            return
-        note_error(told, error)
 
     cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil:
         cdef Segment* segment = plan.segment
@@ -341,9 +376,7 @@ cdef class Cleaner:
         call.pace = pace
         call.error = 0
         call.copy = NULL
-        move_to(pace, (<Store>call.store).home)
         call_on((<Store>call.store).home, self.volume.reactor, compact_body, &call)
-        move_to(pace, self.volume.reactor)
         if call.copy is NULL:
             return call.error
         segment.replica = call.copy
@@ -413,6 +446,22 @@ cdef class Cleaner:
                 count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
             self.head.unpin(node)
         return 0
+
+
+cdef struct Hands:                   # of those that compact what is planned of one store
+    void* cleaner
+    int store
+    uint32_t planned
+    uint32_t* next_plan              # that nobody has taken
+    Pace* pace
+    Cleaned* told
+    Operation ended
+
+
+cdef int64_t compact_planned(void* argument) noexcept nogil:
+    cdef Hands* hands = <Hands*>argument
+    (<Cleaner>hands.cleaner).compact_of(hands.store, hands.planned, hands.next_plan, hands.pace, hands.told)
+    return 0
 
 
 cdef struct CompactCall:

@@ -13,7 +13,7 @@ cdef struct Pace:                    # of work that has time: asked before each 
     int (*step)(void* owner, uint32_t bytes) noexcept nogil
     void* owner
 
-cdef class Compactor:                # of one store; one copy at a time. Methods are called in a task
+cdef class Compactor:                # of one store, which has COMPACTIONS of them; one copy at a time each. Methods are called in a task
     cdef Io io
     cdef Bitmap* kept                # of the copy
     cdef Bitmap* there               # of the old one, if it is compacted itself

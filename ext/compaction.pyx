@@ -7,7 +7,7 @@
 #   - what is asked of the device is long: gaps of dead blocks are read over as long as they are shorter than another read is worth.
 #     The next piece is read while the last one is being written.
 #
-# Which blocks live is the caller's to know. Called by store, one copy at a time. Format: docs/formats.md, "Compacted replicas".
+# Which blocks live is the caller's to know. Called by store; a Compactor makes one copy at a time. Format: docs/formats.md, "Compacted replicas".
 
 from libc.errno cimport EIO, EUCLEAN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

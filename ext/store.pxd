@@ -14,6 +14,9 @@ from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.slabs cimport Slabs
 from iomesh.engine.task cimport Waiters
 
+cdef enum:
+    COMPACTIONS = 2                  # of one store at once
+
 cdef class Store:                    # Store(home, device, device_bytes, volatile_cache); device_bytes: how long the device really is
     cdef readonly int device         # the Io's number of it
     cdef readonly bint volatile_cache
@@ -28,9 +31,11 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef readonly uint32_t reserve   # slabs that only `urgent` creations may take: checkpoints and trims go on when the device is full
     cdef char reason[REASON_BYTES]   # why open() refused, for people
     cdef Repairs repairs             # what open() found damaged and restored, for people
-    cdef Compactor compactor
-    cdef bint compacting
-    cdef Waiters compactions         # who waits for it to end
+    cdef void* compactors[COMPACTIONS]    # those that are idle, `idle` of them
+    cdef uint32_t idle
+    cdef Compactor one               # they
+    cdef Compactor other
+    cdef Waiters compactions         # who waits for one to end
 
     # 0, or a negative errno and `reason`. cluster: 16 bytes, any other is refused (EMEDIUMTYPE); NULL: take it as it is. Nothing is written
     # before it is certain that the device is this cluster's. Once, before all else.
@@ -46,7 +51,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     # is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
     #   - Addresses stay; where a block lies is found by bitmaps.pyx. Only errors of the device are noticed: blocks are copied unverified.
     #   - From the call until it returned, nobody may seal, remove or compact `old`; reads of it go on. Afterwards nobody finds it, but it and
-    #     its slabs stay as they are until retire(). One store compacts one replica at a time, others wait.
+    #     its slabs stay as they are until retire(). One store compacts COMPACTIONS at once, so that one reads while another writes; others wait.
     #   - It may take slabs of the reserve, half of it at most, since it frees more than it takes. pace: NULL: none.
     cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil
     # Releases the old one, at once and durably free: no read of it will be asked for any more. (What is under way may read rubbish.)
@@ -56,7 +61,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
-    cdef Replica* rewrite(self, Replica* old, Pace* pace, int* error) noexcept nogil
+    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil
     cdef int need_feature(self, uint64_t feature) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil

@@ -55,7 +55,9 @@ cdef class Store:
         self.slabs = Slabs()
         self.directory = Directory()
         self.journal = Journal(home, self.directory, device, volatile_cache)
-        self.compactor = Compactor(home.io)
+        self.one, self.other = Compactor(home.io), Compactor(home.io)
+        self.compactors[0], self.compactors[1] = <void*>self.one, <void*>self.other
+        self.idle = COMPACTIONS
 
     # ------------------------------------------------------------------ opening
 
@@ -265,24 +267,28 @@ cdef class Store:
 
     cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil:
         cdef Replica* copy = NULL
-        while self.compacting:
+        cdef void* compactor
+        while self.idle == 0:
             wait_in(&self.compactions)
         invariant(old.state == SEGMENT_SEALED and not old.changing, b"a sealed replica that nobody changes is compacted")
-        self.compacting = old.changing = True
-        error[0] = -EIO if self.failed else self.compactor.plan(old, live)
+        self.idle -= 1
+        compactor = self.compactors[self.idle]
+        old.changing = True
+        error[0] = -EIO if self.failed else (<Compactor>compactor).plan(old, live)
         if error[0] == 0:
-            copy = self.rewrite(old, pace, error)
+            copy = self.rewrite(<Compactor>compactor, old, pace, error)
         if copy is NULL:
             old.changing = False
-        self.compacting = False
+        self.compactors[self.idle] = compactor
+        self.idle += 1
         wake_one(&self.compactions, 0)
         return copy
 
-    cdef Replica* rewrite(self, Replica* old, Pace* pace, int* error) noexcept nogil:
+    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil:
         """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
-        cdef uint32_t slabs = (self.compactor.blocks() + SLAB_BLOCKS - 1) // SLAB_BLOCKS
+        cdef uint32_t slabs = (compactor.blocks() + SLAB_BLOCKS - 1) // SLAB_BLOCKS
         cdef int count = 0
         if slabs + self.reserve // 2 <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes)):
             count = self.slabs.take(slabs, extents, EXTENTS_MAX)
@@ -293,7 +299,7 @@ cdef class Store:
         change.replica = self.directory.copy_of(old, extents, count)
         error[0] = -ENOMEM
         if change.replica is not NULL:
-            error[0] = self.compactor.copy(old, change.replica, pace)
+            error[0] = compactor.copy(old, change.replica, pace)
             if error[0] == 0:
                 error[0] = self.journal.flush()
             if error[0] == 0:
@@ -305,8 +311,8 @@ cdef class Store:
             return NULL
         entry_of(old, &change.wanted.entry)
         change.wanted.entry.bitmap_blocks = BITMAP_COPIES
-        change.wanted.entry.bitmap_crc = self.compactor.kept.crc
-        change.wanted.entry.live = self.compactor.kept.live
+        change.wanted.entry.bitmap_crc = compactor.kept.crc
+        change.wanted.entry.live = compactor.kept.live
         change.wanted.entry.extent_count = count
         memcpy(<void*>extents_of(&change.wanted.entry), extents, count * sizeof(Extent))
         error[0] = self.commit(&change)
