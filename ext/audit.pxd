@@ -28,6 +28,7 @@ cdef class Audit:
     cdef uint64_t mapped             # blocks of data that the head holds, ...
     cdef uint64_t exclusive          # ... and no snapshot does
     cdef uint64_t data               # blocks of data that something holds
+    cdef bint may_leak               # a walk of a dying snapshot could not read a node: what lies below stays counted as live
     cdef char words[256]             # what is wrong
 
     # No checkpoint, no change of snapshots and no cleaning may be under way. False, and words: something does not add up.

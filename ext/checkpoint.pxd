@@ -67,7 +67,7 @@ cdef class Checkpoints:
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
     cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
     cdef bint is_due(self) noexcept nogil
-    cdef void go(self) noexcept nogil
+    cdef int go(self) noexcept nogil                             # its result: `result` may be of one that has begun since
     cdef void map_written(self) noexcept nogil
     cdef void end_drain(self) noexcept nogil
     cdef int checkpoint(self) noexcept nogil

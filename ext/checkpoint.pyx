@@ -78,12 +78,12 @@ cdef class Checkpoints:
     cdef int run(self) noexcept nogil:
         if self.running:
             wait_in(&self.ended)
-        else:
-            self.running = True
-            self.go()
-        return self.result
+            return self.result
+        self.running = True
+        return self.go()
 
     cdef int run_for(self, uint64_t version) noexcept nogil:
+        cdef int result
         while self.snapshots.durable < version:
             if self.stopping:
                 return -ESHUTDOWN
@@ -91,9 +91,9 @@ cdef class Checkpoints:
                 wait_in(&self.ended)
                 continue
             self.running = True
-            self.go()
-            if self.result < 0 and not self.running:     # else who waited for it has begun another one
-                return self.result
+            result = self.go()
+            if result < 0 and not self.running:          # else who waited for it has begun another one
+                return result
         return 0
 
     cdef int claim(self) noexcept nogil:
@@ -113,10 +113,13 @@ cdef class Checkpoints:
             place = &(<Checkpoints>place[0]).next_keeper
         place[0] = self.next_keeper
 
-    cdef void go(self) noexcept nogil:
+    cdef int go(self) noexcept nogil:
         """In a task, `running` is set."""
+        cdef int result
         self.write()
-        self.let_go()
+        result = self.result
+        self.let_go()                                    # who waited for it may begin another one at once
+        return result
 
     cdef void write(self) noexcept nogil:
         self.log.tails.making_space += 1                 # what is dead goes with it

@@ -102,10 +102,11 @@ cdef int make(Volume volume, Making* making) noexcept nogil:
     """It is claimed. With an error, only let go again."""
     cdef int result = making.result
     if result == 0:
-        volume.checkpoints.go()
-        result = volume.checkpoints.result
-        while result < 0 and volume.checkpoints.running and not making.wish.made:      # who waited for it has begun another one
+        result = volume.checkpoints.go()
+        while volume.checkpoints.running and not making.wish.made:       # who waited for it has begun another one
             wait_in(&volume.checkpoints.ended)
+        if making.wish.made:
+            result = 0
     else:
         volume.checkpoints.let_go()
     if not making.wish.made:

@@ -182,6 +182,7 @@ cdef class Simulation:
     cdef readonly uint64_t restores
     cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged, or full
     cdef readonly uint64_t damages   # blocks
+    cdef readonly uint64_t unread    # nodes that walks of dying snapshots could not read, in beginnings that are over
     cdef uint64_t damaged_at         # on the judge's clock: the newest
     cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
@@ -219,6 +220,7 @@ cdef class Simulation:
     cdef bint settle_shots(self) noexcept nogil
     cdef void note_oldest_read(self) noexcept nogil
     cdef bint walk(self) noexcept nogil
+    cdef bint has_leaked(self) noexcept nogil
     cdef void damage(self) noexcept nogil
     cdef bint meets_damage(self, Slot* slot) noexcept nogil
     cdef bint excuses(self, Slot* slot, int error) noexcept nogil

@@ -160,7 +160,7 @@ cdef class Simulation:
         self.operations = min(self.operations, <uint64_t>(OPERATIONS_MAX // 2))
         self.pool = Pool(4, 2, self.records)
         self.faults = {}
-        for name in ("slow", "hang", "timer_early", "timer_late"):
+        for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
             if self.draw(12) == 0:
                 self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
         self.audit = Audit(self.world)
@@ -209,6 +209,7 @@ cdef class Simulation:
             if (<WorldIo>self.io).alive:
                 self.world.crash(-1, end == END_POWER_CUT)
             self.world.crash_at(0, False)
+            self.unread += self.volume.walk.unreadable
             self.doubt_shots()
             self.judge.crashed(end == END_POWER_CUT)
             abandon()
@@ -341,6 +342,8 @@ cdef class Simulation:
             found += self.reactor.turn()
             if self.wrong:
                 return END_WRONG
+            if not (<WorldIo>self.io).alive:             # in this turn
+                return self.crash(self.armed_power)
             if self.phase == STOPPED:
                 self.note(b"stopped", 0, 0, 0)
                 return END_STOPPED
@@ -623,17 +626,26 @@ cdef class Simulation:
     cdef bint walk(self) noexcept nogil:
         """Everything from outside, if nothing is half done just now."""
         cdef int i
+        cdef uint32_t k
         cdef bint right = True
         if self.volume.checkpoints.running or self.volume.snapshots.wishes is not NULL or self.volume.cleaning or self.volume.log.error:
             return True
         if self.damages == 0:                            # else there are nodes that cannot be followed
             self.walks += 1
+            self.audit.may_leak = self.has_leaked()
             right = self.audit.walk()
         for i in range(self.store_count):
-            right = right and self.audit.add_up(<Store>self.store_pointers[i])
+            if not (<Store>self.store_pointers[i]).failed:       # else its journal may know of what its memory does not
+                right = right and self.audit.add_up(<Store>self.store_pointers[i])
         if not right:
+            for k in range(self.volume.snapshots.count):
+                self.note(b"snapshot %lld grew from %lld, flags %lld", (<uint32_t*>self.volume.snapshots.all[k].entry.id)[0],
+                          (<uint32_t*>self.volume.snapshots.all[k].entry.parent)[0], self.volume.snapshots.all[k].entry.flags)
             self.fault(self.audit.words, 0, 0)
         return right
+
+    cdef bint has_leaked(self) noexcept nogil:
+        return self.unread + self.volume.walk.unreadable > 0
 
     cdef void damage(self) noexcept nogil:
         """A block of a sealed segment is not any more what it was: a bit of it, a sector, or all of it; by rot, or by a write that went astray."""
@@ -1052,7 +1064,7 @@ cdef void clean_some(Simulation life) noexcept nogil:
     life.cleaned.compacted += told.compacted
     life.cleaned.evacuated += told.evacuated
     life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
-    if told.failed and told.error != -ENOSPC and told.error != -ESHUTDOWN and not life.errors_allowed and not life.damages:
+    if told.failed and told.error != -ENOSPC and told.error != -ESHUTDOWN and not (life.errors_allowed or life.damages or life.has_leaked()):
         life.fault(b"cleaning ends with error %lld, and no device failed", -told.error, 0)
 
 
@@ -1238,7 +1250,9 @@ cdef bint compare_derived(Simulation life) noexcept nogil:
     cdef uint32_t number = 0
     cdef int result
     cdef uint64_t walks = life.walks
-    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages or life.volume.map.cache.dirty or life.volume.segments.reclaim_holds:
+    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages or life.has_leaked():
+        return not life.wrong
+    if life.volume.map.cache.dirty or life.volume.segments.reclaim_holds:
         return not life.wrong
     while segment is not NULL:                           # as long as nothing changes
         number = segment.number

@@ -54,6 +54,7 @@ cdef class Tails:
     cdef Tail* current
     cdef Tail* prepared
     cdef bint preparing
+    cdef bint creating               # the segment before `next_segment` is being created: it may be the next to be appended to
     cdef int prepare_error           # how the last preparation ended: 0 or a negative errno
     cdef uint32_t sealing            # tails whose footer is being written
     cdef bint no_space

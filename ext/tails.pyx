@@ -20,6 +20,7 @@ from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, block_crc)
+from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
@@ -151,7 +152,9 @@ cdef class Tails:
             call.blocks = self.segment_blocks
             call.store = self.stores[store]
             self.next_segment += 1
+            self.creating = True
             call_on((<Store>self.stores[store]).home, self.reactor, create_body, &call)
+            self.creating = False
             if call.replica is not NULL:
                 break
             if call.error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
@@ -256,7 +259,9 @@ cdef class Tails:
     cdef uint64_t position(self) noexcept nogil:
         if self.current is not NULL:
             return <uint64_t>self.current.segment.number << 32 | self.current.next_block
-        return <uint64_t>(self.next_segment if self.prepared is NULL else self.prepared.segment.number) << 32
+        if self.prepared is not NULL:
+            return <uint64_t>self.prepared.segment.number << 32
+        return <uint64_t>(self.next_segment - (self.creating and not planted(b"cut_beyond_next_segment"))) << 32
 
     cdef bint any_dead(self) noexcept nogil:
         """Whether a checkpoint might let a segment be deleted."""

@@ -21,6 +21,7 @@ BUGS = {
     "cleaned_by_newest_nodes": "cleaning takes map nodes to be dead that the newest checkpoint, from which recovery starts, still needs",
     "cleaned_without_flush": "cleaning gives up blocks although what overwrote them is not on stable media yet",
     "counter_not_of_checkpoint": "the map nodes that a checkpoint writes are left out of its counts of what lives",
+    "cut_beyond_next_segment": "a snapshot made while the log has no segment takes what comes next for its own (this one was no plant)",
     "dead_block_forgotten": "of what only a deleted snapshot had, a block in each segment is never counted as dead",
     "flush_skipped": "a flush flushes no device",
     "fua_without_flush": "a write with FUA is acknowledged without a flush",
