@@ -109,12 +109,19 @@ fuzz: build packages-fuzz ## coverage-guided fuzzing of what comes from outside,
 
 # Whole lives of volumes in the simulated world, one for each seed.
 SEEDS := 0..1999
+COVERED := build/covered
 .PHONY: simulate simulate-soak
 simulate: build ## lives in the simulated world, for SEEDS=0..1999; one again: ARGS="--seed 7 --trace 200"
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(findstring --seed ,$(ARGS)),,--seeds $(SEEDS)) $(ARGS)
 
-simulate-soak: build ## the same with new seeds until it is stopped
-	PYTHONPATH=tests $(BIN)/python -m simulation --soak $(ARGS)
+simulate-soak: $(COVERED)/installed.stamp ## the same with new seeds until it is stopped, with what of the engine they reach
+	PYTHONPATH=tests $(BIN)/python -m simulation --soak --covered $(ARGS)
+
+# The engine that counts which of its lines and branches are reached.
+$(COVERED)/installed.stamp: .venv/installed.stamp
+	rm -rf $(COVERED) build/cover
+	$(subst $(ENGINE),build/cover,$(INSTALL)) --no-deps --target $(COVERED) -Csetup-args=-Db_coverage=true .
+	touch $@
 
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants

@@ -2,7 +2,7 @@
 
 python -m simulation --seed 7 --trace 200        one life, its last events
 python -m simulation --seeds 0..1999             many; the exit code is 1 when any of them went wrong
-python -m simulation --soak                      new seeds until it is stopped
+python -m simulation --soak                      new seeds until it is stopped; with --covered in the build that `make simulate-soak` makes
 python -m simulation --planted NAME --seed 7     with a bug that is planted (planted.py), in the build that `make planted` makes
 """
 
@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Iterable
 
+from simulation import coverage
 from simulation.lives import live, run_all
 
 PROGRESS_SECONDS = 10
+COVERAGE_SECONDS = 300
+LIVES_EACH = 50  # of a process, which tells what it has reached when it ends
 
 
 def main() -> int:
@@ -29,13 +32,15 @@ def main() -> int:
     parser.add_argument(
         "--trace", type=int, default=0, metavar="N", help="with --seed: the last N events (a life that goes wrong shows 60)"
     )
+    parser.add_argument("--covered", action="store_true", help="with --soak: tell now and then what of the engine was reached")
     parser.add_argument("--planted", metavar="NAME", default="", help="a bug that is planted in the engine (`make planted`)")
     given = parser.parse_args()
     if given.planted:
         plant(given.planted)
     if given.seed is not None:
         return one(given.seed, given.operations, given.trace)
-    return many(seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000), given.processes, given.operations)
+    wanted = seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000)
+    return many(wanted, given.processes, given.operations, covered=given.covered)
 
 
 def plant(bug: str) -> None:
@@ -68,11 +73,14 @@ def one(seed: int, operations: int | None, trace: int) -> int:
     return 1 if outcome.wrong else 0
 
 
-def many(wanted: Iterable[int], processes: int, operations: int | None) -> int:
-    began = told = time.monotonic()
+def many(wanted: Iterable[int], processes: int, operations: int | None, *, covered: bool) -> int:
+    began = told = looked = time.monotonic()
     lives = done = wrong = 0
+    how = {"engine": coverage.ENGINE, "lives_each": LIVES_EACH} if covered else {"planted": os.environ.get("IOMESH_PLANTED", "")}
+    if covered:
+        coverage.forget()
     try:
-        for outcome in run_all(wanted, processes, operations, planted=os.environ.get("IOMESH_PLANTED", "")):
+        for outcome in run_all(wanted, processes, operations, **how):
             lives += 1
             done += outcome.told.get("operations", 0)
             if outcome.wrong:
@@ -81,10 +89,21 @@ def many(wanted: Iterable[int], processes: int, operations: int | None) -> int:
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 print(summary(lives, done, wrong, told - began), flush=True)
+            if covered and time.monotonic() - looked > COVERAGE_SECONDS:
+                tell_coverage()
+                looked = time.monotonic()
     except KeyboardInterrupt:
         pass
     print(summary(lives, done, wrong, time.monotonic() - began))
+    if covered:
+        tell_coverage()
     return 1 if wrong else 0
+
+
+def tell_coverage() -> None:
+    from rich.console import Console
+
+    Console(width=100).print(coverage.table(coverage.parts()))
 
 
 def summary(lives: int, operations: int, wrong: int, seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Lives, in this process or in many. A life that breaks an invariant of the engine ends its process: the parent tells which seed it was."""
 
+import contextlib
 import json
 import os
 import select
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LIFE_SECONDS = 120  # more is a life that never ends
+END_SECONDS = 30  # for an idle process to end
 SCRIPT = "from simulation.lives import serve; serve()"
 
 
@@ -56,6 +58,7 @@ class Child:
             [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
         self.seed: int | None = None
+        self.lives = 0
 
     def ask(self, seed: int, operations: int | None) -> None:
         assert self.process.stdin
@@ -82,6 +85,11 @@ class Child:
         return f"{said[-1] if said else 'no words'} ({how})"
 
     def end(self) -> None:
+        """An idle one ends by itself, and so leaves what it has counted (coverage.py); no other is waited for."""
+        if self.process.stdin and self.seed is None and self.process.poll() is None:
+            self.process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
         self.process.kill()
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.errors):
@@ -90,9 +98,16 @@ class Child:
 
 
 def run_all(
-    seeds: Iterable[int], processes: int = 2, operations: int | None = None, *, planted: str = "", engine: Path | None = None
+    seeds: Iterable[int],
+    processes: int = 2,
+    operations: int | None = None,
+    *,
+    planted: str = "",
+    engine: Path | None = None,
+    lives_each: int = 0,
 ) -> Iterator[Outcome]:
-    """Outcomes as they come, in no order. engine: the folder of another build; planted: a bug that is planted in it (planted.py)."""
+    """Outcomes as they come, in no order. engine: the folder of another build; planted: a bug that is planted in it (planted.py).
+    lives_each: of one process, before another one takes its place; 0: as many as there are."""
     folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted}
     wanted = iter(seeds)
@@ -107,7 +122,8 @@ def run_all(
             for stream in ready:
                 child = busy[stream]
                 yield child.answer()
-                if child.process.poll() is not None:
+                child.lives += 1
+                if child.process.poll() is not None or child.lives == lives_each:
                     child.end()
                     children[children.index(child)] = child = Child(environment)
                 give(child, wanted, operations)

@@ -1,0 +1,83 @@
+"""Which lines and branches of the engine lives have reached, by part: of a build that counts them (`make covered`).
+
+A process adds its counts to files beside the objects when it ends by itself. gcov, the compiler's own, reads them; the generated C names
+the lines of the .pyx.
+"""
+
+import json
+import subprocess
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINE = ROOT / "build" / "covered"
+OBJECTS = ROOT / "build" / "cover"
+ELSEWHERE = {"engine", "uring", "nbd", "nbdread", "nbdreplies", "pace", "scrub", "detach", "retrace", "diff", "space"}  # not part of lives
+NOGIL = "__pyx_f_"  # how Cython calls functions of C ...
+SET_UP = "__Pyx_"  # ... and what sets up a module
+VIEWS = {"mapview", "storeview", "worldview", "structures"}  # for Python
+
+
+class Part(NamedTuple):
+    """How many there are, and how many of them were reached."""
+
+    name: str
+    lines: int
+    lines_reached: int
+    branches: int
+    branches_reached: int
+
+
+def forget() -> None:
+    """What was counted before."""
+    for file in OBJECTS.rglob("*.gcda"):
+        file.unlink()
+
+
+def parts() -> list[Part]:
+    """Of the engine's parts that lives are made of; of each, the functions that run without Python. What sets up a module is told by the
+    compiler as if it stood in the file: a few lines may seem to be reached that were not."""
+    lines: dict[str, dict[int, bool]] = defaultdict(dict)
+    branches: dict[str, list[bool]] = defaultdict(list)
+    for counts in OBJECTS.rglob("*.gcda"):
+        done = subprocess.run(
+            ["gcov", "--json-format", "--stdout", "--branch-probabilities", str(counts)], capture_output=True, cwd=OBJECTS, check=True
+        )
+        for file in json.loads(done.stdout)["files"]:
+            part = Path(file["file"])
+            if part.suffix != ".pyx" or part.stem in ELSEWHERE | VIEWS:
+                continue
+            starts = sorted((each["start_line"], each["name"]) for each in file["functions"] if not each["name"].startswith(SET_UP))
+            for line in file["lines"]:
+                number, place = line["line_number"], bisect_right(starts, (line["line_number"], "~")) - 1
+                if place < 0 or not starts[place][1].startswith(NOGIL):
+                    continue
+                lines[part.stem][number] = lines[part.stem].get(number, False) or line["count"] > 0
+                branches[part.stem] += [branch["count"] > 0 for branch in line["branches"]]
+    return [Part(name, len(lines[name]), sum(lines[name].values()), len(branches[name]), sum(branches[name])) for name in sorted(lines)]
+
+
+def table(found: Iterable[Part]) -> Table:
+    result = Table("part", "lines", "reached", "branches", "reached", box=None, pad_edge=False, header_style="bold")
+    for column in result.columns[1:]:
+        column.justify = "right"
+    found = list(found)
+    together = Part("all", *(sum(numbers) for numbers in zip(*(part[1:] for part in found), strict=True))) if found else None
+    for part in [*found, *([together] if together else [])]:
+        result.add_row(
+            part.name,
+            str(part.lines),
+            share(part.lines_reached, part.lines),
+            str(part.branches),
+            share(part.branches_reached, part.branches),
+        )
+    return result
+
+
+def share(some: int, of_all: int) -> str:
+    return f"{some / of_all:.0%}" if of_all else "-"
