@@ -219,8 +219,7 @@ async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
         await bench.check()
 
 
-@pytest.mark.parametrize("round_", range(2))
-async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench, round_: int) -> None:
+async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) -> None:
     """Snapshots come and go in any order, the volume goes back and forth, segments are cleaned meanwhile, and the engine crashes.
 
     A segment in which the cleaner finds fewer blocks than are counted is told as failed.

@@ -18,7 +18,7 @@ from support.nbd import Connection
 SIZE = 64 * MIB
 BLOCK = 4096
 HOUR = 3600
-ROUNDS = 10
+ROUNDS = 5
 WRITES = 600  # between two moments: enough that following them takes a while
 PAUSE_SECONDS = 0.01
 
