@@ -50,10 +50,16 @@ class Client:
         self._calls: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
-        # A connection to one socket on this machine: no proxy, and no name but the path's.
+        # A connection to one socket on this machine: no proxy, and no name but the path's. One of its own: another client's may be to a
+        # daemon that was killed since.
         self._channel = grpc.aio.insecure_channel(
             self._target,
-            options=[("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 64 << 20)],
+            options=[
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.default_authority", "localhost"),
+                ("grpc.max_receive_message_length", 64 << 20),
+            ],
         )
         for name, method in SERVICE.methods_by_name.items():
             self._calls[name] = self._channel.unary_unary(
