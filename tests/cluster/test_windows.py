@@ -98,7 +98,7 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
             assert await everything(uri) == content
         assert {one.name for one in await client.snapshots("db")} == names, "no mark is a user's snapshot"
         for name in names:
-            await client.unexport_snapshot("db", name)
+            await client.unexport_snapshot("db", name, force=True)
             await client.delete_snapshot("db", name)
         at_ns, content = history.moments[0]
         await client.restore_volume("db", "", at_ns=at_ns)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -71,13 +70,9 @@ def mark_of(volume: Volume, end: int) -> bytes:
 
 
 @pytest.fixture
-async def node(room: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(room)
-    await daemon.format()
+async def node(daemon: Daemon) -> Daemon:
     daemon.start()
-    yield daemon
-    if daemon.process is not None:
-        daemon.kill()
+    return daemon
 
 
 @pytest.mark.timeout(7200)

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ from iomesh.errors import IomeshError, NotFound, Unavailable
 from support.amount import Amount
 from support.bench import BLOCK, Bench
 from support.daemon import MIB, Daemon
-from support.nbd import Connection
-
-Held = dict[int, int]
+from support.stamps import Held, holding, put
 
 SIZE = 64 * MIB  # of the volume that a daemon serves
 ROUNDS = 8
@@ -29,15 +26,6 @@ async def bench(room: Path, draw: random.Random) -> Bench:
     made = Bench(room, draw)
     await made.format(4 << 30)
     return made
-
-
-@pytest.fixture
-async def daemon(room: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(room)
-    await daemon.format()
-    yield daemon
-    if daemon.process is not None:
-        daemon.kill()
 
 
 async def compare_all(bench: Bench, everything: set[int]) -> None:
@@ -278,28 +266,6 @@ async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) ->
     assert restored and cleaned
 
 
-async def put(uri: str, blocks: Held) -> None:
-    connection = await Connection.connect(uri)
-    for block, stamp in blocks.items():
-        await connection.write(block * BLOCK, stamp.to_bytes(8, "little") * 512)
-    await connection.close()
-
-
-async def holding(uri: str) -> Held:
-    """Every block that is not empty, by the stamp that it holds."""
-    connection = await Connection.connect(uri)
-    found = {}
-    for at in range(0, SIZE, MIB):
-        data = await connection.read(at, MIB)
-        for start in range(0, MIB, BLOCK):
-            stamp = int.from_bytes(data[start : start + 8], "little")
-            assert data[start : start + BLOCK] == stamp.to_bytes(8, "little") * 512, f"block {(at + start) // BLOCK} is torn"
-            if stamp:
-                found[(at + start) // BLOCK] = stamp
-    await connection.close()
-    return found
-
-
 @pytest.mark.timeout(1200)
 async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
     """Killed at any moment of the time that it takes, to be kept or discarded, back and forth between what there is."""
@@ -342,6 +308,6 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(daemon:
             name = draw.choice(sorted(kept))
             door = await client.export_snapshot("db", name)
             assert await holding(door.uris[0]) == kept[name], f"snapshot {name} has changed"
-            await client.unexport_snapshot("db", name)
+            await client.unexport_snapshot("db", name, force=True)
         held = found
     print(f"{done} restored, {undone} as before")

@@ -4,16 +4,23 @@ Counts are held against a walk of every tree from outside (support/trees.py).
 """
 
 import asyncio
+import contextlib
 import random
+import time
 from pathlib import Path
 
 import pytest
 
-from iomesh.errors import IomeshError
+from iomesh.errors import IomeshError, Unavailable
+from support.amount import Amount
 from support.bench import BLOCK, Bench
+from support.daemon import MIB, Daemon
 from support.nbd import NbdError
+from support.stamps import Held, holding, put
 
 STALL_NS = 5_000_000
+SIZE = 32 * MIB  # of the volume that a daemon serves
+ROUNDS = 10
 
 
 @pytest.fixture
@@ -178,3 +185,58 @@ async def test_a_snapshot_that_is_read_stays_until_it_is_not(bench: Bench) -> No
             await bench.compare(snapshot, held_then)
         await gone(bench, "one")
         assert bench.engine.volume_state(bench.volume)["live_blocks"] == bench.blocks_in_use()
+
+
+@pytest.mark.timeout(1200)
+async def test_kills_during_making_and_deleting_leave_each_there_or_not(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+    """Of the daemon, at any moment of the time that they take, under writes. One that is there holds what it held, and no space is lost."""
+    daemon.start()
+    async with daemon.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+    held: Held = {}
+    kept: dict[str, Held] = {}
+    stamp = made = deleted = undone = 0
+    took = 0.02
+    for round_ in range(200 if amount.soak else ROUNDS):
+        written = {draw.randrange(SIZE // BLOCK): (stamp := stamp + 1) for _ in range(200)}
+        await put(uri, written)
+        held |= written
+        making = not kept or draw.random() < 0.6
+        name = f"{round_}" if making else draw.choice(sorted(kept))
+        async with daemon.client() as client:
+            asked: asyncio.Future[object] = asyncio.ensure_future(
+                client.create_snapshots(["db"], name) if making else client.delete_snapshot("db", name)
+            )
+            began = time.monotonic()
+            await asyncio.wait({asked}, timeout=draw.uniform(0, 1.5 * took))
+            daemon.kill()
+            with contextlib.suppress(Unavailable):
+                await asked
+                took = max(0.02, time.monotonic() - began)
+        daemon.start()
+        assert await holding(uri) == held
+        async with daemon.client() as client:
+            there = {one.name for one in await client.snapshots("db")}
+            assert there - {name} == kept.keys() - {name}
+            if asked.exception() is None:
+                assert (name in there) == making, "what was answered has not happened"
+            made, deleted = made + (making and name in there), deleted + (not making and name not in there)
+            undone += (name in there) != making
+            if making and name in there:
+                kept[name] = dict(held)
+            if name not in there:
+                kept.pop(name, None)
+            if kept:
+                looked_at = draw.choice(sorted(kept))
+                door = await client.export_snapshot("db", looked_at)
+                assert await holding(door.uris[0]) == kept[looked_at], f"snapshot {looked_at} has changed"
+                await client.unexport_snapshot("db", looked_at, force=True)
+    async with daemon.client() as client:
+        for name in kept:
+            await client.delete_snapshot("db", name)
+        async with asyncio.timeout(60):
+            while (await client.volume("db")).space.snapshots_bytes or await client.snapshots("db", hidden=True):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await client.volume("db")).space.exclusive_bytes == len(held) * BLOCK
+    print(f"{made} made, {deleted} deleted, {undone} as before")

@@ -1,0 +1,20 @@
+"""Daemons that the tests here kill: each a process of its own, gone when its test is over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Daemon
+
+
+@pytest.fixture
+async def daemon(room: Path) -> AsyncIterator[Daemon]:
+    """With one formatted device; not started."""
+    daemon = Daemon(room)
+    await daemon.format()
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
