@@ -157,7 +157,8 @@ class Engine:
     def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False) -> int:
         """(volume, snapshot's id, name) each: all at one instant. Answers {"snapshots": [{"volume", "id", "sequence", "time_ns"}]} once
         they are durable. With an error none was made. EEXIST: an id or a name is taken, ENOSPC: no room, in
-        the table (4096) or on the device. mark: they are marks of the restore window; behind the oldest one the log is kept whole."""
+        the table (4096) or on the device; EBUSY: the volume is unsettled, which only a mark ends. mark: they are marks of the restore
+        window; behind the oldest one the log is kept whole."""
     def unmark_snapshot(self, volume: bytes, id: bytes) -> int:
         """A mark is a snapshot like others from now on. Answers None once that is durable. ENOENT."""
     def delete_snapshot(self, volume: bytes, id: bytes) -> int:

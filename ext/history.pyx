@@ -14,7 +14,7 @@
 # alone had comes back as with any deletion. The second checkpoint may also make a mark of what the volume is then: the restore window's history
 # goes on from there.
 
-from libc.errno cimport ENOENT, ESHUTDOWN
+from libc.errno cimport EBUSY, ENOENT, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -72,6 +72,9 @@ cdef int64_t claim_step(void* argument) noexcept nogil:
 
 cdef int claim(Volume volume, Making* making) noexcept nogil:
     cdef int result = -ESHUTDOWN if volume.closing else volume.checkpoints.claim()
+    if result == 0 and volume.snapshots.unsettled() is not NULL and not making.wish.entry.flags & SNAPSHOT_MARK:
+        volume.checkpoints.let_go()
+        result = -EBUSY                                  # it would be of half a restore, and end the restore as if it were whole
     if result < 0:
         return result
     result = volume.snapshots.wish(&making.wish)

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 
-from iomesh.errors import IomeshError, Unavailable
+from iomesh.errors import InUse, IomeshError, Unavailable
 from support.amount import Amount
+from support.bench import Bench
 from support.contents import everything
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
@@ -21,15 +22,6 @@ HOUR = 3600
 ROUNDS = 5
 WRITES = 600  # between two moments: enough that following them takes a while
 PAUSE_SECONDS = 0.01
-
-
-@pytest.fixture
-async def daemon(room: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(room)
-    await daemon.format()
-    yield daemon
-    if daemon.process is not None:
-        daemon.kill()
 
 
 async def scribble(uri: str, content: bytearray, draw: random.Random) -> tuple[int, bytes]:
@@ -87,7 +79,7 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment
                     assert not (answered and discard), "what was to be discarded is kept"
                     door = await client.export_snapshot("db", one.name)
                     assert await everything(door.uris[0]) == content
-                    await client.unexport_snapshot("db", one.name)
+                    await client.unexport_snapshot("db", one.name, force=True)
                     await client.delete_snapshot("db", one.name)
         content = bytearray(found)
     print(f"{done} restored, {undone} as before")
@@ -152,3 +144,35 @@ async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random
         with pytest.raises(IomeshError, match="damaged"):
             await client.clone_volume("db", "", "look", at_ns=at_ns)
         assert [one.name for one in await client.volumes()] == ["db"]
+
+
+async def test_only_a_mark_settles_a_volume_that_is_being_restored(room: Path, draw: random.Random) -> None:
+    """Until then nobody is served, no snapshot of half a restore is made, and after a crash it is told what the volume was."""
+    bench = Bench(room, draw)
+    await bench.format(1 << 30)
+
+    def make(name: str, *, mark: bool) -> Awaitable[object]:
+        wanted = [(bench.volume.bytes, draw.randbytes(16), name)]
+        return bench.ask(lambda engine: engine.create_snapshots(wanted, mark=mark))
+
+    async with bench.running():
+        async with bench.connected() as connection:
+            await bench.write(connection, 80)
+        target, before, unsettled = await bench.snapshot("target"), draw.randbytes(16), (draw.randbytes(16), "@unsettled")
+        await bench.ask(
+            lambda engine: engine.restore_volume(
+                bench.volume.bytes, target, before=before, name="before", discard=False, force=False, mark=unsettled, unsettled=True
+            )
+        )
+        with pytest.raises(InUse, match="busy"):
+            await make("half", mark=False)
+    async with bench.running():
+        assert bench.engine.volume_state(bench.volume)["unsettled"] == before
+        with pytest.raises(InUse, match="busy"):
+            await make("half", mark=False)
+        await make("@settled", mark=True)
+        assert bench.engine.volume_state(bench.volume)["unsettled"] is None
+        await make("whole", mark=False)
+        async with bench.connected() as connection:
+            await bench.compare(connection)
+        assert set(await bench.snapshots()) == {"target", "before", "@unsettled", "@settled", "whole"}

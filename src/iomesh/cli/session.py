@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -81,13 +82,13 @@ def asks(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
     return wrapped
 
 
-class Written(click.ParamType[int]):
+class Written(click.ParamType[int], ABC):
     """A number that people write in a form of its own: what `read` makes of a text, and its ValueError says what is wrong with it."""
 
     name = "number"
 
-    def read(self, text: str) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, text: str) -> int: ...
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):

@@ -165,7 +165,7 @@ class Volumes:
         async with parent.changing:  # neither it nor the snapshot goes meanwhile
             if self._volumes.serving(source) is not parent:
                 raise Conflict(f"volume {source} has been replaced by another one meanwhile")
-            entry = await (self._windows.before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
+            entry = await (self._windows.mark_before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
             of = CloneRecord(
                 volume=parent.record.id,
                 snapshot=uuid.UUID(bytes=entry["id"]),

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from iomesh.api.model import VolumeState
-from iomesh.errors import InUse, InvalidArgument, IomeshError
+from iomesh.errors import Conflict, InvalidArgument, IomeshError
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
@@ -59,9 +59,8 @@ class Windows:
         self._volumes = volumes
         self._snapshots = snapshots
         self._marked: dict[uuid.UUID, _Marked] = {}
-        self._following: dict[
-            uuid.UUID, int
-        ] = {}  # volumes that are being restored along their log, and the sequence of the mark they began at
+        # Of those that are being restored along their log: the sequence of the mark at which that began.
+        self._following: dict[uuid.UUID, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -100,16 +99,16 @@ class Windows:
         async with volume.changing:
             name, identity = volume.record.name, volume.record.id
             if self._volumes.serving(name) is not volume:
-                raise InUse(f"volume {name} has been replaced by another one meanwhile")
-            before = await self.before(volume, at_ns)
-            mark = uuid.UUID(bytes=before["id"])
+                raise Conflict(f"volume {name} has been replaced by another one meanwhile")
+            begin = await self.mark_before(volume, at_ns)
+            mark = uuid.UUID(bytes=begin["id"])
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._doors):
                 await self._engine.restore_volume(
                     identity, mark, before=kept, name=kept_name, discard=False, force=force, mark=new_mark(), unsettled=True
                 )
             await self._snapshots.refresh(volume)
-            self._following[identity] = before["sequence"]
+            self._following[identity] = begin["sequence"]
             try:
                 told = await self._engine.retrace(identity, identity, mark, until_ns=at_ns)
                 await self._engine.create_snapshots([(identity, *new_mark())], mark=True)
@@ -140,7 +139,7 @@ class Windows:
 
     # what happens to a volume; the caller holds its `changing`
 
-    async def before(self, volume: OpenVolume, at_ns: int) -> dict[str, Any]:
+    async def mark_before(self, volume: OpenVolume, at_ns: int) -> dict[str, Any]:
         """The mark from which that moment is reached."""
         name, window = volume.record.name, volume.record.policy.window_seconds
         await self._snapshots.refresh(volume)
@@ -172,7 +171,8 @@ class Windows:
         """Gives up the oldest part of a window for its space, or all of it up to now. The caller does not hold its `changing`; who holds it
         for something else has it done later."""
         if volume.record.id in self._following:
-            await self._give_up_oldest(volume)
+            if self.can_shorten(volume):
+                await self._give_up_oldest(volume)
         elif not volume.changing.locked():
             async with volume.changing:
                 if volume.in_engine and len(marks_of(volume)) == 1:
@@ -217,7 +217,11 @@ class Windows:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def keep(self, volume: OpenVolume) -> None:
-        """Makes the mark that is due, deletes those that are not needed any more. The caller holds its `changing`."""
+        """Makes the mark that is due, deletes those that are not needed any more. The caller holds its `changing`.
+
+        A restore that could not even be undone is undone now, or tried again with the next look: nobody is served until then.
+        """
+        await self.undo(volume)
         window = volume.record.policy.window_seconds
         if window and self._is_due(volume, window):
             await self._mark(volume)
@@ -244,6 +248,7 @@ class Windows:
         return _Marked(sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"])
 
     async def _mark(self, volume: OpenVolume) -> None:
+        await self.undo(volume)  # a mark would end a restore that is not finished as if it were
         now = self._look(volume)
         await self._engine.create_snapshots([(volume.record.id, *new_mark())], mark=True)
         self._marked[volume.record.id] = now
