@@ -44,7 +44,7 @@ from iomesh.engine.segments cimport DATA, NODE, Segment
 from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport COMPACTIONS, Store
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
-from iomesh.engine.volume cimport Volume
+from iomesh.engine.volume cimport Volume, is_ending
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
@@ -131,7 +131,7 @@ cdef class Cleaner:
             while next_one < count and planned < PLANS:
                 segment = self.volume.segments.find(segments[next_one])
                 next_one += 1
-                if segment is NULL or not self.cleanable(segment) or is_unsettled(self.volume):
+                if segment is NULL or not self.cleanable(segment) or is_history_changing(self.volume):
                     told.postponed += 1
                     continue
                 segment.cleaning = True
@@ -147,7 +147,7 @@ cdef class Cleaner:
                 else:
                     note_error(told, error)
             error = self.make_stable() if planned else 0
-            if error == 0 and (is_unsettled(self.volume) or self.volume.snapshots.version != snapshots):
+            if error == 0 and (is_history_changing(self.volume) or self.volume.snapshots.version != snapshots):
                 told.postponed += planned                # what was seen may not be what lives
             elif error:
                 note_error(told, error)
@@ -425,27 +425,34 @@ cdef class Cleaner:
 
     cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil:
         cdef uint64_t position = plan.places[which] & ~NODE_PLACE
-        cdef Node* node = NULL
-        cdef Operation operation
-        while node is NULL:
-            while self.volume.checkpoints.writing and not self.volume.closing:
-                wait_in(&self.volume.checkpoints.ended)
-            if self.volume.closing:
-                return -ESHUTDOWN
-            waited(&operation)
-            node = self.head.get(<int>(position >> 56), position & (NODE_INDEXES - 1), False, &operation)
-            if node is NULL:
-                self.volume.checkpoints.poke()
-                if wait(&operation) < 0:
-                    return -EIO
-            elif node is not ABSENT and self.volume.checkpoints.writing:
-                self.head.unpin(node)
-                node = NULL
-        if node is not ABSENT:
-            if self.head.renew(node, plan.segment.number, plan.at[which], self.volume.log.committed):
-                count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
-            self.head.unpin(node)
-        return 0
+        cdef int renewed = renew_node(self.volume, <int>(position >> 56), position & (NODE_INDEXES - 1), plan.segment.number, plan.at[which])
+        if renewed > 0:
+            count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
+        return min(renewed, 0)
+
+
+cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil:
+    cdef Node* node = NULL
+    cdef bint renewed = False
+    cdef Operation operation
+    while node is NULL:
+        while volume.checkpoints.writing and not volume.closing:
+            wait_in(&volume.checkpoints.ended)
+        if volume.closing:
+            return -ESHUTDOWN
+        waited(&operation)
+        node = volume.map.get(level, index, False, &operation)
+        if node is NULL:
+            volume.checkpoints.poke()
+            if wait(&operation) < 0:
+                return -EIO
+        elif node is not ABSENT and volume.checkpoints.writing:      # it began while the node was waited for
+            volume.map.unpin(node)
+            node = NULL
+    if node is not ABSENT:
+        renewed = volume.map.renew(node, segment, block, volume.log.committed)
+        volume.map.unpin(node)
+    return renewed
 
 
 cdef struct Hands:                   # of those that compact what is planned of one store
@@ -484,12 +491,7 @@ cdef int64_t retire_body(void* argument) noexcept nogil:
     return 0
 
 
-cdef inline bint is_ending(Volume volume) noexcept nogil:
-    """Who waits for the end of this shall not wait for long."""
-    return volume.closing or volume.restoring
-
-
-cdef inline bint is_unsettled(Volume volume) noexcept nogil:
+cdef inline bint is_history_changing(Volume volume) noexcept nogil:
     """A snapshot is being made, or gone back to, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
     return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
 

@@ -18,6 +18,7 @@ from libc.errno cimport EBUSY, EINVAL, EIO, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from iomesh.engine.cleaning cimport renew_node
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.history cimport let_parent_go
 from iomesh.engine.io cimport Operation
@@ -27,8 +28,8 @@ from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.request cimport AwaitedRequest, end_awaited
 from iomesh.engine.snapshots cimport Snapshot
 from iomesh.engine.store cimport Store
-from iomesh.engine.task cimport wait, wait_in, waited, wake_all
-from iomesh.engine.volume cimport Volume
+from iomesh.engine.task cimport wait, waited, wake_all
+from iomesh.engine.volume cimport Volume, is_ending
 
 cdef enum:
     PACED_BLOCKS = 64                # copied between two looks at the pace
@@ -85,8 +86,8 @@ cdef int copy_below(Volume volume, Copy* copy, int level, uint64_t index, Pointe
     for slot in range(NODE_POINTERS if level == 0 else 0):
         if result == 0 and found[slot // 64] >> (slot % 64) & 1:
             result = copy_block(volume, copy, index * NODE_POINTERS + slot)
-    if result == 0 and is_inherited(volume, image):
-        result = renew(volume, level, index, image)
+    if result == 0 and is_inherited(volume, image):      # nothing below it has changed, or the last of what it held is trimmed
+        result = min(renew_node(volume, level, index, image.segment, image.block), 0)
     return result
 
 
@@ -109,24 +110,6 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
         if taken == 0 and wait(&operation) < 0:
             result = <int>operation.result
     return <int>min(taken, <int64_t>0) if result == 0 else result
-
-
-cdef int renew(Volume volume, int level, uint64_t index, Pointer image) noexcept nogil:
-    """A node that is where it was, because nothing below it has changed or the last of what it held is trimmed, is to be written again."""
-    cdef Node* node = NULL
-    cdef int result = 0
-    while node is NULL:
-        while volume.checkpoints.writing and not is_ending(volume):
-            wait_in(&volume.checkpoints.ended)
-        node = hold(volume, volume.map, level, index, &result)
-        if node is NULL:
-            return result
-        if volume.checkpoints.writing:                   # it began while the node was waited for
-            volume.map.unpin(node)
-            node = NULL
-    volume.map.renew(node, image.segment, image.block, volume.log.committed)
-    volume.map.unpin(node)
-    return 0
 
 
 cdef Node* hold(Volume volume, Map tree, int level, uint64_t index, int* error) noexcept nogil:
@@ -224,10 +207,6 @@ cdef void cut_off(Volume volume) noexcept nogil:
 
 cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:
     return pointer.flags & POINTER_PRESENT and pointer.segment < volume.segments.branch
-
-
-cdef inline bint is_ending(Volume volume) noexcept nogil:
-    return volume.closing or volume.restoring
 
 
 cdef bint has_room(Volume volume) noexcept nogil:

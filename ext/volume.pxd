@@ -110,3 +110,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef void merge_append(self, Merge* merge) noexcept nogil
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil
     cdef void close(self) noexcept nogil                 # in a task; no request is under way: everything is committed and sealed
+
+# It is being closed, or goes back to a snapshot: who waits for the end of other work on it shall not wait for long.
+cdef inline bint is_ending(Volume volume) noexcept nogil:
+    return volume.closing or volume.restoring
