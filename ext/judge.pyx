@@ -1,4 +1,4 @@
-# What a simulated volume may hold: the model that every read of a simulation is compared with.
+# What simulated volumes may hold: the model that every read of a simulation is compared with.
 #
 # It knows of each sector (512 bytes) which operations may be what is read there. Nothing of their content is kept: it follows from the
 # operation's number and the place. Operations may overlap while they are under way; then either may win.
@@ -11,6 +11,9 @@
 #
 # A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made. To go back to one is an
 # operation of its own, the newest of every sector, with the snapshot's content.
+#
+# A volume has a Judge; those of one life share a Ledger, which numbers the operations of all. So what a clone has of its parent is known by the
+# parent's numbers: a clone begins as if it had gone back to the parent's snapshot.
 #
 # Besides: within one block an operation took place whole or not at all; after a power cut what survived is a prefix of the log: if
 # W is there and V was acknowledged before W began, V is there; what was seen after a recovery stays.
@@ -51,54 +54,67 @@ cdef void fill(char* data, uint32_t number, uint64_t place, uint32_t sectors) no
         words += WORDS
 
 
-cdef class Judge:
-    """sectors_max: of the largest volume. Raises MemoryError."""
+cdef class Ledger:
+    """Raises MemoryError."""
 
-    def __cinit__(self, uint32_t sectors_max):
-        self.version_room = 1 << 16
+    def __cinit__(self):
         self.wrote = <Wrote*>calloc(OPERATIONS_MAX, sizeof(Wrote))
+        if self.wrote is NULL:
+            raise MemoryError("no memory for a model")
+        self.clock = 1
+        self.count = 1
+        self.wrote[0].flags = OP_ZERO | OP_ACKNOWLEDGED | OP_STABLE
+
+    def __dealloc__(self):
+        release(self.wrote)
+
+
+cdef class Judge:
+    """sectors_max: of the largest that the volume may become. Raises MemoryError."""
+
+    def __cinit__(self, Ledger ledger, uint32_t sectors_max):
+        self.ledger = ledger
+        self.wrote = ledger.wrote
+        self.sectors_max = sectors_max
+        self.version_room = 1 << 16
         self.first = <int32_t*>calloc(sectors_max, sizeof(int32_t))
         self.versions = <Version*>calloc(self.version_room, sizeof(Version))
-        if self.wrote is NULL or self.first is NULL or self.versions is NULL:
+        if self.first is NULL or self.versions is NULL:
             raise MemoryError("no memory for a model")
-        for i in range(KEPT_MAX):
-            self.kept[i].first = <int32_t*>calloc(sectors_max, sizeof(int32_t))
-            if self.kept[i].first is NULL:
-                raise MemoryError("no memory for a model of snapshots")
 
     def __dealloc__(self):
         for i in range(KEPT_MAX):
             release(self.kept[i].first)
-        release(self.wrote)
         release(self.first)
         release(self.versions)
 
     cdef void reset(self, uint32_t sectors, bint keeps_nothing_volatile) noexcept nogil:
-        """A new volume, all zeros."""
+        cdef int i
+        self.ledger.judges += 1
+        self.number = self.ledger.judges
         self.sectors = sectors
         self.keeps_nothing_volatile = keeps_nothing_volatile
-        self.clock = 1
-        self.count = 1
-        self.wrote[0].begun = self.wrote[0].ended = 0
-        self.wrote[0].flags = OP_ZERO | OP_ACKNOWLEDGED | OP_STABLE
         memset(self.first, 0xFF, sectors * sizeof(int32_t))
+        for i in range(KEPT_MAX):
+            self.kept[i].used = False
         self.version_used = 0
         self.free_versions = -1
         self.stable = self.begun = self.crash = 0
-        self.oldest_unstable = 1
+        self.oldest_unstable = self.ledger.count
         self.oldest_read = NEVER
         self.prefix_known = False
 
     # ------------------------------------------------------------------ what happens
 
     cdef uint32_t begin(self, uint32_t sector, uint32_t count, bint zeros) noexcept nogil:
-        cdef uint32_t number = self.count, i
+        cdef uint32_t number = self.ledger.count, i
         invariant(number < OPERATIONS_MAX and sector + count <= self.sectors, b"an operation lies in the model")
-        self.count += 1
-        self.clock += 1
-        self.wrote[number].begun = self.clock
+        self.ledger.count += 1
+        self.ledger.clock += 1
+        self.wrote[number].begun = self.ledger.clock
         self.wrote[number].ended = NEVER
         self.wrote[number].flags = OP_ZERO if zeros else 0
+        self.wrote[number].judge = self.number
         self.prefix_known = False
         for i in range(sector, sector + count):
             self.prune(i)
@@ -107,8 +123,8 @@ cdef class Judge:
 
     cdef void acknowledge(self, uint32_t number, bint stable) noexcept nogil:
         cdef Wrote* wrote = &self.wrote[number]
-        self.clock += 1
-        wrote.ended = self.clock
+        self.ledger.clock += 1
+        wrote.ended = self.ledger.clock
         wrote.flags |= OP_ACKNOWLEDGED
         if stable or self.keeps_nothing_volatile:
             wrote.flags |= OP_STABLE
@@ -116,27 +132,29 @@ cdef class Judge:
             self.stable = wrote.begun - 1
 
     cdef void fail(self, uint32_t number) noexcept nogil:
-        self.clock += 1
-        self.wrote[number].ended = self.clock
+        self.ledger.clock += 1
+        self.wrote[number].ended = self.ledger.clock
         self.wrote[number].flags |= OP_LAPSED
 
     cdef uint64_t flush_begins(self) noexcept nogil:
-        self.clock += 1
-        return self.clock
+        self.ledger.clock += 1
+        return self.ledger.clock
 
     cdef void flushed(self, uint64_t begun) noexcept nogil:
         self.stable = max(self.stable, begun)
 
     cdef void crashed(self, bint power) noexcept nogil:
-        cdef uint32_t i, oldest = self.count
+        cdef uint32_t i, oldest = self.ledger.count
         cdef Wrote* wrote
         self.begun = self.crash
-        self.clock += 1
-        self.crash = self.clock
-        for i in range(self.oldest_unstable, self.count):
+        self.ledger.clock += 1
+        self.crash = self.ledger.clock
+        for i in range(self.oldest_unstable, self.ledger.count):
             wrote = &self.wrote[i]
+            if wrote.judge != self.number:
+                continue
             if wrote.ended == NEVER:
-                wrote.ended = self.clock
+                wrote.ended = self.ledger.clock
                 wrote.flags |= OP_LAPSED
             elif wrote.flags & OP_LAPSED == 0 and not is_stable(self, wrote):
                 if power:
@@ -153,7 +171,7 @@ cdef class Judge:
 
     cdef bint check(self, uint32_t sector, const char* data, uint64_t place, uint64_t begun) noexcept nogil:
         cdef int64_t seen = self.identify(data, place)
-        self.compared += 1
+        self.ledger.compared += 1
         if self.allowed(sector, seen, begun) >= 0:
             return True
         self.complain(self.first[sector], seen, data, place)
@@ -171,7 +189,7 @@ cdef class Judge:
         for i in range(BLOCK_SECTORS):
             seen[i] = self.identify(data + i * SECTOR_BYTES, place + i)
             content[i] = <uint32_t>max(seen[i], <int64_t>0)
-            self.compared += 1
+            self.ledger.compared += 1
             at = self.first[sector + i]
             if at < 0 or self.versions[at].next < 0:     # nothing to decide
                 if seen[i] == (<int64_t>self.versions[at].content if at >= 0 else 0):
@@ -224,12 +242,7 @@ cdef class Judge:
         cdef int32_t at, copy
         cdef int32_t* place
         cdef Wrote* wrote
-        cdef int number = 0
-        while number < KEPT_MAX and self.kept[number].used:
-            number += 1
-        if number == KEPT_MAX:
-            return -1
-        self.kept[number].used = True
+        cdef int number = self.take_kept()
         for sector in range(self.sectors):
             place = &self.kept[number].first[sector]
             place[0] = -1
@@ -255,39 +268,47 @@ cdef class Judge:
             self.forget(&self.kept[number].first[sector])
         self.kept[number].used = False
 
+    cdef int take_kept(self) noexcept nogil:
+        cdef int number = 0
+        while number < KEPT_MAX and self.kept[number].used:
+            number += 1
+        invariant(number < KEPT_MAX, b"a model keeps more than there are snapshots")
+        if self.kept[number].first is NULL:
+            self.kept[number].first = <int32_t*>calloc(self.sectors_max, sizeof(int32_t))
+            invariant(self.kept[number].first is not NULL, b"there is memory for a model of snapshots")
+        self.kept[number].used = True
+        return number
+
     cdef int keep_again(self, int number) noexcept nogil:
         cdef uint32_t sector
-        cdef int again = 0
-        while self.kept[again].used:
-            again += 1
-        invariant(again < KEPT_MAX, b"a model keeps one more than there are snapshots")
-        self.kept[again].used = True
+        cdef int again = self.take_kept()
         for sector in range(self.sectors):
             self.kept[again].first[sector] = -1
-            self.copy(self.kept[number].first[sector], &self.kept[again].first[sector], 0)
+            self.copy(self, self.kept[number].first[sector], &self.kept[again].first[sector], 0)
         return again
 
-    cdef uint32_t go_back(self, int number) noexcept nogil:
-        cdef uint32_t operation = self.count, sector
+    cdef uint32_t go_back(self, Judge of, int number) noexcept nogil:
+        cdef uint32_t operation = self.ledger.count, sector
         invariant(operation < OPERATIONS_MAX, b"a model has room for an operation")
-        self.count += 1
-        self.clock += 2
-        self.wrote[operation].begun = self.clock - 1
-        self.wrote[operation].ended = self.clock
+        self.ledger.count += 1
+        self.ledger.clock += 2
+        self.wrote[operation].begun = self.ledger.clock - 1
+        self.wrote[operation].ended = self.ledger.clock
         self.wrote[operation].flags = OP_ACKNOWLEDGED | OP_STABLE
+        self.wrote[operation].judge = self.number
         for sector in range(self.sectors):
             self.forget(&self.first[sector])
-            self.copy(self.kept[number].first[sector], &self.first[sector], operation)
+            self.copy(of, of.kept[number].first[sector], &self.first[sector], operation)
         return operation
 
-    cdef void copy(self, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
+    cdef void copy(self, Judge of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
         """Versions of a sector. number: of the operation that makes them so; 0: those that did."""
         cdef int32_t at
         while from_first >= 0:
-            at = self.new_version(number if number else self.versions[from_first].wrote, self.versions[from_first].content)
+            at = self.new_version(number if number else of.versions[from_first].wrote, of.versions[from_first].content)
             self.versions[at].next = first[0]
             first[0] = at
-            from_first = self.versions[from_first].next
+            from_first = of.versions[from_first].next
 
     cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
         cdef int64_t seen
@@ -297,7 +318,7 @@ cdef class Judge:
         for i in range(BLOCK_SECTORS):
             first = &self.kept[number].first[sector + i]
             seen = self.identify(data + i * SECTOR_BYTES, place + i)
-            self.compared += 1
+            self.ledger.compared += 1
             at = first[0]
             if at < 0 and seen == 0:
                 continue
@@ -307,7 +328,7 @@ cdef class Judge:
                 self.complain(first[0], seen, data + i * SECTOR_BYTES, place + i)
                 return False
             if self.versions[first[0]].next >= 0:        # from now on it is this one
-                self.ambiguous += 1
+                self.ledger.ambiguous += 1
                 self.forget(first)
                 first[0] = self.new_version(<uint32_t>seen, <uint32_t>seen)
         return True
@@ -320,7 +341,7 @@ cdef class Judge:
         cdef uint64_t number = words[0]
         if number == 0:
             return 0 if memcmp(words, words + 1, SECTOR_BYTES - 8) == 0 else UNKNOWN
-        if number >= self.count or words[1] != place or words[2] != mixed(number << 40 ^ place):
+        if number >= self.ledger.count or words[1] != place or words[2] != mixed(number << 40 ^ place):
             return UNKNOWN
         return <int64_t>number if memcmp(words + 2, words + 3, SECTOR_BYTES - 24) == 0 else UNKNOWN
 
@@ -335,7 +356,7 @@ cdef class Judge:
         if at < 0:
             return 0 if seen == 0 else DISALLOWED
         if self.versions[at].next >= 0:
-            self.ambiguous += 1
+            self.ledger.ambiguous += 1
         while at >= 0:
             wrote = &self.wrote[self.versions[at].wrote]
             if wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= horizon:

@@ -1,0 +1,111 @@
+# One volume of a life in the simulated world. See tenant.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.audit cimport Audit
+from iomesh.engine.cleaning cimport Cleaner
+from iomesh.engine.history cimport Making
+from iomesh.engine.io cimport Operation
+from iomesh.engine.judge cimport Judge
+from iomesh.engine.layout cimport Pointer
+from iomesh.engine.life cimport Life, Slot
+from iomesh.engine.log cimport Log
+from iomesh.engine.map cimport Map
+from iomesh.engine.recovery cimport Recovery
+from iomesh.engine.request cimport Read
+from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport Wish
+from iomesh.engine.task cimport Waiters
+from iomesh.engine.volume cimport Volume
+
+cdef enum:
+    SHOTS = 6                        # snapshots at once
+
+cdef enum ShotState:                 # of a snapshot, as its user knows it
+    SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
+    SHOT_UNKNOWN                     # a crash came while it was made or deleted
+
+cdef struct Shot:
+    ShotState state
+    void* tenant
+    uint8_t id[16]
+    uint32_t number
+    uint64_t begun                   # on the ledger's clock
+    uint64_t size_blocks
+    int kept                         # what it may hold, by the judge's number
+    bint looked_at                   # someone reads it
+    Making making
+
+cdef enum GoingState:                # of going back to a snapshot
+    GOING_NOWHERE,
+    GOING_WAITS,                     # until nothing is under way: nobody is connected then
+    GOING_BACK
+
+cdef struct Going:
+    GoingState state
+    Shot* target
+    uint8_t id[16]                   # the target's
+    int kept                         # what it may hold, by the judge's number: the snapshot itself may go meanwhile
+    Shot* before                     # what was there until then; NULL: it is not to be kept
+    Wish wish                        # ... as the engine is asked for it
+    bint moved                       # the metadata service has been told: from now on the volume is what the target holds
+
+cdef struct Record:                  # what the metadata service has of a volume
+    bint exists
+    uint8_t id[16]
+    uint64_t epoch
+    Pointer checkpoint
+    uint64_t size_blocks
+
+cdef class Tenant:
+    cdef Life life
+    cdef Audit audit
+    cdef Judge judge
+    cdef Record record
+    cdef readonly uint32_t number    # among those that the life has at once
+    # what lives until the process dies
+    cdef Segments segments
+    cdef Map map
+    cdef Log log
+    cdef Volume volume
+    cdef Recovery recovery
+    cdef Cleaner cleaner
+    cdef Volume reading              # a snapshot, one at a time
+    cdef uint32_t tasks              # control tasks of it under way
+    cdef bint open                   # it is recovered, and not closed
+    cdef Read look
+    cdef Operation looked
+    # the metadata service, while its pointer is moved
+    cdef Operation metadata          # the request to it, then its answer
+    cdef uint64_t moving_sequence
+    cdef Pointer moving
+    # its doors
+    cdef uint32_t busy               # operations under way
+    cdef uint32_t usable             # regions inside the volume as it is
+    cdef uint32_t verify_next        # the next region to be read after a recovery, and the one behind the last
+    cdef uint32_t verify_end
+    # its history
+    cdef Shot shots[SHOTS]
+    cdef Going going
+
+    cdef object settle_in(self)      # in a new process: everything that an open volume consists of; it is not open yet
+    cdef object move_out(self)       # the process is gone
+    cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
+    cdef void begin_task(self) noexcept nogil
+    cdef void end_task(self) noexcept nogil
+    cdef int come_up(self) noexcept nogil                # in a task: it is recovered and open; or a negative errno, and recovery.reason
+    cdef void choose_verified(self) noexcept nogil
+    cdef bint serves(self) noexcept nogil                # its doors are open
+    cdef void operate(self, int kind) noexcept nogil     # a read, write, trim or flush
+    cdef bint verify(self) noexcept nogil                # reads the next region; False: all are asked for
+    cdef void grow(self) noexcept nogil
+    cdef Slot* take_slot(self, int kind) noexcept nogil
+    cdef void note_oldest_read(self) noexcept nogil
+    cdef bint meets_damage(self, Slot* slot) noexcept nogil
+    cdef bint excuses(self, Slot* slot, int error) noexcept nogil
+    cdef void place(self, Slot* slot) noexcept nogil
+    cdef void give(self, Slot* slot) noexcept nogil
+    cdef void write_more(self, Slot* slot) noexcept nogil
+    cdef void write_done(self, Slot* slot) noexcept nogil
+    cdef void read_done(self, Slot* slot) noexcept nogil
+    cdef void name_shot(self, Shot* shot) noexcept nogil
+    cdef Shot* any_shot(self, ShotState state) noexcept nogil
