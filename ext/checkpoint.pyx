@@ -449,6 +449,7 @@ cdef class Checkpoints:
         while segment is not NULL and self.segments.reclaim_holds == <uint32_t>dying:
             if segment.live == 0 and (self.segments.live_at_checkpoint(segment) == 0 or planted(b"removed_while_needed")) and \
                     is_settled(segment, sequence) and segment.last_sequence <= self.segments.kept_from and not segment.cleaning:
+                segment.cleaning = True
                 numbers[count] = segment.number
                 count += 1
             segment = segment.next
@@ -459,6 +460,8 @@ cdef class Checkpoints:
             if call_on((<Store>call.store).home, self.reactor, remove_body, &call) == 0:
                 self.segments.remove(segment)
                 self.counters[SEGMENTS_REMOVED] += 1
+            else:
+                segment.cleaning = False
         release(numbers)
         if count and self.log.tails.no_space:
             self.log.tails.space_freed()

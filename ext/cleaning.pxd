@@ -23,7 +23,8 @@ cdef packed struct Row:              # of a volume's segment table, as the polic
     uint32_t segment
     uint32_t blocks                  # its length
     uint32_t live
-    uint32_t slabs                   # that its replica has
+    uint32_t space                   # blocks that its replica's slabs have
+    uint32_t slab                    # blocks of one of them
     uint32_t footer                  # blocks that a footer and its table take
     uint32_t flags
 
@@ -33,7 +34,7 @@ cdef struct Cleaned:                 # what became of the segments that were ask
     uint32_t skipped                 # nothing is to be gained
     uint32_t postponed               # it cannot be told now, or is not to be done now
     uint32_t failed                  # an error of a device, or what was read is damaged
-    uint64_t freed_slabs             # at once, by compaction
+    uint64_t freed_blocks            # at once, by compaction
     int error                        # the last one: a negative errno
 
 cdef struct Plan:
@@ -80,7 +81,7 @@ cdef class Cleaner:                  # of one volume
     cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil
     cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
-    cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil
+    cdef int compact(self, Plan* plan, Pace* pace) noexcept nogil
     cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil
     cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil
     cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil

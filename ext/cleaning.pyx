@@ -2,8 +2,11 @@
 #
 #     derive       which blocks live, from the footer and the maps (below)
 #     make stable  the log is flushed: what overwrote the dead blocks is on stable media before they are given up
-#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than an eighth lives and no snapshot
+#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than a fifth lives and no snapshot
 #                  has any of it, evacuate: the live blocks are appended to the log again, like a user's writes, and the segment dies
+#
+# A dead segment goes with the next checkpoint. Until then the newest one may need nodes in it, and its segment table says that it is there; but its
+# space need not wait: it is compacted to its footer and those nodes.
 #
 # What lives is derived each time, never kept: a block lives if a tree points to it. Few trees have to be asked. What lies below the cut of a
 # tree's parent is in that tree only if it is in the parent's, so a tree is asked about its era alone: addresses from its parent's cut up to its own,
@@ -30,11 +33,11 @@ from libc.string cimport memset
 from iomesh.engine.checkpoint cimport is_settled
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
-from iomesh.engine.directory cimport Replica
+from iomesh.engine.directory cimport Replica, slabs_of
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
-    SEGMENT_SEALED, SLAB_BLOCKS, SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
+    SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
@@ -87,7 +90,7 @@ cdef class Cleaner:
     # ------------------------------------------------------------------ what there is
 
     cdef bint cleanable(self, const Segment* segment) noexcept nogil:
-        return is_settled(segment, self.volume.checkpoints.sequence) and segment.live > 0 and not segment.cleaning and \
+        return is_settled(segment, self.volume.checkpoints.sequence) and not segment.cleaning and \
             segment.last_sequence <= self.volume.segments.kept_from and \
             segment.replica is not NULL and segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block > 0
 
@@ -100,7 +103,8 @@ cdef class Cleaner:
                 rows[count].segment = segment.number
                 rows[count].blocks = segment.blocks
                 rows[count].live = segment.live
-                rows[count].slabs = slabs_of(segment.replica)
+                rows[count].slab = 1 << segment.replica.slab_shift
+                rows[count].space = slabs_of(segment.replica) << segment.replica.slab_shift
                 rows[count].footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
                 if segment.last_sequence > self.volume.segments.kept_from:
@@ -195,7 +199,7 @@ cdef class Cleaner:
         era.data_from = self.volume.segments.pins[<int>DATA]
         era.node_from = self.volume.segments.pins[<int>NODE]
         era.data_to = era.node_to = ~<uint64_t>0
-        if result >= 0 and plan.live < segment.live and touches(&era, segment):
+        if result >= 0 and touches(&era, segment):       # also for one that is dead by the count: the newest checkpoint may have nodes in it
             if planted(b"cleaned_by_newest_nodes"):
                 result = self.look(plan, &era, self.head, self.head)
             else:
@@ -223,7 +227,7 @@ cdef class Cleaner:
                 entry = &table[at + 1 + k]
                 seen += 1
                 while ahead < footer.entry_count and expected < seen + AHEAD:
-                    if table[ahead].kind == KIND_DATA and data is self.head and first >= era.data_from:
+                    if table[ahead].kind == KIND_DATA and data is self.head and segment.live and first >= era.data_from:
                         data.expect(0, table[ahead].position // NODE_POINTERS)       # of a snapshot's nodes there are few, for many blocks each
                     expected += table[ahead].kind != KIND_RECORD
                     ahead += 1
@@ -231,7 +235,7 @@ cdef class Cleaner:
                     continue
                 address = first | block
                 result = 0                               # what is neither is of a checkpoint that another has followed
-                if entry.kind == KIND_DATA and era.data_from <= address < era.data_to:
+                if entry.kind == KIND_DATA and segment.live and era.data_from <= address < era.data_to:
                     result = self.points(data, -1, entry.position, segment.number, block)
                 elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
                     result = self.points(nodes, <int>(entry.position >> 56), entry.position & (NODE_INDEXES - 1), segment.number, block)
@@ -340,7 +344,7 @@ cdef class Cleaner:
                 self.compact_planned(plan, pace, told)
 
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
-        return plan.live >= plan.segment.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
+        return 0 < plan.segment.live <= plan.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
 
     cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
         cdef int error
@@ -354,20 +358,20 @@ cdef class Cleaner:
     cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef uint32_t kept = plan.live + segment.replica.blocks - segment.replica.footer_block
-        cdef uint32_t slabs = (kept + BITMAP_COPIES + SLAB_BLOCKS - 1) // SLAB_BLOCKS, had = slabs_of(segment.replica)
+        cdef uint32_t slab = 1 << segment.replica.slab_shift, slabs = (kept + BITMAP_COPIES + slab - 1) // slab, had = slabs_of(segment.replica)
         cdef int error
         if plan.live < segment.live:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
         elif slabs < had:
-            error = self.compact(plan, slabs, pace)
+            error = self.compact(plan, pace)
             told.compacted += error == 0
-            told.freed_slabs += had - slabs if error == 0 else 0
+            told.freed_blocks += (had - slabs) * slab if error == 0 else 0
             note_error(told, error)
         else:
             told.skipped += 1
 
-    cdef int compact(self, Plan* plan, uint32_t slabs, Pace* pace) noexcept nogil:
+    cdef int compact(self, Plan* plan, Pace* pace) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef CompactCall call
         call.store = self.volume.log.tails.stores[segment.store]
@@ -382,7 +386,7 @@ cdef class Cleaner:
         segment.replica = call.copy
         call_on((<Store>call.store).home, self.volume.reactor, retire_body, &call)       # what is being read of it is read again
         count(self.volume, SEGMENTS_COMPACTED, 1)
-        count(self.volume, COMPACTION_BYTES, <uint64_t>slabs * SLAB_BLOCKS * BLOCK_BYTES)
+        count(self.volume, COMPACTION_BYTES, <uint64_t>(call.copy.live + BITMAP_COPIES) * BLOCK_BYTES)
         if self.volume.log.tails.no_space:
             self.volume.log.tails.space_freed()
         return 0
@@ -498,7 +502,7 @@ cdef inline bint is_history_changing(Volume volume) noexcept nogil:
 
 cdef inline bint straggles(const Segment* segment, uint32_t live, uint64_t cut) noexcept nogil:
     """Little of it lives, and no snapshot, of whatever history, has a block of it."""
-    return live < segment.blocks // EVACUATION_SHARE and <uint64_t>segment.number << 32 >= cut
+    return 0 < live < segment.blocks // EVACUATION_SHARE and <uint64_t>segment.number << 32 >= cut
 
 
 cdef inline bint touches(const Era* era, const Segment* segment) noexcept nogil:
@@ -513,14 +517,6 @@ cdef bint has_spare(Volume volume) noexcept nogil:
         if 4 * (<Store>volume.log.tails.stores[i]).slabs.free > 3 * (<Store>volume.log.tails.stores[i]).reserve:
             return True
     return False
-
-
-cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
-    cdef uint32_t slabs = 0
-    cdef int i
-    for i in range(replica.extent_count):
-        slabs += replica.extents[i].count
-    return slabs
 
 
 cdef inline void count(Volume volume, int which, uint64_t by) noexcept nogil:

@@ -6,7 +6,7 @@ from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.layout cimport Bitmap
 
 cdef enum:
-    WRITES_MAX = 5                   # that one piece of a copy takes: 1 MiB lies in that many slabs at most
+    WRITES_MAX = 32                  # extents that one piece of a copy may touch: EXTENTS_MAX
 
 cdef struct Pace:                    # of work that has time: asked before each of its steps
     # In a task; returns 0 once a step that reads or writes so many bytes may begin, or a negative errno: the work is given up with it.

@@ -23,7 +23,7 @@ from iomesh.engine.compaction cimport Pace
 from iomesh.engine.history cimport let_parent_go
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS, SNAPSHOT_CLONE, Pointer, SnapshotEntry, address_of)
+    BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, Pointer, SnapshotEntry, address_of)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.request cimport AwaitedRequest, end_awaited
 from iomesh.engine.snapshots cimport Snapshot
@@ -210,9 +210,9 @@ cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:
 
 
 cdef bint has_room(Volume volume) noexcept nogil:
-    cdef uint32_t spare = SPARE_SEGMENTS * (volume.log.tails.segment_blocks // SLAB_BLOCKS)
+    cdef uint32_t spare = SPARE_SEGMENTS * volume.log.tails.segment_blocks
     cdef int i
     for i in range(volume.log.tails.store_count):
-        if (<Store>volume.log.tails.stores[i]).slabs.free > (<Store>volume.log.tails.stores[i]).reserve + spare:
+        if (<Store>volume.log.tails.stores[i]).has_room(spare, False):
             return True
     return False

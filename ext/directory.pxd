@@ -18,7 +18,8 @@ cdef struct Replica:                 # a node's copy of a segment; stays at its 
     uint16_t stream
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED; 0: not in the journal (yet, or no longer)
     uint8_t extent_count
-    bint changing                    # a change of it is on its way into the journal
+    uint8_t slab_shift               # a slab of its device has 1 << slab_shift blocks
+    uint8_t changing                 # a change of it is on its way into the journal
     Extent extents[EXTENTS_MAX]      # only as many are there as it had when it was made: 88 bytes with one
 
 cdef union EntryBytes:               # a journal entry with the room for its extents
@@ -47,6 +48,13 @@ cdef class Directory:
     cdef void grow(self) noexcept nogil
 
 cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogil     # an ENTRY_PUT; returns its length with the extents
+cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
+    cdef uint32_t slabs = 0
+    cdef int i
+    for i in range(replica.extent_count):
+        slabs += replica.extents[i].count
+    return slabs
+
 cdef inline const Extent* extents_of(const JournalEntry* entry) noexcept nogil:
     return <const Extent*>(entry + 1)
 
@@ -56,10 +64,10 @@ cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint
     cdef uint32_t first = 0, blocks
     cdef int i
     for i in range(replica.extent_count):
-        blocks = replica.extents[i].count * 64           # SLAB_BLOCKS
+        blocks = replica.extents[i].count << replica.slab_shift
         if block < first + blocks:
             contiguous[0] = first + blocks - block
-            return replica.slabs_offset + <uint64_t>replica.extents[i].first * 262144 + <uint64_t>(block - first) * 4096
+            return replica.slabs_offset + ((<uint64_t>replica.extents[i].first << replica.slab_shift) + block - first) * 4096
         first += blocks
     contiguous[0] = 0
     return 0

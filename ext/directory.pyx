@@ -88,6 +88,7 @@ cdef class Directory:
         if copy is not NULL:
             copy.device = old.device
             copy.slabs_offset = old.slabs_offset
+            copy.slab_shift = old.slab_shift
         return copy
 
     cdef void replace(self, Replica* old, Replica* copy) noexcept nogil:

@@ -30,7 +30,7 @@ from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SnapshotEntry, Superblock,
+    SLAB_BYTES_MAX, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SnapshotEntry, Superblock,
     VOLUME_BYTES_MAX as VOLUME_MAX)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
@@ -95,7 +95,7 @@ if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
 Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
-SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "slabs", "footer", "flags")])       # cleaning.pxd's Row
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "footer", "flags")])       # cleaning.pxd's Row
 SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # scrub.pxd's Sealed
 
 cdef enum:
@@ -393,7 +393,7 @@ cdef class Engine:
         if store not in self.stores:
             raise KeyError(f"no store has the number {store}")
         cdef Store it = self.stores[store][1]
-        return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": SLAB_BYTES,
+        return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": it.superblock.slab_bytes,
                 "replicas": it.replicas, "failed": it.failed}
 
     def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None):
@@ -412,7 +412,7 @@ cdef class Engine:
             return self.refuse(ENOENT, "this node has no device: format one and add it")
         if size_bytes % BLOCK or not 0 < size_bytes <= VOLUME_MAX:
             raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
-        if segment_bytes % SLAB_BYTES or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
+        if segment_bytes % SLAB_BYTES_MAX or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
         if clone_of is not None:
             check_snapshot(clone_of[1], "its name")
@@ -898,7 +898,7 @@ cdef class Engine:
                 opened.connections.pop(command.ticket, None)
         elif command.kind == CLEAN_VOLUME:
             value = {"compacted": command.results[0], "evacuated": command.results[1], "skipped": command.results[2], "failed": command.results[3],
-                     "postponed": command.results[6], "freed_bytes": command.results[4] * SLAB_BYTES, "error": command.results[5]}
+                     "postponed": command.results[6], "freed_bytes": command.results[4] * BLOCK, "error": command.results[5]}
         elif command.kind == LIST_SEALED and not error:
             value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Sealed)], SEALED_ROW)
         elif command.kind == SCRUB_SEGMENT and not error:
@@ -1171,7 +1171,7 @@ cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
     (<TokenBucket>command.list[0]).start(command.second, <uint32_t>command.third)
     result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &(<TokenBucket>command.list[0]).pace, &told)
     command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
-    command.results[4] = told.freed_slabs
+    command.results[4] = told.freed_blocks
     command.results[5] = -told.error
     command.results[6] = told.postponed
     return result

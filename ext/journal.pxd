@@ -30,6 +30,7 @@ cdef class Journal:
     cdef bint volatile_cache
     cdef uint8_t identity[16]        # of the device
     cdef uint64_t offset             # of the first area
+    cdef uint32_t slab_blocks
     cdef uint32_t area_blocks
     cdef uint32_t half               # the one that is written
     cdef uint32_t next_index         # in it

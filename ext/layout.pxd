@@ -8,8 +8,9 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     BLOCK_BYTES = 4096
-    SLAB_BYTES = 256 * 1024          # a compacted segment wastes half a slab: 0.2 % of 64 MiB, where 1 MiB would cost 8 % more writes
-    SLAB_BLOCKS = SLAB_BYTES // BLOCK_BYTES
+    SLAB_BYTES_MAX = 256 * 1024      # of a large device; a small one's segments are smaller, and its slabs with them (store.pyx)
+    SLAB_BYTES_MIN = 16 * 1024
+    SLAB_BLOCKS_MAX = SLAB_BYTES_MAX // BLOCK_BYTES
     SEGMENT_BYTES_MAX = 64 * 1024 * 1024
     SEGMENT_BYTES_MIN = 1024 * 1024
     FORMAT_VERSION = 1
@@ -283,7 +284,7 @@ cdef struct Fault:                   # why a structure is not valid
 
 # `device`, `volume`: NULL when it may be any.
 cdef Fault superblock_fault(const Superblock*) noexcept nogil
-cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device) noexcept nogil
+cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil
 cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
@@ -292,7 +293,7 @@ cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) 
 cdef Fault snapshot_fault(const SnapshotEntry*, const Checkpoint* checkpoint) noexcept nogil       # of an entry in this checkpoint's table
 
 cdef bint superblock_valid(const Superblock*) noexcept nogil
-cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device) noexcept nogil
+cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil
 cdef bint record_valid(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef bint footer_valid(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef bint footer_table_valid(const Footer*, const Entry* table) noexcept nogil

@@ -111,13 +111,13 @@ cdef Fault superblock_fault(const Superblock* it) noexcept nogil:
         return fault(b"its device is smaller than any that is formatted")
     if it.journal_offset != JOURNAL_OFFSET:
         return fault(b"its journal does not begin behind the superblocks")
-    if it.journal_bytes == 0 or it.journal_bytes % SLAB_BYTES or it.journal_bytes > it.device_bytes // 8:
+    if it.journal_bytes == 0 or it.journal_bytes % SLAB_BYTES_MAX or it.journal_bytes > it.device_bytes // 8:
         return fault(b"the length of its journal is impossible")
     if it.slabs_offset % BLOCK_BYTES or it.slabs_offset < it.journal_offset + 4 * it.journal_bytes:
         return fault(b"its slabs do not begin behind the journal")
-    if it.slab_bytes != SLAB_BYTES:
-        return fault(b"the size of its slabs is not 256 KiB")
-    if it.slabs == 0 or it.slabs_offset > it.device_bytes or <uint64_t>it.slabs * SLAB_BYTES > it.device_bytes - it.slabs_offset:
+    if not SLAB_BYTES_MIN <= it.slab_bytes <= SLAB_BYTES_MAX or it.slab_bytes & (it.slab_bytes - 1):
+        return fault(b"the size of its slabs is no power of two from 16 KiB to 256 KiB")
+    if it.slabs == 0 or it.slabs_offset > it.device_bytes or <uint64_t>it.slabs * it.slab_bytes > it.device_bytes - it.slabs_offset:
         return fault(b"its slabs end beyond the device")
     if not TIER_NVME <= it.tier <= TIER_HDD:
         return fault(b"its tier is not known")
@@ -126,7 +126,7 @@ cdef Fault superblock_fault(const Superblock* it) noexcept nogil:
     return fault(NULL)
 
 
-cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device) noexcept nogil:
+cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, uint32_t slab_blocks) noexcept nogil:
     cdef const char* words = frame_fault(it, JOURNAL_MAGIC)
     cdef uint32_t at = 0, bytes
     cdef int32_t number = 0
@@ -141,7 +141,7 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device) no
     if it.bytes > sizeof(it.entries):
         return fault(b"its entries are longer than the block")
     while at < it.bytes:
-        words = journal_entry_fault(<const JournalEntry*>(it.entries + at), it.bytes - at, &bytes)
+        words = journal_entry_fault(<const JournalEntry*>(it.entries + at), it.bytes - at, slab_blocks, &bytes)
         if words is NULL and it.kind != JOURNAL_CHANGES and (<const JournalEntry*>(it.entries + at)).kind != ENTRY_PUT:
             words = b"it deletes a segment replica in a snapshot"
         if words is not NULL:
@@ -151,7 +151,7 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device) no
     return fault(NULL)
 
 
-cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint32_t* bytes) noexcept nogil:
+cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint32_t slab_blocks, uint32_t* bytes) noexcept nogil:
     """bytes: how long the entry is."""
     cdef const Extent* extents = <const Extent*>(it + 1)
     cdef uint64_t slabs = 0
@@ -175,18 +175,18 @@ cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint
         if extents[i].count == 0:
             return b"one of its extents is empty"
         slabs += extents[i].count
-    if slabs > SEGMENT_BLOCKS_MAX // SLAB_BLOCKS:
+    if slabs > SEGMENT_BLOCKS_MAX // slab_blocks:
         return b"it has more slabs than a segment"
     if it.bitmap_blocks:
         if it.bitmap_blocks != BITMAP_COPIES or it.state != SEGMENT_SEALED:
             return b"it is compacted in a way that this program does not know"
         if it.blocks > SEGMENT_BLOCKS_MAX or it.live == 0 or it.live > it.blocks:
             return b"it is compacted and its count of live blocks is impossible"
-        if it.live + BITMAP_COPIES > slabs * SLAB_BLOCKS:
+        if it.live + BITMAP_COPIES > slabs * slab_blocks:
             return b"it has more live blocks than its slabs hold"
     elif it.bitmap_crc or it.live:
         return b"it is not compacted and has a count of live blocks"
-    elif it.blocks > slabs * SLAB_BLOCKS:
+    elif it.blocks > slabs * slab_blocks:
         return b"it has more blocks than its slabs hold"
     if it.state == SEGMENT_OPEN and it.blocks == 0:
         return b"it is open and has no room for a block"
@@ -403,8 +403,8 @@ cdef bint superblock_valid(const Superblock* it) noexcept nogil:
     return superblock_fault(it).words is NULL
 
 
-cdef bint journal_block_valid(const JournalBlock* it, const uint8_t* device) noexcept nogil:
-    return journal_block_fault(it, device).words is NULL
+cdef bint journal_block_valid(const JournalBlock* it, const uint8_t* device, uint32_t slab_blocks) noexcept nogil:
+    return journal_block_fault(it, device, slab_blocks).words is NULL
 
 
 cdef bint record_valid(const RecordHeader* it, const uint8_t* volume, uint32_t segment, uint32_t block,

@@ -70,6 +70,9 @@ cdef class Log:
     cdef uint64_t changed            # the newest one with data or zeros
     cdef Operation turn_end
     cdef bint turn_end_asked
+    cdef uint32_t crowd              # entries that were under way or being gathered when the last record under way committed
+    cdef Operation gather_timer
+    cdef bint gather_timer_set
     cdef uint64_t* counters
     # the mark that is written when the log falls idle
     cdef Operation idle_timer
@@ -107,6 +110,8 @@ cdef class Log:
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
     cdef void turn_ends(self) noexcept nogil
+    cdef bint gathers(self) noexcept nogil
+    cdef void gathered(self) noexcept nogil
     cdef void buffer_came(self) noexcept nogil
     cdef void watch_idle(self) noexcept nogil
     cdef void fell_idle(self) noexcept nogil

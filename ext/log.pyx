@@ -42,6 +42,7 @@ cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
     HEADER_FIXED = 128               # bytes of a header before its entries
     FULL_ENTRIES = 62                # a quarter of what a record may have: its header is a small share of it
+    GATHER_NS = 200 * 1000           # where space is tight, a record waits so long for those whose writes were just acknowledged
 
 
 cdef class Log:
@@ -60,7 +61,8 @@ cdef class Log:
         self.pool_wait.done = pool_gave
         self.idle_timer.done = idle_timer_rang
         self.idle_flush.done = idle_flushed
-        self.turn_end.owner = self.pool_wait.owner = self.idle_timer.owner = self.idle_flush.owner = <void*>self
+        self.gather_timer.done = gather_timer_rang
+        self.turn_end.owner = self.pool_wait.owner = self.idle_timer.owner = self.idle_flush.owner = self.gather_timer.owner = <void*>self
         for i in range(RECORDS_MAX):
             self.records[i].log = <void*>self
             self.records[i].transfer.owner = &self.records[i]
@@ -207,6 +209,8 @@ cdef class Log:
         cdef Record* record = self.building
         cdef RecordHeader* header = record.header
         self.building = NULL
+        if self.gather_timer_set and self.io.cancel(&self.gather_timer):
+            self.gather_timer_set = False
         self.sequence += 1
         record.sequence = self.sequence
         if record.entries:
@@ -274,14 +278,33 @@ cdef class Log:
         a busy client's queue at the device and half in the next record, whatever the depth of either; who has the log for himself
         never waits, and nobody waits for longer than the device takes to write what is before it.
 
-        Where space is tight, each header costs several blocks of cleaning as well: a small record waits until nothing is under way.
+        Where space is tight, each header costs several blocks of cleaning as well. A small record waits there until nothing is under way, and
+        then a moment for the writers that were just told, who are about to come back (gathers): a busy client's whole queue shares one header.
         """
         cdef uint32_t least = self.under_way
         self.turn_end_asked = False
+        if self.building is NULL or self.building.entries == 0:
+            return
         if least and self.tails.is_tight():
             least = max(least, <uint32_t>FULL_ENTRIES)
-        if self.building is not NULL and self.building.entries and self.building.entries >= least:
+        if self.building.entries >= least and not self.gathers():
             self.close_record()
+
+    cdef bint gathers(self) noexcept nogil:
+        """Whether the record that is being built waits for writers to come back."""
+        if self.under_way or self.draining or self.building.entries >= self.crowd or not self.tails.is_tight():
+            return False
+        if not self.gather_timer_set:
+            self.gather_timer_set = True
+            self.io.after(&self.gather_timer, GATHER_NS)
+        return True
+
+    cdef void gathered(self) noexcept nogil:
+        """Who has not come back by now is not waited for."""
+        self.gather_timer_set = False
+        self.crowd = 0
+        if self.building is not NULL:
+            self.ask_turn_end()
 
     cdef void buffer_came(self) noexcept nogil:
         self.pool_wait_asked = False
@@ -316,6 +339,8 @@ cdef class Log:
         if self.oldest is NULL:
             self.newest = NULL
         self.under_way -= record.entries
+        if self.under_way == 0:
+            self.crowd = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
         self.flusher.commits(record.sequence, tail.segment.replica.device)
         tail.committed_block = record.block + 1 + record.payload
@@ -507,6 +532,10 @@ cdef void pool_gave(Operation* operation) noexcept nogil:
 cdef void idle_timer_rang(Operation* operation) noexcept nogil:
     (<Log>operation.owner).idle_timer_set = False
     (<Log>operation.owner).fell_idle()
+
+
+cdef void gather_timer_rang(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).gathered()
 
 
 cdef void idle_flushed(Operation* operation) noexcept nogil:

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
-from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS, SLAB_BYTES, Pointer
+from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS_MAX, SLAB_BYTES_MAX, Pointer
 from iomesh.engine.map cimport ABSENT, Map, MapCache, Node
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.store cimport Replica, replica_offset
@@ -104,14 +104,14 @@ cdef class CacheView:
     cdef Segments segments
     cdef Replica* replicas
 
-    segment_blocks = SEGMENT_SLABS * SLAB_BLOCKS
+    segment_blocks = SEGMENT_SLABS * SLAB_BLOCKS_MAX
     segment_numbers = range(1, SEGMENTS + 1)
 
     def __init__(self, frames: int, seed: int = 1) -> None:
         cdef Segment* segment
         slabs = list(range(SEGMENTS * SEGMENT_SLABS))
         Random(seed).shuffle(slabs)
-        self.io = MemoryIo(SEGMENTS * SEGMENT_SLABS * <uint64_t>SLAB_BYTES, seed)
+        self.io = MemoryIo(SEGMENTS * SEGMENT_SLABS * <uint64_t>SLAB_BYTES_MAX, seed)
         self.cache = MapCache(frames, self.io)
         self.segments = Segments()
         self.replicas = <Replica*>calloc(SEGMENTS, sizeof(Replica))
@@ -122,6 +122,7 @@ cdef class CacheView:
             segment.replica.blocks = self.segment_blocks
             segment.replica.device = DEVICE
             segment.replica.extent_count = SEGMENT_SLABS
+            segment.replica.slab_shift = 6               # SLAB_BLOCKS_MAX
             for i in range(SEGMENT_SLABS):
                 segment.replica.extents[i].first = slabs.pop()
                 segment.replica.extents[i].count = 1

@@ -38,6 +38,7 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef enum:
     CHUNK_BLOCKS = 512               # read at once: two whole records at least
+    READ_TRIES = 4                   # a passing error, where a record is expected, would be taken for the log's end
     PREFETCH = 48                    # leaves loaded ahead of the replay
     BREATHER = 1024                  # leaves after which the reactor serves others for a turn
     ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
@@ -131,17 +132,22 @@ cdef class Recovery:
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
         cdef uint32_t contiguous, piece
-        cdef int64_t offset
+        cdef int64_t offset, result
         cdef Operation operation
+        cdef int i
         while count:
             offset = self.volume.map.cache.bitmaps.find(replica, block, &contiguous)
             if offset < 0:
                 return <int>offset
             piece = min(count, contiguous)
-            waited(&operation)
-            self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-            if wait(&operation) < 0:
-                return <int>operation.result
+            result = -1
+            for i in range(READ_TRIES):
+                if result < 0:
+                    waited(&operation)
+                    self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+                    result = wait(&operation)
+            if result < 0:
+                return <int>result
             block += piece
             count -= piece
             into = <char*>into + piece * BLOCK_BYTES

@@ -59,6 +59,7 @@ cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs,
     memcpy(journal.identity, superblock.device, 16)
     journal.offset = superblock.journal_offset
     journal.area_blocks = superblock.journal_bytes // BLOCK_BYTES
+    journal.slab_blocks = superblock.slab_bytes // BLOCK_BYTES
     pieces.copies[0] = <JournalBlock*>aligned_alloc(BLOCK_BYTES, 2 * PIECE_BLOCKS * BLOCK_BYTES)
     if pieces.copies[0] is NULL:
         snprintf(reason, REASON_BYTES, b"there is no memory to read the journal")
@@ -133,7 +134,7 @@ cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t f
 
 
 cdef bint valid_at(Journal journal, const JournalBlock* block, uint32_t index) noexcept nogil:
-    return journal_block_valid(block, journal.identity) and block.index == index
+    return journal_block_valid(block, journal.identity, journal.slab_blocks) and block.index == index
 
 
 cdef JournalBlock* newest_valid(Journal journal, Pieces* pieces, uint32_t i) noexcept nogil:

@@ -14,7 +14,7 @@ cdef struct Segment:
     Segment* undecided_next          # of those that have some
     uint32_t doomed                  # of `live`: found by a walk to be only in the snapshot that is being deleted
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
-    uint8_t cleaning                 # it is being cleaned: nobody else compacts or removes it
+    uint8_t cleaning                 # it is being cleaned or removed: nobody else does either
     uint16_t stream
     uint64_t first_sequence
     uint64_t last_sequence           # 0: no record yet

@@ -26,7 +26,7 @@ from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, SEGMENT_BYTES_MIN, SEGMENT_SEALED, SLAB_BYTES, TIER_NVME, Superblock)
+    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, SEGMENT_BYTES_MIN, SEGMENT_SEALED, TIER_NVME, Superblock)
 from iomesh.engine.life cimport (
     CHECKPOINT, CLEAN, DAMAGE, DELETE, FLUSH, GROW, KINDS, LOOK, NEVER_CRASHES, PAUSE, READ, RESTORE, SLOTS, SNAPSHOT, VERIFY, WRITE, ZERO, Life)
 from iomesh.engine.map cimport MapCache
@@ -334,7 +334,7 @@ cdef class Simulation(Life):
         cdef bint full = error == -ENOSPC
         cdef int i
         for i in range(self.store_count):                # the reserve is used up: where nobody cleans, every beginning takes from it
-            full = full and (<Store>self.store_pointers[i]).slabs.free * SLAB_BYTES < SEGMENT_BYTES_MIN
+            full = full and not (<Store>self.store_pointers[i]).has_room(SEGMENT_BYTES_MIN // BLOCK_BYTES, True)
         if not self.errors_allowed and not full and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
             self.fault(b"refused to open:", 0, 0)
             snprintf(self.words, sizeof(self.words), b"refused to open, and nothing is damaged: %s (error %d)", reason, -error)

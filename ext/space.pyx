@@ -14,8 +14,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from iomesh.engine.directory cimport Replica
-from iomesh.engine.layout cimport BITMAP_COPIES, SEGMENT_SEALED, SLAB_BLOCKS
+from iomesh.engine.directory cimport Replica, slabs_of
+from iomesh.engine.layout cimport BITMAP_COPIES, SEGMENT_SEALED
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.volume cimport Volume
 
@@ -58,11 +58,7 @@ cdef void add_up(Segments segments, uint64_t held, uint64_t end, Space* into) no
 
 
 cdef inline uint64_t blocks_of(const Replica* replica) noexcept nogil:
-    cdef uint64_t slabs = 0
-    cdef int i
-    for i in range(replica.extent_count):
-        slabs += replica.extents[i].count
-    return slabs * SLAB_BLOCKS
+    return <uint64_t>slabs_of(replica) << replica.slab_shift
 
 
 cdef inline uint64_t less_or_nothing(uint64_t of, uint64_t by) noexcept nogil:

@@ -28,6 +28,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef Directory directory
     cdef Journal journal
     cdef readonly uint32_t replicas
+    cdef uint32_t slab_blocks        # blocks of a slab ...
+    cdef uint8_t slab_shift          # ... which is two to this power
     cdef readonly uint32_t reserve   # slabs that only `urgent` creations may take: checkpoints and trims go on when the device is full
     cdef char reason[REASON_BYTES]   # why open() refused, for people
     cdef Repairs repairs             # what open() found damaged and restored, for people
@@ -59,6 +61,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     # Replicas of a volume (NULL: all), unsorted; returns how many there are, whatever the room.
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
+    cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil

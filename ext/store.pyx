@@ -24,7 +24,7 @@ from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.journal cimport REPAIR_BYTES, Change, Journal, format_journal
 from iomesh.engine.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET,
-    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BLOCKS, SLAB_BYTES, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BYTES_MAX, SLAB_BYTES_MIN, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
     SUPERBLOCK_TWIN_OFFSET, Extent, Superblock, block_crc, superblock_fault, superblock_valid)
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport Reactor
@@ -37,6 +37,9 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
+
+cdef extern from *:
+    uint8_t trailing_zeros "__builtin_ctz" (uint32_t bits) noexcept nogil
 
 cdef enum:
     JOURNAL_BYTES_MIN = 1024 * 1024
@@ -128,11 +131,13 @@ cdef class Store:
                      <unsigned long long>self.device_bytes, <unsigned long long>best.device_bytes)
             return -EUCLEAN
         self.superblock = best[0]
+        self.slab_blocks = self.superblock.slab_bytes // BLOCK_BYTES
+        self.slab_shift = trailing_zeros(self.slab_blocks)
         return 0
 
     cdef int claim_slabs(self) noexcept nogil:
         """Every slab of every replica has one owner and lies on the device; what is left is free."""
-        cdef uint32_t bucket, segment_slabs
+        cdef uint32_t bucket
         cdef int i
         cdef Replica* replica
         if not self.slabs.begin(self.superblock.slabs):
@@ -143,6 +148,7 @@ cdef class Store:
             while replica is not NULL:
                 replica.device = self.device
                 replica.slabs_offset = self.superblock.slabs_offset
+                replica.slab_shift = self.slab_shift
                 for i in range(replica.extent_count):
                     if not self.slabs.claim(replica.extents[i]):
                         snprintf(self.reason, sizeof(self.reason),
@@ -150,9 +156,9 @@ cdef class Store:
                                  replica.segment, replica.extents[i].first, <unsigned long long>replica.extents[i].first + replica.extents[i].count - 1)
                         return -EUCLEAN
                 replica = replica.next
-        segment_slabs = segment_bytes_of(self.superblock.device_bytes) // SLAB_BYTES
         self.replicas = self.directory.count
-        self.reserve = RESERVE_SEGMENTS * segment_slabs + self.superblock.slabs // RESERVE_SHARE
+        self.reserve = RESERVE_SEGMENTS * self.slabs_for(segment_bytes_of(self.superblock.device_bytes) // BLOCK_BYTES) + \
+            self.superblock.slabs // RESERVE_SHARE
         return 0
 
     cdef void restore_superblock(self, const Superblock* found, int which) noexcept nogil:
@@ -179,7 +185,6 @@ cdef class Store:
         """One of `blocks` blocks, open and durably there; NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
-        cdef uint32_t slabs = (blocks + SLAB_BLOCKS - 1) // SLAB_BLOCKS
         cdef int count = 0
         invariant(0 < blocks <= SEGMENT_BYTES_MAX // BLOCK_BYTES, b"a segment has 1 to 16384 blocks")
         if self.failed:
@@ -189,7 +194,7 @@ cdef class Store:
             error[0] = -EEXIST
             return NULL
         if self.has_room(blocks, urgent):
-            count = self.slabs.take(slabs, extents, EXTENTS_MAX)
+            count = self.slabs.take(self.slabs_for(blocks), extents, EXTENTS_MAX)
         if count == 0:
             error[0] = -ENOSPC
             return NULL
@@ -201,6 +206,7 @@ cdef class Store:
             return NULL
         change.replica.device = self.device
         change.replica.slabs_offset = self.superblock.slabs_offset
+        change.replica.slab_shift = self.slab_shift
         entry_of(change.replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_OPEN
         change.wanted.entry.epoch = epoch
@@ -218,7 +224,7 @@ cdef class Store:
         cdef Change change
         cdef Extent[EXTENTS_MAX] freed
         cdef Extent* extents = <Extent*>extents_of(&change.wanted.entry)
-        cdef uint32_t kept = (blocks + SLAB_BLOCKS - 1) // SLAB_BLOCKS
+        cdef uint32_t kept = self.slabs_for(blocks)
         cdef int i, freed_count = 0, error
         invariant(replica.live == 0, b"a compacted segment has its end")
         invariant(replica.state != 0 and blocks <= replica.blocks, b"a segment is sealed once it is open, or shortened, never lengthened")
@@ -288,7 +294,7 @@ cdef class Store:
         """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
-        cdef uint32_t slabs = (compactor.blocks() + SLAB_BLOCKS - 1) // SLAB_BLOCKS
+        cdef uint32_t slabs = self.slabs_for(compactor.blocks())
         cdef int count = 0
         if slabs + self.reserve // 2 <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes)):
             count = self.slabs.take(slabs, extents, EXTENTS_MAX)
@@ -366,9 +372,12 @@ cdef class Store:
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil:
         return self.directory.list(volume, into, room)
 
+    cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil:
+        return <uint32_t>((blocks + self.slab_blocks - 1) >> self.slab_shift)
+
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil:
         """For a segment of so many blocks, as far as the count of free slabs and the journal tell."""
-        cdef uint64_t slabs = (<uint64_t>blocks + SLAB_BLOCKS - 1) // SLAB_BLOCKS
+        cdef uint64_t slabs = self.slabs_for(blocks)
         return not self.failed and slabs + (0 if urgent else self.reserve) <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes))
 
 
@@ -376,7 +385,16 @@ cdef class Store:
 
 cdef uint64_t segment_bytes_of(uint64_t device_bytes) noexcept nogil:
     """The largest segment that suits a device: a small one behaves like a large one."""
-    return min(max(device_bytes // 512 // SLAB_BYTES * SLAB_BYTES, <uint64_t>SEGMENT_BYTES_MIN), <uint64_t>SEGMENT_BYTES_MAX)
+    return min(max(device_bytes // 512 // SLAB_BYTES_MAX * SLAB_BYTES_MAX, <uint64_t>SEGMENT_BYTES_MIN), <uint64_t>SEGMENT_BYTES_MAX)
+
+
+cdef uint32_t slab_bytes_of(uint64_t device_bytes) noexcept nogil:
+    """At most a 256th of a segment: a compacted one wastes half a slab, and its live blocks are written again the sooner for it. Smaller ones would
+    break segments of a full device into more extents."""
+    cdef uint32_t bytes = SLAB_BYTES_MAX
+    while bytes > SLAB_BYTES_MIN and bytes > segment_bytes_of(device_bytes) // 256:
+        bytes //= 2
+    return bytes
 
 
 cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
@@ -388,10 +406,10 @@ cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
     wanted.generation = 1
     wanted.device_bytes = device_bytes
     wanted.journal_offset = JOURNAL_OFFSET
-    wanted.journal_bytes = max(<uint64_t>JOURNAL_BYTES_MIN, (device_bytes // 65536 + SLAB_BYTES - 1) // SLAB_BYTES * SLAB_BYTES)
+    wanted.journal_bytes = max(<uint64_t>JOURNAL_BYTES_MIN, (device_bytes // 65536 + SLAB_BYTES_MAX - 1) // SLAB_BYTES_MAX * SLAB_BYTES_MAX)
     wanted.slabs_offset = wanted.journal_offset + 4 * wanted.journal_bytes
-    wanted.slab_bytes = SLAB_BYTES
-    slabs = (device_bytes - wanted.slabs_offset) // SLAB_BYTES
+    wanted.slab_bytes = slab_bytes_of(device_bytes)
+    slabs = (device_bytes - wanted.slabs_offset) // wanted.slab_bytes
     wanted.slabs = <uint32_t>min(slabs, <uint64_t>0xFFFFFFFF)
     return 0
 

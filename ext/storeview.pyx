@@ -22,7 +22,7 @@ from iomesh.engine.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Io, Operation
-from iomesh.engine.layout cimport SEGMENT_OPEN, Superblock
+from iomesh.engine.layout cimport SEGMENT_OPEN, SLAB_BYTES_MAX, Superblock
 from iomesh.engine.reactor cimport ADAPTIVE, Reactor
 from iomesh.engine.store cimport Replica, Store, format_store, plan_store, replica_offset
 from iomesh.engine.task cimport start, wait, waited
@@ -216,7 +216,9 @@ cdef class StoreView:
 
     # ------------------------------------------------------------------ the device
 
-    def format(self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "", created_ns: int = 0) -> None:
+    def format(self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "", created_ns: int = 0,
+               slab_bytes: int = SLAB_BYTES_MAX) -> None:
+        """slab_bytes: those of a large device, unless told otherwise; 0: what suits this one."""
         cdef Order order
         cdef Superblock superblock
         cdef bytes name = label.encode()
@@ -226,6 +228,9 @@ cdef class StoreView:
         memcpy(superblock.cluster, sixteen(cluster), 16)
         memcpy(superblock.device, sixteen(device), 16)
         memcpy(superblock.label, <const char*>name, len(name))
+        if slab_bytes:
+            superblock.slab_bytes = slab_bytes
+            superblock.slabs = (superblock.device_bytes - superblock.slabs_offset) // slab_bytes
         superblock.tier = tier
         superblock.created_ns = created_ns
         order.kind = FORMAT

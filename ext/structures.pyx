@@ -8,8 +8,8 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES,
-    Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry,
+    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES,
+    TABLE_ENTRIES, Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry,
     bitmap_fault, checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
 
 cdef enum:
@@ -31,12 +31,12 @@ def read_superblock(data: bytes) -> dict:
     return fields
 
 
-def read_journal_block(data: bytes) -> dict:
-    """"entries": as far as they can be told apart."""
+def read_journal_block(data: bytes, slab_bytes: int = SLAB_BYTES_MAX) -> dict:
+    """slab_bytes: the superblock's. "entries": as far as they can be told apart."""
     cdef const JournalBlock* it = <const JournalBlock*>block_of(data, "journal block")
     cdef uint32_t at = 0
     cdef uint32_t start, offset = <uint32_t>(<const char*>it.entries - <const char*>it)
-    fields = shown("JournalBlock", data, journal_block_fault(it, NULL))
+    fields = shown("JournalBlock", data, journal_block_fault(it, NULL, slab_bytes // BLOCK_BYTES))
     fields["entries"] = entries = []
     while at + sizeof(JournalEntry) <= min(it.bytes, sizeof(it.entries)):
         start = at

@@ -90,7 +90,7 @@ class DeviceAtRest:
             blocks: list[tuple[int, Fields]] = []
             for index in range(size // BLOCK):
                 offset = self.superblock["journal_offset"] + area * size + index * BLOCK
-                fields = engine.read_journal_block(self._block(offset))
+                fields = engine.read_journal_block(self._block(offset), self.superblock["slab_bytes"])
                 if not fields["valid"] or fields["index"] != index or (blocks and fields["generation"] != blocks[0][1]["generation"]):
                     break
                 blocks.append((offset, fields))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from iomesh.engine import engine as compiled
 from iomesh.errors import InUse, IomeshError
 from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
@@ -21,18 +22,17 @@ from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
 from iomesh.node.volume import OpenVolume, Registry
 from iomesh.node.windows import Windows
-from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, Space, choose, freed_slabs, kept_slabs, straggles
+from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, choose, freed_blocks, kept_blocks, straggles
 
 log = logger("cleaning")
 
 LOOK_SECONDS = 1.0  # between two looks while there is plenty
 SOON_SECONDS = 0.1
 CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
-CHECKPOINT_SEGMENTS = 32  # of log between two while there is
+CHECKPOINT_SEGMENTS = 64  # of log between two while there is
 AT_ONCE = 16  # segments that are asked for in one go when it is urgent
 AT_REST = 8
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
-SLAB_BYTES = 256 << 10
 WORTH_SEGMENTS = 2  # of dead space are worth waiting for
 
 
@@ -107,31 +107,31 @@ class Cleaning:
         table = await self._engine.segments(identity)
         if not len(table):
             return Need.NONE
-        segment_slabs = volume.record.segment_bytes // SLAB_BYTES
-        spaces = [Space(*store) for store in self._stores.slabs()]
-        cleaned.need = min(space.need(segment_slabs) for space in spaces)  # of several devices, the log takes the emptiest
+        segment_blocks = volume.record.segment_bytes // compiled.BLOCK_BYTES
+        spaces = self._stores.spaces()
+        cleaned.need = min(space.need(segment_blocks) for space in spaces)  # of several devices, the log takes the emptiest
         rest_seconds, tried = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
-        worth = np.where(tried, 0.0, freed_slabs(table))
+        worth = np.where(tried, 0.0, freed_blocks(table))
         wanted = worth > 0
         if not urgent:
-            mostly_dead = (worth >= REST_SHARE * np.maximum(table["slabs"], 1)) | straggles(table)
+            mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
             wanted &= mostly_dead & (rest_seconds >= self._config.rest_seconds)
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
-        enough = min(space.missing(segment_slabs) for space in spaces) + segment_slabs if urgent else math.inf
+        enough = min(space.missing(segment_blocks) for space in spaces) + segment_blocks if urgent else math.inf
         newest = int(table["segment"].max())
         rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
-        worthwhile = WORTH_SEGMENTS * segment_slabs
+        worthwhile = WORTH_SEGMENTS * segment_blocks
         enough_dead = worth.sum() >= worthwhile
-        enough_kept = not enough_dead and kept_slabs(table).sum() >= worthwhile and self._windows.can_shorten(volume)
+        enough_kept = not enough_dead and kept_blocks(table).sum() >= worthwhile and self._windows.can_shorten(volume)
         if urgent and (enough_dead or enough_kept):
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
         if urgent and enough_kept:
             await self._windows.shorten(volume)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         pressing = not len(rows) or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
-        await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_slabs, pressing=pressing)
+        await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_blocks, pressing=pressing)
         if not len(rows):
             return min(cleaned.need, Need.SOON)
         pace = 0 if urgent else self._config.bytes_per_second
@@ -153,13 +153,13 @@ class Cleaning:
             return min(cleaned.need, Need.SOON)
         return max(cleaned.need, Need.SOON)
 
-    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_slabs: int, *, pressing: bool) -> None:
+    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool) -> None:
         """Writes one when there is much to be had behind it: segments that are dead as a whole go with it, and younger ones can be cleaned
         then. It writes what changed of the map, so not before much was logged, unless it is pressing."""
         state = self._engine.volume_state(volume.record.id)
         now = time.monotonic()
         much = CHECKPOINT_SEGMENTS * volume.record.segment_bytes
         due = state["log_bytes_since_checkpoint"] >= much if not pressing else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
-        if gain >= WORTH_SEGMENTS * segment_slabs and due and state["committed"] > state["checkpoint_sequence"]:
+        if gain >= WORTH_SEGMENTS * segment_blocks and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)

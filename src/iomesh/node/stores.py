@@ -20,6 +20,7 @@ from iomesh.metadata.records import DeviceRecord, device_key, list_devices, put_
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
+from iomesh.policies.cleaning import Space
 
 log = logger("stores")
 _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
@@ -126,10 +127,14 @@ class Stores:
     def online(self) -> list[OpenStore]:
         return list(self._open.values())
 
-    def slabs(self) -> list[tuple[int, int, int]]:
-        """(all, free, reserve) of each open store."""
-        spaces = [self._engine.store_space(store.number) for store in self._open.values()]
-        return [(space["slabs"], space["free_slabs"], space["reserve_slabs"]) for space in spaces]
+    def spaces(self) -> list[Space]:
+        """Of each open store."""
+        return [self._space(store) for store in self._open.values()]
+
+    def _space(self, store: OpenStore) -> Space:
+        told = self._engine.store_space(store.number)
+        slab_blocks = told["slab_bytes"] // compiled.BLOCK_BYTES
+        return Space(*(told[name] * slab_blocks for name in ("slabs", "free_slabs", "reserve_slabs")))
 
     def list(self) -> list[Device]:
         online = [self._describe(store) for store in self._open.values()]

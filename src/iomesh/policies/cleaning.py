@@ -1,9 +1,11 @@
 """Which segments are worth cleaning, and when.
 
-The score of a segment is the space that cleaning it frees, over the blocks that have to be written for that, times the square root of
-its age: of two with as much dead space the older one is less likely to get more of it by waiting (Rosenblum and Ousterhout, "The
-Design and Implementation of a Log-Structured File System", 1992, section 3.6, has the age itself; its root did best in simulations of
-this design).
+The cost of cleaning a segment is the blocks that have to be written for the space that comes free: live over freed. It falls while
+one waits, since more of the segment dies, and the more slowly it falls the less there is to wait for. So the segment comes first
+whose cost declines least: the square of its cost, times the rate at which its blocks die (Lomet and Luo, "Efficiently Reclaiming
+Space in a Log Structured Store", 2021, section 4, "minimum declining cost"). The rate is that of its life so far: a segment of which
+half has died in some time is likely to lose half of the rest in as much. Of segments that die alike those with the most dead space
+come first, as is best when writes are uniform; of those with as much dead space the older ones.
 
 Space is a means of waiting: the more of it is dead before a segment is cleaned, the less has to be copied. So segments are cleaned
 when space is running out (`URGENT`), the best scores first and no more than needed; and when there is plenty only those that have come
@@ -18,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SLAB_BLOCKS = 64
 CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
 MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.002  # likewise, of the device
-REST_SHARE = 0.25  # of a segment's slabs must come free for cleaning it at rest
+LEAST_DEAD = 0.001  # of a segment, for the rate of its deaths
+REST_SHARE = 0.25  # of a segment's space must come free for cleaning it at rest
 
 Table = NDArray[np.void]  # rows of engine.SEGMENT_ROW
 
@@ -36,41 +38,41 @@ class Need(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Space:
-    """Of one store, in slabs."""
+    """Of one store, in blocks."""
 
     total: int
     free: int
     reserve: int
 
-    def missing(self, segment_slabs: int) -> float:
-        """Slabs that would have to come free for it not to be urgent; negative: that many are left until then."""
-        return self.reserve + max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total) - self.free
+    def missing(self, segment_blocks: int) -> float:
+        """Blocks that would have to come free for it not to be urgent; negative: that many are left until then."""
+        return self.reserve + max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total) - self.free
 
     def has_spare(self) -> bool:
         """Whether something may be evacuated: what that takes comes back with the next checkpoint only. The engine keeps to it."""
         return 4 * self.free > 3 * self.reserve
 
-    def need(self, segment_slabs: int) -> Need:
-        missing = self.missing(segment_slabs)
-        margin = max(MARGIN_SEGMENTS * segment_slabs, MARGIN_SHARE * self.total)
+    def need(self, segment_blocks: int) -> Need:
+        missing = self.missing(segment_blocks)
+        margin = max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total)
         return Need.URGENT if missing > 0 else Need.SOON if missing > -margin else Need.NONE
 
 
-def freed_slabs(table: Table) -> NDArray[np.float64]:
-    """Slabs that each row would give back, whether or not it can be cleaned now; nothing of what the restore window keeps."""
-    return np.where(is_kept(table), 0.0, _freed_slabs(table))
+def freed_blocks(table: Table) -> NDArray[np.float64]:
+    """Blocks that each row would give back, whether or not it can be cleaned now; nothing of what the restore window keeps."""
+    return np.where(is_kept(table), 0.0, _freed_blocks(table))
 
 
-def kept_slabs(table: Table) -> NDArray[np.float64]:
-    """Slabs that each row would give back, were it not for the restore window."""
-    return np.where(is_kept(table), _freed_slabs(table), 0.0)
+def kept_blocks(table: Table) -> NDArray[np.float64]:
+    """Blocks that each row would give back, were it not for the restore window."""
+    return np.where(is_kept(table), _freed_blocks(table), 0.0)
 
 
-def _freed_slabs(table: Table) -> NDArray[np.float64]:
+def _freed_blocks(table: Table) -> NDArray[np.float64]:
     live = table["live"].astype(np.float64)
-    compacted = np.ceil((live + table["footer"] + BITMAP_BLOCKS) / SLAB_BLOCKS)
-    needed = np.where(straggles(table), live / SLAB_BLOCKS, compacted)
-    freed: NDArray[np.float64] = np.maximum(table["slabs"] - needed, 0.0)
+    compacted = np.ceil((live + table["footer"] + BITMAP_BLOCKS) / table["slab"]) * table["slab"]
+    needed = np.where(straggles(table), live, compacted)
+    freed: NDArray[np.float64] = np.maximum(table["space"] - needed, 0.0)
     return freed
 
 
@@ -87,17 +89,19 @@ def is_kept(table: Table) -> NDArray[np.bool_]:
 def scores(table: Table, newest: int) -> NDArray[np.float64]:
     """Per row; 0: it cannot be cleaned, or nothing is gained. newest: number of the newest segment, by which age is told."""
     age = np.maximum(newest - table["segment"].astype(np.float64), 1.0)
-    worth = freed_slabs(table) / np.maximum(table["live"], 1) * np.sqrt(age)
-    gains = freed_slabs(table) >= np.where(straggles(table), 0.01, 1.0)
+    live = np.maximum(table["live"].astype(np.float64), 1.0)
+    rate = np.maximum(np.log(table["blocks"] / live), LEAST_DEAD) / age
+    worth = (freed_blocks(table) / live) ** 2 / rate
+    gains = freed_blocks(table) > 0
     return np.where(gains & (table["flags"] & CLEANABLE > 0), worth, 0.0)
 
 
 def choose(table: Table, allowed: NDArray[np.bool_], newest: int, most: int, enough: float) -> NDArray[np.intp]:
-    """Rows of up to `most` allowed segments, the best first, and no more than free `enough` slabs."""
+    """Rows of up to `most` allowed segments, the best first, and no more than free `enough` blocks."""
     score = np.where(allowed, scores(table, newest), 0.0)
     order = np.argsort(-score, kind="stable")[:most]
     order = order[score[order] > 0]
-    before = np.cumsum(freed_slabs(table)[order]) - freed_slabs(table)[order]
+    before = np.cumsum(freed_blocks(table)[order]) - freed_blocks(table)[order]
     chosen: NDArray[np.intp] = order[before < enough]
     return chosen
 

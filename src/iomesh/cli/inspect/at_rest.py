@@ -31,12 +31,17 @@ class Replica:
     blocks: int
     footer_block: int
     extents: tuple[tuple[int, int], ...]
+    slab_blocks: int  # of each slab of an extent
     live: int = 0  # of a compacted one the blocks that it still has
+
+    @property
+    def slabs(self) -> int:
+        return sum(count for _, count in self.extents)
 
     @property
     def room(self) -> int:
         """Blocks that its extents hold."""
-        return sum(count for _, count in self.extents) * 64
+        return self.slabs * self.slab_blocks
 
 
 @dataclass
@@ -123,7 +128,7 @@ class DeviceAtRest:
         generation: int | None = None
         for index in range(size // BLOCK):
             offset = start + index * BLOCK
-            block = self.journal_block(offset, superblock["device"])
+            block = self.journal_block(offset, superblock)
             if block["valid"] and generation is not None and (block["generation"] != generation or block["index"] != index):
                 return
             if block["valid"] and generation is None and block["index"] == index:
@@ -132,14 +137,14 @@ class DeviceAtRest:
                 return
             yield offset, block
 
-    def journal_block(self, offset: int, device: bytes) -> Fields:
+    def journal_block(self, offset: int, superblock: Fields) -> Fields:
         data = self.read(offset, BLOCK)
         if len(data) < BLOCK:
             return {"valid": False, "fault": "unreadable or behind the device's end"}
         if not any(data):
             return {"valid": False, "fault": "empty", "empty": True}
-        found = structures.journal_block(data)
-        if found["valid"] and found["device"] != device:
+        found = structures.journal_block(data, superblock["slab_bytes"])
+        if found["valid"] and found["device"] != superblock["device"]:
             found |= {"valid": False, "fault": "written for another device"}
         return found
 
@@ -171,7 +176,7 @@ class DeviceAtRest:
             found.notes += [f"half {half}, block {index}: {one['fault']}; its twin counts" for one in copies if not one["valid"]]
             found.generation, found.blocks = int(block["generation"]), index + 1
             for entry in block["entries"]:
-                self._apply(found, entry)
+                self._apply(found, entry, int(superblock["slab_bytes"]) // BLOCK)
             whole = whole or block["kind"] == "snapshot end"
         if whole:
             found.half = half
@@ -180,10 +185,10 @@ class DeviceAtRest:
     def _copies(self, half: int, index: int, superblock: Fields) -> list[Fields]:
         """A block of a half and of its mirror."""
         start, size = int(superblock["journal_offset"]), int(superblock["journal_bytes"])
-        return [self.journal_block(start + area * size + index * BLOCK, superblock["device"]) for area in (half, half + 2)]
+        return [self.journal_block(start + area * size + index * BLOCK, superblock) for area in (half, half + 2)]
 
     @staticmethod
-    def _apply(directory: Directory, entry: Fields) -> None:
+    def _apply(directory: Directory, entry: Fields, slab_blocks: int) -> None:
         key = (bytes(entry["volume"]), int(entry["segment"]))
         if entry["kind"] == "delete":
             directory.replicas.pop(key, None)
@@ -198,6 +203,7 @@ class DeviceAtRest:
                 entry["blocks"],
                 entry["footer_block"],
                 extents,
+                slab_blocks,
                 entry["live"],
             )
 
@@ -253,7 +259,7 @@ class DeviceAtRest:
         superblock = self.superblock()
         result, position = bytearray(), 0
         for first, slabs in replica.extents:
-            length = slabs * 64
+            length = slabs * replica.slab_blocks
             while count > 0 and position <= block < position + length:
                 now = min(count, position + length - block)
                 offset = int(superblock["slabs_offset"]) + first * int(superblock["slab_bytes"]) + (block - position) * BLOCK

@@ -101,7 +101,7 @@ def directory(session: Session, device: str, volume: str | None) -> None:
         "notes": found.notes,
         "segments": [vars(one) for one in replicas],
         "slabs": superblock["slabs"],
-        "slabs_taken": sum(one.room // 64 for one in found.replicas.values()),
+        "slabs_taken": sum(one.slabs for one in found.replicas.values()),
     }
     session.output.answer(document, *render.directory(document, replicas))
     end(found.half is not None)

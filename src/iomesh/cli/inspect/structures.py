@@ -18,8 +18,8 @@ def superblock(data: bytes) -> Fields:
     return _named(engine.read_superblock(data), tier=TIERS)
 
 
-def journal_block(data: bytes) -> Fields:
-    found = _named(engine.read_journal_block(data), kind=JOURNAL_KINDS)
+def journal_block(data: bytes, slab_bytes: int) -> Fields:
+    found = _named(engine.read_journal_block(data, slab_bytes), kind=JOURNAL_KINDS)
     return found | {"entries": [_named(one, kind=JOURNAL_ENTRY_KINDS, state=STATES) for one in found["entries"]]}
 
 
