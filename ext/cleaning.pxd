@@ -25,7 +25,6 @@ cdef packed struct Row:              # of a volume's segment table, as the polic
     uint32_t live
     uint32_t space                   # blocks that its replica's slabs have
     uint32_t slab                    # blocks of one of them
-    uint32_t footer                  # blocks that a footer and its table take
     uint32_t flags
 
 cdef struct Cleaned:                 # what became of the segments that were asked for
@@ -39,7 +38,7 @@ cdef struct Cleaned:                 # what became of the segments that were ask
 
 cdef struct Plan:
     Segment* segment
-    uint64_t words[256]              # a bit per block of the segment, 1: it lives, or is of the footer
+    uint64_t words[256]              # a bit per block of the segment, 1: it lives
     uint32_t live                    # those that live
     uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
     uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are

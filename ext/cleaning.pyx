@@ -36,8 +36,9 @@ from iomesh.engine.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_
 from iomesh.engine.directory cimport Replica, slabs_of
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
-    SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Pointer, SnapshotEntry, footer_table_valid, footer_valid)
+    BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
+    SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Listed, Pointer, SnapshotEntry, footer_blocks, footer_table_valid,
+    footer_valid, next_listed)
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
@@ -105,7 +106,6 @@ cdef class Cleaner:
                 rows[count].live = segment.live
                 rows[count].slab = 1 << segment.replica.slab_shift
                 rows[count].space = slabs_of(segment.replica) << segment.replica.slab_shift
-                rows[count].footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
                 rows[count].flags = ROW_COMPACTED if segment.replica.live else 0
                 if segment.last_sequence > self.volume.segments.kept_from:
                     rows[count].flags |= ROW_KEPT
@@ -174,7 +174,7 @@ cdef class Cleaner:
         cdef Snapshot* parent
         cdef SnapshotEntry* entry
         cdef Era era
-        cdef uint32_t i = 0, block
+        cdef uint32_t i = 0
         cdef int result = self.read_footer(segment)
         memset(plan.words, 0, sizeof(plan.words))
         plan.live = 0
@@ -207,8 +207,6 @@ cdef class Cleaner:
         if result < 0:
             return result
         self.list_live(plan)
-        for block in range(segment.replica.footer_block, segment.replica.blocks):
-            plan.words[block // 64] |= <uint64_t>1 << (block % 64)
         return 0
 
     cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil:
@@ -216,56 +214,58 @@ cdef class Cleaner:
         cdef Segment* segment = plan.segment
         cdef Footer* footer = <Footer*>self.footer
         cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
-        cdef Entry* entry
+        cdef const Entry* entry
+        cdef const Entry* later
         cdef uint64_t first = <uint64_t>segment.number << 32, address
-        cdef uint32_t at = 0, ahead = 0, expected = 0, seen = 0, block = 0, k
+        cdef uint32_t expected = 0, seen = 0
+        cdef Listed listed, ahead
         cdef int result
         cdef Operation operation
-        while at < footer.entry_count:
-            block += 1
-            for k in range(table[at].count):
-                entry = &table[at + 1 + k]
-                seen += 1
-                while ahead < footer.entry_count and expected < seen + AHEAD:
-                    if table[ahead].kind == KIND_DATA and data is self.head and segment.live and first >= era.data_from:
-                        data.expect(0, table[ahead].position // NODE_POINTERS)       # of a snapshot's nodes there are few, for many blocks each
-                    expected += table[ahead].kind != KIND_RECORD
-                    ahead += 1
-                if entry.kind == KIND_ZERO:
-                    continue
-                address = first | block
-                result = 0                               # what is neither is of a checkpoint that another has followed
-                if entry.kind == KIND_DATA and segment.live and era.data_from <= address < era.data_to:
-                    result = self.points(data, -1, entry.position, segment.number, block)
-                elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
-                    result = self.points(nodes, <int>(entry.position >> 56), entry.position & (NODE_INDEXES - 1), segment.number, block)
-                if result < 0:
-                    return result
-                if result and not plan.words[block // 64] >> (block % 64) & 1:
-                    plan.words[block // 64] |= <uint64_t>1 << (block % 64)
-                    plan.live += 1
-                block += 1
-                if seen % BREATHER == 0:
-                    waited(&operation)
-                    self.volume.io.after(&operation, 0)
-                    wait(&operation)
-                    if self.volume.closing:
-                        return -ESHUTDOWN
-            at += 1 + table[at].count
+        memset(&listed, 0, sizeof(listed))
+        memset(&ahead, 0, sizeof(ahead))
+        entry = next_listed(footer, table, &listed)
+        while entry is not NULL:
+            seen += 1
+            while expected < seen + AHEAD:
+                expected += 1
+                later = next_listed(footer, table, &ahead)
+                if later is not NULL and later.kind == KIND_DATA and data is self.head and segment.live and first >= era.data_from:
+                    data.expect(0, later.position // NODE_POINTERS)          # of a snapshot's nodes there are few, for many blocks each
+            address = first | listed.block
+            result = 0                                   # what is neither is of a checkpoint that another has followed
+            if entry.kind == KIND_DATA and segment.live and era.data_from <= address < era.data_to:
+                result = self.points(data, -1, entry.position, segment.number, listed.block)
+            elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
+                result = self.points(nodes, <int>(entry.position >> 56), entry.position & (NODE_INDEXES - 1), segment.number, listed.block)
+            if result < 0:
+                return result
+            if result and not plan.words[listed.block // 64] >> (listed.block % 64) & 1:
+                plan.words[listed.block // 64] |= <uint64_t>1 << (listed.block % 64)
+                plan.live += 1
+            if seen % BREATHER == 0:
+                waited(&operation)
+                self.volume.io.after(&operation, 0)
+                wait(&operation)
+                if self.volume.closing:
+                    return -ESHUTDOWN
+            entry = next_listed(footer, table, &listed)
         return 0
 
     cdef void list_live(self, Plan* plan) noexcept nogil:
         """Where the first of those are that live, in the order of the segment."""
         cdef Footer* footer = <Footer*>self.footer
         cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
-        cdef uint32_t listed = 0, at = 0, block = 0
-        while at < footer.entry_count and listed < EVACUATED_MAX:
-            if table[at].kind != KIND_RECORD and table[at].kind != KIND_ZERO and plan.words[block // 64] >> (block % 64) & 1:
-                plan.at[listed] = block
-                plan.places[listed] = table[at].position if table[at].kind == KIND_DATA else table[at].position | NODE_PLACE
+        cdef Listed read
+        cdef uint32_t listed = 0
+        cdef const Entry* entry
+        memset(&read, 0, sizeof(read))
+        entry = next_listed(footer, table, &read)
+        while entry is not NULL and listed < EVACUATED_MAX:
+            if plan.words[read.block // 64] >> (read.block % 64) & 1:
+                plan.at[listed] = read.block
+                plan.places[listed] = entry.position if entry.kind == KIND_DATA else entry.position | NODE_PLACE
                 listed += 1
-            block += table[at].kind != KIND_ZERO         # a record's own entry stands for its header
-            at += 1
+            entry = next_listed(footer, table, &read)
 
     cdef int read_footer(self, const Segment* segment) noexcept nogil:
         cdef Footer* footer = <Footer*>self.footer
@@ -357,16 +357,15 @@ cdef class Cleaner:
 
     cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
         cdef Segment* segment = plan.segment
-        cdef uint32_t kept = plan.live + segment.replica.blocks - segment.replica.footer_block
-        cdef uint32_t slab = 1 << segment.replica.slab_shift, slabs = (kept + BITMAP_COPIES + slab - 1) // slab, had = slabs_of(segment.replica)
+        cdef uint32_t needed = plan.live + footer_blocks(plan.live) + BITMAP_COPIES, had = slabs_of(segment.replica)
         cdef int error
         if plan.live < segment.live:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
-        elif slabs < had:
+        elif needed <= (had - 1) << segment.replica.slab_shift:
             error = self.compact(plan, pace)
             told.compacted += error == 0
-            told.freed_blocks += (had - slabs) * slab if error == 0 else 0
+            told.freed_blocks += (had - min(had, slabs_of(segment.replica))) << segment.replica.slab_shift
             note_error(told, error)
         else:
             told.skipped += 1

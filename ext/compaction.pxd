@@ -20,12 +20,15 @@ cdef class Compactor:                # of one store, which has COMPACTIONS of th
     cdef char* incoming              # what was read
     cdef char* outgoing              # what is written next
     cdef char* leaving               # what is being written meanwhile
+    cdef char* footer                # the copy's, with its table ...
+    cdef int footer_blocks           # ... which are so many; 0: it has the old one's, as it is
     cdef Operation writes[WRITES_MAX]
     cdef uint32_t writing            # of them are under way
     cdef uint32_t gathered           # blocks in `outgoing`
     cdef uint32_t written            # blocks of the copy, those under way included
 
     # Makes the bitmap `kept`. 0; -EUCLEAN: the old one lacks a block that `live` names, or its own bitmap is damaged; -EIO.
+    cdef int make_footer(self, const Replica* old) noexcept nogil
     cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil
     cdef uint32_t blocks(self) noexcept nogil      # that the copy needs on the device, once it is planned
     # Fills the slabs of `copy`; the caller flushes. 0, or a negative errno: of a device, or what `pace` said.
@@ -36,6 +39,8 @@ cdef class Compactor:                # of one store, which has COMPACTIONS of th
     cdef int await_writes(self) noexcept nogil
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil
 
+# In a task: so many blocks of a replica from its n-th on the device on. 0, or a negative errno: of the device, -ENOENT: it has none such.
+cdef int read_places(Io io, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil
 # In a task: the bitmap of a compacted replica, from whichever of its copies is valid. 0, or -EUCLEAN (none is), or -EIO.
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil
 # Whether it is the one that the directory means.

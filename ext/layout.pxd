@@ -200,7 +200,13 @@ cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of e
     uint32_t table_blocks
     uint32_t table_crc               # of all the table's blocks
     uint16_t stream
-    uint8_t reserved[4006]
+    uint8_t brief                    # 1: of a compacted replica. The table has what that keeps, no records; an entry's count is its block
+    uint8_t reserved[4005]
+
+cdef struct Listed:                  # how far a footer's table was read; begins with zeros
+    uint32_t at                      # the next entry
+    uint32_t next_block
+    uint32_t block                   # of the segment, that the last entry stands for
 
 cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t magic
@@ -288,6 +294,9 @@ cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device, uint3
 cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
+# The next entry of a valid footer's valid table that has a block, which `read.block` tells then; a KIND_RECORD stands for its header. NULL: none.
+cdef const Entry* next_listed(const Footer*, const Entry* table, Listed* read) noexcept nogil
+cdef uint32_t footer_blocks(uint32_t entries) noexcept nogil                        # with its table
 cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 cdef Fault snapshot_fault(const SnapshotEntry*, const Checkpoint* checkpoint) noexcept nogil       # of an entry in this checkpoint's table

@@ -271,11 +271,13 @@ cdef Fault footer_fault(const Footer* it, const uint8_t* volume, uint32_t segmen
         words = place_fault(it.volume, volume, it.segment, segment, it.block, block)
     if words is not NULL:
         return fault(words)
+    if it.brief > 1:
+        return fault(b"its form is not known")
     if it.table_blocks != (<uint64_t>it.entry_count + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES:
         return fault(b"its table is not as long as its entries")
     if <uint64_t>block + 1 + it.table_blocks > segment_blocks:
         return fault(b"its table ends beyond the segment")
-    if it.entry_count == 0:
+    if it.entry_count == 0 and not it.brief:
         if it.first_sequence or it.last_sequence or block:
             return fault(b"it holds no record and yet has a sequence or blocks before it")
     elif it.first_sequence == 0 or it.last_sequence < it.first_sequence:
@@ -289,6 +291,8 @@ cdef Fault footer_table_fault(const Footer* it, const Entry* table) noexcept nog
     cdef const char* words
     if crc32c_of(table, <size_t>it.table_blocks * BLOCK_BYTES) != it.table_crc:
         return fault(b"the checksum of its table does not match")
+    if it.brief:
+        return brief_table_fault(it, table)
     for i in range(it.entry_count):
         if left == 0:
             if table[i].kind != KIND_RECORD or table[i].position <= sequence or (i == 0 and table[i].position != it.first_sequence):
@@ -308,6 +312,37 @@ cdef Fault footer_table_fault(const Footer* it, const Entry* table) noexcept nog
     if block + payload != it.block:
         return fault(b"the records of its table do not fill the blocks before it")
     return fault(NULL)
+
+
+cdef Fault brief_table_fault(const Footer* it, const Entry* table) noexcept nogil:
+    cdef uint32_t i, payload = 0
+    cdef const char* words
+    for i in range(it.entry_count):
+        if table[i].kind == KIND_RECORD or table[i].kind == KIND_ZERO:
+            return fault(b"it has no block that a compaction keeps", i)
+        words = entry_fault(&table[i], &payload)
+        if words is not NULL:
+            return fault(words, i)
+        if table[i].count >= it.block or (i and table[i].count <= table[i - 1].count):
+            return fault(b"its block does not lie between the one before it and the footer", i)
+    return fault(NULL)
+
+
+cdef const Entry* next_listed(const Footer* it, const Entry* table, Listed* read) noexcept nogil:
+    cdef const Entry* entry
+    while read.at < it.entry_count:
+        entry = &table[read.at]
+        read.at += 1
+        if entry.kind == KIND_ZERO:
+            continue
+        read.block = entry.count if it.brief else read.next_block
+        read.next_block += 1
+        return entry
+    return NULL
+
+
+cdef uint32_t footer_blocks(uint32_t entries) noexcept nogil:
+    return 1 + (entries + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES
 
 
 cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcept nogil:

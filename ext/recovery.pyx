@@ -292,8 +292,9 @@ cdef class Recovery:
             segment = self.volume.segments.find(scan.replica.segment)
             if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
                 continue
-            if segment is not NULL and scan.replica.live:
-                segment.state = SEGMENT_SEALED           # it was when it was compacted, and every record of it is older than the checkpoint
+            if scan.replica.live:                        # every record of it is older than the checkpoint; one that is not in its table is dead
+                if segment is not NULL:
+                    segment.state = SEGMENT_SEALED       # it was when it was compacted
                 continue
             result = self.scan_footer(scan) if scan.replica.state == SEGMENT_SEALED and scan.replica.footer_block else 1
             if result > 0:

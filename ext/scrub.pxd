@@ -35,4 +35,3 @@ cdef class Scrubber:                 # of one store; its methods run on the stor
     cdef void stop(self) noexcept nogil            # in a task; returns once nothing is under way
     cdef int verify(self, const Replica* replica, Pace* pace, Scrubbed* told) noexcept nogil
     cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Pace* pace, int* error) noexcept nogil
-    cdef int read(self, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil

@@ -15,14 +15,13 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.checksum cimport crc32c
-from iomesh.engine.compaction cimport Pace, lives_in, rank_in, read_bitmap
+from iomesh.engine.compaction cimport Pace, lives_in, rank_in, read_bitmap, read_places
 from iomesh.engine.directory cimport Replica, replica_offset
-from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, KIND_ZERO, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, RecordHeader, block_crc,
-    footer_table_valid, footer_valid)
+    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, Listed, RecordHeader,
+    block_crc, footer_table_valid, footer_valid, next_listed)
 from iomesh.engine.store cimport Store
-from iomesh.engine.task cimport wait, wait_in, waited, wake_all
+from iomesh.engine.task cimport wait_in, wake_all
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -91,7 +90,9 @@ cdef class Scrubber:
         cdef Footer* footer = <Footer*>self.footer
         cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
         cdef const char* found
-        cdef uint32_t at, block = 0, place, end
+        cdef const Entry* entry
+        cdef Listed listed
+        cdef uint32_t place, end
         cdef int error = 0
         cdef bint good
         self.piece_blocks = 0
@@ -100,24 +101,24 @@ cdef class Scrubber:
             return 0
         place = place_of(self.bitmap, replica, replica.footer_block)
         end = replica.live + 1 if replica.live else replica.blocks
-        good = self.read(replica, place, 1, self.footer) == 0 and footer_valid(
+        good = read_places(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
             footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
-        if not good or self.read(replica, place + 1, footer.table_blocks, self.footer + BLOCK_BYTES) < 0 or not footer_table_valid(footer, table):
+        if not good or read_places(self.store.home.io, replica, place + 1, footer.table_blocks, self.footer + BLOCK_BYTES) < 0 or not footer_table_valid(footer, table):
             note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
             return 0
         told.blocks = 1 + footer.table_blocks
-        for at in range(footer.entry_count):
-            if table[at].kind == KIND_ZERO:
-                continue
-            if not replica.live or lives_in(self.bitmap, block):
-                found = self.block_at(replica, place_of(self.bitmap, replica, block), end, pace, &error)
+        memset(&listed, 0, sizeof(listed))
+        entry = next_listed(footer, table, &listed)
+        while entry is not NULL:
+            if not replica.live or lives_in(self.bitmap, listed.block):
+                found = self.block_at(replica, place_of(self.bitmap, replica, listed.block), end, pace, &error)
                 if error:
                     return error
-                if found is not NULL and is_as_written(found, &table[at]):
+                if found is not NULL and is_as_written(found, entry):
                     told.blocks += 1
                 else:
-                    note(told, block)
-            block += 1
+                    note(told, listed.block)
+            entry = next_listed(footer, table, &listed)
         return 0
 
     cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Pace* pace, int* error) noexcept nogil:
@@ -131,29 +132,11 @@ cdef class Scrubber:
                 return NULL
             self.piece_from = place
             self.piece_blocks = count
-            if self.read(replica, place, count, self.piece) < 0:
+            if read_places(self.store.home.io, replica, place, count, self.piece) < 0:
                 self.piece_blocks = 1                    # one by one: which of them is it?
-                if self.read(replica, place, 1, self.piece) < 0:
+                if read_places(self.store.home.io, replica, place, 1, self.piece) < 0:
                     return NULL
         return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
-
-    cdef int read(self, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil:
-        cdef uint32_t contiguous, piece
-        cdef uint64_t offset
-        cdef Operation operation
-        while count:
-            offset = replica_offset(replica, place, &contiguous)
-            if contiguous == 0:
-                return -ENOENT
-            piece = min(count, contiguous)
-            waited(&operation)
-            self.store.home.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-            if wait(&operation) < 0:
-                return <int>operation.result
-            place += piece
-            count -= piece
-            into += piece * BLOCK_BYTES
-        return 0
 
 
 cdef inline void note(Scrubbed* told, uint32_t block) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.checksum cimport crc32c as crc32c_of
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, KIND_MAP, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES,
+    BLOCK_BYTES, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES,
     TABLE_ENTRIES, Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry,
     bitmap_fault, checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
 
@@ -73,7 +73,8 @@ def read_record(data: bytes) -> dict:
 
 
 def read_footer(data: bytes) -> dict:
-    """data: the footer's block, or it and the blocks of its table; "entries" is None without them."""
+    """data: the footer's block, or it and the blocks of its table; "entries" is None without them. Each tells its "block" of the
+    segment; a trim that of what comes next."""
     cdef const Footer* it = <const Footer*>block_of(data, "footer", more=True)
     cdef const Entry* table = <const Entry*>(it + 1)
     cdef Fault fault = footer_fault(it, NULL, it.segment, it.block, SEGMENT_BLOCKS_MAX)
@@ -87,6 +88,12 @@ def read_footer(data: bytes) -> dict:
     fields["entries"] = None
     if whole:
         fields["entries"] = [logged(&table[i]) for i in range(min(it.entry_count, (len(data) - BLOCK_BYTES) // sizeof(Entry)))]
+        block = 0
+        for entry in fields["entries"]:
+            if it.brief:                                 # there the count is the block
+                block, entry["count"] = entry["count"], 1
+            entry["block"] = block
+            block += entry["kind"] != KIND_ZERO
     return fields
 
 
@@ -326,6 +333,7 @@ cdef list footer_fields():
         ("table_blocks", place(&it.table_blocks), sizeof(it.table_blocks)),
         ("table_crc", place(&it.table_crc), sizeof(it.table_crc)),
         ("stream", place(&it.stream), sizeof(it.stream)),
+        ("brief", place(&it.brief), sizeof(it.brief)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from iomesh.engine.storeview import StoreRefused, StoreView
-from iomesh.engine.structures import read_bitmap, read_superblock
+from iomesh.engine.structures import read_bitmap, read_footer, read_superblock
 from support import stores
 from support.amount import Amount
-from support.forged import resealed
+from support.forged import DATA, RECORD, entry, resealed
+from support.forged import footer as forged_footer
 from support.segments import FOOTER_BLOCKS, block_of
 from support.segments import fill as fill_blocks
 from support.stores import BLOCK, MEBIBYTE, SMALLEST, TWIN, Directory, V, W, formatted, new_device, opened, read_head, write_at
@@ -111,6 +112,37 @@ def test_random_patterns_in_scattered_slabs_again_and_again(device: Path, amount
         assert store.state["free"] == store.state["slabs"] - taken
         directory = store.replicas()
     assert opened(device) == directory
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["at once", "in two steps"])
+def test_the_footer_of_a_copy_lists_what_it_has(device: Path, twice: bool) -> None:
+    live, footer = {1, 2, 501, *range(601, 900, 4)}, BLOCKS - 5
+    with StoreView(device) as store:
+        store.open()
+        fill(store, device, 1)
+        assert store.seal(V, 1, BLOCKS, footer) == 0
+        place = store.place(V, 1, footer)
+        assert place is not None
+        write_at(device, place[0], log_footer(footer))
+        for kept in [live | {3, *range(5, 900, 4)}, live] if twice else [live]:
+            assert store.compact(V, 1, kept) == 0
+        data = at(store, device, 1, 1 + len(live)) + at(store, device, 1, 2 + len(live))
+        assert len(read_bitmap(at(store, device, 1, 0))["live_blocks"]) == len(live) + 2
+    found = read_footer(data)
+    assert found["valid"], found["fault"]
+    assert (found["brief"], found["block"], found["first_sequence"], found["table_blocks"]) == (1, footer, 1, 1)
+    assert [(one["block"], one["position"], one["crc"]) for one in found["entries"]] == [
+        (block, 7 * block, block) for block in sorted(live)
+    ]
+
+
+def log_footer(end: int) -> bytes:
+    """Of records of four blocks up to the footer: a header and three of data."""
+    table: list[bytes] = []
+    for first in range(0, end, 4):
+        blocks = range(first + 1, min(first + 4, end))
+        table += [entry(RECORD, 1 + first, len(blocks)), *(entry(DATA, 7 * block, crc=block) for block in blocks)]
+    return forged_footer(table, volume=V, segment=1)
 
 
 def test_a_block_that_an_earlier_compaction_left_out_cannot_be_kept(device: Path) -> None:

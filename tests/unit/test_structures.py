@@ -13,6 +13,14 @@ from support.forged import BLOCK, CHECKPOINT, DATA, MAP, RECORD, TABLE, ZERO, en
 Reader = Callable[[bytes], dict[str, Any]]
 
 RECORDS = [entry(RECORD, 10, 2, crc=1), entry(DATA, 5), entry(ZERO, 256, 256), entry(RECORD, 12, 1, crc=2), entry(MAP, 0)]
+BRIEF = [entry(DATA, 5, 1), entry(MAP, 0, 2), entry(DATA, 9, 15999)]  # the count is the block
+
+
+def brief(table: list[bytes]) -> bytes:
+    """A footer as compaction writes it."""
+    return forged.footer(table, brief=1, block=16000, first_sequence=1, last_sequence=9)
+
+
 WHOLE: dict[str, tuple[Reader, bytes]] = {
     "superblock": (structures.read_superblock, forged.superblock()),
     "journal block": (
@@ -28,6 +36,8 @@ WHOLE: dict[str, tuple[Reader, bytes]] = {
         forged.footer([entry(RECORD, 10, 0), entry(RECORD, 11, 1), entry(DATA), entry(RECORD, 12, 0)]),
     ),
     "empty footer": (structures.read_footer, forged.footer([])),
+    "brief footer": (structures.read_footer, brief(BRIEF)),
+    "brief footer of nothing": (structures.read_footer, brief([])),
     "checkpoint": (structures.read_checkpoint, forged.checkpoint()),
     "bitmap": (structures.read_bitmap, forged.bitmap([0, 5, 63, 64, 200, 16383])),
 }
@@ -122,6 +132,12 @@ def test_a_record_is_shown_with_its_entries() -> None:
 def test_a_footer_is_shown_with_its_table_if_that_was_given() -> None:
     assert len(structures.read_footer(forged.footer(RECORDS))["entries"]) == 5
     assert structures.read_footer(forged.footer(RECORDS)[:BLOCK])["entries"] is None
+
+
+def test_entries_of_a_footer_tell_their_blocks() -> None:
+    assert [one["block"] for one in structures.read_footer(forged.footer(RECORDS))["entries"]] == [0, 1, 2, 2, 3]
+    entries = structures.read_footer(brief(BRIEF))["entries"]
+    assert [(one["block"], one["count"]) for one in entries] == [(1, 1), (2, 1), (15999, 1)]
 
 
 def test_a_checkpoint_is_shown_with_its_pointers() -> None:
@@ -289,6 +305,13 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_footer, forged.footer([entry(RECORD, 10, 0), *RECORDS[1:]]), "entry 1: it is not the record"),
     (structures.read_footer, forged.footer(RECORDS, last_sequence=13), "does not end with its last record"),
     (structures.read_footer, forged.footer(RECORDS, block=5), "do not fill the blocks before it"),
+    (structures.read_footer, forged.footer(RECORDS, brief=2), "its form"),
+    (structures.read_footer, brief([entry(RECORD, 1, 7)]), "entry 0: it has no block that a compaction keeps"),
+    (structures.read_footer, brief([entry(DATA, 1, 7), entry(ZERO, 1, 8)]), "entry 1: it has no block that a compaction keeps"),
+    (structures.read_footer, brief([entry(DATA, 1, 7), entry(DATA, 2, 7)]), "entry 1: its block does not lie"),
+    (structures.read_footer, brief([entry(DATA, 1, 7), entry(DATA, 2, 5)]), "entry 1: its block does not lie"),
+    (structures.read_footer, brief([entry(DATA, 1, 16000)]), "entry 0: its block does not lie"),
+    (structures.read_footer, brief([entry(DATA, 2**40, 7)]), "entry 0: its block lies beyond any volume"),
     (structures.read_checkpoint, forged.checkpoint(version=2), "format version"),
     (structures.read_checkpoint, forged.checkpoint(size_bytes=0), "size of its volume"),
     (structures.read_checkpoint, forged.checkpoint(size_bytes=4097), "size of its volume"),

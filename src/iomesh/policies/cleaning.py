@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
+FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
 MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.002  # likewise, of the device
 LEAST_DEAD = 0.001  # of a segment, for the rate of its deaths
@@ -70,7 +71,8 @@ def kept_blocks(table: Table) -> NDArray[np.float64]:
 
 def _freed_blocks(table: Table) -> NDArray[np.float64]:
     live = table["live"].astype(np.float64)
-    compacted = np.ceil((live + table["footer"] + BITMAP_BLOCKS) / table["slab"]) * table["slab"]
+    footer = 1 + np.ceil(live / FOOTER_ENTRIES)
+    compacted = np.ceil((live + footer + BITMAP_BLOCKS) / table["slab"]) * table["slab"]
     needed = np.where(straggles(table), live, compacted)
     freed: NDArray[np.float64] = np.maximum(table["space"] - needed, 0.0)
     return freed

@@ -5,16 +5,16 @@ import pytest
 
 from iomesh.policies.cleaning import CLEANABLE, KEPT, STRAGGLES, Memory, Need, Space, Table, choose, freed_blocks, kept_blocks, scores
 
-ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "footer", "flags")])
+ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])
 
 
 def table(*rows: tuple[int, int, int, int]) -> Table:
-    """Rows of (segment, live, slabs, flags); segments have 64 slabs of 64 blocks and footers of 17 blocks."""
-    return np.array([(segment, 4096, live, slabs * 64, 64, 17, flags) for segment, live, slabs, flags in rows], ROW)
+    """Rows of (segment, live, slabs, flags); segments have 64 slabs of 64 blocks."""
+    return np.array([(segment, 4096, live, slabs * 64, 64, flags) for segment, live, slabs, flags in rows], ROW)
 
 
-def test_a_compacted_copy_needs_whole_slabs_with_its_bitmaps_and_its_footer() -> None:
-    exactly = 10 * 64 - 17 - 2
+def test_a_compacted_copy_needs_whole_slabs_with_its_bitmaps_and_a_footer_of_what_lives() -> None:
+    exactly = 10 * 64 - 4 - 2
     assert list(freed_blocks(table((1, exactly, 64, CLEANABLE), (2, exactly + 1, 64, CLEANABLE)))) == [54 * 64, 53 * 64]
 
 

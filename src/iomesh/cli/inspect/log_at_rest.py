@@ -36,14 +36,13 @@ def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]
 
 
 def from_footer(table: list[Fields]) -> list[tuple[int, int, Fields]]:
-    found, block, sequence = [], 0, 0
+    """Of a compacted segment, whose footer tells of no records, the sequences are 0."""
+    found, sequence = [], 0
     for entry in table:
         if entry["kind"] == "record":
             sequence = int(entry["position"])
-            block += 1
         else:
-            found.append((sequence, block, entry))
-            block += entry["kind"] != "zero"
+            found.append((sequence, int(entry["block"]), entry))
     return found
 
 
@@ -57,7 +56,7 @@ def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) ->
         ((sequence, entry) for sequence, where, entry in entries(it, replica) if where == block and entry["kind"] != "zero"), None
     )
     found = structures.checkpoint(data) if what == "checkpoint" else structures.node(data)
-    found |= {"at": at, "record": logged[0] if logged else None, "checksum": structures.crc32c(data)}
+    found |= {"at": at, "record": logged[0] or None if logged else None, "checksum": structures.crc32c(data)}
     if logged is None:
         found |= {"valid": False, "fault": found.get("fault") or "no record of the segment tells of a payload block here"}
     elif logged[1]["crc"] != found["checksum"]:
