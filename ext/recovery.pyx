@@ -134,14 +134,14 @@ cdef class Recovery:
         cdef uint32_t contiguous, piece
         cdef int64_t offset, result
         cdef Operation operation
-        cdef int i
+        cdef int _
         while count:
             offset = self.volume.map.cache.bitmaps.find(replica, block, &contiguous)
             if offset < 0:
                 return <int>offset
             piece = min(count, contiguous)
             result = -1
-            for i in range(READ_TRIES):
+            for _ in range(READ_TRIES):
                 if result < 0:
                     waited(&operation)
                     self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)

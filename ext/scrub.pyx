@@ -10,7 +10,7 @@
 # Called by the engine's commands. Format: docs/formats.md, "Footers".
 
 from libc.errno cimport EBUSY, ENOENT, ESHUTDOWN
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
@@ -103,7 +103,8 @@ cdef class Scrubber:
         end = replica.live + 1 if replica.live else replica.blocks
         good = read_places(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
             footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
-        if not good or read_places(self.store.home.io, replica, place + 1, footer.table_blocks, self.footer + BLOCK_BYTES) < 0 or not footer_table_valid(footer, table):
+        good = good and read_places(self.store.home.io, replica, place + 1, footer.table_blocks, <char*>table) == 0
+        if not good or not footer_table_valid(footer, table):
             note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
             return 0
         told.blocks = 1 + footer.table_blocks

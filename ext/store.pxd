@@ -49,8 +49,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
     cdef int remove(self, Replica* replica) noexcept nogil      # nothing of it may be under way
     # Writes a sealed replica again without its dead blocks. `live`: a bit per block of the segment (256 words), 1: it is kept; the footer
-    # is written anew, with a table of those. Returns the new one, durable and in the place of the old one in the directory; NULL and a negative errno: the old one
-    # is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
+    # is written anew, with a table of those. Returns the new one, durable and in the place of the old one in the directory; NULL and a negative
+    # errno: the old one is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
     #   - Addresses stay; where a block lies is found by bitmaps.pyx. Only errors of the device are noticed: blocks are copied unverified.
     #   - From the call until it returned, nobody may seal, remove or compact `old`; reads of it go on. Afterwards nobody finds it, but it and
     #     its slabs stay as they are until retire(). One store compacts COMPACTIONS at once, so that one reads while another writes; others wait.

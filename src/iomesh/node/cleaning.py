@@ -30,7 +30,7 @@ LOOK_SECONDS = 1.0  # between two looks while there is plenty
 SOON_SECONDS = 0.1
 CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
 CHECKPOINT_SEGMENTS = 64  # of log between two while there is
-AT_ONCE = 16  # segments that are asked for in one go when it is urgent
+AT_ONCE = 8  # segments that are asked for in one go when it is urgent: as many as one flush makes stable
 AT_REST = 8
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
 WORTH_SEGMENTS = 2  # of dead space are worth waiting for
@@ -110,18 +110,17 @@ class Cleaning:
         segment_blocks = volume.record.segment_bytes // compiled.BLOCK_BYTES
         spaces = self._stores.spaces()
         cleaned.need = min(space.need(segment_blocks) for space in spaces)  # of several devices, the log takes the emptiest
-        rest_seconds, tried = cleaned.memory.look(table, time.monotonic())
+        seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
-        worth = np.where(tried, 0.0, freed_blocks(table))
+        worth = np.where(seen.tried, 0.0, freed_blocks(table))
         wanted = worth > 0
         if not urgent:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
-            wanted &= mostly_dead & (rest_seconds >= self._config.rest_seconds)
+            wanted &= mostly_dead & (seen.rest_seconds >= self._config.rest_seconds)
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
         enough = min(space.missing(segment_blocks) for space in spaces) + segment_blocks if urgent else math.inf
-        newest = int(table["segment"].max())
-        rows = choose(table, wanted, newest, AT_ONCE if urgent else AT_REST, enough)
+        rows = choose(table, wanted, seen.rate, AT_ONCE if urgent else AT_REST, enough)
         worthwhile = WORTH_SEGMENTS * segment_blocks
         enough_dead = worth.sum() >= worthwhile
         enough_kept = not enough_dead and kept_blocks(table).sum() >= worthwhile and self._windows.can_shorten(volume)

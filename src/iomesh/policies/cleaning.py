@@ -3,9 +3,9 @@
 The cost of cleaning a segment is the blocks that have to be written for the space that comes free: live over freed. It falls while
 one waits, since more of the segment dies, and the more slowly it falls the less there is to wait for. So the segment comes first
 whose cost declines least: the square of its cost, times the rate at which its blocks die (Lomet and Luo, "Efficiently Reclaiming
-Space in a Log Structured Store", 2021, section 4, "minimum declining cost"). The rate is that of its life so far: a segment of which
-half has died in some time is likely to lose half of the rest in as much. Of segments that die alike those with the most dead space
-come first, as is best when writes are uniform; of those with as much dead space the older ones.
+Space in a Log Structured Store", 2021, section 4, "minimum declining cost"). The rate is that of all the time that it was looked at: a
+segment of which half has died in some time is likely to lose half of the rest in as much. Of segments that die alike those with the
+most dead space come first, as is best when writes are uniform; of those with as much dead space those that have come to rest.
 
 Space is a means of waiting: the more of it is dead before a segment is cleaned, the less has to be copied. So segments are cleaned
 when space is running out (`URGENT`), the best scores first and no more than needed; and when there is plenty only those that have come
@@ -25,7 +25,7 @@ BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
 MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.002  # likewise, of the device
-LEAST_DEAD = 0.001  # of a segment, for the rate of its deaths
+LEAST_DEAD = 0.001  # of a segment's blocks: as if at least so many had died since it was first looked at
 REST_SHARE = 0.25  # of a segment's space must come free for cleaning it at rest
 
 Table = NDArray[np.void]  # rows of engine.SEGMENT_ROW
@@ -88,19 +88,15 @@ def is_kept(table: Table) -> NDArray[np.bool_]:
     return kept
 
 
-def scores(table: Table, newest: int) -> NDArray[np.float64]:
-    """Per row; 0: it cannot be cleaned, or nothing is gained. newest: number of the newest segment, by which age is told."""
-    age = np.maximum(newest - table["segment"].astype(np.float64), 1.0)
-    live = np.maximum(table["live"].astype(np.float64), 1.0)
-    rate = np.maximum(np.log(table["blocks"] / live), LEAST_DEAD) / age
-    worth = (freed_blocks(table) / live) ** 2 / rate
-    gains = freed_blocks(table) > 0
-    return np.where(gains & (table["flags"] & CLEANABLE > 0), worth, 0.0)
+def scores(table: Table, rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Per row; 0: it cannot be cleaned, or nothing is gained. rate: at which each row's blocks die (Memory)."""
+    freed, live = freed_blocks(table), np.maximum(table["live"], 1)
+    return np.where((freed > 0) & (table["flags"] & CLEANABLE > 0), (freed / live) ** 2 / rate, 0.0)
 
 
-def choose(table: Table, allowed: NDArray[np.bool_], newest: int, most: int, enough: float) -> NDArray[np.intp]:
+def choose(table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], most: int, enough: float) -> NDArray[np.intp]:
     """Rows of up to `most` allowed segments, the best first, and no more than free `enough` blocks."""
-    score = np.where(allowed, scores(table, newest), 0.0)
+    score = np.where(allowed, scores(table, rate), 0.0)
     order = np.argsort(-score, kind="stable")[:most]
     order = order[score[order] > 0]
     before = np.cumsum(freed_blocks(table)[order]) - freed_blocks(table)[order]
@@ -108,10 +104,18 @@ def choose(table: Table, allowed: NDArray[np.bool_], newest: int, most: int, eno
     return chosen
 
 
-class Memory:
-    """Remembers of one volume's segments since when nothing has died in each, and which were cleaned, or tried, since something had.
+@dataclass(frozen=True)
+class Seen:
+    """What is remembered of each row of a table."""
 
-    Tables are in the order of numbers.
+    rest_seconds: NDArray[np.float64]  # since when nothing has died in it
+    rate: NDArray[np.float64]  # at which its blocks die: the logarithm of how many have been there for one that is, per segment of log
+    tried: NDArray[np.bool_]  # it was cleaned, or tried, as it is
+
+
+class Memory:
+    """Remembers of one volume's segments since when nothing has died in each, how fast its blocks have died since it was first looked
+    at, and which were cleaned, or tried, since something had. Tables are in the order of numbers; the newest is the log's clock.
     """
 
     def __init__(self) -> None:
@@ -119,16 +123,25 @@ class Memory:
         self._live = np.empty(0, np.uint32)
         self._since = np.empty(0, np.float64)
         self._tried = np.empty(0, np.bool_)
+        self._first_live = np.empty(0, np.uint32)
+        self._first_clock = np.empty(0, np.uint32)
 
-    def look(self, table: Table, now: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """For how many seconds each row has been at rest, and whether it was tried as it is."""
+    def look(self, table: Table, now: float) -> Seen:
+        clock = table["segment"].max(initial=0)
         since, tried = np.full(len(table), now), np.zeros(len(table), np.bool_)
+        first_live, first_clock = table["live"].copy(), np.full(len(table), clock, np.uint32)
         if len(self._segments) and len(table):
             at = np.minimum(np.searchsorted(self._segments, table["segment"]), len(self._segments) - 1)
-            same = (self._segments[at] == table["segment"]) & (self._live[at] == table["live"])
+            known = self._segments[at] == table["segment"]
+            same = known & (self._live[at] == table["live"])
             since, tried = np.where(same, self._since[at], now), same & self._tried[at]
+            dying = known & (self._first_live[at] >= table["live"])  # one that is still written to is as if it were new
+            first_live, first_clock = np.where(dying, self._first_live[at], first_live), np.where(dying, self._first_clock[at], first_clock)
         self._segments, self._live, self._since, self._tried = table["segment"].copy(), table["live"].copy(), since, tried
-        return now - since, tried.copy()
+        self._first_live, self._first_clock = first_live, first_clock
+        dead = np.log(np.maximum(first_live, 1) / np.maximum(table["live"], 1))
+        rate = np.maximum(dead, LEAST_DEAD) / np.maximum(clock - first_clock, 1)
+        return Seen(now - since, rate, tried.copy())
 
     def try_rows(self, rows: NDArray[np.intp]) -> None:
         """These rows of the table that was looked at last are being cleaned."""
