@@ -132,7 +132,7 @@ cdef class Checkpoints:
             self.result = self.checkpoint()
         self.snapshots.thaw()
         self.segments.settle(False)                      # nothing is left to settle but after an error
-        self.log.tails.making_space -= 1
+        self.log.tails.end_making_space()
 
     cdef void let_go(self) noexcept nogil:
         self.held = False

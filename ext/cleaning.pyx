@@ -161,7 +161,7 @@ cdef class Cleaner:
                 self.plans[i].segment.cleaning = False
         self.durable.forget()
         self.past.forget()
-        self.volume.log.tails.making_space -= 1
+        self.volume.log.tails.end_making_space()
         self.volume.cleaning = False
         wake_all(&self.volume.cleaning_ended, 0)
         return -ESHUTDOWN if self.volume.closing else 0
@@ -510,7 +510,7 @@ cdef inline bint touches(const Era* era, const Segment* segment) noexcept nogil:
 
 
 cdef bint has_spare(Volume volume) noexcept nogil:
-    """Evacuation takes from the reserve what it gives back with the next checkpoint; most of it is that one's. policies/cleaning.py knows."""
+    """Evacuation takes from the reserve what comes back when the dead segment is compacted; most of it is the checkpoints'. policies/cleaning.py knows."""
     cdef int i
     for i in range(volume.log.tails.store_count):
         if 4 * (<Store>volume.log.tails.stores[i]).slabs.free > 3 * (<Store>volume.log.tails.stores[i]).reserve:

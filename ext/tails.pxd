@@ -89,4 +89,5 @@ cdef class Tails:
     cdef void space_freed(self) noexcept nogil
     cdef bint space_is_coming(self) noexcept nogil
     cdef bint is_tight(self) noexcept nogil                        # segments have to be cleaned for each that is begun
+    cdef void end_making_space(self) noexcept nogil                # one of the works has ended
     cdef void expect_space(self, int64_t ns) noexcept nogil        # somebody makes some: writes wait for it

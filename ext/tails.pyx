@@ -280,6 +280,11 @@ cdef class Tails:
     cdef bint space_is_coming(self) noexcept nogil:
         return self.making_space > 0 or self.io.now_ns() < self.hope_until_ns
 
+    cdef void end_making_space(self) noexcept nogil:
+        """What it was hoped for may be long ago: writes wait on until the policy has looked whether there is more to be had."""
+        self.making_space -= 1
+        self.hope_until_ns = max(self.hope_until_ns, self.io.now_ns() + self.patience_ns)
+
     cdef void expect_space(self, int64_t ns) noexcept nogil:
         self.hope_until_ns = self.io.now_ns() + ns
 

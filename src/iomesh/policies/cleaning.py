@@ -50,7 +50,7 @@ class Space:
         return self.reserve + max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total) - self.free
 
     def has_spare(self) -> bool:
-        """Whether something may be evacuated: what that takes comes back with the next checkpoint only. The engine keeps to it."""
+        """Whether something may be evacuated: what that takes comes back in the next round only. The engine keeps to it."""
         return 4 * self.free > 3 * self.reserve
 
     def need(self, segment_blocks: int) -> Need:
