@@ -117,6 +117,8 @@ class Cleaning:
         if not urgent:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
             wanted &= mostly_dead & (seen.rest_seconds >= self._config.rest_seconds)
+            if all(space.is_tight() for space in spaces) and seen.quiet_seconds < self._config.rest_seconds:
+                wanted[:] = False  # it will be urgent soon, and until then more of them dies
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
         enough = min(space.missing(segment_blocks) for space in spaces) + segment_blocks if urgent else math.inf

@@ -8,8 +8,8 @@ segment of which half has died in some time is likely to lose half of the rest i
 most dead space come first, as is best when writes are uniform; of those with as much dead space those that have come to rest.
 
 Space is a means of waiting: the more of it is dead before a segment is cleaned, the less has to be copied. So segments are cleaned
-when space is running out (`URGENT`), the best scores first and no more than needed; and when there is plenty only those that have come
-to rest: of which much is dead and nothing has died for a while, as after a trim.
+when space is running out (`URGENT`), the best scores first and no more than needed; and when there is plenty, or the volume is not
+written to, only those that have come to rest: of which much is dead and nothing has died for a while, as after a trim.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
 MARGIN_SEGMENTS = 2  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.002  # likewise, of the device
+TIGHT = 2  # times the reserve
 LEAST_DEAD = 0.001  # of a segment's blocks: as if at least so many had died since it was first looked at
 REST_SHARE = 0.25  # of a segment's space must come free for cleaning it at rest
 
@@ -48,6 +49,10 @@ class Space:
     def missing(self, segment_blocks: int) -> float:
         """Blocks that would have to come free for it not to be urgent; negative: that many are left until then."""
         return self.reserve + max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total) - self.free
+
+    def is_tight(self) -> bool:
+        """Whether segments have to be cleaned for each that is begun, as the engine sees it (Tails.is_tight)."""
+        return self.free <= TIGHT * self.reserve
 
     def has_spare(self) -> bool:
         """Whether something may be evacuated: what that takes comes back in the next round only. The engine keeps to it."""
@@ -111,6 +116,7 @@ class Seen:
     rest_seconds: NDArray[np.float64]  # since when nothing has died in it
     rate: NDArray[np.float64]  # at which its blocks die: the logarithm of how many have been there for one that is, per segment of log
     tried: NDArray[np.bool_]  # it was cleaned, or tried, as it is
+    quiet_seconds: float  # since when no segment was begun
 
 
 class Memory:
@@ -123,11 +129,15 @@ class Memory:
         self._live = np.empty(0, np.uint32)
         self._since = np.empty(0, np.float64)
         self._tried = np.empty(0, np.bool_)
+        self._clock = 0
+        self._quiet_since = 0.0
         self._first_live = np.empty(0, np.uint32)
         self._first_clock = np.empty(0, np.uint32)
 
     def look(self, table: Table, now: float) -> Seen:
         clock = table["segment"].max(initial=0)
+        if clock != self._clock:
+            self._clock, self._quiet_since = clock, now
         since, tried = np.full(len(table), now), np.zeros(len(table), np.bool_)
         first_live, first_clock = table["live"].copy(), np.full(len(table), clock, np.uint32)
         if len(self._segments) and len(table):
@@ -141,7 +151,7 @@ class Memory:
         self._first_live, self._first_clock = first_live, first_clock
         dead = np.log(np.maximum(first_live, 1) / np.maximum(table["live"], 1))
         rate = np.maximum(dead, LEAST_DEAD) / np.maximum(clock - first_clock, 1)
-        return Seen(now - since, rate, tried.copy())
+        return Seen(now - since, rate, tried.copy(), now - self._quiet_since)
 
     def try_rows(self, rows: NDArray[np.intp]) -> None:
         """These rows of the table that was looked at last are being cleaned."""

@@ -66,6 +66,11 @@ def test_how_urgent_it_is(free: int, need: Need) -> None:
     assert (space.missing(64 * 64) > 0) == (need == Need.URGENT)
 
 
+def test_space_is_tight_below_twice_the_reserve() -> None:
+    assert Space(total=30000, free=400, reserve=200).is_tight()
+    assert not Space(total=30000, free=401, reserve=200).is_tight()
+
+
 def test_nothing_is_evacuated_from_what_checkpoints_need() -> None:
     assert Space(total=30000, free=201, reserve=200).has_spare()
     assert not Space(total=30000, free=150, reserve=200).has_spare()
@@ -84,6 +89,12 @@ def test_what_was_tried_is_not_tried_again_until_more_of_it_has_died() -> None:
     seen = memory.look(table((1, 499, 64, CLEANABLE)), 13.0)
     assert list(seen.rest_seconds) == [0]
     assert list(seen.tried) == [False]
+
+
+def test_a_volume_is_quiet_while_no_segment_is_begun() -> None:
+    memory = Memory()
+    looks = [(3, 1.0), (3, 4.0), (4, 5.0), (4, 7.0)]
+    assert [memory.look(table((newest, 500, 64, 0)), now).quiet_seconds for newest, now in looks] == [0, 3, 0, 2]
 
 
 def test_how_fast_a_segment_dies_is_told_by_what_was_seen_of_it() -> None:
