@@ -4,15 +4,16 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.layout cimport Pointer
 from iomesh.engine.store cimport Replica
 
-cdef struct Segment:
+cdef struct Segment:                 # 104 bytes: what malloc gives for 112. A volume may have a million
     uint32_t number
     uint32_t blocks                  # its length once it is sealed, else what it may grow to
     uint32_t live                    # blocks that the map, a snapshot's, or a node of one, points to
     uint32_t live_then               # ... when the newest checkpoint was begun, if `mark` says so; see live_at_checkpoint
     uint32_t mark                    # that of the Segments when live_then was noted
-    uint32_t undecided               # of `live`: dead if what is being done to the snapshots fails, or if it succeeds; see settle
+    uint16_t undecided               # of `live`: dead if what is being done to the snapshots fails, or if it succeeds; see settle
+    uint16_t doomed                  # of `live`: found by a walk to be only in the snapshot that is being deleted
     Segment* undecided_next          # of those that have some
-    uint32_t doomed                  # of `live`: found by a walk to be only in the snapshot that is being deleted
+    int store                        # the number of the store that holds it
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
     uint8_t cleaning                 # it is being cleaned or removed: nobody else does either
     uint16_t stream
@@ -21,7 +22,6 @@ cdef struct Segment:
     uint64_t epoch
     uint64_t table_of                # the newest checkpoint (its sequence) that has table blocks in it
     Replica* replica                 # the local one; NULL: none here
-    int store                        # the number of the store that holds it
     Segment* hash_next
     Segment* next                    # in the order of numbers
     Segment* previous

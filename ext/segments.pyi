@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 class SegmentsView:
+    segment_bytes: int
+    replica_bytes: int
     live: int
 
     def add(self, number: int) -> None: ...

@@ -23,7 +23,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport POINTER_PRESENT, Pointer, address_of
+from iomesh.engine.layout cimport EXTENTS_MAX, POINTER_PRESENT, Extent, Pointer, address_of
 
 cdef enum:
     BUCKETS_AT_FIRST = 64
@@ -231,6 +231,9 @@ cdef class Segments:
 
 cdef class SegmentsView:
     """The same, for tests."""
+
+    segment_bytes = sizeof(Segment)
+    replica_bytes = sizeof(Replica) - (EXTENTS_MAX - 1) * sizeof(Extent)         # of one extent
 
     cdef Segments segments
 

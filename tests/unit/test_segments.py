@@ -2,7 +2,10 @@
 
 import random
 
+import numpy as np
+
 from iomesh.engine.segments import SegmentsView
+from iomesh.policies.cleaning import Memory
 
 
 def test_segments_are_listed_in_the_order_of_their_numbers_whatever_order_they_came_in() -> None:
@@ -59,3 +62,11 @@ def test_any_order_of_adding_and_removing_agrees_with_a_dictionary() -> None:
         assert segments.live == sum(model.values())
     assert list(segments) == sorted(model.items())
     assert list(reversed(segments)) == sorted(model.items(), reverse=True)
+
+
+def test_a_segment_takes_256_bytes_of_memory_at_most() -> None:
+    """Its entry in the table, its replica of one extent, what the policy remembers, and its share of two hash tables of pointers, which
+    have one to two buckets for each."""
+    allocated = sum((size + 8 + 15) // 16 * 16 for size in (SegmentsView.segment_bytes, SegmentsView.replica_bytes))
+    remembered = sum(array.itemsize for array in vars(Memory()).values() if isinstance(array, np.ndarray))
+    assert allocated + remembered + 2 * 1.5 * 8 <= 256

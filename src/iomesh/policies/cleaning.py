@@ -127,18 +127,21 @@ class Memory:
     def __init__(self) -> None:
         self._segments = np.empty(0, np.uint32)
         self._live = np.empty(0, np.uint32)
-        self._since = np.empty(0, np.float64)
+        self._since = np.empty(0, np.float32)
         self._tried = np.empty(0, np.bool_)
+        self._born = 0.0
         self._clock = 0
         self._quiet_since = 0.0
         self._first_live = np.empty(0, np.uint32)
         self._first_clock = np.empty(0, np.uint32)
 
     def look(self, table: Table, now: float) -> Seen:
+        self._born = self._born or now  # seconds are told from here: they are kept as 32-bit numbers
+        now -= self._born
         clock = table["segment"].max(initial=0)
         if clock != self._clock:
             self._clock, self._quiet_since = clock, now
-        since, tried = np.full(len(table), now), np.zeros(len(table), np.bool_)
+        since, tried = np.full(len(table), now, np.float32), np.zeros(len(table), np.bool_)
         first_live, first_clock = table["live"].copy(), np.full(len(table), clock, np.uint32)
         if len(self._segments) and len(table):
             at = np.minimum(np.searchsorted(self._segments, table["segment"]), len(self._segments) - 1)
@@ -151,7 +154,7 @@ class Memory:
         self._first_live, self._first_clock = first_live, first_clock
         dead = np.log(np.maximum(first_live, 1) / np.maximum(table["live"], 1))
         rate = np.maximum(dead, LEAST_DEAD) / np.maximum(clock - first_clock, 1)
-        return Seen(now - since, rate, tried.copy(), now - self._quiet_since)
+        return Seen(np.float64(now) - since, rate, tried.copy(), now - self._quiet_since)
 
     def try_rows(self, rows: NDArray[np.intp]) -> None:
         """These rows of the table that was looked at last are being cleaned."""
