@@ -10,7 +10,7 @@ from iomesh.engine.volume cimport Volume
 
 cdef enum:
     PLANS = 8                        # segments whose deaths are made stable by one flush
-    EVACUATION_SHARE = 5             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
+    EVACUATION_SHARE = 6             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
     EVACUATED_MAX = 16384 / EVACUATION_SHARE             # blocks of one: the largest segment's
 
 cdef enum:                           # Row.flags

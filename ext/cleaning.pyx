@@ -2,7 +2,7 @@
 #
 #     derive       which blocks live, from the footer and the maps (below)
 #     make stable  the log is flushed: what overwrote the dead blocks is on stable media before they are given up
-#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than a fifth lives and no snapshot
+#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than a sixth lives and no snapshot
 #                  has any of it, evacuate: the live blocks are appended to the log again, like a user's writes, and the segment dies
 #
 # A dead segment goes with the next checkpoint. Until then the newest one may need nodes in it, and its segment table says that it is there; but its
