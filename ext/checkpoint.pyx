@@ -238,7 +238,7 @@ cdef class Checkpoints:
         cdef bint dying
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
-        result = self.snapshots.freeze(at, self.log.io.unix_ns(), self.size_bytes, self.log.tails.position(), self.segments)
+        result = self.snapshots.freeze(at, max(<uint64_t>self.log.io.unix_ns(), self.log.newest_ns), self.size_bytes, self.log.tails.position(), self.segments)
         if result < 0:
             return result
         self.map.freeze = at
@@ -292,7 +292,7 @@ cdef class Checkpoints:
         if dying:
             self.segments.reclaim_holds += 1             # until a checkpoint is without it: the walk needs the trees
         self.snapshots.moved()
-        self.segments.kept_from = self.snapshots.oldest_mark
+        self.segments.kept_from = ~<uint64_t>0 if planted(b"window_cleaned") else self.snapshots.oldest_mark
         self.segments.settle(True)
         return dying
 

@@ -453,7 +453,7 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
             volume.map.unpin(node)
             node = NULL
     if node is not ABSENT:
-        renewed = volume.map.renew(node, segment, block, volume.log.committed)
+        renewed = volume.map.renew(node, segment, block, max(volume.log.committed, <uint64_t>1))     # a clone's log may have no record yet
         volume.map.unpin(node)
     return renewed
 

@@ -44,7 +44,7 @@ from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshot, Wish, is_zero_id
 from iomesh.engine.space cimport Space, measure
-from iomesh.engine.store cimport Replica, Store, format_store, plan_store
+from iomesh.engine.store cimport Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, Volume
@@ -1361,17 +1361,8 @@ cdef struct EraseCall:
 
 
 cdef int64_t erase_body(void* argument) noexcept nogil:
-    """Remove every replica of a volume from a store; how many there were, or a negative errno."""
     cdef EraseCall* call = <EraseCall*>argument
-    cdef uint32_t count = (<Store>call.store).list(call.volume, NULL, 0), i
-    cdef Replica** replicas = <Replica**>calloc(count + 1, sizeof(Replica*))
-    cdef int result = 0
-    (<Store>call.store).list(call.volume, replicas, count)
-    for i in range(count):
-        if result == 0:
-            result = (<Store>call.store).remove(replicas[i])
-    release(replicas)
-    return result if result < 0 else count
+    return (<Store>call.store).erase(call.volume)
 
 
 cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:

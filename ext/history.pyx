@@ -104,6 +104,8 @@ cdef int64_t make_step(void* argument) noexcept nogil:
 cdef int make(Volume volume, Making* making) noexcept nogil:
     """It is claimed. With an error, only let go again."""
     cdef int result = making.result
+    if making.wish.entry.flags & SNAPSHOT_MARK:          # it is among the log's records, whose time does not run back
+        making.wish.entry.time_ns = max(making.wish.entry.time_ns, volume.log.newest_ns)
     if result == 0:
         result = volume.checkpoints.go()
         while volume.checkpoints.running and not making.wish.made:       # who waited for it has begun another one
@@ -185,9 +187,14 @@ cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* ma
 cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil:
     """The volume's checkpoints are claimed."""
     cdef Snapshot* snapshot = volume.snapshots.find(id)
+    cdef Snapshot* unsettled
     cdef int result
     if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
         return -ENOENT
+    unsettled = volume.snapshots.unsettled()
+    if unsettled is not NULL and not planted(b"half_undone_served"):     # and stays so until the second checkpoint: a crash may come between the two
+        before.entry.flags |= SNAPSHOT_MARK | SNAPSHOT_UNSETTLED
+        memcpy(before.entry.before, unsettled.entry.before, 16)
     result = volume.snapshots.wish(before)
     if result < 0:
         return result
@@ -200,6 +207,8 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noe
         volume.snapshots.withdraw(before)
     else:
         stand_upon(volume, id, volume.snapshots.find(id).entry.root)
+        if mark is not NULL and planted(b"half_a_restore_served"):
+            mark.entry.flags &= ~<uint32_t>SNAPSHOT_UNSETTLED
         result = 0 if mark is NULL else volume.snapshots.wish(mark)
         if result == 0 and not planted(b"restore_told_early"):
             volume.checkpoints.write()
@@ -278,7 +287,7 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     memcpy(volume.checkpoints.lineage_volume, parent.identity, 16)
     memcpy(volume.checkpoints.lineage_snapshot, id, 16)
     volume.segments.parent = <void*>parent.segments
-    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + 1     # no pointer of the snapshot's tree leads so far
+    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # no pointer of the snapshot's tree leads so far
     volume.log.tails.next_segment = volume.segments.branch
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)

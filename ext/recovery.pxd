@@ -55,6 +55,7 @@ cdef class Recovery:
     cdef int scan_headers(self, Scan* scan) noexcept nogil
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
     cdef int find_end(self) noexcept nogil
+    cdef int find_time(self) noexcept nogil
     cdef int adopt(self) noexcept nogil
     cdef int seal(self, Scan* scan) noexcept nogil
     cdef int replay(self) noexcept nogil

@@ -4,6 +4,7 @@
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
 #     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
 #     find_end         the log ends before the first record that is missing or torn
+#     find_time        time does not run back in it
 #     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
 #     replay           the entries behind the checkpoint go into the map, each leaf once
 #
@@ -14,7 +15,7 @@
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
 #   - running it twice, or dying in it and running it again, changes nothing.
 
-from libc.errno cimport ENOMEM, EUCLEAN
+from libc.errno cimport EIO, ENOMEM, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
@@ -80,6 +81,8 @@ cdef class Recovery:
             result = self.scan_all()
         if result == 0:
             result = self.find_end()
+        if result == 0:
+            result = self.find_time()
         if result == 0:
             result = self.adopt()
         if result == 0:
@@ -178,7 +181,8 @@ cdef class Recovery:
             return result
         if not checkpoint_valid(checkpoint, self.volume.log.volume):
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
-        self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0
+        self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0 and \
+            not planted(b"detached_refused")
         if not self.detached and (checkpoint.branch != self.volume.segments.branch or
                                   memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0):
             return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
@@ -349,9 +353,14 @@ cdef class Recovery:
                 base = block
                 held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
                 result = self.read_blocks(replica, base, held, self.buffer)
-                if result < 0:                           # a bad sector: block by block, what follows may tell what was stable
+                if result < 0:                           # a bad sector, or an error that passes: one record, or what else lies there, at a time
                     held = 1
                     result = self.read_blocks(replica, base, held, self.buffer)
+                    header = <RecordHeader*>self.buffer
+                    if result == 0 and record_valid(header, self.volume.log.volume, replica.segment, block, limit) and header.payload_blocks and \
+                            not planted(b"read_error_ends_log"):
+                        held = 1 + header.payload_blocks
+                        result = self.read_blocks(replica, base, held, self.buffer)
             header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
             if result < 0 or not record_valid(header, self.volume.log.volume, replica.segment, block, limit) or \
                     block + 1 + header.payload_blocks > base + held:
@@ -441,6 +450,23 @@ cdef class Recovery:
         return 0
 
     # ------------------------------------------------------------------ bringing the log up
+
+    cdef int find_time(self) noexcept nogil:
+        """No record to come is older than the last one, wherever the clock has been set meanwhile."""
+        cdef RecordHeader* header = <RecordHeader*>self.buffer
+        cdef Scan* scan
+        cdef Found* found
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            found = &scan.records[scan.record_count - 1] if scan.record_count else NULL
+            if found is NULL or found.sequence != self.end or planted(b"time_runs_back"):
+                continue
+            if self.read_blocks(scan.replica, found.block, 1, header) < 0:
+                return self.fail(EIO, b"record %lu, the last one of the log, cannot be read", self.end, 0, 0)
+            if record_valid(header, self.volume.log.volume, scan.replica.segment, found.block, scan.replica.blocks):
+                self.volume.log.newest_ns = max(self.volume.log.newest_ns, header.time_ns)
+        return 0
 
     cdef int adopt(self) noexcept nogil:
         cdef Segment* segment

@@ -24,6 +24,7 @@ from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.layout cimport EXTENTS_MAX, POINTER_PRESENT, Extent, Pointer, address_of
+from iomesh.engine.planted cimport planted
 
 cdef enum:
     BUCKETS_AT_FIRST = 64
@@ -143,7 +144,7 @@ cdef class Segments:
             return
         self.mapped += by
         if pointer.segment < self.branch:
-            self.inherited += by
+            self.inherited += by * (not planted(b"inherited_for_ever"))
             return
         if address >= self.pins[<int>DATA]:
             self.exclusive += by

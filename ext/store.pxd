@@ -61,6 +61,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     # Replicas of a volume (NULL: all), unsorted; returns how many there are, whatever the room.
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
+    # Removes every replica of a volume, which is not open; how many there were, or a negative errno.
+    cdef int64_t erase(self, const uint8_t* volume) noexcept nogil
     cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil

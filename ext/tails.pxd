@@ -86,6 +86,7 @@ cdef class Tails:
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
     cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below
+    cdef void space_ran_out(self) noexcept nogil
     cdef void space_freed(self) noexcept nogil
     cdef bint space_is_coming(self) noexcept nogil
     cdef bint is_tight(self) noexcept nogil                        # segments have to be cleaned for each that is begun

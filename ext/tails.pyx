@@ -172,6 +172,8 @@ cdef class Tails:
         tail.urgent = call.urgent
         tail.closing = False
         self.prepared = tail
+        if call.urgent and not planted(b"reserve_unnoticed"):
+            self.space_ran_out()
         return 0
 
     cdef void failed(self, int store, int error) noexcept nogil:
@@ -288,6 +290,16 @@ cdef class Tails:
     cdef void expect_space(self, int64_t ns) noexcept nogil:
         self.hope_until_ns = self.io.now_ns() + ns
 
+    cdef void space_ran_out(self) noexcept nogil:
+        """Says so once, and looks again from time to time: whoever waits for space that is coming is woken by that."""
+        if not self.no_space:
+            self.no_space = True
+            self.hope_until_ns = self.io.now_ns() + self.patience_ns
+            self.on_no_space(self.owner)
+        if not self.watching_space:
+            self.watching_space = True
+            start(space_body, <void*>self, NULL)
+
     cdef void space_freed(self) noexcept nogil:
         cdef int i
         if self.choose_store(False) < 0:
@@ -361,18 +373,11 @@ cdef int64_t prepare_urgent(void* argument) noexcept nogil:
 
 
 cdef int64_t prepare_body(Tails tails, bint urgent) noexcept nogil:
-    """Prepare the next segment; without space say so once, and look again from time to time."""
     cdef int result = tails.prepare_one(urgent)
     tails.preparing = False
     tails.prepare_error = result
-    if result == -ENOSPC or (result == 0 and tails.prepared.urgent):
-        if not tails.no_space:
-            tails.no_space = True
-            tails.hope_until_ns = tails.io.now_ns() + tails.patience_ns
-            tails.on_no_space(tails.owner)
-        if not tails.watching_space:
-            tails.watching_space = True
-            start(space_body, <void*>tails, NULL)
+    if result == -ENOSPC:
+        tails.space_ran_out()
     wake_all(&tails.changes, 0)
     tails.on_change(tails.log, 0 if result == -ENOSPC else min(result, 0))
     return result

@@ -115,7 +115,7 @@ class Detaching:
             if not self._is_wanted(volume) or of is None:
                 return True
             await self._snapshots.refresh(volume)
-            if marks := [entry for entry in marks_of(volume) if entry["inherited_blocks"]]:
+            if marks := up_to_inheriting(marks_of(volume)):
                 await self._windows.forget(volume, marks)
             if holders := inheriting(volume):
                 names = [entry["name"] for entry in holders if visible(entry)]
@@ -137,6 +137,12 @@ class Detaching:
         if self._is_wanted(volume) and volume.detaching.reason != reason:
             volume.detaching = msgspec.structs.replace(volume.detaching, reason=reason)
             log.warning("detaching waits", volume=volume.record.name, reason=reason)
+
+
+def up_to_inheriting(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those up to the newest that inherits. (An older one that does not is from before the volume went back: without those
+    behind it, the log would be followed from there as if it had not.)"""
+    return marks[: max((place for place, mark in enumerate(marks, 1) if mark["inherited_blocks"]), default=0)]
 
 
 def inheriting(volume: OpenVolume) -> list[dict[str, Any]]:
