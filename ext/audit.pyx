@@ -321,7 +321,8 @@ cdef class Audit:
             while replica is not NULL and right:
                 replicas += replica.state != 0
                 if right and closed and not self.belongs(replica):
-                    right = self.wrong(b"segment %llu lies on a device and is of no volume that there is, or not what that one knows of", replica.segment, 0, 0)
+                    right = self.wrong(b"segment %llu of volume ...%llx lies on a device; there is no such volume, or it does not know of it (state %llu)",
+                                       replica.segment, replica.volume[15], replica.state)
                 for i in range(replica.extent_count):
                     extent = &replica.extents[i]
                     for slab in range(extent.first, extent.first + extent.count):

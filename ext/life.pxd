@@ -17,10 +17,11 @@ cdef enum:
     REGION_SECTORS = 2048
     READ_BLOCKS = 256
     STORES = 2
+    TENANTS = 4                      # volumes at once
     TRACED = 1024                    # events that are kept
 
 cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in Simulation.begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
 
@@ -62,6 +63,9 @@ cdef class Life:
     cdef void* store_pointers[STORES]
     cdef uint64_t counters[COUNTERS]
     cdef uint64_t histograms[HISTOGRAMS * HISTOGRAM_BUCKETS]
+    cdef void* tenant_pointers[TENANTS]
+    cdef uint32_t tenant_count
+    cdef bint wanting                # a tenant wants to settle in: Python makes what that takes
     # what was drawn
     cdef int store_count
     cdef uint32_t regions
@@ -112,6 +116,12 @@ cdef class Life:
     cdef readonly uint64_t clean_stops
     cdef readonly uint64_t moves
     cdef readonly uint64_t restores
+    cdef readonly uint64_t clones    # that were made
+    cdef readonly uint64_t hidden    # volumes that were deleted while there were clones of them
+    cdef readonly uint64_t drops     # volumes that are gone
+    cdef readonly uint64_t detached  # clones that are none any more
+    cdef readonly uint64_t rewinds   # to moments
+    cdef readonly uint64_t undone    # restores to moments
     cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged, or full
     cdef readonly uint64_t damages   # blocks
     cdef readonly uint64_t unread    # nodes that walks of dying snapshots could not read, in beginnings that are over
@@ -129,6 +139,7 @@ cdef class Life:
     cdef void crash_soon(self, uint64_t within) noexcept nogil
     cdef uint64_t place_of(self, uint32_t sector) noexcept nogil         # in the volume, of one in the model
     cdef uint32_t regions_below(self, uint64_t size_blocks) noexcept nogil
+    cdef void hurry(self) noexcept nogil                 # something begins that a crash may well interrupt
     cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil
     cdef void fail(self, const char* what, int error) noexcept nogil

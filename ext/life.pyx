@@ -72,6 +72,10 @@ cdef class Life:
             self.world.crash_at(self.world.boundaries + 1 + self.draw(within), self.armed_power)
             self.crash_step = self.step + 4096           # if no device is asked for anything any more
 
+    cdef void hurry(self) noexcept nogil:
+        if not self.last and self.crash_step == NEVER_CRASHES and self.chance(96):
+            self.crash_soon(300)
+
     cdef uint64_t place_of(self, uint32_t sector) noexcept nogil:
         return self.leaves[sector // REGION_SECTORS] * REGION_SECTORS + sector % REGION_SECTORS
 

@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot, restore_volume
 from iomesh.engine.judge cimport BLOCK_SECTORS
-from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, SNAPSHOT_HIDDEN
+from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, SNAPSHOT_HIDDEN, SNAPSHOT_MARK
 from iomesh.engine.life cimport DELETE, LOOK, READ_BLOCKS, REGION_SECTORS, RESTORE, SNAPSHOT
 from iomesh.engine.request cimport Read
 from iomesh.engine.snapshots cimport Snapshot
@@ -21,9 +21,9 @@ cdef void begin_with_snapshots(Tenant tenant, int kind) noexcept nogil:
         shot = tenant.any_shot(SHOT_NONE)
     elif kind != RESTORE or tenant.life.chance(64):      # to go back wants all others to wait: not too often
         shot = tenant.any_shot(SHOT_MADE)
-    if shot is NULL or (kind == LOOK and tenant.life.looking):
+    if shot is NULL or (kind == LOOK and tenant.life.looking) or tenant.changing or (kind == DELETE and tenant.clones(shot.id)):
         return
-    tenant.begin_task()
+    tenant.begin_change()
     tenant.life.count(kind)
     if kind == SNAPSHOT:
         tenant.name_shot(shot)
@@ -42,11 +42,11 @@ cdef void begin_with_snapshots(Tenant tenant, int kind) noexcept nogil:
 
 
 cdef bint begin_restore(Tenant tenant) noexcept nogil:
-    """Nobody is connected any more; whatever else may be going on goes on. False: the snapshot is gone."""
+    """Nobody is connected any more; whatever else may be going on goes on. False: the snapshot is gone, or there is no room for a mark that is needed."""
     cdef Going* going = &tenant.going
-    if going.target.state != SHOT_MADE:                  # deleted meanwhile
+    if going.target.state != SHOT_MADE or (tenant.marks() and tenant.free_mark() is NULL):
         going.state = GOING_NOWHERE
-        tenant.end_task()
+        tenant.end_change()
         return False
     going.state = GOING_BACK
     going.moved = False
@@ -59,6 +59,13 @@ cdef bint begin_restore(Tenant tenant) noexcept nogil:
         name_wish(&going.wish, going.before)
     else:
         hide_wish(tenant, &going.wish)
+    going.mark = tenant.free_mark() if tenant.marks() else NULL
+    if going.mark is not NULL:
+        tenant.name_shot(going.mark)
+        going.mark.kept = tenant.judge.keep_again(going.kept)
+        memset(&going.mark_wish, 0, sizeof(Wish))
+        name_wish(&going.mark_wish, going.mark)
+        going.mark_wish.entry.flags = SNAPSHOT_MARK
     tenant.life.note(b"goes back to snapshot %lld; what was there is to be snapshot %lld", going.target.number,
                      0 if going.before is NULL else going.before.number, 0)
     start(restore_body, <void*>tenant, NULL)
@@ -71,7 +78,7 @@ cdef void name_wish(Wish* wish, const Shot* shot) noexcept nogil:
 
 
 cdef void hide_wish(Tenant tenant, Wish* wish) noexcept nogil:
-    """Of a snapshot that is deleted from its beginning."""
+    memset(wish, 0, sizeof(Wish))
     tenant.life.shot_count += 1
     memcpy(wish.entry.id, &tenant.life.shot_count, sizeof(tenant.life.shot_count))
     wish.entry.flags = SNAPSHOT_HIDDEN
@@ -90,7 +97,7 @@ cdef void make_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
     shot.making.volume = <void*>tenant.volume
     name_wish(&shot.making.wish, shot)
     result = make_snapshots(tenant.life.reactor, &shot.making, 1)
-    tenant.end_task()
+    tenant.end_change()
     shot.state = SHOT_NONE
     if result == 0:
         shot.kept = tenant.judge.keep(shot.begun)
@@ -111,10 +118,15 @@ cdef void restore(Tenant tenant) noexcept nogil:
     cdef Going* going = &tenant.going
     cdef int result
     tenant.volume.restoring = True
-    result = restore_volume(tenant.volume, going.id, &going.wish, NULL)
+    result = restore_volume(tenant.volume, going.id, &going.wish, NULL if going.mark is NULL else &going.mark_wish)
     tenant.volume.restoring = False
     wake_all(&tenant.volume.restored, 0)
-    tenant.end_task()
+    tenant.end_change()
+    if going.mark is not NULL:
+        going.mark.state = SHOT_MADE if result == 0 else SHOT_NONE
+        going.mark.size_blocks = going.mark_wish.entry.size_bytes // BLOCK_BYTES
+        if result < 0:
+            tenant.judge.let_go(going.mark.kept)
     if going.before is not NULL:
         going.before.state = SHOT_NONE
     if going.before is not NULL and going.wish.made:     # with an error it is given up again, and may still be there after the next beginning
@@ -135,14 +147,15 @@ cdef void restore(Tenant tenant) noexcept nogil:
 
 cdef int64_t delete_body(void* argument) noexcept nogil:
     drop_snapshot(<Tenant>(<Shot*>argument).tenant, <Shot*>argument)
+    (<Tenant>(<Shot*>argument).tenant).end_change()
     return 0
 
 
 cdef void drop_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
-    """With an error it may still be there after the next beginning: it stays SHOT_DELETING."""
     cdef bint hidden = False
-    cdef int result = delete_snapshot(tenant.volume, shot.id, &hidden)
-    tenant.end_task()
+    cdef int result
+    shot.state = SHOT_DELETING
+    result = delete_snapshot(tenant.volume, shot.id, &hidden)
     if result == 0:
         shot.state = SHOT_NONE
         tenant.judge.let_go(shot.kept)
@@ -157,7 +170,7 @@ cdef int64_t look_body(void* argument) noexcept nogil:
 
 cdef void look(Tenant tenant, Shot* shot) noexcept nogil:
     look_at(tenant, shot, False)
-    tenant.end_task()
+    tenant.end_change()
 
 
 cdef void look_at_all(Tenant tenant) noexcept nogil:
@@ -165,7 +178,7 @@ cdef void look_at_all(Tenant tenant) noexcept nogil:
     cdef int i
     cdef bint whole = tenant.life.last or tenant.life.chance(64)
     if tenant.life.last or tenant.life.chance(64):
-        for i in range(SHOTS):
+        for i in range(SHOTS_AND_MARKS):
             if tenant.shots[i].state == SHOT_MADE and not tenant.life.wrong:
                 tenant.life.looking = tenant.shots[i].looked_at = True
                 look_at(tenant, &tenant.shots[i], whole)
@@ -236,18 +249,19 @@ cdef void doubt_shots(Tenant tenant) noexcept nogil:
     """The process ends: what was being made or deleted may be there or not."""
     cdef int i
     cdef Shot* shot
-    for i in range(SHOTS):
+    for i in range(SHOTS_AND_MARKS):
         shot = &tenant.shots[i]
         shot.looked_at = False
-        if shot.state == SHOT_MAKING:
+        if shot.state == SHOT_MAKING and shot.kept < 0:      # else it is known
             shot.kept = tenant.judge.keep(shot.begun)
         if shot.state == SHOT_MAKING or shot.state == SHOT_DELETING:
             shot.state = SHOT_UNKNOWN
-    if tenant.going.state == GOING_BACK:
-        if tenant.going.moved:
-            went_back(tenant)
+    if tenant.going.state == GOING_BACK and tenant.going.moved:
+        went_back(tenant)
+    if tenant.going.state == GOING_BACK or (tenant.going.state == GOING_WAITS and tenant.going.to_moment):
         tenant.judge.let_go(tenant.going.kept)
     tenant.going.state = GOING_NOWHERE
+    tenant.going.to_moment = False
 
 
 cdef bint settle_shots(Tenant tenant) noexcept nogil:
@@ -256,7 +270,7 @@ cdef bint settle_shots(Tenant tenant) noexcept nogil:
     cdef int visible = 0
     cdef Shot* shot
     cdef Snapshot* snapshot
-    for i in range(SHOTS):
+    for i in range(SHOTS_AND_MARKS):
         shot = &tenant.shots[i]
         if shot.state == SHOT_NONE:
             continue
@@ -264,6 +278,7 @@ cdef bint settle_shots(Tenant tenant) noexcept nogil:
         if snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_HIDDEN:
             visible += 1
             shot.state = SHOT_MADE
+            shot.unmarked = i >= SHOTS and not snapshot.entry.flags & SNAPSHOT_MARK
             shot.size_blocks = snapshot.entry.size_bytes // BLOCK_BYTES
         elif shot.state == SHOT_MADE:
             tenant.life.fault(b"snapshot %lld was made and is gone", shot.number, 0)

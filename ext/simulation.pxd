@@ -7,21 +7,19 @@ from iomesh.engine.life cimport Life
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.tenant cimport Tenant
 
-cdef enum:
-    TENANTS = 4                      # volumes at once
-
 cdef enum Phase:
     BOOTING, VERIFYING, LOOKING, WORKING, QUIETING, STOPPING, STOPPED, REFUSED
 
 cdef enum End:
-    END_STOPPED, END_CRASHED, END_POWER_CUT, END_REFUSED, END_WRONG
+    END_STOPPED, END_CRASHED, END_POWER_CUT, END_REFUSED, END_WRONG,
+    END_WANTING                      # it goes on once Python has done something
 
 cdef class Simulation(Life):
     cdef Audit audit
     cdef readonly dict drawn         # what the swarm drew, for people
     cdef list tenants
-    cdef void* tenant_pointers[TENANTS]
-    cdef uint32_t tenant_count
+    cdef bint cloning
+    cdef bint windowed
     cdef Phase phase
     cdef bint paused
     cdef Operation pause
@@ -38,7 +36,9 @@ cdef class Simulation(Life):
     cdef End hang(self) noexcept nogil
     cdef void tell_state(self, Tenant tenant) noexcept nogil
     cdef void refused(self, const char* reason, int error) noexcept nogil
+    cdef object settle(self)
     cdef End live(self) noexcept nogil
+    cdef End go_on(self) noexcept nogil
     cdef void issue(self) noexcept nogil
     cdef void verify_more(self) noexcept nogil
     cdef void work_more(self) noexcept nogil
@@ -47,6 +47,8 @@ cdef class Simulation(Life):
     cdef bint is_calm(self) noexcept nogil
     cdef void begin(self, void* tenant, int kind) noexcept nogil
     cdef void begin_task(self, void* tenant, int kind) noexcept nogil
+    cdef void is_quiet(self, Tenant tenant) noexcept nogil
+    cdef void make_space(self, void* tenant) noexcept nogil
     cdef void go_back(self, Tenant tenant) noexcept nogil
     cdef bint walk(self) noexcept nogil
     cdef void tell_snapshots(self, Snapshots snapshots) noexcept nogil

@@ -20,7 +20,10 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.audit cimport Audit
+from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
+from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
+from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
 from iomesh.engine.disk cimport Disk, disk_mark_damaged
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
@@ -28,8 +31,12 @@ from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, SEGMENT_BYTES_MIN, SEGMENT_SEALED, TIER_NVME, Superblock)
 from iomesh.engine.life cimport (
-    CHECKPOINT, CLEAN, DAMAGE, DELETE, FLUSH, GROW, KINDS, LOOK, NEVER_CRASHES, PAUSE, READ, RESTORE, SLOTS, SNAPSHOT, VERIFY, WRITE, ZERO, Life)
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, NEVER_CRASHES, PAUSE, READ, RESTORE, REWIND,
+    SLOTS, SNAPSHOT,
+    TENANTS, VERIFY, WRITE, ZERO, Life)
 from iomesh.engine.map cimport MapCache
+from iomesh.engine.moments cimport (
+    begin_mark, begin_moment, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_moment, rewind, undo)
 from iomesh.engine.planted cimport CAN_PLANT
 from iomesh.engine.pool cimport Pool
 from iomesh.engine.reactor cimport Reactor
@@ -38,13 +45,17 @@ from iomesh.engine.shots cimport begin_restore, begin_with_snapshots, doubt_shot
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.store cimport Store, format_store, plan_store
 from iomesh.engine.task cimport abandon, start
-from iomesh.engine.tenant cimport GOING_NOWHERE, GOING_WAITS, Tenant
+from iomesh.engine.tenant cimport GOING_NOWHERE, GOING_WAITS, IS_TO_LEAVE, Tenant
 from iomesh.engine.world cimport CRASHED, World, WorldIo
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
+cdef enum Theme:                     # what a life is about, beside what all are
+    CLONING, WINDOWED
+
 cdef enum:
+    THEMES_MAX = 16
     LONG_NS = 1000 * 1000 * 1000
     HANG_S = 600                     # of the world's time: nothing may take so long, ...
     HANGS = 200                      # ... or so often that where devices hang
@@ -55,7 +66,7 @@ cdef enum:
 
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
 KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
-              "damage", "verify")
+              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "verify")
 
 
 cdef class Simulation(Life):
@@ -98,6 +109,17 @@ cdef class Simulation(Life):
         self.weights[<int>LOOK] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
         self.weights[<int>RESTORE] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
         self.weights[<int>DAMAGE] = self.draw(12) == 0
+        self.cloning = has_theme(self.seed, CLONING)
+        if self.cloning:
+            self.weights[<int>CLONE] = 1 + self.draw(2)
+            self.weights[<int>DROP] = self.draw(3)
+            self.weights[<int>DETACH] = self.draw(2)
+            self.weights[<int>SNAPSHOT] = max(self.weights[<int>SNAPSHOT], <uint32_t>1)
+        self.windowed = has_theme(self.seed, WINDOWED)
+        if self.windowed:
+            self.weights[<int>MARK] = 1 + self.draw(2)
+            self.weights[<int>MOMENT] = 1 + self.draw(2)
+            self.weights[<int>REWIND] = 1
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
         self.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][self.draw(9)]
@@ -129,6 +151,8 @@ cdef class Simulation(Life):
         first = self.make_tenant()
         first.begin_life((self.leaves[usable - 1] + 1) * NODE_POINTERS)
         first.record.exists = True
+        while self.cloning and self.tenant_count < TENANTS:
+            self.make_tenant()
         self.drawn = {
             "stores": self.store_count, "volatile": bool(volatile), "regions": self.regions, "spread": spread, "depth": self.depth, "size_max": self.size_max,
             "odd": self.odd, "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
@@ -159,6 +183,10 @@ cdef class Simulation(Life):
             before = self.operations
             with nogil:
                 end = self.live()
+            while end == END_WANTING:
+                self.settle()
+                with nogil:
+                    end = self.go_on()
             left -= min(left, self.operations - before)
             if end == END_REFUSED:
                 self.refusals += 1
@@ -185,9 +213,11 @@ cdef class Simulation(Life):
         """The processes have died, or the power was cut: what stays of what was under way is in doubt."""
         cdef int i
         for i in range(self.tenant_count):
+            self.unread += (<Tenant>self.tenant_pointers[i]).unread()
+            (<Tenant>self.tenant_pointers[i]).planned = False
             if (<Tenant>self.tenant_pointers[i]).record.exists:
-                self.unread += (<Tenant>self.tenant_pointers[i]).volume.walk.unreadable
-                doubt_shots((<Tenant>self.tenant_pointers[i]))
+                doubt_shots(<Tenant>self.tenant_pointers[i])
+                doubt_moments(<Tenant>self.tenant_pointers[i], power)
                 (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
 
     cdef object set_faults(self):
@@ -245,6 +275,18 @@ cdef class Simulation(Life):
             if (<Tenant>tenant).record.exists:
                 (<Tenant>tenant).settle_in()
 
+    cdef object settle(self):
+        """... whoever has come in the midst of a process."""
+        for tenant in self.tenants:
+            if (<Tenant>tenant).wants_in:
+                if (<Tenant>tenant).follows is not NULL:
+                    (<Tenant>tenant).make_retrace()
+                elif (<Tenant>tenant).wants_tree:
+                    (<Tenant>tenant).make_tree()
+                else:
+                    (<Tenant>tenant).settle_in()
+                    (<Tenant>tenant).between = (<Tenant>tenant).wants_in = True
+
     cdef object drop(self):
         """The process is gone."""
         for tenant in self.tenants:
@@ -257,8 +299,7 @@ cdef class Simulation(Life):
     # ------------------------------------------------------------------ one beginning
 
     cdef End live(self) noexcept nogil:
-        cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
-        cdef bint waits
+        cdef int i
         self.phase = BOOTING
         self.busy = self.tasks = 0
         self.paused = self.hungry = False
@@ -272,6 +313,15 @@ cdef class Simulation(Life):
             self.slots[i].busy = False
         self.note(b"a process begins", 0, 0, 0)
         start(boot_body, <void*>self, NULL)
+        return self.go_on()
+
+    cdef End go_on(self) noexcept nogil:
+        cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
+        cdef bint waits
+        self.wanting = False
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).wants_in:
+                (<Tenant>self.tenant_pointers[i]).has_settled()
         while True:
             waits = self.reactor.turn_first is NULL
             found = self.io.poll(LONG_NS if waits else 0)
@@ -290,6 +340,8 @@ cdef class Simulation(Life):
                 return END_STOPPED
             if self.phase == REFUSED:
                 return END_REFUSED
+            if self.wanting:
+                return END_WANTING
             idle = idle + 1 if found == 0 and waits else 0
             if self.step >= self.crash_step or (idle > 2 and self.crash_step < NEVER_CRASHES):
                 return self.crash(self.chance(self.power))
@@ -328,6 +380,8 @@ cdef class Simulation(Life):
                   tenant.log.tails.prepared is not NULL)
         self.note(b"stable up to record %lld; devices that are being flushed: %lld", tenant.log.flusher.stable, tenant.log.flusher.left, 0)
         self.note(b"a checkpoint is under way: %lld; a write-back: %lld", tenant.volume.checkpoints.running, tenant.volume.checkpoints.writing_back, 0)
+        self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", tenant.log.pool_wait_asked, self.pool.free[2],
+                  tenant.log.building is not NULL)
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
         self.note(b"refused with error %lld", -error, 0, 0)
@@ -371,14 +425,16 @@ cdef class Simulation(Life):
         cdef int kind = 0, i
         cdef void* tenant = self.any_serving()
         for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).going.state == GOING_WAITS and (<Tenant>self.tenant_pointers[i]).busy == 0:
-                self.go_back((<Tenant>self.tenant_pointers[i]))
+            if (<Tenant>self.tenant_pointers[i]).busy == 0:
+                self.is_quiet(<Tenant>self.tenant_pointers[i])
         if self.hungry and self.tasks < 4:               # as the policy does it: urgently, whatever it does otherwise
             self.hungry = False
-            self.begin_task(self.any_open(), CLEAN)
+            self.make_space(self.any_open())
         while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused:
             tenant = self.any_serving()
             if tenant is NULL:
+                if self.busy == 0 and self.tasks == 0 and self.is_calm():
+                    self.left = 0                        # nobody is served any more
                 break
             self.left -= 1
             self.operations += 1
@@ -395,6 +451,12 @@ cdef class Simulation(Life):
                     self.crash_soon(200)
             elif self.crash_step == NEVER_CRASHES:
                 self.crash_soon(20)
+
+    cdef void make_space(self, void* tenant) noexcept nogil:
+        self.begin_task(tenant, CLEAN)
+        if tenant is not NULL and (<Tenant>tenant).serves() and (<Tenant>tenant).marks():
+            (<Tenant>tenant).shortening = True
+            begin_mark(<Tenant>tenant)
 
     cdef void* any_serving(self) noexcept nogil:
         """A volume whose doors are open; NULL: there is none."""
@@ -415,7 +477,9 @@ cdef class Simulation(Life):
         """No volume's doors are shut for what it is going through."""
         cdef int i
         for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).going.state != GOING_NOWHERE:
+            if (<Tenant>self.tenant_pointers[i]).going.state != GOING_NOWHERE or (<Tenant>self.tenant_pointers[i]).leaving == IS_TO_LEAVE:
+                return False
+            if (<Tenant>self.tenant_pointers[i]).pausing:
                 return False
         return True
 
@@ -434,6 +498,18 @@ cdef class Simulation(Life):
         elif kind == GROW:
             self.done[kind] += 1
             (<Tenant>tenant).grow()
+        elif kind == CLONE:
+            begin_clone(<Tenant>tenant)
+        elif kind == DROP:
+            begin_leaving(<Tenant>tenant)
+        elif kind == MARK:
+            begin_mark(<Tenant>tenant)
+        elif kind == MOMENT:
+            begin_moment(<Tenant>tenant)
+        elif kind == REWIND:
+            begin_rewind(<Tenant>tenant)
+        elif kind == DETACH:
+            begin_detaching(<Tenant>tenant)
         elif kind <= FLUSH:
             (<Tenant>tenant).operate(kind)
         else:
@@ -449,14 +525,24 @@ cdef class Simulation(Life):
         (<Tenant>tenant).begin_task()
         start(checkpoint_body if kind == CHECKPOINT else clean_body, tenant, NULL)
 
+    cdef void is_quiet(self, Tenant tenant) noexcept nogil:
+        """Nothing that its doors were asked is under way; whoever has waited for that begins."""
+        if tenant.leaving == IS_TO_LEAVE and tenant.changes == 0:
+            leave(tenant)
+        elif tenant.pausing:
+            keep_moment(tenant)
+        elif tenant.going.state == GOING_WAITS and not tenant.going.to_moment:
+            self.go_back(tenant)
+        elif tenant.going.state == GOING_WAITS and tenant.changes == 1:      # its own
+            rewind(tenant)
+
     cdef void go_back(self, Tenant tenant) noexcept nogil:
         cdef uint32_t _i
         if not begin_restore(tenant):
             return
         for _i in range(<uint32_t>self.draw(3)):
             self.begin_task(<void*>tenant, <int>CLEAN + <int>self.draw(4))        # clean, snapshot, delete, look
-        if not self.last and self.crash_step == NEVER_CRASHES and self.chance(96):
-            self.crash_soon(300)
+        self.hurry()
 
     # ------------------------------------------------------------------ the walk, and damage
 
@@ -465,7 +551,7 @@ cdef class Simulation(Life):
         cdef int i
         cdef bint right = True
         for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).open and is_half_done(<Tenant>self.tenant_pointers[i]):
+            if is_half_done(<Tenant>self.tenant_pointers[i]):
                 return True
         self.show_volumes()
         if self.damages == 0:                            # else there are nodes that cannot be followed
@@ -488,12 +574,14 @@ cdef class Simulation(Life):
 
     cdef void show_volumes(self) noexcept nogil:
         """... to the walk."""
-        cdef int i
+        cdef uint32_t i, depth
         self.audit.begin()
+        for depth in range(self.tenant_count):           # a clone after the volume that it is one of
+            for i in range(self.tenant_count):
+                if (<Tenant>self.tenant_pointers[i]).open and (<Tenant>self.tenant_pointers[i]).ancestors() == depth:
+                    self.audit.add((<Tenant>self.tenant_pointers[i]).volume)
         for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).open:
-                self.audit.add((<Tenant>self.tenant_pointers[i]).volume)
-            elif (<Tenant>self.tenant_pointers[i]).record.exists:
+            if (<Tenant>self.tenant_pointers[i]).record.exists and not (<Tenant>self.tenant_pointers[i]).open:
                 self.audit.add_closed((<Tenant>self.tenant_pointers[i]).record.id)
 
     cdef bint stores_add_up(self, bint closed) noexcept nogil:
@@ -508,8 +596,7 @@ cdef class Simulation(Life):
         cdef uint64_t unread = self.unread
         cdef int i
         for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).record.exists:
-                unread += (<Tenant>self.tenant_pointers[i]).volume.walk.unreadable
+            unread += (<Tenant>self.tenant_pointers[i]).unread()
         return unread > 0
 
     cdef void damage(self, Tenant tenant) noexcept nogil:
@@ -525,6 +612,8 @@ cdef class Simulation(Life):
             at -= 1
         if segment is NULL or segment.replica is NULL or segment.state != SEGMENT_SEALED or segment.blocks == 0:
             return
+        if segment.replica.footer_block == 0:
+            return                                       # what is damaged there cannot be told from what was torn (docs/decisions/0005)
         block = <uint32_t>self.draw(segment.blocks)
         content = <char*>self.audit.content(segment.replica, block)
         if content is NULL:
@@ -556,7 +645,9 @@ cdef class Simulation(Life):
     @property
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
-                "restores": self.restores, "refusals": self.refusals, "damages": self.damages, "excused": self.excused,
+                "restores": self.restores, "clones": self.clones, "hidden": self.hidden, "drops": self.drops,
+                "rewinds": self.rewinds, "undone": self.undone, "detached": self.detached,
+                "refusals": self.refusals, "damages": self.damages, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
                 "failures": self.failures, "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
@@ -564,7 +655,14 @@ cdef class Simulation(Life):
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
 
 
+cdef bint has_theme(uint64_t seed, Theme theme) noexcept nogil:
+    """One life in five; the others are as if there were no such theme."""
+    return stirred(seed * THEMES_MAX + <int>theme) % 5 == 0
+
+
 cdef bint is_half_done(Tenant tenant) noexcept nogil:
+    if tenant.between or tenant.volume is None or not tenant.open:
+        return tenant.between
     return tenant.volume.checkpoints.running or tenant.volume.snapshots.wishes is not NULL or tenant.volume.cleaning or tenant.volume.log.error
 
 
@@ -595,20 +693,25 @@ cdef int64_t boot_body(void* argument) noexcept nogil:
 
 
 cdef void boot_process(Simulation life) noexcept nogil:
-    cdef int result = 0, i
+    cdef int result = 0, i, opened
     for i in range(life.store_count):
         if result == 0:
             result = (<Store>life.store_pointers[i]).open(life.cluster)
             if result < 0:
                 life.refused((<Store>life.store_pointers[i]).reason, result)
-    for i in range(life.tenant_count):
-        if result == 0 and (<Tenant>life.tenant_pointers[i]).record.exists:
-            result = (<Tenant>life.tenant_pointers[i]).come_up()
-            if result < 0:
-                life.refused((<Tenant>life.tenant_pointers[i]).recovery.reason, result)
+    while result == 0:
+        opened = 0
+        for i in range(life.tenant_count):
+            if result == 0 and can_open(<Tenant>life.tenant_pointers[i]):
+                opened += 1
+                result = open_one(life, <Tenant>life.tenant_pointers[i])
+        if opened == 0:
+            break
     for i in range(life.tenant_count):
         if result == 0 and (<Tenant>life.tenant_pointers[i]).open and not settle_shots((<Tenant>life.tenant_pointers[i])):
             return
+    if result == 0:
+        result = finish_restores(life)
     if result < 0 or (life.last or life.chance(64)) and not life.walk():
         return
     for i in range(life.tenant_count):
@@ -616,8 +719,56 @@ cdef void boot_process(Simulation life) noexcept nogil:
             walk_dying(<void*>(<Tenant>life.tenant_pointers[i]).volume)
     life.phase = WORKING if not life.last and life.chance(life.unverified) else VERIFYING
     for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).open:
+        if (<Tenant>life.tenant_pointers[i]).serves():
             (<Tenant>life.tenant_pointers[i]).choose_verified()
+            if (<Tenant>life.tenant_pointers[i]).record.detaching:
+                go_on_detaching(<Tenant>life.tenant_pointers[i])
+        elif (<Tenant>life.tenant_pointers[i]).open:
+            (<Tenant>life.tenant_pointers[i]).begin_task()
+            start(needless_body, life.tenant_pointers[i], NULL)
+
+
+cdef int finish_restores(Simulation life) noexcept nogil:
+    """Before anybody is served: what was begun is undone, or done again."""
+    cdef uint32_t i, depth
+    cdef int result = 0
+    for depth in range(life.tenant_count):
+        for i in range(life.tenant_count):
+            if result == 0 and (<Tenant>life.tenant_pointers[i]).open and (<Tenant>life.tenant_pointers[i]).ancestors() == depth:
+                forget_ambiguous(<Tenant>life.tenant_pointers[i])
+                result = undo(<Tenant>life.tenant_pointers[i])
+                forget_unreachable(<Tenant>life.tenant_pointers[i])
+                if result == 0 and (<Tenant>life.tenant_pointers[i]).record.making:
+                    result = take_to_moment(<Tenant>life.tenant_pointers[i])
+    if result < 0:
+        life.phase = REFUSED                             # whether it may was judged there
+    return result
+
+
+cdef bint can_open(Tenant tenant) noexcept nogil:
+    if tenant.open or not tenant.record.exists:
+        return False
+    return tenant.record.deleting or tenant.record.parent is NULL or (<Tenant>tenant.record.parent).open
+
+
+cdef int open_one(Simulation life, Tenant tenant) noexcept nogil:
+    """... or erase it further."""
+    cdef int result
+    if tenant.record.deleting:
+        result = erase(tenant)
+        if result < 0:
+            life.phase = REFUSED                         # whether it may was judged there
+        return result
+    result = tenant.come_up()
+    if result < 0:
+        life.refused(tenant.recovery.reason, result)
+    return result
+
+
+cdef int64_t needless_body(void* argument) noexcept nogil:
+    delete_needless(<Tenant>argument)
+    (<Tenant>argument).end_task()
+    return 0
 
 
 cdef int64_t checkpoint_body(void* argument) noexcept nogil:
@@ -667,8 +818,8 @@ cdef int64_t look_body(void* argument) noexcept nogil:
 cdef void look_at_snapshots(Simulation life) noexcept nogil:
     cdef int i
     for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).open:
-            look_at_all((<Tenant>life.tenant_pointers[i]))
+        if (<Tenant>life.tenant_pointers[i]).serves():
+            look_at_all(<Tenant>life.tenant_pointers[i])
     life.phase = WORKING
 
 
@@ -686,13 +837,28 @@ cdef void stop(Simulation life) noexcept nogil:
         for i in range(life.tenant_count):
             if (<Tenant>life.tenant_pointers[i]).open and not compare_derived(life, (<Tenant>life.tenant_pointers[i])):
                 return
-    for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).open:
-            (<Tenant>life.tenant_pointers[i]).volume.close()
     life.show_volumes()
+    while close_one(life):
+        pass
     if not life.errors_allowed and not life.stores_add_up(True):
         life.fault(life.audit.words, 0, 0)
     life.phase = STOPPED
+
+
+cdef bint close_one(Simulation life) noexcept nogil:
+    """A clone before the volume that it is one of. False: there is none left."""
+    cdef int i, k
+    cdef bint needed
+    for i in range(life.tenant_count):
+        needed = False
+        for k in range(life.tenant_count):
+            if (<Tenant>life.tenant_pointers[k]).open and (<Tenant>life.tenant_pointers[k]).record.parent == life.tenant_pointers[i]:
+                needed = True
+        if (<Tenant>life.tenant_pointers[i]).open and not needed:
+            shut(<Tenant>life.tenant_pointers[i])
+            (<Tenant>life.tenant_pointers[i]).between = False
+            return True
+    return False
 
 
 cdef bint compare_derived(Simulation life, Tenant tenant) noexcept nogil:

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport Cleaner
+from iomesh.engine.compaction cimport Pace
 from iomesh.engine.history cimport Making
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport Judge
@@ -12,6 +13,7 @@ from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.request cimport Read
+from iomesh.engine.retrace cimport Retrace
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Wish
 from iomesh.engine.task cimport Waiters
@@ -19,6 +21,8 @@ from iomesh.engine.volume cimport Volume
 
 cdef enum:
     SHOTS = 6                        # snapshots at once
+    SHOTS_AND_MARKS = SHOTS + 9      # behind those of users the marks of the restore window
+    MOMENTS = 4                      # that are kept in mind
 
 cdef enum ShotState:                 # of a snapshot, as its user knows it
     SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
@@ -33,6 +37,7 @@ cdef struct Shot:
     uint64_t size_blocks
     int kept                         # what it may hold, by the judge's number
     bint looked_at                   # someone reads it
+    bint unmarked                    # it was a mark, and stays for a clone
     Making making
 
 cdef enum GoingState:                # of going back to a snapshot
@@ -40,17 +45,40 @@ cdef enum GoingState:                # of going back to a snapshot
     GOING_WAITS,                     # until nothing is under way: nobody is connected then
     GOING_BACK
 
+cdef struct Moment:                  # of the past
+    bint used
+    int64_t at_ns                    # Unix time
+    uint64_t begun                   # on the ledger's clock
+    int kept                         # what the volume was then, by the judge's number
+
 cdef struct Going:
     GoingState state
+    bint to_moment                   # not to a snapshot, ...
+    int64_t at_ns                    # ... but to what was then; ...
+    uint8_t settling[16]             # ... the mark with which it is done
     Shot* target
     uint8_t id[16]                   # the target's
     int kept                         # what it may hold, by the judge's number: the snapshot itself may go meanwhile
     Shot* before                     # what was there until then; NULL: it is not to be kept
     Wish wish                        # ... as the engine is asked for it
+    Shot* mark                       # of a volume with a restore window: what is there from then on
+    Wish mark_wish
     bint moved                       # the metadata service has been told: from now on the volume is what the target holds
+
+cdef enum Leaving:                   # of a volume that is to be deleted
+    STAYS,
+    IS_TO_LEAVE,                     # once nothing is under way
+    LEAVES
 
 cdef struct Record:                  # what the metadata service has of a volume
     bint exists
+    bint deleting
+    bint hidden                      # it is deleted, and stays for its clones
+    void* parent                     # of a clone: the Tenant that it is one of ...
+    uint8_t snapshot[16]             # ... and the snapshot of that one
+    bint making                      # that snapshot is a mark, and the clone is yet to be taken ...
+    int64_t at_ns                    # ... to this moment
+    bint detaching                   # it is to be a clone no more
     uint8_t id[16]
     uint64_t epoch
     Pointer checkpoint
@@ -71,7 +99,21 @@ cdef class Tenant:
     cdef Cleaner cleaner
     cdef Volume reading              # a snapshot, one at a time
     cdef uint32_t tasks              # control tasks of it under way
+    cdef uint32_t changes            # ... that change its history
     cdef bint open                   # it is recovered, and not closed
+    cdef bint between                # it is being opened, or closed and erased
+    cdef bint planned                # its record is being written
+    cdef Leaving leaving
+    cdef bint changing               # somebody changes what it is, and no one else changes its history meanwhile
+    cdef Waiters changed             # who waits for the end of that
+    cdef bint wants_in               # Python is to settle it in, ...
+    cdef Operation settled           # ... and then this is done
+    cdef void* follows               # or to make `retrace`, for the log of this Tenant
+    cdef Retrace retrace
+    cdef bint wants_tree             # or to make `tree`
+    cdef Map tree                    # to look at others than the head's with
+    cdef bint copying                # a task of it detaches it
+    cdef Pace pace
     cdef Read look
     cdef Operation looked
     # the metadata service, while its pointer is moved
@@ -84,7 +126,11 @@ cdef class Tenant:
     cdef uint32_t verify_next        # the next region to be read after a recovery, and the one behind the last
     cdef uint32_t verify_end
     # its history
-    cdef Shot shots[SHOTS]
+    cdef Shot shots[SHOTS_AND_MARKS]
+    cdef Moment moments[MOMENTS]
+    cdef bint pausing                # nobody asks anything until nothing is under way: that is to be a moment
+    cdef bint shortening             # its device is full, and its window becomes shorter
+    cdef bint stuck                  # a restore could not be undone: nobody is served
     cdef Going going
 
     cdef object settle_in(self)      # in a new process: everything that an open volume consists of; it is not open yet
@@ -92,8 +138,23 @@ cdef class Tenant:
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
     cdef void begin_task(self) noexcept nogil
     cdef void end_task(self) noexcept nogil
+    cdef void begin_change(self) noexcept nogil          # a task that changes its history
+    cdef void end_change(self) noexcept nogil
+    cdef void take(self) noexcept nogil                  # in a task: from now on it is `changing`
+    cdef void let_go(self) noexcept nogil
+    cdef void await_settling(self) noexcept nogil        # in a task, in the midst of a process
+    cdef object make_retrace(self)
+    cdef object make_tree(self)
+    cdef void await_tree(self) noexcept nogil
+    cdef void await_retrace(self, Tenant source) noexcept nogil
+    cdef void has_settled(self) noexcept nogil
+    cdef bint is_idle(self) noexcept nogil               # nothing is under way that its doors or its history wait for
+    cdef uint64_t unread(self) noexcept nogil            # nodes that walks of dying snapshots could not read
+    cdef uint32_t ancestors(self) noexcept nogil
+    cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil     # of it, or of all its snapshots (NULL)
     cdef int come_up(self) noexcept nogil                # in a task: it is recovered and open; or a negative errno, and recovery.reason
     cdef void choose_verified(self) noexcept nogil
+    cdef void will_be_of(self, int64_t at_ns) noexcept nogil     # a clone that is planned: not of the mark, but of this moment
     cdef bint serves(self) noexcept nogil                # its doors are open
     cdef void operate(self, int kind) noexcept nogil     # a read, write, trim or flush
     cdef bint verify(self) noexcept nogil                # reads the next region; False: all are asked for
@@ -108,4 +169,6 @@ cdef class Tenant:
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil
     cdef void name_shot(self, Shot* shot) noexcept nogil
+    cdef Shot* free_mark(self) noexcept nogil
+    cdef uint32_t marks(self) noexcept nogil
     cdef Shot* any_shot(self, ShotState state) noexcept nogil

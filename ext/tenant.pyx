@@ -5,22 +5,29 @@
 # and the judge.
 
 from libc.errno cimport EILSEQ, EIO, ENOSPC
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport Cleaner
-from iomesh.engine.history cimport walk_dying
+from iomesh.engine.history cimport branch_off, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
 from iomesh.engine.life cimport FLUSH, KINDS, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, VERIFY, WRITE, ZERO, Life, Slot
 from iomesh.engine.log cimport Log
-from iomesh.engine.map cimport Map
+from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.request cimport Read, Request
+from iomesh.engine.retrace cimport Retrace
 from iomesh.engine.segments cimport Segments
+from iomesh.engine.snapshots cimport Snapshots, same_id
+from iomesh.engine.task cimport wait, wait_in, waited, wake_all
 from iomesh.engine.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
+
+cdef enum:
+    TREE_FRAMES = 64
 
 
 cdef class Tenant:
@@ -30,7 +37,7 @@ cdef class Tenant:
         cdef int i
         self.life, self.audit, self.number = life, audit, number
         self.judge = Judge(life.ledger, life.regions * REGION_SECTORS)
-        for i in range(SHOTS):
+        for i in range(SHOTS_AND_MARKS):
             self.shots[i].tenant = <void*>self
 
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil:
@@ -42,8 +49,9 @@ cdef class Tenant:
         self.life.volume_count += 1
         self.record.size_blocks = size_blocks
         self.usable = self.life.regions_below(size_blocks)
-        for i in range(SHOTS):
+        for i in range(SHOTS_AND_MARKS):
             self.shots[i].state = SHOT_NONE
+        memset(self.moments, 0, sizeof(self.moments))
         self.judge.reset(self.life.regions * REGION_SECTORS, self.life.keeps_nothing_volatile)
 
     # ------------------------------------------------------------------ a process
@@ -71,12 +79,19 @@ cdef class Tenant:
         self.reading.latencies = life.histograms
         self.reading.engine = <void*>self
         self.reading.on_event = told
-        self.open = False
         self.moving_sequence = 0
-        self.busy = self.tasks = 0
+        self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
+        self.open = self.between = self.planned = self.changing = self.wants_in = False
+        self.pausing = self.shortening = self.stuck = self.copying = self.wants_tree = False
+        self.follows = NULL
+        self.tree = None
+        self.leaving = STAYS
+        memset(&self.changed, 0, sizeof(self.changed))
 
     cdef object move_out(self):
         self.open = False
+        self.retrace = None
+        self.tree = None
         self.recovery = None
         self.cleaner = None
         self.reading = None
@@ -86,11 +101,16 @@ cdef class Tenant:
         self.segments = None
 
     cdef int come_up(self) noexcept nogil:
-        cdef int result
+        cdef int result = 0
         self.volume.checkpoints.attach()
-        result = self.recovery.run()
+        if self.record.parent is not NULL:
+            result = branch_off(self.volume, (<Tenant>self.record.parent).volume, self.record.snapshot)
+            if result < 0:
+                snprintf(self.recovery.reason, sizeof(self.recovery.reason), b"the snapshot that it is a clone of is not there")
         if result == 0:
-            self.life.note(b"recovered up to record %lld, from %lld", self.recovery.end, self.recovery.start, 0)
+            result = self.recovery.run()
+        if result == 0:
+            self.life.note(b"volume %lld is recovered up to record %lld, from %lld", self.number, self.recovery.end, self.recovery.start)
             self.open = True
         return result
 
@@ -98,7 +118,9 @@ cdef class Tenant:
         """What of it is read before it is used."""
         self.verify_next = 0
         self.verify_end = self.usable
-        if not self.life.last and self.life.chance(192):     # a part of it, for speed
+        if not self.life.last and self.life.tenant_count > 1 and self.life.chance(176):      # for speed
+            self.verify_end = 0
+        elif not self.life.last and self.life.chance(192):   # a part of it
             self.verify_next = <uint32_t>self.life.draw(self.usable)
             self.verify_end = min(self.usable, self.verify_next + 1 + <uint32_t>self.life.draw(3))
 
@@ -110,10 +132,72 @@ cdef class Tenant:
         self.tasks -= 1
         self.life.tasks -= 1
 
+    cdef void begin_change(self) noexcept nogil:
+        self.begin_task()
+        self.changes += 1
+
+    cdef void end_change(self) noexcept nogil:
+        self.end_task()
+        self.changes -= 1
+
+    cdef void take(self) noexcept nogil:
+        while self.changing:
+            wait_in(&self.changed)
+        self.changing = True
+
+    cdef void let_go(self) noexcept nogil:
+        self.changing = False
+        wake_all(&self.changed, 0)
+
+    cdef void await_settling(self) noexcept nogil:
+        waited(&self.settled)
+        self.wants_in = self.life.wanting = True
+        wait(&self.settled)
+
+    cdef object make_retrace(self):
+        self.retrace = Retrace(self.volume, (<Tenant>self.follows).volume)
+
+    cdef object make_tree(self):
+        self.tree = Map(MapCache(TREE_FRAMES, self.life.io), self.life.io, self.segments)
+
+    cdef void await_tree(self) noexcept nogil:
+        self.wants_tree = True
+        self.await_settling()
+
+    cdef void await_retrace(self, Tenant source) noexcept nogil:
+        self.follows = <void*>source
+        self.await_settling()
+
+    cdef void has_settled(self) noexcept nogil:
+        self.wants_in = self.wants_tree = False
+        self.follows = NULL
+        self.settled.result = 0
+        self.settled.done(&self.settled)
+
+    cdef bint is_idle(self) noexcept nogil:
+        return self.busy == 0 and self.changes == 0
+
+    cdef uint64_t unread(self) noexcept nogil:
+        return 0 if self.volume is None else self.volume.walk.unreadable
+
+    cdef void will_be_of(self, int64_t at_ns) noexcept nogil:
+        self.record.making = True
+        self.record.at_ns = at_ns
+
+    cdef uint32_t ancestors(self) noexcept nogil:
+        return 0 if self.record.parent is NULL else 1 + (<Tenant>self.record.parent).ancestors()
+
+    cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil:
+        cdef uint32_t i, found = 0
+        for i in range(self.life.tenant_count):
+            found += is_clone(<Tenant>self.life.tenant_pointers[i], self, snapshot)
+        return found
+
     # ------------------------------------------------------------------ its doors
 
     cdef bint serves(self) noexcept nogil:
-        return self.open and self.going.state == GOING_NOWHERE
+        return self.open and self.going.state == GOING_NOWHERE and self.leaving == STAYS and not (
+            self.record.hidden or self.record.making or self.pausing or self.stuck)
 
     cdef void operate(self, int kind) noexcept nogil:
         cdef Slot* slot = self.take_slot(kind)
@@ -157,7 +241,7 @@ cdef class Tenant:
         for i in range(SLOTS):
             if self.life.slots[i].busy and self.life.slots[i].tenant == <void*>self and (self.life.slots[i].kind == READ or self.life.slots[i].kind == VERIFY):
                 self.judge.oldest_read = min(self.judge.oldest_read, self.life.slots[i].begun)
-        for i in range(SHOTS):
+        for i in range(SHOTS_AND_MARKS):
             if self.shots[i].state == SHOT_MAKING:
                 self.judge.oldest_read = min(self.judge.oldest_read, self.shots[i].begun)
 
@@ -307,8 +391,23 @@ cdef class Tenant:
                     right = self.judge.check(slot.sector + i, data + i * SECTOR_BYTES, place + i, slot.begun)
                     i += 1
             if not right:
+                self.life.note(b"volume %lld is wrong", self.number, 0, 0)
                 self.life.fault(self.judge.words, 0, 0)
         self.note_oldest_read()
+
+    cdef Shot* free_mark(self) noexcept nogil:
+        cdef int i
+        for i in range(SHOTS, SHOTS_AND_MARKS):
+            if self.shots[i].state == SHOT_NONE:
+                return &self.shots[i]
+        return NULL
+
+    cdef uint32_t marks(self) noexcept nogil:
+        cdef uint32_t count = 0
+        cdef int i
+        for i in range(SHOTS, SHOTS_AND_MARKS):
+            count += self.shots[i].state == SHOT_MADE and not self.shots[i].unmarked
+        return count
 
     cdef Shot* any_shot(self, ShotState state) noexcept nogil:
         """One that nobody reads; NULL: there is none."""
@@ -323,11 +422,16 @@ cdef class Tenant:
         shot.state = SHOT_MAKING
         shot.number = self.life.shot_count
         shot.kept = -1
-        shot.looked_at = False
+        shot.looked_at = shot.unmarked = False
         memset(shot.id, 0, 16)
         memcpy(shot.id, &shot.number, sizeof(shot.number))
         shot.begun = self.judge.flush_begins()
         self.note_oldest_read()
+
+
+cdef bint is_clone(Tenant tenant, Tenant parent, const uint8_t* snapshot) noexcept nogil:
+    return (tenant.record.exists or tenant.planned) and tenant.record.parent == <void*>parent and (
+        snapshot is NULL or memcmp(tenant.record.snapshot, snapshot, 16) == 0)
 
 
 cdef const char* VOLUME_WORDS = b"simulated volume"
@@ -394,10 +498,22 @@ cdef void metadata_asked(Operation* operation) noexcept nogil:
 cdef void pointer_moves(Tenant tenant) noexcept nogil:
     tenant.record.checkpoint = tenant.moving
     tenant.life.moves += 1
-    tenant.going.moved = tenant.going.state == GOING_BACK and tenant.going.wish.made       # the second of its two checkpoints
+    if tenant.going.state == GOING_BACK and tenant.going.to_moment:
+        tenant.going.moved = tenant.going.moved or makes(tenant.volume.snapshots, tenant.going.settling)
+    else:
+        tenant.going.moved = tenant.going.state == GOING_BACK and tenant.going.wish.made       # the second of its two checkpoints
     tenant.life.note(b"the pointer is moved to checkpoint %lld", tenant.moving_sequence, 0, 0)
     tenant.metadata.done = metadata_answered
     tenant.life.io.after(&tenant.metadata, <int64_t>tenant.life.draw(tenant.life.metadata_ns))
+
+
+cdef bint makes(Snapshots snapshots, const uint8_t* id) noexcept nogil:
+    """Whether the checkpoint that is being written makes this snapshot."""
+    cdef uint32_t i
+    for i in range(snapshots.frozen_count - snapshots.frozen_made, snapshots.frozen_count):
+        if same_id(snapshots.frozen[i].id, id):
+            return True
+    return False
 
 
 cdef void metadata_answered(Operation* operation) noexcept nogil:

@@ -17,7 +17,7 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "covered"
 OBJECTS = ROOT / "build" / "cover"
-ELSEWHERE = {"engine", "uring", "nbd", "nbdread", "nbdreplies", "pace", "scrub", "detach", "retrace", "diff", "space"}  # not part of lives
+ELSEWHERE = {"engine", "uring", "nbd", "nbdread", "nbdreplies", "pace", "scrub", "diff", "space"}  # not part of lives
 NOGIL = "__pyx_f_"  # how Cython calls functions of C ...
 SET_UP = "__Pyx_"  # ... and what sets up a module
 VIEWS = {"mapview", "storeview", "worldview", "structures"}  # for Python
