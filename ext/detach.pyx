@@ -140,8 +140,10 @@ cdef int check_detached(Volume volume, Map tree) noexcept nogil:
     cdef uint64_t version
     if result < 0:
         return result
-    if not planted(b"detached_unwritten"):
-        volume.checkpoints.write()
+    if planted(b"detached_unchecked"):
+        volume.checkpoints.let_go()
+        return 0
+    volume.checkpoints.write()
     result = volume.checkpoints.result
     volume.checkpoints.let_go()
     if result < 0:

@@ -24,7 +24,7 @@ BUGS = {
     "counter_not_of_checkpoint": "the map nodes that a checkpoint writes are left out of its counts of what lives",
     "cut_beyond_next_segment": "a snapshot made while the log has no segment takes what comes next for its own (this one was no plant)",
     "detached_refused": "a clone that was detached is refused until its next checkpoint",
-    "detached_unwritten": "a clone is cut off from its parent though its newest checkpoint still inherits",
+    "detached_unchecked": "a clone is cut off from its parent though its newest checkpoint still inherits",
     "dead_block_forgotten": "of what only a deleted snapshot had, a block in each segment is never counted as dead",
     "erased_though_not": "a volume is deleted although an error kept its segments on a device (this one was no plant)",
     "flush_skipped": "a flush flushes no device",
