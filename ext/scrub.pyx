@@ -59,11 +59,11 @@ cdef class Scrubber:
         memcpy(&replica, found, sizeof(Replica) - (EXTENTS_MAX - found.extent_count) * sizeof(Extent))
         self.busy = True
         result = self.verify(&replica, pace, told)
-        self.busy = False
-        wake_all(&self.ended, 0)
         found = self.store.find(volume, segment)
         if result == 0 and (found is NULL or found.serial != replica.serial):
-            return -ENOENT
+            result = -ENOENT
+        self.busy = False
+        wake_all(&self.ended, 0)                         # the last of all: who waited for it may release the store and this
         return result
 
     cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil:
