@@ -27,8 +27,9 @@ demo: build packages-test ## a database on a volume, the engine killed under it,
 	$(BIN)/python tools/demo.py $(ARGS)
 
 .PHONY: test
-test: build planted packages-test ## the tests, under 15 minutes on 2 cores
-	$(BIN)/pytest $(ARGS)
+test: build ## the tests, under 15 minutes on 2 cores
+	$(MAKE) --no-print-directory -j2 planted packages-test
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: soak
 soak: build packages-test ## the long forms of the tests: hours

@@ -27,6 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    rooms.seed(config)  # before processes are started that share the work: it is one for all of them
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {rooms.seed(config)} (repeat with --seed)"
 

@@ -53,7 +53,7 @@ def test_the_build_for_use_has_no_planted_bug() -> None:
         content = library.read_bytes()
         assert b"iomesh_planted" not in content and b"IOMESH_PLANTED" not in content, library
         # Cython's names of constants that are gone, such as __pyx_k_flush_skipped, stay in what is there for debuggers.
-        assert [bug for bug in BUGS if re.search(rb"(?<!\w)" + bug.encode(), content)] == [], library
+        assert [bug for bug in BUGS if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)] == [], library
 
 
 def plantable(engine: str) -> bool:
