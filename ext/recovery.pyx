@@ -573,7 +573,7 @@ cdef class Recovery:
             footer.crc = block_crc(footer)
             result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
             release(memory)
-            if result == 0 and (<Store>call.store).volatile_cache:
+            if result == 0 and (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):
                 waited(&operation)                       # the journal must not be on stable media before what it speaks of
                 self.io.flush(&operation, replica.device)
                 result = <int>wait(&operation)
