@@ -137,18 +137,19 @@ cdef class Recovery:
         cdef uint32_t contiguous, piece
         cdef int64_t offset, result
         cdef Operation operation
-        cdef int _
+        cdef int tried
         while count:
             offset = self.volume.map.cache.bitmaps.find(replica, block, &contiguous)
             if offset < 0:
                 return <int>offset
             piece = min(count, contiguous)
-            result = -1
-            for _ in range(READ_TRIES):
-                if result < 0:
-                    waited(&operation)
-                    self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-                    result = wait(&operation)
+            result = -EIO
+            tried = 0
+            while result < 0 and tried < READ_TRIES:
+                tried += 1
+                waited(&operation)
+                self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+                result = wait(&operation)
             if result < 0:
                 return <int>result
             block += piece
@@ -357,8 +358,7 @@ cdef class Recovery:
                     held = 1
                     result = self.read_blocks(replica, base, held, self.buffer)
                     header = <RecordHeader*>self.buffer
-                    if result == 0 and record_valid(header, self.volume.log.volume, replica.segment, block, limit) and header.payload_blocks and \
-                            not planted(b"read_error_ends_log"):
+                    if result == 0 and record_valid(header, self.volume.log.volume, replica.segment, block, limit) and header.payload_blocks:
                         held = 1 + header.payload_blocks
                         result = self.read_blocks(replica, base, held, self.buffer)
             header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)

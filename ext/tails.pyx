@@ -20,7 +20,6 @@ from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, block_crc)
-from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
@@ -172,7 +171,7 @@ cdef class Tails:
         tail.urgent = call.urgent
         tail.closing = False
         self.prepared = tail
-        if call.urgent and not planted(b"reserve_unnoticed"):
+        if call.urgent:
             self.space_ran_out()
         return 0
 
@@ -263,7 +262,7 @@ cdef class Tails:
             return <uint64_t>self.current.segment.number << 32 | self.current.next_block
         if self.prepared is not NULL:
             return <uint64_t>self.prepared.segment.number << 32
-        return <uint64_t>(self.next_segment - (self.creating and not planted(b"cut_beyond_next_segment"))) << 32
+        return <uint64_t>(self.next_segment - self.creating) << 32
 
     cdef bint any_dead(self) noexcept nogil:
         """Whether a checkpoint might let a segment be deleted."""
