@@ -58,6 +58,8 @@ cdef class Bitmaps:                  # of one reactor
     cdef int64_t place(self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil
     # The same as place_of() below, in a task, which waits: an offset, or -ENODATA, -EIO, -EUCLEAN.
     cdef int64_t find(self, const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil
+    # In a task: so many blocks of a segment that nobody changes. 0, or a negative errno as above.
+    cdef int read(self, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef Frame* take(self) noexcept nogil
     cdef void read_copy(self, Frame* frame) noexcept nogil
     cdef void loaded(self, Frame* frame, int64_t result) noexcept nogil

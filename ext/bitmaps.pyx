@@ -84,6 +84,24 @@ cdef class Bitmaps:
             if result < 0:
                 return result
 
+    cdef int read(self, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
+        cdef uint32_t contiguous, piece
+        cdef int64_t offset
+        cdef Operation operation
+        while count:
+            offset = self.find(replica, block, &contiguous)
+            if offset < 0:
+                return <int>offset
+            piece = min(count, contiguous)
+            waited(&operation)
+            self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+            if wait(&operation) < 0:
+                return <int>operation.result
+            block += piece
+            count -= piece
+            into = <char*>into + piece * BLOCK_BYTES
+        return 0
+
     cdef const Bitmap* get(self, const Replica* replica, Operation* when) noexcept nogil:
         cdef Frame** bucket = &self.buckets[<uint32_t>replica.serial & self.bucket_mask]      # serials are dense: their low bits spread them
         cdef Frame* frame = bucket[0]

@@ -52,8 +52,6 @@ cdef struct Era:                     # addresses of which one tree may have what
 # The image of a node of the head's map, if it lies there, is written again elsewhere with the next write-back. In a task. 1: it is to be, 0: it lies
 # elsewhere, or -EIO, -ESHUTDOWN.
 cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
-# What a replica has from a block of the segment on, of a segment that nobody changes. In a task. 0 or a negative errno.
-cdef int read_blocks(Volume volume, const Replica* replica, uint32_t block, uint32_t count, char* into) noexcept nogil
 
 cdef class Cleaner:                  # of one volume
     cdef Volume volume

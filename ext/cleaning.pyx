@@ -270,13 +270,13 @@ cdef class Cleaner:
     cdef int read_footer(self, const Segment* segment) noexcept nogil:
         cdef Footer* footer = <Footer*>self.footer
         cdef const Replica* replica = segment.replica
-        cdef int result = read_blocks(self.volume, replica, replica.footer_block, 1, self.footer)
+        cdef int result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, self.footer)
         if result == 0 and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks):
             result = -EUCLEAN
         if result == 0 and footer.table_blocks >= FOOTER_BLOCKS_MAX:
             result = -EUCLEAN
         if result == 0:
-            result = read_blocks(self.volume, replica, replica.footer_block + 1, footer.table_blocks, self.footer + BLOCK_BYTES)
+            result = self.head.cache.bitmaps.read(replica, replica.footer_block + 1, footer.table_blocks, self.footer + BLOCK_BYTES)
         if result == 0 and not footer_table_valid(footer, <Entry*>(self.footer + BLOCK_BYTES)):
             result = -EUCLEAN
         return result
@@ -526,22 +526,3 @@ cdef inline void note_error(Cleaned* told, int error) noexcept nogil:
     if error:
         told.failed += 1
         told.error = error
-
-
-cdef int read_blocks(Volume volume, const Replica* replica, uint32_t block, uint32_t count, char* into) noexcept nogil:
-    cdef uint32_t contiguous, piece
-    cdef int64_t offset
-    cdef Operation operation
-    while count:
-        offset = volume.map.cache.bitmaps.find(replica, block, &contiguous)
-        if offset < 0:
-            return <int>offset
-        piece = min(count, contiguous)
-        waited(&operation)
-        volume.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-        if wait(&operation) < 0:
-            return <int>operation.result
-        block += piece
-        count -= piece
-        into += piece * BLOCK_BYTES
-    return 0

@@ -9,13 +9,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from iomesh.engine.history cimport let_parent_go, restore_volume
+from iomesh.engine.history cimport let_parent_go
 from iomesh.engine.life cimport CLONE, DROP
-from iomesh.engine.moments cimport any_moment, drop_mark, follow, mark_before
+from iomesh.engine.moments cimport any_moment, drop_mark, follow, mark_before, sequence_of
 from iomesh.engine.shots cimport hide_wish
 from iomesh.engine.snapshots cimport Wish, same_id
 from iomesh.engine.store cimport Store
-from iomesh.engine.task cimport start, wait_in, wake_all
+from iomesh.engine.task cimport start, wait_in
 from iomesh.engine.tenant cimport IS_TO_LEAVE, LEAVES, SHOT_MADE, SHOTS, SHOTS_AND_MARKS, Moment, Shot
 
 
@@ -183,17 +183,10 @@ cdef bint give_up_head(Tenant tenant) noexcept nogil:
     if needed is NULL or (stands and tenant.volume.segments.exclusive == 0):
         return True
     hide_wish(tenant, &wish)
-    tenant.volume.restoring = True
-    result = restore_volume(tenant.volume, needed.id, &wish, NULL)
-    tenant.volume.restoring = False
-    wake_all(&tenant.volume.restored, 0)
+    result = tenant.go_back(needed.id, &wish, NULL)
     tenant.life.note(b"volume %lld has given up its head, error %lld", tenant.number, -result, 0)
     tenant.life.fail(b"giving up a head", result)
     return result == 0
-
-
-cdef uint64_t sequence_of(Tenant tenant, const Shot* shot) noexcept nogil:
-    return tenant.volume.snapshots.find(shot.id).entry.sequence
 
 
 cdef void shut(Tenant tenant) noexcept nogil:

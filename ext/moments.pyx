@@ -8,12 +8,12 @@ from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.history cimport delete_snapshot, make_snapshots, restore_volume, unmark_snapshot
+from iomesh.engine.history cimport delete_snapshot, make_snapshots, unmark_snapshot
 from iomesh.engine.layout cimport BLOCK_BYTES, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED
 from iomesh.engine.life cimport MARK, MOMENT, REWIND
 from iomesh.engine.shots cimport drop_snapshot, hide_wish, name_wish
 from iomesh.engine.snapshots cimport Snapshot, Wish, same_id
-from iomesh.engine.task cimport start, wake_all
+from iomesh.engine.task cimport start
 from iomesh.engine.tenant cimport (
     GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going)
 
@@ -278,22 +278,13 @@ cdef int stand_upon(Tenant tenant, Shot* begin, Shot* before) noexcept nogil:
     unsettled.kept = tenant.judge.keep_again(begin.kept)
     mark.entry.flags = SNAPSHOT_MARK | SNAPSHOT_UNSETTLED
     memcpy(mark.entry.before, wish.entry.id, 16)
-    result = go_back(tenant, begin.id, &wish, &mark)
+    result = tenant.go_back(begin.id, &wish, &mark)
     has_made(tenant, unsettled, result == 0)
     has_made(tenant, before, result == 0)
     if result < 0 and wish.made:                         # it is given up again, and may still be there after the next beginning
         before.kept = tenant.judge.keep(before.begun)
         before.state = SHOT_DELETING
     tenant.life.fail(b"going back to a mark", result)
-    return result
-
-
-cdef int go_back(Tenant tenant, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil:
-    cdef int result
-    tenant.volume.restoring = True
-    result = restore_volume(tenant.volume, id, wish, mark)
-    tenant.volume.restoring = False
-    wake_all(&tenant.volume.restored, 0)
     return result
 
 
@@ -346,7 +337,7 @@ cdef int undo(Tenant tenant) noexcept nogil:
     tenant.name_shot(shot)
     name_wish(&mark, shot)
     mark.entry.flags = SNAPSHOT_MARK
-    result = go_back(tenant, before, &wish, &mark)
+    result = tenant.go_back(before, &wish, &mark)
     has_made(tenant, shot, result == 0)
     tenant.life.note(b"volume %lld: a restore is undone, error %lld", tenant.number, -result, 0)
     tenant.life.undone += result == 0

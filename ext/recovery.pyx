@@ -134,28 +134,11 @@ cdef class Recovery:
         return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        cdef uint32_t contiguous, piece
-        cdef int64_t offset, result
-        cdef Operation operation
-        cdef int tried
-        while count:
-            offset = self.volume.map.cache.bitmaps.find(replica, block, &contiguous)
-            if offset < 0:
-                return <int>offset
-            piece = min(count, contiguous)
-            result = -EIO
-            tried = 0
-            while result < 0 and tried < READ_TRIES:
-                tried += 1
-                waited(&operation)
-                self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-                result = wait(&operation)
-            if result < 0:
-                return <int>result
-            block += piece
-            count -= piece
-            into = <char*>into + piece * BLOCK_BYTES
-        return 0
+        cdef int result = -EIO, tried = 0
+        while result < 0 and tried < READ_TRIES:
+            result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
+            tried += 1
+        return result
 
     # ------------------------------------------------------------------ the checkpoint
 

@@ -18,7 +18,6 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 
 from iomesh.engine.checksum cimport crc32c
-from iomesh.engine.cleaning cimport read_blocks
 from iomesh.engine.history cimport hold_snapshot, let_snapshot_go
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport BLOCK_BYTES, KIND_DATA, KIND_ZERO, RECORD_ENTRIES_MAX, Entry, RecordHeader, record_valid
@@ -108,7 +107,7 @@ cdef class Retrace:
         if self.held == 0 or (block + 1 + RECORD_ENTRIES_MAX > self.base + self.held and self.base + self.held < limit):
             self.base = block
             self.held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
-            self.error = read_blocks(self.source, segment.replica, self.base, self.held, self.buffer)
+            self.error = self.source.map.cache.bitmaps.read(segment.replica, self.base, self.held, self.buffer)
             if self.error < 0:
                 self.held = 0
                 return NULL

@@ -6,13 +6,13 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot, restore_volume
+from iomesh.engine.history cimport close_snapshot, delete_snapshot, make_snapshots, open_snapshot
 from iomesh.engine.judge cimport BLOCK_SECTORS
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, SNAPSHOT_HIDDEN, SNAPSHOT_MARK
 from iomesh.engine.life cimport DELETE, LOOK, READ_BLOCKS, REGION_SECTORS, RESTORE, SNAPSHOT
 from iomesh.engine.request cimport Read
 from iomesh.engine.snapshots cimport Snapshot
-from iomesh.engine.task cimport start, wait, waited, wake_all
+from iomesh.engine.task cimport start, wait, waited
 
 
 cdef void begin_with_snapshots(Tenant tenant, int kind) noexcept nogil:
@@ -116,11 +116,7 @@ cdef int64_t restore_body(void* argument) noexcept nogil:
 cdef void restore(Tenant tenant) noexcept nogil:
     """As engine.pyx has it done, when nobody is connected."""
     cdef Going* going = &tenant.going
-    cdef int result
-    tenant.volume.restoring = True
-    result = restore_volume(tenant.volume, going.id, &going.wish, NULL if going.mark is NULL else &going.mark_wish)
-    tenant.volume.restoring = False
-    wake_all(&tenant.volume.restored, 0)
+    cdef int result = tenant.go_back(going.id, &going.wish, NULL if going.mark is NULL else &going.mark_wish)
     tenant.end_change()
     if going.mark is not NULL:
         going.mark.state = SHOT_MADE if result == 0 else SHOT_NONE

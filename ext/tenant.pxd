@@ -168,6 +168,7 @@ cdef class Tenant:
     cdef void write_more(self, Slot* slot) noexcept nogil
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil
+    cdef int go_back(self, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil     # as engine.pyx has it done; in a task
     cdef void name_shot(self, Shot* shot) noexcept nogil
     cdef Shot* free_mark(self) noexcept nogil
     cdef uint32_t marks(self) noexcept nogil

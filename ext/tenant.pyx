@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport Cleaner
-from iomesh.engine.history cimport branch_off, walk_dying
+from iomesh.engine.history cimport branch_off, restore_volume, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
@@ -233,6 +233,14 @@ cdef class Tenant:
         slot.when.done = more
         slot.read.done = read_finished
         return slot
+
+    cdef int go_back(self, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil:
+        cdef int result
+        self.volume.restoring = True
+        result = restore_volume(self.volume, id, wish, mark)
+        self.volume.restoring = False
+        wake_all(&self.volume.restored, 0)
+        return result
 
     cdef void note_oldest_read(self) noexcept nogil:
         """Whoever looks at the volume as it was at some moment keeps the judge from forgetting what was there."""
