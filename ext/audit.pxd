@@ -37,7 +37,6 @@ cdef class Audit:
     cdef uint64_t inherited          # ... of them those of other volumes' logs, ...
     cdef uint64_t exclusive          # ... and its own that no snapshot holds
     cdef uint64_t data               # blocks of data of its own log that something holds
-    cdef bint may_leak               # a walk of a dying snapshot could not read a node: what lies below stays counted as live
     cdef char words[256]             # what is wrong
 
     # What there is: every open volume, a clone after the one that it comes from; and those that are not open.

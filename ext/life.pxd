@@ -124,7 +124,6 @@ cdef class Life:
     cdef readonly uint64_t undone    # restores to moments
     cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged, or full
     cdef readonly uint64_t damages   # blocks
-    cdef readonly uint64_t unread    # nodes that walks of dying snapshots could not read, in beginnings that are over
     cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t walks

@@ -213,7 +213,6 @@ cdef class Simulation(Life):
         """The processes have died, or the power was cut: what stays of what was under way is in doubt."""
         cdef int i
         for i in range(self.tenant_count):
-            self.unread += (<Tenant>self.tenant_pointers[i]).unread()
             (<Tenant>self.tenant_pointers[i]).planned = False
             if (<Tenant>self.tenant_pointers[i]).record.exists:
                 doubt_shots(<Tenant>self.tenant_pointers[i])
@@ -556,7 +555,6 @@ cdef class Simulation(Life):
         self.show_volumes()
         if self.damages == 0:                            # else there are nodes that cannot be followed
             self.walks += 1
-            self.audit.may_leak = self.has_leaked()
             right = self.audit.walk()
         right = right and self.stores_add_up(False)
         if not right:
@@ -591,13 +589,6 @@ cdef class Simulation(Life):
                     not self.audit.add_up(<Store>self.store_pointers[i], closed):      # a failed one's journal may know of what its memory does not
                 return False
         return True
-
-    cdef bint has_leaked(self) noexcept nogil:
-        cdef uint64_t unread = self.unread
-        cdef int i
-        for i in range(self.tenant_count):
-            unread += (<Tenant>self.tenant_pointers[i]).unread()
-        return unread > 0
 
     cdef void damage(self, Tenant tenant) noexcept nogil:
         """A block of a sealed segment is not any more what it was: a bit of it, a sector, or all of it; by rot, or by a write that went astray."""
@@ -806,7 +797,7 @@ cdef void clean_some(Tenant tenant) noexcept nogil:
     tenant.life.cleaned.compacted += told.compacted
     tenant.life.cleaned.evacuated += told.evacuated
     tenant.life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
-    if told.failed and not (tenant.life.damages or (<Simulation>tenant.life).has_leaked()):
+    if told.failed and not tenant.life.damages:
         tenant.life.fail(b"cleaning", told.error)
 
 
@@ -870,7 +861,7 @@ cdef bint compare_derived(Simulation life, Tenant tenant) noexcept nogil:
     cdef uint32_t number = 0
     cdef int result
     cdef uint64_t walks = life.walks
-    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages or life.has_leaked():
+    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages:
         return not life.wrong
     if tenant.volume.map.cache.dirty or tenant.volume.segments.reclaim_holds:
         return not life.wrong

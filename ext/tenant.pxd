@@ -149,7 +149,6 @@ cdef class Tenant:
     cdef void await_retrace(self, Tenant source) noexcept nogil
     cdef void has_settled(self) noexcept nogil
     cdef bint is_idle(self) noexcept nogil               # nothing is under way that its doors or its history wait for
-    cdef uint64_t unread(self) noexcept nogil            # nodes that walks of dying snapshots could not read
     cdef uint32_t ancestors(self) noexcept nogil
     cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil     # of it, or of all its snapshots (NULL)
     cdef int come_up(self) noexcept nogil                # in a task: it is recovered and open; or a negative errno, and recovery.reason

@@ -177,9 +177,6 @@ cdef class Tenant:
     cdef bint is_idle(self) noexcept nogil:
         return self.busy == 0 and self.changes == 0
 
-    cdef uint64_t unread(self) noexcept nogil:
-        return 0 if self.volume is None else self.volume.walk.unreadable
-
     cdef void will_be_of(self, int64_t at_ns) noexcept nogil:
         self.record.making = True
         self.record.at_ns = at_ns

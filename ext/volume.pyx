@@ -52,6 +52,7 @@ cdef class Volume:
         self.snapshots = Snapshots()
         self.walk = Walk(reactor.io, segments)
         self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
+        self.walk.no_space = &log.tails.no_space
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
         log.owner = log.tails.owner = self.checkpoints.owner = <void*>self

@@ -4,12 +4,13 @@
 # Always true:
 #   - the walk reads through a cache of its own, a few nodes ahead, and its reactor serves others while it waits;
 #   - nothing is counted until the walk is over: what it finds is marked (`doomed`) in the segments and dies all at once;
-#   - where a node cannot be read, what is below counts as shared: space may be lost, never a block that someone needs.
+#   - where a node cannot be read, it is tried again: for minutes, unless writes wait for space. What stays unreadable, or is damaged, counts as
+#     shared with all that is below it: space may be lost then, never a block that someone needs.
 #
 # Called by history, in tasks on the volume's reactor. Nothing that the trees reach may be given up meanwhile (Segments.reclaim_holds).
 
-from libc.errno cimport ESHUTDOWN
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport EILSEQ, ESHUTDOWN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from iomesh.engine.io cimport Io, Operation
@@ -21,12 +22,18 @@ from iomesh.engine.task cimport wait, waited
 
 cdef enum:
     AHEAD = 12                       # children whose nodes are asked for ahead, in each tree
+    AGAIN_NS = 100 * 1000 * 1000     # between two tries of a node
+    DAMAGED_TRIES = 3                # of one whose checksum is wrong
+    TRIES = 10                       # of any other, whatever waits
+
+cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)      # of one walk, from its first error on: as long as a device may be away
 
 
 cdef class Walk:
     """Raises MemoryError."""
 
     def __cinit__(self, Io io, Segments segments):
+        self.io = io
         self.segments = segments
         self.cache = MapCache(WALK_FRAMES, io)
         self.own = Map(self.cache, io, segments)
@@ -36,6 +43,7 @@ cdef class Walk:
     cdef int doom(self, Pointer own, Pointer parent, Pointer child) noexcept nogil:
         cdef int result = 0
         self.doomed_data = 0
+        self.patient_until_ns = 0
         self.own.root, self.parent.root, self.child.root = own, parent, child
         if is_alone(own, parent, child):
             mark(self.segments, own)
@@ -60,11 +68,11 @@ cdef class Walk:
             return -ESHUTDOWN
         memset(&nothing, 0, sizeof(nothing))
         self.nodes += 1
-        node = fetch(self.own, level, index)
+        node = self.fetch(self.own, level, index)
         if in_parent:
-            theirs = fetch(self.parent, level, index)
+            theirs = self.fetch(self.parent, level, index)
         if in_child:
-            its = fetch(self.child, level, index)
+            its = self.fetch(self.child, level, index)
         if node is not NULL and (theirs is not NULL or not in_parent) and (its is not NULL or not in_child):
             for slot in range(NODE_POINTERS):
                 while level and ahead < NODE_POINTERS and asked < AHEAD:
@@ -89,6 +97,8 @@ cdef class Walk:
                     result = self.below(level - 1, index * NODE_POINTERS + slot, of_parent.flags & POINTER_PRESENT, of_child.flags & POINTER_PRESENT)
                     if result < 0:
                         break
+        elif self.stopping:
+            result = -ESHUTDOWN
         else:
             self.unreadable += 1
         if node is not NULL:
@@ -98,6 +108,30 @@ cdef class Walk:
         if its is not NULL:
             self.child.unpin(its)
         return result
+
+    cdef Node* fetch(self, Map map, int level, uint64_t index) noexcept nogil:
+        """In a task: a pinned node that the tree has; NULL: it stays unreadable, or the walk is stopped."""
+        cdef Node* node = NULL
+        cdef Operation operation
+        cdef uint32_t tries = 0, damaged = 0
+        while node is NULL and not self.stopping:
+            waited(&operation)
+            node = map.get(level, index, False, &operation)
+            if node is not NULL or wait(&operation) >= 0:
+                continue
+            tries += 1
+            damaged += operation.result == -EILSEQ
+            if damaged == DAMAGED_TRIES or not (tries < TRIES or self.is_patient()):
+                return NULL
+            waited(&operation)
+            self.io.after(&operation, AGAIN_NS)
+            wait(&operation)
+        return NULL if node is ABSENT else node
+
+    cdef bint is_patient(self) noexcept nogil:
+        if self.patient_until_ns == 0:
+            self.patient_until_ns = self.io.now_ns() + PATIENCE_NS
+        return self.io.now_ns() < self.patient_until_ns and (self.no_space is NULL or not self.no_space[0])
 
     cdef uint64_t carry_out(self, uint64_t* disagreements) noexcept nogil:
         cdef Segment* segment = self.segments.first
@@ -132,15 +166,3 @@ cdef inline void mark(Segments segments, Pointer pointer) noexcept nogil:
     cdef Segment* segment = segments.find(pointer.segment)
     if segment is not NULL:
         segment.doomed += 1
-
-
-cdef Node* fetch(Map map, int level, uint64_t index) noexcept nogil:
-    """In a task: a pinned node that the tree has; NULL: it cannot be read."""
-    cdef Node* node = NULL
-    cdef Operation operation
-    while node is NULL:
-        waited(&operation)
-        node = map.get(level, index, False, &operation)
-        if node is NULL and wait(&operation) < 0:
-            return NULL
-    return NULL if node is ABSENT else node
