@@ -41,6 +41,11 @@ cdef class Checkpoints:
     cdef int64_t stalled_ns          # for how long the newest one let writes wait
     cdef bint lost                   # the pointer could not be moved: another owner has taken over
     cdef int result                  # of the newest one: 0 or a negative errno
+    cdef uint64_t begun              # they are numbered: the newest one, ...
+    cdef uint64_t over               # ... the newest that has ended, ...
+    cdef uint64_t good               # ... and that has ended well
+    cdef int failure                 # how the newest one ended that did not
+    cdef bint gathering              # what is committed now will still be in the one under way
     cdef Waiters ended               # of the one under way
     cdef Waiters writing_back_ended
     cdef Operation answer            # done when the metadata service has answered
@@ -52,7 +57,8 @@ cdef class Checkpoints:
     cdef void attach(self) noexcept nogil                        # on the reactor, before anything else
     cdef void begin_what_is_due(self) noexcept nogil
     cdef void poke(self) noexcept nogil                          # after commits and when a node was not to be had: begins what is due
-    cdef int run(self) noexcept nogil                            # in a task: writes a checkpoint, or joins the one under way
+    # In a task: a checkpoint that has all that is committed now; writes one, or joins the one under way. Its own result, whatever follows it.
+    cdef int run(self) noexcept nogil
     cdef int run_for(self, uint64_t version) noexcept nogil      # in a task: until the snapshots' `version` is durable
     # In a task, in steps, so that several volumes can be frozen at one instant: nobody else's checkpoint begins; doors wait; everything is
     # committed; then go(), or let_go() if it is not to be. write(): a checkpoint without letting go, so that another can follow it with nothing

@@ -76,11 +76,14 @@ cdef class Checkpoints:
                 keeper = (<Checkpoints>keeper).next_keeper
 
     cdef int run(self) noexcept nogil:
-        if self.running:
-            wait_in(&self.ended)
-            return self.result
-        self.running = True
-        return self.go()
+        cdef uint64_t needed = self.begun if self.gathering else self.begun + 1      # the one under way will do, until it is fixed what is in it
+        while self.good < needed and self.over < needed:
+            if self.running:
+                wait_in(&self.ended)
+            else:
+                self.running = True
+                self.go()
+        return 0 if self.good >= needed else self.failure
 
     cdef int run_for(self, uint64_t version) noexcept nogil:
         cdef int result
@@ -123,13 +126,20 @@ cdef class Checkpoints:
 
     cdef void write(self) noexcept nogil:
         self.log.tails.making_space += 1                 # what is dead goes with it
-        self.writing = True
+        self.writing = self.gathering = True
+        self.begun += 1
         self.due = False
         self.result = self.begin_drain()
         if self.result == 0:
             self.result = self.drain()
         if self.result == 0:
             self.result = self.checkpoint()
+        self.gathering = False
+        self.over = self.begun
+        if self.result == 0:
+            self.good = self.begun
+        else:
+            self.failure = self.result
         self.snapshots.thaw()
         self.segments.settle(False)                      # nothing is left to settle but after an error
         self.log.tails.end_making_space()
@@ -236,6 +246,7 @@ cdef class Checkpoints:
         cdef Operation operation
         cdef int result, level
         cdef bint dying
+        self.gathering = False
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
         result = self.snapshots.freeze(at, max(<uint64_t>self.log.io.unix_ns(), self.log.newest_ns), self.size_bytes, self.log.tails.position(), self.segments)

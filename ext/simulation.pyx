@@ -768,8 +768,11 @@ cdef int64_t checkpoint_body(void* argument) noexcept nogil:
 
 
 cdef void write_checkpoint(Tenant tenant) noexcept nogil:
+    cdef uint64_t changed = min(tenant.log.changed, tenant.log.committed)
     cdef int result = tenant.volume.checkpoints.run()
     tenant.end_task()
+    if result == 0 and tenant.volume.checkpoints.sequence < changed:
+        tenant.life.fault(b"a checkpoint that was asked for when record %lld was committed is of record %lld", changed, tenant.volume.checkpoints.sequence)
     tenant.life.fail(b"a checkpoint", result)
 
 
