@@ -47,7 +47,7 @@ from iomesh.engine.space cimport Space, measure
 from iomesh.engine.store cimport Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
-from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, Volume
+from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_REFUSED, Volume
 
 # Part of engine.pyi, made elsewhere:
 from iomesh.engine.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
@@ -846,7 +846,7 @@ cdef class Engine:
             return Event("checksum", volume, {"offset_bytes": command.first * BLOCK, "segment": command.second, "block": command.third})
         if command.error == EVENT_DEVICE:
             return Event("device", volume, {"store": command.first, "error": command.second})
-        return Event("no_space", volume, {})
+        return Event("refused" if command.error == EVENT_REFUSED else "no_space", volume, {})
 
     cdef object answer(self, Command* command):
         cdef Store store

@@ -58,6 +58,7 @@ cdef class Tails:
     cdef int prepare_error           # how the last preparation ended: 0 or a negative errno
     cdef uint32_t sealing            # tails whose footer is being written
     cdef bint no_space
+    cdef bint refusing               # ... and a write was refused for it since
     cdef bint watching_space
     cdef int64_t hope_until_ns       # without space, writes wait so long for a cleaner before they are refused
     cdef int64_t patience_ns         # for how long from the moment on when space runs out; renewed by whoever makes some

@@ -303,7 +303,7 @@ cdef class Tails:
         cdef int i
         if self.choose_store(False) < 0:
             return
-        self.no_space = False
+        self.no_space = self.refusing = False
         for i in range(TAILS):
             self.all[i].urgent = False
         self.on_change(self.log, 0)

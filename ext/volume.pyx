@@ -100,7 +100,7 @@ cdef class Volume:
             if room == 0:
                 join(&self.log.waiters, when)
             elif room == -ENOSPC:
-                self.counters[NO_SPACE_ERRORS] += 1
+                refused(self)
             return room
         count = min(min(count, <uint32_t>room), <uint32_t>(NODE_POINTERS - block % NODE_POINTERS))
         part.request = request
@@ -155,6 +155,8 @@ cdef class Volume:
             self.map.unpin(leaf)
             if room == 0:
                 join(&self.log.waiters, when)
+            elif room == -ENOSPC:
+                refused(self)
             return room
         count = min(count, NODE_POINTERS - block % NODE_POINTERS)
         part.request = request
@@ -414,6 +416,14 @@ cdef void no_space(void* owner) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
     if not (<Volume>owner).log.tails.space_is_coming():      # else who makes it says when a checkpoint is worth it
         segment_dead(owner)
+
+
+cdef void refused(Volume volume) noexcept nogil:
+    """A write, for there is no space."""
+    volume.counters[NO_SPACE_ERRORS] += 1
+    if not volume.log.tails.refusing:
+        volume.log.tails.refusing = True
+        volume.on_event(<void*>volume, EVENT_REFUSED, 0, 0, 0)
 
 
 cdef void segment_dead(void* owner) noexcept nogil:

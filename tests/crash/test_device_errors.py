@@ -216,6 +216,9 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
         await door.close()
 
     asyncio.run(scenario())
+    told = [line for line in Path(trial.described["log"]).read_text().splitlines() if "no space: " in line]
+    levels = [[level for level in ("warning", "error") if level in line] for line in told]
+    assert levels == [["warning"], ["error"]], f"once that writes wait, once that they are refused: {told}"
     settle(trial, model)
     trial.crash()
     trial.start()

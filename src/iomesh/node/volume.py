@@ -7,6 +7,7 @@ that the checkpoint which closing waits for can be recorded.
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,20 @@ from iomesh.metadata import Metadata
 from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
 
 RECORD_ATTEMPTS = 5
+QUIET_SECONDS = 60.0
+
+
+@dataclass
+class Phase:
+    """Something that comes and goes many times a second, and is told once: when it comes after it stayed away for a while."""
+
+    seen: float = -math.inf
+
+    def begins(self, now: float) -> bool:
+        """It is there at this moment (seconds, monotonic): whether that is new."""
+        begins = now - self.seen > QUIET_SECONDS
+        self.seen = now
+        return begins
 
 
 @dataclass
@@ -32,6 +47,8 @@ class OpenVolume:
     in_engine: bool = False
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     detaching: Detaching = field(default_factory=Detaching)  # without done_bytes
+    waiting: Phase = field(default_factory=Phase)  # writes, for space
+    refusing: Phase = field(default_factory=Phase)  # ... them, for want of it
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -295,8 +295,12 @@ class Volumes:
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
             case "no_space":
-                log.error("no space: writes wait while some can be made, and are refused until there is", volume=name)
+                if volume is None or volume.waiting.begins(time.monotonic()):
+                    log.warning("no space: writes wait for the cleaner to make some", volume=name)
                 self.on_no_space()
+            case "refused":
+                if volume is None or volume.refusing.begins(time.monotonic()):
+                    log.error("no space: writes are refused until there is; delete or trim something, or add a device", volume=name)
             case _:
                 log.info(event.kind.replace("_", " "), volume=name, **event.value)
 
