@@ -53,6 +53,7 @@ cdef class Recovery:
     cdef int scan_all(self) noexcept nogil
     cdef int scan_footer(self, Scan* scan) noexcept nogil
     cdef int scan_headers(self, Scan* scan) noexcept nogil
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
     cdef int find_end(self) noexcept nogil
     cdef int find_time(self) noexcept nogil

@@ -13,6 +13,7 @@
 #     log ends before the highest such word, it is damaged and the volume is not opened;
 #   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
+#   - a record counts in a segment of its own epoch only: numbers of segments that were given back come again, and so do their slabs;
 #   - running it twice, or dying in it and running it again, changes nothing.
 
 from libc.errno cimport EIO, ENOMEM, EUCLEAN
@@ -341,11 +342,11 @@ cdef class Recovery:
                     held = 1
                     result = self.read_blocks(replica, base, held, self.buffer)
                     header = <RecordHeader*>self.buffer
-                    if result == 0 and record_valid(header, self.volume.log.volume, replica.segment, block, limit) and header.payload_blocks:
+                    if result == 0 and self.is_of(header, replica, block, limit) and header.payload_blocks:
                         held = 1 + header.payload_blocks
                         result = self.read_blocks(replica, base, held, self.buffer)
             header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
-            if result < 0 or not record_valid(header, self.volume.log.volume, replica.segment, block, limit) or \
+            if result < 0 or not self.is_of(header, replica, block, limit) or \
                     block + 1 + header.payload_blocks > base + held:
                 chained = False
                 block += 1
@@ -371,6 +372,10 @@ cdef class Recovery:
             block += 1 + header.payload_blocks
             scan.end = block
         return 0
+
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
+        """A record of this replica. One of another epoch is left over of an earlier segment that had this number and these slabs, and was given back."""
+        return header.epoch == replica.epoch and record_valid(header, self.volume.log.volume, replica.segment, block, limit)
 
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
         cdef Found* found
@@ -447,7 +452,7 @@ cdef class Recovery:
                 continue
             if self.read_blocks(scan.replica, found.block, 1, header) < 0:
                 return self.fail(EIO, b"record %lu, the last one of the log, cannot be read", self.end, 0, 0)
-            if record_valid(header, self.volume.log.volume, scan.replica.segment, found.block, scan.replica.blocks):
+            if self.is_of(header, scan.replica, found.block, scan.replica.blocks):
                 self.volume.log.newest_ns = max(self.volume.log.newest_ns, header.time_ns)
         return 0
 
