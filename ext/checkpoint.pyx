@@ -31,6 +31,7 @@ from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport DATA, NODE, Segment, Segments
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.store cimport Replica, Store
+from iomesh.engine.tails cimport FOR_SPACE
 from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
 
 cdef enum:
@@ -172,7 +173,7 @@ cdef class Checkpoints:
             self.map.image_taken(node)
             self.image_committed(node.level, node.index, nothing, self.log.committed)
             return True
-        room = self.log.room(True)
+        room = self.log.room(FOR_SPACE)
         if room <= 0:
             error[0] = room
             return False

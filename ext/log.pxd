@@ -87,17 +87,17 @@ cdef class Log:
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
     cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # it will never commit: the log is broken
 
-    cdef int room(self, bint urgent) noexcept nogil                # payload blocks that may be appended now; 0: wait in `waiters`; or a negative errno
+    cdef int room(self, int urgency) noexcept nogil                # payload blocks that may be appended now; 0: wait in `waiters`; or a negative errno
     cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil      # data NULL: zeros
     cdef void add_zero(self, uint64_t block, uint32_t count, Part part) noexcept nogil
     cdef void add_block(self, int kind, uint64_t position, uint8_t flags, const void* data, Part part) noexcept nogil
     # for tasks
-    cdef int wait_room(self) noexcept nogil                        # urgent; 0 or a negative errno
+    cdef int wait_room(self) noexcept nogil                        # FOR_SPACE; 0 or a negative errno
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil
     cdef uint64_t last_appended(self) noexcept nogil               # the sequence of the building record or of the newest one
     cdef void finish(self) noexcept nogil                          # commits what is under way, seals the open segment
     # inside
-    cdef int begin_record(self, bint urgent) noexcept nogil
+    cdef int begin_record(self, int urgency) noexcept nogil
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil
     cdef void ask_turn_end(self) noexcept nogil
     cdef void close_record(self) noexcept nogil

@@ -35,7 +35,7 @@ from iomesh.engine.layout cimport (
 from iomesh.engine.planted cimport planted
 from iomesh.engine.pool cimport RECORD
 from iomesh.engine.segments cimport Segment
-from iomesh.engine.tails cimport TAILS, Tail, Tails, Transfer
+from iomesh.engine.tails cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, Tail, Tails, Transfer
 from iomesh.engine.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
@@ -69,7 +69,7 @@ cdef class Log:
 
     # ------------------------------------------------------------------ appending
 
-    cdef int room(self, bint urgent) noexcept nogil:
+    cdef int room(self, int urgency) noexcept nogil:
         cdef Record* record = self.building
         cdef uint32_t blocks
         cdef int result
@@ -78,16 +78,16 @@ cdef class Log:
         if self.failing:
             return 0
         if record is not NULL:
-            if record.tail.urgent and not urgent:
+            if not self.tails.admits(record.tail, urgency):
                 return no_room(self)
             blocks = min(record.room - record.payload, <uint32_t>RECORD_ENTRIES_MAX - record.entries)
             if blocks:
                 return blocks
             self.close_record()
-        result = self.begin_record(urgent)
+        result = self.begin_record(urgency)
         return result if result <= 0 else <int>self.building.room
 
-    cdef int begin_record(self, bint urgent) noexcept nogil:
+    cdef int begin_record(self, int urgency) noexcept nogil:
         """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
         cdef Tail* tail = self.tails.current
         cdef Record* record = NULL
@@ -95,16 +95,16 @@ cdef class Log:
         cdef int i
         if tail is NULL or self.tails.room_of(tail) == 0:
             if self.tails.prepared is NULL:
-                if self.tails.no_space and not urgent:
+                if self.tails.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.tails.choose_store(urgency) < 0):
                     return no_room(self)
-                self.tails.prepare(urgent)
+                self.tails.prepare(urgency)
                 if self.error or self.tails.preparing:
                     return self.error
-                if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgent:
+                if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgency == FOR_SPACE:
                     return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC
                 return no_room(self)                     # it ended at once: none is to be had
             tail = self.tails.change()
-        if tail.urgent and not urgent:
+        if not self.tails.admits(tail, urgency):
             return no_room(self)
         for i in range(RECORDS_MAX):
             if self.records[i].state == RECORD_IDLE:
@@ -459,16 +459,16 @@ cdef class Log:
             if not self.idle_flushing or planted(b"idle_flush_twice"):
                 self.idle_flushing = True
                 self.flusher.flush(&self.idle_flush)
-        elif self.begin_record(True) == 1:
+        elif self.begin_record(FOR_TRIMS) == 1:
             self.close_record()                          # empty: its header says what is stable
 
     # ------------------------------------------------------------------ for tasks
 
     cdef int wait_room(self) noexcept nogil:
-        cdef int room = self.room(True)
+        cdef int room = self.room(FOR_SPACE)
         while room == 0:
             wait_in(&self.waiters)
-            room = self.room(True)
+            room = self.room(FOR_SPACE)
         return min(room, 0)
 
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil:

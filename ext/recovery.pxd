@@ -27,6 +27,7 @@ cdef struct Scan:                    # a local replica, and what is in it
     uint32_t end                     # block behind the last valid record
     uint64_t stable                  # the highest that a header in it names
     uint32_t dropped                 # records behind the end of the log
+    bint useless                     # nothing in it counts
     uint64_t stray                   # the highest sequence of a valid header behind the end; 0: none
 
 cdef class Recovery:
@@ -40,6 +41,7 @@ cdef class Recovery:
     cdef uint64_t end                # the last record of the log
     cdef uint64_t replayed_records
     cdef uint64_t replayed_bytes
+    cdef uint32_t tries              # of reads that failed, again
     cdef char* buffer                # 1 MiB and a block, aligned
     cdef char reason[512]
 
@@ -56,6 +58,7 @@ cdef class Recovery:
     cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
     cdef int find_end(self) noexcept nogil
+    cdef void leave_out(self) noexcept nogil
     cdef int find_time(self) noexcept nogil
     cdef int adopt(self) noexcept nogil
     cdef int seal(self, Scan* scan) noexcept nogil

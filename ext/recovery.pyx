@@ -3,7 +3,8 @@
 #     list_replicas    every replica of the volume on this node's stores
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
 #     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
-#     find_end         the log ends before the first record that is missing or torn
+#     find_end         the log ends before the first record that is missing or torn; and before segments that hold nothing of users' at its end: marks
+#                      of an idle log, and what was written for checkpoints that never counted. So opening a volume again and again takes no space
 #     find_time        time does not run back in it
 #     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
 #     replay           the entries behind the checkpoint go into the map, each leaf once
@@ -14,9 +15,10 @@
 #   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
 #   - a record counts in a segment of its own epoch only: numbers of segments that were given back come again, and so do their slabs;
+#   - opening takes nothing: a volume opens on a device that has no slab left;
 #   - running it twice, or dying in it and running it again, changes nothing.
 
-from libc.errno cimport EIO, ENOMEM, EUCLEAN
+from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
@@ -33,6 +35,7 @@ from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
+from iomesh.engine.tails cimport FOR_WRITES
 from iomesh.engine.task cimport wait, waited
 
 cdef extern from "<stdlib.h>" nogil:
@@ -40,9 +43,11 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef enum:
     CHUNK_BLOCKS = 512               # read at once: two whole records at least
-    READ_TRIES = 4                   # a passing error, where a record is expected, would be taken for the log's end
     PREFETCH = 48                    # leaves loaded ahead of the replay
     BREATHER = 1024                  # leaves after which the reactor serves others for a turn
+    TRIES = 10                       # more of one read that fails, ...
+    ALL_TRIES = 500                  # ... and of all of them
+    AGAIN_NS = 20 * 1000 * 1000      # between two
     ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
 
 cdef struct Item:                    # one entry to replay; sorted by leaf, then by age
@@ -89,6 +94,7 @@ cdef class Recovery:
         if result == 0:
             result = self.replay()
         self.volume.checkpoints.replayed = result == 0
+        self.volume.checkpoints.poke()                   # without space one is due
         return result
 
     # ------------------------------------------------------------------ replicas
@@ -135,10 +141,17 @@ cdef class Recovery:
         return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        cdef int result = -EIO, tried = 0
-        while result < 0 and tried < READ_TRIES:
+        """An error that passes must not look like the log's end: it is tried again, but not for ever where much is unreadable."""
+        cdef Operation operation
+        cdef uint32_t tries = 0
+        cdef int result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
+        while result < 0 and tries < TRIES and self.tries < ALL_TRIES:
+            tries += 1
+            self.tries += 1
+            waited(&operation)
+            self.io.after(&operation, AGAIN_NS)
+            wait(&operation)
             result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
-            tried += 1
         return result
 
     # ------------------------------------------------------------------ the checkpoint
@@ -290,6 +303,9 @@ cdef class Recovery:
                 result = self.scan_headers(scan)
             if result < 0:
                 return result
+            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # sealed when all of it was stable
+                return self.fail(EUCLEAN, b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
+                                 scan.replica.segment, scan.end, 0)
         return 0
 
     cdef int scan_footer(self, Scan* scan) noexcept nogil:
@@ -435,7 +451,24 @@ cdef class Recovery:
                     segment, block = self.scans[i].replica.segment, self.scans[i].end
             return self.fail(EUCLEAN, b"record %lu was acknowledged and stable, but its header is damaged or gone (it should follow block %lu of segment %lu)",
                              missing, block, segment)
+        self.leave_out()
         return 0
+
+    cdef void leave_out(self) noexcept nogil:
+        """Segments at the log's end in which nothing is a user's or the checkpoint's. Whole ones: to write a footer over a record would leave one
+        behind it, for a moment, that calls it stable."""
+        cdef uint32_t i = self.scan_count, r
+        cdef Scan* scan
+        while i:
+            i -= 1
+            scan = &self.scans[i]
+            for r in range(scan.record_count):
+                if scan.records[r].sequence <= self.start or is_needed(self, scan, &scan.records[r]):
+                    return
+            if scan.record_count:
+                self.end = scan.records[0].sequence - 1
+                scan.dropped += scan.record_count
+                scan.record_count = 0
 
     # ------------------------------------------------------------------ bringing the log up
 
@@ -460,7 +493,8 @@ cdef class Recovery:
         cdef Segment* segment
         cdef Scan* scan
         cdef Operation operation
-        cdef uint32_t i, k
+        cdef int64_t i
+        cdef int k
         cdef uint32_t last
         cdef int result
         for i in range(self.scan_count):
@@ -476,9 +510,7 @@ cdef class Recovery:
             if last == 0 or (segment is NULL and scan.records[last - 1].sequence <= self.start):
                 if segment is not NULL:
                     self.volume.segments.remove(segment)
-                result = remove_replica(self, scan)      # it holds nothing that counts, or died before the checkpoint
-                if result < 0:
-                    return self.fail(-result, b"segment %lu, which is empty, cannot be removed", scan.replica.segment, 0, 0)
+                scan.useless = True                      # it holds nothing that counts, or died before the checkpoint
                 continue
             if segment is NULL:
                 segment = self.volume.segments.add(scan.replica.segment)
@@ -494,6 +526,11 @@ cdef class Recovery:
                     return self.fail(-result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0)
             segment.state = SEGMENT_SEALED
             segment.blocks = scan.replica.blocks
+        for i in range(<int64_t>self.scan_count - 1, -1, -1):      # what calls a record stable goes when that is sealed, or before it
+            if self.scans[i].useless:
+                result = remove_replica(self, &self.scans[i])
+                if result < 0:
+                    return self.fail(-result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0)
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
         for k in range(self.volume.log.tails.store_count):     # what was read may still be in a device's cache only
             if (<Store>self.volume.log.tails.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
@@ -504,8 +541,8 @@ cdef class Recovery:
         self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
         if self.volume.log.tails.next_segment == 0:
             self.volume.log.tails.next_segment = 1
-        result = self.volume.log.tails.prepare_one(True)
-        if result < 0:
+        result = self.volume.log.tails.prepare_now(FOR_WRITES)
+        if result < 0 and (result != -ENOSPC or self.volume.log.epoch == 1):       # a new volume has nothing to be opened for
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
         self.volume.checkpoints.ready = True
@@ -686,6 +723,17 @@ cdef void keep(Recovery recovery, uint32_t number, uint64_t checkpoint) noexcept
     cdef Segment* segment = recovery.volume.segments.find(number)
     if segment is not NULL:
         segment.table_of = checkpoint
+
+
+cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noexcept nogil:
+    """It holds something of a user's, or is the last of those that the checkpoint consists of."""
+    cdef const Pointer* checkpoint = &recovery.checkpoint
+    cdef uint32_t i, blocks = 1
+    for i in range(found.first, found.first + found.count):
+        if scan.entries[i].kind == KIND_DATA or scan.entries[i].kind == KIND_ZERO:
+            return True
+        blocks += 1
+    return checkpoint.flags & POINTER_PRESENT and scan.replica.segment == checkpoint.segment and found.block < checkpoint.block < found.block + blocks
 
 
 cdef uint32_t record_end(Scan* scan) noexcept nogil:

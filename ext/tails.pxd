@@ -12,6 +12,11 @@ cdef enum:
     STORES_MAX = 16
     WRITES_MAX = 32                  # extents that one record or footer may touch: EXTENTS_MAX
 
+cdef enum Urgency:                   # what a segment is for, and so what it may take of a store's reserve
+    FOR_WRITES                       # nothing
+    FOR_TRIMS                        # a quarter: what they free comes only after a checkpoint, and a crash may come before
+    FOR_SPACE                        # all: checkpoints, and evacuation, which looks after itself
+
 cdef struct Transfer:                # a write that may cross extents
     Operation operations[WRITES_MAX]
     uint32_t left
@@ -28,7 +33,7 @@ cdef struct Tail:                    # a segment that is appended to
     uint32_t committed_block         # what an error would seal it at: behind the last committed record, ...
     uint32_t committed_entries       # ... its entries in the table, ...
     uint32_t committed_crc           # ... and its header's crc
-    bint urgent                      # taken from the reserve: for checkpoints and trims only
+    int urgency                      # that it takes to append to it: it was taken from the reserve
     bint closing
     Footer* footer                   # the footer's block; the table follows
     Entry* table
@@ -54,6 +59,7 @@ cdef class Tails:
     cdef Tail* current
     cdef Tail* prepared
     cdef bint preparing
+    cdef int urgency                 # of that
     cdef bint creating               # the segment before `next_segment` is being created: it may be the next to be appended to
     cdef int prepare_error           # how the last preparation ended: 0 or a negative errno
     cdef uint32_t sealing            # tails whose footer is being written
@@ -78,10 +84,12 @@ cdef class Tails:
     cdef void write(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
     cdef Tail* change(self) noexcept nogil
     cdef Tail* replace(self) noexcept nogil
-    cdef void prepare(self, bint urgent) noexcept nogil            # begins to, unless one is prepared or on its way
-    cdef int prepare_one(self, bint urgent) noexcept nogil
+    cdef void prepare(self, int urgency) noexcept nogil            # begins to, unless one is prepared or on its way
+    cdef int prepare_one(self, int urgency) noexcept nogil
+    cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space who makes some is told, too
     cdef void failed(self, int store, int error) noexcept nogil
-    cdef int choose_store(self, bint urgent) noexcept nogil
+    cdef int choose_store(self, int urgency) noexcept nogil
+    cdef bint admits(self, const Tail* tail, int urgency) noexcept nogil
     cdef void close(self, Tail* tail) noexcept nogil               # begins to seal it
     cdef void write_footer(self, Tail* tail) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil

@@ -5,7 +5,8 @@
 # Always true:
 #   - at most one tail is current and one prepared to follow it, so changing segments waits for nothing;
 #   - a sealed segment is complete, on stable media and recorded in its store's journal, in this order;
-#   - without space there is at most an `urgent` tail, from the store's reserve: for checkpoints and trims, which make space.
+#   - without space a tail is taken from the store's reserve, and only what makes space is appended to it (`Urgency`): a checkpoint finds room
+#     then, unless more than two volumes have taken of the reserve.
 #
 # Called by log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
@@ -104,7 +105,7 @@ cdef class Tails:
             self.close(self.current)
         self.current = self.prepared
         self.prepared = NULL
-        self.prepare(False)
+        self.prepare(FOR_WRITES)
         return self.current
 
     cdef Tail* replace(self) noexcept nogil:
@@ -113,19 +114,25 @@ cdef class Tails:
             self.close(self.current)
         while self.preparing:
             wait_in(&self.changes)
-        if self.prepared is NULL and self.prepare_one(True) < 0:
+        if self.prepared is NULL and self.prepare_one(FOR_SPACE) < 0:
             return NULL
         self.current = self.prepared
         self.prepared = NULL
         return self.current
 
-    cdef void prepare(self, bint urgent) noexcept nogil:
+    cdef void prepare(self, int urgency) noexcept nogil:
         if self.preparing or self.prepared is not NULL or self.ending:
             return
         self.preparing = True
-        start(prepare_urgent if urgent else prepare_normal, <void*>self, NULL)
+        self.urgency = urgency
+        start(prepare_body, <void*>self, NULL)
 
-    cdef int prepare_one(self, bint urgent) noexcept nogil:
+    cdef int prepare_now(self, int urgency) noexcept nogil:
+        self.preparing = True
+        self.urgency = urgency
+        return prepare_next(self)
+
+    cdef int prepare_one(self, int urgency) noexcept nogil:
         """In a task: create the segment that will follow. 0 or a negative errno."""
         cdef Tail* tail = NULL
         cdef Segment* segment
@@ -138,11 +145,11 @@ cdef class Tails:
             if tail is NULL:
                 wait_in(&self.changes)
         while True:
-            call.urgent = False
-            store = self.choose_store(False)
-            if store < 0 and urgent:
-                call.urgent = True
-                store = self.choose_store(True)
+            call.urgency = FOR_WRITES
+            store = self.choose_store(FOR_WRITES)
+            while store < 0 and call.urgency < urgency:
+                call.urgency += 1
+                store = self.choose_store(call.urgency)
             if store < 0:
                 return store
             call.volume = self.volume
@@ -168,10 +175,10 @@ cdef class Tails:
         tail.segment = segment
         tail.next_block = tail.last_crc = tail.records_under_way = tail.table_count = 0
         tail.committed_block = tail.committed_entries = tail.committed_crc = 0
-        tail.urgent = call.urgent
+        tail.urgency = call.urgency
         tail.closing = False
         self.prepared = tail
-        if call.urgent:
+        if call.urgency != FOR_WRITES:
             self.space_ran_out()
         return 0
 
@@ -180,7 +187,7 @@ cdef class Tails:
         self.store_errors[store] += 1
         self.on_device_error(self.owner, store, error)
 
-    cdef int choose_store(self, bint urgent) noexcept nogil:
+    cdef int choose_store(self, int urgency) noexcept nogil:
         """The number of the store for the next segment: fewest errors, then most free space; -ENOSPC or, when none works, -EIO."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
@@ -188,13 +195,18 @@ cdef class Tails:
             if (<Store>self.stores[i]).failed:
                 continue
             any_works = True
-            if not (<Store>self.stores[i]).has_room(self.segment_blocks, urgent):
+            if not (<Store>self.stores[i]).has_room(self.segment_blocks, urgency != FOR_WRITES):
+                continue
+            if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.segment_blocks):
                 continue
             if best < 0 or self.store_errors[i] < self.store_errors[best] or (
                     self.store_errors[i] == self.store_errors[best]
                     and (<Store>self.stores[i]).slabs.free > (<Store>self.stores[best]).slabs.free):
                 best = i
         return best if any_works else -EIO
+
+    cdef bint admits(self, const Tail* tail, int urgency) noexcept nogil:
+        return tail.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[tail.segment.store], 0))
 
     cdef void close(self, Tail* tail) noexcept nogil:
         tail.closing = True
@@ -301,11 +313,11 @@ cdef class Tails:
 
     cdef void space_freed(self) noexcept nogil:
         cdef int i
-        if self.choose_store(False) < 0:
+        if self.choose_store(FOR_WRITES) < 0:
             return
         self.no_space = self.refusing = False
         for i in range(TAILS):
-            self.all[i].urgent = False
+            self.all[i].urgency = FOR_WRITES
         self.on_change(self.log, 0)
 
 
@@ -334,7 +346,7 @@ cdef struct CreateCall:
     uint32_t segment
     uint64_t epoch
     uint32_t blocks
-    bint urgent
+    int urgency
     Replica* replica
     int error
 
@@ -349,7 +361,7 @@ cdef struct SealCall:                # also of a removal
 cdef int64_t create_body(void* argument) noexcept nogil:
     cdef CreateCall* call = <CreateCall*>argument
     call.error = 0
-    call.replica = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgent, &call.error)
+    call.replica = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgency != FOR_WRITES, &call.error)
     return 0
 
 
@@ -363,16 +375,12 @@ cdef int64_t remove_call(void* argument) noexcept nogil:
     return (<Store>call.store).remove(call.replica)
 
 
-cdef int64_t prepare_normal(void* argument) noexcept nogil:
-    return prepare_body(<Tails>argument, False)
+cdef int64_t prepare_body(void* argument) noexcept nogil:
+    return prepare_next(<Tails>argument)
 
 
-cdef int64_t prepare_urgent(void* argument) noexcept nogil:
-    return prepare_body(<Tails>argument, True)
-
-
-cdef int64_t prepare_body(Tails tails, bint urgent) noexcept nogil:
-    cdef int result = tails.prepare_one(urgent)
+cdef int prepare_next(Tails tails) noexcept nogil:
+    cdef int result = tails.prepare_one(tails.urgency)
     tails.preparing = False
     tails.prepare_error = result
     if result == -ENOSPC:
@@ -417,6 +425,11 @@ cdef void seal(Tails tails, Tail* tail) noexcept nogil:
     tail.segment = NULL
     tails.sealing -= 1
     wake_all(&tails.changes, 0)
+
+
+cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
+    """Three quarters of the reserve are left when so many are taken: evacuation goes on with that, and checkpoints."""
+    return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
 
 
 cdef inline uint32_t footer_blocks(uint32_t entries) noexcept nogil:

@@ -28,6 +28,7 @@ from iomesh.engine.reader cimport Reader
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshots
+from iomesh.engine.tails cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES
 from iomesh.engine.task cimport join, wait_in, wake_all
 from iomesh.engine.walk cimport Walk
 
@@ -51,8 +52,8 @@ cdef class Volume:
             return
         self.snapshots = Snapshots()
         self.walk = Walk(reactor.io, segments)
-        self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.walk.no_space = &log.tails.no_space
+        self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
         log.owner = log.tails.owner = self.checkpoints.owner = <void*>self
@@ -94,7 +95,7 @@ cdef class Volume:
         leaf = self.leaf_to_change(block, when, &error)
         if leaf is NULL:
             return error
-        room = self.log.room(merge is not NULL and merge.bytes == 0)       # what makes space may take from the reserve
+        room = self.log.room(FOR_SPACE if merge is not NULL and merge.bytes == 0 else FOR_WRITES)       # what makes space may take from the reserve
         if room <= 0:
             self.map.unpin(leaf)
             if room == 0:
@@ -150,7 +151,7 @@ cdef class Volume:
         leaf = self.leaf_to_change(block, when, &error)
         if leaf is NULL:
             return error
-        room = self.log.room(True)
+        room = self.log.room(FOR_TRIMS)
         if room <= 0:
             self.map.unpin(leaf)
             if room == 0:
