@@ -193,6 +193,7 @@ cdef void shut(Tenant tenant) noexcept nogil:
     """It is closed without a checkpoint."""
     tenant.open = False
     tenant.between = True
+    tenant.await_clients()
     while tenant.volume.readings:                        # of who is about to let go of it
         wait_in(&tenant.volume.connections_changed)
     tenant.volume.close()

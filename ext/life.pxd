@@ -88,6 +88,9 @@ cdef class Life:
     cdef uint32_t hurried            # of 256 beginnings: crashed while they are under way
     cdef uint32_t unverified         # of 256 beginnings: nothing is compared before it goes on
     cdef uint32_t per_life           # operations between two ends, on average
+    cdef uint32_t by_clients         # of 256 requests: a client's, over the network
+    cdef uint32_t clients_most       # at once, of one volume
+    cdef uint64_t clients_seed
     cdef readonly dict faults        # of the world, with their probabilities
     cdef bint errors_allowed         # ... now: some that devices tell of
     cdef bint hangs
@@ -126,6 +129,8 @@ cdef class Life:
     cdef readonly uint64_t damages   # blocks
     cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
+    cdef readonly uint64_t asked     # of clients, ...
+    cdef readonly uint64_t vanished  # ... and never answered
     cdef readonly uint64_t walks
     cdef readonly uint64_t comparisons       # of what cleaning derives with what a walk has found
     cdef Cleaned cleaned             # in all

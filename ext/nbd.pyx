@@ -38,6 +38,7 @@ from iomesh.engine.nbdwire cimport (
     CMD_WRITE_ZEROES, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, HAS_FLAGS, PAYLOAD_BYTES_MAX, READ_ONLY, REQUEST_BYTES,
     REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, STATE_CHANGED, STATE_HOLE, STATE_ZERO, get16, get32,
     get64, get_cookie, put32, put_chunk, put_error_chunk, put_simple, wire_error)
+from iomesh.engine.planted cimport planted
 from iomesh.engine.request cimport Request
 from iomesh.engine.volume cimport Volume
 
@@ -186,7 +187,7 @@ cdef class NbdConnection:
         self.open_requests += 1
         memset(&request.request, 0, sizeof(Request))
         request.request.finished = request_finished
-        request.request.stable = get16(header + 4) & FLAG_FUA != 0
+        request.request.stable = get16(header + 4) & FLAG_FUA != 0 and not planted(b"fua_not_passed_on")
         request.reply.left = reply_left
         request.reply.owner = request
         request.next = NULL
@@ -251,6 +252,8 @@ cdef class NbdConnection:
                 self.answer(request)
             else:
                 self.reader.read(request)
+        elif request.command == CMD_FLUSH and planted(b"flush_told_early"):
+            self.answer(request)
         elif request.command == CMD_FLUSH:
             request.with_volume = True
             self.volume.flush(&request.request)
@@ -403,7 +406,7 @@ cdef class NbdConnection:
         cdef NbdRequest* request = self.current
         if request is not NULL and not self.blocked:
             self.current = NULL
-            if request.error == 0:
+            if request.error == 0 and not planted(b"half_a_write_told"):
                 request.error = ESHUTDOWN
             self.complete(request)
 
@@ -473,19 +476,20 @@ cdef class NbdConnection:
     cdef void answer(self, NbdRequest* request) noexcept nogil:
         """Nothing of it is under way any more: its reply, which carries no data unless it is a block status."""
         cdef Reply* reply = &request.reply
+        cdef uint64_t cookie = self.table.cookie if planted(b"cookie_of_another") and self.open_requests > 1 else request.cookie
         if request.error == 0 or request.with_volume:
             account(self.volume.counters, self.volume.latencies, request, self.io.now_ns())
         reply.data_bytes = 0
         if not self.structured or (request.command != CMD_READ and request.command != CMD_BLOCK_STATUS):
-            reply.header_bytes = put_simple(reply.header, request.cookie, wire_error(request.error))
+            reply.header_bytes = put_simple(reply.header, cookie, wire_error(request.error))
         elif request.error:
-            reply.header_bytes = put_error_chunk(reply.header, request.cookie, True, wire_error(request.error))
+            reply.header_bytes = put_error_chunk(reply.header, cookie, True, wire_error(request.error))
         elif request.command == CMD_READ:                # of no bytes
-            reply.header_bytes = put_chunk(reply.header, request.cookie, CHUNK_NONE, True, 0)
+            reply.header_bytes = put_chunk(reply.header, cookie, CHUNK_NONE, True, 0)
         else:
             reply.data = self.status
             reply.data_bytes = 4 + 8 * self.status_extents
-            reply.header_bytes = put_chunk(reply.header, request.cookie, CHUNK_BLOCK_STATUS, True, reply.data_bytes)
+            reply.header_bytes = put_chunk(reply.header, cookie, CHUNK_BLOCK_STATUS, True, reply.data_bytes)
         self.replies.add(reply)
 
     cdef void request_over(self, NbdRequest* request) noexcept nogil:

@@ -25,6 +25,7 @@ cdef class Simulation(Life):
     cdef Operation pause
 
     cdef object draw_life(self, operations)
+    cdef object draw_clients(self)
     cdef Tenant make_tenant(self)
     cdef object set_faults(self)
     cdef object format(self)
@@ -45,6 +46,7 @@ cdef class Simulation(Life):
     cdef void* any_serving(self) noexcept nogil
     cdef void* any_open(self) noexcept nogil
     cdef bint is_calm(self) noexcept nogil
+    cdef bint let_clients_leave(self) noexcept nogil
     cdef void begin(self, void* tenant, int kind) noexcept nogil
     cdef void begin_task(self, void* tenant, int kind) noexcept nogil
     cdef void is_quiet(self, Tenant tenant) noexcept nogil

@@ -22,6 +22,7 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
+from iomesh.engine.clients cimport CLIENTS
 from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
 from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
 from iomesh.engine.disk cimport Disk, disk_mark_damaged
@@ -38,7 +39,7 @@ from iomesh.engine.map cimport MapCache
 from iomesh.engine.moments cimport (
     begin_mark, begin_moment, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_moment, rewind, undo)
 from iomesh.engine.planted cimport CAN_PLANT
-from iomesh.engine.pool cimport Pool
+from iomesh.engine.pool cimport RECORD, Pool
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.shots cimport begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
@@ -52,7 +53,7 @@ cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
 cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED
+    CLONING, WINDOWED, CONNECTED
 
 cdef enum:
     THEMES_MAX = 16
@@ -146,6 +147,8 @@ cdef class Simulation(Life):
         for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
             if self.draw(12) == 0:
                 self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
+        if has_theme(self.seed, CONNECTED):
+            self.draw_clients()
         self.keeps_nothing_volatile = not volatile or not self.power
         self.audit = Audit(self.world)
         first = self.make_tenant()
@@ -157,7 +160,18 @@ cdef class Simulation(Life):
             "stores": self.store_count, "volatile": bool(volatile), "regions": self.regions, "spread": spread, "depth": self.depth, "size_max": self.size_max,
             "odd": self.odd, "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
             "power": self.power, "stops": self.stops, "hurried": self.hurried, "unverified": self.unverified, "per_life": self.per_life,
-            "faults": self.faults, "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
+            "by_clients": self.by_clients, "clients_most": self.clients_most, "network_ns": self.world.latencies["network_ns"], "faults": self.faults,
+            "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
+
+    cdef object draw_clients(self):
+        """How much is asked by clients, how many there are, and what their connections are like; the longer these delay, the more they overtake each other."""
+        self.by_clients = [48, 160, 256][self.draw(3)]
+        self.clients_most = 1 + <uint32_t>self.draw(CLIENTS)
+        self.clients_seed = self.draw(1 << 62)
+        self.world.latencies = {"network_ns": [4 * 1000, 40 * 1000, 1000 * 1000, 20 * 1000 * 1000][self.draw(4)]}
+        for name in ("network_slow", "connection_cut", "connection_half_open"):
+            if self.draw(2) == 0:
+                self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
 
     cdef Tenant make_tenant(self):
         """One more volume that this life may have; there is none yet."""
@@ -330,6 +344,8 @@ cdef class Simulation(Life):
                 return self.crash(self.armed_power)
             self.issue()
             found += self.reactor.turn()
+            for i in range(self.tenant_count):
+                (<Tenant>self.tenant_pointers[i]).turn_clients()
             if self.wrong:
                 return END_WRONG
             if not (<WorldIo>self.io).alive:             # in this turn
@@ -395,9 +411,20 @@ cdef class Simulation(Life):
             self.verify_more()
         elif self.phase == WORKING:
             self.work_more()
-        elif self.phase == QUIETING and self.busy == 0 and self.tasks == 0:
+        elif self.phase == QUIETING and self.let_clients_leave() and self.busy == 0 and self.tasks == 0:
             self.phase = STOPPING
             start(stop_body, <void*>self, NULL)
+
+    cdef bint let_clients_leave(self) noexcept nogil:
+        """All clients of all volumes; nothing of theirs stays."""
+        cdef bint gone = True
+        cdef int i, kind
+        for i in range(self.tenant_count):
+            gone = (<Tenant>self.tenant_pointers[i]).let_clients_leave() and gone
+        for kind in range(<int>RECORD):
+            if gone and self.pool.free[kind] < self.pool.counts[kind]:
+                self.fault(b"no client is left, and %lld buffers of kind %lld are not free", self.pool.counts[kind] - self.pool.free[kind], kind)
+        return gone
 
     cdef void verify_more(self) noexcept nogil:
         cdef int i
@@ -636,7 +663,8 @@ cdef class Simulation(Life):
                 "rewinds": self.rewinds, "undone": self.undone, "detached": self.detached,
                 "refusals": self.refusals, "damages": self.damages, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
-                "failures": self.failures, "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
+                "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
+                "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}

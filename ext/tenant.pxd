@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport Cleaner
+from iomesh.engine.clients cimport Clients
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.history cimport Making
 from iomesh.engine.io cimport Operation
@@ -97,6 +98,7 @@ cdef class Tenant:
     cdef Volume volume
     cdef Recovery recovery
     cdef Cleaner cleaner
+    cdef Clients clients             # None: all requests are given to the volume, with no door between
     cdef Volume reading              # a snapshot, one at a time
     cdef uint32_t tasks              # control tasks of it under way
     cdef uint32_t changes            # ... that change its history
@@ -164,6 +166,10 @@ cdef class Tenant:
     cdef bint excuses(self, Slot* slot, int error) noexcept nogil
     cdef void place(self, Slot* slot) noexcept nogil
     cdef void give(self, Slot* slot) noexcept nogil
+    cdef bint give_to_client(self, Slot* slot) noexcept nogil
+    cdef bint let_clients_leave(self) noexcept nogil     # call it until nobody is left
+    cdef void await_clients(self) noexcept nogil         # in a task: until they have all left
+    cdef void turn_clients(self) noexcept nogil          # between two turns of the reactor
     cdef void write_more(self, Slot* slot) noexcept nogil
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil

@@ -4,20 +4,22 @@
 # Always true: what the engine holds in memory goes with a crash (the tasks as well, see task.abandon); what stays is the devices, the record
 # and the judge.
 
-from libc.errno cimport EILSEQ, EIO, ENOSPC
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EILSEQ, EIO, ENOSPC, ESHUTDOWN
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.audit cimport Audit
 from iomesh.engine.cleaning cimport Cleaner
+from iomesh.engine.clients cimport Clients
 from iomesh.engine.history cimport branch_off, restore_volume, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
-from iomesh.engine.life cimport FLUSH, KINDS, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, VERIFY, WRITE, ZERO, Life, Slot
+from iomesh.engine.life cimport FLUSH, KINDS, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, TENANTS, VERIFY, WRITE, ZERO, Life, Slot
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
+from iomesh.engine.nbdwire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FUA
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.request cimport Read, Request
 from iomesh.engine.retrace cimport Retrace
@@ -25,9 +27,11 @@ from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshots, same_id
 from iomesh.engine.task cimport wait, wait_in, waited, wake_all
 from iomesh.engine.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
+from iomesh.engine.world cimport WorldIo
 
 cdef enum:
     TREE_FRAMES = 64
+    AGAIN_NS = 1000 * 1000           # between two looks whether all clients are gone
 
 
 cdef class Tenant:
@@ -74,6 +78,12 @@ cdef class Tenant:
         self.recovery = Recovery(self.volume, (self.record.checkpoint.segment, self.record.checkpoint.block, self.record.checkpoint.crc)
                                  if self.record.checkpoint.flags & POINTER_PRESENT else None)
         self.cleaner = Cleaner(self.volume)
+        if life.by_clients:
+            self.clients = Clients(life.world, life.io, (<WorldIo>life.io).number, self.volume, life.clients_most,
+                                   life.clients_seed + self.record.epoch * TENANTS + self.number, lossy="connection_half_open" in life.faults)
+            self.clients.owner = <void*>self
+            self.clients.answered = call_answered
+            self.clients.vanished = call_vanished
         self.reading = Volume(self.record.id[:16], life.reactor, life.pool, None, Map(life.cache, life.io, self.segments), self.segments, 1)
         self.reading.counters = self.reading.reader.counters = life.counters
         self.reading.latencies = life.histograms
@@ -90,6 +100,10 @@ cdef class Tenant:
 
     cdef object move_out(self):
         self.open = False
+        if self.clients is not None:
+            self.life.asked += self.clients.calls
+            self.life.vanished += self.clients.lost
+        self.clients = None
         self.retrace = None
         self.tree = None
         self.recovery = None
@@ -271,6 +285,8 @@ cdef class Tenant:
         if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.life.damaged_at or self.meets_damage(slot)):
             self.life.excused += 1
             right = True
+        if error == ESHUTDOWN and self.clients is not None and self.clients.leaving:
+            right = True                                 # the engine ends its connection, and the rest of a write is not taken
         return right or self.life.errors_allowed
 
     cdef void place(self, Slot* slot) noexcept nogil:
@@ -301,14 +317,16 @@ cdef class Tenant:
         self.life.note(KIND_WORDS[slot.kind], slot.sector, slot.sectors, self.life.ledger.count)
         slot.damaged = self.meets_damage(slot)
         if slot.kind == FLUSH:
-            self.volume.flush(&slot.request)
+            if not self.give_to_client(slot):
+                self.volume.flush(&slot.request)
         elif slot.kind == READ or slot.kind == VERIFY:
             slot.begun = self.life.ledger.clock
             self.judge.oldest_read = min(self.judge.oldest_read, slot.begun)
             place = self.life.place_of(slot.sector)
             slot.read.block = place // BLOCK_SECTORS
             slot.read.count = <uint32_t>((place + slot.sectors + BLOCK_SECTORS - 1) // BLOCK_SECTORS - slot.read.block)
-            self.volume.read(&slot.read)
+            if slot.kind == VERIFY or not self.give_to_client(slot):
+                self.volume.read(&slot.read)
         else:
             slot.number = self.judge.begin(slot.sector, slot.sectors, slot.kind == ZERO)
             slot.begun = self.life.ledger.clock
@@ -318,7 +336,43 @@ cdef class Tenant:
                     i = min(slot.sector + slot.sectors, (sector // REGION_SECTORS + 1) * REGION_SECTORS) - sector
                     fill(slot.buffer + (sector - slot.sector) * SECTOR_BYTES, slot.number, self.life.place_of(sector), i)
                     sector += i
-            self.write_more(slot)
+            if not self.give_to_client(slot):
+                self.write_more(slot)
+
+    cdef bint give_to_client(self, Slot* slot) noexcept nogil:
+        """False: it is asked of the volume, with no door between."""
+        cdef uint64_t place = self.life.place_of(slot.sector), offset = place * SECTOR_BYTES
+        cdef uint32_t bytes = slot.sectors * SECTOR_BYTES
+        cdef uint16_t flags = FLAG_FUA if slot.request.stable else 0
+        if self.clients is None or self.clients.draw(256) >= self.life.by_clients:
+            return False
+        if slot.kind == FLUSH:
+            return self.clients.ask(CMD_FLUSH, 0, 0, 0, NULL, slot)
+        if slot.kind == READ:
+            return self.clients.ask(CMD_READ, 0, offset, bytes, slot.buffer + place % BLOCK_SECTORS * SECTOR_BYTES, slot)
+        if slot.kind == WRITE:
+            return self.clients.ask(CMD_WRITE, flags, offset, bytes, slot.buffer, slot)
+        if offset % BLOCK_BYTES == 0 and bytes % BLOCK_BYTES == 0 and self.clients.draw(2):
+            return self.clients.ask(CMD_TRIM, flags, offset, bytes, NULL, slot)
+        return self.clients.ask(CMD_WRITE_ZEROES, flags, offset, bytes, NULL, slot)
+
+    cdef bint let_clients_leave(self) noexcept nogil:
+        return self.clients is None or self.clients.leave()
+
+    cdef void await_clients(self) noexcept nogil:
+        cdef Operation timer
+        while not self.let_clients_leave():
+            waited(&timer)
+            self.life.io.after(&timer, AGAIN_NS)
+            wait(&timer)
+
+    cdef void turn_clients(self) noexcept nogil:
+        if self.clients is None:
+            return
+        self.clients.turn()
+        if self.clients.words[0] and not self.life.wrong:
+            self.life.fault(b"a client:", 0, 0)
+            snprintf(self.life.words, sizeof(self.life.words), b"a client: %s", self.clients.words)
 
     cdef void write_more(self, Slot* slot) noexcept nogil:
         """As a door does it: as much as the volume takes now, the rest when it says so."""
@@ -468,6 +522,30 @@ cdef void request_finished(Request* request) noexcept nogil:
 cdef void read_finished(Read* read) noexcept nogil:
     cdef Slot* slot = <Slot*>read.owner
     (<Tenant>slot.tenant).read_done(slot)
+
+
+cdef void call_answered(void* tenant, void* tag, int error) noexcept nogil:
+    cdef Slot* slot = <Slot*>tag
+    slot.request.error = slot.read.error = error
+    if slot.kind == READ:
+        (<Tenant>tenant).read_done(slot)
+    else:
+        (<Tenant>tenant).write_done(slot)
+
+
+cdef void call_vanished(void* tenant, void* tag) noexcept nogil:
+    let_go(<Tenant>tenant, <Slot*>tag)
+
+
+cdef void let_go(Tenant tenant, Slot* slot) noexcept nogil:
+    """Nobody will ever say whether it took place."""
+    tenant.busy -= 1
+    tenant.life.busy -= 1
+    slot.busy = False
+    if slot.kind == WRITE or slot.kind == ZERO:
+        tenant.judge.fail(slot.number)
+    tenant.life.note(b"nobody will ever answer for operation %lld", slot.number, 0, 0)
+    tenant.note_oldest_read()
 
 
 cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
