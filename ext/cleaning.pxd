@@ -3,13 +3,15 @@
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.directory cimport Replica
+from iomesh.engine.io cimport Operation
 from iomesh.engine.map cimport Map
 from iomesh.engine.request cimport Request
 from iomesh.engine.segments cimport Segment
+from iomesh.engine.task cimport Waiters
 from iomesh.engine.volume cimport Volume
 
 cdef enum:
-    PLANS = 8                        # segments whose deaths are made stable by one flush
+    HANDS = 6                        # segments that are being cleaned at once
     EVACUATION_SHARE = 6             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
     EVACUATED_MAX = 16384 / EVACUATION_SHARE             # blocks of one: the largest segment's
 
@@ -36,12 +38,25 @@ cdef struct Cleaned:                 # what became of the segments that were ask
     uint64_t freed_blocks            # at once, by compaction
     int error                        # the last one: a negative errno
 
-cdef struct Plan:
+cdef struct Plan:                    # of one segment, and one hand
+    Plan* next                       # of those that are idle
     Segment* segment
     uint64_t words[256]              # a bit per block of the segment, 1: it lives
     uint32_t live                    # those that live
     uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
     uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are
+
+cdef struct Round:                   # of cleaning: one call
+    const uint32_t* segments
+    uint32_t count
+    uint32_t next                    # of them, that nobody has taken
+    Pace* pace
+    Cleaned* told
+
+cdef struct Hand:                    # one of those that take part in it
+    void* cleaner
+    Round* round
+    Operation ended
 
 cdef struct Era:                     # addresses of which one tree may have what its parent has not: those born while it grew, and maybe others
     uint64_t data_from
@@ -55,26 +70,31 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
 
 cdef class Cleaner:                  # of one volume
     cdef Volume volume
-    cdef Plan* plans
+    cdef Plan* plans                 # one for each hand
+    cdef Plan* idle                  # those of hands that are free ...
+    cdef Waiters hands_free          # ... which calls wait for
     cdef char* footer                # a segment's footer and its table
     cdef Map head                    # the volume's own
     cdef Map durable                 # as of the newest checkpoint
     cdef Map past                    # of a snapshot
+    cdef bint deriving               # a hand is: the footer and the trees are its
+    cdef Waiters derived             # who waits for its end
     cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
 
-    # In a task on the volume's reactor. 0, or -ESHUTDOWN, -EBUSY: it is being cleaned. pace: NULL: none.
+    # In a task on the volume's reactor; several may, of different segments. 0, or -ESHUTDOWN, -EBUSY: it goes back to a snapshot. pace: NULL: none.
     cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil
     # How many rows there are, whatever the room.
     cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil
+    cdef void take_part(self, Round* round) noexcept nogil
+    cdef void clean_segment(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef bint cleanable(self, const Segment* segment) noexcept nogil
+    cdef int derive_now(self, Plan* plan) noexcept nogil
     cdef int derive(self, Plan* plan) noexcept nogil
     cdef int read_footer(self, const Segment* segment) noexcept nogil
     cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil
     cdef void list_live(self, Plan* plan) noexcept nogil
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
     cdef int make_stable(self) noexcept nogil
-    cdef void carry_out(self, uint32_t planned, Pace* pace, Cleaned* told) noexcept nogil
-    cdef void compact_of(self, int store, uint32_t planned, uint32_t* next_plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil
     cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil

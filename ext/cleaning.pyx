@@ -14,18 +14,19 @@
 # of the newest checkpoint counts, which recovery may have to read: it has every node of these segments that the head has.
 #
 # Always true:
-#   - only a sealed segment that is older than the newest checkpoint, holds no table of it and has a footer is cleaned, one volume by one Cleaner;
-#     meanwhile nobody removes it (`Segment.cleaning`);
+#   - only a sealed segment that is older than the newest checkpoint, holds no table of it and has a footer is cleaned, by one hand; meanwhile
+#     nobody removes it (`Segment.cleaning`);
 #   - what is dead stays dead: a block that no tree points to is never pointed to again. So it does not matter that writes, checkpoints and new
 #     snapshots go on between the look and the deed. What does matter is a snapshot that is made or deleted *while* it is looked: then
 #     the look is thrown away;
 #   - nothing is given up while a snapshot's trees are being compared (Segments.reclaim_holds);
-#   - of one store a few segments are compacted at once, before those that are evacuated, one by one;
+#   - a few segments are being cleaned at once, of all calls together (HANDS), so that one is read while another is written or made stable; only
+#     the look is one's alone: the trees and the footer are in one place;
 #   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
 #
 # Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
 
-from libc.errno cimport EBUSY, EIO, ESHUTDOWN
+from libc.errno cimport EAGAIN, EBUSY, EIO, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memset
@@ -40,14 +41,13 @@ from iomesh.engine.layout cimport (
     SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Listed, Pointer, SnapshotEntry, footer_blocks, footer_table_valid,
     footer_valid, next_listed)
 from iomesh.engine.map cimport ABSENT, Map, Node
-from iomesh.engine.pace cimport move_to
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
 from iomesh.engine.request cimport AwaitedRequest, Request, end_awaited
 from iomesh.engine.segments cimport DATA, NODE, Segment
 from iomesh.engine.snapshots cimport Snapshot
-from iomesh.engine.store cimport COMPACTIONS, Store
-from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all
+from iomesh.engine.store cimport Store
+from iomesh.engine.task cimport start, wait, wait_in, waited, wake_all, wake_one
 from iomesh.engine.volume cimport Volume, is_ending
 
 cdef extern from "<errno.h>" nogil:
@@ -75,14 +75,18 @@ cdef class Cleaner:
 
     def __cinit__(self, Volume volume):
         cdef void* memory
+        cdef int i
         self.volume = volume
         self.head = volume.map
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
-        self.plans = <Plan*>calloc(PLANS, sizeof(Plan))
+        self.plans = <Plan*>calloc(HANDS, sizeof(Plan))
         if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS_MAX * BLOCK_BYTES):
             raise MemoryError("no memory for cleaning")
         self.footer = <char*>memory
+        for i in range(HANDS):
+            self.plans[i].next = self.idle
+            self.idle = &self.plans[i]
 
     def __dealloc__(self):
         release(self.plans)
@@ -120,53 +124,87 @@ cdef class Cleaner:
     # ------------------------------------------------------------------ cleaning
 
     cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil:
-        cdef uint32_t next_one = 0, planned, i
-        cdef Segment* segment
-        cdef uint64_t snapshots, checkpoint
-        cdef int error
+        cdef Hand[HANDS] hands
+        cdef Round round
+        cdef int i
         memset(told, 0, sizeof(Cleaned))
-        if self.volume.cleaning or self.volume.restoring:
+        if self.volume.restoring:
             return -EBUSY
-        self.volume.cleaning = True
+        self.volume.cleaning += 1
         self.volume.log.tails.making_space += 1
-        while next_one < count and not is_ending(self.volume) and not self.volume.log.error:
-            planned = 0
-            snapshots = self.volume.snapshots.version
-            while next_one < count and planned < PLANS:
-                segment = self.volume.segments.find(segments[next_one])
-                next_one += 1
-                if segment is NULL or not self.cleanable(segment) or is_history_changing(self.volume):
-                    told.postponed += 1
-                    continue
-                segment.cleaning = True
-                self.plans[planned].segment = segment
-                checkpoint = self.volume.checkpoints.sequence
-                error = self.derive(&self.plans[planned])
-                if error == 0:
-                    planned += 1
-                    continue
-                segment.cleaning = False
-                if self.volume.checkpoints.sequence != checkpoint or self.volume.snapshots.version != snapshots:
-                    told.postponed += 1                  # a tree that it was compared with may be gone
-                else:
-                    note_error(told, error)
-            error = self.make_stable() if planned else 0
-            if error == 0 and (is_history_changing(self.volume) or self.volume.snapshots.version != snapshots):
-                told.postponed += planned                # what was seen may not be what lives
-            elif error:
-                note_error(told, error)
-            else:
-                self.carry_out(planned, pace, told)
-            for i in range(planned):
-                self.plans[i].segment.cleaning = False
-        self.durable.forget()
-        self.past.forget()
+        round.segments, round.count, round.next = segments, count, 0
+        round.pace = pace
+        round.told = told
+        for i in range(HANDS):
+            hands[i].cleaner = <void*>self
+            hands[i].round = &round
+            waited(&hands[i].ended)
+            start(hand_body, &hands[i], &hands[i].ended)
+        for i in range(HANDS):
+            wait(&hands[i].ended)
         self.volume.log.tails.end_making_space()
-        self.volume.cleaning = False
-        wake_all(&self.volume.cleaning_ended, 0)
+        self.volume.cleaning -= 1
+        if self.volume.cleaning == 0:
+            self.durable.forget()
+            self.past.forget()
+            wake_all(&self.volume.cleaning_ended, 0)
         return -ESHUTDOWN if self.volume.closing else 0
 
+    cdef void take_part(self, Round* round) noexcept nogil:
+        """One hand's share: whatever nobody has taken yet, one after the other."""
+        cdef Plan* plan
+        while self.idle is NULL:
+            wait_in(&self.hands_free)
+        plan = self.idle
+        self.idle = plan.next
+        while round.next < round.count and not is_ending(self.volume) and not self.volume.log.error:
+            plan.segment = self.volume.segments.find(round.segments[round.next])
+            round.next += 1
+            if plan.segment is NULL or not self.cleanable(plan.segment):
+                round.told.postponed += 1
+                continue
+            plan.segment.cleaning = True
+            self.clean_segment(plan, round.pace, round.told)
+            plan.segment.cleaning = False
+        plan.next = self.idle
+        self.idle = plan
+        wake_one(&self.hands_free, 0)
+
+    cdef void clean_segment(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+        cdef uint64_t snapshots
+        cdef int error
+        while self.deriving:
+            wait_in(&self.derived)
+        self.deriving = True
+        snapshots = self.volume.snapshots.version
+        error = self.derive_now(plan)
+        self.deriving = False
+        wake_one(&self.derived, 0)
+        if error == 0:
+            error = self.make_stable()
+        if error == 0 and (is_history_changing(self.volume) or self.volume.snapshots.version != snapshots):
+            error = -EAGAIN                              # what was seen may not be what lives
+        if error == -EAGAIN:
+            told.postponed += 1
+        elif error:
+            note_error(told, error)
+        elif self.is_evacuated(plan):
+            self.evacuate_planned(plan, pace, told)
+        else:
+            self.compact_planned(plan, pace, told)
+
     # ------------------------------------------------------------------ which blocks live
+
+    cdef int derive_now(self, Plan* plan) noexcept nogil:
+        """As derive(); -EAGAIN: it cannot be told now."""
+        cdef uint64_t snapshots = self.volume.snapshots.version, checkpoint = self.volume.checkpoints.sequence
+        cdef int error
+        if is_history_changing(self.volume):
+            return -EAGAIN
+        error = self.derive(plan)
+        if error and (self.volume.snapshots.version != snapshots or self.volume.checkpoints.sequence != checkpoint):
+            return -EAGAIN                               # a tree that it was compared with may be gone
+        return error
 
     cdef int derive(self, Plan* plan) noexcept nogil:
         """0, or a negative errno: -EIO, -EUCLEAN when the footer or a map cannot be read, -ESHUTDOWN."""
@@ -311,38 +349,6 @@ cdef class Cleaner:
 
     # ------------------------------------------------------------------ giving back
 
-    cdef void carry_out(self, uint32_t planned, Pace* pace, Cleaned* told) noexcept nogil:
-        cdef Hands[COMPACTIONS] hands
-        cdef int store
-        cdef uint32_t i, next_plan
-        for store in range(self.volume.log.tails.store_count):         # a pace is of one reactor at a time, and stores may have different ones
-            next_plan = 0
-            move_to(pace, (<Store>self.volume.log.tails.stores[store]).home)
-            for i in range(COMPACTIONS):
-                hands[i].cleaner = <void*>self
-                hands[i].store = store
-                hands[i].planned = planned
-                hands[i].next_plan = &next_plan
-                hands[i].pace = pace
-                hands[i].told = told
-                waited(&hands[i].ended)
-                start(compact_planned, &hands[i], &hands[i].ended)
-            for i in range(COMPACTIONS):
-                wait(&hands[i].ended)
-        move_to(pace, self.volume.reactor)
-        for i in range(planned):
-            if not is_ending(self.volume) and self.is_evacuated(&self.plans[i]):
-                self.evacuate_planned(&self.plans[i], pace, told)
-
-    cdef void compact_of(self, int store, uint32_t planned, uint32_t* next_plan, Pace* pace, Cleaned* told) noexcept nogil:
-        """Whatever of this store nobody has taken yet, one after the other."""
-        cdef Plan* plan
-        while next_plan[0] < planned and not is_ending(self.volume):
-            plan = &self.plans[next_plan[0]]
-            next_plan[0] += 1
-            if plan.segment.store == store and not self.is_evacuated(plan):
-                self.compact_planned(plan, pace, told)
-
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
         return 0 < plan.segment.live <= plan.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
 
@@ -400,7 +406,7 @@ cdef class Cleaner:
         waited(&evacuation.ended)
         for i in range(plan.live):
             if error == 0 and pace is not NULL and i % PACED_BLOCKS == 0:
-                error = pace.step(pace.owner, PACED_BLOCKS * BLOCK_BYTES)
+                error = pace.step(pace.owner, self.volume.io, PACED_BLOCKS * BLOCK_BYTES)
             if error == 0 and plan.places[i] & NODE_PLACE:
                 error = self.renew(plan, i)
             elif error == 0:
@@ -458,19 +464,9 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
     return renewed
 
 
-cdef struct Hands:                   # of those that compact what is planned of one store
-    void* cleaner
-    int store
-    uint32_t planned
-    uint32_t* next_plan              # that nobody has taken
-    Pace* pace
-    Cleaned* told
-    Operation ended
-
-
-cdef int64_t compact_planned(void* argument) noexcept nogil:
-    cdef Hands* hands = <Hands*>argument
-    (<Cleaner>hands.cleaner).compact_of(hands.store, hands.planned, hands.next_plan, hands.pace, hands.told)
+cdef int64_t hand_body(void* argument) noexcept nogil:
+    cdef Hand* hand = <Hand*>argument
+    (<Cleaner>hand.cleaner).take_part(hand.round)
     return 0
 
 

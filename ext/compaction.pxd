@@ -10,7 +10,8 @@ cdef enum:
 
 cdef struct Pace:                    # of work that has time: asked before each of its steps
     # In a task; returns 0 once a step that reads or writes so many bytes may begin, or a negative errno: the work is given up with it.
-    int (*step)(void* owner, uint32_t bytes) noexcept nogil
+    # io: of the reactor on which it goes on.
+    int (*step)(void* owner, Io io, uint32_t bytes) noexcept nogil
     void* owner
 
 cdef class Compactor:                # of one store, which has COMPACTIONS of them; one copy at a time each. Methods are called in a task

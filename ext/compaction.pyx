@@ -4,8 +4,8 @@
 #   - the old replica is only read, the copy only written: whoever is interrupted has changed nothing that counts;
 #   - blocks are copied as they are, a rotten one too: whoever reads it has its checksum. Only the bitmap is verified, since every
 #     address depends on it, and the footer, which is made anew: its table lists what the copy has. One that is damaged stays as it is;
-#   - what is asked of the device is long: gaps of dead blocks are read over as long as they are shorter than another read is worth.
-#     The next piece is read while the last one is being written.
+#   - what is asked of the device is as long as a piece: gaps of dead blocks are read over as long as they are shorter than another read is
+#     worth. The next piece is read while the last one is being written.
 #
 # Which blocks live is the caller's to know. Called by store; a Compactor makes one copy at a time. Format: docs/formats.md, "Compacted replicas".
 
@@ -27,13 +27,13 @@ cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
-    PIECE_BLOCKS = 256               # read or written at once: 1 MiB
+    PIECE_BLOCKS = 32                # read or written at once: 128 KiB; behind longer ones a user's write would wait for milliseconds
     GAP_BLOCKS = 32                  # of dead blocks that are read over: 128 KiB take a disk or a flash drive less than one more read
     WORDS = 256                      # of a bitmap
 
 
 cdef class Compactor:
-    """Raises MemoryError. Its memory (3.5 MiB) is touched by the first copy."""
+    """Raises MemoryError. Its memory (912 KiB) is touched by the first copy."""
 
     def __cinit__(self, Io io):
         cdef void* memory
@@ -156,7 +156,7 @@ cdef class Compactor:
         cdef uint32_t contiguous
         cdef uint64_t offset = replica_offset(old, first, &contiguous)
         cdef Operation operation
-        cdef int error = pace.step(pace.owner, count * BLOCK_BYTES) if pace is not NULL else 0
+        cdef int error = pace.step(pace.owner, self.io, count * BLOCK_BYTES) if pace is not NULL else 0
         invariant(contiguous >= count, b"a replica has slabs for its blocks")
         if error:
             return error
@@ -188,7 +188,7 @@ cdef class Compactor:
         cdef char* data = self.outgoing
         cdef int error = self.await_writes()
         if error == 0 and pace is not NULL:
-            error = pace.step(pace.owner, self.gathered * BLOCK_BYTES)
+            error = pace.step(pace.owner, self.io, self.gathered * BLOCK_BYTES)
         while error == 0 and done < self.gathered:
             offset = replica_offset(copy, self.written, &contiguous)
             invariant(contiguous > 0 and self.writing < WRITES_MAX, b"a copy has slabs for its blocks")

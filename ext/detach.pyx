@@ -97,7 +97,7 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
     cdef int64_t taken = 0
     cdef int result = 0
     if copy.pace is not NULL and copy.asked % PACED_BLOCKS == 0:
-        result = copy.pace.step(copy.pace.owner, PACED_BLOCKS * BLOCK_BYTES)
+        result = copy.pace.step(copy.pace.owner, volume.io, PACED_BLOCKS * BLOCK_BYTES)
     copy.asked += 1
     while taken == 0 and result == 0:
         if is_ending(volume):

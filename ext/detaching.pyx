@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from iomesh.engine.clones cimport delete_needless
 from iomesh.engine.detach cimport check_detached, copy_inherited, cut_off
-from iomesh.engine.io cimport Operation
+from iomesh.engine.io cimport Io, Operation
 from iomesh.engine.life cimport DETACH
 from iomesh.engine.moments cimport drop_mark, forget_unreachable, is_mark, mark_now, sequence_of
 from iomesh.engine.task cimport start, wait, waited
@@ -75,7 +75,7 @@ cdef bint is_going_back(Tenant tenant) noexcept nogil:
     return tenant.volume.restoring
 
 
-cdef int trickle(void* owner, uint32_t _bytes) noexcept nogil:
+cdef int trickle(void* owner, Io _io, uint32_t _bytes) noexcept nogil:
     sleep(<Tenant>owner, TRICKLE_NS)
     return 0
 

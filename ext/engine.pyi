@@ -147,7 +147,8 @@ class Engine:
         """Compact these, or evacuate those of which little lives, at up to bytes_per_second (read and written; 0: as fast as it goes), and
         at `share` percent of that while users' requests come. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
         "postponed" (not now: a snapshot is being made or given back, or too little is free), "failed", "freed_bytes" (at once), "error"
-        (the last one's errno, or 0)}. EBUSY: it is being cleaned."""
+        (the last one's errno, or 0)}. While others are being cleaned it goes on at their pace, or, without one, they go on without. EBUSY:
+        the volume goes back to a snapshot."""
     def hurry_cleaning(self) -> None:
         """What is being cleaned is no longer held back by its pace."""
     def expect_space(self, volume: bytes, milliseconds: int) -> int:

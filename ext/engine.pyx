@@ -437,9 +437,9 @@ cdef class Engine:
         opened.connections = {}
         opened.recovery = Recovery(opened.volume, checkpoint)
         opened.cleaner = Cleaner(opened.volume)
-        opened.bucket = self.new_bucket(runner.reactor)
+        opened.bucket = self.new_bucket()
         opened.bucket.stopping = &opened.volume.closing
-        opened.copier = self.new_bucket(runner.reactor)
+        opened.copier = self.new_bucket()
         opened.copier.stopping = &opened.volume.closing
         log.tails.patience_ns = PATIENCE_NS
         self.volumes[volume] = opened
@@ -552,8 +552,8 @@ cdef class Engine:
     def space(self, bytes volume):
         return self.ask_volume(MEASURE_SPACE, volume, 0)
 
-    cdef TokenBucket new_bucket(self, Reactor reactor):
-        cdef TokenBucket bucket = TokenBucket(reactor)
+    cdef TokenBucket new_bucket(self):
+        cdef TokenBucket bucket = TokenBucket()
         bucket.reactors = self.reactors
         bucket.reactor_count = self.reactor_count
         return bucket
@@ -865,7 +865,7 @@ cdef class Engine:
                 self.devices &= ~(<uint64_t>1 << command.device)
             else:
                 self.stores[command.device] = (self.runner_of(store.home.number), store)
-                self.scrubs[command.device] = (Scrubber(store), self.new_bucket(store.home))
+                self.scrubs[command.device] = (Scrubber(store), self.new_bucket())
                 value = {"store": command.device, "cluster": store.superblock.cluster[:16], "device": store.superblock.device[:16],
                          "tier": store.superblock.tier, "label": store.superblock.label.decode(errors="replace"),
                          "device_bytes": store.superblock.device_bytes, "created_ns": store.superblock.created_ns,
@@ -1049,7 +1049,7 @@ cdef int64_t command_body(void* argument) noexcept nogil:
     if command.kind == ERASE_VOLUME:
         return erase_on(<Reactor>command.reactor, command)
     if command.kind == CLEAN_VOLUME:
-        return clean_on(<Cleaner>command.helper, command)
+        return clean_on(<Cleaner>command.helper, <TokenBucket>command.list[0], command)
     if command.kind == LIST_SEGMENTS:
         return list_segments_on(<Cleaner>command.helper, command)
     if command.kind == COPY_INHERITED:
@@ -1163,13 +1163,14 @@ cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) 
     return 0
 
 
-cdef int64_t clean_on(Cleaner cleaner, Command* command) noexcept nogil:
+cdef int64_t clean_on(Cleaner cleaner, TokenBucket bucket, Command* command) noexcept nogil:
     cdef Cleaned told
     cdef int result
-    if cleaner.volume.cleaning:
-        return -EBUSY                                    # its bucket is in use
-    (<TokenBucket>command.list[0]).start(command.second, <uint32_t>command.third)
-    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &(<TokenBucket>command.list[0]).pace, &told)
+    if cleaner.volume.cleaning == 0:
+        bucket.start(cleaner.volume.io.now_ns(), command.second, <uint32_t>command.third)
+    elif command.second == 0:
+        bucket.hurried = True                            # whoever is in haste does not wait for who is not
+    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &bucket.pace, &told)
     command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
     command.results[4] = told.freed_blocks
     command.results[5] = -told.error
@@ -1192,7 +1193,7 @@ cdef int64_t scrub_on(Scrubber scrubber, TokenBucket bucket, Command* command) n
     cdef int result
     if scrubber.busy:
         return -EBUSY                                    # its bucket is in use
-    bucket.start(command.second, <uint32_t>command.third)
+    bucket.start(scrubber.store.home.io.now_ns(), command.second, <uint32_t>command.third)
     result = scrubber.scrub(command.volume, <uint32_t>command.first, &bucket.pace, &told)
     command.results[0], command.results[1], command.results[2] = told.blocks, told.damaged, told.first
     return result
@@ -1211,7 +1212,7 @@ cdef int64_t list_segments_on(Cleaner cleaner, Command* command) noexcept nogil:
 cdef int64_t copy_inherited_on(Volume volume, TokenBucket bucket, Command* command) noexcept nogil:
     if volume.copying:
         return -EBUSY                                    # its bucket is in use
-    bucket.start(command.first, <uint32_t>command.second)
+    bucket.start(volume.io.now_ns(), command.first, <uint32_t>command.second)
     return copy_inherited(volume, &bucket.pace)
 
 

@@ -128,7 +128,7 @@ cdef class Scrubber:
         if not self.piece_from <= place < self.piece_from + self.piece_blocks:
             replica_offset(replica, place, &contiguous)
             count = min(min(end - place, contiguous), <uint32_t>PIECE_BLOCKS)
-            error[0] = -ESHUTDOWN if self.stopping else pace.step(pace.owner, count * BLOCK_BYTES)
+            error[0] = -ESHUTDOWN if self.stopping else pace.step(pace.owner, self.store.home.io, count * BLOCK_BYTES)
             if error[0]:
                 return NULL
             self.piece_from = place

@@ -15,7 +15,7 @@ from iomesh.engine.slabs cimport Slabs
 from iomesh.engine.task cimport Waiters
 
 cdef enum:
-    COMPACTIONS = 2                  # of one store at once
+    COMPACTIONS = 6                  # of one store at once
 
 cdef class Store:                    # Store(home, device, device_bytes, volatile_cache); device_bytes: how long the device really is
     cdef readonly int device         # the Io's number of it
@@ -35,8 +35,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef Repairs repairs             # what open() found damaged and restored, for people
     cdef void* compactors[COMPACTIONS]    # those that are idle, `idle` of them
     cdef uint32_t idle
-    cdef Compactor one               # they
-    cdef Compactor other
+    cdef list all_compactors         # all of them
     cdef Waiters compactions         # who waits for one to end
 
     # 0, or a negative errno and `reason`. cluster: 16 bytes, any other is refused (EMEDIUMTYPE); NULL: take it as it is. Nothing is written
@@ -53,7 +52,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     # errno: the old one is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
     #   - Addresses stay; where a block lies is found by bitmaps.pyx. Only errors of the device are noticed: blocks are copied unverified.
     #   - From the call until it returned, nobody may seal, remove or compact `old`; reads of it go on. Afterwards nobody finds it, but it and
-    #     its slabs stay as they are until retire(). One store compacts COMPACTIONS at once, so that one reads while another writes; others wait.
+    #     its slabs stay as they are until retire(). One store compacts COMPACTIONS at once: one reads while another writes, or
+    #     waits for stable media. Others wait.
     #   - It may take slabs of the reserve, half of it at most, since it frees more than it takes. pace: NULL: none.
     cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil
     # Releases the old one, at once and durably free: no read of it will be asked for any more. (What is under way may read rubbish.)

@@ -58,9 +58,10 @@ cdef class Store:
         self.slabs = Slabs()
         self.directory = Directory()
         self.journal = Journal(home, self.directory, device, volatile_cache)
-        self.one, self.other = Compactor(home.io), Compactor(home.io)
-        self.compactors[0], self.compactors[1] = <void*>self.one, <void*>self.other
-        self.idle = COMPACTIONS
+        self.all_compactors = [Compactor(home.io) for _ in range(COMPACTIONS)]
+        for compactor in self.all_compactors:
+            self.compactors[self.idle] = <void*>compactor
+            self.idle += 1
 
     # ------------------------------------------------------------------ opening
 

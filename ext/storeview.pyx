@@ -484,7 +484,7 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
     return (<StoreView>order.view).store.remove(order.replica)
 
 
-cdef int step(void* owner, uint32_t bytes) noexcept nogil:
+cdef int step(void* owner, Io _io, uint32_t bytes) noexcept nogil:
     cdef int64_t* steps_left = <int64_t*>owner
     steps_left[0] -= 1
     return -ECANCELED if steps_left[0] == -1 else 0

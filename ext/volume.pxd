@@ -55,7 +55,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Snapshots snapshots
     cdef Walk walk
     cdef Waiters walk_ended
-    cdef bint cleaning               # a Cleaner is at it
+    cdef int cleaning                # calls of its Cleaner that are under way
     cdef Waiters cleaning_ended
     cdef bint copying                # what it inherits from its parent is being copied (detach.pyx)
     cdef Waiters copying_ended

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.errors import InUse, IomeshError
@@ -30,8 +31,7 @@ LOOK_SECONDS = 1.0  # between two looks while there is plenty
 SOON_SECONDS = 0.1
 CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
 CHECKPOINT_SEGMENTS = 64  # of log between two while there is
-AT_ONCE = 16  # segments that are asked for in one go when it is urgent
-AT_REST = 8
+AT_ONCE = 8  # segments that are asked for in one go; in haste the next go is asked for before the last has ended
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
 WORTH_SEGMENTS = 2  # of dead space are worth waiting for
 
@@ -49,6 +49,8 @@ class Cleaned:
     failed: int = 0
     freed_bytes: int = 0
     checkpoint_at: float = 0.0
+    in_hand: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # the segments asked for last
+    under_way: asyncio.Task[bool] | None = None  # that they are cleaned
 
 
 class Cleaning:
@@ -68,8 +70,10 @@ class Cleaning:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            tasks = [self._task, *(cleaned.under_way for cleaned in self.cleaned.values() if cleaned.under_way is not None)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._task = None
 
     def wake(self) -> None:
@@ -113,7 +117,8 @@ class Cleaning:
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))
-        wanted = worth > 0
+        in_hand = np.isin(table["segment"], cleaned.in_hand)
+        wanted = (worth > 0) & ~in_hand
         if not urgent:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
             wanted &= mostly_dead & (seen.rest_seconds >= self._config.rest_seconds)
@@ -121,8 +126,8 @@ class Cleaning:
                 wanted[:] = False  # it will be urgent soon, and until then more of them dies
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
-        enough = min(space.missing(segment_blocks) for space in spaces) + segment_blocks if urgent else math.inf
-        rows = choose(table, wanted, seen.rate, AT_ONCE if urgent else AT_REST, enough)
+        missing = min(space.missing(segment_blocks) for space in spaces) - freed_blocks(table)[in_hand].sum()
+        rows = choose(table, wanted, seen.rate, AT_ONCE, missing + segment_blocks if urgent else math.inf)
         worthwhile = WORTH_SEGMENTS * segment_blocks
         enough_dead = worth.sum() >= worthwhile
         enough_kept = not enough_dead and kept_blocks(table).sum() >= worthwhile and self._windows.can_shorten(volume)
@@ -131,18 +136,30 @@ class Cleaning:
         if urgent and enough_kept:
             await self._windows.shorten(volume)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
-        pressing = not len(rows) or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
+        nothing = not len(rows) and not in_hand.any()
+        pressing = nothing or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_blocks, pressing=pressing)
-        if not len(rows):
-            return min(cleaned.need, Need.SOON)
-        pace = 0 if urgent else self._config.bytes_per_second
+        cleaned.memory.try_rows(rows)
+        before, cleaned.in_hand = cleaned.under_way, table["segment"][rows]
+        cleaned.under_way = asyncio.create_task(self._carry_out(volume, cleaned, urgent=urgent)) if len(rows) else None
+        done = await before if before is not None else len(rows) > 0
+        if cleaned.under_way is not None and not urgent:  # at leisure one after the other; in haste the next are chosen meanwhile
+            done &= await cleaned.under_way
+            cleaned.under_way = None
+        return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
+
+    async def _carry_out(self, volume: OpenVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
+        """Cleans what is in hand. False: some of it was postponed, and is to be asked for again a little later."""
+        segments = cleaned.in_hand
         try:
-            told = await self._engine.clean(identity, table["segment"][rows], bytes_per_second=pace)
+            told = await self._engine.clean(volume.record.id, segments, bytes_per_second=0 if urgent else self._config.bytes_per_second)
         except InUse:  # it goes back to a snapshot
-            return min(cleaned.need, Need.SOON)
-        if not told["postponed"]:
-            cleaned.memory.try_rows(rows)
-        cleaned.chosen += len(rows)
+            cleaned.memory.retry(segments)
+            return False
+        except IomeshError as error:  # the volume was closed meanwhile, or its device fails: that is told elsewhere
+            log.info("cleaning interrupted", reason=error.message)
+            return False
+        cleaned.chosen += len(segments)
         cleaned.compacted += told["compacted"]
         cleaned.evacuated += told["evacuated"]
         cleaned.skipped += told["skipped"] + told["postponed"]
@@ -151,8 +168,8 @@ class Cleaning:
         if told["failed"]:
             log.warning("segments not cleaned", volume=volume.record.name, segments=told["failed"], error=told["error"])
         if told["postponed"]:
-            return min(cleaned.need, Need.SOON)
-        return max(cleaned.need, Need.SOON)
+            cleaned.memory.retry(segments)
+        return told["postponed"] == 0
 
     async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool) -> None:
         """Writes one when there is much to be had behind it: segments that are dead as a whole go with it, and younger ones can be cleaned

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
-MARGIN_SEGMENTS = 1.5  # of free space above the reserve: less is urgent
+MARGIN_SEGMENTS = 3  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.0015  # likewise, of the device
 TIGHT = 2  # times the reserve
 LEAST_DEAD = 0.001  # of a segment's blocks: as if at least so many had died since it was first looked at
@@ -100,12 +100,14 @@ def scores(table: Table, rate: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose(table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], most: int, enough: float) -> NDArray[np.intp]:
-    """Rows of up to `most` allowed segments, the best first, and no more than free `enough` blocks."""
+    """Rows of up to `most` allowed segments, the best ones, and no more than free `enough` blocks. What is evacuated comes last: it takes
+    space before it gives some."""
     score = np.where(allowed, scores(table, rate), 0.0)
     order = np.argsort(-score, kind="stable")[:most]
     order = order[score[order] > 0]
     before = np.cumsum(freed_blocks(table)[order]) - freed_blocks(table)[order]
-    chosen: NDArray[np.intp] = order[before < enough]
+    order = order[before < enough]
+    chosen: NDArray[np.intp] = order[np.argsort(straggles(table)[order], kind="stable")]
     return chosen
 
 
@@ -159,3 +161,7 @@ class Memory:
     def try_rows(self, rows: NDArray[np.intp]) -> None:
         """These rows of the table that was looked at last are being cleaned."""
         self._tried[rows] = True
+
+    def retry(self, segments: NDArray[np.uint32]) -> None:
+        """These were postponed."""
+        self._tried &= ~np.isin(self._segments, segments)

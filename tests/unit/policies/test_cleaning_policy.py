@@ -59,7 +59,7 @@ def test_nothing_is_gained_by_cleaning_a_full_segment() -> None:
     assert list(scores(table((1, 4079, 64, CLEANABLE), (2, 1000, 16, CLEANABLE)), np.ones(2))) == [0, 0]
 
 
-@pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (370, Need.SOON), (290, Need.URGENT), (10, Need.URGENT)])
+@pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (450, Need.SOON), (370, Need.URGENT), (10, Need.URGENT)])
 def test_how_urgent_it_is(free: int, need: Need) -> None:
     space = Space(total=30000 * 64, free=free * 64, reserve=200 * 64)
     assert space.need(64 * 64) == need
@@ -89,6 +89,21 @@ def test_what_was_tried_is_not_tried_again_until_more_of_it_has_died() -> None:
     seen = memory.look(table((1, 499, 64, CLEANABLE)), 13.0)
     assert list(seen.rest_seconds) == [0]
     assert list(seen.tried) == [False]
+
+
+def test_what_was_postponed_is_tried_again() -> None:
+    memory = Memory()
+    rows = table((1, 500, 64, CLEANABLE), (2, 600, 64, CLEANABLE))
+    memory.look(rows, 10.0)
+    memory.try_rows(np.array([0, 1]))
+    memory.retry(np.array([2], np.uint32))
+    assert list(memory.look(rows, 11.0).tried) == [True, False]
+
+
+def test_what_is_evacuated_comes_last() -> None:
+    straggling = CLEANABLE | STRAGGLES
+    rows = table((1, 10, 64, straggling), (2, 500, 64, CLEANABLE), (3, 400, 64, CLEANABLE))
+    assert list(choose(rows, np.ones(3, bool), np.ones(3), 3, 1e9)) == [2, 1, 0]
 
 
 def test_a_volume_is_quiet_while_no_segment_is_begun() -> None:
