@@ -16,6 +16,9 @@ cdef struct Undo:                    # what a block was before a write that is n
     bint zero                        # never written before: its old contents are not kept
     uint64_t write                   # which one
 
+cdef enum Stray:                     # of the write that is to go astray
+    STRAY_NONE, STRAY_WAITING, STRAY_STRUCK
+
 cdef struct Disk:
     int number
     uint64_t bytes                   # 0: there is none
@@ -34,6 +37,10 @@ cdef struct Disk:
     uint64_t recent[RECENT]          # offsets of the last ones: where a misdirected one may arrive
     uint64_t corrupt_from            # lost writes, misdirected ones and rot happen within
     uint64_t corrupt_to
+    Stray stray                      # the driver's: one write whose place is known before
+    uint64_t stray_from              # that place
+    uint64_t stray_to                # where it arrives; there: nowhere
+    uint64_t stray_limit             # it is lost rather than reach beyond
 
 cdef enum Keeps:                     # what a power cut leaves of what was not durable
     KEEPS_NOTHING, KEEPS_ALL, KEEPS_FIRST, KEEPS_WRITES, KEEPS_SECTORS

@@ -102,6 +102,11 @@ cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const c
         if draw(&injector.chance) & 1:
             put_sectors(disk, data, bytes, offset, &injector.chance)
         return -EIO
+    if disk.stray == STRAY_WAITING and offset == disk.stray_from:
+        disk.stray = STRAY_STRUCK
+        if disk.stray_to != offset and disk.stray_to + bytes <= disk.stray_limit:
+            disk_put(disk, data, bytes, disk.stray_to)
+        return bytes
     if corruptible(disk, offset, bytes):
         if strikes(injector, LOST_WRITE):
             record_fault(injector, LOST_WRITE, time_ns, disk.number, offset, bytes)

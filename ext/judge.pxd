@@ -53,6 +53,7 @@ cdef class Judge:                    # of one volume
     cdef uint64_t stable             # whatever was acknowledged up to here is stable
     cdef uint32_t oldest_unstable    # no operation before it can lapse any more
     cdef bint keeps_nothing_volatile    # no device has a volatile cache: what is acknowledged is stable
+    cdef uint64_t doubtful_from      # what is acknowledged from here on may be lost, whatever was promised: a device has lied; NEVER: it has not
     cdef uint64_t oldest_read        # begin of the oldest read under way
     # of a power cut: the log is a prefix
     cdef bint prefix_known

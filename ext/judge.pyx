@@ -100,6 +100,7 @@ cdef class Judge:
         self.version_used = 0
         self.free_versions = -1
         self.stable = self.begun = self.crash = 0
+        self.doubtful_from = NEVER
         self.oldest_unstable = self.ledger.count
         self.oldest_read = NEVER
         self.prefix_known = False
@@ -158,7 +159,7 @@ cdef class Judge:
                 wrote.flags |= OP_LAPSED
             elif wrote.flags & OP_LAPSED == 0 and not is_stable(self, wrote):
                 if power:
-                    wrote.flags |= OP_LAPSED
+                    wrote.flags = wrote.flags & ~OP_STABLE | OP_LAPSED
                 else:
                     oldest = min(oldest, i)
         self.oldest_unstable = oldest
@@ -470,7 +471,8 @@ cdef class Judge:
 
 
 cdef inline bint is_stable(Judge judge, const Wrote* wrote) noexcept nogil:
-    return wrote.flags & OP_STABLE or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= judge.stable)
+    return wrote.ended < judge.doubtful_from and (
+        wrote.flags & OP_STABLE or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= judge.stable))
 
 
 cdef bint has(Judge judge, uint32_t sector, uint32_t number) noexcept nogil:

@@ -21,7 +21,7 @@ cdef enum:
     TRACED = 1024                    # events that are kept
 
 cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in Simulation.begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH, STRAY,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
 

@@ -56,4 +56,3 @@ cdef class Simulation(Life):
     cdef void tell_snapshots(self, Snapshots snapshots) noexcept nogil
     cdef void show_volumes(self) noexcept nogil
     cdef bint stores_add_up(self, bint closed) noexcept nogil
-    cdef void damage(self, Tenant tenant) noexcept nogil

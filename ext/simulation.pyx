@@ -24,16 +24,15 @@ from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
 from iomesh.engine.clients cimport CLIENTS
 from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
+from iomesh.engine.damage cimport damage, doubt_stray, lead_astray, notice_stray
 from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
-from iomesh.engine.disk cimport Disk, disk_mark_damaged
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
-from iomesh.engine.judge cimport BLOCK_SECTORS, OPERATIONS_MAX, SECTOR_BYTES
-from iomesh.engine.layout cimport (
-    BLOCK_BYTES, DEVICE_BYTES_MIN, NODE_POINTERS, SEGMENT_SEALED, TIER_NVME, Superblock)
+from iomesh.engine.judge cimport OPERATIONS_MAX
+from iomesh.engine.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
 from iomesh.engine.life cimport (
     CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, NEVER_CRASHES, PAUSE, READ, RESTORE, REWIND,
-    SLOTS, SNAPSHOT,
+    SLOTS, SNAPSHOT, STRAY,
     TENANTS, VERIFY, WRITE, ZERO, Life)
 from iomesh.engine.map cimport MapCache
 from iomesh.engine.moments cimport (
@@ -53,7 +52,7 @@ cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
 cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED, CONNECTED
+    CLONING, WINDOWED, CONNECTED, STRAYING
 
 cdef enum:
     THEMES_MAX = 16
@@ -67,7 +66,7 @@ cdef enum:
 
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
 KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
-              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "verify")
+              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify")
 
 
 cdef class Simulation(Life):
@@ -121,6 +120,10 @@ cdef class Simulation(Life):
             self.weights[<int>MARK] = 1 + self.draw(2)
             self.weights[<int>MOMENT] = 1 + self.draw(2)
             self.weights[<int>REWIND] = 1
+        if has_theme(self.seed, STRAYING) and not self.cloning and not self.windowed:
+            self.weights[<int>STRAY] = 1
+            for kind in (SNAPSHOT, DELETE, LOOK, RESTORE):       # what a snapshot holds that the log has lost again is not known
+                self.weights[<int>kind] = 0
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
         self.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][self.draw(9)]
@@ -231,7 +234,7 @@ cdef class Simulation(Life):
             if (<Tenant>self.tenant_pointers[i]).record.exists:
                 doubt_shots(<Tenant>self.tenant_pointers[i])
                 doubt_moments(<Tenant>self.tenant_pointers[i], power)
-                (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
+                doubt_stray(<Tenant>self.tenant_pointers[i], power)
 
     cdef object set_faults(self):
         """Those of the next beginning: in the last one devices work, and all must be well."""
@@ -407,6 +410,7 @@ cdef class Simulation(Life):
 
     cdef void issue(self) noexcept nogil:
         """What the doors bring in this turn."""
+        notice_stray(self)
         if self.phase == VERIFYING:
             self.verify_more()
         elif self.phase == WORKING:
@@ -516,7 +520,10 @@ cdef class Simulation(Life):
             self.done[kind] += 1
         elif kind == DAMAGE:
             self.done[kind] += 1
-            self.damage(<Tenant>tenant)
+            damage(self, <Tenant>tenant)
+        elif kind == STRAY:
+            self.done[kind] += 1
+            lead_astray(self, <Tenant>tenant)
         elif kind == GROW:
             self.done[kind] += 1
             (<Tenant>tenant).grow()
@@ -566,7 +573,7 @@ cdef class Simulation(Life):
             self.begin_task(<void*>tenant, <int>CLEAN + <int>self.draw(4))        # clean, snapshot, delete, look
         self.hurry()
 
-    # ------------------------------------------------------------------ the walk, and damage
+    # ------------------------------------------------------------------ the walk
 
     cdef bint walk(self) noexcept nogil:
         """Everything from outside, if nothing is half done just now."""
@@ -612,43 +619,6 @@ cdef class Simulation(Life):
                     not self.audit.add_up(<Store>self.store_pointers[i], closed):      # a failed one's journal may know of what its memory does not
                 return False
         return True
-
-    cdef void damage(self, Tenant tenant) noexcept nogil:
-        """A block of a sealed segment is not any more what it was: a bit of it, a sector, or all of it; by rot, or by a write that went astray."""
-        cdef Segment* segment = tenant.volume.segments.first
-        cdef uint32_t at = <uint32_t>self.draw(max(tenant.volume.segments.count, <uint32_t>1)), block, i
-        cdef int form = <int>self.draw(4)
-        cdef uint64_t offset
-        cdef char* content
-        cdef Disk* disk
-        while at and segment is not NULL:
-            segment = segment.next
-            at -= 1
-        if segment is NULL or segment.replica is NULL or segment.state != SEGMENT_SEALED or segment.blocks == 0:
-            return
-        if segment.replica.footer_block == 0:
-            return                                       # what is damaged there cannot be told from what was torn (docs/decisions/0005)
-        block = <uint32_t>self.draw(segment.blocks)
-        content = <char*>self.audit.content(segment.replica, block)
-        if content is NULL:
-            return
-        disk = &self.world.disks[segment.replica.device]
-        offset = content - disk.memory
-        if form == 0:
-            content[self.draw(BLOCK_BYTES)] ^= <char>(1 << self.draw(8))
-        elif form == 1:
-            content += self.draw(BLOCK_SECTORS) * SECTOR_BYTES
-            for i in range(SECTOR_BYTES):
-                content[i] = <char>self.draw(256)
-        elif form == 2:
-            memset(content, 0, BLOCK_BYTES)
-        else:
-            memcpy(content, disk.memory + self.draw(disk.bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
-        disk_mark_damaged(disk, offset, BLOCK_BYTES)
-        self.damages += 1
-        self.ledger.clock += 1
-        self.damaged_at = self.ledger.clock
-        self.note(b"damages block %lld of segment %lld", block, segment.number, form)
 
     # ------------------------------------------------------------------ for people
 

@@ -90,6 +90,7 @@ cdef class Tenant:
     cdef Audit audit
     cdef Judge judge
     cdef Record record
+    cdef uint32_t doubtful_segment   # to which a write went astray: Judge.doubtful_from
     cdef readonly uint32_t number    # among those that the life has at once
     # what lives until the process dies
     cdef Segments segments
