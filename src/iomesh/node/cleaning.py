@@ -140,13 +140,19 @@ class Cleaning:
         pressing = nothing or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_blocks, pressing=pressing)
         cleaned.memory.try_rows(rows)
-        before, cleaned.in_hand = cleaned.under_way, table["segment"][rows]
-        cleaned.under_way = asyncio.create_task(self._carry_out(volume, cleaned, urgent=urgent)) if len(rows) else None
-        done = await before if before is not None else len(rows) > 0
-        if cleaned.under_way is not None and not urgent:  # at leisure one after the other; in haste the next are chosen meanwhile
+        done = await self._go_on(volume, cleaned, table["segment"][rows], urgent=urgent)
+        return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
+
+    async def _go_on(self, volume: OpenVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
+        """Begins to clean these, and waits for those before: the engine is busy while the next are chosen. At leisure it waits for these
+        too. False: nothing was done, or something was postponed."""
+        before, cleaned.in_hand = cleaned.under_way, segments
+        cleaned.under_way = asyncio.create_task(self._carry_out(volume, cleaned, urgent=urgent)) if len(segments) else None
+        done = await before if before is not None else len(segments) > 0
+        if cleaned.under_way is not None and not urgent:
             done &= await cleaned.under_way
             cleaned.under_way = None
-        return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
+        return done
 
     async def _carry_out(self, volume: OpenVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
         """Cleans what is in hand. False: some of it was postponed, and is to be asked for again a little later."""
