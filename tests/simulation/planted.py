@@ -41,7 +41,6 @@ BUGS = {
     "merge_reads_early": "a merge reads its block before what was logged before is committed",
     "order_in_record_reversed": "replay applies the entries of one record in the wrong order",
     "own_counted_twice": "what the head alone has is still counted as its alone when a snapshot is made of it",
-    "moment_not_stable": "a clone of a moment is made before it is on stable media (this one was no plant)",
     "moment_overshot": "whoever goes to a moment follows one record more",
     "rank_off_by_one": "in compacted segments a bit is counted wrong before each 64-bit boundary",
     "removed_while_needed": "a segment is removed that the newest checkpoint's map still points into",

@@ -126,7 +126,8 @@ class Cleaning:
                 wanted[:] = False  # it will be urgent soon, and until then more of them dies
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
-        missing = min(space.missing(segment_blocks) for space in spaces) - freed_blocks(table)[in_hand].sum()
+        coming = freed_blocks(table)[in_hand].sum()
+        missing = min(space.missing(segment_blocks) for space in spaces) - coming
         rows = choose(table, wanted, seen.rate, AT_ONCE, missing + segment_blocks if urgent else math.inf)
         worthwhile = WORTH_SEGMENTS * segment_blocks
         enough_dead = worth.sum() >= worthwhile
@@ -137,7 +138,7 @@ class Cleaning:
             await self._windows.shorten(volume)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         nothing = not len(rows) and not in_hand.any()
-        pressing = nothing or all(space.free < space.reserve for space in spaces)  # writes wait, or soon will
+        pressing = nothing or all(space.free + coming < space.reserve for space in spaces)  # writes wait, or soon will
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_blocks, pressing=pressing)
         cleaned.memory.try_rows(rows)
         done = await self._go_on(volume, cleaned, table["segment"][rows], urgent=urgent)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
-MARGIN_SEGMENTS = 3  # of free space above the reserve: less is urgent
+MARGIN_SEGMENTS = 1.5  # of free space above the reserve: less is urgent
 MARGIN_SHARE = 0.0015  # likewise, of the device
 TIGHT = 2  # times the reserve
 LEAST_DEAD = 0.001  # of a segment's blocks: as if at least so many had died since it was first looked at

@@ -59,7 +59,7 @@ def test_nothing_is_gained_by_cleaning_a_full_segment() -> None:
     assert list(scores(table((1, 4079, 64, CLEANABLE), (2, 1000, 16, CLEANABLE)), np.ones(2))) == [0, 0]
 
 
-@pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (450, Need.SOON), (370, Need.URGENT), (10, Need.URGENT)])
+@pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (370, Need.SOON), (290, Need.URGENT), (10, Need.URGENT)])
 def test_how_urgent_it_is(free: int, need: Need) -> None:
     space = Space(total=30000 * 64, free=free * 64, reserve=200 * 64)
     assert space.need(64 * 64) == need
