@@ -17,6 +17,7 @@ FLAG_FUA, FLAG_NO_HOLE, FLAG_DF, FLAG_REQ_ONE, FLAG_FAST_ZERO = 1, 2, 4, 8, 16
 
 _OPTION_GO, _OPTION_STRUCTURED, _OPTION_SET_META_CONTEXT = 7, 8, 10
 _REPLY_ACK, _REPLY_INFO, _REPLY_META_CONTEXT = 1, 3, 4
+CLOSE_SECONDS = 5  # that a server may take to end a connection
 _SIMPLE_MAGIC, _STRUCTURED_MAGIC, _REQUEST_MAGIC = 0x67446698, 0x668E33EF, 0x25609513
 _CHUNK_DATA, _CHUNK_HOLE, _CHUNK_STATUS, _CHUNK_ERROR_BIT = 1, 2, 5, 0x8000
 _CHUNK_DONE = 1
@@ -102,6 +103,7 @@ class Connection:
     async def close(self) -> None:
         if self._replies is not None and not self._replies.done():
             self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
+            await asyncio.wait({self._replies}, timeout=CLOSE_SECONDS)  # the server closes, and then knows of no connection any more
         self._writer.close()
         with contextlib.suppress(OSError):  # when it was the server that went away first
             await self._writer.wait_closed()
