@@ -7,5 +7,4 @@ from iomesh.engine.tenant cimport Tenant
 cdef void damage(Life life, Tenant tenant) noexcept nogil
 cdef void lead_astray(Life life, Tenant tenant) noexcept nogil      # the next write to the log's segment
 cdef void notice_stray(Life life) noexcept nogil         # ... went there by now: whatever fails may fail for that
-# The process has died, or the power was cut: what the judge is told of it.
-cdef void doubt_stray(Tenant tenant, bint power) noexcept nogil
+cdef void doubt_stray(Tenant tenant) noexcept nogil      # before the judge is told of a crash: whether it may have lost what was promised

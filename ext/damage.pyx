@@ -55,7 +55,7 @@ cdef void damage(Life life, Tenant tenant) noexcept nogil:
     else:
         memcpy(content, disk.memory + life.draw(disk.bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
     disk_mark_damaged(disk, offset, BLOCK_BYTES)
-    is_damaged_now(life)
+    note_damage(life)
     life.note(b"damages block %lld of segment %lld", block, segment.number, form)
 
 
@@ -84,10 +84,11 @@ cdef void notice_stray(Life life) noexcept nogil:
     for i in range(life.store_count):
         if life.world.disks[i].stray == STRAY_STRUCK:
             life.world.disks[i].stray = STRAY_NONE
-            is_damaged_now(life)
+            life.astray += 1
+            note_damage(life)
 
 
-cdef void doubt_stray(Tenant tenant, bint power) noexcept nogil:
+cdef void doubt_stray(Tenant tenant) noexcept nogil:
     cdef Segment* segment = NULL
     cdef int i
     notice_stray(tenant.life)
@@ -99,11 +100,9 @@ cdef void doubt_stray(Tenant tenant, bint power) noexcept nogil:
         if tenant.life.world.disks[i].stray == STRAY_WAITING:
             tenant.judge.doubtful_from = NEVER           # nothing was written since
             tenant.life.world.disks[i].stray = STRAY_NONE
-    tenant.judge.crashed(power or tenant.judge.doubtful_from != NEVER)
-    tenant.judge.doubtful_from = NEVER
 
 
-cdef void is_damaged_now(Life life) noexcept nogil:
+cdef void note_damage(Life life) noexcept nogil:
     life.damages += 1
     life.ledger.clock += 1
     life.damaged_at = life.ledger.clock

@@ -145,6 +145,7 @@ cdef class Judge:
         self.stable = max(self.stable, begun)
 
     cdef void crashed(self, bint power) noexcept nogil:
+        cdef bint loses = power or self.doubtful_from != NEVER
         cdef uint32_t i, oldest = self.ledger.count
         cdef Wrote* wrote
         self.begun = self.crash
@@ -158,11 +159,12 @@ cdef class Judge:
                 wrote.ended = self.ledger.clock
                 wrote.flags |= OP_LAPSED
             elif wrote.flags & OP_LAPSED == 0 and not is_stable(self, wrote):
-                if power:
+                if loses:
                     wrote.flags = wrote.flags & ~OP_STABLE | OP_LAPSED
                 else:
                     oldest = min(oldest, i)
         self.oldest_unstable = oldest
+        self.doubtful_from = NEVER
         self.oldest_read = NEVER
         self.prefix_known = True
         self.newest_survivor = self.survivor = self.loss = 0

@@ -127,6 +127,7 @@ cdef class Life:
     cdef readonly uint64_t undone    # restores to moments
     cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged
     cdef readonly uint64_t damages   # blocks
+    cdef readonly uint64_t astray    # writes that were lost, or arrived elsewhere
     cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t asked     # of clients, ...

@@ -234,7 +234,8 @@ cdef class Simulation(Life):
             if (<Tenant>self.tenant_pointers[i]).record.exists:
                 doubt_shots(<Tenant>self.tenant_pointers[i])
                 doubt_moments(<Tenant>self.tenant_pointers[i], power)
-                doubt_stray(<Tenant>self.tenant_pointers[i], power)
+                doubt_stray(<Tenant>self.tenant_pointers[i])
+                (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
 
     cdef object set_faults(self):
         """Those of the next beginning: in the last one devices work, and all must be well."""
@@ -631,7 +632,7 @@ cdef class Simulation(Life):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
                 "restores": self.restores, "clones": self.clones, "hidden": self.hidden, "drops": self.drops,
                 "rewinds": self.rewinds, "undone": self.undone, "detached": self.detached,
-                "refusals": self.refusals, "damages": self.damages, "excused": self.excused,
+                "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
                 "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
                 "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,

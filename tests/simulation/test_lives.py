@@ -35,7 +35,7 @@ def test_lives_keep_every_promise(amount: Amount) -> None:
     assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
     told = {name: sum(outcome.told[name] for outcome in outcomes) for name in outcomes[0].told}
     happened = (
-        "crashes power_cuts stops moves refusals damages excused struck read "
+        "crashes power_cuts stops moves refusals damages astray excused struck read "
         "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone detached compacted "
         "walks walked comparisons asked vanished"
     )
