@@ -111,6 +111,7 @@ cdef class Log:
     cdef void break_off(self, int error) noexcept nogil
     cdef void turn_ends(self) noexcept nogil
     cdef bint gathers(self) noexcept nogil
+    cdef void give_up_record(self) noexcept nogil
     cdef void gathered(self) noexcept nogil
     cdef void buffer_came(self) noexcept nogil
     cdef void watch_idle(self) noexcept nogil

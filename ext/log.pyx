@@ -283,12 +283,21 @@ cdef class Log:
         """
         cdef uint32_t least = self.under_way
         self.turn_end_asked = False
-        if self.building is NULL or self.building.entries == 0:
+        if self.building is NULL:
+            return
+        if self.building.entries == 0:                   # whoever began it has nothing to append after all, and another log may wait for its buffer
+            if not planted(b"empty_record_kept"):
+                self.give_up_record()
             return
         if least and self.tails.is_tight():
             least = max(least, <uint32_t>FULL_ENTRIES)
         if self.building.entries >= least and not self.gathers():
             self.close_record()
+
+    cdef void give_up_record(self) noexcept nogil:
+        cdef Record* record = self.building
+        self.building = NULL
+        self.free_record(record)
 
     cdef bint gathers(self) noexcept nogil:
         """Whether the record that is being built waits for writers to come back."""

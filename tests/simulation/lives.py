@@ -15,6 +15,7 @@ from typing import Any
 
 LIFE_SECONDS = 120  # more is a life that never ends
 END_SECONDS = 30  # for an idle process to end
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}  # for the next life: new pages are slow
 SCRIPT = "from simulation.lives import serve; serve()"
 
 
@@ -109,7 +110,7 @@ def run_all(
     """Outcomes as they come, in no order. engine: the folder of another build; planted: a bug that is planted in it (planted.py).
     lives_each: of one process, before another one takes its place; 0: as many as there are."""
     folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
-    environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted}
+    environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted} | KEEPS_MEMORY
     wanted = iter(seeds)
     children: list[Child] = []
     try:

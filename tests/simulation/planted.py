@@ -26,6 +26,7 @@ BUGS = {
     "detached_refused": "a clone that was detached is refused until its next checkpoint",
     "detached_unchecked": "a clone is cut off from its parent though its newest checkpoint still inherits",
     "dead_block_forgotten": "of what only a deleted snapshot had, a block in each segment is never counted as dead",
+    "empty_record_kept": "a record that was begun for nothing keeps a buffer that other volumes wait for (this one was no plant)",
     "erased_though_not": "a volume is deleted although an error kept its segments on a device (this one was no plant)",
     "flush_skipped": "a flush flushes no device",
     "flush_told_early": "a client is told of its flush before it is done",

@@ -19,6 +19,7 @@ FOUND = {
     329: "a clone that had written nothing could not have its map copied: a node was to be changed before the first record",
     473: "of a detached clone's restore window a mark went and an older one stayed, from which the log led past a restore",
     5358: "records of a segment that was given back were taken for those of a later one with its number and slabs",
+    1586: "a record that was begun, and had nothing to hold after all, kept its buffer while other volumes' writes waited for one",
     2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",
 }
 
