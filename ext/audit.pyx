@@ -20,11 +20,10 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
-from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.directory cimport Replica, replica_offset
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_DYING, Bitmap, Extent, Pointer, SnapshotEntry)
+    MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_DYING, Bitmap, Extent, Pointer, SnapshotEntry)
 from iomesh.engine.map cimport NODE_READY, Node
 from iomesh.engine.segments cimport Segment, Segments
 from iomesh.engine.store cimport Store
@@ -141,7 +140,7 @@ cdef class Audit:
                 content = NULL
                 if segment is not NULL and segment.replica is not NULL:
                     content = self.content(segment.replica, pointer.block)
-                if content is NULL or crc32c(content, BLOCK_BYTES) != pointer.crc:
+                if content is NULL or self.world.sum_of(segment.replica.device, content) != pointer.crc:
                     return True
                 if level >= 0:
                     pointer = (<const Pointer*>content)[(block >> (8 * level)) % NODE_POINTERS]
@@ -235,7 +234,8 @@ cdef class Audit:
         segment = volume.segments.locate(successor.segment) if successor.flags & POINTER_PRESENT else NULL
         if segment is not NULL and segment.replica is not NULL and successor.block < segment.blocks:
             followed = self.content(segment.replica, successor.block)
-        if successor.flags & POINTER_PRESENT and (followed is NULL or crc32c(followed, BLOCK_BYTES) != successor.crc):
+        if successor.flags & POINTER_PRESENT and (
+                followed is NULL or self.world.sum_of(segment.replica.device, followed) != successor.crc):
             return self.wrong(b"what follows a dying snapshot needs block %llu of segment %llu, which is not there", successor.block, successor.segment, 0)
         pointers = <Pointer*>content
         for slot in range(NODE_POINTERS):
@@ -275,7 +275,7 @@ cdef class Audit:
         content[0] = self.content(segment.replica, pointer.block)
         if content[0] is NULL:
             return self.wrong(b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0)
-        if crc32c(content[0], BLOCK_BYTES) != pointer.crc:
+        if self.world.sum_of(segment.replica.device, content[0]) != pointer.crc:
             content[0] = NULL
             return self.wrong(b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0)
         return True

@@ -94,8 +94,8 @@ cdef void doubt_stray(Tenant tenant) noexcept nogil:
     notice_stray(tenant.life)
     if tenant.judge.doubtful_from != NEVER and tenant.segments is not None:
         segment = tenant.segments.find(tenant.doubtful_segment)
-    if segment is NULL or segment.state == SEGMENT_SEALED:
-        tenant.judge.doubtful_from = NEVER               # its footer says what was written
+    if segment is NULL or segment.replica is NULL or (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block):
+        tenant.judge.doubtful_from = NEVER               # its footer says what was written, and the journal that there is one
     for i in range(tenant.life.store_count):
         if tenant.life.world.disks[i].stray == STRAY_WAITING:
             tenant.judge.doubtful_from = NEVER           # nothing was written since

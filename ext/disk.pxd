@@ -26,6 +26,8 @@ cdef struct Disk:
     char* memory                     # what a read finds
     uint64_t* touched                # a bit per block: ever written
     uint64_t* tainted                # a bit per block: see disk_tainted
+    uint64_t* summed                 # a bit per block: `sums` has the checksum of what it holds
+    uint32_t* sums
     uint8_t* settled                 # a mask of sectors per block; zero but during a power cut
     Undo* undo                       # a ring: entry n lies at (n - base) % capacity
     char* undone                     # its blocks
@@ -65,4 +67,5 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil
 cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
 cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil
 cdef void disk_mark_damaged(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil     # the driver has written into memory
+cdef uint32_t disk_sum(Disk* disk, uint64_t offset) noexcept nogil      # the CRC-32C of a block
 cdef void disk_taint(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil

@@ -6,7 +6,8 @@
 # Always true:
 #   - a block outside of undo[tail:head] is durable as it is in memory;
 #   - two entries for one block stand in the order of the writes, each with what the one before left;
-#   - a block that was never written is zeros and has no memory yet.
+#   - a block that was never written is zeros and has no memory yet;
+#   - a checksum that is kept (`sums`) is of what the block holds: whatever changes that forgets it.
 #
 # A power cut decides for each sector which of its writes since it was durable is the last one kept, if any: nothing, all, a prefix of
 # the writes torn at its end, any of the writes, or any of the sectors. What stays is durable then.
@@ -19,6 +20,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.chance cimport Chance, below, draw, stirred
+from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.faults cimport LOST_WRITE, MISDIRECTED_WRITE, READ_ERROR, ROT, WRITE_ERROR, Injector, record_fault, strikes
 from iomesh.engine.invariant cimport invariant
 
@@ -50,10 +52,13 @@ cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, 
     disk.memory = <char*>lazy(bytes, True)
     disk.touched = <uint64_t*>lazy(bits_bytes(disk), True)
     disk.tainted = <uint64_t*>lazy(bits_bytes(disk), True)
+    disk.summed = <uint64_t*>lazy(bits_bytes(disk), True)
+    disk.sums = <uint32_t*>lazy(bytes // DISK_BLOCK_BYTES * sizeof(uint32_t), False)
     disk.settled = <uint8_t*>lazy(bytes // DISK_BLOCK_BYTES, True)
     disk.undo = <Undo*>lazy(disk.capacity * sizeof(Undo), False)
     disk.undone = <char*>lazy(disk.capacity * DISK_BLOCK_BYTES, False)
-    if disk.memory is NULL or disk.touched is NULL or disk.tainted is NULL or disk.settled is NULL or disk.undo is NULL or disk.undone is NULL:
+    if disk.memory is NULL or disk.touched is NULL or disk.tainted is NULL or disk.summed is NULL or disk.sums is NULL or disk.settled is NULL or \
+            disk.undo is NULL or disk.undone is NULL:
         disk_free(disk)
         return -ENOMEM
     return 0
@@ -63,15 +68,20 @@ cdef void disk_free(Disk* disk) noexcept nogil:
     cdef uint64_t block
     if disk.bytes == 0:
         return
-    if disk.memory is not NULL and disk.touched is not NULL and disk.tainted is not NULL:        # zeros again
+    if disk.memory is not NULL and disk.touched is not NULL:         # zeros again
         for block in range(disk.bytes // DISK_BLOCK_BYTES):
             if is_set(disk.touched, block):
                 memset(disk.memory + block * DISK_BLOCK_BYTES, 0, DISK_BLOCK_BYTES)
         memset(disk.touched, 0, bits_bytes(disk))
+    if disk.tainted is not NULL:
         memset(disk.tainted, 0, bits_bytes(disk))
+    if disk.summed is not NULL:
+        memset(disk.summed, 0, bits_bytes(disk))
     give_up(disk.memory, disk.bytes, True)
     give_up(disk.touched, bits_bytes(disk), True)
     give_up(disk.tainted, bits_bytes(disk), True)
+    give_up(disk.summed, bits_bytes(disk), True)
+    give_up(disk.sums, disk.bytes // DISK_BLOCK_BYTES * sizeof(uint32_t), False)
     give_up(disk.settled, disk.bytes // DISK_BLOCK_BYTES, True)
     give_up(disk.undo, disk.capacity * sizeof(Undo), False)
     give_up(disk.undone, disk.capacity * DISK_BLOCK_BYTES, False)
@@ -158,7 +168,7 @@ cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset
             data += DISK_BLOCK_BYTES
         else:
             memset(disk.memory + block * DISK_BLOCK_BYTES, 0, DISK_BLOCK_BYTES)
-        set_bit(disk.touched, block)
+        changes(disk, block)
         clear(disk.tainted, block)
         block += 1
 
@@ -196,7 +206,7 @@ cdef void put_sectors(Disk* disk, const char* data, uint64_t bytes, uint64_t off
     for sector in range(sectors):
         if sector % BLOCK_SECTORS == 0:
             keep(disk, (offset + sector * SECTOR_BYTES) // DISK_BLOCK_BYTES)
-            set_bit(disk.touched, (offset + sector * SECTOR_BYTES) // DISK_BLOCK_BYTES)
+            changes(disk, (offset + sector * SECTOR_BYTES) // DISK_BLOCK_BYTES)
         if any_of_them and draw(chance) & 1 or not any_of_them and sector < first:
             memcpy(disk.memory + offset + sector * SECTOR_BYTES, data + sector * SECTOR_BYTES, SECTOR_BYTES)
 
@@ -216,7 +226,7 @@ cdef uint64_t another_place(Disk* disk, Chance* chance, uint32_t bytes, uint64_t
 cdef void rot(Disk* disk, Injector* injector, int64_t time_ns, uint32_t bytes, uint64_t offset) noexcept nogil:
     cdef uint64_t form = below(&injector.chance, 4), at = offset + below(&injector.chance, bytes)
     cdef uint64_t unit = SECTOR_BYTES if form == 2 else DISK_BLOCK_BYTES, i
-    set_bit(disk.touched, at // DISK_BLOCK_BYTES)
+    changes(disk, at // DISK_BLOCK_BYTES)
     if form < 2:
         unit = 1
         disk.memory[at] ^= <char>(1 << below(&injector.chance, 8))
@@ -231,7 +241,7 @@ cdef void rot(Disk* disk, Injector* injector, int64_t time_ns, uint32_t bytes, u
 cdef void disk_mark_damaged(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil:
     cdef uint64_t block
     for block in range(offset // DISK_BLOCK_BYTES, (offset + bytes + DISK_BLOCK_BYTES - 1) // DISK_BLOCK_BYTES):
-        set_bit(disk.touched, block)
+        changes(disk, block)
     disk_taint(disk, offset, bytes)
 
 
@@ -247,6 +257,14 @@ cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nog
         if is_set(disk.tainted, block):
             return True
     return False
+
+
+cdef uint32_t disk_sum(Disk* disk, uint64_t offset) noexcept nogil:
+    cdef uint64_t block = offset // DISK_BLOCK_BYTES
+    if not is_set(disk.summed, block):
+        disk.sums[block] = crc32c(disk.memory + offset, DISK_BLOCK_BYTES)
+        set_bit(disk.summed, block)
+    return disk.sums[block]
 
 
 # ---------------------------------------------------------------------- power cuts
@@ -296,6 +314,8 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
                 memset(memory + sector * SECTOR_BYTES, 0, SECTOR_BYTES)
             else:
                 memcpy(memory + sector * SECTOR_BYTES, disk.undone + place * DISK_BLOCK_BYTES + sector * SECTOR_BYTES, SECTOR_BYTES)
+        if restored:
+            clear(disk.summed, undo.block)
         if restored and undo.tainted:
             set_bit(disk.tainted, undo.block)
     while disk.tail < disk.head:
@@ -313,7 +333,7 @@ cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* 
     for block in range(bytes // DISK_BLOCK_BYTES):
         for sector in range(BLOCK_SECTORS):
             if kept(cut, position[0], disk.writes, sector):
-                set_bit(disk.touched, first + block)
+                changes(disk, first + block)
                 memcpy(disk.memory + offset + block * DISK_BLOCK_BYTES + sector * SECTOR_BYTES,
                        data + block * DISK_BLOCK_BYTES + sector * SECTOR_BYTES, SECTOR_BYTES)
         position[0] += 1
@@ -342,6 +362,11 @@ cdef inline void set_bit(uint64_t* bits, uint64_t at) noexcept nogil:
 cdef inline void clear(uint64_t* bits, uint64_t at) noexcept nogil:
     if is_set(bits, at):                 # else a page of a bitmap that holds nothing would be touched
         bits[at // 64] &= ~(<uint64_t>1 << (at % 64))
+
+
+cdef inline void changes(Disk* disk, uint64_t block) noexcept nogil:
+    set_bit(disk.touched, block)
+    clear(disk.summed, block)
 
 
 cdef inline uint64_t bits_bytes(const Disk* disk) noexcept nogil:

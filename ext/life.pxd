@@ -69,6 +69,7 @@ cdef class Life:
     # what was drawn
     cdef int store_count
     cdef uint32_t regions
+    cdef uint64_t journal_bytes      # of one half
     cdef uint64_t leaves[REGIONS_MAX]
     cdef uint32_t weights[KINDS]
     cdef uint32_t weight

@@ -89,6 +89,7 @@ cdef class Simulation(Life):
         for i in range(self.store_count):
             if self.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or self.draw(2)), [4, 32, 256][self.draw(3)] * <uint64_t>(1 << 18)) != i:
                 raise MemoryError("no memory for a device")
+        self.journal_bytes = [256, 256, 256, 1024][self.draw(4)] << 10      # short ones go from one half to the other
         self.regions = [1, 2, 4, 8, 12, 16][self.draw(6)]
         spread = [1, 1, 1, 3, 300, 70000][self.draw(6)]          # leaves between two regions, at most
         for i in range(self.regions):
@@ -160,8 +161,9 @@ cdef class Simulation(Life):
         while self.cloning and self.tenant_count < TENANTS:
             self.make_tenant()
         self.drawn = {
-            "stores": self.store_count, "volatile": bool(volatile), "regions": self.regions, "spread": spread, "depth": self.depth, "size_max": self.size_max,
-            "odd": self.odd, "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
+            "stores": self.store_count, "journal_bytes": self.journal_bytes, "volatile": bool(volatile), "regions": self.regions, "spread": spread,
+            "depth": self.depth, "size_max": self.size_max, "odd": self.odd,
+            "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
             "power": self.power, "stops": self.stops, "hurried": self.hurried, "unverified": self.unverified, "per_life": self.per_life,
             "by_clients": self.by_clients, "clients_most": self.clients_most, "network_ns": self.world.latencies["network_ns"], "faults": self.faults,
             "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
@@ -251,6 +253,7 @@ cdef class Simulation(Life):
         for i in range(self.store_count):
             memset(&superblock, 0, sizeof(superblock))
             plan_store(&superblock, DEVICE_BYTES_MIN)
+            superblock.journal_bytes = self.journal_bytes
             memcpy(superblock.cluster, self.cluster, 16)
             superblock.device[0] = 1 + i
             superblock.tier = TIER_NVME

@@ -6,7 +6,7 @@
 #   - an operation wakes the task that waits for exactly it; one that ends earlier is remembered by its `next` field pointing to itself;
 #   - stacks are kept for reuse; the thread that polls owns them.
 #
-# A fiber is a ucontext: two signal-mask calls a switch, which is nothing beside the I/O that a task waits for.
+# A fiber begins as a ucontext and is switched by _setjmp and _longjmp: swapcontext asks the kernel for the signal mask each time.
 
 from libc.stdint cimport int64_t
 
@@ -15,6 +15,7 @@ from iomesh.engine.io cimport Operation
 
 cdef extern from *:
     r"""
+    #include <setjmp.h>
     #include <sys/mman.h>
     #include <ucontext.h>
     #include <stdlib.h>
@@ -31,7 +32,9 @@ cdef extern from *:
     #endif
 
     typedef struct Fiber {
-        ucontext_t context, caller;             /* its own, and whoever switched to it */
+        ucontext_t beginning;                   /* where it has not been entered yet */
+        jmp_buf place, caller;                  /* where it was left, and whoever switched to it */
+        int entered;
         struct Fiber* outer;                    /* the task that was running when this one was switched to */
         struct Fiber* idle_next;
         struct Fiber* older;                    /* of all that this thread made */
@@ -51,6 +54,10 @@ cdef extern from *:
     static __thread Fiber* fiber_idle;
     static __thread Fiber* fiber_newest;
 
+    static void fiber_switch(jmp_buf from, jmp_buf to) {
+        if (_setjmp(from) == 0) _longjmp(to, 1);
+    }
+
     static void fiber_main(void) {
         Fiber* self = fiber_current;
         ARRIVE(NULL, &self->caller_stack, &self->caller_stack_bytes);
@@ -58,17 +65,24 @@ cdef extern from *:
             self->result = self->body(self->argument);
             self->over = 1;
             LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
-            swapcontext(&self->context, &self->caller);
+            fiber_switch(self->place, self->caller);
             ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
         }
     }
 
     static void fiber_begin(Fiber* fiber) {
-        getcontext(&fiber->context);
-        fiber->context.uc_stack.ss_sp = fiber->stack;
-        fiber->context.uc_stack.ss_size = TASK_STACK_BYTES;
-        fiber->context.uc_link = NULL;
-        makecontext(&fiber->context, fiber_main, 0);
+        getcontext(&fiber->beginning);
+        fiber->beginning.uc_stack.ss_sp = fiber->stack;
+        fiber->beginning.uc_stack.ss_size = TASK_STACK_BYTES;
+        fiber->beginning.uc_link = NULL;
+        makecontext(&fiber->beginning, fiber_main, 0);
+        fiber->entered = 0;
+    }
+
+    static void fiber_go_on(Fiber* fiber) {
+        if (fiber->entered) { fiber_switch(fiber->caller, fiber->place); return; }
+        fiber->entered = 1;
+        if (_setjmp(fiber->caller) == 0) setcontext(&fiber->beginning);
     }
 
     static Fiber* fiber_new(void) {
@@ -104,7 +118,7 @@ cdef extern from *:
         fiber_current = fiber;
         void* fake = NULL; (void)fake;
         LEAVE(&fake, fiber->stack, TASK_STACK_BYTES);
-        swapcontext(&fiber->caller, &fiber->context);
+        fiber_go_on(fiber);
         ARRIVE(fake, NULL, NULL);
         fiber_current = fiber->outer;
         if (!fiber->over) return 0;
@@ -117,7 +131,7 @@ cdef extern from *:
     static void fiber_leave(void) {
         Fiber* self = fiber_current;
         LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
-        swapcontext(&self->context, &self->caller);
+        fiber_switch(self->place, self->caller);
         ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
     }
     """

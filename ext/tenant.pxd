@@ -100,7 +100,7 @@ cdef class Tenant:
     cdef Recovery recovery
     cdef Cleaner cleaner
     cdef Clients clients             # None: all requests are given to the volume, with no door between
-    cdef Volume reading              # a snapshot, one at a time
+    cdef Volume reading              # a snapshot, one at a time; None: this life has none
     cdef uint32_t tasks              # control tasks of it under way
     cdef uint32_t changes            # ... that change its history
     cdef bint open                   # it is recovered, and not closed
@@ -137,6 +137,7 @@ cdef class Tenant:
     cdef Going going
 
     cdef object settle_in(self)      # in a new process: everything that an open volume consists of; it is not open yet
+    cdef object make_reading(self)
     cdef object move_out(self)       # the process is gone
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
     cdef void begin_task(self) noexcept nogil

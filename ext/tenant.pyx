@@ -16,7 +16,7 @@ from iomesh.engine.history cimport branch_off, restore_volume, walk_dying
 from iomesh.engine.io cimport Operation
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES, Judge, fill
 from iomesh.engine.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
-from iomesh.engine.life cimport FLUSH, KINDS, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, TENANTS, VERIFY, WRITE, ZERO, Life, Slot
+from iomesh.engine.life cimport FLUSH, KINDS, MARK, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, SNAPSHOT, TENANTS, VERIFY, WRITE, ZERO, Life, Slot
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbdwire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FUA
@@ -84,11 +84,8 @@ cdef class Tenant:
             self.clients.owner = <void*>self
             self.clients.answered = call_answered
             self.clients.vanished = call_vanished
-        self.reading = Volume(self.record.id[:16], life.reactor, life.pool, None, Map(life.cache, life.io, self.segments), self.segments, 1)
-        self.reading.counters = self.reading.reader.counters = life.counters
-        self.reading.latencies = life.histograms
-        self.reading.engine = <void*>self
-        self.reading.on_event = told
+        if life.weights[<int>SNAPSHOT] or life.weights[<int>MARK]:
+            self.make_reading()
         self.moving_sequence = 0
         self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
         self.open = self.between = self.planned = self.changing = self.wants_in = False
@@ -97,6 +94,14 @@ cdef class Tenant:
         self.tree = None
         self.leaving = STAYS
         memset(&self.changed, 0, sizeof(self.changed))
+
+    cdef object make_reading(self):
+        cdef Life life = self.life
+        self.reading = Volume(self.record.id[:16], life.reactor, life.pool, None, Map(life.cache, life.io, self.segments), self.segments, 1)
+        self.reading.counters = self.reading.reader.counters = life.counters
+        self.reading.latencies = life.histograms
+        self.reading.engine = <void*>self
+        self.reading.on_event = told
 
     cdef object move_out(self):
         self.open = False

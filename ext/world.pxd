@@ -62,6 +62,7 @@ cdef class World:
     # The judge's. A block is tainted if a lost write, a misdirected one or rot hit it since it was last written whole.
     cdef bint tainted(self, int device, uint64_t offset, uint64_t bytes) noexcept nogil
     cdef char* contents(self, int device) noexcept nogil         # what reads would find, caches and all
+    cdef uint32_t sum_of(self, int device, const char* block) noexcept nogil     # the CRC-32C of a block among them
     cdef bint advance(self, int64_t until_ns) noexcept nogil     # to the next event, not beyond; False: none until then
 
     # the faces'

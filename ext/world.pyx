@@ -27,8 +27,7 @@ from iomesh.engine.chance cimport below, draw, seed_chance, stirred
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.disk cimport (
     DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_free, disk_land, disk_make,
-    disk_mark_damaged, disk_put, disk_read,
-    disk_tainted, disk_write,
+    disk_mark_damaged, disk_put, disk_read, disk_sum, disk_tainted, disk_write,
 )
 from iomesh.engine.faults cimport (
     CLOCK_JUMP, FAULTS_KEPT, FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord, record_fault, strikes,
@@ -198,6 +197,9 @@ cdef class World:
 
     cdef char* contents(self, int device) noexcept nogil:
         return self.disks[device].memory
+
+    cdef uint32_t sum_of(self, int device, const char* block) noexcept nogil:
+        return disk_sum(&self.disks[device], block - self.disks[device].memory)
 
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil:
         return self.network.connect(face_a, face_b, a, b)
