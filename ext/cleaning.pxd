@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Operation
+from iomesh.engine.layout cimport BLOCK_BYTES, FOOTER_BLOCKS_MAX, Footer
 from iomesh.engine.map cimport Map
 from iomesh.engine.request cimport Request
 from iomesh.engine.segments cimport Segment
@@ -38,9 +39,14 @@ cdef struct Cleaned:                 # what became of the segments that were ask
     uint64_t freed_blocks            # at once, by compaction
     int error                        # the last one: a negative errno
 
+cdef struct PlannedFooter:
+    Footer footer
+    char table[(FOOTER_BLOCKS_MAX - 1) * BLOCK_BYTES]
+
 cdef struct Plan:                    # of one segment, and one hand
     Plan* next                       # of those that are idle
     Segment* segment
+    PlannedFooter* footer            # its
     uint64_t words[256]              # a bit per block of the segment, 1: it lives
     uint32_t live                    # those that live
     uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
@@ -73,11 +79,11 @@ cdef class Cleaner:                  # of one volume
     cdef Plan* plans                 # one for each hand
     cdef Plan* idle                  # those of hands that are free ...
     cdef Waiters hands_free          # ... which calls wait for
-    cdef char* footer                # a segment's footer and its table
+    cdef PlannedFooter* footers      # one for each plan
     cdef Map head                    # the volume's own
     cdef Map durable                 # as of the newest checkpoint
     cdef Map past                    # of a snapshot
-    cdef bint deriving               # a hand is: the footer and the trees are its
+    cdef bint deriving               # a hand is: the trees are its
     cdef Waiters derived             # who waits for its end
     cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
 
@@ -90,7 +96,7 @@ cdef class Cleaner:                  # of one volume
     cdef bint cleanable(self, const Segment* segment) noexcept nogil
     cdef int derive_now(self, Plan* plan) noexcept nogil
     cdef int derive(self, Plan* plan) noexcept nogil
-    cdef int read_footer(self, const Segment* segment) noexcept nogil
+    cdef int read_footer(self, Plan* plan) noexcept nogil
     cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil
     cdef void list_live(self, Plan* plan) noexcept nogil
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil

@@ -21,7 +21,7 @@
 #     the look is thrown away;
 #   - nothing is given up while a snapshot's trees are being compared (Segments.reclaim_holds);
 #   - a few segments are being cleaned at once, of all calls together (HANDS), so that one is read while another is written or made stable; only
-#     the look is one's alone: the trees and the footer are in one place;
+#     the look is one's alone: the trees are in one place;
 #   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
 #
 # Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
@@ -81,16 +81,17 @@ cdef class Cleaner:
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
         self.plans = <Plan*>calloc(HANDS, sizeof(Plan))
-        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, FOOTER_BLOCKS_MAX * BLOCK_BYTES):
+        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, HANDS * sizeof(PlannedFooter)):
             raise MemoryError("no memory for cleaning")
-        self.footer = <char*>memory
+        self.footers = <PlannedFooter*>memory
         for i in range(HANDS):
+            self.plans[i].footer = &self.footers[i]
             self.plans[i].next = self.idle
             self.idle = &self.plans[i]
 
     def __dealloc__(self):
         release(self.plans)
-        release(self.footer)
+        release(self.footers)
 
     # ------------------------------------------------------------------ what there is
 
@@ -171,15 +172,16 @@ cdef class Cleaner:
         wake_one(&self.hands_free, 0)
 
     cdef void clean_segment(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
-        cdef uint64_t snapshots
-        cdef int error
-        while self.deriving:
-            wait_in(&self.derived)
-        self.deriving = True
-        snapshots = self.volume.snapshots.version
-        error = self.derive_now(plan)
-        self.deriving = False
-        wake_one(&self.derived, 0)
+        cdef uint64_t snapshots = 0
+        cdef int error = self.read_footer(plan)
+        if error == 0:
+            while self.deriving:
+                wait_in(&self.derived)
+            self.deriving = True
+            snapshots = self.volume.snapshots.version
+            error = self.derive_now(plan)
+            self.deriving = False
+            wake_one(&self.derived, 0)
         if error == 0:
             error = self.make_stable()
         if error == 0 and (is_history_changing(self.volume) or self.volume.snapshots.version != snapshots):
@@ -207,13 +209,13 @@ cdef class Cleaner:
         return error
 
     cdef int derive(self, Plan* plan) noexcept nogil:
-        """0, or a negative errno: -EIO, -EUCLEAN when the footer or a map cannot be read, -ESHUTDOWN."""
+        """From a footer that was read. 0, or a negative errno: -EIO, -EUCLEAN when a map cannot be read, -ESHUTDOWN."""
         cdef Segment* segment = plan.segment
         cdef Snapshot* parent
         cdef SnapshotEntry* entry
         cdef Era era
         cdef uint32_t i = 0
-        cdef int result = self.read_footer(segment)
+        cdef int result = 0
         memset(plan.words, 0, sizeof(plan.words))
         plan.live = 0
         self.durable.forget()
@@ -250,8 +252,8 @@ cdef class Cleaner:
     cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil:
         """Marks what a tree has of what was born in its era: data by one map, nodes by another. 0, or a negative errno as above."""
         cdef Segment* segment = plan.segment
-        cdef Footer* footer = <Footer*>self.footer
-        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef const Footer* footer = &plan.footer.footer
+        cdef const Entry* table = <const Entry*>plan.footer.table
         cdef const Entry* entry
         cdef const Entry* later
         cdef uint64_t first = <uint64_t>segment.number << 32, address
@@ -291,8 +293,8 @@ cdef class Cleaner:
 
     cdef void list_live(self, Plan* plan) noexcept nogil:
         """Where the first of those are that live, in the order of the segment."""
-        cdef Footer* footer = <Footer*>self.footer
-        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef const Footer* footer = &plan.footer.footer
+        cdef const Entry* table = <const Entry*>plan.footer.table
         cdef Listed read
         cdef uint32_t listed = 0
         cdef const Entry* entry
@@ -305,17 +307,18 @@ cdef class Cleaner:
                 listed += 1
             entry = next_listed(footer, table, &read)
 
-    cdef int read_footer(self, const Segment* segment) noexcept nogil:
-        cdef Footer* footer = <Footer*>self.footer
-        cdef const Replica* replica = segment.replica
-        cdef int result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, self.footer)
+    cdef int read_footer(self, Plan* plan) noexcept nogil:
+        """0, or -EIO, -EUCLEAN."""
+        cdef const Replica* replica = plan.segment.replica
+        cdef Footer* footer = &plan.footer.footer
+        cdef int result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, <char*>footer)
         if result == 0 and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks):
             result = -EUCLEAN
         if result == 0 and footer.table_blocks >= FOOTER_BLOCKS_MAX:
             result = -EUCLEAN
         if result == 0:
-            result = self.head.cache.bitmaps.read(replica, replica.footer_block + 1, footer.table_blocks, self.footer + BLOCK_BYTES)
-        if result == 0 and not footer_table_valid(footer, <Entry*>(self.footer + BLOCK_BYTES)):
+            result = self.head.cache.bitmaps.read(replica, replica.footer_block + 1, footer.table_blocks, plan.footer.table)
+        if result == 0 and not footer_table_valid(footer, <const Entry*>plan.footer.table):
             result = -EUCLEAN
         return result
 

@@ -874,7 +874,9 @@ cdef bint compare_derived(Simulation life, Tenant tenant) noexcept nogil:
         if tenant.cleaner.cleanable(segment):
             plan.segment = segment
             segment.cleaning = True
-            result = tenant.cleaner.derive(plan)
+            result = tenant.cleaner.read_footer(plan)
+            if result == 0:
+                result = tenant.cleaner.derive(plan)
             segment = tenant.volume.segments.find(number)
             segment.cleaning = False
             if tenant.volume.log.committed != committed or tenant.volume.snapshots.version != snapshots or tenant.volume.checkpoints.sequence != checkpoint:
