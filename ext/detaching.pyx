@@ -125,7 +125,7 @@ cdef void forget_marks(Tenant tenant) noexcept nogil:
         if is_mark(tenant, &tenant.shots[i]) and inherits(tenant, &tenant.shots[i]):
             newest = max(newest, sequence_of(tenant, &tenant.shots[i]))
     if newest and newest_mark(tenant) == newest:         # all of them: the window begins anew
-        begun = mark_now(tenant)
+        begun = mark_now(tenant, True)
     for i in range(SHOTS, SHOTS_AND_MARKS):
         if begun and newest and is_mark(tenant, &tenant.shots[i]) and sequence_of(tenant, &tenant.shots[i]) <= newest:
             drop_mark(tenant, &tenant.shots[i])

@@ -27,6 +27,7 @@ class Pointer(NamedTuple):
     block: int
     crc: int
 
+SNAPSHOTS_MAX: int
 SEGMENT_ROW: np.dtype[Any]
 SEALED_ROW: np.dtype[Any]
 
@@ -107,7 +108,7 @@ class Engine:
     def volume_state(self, volume: bytes) -> dict[str, Any]:
         """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks", "inherited_blocks",
         "head_parent" (the snapshot that it grew from, an id or None), "map_root", "connections",
-        "log_bytes_since_checkpoint", ...}: now, no ticket."""
+        "log_bytes_since_checkpoint", "no_space" (writes wait, or are refused), "space_is_coming" (then they wait), ...}: now, no ticket."""
     def space(self, volume: bytes) -> int:
         """Answers what it takes and what for, of one moment (docs/space.md): {"mapped_bytes", of them "exclusive_bytes", "shared_bytes",
         "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes", "pinned_bytes", "map_bytes", "log_bytes", "ahead_bytes",
@@ -155,11 +156,12 @@ class Engine:
         """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
 
     # snapshots
-    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False) -> int:
+    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False, urgent: bool = False) -> int:
         """(volume, snapshot's id, name) each: all at one instant. Answers {"snapshots": [{"volume", "id", "sequence", "time_ns"}]} once
         they are durable. With an error none was made. EEXIST: an id or a name is taken, ENOSPC: no room, in
-        the table (4096) or on the device; EBUSY: the volume is unsettled, which only a mark ends. mark: they are marks of the restore
-        window; behind the oldest one the log is kept whole."""
+        the table (SNAPSHOTS_MAX), or on the device, where one of the volumes has "no_space"; EBUSY: the volume is unsettled, which only a
+        mark ends. mark: they are marks of the restore window; behind the oldest one the log is kept whole. urgent: also without space,
+        from what is kept for getting some back: for marks in the place of others, and those that settle a volume."""
     def unmark_snapshot(self, volume: bytes, id: bytes) -> int:
         """A mark is a snapshot like others from now on. Answers None once that is durable. ENOENT."""
     def delete_snapshot(self, volume: bytes, id: bytes) -> int:
@@ -179,7 +181,8 @@ class Engine:
     ) -> int:
         """The volume is what it was in the snapshot, at the size that it has; what it was until now is a snapshot of this id and name, or
         given back (discard). Answers None once that is durable. After an error, or a crash before the answer, it is wholly what it was or
-        what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST.
+        what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST;
+        ENOSPC: as for create_snapshots, but for what is to be discarded.
         mark: (id, name) of one that is made of what it is then, with it or not at all. unsettled: nobody connects until another mark is
         made; as long as volume_state tells "unsettled", the id of `before`, whoever opens the volume takes it back there."""
     def retrace(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:

@@ -30,8 +30,8 @@ from iomesh.engine.io cimport Operation
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES_MAX, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SnapshotEntry, Superblock,
-    VOLUME_BYTES_MAX as VOLUME_MAX)
+    SLAB_BYTES_MAX, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
+    SNAPSHOTS_MAX as SNAPSHOTS_MOST, SnapshotEntry, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
 from iomesh.engine.log cimport Log
 from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbd cimport NbdConnection
@@ -79,6 +79,7 @@ BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
 SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # a C enum counts as an int
+SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, with the marks of its restore window
 DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
@@ -587,7 +588,7 @@ cdef class Engine:
 
     # ------------------------------------------------------------------ snapshots
 
-    def create_snapshots(self, snapshots, *, bint mark=False):
+    def create_snapshots(self, snapshots, *, bint mark=False, bint urgent=False):
         cdef Command* command
         cdef Making* makings
         cdef _Open opened
@@ -610,6 +611,7 @@ cdef class Engine:
             makings[i].volume = <void*>opened.volume
             name_wish(&makings[i].wish, id, name)
             makings[i].wish.entry.flags = SNAPSHOT_MARK if mark else 0
+            makings[i].urgent = urgent
         return self.post(command)
 
     def delete_snapshot(self, bytes volume, bytes id):
@@ -790,7 +792,8 @@ cdef class Engine:
             "snapshots": it.snapshots.count, "unsettled": unsettled_before(it),
             "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
-            "no_space": bool(it.log.tails.no_space), "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
+            "no_space": bool(it.log.tails.no_space), "space_is_coming": bool(it.log.tails.space_is_coming()),
+            "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters

@@ -13,8 +13,12 @@
 # to be kept is a `before` that is hidden from its beginning: nothing goes on from it, so it dies with the second checkpoint, and what it
 # alone had comes back as with any deletion. The second checkpoint may also make a mark of what the volume is then: the restore window's history
 # goes on from there.
+#
+# While writes wait for space or are refused, nothing is made that stays: its checkpoint would take from the reserve (store.pyx), and what it pins
+# does not come back, so that a few of them would leave no room for what gets space back. What is made in the place of something else, or to be
+# given up at once, is *urgent*.
 
-from libc.errno cimport EBUSY, ENOENT, ESHUTDOWN
+from libc.errno cimport EBUSY, ENOENT, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -72,17 +76,27 @@ cdef int64_t claim_step(void* argument) noexcept nogil:
 
 cdef int claim(Volume volume, Making* making) noexcept nogil:
     cdef int result = -ESHUTDOWN if volume.closing else volume.checkpoints.claim()
-    if result == 0 and volume.snapshots.unsettled() is not NULL and not making.wish.entry.flags & SNAPSHOT_MARK:
-        volume.checkpoints.let_go()
-        result = -EBUSY                                  # it would be of half a restore, and end the restore as if it were whole
     if result < 0:
         return result
-    result = volume.snapshots.wish(&making.wish)
+    result = objection(volume, making)
+    if result == 0:
+        result = volume.snapshots.wish(&making.wish)
     if result < 0:
         volume.checkpoints.let_go()
         return result
     making.claimed = True
     return 0
+
+
+cdef int objection(Volume volume, const Making* making) noexcept nogil:
+    """Why it is not made now: a negative errno; 0: it is."""
+    if volume.snapshots.unsettled() is not NULL and not making.wish.entry.flags & SNAPSHOT_MARK:
+        return -EBUSY                                    # it would be of half a restore, and end the restore as if it were whole
+    return 0 if making.urgent else lack_of_space(volume)
+
+
+cdef int lack_of_space(Volume volume) noexcept nogil:
+    return -ENOSPC if volume.log.tails.no_space and not planted(b"snapshot_without_space") else 0
 
 
 cdef int64_t begin_drain_step(void* argument) noexcept nogil:
@@ -195,7 +209,9 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noe
     if unsettled is not NULL and not planted(b"half_undone_served"):     # and stays so until the second checkpoint: a crash may come between the two
         before.entry.flags |= SNAPSHOT_MARK | SNAPSHOT_UNSETTLED
         memcpy(before.entry.before, unsettled.entry.before, 16)
-    result = volume.snapshots.wish(before)
+    result = 0 if before.entry.flags & SNAPSHOT_HIDDEN else lack_of_space(volume)
+    if result == 0:
+        result = volume.snapshots.wish(before)
     if result < 0:
         return result
     snapshot.readers += 1                                # it stays meanwhile

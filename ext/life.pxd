@@ -126,6 +126,7 @@ cdef class Life:
     cdef readonly uint64_t detached  # clones that are none any more
     cdef readonly uint64_t rewinds   # to moments
     cdef readonly uint64_t undone    # restores to moments
+    cdef readonly uint64_t unmade    # snapshots that were refused for want of space
     cdef readonly uint64_t refusals  # beginnings that ended with one: devices failed, or were damaged
     cdef readonly uint64_t damages   # blocks
     cdef readonly uint64_t astray    # writes that were lost, or arrived elsewhere

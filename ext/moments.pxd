@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from iomesh.engine.tenant cimport Moment, Shot, Tenant
 
 cdef void begin_mark(Tenant tenant) noexcept nogil       # makes one, or lets some go
-cdef bint mark_now(Tenant tenant) noexcept nogil         # in a task; False: it could not be made
+cdef bint mark_now(Tenant tenant, bint urgent) noexcept nogil            # in a task; False: it could not be made
 cdef bint drop_mark(Tenant tenant, Shot* shot) noexcept nogil            # in a task; one that a clone stands on stays, as a snapshot like others
 cdef void begin_moment(Tenant tenant) noexcept nogil     # it is kept in mind, once nothing is under way
 cdef void keep_moment(Tenant tenant) noexcept nogil      # ... now

@@ -15,7 +15,7 @@ from iomesh.engine.shots cimport drop_snapshot, hide_wish, name_wish
 from iomesh.engine.snapshots cimport Snapshot, Wish, same_id
 from iomesh.engine.task cimport start
 from iomesh.engine.tenant cimport (
-    GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going)
+    GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going, Shortages)
 
 cdef enum:
     SPARE_MARKS = 4                  # of those that there may be: for restores, and what undoes them
@@ -48,18 +48,19 @@ cdef void keep_window(Tenant tenant) noexcept nogil:
         if tenant.shots[i].state == SHOT_MADE and tenant.shots[i].unmarked and tenant.clones(tenant.shots[i].id) == 0:
             drop_mark(tenant, &tenant.shots[i])
     if marks == 0 or (marks < SHOTS_AND_MARKS - SHOTS - SPARE_MARKS and tenant.life.draw(3) and not tenant.shortening):
-        mark_now(tenant)
+        mark_now(tenant, False)
         return
     if marks == 1:
-        dropped = mark_now(tenant)                       # else there would be no window
+        dropped = mark_now(tenant, True)                 # else there would be no window
     for _i in range(1 if tenant.life.draw(8) else marks):
         dropped = dropped and drop_mark(tenant, oldest_mark(tenant))
     forget_unreachable(tenant)
     tenant.shortening = False
 
 
-cdef bint mark_now(Tenant tenant) noexcept nogil:
+cdef bint mark_now(Tenant tenant, bint urgent) noexcept nogil:
     cdef Shot* shot = tenant.free_mark()
+    cdef Shortages shortages = tenant.shortages()
     cdef int result
     if shot is NULL:
         return False
@@ -68,7 +69,10 @@ cdef bint mark_now(Tenant tenant) noexcept nogil:
     shot.making.volume = <void*>tenant.volume
     name_wish(&shot.making.wish, shot)
     shot.making.wish.entry.flags = SNAPSHOT_MARK
+    shot.making.urgent = urgent
     result = make_snapshots(tenant.life.reactor, &shot.making, 1)
+    if not urgent:
+        tenant.judge_making(shortages, result)
     has_made(tenant, shot, result == 0)
     tenant.life.note(b"mark %lld of volume %lld is made: error %lld", shot.number, tenant.number, -result)
     tenant.life.fail(b"making a mark", result)
@@ -268,6 +272,7 @@ cdef int stand_upon(Tenant tenant, Shot* begin, Shot* before) noexcept nogil:
     cdef Shot* unsettled = tenant.free_mark()
     cdef Wish wish
     cdef Wish mark
+    cdef Shortages shortages = tenant.shortages()
     cdef int result
     memset(&wish, 0, sizeof(Wish))
     memset(&mark, 0, sizeof(Wish))
@@ -279,6 +284,7 @@ cdef int stand_upon(Tenant tenant, Shot* begin, Shot* before) noexcept nogil:
     mark.entry.flags = SNAPSHOT_MARK | SNAPSHOT_UNSETTLED
     memcpy(mark.entry.before, wish.entry.id, 16)
     result = tenant.go_back(begin.id, &wish, &mark)
+    tenant.judge_making(shortages, result)
     has_made(tenant, unsettled, result == 0)
     has_made(tenant, before, result == 0)
     if result < 0 and wish.made:                         # it is given up again, and may still be there after the next beginning
@@ -310,6 +316,7 @@ cdef bint settle(Tenant tenant, Going* going) noexcept nogil:
     shot.making.volume = <void*>tenant.volume
     name_wish(&shot.making.wish, shot)
     shot.making.wish.entry.flags = SNAPSHOT_MARK
+    shot.making.urgent = True
     result = make_snapshots(tenant.life.reactor, &shot.making, 1)
     has_made(tenant, shot, result == 0)
     tenant.life.fail(b"settling", result)

@@ -2,7 +2,8 @@
 
 from iomesh.engine.snapshots cimport Wish
 from iomesh.engine.tenant cimport (
-    GOING_BACK, GOING_NOWHERE, GOING_WAITS, SHOT_DELETING, SHOT_MADE, SHOT_MAKING, SHOT_NONE, SHOT_UNKNOWN, SHOTS, SHOTS_AND_MARKS, Going, Making, Shot, Tenant)
+    GOING_BACK, GOING_NOWHERE, GOING_WAITS, SHOT_DELETING, SHOT_MADE, SHOT_MAKING, SHOT_NONE, SHOT_UNKNOWN, SHOTS, SHOTS_AND_MARKS, Going, Making,
+    Shortages, Shot, Tenant)
 
 cdef void begin_with_snapshots(Tenant tenant, int kind) noexcept nogil       # SNAPSHOT, DELETE, LOOK or RESTORE, if there is one for it
 cdef bint begin_restore(Tenant tenant) noexcept nogil

@@ -92,11 +92,13 @@ cdef int64_t snapshot_body(void* argument) noexcept nogil:
 
 
 cdef void make_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
+    cdef Shortages shortages = tenant.shortages()
     cdef int result
     memset(&shot.making, 0, sizeof(Making))
     shot.making.volume = <void*>tenant.volume
     name_wish(&shot.making.wish, shot)
     result = make_snapshots(tenant.life.reactor, &shot.making, 1)
+    tenant.judge_making(shortages, result)
     tenant.end_change()
     shot.state = SHOT_NONE
     if result == 0:
@@ -116,7 +118,10 @@ cdef int64_t restore_body(void* argument) noexcept nogil:
 cdef void restore(Tenant tenant) noexcept nogil:
     """As engine.pyx has it done, when nobody is connected."""
     cdef Going* going = &tenant.going
+    cdef Shortages shortages = tenant.shortages()
     cdef int result = tenant.go_back(going.id, &going.wish, NULL if going.mark is NULL else &going.mark_wish)
+    if going.before is not NULL:
+        tenant.judge_making(shortages, result)
     tenant.end_change()
     if going.mark is not NULL:
         going.mark.state = SHOT_MADE if result == 0 else SHOT_NONE

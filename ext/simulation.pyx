@@ -634,7 +634,7 @@ cdef class Simulation(Life):
     def told(self):
         return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
                 "restores": self.restores, "clones": self.clones, "hidden": self.hidden, "drops": self.drops,
-                "rewinds": self.rewinds, "undone": self.undone, "detached": self.detached,
+                "rewinds": self.rewinds, "undone": self.undone, "unmade": self.unmade, "detached": self.detached,
                 "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
                 "failures": self.failures, "asked": self.asked, "vanished": self.vanished,

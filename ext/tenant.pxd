@@ -66,6 +66,10 @@ cdef struct Going:
     Wish mark_wish
     bint moved                       # the metadata service has been told: from now on the volume is what the target holds
 
+cdef struct Shortages:               # of space
+    uint64_t begun
+    bint now
+
 cdef enum Leaving:                   # of a volume that is to be deleted
     STAYS,
     IS_TO_LEAVE,                     # once nothing is under way
@@ -133,6 +137,7 @@ cdef class Tenant:
     cdef Moment moments[MOMENTS]
     cdef bint pausing                # nobody asks anything until nothing is under way: that is to be a moment
     cdef bint shortening             # its device is full, and its window becomes shorter
+    cdef uint64_t shortages_begun    # since it was opened
     cdef bint stuck                  # a restore could not be undone: nobody is served
     cdef Going going
 
@@ -176,6 +181,8 @@ cdef class Tenant:
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil
     cdef int go_back(self, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil     # as engine.pyx has it done; in a task
+    cdef Shortages shortages(self) noexcept nogil
+    cdef void judge_making(self, Shortages before, int result) noexcept nogil            # of a snapshot that was not urgent
     cdef void name_shot(self, Shot* shot) noexcept nogil
     cdef Shot* free_mark(self) noexcept nogil
     cdef uint32_t marks(self) noexcept nogil

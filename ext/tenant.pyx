@@ -88,6 +88,7 @@ cdef class Tenant:
             self.make_reading()
         self.moving_sequence = 0
         self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
+        self.shortages_begun = 0
         self.open = self.between = self.planned = self.changing = self.wants_in = False
         self.pausing = self.shortening = self.stuck = self.copying = self.wants_tree = False
         self.follows = NULL
@@ -257,6 +258,21 @@ cdef class Tenant:
         self.volume.restoring = False
         wake_all(&self.volume.restored, 0)
         return result
+
+    cdef Shortages shortages(self) noexcept nogil:
+        cdef Shortages so_far
+        so_far.begun = self.shortages_begun
+        so_far.now = self.log.tails.no_space
+        return so_far
+
+    cdef void judge_making(self, Shortages before, int result) noexcept nogil:
+        """None is made while there is no space, and none is refused for want of it while there is some."""
+        cdef Shortages after = self.shortages()
+        if result == 0 and before.now and after.now and before.begun == after.begun:
+            self.life.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
+        if result == -ENOSPC and not before.now and before.begun == after.begun:
+            self.life.fault(b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0)
+        self.life.unmade += result == -ENOSPC
 
     cdef void note_oldest_read(self) noexcept nogil:
         """Whoever looks at the volume as it was at some moment keeps the judge from forgetting what was there."""
@@ -560,8 +576,13 @@ cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexc
     elif kind == EVENT_DEVICE:
         (<Tenant>tenant).life.note(b"store %lld: error %lld", a, b, 0)
     elif kind == EVENT_NO_SPACE:
-        (<Tenant>tenant).life.hungry = True
-        (<Tenant>tenant).life.note(b"no space", 0, 0, 0)
+        has_no_space(<Tenant>tenant)
+
+
+cdef void has_no_space(Tenant tenant) noexcept nogil:
+    tenant.life.hungry = True
+    tenant.shortages_begun += 1
+    tenant.life.note(b"no space", 0, 0, 0)
 
 
 # ---------------------------------------------------------------------- the metadata service

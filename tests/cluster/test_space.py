@@ -1,19 +1,69 @@
-"""What `volume show` tells of space, of volumes that a daemon serves."""
+"""What `volume show` tells of space, of volumes that a daemon serves; and what is made and not made when there is none left."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import subprocess
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
 
 from iomesh.api.client import Client
-from iomesh.api.model import Space
+from iomesh.api.model import Snapshot, Space
+from iomesh.errors import InvalidArgument, NoSpace
 from support.daemon import MIB, Daemon
-from support.nbd import Connection
+from support.nbd import Connection, NbdError
 from support.trial import iomesh_command
 
 SIZE = 64 * MIB
+LARGE = 512 * MIB  # more than the device has
+HOUR = 3600
+REMEDY = "delete snapshots, shorten the restore window, trim or delete something, or add a device"
+REFUSED = f"volume db has no space left on the node's devices, and a snapshot would keep what has to come back: {REMEDY}"
+
+
+def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+
+
+async def write_until_full(client: Client, name: str, at: int = 0) -> int:
+    """Returns where ENOSPC came."""
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    while True:
+        assert at < LARGE, "the device never became full"
+        try:
+            await connection.write(at, name.encode()[:1] * MIB)
+        except NbdError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            await connection.close()
+            return at
+        at += MIB
+
+
+async def trim(client: Client, name: str, at: int, length: int) -> None:
+    connection = await Connection.connect((await client.export_volume(name)).uris[0])
+    for offset in range(at, at + length, MIB):
+        await connection.trim(offset, MIB)
+    await connection.close()
+
+
+async def once_there_is_space(make: Callable[[], Awaitable[list[Snapshot]]]) -> list[Snapshot]:
+    """It comes back behind what gave it up, and is asked for again until then."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await make()
+            except NoSpace:
+                await asyncio.sleep(0.1)
+
+
+async def names(client: Client, volume: str) -> list[str]:
+    return [one.name for one in await client.snapshots(volume, hidden=True)]
 
 
 async def write(client: Client, name: str, at: int, length: int) -> None:
@@ -72,3 +122,78 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
     assert re.search(r"^  inherited +15 MiB +from db@one", show("copy"), re.MULTILINE)
     assert "inherited" not in show("db")
     assert json.loads(show("db", "--json"))["space"]["shared_bytes"] == 12 * MIB
+
+
+async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_is(node: Daemon) -> None:
+    """However often it is asked for, of one volume or of several: nothing of the reserve goes, so deletion and trims get space back."""
+    async with node.client() as client:
+        await client.create_volume("db", LARGE)
+        await client.create_volume("wal", SIZE)
+        await write(client, "wal", 0, MIB)
+        full = await write_until_full(client, "db")
+        device = (await client.devices())[0]
+        for number in range(20):
+            with pytest.raises(NoSpace, match=f"^{REFUSED}$"):
+                await client.create_snapshots(["db"], f"number{number}")
+            with pytest.raises(NoSpace, match=f"^{REFUSED}$"):
+                await client.create_snapshots(["wal", "db"], f"group{number}")
+        done = iomesh(node, "snapshot", "create", "db", "monday")
+        assert (done.returncode, done.stderr) == (8, f"iomesh: {REFUSED}\n")
+        assert (await names(client, "db"), await names(client, "wal")) == ([], [])
+        assert (await client.devices())[0].free_bytes >= device.free_bytes - MIB, "the reserve was taken for what was not made"
+        await trim(client, "db", 0, full // 2)
+        made = await once_there_is_space(lambda: client.create_snapshots(["wal", "db"], "tuesday"))
+        assert [one.volume for one in made] == ["wal", "db"]
+
+
+async def test_without_space_a_volume_goes_back_if_what_it_is_is_discarded_and_snapshots_are_deleted(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", LARGE)
+        await write(client, "db", 0, 8 * MIB)
+        await client.create_snapshots(["db"], "monday")
+        await write_until_full(client, "db", 8 * MIB)
+        with pytest.raises(NoSpace, match=re.escape(f"come back: discard what the volume is now (`--discard`), {REMEDY}")):
+            await client.restore_volume("db", "monday")
+        assert await names(client, "db") == ["monday"]
+        done = iomesh(node, "volume", "restore", "db@monday")
+        assert (done.returncode, "discard what the volume is now" in done.stderr) == (8, True), done
+        assert (await space(client, "db")).mapped_bytes > 64 * MIB, "it is what it was"
+        done = iomesh(node, "volume", "restore", "db@monday", "--discard", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert (await space(client, "db")).mapped_bytes == 8 * MIB
+        await once_there_is_space(lambda: client.create_snapshots(["db"], "tuesday"))
+        await write_until_full(client, "db")
+        await client.delete_snapshot("db", "monday")
+        await client.delete_snapshot("db", "tuesday")
+        async with asyncio.timeout(60):
+            while await names(client, "db"):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+async def test_a_restore_window_begins_once_there_is_space(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", LARGE)
+        full = await write_until_full(client, "db")
+        await client.set_volume("db", window_seconds=HOUR)
+        await asyncio.sleep(3)  # three looks for marks that are due
+        assert (await client.volume("db")).window_from_ns == 0
+        assert "restore window  1h\n" in iomesh(node, "volume", "show", "db").stdout
+        assert len(node.logged("no space: a mark of the restore window that is due is made when there is")) == 1, "it is told once"
+        with pytest.raises(InvalidArgument, match="its restore window begins once there is space"):
+            await client.restore_volume("db", "", at_ns=time.time_ns())
+        await trim(client, "db", 0, full // 2)
+        async with asyncio.timeout(60):
+            while not (await client.volume("db")).window_from_ns:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+async def test_a_clone_for_which_there_is_no_space_leaves_nothing(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", LARGE)
+        await write(client, "db", 0, MIB)
+        await client.create_snapshots(["db"], "monday")
+        await write_until_full(client, "db", MIB)
+        done = iomesh(node, "volume", "clone", "db@monday", "copy")
+        assert (done.returncode, done.stdout) == (8, ""), done
+        assert [one.name for one in await client.volumes()] == ["db"]
+        await client.delete_snapshot("db", "monday")

@@ -52,6 +52,7 @@ BUGS = {
     "restore_told_early": "a volume has gone back to a snapshot before that is durable",
     "shared_block_freed": "deleting a snapshot gives up what the next one shares with it",
     "slabs_free_early": "a deleted segment's slabs are given away before the deletion is durable",
+    "snapshot_without_space": "a snapshot is made while writes wait for space",
     "stable_is_committed": "a record's header says that what was committed is stable, flushed or not",
     "time_runs_back": "after a restart with the clock set back, records are older than those before (this one was no plant)",
     "told_while_applied": "who waits for the first part of a record is told before the rest of it is in the map (this one was no plant)",

@@ -37,7 +37,7 @@ def test_lives_keep_every_promise(amount: Amount) -> None:
     told = {name: sum(outcome.told[name] for outcome in outcomes) for name in outcomes[0].told}
     happened = (
         "crashes power_cuts stops moves refusals damages astray excused struck read "
-        "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone detached compacted "
+        "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
         "walks walked comparisons asked vanished"
     )
     assert [name for name in happened.split() if not told[name]] == [], told

@@ -172,10 +172,12 @@ class NodeEngine:
 
     # snapshots
 
-    async def create_snapshots(self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]], *, mark: bool = False) -> None:
-        """(volume, snapshot's id, name) each, all at one instant."""
+    async def create_snapshots(
+        self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]], *, mark: bool = False, urgent: bool = False
+    ) -> None:
+        """(volume, snapshot's id, name) each, all at one instant. urgent: also without space."""
         wanted = [(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]
-        await self._answer(self._engine.create_snapshots(wanted, mark=mark), "make a snapshot")
+        await self._answer(self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
 
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")

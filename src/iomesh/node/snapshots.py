@@ -25,12 +25,14 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
+from iomesh.node.room import patiently, refuse_without_space
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 
 log = logger("snapshots")
 
 MARK = "@"
 RANGES_MAX = 65536  # of one answer about what differs: a few MiB
+DISCARD = "discard what the volume is now (`--discard`), "
 
 
 class Snapshots:
@@ -47,6 +49,9 @@ class Snapshots:
         check_snapshot_name(name)
         if not volumes or len(set(volumes)) < len(volumes):
             raise InvalidArgument(f"snapshot {name}: name one volume, or several different ones")
+        return await patiently(lambda: self._create(volumes, name))
+
+    async def _create(self, volumes: list[str], name: str) -> list[Snapshot]:
         async with AsyncExitStack() as held:
             for each in sorted(volumes):  # one order for everybody: no two wait for each other
                 await held.enter_async_context(self._volumes.serving(each).changing)
@@ -56,7 +61,8 @@ class Snapshots:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
                     raise AlreadyExists(f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another name")
                 return [self._describe(volume, entry) for volume, entry in zip(opened, existing, strict=True)]
-            await self._engine.create_snapshots([(volume.record.id, uuid.uuid4(), name) for volume in opened])
+            with refuse_without_space(self._engine, opened):
+                await self._engine.create_snapshots([(volume.record.id, uuid.uuid4(), name) for volume in opened])
             made = []
             for volume in opened:
                 entry = await self.find(volume, name)
@@ -121,12 +127,15 @@ class Snapshots:
 
     async def restore(self, volume: str, name: str, *, discard: bool = False, force: bool = False) -> str:
         """The volume becomes what it was in a snapshot. The name of the one that is made of what it is now; empty: it is discarded."""
+        return await patiently(lambda: self._restore(volume, name, discard=discard, force=force))
+
+    async def _restore(self, volume: str, name: str, *, discard: bool, force: bool) -> str:
         opened = self._volumes.serving(volume)
         async with opened.changing:
             identity = uuid.UUID(bytes=(await self.find(self._volumes.serving(volume), name))["id"])
             before = free_name(opened, restored_name())
             mark = new_mark() if opened.record.policy.window_seconds else None
-            with refuse_users(opened, self._doors):
+            with refuse_users(opened, self._doors), refuse_without_space(self._engine, [opened], "" if discard else DISCARD):
                 await self._engine.restore_volume(
                     opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force, mark=mark
                 )

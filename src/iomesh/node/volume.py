@@ -49,6 +49,7 @@ class OpenVolume:
     detaching: Detaching = field(default_factory=Detaching)  # without done_bytes
     waiting: Phase = field(default_factory=Phase)  # writes, for space
     refusing: Phase = field(default_factory=Phase)  # ... them, for want of it
+    unmarked: Phase = field(default_factory=Phase)  # marks are due, and there is no space
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

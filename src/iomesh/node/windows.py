@@ -22,12 +22,13 @@ from typing import Any
 import msgspec
 
 from iomesh.api.model import VolumeState
-from iomesh.errors import Conflict, InvalidArgument, IomeshError
+from iomesh.errors import Conflict, InvalidArgument, IomeshError, NoSpace
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
 from iomesh.node.logs import logger
+from iomesh.node.room import patiently, refuse_without_space
 from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_mark, refuse_users, restored_name, visible
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 from iomesh.times import SECOND_NS, exact_moment, exact_span
@@ -93,7 +94,8 @@ class Windows:
         Until it is done the volume stands on an unsettled mark; whatever ends it before, the volume goes back to what it is now.
         """
         volume = self._volumes.serving(name)
-        return await asyncio.shield(asyncio.ensure_future(self._restore(volume, at_ns, discard=discard, force=force)))
+        attempts = patiently(lambda: self._restore(volume, at_ns, discard=discard, force=force))
+        return await asyncio.shield(asyncio.ensure_future(attempts))
 
     async def _restore(self, volume: OpenVolume, at_ns: int, *, discard: bool, force: bool) -> str:
         async with volume.changing:
@@ -103,7 +105,7 @@ class Windows:
             begin = await self.mark_before(volume, at_ns)
             mark = uuid.UUID(bytes=begin["id"])
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
-            with refuse_users(volume, self._doors):
+            with refuse_users(volume, self._doors), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
                     identity, mark, before=kept, name=kept_name, discard=False, force=force, mark=new_mark(), unsettled=True
                 )
@@ -111,7 +113,7 @@ class Windows:
             self._following[identity] = begin["sequence"]
             try:
                 told = await self._engine.retrace(identity, identity, mark, until_ns=at_ns)
-                await self._engine.create_snapshots([(identity, *new_mark())], mark=True)
+                await self._engine.create_snapshots([(identity, *new_mark())], mark=True, urgent=True)
             except BaseException:
                 await self.undo(volume)
                 raise
@@ -144,6 +146,8 @@ class Windows:
         name, window = volume.record.name, volume.record.policy.window_seconds
         await self._snapshots.refresh(volume)
         marks = marks_of(volume)
+        if not marks and window:
+            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: its restore window begins once there is space on its device")
         if not marks:
             how = f"`iomesh volume set {name} --window 24h` gives it one, from then on"
             raise InvalidArgument(f"volume {name} has no restore window, so it goes back to snapshots only: {how}")
@@ -176,7 +180,7 @@ class Windows:
         elif not volume.changing.locked():
             async with volume.changing:
                 if volume.in_engine and len(marks_of(volume)) == 1:
-                    await self._mark(volume)
+                    await self._mark(volume, urgent=True)
                 if volume.in_engine:
                     await self._give_up_oldest(volume)
 
@@ -196,7 +200,7 @@ class Windows:
     async def forget(self, volume: OpenVolume, marks: list[dict[str, Any]]) -> None:
         """These marks are given up; if there are no others, the window begins anew now. The caller holds its `changing`."""
         if len(marks) == len(marks_of(volume)):
-            await self._mark(volume)
+            await self._mark(volume, urgent=True)
         for mark in marks:
             await self._drop(volume, mark)
         await self._snapshots.refresh(volume)
@@ -217,14 +221,14 @@ class Windows:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def keep(self, volume: OpenVolume) -> None:
-        """Makes the mark that is due, deletes those that are not needed any more. The caller holds its `changing`.
+        """Makes the mark that is due, if there is space, and deletes those that are not needed any more. The caller holds its `changing`.
 
         A restore that could not even be undone is undone now, or tried again with the next look: nobody is served until then.
         """
         await self.undo(volume)
         window = volume.record.policy.window_seconds
         if window and self._is_due(volume, window):
-            await self._mark(volume)
+            await self._mark_if_there_is_space(volume)
         unneeded = expired(marks_of(volume), window, time.time_ns())
         unneeded += [entry for entry in volume.snapshots if is_left_over(entry) and not self._clones(volume, entry)]
         for entry in unneeded:
@@ -247,10 +251,19 @@ class Windows:
         counters = counters_by_name(self._engine.counters(volume.record.id))
         return _Marked(sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"])
 
-    async def _mark(self, volume: OpenVolume) -> None:
+    async def _mark_if_there_is_space(self, volume: OpenVolume) -> None:
+        """If not, the next look tries again."""
+        try:
+            await self._mark(volume)
+        except NoSpace:
+            if volume.unmarked.begins(time.monotonic()):
+                log.warning("no space: a mark of the restore window that is due is made when there is", volume=volume.record.name)
+
+    async def _mark(self, volume: OpenVolume, *, urgent: bool = False) -> None:
+        """urgent: in the place of others, which are given up then."""
         await self.undo(volume)  # a mark would end a restore that is not finished as if it were
         now = self._look(volume)
-        await self._engine.create_snapshots([(volume.record.id, *new_mark())], mark=True)
+        await self._engine.create_snapshots([(volume.record.id, *new_mark())], mark=True, urgent=urgent)
         self._marked[volume.record.id] = now
         await self._snapshots.refresh(volume)
 

@@ -1,0 +1,65 @@
+"""Whether there is room for a snapshot: none is made of a volume whose writes wait for space or are refused.
+
+It would pin what has to come back, and be written into what the store keeps for getting space back: a few of them, and nothing comes back
+any more. Space that is coming is waited for, as writes do, and nobody holds a volume's `changing` meanwhile: a window may have to become
+shorter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from iomesh.engine import engine as compiled
+from iomesh.errors import NoSpace
+from iomesh.node.engine import NodeEngine
+from iomesh.node.volume import OpenVolume
+
+PATIENCE_SECONDS = 5.0
+AGAIN_SECONDS = 0.05
+
+AnswerT = TypeVar("AnswerT")
+
+
+class SpaceIsComing(NoSpace):
+    """What was refused is worth asking for again."""
+
+
+async def patiently(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+    """One that has done nothing yet when it says that space is coming."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except SpaceIsComing as refused:
+            if time.monotonic() >= until:
+                raise NoSpace(refused.message) from None
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+@contextmanager
+def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], remedy: str = "") -> Iterator[None]:
+    """Says what to do when the engine makes no snapshot of these for want of space. remedy: another one."""
+    try:
+        yield
+    except NoSpace:
+        states = {volume.record.name: engine.volume_state(volume.record.id) for volume in volumes}
+        for name, state in states.items():
+            if state["snapshots"] >= compiled.SNAPSHOTS_MAX:
+                most = f"{compiled.SNAPSHOTS_MAX} snapshots, the marks of its restore window among them"
+                raise NoSpace(f"volume {name} has {most}: delete some, or shorten the window") from None
+        short = [name for name, state in states.items() if state["no_space"]]
+        if all(states[name]["space_is_coming"] for name in short):  # or has come meanwhile
+            raise SpaceIsComing(refusal(short or list(states), remedy)) from None
+        raise NoSpace(refusal(short, remedy)) from None
+
+
+def refusal(volumes: Sequence[str], remedy: str) -> str:
+    named = f"volume {volumes[0]} has" if len(volumes) == 1 else f"volumes {', '.join(volumes)} have"
+    return (
+        f"{named} no space left on the node's devices, and a snapshot would keep what has to come back: "
+        f"{remedy}delete snapshots, shorten the restore window, trim or delete something, or add a device"
+    )
