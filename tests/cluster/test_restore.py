@@ -82,6 +82,29 @@ async def test_clients_that_are_connected_are_a_reason_to_refuse_or_lose_their_c
             await client.restore_volume("db", "third")
 
 
+async def test_clients_that_have_just_left_or_leave_in_a_moment_are_no_reason_to_refuse(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE)
+        uri = (await client.export_volume("db")).uris[0]
+        await client.create_snapshots(["db"], "first")
+        for _ in range(20):
+            connection = await Connection.connect(uri)
+            await connection.write(0, b"second.." * 512)
+            connection.leave()
+            await client.restore_volume("db", "first", discard=True)
+        connection = await Connection.connect(uri)
+        restore = asyncio.create_task(client.restore_volume("db", "first", discard=True))
+        await asyncio.sleep(0.3)
+        assert not restore.done()
+        connection.leave()
+        await restore
+        door = (await client.export_snapshot("db", "first")).uris[0]
+        (await Connection.connect(door)).leave()
+        await client.unexport_snapshot("db", "first")
+        (await Connection.connect(uri)).leave()
+        await client.delete_volume("db", snapshots=True)
+
+
 async def test_the_command_line_goes_back(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)

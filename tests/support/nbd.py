@@ -100,6 +100,11 @@ class Connection:
         self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, flags, kind, self._cookie, offset, length) + data)
         return answer
 
+    def leave(self) -> None:
+        """Disconnects, as the protocol wants it, and does not wait until the server has noticed."""
+        self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
+        self._writer.close()
+
     async def close(self) -> None:
         if self._replies is not None and not self._replies.done():
             self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))

@@ -25,6 +25,7 @@ from iomesh.node.sockets import claim_unix_socket, listen_error, release, restri
 log = logger("exports")
 NBD = "nbd"
 END_SECONDS = 10.0  # for the engine to notice that connections were cut
+LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last words to arrive
 
 
 class Connections:
@@ -54,7 +55,10 @@ class Connections:
             with suppress(OSError):  # it has ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
         async with asyncio.timeout(END_SECONDS):
-            await self._none_left.wait()
+            await self.none_left()
+
+    async def none_left(self) -> None:
+        await self._none_left.wait()
 
 
 class VolumeExport:
@@ -103,6 +107,9 @@ class VolumeExport:
 
     async def end_connections(self) -> None:
         await self._connections.end()
+
+    async def none_left(self) -> None:
+        await self._connections.none_left()
 
 
 class Doors:
@@ -175,6 +182,13 @@ class Doors:
     def connections(self, name: str) -> int:
         export = self._published.get(name)
         return 0 if export is None else export.connections
+
+    async def let_leave(self, *names: str) -> None:
+        """Waits a moment for those who are about to be gone: to disconnect and then to ask for what wants nobody there is no mistake."""
+        exports = [self._published[name] for name in names if name in self._published]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await asyncio.gather(*(export.none_left() for export in exports))
 
     def _uris(self, name: str) -> list[str]:
         uris = [f"nbd+unix:///{quote(name, safe='@')}?socket={quote(self._config.socket, safe='/')}"]

@@ -92,7 +92,7 @@ class Snapshots:
         opened = self._volumes.serving(volume)
         async with opened.changing:
             entry = await self.find(self._volumes.serving(volume), name)
-            self._refuse_connections(opened, name, "delete", force)
+            await self._refuse_connections(opened, name, "delete", force)
             identity = uuid.UUID(bytes=entry["id"])
             if clones := self._volumes.clones(opened, identity):
                 raise InUse(f"snapshot {door_name(volume, name)} has clones, {', '.join(clones)}: delete those first")
@@ -122,7 +122,7 @@ class Snapshots:
         opened = self._volumes.serving(volume)
         async with opened.changing:
             entry = await self.find(self._volumes.serving(volume), name)
-            self._refuse_connections(opened, name, "unexport", force)
+            await self._refuse_connections(opened, name, "unexport", force)
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
 
     async def restore(self, volume: str, name: str, *, discard: bool = False, force: bool = False) -> str:
@@ -135,6 +135,8 @@ class Snapshots:
             identity = uuid.UUID(bytes=(await self.find(self._volumes.serving(volume), name))["id"])
             before = free_name(opened, restored_name())
             mark = new_mark() if opened.record.policy.window_seconds else None
+            if not force:
+                await self._doors.let_leave(volume)
             with refuse_users(opened, self._doors), refuse_without_space(self._engine, [opened], "" if discard else DISCARD):
                 await self._engine.restore_volume(
                     opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force, mark=mark
@@ -228,8 +230,8 @@ class Snapshots:
         await self._engine.restore_volume(volume.record.id, identity, before=uuid.uuid4(), name="given-up", discard=True, force=True)
         await self.refresh(volume)
 
-    def connections(self, volume: OpenVolume) -> int:
-        return sum(self._doors.connections(door_name(volume.record.name, entry["name"])) for entry in volume.snapshots)
+    def door_names(self, volume: OpenVolume) -> Sequence[str]:
+        return [door_name(volume.record.name, entry["name"]) for entry in volume.snapshots]
 
     async def refresh(self, volume: OpenVolume) -> None:
         volume.snapshots = sorted(await self._engine.list_snapshots(volume.record.id), key=lambda entry: int(entry["sequence"]))
@@ -269,10 +271,12 @@ class Snapshots:
             await self._engine.close_snapshot(identity)
             log.info("snapshot not exported any more", volume=volume.record.name, snapshot=name)
 
-    def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
+    async def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
+        if force:
+            return
         door = door_name(volume.record.name, name)
-        connections = self._doors.connections(door)
-        if connections and not force:
+        await self._doors.let_leave(door)
+        if connections := self._doors.connections(door):
             raise InUse(f"snapshot {door} has {connections} connection(s): end them, or {what} with force")
 
     def _describe(self, volume: OpenVolume, entry: dict[str, Any]) -> Snapshot:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -215,7 +215,7 @@ class Volumes:
         async with volume.changing:
             if self._volumes.get(name) is not volume:
                 return  # somebody else has deleted it meanwhile
-            self._refuse_connections(name, "delete", force, self._snapshots.connections(volume))
+            await self._refuse_connections(name, "delete", force, self._snapshots.door_names(volume))
             self._refuse_snapshots(volume, snapshots)
             if volume.record.owner != self._node:
                 raise InUse(f"volume {name} is owned by node {volume.record.owner}: delete it there")
@@ -245,7 +245,7 @@ class Volumes:
     async def unexport(self, name: str, *, force: bool = False) -> None:
         volume = self._volumes.find(name)
         async with volume.changing:
-            self._refuse_connections(name, "unexport", force)
+            await self._refuse_connections(name, "unexport", force)
             if volume.record.exports:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[]))
             await self._doors.withdraw(name)
@@ -452,9 +452,13 @@ class Volumes:
         if count and not snapshots:
             raise InUse(f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too")
 
-    def _refuse_connections(self, name: str, what: str, force: bool, more: int = 0) -> None:
-        connections = self._doors.connections(name) + more
-        if connections and not force:
+    async def _refuse_connections(self, name: str, what: str, force: bool, snapshots: Iterable[str] = ()) -> None:
+        """snapshots: the names of their doors."""
+        if force:
+            return
+        doors = [name, *snapshots]
+        await self._doors.let_leave(*doors)
+        if connections := sum(self._doors.connections(door) for door in doors):
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
     async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume:

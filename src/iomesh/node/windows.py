@@ -104,6 +104,8 @@ class Windows:
                 raise Conflict(f"volume {name} has been replaced by another one meanwhile")
             begin = await self.mark_before(volume, at_ns)
             mark = uuid.UUID(bytes=begin["id"])
+            if not force:
+                await self._doors.let_leave(name)
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._doors), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
