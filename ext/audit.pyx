@@ -138,9 +138,11 @@ cdef class Audit:
             else:
                 segment = volume.segments.locate(pointer.segment)
                 content = NULL
-                if segment is not NULL and segment.replica is not NULL:
+                if segment is not NULL and segment.replica is not NULL and pointer.block < segment.blocks:
                     content = self.content(segment.replica, pointer.block)
-                if content is NULL or self.world.sum_of(segment.replica.device, content) != pointer.crc:
+                if content is NULL:                      # that was no damage: somebody has taken it away
+                    return False
+                if self.world.sum_of(segment.replica.device, content) != pointer.crc:
                     return True
                 if level >= 0:
                     pointer = (<const Pointer*>content)[(block >> (8 * level)) % NODE_POINTERS]

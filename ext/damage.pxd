@@ -6,5 +6,6 @@ from iomesh.engine.tenant cimport Tenant
 # A block of a sealed segment is not any more what it was, by rot or by a write that went astray.
 cdef void damage(Life life, Tenant tenant) noexcept nogil
 cdef void lead_astray(Life life, Tenant tenant) noexcept nogil      # the next write to the log's segment
-cdef void notice_stray(Life life) noexcept nogil         # ... went there by now: whatever fails may fail for that
-cdef void doubt_stray(Tenant tenant) noexcept nogil      # before the judge is told of a crash: whether it may have lost what was promised
+cdef void notice_strays(Life life) noexcept nogil        # ... went there by now: whatever fails may fail for that
+cdef void miss_stray(Tenant tenant) noexcept nogil       # before the judge is told of a crash: whether it may have lost what was promised
+cdef void leave_stray(Tenant tenant) noexcept nogil      # the volume is open again, or gone: is there still something that may fail for it?

@@ -4,18 +4,27 @@
 #   - of a sealed segment any block may be damaged. Its checksum says so, and a read fails that needs it;
 #   - of the segment that the log is written to, one write may be lost, or arrive a little behind its place. As long as the process lives nothing
 #     else is different. If it dies before the segment is sealed, recovery finds that write's record missing: it refuses the volume, if a later
-#     header says that the record was stable, or the log ends there (docs/decisions/0005). So from such a write on nothing is promised (`doubtful_from`), but
-#     that what is there is a prefix of what was acknowledged; and nobody takes what arrived elsewhere for a record.
+#     header or the checkpoint says that the record was stable, or the log ends there (docs/decisions/0005). So from such a write on nothing is
+#     promised (`doubtful_from`), but that what is there is a prefix of what was acknowledged; and nobody takes what arrived elsewhere for a record;
+#   - a checkpoint that counts says that all before it was stable. So whatever a snapshot holds is in doubt no more, and a snapshot that was made is
+#     there, as it was made, or the volume is refused;
+#   - where recovery has ended the log, nothing is left of such a write: from then on nothing fails for it.
+#
+# A write's way:
+#
+#     HOME --lead_astray--> TO_STRAY --the device loses it--> ASTRAY --the process dies, the segment is open--> MISSED --it is opened--> HOME
+#
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.disk cimport STRAY_NONE, STRAY_STRUCK, STRAY_WAITING, Disk, disk_mark_damaged
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES
-from iomesh.engine.layout cimport BLOCK_BYTES, SEGMENT_SEALED
+from iomesh.engine.layout cimport BLOCK_BYTES, SEGMENT_SEALED, Footer, footer_valid
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport replica_offset
 from iomesh.engine.tails cimport Tail
+from iomesh.engine.tenant cimport ASTRAY, HOME, MISSED, TO_STRAY
 
 cdef extern from *:
     const uint64_t NEVER "UINT64_MAX"
@@ -63,9 +72,11 @@ cdef void lead_astray(Life life, Tenant tenant) noexcept nogil:
     cdef Tail* tail = tenant.log.tails.current
     cdef uint32_t contiguous
     cdef Disk* disk
-    if tail is NULL or tenant.judge.doubtful_from != NEVER:
+    if tail is NULL or tenant.stray.state != HOME:
         return
     disk = &life.world.disks[tail.segment.replica.device]
+    if disk.stray != STRAY_NONE:                         # another volume's is on its way
+        return
     disk.stray_from = replica_offset(tail.segment.replica, tail.next_block, &contiguous)
     if contiguous == 0:
         return
@@ -74,32 +85,77 @@ cdef void lead_astray(Life life, Tenant tenant) noexcept nogil:
     disk.stray = STRAY_WAITING
     life.ledger.clock += 1
     tenant.judge.doubtful_from = life.ledger.clock
-    tenant.doubtful_segment = tail.segment.number
+    tenant.stray.state = TO_STRAY
+    tenant.stray.device = disk.number
+    tenant.stray.segment = tail.segment.number
+    tenant.stray.block = tail.next_block
     life.note(b"the next write goes astray: to block %lld of segment %lld, by %lld bytes", tail.next_block, tail.segment.number,
               disk.stray_to - disk.stray_from)
 
 
-cdef void notice_stray(Life life) noexcept nogil:
+cdef void notice_strays(Life life) noexcept nogil:
     cdef int i
     for i in range(life.store_count):
-        if life.world.disks[i].stray == STRAY_STRUCK:
-            life.world.disks[i].stray = STRAY_NONE
-            life.astray += 1
-            note_damage(life)
+        if life.world.disks[i].stray != STRAY_NONE:
+            notice_stray(life, i)
 
 
-cdef void doubt_stray(Tenant tenant) noexcept nogil:
-    cdef Segment* segment = NULL
-    cdef int i
-    notice_stray(tenant.life)
-    if tenant.judge.doubtful_from != NEVER and tenant.segments is not None:
-        segment = tenant.segments.find(tenant.doubtful_segment)
-    if segment is NULL or segment.replica is NULL or (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block):
-        tenant.judge.doubtful_from = NEVER               # its footer says what was written, and the journal that there is one
-    for i in range(tenant.life.store_count):
-        if tenant.life.world.disks[i].stray == STRAY_WAITING:
-            tenant.judge.doubtful_from = NEVER           # nothing was written since
-            tenant.life.world.disks[i].stray = STRAY_NONE
+cdef void notice_stray(Life life, int device) noexcept nogil:
+    cdef uint32_t i = 0
+    while (<Tenant>life.tenant_pointers[i]).stray.state != TO_STRAY or (<Tenant>life.tenant_pointers[i]).stray.device != device:
+        i += 1
+    if life.world.disks[device].stray == STRAY_STRUCK:
+        life.world.disks[device].stray = STRAY_NONE
+        (<Tenant>life.tenant_pointers[i]).stray.state = ASTRAY
+        life.astray += 1
+        note_damage(life)
+    elif not is_open(<Tenant>life.tenant_pointers[i]):   # nothing more is written there; and its place may soon be another one's
+        call_back(<Tenant>life.tenant_pointers[i])
+
+
+cdef void call_back(Tenant tenant) noexcept nogil:
+    tenant.life.world.disks[tenant.stray.device].stray = STRAY_NONE
+    tenant.stray.state = HOME
+    tenant.judge.doubtful_from = NEVER
+
+
+cdef bint is_open(Tenant tenant) noexcept nogil:
+    """Whether recovery would have to find by the headers what the segment has that a write was to. The journal knows of its footer, or not: the log
+    may think that it is sealed."""
+    cdef Segment* segment = tenant.segments.find(tenant.stray.segment)
+    return segment is not NULL and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
+
+
+cdef void miss_stray(Tenant tenant) noexcept nogil:
+    notice_strays(tenant.life)
+    if tenant.stray.state == TO_STRAY:
+        call_back(tenant)
+    elif tenant.stray.state == ASTRAY and is_open(tenant):
+        tenant.stray.state = MISSED
+    elif tenant.stray.state == ASTRAY:                   # its footer, or the journal, says what was written
+        leave_stray(tenant)
+        tenant.judge.doubtful_from = NEVER
+
+
+cdef void leave_stray(Tenant tenant) noexcept nogil:
+    if tenant.stray.state == HOME:
+        return
+    tenant.stray.state = HOME
+    if not is_left(tenant, tenant.segments.find(tenant.stray.segment)):
+        tenant.life.damages -= 1
+        tenant.life.note(b"of what went astray from block %lld of segment %lld nothing is left", tenant.stray.block, tenant.stray.segment, 0)
+
+
+cdef bint is_left(Tenant tenant, const Segment* segment) noexcept nogil:
+    """Whether the segment has a place for what went astray: it is sealed, and not at that place."""
+    cdef uint32_t footer
+    if segment is NULL:
+        return False
+    footer = segment.replica.footer_block
+    if footer == 0:
+        return tenant.stray.block < segment.replica.blocks
+    return footer > tenant.stray.block or (footer == tenant.stray.block and not footer_valid(      # itself it was that went astray
+        <const Footer*>tenant.audit.content(segment.replica, footer), tenant.record.id, segment.number, footer, segment.replica.blocks))
 
 
 cdef void note_damage(Life life) noexcept nogil:

@@ -52,6 +52,7 @@ cdef class Judge:                    # of one volume
     cdef int32_t free_versions
     cdef uint64_t stable             # whatever was acknowledged up to here is stable
     cdef uint32_t oldest_unstable    # no operation before it can lapse any more
+    cdef uint32_t oldest_lapsed      # ... before it has lapsed in the last crash
     cdef bint keeps_nothing_volatile    # no device has a volatile cache: what is acknowledged is stable
     cdef uint64_t doubtful_from      # what is acknowledged from here on may be lost, whatever was promised: a device has lied; NEVER: it has not
     cdef uint64_t oldest_read        # begin of the oldest read under way
@@ -71,6 +72,7 @@ cdef class Judge:                    # of one volume
     cdef void fail(self, uint32_t number) noexcept nogil
     cdef uint64_t flush_begins(self) noexcept nogil
     cdef void flushed(self, uint64_t begun) noexcept nogil
+    cdef void holds(self, uint64_t begun) noexcept nogil     # a checkpoint that counts has all that was acknowledged before
     cdef void crashed(self, bint power) noexcept nogil
     # Of a read that began at `begun`: False, and words, when that is not what may be there. base: of the sector's place in the volume, for its content
     cdef bint check(self, uint32_t sector, const char* data, uint64_t place, uint64_t begun) noexcept nogil

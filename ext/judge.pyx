@@ -101,7 +101,7 @@ cdef class Judge:
         self.free_versions = -1
         self.stable = self.begun = self.crash = 0
         self.doubtful_from = NEVER
-        self.oldest_unstable = self.ledger.count
+        self.oldest_unstable = self.oldest_lapsed = self.ledger.count
         self.oldest_read = NEVER
         self.prefix_known = False
 
@@ -144,6 +144,16 @@ cdef class Judge:
     cdef void flushed(self, uint64_t begun) noexcept nogil:
         self.stable = max(self.stable, begun)
 
+    cdef void holds(self, uint64_t begun) noexcept nogil:
+        cdef uint32_t i
+        cdef Wrote* wrote
+        self.stable = max(self.stable, begun)
+        self.doubtful_from = max(self.doubtful_from, begun)
+        for i in range(self.oldest_lapsed if begun < self.crash else self.ledger.count, self.ledger.count):      # now it is known that it took place
+            wrote = &self.wrote[i]
+            if wrote.judge == self.number and wrote.flags & OP_ACKNOWLEDGED and wrote.flags & OP_LAPSED and self.begun < wrote.ended <= begun:
+                wrote.flags = wrote.flags & ~OP_LAPSED | OP_STABLE
+
     cdef void crashed(self, bint power) noexcept nogil:
         cdef bint loses = power or self.doubtful_from != NEVER
         cdef uint32_t i, oldest = self.ledger.count
@@ -151,6 +161,7 @@ cdef class Judge:
         self.begun = self.crash
         self.ledger.clock += 1
         self.crash = self.ledger.clock
+        self.oldest_lapsed = self.oldest_unstable
         for i in range(self.oldest_unstable, self.ledger.count):
             wrote = &self.wrote[i]
             if wrote.judge != self.number:
@@ -302,6 +313,7 @@ cdef class Judge:
         for sector in range(self.sectors):
             self.forget(&self.first[sector])
             self.copy(of, of.kept[number].first[sector], &self.first[sector], operation)
+        self.doubtful_from = max(self.doubtful_from, self.ledger.clock + 1)
         return operation
 
     cdef void copy(self, Judge of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:

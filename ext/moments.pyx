@@ -81,6 +81,8 @@ cdef bint mark_now(Tenant tenant, bint urgent) noexcept nogil:
 
 cdef void has_made(Tenant tenant, Shot* shot, bint made) noexcept nogil:
     """... or not. What it holds may be known already."""
+    if made:
+        tenant.judge.holds(shot.begun)
     if made and shot.kept < 0:
         shot.kept = tenant.judge.keep(shot.begun)
     elif not made and shot.kept >= 0:
@@ -193,11 +195,12 @@ cdef void forget_ambiguous(Tenant tenant) noexcept nogil:
 
 
 cdef void doubt_moments(Tenant tenant, bint power) noexcept nogil:
-    """A power cut may have taken the end of the log."""
+    """A power cut may have taken the end of the log, and so may a write that went astray."""
     cdef int i
     tenant.pausing = False
     for i in range(MOMENTS):
-        if power and not tenant.judge.keeps_nothing_volatile and tenant.judge.stable < tenant.moments[i].begun:
+        if tenant.judge.doubtful_from < tenant.moments[i].begun or (
+                power and not tenant.judge.keeps_nothing_volatile and tenant.judge.stable < tenant.moments[i].begun):
             forget_moment(tenant, &tenant.moments[i])
 
 

@@ -3,6 +3,7 @@
 #     list_replicas    every replica of the volume on this node's stores
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
 #     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
+#     check_counted    what the checkpoint stands on was stable when it began to count: no open segment ends before that
 #     find_end         the log ends before the first record that is missing or torn; and before segments that hold nothing of users' at its end: marks
 #                      of an idle log, and what was written for checkpoints that never counted. So opening a volume again and again takes no space
 #     find_time        time does not run back in it
@@ -85,6 +86,8 @@ cdef class Recovery:
             result = self.read_checkpoint()
         if result == 0:
             result = self.scan_all()
+        if result == 0:
+            result = self.check_counted()
         if result == 0:
             result = self.find_end()
         if result == 0:
@@ -413,6 +416,26 @@ cdef class Recovery:
         memcpy(&scan.entries[scan.entry_count], entries, count * sizeof(Entry))
         scan.record_count += 1
         scan.entry_count += count
+        return 0
+
+    cdef int check_counted(self) noexcept nogil:
+        """Headers say how far the log was stable when they were written, and behind those of a checkpoint there may be none yet. What it has counted,
+        and its own records, were stable all the same: whoever ended the log before them would cut off what its maps point to."""
+        cdef Scan* scan
+        cdef const Segment* segment
+        cdef uint64_t last, counted
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            if scan.replica.state != SEGMENT_OPEN or planted(b"cut_before_checkpoint"):
+                continue
+            segment = self.volume.segments.find(scan.replica.segment)
+            last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
+            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # what was not committed then may lie elsewhere now
+            if (self.checkpoint.flags & POINTER_PRESENT and scan.replica.segment == self.checkpoint.segment and scan.end <= self.checkpoint.block) or (
+                    segment is not NULL and segment.first_sequence <= counted and last < counted):
+                return self.fail(EUCLEAN, b"the header that should follow block %lu of segment %lu is damaged or gone, and the checkpoint at record %lu "
+                                 b"needs what lies behind it", scan.end, scan.replica.segment, self.start)
         return 0
 
     cdef int find_end(self) noexcept nogil:

@@ -103,6 +103,7 @@ cdef void make_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
     shot.state = SHOT_NONE
     if result == 0:
         shot.kept = tenant.judge.keep(shot.begun)
+        tenant.judge.holds(shot.begun)
         shot.size_blocks = tenant.volume.snapshots.find(shot.id).entry.size_bytes // BLOCK_BYTES
         shot.state = SHOT_MADE
         tenant.life.note(b"snapshot %lld is made", shot.number, 0, 0)
@@ -132,6 +133,7 @@ cdef void restore(Tenant tenant) noexcept nogil:
         going.before.state = SHOT_NONE
     if going.before is not NULL and going.wish.made:     # with an error it is given up again, and may still be there after the next beginning
         going.before.kept = tenant.judge.keep(going.before.begun)
+        tenant.judge.holds(going.before.begun)
         going.before.size_blocks = going.wish.entry.size_bytes // BLOCK_BYTES
         going.before.state = SHOT_MADE if result == 0 else SHOT_DELETING
     if (result == 0) != going.moved:
@@ -279,6 +281,8 @@ cdef bint settle_shots(Tenant tenant) noexcept nogil:
         snapshot = tenant.volume.snapshots.find(shot.id)
         if snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_HIDDEN:
             visible += 1
+            if shot.state == SHOT_UNKNOWN:
+                tenant.judge.holds(shot.begun)
             shot.state = SHOT_MADE
             shot.unmarked = i >= SHOTS and not snapshot.entry.flags & SNAPSHOT_MARK
             shot.size_blocks = snapshot.entry.size_bytes // BLOCK_BYTES

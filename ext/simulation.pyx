@@ -24,7 +24,7 @@ from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
 from iomesh.engine.clients cimport CLIENTS
 from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
-from iomesh.engine.damage cimport damage, doubt_stray, lead_astray, notice_stray
+from iomesh.engine.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays
 from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
@@ -123,8 +123,6 @@ cdef class Simulation(Life):
             self.weights[<int>REWIND] = 1
         if has_theme(self.seed, STRAYING) and not self.cloning and not self.windowed:
             self.weights[<int>STRAY] = 1
-            for kind in (SNAPSHOT, DELETE, LOOK, RESTORE):       # what a snapshot holds that the log has lost again is not known
-                self.weights[<int>kind] = 0
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
         self.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][self.draw(9)]
@@ -234,9 +232,9 @@ cdef class Simulation(Life):
         for i in range(self.tenant_count):
             (<Tenant>self.tenant_pointers[i]).planned = False
             if (<Tenant>self.tenant_pointers[i]).record.exists:
+                miss_stray(<Tenant>self.tenant_pointers[i])
                 doubt_shots(<Tenant>self.tenant_pointers[i])
                 doubt_moments(<Tenant>self.tenant_pointers[i], power)
-                doubt_stray(<Tenant>self.tenant_pointers[i])
                 (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
 
     cdef object set_faults(self):
@@ -414,7 +412,7 @@ cdef class Simulation(Life):
 
     cdef void issue(self) noexcept nogil:
         """What the doors bring in this turn."""
-        notice_stray(self)
+        notice_strays(self)
         if self.phase == VERIFYING:
             self.verify_more()
         elif self.phase == WORKING:
@@ -749,7 +747,9 @@ cdef int open_one(Simulation life, Tenant tenant) noexcept nogil:
             life.phase = REFUSED                         # whether it may was judged there
         return result
     result = tenant.come_up()
-    if result < 0:
+    if result == 0:
+        leave_stray(tenant)
+    else:
         life.refused(tenant.recovery.reason, result)
     return result
 

@@ -70,6 +70,15 @@ cdef struct Shortages:               # of space
     uint64_t begun
     bint now
 
+cdef enum StrayState:                # see damage.pyx
+    HOME, TO_STRAY, ASTRAY, MISSED
+
+cdef struct Stray:                   # a write to the log's open segment that does not arrive there
+    StrayState state
+    int device
+    uint32_t segment
+    uint32_t block
+
 cdef enum Leaving:                   # of a volume that is to be deleted
     STAYS,
     IS_TO_LEAVE,                     # once nothing is under way
@@ -94,7 +103,7 @@ cdef class Tenant:
     cdef Audit audit
     cdef Judge judge
     cdef Record record
-    cdef uint32_t doubtful_segment   # to which a write went astray: Judge.doubtful_from
+    cdef Stray stray
     cdef readonly uint32_t number    # among those that the life has at once
     # what lives until the process dies
     cdef Segments segments

@@ -56,6 +56,7 @@ cdef class Tenant:
         for i in range(SHOTS_AND_MARKS):
             self.shots[i].state = SHOT_NONE
         memset(self.moments, 0, sizeof(self.moments))
+        self.stray.state = HOME
         self.judge.reset(self.life.regions * REGION_SECTORS, self.life.keeps_nothing_volatile)
 
     # ------------------------------------------------------------------ a process

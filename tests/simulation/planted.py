@@ -23,6 +23,7 @@ BUGS = {
     "cleaned_without_flush": "cleaning gives up blocks although what overwrote them is not on stable media yet",
     "cookie_of_another": "a reply to a client carries the cookie of another request that is under way",
     "counter_not_of_checkpoint": "the map nodes that a checkpoint writes are left out of its counts of what lives",
+    "cut_before_checkpoint": "recovery cuts the log off before records that the checkpoint stands on (this one was no plant)",
     "detached_refused": "a clone that was detached is refused until its next checkpoint",
     "detached_unchecked": "a clone is cut off from its parent though its newest checkpoint still inherits",
     "dead_block_forgotten": "of what only a deleted snapshot had, a block in each segment is never counted as dead",

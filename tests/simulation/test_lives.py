@@ -14,6 +14,8 @@ FOUND = {
     "a checkpoint's index in a segment younger than the table made the checkpoint invalid",
     240: "whoever waited for the first part of a record was told before the rest of it was in the map, and cleaning or a merge that read "
     "the map at once wrote the block's old content again, over an acknowledged write",
+    168: "a record of the open segment was lost before a checkpoint, no later header told of it, and recovery cut off what was behind it, "
+    "the checkpoint and its snapshots",
     299: "the model took zeros for the wrong trim of two (its own bug)",
     454: "a segment that came after the walk was compared with it (its own bug)",
     329: "a clone that had written nothing could not have its map copied: a node was to be changed before the first record",
