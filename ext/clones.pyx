@@ -9,6 +9,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from iomesh.engine.damage cimport forget_strays, leave_stray
 from iomesh.engine.history cimport let_parent_go
 from iomesh.engine.life cimport CLONE, DROP
 from iomesh.engine.moments cimport any_moment, drop_mark, follow, mark_before, sequence_of
@@ -205,12 +206,14 @@ cdef int erase(Tenant tenant) noexcept nogil:
     """From any state to none; the record goes last. With an error the next beginning tries again."""
     cdef int64_t result = 0
     cdef int i
+    leave_stray(tenant)
     for i in range(tenant.life.store_count):
         if result >= 0:
             result = (<Store>tenant.life.store_pointers[i]).erase(tenant.record.id)
     if result >= 0:
         tenant.life.pass_time()
         tenant.record.exists = False
+        forget_strays(tenant)
         tenant.life.pass_time()
         tenant.life.drops += 1
         tenant.life.note(b"volume %lld is gone, with id ...%llx and %lld segments", tenant.number, tenant.record.id[15], result)

@@ -16,13 +16,14 @@
 #
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.disk cimport STRAY_NONE, STRAY_STRUCK, STRAY_WAITING, Disk, disk_mark_damaged
 from iomesh.engine.judge cimport BLOCK_SECTORS, SECTOR_BYTES
-from iomesh.engine.layout cimport BLOCK_BYTES, SEGMENT_SEALED, Footer, footer_valid
+from iomesh.engine.layout cimport (
+    BLOCK_BYTES, POINTER_PRESENT, SEGMENT_SEALED, Footer, Pointer, RecordHeader, footer_valid, record_valid)
 from iomesh.engine.segments cimport Segment
-from iomesh.engine.store cimport replica_offset
+from iomesh.engine.store cimport Replica, Store, replica_offset
 from iomesh.engine.tails cimport Tail
 from iomesh.engine.tenant cimport ASTRAY, HOME, MISSED, TO_STRAY
 
@@ -89,6 +90,7 @@ cdef void lead_astray(Life life, Tenant tenant) noexcept nogil:
     tenant.stray.device = disk.number
     tenant.stray.segment = tail.segment.number
     tenant.stray.block = tail.next_block
+    tenant.stray.sequence = tenant.log.sequence + 1
     life.note(b"the next write goes astray: to block %lld of segment %lld, by %lld bytes", tail.next_block, tail.segment.number,
               disk.stray_to - disk.stray_from)
 
@@ -123,7 +125,7 @@ cdef bint is_open(Tenant tenant) noexcept nogil:
     """Whether recovery would have to find by the headers what the segment has that a write was to. The journal knows of its footer, or not: the log
     may think that it is sealed."""
     cdef Segment* segment = tenant.segments.find(tenant.stray.segment)
-    return segment is not NULL and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
+    return segment is not NULL and segment.replica is not NULL and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
 
 
 cdef void miss_stray(Tenant tenant) noexcept nogil:
@@ -138,24 +140,79 @@ cdef void miss_stray(Tenant tenant) noexcept nogil:
 
 
 cdef void leave_stray(Tenant tenant) noexcept nogil:
+    if tenant.stray.state == TO_STRAY:
+        call_back(tenant)
     if tenant.stray.state == HOME:
         return
     tenant.stray.state = HOME
-    if not is_left(tenant, tenant.segments.find(tenant.stray.segment)):
+    if is_left(tenant, tenant.segments.find(tenant.stray.segment)):
+        tenant.stray.left += 1
+    else:
         tenant.life.damages -= 1
         tenant.life.note(b"of what went astray from block %lld of segment %lld nothing is left", tenant.stray.block, tenant.stray.segment, 0)
+
+
+cdef void forget_strays(Tenant tenant) noexcept nogil:
+    tenant.life.damages -= tenant.stray.left
+    tenant.stray.left = 0
 
 
 cdef bint is_left(Tenant tenant, const Segment* segment) noexcept nogil:
     """Whether the segment has a place for what went astray: it is sealed, and not at that place."""
     cdef uint32_t footer
-    if segment is NULL:
+    if segment is NULL or segment.replica is NULL:
         return False
     footer = segment.replica.footer_block
     if footer == 0:
         return tenant.stray.block < segment.replica.blocks
     return footer > tenant.stray.block or (footer == tenant.stray.block and not footer_valid(      # itself it was that went astray
         <const Footer*>tenant.audit.content(segment.replica, footer), tenant.record.id, segment.number, footer, segment.replica.blocks))
+
+
+cdef bint refusal_is_due(Tenant tenant) noexcept nogil:
+    return tenant.stray.state != MISSED or tenant.life.damages != 1 or checkpoint_follows(tenant) or is_called_stable(tenant)
+
+
+cdef bint checkpoint_follows(Tenant tenant) noexcept nogil:
+    """Whether the checkpoint that counts was written behind the write that went astray."""
+    cdef Pointer checkpoint = tenant.record.checkpoint
+    return checkpoint.flags & POINTER_PRESENT and (
+        checkpoint.segment > tenant.stray.segment or (checkpoint.segment == tenant.stray.segment and checkpoint.block > tenant.stray.block))
+
+
+cdef bint is_called_stable(Tenant tenant) noexcept nogil:
+    """Whether anything on the devices says so of the record that went astray."""
+    cdef uint32_t bucket
+    cdef int i
+    for i in range(tenant.life.store_count):
+        for bucket in range((<Store>tenant.life.store_pointers[i]).directory.bucket_count):
+            if bucket_calls_stable(tenant, (<Store>tenant.life.store_pointers[i]).directory.buckets[bucket]):
+                return True
+    return False
+
+
+cdef bint bucket_calls_stable(Tenant tenant, const Replica* replica) noexcept nogil:
+    while replica is not NULL:
+        if memcmp(replica.volume, tenant.record.id, 16) == 0 and replica.live == 0 and replica_calls_stable(tenant, replica):
+            return True
+        replica = replica.next
+    return False
+
+
+cdef bint replica_calls_stable(Tenant tenant, const Replica* replica) noexcept nogil:
+    cdef const RecordHeader* header
+    cdef const Footer* footer
+    cdef uint32_t block
+    for block in range(replica.blocks):
+        header = <const RecordHeader*>tenant.audit.content(replica, block)
+        footer = <const Footer*>header
+        if header.epoch == replica.epoch and record_valid(header, replica.volume, replica.segment, block, replica.blocks):
+            if header.stable >= tenant.stray.sequence:
+                return True
+        elif block == replica.footer_block and footer_valid(footer, replica.volume, replica.segment, block, replica.blocks):
+            if footer.stable >= tenant.stray.sequence:
+                return True
+    return False
 
 
 cdef void note_damage(Life life) noexcept nogil:

@@ -102,7 +102,8 @@ cdef class Retrace:
         return result
 
     cdef RecordHeader* record_at(self, const Segment* segment, uint32_t block, uint32_t limit) noexcept nogil:
-        """With its payload, in the buffer; NULL: there is none that is valid."""
+        """With its payload, in the buffer; NULL: there is none that is valid. One of another epoch is left over of an earlier segment that had this
+        number and these slabs (see Recovery.is_of)."""
         cdef RecordHeader* header
         if self.held == 0 or (block + 1 + RECORD_ENTRIES_MAX > self.base + self.held and self.base + self.held < limit):
             self.base = block
@@ -112,7 +113,7 @@ cdef class Retrace:
                 self.held = 0
                 return NULL
         header = <RecordHeader*>(self.buffer + (block - self.base) * BLOCK_BYTES)
-        if not record_valid(header, self.source.identity, segment.number, block, limit) or \
+        if header.epoch != segment.epoch or not record_valid(header, self.source.identity, segment.number, block, limit) or \
                 block + 1 + header.payload_blocks > self.base + self.held:
             return NULL
         return header

@@ -24,7 +24,7 @@ from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
 from iomesh.engine.clients cimport CLIENTS
 from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
-from iomesh.engine.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays
+from iomesh.engine.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays, refusal_is_due
 from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
@@ -121,7 +121,7 @@ cdef class Simulation(Life):
             self.weights[<int>MARK] = 1 + self.draw(2)
             self.weights[<int>MOMENT] = 1 + self.draw(2)
             self.weights[<int>REWIND] = 1
-        if has_theme(self.seed, STRAYING) and not self.cloning and not self.windowed:
+        if has_theme(self.seed, STRAYING) and not (self.cloning and self.windowed):      # docs/testing.md, "Not simulated yet"
             self.weights[<int>STRAY] = 1
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
@@ -749,7 +749,9 @@ cdef int open_one(Simulation life, Tenant tenant) noexcept nogil:
     result = tenant.come_up()
     if result == 0:
         leave_stray(tenant)
-    else:
+    elif not (life.errors_allowed or refusal_is_due(tenant)):
+        life.fault(b"refused to open, though nothing says that record %lld was stable, which went astray", tenant.stray.sequence, 0)
+    if result < 0:
         life.refused(tenant.recovery.reason, result)
     return result
 

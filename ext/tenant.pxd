@@ -78,6 +78,8 @@ cdef struct Stray:                   # a write to the log's open segment that do
     int device
     uint32_t segment
     uint32_t block
+    uint64_t sequence                # of the record, unless it was the footer
+    uint32_t left                    # earlier ones that sealed segments lack
 
 cdef enum Leaving:                   # of a volume that is to be deleted
     STAYS,

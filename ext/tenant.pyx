@@ -56,7 +56,7 @@ cdef class Tenant:
         for i in range(SHOTS_AND_MARKS):
             self.shots[i].state = SHOT_NONE
         memset(self.moments, 0, sizeof(self.moments))
-        self.stray.state = HOME
+        memset(&self.stray, 0, sizeof(self.stray))
         self.judge.reset(self.life.regions * REGION_SECTORS, self.life.keeps_nothing_volatile)
 
     # ------------------------------------------------------------------ a process

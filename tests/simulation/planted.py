@@ -14,6 +14,7 @@ BUGS = {
     "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
     "adopt_without_flush": "recovery takes what it has read to be on stable media, though it may be in a device's cache only",
     "alone_not_disowned": "what a deleted snapshot alone had is still counted as its heir's when it is gone",
+    "any_record_is_proof": "recovery takes every record behind a missing one for a proof that this was stable, and refuses the volume",
     "branch_one_low": "a clone takes the last segment of its snapshot for one of its own log",
     "changed_under_checkpoint": "a leaf that a checkpoint still has to write is changed before it is written",
     "checkpoint_without_drain": "a checkpoint does not wait for what was appended before it",
