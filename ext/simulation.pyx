@@ -61,6 +61,7 @@ cdef enum:
     HANGS = 200                      # ... or so often that where devices hang
     IDLE_POLLS_MAX = 64              # in a row in which nothing happens
     RESTLESS_MAX = 20000             # turns in a row that something asks for and nothing comes in
+    LONG_LIFE = 3                    # times the operations, where few of them end a process: the log comes round the device several times
     ROWS_MAX = 256
     CLEANED_AT_ONCE = 12
 
@@ -142,7 +143,7 @@ cdef class Simulation(Life):
         self.hurried = [0, 64, 128][self.draw(3)]
         self.unverified = [0, 64, 128][self.draw(3)]
         self.per_life = [20, 100, 400, 1500][self.draw(4)]
-        self.operations = operations if operations is not None else [300, 1000, 3000][self.draw(3)]
+        self.operations = operations if operations is not None else [300, 1000, 3000][self.draw(3)] * (LONG_LIFE if self.per_life >= 400 else 1)
         self.operations = min(self.operations, <uint64_t>(OPERATIONS_MAX // 2))
         self.pool = Pool(4, 2, self.records)
         self.faults = {}
