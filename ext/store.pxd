@@ -15,7 +15,7 @@ from iomesh.engine.slabs cimport Slabs
 from iomesh.engine.task cimport Waiters
 
 cdef enum:
-    COMPACTIONS = 6                  # of one store at once
+    COMPACTIONS = 3                  # of one store at once; each has a read and a write under way, and more would hold up users' writes
 
 cdef class Store:                    # Store(home, device, device_bytes, volatile_cache); device_bytes: how long the device really is
     cdef readonly int device         # the Io's number of it
