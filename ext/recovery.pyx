@@ -439,7 +439,7 @@ cdef class Recovery:
         return 0
 
     cdef int find_end(self) noexcept nogil:
-        """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable."""
+        """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable. So does each segment."""
         cdef uint64_t stable = self.start, missing
         cdef uint32_t i, segment = 0, block = 0
         cdef Scan* scan
@@ -459,8 +459,8 @@ cdef class Recovery:
                 scan = &self.scans[i]
                 while next_record[i] < scan.record_count:
                     found = &scan.records[next_record[i]]
-                    if found.sequence > self.end + 1 or (found.sequence == self.end + 1 and found.torn and found.sequence > stable):
-                        break
+                    if found.sequence > self.end + 1 or (found.torn and found.sequence > stable):
+                        break                            # also if it is whole elsewhere: after an error it was written twice, and one copy will do
                     if found.sequence == self.end + 1:
                         self.end += 1
                         moved = True

@@ -22,6 +22,8 @@ FOUND = {
     473: "of a detached clone's restore window a mark went and an older one stayed, from which the log led past a restore",
     5358: "records of a segment that was given back were taken for those of a later one with its number and slabs",
     1586: "a record that was begun, and had nothing to hold after all, kept its buffer while other volumes' writes waited for one",
+    32152: "a record that was written again after an error was whole in the segment of the error, torn in the next, "
+    "and recovery took the torn one",
     2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",
 }
 
