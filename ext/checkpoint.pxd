@@ -22,6 +22,7 @@ cdef class Checkpoints:
     cdef uint64_t sequence           # of the newest checkpoint that was moved
     cdef Pointer pointer             # where it is
     cdef Pointer root                # of its map
+    cdef uint64_t inherited          # blocks that it counted as a clone's parent's, if it was written in this process
     cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
     cdef uint8_t lineage_snapshot[16]    # ... and its snapshot that it stands on
     cdef bint running                # a checkpoint is under way

@@ -287,6 +287,7 @@ cdef class Checkpoints:
         self.sequence = at
         self.pointer = pointer
         self.root = root
+        self.inherited = self.snapshots.frozen_inherited
         if self.log.content == self.content_written and (self.log.changed <= at or planted(b"checkpoint_without_rest")):
             self.content = self.log.content
         self.counters[CHECKPOINTS] += 1

@@ -58,33 +58,38 @@ cdef void plan(Tenant tenant, Tenant parent, const uint8_t* snapshot, uint64_t s
 
 
 cdef int64_t make_body(void* argument) noexcept nogil:
-    make(<Tenant>argument)
+    make(<Tenant>argument, <Tenant>(<Tenant>argument).record.parent)
     return 0
 
 
-cdef void make(Tenant tenant) noexcept nogil:
+cdef void make(Tenant tenant, Tenant parent) noexcept nogil:
     """As volumes.py makes one that there was not: it is open, or nothing is left of it."""
-    cdef int result
-    tenant.life.pass_time()
-    tenant.record.exists = True
-    tenant.life.pass_time()
-    tenant.await_settling()
-    tenant.between = True
-    result = tenant.come_up()
-    if result == 0 and tenant.record.making:
-        result = take_to_moment(tenant)
+    cdef int result = 0
+    if tenant.record.making:
+        result = parent.volume.checkpoints.run()         # what is followed survives whatever comes
     if result == 0:
-        tenant.between = False
-        tenant.life.clones += 1
-    else:
+        tenant.life.pass_time()
+        tenant.record.exists = True
+        tenant.life.pass_time()
+        tenant.await_settling()
+        tenant.between = True
+        result = tenant.come_up()
+        if result == 0 and tenant.record.making:
+            result = take_to_moment(tenant)
+        if result == 0:
+            tenant.between = False
+            tenant.life.clones += 1
+        else:
+            tenant.record.deleting = True
+            shut(tenant)
+            erase(tenant)
+    if result < 0:
+        tenant.planned = False
         tenant.life.note(b"volume %lld could not be made: error %lld", tenant.number, -result, 0)
         if tenant.life.damages == 0:
             tenant.life.fail(b"making a clone", result)
-        tenant.record.deleting = True
-        shut(tenant)
-        erase(tenant)
-    (<Tenant>tenant.record.parent).let_go()
-    (<Tenant>tenant.record.parent).end_change()
+    parent.let_go()
+    parent.end_change()
 
 
 cdef int take_to_moment(Tenant tenant) noexcept nogil:

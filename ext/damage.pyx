@@ -8,7 +8,8 @@
 #     promised (`doubtful_from`), but that what is there is a prefix of what was acknowledged; and nobody takes what arrived elsewhere for a record;
 #   - a checkpoint that counts says that all before it was stable. So whatever a snapshot holds is in doubt no more, and a snapshot that was made is
 #     there, as it was made, or the volume is refused;
-#   - where recovery has ended the log, nothing is left of such a write: from then on nothing fails for it.
+#   - where recovery has ended the log, nothing is left of such a write: from then on nothing fails for it. So nothing is cleaned in between: what a
+#     lost write had overwritten would be given up, and could not be read when the log ends before it.
 #
 # A write's way:
 #
@@ -73,7 +74,7 @@ cdef void lead_astray(Life life, Tenant tenant) noexcept nogil:
     cdef Tail* tail = tenant.log.tails.current
     cdef uint32_t contiguous
     cdef Disk* disk
-    if tail is NULL or tenant.stray.state != HOME:
+    if tail is NULL or tenant.stray.state != HOME or tenant.volume.cleaning:
         return
     disk = &life.world.disks[tail.segment.replica.device]
     if disk.stray != STRAY_NONE:                         # another volume's is on its way

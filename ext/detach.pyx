@@ -162,7 +162,7 @@ cdef int look(Volume volume, Map tree) noexcept nogil:
     cdef SnapshotEntry entry
     cdef Snapshot* parent
     cdef uint32_t i = 0
-    cdef int result = -EBUSY if volume.segments.inherited else look_into(volume, tree, volume.checkpoints.root, 0)
+    cdef int result = -EBUSY if volume.checkpoints.inherited else look_into(volume, tree, volume.checkpoints.root, 0)
     while result == 0 and i < volume.snapshots.count:
         entry = volume.snapshots.all[i].entry
         i += 1

@@ -567,7 +567,7 @@ cdef class Recovery:
         if self.volume.log.tails.next_segment == 0:
             self.volume.log.tails.next_segment = 1
         result = self.volume.log.tails.prepare_now(FOR_WRITES)
-        if result < 0 and (result != -ENOSPC or self.volume.log.epoch == 1):       # a new volume has nothing to be opened for
+        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # nothing in it to be opened for
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
         self.volume.checkpoints.ready = True

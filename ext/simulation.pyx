@@ -45,7 +45,7 @@ from iomesh.engine.shots cimport begin_restore, begin_with_snapshots, doubt_shot
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.store cimport Store, format_store, plan_store
 from iomesh.engine.task cimport abandon, start
-from iomesh.engine.tenant cimport GOING_NOWHERE, GOING_WAITS, IS_TO_LEAVE, Tenant
+from iomesh.engine.tenant cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, Tenant
 from iomesh.engine.world cimport CRASHED, World, WorldIo
 
 cdef extern from "<errno.h>" nogil:
@@ -790,7 +790,7 @@ cdef void clean_some(Tenant tenant) noexcept nogil:
     cdef uint32_t count = min(tenant.cleaner.list(rows, ROWS_MAX), <uint32_t>ROWS_MAX), wanted = 0, i, first
     cdef int result
     first = <uint32_t>tenant.life.draw(max(count, <uint32_t>1))
-    for i in range(count):
+    for i in range(count if tenant.stray.state == HOME else 0):
         if wanted < CLEANED_AT_ONCE and rows[(first + i) % count].flags & ROW_CLEANABLE and tenant.life.draw(4):
             chosen[wanted] = rows[(first + i) % count].segment
             wanted += 1

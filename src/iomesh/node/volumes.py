@@ -189,6 +189,8 @@ class Volumes:
                 clone_of=of,
                 created_ns=time.time_ns(),
             )
+            if at_ns:  # the records that it will follow are on stable media before anything says that it is being made
+                await self._engine.checkpoint(parent.record.id)
             volume = await self._make(record)
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
         return self._describe(volume)
