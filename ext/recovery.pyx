@@ -623,13 +623,14 @@ cdef class Recovery:
             footer.crc = block_crc(footer)
             result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
             release(memory)
-            if result == 0 and (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):
-                waited(&operation)                       # the journal must not be on stable media before what it speaks of
-                self.io.flush(&operation, replica.device)
-                result = <int>wait(&operation)
             if result == 0:
                 call.footer_block = scan.end
                 call.blocks = scan.end + 1 + table_blocks
+        if (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):
+            waited(&operation)                           # the journal must not be on stable media before what it speaks of
+            self.io.flush(&operation, replica.device)
+            if wait(&operation) < 0:
+                return <int>operation.result
         return <int>call_on((<Store>call.store).home, self.volume.reactor, seal_body, &call)
 
     # ------------------------------------------------------------------ replay

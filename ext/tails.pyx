@@ -180,6 +180,8 @@ cdef class Tails:
         self.prepared = tail
         if call.urgency != FOR_WRITES:
             self.space_ran_out()
+        elif self.is_tight():
+            self.on_tight(self.owner)
         return 0
 
     cdef void failed(self, int store, int error) noexcept nogil:
@@ -247,15 +249,15 @@ cdef class Tails:
         self.footer_bytes += (1 + table_blocks) * BLOCK_BYTES
         call.footer_block = 0 if transfer.error else tail.next_block
         call.blocks = tail.next_block + (0 if transfer.error else 1 + table_blocks)
+        operation.result = 0
         if self.volatile >> tail.segment.replica.device & 1:
             waited(&operation)
             self.io.flush(&operation, tail.segment.replica.device)
             self.counters[DEVICE_FLUSHES] += 1
-            if wait(&operation) < 0:
-                self.on_device_error(self.owner, tail.segment.store, -operation.result)
+            wait(&operation)
         call.store = self.stores[tail.segment.store]
         call.replica = tail.segment.replica
-        if call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
+        if operation.result < 0 or call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
             self.failed(tail.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
         tail.segment.state = SEGMENT_SEALED
         tail.segment.blocks = call.blocks
