@@ -44,6 +44,7 @@ class Event(NamedTuple):
     kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer
     in the metadata service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"},
     "device" {"store", "error"}, "no_space" {}: writes wait for the cleaner, "refused" {}: since then one was refused for want of space.
+    Not for the log: "tight" {}: a segment was begun where space is tight, so one has to be cleaned for the next.
     """
     kind: str
     volume: bytes | None

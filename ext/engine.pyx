@@ -47,7 +47,7 @@ from iomesh.engine.space cimport Space, measure
 from iomesh.engine.store cimport Store, format_store, plan_store
 from iomesh.engine.task cimport start as start_task, wait_in, wake_all
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
-from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_REFUSED, Volume
+from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
 
 # Part of engine.pyi, made elsewhere:
 from iomesh.engine.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
@@ -83,6 +83,7 @@ SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, with the marks of its restore
 DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
+SPACE_EVENTS = {EVENT_TIGHT: "tight", EVENT_NO_SPACE: "no_space", EVENT_REFUSED: "refused"}
 HISTOGRAM_NAMES = ("read_latency", "write_latency", "flush_latency")
 COUNTER_NAMES = (
     "reads", "read_bytes", "writes", "written_bytes", "flushes", "trims", "trimmed_bytes", "zeroes", "zeroed_bytes",
@@ -849,7 +850,7 @@ cdef class Engine:
             return Event("checksum", volume, {"offset_bytes": command.first * BLOCK, "segment": command.second, "block": command.third})
         if command.error == EVENT_DEVICE:
             return Event("device", volume, {"store": command.first, "error": command.second})
-        return Event("refused" if command.error == EVENT_REFUSED else "no_space", volume, {})
+        return Event(SPACE_EVENTS[command.error], volume, {})
 
     cdef object answer(self, Command* command):
         cdef Store store

@@ -77,6 +77,7 @@ cdef class Tails:
     cdef void (*on_change)(void* log, int error) noexcept nogil            # there may be room now; or there will be none, in a task
     cdef void* owner                 # the volume
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when it begins
+    cdef void (*on_tight)(void* owner) noexcept nogil                      # a segment was begun where space is tight: the next needs one cleaned
     cdef void (*on_dead)(void* owner) noexcept nogil                       # without space or hope for it, while a segment is dead
     cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
 

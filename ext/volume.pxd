@@ -25,6 +25,7 @@ cdef enum:
 cdef enum VolumeEvent:               # kinds of on_event
     EVENT_CHECKSUM                   # block, segment, block in the segment
     EVENT_DEVICE                     # store, errno
+    EVENT_TIGHT                      # a segment was begun where space is tight
     EVENT_NO_SPACE                   # it has run out: writes wait for a cleaner
     EVENT_REFUSED                    # ... and now a first one was refused
     EVENT_CHECKPOINT                 # see engine.pyx

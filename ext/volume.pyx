@@ -60,6 +60,7 @@ cdef class Volume:
         log.on_commit = committed
         log.on_abort = aborted
         log.tails.on_no_space = no_space
+        log.tails.on_tight = space_tight
         log.tails.on_dead = segment_dead
         log.tails.on_device_error = device_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
@@ -411,6 +412,10 @@ cdef inline void end_part(Volume volume, Part* part, int error) noexcept nogil:
 
 cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_CHECKSUM, block, segment, segment_block)
+
+
+cdef void space_tight(void* owner) noexcept nogil:
+    (<Volume>owner).on_event(owner, EVENT_TIGHT, 0, 0, 0)
 
 
 cdef void no_space(void* owner) noexcept nogil:

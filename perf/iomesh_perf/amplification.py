@@ -5,10 +5,11 @@ are taken all the while; the figures are of the last third, when the log is in i
 """
 
 import asyncio
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iomesh_perf import fio, process
@@ -20,6 +21,7 @@ from iomesh_perf.trial import Trial
 
 BLOCK = 4096
 FILLED = 0.8  # of the device, by the volume
+FRESH_SHARE, FRESH_RUNS = 0.02, 5  # of the device, in each of several runs: they are short, and one alone may meet another's load
 STEADY_FROM = 2 / 3  # of what is written
 SAMPLE_SECONDS = 2.0
 OVERWRITE = fio.Workload("write", random=True, block_bytes=BLOCK, depth=32)
@@ -54,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Course:
-    """Of one shape: what was seen from the first overwrite on, and how fast the first were, when there was nothing to clean yet."""
+    """Of one shape: what was seen from the first overwrite on, and how fast the first were, with nothing to clean yet (median)."""
 
     shape: str
     capacity_bytes: int
@@ -105,7 +107,8 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
     with Trial(settings.directory / "amplification", device_bytes=capacity, volume_bytes=volume, prewrite=True) as trial:
         door = fio.Nbd(trial.uri)
         fio.run(FILL, door, fio.Extent(volume))
-        fresh = fio.run(OVERWRITE, door, fio.Extent(volume, most_bytes=capacity // 10, seed=2, distribution=SHAPES[shape]))
+        extent = fio.Extent(volume, most_bytes=int(FRESH_SHARE * capacity), distribution=SHAPES[shape])
+        fresh = [fio.run(OVERWRITE, door, replace(extent, seed=2 + run)).bytes_per_second for run in range(FRESH_RUNS)]
         wanted = int(settings.amplification_times * capacity)
         say(f"{shape}: overwriting {wanted / GIB:.1f} GiB")
         samples = [sample(trial)]
@@ -123,7 +126,7 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
             if load.returncode:
                 raise fio.FioError(f"fio failed with status {load.returncode}: {said[:300]}")
         segment_bytes = trial.segment_bytes()
-    return Course(shape, capacity, volume, segment_bytes, fresh.bytes_per_second, samples)
+    return Course(shape, capacity, volume, segment_bytes, statistics.median(fresh), samples)
 
 
 def sample(trial: Trial) -> Sample:

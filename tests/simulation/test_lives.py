@@ -25,7 +25,8 @@ FOUND = {
     32152: "a record that was written again after an error was whole in the segment of the error, torn in the next, "
     "and recovery took the torn one",
     32103: "a clone that was recorded and found no space for its first segment could not be opened after the crash",
-    32426: "a clone of a moment was recorded before the parent's log was on stable media, and a power cut took the end of what it was to follow",
+    32426: "a clone of a moment was recorded before the parent's log was on stable media, and a power cut took the end of "
+    "what it was to follow",
     38689: "a clone was let go of its parent by what its head counted, while its newest checkpoint still counted a block that it inherited",
     42252: "a segment whose footer the device could not be made to keep was sealed in the journal all the same",
     2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",

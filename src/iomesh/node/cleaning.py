@@ -77,12 +77,17 @@ class Cleaning:
             self._task = None
 
     def wake(self) -> None:
+        """Space is tight, and there is less of it: look now."""
+        self._wake.set()
+
+    def hurry(self) -> None:
         """Space has run out: look now, and what is being cleaned at leisure is hurried."""
         self._engine.hurry_cleaning()
         self._wake.set()
 
     async def _run(self) -> None:
         while True:
+            self._wake.clear()
             try:
                 need = await self._look()
             except IomeshError as error:  # a volume was closed meanwhile, or its device fails: that is told elsewhere
@@ -90,7 +95,6 @@ class Cleaning:
                 need = Need.NONE
             if need == Need.URGENT:
                 continue
-            self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), SOON_SECONDS if need == Need.SOON else LOOK_SECONDS)
             except TimeoutError:

@@ -227,7 +227,8 @@ class Node:
         self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots)
         self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.windows, self.name)
         self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows)
-        self.volumes.on_no_space = self.cleaning.wake
+        self.volumes.on_no_space = self.cleaning.hurry
+        self.volumes.on_tight = self.cleaning.wake
         self.detaching = Detaching(self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows)
         self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub")
         self.engine.start()

@@ -73,6 +73,7 @@ class Volumes:
         self._windows = windows
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_no_space: Callable[[], None] = lambda: None
+        self.on_tight: Callable[[], None] = lambda: None
 
     # bring-up and shutdown
 
@@ -296,6 +297,8 @@ class Volumes:
                 task.add_done_callback(self._tasks.discard)
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
+            case "tight":
+                self.on_tight()
             case "no_space":
                 if volume is None or volume.waiting.begins(time.monotonic()):
                     log.warning("no space: writes wait for the cleaner to make some", volume=name)
