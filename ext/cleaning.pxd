@@ -1,6 +1,6 @@
 # Cleaning a volume's segments: space that is dead comes back. See cleaning.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from iomesh.engine.compaction cimport Pace
 from iomesh.engine.directory cimport Replica
 from iomesh.engine.io cimport Operation
@@ -15,6 +15,8 @@ cdef enum:
     HANDS = 6                        # segments that are being cleaned at once
     EVACUATION_SHARE = 6             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
     EVACUATED_MAX = 16384 / EVACUATION_SHARE             # blocks of one: the largest segment's
+
+    PIECE_BYTES = 32 * BLOCK_BYTES   # of a segment that is evacuated are read at once
 
 cdef enum:                           # Row.flags
     ROW_CLEANABLE = 1                # nobody needs more of it than what lives
@@ -51,6 +53,9 @@ cdef struct Plan:                    # of one segment, and one hand
     uint32_t live                    # those that live
     uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
     uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are
+    char* piece                      # of the segment, read at once: PIECE_BYTES
+    uint32_t read_to                 # of the first of them, those before this one lie in it, or lay in one before
+    int32_t offsets[EVACUATED_MAX]   # ... where; -1: not in it
 
 cdef struct Round:                   # of cleaning: one call
     const uint32_t* segments
@@ -106,5 +111,7 @@ cdef class Cleaner:                  # of one volume
     cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
     cdef int compact(self, Plan* plan, Pace* pace) noexcept nogil
     cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil
-    cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil
+    cdef int rewrite(self, Request* request, Plan* plan, uint32_t which) noexcept nogil
+    cdef void read_ahead(self, Plan* plan, uint32_t which) noexcept nogil
+    cdef int64_t offset_of(self, const Plan* plan, uint32_t which) noexcept nogil
     cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil

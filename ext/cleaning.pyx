@@ -27,7 +27,7 @@
 # Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
 
 from libc.errno cimport EAGAIN, EBUSY, EIO, ESHUTDOWN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memset
 
@@ -81,11 +81,12 @@ cdef class Cleaner:
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
         self.plans = <Plan*>calloc(HANDS, sizeof(Plan))
-        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, HANDS * sizeof(PlannedFooter)):
+        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, HANDS * (sizeof(PlannedFooter) + PIECE_BYTES)):
             raise MemoryError("no memory for cleaning")
         self.footers = <PlannedFooter*>memory
         for i in range(HANDS):
             self.plans[i].footer = &self.footers[i]
+            self.plans[i].piece = <char*>&self.footers[HANDS] + i * PIECE_BYTES
             self.plans[i].next = self.idle
             self.idle = &self.plans[i]
 
@@ -407,13 +408,14 @@ cdef class Cleaner:
         memset(&evacuation.request, 0, sizeof(Request))
         evacuation.request.finished = end_awaited
         waited(&evacuation.ended)
+        plan.read_to = 0
         for i in range(plan.live):
             if error == 0 and pace is not NULL and i % PACED_BLOCKS == 0:
                 error = pace.step(pace.owner, self.volume.io, PACED_BLOCKS * BLOCK_BYTES)
             if error == 0 and plan.places[i] & NODE_PLACE:
                 error = self.renew(plan, i)
             elif error == 0:
-                error = self.rewrite(&evacuation.request, plan.places[i])
+                error = self.rewrite(&evacuation.request, plan, i)
         self.volume.complete(&evacuation.request)
         wait(&evacuation.ended)
         if error == 0:
@@ -422,18 +424,46 @@ cdef class Cleaner:
             count(self.volume, SEGMENTS_EVACUATED, 1)
         return error
 
-    cdef int rewrite(self, Request* request, uint64_t block) noexcept nogil:
+    cdef int rewrite(self, Request* request, Plan* plan, uint32_t which) noexcept nogil:
+        cdef uint64_t there = <uint64_t>plan.segment.number << 32 | plan.at[which]
+        cdef const char* data
         cdef Operation operation
         cdef int64_t taken = 0
+        if which >= plan.read_to:
+            self.read_ahead(plan, which)
+        data = NULL if plan.offsets[which] < 0 else plan.piece + plan.offsets[which]
         while taken == 0:
             waited(&operation)
-            taken = self.volume.merge(request, block, 0, 0, NULL, &operation)
+            taken = self.volume.rewrite(request, plan.places[which], data, there, &operation)
             if taken == 0 and wait(&operation) < 0:
                 return <int>operation.result
         if taken < 0:
             return <int>taken
         count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
         return 0
+
+    cdef void read_ahead(self, Plan* plan, uint32_t which) noexcept nogil:
+        """A piece of the device with this block of the plan and those behind it, as many as it has. What cannot be read is left to who reads it alone."""
+        cdef const Replica* replica = plan.segment.replica
+        cdef int64_t first = self.offset_of(plan, which), offset = first, length = 0
+        cdef Operation operation
+        cdef uint32_t end = which, i
+        while offset >= first + length and offset - first < PIECE_BYTES:
+            plan.offsets[end] = <int32_t>(offset - first)
+            length = offset - first + BLOCK_BYTES
+            end += 1
+            offset = self.offset_of(plan, end) if end < plan.live else -1
+        waited(&operation)
+        if first >= 0:
+            self.volume.io.read(&operation, replica.device, plan.piece, <uint32_t>length, first)
+        if first < 0 or wait(&operation) < 0:
+            for i in range(which, end):
+                plan.offsets[i] = -1
+        plan.read_to = end
+
+    cdef int64_t offset_of(self, const Plan* plan, uint32_t which) noexcept nogil:
+        cdef uint32_t contiguous
+        return self.head.cache.bitmaps.find(plan.segment.replica, plan.at[which], &contiguous)
 
     cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil:
         cdef uint64_t position = plan.places[which] & ~NODE_PLACE

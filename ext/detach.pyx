@@ -107,7 +107,7 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
         if not has_room(volume):
             return -ENOSPC
         waited(&operation)
-        taken = volume.merge(&copy.written.request, block, 0, 0, NULL, &operation)
+        taken = volume.rewrite(&copy.written.request, block, NULL, 0, &operation)
         if taken == 0 and wait(&operation) < 0:
             result = <int>operation.result
     return <int>min(taken, <int64_t>0) if result == 0 else result

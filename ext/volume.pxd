@@ -37,7 +37,9 @@ cdef struct Merge:                   # bytes inside one block: read, merged, wri
     Request* request
     uint64_t block
     uint32_t start
-    uint32_t bytes
+    uint32_t bytes                   # 0: it is written again as it is
+    bint known                       # ... and `merged` has it, if it still lies `there`
+    uint64_t there
     uint64_t after                   # reads once this record is committed
     char* patch
     char* merged
@@ -86,8 +88,10 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     # done once it is worth trying again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
     cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil
     # Bytes inside one block (start + bytes <= 4096): read, merge, write; serialised with every other write to that block. 1: taken; 0 and errors as above.
-    # `data` NULL: zeros. No bytes at all: what is mapped there is written again, elsewhere.
+    # `data` NULL: zeros.
     cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil
+    # What is mapped there is written again, elsewhere: so that its segment may go. data: what lies at `there` (address_of), if that was read; else NULL.
+    cdef int64_t rewrite(self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when) noexcept nogil
     # Unmaps blocks (trim, write-zeroes): how many were dealt with, from the front; what is not mapped costs nothing. 0 and errors as above.
     cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil
     # Nothing more of this request will come: `finished` is called once all its parts are acknowledged (and stable, if it asked).
@@ -107,7 +111,9 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Merge* merge_of(self, uint64_t block, uint64_t count) noexcept nogil
     cdef void finish(self, Request* request) noexcept nogil
     cdef void part_done(self, Request* request, int error) noexcept nogil
+    cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil
     cdef void merge_step(self, Merge* merge) noexcept nogil
+    cdef void merge_known(self, Merge* merge) noexcept nogil
     cdef void merge_read_done(self, Merge* merge) noexcept nogil
     cdef void merge_append(self, Merge* merge) noexcept nogil
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil

@@ -16,11 +16,12 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.checkpoint cimport Checkpoints
+from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.counters cimport MERGES as COUNT_MERGES, NO_SPACE_ERRORS, WRITE_ERRORS
 from iomesh.engine.invariant cimport invariant
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, Entry, Pointer)
+    BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, Entry, Pointer, address_of)
 from iomesh.engine.log cimport Log, Part, Record
 from iomesh.engine.map cimport ABSENT, Map, Node
 from iomesh.engine.planted cimport planted
@@ -215,19 +216,45 @@ cdef class Volume:
 
     cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil:
         cdef Merge* merge = NULL
+        cdef int64_t taken = self.take_merge(request, block, False, &merge, when)
+        invariant(0 < bytes and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block")
+        if merge is not NULL:
+            merge.start = start
+            merge.bytes = bytes
+            merge.zeros = data is NULL
+            if data is not NULL:
+                memcpy(merge.patch, data, bytes)
+            self.merge_step(merge)
+        return taken
+
+    cdef int64_t rewrite(self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when) noexcept nogil:
+        cdef Merge* merge = NULL
+        cdef int64_t taken = self.take_merge(request, block, True, &merge, when)
+        if merge is not NULL:
+            merge.bytes = 0
+            merge.known = data is not NULL
+            merge.there = there
+            if data is not NULL:
+                memcpy(merge.merged, data, BLOCK_BYTES)
+            self.merge_step(merge)
+        return taken
+
+    cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil:
+        """1 without a merge: one is under way that writes the block again in any case."""
+        cdef Merge* merge = NULL
         cdef int i
-        invariant(block < self.blocks and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block of the volume")
+        invariant(block < self.blocks, b"a merge is of a block of the volume")
         if self.log is None:
             return -EPERM
         if self.closing:
             return -ESHUTDOWN
         if self.log.error:
             return self.log.error
-        if bytes == 0 and self.merge_of(block, 1) is not NULL:
-            return 1                                     # which writes it anew, and may wait for the space that this one is to make
+        if again and self.merge_of(block, 1) is not NULL:
+            return 1                                     # it may wait for the space that this one is to make
         if self.merging and self.conflicts(block, 1, when):
             return 0
-        for i in range(MERGES if bytes == 0 else MERGES - REWRITES):
+        for i in range(MERGES if again else MERGES - REWRITES):
             if not self.merges[i].busy:
                 merge = &self.merges[i]
                 break
@@ -240,13 +267,9 @@ cdef class Volume:
         merge.request = request
         request.parts += 1
         merge.block = block
-        merge.start = start
-        merge.bytes = bytes
-        merge.zeros = data is NULL
-        if data is not NULL:
-            memcpy(merge.patch, data, bytes)
+        merge.known = False
         merge.after = 0 if planted(b"merge_reads_early") else self.log.last_appended()
-        self.merge_step(merge)
+        into[0] = merge
         return 1
 
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil:
@@ -270,11 +293,34 @@ cdef class Volume:
         elif self.log.committed < merge.after:
             merge.step.done = merge_waited
             join(&self.log.commits, &merge.step)
+        elif merge.known:
+            self.merge_known(merge)
         else:
             merge.read.block = merge.block
             merge.read.count = 1
             merge.read.into = merge.merged
             self.reader.read(&merge.read)
+
+    cdef void merge_known(self, Merge* merge) noexcept nogil:
+        """What was read before is written again if the map still leads there, and if it is what it should be; else what there is now is read."""
+        cdef Pointer pointer
+        cdef Node* leaf
+        merge.step.done = merge_looks
+        leaf = self.map.get(0, merge.block // NODE_POINTERS, False, &merge.step)
+        if leaf is NULL:
+            self.checkpoints.poke()
+            return
+        memset(&pointer, 0, sizeof(pointer))
+        if leaf is not ABSENT:
+            pointer = leaf.pointers[merge.block % NODE_POINTERS]
+            self.map.unpin(leaf)
+        if not (pointer.flags & POINTER_PRESENT and address_of(pointer) == merge.there) and not planted(b"rewritten_unlooked"):
+            self.merge_end(merge, 0)                     # it does not hold up its segment any more
+        elif crc32c(merge.merged, BLOCK_BYTES) == pointer.crc or planted(b"rewritten_unlooked"):
+            self.merge_append(merge)
+        else:
+            merge.known = False
+            self.merge_step(merge)
 
     cdef void merge_read_done(self, Merge* merge) noexcept nogil:
         if merge.read.error:
@@ -457,6 +503,13 @@ cdef void request_stable(Operation* operation) noexcept nogil:
 
 cdef void merge_waited(Operation* operation) noexcept nogil:
     cdef Merge* merge = <Merge*>operation.owner
+    (<Volume>merge.volume).merge_step(merge)
+
+
+cdef void merge_looks(Operation* operation) noexcept nogil:
+    cdef Merge* merge = <Merge*>operation.owner
+    if operation.result < 0:
+        merge.known = False                              # the reader says what is wrong with the map
     (<Volume>merge.volume).merge_step(merge)
 
 

@@ -52,6 +52,7 @@ BUGS = {
     "restore_keeps_nodes": "a volume that goes back to a snapshot keeps the map nodes that are cached",
     "restore_pins_nothing": "a volume that has gone back to a snapshot overwrites what that has as if it were its own alone",
     "restore_told_early": "a volume has gone back to a snapshot before that is durable",
+    "rewritten_unlooked": "evacuation writes a block again as it has read it, whatever was written there since",
     "shared_block_freed": "deleting a snapshot gives up what the next one shares with it",
     "slabs_free_early": "a deleted segment's slabs are given away before the deletion is durable",
     "snapshot_without_space": "a snapshot is made while writes wait for space",
