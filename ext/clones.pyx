@@ -46,7 +46,7 @@ cdef void begin_clone(Tenant parent) noexcept nogil:
 
 
 cdef bint is_taken(Tenant tenant) noexcept nogil:
-    return tenant.record.exists or tenant.planned or tenant.between
+    return tenant.record.exists or tenant.planned or tenant.between or tenant.copying    # for the one before
 
 
 cdef void plan(Tenant tenant, Tenant parent, const uint8_t* snapshot, uint64_t size_blocks, int kept) noexcept nogil:

@@ -98,7 +98,7 @@ cdef class Log:
                 if self.tails.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.tails.choose_store(urgency) < 0):
                     return no_room(self)
                 self.tails.prepare(urgency)
-                if self.error or self.tails.preparing:
+                if self.error or not self.tails.prepare_ended or self.tails.urgency < urgency:
                     return self.error
                 if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgency == FOR_SPACE:
                     return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC

@@ -58,6 +58,7 @@ cdef class Recovery:
     cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
     cdef int check_counted(self) noexcept nogil
+    cdef uint64_t record_of_checkpoint(self) noexcept nogil
     cdef int find_end(self) noexcept nogil
     cdef void leave_out(self) noexcept nogil
     cdef int find_time(self) noexcept nogil

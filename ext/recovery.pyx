@@ -438,9 +438,23 @@ cdef class Recovery:
                                  b"needs what lies behind it", scan.end, scan.replica.segment, self.start)
         return 0
 
+    cdef uint64_t record_of_checkpoint(self) noexcept nogil:
+        """The sequence number of the one that it is in: with all before, also in other segments, that was stable when the pointer moved. 0: it is unknown."""
+        cdef uint64_t sequence = 0
+        cdef Scan* scan
+        cdef uint32_t i, r
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            if not self.checkpoint.flags & POINTER_PRESENT or scan.replica.segment != self.checkpoint.segment:
+                continue
+            for r in range(scan.record_count):
+                if scan.records[r].block < self.checkpoint.block:
+                    sequence = scan.records[r].sequence
+        return sequence
+
     cdef int find_end(self) noexcept nogil:
         """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable. So does each segment."""
-        cdef uint64_t stable = self.start, missing
+        cdef uint64_t stable = max(self.start, self.record_of_checkpoint()), missing
         cdef uint32_t i, segment = 0, block = 0
         cdef Scan* scan
         cdef Found* found

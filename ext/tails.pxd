@@ -61,7 +61,8 @@ cdef class Tails:
     cdef bint preparing
     cdef int urgency                 # of that
     cdef bint creating               # the segment before `next_segment` is being created: it may be the next to be appended to
-    cdef int prepare_error           # how the last preparation ended: 0 or a negative errno
+    cdef bint prepare_ended          # the last preparation has, or the one under way: who waits is told at the turn's end
+    cdef int prepare_error           # ... how: 0 or a negative errno
     cdef uint32_t sealing            # tails whose footer is being written
     cdef bint no_space
     cdef bint refusing               # ... and a write was refused for it since

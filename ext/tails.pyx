@@ -124,6 +124,7 @@ cdef class Tails:
         if self.preparing or self.prepared is not NULL or self.ending:
             return
         self.preparing = True
+        self.prepare_ended = False
         self.urgency = urgency
         start(prepare_body, <void*>self, NULL)
 
@@ -383,10 +384,16 @@ cdef int64_t prepare_body(void* argument) noexcept nogil:
 
 cdef int prepare_next(Tails tails) noexcept nogil:
     cdef int result = tails.prepare_one(tails.urgency)
-    tails.preparing = False
+    cdef Operation turn
     tails.prepare_error = result
+    tails.prepare_ended = True
     if result == -ENOSPC:
         tails.space_ran_out()
+    if result < 0:                                       # at once, maybe: who asked is in the midst of an append, and must not find another's record begun
+        waited(&turn)
+        tails.reactor.at_turn_end(&turn)
+        wait(&turn)
+    tails.preparing = False
     wake_all(&tails.changes, 0)
     tails.on_change(tails.log, 0 if result == -ENOSPC else min(result, 0))
     return result

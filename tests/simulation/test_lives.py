@@ -29,6 +29,9 @@ FOUND = {
     "what it was to follow",
     38689: "a clone was let go of its parent by what its head counted, while its newest checkpoint still counted a block that it inherited",
     42252: "a segment whose footer the device could not be made to keep was sealed in the journal all the same",
+    58589: "recovery ended the log at a record that was lost in the segment before the checkpoint's, and cut off the checkpoint's nodes",
+    60482: "who waited for space was woken in the midst of an append, and the record that it began was forgotten",
+    62150: "a slot was given to a new clone while the detaching of the one before had not ended (the model's own bug)",
     2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",
 }
 
