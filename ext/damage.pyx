@@ -92,6 +92,7 @@ cdef void lead_astray(Life life, Tenant tenant) noexcept nogil:
     tenant.stray.segment = tail.segment.number
     tenant.stray.block = tail.next_block
     tenant.stray.sequence = tenant.log.sequence + 1
+    tenant.stray.lost = False
     life.note(b"the next write goes astray: to block %lld of segment %lld, by %lld bytes", tail.next_block, tail.segment.number,
               disk.stray_to - disk.stray_from)
 
@@ -131,6 +132,8 @@ cdef bint is_open(Tenant tenant) noexcept nogil:
 
 cdef void miss_stray(Tenant tenant) noexcept nogil:
     notice_strays(tenant.life)
+    if tenant.volume is not None and tenant.volume.walk.unreadable:
+        tenant.stray.lost = True
     if tenant.stray.state == TO_STRAY:
         call_back(tenant)
     elif tenant.stray.state == ASTRAY and is_open(tenant):
@@ -146,7 +149,7 @@ cdef void leave_stray(Tenant tenant) noexcept nogil:
     if tenant.stray.state == HOME:
         return
     tenant.stray.state = HOME
-    if is_left(tenant, tenant.segments.find(tenant.stray.segment)):
+    if tenant.stray.lost or is_left(tenant, tenant.segments.find(tenant.stray.segment)):
         tenant.stray.left += 1
     else:
         tenant.life.damages -= 1

@@ -122,7 +122,7 @@ cdef class Simulation(Life):
             self.weights[<int>MARK] = 1 + self.draw(2)
             self.weights[<int>MOMENT] = 1 + self.draw(2)
             self.weights[<int>REWIND] = 1
-        if has_theme(self.seed, STRAYING) and not (self.cloning and self.windowed):      # docs/testing.md, "Not simulated yet"
+        if has_theme(self.seed, STRAYING):
             self.weights[<int>STRAY] = 1
         self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
         self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]

@@ -79,6 +79,7 @@ cdef struct Stray:                   # a write to the log's open segment that do
     uint32_t segment
     uint32_t block
     uint64_t sequence                # of the record, unless it was the footer
+    bint lost                        # a deleted snapshot's tree could not be read meanwhile: what it had is counted for ever (walk.pyx)
     uint32_t left                    # earlier ones that sealed segments lack
 
 cdef enum Leaving:                   # of a volume that is to be deleted
