@@ -6,6 +6,7 @@
 #
 # A clone is opened after the volume that it is one of, and closed before. A snapshot stays while a record says that there is a clone of it.
 
+from libc.errno cimport ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -76,6 +77,8 @@ cdef void make(Tenant tenant, Tenant parent) noexcept nogil:
         result = tenant.come_up()
         if result == 0 and tenant.record.making:
             result = take_to_moment(tenant)
+        if result == 0 and tenant.log.tails.no_space:
+            result = -ENOSPC
         if result == 0:
             tenant.between = False
             tenant.life.clones += 1

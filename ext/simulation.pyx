@@ -801,6 +801,8 @@ cdef void clean_some(Tenant tenant) noexcept nogil:
     tenant.life.cleaned.compacted += told.compacted
     tenant.life.cleaned.evacuated += told.evacuated
     tenant.life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
+    if told.compacted and tenant.life.chance(32):
+        tenant.life.hurry()                              # what has overwritten the dead has to be there by now
     if told.failed and not tenant.life.damages:
         tenant.life.fail(b"cleaning", told.error)
 

@@ -15,7 +15,7 @@ TRIED_FIRST = {
     "adopt_without_flush": 261,
     "changed_under_checkpoint": 202,
     "cleaned_by_newest_nodes": 142,
-    "cleaned_without_flush": 261,
+    "cleaned_without_flush": 29,
     "cut_before_checkpoint": 41,
     "empty_record_kept": 1586,
     "fua_not_passed_on": 29,

@@ -331,6 +331,8 @@ class Volumes:
         async with volume.changing:
             try:
                 await self._open(volume)
+                if self._engine.volume_state(record.id)["no_space"]:  # a clone opens without, to be read: after a crash it must
+                    raise NoSpace(f"volume {record.name} cannot be made: no device of this node has room for a segment of it")
             except Conflict:
                 del self._volumes[record.name]
                 raise AlreadyExists(f"a volume {record.name} exists in this cluster") from None
