@@ -89,6 +89,7 @@ def test_a_daemon_counts_while_its_very_process_lives(tmp_path: Path) -> None:
             created(tmp_path)
         daemon.kill(node)
         assert birth(process.pid) == 0
+        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid)).alive, "it ended before it was looked at"
         assert process.wait() in (0, -signal.SIGKILL)
     finally:
         process.kill()

@@ -29,7 +29,7 @@ class TrialNode(msgspec.Struct):
 
     @property
     def alive(self) -> bool:
-        return self.pid > 0 and birth(self.pid) == self.born
+        return self.born > 0 and birth(self.pid) == self.born  # it may have ended before it was asked when it began
 
 
 class TrialVolume(msgspec.Struct):
