@@ -77,14 +77,15 @@ annotate: build ## fails on calls into Python in the engine's nogil functions
 SANITIZED := build/sanitized
 ENGINE_TESTS := $(wildcard tests/unit/test_*.py) tests/fuzz tests/programs/test_requests.py tests/programs/test_nbd_protocol.py \
   tests/crash/test_kills.py tests/crash/test_small_cache.py
+SANITIZING = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 .PHONY: sanitize
-sanitize: build packages-test ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: build packages-test ## the engine's tests, and lives, under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)
 	$(subst $(ENGINE),build/sanitize,$(INSTALL)) --no-deps --target $(SANITIZED) \
 	  -Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Dbuildtype=debugoptimized .
-	PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
+	$(SANITIZING) PYTHONPATH=$(CURDIR)/$(SANITIZED) $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
+	$(SANITIZING) PYTHONPATH=$(CURDIR)/$(SANITIZED):tests $(BIN)/python -m simulation --seeds 0..399
 
 # And once more with bugs that can be planted, to see whether the simulated world finds them.
 PLANTED := build/planted
