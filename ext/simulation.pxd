@@ -19,7 +19,6 @@ cdef class Simulation(Life):
     cdef readonly dict drawn         # what the swarm drew, for people
     cdef list tenants
     cdef bint cloning
-    cdef bint windowed
     cdef Phase phase
     cdef bint paused
     cdef Operation pause

@@ -117,8 +117,7 @@ cdef class Simulation(Life):
             self.weights[<int>DROP] = self.draw(3)
             self.weights[<int>DETACH] = self.draw(2)
             self.weights[<int>SNAPSHOT] = max(self.weights[<int>SNAPSHOT], <uint32_t>1)
-        self.windowed = has_theme(self.seed, WINDOWED)
-        if self.windowed:
+        if has_theme(self.seed, WINDOWED):
             self.weights[<int>MARK] = 1 + self.draw(2)
             self.weights[<int>MOMENT] = 1 + self.draw(2)
             self.weights[<int>REWIND] = 1
