@@ -1,8 +1,7 @@
 # The engine as Python sees it: see engine.pyi. The only module of it that the rest of iomesh imports.
 #
-# Python's thread makes objects (allocation, validation of arguments); everything that happens to them afterwards happens on their reactor.
-# What Python asks is a Command: posted to a reactor, run there as a task, put on the list of what is done, and the bell is rung. What
-# happens unasked is a Notice on the same list. Objects are kept alive here until the reactor has let go of them.
+# Python's thread makes objects (allocation, validation of arguments); everything that happens to them afterwards happens on their reactor, by a
+# Command (commands.pyx). Objects are kept alive here until the reactor has let go of them.
 
 import atexit
 import os
@@ -11,22 +10,20 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EROFS, ESHUTDOWN
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdio cimport snprintf
+from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, EROFS
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
+from iomesh.engine.cleaning cimport Cleaner, Row
+from iomesh.engine.commands cimport (
+    CHECKPOINT_VOLUME, CHECK_DETACHED, CLEAN_VOLUME, CLOSE_SNAPSHOT, CLOSE_STORE, CLOSE_VOLUME, COPY_INHERITED, CREATE_SNAPSHOTS, CUT_OFF,
+    DELETE_SNAPSHOT, DIFF_SNAPSHOTS, ERASE_VOLUME, EXPECT_SPACE, FORMAT_STORE, GROW_VOLUME, LIST_MAX, LIST_SEALED, LIST_SEGMENTS, LIST_SNAPSHOTS,
+    MEASURE_SPACE, NOTICE, OPEN_SNAPSHOT, OPEN_STORE, OPEN_VOLUME, POINTER_MOVED, RESTORE_VOLUME, RETRACE_VOLUME, SCRUB_SEGMENT, SERVE,
+    UNMARK_SNAPSHOT, Answers, Command, checkpoint_written, command_arrives, free_command, volume_event)
 from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
-from iomesh.engine.detach cimport check_detached, copy_inherited, cut_off
-from iomesh.engine.diff cimport Comparing, Range, find_changes, hold_older, release_older
-from iomesh.engine.history cimport (
-    Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, unmark_snapshot,
-    walk_dying)
-from iomesh.engine.invariant cimport invariant
-from iomesh.engine.io cimport Operation
+from iomesh.engine.diff cimport Comparing, Range
+from iomesh.engine.history cimport Making, walk_dying
 from iomesh.engine.journal cimport REPAIRS_MAX
 from iomesh.engine.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
@@ -37,15 +34,14 @@ from iomesh.engine.map cimport Map, MapCache
 from iomesh.engine.nbd cimport NbdConnection
 from iomesh.engine.pace cimport TokenBucket
 from iomesh.engine.pool cimport Pool
-from iomesh.engine.reactor cimport Message, Reactor, call_on
+from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.recovery cimport Recovery
 from iomesh.engine.retrace cimport Retrace
-from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
+from iomesh.engine.scrub cimport Scrubber, Sealed
 from iomesh.engine.segments cimport Segments
 from iomesh.engine.snapshots cimport Snapshot, Wish, is_zero_id
-from iomesh.engine.space cimport Space, measure
-from iomesh.engine.store cimport Store, format_store, plan_store
-from iomesh.engine.task cimport start as start_task, wait_in, wake_all
+from iomesh.engine.space cimport Space
+from iomesh.engine.store cimport Store, plan_store
 from iomesh.engine.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
 
@@ -55,25 +51,6 @@ from iomesh.engine.structures import read_node, read_record, read_snapshots, rea
 from iomesh.engine.nbd import transmission_flags  # no-cython-lint
 from iomesh.engine.nbd import ENDS
 from iomesh.engine.uring import RingError, why_no_ring
-
-cdef extern from *:
-    r"""
-    #include <stdint.h>
-    #include <sys/eventfd.h>
-    #include <unistd.h>
-    #define done_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
-    #define done_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
-    #define done_swap(place, old, new) __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
-    static inline void bell_ring(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
-    static inline void bell_still(int fd) { uint64_t count; ssize_t n = read(fd, &count, sizeof count); (void)n; }
-    """
-    Command* done_load(Command*) noexcept nogil
-    Command* done_take(Command*) noexcept nogil
-    bint done_swap(Command*, Command**, Command*) noexcept nogil
-    int eventfd(unsigned count, int flags) noexcept nogil
-    int EFD_NONBLOCK, EFD_CLOEXEC
-    void bell_ring(int fd) noexcept nogil
-    void bell_still(int fd) noexcept nogil
 
 BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
@@ -101,42 +78,12 @@ SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "liv
 SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # scrub.pxd's Sealed
 
 cdef enum:
-    REACTORS_MAX = 64
+    REACTORS_MAX = LIST_MAX
     SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
     DIFF_FRAMES = 512                # of a comparison's own cache of nodes, 2 MiB
     PATIENCE_NS = 500 * 1000 * 1000  # of writes without space, until the policy has looked whether there is some to be had
-
-cdef enum CommandKind:
-    FORMAT_STORE, OPEN_STORE, CLOSE_STORE, OPEN_VOLUME, CLOSE_VOLUME, CHECKPOINT_VOLUME, GROW_VOLUME, ERASE_VOLUME, SERVE, NOTICE, POINTER_MOVED,
-    CLEAN_VOLUME, LIST_SEGMENTS, EXPECT_SPACE, CREATE_SNAPSHOTS, LIST_SNAPSHOTS, DELETE_SNAPSHOT, OPEN_SNAPSHOT, CLOSE_SNAPSHOT, DIFF_SNAPSHOTS,
-    LIST_SEALED, SCRUB_SEGMENT, RESTORE_VOLUME, MEASURE_SPACE, UNMARK_SNAPSHOT, RETRACE_VOLUME, COPY_INHERITED, CHECK_DETACHED, CUT_OFF
-
-cdef struct Command:
-    Message message
-    Command* next                    # of what is done
-    Operation ended
-    int kind
-    int64_t ticket
-    void* engine
-    void* reactor
-    void* subject                    # Store, Volume or NbdConnection
-    void* helper                     # Recovery; Cleaner; Retrace; the Volume that a connection or a snapshot is of
-    Superblock* superblock
-    int fd
-    int device
-    uint64_t first
-    uint64_t second
-    uint64_t third
-    uint64_t fourth
-    uint8_t volume[16]
-    uint64_t results[8]
-    void* list[64]                   # Stores
-    void* memory                     # Makings; numbers of segments; the SnapshotEntries or Rows that are the answer
-    uint8_t id[16]                   # of a snapshot
-    int error
-    char reason[512]
 
 
 class EngineError(Exception):
@@ -192,15 +139,11 @@ cdef class Engine:
     cdef dict volumes                # 16 bytes -> _Open
     cdef dict snapshots              # likewise, of those that are open for reading
     cdef dict pending                # ticket -> what the answer is about, kept alive
-    cdef int bell
-    cdef Command* done               # newest first
+    cdef Answers answers
     cdef int64_t tickets
     cdef uint64_t devices            # a bit per device number in use
     cdef uint64_t checkpoint_bytes
     cdef bint started
-
-    def __cinit__(self):
-        self.bell = -1
 
     def __init__(self, *, reactors=1, mode="adaptive", poll_microseconds=50, map_cache_bytes=256 << 20, checkpoint_bytes=1 << 30,
                  iopoll=False, register_buffers=True):
@@ -222,9 +165,10 @@ cdef class Engine:
         self.snapshots = {}
         self.pending = {}
         self.checkpoint_bytes = checkpoint_bytes
-        self.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.bell < 0:
-            raise EngineError("no eventfd: too many open files; raise the limit (ulimit -n)")
+        try:
+            self.answers = Answers()
+        except OSError as error:
+            raise EngineError(str(error)) from None
         for number in range(reactors):
             runner = _Runner()
             runner.pool = Pool(SMALL_BUFFERS, LARGE_BUFFERS, RECORD_BUFFERS)
@@ -238,17 +182,6 @@ cdef class Engine:
             self.runners.append(runner)
             self.reactors[number] = <void*>runner.reactor
             self.reactor_count += 1
-
-    def __dealloc__(self):
-        cdef Command* command = self.done
-        cdef Command* following
-        while command is not NULL:
-            following = command.next
-            release(command.memory)
-            release(command)
-            command = following
-        if self.bell >= 0:
-            os.close(self.bell)
 
     def start(self):
         atexit.register(self.stop)                       # nothing of it may be freed while its threads run: until stop() this holds it
@@ -273,7 +206,7 @@ cdef class Engine:
         atexit.unregister(self.stop)
 
     def fileno(self):
-        return self.bell
+        return self.answers.bell
 
     # ------------------------------------------------------------------ asking
 
@@ -284,7 +217,7 @@ cdef class Engine:
         self.tickets += 1
         command.kind = kind
         command.ticket = self.tickets
-        command.engine = <void*>self
+        command.answers = <void*>self.answers
         command.reactor = <void*>runner.reactor
         command.subject = <void*>subject
         command.message.deliver = command_arrives
@@ -296,6 +229,13 @@ cdef class Engine:
         (<Reactor>command.reactor).post(&command.message)
         return command.ticket
 
+    cdef void name_reactors(self, Command* command):
+        """All of them, each of which is to know a device."""
+        cdef int number
+        command.second = self.reactor_count
+        for number in range(self.reactor_count):
+            command.list[number] = self.reactors[number]
+
     cdef int64_t refuse(self, int error, str reason):
         """An answer without asking anybody."""
         cdef Command* command = self.command(NOTICE, self.runners[0], None)
@@ -303,7 +243,7 @@ cdef class Engine:
         command.kind = FORMAT_STORE
         command.error = error
         memcpy(command.reason, <const char*>encoded, len(encoded))
-        put_done(self, command)
+        self.answers.put(command)
         return command.ticket
 
     cdef int take_device(self) except -1:
@@ -352,6 +292,7 @@ cdef class Engine:
         cdef _Runner runner = self.runner_of(len(self.stores))
         cdef Store store = Store(runner.reactor, device, device_bytes, volatile_cache)
         command = self.command(OPEN_STORE, runner, store)
+        self.name_reactors(command)
         command.fd = fd
         command.device = device
         if cluster is not None:
@@ -367,6 +308,7 @@ cdef class Engine:
             return self.refuse(EBUSY, f"store {store} is in use: close the volumes first")
         runner, it = self.stores[store]
         command = self.command(CLOSE_STORE, runner, it)
+        self.name_reactors(command)
         command.helper = <void*>self.scrubs[store][0]
         command.device = store
         return self.post(command)
@@ -432,7 +374,7 @@ cdef class Engine:
         give_counters(opened)
         log.counters = log.tails.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
-        opened.volume.engine = <void*>self
+        opened.volume.listener = <void*>self.answers
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
         opened.volume.checkpoints.on_dying = walk_dying
@@ -755,7 +697,7 @@ cdef class Engine:
         reading.runner = runner
         reading.parent = opened
         reading.volume = Volume(id, runner.reactor, runner.pool, None, map, opened.volume.segments, 1)
-        reading.volume.engine = <void*>self
+        reading.volume.listener = <void*>self.answers
         reading.volume.on_event = volume_event
         reading.connections = {}
         give_counters(reading)
@@ -813,20 +755,12 @@ cdef class Engine:
     # ------------------------------------------------------------------ hearing
 
     def collect(self):
-        cdef Command* newest
-        cdef Command* oldest = NULL
         cdef Command* command
-        bell_still(self.bell)
-        newest = done_take(self.done)
-        while newest is not NULL:
-            command = newest
-            newest = newest.next
-            command.next = oldest
-            oldest = command
+        cdef Command* following = self.answers.take()
         heard = []
-        while oldest is not NULL:
-            command = oldest
-            oldest = oldest.next
+        while following is not NULL:
+            command = following
+            following = command.next
             try:
                 if command.kind == NOTICE:
                     heard.append(self.event(command))
@@ -835,9 +769,7 @@ cdef class Engine:
                 else:
                     heard.append(self.answer(command))
             finally:
-                release(command.superblock)
-                release(command.memory)
-                release(command)
+                free_command(command)
         return heard
 
     cdef object event(self, Command* command):
@@ -997,401 +929,3 @@ cdef object to_pointer(PointerStruct pointer):
 
 cdef list repaired(Store store):
     return [store.repairs.lines[i].decode(errors="replace") for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))]
-
-
-# ---------------------------------------------------------------------- on the reactor
-
-cdef void put_done(Engine engine, Command* command) noexcept nogil:
-    command.next = done_load(engine.done)
-    while not done_swap(engine.done, &command.next, command):
-        pass
-    bell_ring(engine.bell)
-
-
-cdef void command_arrives(Message* message) noexcept nogil:
-    cdef Command* command = <Command*>message.owner
-    command.ended.owner = command
-    command.ended.done = command_ended
-    start_task(command_body, command, &command.ended)
-
-
-cdef void command_ended(Operation* operation) noexcept nogil:
-    cdef Command* command = <Command*>operation.owner
-    if command.kind == SERVE and operation.result == 0:
-        return                                           # answered when the connection ends
-    if operation.result < 0:
-        command.error = <int>-operation.result
-    put_done(<Engine>command.engine, command)
-
-
-cdef int64_t command_body(void* argument) noexcept nogil:
-    cdef Command* command = <Command*>argument
-    if command.kind == FORMAT_STORE:
-        return format_on(<Reactor>command.reactor, command)
-    if command.kind == OPEN_STORE:
-        return open_store_on(<Engine>command.engine, <Store>command.subject, command)
-    if command.kind == CLOSE_STORE:
-        (<Scrubber>command.helper).stop()
-        return close_store_on(<Engine>command.engine, <Store>command.subject, command)
-    if command.kind == LIST_SEALED:
-        return list_sealed_on(<Scrubber>command.helper, command)
-    if command.kind == SCRUB_SEGMENT:
-        return scrub_on(<Scrubber>command.helper, <TokenBucket>command.list[0], command)
-    if command.kind == OPEN_VOLUME:
-        return open_volume_on(<Volume>command.subject, <Recovery>command.helper, command)
-    if command.kind == CLOSE_VOLUME:
-        return close_volume_on(<Volume>command.subject, command)
-    if command.kind == CHECKPOINT_VOLUME:
-        return (<Volume>command.subject).checkpoints.run()
-    if command.kind == POINTER_MOVED:
-        (<Volume>command.subject).checkpoints.moved(command.first, command.second)
-        return 0
-    if command.kind == GROW_VOLUME:
-        (<Volume>command.subject).blocks = command.first // BLOCK
-        (<Volume>command.subject).checkpoints.size_bytes = command.first
-        return 0
-    if command.kind == ERASE_VOLUME:
-        return erase_on(<Reactor>command.reactor, command)
-    if command.kind == CLEAN_VOLUME:
-        return clean_on(<Cleaner>command.helper, <TokenBucket>command.list[0], command)
-    if command.kind == LIST_SEGMENTS:
-        return list_segments_on(<Cleaner>command.helper, command)
-    if command.kind == COPY_INHERITED:
-        return copy_inherited_on(<Volume>command.subject, <TokenBucket>command.list[0], command)
-    if command.kind == CHECK_DETACHED:
-        return check_detached(<Volume>command.subject, <Map>command.list[0])
-    if command.kind == CUT_OFF:
-        cut_off(<Volume>command.subject)
-        return 0
-    if command.kind == MEASURE_SPACE:
-        return measure_on(<Volume>command.subject, command)
-    if command.kind == EXPECT_SPACE:
-        (<Volume>command.subject).log.tails.expect_space(command.first * 1000000)
-        return 0
-    if command.kind == CREATE_SNAPSHOTS:
-        return make_snapshots(<Reactor>command.reactor, <Making*>command.memory, <uint32_t>command.first)
-    if command.kind == LIST_SNAPSHOTS:
-        return list_snapshots_on(<Volume>command.subject, command)
-    if command.kind == DELETE_SNAPSHOT:
-        return delete_snapshot_on(<Volume>command.subject, command)
-    if command.kind == RESTORE_VOLUME:
-        return restore_on(<Volume>command.subject, command)
-    if command.kind == UNMARK_SNAPSHOT:
-        return unmark_snapshot(<Volume>command.subject, command.id)
-    if command.kind == RETRACE_VOLUME:
-        return retrace_on(<Retrace>command.helper, command)
-    if command.kind == DIFF_SNAPSHOTS:
-        return find_changes(<Volume>command.subject, <Comparing*>command.memory, <Map>command.list[0], <Map>command.list[1])
-    if command.kind == OPEN_SNAPSHOT:
-        return open_snapshot(<Volume>command.helper, <Volume>command.subject, command.volume)
-    if command.kind == CLOSE_SNAPSHOT:
-        return close_snapshot_on(<Volume>command.helper, <Volume>command.subject)
-    return serve_on(<Volume>command.helper, <NbdConnection>command.subject, command)
-
-
-cdef int64_t format_on(Reactor reactor, Command* command) noexcept nogil:
-    cdef int device = reactor.io.add_device(command.fd)
-    cdef int result
-    if device < 0:
-        return device
-    result = format_store(reactor, device, command.superblock)
-    reactor.io.remove_device(device)
-    return result
-
-
-cdef struct DeviceCall:
-    void* reactor
-    int fd                           # -1: remove
-    int device
-
-
-cdef int64_t device_body(void* argument) noexcept nogil:
-    cdef DeviceCall* call = <DeviceCall*>argument
-    if call.fd < 0:
-        (<Reactor>call.reactor).io.remove_device(call.device)
-        return 0
-    invariant((<Reactor>call.reactor).io.add_device(call.fd) == call.device, b"every reactor counts devices alike")
-    return 0
-
-
-cdef int on_all_reactors(Engine engine, Reactor caller, int fd, int device) noexcept nogil:
-    """Every reactor's Io knows a device by the same number."""
-    cdef DeviceCall call
-    cdef int i, result = 0
-    call.fd = fd
-    call.device = device
-    for i in range(engine.reactor_count):
-        call.reactor = engine.reactors[i]
-        result = min(result, <int>call_on(<Reactor>call.reactor, caller, device_body, &call))
-    return result
-
-
-cdef int64_t open_store_on(Engine engine, Store store, Command* command) noexcept nogil:
-    cdef int result = on_all_reactors(engine, store.home, command.fd, command.device)
-    if result == 0:
-        result = store.open(command.volume if command.first else NULL)
-        if result < 0:
-            snprintf(command.reason, sizeof(command.reason), b"%s", store.reason)
-    if result < 0:
-        on_all_reactors(engine, store.home, -1, command.device)
-    return result
-
-
-cdef int64_t close_store_on(Engine engine, Store store, Command* command) noexcept nogil:
-    return on_all_reactors(engine, store.home, -1, command.device)
-
-
-cdef int64_t open_volume_on(Volume volume, Recovery recovery, Command* command) noexcept nogil:
-    cdef timespec began, ended
-    cdef int result = 0
-    clock_gettime(CLOCK_MONOTONIC, &began)
-    volume.checkpoints.attach()
-    if command.list[0] is not NULL:
-        result = branch_off(volume, <Volume>command.list[0], command.id)
-        if result < 0:
-            snprintf(recovery.reason, sizeof(recovery.reason), b"the snapshot that it is a clone of is not there, or its volume is being closed")
-    if result == 0:
-        result = recovery.run()
-    clock_gettime(CLOCK_MONOTONIC, &ended)
-    if result < 0:
-        snprintf(command.reason, sizeof(command.reason), b"%s", recovery.reason)
-        volume.close()
-        if volume.parent is not NULL:
-            let_parent_go(volume)
-        return result
-    command.results[0] = recovery.replayed_records
-    command.results[1] = recovery.replayed_bytes
-    command.results[2] = (ended.tv_sec - began.tv_sec) * 1000000000 + ended.tv_nsec - began.tv_nsec
-    command.results[3] = volume.log.sequence
-    walk_dying(<void*>volume)
-    return 0
-
-
-cdef int64_t clean_on(Cleaner cleaner, TokenBucket bucket, Command* command) noexcept nogil:
-    cdef Cleaned told
-    cdef int result
-    if cleaner.volume.cleaning == 0:
-        bucket.start(cleaner.volume.io.now_ns(), command.second, <uint32_t>command.third)
-    elif command.second == 0:
-        bucket.hurried = True                            # whoever is in haste does not wait for who is not
-    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &bucket.pace, &told)
-    command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
-    command.results[4] = told.freed_blocks
-    command.results[5] = -told.error
-    command.results[6] = told.postponed
-    return result
-
-
-cdef int64_t list_sealed_on(Scrubber scrubber, Command* command) noexcept nogil:
-    cdef uint32_t count = scrubber.list(NULL, 0)
-    cdef Sealed* rows = <Sealed*>calloc(count + 1, sizeof(Sealed))
-    if rows is NULL:
-        return -ENOMEM
-    command.memory = rows
-    command.results[0] = scrubber.list(rows, count)
-    return 0
-
-
-cdef int64_t scrub_on(Scrubber scrubber, TokenBucket bucket, Command* command) noexcept nogil:
-    cdef Scrubbed told
-    cdef int result
-    if scrubber.busy:
-        return -EBUSY                                    # its bucket is in use
-    bucket.start(scrubber.store.home.io.now_ns(), command.second, <uint32_t>command.third)
-    result = scrubber.scrub(command.volume, <uint32_t>command.first, &bucket.pace, &told)
-    command.results[0], command.results[1], command.results[2] = told.blocks, told.damaged, told.first
-    return result
-
-
-cdef int64_t list_segments_on(Cleaner cleaner, Command* command) noexcept nogil:
-    cdef uint32_t count = cleaner.list(NULL, 0)
-    cdef Row* rows = <Row*>calloc(count + 1, sizeof(Row))
-    if rows is NULL:
-        return -ENOMEM
-    command.memory = rows
-    command.results[0] = cleaner.list(rows, count)
-    return 0
-
-
-cdef int64_t copy_inherited_on(Volume volume, TokenBucket bucket, Command* command) noexcept nogil:
-    if volume.copying:
-        return -EBUSY                                    # its bucket is in use
-    bucket.start(volume.io.now_ns(), command.first, <uint32_t>command.second)
-    return copy_inherited(volume, &bucket.pace)
-
-
-cdef int64_t measure_on(Volume volume, Command* command) noexcept nogil:
-    command.memory = calloc(1, sizeof(Space))
-    if command.memory is NULL:
-        return -ENOMEM
-    measure(volume, <Space*>command.memory)
-    return 0
-
-
-cdef int64_t list_snapshots_on(Volume volume, Command* command) noexcept nogil:
-    cdef SnapshotEntry* entries = <SnapshotEntry*>calloc(volume.snapshots.count + 1, sizeof(SnapshotEntry))
-    cdef uint32_t i
-    if entries is NULL:
-        return -ENOMEM
-    for i in range(volume.snapshots.count):
-        entries[i] = volume.snapshots.all[i].entry
-    command.memory = entries
-    command.results[0] = volume.snapshots.count
-    return 0
-
-
-cdef int64_t delete_snapshot_on(Volume volume, Command* command) noexcept nogil:
-    cdef bint hidden = False
-    cdef int result = delete_snapshot(volume, command.id, &hidden)
-    command.results[0] = hidden
-    return result
-
-
-cdef int64_t restore_on(Volume volume, Command* command) noexcept nogil:
-    cdef int result
-    if volume.closing:
-        return -ESHUTDOWN
-    if volume.restoring or (volume.connections and not command.first):
-        return -EBUSY
-    volume.restoring = True
-    end_connections(volume)
-    result = restore_volume(volume, command.id, <Wish*>command.memory, <Wish*>command.memory + 1 if command.second else NULL)
-    volume.restoring = False
-    wake_all(&volume.restored, 0)
-    return result
-
-
-cdef int64_t retrace_on(Retrace retrace, Command* command) noexcept nogil:
-    cdef int result = retrace.run(command.id, command.first)
-    if result < 0:
-        snprintf(command.reason, sizeof(command.reason), b"%s", retrace.reason)
-    command.results[0], command.results[1] = retrace.records, retrace.blocks
-    return result
-
-
-cdef int64_t close_snapshot_on(Volume volume, Volume reading) noexcept nogil:
-    end_connections(reading)
-    close_snapshot(volume, reading)
-    return 0
-
-
-cdef void end_connections(Volume volume) noexcept nogil:
-    cdef void* connection = volume.connection_list
-    while connection is not NULL:
-        (<NbdConnection>connection).stop()
-        connection = (<NbdConnection>connection).next_connection
-    while volume.connections:
-        wait_in(&volume.connections_changed)
-
-
-cdef int64_t close_volume_on(Volume volume, Command* command) noexcept nogil:
-    cdef int result = 0
-    end_connections(volume)
-    while volume.readings:                               # they are being closed, too
-        wait_in(&volume.connections_changed)
-    if command.first and not volume.log.error:
-        result = volume.checkpoints.run()
-    volume.close()
-    if volume.parent is not NULL:
-        let_parent_go(volume)
-    return result
-
-
-cdef int64_t serve_on(Volume volume, NbdConnection connection, Command* command) noexcept nogil:
-    cdef int number
-    if volume.closing or volume.restoring or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL):
-        number = -EBUSY
-    elif connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
-        number = -ENOENT
-    else:
-        number = volume.io.add_connection(command.fd)
-        if number < 0 and connection.compared is not NULL:
-            release_older(<Volume>connection.compared, connection.since, connection.older)
-    if number < 0:
-        close_descriptor(command.fd)
-        return number
-    connection.connection = number
-    connection.ended.owner = command
-    connection.ended.done = connection_ended
-    connection.next_connection = volume.connection_list
-    volume.connection_list = <void*>connection
-    volume.connections += 1
-    connection.start()
-    return 0
-
-
-cdef void connection_ended(Operation* operation) noexcept nogil:
-    cdef Command* command = <Command*>operation.owner
-    unlink_connection(<Volume>command.helper, <NbdConnection>command.subject)
-    end_comparing(<NbdConnection>command.subject)
-    command.ended.result = 0
-    put_done(<Engine>command.engine, command)
-
-
-cdef void end_comparing(NbdConnection connection) noexcept nogil:
-    if connection.compared is not NULL:
-        release_older(<Volume>connection.compared, connection.since, connection.older)
-
-
-cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept nogil:
-    cdef void** place = &volume.connection_list
-    while place[0] is not <void*>connection:
-        place = &(<NbdConnection>place[0]).next_connection
-    place[0] = connection.next_connection
-    volume.connections -= 1
-    wake_all(&volume.connections_changed, 0)
-
-
-cdef extern from "<unistd.h>" nogil:
-    int close_descriptor "close" (int fd)
-
-
-cdef int64_t erase_on(Reactor reactor, Command* command) noexcept nogil:
-    cdef EraseCall call
-    cdef uint64_t i
-    cdef int64_t result
-    call.volume = command.volume
-    for i in range(command.first):
-        call.store = command.list[i]
-        result = call_on((<Store>call.store).home, reactor, erase_body, &call)
-        if result < 0:
-            return result
-        command.results[0] += result
-    return 0
-
-
-cdef struct EraseCall:
-    void* store
-    uint8_t* volume
-
-
-cdef int64_t erase_body(void* argument) noexcept nogil:
-    cdef EraseCall* call = <EraseCall*>argument
-    return (<Store>call.store).erase(call.volume)
-
-
-cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
-    cdef Command* notice = <Command*>calloc(1, sizeof(Command))
-    if notice is NULL:
-        return                                           # the counters tell it too
-    notice.kind = NOTICE
-    notice.error = kind
-    notice.first = first
-    notice.second = second
-    notice.third = third
-    memcpy(notice.volume, (<Volume>volume).identity, 16)
-    put_done(<Engine>(<Volume>volume).engine, notice)
-
-
-cdef void checkpoint_written(void* owner, uint64_t sequence, PointerStruct pointer) noexcept nogil:
-    cdef Command* notice = <Command*>calloc(1, sizeof(Command))
-    if notice is NULL:
-        (<Volume>owner).checkpoints.moved(sequence, False)
-        return
-    notice.kind = NOTICE
-    notice.error = EVENT_CHECKPOINT
-    notice.first = sequence
-    notice.second = (<Volume>owner).checkpoints.size_bytes
-    notice.results[0], notice.results[1], notice.results[2] = pointer.segment, pointer.block, pointer.crc
-    memcpy(notice.volume, (<Volume>owner).identity, 16)
-    put_done(<Engine>(<Volume>owner).engine, notice)

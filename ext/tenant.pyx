@@ -72,7 +72,7 @@ cdef class Tenant:
         self.log.counters = self.log.tails.counters = self.log.flusher.counters = life.counters
         self.volume.latencies = life.histograms
         self.volume.checkpoints.interval = life.interval
-        self.volume.engine = <void*>self
+        self.volume.listener = <void*>self
         self.volume.on_event = told
         self.volume.checkpoints.on_written = checkpoint_written
         self.volume.checkpoints.on_dying = walk_dying
@@ -102,7 +102,7 @@ cdef class Tenant:
         self.reading = Volume(self.record.id[:16], life.reactor, life.pool, None, Map(life.cache, life.io, self.segments), self.segments, 1)
         self.reading.counters = self.reading.reader.counters = life.counters
         self.reading.latencies = life.histograms
-        self.reading.engine = <void*>self
+        self.reading.listener = <void*>self
         self.reading.on_event = told
 
     cdef object move_out(self):
@@ -571,7 +571,7 @@ cdef void let_go(Tenant tenant, Slot* slot) noexcept nogil:
 
 
 cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
-    cdef void* tenant = (<Volume>volume).engine
+    cdef void* tenant = (<Volume>volume).listener
     if kind == EVENT_CHECKSUM:
         (<Tenant>tenant).life.note(b"checksum error of block %lld at segment %lld block %lld", a, b, c)
     elif kind == EVENT_DEVICE:
@@ -589,7 +589,7 @@ cdef void has_no_space(Tenant tenant) noexcept nogil:
 # ---------------------------------------------------------------------- the metadata service
 
 cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
-    ask_metadata(<Tenant>(<Volume>owner).engine, sequence, pointer)
+    ask_metadata(<Tenant>(<Volume>owner).listener, sequence, pointer)
 
 
 cdef void ask_metadata(Tenant tenant, uint64_t sequence, Pointer pointer) noexcept nogil:

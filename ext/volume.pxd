@@ -75,7 +75,7 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef uint32_t merging            # how many are busy
     cdef Waiters merge_free
     cdef char* merge_memory
-    cdef void* engine
+    cdef void* listener              # who on_event tells
     cdef void* connection_list       # NbdConnection
     cdef uint32_t connections
     cdef uint32_t readings           # of snapshots of it: those that are read, and the clones that stand on one and are open
