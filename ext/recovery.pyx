@@ -20,35 +20,33 @@
 #   - running it twice, or dying in it and running it again, changes nothing.
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free as release, qsort, realloc
+from libc.stdlib cimport calloc, free as release, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.checksum cimport crc32c
 from iomesh.engine.io cimport Operation
 from iomesh.engine.layout cimport (
-    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_OPEN,
-    SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry,
-    TableEntry, block_crc, checkpoint_valid, footer_table_valid, footer_valid, record_valid, snapshot_fault)
+    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED,
+    SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
+    checkpoint_valid, snapshot_fault)
 from iomesh.engine.map cimport Node
 from iomesh.engine.planted cimport planted
 from iomesh.engine.reactor cimport call_on
+from iomesh.engine.scans cimport CHUNK_BLOCKS, Found, record_end
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.store cimport Replica, Store, replica_offset
 from iomesh.engine.tails cimport FOR_WRITES
 from iomesh.engine.task cimport wait, waited
+from iomesh.engine.volume cimport Volume
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
-    CHUNK_BLOCKS = 512               # read at once: two whole records at least
     PREFETCH = 48                    # leaves loaded ahead of the replay
     BREATHER = 1024                  # leaves after which the reactor serves others for a turn
-    TRIES = 10                       # more of one read that fails, ...
-    ALL_TRIES = 500                  # ... and of all of them
-    AGAIN_NS = 20 * 1000 * 1000      # between two
     ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
 
 cdef struct Item:                    # one entry to replay; sorted by leaf, then by age
@@ -59,26 +57,13 @@ cdef struct Item:                    # one entry to replay; sorted by leaf, then
     uint32_t unused
 
 
-cdef class Recovery:
+cdef class Recovery(Scans):
     """checkpoint: (segment, block, crc) or None."""
 
     def __cinit__(self, Volume volume, checkpoint):
-        cdef void* memory
-        self.volume, self.io = volume, volume.io
         if checkpoint is not None:
             self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc = checkpoint
             self.checkpoint.flags = POINTER_PRESENT
-        if posix_memalign(&memory, BLOCK_BYTES, (CHUNK_BLOCKS + 1) * BLOCK_BYTES):
-            raise MemoryError("no memory for recovery")
-        self.buffer = <char*>memory
-
-    def __dealloc__(self):
-        cdef uint32_t i
-        for i in range(self.scan_count):
-            release(self.scans[i].records)
-            release(self.scans[i].entries)
-        release(self.scans)
-        release(self.buffer)
 
     cdef int run(self) noexcept nogil:
         cdef int result = self.list_replicas()
@@ -98,63 +83,6 @@ cdef class Recovery:
             result = self.replay()
         self.volume.checkpoints.replayed = result == 0
         self.volume.checkpoints.poke()                   # without space one is due
-        return result
-
-    # ------------------------------------------------------------------ replicas
-
-    cdef int list_replicas(self) noexcept nogil:
-        cdef ListCall call
-        cdef uint32_t count, i
-        cdef int store
-        for store in range(self.volume.log.tails.store_count):
-            call.store = self.volume.log.tails.stores[store]
-            call.volume = self.volume.log.volume
-            call.into = NULL
-            call.room = 0
-            count = <uint32_t>call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
-            if count == 0:
-                continue
-            call.into = <Replica**>calloc(count, sizeof(Replica*))
-            call.room = count
-            self.scans = <Scan*>realloc(self.scans, (self.scan_count + count) * sizeof(Scan))
-            if call.into is NULL or self.scans is NULL:
-                return self.fail(ENOMEM, b"no memory for the list of %lu segments", count, 0, 0)
-            call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
-            for i in range(count):
-                memset(&self.scans[self.scan_count], 0, sizeof(Scan))
-                self.scans[self.scan_count].replica = call.into[i]
-                self.scans[self.scan_count].store = store
-                self.scan_count += 1
-            release(call.into)
-        if self.scan_count:
-            qsort(self.scans, self.scan_count, sizeof(Scan), by_number)
-        for i in range(1, self.scan_count):
-            if self.scans[i].replica.segment == self.scans[i - 1].replica.segment:
-                return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", self.scans[i].replica.segment, 0, 0)
-        return 0
-
-    cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
-        cdef uint32_t low = 0, high = self.scan_count, middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.scans[middle].replica.segment < segment:
-                low = middle + 1
-            else:
-                high = middle
-        return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
-
-    cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        """An error that passes must not look like the log's end: it is tried again, but not for ever where much is unreadable."""
-        cdef Operation operation
-        cdef uint32_t tries = 0
-        cdef int result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
-        while result < 0 and tries < TRIES and self.tries < ALL_TRIES:
-            tries += 1
-            self.tries += 1
-            waited(&operation)
-            self.io.after(&operation, AGAIN_NS)
-            wait(&operation)
-            result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
         return result
 
     # ------------------------------------------------------------------ the checkpoint
@@ -309,113 +237,6 @@ cdef class Recovery:
             if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # sealed when all of it was stable
                 return self.fail(EUCLEAN, b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
                                  scan.replica.segment, scan.end, 0)
-        return 0
-
-    cdef int scan_footer(self, Scan* scan) noexcept nogil:
-        """The records of a sealed replica from its footer; 1: it is damaged, the headers must do."""
-        cdef Replica* replica = scan.replica
-        cdef Footer* footer = <Footer*>self.buffer
-        cdef Entry* table
-        cdef uint32_t at = 0, block = 0, k
-        cdef void* memory
-        cdef int result
-        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0 or not footer_valid(
-                footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks):
-            return 1
-        scan.stable = footer.stable
-        if posix_memalign(&memory, BLOCK_BYTES, (footer.table_blocks + 1) * BLOCK_BYTES):
-            return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
-        table = <Entry*>memory
-        result = 1
-        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and footer_table_valid(footer, table):
-            result = 0
-        while result == 0 and at < footer.entry_count:
-            result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
-            block += 1
-            for k in range(table[at].count):
-                if table[at + 1 + k].kind != KIND_ZERO:
-                    block += 1
-            at += 1 + table[at].count
-        release(table)
-        scan.end = block
-        return result
-
-    cdef int scan_headers(self, Scan* scan) noexcept nogil:
-        """The records of a replica from their headers, payload verified; what lies behind the first that is missing only tells what was stable."""
-        cdef Replica* replica = scan.replica
-        cdef uint32_t limit = replica.footer_block if replica.footer_block else replica.blocks
-        cdef uint32_t block = 0, k, payload_block, previous_crc = 0
-        cdef uint64_t previous = 0
-        cdef uint32_t base = 0, held = 0                 # blocks in the buffer
-        cdef RecordHeader* header
-        cdef bint chained = True
-        cdef Found* found
-        cdef int result = 0
-        scan.end = 0
-        while block < limit:
-            if held == 0 or block >= base + held or (block + 1 + RECORD_ENTRIES_MAX > base + held and base + held < limit):
-                base = block
-                held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
-                result = self.read_blocks(replica, base, held, self.buffer)
-                if result < 0:                           # a bad sector, or an error that passes: one record, or what else lies there, at a time
-                    held = 1
-                    result = self.read_blocks(replica, base, held, self.buffer)
-                    header = <RecordHeader*>self.buffer
-                    if result == 0 and self.is_of(header, replica, block, limit) and header.payload_blocks:
-                        held = 1 + header.payload_blocks
-                        result = self.read_blocks(replica, base, held, self.buffer)
-            header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
-            if result < 0 or not self.is_of(header, replica, block, limit) or \
-                    block + 1 + header.payload_blocks > base + held:
-                chained = False
-                block += 1
-                continue
-            scan.stable = max(scan.stable, header.stable)
-            if not chained or header.previous_crc != previous_crc or header.sequence <= previous:
-                chained = False
-                scan.stray = max(scan.stray, header.sequence)
-                block += 1
-                continue
-            result = self.add_record(scan, header.sequence, block, header.crc, header.entries, header.entry_count)
-            if result < 0:
-                return result
-            found = &scan.records[scan.record_count - 1]
-            payload_block = 1
-            for k in range(header.entry_count):
-                if header.entries[k].kind != KIND_ZERO:
-                    if crc32c(<char*>header + payload_block * BLOCK_BYTES, BLOCK_BYTES) != header.entries[k].crc and not planted(b"torn_record_kept"):
-                        found.torn = True
-                    payload_block += 1
-            previous = header.sequence
-            previous_crc = header.crc
-            block += 1 + header.payload_blocks
-            scan.end = block
-        return 0
-
-    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
-        """A record of this replica. One of another epoch is left over of an earlier segment that had this number and these slabs, and was given back."""
-        return header.epoch == replica.epoch and record_valid(header, self.volume.log.volume, replica.segment, block, limit)
-
-    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
-        cdef Found* found
-        if scan.record_count == scan.record_room:
-            scan.record_room = 2 * scan.record_room + 64
-            scan.records = <Found*>realloc(scan.records, scan.record_room * sizeof(Found))
-        if scan.entry_count + count >= scan.entry_room:          # also before the first record, which may have none
-            scan.entry_room = 2 * scan.entry_room + 1024
-            scan.entries = <Entry*>realloc(scan.entries, scan.entry_room * sizeof(Entry))
-        if scan.records is NULL or scan.entries is NULL:
-            return self.fail(ENOMEM, b"no memory for the records of segment %lu", scan.replica.segment, 0, 0)
-        found = &scan.records[scan.record_count]
-        found.sequence = sequence
-        found.block = block
-        found.crc = crc
-        found.first = scan.entry_count
-        found.count = count
-        found.torn = False
-        memcpy(&scan.entries[scan.entry_count], entries, count * sizeof(Entry))
-        scan.record_count += 1
-        scan.entry_count += count
         return 0
 
     cdef int check_counted(self) noexcept nogil:
@@ -725,10 +546,6 @@ cdef class Recovery:
         self.volume.log.bytes_at_checkpoint = self.volume.log.bytes - self.replayed_bytes
         return result
 
-    cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
-        snprintf(self.reason, sizeof(self.reason), text, a, b, c)
-        return -error
-
 
 cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
     cdef Entry* entry = &recovery.scans[item.scan].entries[item.entry]
@@ -776,19 +593,6 @@ cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noe
     return checkpoint.flags & POINTER_PRESENT and scan.replica.segment == checkpoint.segment and found.block < checkpoint.block < found.block + blocks
 
 
-cdef uint32_t record_end(Scan* scan) noexcept nogil:
-    """The block behind the last record of a scan."""
-    cdef Found* last
-    cdef uint32_t blocks = 1, i
-    if scan.record_count == 0:
-        return 0
-    last = &scan.records[scan.record_count - 1]
-    for i in range(last.first, last.first + last.count):
-        if scan.entries[i].kind != KIND_ZERO:
-            blocks += 1
-    return last.block + blocks
-
-
 cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
     cdef uint32_t contiguous, piece
     cdef uint64_t offset
@@ -806,23 +610,11 @@ cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint3
     return 0
 
 
-cdef struct ListCall:
-    void* store
-    uint8_t* volume
-    Replica** into
-    uint32_t room
-
-
 cdef struct SealCall:
     void* store
     Replica* replica
     uint32_t blocks
     uint32_t footer_block
-
-
-cdef int64_t list_body(void* argument) noexcept nogil:
-    cdef ListCall* call = <ListCall*>argument
-    return (<Store>call.store).list(call.volume, call.into, call.room)
 
 
 cdef int64_t seal_body(void* argument) noexcept nogil:
@@ -841,11 +633,6 @@ cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
     call.replica = scan.replica
     scan.record_count = 0
     return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)
-
-
-cdef int by_number(const void* a, const void* b) noexcept nogil:
-    cdef uint32_t first = (<Scan*>a).replica.segment, second = (<Scan*>b).replica.segment
-    return (first > second) - (first < second)
 
 
 cdef int by_key(const void* a, const void* b) noexcept nogil:
