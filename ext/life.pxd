@@ -20,7 +20,7 @@ cdef enum:
     TENANTS = 4                      # volumes at once
     TRACED = 1024                    # events that are kept
 
-cdef enum Kind:                      # what a life may do; to add one: here, in KINDS and in Simulation.begin()
+cdef enum Kind:                      # what a life may do; to add one: here, in KIND_NAMES, draw_swarm() and Simulation.begin()
     READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH, STRAY,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
@@ -66,11 +66,14 @@ cdef class Life:
     cdef void* tenant_pointers[TENANTS]
     cdef uint32_t tenant_count
     cdef bint wanting                # a tenant wants to settle in: Python makes what that takes
-    # what was drawn
+    # what was drawn: swarm.pyx
+    cdef readonly dict drawn         # for people
     cdef int store_count
     cdef uint32_t regions
     cdef uint64_t journal_bytes      # of one half
     cdef uint64_t leaves[REGIONS_MAX]
+    cdef uint32_t used               # regions that the first volume has, as it begins
+    cdef bint cloning
     cdef uint32_t weights[KINDS]
     cdef uint32_t weight
     cdef uint32_t depth

@@ -15,6 +15,8 @@ cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 CLUSTER = b"simulated worlds"
+KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
+              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify")
 
 cdef char* spare_memory = NULL
 

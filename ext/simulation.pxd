@@ -16,15 +16,11 @@ cdef enum End:
 
 cdef class Simulation(Life):
     cdef Audit audit
-    cdef readonly dict drawn         # what the swarm drew, for people
     cdef list tenants
-    cdef bint cloning
     cdef Phase phase
     cdef bint paused
     cdef Operation pause
 
-    cdef object draw_life(self, operations)
-    cdef object draw_clients(self)
     cdef Tenant make_tenant(self)
     cdef object set_faults(self)
     cdef object format(self)

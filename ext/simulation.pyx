@@ -5,9 +5,8 @@
 #     life.run()                                None, or what went wrong
 #
 # Store, Recovery, Volume and what they consist of are the engine's, as engine.pyx sets them up; this and its parts (life, tenant, shots) play the
-# doors, the metadata service and fate, on one thread. The Io is the World: everything that happens follows from the seed. Which operations are common,
-# how large they are, how much is under way, what the devices are like and what fails is drawn once for each life (swarm testing): a life in which
-# everything happens shows little of what needs many of one kind.
+# doors, the metadata service and fate, on one thread. The Io is the World: everything that happens follows from the seed. What is common in this life,
+# and what fails, is drawn once (swarm.pyx).
 #
 # One beginning after the other:
 #
@@ -20,161 +19,62 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.audit cimport Audit
-from iomesh.engine.chance cimport stirred
 from iomesh.engine.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
-from iomesh.engine.clients cimport CLIENTS
 from iomesh.engine.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
 from iomesh.engine.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays, refusal_is_due
 from iomesh.engine.detaching cimport begin_detaching, go_on_detaching
 from iomesh.engine.history cimport walk_dying
 from iomesh.engine.io cimport Operation
-from iomesh.engine.judge cimport OPERATIONS_MAX
 from iomesh.engine.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
 from iomesh.engine.life cimport (
-    CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, NEVER_CRASHES, PAUSE, READ, RESTORE, REWIND,
-    SLOTS, SNAPSHOT, STRAY,
-    TENANTS, VERIFY, WRITE, ZERO, Life)
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS, STRAY, TENANTS, Life)
 from iomesh.engine.map cimport MapCache
 from iomesh.engine.moments cimport (
     begin_mark, begin_moment, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_moment, rewind, undo)
 from iomesh.engine.planted cimport CAN_PLANT
-from iomesh.engine.pool cimport RECORD, Pool
+from iomesh.engine.pool cimport RECORD
 from iomesh.engine.reactor cimport Reactor
 from iomesh.engine.segments cimport Segment
 from iomesh.engine.shots cimport begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
 from iomesh.engine.snapshots cimport Snapshots
 from iomesh.engine.store cimport Store, format_store, plan_store
+from iomesh.engine.swarm cimport draw_swarm
 from iomesh.engine.task cimport abandon, start
 from iomesh.engine.tenant cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, Tenant
-from iomesh.engine.world cimport CRASHED, World, WorldIo
+from iomesh.engine.world cimport CRASHED, WorldIo
+
+from iomesh.engine.life import KIND_NAMES
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
-cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED, CONNECTED, STRAYING
-
 cdef enum:
-    THEMES_MAX = 16
     LONG_NS = 1000 * 1000 * 1000
     HANG_S = 600                     # of the world's time: nothing may take so long, ...
     HANGS = 200                      # ... or so often that where devices hang
     IDLE_POLLS_MAX = 64              # in a row in which nothing happens
     RESTLESS_MAX = 20000             # turns in a row that something asks for and nothing comes in
-    LONG_LIFE = 3                    # times the operations, where few of them end a process: the log comes round the device several times
     ROWS_MAX = 256
     CLEANED_AT_ONCE = 12
 
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (planted.pxd)
-KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
-              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify")
 
 
 cdef class Simulation(Life):
     """seed: 0 to 2**64 - 1. operations: of the whole life, drawn unless given. Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
-        self.tenants = []
-        self.draw_life(operations)
-
-    # ------------------------------------------------------------------ the swarm
-
-    cdef object draw_life(self, operations):
-        """What this life is like."""
         cdef Tenant first
-        cdef int i
-        cdef uint64_t leaf = 0
-        self.world = World(self.draw(1 << 62))
-        self.store_count = 2 if self.draw(4) == 0 else 1
-        volatile = self.draw(4) != 0
-        for i in range(self.store_count):
-            if self.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or self.draw(2)), [4, 32, 256][self.draw(3)] * <uint64_t>(1 << 18)) != i:
-                raise MemoryError("no memory for a device")
-        self.journal_bytes = [256, 256, 256, 1024][self.draw(4)] << 10      # short ones go from one half to the other
-        self.regions = [1, 2, 4, 8, 12, 16][self.draw(6)]
-        spread = [1, 1, 1, 3, 300, 70000][self.draw(6)]          # leaves between two regions, at most
-        for i in range(self.regions):
-            self.leaves[i] = leaf
-            leaf += 1 + self.draw(spread)
-        usable = self.regions if self.draw(2) else 1 + self.draw(self.regions)
-        common = [0, 1, 4, 16]
-        self.weights[<int>READ] = common[self.draw(4)]
-        self.weights[<int>WRITE] = 16
-        self.weights[<int>ZERO] = common[self.draw(4)] // 2
-        self.weights[<int>FLUSH] = common[self.draw(4)] // 2
-        self.weights[<int>CHECKPOINT] = self.draw(2)
-        self.weights[<int>GROW] = self.draw(2)
-        self.weights[<int>PAUSE] = self.draw(2)
-        self.weights[<int>CLEAN] = [0, 1, 1, 2][self.draw(4)]
-        self.weights[<int>SNAPSHOT] = [0, 0, 1, 2][self.draw(4)]
-        self.weights[<int>DELETE] = self.draw(3) if self.weights[<int>SNAPSHOT] else 0
-        self.weights[<int>LOOK] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
-        self.weights[<int>RESTORE] = self.draw(2) if self.weights[<int>SNAPSHOT] else 0
-        self.weights[<int>DAMAGE] = self.draw(12) == 0
-        self.cloning = has_theme(self.seed, CLONING)
-        if self.cloning:
-            self.weights[<int>CLONE] = 1 + self.draw(2)
-            self.weights[<int>DROP] = self.draw(3)
-            self.weights[<int>DETACH] = self.draw(2)
-            self.weights[<int>SNAPSHOT] = max(self.weights[<int>SNAPSHOT], <uint32_t>1)
-        if has_theme(self.seed, WINDOWED):
-            self.weights[<int>MARK] = 1 + self.draw(2)
-            self.weights[<int>MOMENT] = 1 + self.draw(2)
-            self.weights[<int>REWIND] = 1
-        if has_theme(self.seed, STRAYING):
-            self.weights[<int>STRAY] = 1
-        self.weight = sum([self.weights[kind] for kind in range(<int>KINDS)])
-        self.depth = [1, 2, 4, 8, 16, SLOTS][self.draw(6)]
-        self.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][self.draw(9)]
-        self.odd = [0, 16, 64, 160][self.draw(4)]
-        self.hot = [0, 128, 230][self.draw(3)]
-        self.hot_sectors = [64, 512, 2048][self.draw(3)]
-        self.stable = [0, 8, 64][self.draw(3)]
-        self.frames = [48, 64, 256, 1024][self.draw(4)]        # the engine has 256 at least; fewer make it evict
-        self.records = [2, 3, 8, 24][self.draw(4)]
-        self.interval = <uint64_t>[1, 2, 4, 16, 64][self.draw(5)] << 20
-        self.metadata_ns = [1000, 1000 * 1000, 100 * 1000 * 1000][self.draw(3)]
-        self.power = [0, 128, 200, 256][self.draw(4)] if volatile else [0, 128][self.draw(2)]
-        if self.power:                                   # without, what a power cut may leave grows and grows
-            self.weights[<int>FLUSH] += 1
-            self.weight += 1
-        self.stops = [0, 32, 128][self.draw(3)]
-        self.hurried = [0, 64, 128][self.draw(3)]
-        self.unverified = [0, 64, 128][self.draw(3)]
-        self.per_life = [20, 100, 400, 1500][self.draw(4)]
-        self.operations = operations if operations is not None else [300, 1000, 3000][self.draw(3)] * (LONG_LIFE if self.per_life >= 400 else 1)
-        self.operations = min(self.operations, <uint64_t>(OPERATIONS_MAX // 2))
-        self.pool = Pool(4, 2, self.records)
-        self.faults = {}
-        for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
-            if self.draw(12) == 0:
-                self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
-        if has_theme(self.seed, CONNECTED):
-            self.draw_clients()
-        self.keeps_nothing_volatile = not volatile or not self.power
+        draw_swarm(self, operations)
         self.audit = Audit(self.world)
+        self.tenants = []
         first = self.make_tenant()
-        first.begin_life((self.leaves[usable - 1] + 1) * NODE_POINTERS)
+        first.begin_life((self.leaves[self.used - 1] + 1) * NODE_POINTERS)
         first.record.exists = True
         while self.cloning and self.tenant_count < TENANTS:
             self.make_tenant()
-        self.drawn = {
-            "stores": self.store_count, "journal_bytes": self.journal_bytes, "volatile": bool(volatile), "regions": self.regions, "spread": spread,
-            "depth": self.depth, "size_max": self.size_max, "odd": self.odd,
-            "hot": self.hot, "stable": self.stable, "frames": self.frames, "records": self.records, "interval": self.interval,
-            "power": self.power, "stops": self.stops, "hurried": self.hurried, "unverified": self.unverified, "per_life": self.per_life,
-            "by_clients": self.by_clients, "clients_most": self.clients_most, "network_ns": self.world.latencies["network_ns"], "faults": self.faults,
-            "weights": {KIND_NAMES[kind]: self.weights[kind] for kind in range(<int>VERIFY)}, "operations": self.operations}
 
-    cdef object draw_clients(self):
-        """How much is asked by clients, how many there are, and what their connections are like; the longer these delay, the more they overtake each other."""
-        self.by_clients = [48, 160, 256][self.draw(3)]
-        self.clients_most = 1 + <uint32_t>self.draw(CLIENTS)
-        self.clients_seed = self.draw(1 << 62)
-        self.world.latencies = {"network_ns": [4 * 1000, 40 * 1000, 1000 * 1000, 20 * 1000 * 1000][self.draw(4)]}
-        for name in ("network_slow", "connection_cut", "connection_half_open"):
-            if self.draw(2) == 0:
-                self.faults[name] = [0.0003, 0.003, 0.03][self.draw(3)]
+    # ------------------------------------------------------------------ life
 
     cdef Tenant make_tenant(self):
         """One more volume that this life may have; there is none yet."""
@@ -183,8 +83,6 @@ cdef class Simulation(Life):
         self.tenant_pointers[self.tenant_count] = <void*>tenant
         self.tenant_count += 1
         return tenant
-
-    # ------------------------------------------------------------------ life
 
     def run(self):
         """The whole life; None, or what went wrong."""
@@ -640,11 +538,6 @@ cdef class Simulation(Life):
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
-
-
-cdef bint has_theme(uint64_t seed, Theme theme) noexcept nogil:
-    """One life in five; the others are as if there were no such theme."""
-    return stirred(seed * THEMES_MAX + <int>theme) % 5 == 0
 
 
 cdef bint is_half_done(Tenant tenant) noexcept nogil:
