@@ -16,7 +16,7 @@ from iomesh_perf import fio, process
 from iomesh_perf.cost import Say, need_room
 from iomesh_perf.results import Measure
 from iomesh_perf.settings import GIB, MIB, Settings
-from iomesh_perf.targets import FILL
+from iomesh_perf.targets import FILL, RawFile
 from iomesh_perf.trial import Trial
 
 BLOCK = 4096
@@ -24,6 +24,8 @@ FILLED = 0.8  # of the device, by the volume
 FRESH_SHARE, FRESH_RUNS = 0.02, 5  # of the device, in each of several runs: they are short, and one alone may meet another's load
 STEADY_FROM = 2 / 3  # of what is written
 SAMPLE_SECONDS = 2.0
+CLEANING = fio.Workload("rw", random=True, block_bytes=128 << 10, depth=8)  # as compaction asks of a device
+CLEANING_SECONDS = 10.0
 OVERWRITE = fio.Workload("write", random=True, block_bytes=BLOCK, depth=32)
 
 # Where the writes go, by name: fio's words for it.
@@ -45,7 +47,8 @@ class Sample:
 
     at: float  # seconds, of a clock that only goes forward
     parts: dict[str, int]  # bytes
-    device_bytes: int  # that the node's process has written
+    read_bytes: int  # from the device, by the node's process; of one in memory none are counted
+    device_bytes: int  # written to it likewise
     free_bytes: int
     segments: int
 
@@ -56,13 +59,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Course:
-    """Of one shape: what was seen from the first overwrite on, and how fast the first were, with nothing to clean yet (median)."""
+    """Of one shape: what was seen from the first overwrite on; how fast the first were, with nothing to clean yet (median); and how many
+    bytes fio moves on the same file system, half of them read and half written, as compaction does."""
 
     shape: str
     capacity_bytes: int
     volume_bytes: int
     segment_bytes: int
     fresh_bytes_per_second: float
+    device_bytes_per_second: float
     samples: Sequence[Sample]
 
     def steady(self) -> tuple[Sample, Sample]:
@@ -75,12 +80,13 @@ class Course:
         begin, end = self.steady()
         client = end.client_bytes - begin.client_bytes
         shares = amplification(begin, end)
-        speed = client / (end.at - begin.at)
+        seconds = end.at - begin.at
+        speed = client / seconds
         least = self.volume_bytes / self.segment_bytes
         segments = max(sample.segments for sample in self.samples if sample.at >= begin.at)
         words = ", ".join(f"{part} {share:.2f}" for part, share in shares.items())
         note = f"{words}; over {client / self.capacity_bytes:.1f} × the capacity"
-        return [
+        told = [
             Measure(f"write amplification, {self.shape}", sum(shares.values()), "×", "less", note=note),
             Measure(
                 f"throughput in steady state, {self.shape}", speed / self.fresh_bytes_per_second * 100, "% of fresh", "more",
@@ -88,6 +94,16 @@ class Course:
             ),
             Measure(f"segments, {self.shape}", segments / least, "× the least possible", "less", note=f"{segments} of {least:.0f}"),
         ]  # fmt: skip
+        if end.read_bytes > begin.read_bytes:
+            moved = (end.read_bytes - begin.read_bytes + end.device_bytes - begin.device_bytes) / seconds
+            used = moved / self.device_bytes_per_second
+            most = speed / used / self.fresh_bytes_per_second
+            note = (
+                f"{moved / MIB:.0f} MiB/s of the {self.device_bytes_per_second / MIB:.0f} that fio moves, half read, half written, "
+                f"128 KiB at depth {CLEANING.depth}: all of them would be {most:.0%} of fresh"
+            )
+            told.append(Measure(f"what the device does in steady state, {self.shape}", used * 100, "% of fio's", "more", note=note))
+        return told
 
 
 def amplification(begin: Sample, end: Sample) -> dict[str, float]:
@@ -126,7 +142,9 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
             if load.returncode:
                 raise fio.FioError(f"fio failed with status {load.returncode}: {said[:300]}")
         segment_bytes = trial.segment_bytes()
-    return Course(shape, capacity, volume, segment_bytes, statistics.median(fresh), samples)
+    with RawFile(settings.directory / "raw", capacity // 4) as raw:
+        device = fio.run_mixed(CLEANING, raw.door, fio.Extent(capacity // 4, seconds=CLEANING_SECONDS))
+    return Course(shape, capacity, volume, segment_bytes, statistics.median(fresh), device, samples)
 
 
 def sample(trial: Trial) -> Sample:
@@ -137,7 +155,8 @@ def sample(trial: Trial) -> Sample:
             told = await client.counters()
         counters, device = told.volumes[0].counters, told.devices[0]
         parts = {part: bytes_each * sum(counters[name] for name in names) for part, (names, bytes_each) in PARTS.items()}
-        return Sample(time.monotonic(), parts, process.written_bytes(trial.pid), device.free_bytes, device.replicas)
+        moved = process.storage(trial.pid)
+        return Sample(time.monotonic(), parts, moved.read, moved.written, device.free_bytes, device.replicas)
 
     return asyncio.run(ask())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Direction = Literal["read", "write"]
+Direction = Literal["read", "write", "rw"]  # the last: as many reads as writes
 
 
 class FioError(Exception):
@@ -118,6 +118,16 @@ def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
 
 def run(workload: Workload, door: Door, extent: Extent) -> Run:
     """Run fio to its end."""
+    return parse(output(workload, door, extent), workload.direction)
+
+
+def run_mixed(workload: Workload, door: Door, extent: Extent) -> float:
+    """Of reads and writes together, bytes per second."""
+    text = output(workload, door, extent)
+    return parse(text, "read").bytes_per_second + parse(text, "write").bytes_per_second
+
+
+def output(workload: Workload, door: Door, extent: Extent) -> str:
     words = command(workload, door, extent)
     try:
         outcome = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -126,7 +136,7 @@ def run(workload: Workload, door: Door, extent: Extent) -> Run:
     if outcome.returncode:
         said = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing").splitlines()
         raise FioError(f"fio failed with status {outcome.returncode} on {' '.join(words)}: {' / '.join(said[:4])}")
-    return parse(outcome.stdout, workload.direction)
+    return outcome.stdout
 
 
 def parse(text: str, direction: Direction) -> Run:

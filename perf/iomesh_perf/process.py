@@ -55,10 +55,23 @@ def memory(pid: int) -> dict[str, int]:
     return parse_memory(Path(f"/proc/{pid}/status").read_text())
 
 
-def written_bytes(pid: int) -> int:
-    """What a process has had written to storage, its threads and children included."""
-    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
+@dataclass(frozen=True)
+class Storage:
+    """Bytes that a process has had read from storage, and written to it; of files in memory none are counted as read."""
+
+    read: int
+    written: int
+
+
+def parse_io(text: str) -> Storage:
+    """From /proc/PID/io."""
+    sizes = {name: int(size) for name, size in (line.split(":") for line in text.splitlines())}
+    return Storage(sizes["read_bytes"], sizes["write_bytes"])
+
+
+def storage(pid: int) -> Storage:
+    """Its threads, and children that have ended, included."""
+    return parse_io(Path(f"/proc/{pid}/io").read_text())
 
 
 def threads(pid: int) -> list[int]:

@@ -18,6 +18,11 @@ def test_only_sizes_are_taken_from_status() -> None:
     assert process.parse_memory("Name:\tx y\nVmHWM:\t    2048 kB\nVmRSS:\t1024 kB\nThreads:\t7\n") == {"VmHWM": 2 << 20, "VmRSS": 1 << 20}
 
 
+def test_bytes_read_and_written_are_those_of_storage() -> None:
+    text = "rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n"
+    assert process.parse_io(text) == process.Storage(read=5, written=6)
+
+
 def test_our_own_process_spends_the_time_that_it_spends() -> None:
     before = process.cpu(os.getpid())
     until = time.process_time() + 0.2
