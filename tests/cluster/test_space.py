@@ -124,6 +124,27 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
     assert json.loads(show("db", "--json"))["space"]["shared_bytes"] == 12 * MIB
 
 
+async def test_what_is_dead_in_one_volume_is_space_for_another_one_with_larger_segments(daemon: Daemon) -> None:
+    """The one is not cleaned for its own sake: it has room for many of its segments, and is never looked at as being at rest."""
+    daemon.settings["cleaning.rest_seconds"] = HOUR
+    daemon.start()
+    piece = MIB // 16
+    async with daemon.client() as client:
+        await client.create_volume("old", 96 * MIB, segment_bytes=MIB)
+        await write(client, "old", 0, 96 * MIB)
+        connection = await Connection.connect((await client.export_volume("old")).uris[0])
+        for part in range(3):
+            for offset in range(part * piece, 96 * MIB, 4 * piece):
+                await connection.write(offset, b"n" * piece)
+        await connection.close()
+        dead = (await space(client, "old")).dead_bytes
+        assert dead > 64 * MIB
+        free = (await client.devices())[0].free_bytes
+        await client.create_volume("db", 128 * MIB, segment_bytes=16 * MIB)
+        await write(client, "db", 0, (free + dead // 2) // MIB * MIB)
+        assert (await space(client, "old")).dead_bytes < dead // 2
+
+
 async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_is(node: Daemon) -> None:
     """However often it is asked for, of one volume or of several: nothing of the reserve goes, so deletion and trims get space back."""
     async with node.client() as client:

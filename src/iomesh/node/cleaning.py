@@ -1,7 +1,8 @@
 """The cleaner's clock: looks at every volume's segment table, lets the policy choose, and has the engine clean what it chose.
 
-When space runs out writes wait for the cleaner (Engine.expect_space) as long as it finds something worth cleaning; only when there is
-no dead space any more do they get ENOSPC. While there is plenty, cleaning keeps to a pace and gives way to users (ext/pace.pyx).
+When space runs out writes wait for the cleaner (Engine.expect_space) as long as it finds something worth cleaning, in whichever volume;
+only when there is no dead space any more do they get ENOSPC. Volumes share their devices: all are cleaned for the one that needs most.
+While there is plenty, cleaning keeps to a pace and gives way to users (ext/pace.pyx).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at
 CHECKPOINT_SEGMENTS = 64  # of log between two while there is
 AT_ONCE = 8  # segments that are asked for in one go; in haste the next go is asked for before the last has ended
 HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
-WORTH_SEGMENTS = 2  # of dead space are worth waiting for
+WORTH_SEGMENTS = 2  # of dead space are worth waiting for: as much as open segments may look like, which have still to be written
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Cleaned:
 
     memory: Memory = field(default_factory=Memory)
     need: Need = Need.NONE
+    spare_blocks: float = 0.0  # that cleaning would give back, beyond WORTH_SEGMENTS
+    kept_blocks: float = 0.0  # that a shorter restore window would
     chosen: int = 0
     compacted: int = 0
     evacuated: int = 0
@@ -105,19 +108,21 @@ class Cleaning:
         volumes = [volume for volume in self._volumes.values() if volume.in_engine]
         identities = {volume.record.id for volume in volumes}
         self.cleaned = {identity: cleaned for identity, cleaned in self.cleaned.items() if identity in identities}
-        needs = await asyncio.gather(*(self._clean(volume) for volume in volumes))
+        largest_blocks = max((_segment_blocks(volume) for volume in volumes), default=0)
+        needs = await asyncio.gather(*(self._clean(volume, largest_blocks) for volume in volumes))
         return max(needs, default=Need.NONE)
 
-    async def _clean(self, volume: OpenVolume) -> Need:
-        """One round of one volume. NONE when nothing can be done for it, whatever it needs."""
+    async def _clean(self, volume: OpenVolume, largest_blocks: int) -> Need:
+        """One round of one volume. NONE when nothing can be done for it, whatever it needs. largest_blocks: the largest segment here,
+        of any volume's."""
         identity = volume.record.id
         cleaned = self.cleaned.setdefault(identity, Cleaned())
         table = await self._engine.segments(identity)
         if not len(table):
             return Need.NONE
-        segment_blocks = volume.record.segment_bytes // compiled.BLOCK_BYTES
+        segment_blocks = _segment_blocks(volume)
         spaces = self._stores.spaces()
-        cleaned.need = min(space.need(segment_blocks) for space in spaces)  # of several devices, the log takes the emptiest
+        cleaned.need = min(space.need(largest_blocks) for space in spaces)  # of several devices, the log takes the emptiest
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))
@@ -131,14 +136,18 @@ class Cleaning:
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
         coming = freed_blocks(table)[in_hand].sum()
-        missing = min(space.missing(segment_blocks) for space in spaces) - coming
-        rows = choose(table, wanted, seen.rate, AT_ONCE, missing + segment_blocks if urgent else math.inf)
+        missing = min(space.missing(largest_blocks) for space in spaces) - coming
+        rows = choose(table, wanted, seen.rate, AT_ONCE, missing + largest_blocks if urgent else math.inf)
         worthwhile = WORTH_SEGMENTS * segment_blocks
-        enough_dead = worth.sum() >= worthwhile
-        enough_kept = not enough_dead and kept_blocks(table).sum() >= worthwhile and self._windows.can_shorten(volume)
+        cleaned.spare_blocks = worth.sum() - worthwhile
+        cleaned.kept_blocks = kept_blocks(table).sum() if self._windows.can_shorten(volume) else 0.0
+        of_all = sum(max(each.spare_blocks, 0.0) for each in self.cleaned.values())
+        enough_dead = cleaned.spare_blocks >= 0 or of_all >= segment_blocks
+        most_kept = max(each.kept_blocks for each in self.cleaned.values())
+        enough_kept = not enough_dead and most_kept >= worthwhile
         if urgent and (enough_dead or enough_kept):
             await self._engine.expect_space(identity, HOPE_MILLISECONDS)
-        if urgent and enough_kept:
+        if urgent and enough_kept and cleaned.kept_blocks == most_kept:
             await self._windows.shorten(volume)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         nothing = not len(rows) and not in_hand.any()
@@ -192,3 +201,7 @@ class Cleaning:
         if gain >= WORTH_SEGMENTS * segment_blocks and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)
+
+
+def _segment_blocks(volume: OpenVolume) -> int:
+    return volume.record.segment_bytes // compiled.BLOCK_BYTES
