@@ -2,6 +2,7 @@
 
 import pytest
 
+from simulation import lives
 from simulation.lives import live, run_all
 from support.amount import Amount
 
@@ -56,6 +57,13 @@ def test_lives_keep_every_promise(amount: Amount) -> None:
     assert told["compared"] > 1000 * len(seeds) and told["ambiguous"], (
         f"reads are compared, and after crashes there is something to decide: {told}"
     )
+
+
+def test_a_life_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "SCRIPT", "from simulation import lives; lives.LIFE_SECONDS = 0.01; lives.serve()")
+    (outcome,) = lives.run_all([7], processes=1)
+    assert outcome.seed == 7
+    assert outcome.wrong == f"the life does not end within {lives.LIFE_SECONDS} s of processor time"
 
 
 def test_a_seed_lives_the_same_life_again() -> None:

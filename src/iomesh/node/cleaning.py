@@ -119,6 +119,7 @@ class Cleaning:
         cleaned = self.cleaned.setdefault(identity, Cleaned())
         table = await self._engine.segments(identity)
         if not len(table):
+            cleaned.spare_blocks = cleaned.kept_blocks = 0.0
             return Need.NONE
         segment_blocks = _segment_blocks(volume)
         spaces = self._stores.spaces()
@@ -138,17 +139,10 @@ class Cleaning:
         coming = freed_blocks(table)[in_hand].sum()
         missing = min(space.missing(largest_blocks) for space in spaces) - coming
         rows = choose(table, wanted, seen.rate, AT_ONCE, missing + largest_blocks if urgent else math.inf)
-        worthwhile = WORTH_SEGMENTS * segment_blocks
-        cleaned.spare_blocks = worth.sum() - worthwhile
+        cleaned.spare_blocks = worth.sum() - WORTH_SEGMENTS * segment_blocks
         cleaned.kept_blocks = kept_blocks(table).sum() if self._windows.can_shorten(volume) else 0.0
-        of_all = sum(max(each.spare_blocks, 0.0) for each in self.cleaned.values())
-        enough_dead = cleaned.spare_blocks >= 0 or of_all >= segment_blocks
-        most_kept = max(each.kept_blocks for each in self.cleaned.values())
-        enough_kept = not enough_dead and most_kept >= worthwhile
-        if urgent and (enough_dead or enough_kept):
-            await self._engine.expect_space(identity, HOPE_MILLISECONDS)
-        if urgent and enough_kept and cleaned.kept_blocks == most_kept:
-            await self._windows.shorten(volume)
+        if urgent:
+            await self._give_hope(volume, cleaned)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
         nothing = not len(rows) and not in_hand.any()
         pressing = nothing or all(space.free + coming < space.reserve for space in spaces)  # writes wait, or soon will
@@ -156,6 +150,19 @@ class Cleaning:
         cleaned.memory.try_rows(rows)
         done = await self._go_on(volume, cleaned, table["segment"][rows], urgent=urgent)
         return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
+
+    async def _give_hope(self, volume: OpenVolume, cleaned: Cleaned) -> None:
+        """Has a volume's writes wait if there is space to be had for them, in whichever volume. Where only restore windows keep it, that is
+        shortened which keeps most."""
+        segment_blocks = _segment_blocks(volume)
+        spare = sum(max(each.spare_blocks, 0.0) for each in self.cleaned.values())
+        most_kept = max(each.kept_blocks for each in self.cleaned.values())
+        enough_dead = cleaned.spare_blocks >= 0 or spare >= segment_blocks
+        enough_kept = not enough_dead and most_kept >= WORTH_SEGMENTS * segment_blocks
+        if enough_dead or enough_kept:
+            await self._engine.expect_space(volume.record.id, HOPE_MILLISECONDS)
+        if enough_kept and cleaned.kept_blocks == most_kept:
+            await self._windows.shorten(volume)
 
     async def _go_on(self, volume: OpenVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
         """Begins to clean these, and waits for those before: the engine is busy while the next are chosen. At leisure it waits for these
