@@ -69,9 +69,8 @@ class Detaching:
 
     async def detach(self, name: str) -> Volume:
         """Begins; or answers how far it is."""
-        volume = self._registry.serving(name)
-        async with volume.changing:
-            of = self._registry.serving(name).record.clone_of
+        async with self._registry.holding(name) as volume:
+            of = volume.record.clone_of
             if of is None:
                 raise InvalidArgument(f"volume {name} is no clone, or has been detached already")
             if not volume.record.detaching:

@@ -33,6 +33,7 @@ class Connections:
 
     def __init__(self) -> None:
         self.sockets: set[socket.socket] = set()
+        self.ended = False  # no other comes
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -50,7 +51,8 @@ class Connections:
                 self._none_left.set()
 
     async def end(self) -> None:
-        """Cuts every one, and waits until the engine has let go of them."""
+        """Cuts every one, and waits until the engine has let go of them. One whose handshake is under way is cut when that is over."""
+        self.ended = True
         for connection in self.sockets:
             with suppress(OSError):  # it has ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
@@ -96,7 +98,7 @@ class VolumeExport:
     async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         """Hands a connected socket to the engine, which closes it; returns when the connection has ended."""
         older = None if since is None else self._earlier().get(since)
-        if since is not None and older is None:  # it was deleted since it was chosen
+        if self._connections.ended or (since is not None and older is None):  # withdrawn, or deleted, since it was chosen
             os.close(fd)
             return
         with self._connections.hold(fd):

@@ -129,13 +129,13 @@ class Node:
     # what users ask that is of no one part
 
     async def add_device(self, path: str) -> Device:
-        if held := self.stores.open_at(path):
-            return held
-        if self.volumes.open_in_engine:
-            raise InUse(
-                f"{path}: a device is added while no volume is open; name it under `devices` in the configuration, and restart the node"
-            )
-        device = await self.stores.add(path)
+        def check() -> None:
+            if self.volumes.open_in_engine:
+                raise InUse(
+                    f"{path}: a device is added while no volume is open; name it under `devices` in the configuration, and restart the node"
+                )
+
+        device = await self.stores.add(path, check)
         await self.volumes.retry()
         await self.detaching.start()
         return device

@@ -26,7 +26,7 @@ from iomesh.node.exports import NBD, Doors
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
-from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
+from iomesh.node.volume import OpenVolume, Registry, write_record
 
 log = logger("snapshots")
 
@@ -53,9 +53,10 @@ class Snapshots:
 
     async def _create(self, volumes: list[str], name: str) -> list[Snapshot]:
         async with AsyncExitStack() as held:
+            by_name = {}
             for each in sorted(volumes):  # one order for everybody: no two wait for each other
-                await held.enter_async_context(self._volumes.serving(each).changing)
-            opened = [self._volumes.serving(each) for each in volumes]
+                by_name[each] = await held.enter_async_context(self._volumes.holding(each))
+            opened = [by_name[each] for each in volumes]
             existing = [found for volume in opened if (found := await self._look_for(volume, name)) is not None]
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
@@ -72,14 +73,15 @@ class Snapshots:
 
     async def list(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
         """Of one volume, or of all that are served, the oldest first. hidden: also those that were deleted and are still needed."""
-        wanted = (
-            [self._volumes.serving(volume)]
-            if volume
-            else [each for _, each in sorted(self._volumes.items()) if each.in_engine and not is_hidden(each)]
-        )
+        wanted = [self._volumes.serving(volume)] if volume else [each for each in self._volumes.named() if each.in_engine]
         found = []
         for each in wanted:
-            await self.refresh(each)
+            try:
+                await self.refresh(each)
+            except IomeshError:
+                if not volume and not each.in_engine:
+                    continue  # it was deleted meanwhile
+                raise
             found += [self._describe(each, entry) for entry in each.snapshots if hidden or visible(entry)]
         return found
 
@@ -89,9 +91,8 @@ class Snapshots:
 
     async def delete(self, volume: str, name: str, *, force: bool = False) -> bool:
         """Whether it stays, hidden, because something goes on from it. Its space comes back behind the answer."""
-        opened = self._volumes.serving(volume)
-        async with opened.changing:
-            entry = await self.find(self._volumes.serving(volume), name)
+        async with self._volumes.holding(volume) as opened:
+            entry = await self.find(opened, name)
             await self._refuse_connections(opened, name, "delete", force)
             identity = uuid.UUID(bytes=entry["id"])
             if clones := self._volumes.clones(opened, identity):
@@ -103,9 +104,8 @@ class Snapshots:
             return hidden
 
     async def export(self, volume: str, name: str) -> Export:
-        opened = self._volumes.serving(volume)
-        async with opened.changing:
-            entry = await self.find(self._volumes.serving(volume), name)
+        async with self._volumes.holding(volume) as opened:
+            entry = await self.find(opened, name)
             identity, door = uuid.UUID(bytes=entry["id"]), door_name(volume, name)
             if not self._doors.describe(door):
                 await self._engine.open_snapshot(opened.record.id, identity)
@@ -119,9 +119,8 @@ class Snapshots:
             return self._doors.describe(door)[0]
 
     async def unexport(self, volume: str, name: str, *, force: bool = False) -> None:
-        opened = self._volumes.serving(volume)
-        async with opened.changing:
-            entry = await self.find(self._volumes.serving(volume), name)
+        async with self._volumes.holding(volume) as opened:
+            entry = await self.find(opened, name)
             await self._refuse_connections(opened, name, "unexport", force)
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
 
@@ -130,9 +129,8 @@ class Snapshots:
         return await patiently(lambda: self._restore(volume, name, discard=discard, force=force))
 
     async def _restore(self, volume: str, name: str, *, discard: bool, force: bool) -> str:
-        opened = self._volumes.serving(volume)
-        async with opened.changing:
-            identity = uuid.UUID(bytes=(await self.find(self._volumes.serving(volume), name))["id"])
+        async with self._volumes.holding(volume) as opened:
+            identity = uuid.UUID(bytes=(await self.find(opened, name))["id"])
             before = free_name(opened, restored_name())
             mark = new_mark() if opened.record.policy.window_seconds else None
             if not force:
@@ -168,9 +166,9 @@ class Snapshots:
 
     def made_ns(self) -> Iterator[tuple[str, Sequence[int]]]:
         """Of every volume that is served, its name and when its snapshots were made, as the engine listed them last."""
-        for name, volume in sorted(self._volumes.items()):
-            if volume.state == VolumeState.SERVING and not is_hidden(volume):
-                yield name, [entry["time_ns"] for entry in volume.snapshots if visible(entry)]
+        for volume in self._volumes.named():
+            if volume.state == VolumeState.SERVING:
+                yield volume.record.name, [entry["time_ns"] for entry in volume.snapshots if visible(entry)]
 
     # what happens to their volume; the caller holds its `changing`
 

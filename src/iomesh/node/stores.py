@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
-from iomesh.errors import Foreign, InUse, IomeshError, NotFound
+from iomesh.errors import Foreign, InUse, IomeshError, NotFound, Unavailable
 from iomesh.metadata import Delete, Metadata
 from iomesh.metadata.records import DeviceRecord, device_key, list_devices, put_device
 from iomesh.node.devices import OpenDevice, open_device
@@ -67,7 +67,7 @@ class Stores:
         self._cluster = cluster
         self._open: dict[uuid.UUID, OpenStore] = {}
         self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
-        self._changing = asyncio.Lock()
+        self._changing = asyncio.Lock()  # held while a device is added or removed; no volume is opened meanwhile
 
     async def open_all(self, paths: Iterable[str]) -> None:
         """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
@@ -87,9 +87,18 @@ class Stores:
         store = next((store for store in self._open.values() if _same_file(store.device.path, path)), None)
         return None if store is None else self._describe(store)
 
-    async def add(self, path: str) -> Device:
+    async def add(self, path: str, check: Callable[[], None]) -> Device:
+        """check: raises an error if none can be added now. Nothing that it looks at changes until the device is there."""
         async with self._changing:
-            return self.open_at(path) or self._describe(await self._attach(path))
+            if held := self.open_at(path):
+                return held
+            check()
+            return self._describe(await self._attach(path))
+
+    def refuse_while_changing(self) -> None:
+        """Raises Unavailable while a device is added or removed: a volume that is opened has all of them, or none that is going."""
+        if self._changing.locked():
+            raise Unavailable("a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a moment")
 
     async def remove(self, words: str) -> None:
         """Forgets a missing device, or closes one that holds nothing."""
@@ -106,8 +115,9 @@ class Stores:
                     raise InUse(f"device {words}: a device is removed while no volume is open") from None
                 store.device.close()
                 del self._open[identity]
-            self._missing.pop(identity, None)
+                self._missing[identity] = store.record, "it was being removed"  # until its record is gone too
             await self._metadata.commit(Delete(device_key(identity), None))
+            self._missing.pop(identity, None)
             log.info("device removed", device=device.id, path=device.path)
 
     async def close_all(self) -> None:
@@ -172,15 +182,19 @@ class Stores:
         device = await asyncio.to_thread(open_device, path)
         try:
             store = await self._open_store(device)
-            if expected is not None and store.record.id != expected:
+            try:
+                if expected is not None and store.record.id != expected:
+                    raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
+                # Before anything is written to it: a device without a record would not be missed when it is not there.
+                await self._metadata.commit(put_device(store.record, None))
+            except BaseException:
                 await self._engine.close_store(store.number)
-                raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
+                raise
         except BaseException:
             device.close()
             raise
         self._open[store.record.id] = store
         self._missing.pop(store.record.id, None)
-        await self._metadata.commit(put_device(store.record, None))
         return store
 
     async def _open_store(self, device: OpenDevice) -> OpenStore:

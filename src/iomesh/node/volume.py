@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from iomesh.api.model import Detaching, VolumeState
-from iomesh.errors import Conflict, NotFound, Unavailable
+from iomesh.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
 
@@ -44,6 +45,7 @@ class OpenVolume:
     state: VolumeState = VolumeState.OPENING
     reason: str = ""
     recovery: dict[str, Any] = field(default_factory=dict)
+    opening: bool = False  # the engine has been asked to
     in_engine: bool = False
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     detaching: Detaching = field(default_factory=Detaching)  # without done_bytes
@@ -59,8 +61,68 @@ def is_hidden(volume: OpenVolume) -> bool:
     return volume.record.state == Lifecycle.HIDDEN
 
 
-class Registry(dict[str, OpenVolume]):
-    """The volumes of this node by name."""
+class Registry:
+    """The volumes of this node, and the one table of who has which name.
+
+    - A volume is in it from before its record is written until after the record is gone; a hidden one is in it without a name.
+    - `add` reserves the name: between that and whatever the caller checked before, nothing has to be assumed.
+    - `remove` and `hide` change the entry of that very volume, never that of another one that has the name by now.
+    - A command that waits works on a volume inside `holding`, not on what it found before it waited.
+    """
+
+    def __init__(self) -> None:
+        self._volumes: dict[uuid.UUID, OpenVolume] = {}
+        self._names: dict[str, OpenVolume] = {}
+
+    def add(self, volume: OpenVolume) -> None:
+        """Raises AlreadyExists if another volume has its name."""
+        name = volume.record.name
+        if name in self._names:
+            raise AlreadyExists(f"a volume {name} exists: take another name")
+        self._volumes[volume.record.id] = volume
+        if not is_hidden(volume):
+            self._names[name] = volume
+
+    def remove(self, volume: OpenVolume) -> None:
+        """It is gone, and its name is free."""
+        self.release(volume)
+        self._volumes.pop(volume.record.id, None)
+
+    def release(self, volume: OpenVolume) -> None:
+        """Its name is free; it stays."""
+        for name in [name for name, each in self._names.items() if each is volume]:
+            del self._names[name]
+
+    def has(self, volume: OpenVolume) -> bool:
+        return self._volumes.get(volume.record.id) is volume
+
+    def get(self, name: str) -> OpenVolume | None:
+        return self._names.get(name)
+
+    def by_id(self, identity: uuid.UUID) -> OpenVolume | None:
+        return self._volumes.get(identity)
+
+    def values(self) -> list[OpenVolume]:
+        """All of them, hidden ones too, by name, as they are now: one may be gone as soon as the caller has awaited something."""
+        return sorted(self._volumes.values(), key=lambda volume: volume.record.name)
+
+    def named(self) -> list[OpenVolume]:
+        """Those that users see, by name."""
+        return [volume for _, volume in sorted(self._names.items())]
+
+    @asynccontextmanager
+    async def holding(self, name: str, *, serving: bool = True) -> AsyncIterator[OpenVolume]:
+        """The volume of that name, with its `changing` held. Waits for who holds it, and if the name belongs to another volume by then,
+        for that one. serving: it has to be served. Raises NotFound, Unavailable."""
+        volume = self.serving(name) if serving else self.find(name)
+        while True:
+            async with volume.changing:
+                if self.get(name) is volume:
+                    if serving:
+                        self.serving(name)
+                    yield volume
+                    return
+            volume = self.find(name)  # one that is being made is waited for, too
 
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
@@ -77,8 +139,8 @@ class Registry(dict[str, OpenVolume]):
     def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
         """The names of those that stand on a snapshot of it, or on this one."""
         return sorted(
-            name
-            for name, other in self.items()
+            other.record.name
+            for other in self._volumes.values()
             if (of := other.record.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)
         )
 

@@ -81,7 +81,7 @@ class Volumes:
         """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
         for record, version in await list_volumes(self._metadata):
             deleting = record.state == Lifecycle.DELETING
-            self._volumes[record.name] = OpenVolume(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING)
+            self._volumes.add(OpenVolume(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING))
         await self.retry()
 
     async def retry(self) -> None:
@@ -102,6 +102,8 @@ class Volumes:
 
     async def _bring_up(self, volume: OpenVolume) -> None:
         async with volume.changing:
+            if volume.in_engine or not self._volumes.has(volume):
+                return  # by whoever held it before
             try:
                 if volume.record.owner != self._node:
                     raise InUse(f"volume {volume.record.name} is owned by node {volume.record.owner}, and this is {self._node}")
@@ -138,9 +140,9 @@ class Volumes:
         if replicas not in (0, 1):
             raise Unsupported(f"{replicas} replicas: a volume has one in this version")
         policy = PolicyRecord(replicas=replicas or 1, window_seconds=window_seconds)
-        existing = self._volumes.get(name)
-        if existing is not None:
-            return await self._identical(existing, size_bytes, segment_bytes, policy)
+        while (existing := self._volumes.get(name)) is not None:
+            if (described := await self._identical(existing, size_bytes, segment_bytes, policy)) is not None:
+                return described
         record = VolumeRecord(
             id=uuid.uuid4(),
             name=name,
@@ -152,8 +154,6 @@ class Volumes:
             created_ns=time.time_ns(),
         )
         volume = await self._make(record)
-        async with volume.changing:
-            await self._windows.keep(volume)
         log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
         return self._describe(volume)
 
@@ -162,10 +162,7 @@ class Volumes:
         check_name(name)
         if bool(snapshot) == bool(at_ns):
             raise InvalidArgument(f"a clone of {source}: name a snapshot of it or a moment, one of them")
-        parent = self._volumes.serving(source)
-        async with parent.changing:  # neither it nor the snapshot goes meanwhile
-            if self._volumes.serving(source) is not parent:
-                raise Conflict(f"volume {source} has been replaced by another one meanwhile")
+        async with self._volumes.holding(source) as parent:  # neither it nor the snapshot goes meanwhile
             entry = await (self._windows.mark_before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
             of = CloneRecord(
                 volume=parent.record.id,
@@ -197,10 +194,8 @@ class Volumes:
         return self._describe(volume)
 
     async def grow(self, name: str, size_bytes: int) -> Volume:
-        volume = self._volumes.serving(name)
         check_size(size_bytes)
-        async with volume.changing:
-            self._volumes.serving(name)
+        async with self._volumes.holding(name) as volume:
             if size_bytes < volume.record.size_bytes:
                 raise InvalidArgument(
                     f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to {exact_size(size_bytes)}"
@@ -210,7 +205,7 @@ class Volumes:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
             await self._engine.grow_volume(volume.record.id, size_bytes)
             self._publish(volume)
-        return self._describe(volume)
+            return self._describe(volume)
 
     async def delete(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
         """snapshots: also when it has some, which go with it."""
@@ -232,9 +227,7 @@ class Volumes:
         await self._delete_needless_parent(volume)
 
     async def export(self, name: str, *, read_only: bool = False) -> Export:
-        volume = self._volumes.serving(name)
-        async with volume.changing:
-            self._volumes.serving(name)
+        async with self._volumes.holding(name) as volume:
             wanted = ExportRecord(protocol=NBD, read_only=read_only)
             if volume.record.exports and volume.record.exports != [wanted]:
                 how = "read-only" if volume.record.exports[0].read_only else "for reading and writing"
@@ -246,8 +239,7 @@ class Volumes:
             return self._doors.describe(name)[0]
 
     async def unexport(self, name: str, *, force: bool = False) -> None:
-        volume = self._volumes.find(name)
-        async with volume.changing:
+        async with self._volumes.holding(name, serving=False) as volume:
             await self._refuse_connections(name, "unexport", force)
             if volume.record.exports:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[]))
@@ -255,13 +247,19 @@ class Volumes:
         log.info("volume not exported any more", volume=name)
 
     async def checkpoint(self, name: str = "") -> list[str]:
-        volumes = (
-            [self._volumes.serving(name)]
-            if name
-            else [volume for volume in self._volumes.values() if volume.state == VolumeState.SERVING and not is_hidden(volume)]
-        )
-        await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes))
-        return [volume.record.name for volume in volumes]
+        """Of one, or of all that are served; one of these that is deleted meanwhile needs none. Their names."""
+        if name:
+            await self._engine.checkpoint(self._volumes.serving(name).record.id)
+            return [name]
+        volumes = [volume for volume in self._volumes.named() if volume.state == VolumeState.SERVING]
+        results = await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes), return_exceptions=True)
+        done = []
+        for volume, result in zip(volumes, results, strict=True):
+            if result is None:
+                done.append(volume.record.name)
+            elif self._volumes.has(volume) and volume.state == VolumeState.SERVING:
+                raise result
+        return done
 
     async def show(self, name: str) -> Volume:
         """With what it takes on devices, which the engine is asked for."""
@@ -275,20 +273,21 @@ class Volumes:
         return msgspec.structs.replace(described, live_bytes=live, space=space)
 
     def list(self) -> list[Volume]:
-        return [self._describe(volume) for _, volume in sorted(self._volumes.items()) if not is_hidden(volume)]
+        return [self._describe(volume) for volume in self._volumes.named()]
 
     @property
     def open_in_engine(self) -> int:
-        return sum(volume.in_engine for volume in self._volumes.values())
+        """How many are, or will be when the engine answers."""
+        return sum(volume.in_engine or volume.opening for volume in self._volumes.values())
 
     def serving(self) -> Iterator[tuple[str, uuid.UUID]]:
         """Name and id of every volume that the engine can be asked about."""
-        return ((name, volume.record.id) for name, volume in sorted(self._volumes.items()) if volume.state == VolumeState.SERVING)
+        return ((volume.record.name, volume.record.id) for volume in self._volumes.values() if volume.state == VolumeState.SERVING)
 
     # what the engine says
 
     def on_event(self, event: Event) -> None:
-        volume = next((each for each in self._volumes.values() if event.volume == each.record.id.bytes), None)
+        volume = self._volumes.by_id(uuid.UUID(bytes=event.volume)) if event.volume else None
         name = volume.record.name if volume else None
         match event.kind:
             case "checkpoint" if volume is not None:
@@ -325,19 +324,22 @@ class Volumes:
     # steps
 
     async def _make(self, record: VolumeRecord) -> OpenVolume:
-        """One that there was not: it is open, or nothing is left of it."""
+        """One that there was not: it is open, or nothing is left of it. Raises AlreadyExists if the name is taken."""
+        self._stores.refuse_while_changing()
         volume = OpenVolume(record, 0)
-        self._volumes[record.name] = volume
+        self._volumes.add(volume)
         async with volume.changing:
             try:
                 await self._open(volume)
+                if record.policy.window_seconds:
+                    await self._windows.keep(volume)
                 if self._engine.volume_state(record.id)["no_space"]:  # a clone opens without, to be read: after a crash it must
                     raise NoSpace(f"volume {record.name} cannot be made: no device of this node has room for a segment of it")
-            except Conflict:
-                del self._volumes[record.name]
-                raise AlreadyExists(f"a volume {record.name} exists in this cluster") from None
-            except BaseException:
+            except BaseException as error:
+                taken = isinstance(error, Conflict) and not volume.version
                 await self._discard(volume)
+                if taken:
+                    raise AlreadyExists(f"a volume {record.name} exists in this cluster") from None
                 raise
         return volume
 
@@ -347,15 +349,20 @@ class Volumes:
         await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
         record = volume.record
         at, of = record.checkpoint, record.clone_of
-        volume.recovery = await self._engine.open_volume(
-            record.id,
-            size_bytes=record.size_bytes,
-            epoch=record.epoch,
-            segment_bytes=record.segment_bytes,
-            checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
-            clone_of=(of.volume, of.snapshot) if of else None,
-        )
-        volume.in_engine = True
+        self._stores.refuse_while_changing()
+        volume.opening = True
+        try:
+            volume.recovery = await self._engine.open_volume(
+                record.id,
+                size_bytes=record.size_bytes,
+                epoch=record.epoch,
+                segment_bytes=record.segment_bytes,
+                checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
+                clone_of=(of.volume, of.snapshot) if of else None,
+            )
+            volume.in_engine = True
+        finally:
+            volume.opening = False
         await self._windows.undo(volume)
         if record.state == Lifecycle.MAKING and of is not None:
             await self._windows.follow(volume, of)
@@ -389,12 +396,15 @@ class Volumes:
             raise
 
     async def _hide(self, volume: OpenVolume) -> None:
-        """It has clones: only its name and its doors go now, and the snapshots that no clone stands on."""
+        """It has clones: only its name and its doors go now, and the snapshots that no clone stands on. The name is free only when nothing
+        has a door under it any more."""
         name = volume.record.name
         await hide_record(self._metadata, volume)
-        self._volumes[volume.record.name] = self._volumes.pop(name)
-        await self._doors.withdraw(name)
-        await self._snapshots.hide(volume, name)
+        try:
+            await self._doors.withdraw(name)
+            await self._snapshots.hide(volume, name)
+        finally:
+            self._volumes.release(volume)
 
     async def _delete_needless_parent(self, volume: OpenVolume) -> None:
         """Of a clone that is gone."""
@@ -409,7 +419,7 @@ class Volumes:
     async def _delete_if_needless(self, volume: OpenVolume) -> None:
         async with volume.changing:
             name = volume.record.name
-            if self._volumes.get(name) is not volume or not is_hidden(volume):
+            if not self._volumes.has(volume) or not is_hidden(volume):
                 return
             if self._volumes.clones(volume):
                 await self._snapshots.hide(volume, name)
@@ -432,13 +442,13 @@ class Volumes:
             volume.in_engine = False
         segments = await self._engine.erase_volume(volume.record.id)
         await self._metadata.commit(delete_volume(volume.record, volume.version))
-        del self._volumes[name]
+        self._volumes.remove(volume)
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
     async def _discard(self, volume: OpenVolume) -> None:
         """Of a creation that failed nothing is left; what cannot be undone now is when the node starts again."""
         if not volume.version:
-            del self._volumes[volume.record.name]  # not even a record
+            self._volumes.remove(volume)  # not even a record
             return
         try:
             await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
@@ -468,9 +478,12 @@ class Volumes:
         if connections := sum(self._doors.connections(door) for door in doors):
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
-    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume:
-        """The answer to a creation that has happened, or is happening, already."""
+    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume | None:
+        """The answer to a creation that has happened, or is happening, already. None: its name has gone to another, or to nobody."""
         record = volume.record
+        if is_hidden(volume):
+            async with volume.changing:  # until its name is free
+                return None
         wanted = (size_bytes, segment_bytes or record.segment_bytes, policy)
         if volume.state == VolumeState.DELETING:
             raise AlreadyExists(f"a volume {record.name} is being deleted: wait until it is gone, or take another name")
@@ -481,6 +494,8 @@ class Volumes:
                 f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` that one"
             )
         async with volume.changing:  # until it is open, or has failed to
+            if self._volumes.get(record.name) is not volume:
+                return None
             return self._describe(self._volumes.serving(record.name))
 
     def _segment_bytes(self, asked: int) -> int:

@@ -77,9 +77,7 @@ class Windows:
 
     async def set(self, name: str, seconds: int) -> None:
         check_window(seconds)
-        volume = self._volumes.serving(name)
-        async with volume.changing:
-            self._volumes.serving(name)
+        async with self._volumes.holding(name) as volume:
             await write_record(
                 self._metadata,
                 volume,
@@ -93,14 +91,14 @@ class Windows:
 
         Until it is done the volume stands on an unsettled mark; whatever ends it before, the volume goes back to what it is now.
         """
-        volume = self._volumes.serving(name)
-        attempts = patiently(lambda: self._restore(volume, at_ns, discard=discard, force=force))
+        asked_of = self._volumes.serving(name)
+        attempts = patiently(lambda: self._restore(asked_of, at_ns, discard=discard, force=force))
         return await asyncio.shield(asyncio.ensure_future(attempts))
 
-    async def _restore(self, volume: OpenVolume, at_ns: int, *, discard: bool, force: bool) -> str:
-        async with volume.changing:
-            name, identity = volume.record.name, volume.record.id
-            if self._volumes.serving(name) is not volume:
+    async def _restore(self, asked_of: OpenVolume, at_ns: int, *, discard: bool, force: bool) -> str:
+        name, identity = asked_of.record.name, asked_of.record.id
+        async with self._volumes.holding(name) as volume:
+            if volume is not asked_of:
                 raise Conflict(f"volume {name} has been replaced by another one meanwhile")
             begin = await self.mark_before(volume, at_ns)
             mark = uuid.UUID(bytes=begin["id"])

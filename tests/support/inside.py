@@ -1,0 +1,80 @@
+"""A node in the test's own process, for what has to happen between two steps of a command: real engine, real devices, real metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from iomesh.node.config import load_config
+from iomesh.node.node import Node
+from iomesh.node.offline import format_device
+from support.daemon import DEVICE_BYTES
+
+CLUSTER = uuid.UUID(int=0xC)
+
+
+async def make_device(folder: Path) -> Path:
+    path = folder / "device.img"
+    with path.open("wb") as file:
+        file.truncate(DEVICE_BYTES)
+    await format_device(str(path), cluster=CLUSTER)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def node_in(folder: Path) -> AsyncIterator[Node]:
+    """With one device, which is made where there is none; up, and down afterwards. Its path has to be short: sockets are in there."""
+    path = folder / "device.img"
+    if not path.exists():
+        await make_device(folder)
+    settings: dict[str, Any] = {
+        "name": "node-a",
+        "state_dir": str(folder / "state"),
+        "run_dir": str(folder / "run"),
+        "cluster": str(CLUSTER),
+        "devices": [str(path)],
+        "metrics.listen": "",
+    }
+    config = folder / "node.toml"
+    config.write_text("")
+    node = Node(load_config(config, settings))
+    await node.up()
+    try:
+        yield node
+    finally:
+        await node.down()
+
+
+class Gate:
+    """Stands before a step of a node, and lets it happen when the test says so: `with Gate(node.engine, "checkpoint") as gate`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner = owner
+        self._name = name
+        self._step: Callable[..., Awaitable[Any]] = getattr(owner, name)
+        self._reached = asyncio.Event()
+        self._open = asyncio.Event()
+
+    def __enter__(self) -> Gate:
+        setattr(self._owner, self._name, self._wait)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+        setattr(self._owner, self._name, self._step)
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(60):
+            await self._reached.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def _wait(self, *arguments: Any, **named: Any) -> Any:
+        self._reached.set()
+        await self._open.wait()
+        return await self._step(*arguments, **named)
