@@ -12,8 +12,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 BIN := .venv/bin
 JOBS := $(shell nproc)
 ENGINE := build/engine
-INSTALL := PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pip install -q --no-build-isolation -Cbuild-dir=$(ENGINE) -Ccompile-args=-j$(JOBS)
-SOURCES := $(shell find ext src meson.build -not -name __pycache__ -not -name '*.pyc')
+INSTALL := PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pip install -q --no-build-isolation -Cbuild-dir=$(ENGINE) -Ccompile-args=-j$(JOBS) \
+  -Csetup-args=-Dtesting=true
+SOURCES := $(shell find ext src meson.build meson.options -not -name __pycache__ -not -name '*.pyc')
 
 .PHONY: help
 help: ## this list

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from iomesh.engine.io cimport Operation
-from iomesh.engine.layout cimport Pointer, Superblock
-from iomesh.engine.reactor cimport Message
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport Pointer, Superblock
+from iomesh.engine.base.reactor cimport Message
 
 cdef enum:
     LIST_MAX = 64

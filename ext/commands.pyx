@@ -11,26 +11,26 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from iomesh.engine.cleaning cimport Cleaned, Cleaner, Row
-from iomesh.engine.detach cimport check_detached, copy_inherited, cut_off
-from iomesh.engine.diff cimport Comparing, find_changes, hold_older, release_older
-from iomesh.engine.history cimport (
+from iomesh.engine.volume.cleaning cimport Cleaned, Cleaner, Row
+from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_off
+from iomesh.engine.history.difference cimport Comparing, find_changes, hold_older, release_older
+from iomesh.engine.history.snapshots cimport (
     Making, branch_off, close_snapshot, delete_snapshot, let_parent_go, make_snapshots, open_snapshot, restore_volume, unmark_snapshot,
     walk_dying)
-from iomesh.engine.invariant cimport invariant
-from iomesh.engine.layout cimport BLOCK_BYTES, Pointer, SnapshotEntry
-from iomesh.engine.map cimport Map
-from iomesh.engine.nbd cimport NbdConnection
-from iomesh.engine.pace cimport TokenBucket
-from iomesh.engine.reactor cimport Reactor, call_on
-from iomesh.engine.recovery cimport Recovery
-from iomesh.engine.retrace cimport Retrace
-from iomesh.engine.scrub cimport Scrubbed, Scrubber, Sealed
-from iomesh.engine.snapshots cimport Wish
-from iomesh.engine.space cimport Space, measure
-from iomesh.engine.store cimport Store, format_store
-from iomesh.engine.task cimport start, wait_in, wake_all
-from iomesh.engine.volume cimport EVENT_CHECKPOINT, Volume
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.format.layout cimport BLOCK_BYTES, Pointer, SnapshotEntry
+from iomesh.engine.map.map cimport Map
+from iomesh.engine.exports.nbd.connection cimport NbdConnection
+from iomesh.engine.store.token_bucket cimport TokenBucket
+from iomesh.engine.base.reactor cimport Reactor, call_on
+from iomesh.engine.volume.recovery cimport Recovery
+from iomesh.engine.history.point_in_time cimport Retrace
+from iomesh.engine.store.scrub cimport Scrubbed, Scrubber, Sealed
+from iomesh.engine.map.snapshot_table cimport Wish
+from iomesh.engine.volume.space cimport Space, measure
+from iomesh.engine.store.store cimport Store, format_store
+from iomesh.engine.base.task cimport start, wait_in, wake_all
+from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, Volume
 
 cdef extern from *:
     r"""

@@ -15,42 +15,42 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
-from iomesh.engine.cleaning cimport Cleaner, Row
+from iomesh.engine.volume.cleaning cimport Cleaner, Row
 from iomesh.engine.commands cimport (
     CHECKPOINT_VOLUME, CHECK_DETACHED, CLEAN_VOLUME, CLOSE_SNAPSHOT, CLOSE_STORE, CLOSE_VOLUME, COPY_INHERITED, CREATE_SNAPSHOTS, CUT_OFF,
     DELETE_SNAPSHOT, DIFF_SNAPSHOTS, ERASE_VOLUME, EXPECT_SPACE, FORMAT_STORE, GROW_VOLUME, LIST_MAX, LIST_SEALED, LIST_SEGMENTS, LIST_SNAPSHOTS,
     MEASURE_SPACE, NOTICE, OPEN_SNAPSHOT, OPEN_STORE, OPEN_VOLUME, POINTER_MOVED, RESTORE_VOLUME, RETRACE_VOLUME, SCRUB_SEGMENT, SERVE,
     UNMARK_SNAPSHOT, Answers, Command, checkpoint_written, command_arrives, free_command, volume_event)
-from iomesh.engine.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
-from iomesh.engine.diff cimport Comparing, Range
-from iomesh.engine.history cimport Making, walk_dying
-from iomesh.engine.journal cimport REPAIRS_MAX
-from iomesh.engine.layout cimport (
+from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
+from iomesh.engine.history.difference cimport Comparing, Range
+from iomesh.engine.history.snapshots cimport Making, walk_dying
+from iomesh.engine.store.journal cimport REPAIRS_MAX
+from iomesh.engine.format.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
     SLAB_BYTES_MAX, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
     SNAPSHOTS_MAX as SNAPSHOTS_MOST, SnapshotEntry, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
-from iomesh.engine.log cimport Log
-from iomesh.engine.map cimport Map, MapCache
-from iomesh.engine.nbd cimport NbdConnection
-from iomesh.engine.pace cimport TokenBucket
-from iomesh.engine.pool cimport Pool
-from iomesh.engine.reactor cimport Reactor
-from iomesh.engine.recovery cimport Recovery
-from iomesh.engine.retrace cimport Retrace
-from iomesh.engine.scrub cimport Scrubber, Sealed
-from iomesh.engine.segments cimport Segments
-from iomesh.engine.snapshots cimport Snapshot, Wish, is_zero_id
-from iomesh.engine.space cimport Space
-from iomesh.engine.store cimport Store, plan_store
-from iomesh.engine.uring cimport DEVICES_MAX, Uring
-from iomesh.engine.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
+from iomesh.engine.log.log cimport Log
+from iomesh.engine.map.map cimport Map, MapCache
+from iomesh.engine.exports.nbd.connection cimport NbdConnection
+from iomesh.engine.store.token_bucket cimport TokenBucket
+from iomesh.engine.base.pool cimport Pool
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.volume.recovery cimport Recovery
+from iomesh.engine.history.point_in_time cimport Retrace
+from iomesh.engine.store.scrub cimport Scrubber, Sealed
+from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.snapshot_table cimport Snapshot, Wish, is_zero_id
+from iomesh.engine.volume.space cimport Space
+from iomesh.engine.store.store cimport Store, plan_store
+from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
+from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
 
 # Part of engine.pyi, made elsewhere:
-from iomesh.engine.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
-from iomesh.engine.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
-from iomesh.engine.nbd import transmission_flags  # no-cython-lint
-from iomesh.engine.nbd import ENDS
-from iomesh.engine.uring import RingError, why_no_ring
+from iomesh.engine.format.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
+from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
+from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
+from iomesh.engine.exports.nbd.connection import ENDS
+from iomesh.engine.base.uring import RingError, why_no_ring
 
 BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
@@ -69,13 +69,13 @@ COUNTER_NAMES = (
     "segments_sealed", "segments_removed", "checkpoints", "device_flushes",
     "segments_compacted", "compaction_bytes", "segments_evacuated", "evacuated_bytes")
 if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
-    raise ImportError("engine.pyx and counters.pxd name different counters")
+    raise ImportError("engine.pyx and base/counters.pxd name different counters")
 
 Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
-SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])       # cleaning.pxd's Row
-SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # scrub.pxd's Sealed
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])       # volume/cleaning.pxd's Row
+SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # store/scrub.pxd's Sealed
 
 cdef enum:
     REACTORS_MAX = LIST_MAX

@@ -38,10 +38,10 @@ def main() -> int:
     build = Path(sys.argv[1])
     checked, unused, faults = 0, [], []
     bodies: dict[str, dict[str, str]] = {}
-    for generated in sorted(build.glob("ext/*.p/*.pyx.c")):
+    for generated in sorted((build / "ext").rglob("*.pyx.c")):
         text = generated.read_text()
-        bodies[generated.name.split(".")[0]] = {found["name"]: found["body"] for found in C_FUNCTION.finditer(text)}
-    for source in sorted([*ENGINE.glob("*.pyx"), *ENGINE.glob("*.pxd")]):
+        bodies[str(generated)] = {found["name"]: found["body"] for found in C_FUNCTION.finditer(text)}
+    for source in sorted([*ENGINE.rglob("*.pyx"), *ENGINE.rglob("*.pxd")]):
         for function in nogil_functions(source):
             found = [module[function.c_name] for module in bodies.values() if function.c_name in module]
             if not found and source.suffix == ".pyx":
@@ -73,7 +73,7 @@ def nogil_functions(path: Path) -> list[Function]:
             header += " " + lines[following].strip()
             following += 1
         if header.endswith(":") and re.search(r"\)[^()]*\bnogil:$", header):
-            words = [*PACKAGE.split("."), path.stem, *([owner] if start[1] else [])]
+            words = [*PACKAGE.split("."), *path.relative_to(ENGINE).with_suffix("").parts, *([owner] if start[1] else [])]
             c_name = "__pyx_f_" + "".join(f"{len(word)}{word}_" for word in words) + start[2]
             functions.append(Function(path, number + 1, f"{owner}.{start[2]}" if start[1] else start[2], c_name))
     return functions

@@ -1,6 +1,7 @@
-"""The parts of the engine stand in one order, and each cimports only what stands before it: `make lint` holds them to it.
+"""Checks the order of the engine's folders, and of the parts in each: a part cimports only what stands before it.
 
-The order is `[tool.iomesh] parts` in pyproject.toml. Besides, io_uring appears in one part only, so that another Io can take its place.
+The order is `[tool.iomesh.engine]` in pyproject.toml; "." is ext/ itself. io_uring appears in one part only, so that another Io can
+take its place.
 """
 
 import re
@@ -9,22 +10,22 @@ import tomllib
 from pathlib import Path
 
 ENGINE = Path("ext")
-KNOWS_IO_URING = "uring"
+KNOWS_IO_URING = "base.uring"
 
 CIMPORT = re.compile(
-    r"^\s*(?:from\s+iomesh\.engine\.(\w+)\s+cimport|cimport\s+iomesh\.engine\.(\w+)|from\s+iomesh\.engine\s+cimport\s+(.+))"
+    r"^\s*(?:from\s+iomesh\.engine\.([\w.]+)\s+cimport|cimport\s+iomesh\.engine\.([\w.]+)|from\s+iomesh\.engine\s+cimport\s+(.+))"
 )
 IO_URING = re.compile(r"\bio_uring_\w+|\bIORING_\w+|\bliburing\.h")
 
 
 def main() -> int:
-    parts: list[str] = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["iomesh"]["parts"]
-    place = {part: number for number, part in enumerate(parts)}
+    folders: dict[str, list[str]] = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["iomesh"]["engine"]
+    place = {part: number for number, part in enumerate(ordered(folders))}
     faults = []
-    for path in sorted([*ENGINE.glob("*.pyx"), *ENGINE.glob("*.pxd")]):
-        part = path.stem
+    for path in sorted([*ENGINE.rglob("*.pyx"), *ENGINE.rglob("*.pxd")]):
+        part = dotted(path)
         if part not in place:
-            faults.append(f"{path}: {part} has no place in the order: add it to [tool.iomesh] parts in pyproject.toml")
+            faults.append(f"{path}: {part} has no place in the order: add it to [tool.iomesh.engine] in pyproject.toml")
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             for used in cimported(line):
@@ -34,9 +35,19 @@ def main() -> int:
                     faults.append(f"{path}:{number}: {part} stands before {used} and must not know it")
             found = IO_URING.search(line.split("# ")[0])
             if found and part != KNOWS_IO_URING:
-                faults.append(f"{path}:{number}: {found[0]}: io_uring is known to {KNOWS_IO_URING}.pyx alone; ask an Io")
+                faults.append(f"{path}:{number}: {found[0]}: io_uring is known to {KNOWS_IO_URING} alone; ask an Io")
     print(*faults, sep="\n", end="\n" if faults else "")
     return 1 if faults else 0
+
+
+def ordered(folders: dict[str, list[str]]) -> list[str]:
+    """The dotted names of all parts, first to last."""
+    return [part if folder == "." else f"{folder.replace('/', '.')}.{part}" for folder, parts in folders.items() for part in parts]
+
+
+def dotted(path: Path) -> str:
+    """ext/store/journal.pyx is `store.journal`."""
+    return ".".join(path.relative_to(ENGINE).with_suffix("").parts)
 
 
 def cimported(line: str) -> list[str]:

@@ -33,7 +33,7 @@ class Outcome:
 
 
 def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
-    from iomesh.engine.simulation import PLANTABLE, Simulation  # the engine that PYTHONPATH names
+    from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine that PYTHONPATH names
 
     if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
         raise RuntimeError("no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted")

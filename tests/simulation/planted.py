@@ -84,7 +84,7 @@ def find_all(bugs: Iterable[str], seeds: Iterable[int] = range(SEEDS_MAX), proce
 def in_sources() -> set[str]:
     """The names that the engine's sources plant."""
     found: set[str] = set()
-    for path in (ROOT / "ext").glob("*.pyx"):
+    for path in (ROOT / "ext").rglob("*.pyx"):
         for piece in path.read_text().split('planted(b"')[1:]:
             found.add(piece.partition('"')[0])
     return found

@@ -51,7 +51,7 @@ def test_the_list_of_bugs_is_what_the_sources_plant() -> None:
 
 
 def test_the_build_for_use_has_no_planted_bug() -> None:
-    from iomesh.engine import simulation
+    from iomesh.engine.simulation import simulation
 
     assert not simulation.PLANTABLE and not plantable("")
     for library in ROOT.glob(".venv/lib/python*/site-packages/iomesh/engine/*.so"):
@@ -62,6 +62,6 @@ def test_the_build_for_use_has_no_planted_bug() -> None:
 
 
 def plantable(engine: str) -> bool:
-    script = "from iomesh.engine.simulation import PLANTABLE; print(PLANTABLE)"
+    script = "from iomesh.engine.simulation.simulation import PLANTABLE; print(PLANTABLE)"
     environment = {"PYTHONPATH": engine} if engine else {}
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout == "True\n"

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
-from iomesh.engine.structures import crc32c, structures
+from iomesh.engine.format.structures import crc32c, structures
 
 BLOCK = 4096
 MAGICS = {

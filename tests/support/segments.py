@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from iomesh.engine.storeview import StoreView
+from iomesh.engine.views.store import StoreView
 from support.stores import BLOCK, V, write_at
 
 FOOTER_BLOCKS = 4  # of each: what a compaction keeps always

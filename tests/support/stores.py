@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from iomesh.engine.storeview import StoreRefused, StoreView
+from iomesh.engine.views.store import StoreRefused, StoreView
 
 BLOCK = 4096
 MEBIBYTE = 1 << 20

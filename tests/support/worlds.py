@@ -2,8 +2,8 @@
 
 import math
 
-from iomesh.engine.world import World
-from iomesh.engine.worldview import Ask, WorldView
+from iomesh.engine.simulation.world import World
+from iomesh.engine.views.world import Ask, WorldView
 
 BLOCK = 4096
 SECTOR = 512

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.engine.storeview import StoreView
+from iomesh.engine.views.store import StoreView
 from support.amount import Amount
 from support.segments import FOOTER_BLOCKS, block_of, fill
 from support.stores import BLOCK, V, formatted, write_at

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.engine.structures import structures
+from iomesh.engine.format.structures import structures
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
 ROW = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", re.MULTILINE)

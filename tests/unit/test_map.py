@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from iomesh.engine.mapview import Ask, CacheView, MapView, checksum
+from iomesh.engine.views.map import Ask, CacheView, MapView, checksum
 
 Pointer = tuple[int, int, int]
 Node = tuple[int, int]  # level, index

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from iomesh.engine.segments import SegmentsView
+from iomesh.engine.map.segment_table import SegmentsView
 from iomesh.policies.cleaning import Memory
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from iomesh.engine.slabs import SlabsView
+from iomesh.engine.store.slabs import SlabsView
 
 
 def test_a_fresh_device_gives_one_run() -> None:

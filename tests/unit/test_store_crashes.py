@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.engine.storeview import StoreRefused, StoreView
+from iomesh.engine.views.store import StoreRefused, StoreView
 from support import stores
 from support.amount import Amount
 from support.forged import journal_block, journal_entry, resealed

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iomesh.engine import structures
+from iomesh.engine.format import structures
 from support import forged
 from support.forged import BLOCK, CHECKPOINT, DATA, MAP, RECORD, TABLE, ZERO, entry, journal_entry
 

@@ -2,7 +2,7 @@
 
 When space runs out writes wait for the cleaner (Engine.expect_space) as long as it finds something worth cleaning, in whichever volume;
 only when there is no dead space any more do they get ENOSPC. Volumes share their devices: all are cleaned for the one that needs most.
-While there is plenty, cleaning keeps to a pace and gives way to users (ext/pace.pyx).
+While there is plenty, cleaning keeps to a pace and gives way to users (ext/store/token_bucket.pyx).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scrub: every sealed segment of every device is read at a trickle, again and again, and compared with its checksums (ext/scrub.pyx).
+"""Scrub: every sealed segment of every device is read at a trickle, again and again, and compared with its checksums (ext/store/scrub.pyx).
 
 A pass over a large device takes days, so how far it has come and what it has found is kept in the state directory, a file for each device.
 It is written now and then: after a crash a pass goes on a little before where it was.

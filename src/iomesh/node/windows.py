@@ -1,7 +1,7 @@
 """The restore windows of this node's volumes: the spans of time in which any second can be gone back to.
 
 Behind the oldest *mark*, a snapshot that no user sees, the engine keeps the log whole. Going to a moment means going to the mark before it,
-and along the log from there (ext/retrace.pyx). So marks bound two things: how far back one can go, and how much of the log has to be
+and along the log from there (ext/history/point_in_time.pyx). So marks bound two things: how far back one can go, and how much of the log has to be
 followed. One is made every so often while something is written; the oldest goes once the one behind it is older than the window.
 
     made ──> oldest ──> deleted                      its part of the log may be cleaned from then on

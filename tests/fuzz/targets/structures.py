@@ -7,7 +7,7 @@ fuzzer would hardly get beyond the checksum. The rest is the structure; what is 
 from collections.abc import Callable
 from typing import Any
 
-from iomesh.engine import structures
+from iomesh.engine.format import structures
 from support import forged
 
 BLOCK = forged.BLOCK

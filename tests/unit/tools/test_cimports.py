@@ -5,39 +5,46 @@ from pathlib import Path
 import cimports
 import pytest
 
-ORDER = '[tool.iomesh]\nparts = ["io", "uring", "store"]\n'
+ORDER = '[tool.iomesh.engine]\nbase = ["io", "uring"]\nstore = ["slabs", "store"]\n"." = ["engine"]\n'
 
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("pyproject.toml").write_text(ORDER)
-    Path("ext").mkdir()
+    for folder in ("base", "store"):
+        Path("ext", folder).mkdir(parents=True)
     return Path("ext")
 
 
 def test_what_stands_before_may_be_used(engine: Path) -> None:
-    (engine / "store.pyx").write_text("from iomesh.engine.io cimport Io\n")
-    (engine / "uring.pyx").write_text("from iomesh.engine.io cimport Io\ncdef extern from '<liburing.h>':\n    void io_uring_submit()\n")
+    (engine / "store/store.pyx").write_text("from iomesh.engine.base.io cimport Io\n")
+    (engine / "base/uring.pyx").write_text("from iomesh.engine.base.io cimport Io\ncdef extern from '<liburing.h>':\n    void io_uring_submit()\n")
     assert cimports.main() == 0
 
 
 @pytest.mark.parametrize(
-    "line", ["from iomesh.engine.store cimport Store", "cimport iomesh.engine.store", "from iomesh.engine cimport uring, store as s"]
+    "line", ["from iomesh.engine.store.store cimport Store", "cimport iomesh.engine.store.store", "from iomesh.engine cimport engine as e"]
 )
 def test_what_stands_behind_may_not(engine: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
-    (engine / "io.pxd").write_text(line + "\n")
+    (engine / "base/io.pxd").write_text(line + "\n")
     assert cimports.main() == 1
-    assert "ext/io.pxd:1: io stands before store and must not know it" in capsys.readouterr().out
+    assert "ext/base/io.pxd:1: base.io stands before " in capsys.readouterr().out
+
+
+def test_the_order_holds_within_a_folder(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (engine / "store/slabs.pyx").write_text("from iomesh.engine.store.store cimport Store\n")
+    assert cimports.main() == 1
+    assert "ext/store/slabs.pyx:1: store.slabs stands before store.store and must not know it" in capsys.readouterr().out
 
 
 def test_a_new_part_needs_a_place(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (engine / "scrub.pyx").write_text("")
+    (engine / "store/scrub.pyx").write_text("")
     assert cimports.main() == 1
-    assert "scrub has no place in the order" in capsys.readouterr().out
+    assert "store.scrub has no place in the order" in capsys.readouterr().out
 
 
 def test_io_uring_is_known_to_one_part(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (engine / "store.pyx").write_text("    void io_uring_submit()\n")
+    (engine / "store/store.pyx").write_text("    void io_uring_submit()\n")
     assert cimports.main() == 1
-    assert "ext/store.pyx:1: io_uring_submit: io_uring is known to uring.pyx alone" in capsys.readouterr().out
+    assert "ext/store/store.pyx:1: io_uring_submit: io_uring is known to base.uring alone" in capsys.readouterr().out

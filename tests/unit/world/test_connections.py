@@ -3,8 +3,8 @@
 import errno
 import random
 
-from iomesh.engine.world import World
-from iomesh.engine.worldview import WorldView, connect, crash, cut, half_open
+from iomesh.engine.simulation.world import World
+from iomesh.engine.views.world import WorldView, connect, crash, cut, half_open
 from support.worlds import MEBIBYTE, SECOND, about
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from iomesh.engine.worldview import WorldView, crash, crash_at
+from iomesh.engine.views.world import WorldView, crash, crash_at
 from support.worlds import BLOCK, MEBIBYTE, SECOND, filled, finished, made, torn
 
 # ---------------------------------------------------------------------- devices

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from iomesh.engine.world import World
-from iomesh.engine.worldview import Ask, WorldView, crash
+from iomesh.engine.simulation.world import World
+from iomesh.engine.views.world import Ask, WorldView, crash
 from support.worlds import BLOCK, SECOND, SECTOR, about, filled, finished, made, torn
 
 TRIES = 4000

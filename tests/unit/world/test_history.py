@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from iomesh.engine.worldview import WorldView, connect, crash
+from iomesh.engine.views.world import WorldView, connect, crash
 from support.worlds import BLOCK, MEBIBYTE, SECOND, filled, finished, made
 
 # ---------------------------------------------------------------------- one seed, one history

@@ -1,0 +1,29 @@
+# The buffers that payload passes through: one arena per reactor, cut up once, registered with the ring where that is allowed.
+# See base/pool.pyx.
+
+from libc.stdint cimport uint32_t, uint64_t
+from iomesh.engine.base.task cimport Waiters
+
+cdef enum BufferKind:
+    SMALL                            # 16 KiB, of reads
+    LARGE                            # 1 MiB, of reads
+    RECORD                           # 249 blocks: a record as it is written
+    BUFFER_KINDS
+
+cdef enum:
+    SMALL_BYTES = 16 * 1024
+    LARGE_BYTES = 1024 * 1024
+    RECORD_BYTES = 249 * 4096
+
+cdef class Pool:
+    cdef char* arena
+    cdef readonly uint64_t arena_bytes
+    cdef char* free_lists[3]         # the first bytes of a free buffer point to the next
+    cdef uint32_t counts[3]
+    cdef char* starts[4]             # where each kind begins in the arena; the last: its end
+    cdef readonly uint32_t free[3]
+    cdef Waiters waiters[3]          # who found none: woken one for each that comes back
+    cdef char* take(self, int kind) noexcept nogil          # 4096-aligned; NULL: none free (then join waiters[kind])
+    cdef void give_back(self, char* buffer) noexcept nogil         # the kind is known from the address
+    cdef void renew(self) noexcept nogil                     # whoever held any is gone: all are free
+    cdef void push(self, int kind, char* buffer) noexcept nogil

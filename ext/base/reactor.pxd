@@ -1,0 +1,39 @@
+# One polling thread, one core, one Io. See base/reactor.pyx.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.task cimport Body
+
+cdef enum Mode:
+    ADAPTIVE, BUSY, SLEEP
+
+cdef struct Message:                 # from any thread to a reactor; stays put until delivered
+    void (*deliver)(Message* message) noexcept nogil
+    void* owner
+    Message* next
+
+cdef class Reactor:
+    cdef readonly int number
+    cdef Io io
+    cdef Mode mode
+    cdef int64_t poll_ns             # how long it polls after the last work before it sleeps
+    cdef Operation* turn_first
+    cdef Operation* turn_last
+    cdef Message* mail               # newest first; taken whole
+    cdef bint asleep
+    cdef bint stopping
+    cdef uint64_t turns
+    cdef uint64_t sleeps
+    cdef int64_t users_ns            # when a user's request began or ended last
+    cdef uint64_t busy_ns            # time that was work, neither waiting nor polling in vain
+
+    cdef void at_turn_end(self, Operation* operation) noexcept nogil       # done is called once, before the reactor polls again
+    cdef void post(self, Message* message) noexcept nogil                  # from any thread
+    cdef void run(self) noexcept nogil                                     # until stop()
+    cdef void stop(self) noexcept nogil                                    # from any thread
+    cdef int turn(self) noexcept nogil
+    cdef int deliver(self, Message* newest) noexcept nogil
+    cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil
+
+# From a task: run body as a task on target's thread, wait for its result.
+cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil

@@ -1,0 +1,192 @@
+# One polling thread, one core, one Io. Everything that lives on a reactor is touched by its thread alone; other threads post messages.
+#
+# A turn: poll the Io (its completions run), deliver the mail, then run what asked for the turn's end. Requests that arrive in one turn are
+# so gathered before anything is written: the log closes its record and a connection sends its replies at the turn's end.
+#
+# When to sleep: in ADAPTIVE mode after poll_ns without work (20 times that while a device is to answer a read), in SLEEP mode at once, in
+# BUSY mode never; in every mode at once while the kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to
+# sleep says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees
+# the other.
+
+from libc.stdint cimport int64_t
+
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.task cimport Body, start, wait, waited
+
+cdef extern from *:
+    r"""
+    #include <stdint.h>
+    #include <unistd.h>
+    #define mail_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
+    #define mail_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
+    #define mail_swap(place, old, new) __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
+    #define flag_load(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
+    #define flag_store(place, value) __atomic_store_n(&(place), value, __ATOMIC_SEQ_CST)
+    static inline void ring_bell(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
+    #if defined(__x86_64__)
+    #define relax() __builtin_ia32_pause()
+    #else
+    #define relax() __asm__ volatile("yield")
+    #endif
+    """
+    Message* mail_load(Message*) noexcept nogil
+    Message* mail_take(Message*) noexcept nogil
+    bint mail_swap(Message*, Message**, Message*) noexcept nogil
+    bint flag_load(bint) noexcept nogil
+    void flag_store(bint, bint) noexcept nogil
+    void ring_bell(int) noexcept nogil
+    void relax() noexcept nogil
+
+cdef enum:
+    LONG_S = 3600                    # of a sleep: whatever ends it comes by itself
+    PATIENCE = 20                    # times poll_ns while a read is under way: a core that slept wakes later than a device answers
+    TURN_END_ROUNDS = 8              # what asks for the turn's end while it runs is run too, but not for ever
+
+
+cdef class Reactor:
+    """number: of this reactor in its engine. mode: ADAPTIVE, BUSY or SLEEP. poll_ns: see above."""
+
+    def __cinit__(self, int number, Io io, int mode, int64_t poll_ns):
+        self.number = number
+        self.io = io
+        self.mode = <Mode>mode
+        self.poll_ns = poll_ns
+        self.users_ns = -(<int64_t>1 << 62)              # never
+
+    cdef void at_turn_end(self, Operation* operation) noexcept nogil:
+        operation.next = NULL
+        if self.turn_last is NULL:
+            self.turn_first = operation
+        else:
+            self.turn_last.next = operation
+        self.turn_last = operation
+
+    cdef void post(self, Message* message) noexcept nogil:
+        message.next = mail_load(self.mail)
+        while not mail_swap(self.mail, &message.next, message):
+            pass
+        if flag_load(self.asleep):
+            ring_bell(self.io.wake_fd())
+
+    cdef void stop(self) noexcept nogil:
+        flag_store(self.stopping, True)
+        ring_bell(self.io.wake_fd())
+
+    cdef void run(self) noexcept nogil:
+        cdef int64_t last_work_ns = self.io.now_ns(), began_ns, wait_ns = 0
+        cdef int found
+        cdef bint worked = False
+        while not flag_load(self.stopping):
+            if wait_ns != 0:
+                flag_store(self.asleep, True)
+                if mail_load(self.mail) is not NULL:
+                    wait_ns = 0
+                else:
+                    self.sleeps += 1
+            began_ns = self.io.now_ns() - self.io.waited_ns()
+            found = self.io.poll(wait_ns)
+            if found or worked:                          # the time from poll to poll is that of the turn between them, but for the waiting
+                self.busy_ns += self.io.now_ns() - self.io.waited_ns() - began_ns
+            if self.asleep:
+                flag_store(self.asleep, False)
+            found += self.turn()
+            self.turns += 1
+            worked = found != 0
+            if worked:
+                last_work_ns = self.io.now_ns()
+            wait_ns = self.may_sleep(last_work_ns)
+            if not found and wait_ns == 0:
+                relax()
+
+    cdef int turn(self) noexcept nogil:
+        """The mail and the turn's end; returns how much was found."""
+        cdef int found = 0, rounds = 0
+        cdef Operation* operation
+        cdef Operation* next_one
+        if mail_load(self.mail) is not NULL:
+            found += self.deliver(mail_take(self.mail))
+        while self.turn_first is not NULL and rounds < TURN_END_ROUNDS:
+            rounds += 1
+            operation = self.turn_first
+            self.turn_first = self.turn_last = NULL
+            while operation is not NULL:
+                next_one = operation.next
+                operation.next = NULL
+                operation.done(operation)
+                operation = next_one
+                found += 1
+        return found
+
+    cdef int deliver(self, Message* newest) noexcept nogil:
+        cdef Message* oldest = NULL
+        cdef Message* message
+        cdef int count = 0
+        while newest is not NULL:
+            message = newest
+            newest = newest.next
+            message.next = oldest
+            oldest = message
+        while oldest is not NULL:
+            message = oldest
+            oldest = oldest.next
+            message.deliver(message)
+            count += 1
+        return count
+
+    cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil:
+        """How long the next poll may wait; 0: not at all."""
+        if self.turn_first is not NULL:
+            return 0
+        if self.io.core_wanted():
+            return LONG_S * <int64_t>1000000000
+        if self.mode == BUSY:
+            return 0
+        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns * (PATIENCE if self.io.awaits_device() else 1):
+            return 0
+        return LONG_S * <int64_t>1000000000
+
+
+cdef struct Call:                    # lies on the caller's stack while it waits
+    Message there
+    Message back
+    void* target
+    void* caller
+    Body body
+    void* argument
+    Operation ended
+    Operation returned
+
+
+cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil:
+    cdef Call call
+    if target is caller:
+        return body(argument)
+    call.there.deliver = call_arrives
+    call.there.owner = &call
+    call.back.deliver = call_returns
+    call.back.owner = &call
+    call.target = <void*>target
+    call.caller = <void*>caller
+    call.body = body
+    call.argument = argument
+    waited(&call.returned)
+    target.post(&call.there)
+    return wait(&call.returned)
+
+
+cdef void call_arrives(Message* message) noexcept nogil:
+    cdef Call* call = <Call*>message.owner
+    call.ended.done = call_ended
+    call.ended.owner = call
+    start(call.body, call.argument, &call.ended)
+
+
+cdef void call_ended(Operation* operation) noexcept nogil:
+    cdef Call* call = <Call*>operation.owner
+    (<Reactor>call.caller).post(&call.back)
+
+
+cdef void call_returns(Message* message) noexcept nogil:
+    cdef Call* call = <Call*>message.owner
+    call.returned.result = call.ended.result
+    call.returned.done(&call.returned)

@@ -1,0 +1,239 @@
+# Tasks: see base/task.pxd for how they are used.
+#
+# Always true:
+#   - a task runs only on the thread of the reactor that started it, and only one thing runs there at a time: what it reads does not
+#     change under it between two waits;
+#   - an operation wakes the task that waits for exactly it; one that ends earlier is remembered by its `next` field pointing to itself;
+#   - stacks are kept for reuse; the thread that polls owns them.
+#
+# A fiber begins as a ucontext and is switched by _setjmp and _longjmp: swapcontext asks the kernel for the signal mask each time.
+
+from libc.stdint cimport int64_t
+
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Operation
+
+cdef extern from *:
+    r"""
+    #include <setjmp.h>
+    #include <sys/mman.h>
+    #include <ucontext.h>
+    #include <stdlib.h>
+
+    #define TASK_STACK_BYTES (256 * 1024)       /* touched lazily; recovery's deepest path takes a few KiB */
+
+    #if defined(__SANITIZE_ADDRESS__)
+    #include <sanitizer/common_interface_defs.h>
+    #define LEAVE(fake, stack, bytes) __sanitizer_start_switch_fiber(fake, stack, bytes)
+    #define ARRIVE(fake, stack, bytes) __sanitizer_finish_switch_fiber(fake, stack, bytes)
+    #else
+    #define LEAVE(fake, stack, bytes) ((void)0)
+    #define ARRIVE(fake, stack, bytes) ((void)0)
+    #endif
+
+    typedef struct Fiber {
+        ucontext_t beginning;                   /* where it has not been entered yet */
+        jmp_buf place, caller;                  /* where it was left, and whoever switched to it */
+        int entered;
+        struct Fiber* outer;                    /* the task that was running when this one was switched to */
+        struct Fiber* idle_next;
+        struct Fiber* older;                    /* of all that this thread made */
+        void* stack;
+        int64_t (*body)(void*);
+        void* argument;
+        void* ended;                            /* Operation* */
+        void* waits_for;                        /* Operation* */
+        int64_t result;
+        int over;
+        void* fake;
+        const void* caller_stack;
+        size_t caller_stack_bytes;
+    } Fiber;
+
+    static __thread Fiber* fiber_current;
+    static __thread Fiber* fiber_idle;
+    static __thread Fiber* fiber_newest;
+
+    static void fiber_switch(jmp_buf from, jmp_buf to) {
+        if (_setjmp(from) == 0) _longjmp(to, 1);
+    }
+
+    static void fiber_main(void) {
+        Fiber* self = fiber_current;
+        ARRIVE(NULL, &self->caller_stack, &self->caller_stack_bytes);
+        for (;;) {
+            self->result = self->body(self->argument);
+            self->over = 1;
+            LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
+            fiber_switch(self->place, self->caller);
+            ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
+        }
+    }
+
+    static void fiber_begin(Fiber* fiber) {
+        getcontext(&fiber->beginning);
+        fiber->beginning.uc_stack.ss_sp = fiber->stack;
+        fiber->beginning.uc_stack.ss_size = TASK_STACK_BYTES;
+        fiber->beginning.uc_link = NULL;
+        makecontext(&fiber->beginning, fiber_main, 0);
+        fiber->entered = 0;
+    }
+
+    static void fiber_go_on(Fiber* fiber) {
+        if (fiber->entered) { fiber_switch(fiber->caller, fiber->place); return; }
+        fiber->entered = 1;
+        if (_setjmp(fiber->caller) == 0) setcontext(&fiber->beginning);
+    }
+
+    static Fiber* fiber_new(void) {
+        Fiber* fiber = fiber_idle;
+        if (fiber) { fiber_idle = fiber->idle_next; return fiber; }
+        fiber = calloc(1, sizeof *fiber);
+        if (!fiber) return NULL;
+        /* the lowest page stays unmapped: an overflow faults instead of writing into a neighbour */
+        char* memory = mmap(NULL, TASK_STACK_BYTES + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED || mprotect(memory + 4096, TASK_STACK_BYTES, PROT_READ | PROT_WRITE)) { free(fiber); return NULL; }
+        fiber->stack = memory + 4096;
+        fiber->older = fiber_newest;
+        fiber_newest = fiber;
+        fiber_begin(fiber);
+        return fiber;
+    }
+
+    static void fiber_abandon_all(void) {
+        fiber_idle = NULL;
+        for (Fiber* fiber = fiber_newest; fiber; fiber = fiber->older) {
+            fiber_begin(fiber);
+            fiber->over = 0;
+            fiber->fake = NULL;
+            fiber->waits_for = NULL;
+            fiber->idle_next = fiber_idle;
+            fiber_idle = fiber;
+        }
+    }
+
+    /* 1: its body has returned and the fiber is idle */
+    static int fiber_enter(Fiber* fiber) {
+        fiber->outer = fiber_current;
+        fiber_current = fiber;
+        void* fake = NULL; (void)fake;
+        LEAVE(&fake, fiber->stack, TASK_STACK_BYTES);
+        fiber_go_on(fiber);
+        ARRIVE(fake, NULL, NULL);
+        fiber_current = fiber->outer;
+        if (!fiber->over) return 0;
+        fiber->over = 0;
+        fiber->idle_next = fiber_idle;
+        fiber_idle = fiber;
+        return 1;
+    }
+
+    static void fiber_leave(void) {
+        Fiber* self = fiber_current;
+        LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
+        fiber_switch(self->place, self->caller);
+        ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
+    }
+    """
+    ctypedef struct Fiber:
+        Body body
+        void* argument
+        void* ended
+        void* waits_for
+        int64_t result
+    Fiber* current "fiber_current"
+    Fiber* fiber_new() noexcept nogil
+    bint fiber_enter(Fiber*) noexcept nogil
+    void fiber_leave() noexcept nogil
+    void fiber_abandon_all() noexcept nogil
+
+
+cdef void start(Body body, void* argument, Operation* ended) noexcept nogil:
+    """Run `body` as a task, up to its first wait; when it returns, `ended` (unless NULL) is done with its result."""
+    cdef Fiber* fiber = fiber_new()
+    invariant(fiber is not NULL, b"there is memory for a task's stack")
+    fiber.body = body
+    fiber.argument = argument
+    fiber.ended = ended
+    enter(fiber)
+
+
+cdef bint in_task() noexcept nogil:
+    return current is not NULL
+
+
+cdef void waited(Operation* operation) noexcept nogil:
+    """The current task will wait for this operation, which is about to be asked for."""
+    invariant(current is not NULL, b"only a task waits")
+    operation.done = wake
+    operation.owner = current
+    operation.next = NULL
+
+
+cdef int64_t wait(Operation* operation) noexcept nogil:
+    """Returns the operation's result once it is done; others run meanwhile."""
+    cdef Fiber* self = current
+    if operation.next is not operation:
+        self.waits_for = operation
+        fiber_leave()
+        self.waits_for = NULL
+    invariant(operation.next is operation, b"a task goes on when what it waits for is done")
+    return operation.result
+
+
+cdef void abandon() noexcept nogil:
+    """Every task of this thread is gone where it waits, with what is on its stack: a simulated crash. Nothing that they wait for may be done later."""
+    invariant(current is NULL, b"no task abandons itself")
+    fiber_abandon_all()
+
+
+cdef void wake(Operation* operation) noexcept nogil:
+    cdef Fiber* fiber = <Fiber*>operation.owner
+    operation.next = operation
+    if fiber.waits_for is operation:
+        enter(fiber)
+
+
+cdef void enter(Fiber* fiber) noexcept nogil:
+    cdef Operation* ended
+    if fiber_enter(fiber):
+        ended = <Operation*>fiber.ended       # an idle fiber keeps its fields until the next start()
+        if ended is not NULL:
+            ended.result = fiber.result
+            ended.done(ended)
+
+
+cdef void join(Waiters* waiters, Operation* operation) noexcept nogil:
+    operation.next = NULL
+    if waiters.last is NULL:
+        waiters.first = operation
+    else:
+        waiters.last.next = operation
+    waiters.last = operation
+
+
+cdef void wait_in(Waiters* waiters) noexcept nogil:
+    cdef Operation operation
+    waited(&operation)
+    join(waiters, &operation)
+    wait(&operation)
+
+
+cdef void wake_one(Waiters* waiters, int64_t result) noexcept nogil:
+    cdef Operation* operation = waiters.first
+    if operation is NULL:
+        return
+    waiters.first = operation.next
+    if waiters.first is NULL:
+        waiters.last = NULL
+    operation.next = NULL
+    operation.result = result
+    operation.done(operation)
+
+
+cdef void wake_all(Waiters* waiters, int64_t result) noexcept nogil:
+    """Wakes those who wait now; one that joins again while the others are woken waits for the next time."""
+    cdef Waiters now = waiters[0]
+    waiters.first = waiters.last = NULL
+    while now.first is not NULL:
+        wake_one(&now, result)

@@ -1,6 +1,0 @@
-# Clones that become volumes of their own, in a life in the simulated world. See detaching.pyx.
-
-from iomesh.engine.tenant cimport Tenant
-
-cdef void begin_detaching(Tenant tenant) noexcept nogil  # if it is a clone and no snapshot of it inherits, or it is at it already
-cdef void go_on_detaching(Tenant tenant) noexcept nogil  # what its record says is wanted

@@ -1,0 +1,103 @@
+# One client in NBD's transmission phase. See exports/nbd/connection.pyx, which takes requests in, and exports/nbd/read.pyx, which answers reads.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.exports.nbd.read cimport Reader
+from iomesh.engine.exports.nbd.replies cimport Replies, Reply
+from iomesh.engine.exports.nbd.request cimport NbdRequest
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.map.map cimport Map
+from iomesh.engine.volume.volume cimport Volume
+
+cdef enum ConnectionState:
+    OPEN, DRAINING, CLOSED, ENDED
+
+cdef enum ConnectionEnd:             # why it ended; names in ENDS
+    BY_DISCONNECT, BY_CLOSE, BY_MALFORMED, BY_STOP
+
+cdef enum:
+    REQUESTS_MAX = 256               # of one connection at a time; those behind wait in its socket
+    RECEIVE_BYTES = 264 * 1024       # what one receive may bring: 64 writes of 4 KiB with their headers
+    STATUS_EXTENTS = 1024            # of one block status reply
+
+cdef class NbdConnection:
+    # set before start():
+    cdef int connection              # the Io's number of it
+    cdef Operation ended             # done at the end: the last that is ever heard of this connection; result: a ConnectionEnd
+    cdef void* next_connection       # of its volume's
+    # seen by others:
+    cdef uint64_t requests           # how many came
+    cdef ConnectionState state
+    cdef ConnectionEnd end
+
+    cdef Volume volume
+    cdef Io io
+    cdef Reactor reactor
+    cdef Replies replies
+    cdef Reader reader
+    cdef bint structured
+    cdef bint read_only
+    cdef bint has_context            # for block status; what its id is: `context`
+    cdef Map older                   # it tells what has changed since this snapshot; None: what is allocated
+    cdef uint8_t since[16]           # the snapshot's id
+    cdef void* compared              # the Volume that both snapshots are of; NULL: none is compared with
+    cdef uint32_t context
+    # what came in: received[begin:filled] is not dealt with yet
+    cdef char* received
+    cdef uint32_t begin
+    cdef uint32_t filled
+    cdef uint32_t ahead              # up to here the leaves of writes were announced
+    cdef Operation receive
+    cdef bint receiving
+    cdef bint finished_sending       # the client will send nothing more
+    cdef NbdRequest* current         # a write whose payload is still coming in
+    cdef bint blocked                # current.when is under way
+    # requests
+    cdef NbdRequest* table
+    cdef NbdRequest* free_requests
+    cdef uint32_t open_requests
+    cdef bint starved                # a request waits for a free place in the table
+    cdef Operation again             # parse at the turn's end
+    cdef bint asked_again
+    # block status: one at a time
+    cdef NbdRequest* status_first
+    cdef NbdRequest* status_last
+    cdef NbdRequest* status_begun
+    cdef char* status                # its payload: the context's id, then extents
+    cdef uint32_t status_extents
+    cdef uint32_t status_state       # of the last one
+    cdef uint32_t status_length
+    # the end
+    cdef Operation grace
+    cdef bint grace_running
+
+    cdef void start(self) noexcept nogil          # on the volume's reactor
+    cdef void stop(self) noexcept nogil           # on the volume's reactor: finish what is under way, then end
+    # events
+    cdef void receive_done(self) noexcept nogil
+    cdef void when_done(self, NbdRequest* request) noexcept nogil
+    cdef void turn_ended(self) noexcept nogil
+    cdef void grace_ended(self) noexcept nogil
+    cdef void changed(self) noexcept nogil
+    cdef void request_over(self, NbdRequest* request) noexcept nogil
+    cdef void break_off(self) noexcept nogil
+    # steps
+    cdef void listen(self) noexcept nogil
+    cdef void go_on(self) noexcept nogil
+    cdef void parse(self) noexcept nogil
+    cdef void take_request(self, const char* header) noexcept nogil
+    cdef int judge(self, const NbdRequest* request) noexcept nogil
+    cdef void dispatch(self, NbdRequest* request) noexcept nogil
+    cdef bint take_payload(self) noexcept nogil
+    cdef void look_ahead(self) noexcept nogil
+    cdef void complete(self, NbdRequest* request) noexcept nogil
+    cdef void advance(self, NbdRequest* request) noexcept nogil
+    cdef void abandon(self) noexcept nogil
+    cdef void queue_status(self, NbdRequest* request) noexcept nogil
+    cdef void find_status(self) noexcept nogil
+    cdef int64_t alike(self, uint64_t block, uint64_t most, uint32_t* state, Operation* when) noexcept nogil
+    cdef void answer(self, NbdRequest* request) noexcept nogil
+    cdef void drain(self, ConnectionEnd end) noexcept nogil
+    cdef void give_grace(self) noexcept nogil
+    cdef void close(self) noexcept nogil
+    cdef void ask_again(self) noexcept nogil

@@ -1,0 +1,570 @@
+# A volume's log: one writer, one sequence of records.
+#
+# A record's life:
+#
+#     IDLE -> BUILDING -> WRITING -> WRITTEN -> (committed) IDLE
+#
+#   BUILDING  what arrives in this turn of the reactor is copied behind its header (group commit); at the turn's end, or when it is
+#             full, it is closed: it gets its sequence number, its place and its checksum, and is written
+#   WRITTEN   its write is complete; it commits once every earlier record has
+#   committed the owner applies it to the map and acknowledges; its buffer goes back to the pool
+#
+# Always true:
+#   - records commit in the order of their sequence numbers, without gaps; nothing is acknowledged before;
+#   - a record is appended only while the open segment has room for it and for the footer that all its records need;
+#   - what a failed write did not commit is still in its records' buffers: the segment is sealed before it and the records are
+#     written again, with the same numbers, in another segment (work_around).
+#
+# When a log falls idle it writes an empty record: its `stable` says that everything before it was acknowledged and durable, so recovery
+# can tell a tail that was torn (and never acknowledged) from one that was damaged.
+#
+# The segments themselves are log/open_segments.pyx's, stable media log/flusher.pyx's. Format: docs/formats.md, "Record". Called by volume, checkpoint and
+# recovery, on the volume's reactor.
+
+from libc.errno cimport EIO, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.base.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES as COUNT_RECORD_BYTES, RECORDS, TABLE_BLOCKS
+from iomesh.engine.log.flusher cimport Flusher
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.pool cimport RECORD
+from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, Tail, Tails, Transfer
+from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
+
+cdef enum:
+    IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
+    HEADER_FIXED = 128               # bytes of a header before its entries
+    FULL_ENTRIES = 62                # a quarter of what a record may have: its header is a small share of it
+    GATHER_NS = 200 * 1000           # where space is tight, a record waits so long for those whose writes were just acknowledged
+
+
+cdef class Log:
+    """volume: 16 bytes. stores: list of Store. The rest is filled in by recovery before begin()."""
+
+    def __cinit__(self, Reactor reactor, Pool pool, Segments segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+        cdef int i
+        self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
+        self.tails = Tails(reactor, segments, stores, volume, epoch, segment_blocks)
+        self.tails.log = <void*>self
+        self.tails.on_change = tails_changed
+        self.flusher = Flusher(reactor.io, self.tails.volatile)
+        memcpy(self.volume, <const char*>volume, 16)
+        self.epoch = epoch
+        self.turn_end.done = turn_ended
+        self.pool_wait.done = pool_gave
+        self.idle_timer.done = idle_timer_rang
+        self.idle_flush.done = idle_flushed
+        self.gather_timer.done = gather_timer_rang
+        self.turn_end.owner = self.pool_wait.owner = self.idle_timer.owner = self.idle_flush.owner = self.gather_timer.owner = <void*>self
+        for i in range(RECORDS_MAX):
+            self.records[i].log = <void*>self
+            self.records[i].transfer.owner = &self.records[i]
+
+    # ------------------------------------------------------------------ appending
+
+    cdef int room(self, int urgency) noexcept nogil:
+        cdef Record* record = self.building
+        cdef uint32_t blocks
+        cdef int result
+        if self.error:
+            return self.error
+        if self.failing:
+            return 0
+        if record is not NULL:
+            if not self.tails.admits(record.tail, urgency):
+                return no_room(self)
+            blocks = min(record.room - record.payload, <uint32_t>RECORD_ENTRIES_MAX - record.entries)
+            if blocks:
+                return blocks
+            self.close_record()
+        result = self.begin_record(urgency)
+        return result if result <= 0 else <int>self.building.room
+
+    cdef int begin_record(self, int urgency) noexcept nogil:
+        """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
+        cdef Tail* tail = self.tails.current
+        cdef Record* record = NULL
+        cdef char* buffer
+        cdef int i
+        if tail is NULL or self.tails.room_of(tail) == 0:
+            if self.tails.prepared is NULL:
+                if self.tails.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.tails.choose_store(urgency) < 0):
+                    return no_room(self)
+                self.tails.prepare(urgency)
+                if self.error or not self.tails.prepare_ended or self.tails.urgency < urgency:
+                    return self.error
+                if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgency == FOR_SPACE:
+                    return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC
+                return no_room(self)                     # it ended at once: none is to be had
+            tail = self.tails.change()
+        if not self.tails.admits(tail, urgency):
+            return no_room(self)
+        for i in range(RECORDS_MAX):
+            if self.records[i].state == RECORD_IDLE:
+                record = &self.records[i]
+                break
+        if record is NULL:
+            return 0
+        buffer = self.pool.take(RECORD)
+        if buffer is NULL:
+            if not self.pool_wait_asked:
+                self.pool_wait_asked = True
+                join(&self.pool.waiters[<int>RECORD], &self.pool_wait)
+            return 0
+        record.header = <RecordHeader*>buffer
+        record.state = RECORD_BUILDING
+        record.tail = tail
+        record.entries = record.payload = record.part_count = 0
+        record.room = self.tails.room_of(tail)
+        self.building = record
+        self.ask_turn_end()
+        return 1
+
+    cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil:
+        cdef Record* record = self.building
+        cdef Entry* entry = &record.header.entries[record.entries]
+        cdef char* into = <char*>record.header + (1 + record.payload) * BLOCK_BYTES
+        cdef uint32_t i
+        invariant(count <= record.room - record.payload and count <= RECORD_ENTRIES_MAX - record.entries, b"what is appended fits the record")
+        self.begin_part(part, count)
+        self.changed = self.sequence + 1
+        for i in range(count):
+            if data is NULL:
+                memset(into, 0, BLOCK_BYTES)
+            else:
+                memcpy(into, data, BLOCK_BYTES)
+                data += BLOCK_BYTES
+            entry.position = block + i
+            entry.crc = crc32c(into, BLOCK_BYTES)        # of the copy: it is in the cache now, and the sender may change what it sent
+            entry.count = 1
+            entry.kind = KIND_DATA
+            entry.flags = 0
+            entry += 1
+            into += BLOCK_BYTES
+        record.entries += count
+        record.payload += count
+        self.counters[DATA_BLOCKS] += count
+
+    cdef void add_zero(self, uint64_t block, uint32_t count, Part part) noexcept nogil:
+        cdef Record* record = self.building
+        cdef Entry* entry = &record.header.entries[record.entries]
+        invariant(record.entries < RECORD_ENTRIES_MAX, b"what is appended fits the record")
+        self.begin_part(part, 1)
+        self.changed = self.sequence + 1
+        entry.position = block
+        entry.crc = 0
+        entry.count = count
+        entry.kind = KIND_ZERO
+        entry.flags = 0
+        record.entries += 1
+
+    cdef void add_block(self, int kind, uint64_t position, uint8_t flags, const void* data, Part part) noexcept nogil:
+        cdef Record* record = self.building
+        cdef Entry* entry = &record.header.entries[record.entries]
+        cdef char* into = <char*>record.header + (1 + record.payload) * BLOCK_BYTES
+        invariant(record.payload < record.room and record.entries < RECORD_ENTRIES_MAX, b"what is appended fits the record")
+        self.begin_part(part, 1)
+        memcpy(into, data, BLOCK_BYTES)
+        entry.position = position
+        entry.crc = crc32c(into, BLOCK_BYTES)
+        entry.count = 1
+        entry.kind = kind
+        entry.flags = flags
+        record.entries += 1
+        record.payload += 1
+        self.counters[MAP_BLOCKS if kind == KIND_MAP else TABLE_BLOCKS] += 1
+
+    cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil:
+        cdef Record* record = self.building
+        cdef Part* into = &record.parts[record.part_count]
+        record.part_count += 1
+        into[0] = part
+        into.first = record.entries
+        into.count = entries
+        if planted(b"acknowledge_early"):
+            into.request = NULL
+        if into.request is not NULL:
+            into.request.parts += 1
+        self.ask_turn_end()
+        return into
+
+    cdef uint64_t last_appended(self) noexcept nogil:
+        return self.sequence + 1 if self.building is not NULL and self.building.entries else self.sequence
+
+    # ------------------------------------------------------------------ writing
+
+    cdef void ask_turn_end(self) noexcept nogil:
+        if not self.turn_end_asked:
+            self.turn_end_asked = True
+            self.reactor.at_turn_end(&self.turn_end)
+
+    cdef void close_record(self) noexcept nogil:
+        cdef Record* record = self.building
+        cdef RecordHeader* header = record.header
+        self.building = NULL
+        if self.gather_timer_set and self.io.cancel(&self.gather_timer):
+            self.gather_timer_set = False
+        self.sequence += 1
+        record.sequence = self.sequence
+        if record.entries:
+            self.content = record.sequence
+        memset(header, 0, HEADER_FIXED)
+        memset(&header.entries[record.entries], 0, (RECORD_ENTRIES_MAX - record.entries) * sizeof(Entry))
+        header.magic = RECORD_MAGIC
+        header.version = FORMAT_VERSION
+        memcpy(header.volume, self.volume, 16)
+        header.epoch = self.epoch
+        header.sequence = record.sequence
+        header.stable = self.marked = self.committed if planted(b"stable_is_committed") else self.flusher.stable
+        header.entry_count = record.entries
+        header.payload_blocks = record.payload
+        header.time_ns = self.newest_ns = max(self.newest_ns, <uint64_t>self.io.unix_ns())    # whoever sets a clock back does not turn history round
+        self.closed_ns = self.io.now_ns()
+        record.next = NULL
+        if self.newest is NULL:
+            self.oldest = record
+        else:
+            self.newest.next = record
+        self.newest = record
+        self.under_way += record.entries
+        self.counters[RECORDS] += 1
+        self.counters[COUNT_RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
+        self.place(record, record.tail)
+
+    cdef void place(self, Record* record, Tail* tail) noexcept nogil:
+        """Give a closed record its place in `tail` and write it there."""
+        cdef RecordHeader* header = record.header
+        cdef Entry* entry = &tail.table[tail.table_count]
+        cdef uint32_t blocks = 1 + record.payload
+        record.tail = tail
+        record.block = tail.next_block
+        header.segment = tail.segment.number
+        header.block = record.block
+        header.stream = tail.segment.stream
+        header.previous_crc = tail.last_crc
+        header.crc = block_crc(header)
+        tail.last_crc = header.crc
+        tail.stable = header.stable
+        tail.next_block += blocks
+        tail.records_under_way += 1
+        invariant(tail.table_count + 1 + record.entries <= tail.table_room, b"the footer's table has room for every record")
+        entry.position = record.sequence
+        entry.crc = header.crc
+        entry.count = record.entries
+        entry.kind = KIND_RECORD
+        entry.flags = 0
+        memcpy(entry + 1, header.entries, record.entries * sizeof(Entry))
+        tail.table_count += 1 + record.entries
+        if tail.segment.first_sequence == 0:
+            tail.segment.first_sequence = record.sequence
+        tail.segment.last_sequence = record.sequence
+        self.bytes += blocks * BLOCK_BYTES
+        record.state = RECORD_WRITING
+        record.transfer.done = record_written
+        self.tails.write(&record.transfer, tail, record.block, <const char*>header, blocks)
+
+    cdef void turn_ends(self) noexcept nogil:
+        """Write what was gathered, unless more is under way than that: then it waits for the next turn's, or for a commit.
+
+        A record costs a header block, a submission and a completion, some 10 µs that one of 32 writes shares with 31 others: a reactor that
+        writes whatever a turn brings spends its core on records of one to five writes. Waiting for as many as are under way keeps half of
+        a busy client's queue at the device and half in the next record, whatever the depth of either; who has the log for himself
+        never waits, and nobody waits for longer than the device takes to write what is before it.
+
+        Where space is tight, each header costs several blocks of cleaning as well. A small record waits there until nothing is under way, and
+        then a moment for the writers that were just told, who are about to come back (gathers): a busy client's whole queue shares one header.
+        """
+        cdef uint32_t least = self.under_way
+        self.turn_end_asked = False
+        if self.building is NULL:
+            return
+        if self.building.entries == 0:                   # whoever began it has nothing to append after all, and another log may wait for its buffer
+            if not planted(b"empty_record_kept"):
+                self.give_up_record()
+            return
+        if least and self.tails.is_tight():
+            least = max(least, <uint32_t>FULL_ENTRIES)
+        if self.building.entries >= least and not self.gathers():
+            self.close_record()
+
+    cdef void give_up_record(self) noexcept nogil:
+        cdef Record* record = self.building
+        self.building = NULL
+        self.free_record(record)
+
+    cdef bint gathers(self) noexcept nogil:
+        """Whether the record that is being built waits for writers to come back."""
+        if self.under_way or self.draining or self.building.entries >= self.crowd or not self.tails.is_tight():
+            return False
+        if not self.gather_timer_set:
+            self.gather_timer_set = True
+            self.io.after(&self.gather_timer, GATHER_NS)
+        return True
+
+    cdef void gathered(self) noexcept nogil:
+        """Who has not come back by now is not waited for."""
+        self.gather_timer_set = False
+        self.crowd = 0
+        if self.building is not NULL:
+            self.ask_turn_end()
+
+    cdef void buffer_came(self) noexcept nogil:
+        self.pool_wait_asked = False
+        wake_all(&self.waiters, 0)
+        if self.pool.free[<int>RECORD]:                  # not taken after all: the next one's turn
+            wake_one(&self.pool.waiters[<int>RECORD], 0)
+
+    # ------------------------------------------------------------------ committing
+
+    cdef void advance(self) noexcept nogil:
+        """Commit what is written, in order."""
+        cdef bint progress = False
+        while self.oldest is not NULL and self.oldest.state == RECORD_WRITTEN and not self.failing:
+            if self.oldest.transfer.error:
+                self.failing = True
+                start(work_around_body, <void*>self, NULL)
+                break
+            self.commit(self.oldest)
+            progress = True
+        if self.building is not NULL:
+            self.ask_turn_end()
+        if progress or self.failing:
+            wake_all(&self.commits, 0)
+        if progress:
+            wake_all(&self.waiters, 0)
+            self.watch_idle()
+
+    cdef void commit(self, Record* record) noexcept nogil:
+        cdef Tail* tail = record.tail
+        invariant(record.sequence == self.committed + 1, b"records commit in order, without gaps")
+        self.oldest = record.next
+        if self.oldest is NULL:
+            self.newest = NULL
+        self.under_way -= record.entries
+        if self.under_way == 0:
+            self.crowd = record.entries + (self.building.entries if self.building is not NULL else 0)
+        self.committed = record.sequence
+        self.flusher.commits(record.sequence, tail.segment.replica.device)
+        tail.committed_block = record.block + 1 + record.payload
+        tail.committed_entries += 1 + record.entries
+        tail.committed_crc = record.header.crc
+        tail.records_under_way -= 1
+        self.on_commit(self.owner, record)
+        self.free_record(record)
+        if tail.closing and tail.records_under_way == 0:
+            wake_all(&tail.quiet, 0)
+
+    cdef void free_record(self, Record* record) noexcept nogil:
+        cdef char* buffer = <char*>record.header
+        record.header = NULL
+        record.state = RECORD_IDLE
+        self.pool.give_back(buffer)                      # wakes who waits for one, who may begin this very record
+
+    # ------------------------------------------------------------------ errors of devices
+
+    cdef void segments_changed(self, int error) noexcept nogil:
+        """There may be room in a new segment; or, with an error, there will be none for what comes."""
+        if error and self.tails.current is NULL and self.oldest is NULL:
+            self.break_off(error)
+        wake_all(&self.waiters, 0)
+
+    cdef bint writes_left(self) noexcept nogil:
+        cdef Record* record = self.oldest
+        while record is not NULL:
+            if record.state == RECORD_WRITING:
+                return True
+            record = record.next
+        return False
+
+    cdef int work_around(self) noexcept nogil:
+        """In a task: a write failed. Seal what is committed, write the rest again elsewhere. 0 or a negative errno."""
+        cdef Record* record
+        cdef Tail* tail
+        cdef int i
+        if self.building is not NULL:
+            self.close_record()
+        while self.writes_left():
+            wait_in(&self.commits)
+        record = self.oldest
+        while record is not NULL:
+            if record.transfer.error:
+                self.tails.failed(record.tail.segment.store, -record.transfer.error)
+            record = record.next
+        for i in range(TAILS):
+            tail = &self.tails.all[i]
+            if tail.segment is NULL or tail.records_under_way == 0:
+                continue
+            tail.records_under_way = 0
+            tail.next_block = tail.committed_block
+            tail.table_count = tail.committed_entries
+            tail.last_crc = tail.committed_crc
+            tail.segment.last_sequence = min(tail.segment.last_sequence, self.committed)
+            if tail.closing:
+                wake_all(&tail.quiet, 0)
+            else:
+                self.tails.close(tail)
+        record = self.oldest
+        while record is not NULL:
+            if self.tails.current is NULL or self.tails.room_of(self.tails.current) < record.payload or self.tails.room_of(self.tails.current) == 0:
+                if self.tails.replace() is NULL:
+                    return -EIO
+            self.place(record, self.tails.current)
+            record = record.next
+        return 0
+
+    cdef void break_off(self, int error) noexcept nogil:
+        """In a task: nothing can be written any more. What is under way ends first, and will never commit."""
+        cdef Record* record
+        cdef Tail* tail
+        cdef int i
+        if self.error:
+            return
+        self.error = error
+        self.failing = self.tails.ending = True
+        if self.building is not NULL:
+            self.close_record()
+        while self.writes_left():
+            wait_in(&self.commits)
+        while self.oldest is not NULL:
+            record = self.oldest
+            self.oldest = record.next
+            self.under_way -= record.entries
+            self.on_abort(self.owner, record)
+            self.free_record(record)
+        self.newest = NULL
+        for i in range(TAILS):
+            tail = &self.tails.all[i]
+            tail.records_under_way = 0
+            tail.next_block = tail.committed_block
+            tail.table_count = tail.committed_entries
+            if tail.closing:
+                wake_all(&tail.quiet, 0)
+        self.failing = False
+        wake_all(&self.commits, error)
+        wake_all(&self.waiters, error)
+
+    # ------------------------------------------------------------------ the mark of an idle log
+
+    cdef void watch_idle(self) noexcept nogil:
+        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.tails.ending:
+            self.idle_timer_set = True
+            self.io.after(&self.idle_timer, IDLE_NS)
+
+    cdef void fell_idle(self) noexcept nogil:
+        if self.oldest is not NULL or self.building is not NULL or self.failing or self.tails.ending or self.error:
+            return                                       # not idle after all: the next commit sets the timer again
+        if self.marked >= self.content:
+            return
+        if self.io.now_ns() - self.closed_ns < IDLE_NS:
+            self.watch_idle()                            # it was busy since the timer was set
+        elif self.flusher.stable < self.content:
+            if not self.idle_flushing or planted(b"idle_flush_twice"):
+                self.idle_flushing = True
+                self.flusher.flush(&self.idle_flush)
+        elif self.begin_record(FOR_TRIMS) == 1:
+            self.close_record()                          # empty: its header says what is stable
+
+    # ------------------------------------------------------------------ for tasks
+
+    cdef int wait_room(self) noexcept nogil:
+        cdef int room = self.room(FOR_SPACE)
+        while room == 0:
+            wait_in(&self.waiters)
+            room = self.room(FOR_SPACE)
+        return min(room, 0)
+
+    cdef int wait_committed(self, uint64_t sequence) noexcept nogil:
+        while self.committed < sequence and not self.error:
+            wait_in(&self.commits)
+        return self.error
+
+    cdef void finish(self) noexcept nogil:
+        cdef Segment* prepared
+        self.tails.ending = True
+        if self.idle_timer_set:
+            self.io.cancel(&self.idle_timer)
+            self.idle_timer_set = False
+        if self.building is not NULL:
+            self.close_record()
+        self.wait_committed(self.sequence)
+        while self.failing or self.tails.preparing:
+            wait_in(&self.waiters)
+        if self.tails.current is not NULL and self.error == 0:
+            self.tails.close(self.tails.current)
+        if self.tails.prepared is not NULL and self.error == 0:
+            prepared = self.tails.prepared.segment
+            self.tails.prepared.segment = NULL
+            self.tails.prepared = NULL
+            self.tails.drop(prepared)
+        while self.tails.sealing:
+            wait_in(&self.tails.changes)
+        while self.flusher.left:
+            wait_in(&self.flusher.served)
+        while self.pool_wait_asked:
+            wait_in(&self.waiters)
+        while self.tails.watching_space:
+            wait_in(&self.tails.changes)
+
+
+cdef inline int no_room(Log log) noexcept nogil:
+    """Of a write when space has run out: it waits in `waiters` as long as a cleaner is making some, and is refused otherwise."""
+    return 0 if log.tails.space_is_coming() else -ENOSPC
+
+
+# ---------------------------------------------------------------------- what completions call
+
+cdef void turn_ended(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).turn_ends()
+
+
+cdef void record_written(Transfer* transfer) noexcept nogil:
+    cdef Record* record = <Record*>transfer.owner
+    record.state = RECORD_WRITTEN
+    (<Log>record.log).advance()
+
+
+cdef void tails_changed(void* log, int error) noexcept nogil:
+    (<Log>log).segments_changed(error)
+
+
+cdef void pool_gave(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).buffer_came()
+
+
+cdef void idle_timer_rang(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).idle_timer_set = False
+    (<Log>operation.owner).fell_idle()
+
+
+cdef void gather_timer_rang(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).gathered()
+
+
+cdef void idle_flushed(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).idle_flushing = False
+    if operation.result == 0:
+        (<Log>operation.owner).fell_idle()
+
+
+# ---------------------------------------------------------------------- tasks
+
+cdef int64_t work_around_body(void* argument) noexcept nogil:
+    return go_on_elsewhere(<Log>argument)
+
+
+cdef int go_on_elsewhere(Log log) noexcept nogil:
+    cdef int result = log.work_around()
+    log.failing = False
+    if result < 0:
+        log.break_off(result)
+    wake_all(&log.commits, 0)
+    wake_all(&log.waiters, 0)
+    log.advance()
+    return result

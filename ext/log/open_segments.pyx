@@ -1,0 +1,445 @@
+# The segments that a volume's log is appended to, from the store's "create" to its "seal".
+#
+#     free ---prepare---> prepared ---change---> current ---close---> sealing ---footer, stable media, journal---> free
+#
+# Always true:
+#   - at most one tail is current and one prepared to follow it, so changing segments waits for nothing;
+#   - a sealed segment is complete, on stable media and recorded in its store's journal, in this order;
+#   - without space a tail is taken from the store's reserve, and only what makes space is appended to it (`Urgency`): a checkpoint finds room
+#     then, unless more than two volumes have taken of the reserve.
+#
+# Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
+
+from libc.errno cimport EIO, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, block_crc)
+from iomesh.engine.base.reactor cimport call_on
+from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.store.store cimport Replica, Store, replica_offset
+from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log that found no space looks again
+    ENTRIES_PER_BLOCK = 256          # of a footer's table
+    TIGHT = 2                        # times the reserve, and less is free
+    STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
+
+
+cdef class Tails:
+    """volume: 16 bytes. stores: list of Store. segment_blocks: of every new segment. Raises MemoryError, ValueError."""
+
+    def __cinit__(self, Reactor reactor, Segments segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+        cdef int i
+        cdef void* memory
+        self.reactor, self.io, self.segments = reactor, reactor.io, segments
+        self.store_list = stores
+        self.store_count = len(stores)
+        if not 0 < self.store_count <= STORES_MAX:
+            raise ValueError(f"a volume needs 1 to {STORES_MAX} stores, not {self.store_count}")
+        for i in range(self.store_count):
+            self.stores[i] = <void*>stores[i]
+            if (<Store>stores[i]).volatile_cache:
+                self.volatile |= <uint64_t>1 << (<Store>stores[i]).device
+        memcpy(self.volume, <const char*>volume, 16)
+        self.epoch = epoch
+        self.segment_blocks = segment_blocks
+        for i in range(TAILS):
+            self.all[i].owner = <void*>self
+            self.all[i].table_room = 2 * segment_blocks + 256
+            if posix_memalign(&memory, BLOCK_BYTES, BLOCK_BYTES + <size_t>self.all[i].table_room * sizeof(Entry) + BLOCK_BYTES):
+                raise MemoryError("no memory for a segment's footer")
+            self.all[i].footer = <Footer*>memory
+            self.all[i].table = <Entry*>(<char*>memory + BLOCK_BYTES)
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(TAILS):
+            release(self.all[i].footer)
+
+    cdef uint32_t room_of(self, Tail* tail) noexcept nogil:
+        """Payload blocks that a record begun now in this tail may have, with room left for the footer of all its records."""
+        cdef uint32_t entries = tail.table_count + 1 + RECORD_ENTRIES_MAX
+        cdef uint32_t needed = tail.next_block + 1 + footer_blocks(entries)
+        if entries > tail.table_room or needed >= tail.segment.blocks:
+            return 0
+        return min(tail.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
+
+    cdef void write(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
+        cdef uint32_t contiguous, piece
+        cdef uint64_t offset
+        cdef Operation* operation = &transfer.operations[0]
+        invariant(block + blocks <= tail.segment.blocks, b"a segment is not written beyond its end")
+        transfer.left = 0
+        transfer.error = 0
+        while blocks:
+            invariant(transfer.left < WRITES_MAX, b"a record touches few extents")
+            offset = replica_offset(tail.segment.replica, block, &contiguous)
+            piece = min(blocks, contiguous)
+            operation.done = transfer_step
+            operation.owner = transfer
+            self.io.write(operation, tail.segment.replica.device, data, piece * BLOCK_BYTES, offset)
+            transfer.left += 1
+            operation += 1
+            block += piece
+            data += piece * BLOCK_BYTES
+            blocks -= piece
+
+    # ------------------------------------------------------------------ the next one
+
+    cdef Tail* change(self) noexcept nogil:
+        """The prepared tail is the current one from now on; NULL: none is prepared. The one before is sealed."""
+        if self.prepared is NULL:
+            return NULL
+        if self.current is not NULL:
+            self.close(self.current)
+        self.current = self.prepared
+        self.prepared = NULL
+        self.prepare(FOR_WRITES)
+        return self.current
+
+    cdef Tail* replace(self) noexcept nogil:
+        """In a task: a fresh tail in the place of the current one; NULL: there is none to be had."""
+        if self.current is not NULL:
+            self.close(self.current)
+        while self.preparing:
+            wait_in(&self.changes)
+        if self.prepared is NULL and self.prepare_one(FOR_SPACE) < 0:
+            return NULL
+        self.current = self.prepared
+        self.prepared = NULL
+        return self.current
+
+    cdef void prepare(self, int urgency) noexcept nogil:
+        if self.preparing or self.prepared is not NULL or self.ending:
+            return
+        self.preparing = True
+        self.prepare_ended = False
+        self.urgency = urgency
+        start(prepare_body, <void*>self, NULL)
+
+    cdef int prepare_now(self, int urgency) noexcept nogil:
+        self.preparing = True
+        self.urgency = urgency
+        return prepare_next(self)
+
+    cdef int prepare_one(self, int urgency) noexcept nogil:
+        """In a task: create the segment that will follow. 0 or a negative errno."""
+        cdef Tail* tail = NULL
+        cdef Segment* segment
+        cdef CreateCall call
+        cdef int i, store
+        while tail is NULL:
+            for i in range(TAILS):
+                if self.all[i].segment is NULL:
+                    tail = &self.all[i]
+            if tail is NULL:
+                wait_in(&self.changes)
+        while True:
+            call.urgency = FOR_WRITES
+            store = self.choose_store(FOR_WRITES)
+            while store < 0 and call.urgency < urgency:
+                call.urgency += 1
+                store = self.choose_store(call.urgency)
+            if store < 0:
+                return store
+            call.volume = self.volume
+            call.segment = self.next_segment
+            call.epoch = self.epoch
+            call.blocks = self.segment_blocks
+            call.store = self.stores[store]
+            self.next_segment += 1
+            self.creating = True
+            call_on((<Store>self.stores[store]).home, self.reactor, create_body, &call)
+            self.creating = False
+            if call.replica is not NULL:
+                break
+            if call.error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
+                return call.error
+            self.failed(store, -call.error)
+        segment = self.segments.add(call.segment)
+        segment.blocks = self.segment_blocks
+        segment.state = SEGMENT_OPEN
+        segment.epoch = self.epoch
+        segment.replica = call.replica
+        segment.store = store
+        tail.segment = segment
+        tail.next_block = tail.last_crc = tail.records_under_way = tail.table_count = 0
+        tail.committed_block = tail.committed_entries = tail.committed_crc = 0
+        tail.urgency = call.urgency
+        tail.closing = False
+        self.prepared = tail
+        if call.urgency != FOR_WRITES:
+            self.space_ran_out()
+        elif self.is_tight():
+            self.on_tight(self.owner)
+        return 0
+
+    cdef void failed(self, int store, int error) noexcept nogil:
+        """A write there failed: it is chosen last from now on."""
+        self.store_errors[store] += 1
+        self.on_device_error(self.owner, store, error)
+
+    cdef int choose_store(self, int urgency) noexcept nogil:
+        """The number of the store for the next segment: fewest errors, then most free space; -ENOSPC or, when none works, -EIO."""
+        cdef int best = -ENOSPC, i
+        cdef bint any_works = False
+        for i in range(self.store_count):
+            if (<Store>self.stores[i]).failed:
+                continue
+            any_works = True
+            if not (<Store>self.stores[i]).has_room(self.segment_blocks, urgency != FOR_WRITES):
+                continue
+            if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.segment_blocks):
+                continue
+            if best < 0 or self.store_errors[i] < self.store_errors[best] or (
+                    self.store_errors[i] == self.store_errors[best]
+                    and (<Store>self.stores[i]).slabs.free > (<Store>self.stores[best]).slabs.free):
+                best = i
+        return best if any_works else -EIO
+
+    cdef bint admits(self, const Tail* tail, int urgency) noexcept nogil:
+        return tail.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[tail.segment.store], 0))
+
+    cdef void close(self, Tail* tail) noexcept nogil:
+        tail.closing = True
+        self.sealing += 1
+        if self.current is tail:
+            self.current = NULL
+        start(seal_body, tail, NULL)
+
+    cdef void write_footer(self, Tail* tail) noexcept nogil:
+        """In a task: the footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then."""
+        cdef Footer* footer = tail.footer
+        cdef uint32_t table_blocks = (tail.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
+        cdef Transfer transfer
+        cdef Operation operation
+        cdef SealCall call
+        memset(footer, 0, BLOCK_BYTES)
+        memset(&tail.table[tail.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - tail.table_count) * sizeof(Entry))
+        footer.magic = FOOTER_MAGIC
+        footer.version = FORMAT_VERSION
+        memcpy(footer.volume, self.volume, 16)
+        footer.epoch = tail.segment.epoch
+        footer.segment = tail.segment.number
+        footer.block = tail.next_block
+        footer.first_sequence = tail.segment.first_sequence
+        footer.last_sequence = tail.segment.last_sequence
+        footer.stable = tail.stable
+        footer.last_crc = tail.last_crc
+        footer.entry_count = tail.table_count
+        footer.table_blocks = table_blocks
+        footer.table_crc = crc32c(tail.table, table_blocks * BLOCK_BYTES)
+        footer.stream = tail.segment.stream
+        footer.crc = block_crc(footer)
+        waited(&operation)
+        transfer.owner = &operation
+        transfer.done = transfer_ends_operation
+        self.write(&transfer, tail, tail.next_block, <const char*>footer, 1 + table_blocks)
+        wait(&operation)
+        self.footer_bytes += (1 + table_blocks) * BLOCK_BYTES
+        call.footer_block = 0 if transfer.error else tail.next_block
+        call.blocks = tail.next_block + (0 if transfer.error else 1 + table_blocks)
+        operation.result = 0
+        if self.volatile >> tail.segment.replica.device & 1:
+            waited(&operation)
+            self.io.flush(&operation, tail.segment.replica.device)
+            self.counters[DEVICE_FLUSHES] += 1
+            wait(&operation)
+        call.store = self.stores[tail.segment.store]
+        call.replica = tail.segment.replica
+        if operation.result < 0 or call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
+            self.failed(tail.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
+        tail.segment.state = SEGMENT_SEALED
+        tail.segment.blocks = call.blocks
+        self.counters[SEGMENTS_SEALED] += 1
+
+    cdef void drop(self, Segment* segment) noexcept nogil:
+        """In a task: a segment without a record is gone."""
+        cdef SealCall call
+        call.store = self.stores[segment.store]
+        call.replica = segment.replica
+        call_on((<Store>call.store).home, self.reactor, remove_call, &call)    # if that fails, recovery finds it empty and drops it then
+        self.segments.remove(segment)
+
+    cdef uint64_t position(self) noexcept nogil:
+        if self.current is not NULL:
+            return <uint64_t>self.current.segment.number << 32 | self.current.next_block
+        if self.prepared is not NULL:
+            return <uint64_t>self.prepared.segment.number << 32
+        return <uint64_t>(self.next_segment - self.creating) << 32
+
+    cdef bint any_dead(self) noexcept nogil:
+        """Whether a checkpoint might let a segment be deleted."""
+        cdef Segment* segment = self.segments.first
+        while segment is not NULL and (segment.live or segment.state != SEGMENT_SEALED):
+            segment = segment.next
+        return segment is not NULL
+
+    cdef bint is_tight(self) noexcept nogil:
+        cdef int i
+        for i in range(self.store_count):
+            if (<Store>self.stores[i]).slabs.free > TIGHT * (<Store>self.stores[i]).reserve:
+                return False
+        return True
+
+    cdef bint space_is_coming(self) noexcept nogil:
+        return self.making_space > 0 or self.io.now_ns() < self.hope_until_ns
+
+    cdef void end_making_space(self) noexcept nogil:
+        """What it was hoped for may be long ago: writes wait on until the policy has looked whether there is more to be had."""
+        self.making_space -= 1
+        self.hope_until_ns = max(self.hope_until_ns, self.io.now_ns() + self.patience_ns)
+
+    cdef void expect_space(self, int64_t ns) noexcept nogil:
+        self.hope_until_ns = self.io.now_ns() + ns
+
+    cdef void space_ran_out(self) noexcept nogil:
+        """Says so once, and looks again from time to time: whoever waits for space that is coming is woken by that."""
+        if not self.no_space:
+            self.no_space = True
+            self.hope_until_ns = self.io.now_ns() + self.patience_ns
+            self.on_no_space(self.owner)
+        if not self.watching_space:
+            self.watching_space = True
+            start(space_body, <void*>self, NULL)
+
+    cdef void space_freed(self) noexcept nogil:
+        cdef int i
+        if self.choose_store(FOR_WRITES) < 0:
+            return
+        self.no_space = self.refusing = False
+        for i in range(TAILS):
+            self.all[i].urgency = FOR_WRITES
+        self.on_change(self.log, 0)
+
+
+# ---------------------------------------------------------------------- what completions call
+
+cdef void transfer_step(Operation* operation) noexcept nogil:
+    cdef Transfer* transfer = <Transfer*>operation.owner
+    if operation.result < 0 and transfer.error == 0:
+        transfer.error = <int>operation.result
+    transfer.left -= 1
+    if transfer.left == 0:
+        transfer.done(transfer)
+
+
+cdef void transfer_ends_operation(Transfer* transfer) noexcept nogil:
+    cdef Operation* operation = <Operation*>transfer.owner
+    operation.result = transfer.error
+    operation.done(operation)
+
+
+# ---------------------------------------------------------------------- tasks
+
+cdef struct CreateCall:
+    void* store
+    uint8_t* volume
+    uint32_t segment
+    uint64_t epoch
+    uint32_t blocks
+    int urgency
+    Replica* replica
+    int error
+
+
+cdef struct SealCall:                # also of a removal
+    void* store
+    Replica* replica
+    uint32_t blocks
+    uint32_t footer_block
+
+
+cdef int64_t create_body(void* argument) noexcept nogil:
+    cdef CreateCall* call = <CreateCall*>argument
+    call.error = 0
+    call.replica = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgency != FOR_WRITES, &call.error)
+    return 0
+
+
+cdef int64_t seal_call(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
+
+
+cdef int64_t remove_call(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).remove(call.replica)
+
+
+cdef int64_t prepare_body(void* argument) noexcept nogil:
+    return prepare_next(<Tails>argument)
+
+
+cdef int prepare_next(Tails tails) noexcept nogil:
+    cdef int result = tails.prepare_one(tails.urgency)
+    cdef Operation turn
+    tails.prepare_error = result
+    tails.prepare_ended = True
+    if result == -ENOSPC:
+        tails.space_ran_out()
+    if result < 0:                                       # at once, maybe: who asked is in the midst of an append, and must not find another's record begun
+        waited(&turn)
+        tails.reactor.at_turn_end(&turn)
+        wait(&turn)
+    tails.preparing = False
+    wake_all(&tails.changes, 0)
+    tails.on_change(tails.log, 0 if result == -ENOSPC else min(result, 0))
+    return result
+
+
+cdef int64_t space_body(void* argument) noexcept nogil:
+    watch_space(<Tails>argument)
+    return 0
+
+
+cdef void watch_space(Tails tails) noexcept nogil:
+    cdef Operation timer
+    while tails.no_space and not tails.ending:
+        waited(&timer)
+        tails.io.after(&timer, SPACE_POLL_NS)
+        wait(&timer)
+        tails.space_freed()
+        if tails.no_space and not tails.space_is_coming():
+            tails.on_change(tails.log, 0)                # who waits for space learns that there is none
+            if tails.any_dead():
+                tails.on_dead(tails.owner)
+    tails.watching_space = False
+    wake_all(&tails.changes, 0)
+
+
+cdef int64_t seal_body(void* argument) noexcept nogil:
+    seal(<Tails>(<Tail*>argument).owner, <Tail*>argument)
+    return 0
+
+
+cdef void seal(Tails tails, Tail* tail) noexcept nogil:
+    while tail.records_under_way:
+        wait_in(&tail.quiet)
+    if tail.next_block == 0:
+        tails.drop(tail.segment)
+    else:
+        tails.write_footer(tail)
+    tail.segment = NULL
+    tails.sealing -= 1
+    wake_all(&tails.changes, 0)
+
+
+cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
+    """Three quarters of the reserve are left when so many are taken: evacuation goes on with that, and checkpoints."""
+    return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
+
+
+cdef inline uint32_t footer_blocks(uint32_t entries) noexcept nogil:
+    return 1 + (entries + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK

@@ -1,0 +1,371 @@
+# The snapshots of one volume: its snapshot table in memory.
+#
+# A snapshot is an exact checkpoint whose root is kept (docs/architecture.md). The table on the device belongs to a checkpoint as the segment
+# table does: what happens to snapshots happens with a checkpoint, all of it or nothing. So a checkpoint works on a copy:
+#
+#     freeze       at its record S: the table as it is now, the snapshots wished for, and the one that begins to die
+#     map_written  their root and their cut, once they are known
+#     moved        the metadata service points to the checkpoint: the table in memory follows
+#
+# The life of an entry:
+#
+#     wished for ──moved──> visible ──deleted──> HIDDEN ──(no clone, no reader, fewer than two children), moved──> DYING ──walked, moved──> gone
+#
+# History is a tree: every snapshot has the parent that its map grew from, and so has the head. Deleting a snapshot needs to know what
+# only it has, which is what neither its parent nor its one child has; with more children than one it waits.
+#
+# What is whose is counted, not looked for. An entry's `own` is how many blocks its map holds that its parent's does not, and the head's `exclusive`
+# is the same; when a snapshot is made, the one becomes the other. When P dies, whose parent is G, its one child C holds what it did of
+# G's, and of P's own all but what P had alone, which is what the walk finds: own(C) += own(P) - alone(P). C is P's heir; the first summand is added when P
+# begins to die, with the checkpoint that says so, the second when it was walked. If the head is the heir and a snapshot is made of it
+# meanwhile, that one is. A block has one history, so all `own` and `exclusive` together are the blocks that there are.
+#
+# Always true:
+#   - every parent named in the table is in it, but for the zero one, and no loop leads upwards (an entry's parent was there before it);
+#   - at most one is DYING, so that its neighbours stay what they are while it is walked; it is nobody's parent but a snapshot's;
+#   - what becomes of the head's pins follows from its parent: they are that one's cuts.
+#
+# Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "Snapshots".
+
+from libc.errno cimport EEXIST, ENOMEM, ENOSPC
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release, realloc
+from libc.string cimport memcmp, memcpy, memset, strcmp
+
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.format.layout cimport (
+    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.map.segment_table cimport Segments
+
+cdef enum:
+    LOOKED_AT = 64                   # hidden ones, for one that may die, by one checkpoint
+
+
+cdef class Snapshots:
+    def __cinit__(self):
+        self.oldest_mark = ~<uint64_t>0
+
+    def __dealloc__(self):
+        release(self.all)
+        release(self.frozen)
+
+    cdef Snapshot* find(self, const uint8_t* id) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            if same_id(self.all[i].entry.id, id):
+                return &self.all[i]
+        return NULL
+
+    cdef SnapshotEntry* dying(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            if self.all[i].entry.flags & SNAPSHOT_DYING:
+                return &self.all[i].entry
+        return NULL
+
+    cdef uint64_t newest_cut(self) noexcept nogil:
+        cdef uint64_t newest = 0
+        cdef uint32_t i
+        for i in range(self.count):
+            newest = max(newest, max(self.all[i].entry.data_cut, self.all[i].entry.node_cut))
+        return newest
+
+    cdef int reserve(self, uint32_t more) noexcept nogil:
+        cdef Snapshot* grown
+        if self.count + more > self.room:
+            grown = <Snapshot*>realloc(self.all, (2 * self.room + more) * sizeof(Snapshot))
+            if grown is NULL:
+                return -ENOMEM
+            self.all = grown
+            self.room = 2 * self.room + more
+        return 0
+
+    cdef int add(self, const SnapshotEntry* entry) noexcept nogil:
+        if self.reserve(1) < 0:
+            return -ENOMEM
+        memset(&self.all[self.count], 0, sizeof(Snapshot))
+        self.all[self.count].entry = entry[0]
+        self.count += 1
+        return 0
+
+    cdef void remove(self, const uint8_t* id) noexcept nogil:
+        cdef SnapshotEntry gone
+        cdef uint32_t i, kept = 0
+        memset(&gone, 0, sizeof(gone))
+        for i in range(self.count):
+            if same_id(self.all[i].entry.id, id):
+                gone = self.all[i].entry
+                continue
+            self.all[kept] = self.all[i]
+            kept += 1
+        self.count = kept
+        for i in range(self.count):
+            if same_id(self.all[i].entry.parent, gone.id):
+                memcpy(self.all[i].entry.parent, gone.parent, 16)
+        if same_id(self.head_parent, gone.id):
+            memcpy(self.head_parent, gone.parent, 16)
+        self.changed()
+
+    cdef void changed(self) noexcept nogil:
+        self.version += 1
+
+    cdef void disown(self, uint64_t alone, Segments head) noexcept nogil:
+        cdef SnapshotEntry* entry = self.dying()
+        if not entry.flags & SNAPSHOT_FOLLOWED or planted(b"alone_not_disowned"):
+            return
+        if not is_zero_id(entry.heir):
+            self.find(entry.heir).entry.own -= alone
+            return
+        head.exclusive -= alone
+        if self.frozen_made:                             # if they come to be, the first of them is the heir
+            self.frozen_disowned = alone
+        else:
+            head.wanted_exclusive -= alone
+
+    cdef uint64_t held(self, Segments head) noexcept nogil:
+        cdef uint64_t blocks = head.exclusive
+        cdef uint32_t i
+        for i in range(self.count):
+            if not self.all[i].entry.flags & SNAPSHOT_FOLLOWED:      # else its heir has them
+                blocks += self.all[i].entry.own
+        return blocks
+
+    cdef const char* adopt(self, const uint8_t* head_parent, uint64_t data_pin, uint64_t node_pin) noexcept nogil:
+        cdef Snapshot* parent = self.find(head_parent)
+        cdef uint32_t i, dying = 0
+        memcpy(self.head_parent, head_parent, 16)
+        if parent is NULL and not is_zero_id(head_parent):
+            return b"the checkpoint's map grew from a snapshot that is not in its table"
+        if (0 if parent is NULL else parent.entry.data_cut) != data_pin or (0 if parent is NULL else parent.entry.node_cut) != node_pin:
+            return b"what the checkpoint's snapshots pin is not what was cut for them"
+        for i in range(self.count):
+            dying += (self.all[i].entry.flags & SNAPSHOT_DYING) != 0
+            if not is_zero_id(self.all[i].entry.parent) and self.find(self.all[i].entry.parent) is NULL:
+                return b"a snapshot of the checkpoint's table grew from one that is not in it"
+            self.oldest_mark = min(self.oldest_mark, mark_of(&self.all[i].entry))
+        if dying > 1:
+            return b"two snapshots of the checkpoint's table are dying at once"
+        return NULL
+
+    # ------------------------------------------------------------------ what is wanted
+
+    cdef int wish(self, Wish* wish) noexcept nogil:
+        cdef Wish** last = &self.wishes
+        cdef uint32_t i, wished = 0
+        for i in range(self.count):
+            if same_id(self.all[i].entry.id, wish.entry.id) or clash(&self.all[i].entry, &wish.entry):
+                return -EEXIST
+        while last[0] is not NULL:
+            if same_id(last[0].entry.id, wish.entry.id) or clash(&last[0].entry, &wish.entry):
+                return -EEXIST
+            last = &last[0].next
+            wished += 1
+        if self.count + wished >= SNAPSHOTS_MAX:
+            return -ENOSPC
+        wish.made = False
+        wish.next = NULL
+        last[0] = wish
+        self.changed()
+        return 0
+
+    cdef void withdraw(self, Wish* wish) noexcept nogil:
+        cdef Wish** place = &self.wishes
+        while place[0] is not NULL and place[0] is not wish:
+            place = &place[0].next
+        if place[0] is not NULL:
+            place[0] = wish.next
+
+    cdef bint are_all_marks(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            if not self.all[i].entry.flags & (SNAPSHOT_MARK | SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
+                return False
+        return self.oldest_mark != ~<uint64_t>0
+
+    cdef Snapshot* unsettled(self) noexcept nogil:
+        cdef Snapshot* parent = self.find(self.head_parent)
+        return parent if parent is not NULL and parent.entry.flags & SNAPSHOT_UNSETTLED else NULL
+
+    cdef uint32_t clones(self, const uint8_t* id) noexcept nogil:
+        cdef uint32_t i, found = 0
+        for i in range(self.count):
+            if self.all[i].entry.flags & SNAPSHOT_CLONE and same_id(self.all[i].entry.parent, id):
+                found += 1
+        return found
+
+    cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil:
+        cdef uint32_t i, children = same_id(self.head_parent, entry.id)
+        cdef Snapshot* snapshot = self.find(entry.id)
+        if not entry.flags & SNAPSHOT_HIDDEN or (snapshot is not NULL and snapshot.readers):
+            return False
+        for i in range(self.count):
+            if same_id(self.all[i].entry.parent, entry.id):
+                children += 2 if self.all[i].entry.flags & SNAPSHOT_CLONE else 1
+        return children < 2
+
+    # ------------------------------------------------------------------ a checkpoint's copy
+
+    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, Segments head) noexcept nogil:
+        cdef Wish* wish = self.wishes
+        cdef SnapshotEntry* entry
+        cdef uint32_t i, wished = 0
+        while wish is not NULL:
+            wished += 1
+            wish = wish.next
+        self.thaw()
+        self.frozen = <SnapshotEntry*>calloc(self.count + wished + 1, sizeof(SnapshotEntry))
+        if self.frozen is NULL or self.reserve(wished) < 0:
+            return -ENOMEM
+        for i in range(self.count):
+            self.frozen[i] = self.all[i].entry
+        self.frozen_count = self.count
+        self.frozen_made = wished
+        self.frozen_version = self.version
+        self.frozen_walked = self.walked
+        memcpy(self.frozen_parent, self.head_parent, 16)
+        self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive = head.mapped, head.inherited, head.exclusive
+        wish = self.wishes
+        while wish is not NULL:
+            entry = &self.frozen[self.frozen_count]
+            entry[0] = wish.entry
+            memcpy(entry.parent, self.frozen_parent, 16)
+            memcpy(self.frozen_parent, entry.id, 16)
+            entry.sequence = sequence
+            if entry.time_ns == 0:
+                entry.time_ns = time_ns
+            entry.size_bytes = size_bytes
+            entry.data_cut = data_cut
+            entry.mapped, entry.inherited, entry.own = self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive
+            if not planted(b"own_counted_twice"):
+                self.frozen_exclusive = 0
+            self.frozen_count += 1
+            wish = wish.next
+        for i in range(self.count if wished else 0):
+            if self.frozen[i].flags & SNAPSHOT_FOLLOWED and is_zero_id(self.frozen[i].heir):
+                memcpy(self.frozen[i].heir, self.frozen[self.count].id, 16)
+        choose_dying(self)
+        return 0
+
+    cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.frozen_count - self.frozen_made, self.frozen_count):
+            self.frozen[i].root = root
+            self.frozen[i].node_cut = node_cut
+        if self.successor_pending:
+            self.frozen_dying.successor = root
+
+    cdef uint64_t data_pin(self) noexcept nogil:
+        cdef SnapshotEntry* parent = frozen_entry(self, self.frozen_parent)
+        return 0 if parent is NULL else parent.data_cut
+
+    cdef uint64_t node_pin(self) noexcept nogil:
+        cdef SnapshotEntry* parent = frozen_entry(self, self.frozen_parent)
+        return 0 if parent is NULL else parent.node_cut
+
+    cdef void moved(self) noexcept nogil:
+        """Only what this checkpoint has changed: a walk may have ended meanwhile."""
+        cdef Wish* wish
+        cdef uint32_t i
+        cdef Snapshot* snapshot
+        for i in range(self.frozen_count - self.frozen_made, self.frozen_count):
+            self.frozen[i].own -= self.frozen_disowned
+            self.frozen_disowned = 0
+            invariant(self.add(&self.frozen[i]) == 0, b"room was reserved when the table was frozen")
+            wish = self.wishes
+            invariant(wish is not NULL and same_id(wish.entry.id, self.frozen[i].id), b"nothing that is being made is withdrawn")
+            self.wishes = wish.next
+            wish.entry = self.frozen[i]
+            wish.made = True
+        if self.frozen_dying is not NULL:
+            snapshot = self.find(self.frozen_dying.id)
+            snapshot.entry.flags = self.frozen_dying.flags
+            snapshot.entry.successor = self.frozen_dying.successor
+            snapshot = self.find(self.frozen_dying.heir)
+            if snapshot is not NULL and not self.successor_pending:      # one that is made now has it
+                snapshot.entry.own += self.frozen_dying.own
+        for i in range(self.frozen_count - self.frozen_made):
+            snapshot = self.find(self.frozen[i].id)
+            if snapshot is not NULL:                     # else it was walked meanwhile
+                memcpy(snapshot.entry.heir, self.frozen[i].heir, 16)
+        memcpy(self.head_parent, self.frozen_parent, 16)
+        self.oldest_mark = ~<uint64_t>0
+        for i in range(self.frozen_count):
+            self.oldest_mark = min(self.oldest_mark, mark_of(&self.frozen[i]))
+        if self.frozen_walked:
+            self.walked = False
+        self.durable = self.frozen_version
+        self.thaw()
+
+    cdef void thaw(self) noexcept nogil:
+        release(self.frozen)
+        self.frozen = self.frozen_dying = NULL
+        self.frozen_count = self.frozen_made = 0
+        self.successor_pending = self.frozen_walked = False
+        self.frozen_disowned = 0
+
+
+cdef void choose_dying(Snapshots self) noexcept nogil:
+    """The first of the frozen table that may die, unless one is dying: it begins to with this checkpoint."""
+    cdef SnapshotEntry* entry
+    cdef SnapshotEntry* child
+    cdef Snapshot* snapshot
+    cdef uint32_t i, k, children, looked = 0
+    for i in range(self.frozen_count):
+        if self.frozen[i].flags & SNAPSHOT_DYING:
+            return
+    for i in range(self.frozen_count):
+        entry = &self.frozen[i]
+        if not entry.flags & SNAPSHOT_HIDDEN or looked == LOOKED_AT:
+            continue
+        looked += 1
+        snapshot = self.find(entry.id)
+        child = NULL
+        children = same_id(self.frozen_parent, entry.id)
+        for k in range(self.frozen_count):
+            if same_id(self.frozen[k].parent, entry.id):
+                children += 2 if self.frozen[k].flags & SNAPSHOT_CLONE else 1
+                child = &self.frozen[k]
+        if children > 1 or snapshot is NULL or snapshot.readers:
+            continue
+        entry.flags |= SNAPSHOT_DYING
+        self.frozen_dying = entry
+        if children:
+            entry.flags |= SNAPSHOT_FOLLOWED
+        if child is not NULL:
+            memcpy(entry.heir, child.id, 16)
+            child.own += entry.own
+            entry.successor = child.root
+            self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made     # made right now: its root is not known yet
+        elif children:                                   # the head: what grew from it is frozen in this checkpoint
+            memcpy(self.frozen_parent, entry.parent, 16)
+            self.frozen_exclusive += entry.own
+            self.successor_pending = True
+        return
+
+
+cdef SnapshotEntry* frozen_entry(Snapshots self, const uint8_t* id) noexcept nogil:
+    cdef uint32_t i
+    for i in range(self.frozen_count):
+        if same_id(self.frozen[i].id, id):
+            return &self.frozen[i]
+    return NULL
+
+
+cdef inline uint64_t mark_of(const SnapshotEntry* entry) noexcept nogil:
+    return entry.sequence if entry.flags & SNAPSHOT_MARK and not entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_DYING) else ~<uint64_t>0
+
+
+cdef bint clash(const SnapshotEntry* one, const SnapshotEntry* other) noexcept nogil:
+    """Both are visible and have the same name."""
+    return not (one.flags | other.flags) & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE) and strcmp(one.name, other.name) == 0
+
+
+cdef bint same_id(const uint8_t* a, const uint8_t* b) noexcept nogil:
+    return memcmp(a, b, 16) == 0
+
+
+cdef bint is_zero_id(const uint8_t* id) noexcept nogil:
+    cdef uint8_t zero[16]
+    memset(zero, 0, 16)
+    return memcmp(id, zero, 16) == 0

@@ -1,8 +1,0 @@
-# Reading a journal when its store opens. See replay.pyx.
-
-from iomesh.engine.journal cimport Journal, Repairs
-from iomesh.engine.layout cimport Superblock
-
-# In a task: fills the journal's directory and makes the journal ready for changes. 0, or a negative errno and `reason` (REASON_BYTES).
-cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs, char* reason) noexcept nogil
-cdef char* new_repair(Repairs* repairs) noexcept nogil         # where REPAIR_BYTES of words go

@@ -1,0 +1,105 @@
+# Clients of a simulated life, connected to its volume over the world's network. See simulation/clients.pyx.
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.exports.nbd.connection cimport NbdConnection
+from iomesh.engine.volume.volume cimport Volume
+from iomesh.engine.simulation.world cimport World
+
+cdef enum:
+    CLIENTS = 4                      # at once: several connections to one volume
+    CALLS = 32                       # of one client at once
+    CALLS_PER_SEND = 8
+    RECEIVED_BYTES = 64 * 1024
+    REPLY_BYTES_MAX = 64             # of a reply before its data
+
+cdef enum ClientState:
+    AWAY, CONNECTED, LEAVING
+
+cdef struct Call:                    # a request that a client has made
+    void* tag                        # its asker's; NULL: free
+    uint16_t command
+    uint64_t cookie
+    uint64_t offset                  # bytes
+    uint32_t bytes
+    uint32_t came                    # of a read's data
+    int error                        # of a read's chunks
+    char* data                       # to be written, or where a read's data go
+    char header[32]
+    Call* next                       # of those that are not sent yet
+
+cdef struct Client:
+    void* all                        # Clients
+    uint32_t place
+    ClientState state
+    int connection                   # its end of it
+    void* server                     # NbdConnection, the engine's end; NULL: it has ended and is gone
+    bint server_ended
+    bint structured
+    bint parting                     # it was told to leave
+    bint over                        # nothing more will be heard
+    bint receiving
+    bint sending
+    bint watching                    # `clock` is under way
+    Operation receive
+    Operation send
+    Operation clock
+    int64_t heard_ns                 # when something was, or the first of its calls was made
+    int64_t left_ns
+    iovec parts[2 * CALLS_PER_SEND]
+    Call calls[CALLS]
+    uint32_t open_calls
+    Call* unsent_first
+    Call* unsent_last
+    # the reply that is coming in
+    char reply[REPLY_BYTES_MAX]
+    uint32_t have                    # bytes of its header, of those it takes to go on: `need`
+    uint32_t need
+    Call* reading                    # whose data follow
+    char* into
+    uint32_t left
+    bint ends                        # with these data its answer is complete
+    char received[RECEIVED_BYTES]
+
+cdef class Clients:
+    cdef World world
+    cdef Io io
+    cdef Volume volume
+    cdef int face
+    cdef list servers                # keeps them alive
+    cdef Client* all
+    cdef uint32_t most
+    cdef Chance chance
+    cdef uint64_t cookies
+    cdef bint leaving
+    cdef bint lossy                  # what is sent may never arrive: they do not wait for ever
+    cdef readonly uint64_t connections
+    cdef readonly uint64_t calls
+    cdef readonly uint64_t lost      # of them: no one will ever tell
+    cdef char words[128]             # what is wrong; empty: nothing
+    cdef void* owner
+    cdef void (*answered)(void* owner, void* tag, int error) noexcept nogil      # error: as the wire has it, 0: none
+    cdef void (*vanished)(void* owner, void* tag) noexcept nogil                 # no answer will come; what the engine did of it is over
+
+    # A request of a block device's client: command and flags are NBD's. False: not now.
+    cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil
+    cdef void turn(self) noexcept nogil                  # between two turns of the reactor: who is gone is forgotten
+    cdef bint leave(self) noexcept nogil                 # all of them; call it until it says that nobody is left
+    cdef bint connect(self, Client* client) noexcept with gil
+    cdef void forget(self, Client* client) noexcept with gil
+    cdef uint64_t draw(self, uint64_t limit) noexcept nogil
+    cdef void begin_send(self, Client* client) noexcept nogil
+    cdef void begin_receive(self, Client* client) noexcept nogil
+    cdef void watch(self, Client* client) noexcept nogil
+    cdef void heard(self, Client* client, const char* data, uint32_t bytes) noexcept nogil
+    cdef void header_came(self, Client* client) noexcept nogil
+    cdef Call* call_of(self, Client* client) noexcept nogil
+    cdef void data_comes(self, Client* client, Call* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil
+    cdef void end_call(self, Client* client, Call* call, int error) noexcept nogil
+    cdef void leave_politely(self, Client* client) noexcept nogil
+    cdef void look(self, Client* client) noexcept nogil
+    cdef void hang_up(self, Client* client) noexcept nogil
+    cdef void settle(self, Client* client, NbdConnection server) noexcept nogil
+    cdef void fault(self, const char* words, uint64_t a, uint64_t b) noexcept nogil

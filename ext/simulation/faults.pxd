@@ -1,0 +1,71 @@
+# What may go wrong in the simulated world, how often, and what did. Everything here is drawn from a Chance of its own: a fault that is
+# switched off leaves the order of the others' events as it was until the first one that it would have hit.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from iomesh.engine.simulation.prng cimport Chance, happens
+
+cdef enum Fault:                     # in the order of the fields of Faults
+    READ_ERROR                       # EIO for this one read
+    WRITE_ERROR                      # EIO; nothing or any of its sectors were written
+    FLUSH_ERROR                      # EIO; nothing more is durable than before
+    LOST_WRITE                       # acknowledged, never arrives
+    MISDIRECTED_WRITE                # acknowledged, arrives elsewhere on the device
+    ROT                              # of what is being read, for good: a bit, a sector or a block
+    SLOW                             # this operation takes up to 100 times as long
+    HANG                             # this one half a minute to ten
+    TIMER_EARLY                      # by up to a sixteenth
+    TIMER_LATE                       # by up to a quarter and 10 ms
+    CLOCK_JUMP                       # a face's unix_ns goes back or on by up to 10 s
+    CONNECTION_CUT                   # both ends are reset, what is under way is lost; per send
+    CONNECTION_HALF_OPEN             # what is sent from now on never arrives, silently; per send
+    NETWORK_SLOW                     # up to 100 times the delay
+    FAULTS
+
+cdef struct Faults:                  # probabilities, 0 to 1, each per operation that it may hit
+    double read_error
+    double write_error
+    double flush_error
+    double lost_write
+    double misdirected_write
+    double rot
+    double slow
+    double hang
+    double timer_early
+    double timer_late
+    double clock_jump
+    double connection_cut
+    double connection_half_open
+    double network_slow
+
+cdef enum:
+    FAULTS_KEPT = 1024
+
+cdef struct FaultRecord:
+    int64_t time_ns
+    int fault                        # a Fault
+    int target                       # device or connection
+    uint64_t offset                  # where it struck (a misdirected write: where it arrived)
+    uint64_t intended                # a misdirected write: where it should have
+    uint32_t bytes
+
+cdef struct Injector:
+    Faults probability
+    Chance chance
+    uint64_t counts[FAULTS]
+    uint64_t recorded
+    FaultRecord records[FAULTS_KEPT]      # the last ones, by recorded % FAULTS_KEPT
+
+cdef inline bint strikes(Injector* injector, Fault fault) noexcept nogil:
+    return happens(&injector.chance, (<double*>&injector.probability)[<int>fault])
+
+cdef inline FaultRecord* record_fault(Injector* injector, Fault fault, int64_t time_ns, int target, uint64_t offset, uint32_t bytes) noexcept nogil:
+    cdef FaultRecord* record = &injector.records[injector.recorded % FAULTS_KEPT]
+    injector.recorded += 1
+    injector.counts[<int>fault] += 1
+    record.time_ns = time_ns
+    record.fault = fault
+    record.target = target
+    record.offset = offset
+    record.intended = offset
+    record.bytes = bytes
+    return record

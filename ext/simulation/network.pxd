@@ -1,0 +1,55 @@
+# The simulated world's connections. See simulation/network.pyx.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from iomesh.engine.simulation.event_queue cimport Agenda, EventKind
+from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.simulation.faults cimport Injector
+from iomesh.engine.base.io cimport Operation
+
+cdef enum:
+    ENDS_MAX = 1024
+    PIPE_BYTES = 256 * 1024          # what one direction holds, under way or not received yet
+
+cdef struct End:
+    bint used
+    bint closing                     # by its own side
+    int face
+    int peer                         # -1: gone
+    uint32_t generation
+    int error                        # of whatever is asked from now on: -ECONNRESET
+    bint finished                    # the peer's orderly end has arrived
+    bint deaf                        # what is sent to it vanishes, silently
+    uint32_t endings                 # of its operations that are ready and not handed back
+    char* pipe                       # what comes to it: bytes of [taken, sent) at place % PIPE_BYTES
+    uint64_t sent, arrived, taken
+    int64_t last_ns                  # when what was sent last arrives
+    Operation* receiving
+    Operation* sending
+
+cdef class Network:
+    cdef Agenda agenda
+    cdef Injector* injector
+    cdef Chance* chance
+    cdef int64_t* delay_ns
+    cdef End ends[ENDS_MAX]
+
+    cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil      # 0 or -EMFILE, -ENOMEM
+    cdef void receive(self, int number, Operation* operation) noexcept nogil
+    cdef void send(self, int number, Operation* operation) noexcept nogil
+    cdef void close(self, int number) noexcept nogil
+    cdef void cut(self, int number) noexcept nogil               # the whole connection: both ends are reset
+    cdef void half_open(self, int number) noexcept nogil         # what this end sends from now on never arrives
+    cdef void leave(self, int face, bint silently) noexcept nogil        # a node is gone; its operations are the world's to drop
+    cdef bint occur(self, uint32_t event) noexcept nogil         # an event of the world itself has come
+    cdef void handed_back(self, int number) noexcept nogil       # an operation of it was
+    cdef int take_end(self) noexcept nogil
+    cdef void pump(self, int number) noexcept nogil
+    cdef void put_into(self, int number, const char* data, uint32_t bytes) noexcept nogil
+    cdef void arriving(self, int number, uint64_t bytes) noexcept nogil
+    cdef void arriving_event(self, int number, EventKind kind, uint64_t bytes) noexcept nogil
+    cdef void reset(self, int number) noexcept nogil
+    cdef void deliver(self, int number) noexcept nogil
+    cdef void fail(self, int number, int error) noexcept nogil
+    cdef void end_operation(self, int number, Operation* operation, int64_t result) noexcept nogil
+    cdef void give_up(self, int number) noexcept nogil
+    cdef int64_t delay(self, int number) noexcept nogil

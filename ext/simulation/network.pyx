@@ -1,0 +1,273 @@
+# The simulated world's connections: two ends, and for each direction a pipe of bounded length.
+#
+# What is sent goes into the pipe at once, as far as there is room, and arrives in one or two pieces after a random delay: in order within a
+# direction, in any order between connections. A send is done when all of it is in the pipe, a receive when anything has arrived.
+#
+#     open ── close ──▶ closing ── its operations were handed back ──▶ free      the peer: what was under way, then its end (0)
+#     open ── cut ────▶ failed: every operation gives ECONNRESET, until it is closed
+#     half open: what one end sends never arrives; its sends go on until the pipe is full, then wait for ever
+#     the peer's node is gone: silently, until something is sent to it; or with a reset
+#
+# Always true: an end has at most one receive and one send under way. A number is given again only after its generation has changed, and
+# an event of an older generation means nothing.
+
+from libc.errno cimport ECONNRESET, EMFILE, ENOMEM, EPIPE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free as release, malloc
+from libc.string cimport memcpy
+from posix.uio cimport iovec
+
+from iomesh.engine.simulation.event_queue cimport EVENT_ARRIVAL, EVENT_FIN, EVENT_RECEIVE, EVENT_RESET, EVENT_SEND, Event, EventKind
+from iomesh.engine.simulation.prng cimport below, draw
+from iomesh.engine.simulation.faults cimport CONNECTION_CUT, CONNECTION_HALF_OPEN, NETWORK_SLOW, record_fault, strikes
+from iomesh.engine.base.invariant cimport invariant
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
+
+
+cdef class Network:
+    def __cinit__(self, Agenda agenda):
+        self.agenda = agenda
+
+    def __dealloc__(self):
+        for end in range(ENDS_MAX):
+            release(self.ends[end].pipe)
+
+    # ------------------------------------------------------------------ what may be asked
+
+    cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil:
+        a[0] = self.take_end()
+        b[0] = self.take_end() if a[0] >= 0 else a[0]
+        if b[0] < 0:
+            if a[0] >= 0:
+                self.ends[a[0]].used = False
+            return b[0]
+        self.ends[a[0]].face = face_a
+        self.ends[a[0]].peer = b[0]
+        self.ends[b[0]].face = face_b
+        self.ends[b[0]].peer = a[0]
+        return 0
+
+    cdef void receive(self, int number, Operation* operation) noexcept nogil:
+        invariant(self.ends[number].receiving is NULL, b"one receive at a time is under way on a connection")
+        self.ends[number].receiving = operation
+        self.deliver(number)
+
+    cdef void send(self, int number, Operation* operation) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        invariant(end.sending is NULL, b"one send at a time is under way on a connection")
+        end.sending = operation
+        if end.error == 0 and end.peer >= 0:
+            if strikes(self.injector, CONNECTION_CUT):
+                record_fault(self.injector, CONNECTION_CUT, self.agenda.now, number, 0, operation.bytes)
+                self.cut(number)
+            if strikes(self.injector, CONNECTION_HALF_OPEN):
+                record_fault(self.injector, CONNECTION_HALF_OPEN, self.agenda.now, number, 0, operation.bytes)
+                self.half_open(number)
+        self.pump(number)
+
+    cdef void close(self, int number) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        invariant(end.used and not end.closing, b"a connection is closed once")
+        end.closing = True
+        if end.peer >= 0 and not self.ends[end.peer].deaf:
+            self.arriving_event(end.peer, EVENT_FIN, 0)
+        if end.receiving is not NULL:
+            self.end_operation(number, end.receiving, -ECANCELED)
+        if end.sending is not NULL:
+            self.end_operation(number, end.sending, -ECANCELED)
+        if end.endings == 0:
+            self.give_up(number)
+
+    cdef void cut(self, int number) noexcept nogil:
+        cdef int peer = self.ends[number].peer
+        self.reset(number)
+        if peer >= 0:
+            self.reset(peer)
+
+    cdef void half_open(self, int number) noexcept nogil:
+        if self.ends[number].peer >= 0:
+            self.ends[self.ends[number].peer].deaf = True
+
+    cdef void leave(self, int face, bint silently) noexcept nogil:
+        cdef int number
+        for number in range(ENDS_MAX):
+            if self.ends[number].used and self.ends[number].face == face:
+                if self.ends[number].peer >= 0 and not silently:
+                    self.reset(self.ends[number].peer)
+                self.give_up(number)
+
+    # ------------------------------------------------------------------ events
+
+    cdef bint occur(self, uint32_t event) noexcept nogil:
+        """False: it came too late for anyone."""
+        cdef Event* it = &self.agenda.events[event]
+        cdef End* end = &self.ends[it.target]
+        cdef EventKind kind = it.kind
+        cdef int number = it.target
+        if not end.used or end.generation != it.generation or end.closing or end.error:
+            return False
+        if kind == EVENT_ARRIVAL:
+            end.arrived += it.mark
+            self.deliver(number)
+        elif kind == EVENT_FIN:
+            end.finished = True
+            if end.sending is not NULL:
+                self.end_operation(number, end.sending, -EPIPE)
+            self.deliver(number)
+        else:
+            self.fail(number, -ECONNRESET)
+        return True
+
+    cdef void handed_back(self, int number) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        end.endings -= 1
+        if end.closing and end.endings == 0:
+            self.give_up(number)
+
+    # ------------------------------------------------------------------ helpers
+
+    cdef int take_end(self) noexcept nogil:
+        cdef int number
+        cdef End* end
+        for number in range(ENDS_MAX):
+            end = &self.ends[number]
+            if end.used:
+                continue
+            if end.pipe is NULL:
+                end.pipe = <char*>malloc(PIPE_BYTES)     # kept for the next that gets this number
+                if end.pipe is NULL:
+                    return -ENOMEM
+            end.used = True
+            end.closing = end.finished = end.deaf = False
+            end.peer = -1
+            end.error = 0
+            end.endings = 0
+            end.sent = end.arrived = end.taken = 0
+            end.last_ns = 0
+            end.receiving = end.sending = NULL
+            return number
+        return -EMFILE
+
+    cdef void give_up(self, int number) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        if end.peer >= 0 and self.ends[end.peer].peer == number:
+            self.ends[end.peer].peer = -1
+        end.used = False
+        end.generation += 1
+        end.receiving = end.sending = NULL
+
+    cdef void pump(self, int number) noexcept nogil:
+        """Go on with a send, as far as the pipe has room."""
+        cdef End* end = &self.ends[number]
+        cdef Operation* operation = end.sending
+        cdef iovec* part
+        cdef uint32_t skipped = 0, room, piece, moved = 0
+        if operation is NULL:
+            return
+        if end.error:
+            self.end_operation(number, operation, end.error)
+            return
+        if end.finished:
+            self.end_operation(number, operation, -EPIPE)
+            return
+        if end.peer < 0 or self.ends[end.peer].closing:
+            self.reset(number)                           # it is told later that no one listens any more
+            self.end_operation(number, operation, operation.bytes)
+            return
+        room = <uint32_t>(PIPE_BYTES - (self.ends[end.peer].sent - self.ends[end.peer].taken))
+        part = operation.message.msg_iov
+        while room and operation.moved < operation.bytes:
+            while skipped + part.iov_len <= operation.moved:
+                skipped += <uint32_t>part.iov_len
+                part += 1
+            piece = min(room, <uint32_t>(skipped + part.iov_len - operation.moved))
+            self.put_into(end.peer, <char*>part.iov_base + (operation.moved - skipped), piece)
+            operation.moved += piece
+            moved += piece
+            room -= piece
+        if moved:
+            self.arriving(end.peer, moved)
+        if operation.moved == operation.bytes:
+            self.end_operation(number, operation, operation.bytes)
+
+    cdef void put_into(self, int number, const char* data, uint32_t bytes) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        cdef uint32_t at = <uint32_t>(end.sent % PIPE_BYTES), piece = min(bytes, PIPE_BYTES - at)
+        memcpy(end.pipe + at, data, piece)
+        memcpy(end.pipe, data + piece, bytes - piece)
+        end.sent += bytes
+
+    cdef void arriving(self, int number, uint64_t bytes) noexcept nogil:
+        cdef uint64_t first = bytes
+        if self.ends[number].deaf:
+            return                                       # the bytes stay in the pipe: no one acknowledges them
+        if draw(self.chance) % 8 == 0:
+            first = below(self.chance, bytes) + 1
+        self.arriving_event(number, EVENT_ARRIVAL, first)
+        if first < bytes:
+            self.arriving_event(number, EVENT_ARRIVAL, bytes - first)
+
+    cdef void arriving_event(self, int number, EventKind kind, uint64_t bytes) noexcept nogil:
+        """Behind everything that was sent to this end before."""
+        cdef End* end = &self.ends[number]
+        cdef uint32_t event
+        end.last_ns = max(end.last_ns, self.agenda.now + self.delay(number))
+        event = self.agenda.put(kind, end.face, number, NULL, end.last_ns)
+        self.agenda.events[event].mark = bytes
+        self.agenda.events[event].generation = end.generation
+
+    cdef void reset(self, int number) noexcept nogil:
+        """It overtakes what was sent."""
+        cdef uint32_t event = self.agenda.put(EVENT_RESET, self.ends[number].face, number, NULL, self.agenda.now + self.delay(number))
+        self.agenda.events[event].generation = self.ends[number].generation
+
+    cdef void deliver(self, int number) noexcept nogil:
+        """End a receive with what has arrived."""
+        cdef End* end = &self.ends[number]
+        cdef Operation* operation = end.receiving
+        cdef uint32_t bytes, at, piece
+        if operation is NULL:
+            return
+        if end.error:
+            self.end_operation(number, operation, end.error)
+            return
+        bytes = <uint32_t>min(operation.bytes, end.arrived - end.taken)
+        if bytes == 0 and not end.finished:
+            return
+        at = <uint32_t>(end.taken % PIPE_BYTES)
+        piece = min(bytes, PIPE_BYTES - at)
+        memcpy(operation.buffer, end.pipe + at, piece)
+        memcpy(operation.buffer + piece, end.pipe, bytes - piece)
+        end.taken += bytes
+        self.end_operation(number, operation, bytes)
+        if bytes and end.peer >= 0:
+            self.pump(end.peer)
+
+    cdef void fail(self, int number, int error) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        end.error = error
+        if end.receiving is not NULL:
+            self.end_operation(number, end.receiving, error)
+        if end.sending is not NULL:
+            self.end_operation(number, end.sending, error)
+
+    cdef void end_operation(self, int number, Operation* operation, int64_t result) noexcept nogil:
+        cdef End* end = &self.ends[number]
+        cdef bint receive = operation is end.receiving
+        cdef uint32_t event = self.agenda.put(EVENT_RECEIVE if receive else EVENT_SEND, end.face, number, operation,
+                                              self.agenda.now + 1 + <int64_t>below(self.chance, 1000))
+        self.agenda.events[event].result = result
+        end.endings += 1
+        if receive:
+            end.receiving = NULL
+        else:
+            end.sending = NULL
+
+    cdef int64_t delay(self, int number) noexcept nogil:
+        cdef int64_t delay = self.delay_ns[0] // 4 + <int64_t>below(self.chance, self.delay_ns[0] * 3 // 2 + 1)
+        if strikes(self.injector, NETWORK_SLOW):
+            record_fault(self.injector, NETWORK_SLOW, self.agenda.now, number, 0, 0)
+            delay *= 2 + below(&self.injector.chance, 99)
+        return delay + 1

@@ -1,0 +1,156 @@
+# What all of a life in the simulated world share: chance, what was drawn, the process in which its volumes are open, and the trace of what
+# happened. Who uses it: tenant (a volume), shots (its snapshots) and what else a volume may live through; simulation makes one and drives it.
+
+from libc.errno cimport ENOSPC, ESHUTDOWN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
+from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+CLUSTER = b"simulated worlds"
+KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
+              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify")
+
+cdef char* spare_memory = NULL
+
+
+cdef class Life:
+    """Raises MemoryError."""
+
+    def __cinit__(self, uint64_t seed, operations=None):
+        cdef void* memory
+        cdef int i
+        self.seed = seed
+        self.state = seed * <uint64_t>0x9E3779B97F4A7C15 + 1
+        memcpy(self.cluster, <const char*>(<bytes>CLUSTER), 16)
+        self.ledger = Ledger()
+        global spare_memory
+        if spare_memory is not NULL:                     # of a life that is over
+            self.memory = spare_memory
+            spare_memory = NULL
+        elif posix_memalign(&memory, BLOCK_BYTES, (SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES):
+            raise MemoryError("no memory for operations")
+        else:
+            self.memory = <char*>memory
+        for i in range(SLOTS):
+            self.slots[i].buffer = self.memory + i * READ_BLOCKS * BLOCK_BYTES
+        self.look_buffer = self.memory + SLOTS * READ_BLOCKS * BLOCK_BYTES
+
+    def __dealloc__(self):
+        global spare_memory
+        if spare_memory is NULL:
+            spare_memory = self.memory
+        else:
+            release(self.memory)
+
+    cdef uint64_t draw(self, uint64_t below) noexcept nogil:
+        """0 to below - 1 (splitmix64)."""
+        cdef uint64_t x
+        self.state += <uint64_t>0x9E3779B97F4A7C15
+        x = self.state
+        x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+        x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
+        return (x ^ (x >> 31)) % below
+
+    cdef bint chance(self, uint32_t of_256) noexcept nogil:
+        return self.draw(256) < of_256
+
+    cdef void count(self, int kind) noexcept nogil:
+        self.done[kind] += 1
+
+    cdef void crash_soon(self, uint64_t within) noexcept nogil:
+        """After a turn, or in the midst of one: when a device is asked for something or has done it."""
+        if self.draw(2):
+            self.crash_step = self.step + 1 + self.draw(within)
+        else:
+            self.armed_power = self.chance(self.power)
+            self.world.crash_at(self.world.boundaries + 1 + self.draw(within), self.armed_power)
+            self.crash_step = self.step + 4096           # if no device is asked for anything any more
+
+    cdef void hurry(self) noexcept nogil:
+        if not self.last and self.crash_step == NEVER_CRASHES and self.chance(96):
+            self.crash_soon(300)
+
+    cdef uint64_t place_of(self, uint32_t sector) noexcept nogil:
+        return self.leaves[sector // REGION_SECTORS] * REGION_SECTORS + sector % REGION_SECTORS
+
+    cdef uint32_t regions_below(self, uint64_t size_blocks) noexcept nogil:
+        """Those that a volume, or a snapshot, of this size has."""
+        cdef uint32_t count = 0
+        while count < self.regions and (self.leaves[count] + 1) * NODE_POINTERS <= size_blocks:
+            count += 1
+        return count
+
+    cdef Slot* take_slot(self, void* tenant, int kind) noexcept nogil:
+        cdef int i = 0
+        cdef Slot* slot
+        while self.slots[i].busy:
+            i += 1
+        slot = &self.slots[i]
+        self.busy += 1
+        memset(&slot.request, 0, sizeof(slot.request))
+        memset(&slot.read, 0, sizeof(slot.read) - sizeof(slot.read.pointers))
+        slot.busy = True
+        slot.tenant = tenant
+        slot.kind = kind
+        slot.done = slot.number = 0
+        slot.started_ns = self.io.now_ns()
+        slot.when.owner = slot.read.owner = slot
+        slot.read.into = slot.buffer
+        self.done[kind] += 1
+        return slot
+
+    cdef int64_t oldest_ns(self) noexcept nogil:
+        """For how long the operation that has been under way the longest has been."""
+        cdef int64_t oldest = self.io.now_ns()
+        cdef int i
+        for i in range(SLOTS):
+            if self.slots[i].busy:
+                oldest = min(oldest, self.slots[i].started_ns)
+        return self.io.now_ns() - oldest
+
+    cdef void pass_time(self) noexcept nogil:
+        """In a task: as long as the metadata service may take."""
+        cdef Operation operation
+        waited(&operation)
+        self.io.after(&operation, <int64_t>self.draw(self.metadata_ns))
+        wait(&operation)
+
+    # ------------------------------------------------------------------ for people
+
+    cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil:
+        cdef Event* event = &self.events[self.event_count % TRACED]
+        self.event_count += 1
+        event.now_ns = self.world.agenda.now
+        event.words, event.a, event.b, event.c = words, a, b, c
+
+    cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil:
+        """The first one counts."""
+        if not self.wrong:
+            self.wrong = True
+            snprintf(self.words, sizeof(self.words), words, a, b)
+            self.note(b"WRONG", 0, 0, 0)
+
+    cdef void fail(self, const char* what, int error) noexcept nogil:
+        """Something ended with this error (negative; 0: none), which is lawful when there is no space, devices fail, or its volume closes."""
+        if error < 0 and error != -ENOSPC and error != -ESHUTDOWN and not self.errors_allowed and not self.wrong:
+            self.fault(b"", 0, 0)
+            snprintf(self.words, sizeof(self.words), b"%s ends with error %d, and no device failed", what, -error)
+
+    def trace(self, last=100):
+        """The last events, oldest first."""
+        cdef char[256] line
+        cdef Event* event
+        lines = []
+        for number in range(max(0, self.event_count - min(last, <uint64_t>TRACED)), self.event_count):
+            event = &self.events[<uint64_t>number % TRACED]
+            snprintf(line, sizeof(line), event.words, event.a, event.b, event.c)
+            lines.append(f"{event.now_ns / 1e6:12.3f} ms  {line.decode(errors='replace')}")
+        return lines

@@ -1,0 +1,789 @@
+# One seed's life in the simulated world: devices are formatted, a volume is opened, used, stopped, crashed in the midst of anything
+# and opened again, over and over; whatever it answers is judged (simulation/oracle.pyx), and its structures are walked from outside (simulation/checker.pyx).
+#
+#     life = Simulation(seed)
+#     life.run()                                None, or what went wrong
+#
+# Store, Recovery, Volume and what they consist of are the engine's, as engine.pyx sets them up; this and its parts (life, tenant, shots) play the
+# doors, the metadata service and fate, on one thread. The Io is the World: everything that happens follows from the seed. What is common in this life,
+# and what fails, is drawn once (simulation/swarm.pyx).
+#
+# One beginning after the other:
+#
+#     boot ──> recovery ──> everything is read and settled ──> operations ──> stop or crash
+#       └───────┴──────────────┴── crash at any step ─────────────┴────────────┘
+
+from libc.errno cimport EBUSY, EILSEQ, EIO, ENOSPC
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.simulation.checker cimport Audit
+from iomesh.engine.volume.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
+from iomesh.engine.simulation.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
+from iomesh.engine.simulation.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays, refusal_is_due
+from iomesh.engine.simulation.flattening cimport begin_detaching, go_on_detaching
+from iomesh.engine.history.snapshots cimport walk_dying
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
+from iomesh.engine.simulation.run cimport (
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS, STRAY, TENANTS, Life)
+from iomesh.engine.map.map cimport MapCache
+from iomesh.engine.simulation.points_in_time cimport (
+    begin_mark, begin_moment, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_moment, rewind, undo)
+from iomesh.engine.base.planted cimport CAN_PLANT
+from iomesh.engine.base.pool cimport RECORD
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.simulation.snapshots cimport begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
+from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.store.store cimport Store, format_store, plan_store
+from iomesh.engine.simulation.swarm cimport draw_swarm
+from iomesh.engine.base.task cimport abandon, start
+from iomesh.engine.simulation.simulated_volume cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, Tenant
+from iomesh.engine.simulation.world cimport CRASHED, WorldIo
+
+from iomesh.engine.simulation.run import KIND_NAMES
+
+cdef extern from "<errno.h>" nogil:
+    int EUCLEAN
+
+cdef enum:
+    LONG_NS = 1000 * 1000 * 1000
+    HANG_S = 600                     # of the world's time: nothing may take so long, ...
+    HANGS = 200                      # ... or so often that where devices hang
+    IDLE_POLLS_MAX = 64              # in a row in which nothing happens
+    RESTLESS_MAX = 20000             # turns in a row that something asks for and nothing comes in
+    ROWS_MAX = 256
+    CLEANED_AT_ONCE = 12
+
+PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (base/planted.pxd)
+
+
+cdef class Simulation(Life):
+    """seed: 0 to 2**64 - 1. operations: of the whole life, drawn unless given. Raises MemoryError."""
+
+    def __cinit__(self, uint64_t seed, operations=None):
+        cdef Tenant first
+        draw_swarm(self, operations)
+        self.audit = Audit(self.world)
+        self.tenants = []
+        first = self.make_tenant()
+        first.begin_life((self.leaves[self.used - 1] + 1) * NODE_POINTERS)
+        first.record.exists = True
+        while self.cloning and self.tenant_count < TENANTS:
+            self.make_tenant()
+
+    # ------------------------------------------------------------------ life
+
+    cdef Tenant make_tenant(self):
+        """One more volume that this life may have; there is none yet."""
+        cdef Tenant tenant = Tenant(self, self.audit, len(self.tenants))
+        self.tenants.append(tenant)
+        self.tenant_pointers[self.tenant_count] = <void*>tenant
+        self.tenant_count += 1
+        return tenant
+
+    def run(self):
+        """The whole life; None, or what went wrong."""
+        cdef uint64_t left = self.operations
+        cdef End end
+        self.operations = 0
+        self.format()
+        while not self.wrong:
+            self.last = left == 0
+            self.set_faults()
+            self.boot()
+            self.left = min(left, 1 + self.draw(2 * self.per_life))
+            before = self.operations
+            with nogil:
+                end = self.live()
+            while end == END_WANTING:
+                self.settle()
+                with nogil:
+                    end = self.go_on()
+            left -= min(left, self.operations - before)
+            if end == END_REFUSED:
+                self.refusals += 1
+                left -= min(left, <uint64_t>20)
+            if end == END_WRONG or (end == END_REFUSED and (self.damages or self.last)):
+                break                                    # what is damaged stays so
+            if (<WorldIo>self.io).alive:
+                self.world.crash(-1, end == END_POWER_CUT)
+            self.world.crash_at(0, False)
+            self.doubt(end == END_POWER_CUT)
+            abandon()
+            self.drop()
+            if end == END_STOPPED:
+                self.clean_stops += 1
+                if self.last:
+                    break
+        abandon()
+        self.drop()
+        self.tenants.clear()                             # they know of this one
+        self.tenant_count = 0
+        return self.words.decode(errors="replace") if self.wrong else None
+
+    cdef void doubt(self, bint power) noexcept nogil:
+        """The processes have died, or the power was cut: what stays of what was under way is in doubt."""
+        cdef int i
+        for i in range(self.tenant_count):
+            (<Tenant>self.tenant_pointers[i]).planned = False
+            if (<Tenant>self.tenant_pointers[i]).record.exists:
+                miss_stray(<Tenant>self.tenant_pointers[i])
+                doubt_shots(<Tenant>self.tenant_pointers[i])
+                doubt_moments(<Tenant>self.tenant_pointers[i], power)
+                (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
+
+    cdef object set_faults(self):
+        """Those of the next beginning: in the last one devices work, and all must be well."""
+        self.world.faults = {name: 0 if self.last else probability for name, probability in self.faults.items()}
+        self.errors_allowed = not self.last and any(name.endswith("error") for name in self.faults)
+        self.hangs = "hang" in self.faults
+
+    cdef object format(self):
+        cdef FormatCall call
+        cdef Superblock superblock
+        cdef int i
+        self.enter()
+        for i in range(self.store_count):
+            memset(&superblock, 0, sizeof(superblock))
+            plan_store(&superblock, DEVICE_BYTES_MIN)
+            superblock.journal_bytes = self.journal_bytes
+            memcpy(superblock.cluster, self.cluster, 16)
+            superblock.device[0] = 1 + i
+            superblock.tier = TIER_NVME
+            call.reactor = <void*>self.reactor
+            call.superblock = &superblock
+            call.device = i
+            call.ended = False
+            with nogil:
+                start(format_body, &call, NULL)
+                while not call.ended:
+                    self.io.poll(LONG_NS)
+                    self.reactor.turn()
+            if call.result < 0:
+                raise RuntimeError(f"formatting a device ended with error {-call.result}")
+        self.world.crash(-1, False)
+        self.drop()
+
+    cdef object enter(self):
+        cdef int i
+        self.io = WorldIo(self.world)
+        self.reactor = Reactor(0, self.io, 0, 0)
+        for i in range(self.store_count):
+            if self.io.add_device(i) != i:
+                raise RuntimeError("the world counts its devices otherwise")
+
+    cdef object boot(self):
+        """A process with everything in it, as engine.pyx sets it up; nothing has happened yet."""
+        cdef Store store
+        cdef int i
+        self.enter()
+        self.pool.renew()                                # its memory is as good as new, and new memory is slow
+        self.cache = MapCache(self.frames, self.io)
+        self.stores = []
+        for i in range(self.store_count):
+            store = Store(self.reactor, i, DEVICE_BYTES_MIN, self.world.disks[i].volatile_cache)
+            self.stores.append(store)
+            self.store_pointers[i] = <void*>store
+        for tenant in self.tenants:
+            if (<Tenant>tenant).record.exists:
+                (<Tenant>tenant).settle_in()
+
+    cdef object settle(self):
+        """... whoever has come in the midst of a process."""
+        for tenant in self.tenants:
+            if (<Tenant>tenant).wants_in:
+                if (<Tenant>tenant).follows is not NULL:
+                    (<Tenant>tenant).make_retrace()
+                elif (<Tenant>tenant).wants_tree:
+                    (<Tenant>tenant).make_tree()
+                else:
+                    (<Tenant>tenant).settle_in()
+                    (<Tenant>tenant).between = (<Tenant>tenant).wants_in = True
+
+    cdef object drop(self):
+        """The process is gone."""
+        for tenant in self.tenants:
+            (<Tenant>tenant).move_out()
+        self.stores = None
+        self.cache = None
+        self.reactor = None
+        self.io = None
+
+    # ------------------------------------------------------------------ one beginning
+
+    cdef End live(self) noexcept nogil:
+        cdef int i
+        self.phase = BOOTING
+        self.busy = self.tasks = 0
+        self.paused = self.hungry = False
+        self.looking = False
+        self.step = 0
+        self.crash_step = NEVER_CRASHES
+        self.world.crash_at(0, False)
+        if not self.last and self.chance(self.hurried):
+            self.crash_soon(400)
+        for i in range(SLOTS):
+            self.slots[i].busy = False
+        self.note(b"a process begins", 0, 0, 0)
+        start(boot_body, <void*>self, NULL)
+        return self.go_on()
+
+    cdef End go_on(self) noexcept nogil:
+        cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
+        cdef bint waits
+        self.wanting = False
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).wants_in:
+                (<Tenant>self.tenant_pointers[i]).has_settled()
+        while True:
+            waits = self.reactor.turn_first is NULL
+            found = self.io.poll(LONG_NS if waits else 0)
+            restless = 0 if found or waits else restless + 1
+            self.step += 1
+            if found == CRASHED:
+                return self.crash(self.armed_power)
+            self.issue()
+            found += self.reactor.turn()
+            for i in range(self.tenant_count):
+                (<Tenant>self.tenant_pointers[i]).turn_clients()
+            if self.wrong:
+                return END_WRONG
+            if not (<WorldIo>self.io).alive:             # in this turn
+                return self.crash(self.armed_power)
+            if self.phase == STOPPED:
+                self.note(b"stopped", 0, 0, 0)
+                return END_STOPPED
+            if self.phase == REFUSED:
+                return END_REFUSED
+            if self.wanting:
+                return END_WANTING
+            idle = idle + 1 if found == 0 and waits else 0
+            if self.step >= self.crash_step or (idle > 2 and self.crash_step < NEVER_CRASHES):
+                return self.crash(self.chance(self.power))
+            if restless > RESTLESS_MAX:
+                self.fault(b"the reactor is busy for %lld turns in which no device and no timer has done anything", restless, 0)
+                return END_WRONG
+            if idle > IDLE_POLLS_MAX * patience or self.step >= NEVER_CRASHES or \
+                    (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * patience * <int64_t>1000000000):
+                return self.hang()
+
+    cdef End crash(self, bint power) noexcept nogil:
+        self.crashes += 1
+        self.power_cuts += power
+        self.note(b"the power goes at step %lld" if power else b"the process dies at step %lld", self.step, 0, 0)
+        return END_POWER_CUT if power else END_CRASHED
+
+    cdef End hang(self) noexcept nogil:
+        cdef int i
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).record.exists:
+                self.tell_state((<Tenant>self.tenant_pointers[i]))
+        self.note(b"in the world %lld events are due", self.world.agenda.count, 0, 0)
+        for i in range(SLOTS):
+            if self.slots[i].busy:
+                self.note(b"under way: kind %lld, %lld sectors done of %lld", self.slots[i].kind, self.slots[i].done, self.slots[i].sectors)
+                self.note(b"           parts %lld, complete %lld", self.slots[i].request.parts, self.slots[i].request.complete, 0)
+                self.fault(b"an operation of kind %lld (number %lld) never ends", self.slots[i].kind, self.slots[i].number)
+        self.fault(b"nothing happens any more in phase %lld, with %lld operations under way", self.phase, self.busy)
+        return END_WRONG
+
+    cdef void tell_state(self, Tenant tenant) noexcept nogil:
+        self.note(b"volume %lld: %lld operations, %lld tasks", tenant.number, tenant.busy, tenant.tasks)
+        self.note(b"the log has %lld records, %lld of them committed; it lets nobody in: %lld", tenant.log.last_appended(), tenant.log.committed,
+                  tenant.log.draining)
+        self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", tenant.volume.merging, tenant.log.tails.current is not NULL,
+                  tenant.log.tails.prepared is not NULL)
+        self.note(b"stable up to record %lld; devices that are being flushed: %lld", tenant.log.flusher.stable, tenant.log.flusher.left, 0)
+        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", tenant.volume.checkpoints.running, tenant.volume.checkpoints.writing_back, 0)
+        self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", tenant.log.pool_wait_asked, self.pool.free[2],
+                  tenant.log.building is not NULL)
+
+    cdef void refused(self, const char* reason, int error) noexcept nogil:
+        self.note(b"refused with error %lld", -error, 0, 0)
+        if not self.errors_allowed and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
+            self.fault(b"refused to open:", 0, 0)
+            snprintf(self.words, sizeof(self.words), b"refused to open, and nothing is damaged: %s (error %d)", reason, -error)
+        self.phase = REFUSED
+
+    cdef void issue(self) noexcept nogil:
+        """What the doors bring in this turn."""
+        notice_strays(self)
+        if self.phase == VERIFYING:
+            self.verify_more()
+        elif self.phase == WORKING:
+            self.work_more()
+        elif self.phase == QUIETING and self.let_clients_leave() and self.busy == 0 and self.tasks == 0:
+            self.phase = STOPPING
+            start(stop_body, <void*>self, NULL)
+
+    cdef bint let_clients_leave(self) noexcept nogil:
+        """All clients of all volumes; nothing of theirs stays."""
+        cdef bint gone = True
+        cdef int i, kind
+        for i in range(self.tenant_count):
+            gone = (<Tenant>self.tenant_pointers[i]).let_clients_leave() and gone
+        for kind in range(<int>RECORD):
+            if gone and self.pool.free[kind] < self.pool.counts[kind]:
+                self.fault(b"no client is left, and %lld buffers of kind %lld are not free", self.pool.counts[kind] - self.pool.free[kind], kind)
+        return gone
+
+    cdef void verify_more(self) noexcept nogil:
+        cdef int i
+        for i in range(self.tenant_count):
+            while (<Tenant>self.tenant_pointers[i]).open and self.busy < SLOTS and (<Tenant>self.tenant_pointers[i]).verify():
+                pass
+        if self.busy:
+            return
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).open and (<Tenant>self.tenant_pointers[i]).verify_next < (<Tenant>self.tenant_pointers[i]).verify_end:
+                return
+            if (<Tenant>self.tenant_pointers[i]).open and not (<Tenant>self.tenant_pointers[i]).judge.settled():
+                self.fault((<Tenant>self.tenant_pointers[i]).judge.words, 0, 0)
+        self.note(b"what was to be read is read", 0, 0, 0)
+        self.phase = LOOKING
+        start(look_body, <void*>self, NULL)
+
+    cdef void work_more(self) noexcept nogil:
+        cdef uint64_t at
+        cdef int kind = 0, i
+        cdef void* tenant = self.any_serving()
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).busy == 0:
+                self.is_quiet(<Tenant>self.tenant_pointers[i])
+        if self.hungry and self.tasks < 4:               # as the policy does it: urgently, whatever it does otherwise
+            self.hungry = False
+            self.make_space(self.any_open())
+        while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused:
+            tenant = self.any_serving()
+            if tenant is NULL:
+                if self.busy == 0 and self.tasks == 0 and self.is_calm():
+                    self.left = 0                        # nobody is served any more
+                break
+            self.left -= 1
+            self.operations += 1
+            at = self.draw(self.weight)
+            kind = 0
+            while at >= self.weights[kind]:
+                at -= self.weights[kind]
+                kind += 1
+            self.begin(tenant, kind)
+        if self.left == 0 and not self.paused and self.is_calm():
+            if self.last or self.chance(self.stops):
+                self.phase = QUIETING
+                if not self.last and self.chance(64):
+                    self.crash_soon(200)
+            elif self.crash_step == NEVER_CRASHES:
+                self.crash_soon(20)
+
+    cdef void make_space(self, void* tenant) noexcept nogil:
+        self.begin_task(tenant, CLEAN)
+        if tenant is not NULL and (<Tenant>tenant).serves() and (<Tenant>tenant).marks():
+            (<Tenant>tenant).shortening = True
+            begin_mark(<Tenant>tenant)
+
+    cdef void* any_serving(self) noexcept nogil:
+        """A volume whose doors are open; NULL: there is none."""
+        cdef uint32_t i, at = <uint32_t>self.draw(self.tenant_count) if self.tenant_count > 1 else 0
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[(at + i) % self.tenant_count]).serves():
+                return self.tenant_pointers[(at + i) % self.tenant_count]
+        return NULL
+
+    cdef void* any_open(self) noexcept nogil:
+        cdef uint32_t i, at = <uint32_t>self.draw(self.tenant_count) if self.tenant_count > 1 else 0
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[(at + i) % self.tenant_count]).open:
+                return self.tenant_pointers[(at + i) % self.tenant_count]
+        return NULL
+
+    cdef bint is_calm(self) noexcept nogil:
+        """No volume's doors are shut for what it is going through."""
+        cdef int i
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).going.state != GOING_NOWHERE or (<Tenant>self.tenant_pointers[i]).leaving == IS_TO_LEAVE:
+                return False
+            if (<Tenant>self.tenant_pointers[i]).pausing:
+                return False
+        return True
+
+    # ------------------------------------------------------------------ what happens
+
+    cdef void begin(self, void* tenant, int kind) noexcept nogil:
+        if kind == PAUSE:
+            self.paused = True
+            self.pause.done = pause_ended
+            self.pause.owner = <void*>self
+            self.io.after(&self.pause, <int64_t>self.draw(120) * 1000 * 1000)
+            self.done[kind] += 1
+        elif kind == DAMAGE:
+            self.done[kind] += 1
+            damage(self, <Tenant>tenant)
+        elif kind == STRAY:
+            self.done[kind] += 1
+            lead_astray(self, <Tenant>tenant)
+        elif kind == GROW:
+            self.done[kind] += 1
+            (<Tenant>tenant).grow()
+        elif kind == CLONE:
+            begin_clone(<Tenant>tenant)
+        elif kind == DROP:
+            begin_leaving(<Tenant>tenant)
+        elif kind == MARK:
+            begin_mark(<Tenant>tenant)
+        elif kind == MOMENT:
+            begin_moment(<Tenant>tenant)
+        elif kind == REWIND:
+            begin_rewind(<Tenant>tenant)
+        elif kind == DETACH:
+            begin_detaching(<Tenant>tenant)
+        elif kind <= FLUSH:
+            (<Tenant>tenant).operate(kind)
+        else:
+            self.begin_task(tenant, kind)
+
+    cdef void begin_task(self, void* tenant, int kind) noexcept nogil:
+        if tenant is NULL:
+            return
+        if kind != CHECKPOINT and kind != CLEAN:
+            begin_with_snapshots(<Tenant>tenant, kind)
+            return
+        self.done[kind] += 1
+        (<Tenant>tenant).begin_task()
+        start(checkpoint_body if kind == CHECKPOINT else clean_body, tenant, NULL)
+
+    cdef void is_quiet(self, Tenant tenant) noexcept nogil:
+        """Nothing that its doors were asked is under way; whoever has waited for that begins."""
+        if tenant.leaving == IS_TO_LEAVE and tenant.changes == 0:
+            leave(tenant)
+        elif tenant.pausing:
+            keep_moment(tenant)
+        elif tenant.going.state == GOING_WAITS and not tenant.going.to_moment:
+            self.go_back(tenant)
+        elif tenant.going.state == GOING_WAITS and tenant.changes == 1:      # its own
+            rewind(tenant)
+
+    cdef void go_back(self, Tenant tenant) noexcept nogil:
+        cdef uint32_t _i
+        if not begin_restore(tenant):
+            return
+        for _i in range(<uint32_t>self.draw(3)):
+            self.begin_task(<void*>tenant, <int>CLEAN + <int>self.draw(4))        # clean, snapshot, delete, look
+        self.hurry()
+
+    # ------------------------------------------------------------------ the walk
+
+    cdef bint walk(self) noexcept nogil:
+        """Everything from outside, if nothing is half done just now."""
+        cdef int i
+        cdef bint right = True
+        for i in range(self.tenant_count):
+            if is_half_done(<Tenant>self.tenant_pointers[i]):
+                return True
+        self.show_volumes()
+        if self.damages == 0:                            # else there are nodes that cannot be followed
+            self.walks += 1
+            right = self.audit.walk()
+        right = right and self.stores_add_up(False)
+        if not right:
+            for i in range(self.tenant_count):
+                if (<Tenant>self.tenant_pointers[i]).open:
+                    self.tell_snapshots((<Tenant>self.tenant_pointers[i]).volume.snapshots)
+            self.fault(self.audit.words, 0, 0)
+        return right
+
+    cdef void tell_snapshots(self, Snapshots snapshots) noexcept nogil:
+        cdef uint32_t i
+        for i in range(snapshots.count):
+            self.note(b"snapshot %lld grew from %lld, flags %lld", (<uint32_t*>snapshots.all[i].entry.id)[0], (<uint32_t*>snapshots.all[i].entry.parent)[0],
+                      snapshots.all[i].entry.flags)
+
+    cdef void show_volumes(self) noexcept nogil:
+        """... to the walk."""
+        cdef uint32_t i, depth
+        self.audit.begin()
+        for depth in range(self.tenant_count):           # a clone after the volume that it is one of
+            for i in range(self.tenant_count):
+                if (<Tenant>self.tenant_pointers[i]).open and (<Tenant>self.tenant_pointers[i]).ancestors() == depth:
+                    self.audit.add((<Tenant>self.tenant_pointers[i]).volume)
+        for i in range(self.tenant_count):
+            if (<Tenant>self.tenant_pointers[i]).record.exists and not (<Tenant>self.tenant_pointers[i]).open:
+                self.audit.add_closed((<Tenant>self.tenant_pointers[i]).record.id)
+
+    cdef bint stores_add_up(self, bint closed) noexcept nogil:
+        cdef int i
+        for i in range(self.store_count):
+            if not (<Store>self.store_pointers[i]).failed and \
+                    not self.audit.add_up(<Store>self.store_pointers[i], closed):      # a failed one's journal may know of what its memory does not
+                return False
+        return True
+
+    # ------------------------------------------------------------------ for people
+
+    @property
+    def digest(self):
+        return self.world.digest ^ self.ledger.clock << 32 ^ self.ledger.compared
+
+    @property
+    def told(self):
+        return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
+                "restores": self.restores, "clones": self.clones, "hidden": self.hidden, "drops": self.drops,
+                "rewinds": self.rewinds, "undone": self.undone, "unmade": self.unmade, "detached": self.detached,
+                "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
+                "struck": sum(self.world.counts.values()),
+                "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
+                "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
+                "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
+                "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,
+                **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
+
+
+cdef bint is_half_done(Tenant tenant) noexcept nogil:
+    if tenant.between or tenant.volume is None or not tenant.open:
+        return tenant.between
+    return tenant.volume.checkpoints.running or tenant.volume.snapshots.wishes is not NULL or tenant.volume.cleaning or tenant.volume.log.error
+
+
+cdef void pause_ended(Operation* operation) noexcept nogil:
+    (<Simulation>operation.owner).paused = False
+
+
+# ---------------------------------------------------------------------- tasks
+
+cdef struct FormatCall:
+    void* reactor
+    Superblock* superblock
+    int device
+    bint ended
+    int result
+
+
+cdef int64_t format_body(void* argument) noexcept nogil:
+    cdef FormatCall* call = <FormatCall*>argument
+    call.result = format_store(<Reactor>call.reactor, call.device, call.superblock)
+    call.ended = True
+    return 0
+
+
+cdef int64_t boot_body(void* argument) noexcept nogil:
+    boot_process(<Simulation>argument)
+    return 0
+
+
+cdef void boot_process(Simulation life) noexcept nogil:
+    cdef int result = 0, i, opened
+    for i in range(life.store_count):
+        if result == 0:
+            result = (<Store>life.store_pointers[i]).open(life.cluster)
+            if result < 0:
+                life.refused((<Store>life.store_pointers[i]).reason, result)
+    while result == 0:
+        opened = 0
+        for i in range(life.tenant_count):
+            if result == 0 and can_open(<Tenant>life.tenant_pointers[i]):
+                opened += 1
+                result = open_one(life, <Tenant>life.tenant_pointers[i])
+        if opened == 0:
+            break
+    for i in range(life.tenant_count):
+        if result == 0 and (<Tenant>life.tenant_pointers[i]).open and not settle_shots((<Tenant>life.tenant_pointers[i])):
+            return
+    if result == 0:
+        result = finish_restores(life)
+    if result < 0 or (life.last or life.chance(64)) and not life.walk():
+        return
+    for i in range(life.tenant_count):
+        if (<Tenant>life.tenant_pointers[i]).open:
+            walk_dying(<void*>(<Tenant>life.tenant_pointers[i]).volume)
+    life.phase = WORKING if not life.last and life.chance(life.unverified) else VERIFYING
+    for i in range(life.tenant_count):
+        if (<Tenant>life.tenant_pointers[i]).serves():
+            (<Tenant>life.tenant_pointers[i]).choose_verified()
+            if (<Tenant>life.tenant_pointers[i]).record.detaching:
+                go_on_detaching(<Tenant>life.tenant_pointers[i])
+        elif (<Tenant>life.tenant_pointers[i]).open:
+            (<Tenant>life.tenant_pointers[i]).begin_task()
+            start(needless_body, life.tenant_pointers[i], NULL)
+
+
+cdef int finish_restores(Simulation life) noexcept nogil:
+    """Before anybody is served: what was begun is undone, or done again."""
+    cdef uint32_t i, depth
+    cdef int result = 0
+    for depth in range(life.tenant_count):
+        for i in range(life.tenant_count):
+            if result == 0 and (<Tenant>life.tenant_pointers[i]).open and (<Tenant>life.tenant_pointers[i]).ancestors() == depth:
+                forget_ambiguous(<Tenant>life.tenant_pointers[i])
+                result = undo(<Tenant>life.tenant_pointers[i])
+                forget_unreachable(<Tenant>life.tenant_pointers[i])
+                if result == 0 and (<Tenant>life.tenant_pointers[i]).record.making:
+                    result = take_to_moment(<Tenant>life.tenant_pointers[i])
+    if result < 0:
+        life.phase = REFUSED                             # whether it may was judged there
+    return result
+
+
+cdef bint can_open(Tenant tenant) noexcept nogil:
+    if tenant.open or not tenant.record.exists:
+        return False
+    return tenant.record.deleting or tenant.record.parent is NULL or (<Tenant>tenant.record.parent).open
+
+
+cdef int open_one(Simulation life, Tenant tenant) noexcept nogil:
+    """... or erase it further."""
+    cdef int result
+    if tenant.record.deleting:
+        result = erase(tenant)
+        if result < 0:
+            life.phase = REFUSED                         # whether it may was judged there
+        return result
+    result = tenant.come_up()
+    if result == 0:
+        leave_stray(tenant)
+    elif not (life.errors_allowed or refusal_is_due(tenant)):
+        life.fault(b"refused to open, though nothing says that record %lld was stable, which went astray", tenant.stray.sequence, 0)
+    if result < 0:
+        life.refused(tenant.recovery.reason, result)
+    return result
+
+
+cdef int64_t needless_body(void* argument) noexcept nogil:
+    delete_needless(<Tenant>argument)
+    (<Tenant>argument).end_task()
+    return 0
+
+
+cdef int64_t checkpoint_body(void* argument) noexcept nogil:
+    write_checkpoint(<Tenant>argument)
+    return 0
+
+
+cdef void write_checkpoint(Tenant tenant) noexcept nogil:
+    cdef uint64_t changed = min(tenant.log.changed, tenant.log.committed)
+    cdef int result = tenant.volume.checkpoints.run()
+    tenant.end_task()
+    if result == 0 and tenant.volume.checkpoints.sequence < changed:
+        tenant.life.fault(b"a checkpoint that was asked for when record %lld was committed is of record %lld", changed, tenant.volume.checkpoints.sequence)
+    tenant.life.fail(b"a checkpoint", result)
+
+
+cdef int64_t clean_body(void* argument) noexcept nogil:
+    clean_some(<Tenant>argument)
+    return 0
+
+
+cdef void clean_some(Tenant tenant) noexcept nogil:
+    """What a policy might choose: some of those that can be cleaned, worthwhile or not."""
+    cdef Row[ROWS_MAX] rows
+    cdef uint32_t[CLEANED_AT_ONCE] chosen
+    cdef Cleaned told
+    cdef uint32_t count = min(tenant.cleaner.list(rows, ROWS_MAX), <uint32_t>ROWS_MAX), wanted = 0, i, first
+    cdef int result
+    first = <uint32_t>tenant.life.draw(max(count, <uint32_t>1))
+    for i in range(count if tenant.stray.state == HOME else 0):
+        if wanted < CLEANED_AT_ONCE and rows[(first + i) % count].flags & ROW_CLEANABLE and tenant.life.draw(4):
+            chosen[wanted] = rows[(first + i) % count].segment
+            wanted += 1
+    result = tenant.cleaner.clean(chosen, wanted, NULL, &told)
+    tenant.end_task()
+    if result == -EBUSY:
+        return
+    tenant.life.cleaned.compacted += told.compacted
+    tenant.life.cleaned.evacuated += told.evacuated
+    tenant.life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
+    if told.compacted and tenant.life.chance(32):
+        tenant.life.hurry()                              # what has overwritten the dead has to be there by now
+    if told.failed and not tenant.life.damages:
+        tenant.life.fail(b"cleaning", told.error)
+
+
+cdef int64_t look_body(void* argument) noexcept nogil:
+    look_at_snapshots(<Simulation>argument)
+    return 0
+
+
+cdef void look_at_snapshots(Simulation life) noexcept nogil:
+    cdef int i
+    for i in range(life.tenant_count):
+        if (<Tenant>life.tenant_pointers[i]).serves():
+            look_at_all(<Tenant>life.tenant_pointers[i])
+    life.phase = WORKING
+
+
+cdef int64_t stop_body(void* argument) noexcept nogil:
+    stop(<Simulation>argument)
+    return 0
+
+
+cdef void stop(Simulation life) noexcept nogil:
+    cdef int i, result
+    for i in range(life.tenant_count):
+        if (<Tenant>life.tenant_pointers[i]).open and life.chance(192) and not (<Tenant>life.tenant_pointers[i]).log.error:
+            result = (<Tenant>life.tenant_pointers[i]).volume.checkpoints.run()
+            life.fail(b"the last checkpoint", result)
+            if result == -ENOSPC and not (life.errors_allowed or life.cloning):      # the reserve is one for two volumes' checkpoints (store/store.pyx)
+                life.fault(b"there is no room for the last checkpoint", 0, 0)
+    if life.last or life.chance(64):
+        for i in range(life.tenant_count):
+            if (<Tenant>life.tenant_pointers[i]).open and not compare_derived(life, (<Tenant>life.tenant_pointers[i])):
+                return
+    life.show_volumes()
+    while close_one(life):
+        pass
+    if not life.errors_allowed and not life.stores_add_up(True):
+        life.fault(life.audit.words, 0, 0)
+    life.phase = STOPPED
+
+
+cdef bint close_one(Simulation life) noexcept nogil:
+    """A clone before the volume that it is one of. False: there is none left."""
+    cdef int i, k
+    cdef bint needed
+    for i in range(life.tenant_count):
+        needed = False
+        for k in range(life.tenant_count):
+            if (<Tenant>life.tenant_pointers[k]).open and (<Tenant>life.tenant_pointers[k]).record.parent == life.tenant_pointers[i]:
+                needed = True
+        if (<Tenant>life.tenant_pointers[i]).open and not needed:
+            shut(<Tenant>life.tenant_pointers[i])
+            (<Tenant>life.tenant_pointers[i]).between = False
+            return True
+    return False
+
+
+cdef bint compare_derived(Simulation life, Tenant tenant) noexcept nogil:
+    """What cleaning would take to be dead is what the walk has found to be."""
+    cdef Segment* segment = tenant.volume.segments.first
+    cdef Plan* plan = &tenant.cleaner.plans[0]
+    cdef uint64_t committed = tenant.volume.log.committed, snapshots = tenant.volume.snapshots.version
+    cdef uint64_t checkpoint = tenant.volume.checkpoints.sequence
+    cdef uint32_t number = 0
+    cdef int result
+    cdef uint64_t walks = life.walks
+    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages:
+        return not life.wrong
+    if tenant.volume.map.cache.dirty or tenant.volume.segments.reclaim_holds:
+        return not life.wrong
+    while segment is not NULL:                           # as long as nothing changes
+        number = segment.number
+        if tenant.cleaner.cleanable(segment):
+            plan.segment = segment
+            segment.cleaning = True
+            result = tenant.cleaner.read_footer(plan)
+            if result == 0:
+                result = tenant.cleaner.derive(plan)
+            segment = tenant.volume.segments.find(number)
+            segment.cleaning = False
+            if tenant.volume.log.committed != committed or tenant.volume.snapshots.version != snapshots or tenant.volume.checkpoints.sequence != checkpoint:
+                break                                    # something has changed meanwhile
+            if result < 0:
+                life.fault(b"which blocks of segment %lld live cannot be derived (error %lld)", number, -result)
+                return False
+            life.comparisons += 1
+            if not life.audit.agrees(tenant.volume, number, segment.replica.footer_block, plan.words):
+                life.fault(life.audit.words, 0, 0)
+                return False
+        segment = segment.next
+    return True

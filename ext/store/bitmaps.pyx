@@ -1,0 +1,214 @@
+# The bitmaps of compacted replicas, as many as fit, and where their blocks lie.
+#
+#     FREE ──get──> LOADING ──a copy that is valid──> READY ──the clock──> FREE
+#                     └──── neither copy is ─────────────────────────────> FREE
+#
+# Always true:
+#   - a bitmap in READY was verified against what the directory said of its replica: whatever rank is read from it lies in its slabs;
+#   - a frame is known by its replica's serial, which no other ever has. So nothing has to be forgotten when a replica is replaced or
+#     removed: nobody asks for that serial again, and the clock takes its frame;
+#   - whoever waits for a bitmap finds it when woken, however few frames there are: it is held until all who waited had their turn;
+#   - whoever is in `starved` will be woken: a load is under way then.
+#
+# Nothing is allocated after construction; memory is mapped lazily. Called by reader, map and recovery on their reactor, from which nobody is
+# called back but from the Io's poll. Format: docs/formats.md, "Compacted replicas".
+
+from libc.errno cimport EIO, EUCLEAN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from iomesh.engine.store.compaction cimport bitmap_matches, bitmap_place, lives_in, rank_in, run_in
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.task cimport Waiters, join, wait, waited, wake_all
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, long)
+    int munmap(void*, size_t)
+    void* MAP_FAILED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+
+
+cdef class Bitmaps:
+    """frames: how many, 4 KiB each; at least 16. Raises MemoryError."""
+
+    def __cinit__(self, uint32_t frames, Io io):
+        cdef uint32_t buckets = 16
+        self.frames = max(frames, <uint32_t>BITMAP_FRAMES_MIN)
+        self.io = io
+        while buckets < 2 * self.frames:
+            buckets *= 2
+        self.bucket_mask = buckets - 1
+        self.buckets_bytes = buckets * sizeof(Frame*)
+        self.all_bytes = self.frames * <uint64_t>sizeof(Frame)
+        self.memory_bytes = self.frames * <uint64_t>BLOCK_BYTES
+        self.buckets = <Frame**>lazily(self.buckets_bytes)
+        self.all = <Frame*>lazily(self.all_bytes)
+        self.memory = <char*>lazily(self.memory_bytes)
+        if self.buckets is NULL or self.all is NULL or self.memory is NULL:
+            raise MemoryError(f"no memory for {self.frames} bitmaps of compacted segments")
+
+    def __dealloc__(self):
+        if self.buckets is not NULL:
+            munmap(self.buckets, self.buckets_bytes)
+        if self.all is not NULL:
+            munmap(self.all, self.all_bytes)
+        if self.memory is not NULL:
+            munmap(self.memory, self.memory_bytes)
+
+    cdef int64_t place(self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil:
+        cdef const Bitmap* bitmap = self.get(replica, when)
+        cdef uint64_t offset
+        contiguous[0] = 0
+        if bitmap is NULL:
+            return -EAGAIN
+        if block >= replica.blocks or not lives_in(bitmap, block):
+            return -ENODATA
+        offset = replica_offset(replica, 1 + rank_in(bitmap, block) + (planted(b"rank_off_by_one") if block % 64 == 63 else 0), contiguous)
+        invariant(contiguous[0] > 0, b"a compacted replica has slabs for what lives")
+        contiguous[0] = run_in(bitmap, block, min(contiguous[0], <uint32_t>NODE_POINTERS))
+        return <int64_t>offset
+
+    cdef int64_t find(self, const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
+        cdef Operation operation
+        cdef int64_t offset
+        cdef int64_t result
+        while True:
+            waited(&operation)
+            offset = place_of(self, replica, block, contiguous, &operation)
+            if offset != -EAGAIN:
+                return offset
+            result = wait(&operation)
+            if result < 0:
+                return result
+
+    cdef int read(self, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
+        cdef uint32_t contiguous, piece
+        cdef int64_t offset
+        cdef Operation operation
+        while count:
+            offset = self.find(replica, block, &contiguous)
+            if offset < 0:
+                return <int>offset
+            piece = min(count, contiguous)
+            waited(&operation)
+            self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+            if wait(&operation) < 0:
+                return <int>operation.result
+            block += piece
+            count -= piece
+            into = <char*>into + piece * BLOCK_BYTES
+        return 0
+
+    cdef const Bitmap* get(self, const Replica* replica, Operation* when) noexcept nogil:
+        cdef Frame** bucket = &self.buckets[<uint32_t>replica.serial & self.bucket_mask]      # serials are dense: their low bits spread them
+        cdef Frame* frame = bucket[0]
+        cdef uint32_t contiguous
+        cdef int which
+        while frame is not NULL and frame.serial != replica.serial:
+            frame = frame.hash_next
+        if frame is not NULL and frame.state == FRAME_READY:
+            frame.recent = True
+            self.hits += 1
+            return frame.bitmap
+        if frame is not NULL:
+            join(&frame.waiters, when)
+            return NULL
+        if self.loading < BITMAP_LOADS_MAX:
+            frame = self.take()
+        if frame is NULL:
+            join(&self.starved, when)
+            return NULL
+        frame.serial = replica.serial
+        frame.state = FRAME_LOADING
+        frame.recent = True
+        frame.which = 0
+        frame.device = replica.device
+        for which in range(2):
+            frame.offsets[which] = replica_offset(replica, bitmap_place(replica, which), &contiguous)
+        memcpy(frame.volume, replica.volume, 16)
+        frame.segment = replica.segment
+        frame.blocks = replica.blocks
+        frame.live = replica.live
+        frame.crc = replica.bitmap_crc
+        frame.bitmaps = <void*>self
+        frame.hash_next = bucket[0]
+        bucket[0] = frame
+        join(&frame.waiters, when)
+        self.loading += 1
+        self.misses += 1
+        self.read_copy(frame)
+        return NULL
+
+    cdef void read_copy(self, Frame* frame) noexcept nogil:
+        frame.load.done = load_done
+        frame.load.owner = frame
+        self.io.read(&frame.load, frame.device, frame.bitmap, BLOCK_BYTES, frame.offsets[frame.which])
+
+    cdef void loaded(self, Frame* frame, int64_t result) noexcept nogil:
+        cdef Waiters waiters
+        if result >= 0:
+            result = 0 if bitmap_matches(frame.bitmap, frame.volume, frame.segment, frame.blocks, frame.live, frame.crc) else -EUCLEAN
+        if result < 0 and frame.which == 0:
+            frame.which = 1
+            self.read_copy(frame)
+            return
+        self.loading -= 1
+        waiters = frame.waiters
+        frame.waiters.first = frame.waiters.last = NULL
+        if result == 0:
+            frame.state = FRAME_READY
+            frame.held = True
+            wake_all(&waiters, 0)
+            frame.held = False
+        else:
+            self.errors += 1
+            unhash(self, frame)
+            frame.state = FRAME_FREE
+            frame.hash_next = self.free_list
+            self.free_list = frame
+            wake_all(&waiters, -EUCLEAN if result == -EUCLEAN else -EIO)
+        wake_all(&self.starved, 0)
+
+    cdef Frame* take(self) noexcept nogil:
+        """One that is in no bucket; a bitmap that was used since the hand last passed is spared once. NULL: all are being read."""
+        cdef Frame* frame = self.free_list
+        cdef uint64_t _step
+        if frame is not NULL:
+            self.free_list = frame.hash_next
+            return frame
+        if self.touched < self.frames:
+            frame = &self.all[self.touched]
+            frame.bitmap = <Bitmap*>(self.memory + self.touched * <uint64_t>BLOCK_BYTES)
+            self.touched += 1
+            return frame
+        for _step in range(2 * <uint64_t>self.frames):
+            frame = &self.all[self.hand]
+            self.hand = self.hand + 1 if self.hand + 1 < self.frames else 0
+            if frame.state != FRAME_READY or frame.held:
+                continue
+            if frame.recent:
+                frame.recent = False
+                continue
+            unhash(self, frame)
+            return frame
+        return NULL
+
+
+cdef void load_done(Operation* operation) noexcept nogil:
+    cdef Frame* frame = <Frame*>operation.owner
+    (<Bitmaps>frame.bitmaps).loaded(frame, operation.result)
+
+
+cdef void unhash(Bitmaps bitmaps, Frame* frame) noexcept nogil:
+    cdef Frame** place = &bitmaps.buckets[<uint32_t>frame.serial & bitmaps.bucket_mask]
+    while place[0] is not frame:
+        place = &place[0].hash_next
+    place[0] = frame.hash_next
+
+
+cdef void* lazily(uint64_t count) noexcept:
+    cdef void* memory = mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if memory == MAP_FAILED else memory

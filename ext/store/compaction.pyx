@@ -1,0 +1,280 @@
+# Writing a replica again without its dead blocks: the bitmap, the live blocks one behind the other, the bitmap once more.
+#
+# Always true:
+#   - the old replica is only read, the copy only written: whoever is interrupted has changed nothing that counts;
+#   - blocks are copied as they are, a rotten one too: whoever reads it has its checksum. Only the bitmap is verified, since every
+#     address depends on it, and the footer, which is made anew: its table lists what the copy has. One that is damaged stays as it is;
+#   - what is asked of the device is as long as a piece: gaps of dead blocks are read over as long as they are shorter than another read is
+#     worth. The next piece is read while the last one is being written.
+#
+# Which blocks live is the caller's to know. Called by store; a Compactor makes one copy at a time. Format: docs/formats.md, "Compacted replicas".
+
+from libc.errno cimport EIO, ENOENT, EUCLEAN
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.store.directory cimport Replica, replica_offset
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.format.layout cimport (
+    BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer, Listed, bitmap_valid, block_crc,
+    footer_blocks, footer_table_valid, footer_valid, next_listed)
+from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    PIECE_BLOCKS = 32                # read or written at once: 128 KiB; behind longer ones a user's write would wait for milliseconds
+    GAP_BLOCKS = 32                  # of dead blocks that are read over: 128 KiB take a disk or a flash drive less than one more read
+    WORDS = 256                      # of a bitmap
+
+
+cdef class Compactor:
+    """Raises MemoryError. Its memory (912 KiB) is touched by the first copy."""
+
+    def __cinit__(self, Io io):
+        cdef void* memory
+        self.io = io
+        if posix_memalign(&memory, BLOCK_BYTES, (3 * PIECE_BLOCKS + FOOTER_BLOCKS_MAX + 2) * BLOCK_BYTES):
+            raise MemoryError("no memory for compaction")
+        self.incoming = <char*>memory
+        self.outgoing = self.incoming + PIECE_BLOCKS * BLOCK_BYTES
+        self.leaving = self.outgoing + PIECE_BLOCKS * BLOCK_BYTES
+        self.footer = self.leaving + PIECE_BLOCKS * BLOCK_BYTES
+        self.kept = <Bitmap*>(self.footer + FOOTER_BLOCKS_MAX * BLOCK_BYTES)
+        self.there = self.kept + 1
+
+    def __dealloc__(self):
+        release(self.incoming)
+
+    cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil:
+        cdef Bitmap* kept = self.kept
+        cdef uint32_t i, block
+        cdef int error = read_bitmap(self.io, old, self.there) if old.live else 0
+        if error:
+            return error
+        memset(kept, 0, sizeof(Bitmap))
+        kept.magic = BITMAP_MAGIC
+        kept.version = FORMAT_VERSION
+        memcpy(kept.volume, old.volume, 16)
+        kept.segment = old.segment
+        kept.blocks = old.blocks
+        memcpy(kept.words, live, sizeof(kept.words))
+        self.footer_blocks = self.make_footer(old) if old.footer_block else 0
+        if self.footer_blocks < 0:
+            return self.footer_blocks
+        if old.footer_block:
+            for block in range(old.footer_block, old.blocks):
+                if self.footer_blocks:
+                    keep(kept, block, block < old.footer_block + <uint32_t>self.footer_blocks)
+                else:
+                    keep(kept, block, not old.live or lives_in(self.there, block))
+        for i in range(WORDS):
+            kept.before[i] = kept.live
+            kept.live += bits_in(kept.words[i])
+            if old.live and kept.words[i] & ~self.there.words[i]:
+                return -EUCLEAN
+        kept.crc = block_crc(kept)
+        invariant(bitmap_valid(kept, old.volume, old.segment), b"blocks that are kept lie in the segment, and there are some")
+        return 0
+
+    cdef int make_footer(self, const Replica* old) noexcept nogil:
+        """That of the copy: a table of what is kept. Its length with the table in blocks; 0: the old one is damaged; or a negative errno."""
+        cdef Footer* footer = <Footer*>self.footer
+        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef const Entry* entry
+        cdef uint32_t place = self.place_in(old, old.footer_block), listed = 0
+        cdef Listed read
+        cdef int error = read_places(self.io, old, place, 1, self.footer)
+        if error:
+            return error
+        if not footer_valid(footer, old.volume, old.segment, old.footer_block, old.blocks) or footer.table_blocks >= FOOTER_BLOCKS_MAX:
+            return 0
+        error = read_places(self.io, old, place + 1, footer.table_blocks, <char*>table)
+        if error:
+            return error
+        if not footer_table_valid(footer, table):
+            return 0
+        memset(&read, 0, sizeof(read))
+        entry = next_listed(footer, table, &read)
+        while entry is not NULL:
+            if lives_in(self.kept, read.block):
+                table[listed] = entry[0]                 # what is read lies behind what is written
+                table[listed].count = read.block
+                listed += 1
+            entry = next_listed(footer, table, &read)
+        footer.brief = True
+        footer.entry_count = listed
+        footer.table_blocks = footer_blocks(listed) - 1
+        memset(&table[listed], 0, footer.table_blocks * BLOCK_BYTES - listed * sizeof(Entry))
+        footer.table_crc = crc32c(table, footer.table_blocks * BLOCK_BYTES)
+        footer.crc = block_crc(footer)
+        return footer_blocks(listed)
+
+    cdef uint32_t blocks(self) noexcept nogil:
+        return self.kept.live + BITMAP_COPIES
+
+    cdef int copy(self, const Replica* old, const Replica* copy, Pace* pace) noexcept nogil:
+        cdef Bitmap* kept = self.kept
+        cdef uint32_t limit = old.footer_block if self.footer_blocks else kept.blocks
+        cdef uint32_t block = next_live(kept, 0), following, first, place, end, contiguous, i
+        cdef int error
+        self.gathered = self.written = 0
+        error = self.add(kept, copy, pace)
+        while error == 0 and block < limit:
+            first = self.place_in(old, block)
+            end = first + 1
+            replica_offset(old, first, &contiguous)
+            following = next_live(kept, block + 1)
+            while following < limit:
+                place = self.place_in(old, following)
+                if place >= first + min(contiguous, <uint32_t>PIECE_BLOCKS) or place > end + GAP_BLOCKS:
+                    break
+                end = place + 1
+                following = next_live(kept, following + 1)
+            error = self.read(old, block, following, first, end - first, pace)
+            while error == 0 and block < following:
+                error = self.add(self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, pace)
+                block = next_live(kept, block + 1)
+        for i in range(self.footer_blocks):
+            if error == 0:
+                error = self.add(self.footer + <size_t>i * BLOCK_BYTES, copy, pace)
+        if error == 0:
+            error = self.add(kept, copy, pace)
+        if error == 0:
+            error = self.write_out(copy, pace)
+        if self.await_writes() < 0 and error == 0:
+            error = -EIO
+        invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
+        return error
+
+    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Pace* pace) noexcept nogil:
+        """`count` of the old one's blocks on the device from `first` on, in which live those of the segment from `block` up to `end`."""
+        cdef uint32_t contiguous
+        cdef uint64_t offset = replica_offset(old, first, &contiguous)
+        cdef Operation operation
+        cdef int error = pace.step(pace.owner, self.io, count * BLOCK_BYTES) if pace is not NULL else 0
+        invariant(contiguous >= count, b"a replica has slabs for its blocks")
+        if error:
+            return error
+        waited(&operation)
+        self.io.read(&operation, old.device, self.incoming, count * BLOCK_BYTES, offset)
+        if wait(&operation) >= 0:
+            return 0
+        while block < end:                               # a bad sector among the dead must not keep the living
+            count = self.place_in(old, block) - first
+            waited(&operation)
+            self.io.read(&operation, old.device, self.incoming + <size_t>count * BLOCK_BYTES, BLOCK_BYTES, offset + <uint64_t>count * BLOCK_BYTES)
+            if wait(&operation) < 0:
+                return <int>operation.result
+            block = next_live(self.kept, block + 1)
+        return 0
+
+    cdef int add(self, const void* block, const Replica* copy, Pace* pace) noexcept nogil:
+        cdef int error = 0
+        if self.gathered == PIECE_BLOCKS:
+            error = self.write_out(copy, pace)
+        memcpy(self.outgoing + <size_t>self.gathered * BLOCK_BYTES, block, BLOCK_BYTES)
+        self.gathered += 1
+        return error
+
+    cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil:
+        """Begins to write what was gathered, once what is being written is."""
+        cdef uint32_t done = 0, contiguous, piece
+        cdef uint64_t offset
+        cdef char* data = self.outgoing
+        cdef int error = self.await_writes()
+        if error == 0 and pace is not NULL:
+            error = pace.step(pace.owner, self.io, self.gathered * BLOCK_BYTES)
+        while error == 0 and done < self.gathered:
+            offset = replica_offset(copy, self.written, &contiguous)
+            invariant(contiguous > 0 and self.writing < WRITES_MAX, b"a copy has slabs for its blocks")
+            piece = min(self.gathered - done, contiguous)
+            waited(&self.writes[self.writing])
+            self.io.write(&self.writes[self.writing], copy.device, data + <size_t>done * BLOCK_BYTES, piece * BLOCK_BYTES, offset)
+            self.writing += 1
+            done += piece
+            self.written += piece
+        self.outgoing = self.leaving
+        self.leaving = data
+        self.gathered = 0
+        return error
+
+    cdef int await_writes(self) noexcept nogil:
+        cdef int error = 0
+        cdef uint32_t i
+        for i in range(self.writing):
+            if wait(&self.writes[i]) < 0:
+                error = <int>self.writes[i].result
+        self.writing = 0
+        return error
+
+    cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil:
+        """Among the old one's blocks on the device."""
+        return 1 + rank_in(self.there, block) if old.live else block
+
+
+cdef inline void keep(Bitmap* kept, uint32_t block, bint is_kept) noexcept nogil:
+    kept.words[block // 64] &= ~(<uint64_t>1 << (block % 64))
+    kept.words[block // 64] |= <uint64_t>is_kept << (block % 64)
+
+
+cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
+    """The first from this one on; the segment's end: there is none."""
+    cdef uint32_t word = block // 64
+    cdef uint64_t left
+    if block >= bitmap.blocks:
+        return bitmap.blocks
+    left = bitmap.words[word] >> (block % 64) << (block % 64)
+    while left == 0 and word + 1 < WORDS:
+        word += 1
+        left = bitmap.words[word]
+    return word * 64 + lowest_bit(left) if left else bitmap.blocks
+
+
+# ---------------------------------------------------------------------- what is at rest
+
+cdef int read_places(Io io, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil:
+    cdef uint32_t contiguous, piece
+    cdef uint64_t offset
+    cdef Operation operation
+    while count:
+        offset = replica_offset(replica, place, &contiguous)
+        if contiguous == 0:
+            return -ENOENT
+        piece = min(count, contiguous)
+        waited(&operation)
+        io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            return <int>operation.result
+        place += piece
+        count -= piece
+        into += piece * BLOCK_BYTES
+    return 0
+
+
+cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil:
+    cdef Operation operation
+    cdef uint32_t contiguous
+    cdef uint64_t offset
+    cdef int which, error = -EUCLEAN
+    for which in range(BITMAP_COPIES):
+        offset = replica_offset(replica, bitmap_place(replica, which), &contiguous)
+        waited(&operation)
+        io.read(&operation, replica.device, into, BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            error = -EIO
+        elif bitmap_of(replica, into):
+            return 0
+    return error
+
+
+cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil:
+    return bitmap_matches(bitmap, replica.volume, replica.segment, replica.blocks, replica.live, replica.bitmap_crc)
+
+
+cdef bint bitmap_matches(const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc) noexcept nogil:
+    return bitmap_valid(bitmap, volume, segment) and bitmap.crc == crc and bitmap.blocks == blocks and bitmap.live == live

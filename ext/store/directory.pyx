@@ -1,0 +1,206 @@
+# Which segment replicas a device holds, and where: the directory, in memory.
+#
+# Always true:
+#   - a replica whose state is not 0 is exactly what the journal, read now, would say of it; it changes by apply() alone, which the journal
+#     calls once the change is durable. So a snapshot of the directory can be taken at any moment between two changes;
+#   - a replica of state 0 is being created (its slabs are taken, its entry is on the way) or was just deleted; nobody finds it but the store;
+#   - a Replica stays at its address until it is dropped, whatever the hash table does;
+#   - of a segment there is one replica in the hash table. A copy of it that is being written (compaction) is outside until the
+#     journal has it; then replace() puts it in the place of the old one, which is the store's to release when nobody uses it any more.
+#
+# Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcmp, memcpy, memset
+
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_PUT
+
+cdef extern from *:
+    r"""
+    static uint64_t last_serial;                       /* of all stores, on whatever reactors they live */
+    #define next_serial() __atomic_add_fetch(&last_serial, 1, __ATOMIC_RELAXED)
+    """
+    uint64_t next_serial() noexcept nogil
+
+cdef enum:
+    BUCKETS_AT_FIRST = 256
+
+
+cdef class Directory:
+    """Raises MemoryError."""
+
+    def __cinit__(self):
+        self.bucket_count = BUCKETS_AT_FIRST
+        self.buckets = <Replica**>calloc(self.bucket_count, sizeof(Replica*))
+        if self.buckets is NULL:
+            raise MemoryError("no memory for a directory of segment replicas")
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        cdef Replica* replica
+        if self.buckets is not NULL:
+            for i in range(self.bucket_count):
+                while self.buckets[i] is not NULL:
+                    replica = self.buckets[i]
+                    self.buckets[i] = replica.next
+                    release(replica)
+        release(self.buckets)
+
+    cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
+        return self.place(volume, segment)[0]
+
+    cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
+        cdef Replica* replica = self.new(volume, segment, extents, extent_count)
+        cdef Replica** place
+        if replica is NULL:
+            return NULL
+        if self.filled >= self.bucket_count:
+            self.grow()
+        place = self.place(volume, segment)
+        invariant(place[0] is NULL, b"a replica is added once")
+        place[0] = replica
+        self.filled += 1
+        return replica
+
+    cdef Replica* new(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
+        cdef Replica* replica = <Replica*>calloc(1, sizeof(Replica) - (EXTENTS_MAX - extent_count) * sizeof(Extent))
+        if replica is NULL:
+            return NULL
+        memcpy(replica.volume, volume, 16)
+        replica.segment = segment
+        memcpy(replica.extents, extents, extent_count * sizeof(Extent))
+        replica.extent_count = extent_count
+        replica.serial = next_serial()
+        self.entry_bytes += sizeof(JournalEntry) + extent_count * sizeof(Extent)
+        return replica
+
+    cdef void drop(self, Replica* replica) noexcept nogil:
+        cdef Replica** place = self.place(replica.volume, replica.segment)
+        invariant(place[0] is replica and replica.state == 0, b"a replica is dropped when the journal does not have it")
+        place[0] = replica.next
+        self.filled -= 1
+        self.discard(replica)
+
+    cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil:
+        cdef Replica* copy = self.new(old.volume, old.segment, extents, extent_count)
+        if copy is not NULL:
+            copy.device = old.device
+            copy.slabs_offset = old.slabs_offset
+            copy.slab_shift = old.slab_shift
+        return copy
+
+    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil:
+        cdef Replica** place = self.place(old.volume, old.segment)
+        invariant(place[0] is old and old.state != 0 and copy.state == 0, b"a replica that exists is replaced by one that does not yet")
+        copy.next = old.next
+        place[0] = copy
+        old.state = 0
+        self.count -= 1
+        self.entry_bytes -= sizeof(JournalEntry) + old.extent_count * sizeof(Extent)
+
+    cdef void discard(self, Replica* copy) noexcept nogil:
+        self.entry_bytes -= sizeof(JournalEntry) + copy.extent_count * sizeof(Extent)
+        release(copy)
+
+    cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil:
+        # Another reactor may look up blocks in the extents meanwhile: those that stay, stay where they are.
+        cdef const Extent* extents = extents_of(entry)
+        cdef int i
+        self.count -= replica.state != 0
+        if entry.kind == ENTRY_DELETE:
+            replica.state = 0
+            return
+        self.count += 1
+        self.entry_bytes += entry.extent_count * sizeof(Extent)
+        self.entry_bytes -= replica.extent_count * sizeof(Extent)
+        for i in range(entry.extent_count):
+            if replica.extents[i].first != extents[i].first or replica.extents[i].count != extents[i].count:
+                replica.extents[i] = extents[i]
+        replica.extent_count = entry.extent_count
+        replica.state = entry.state
+        replica.stream = entry.stream
+        replica.epoch = entry.epoch
+        replica.blocks = entry.blocks
+        replica.footer_block = entry.footer_block
+        replica.live = entry.live
+        replica.bitmap_crc = entry.bitmap_crc
+
+    cdef const char* replay(self, const JournalEntry* entry) noexcept nogil:
+        cdef Replica* replica = self.find(entry.volume, entry.segment)
+        if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy in more pieces: there is no room for them
+            replica.state = 0
+            self.count -= 1
+            self.drop(replica)
+            replica = NULL
+        if entry.kind == ENTRY_DELETE and replica is NULL:
+            return b"it deletes a segment replica that does not exist"
+        if replica is NULL:
+            replica = self.add(entry.volume, entry.segment, extents_of(entry), entry.extent_count)
+            if replica is NULL:
+                return b"there is no memory for the directory"
+        self.apply(replica, entry)
+        if entry.kind == ENTRY_DELETE:
+            self.drop(replica)
+        return NULL
+
+    cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil:
+        cdef uint32_t i, found = 0
+        cdef Replica* replica
+        for i in range(self.bucket_count):
+            replica = self.buckets[i]
+            while replica is not NULL:
+                if replica.state != 0 and (volume is NULL or memcmp(replica.volume, volume, 16) == 0):
+                    if found < room:
+                        into[found] = replica
+                    found += 1
+                replica = replica.next
+        return found
+
+    cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
+        """Where the pointer to it is or would be."""
+        cdef uint64_t[2] words
+        memcpy(words, volume, 16)
+        cdef uint64_t mixed = (words[0] ^ words[1] ^ segment) * <uint64_t>0x9E3779B97F4A7C15      # the golden ratio: spreads what differs little
+        cdef Replica** place = &self.buckets[(mixed >> 32) & (self.bucket_count - 1)]
+        while place[0] is not NULL and (place[0].segment != segment or memcmp(place[0].volume, volume, 16) != 0):
+            place = &place[0].next
+        return place
+
+    cdef void grow(self) noexcept nogil:
+        cdef Replica** old = self.buckets
+        cdef Replica** place
+        cdef Replica** buckets = <Replica**>calloc(2 * <size_t>self.bucket_count, sizeof(Replica*))
+        cdef Replica* replica
+        cdef uint32_t i, old_count = self.bucket_count
+        if buckets is NULL:
+            return                                       # longer chains do no harm
+        self.buckets = buckets
+        self.bucket_count = 2 * old_count
+        for i in range(old_count):
+            while old[i] is not NULL:
+                replica = old[i]
+                old[i] = replica.next
+                replica.next = NULL
+                place = self.place(replica.volume, replica.segment)
+                place[0] = replica
+        release(old)
+
+
+cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogil:
+    memset(into, 0, sizeof(JournalEntry))
+    into.kind = ENTRY_PUT
+    into.state = replica.state
+    into.extent_count = replica.extent_count
+    into.segment = replica.segment
+    memcpy(into.volume, replica.volume, 16)
+    into.epoch = replica.epoch
+    into.blocks = replica.blocks
+    into.footer_block = replica.footer_block
+    into.stream = replica.stream
+    into.bitmap_blocks = BITMAP_COPIES if replica.live else 0
+    into.bitmap_crc = replica.bitmap_crc
+    into.live = replica.live
+    memcpy(<void*>extents_of(into), replica.extents, replica.extent_count * sizeof(Extent))
+    return sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)

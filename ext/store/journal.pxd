@@ -1,0 +1,55 @@
+# The log of a directory's changes, on the device. See store/journal.pyx.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.format.layout cimport JournalBlock, Superblock
+from iomesh.engine.base.reactor cimport Reactor
+
+cdef enum:
+    REASON_BYTES = 256
+    REPAIRS_MAX = 16
+    REPAIR_BYTES = 160
+
+cdef struct Repairs:                 # what was found damaged and restored, for people
+    uint32_t count                   # may exceed REPAIRS_MAX: the rest is not described
+    char lines[REPAIRS_MAX][REPAIR_BYTES]
+
+cdef struct Change:                  # of the task that asks for it, until commit() returns
+    Replica* replica
+    Replica* instead_of              # in whose place in the directory it comes; NULL: it is there already
+    EntryBytes wanted
+    Operation done
+    Change* next
+
+cdef class Journal:
+    cdef readonly int failed         # errno that stopped it; 0: none
+    cdef Reactor home
+    cdef Directory directory
+    cdef int device
+    cdef bint volatile_cache
+    cdef uint8_t identity[16]        # of the device
+    cdef uint64_t offset             # of the first area
+    cdef uint32_t slab_blocks
+    cdef uint32_t area_blocks
+    cdef uint32_t half               # the one that is written
+    cdef uint32_t next_index         # in it
+    cdef uint64_t generation         # of it
+    cdef uint64_t highest_generation     # on the device: an unfinished snapshot may have a higher one
+    cdef JournalBlock* block         # the one that is being written
+    cdef Change* first               # not yet in a block
+    cdef Change* last
+    cdef bint writing                # a task writes blocks until no change is left
+
+    cdef int commit(self, Change* change) noexcept nogil          # 0 once it is durable and applied to the directory, or a negative errno
+    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil  # a snapshot of the directory, longer by so much, fits
+    cdef void write_changes(self) noexcept nogil
+    cdef Change* fill_block(self) noexcept nogil
+    cdef int write_block(self) noexcept nogil
+    cdef int switch_half(self) noexcept nogil
+    cdef uint32_t build_snapshot(self, JournalBlock* blocks, uint64_t generation) noexcept nogil
+    cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil
+    cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil
+    cdef int flush(self) noexcept nogil
+
+cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil

@@ -1,0 +1,250 @@
+# The log of a directory's changes, on the device.
+#
+# Always true:
+#   - every block is written twice, to its half and to the half's mirror far from it, at the same time; a change is durable once both
+#     are written and, if the device has a volatile cache, flushed;
+#   - blocks of a half follow each other by index, each written only after the one before it is durable. So a block that is in neither copy while a
+#     later one of its generation is in one was not torn by a crash: it was damaged, and nobody may guess what it said;
+#   - a half begins with a snapshot of the whole directory; it counts from its last block (SNAPSHOT_END) on, which is written after
+#     all others are durable. Until then the other half is untouched, so that one of them is always whole;
+#   - a generation is used for one half once: what an unfinished snapshot left behind never looks like a part of a later one.
+#
+# Changes that are asked for while a block is being written share the next one (group commit). An error of any write stops the journal for good: what
+# stands on the device is not known then, and only opening it again finds out.
+#
+# Called by store on its reactor, in tasks; reading it at opening is store/journal_replay.pyx. Format: docs/formats.md, "Journal".
+
+from libc.errno cimport EIO, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, FORMAT_VERSION, JOURNAL_CHANGES, JOURNAL_MAGIC, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END,
+    Extent, JournalEntry, Superblock, block_crc)
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.base.task cimport start, wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t bytes)
+
+cdef enum:
+    PIECE_BLOCKS = 256               # written at once when a half begins: 1 MiB
+    BLOCK_ROOM = 4032 - 312          # of a block, at least, is filled with entries before one does not fit: the longest has 320 bytes
+
+
+cdef class Journal:
+    """home: the reactor of all its work. device: the Io's number. Raises MemoryError."""
+
+    def __cinit__(self, Reactor home, Directory directory, int device, bint volatile_cache):
+        self.home = home
+        self.directory = directory
+        self.device = device
+        self.volatile_cache = volatile_cache
+        self.block = <JournalBlock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        if self.block is NULL:
+            raise MemoryError("no memory for a block of the journal")
+
+    def __dealloc__(self):
+        release(self.block)
+
+    cdef int commit(self, Change* change) noexcept nogil:
+        if self.failed:
+            return -EIO
+        change.next = NULL
+        if self.last is NULL:
+            self.first = change
+        else:
+            self.last.next = change
+        self.last = change
+        waited(&change.done)
+        if not self.writing:
+            self.writing = True
+            start(write_changes_task, <void*>self, NULL)
+        return wait(&change.done)
+
+    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil:
+        # A quarter of the half stays for changes, so that halves are not switched all the time.
+        return (self.directory.entry_bytes + more_bytes) // BLOCK_ROOM + 2 <= self.area_blocks // 4 * 3
+
+    cdef void write_changes(self) noexcept nogil:
+        cdef Change* change
+        cdef Change* after
+        cdef int error = 0
+        while self.first is not NULL:
+            if error == 0 and self.next_index == self.area_blocks:
+                error = self.switch_half()
+            change = self.fill_block()
+            if error == 0:
+                error = self.write_block()
+            if error:
+                self.failed = -error
+            while change is not NULL:
+                after = change.next                      # the change is gone once its task goes on
+                if error == 0 and change.instead_of is not NULL:
+                    self.directory.replace(change.instead_of, change.replica)
+                if error == 0:
+                    self.directory.apply(change.replica, &change.wanted.entry)
+                change.done.result = -EIO if error else 0
+                change.done.done(&change.done)
+                change = after
+        self.writing = False
+
+    cdef Change* fill_block(self) noexcept nogil:
+        """As many changes as fit, in the order in which they were asked for; returns them as a list of their own."""
+        cdef Change* taken = self.first
+        cdef Change* newest = NULL
+        cdef uint32_t bytes
+        begin_block(self.block, self.identity, self.generation, self.next_index, JOURNAL_CHANGES)
+        while self.first is not NULL:
+            bytes = sizeof(JournalEntry) + self.first.wanted.entry.extent_count * sizeof(Extent)
+            if self.block.bytes + bytes > sizeof(self.block.entries):
+                break
+            memcpy(self.block.entries + self.block.bytes, &self.first.wanted, bytes)
+            self.block.bytes += bytes
+            newest = self.first
+            self.first = newest.next
+        newest.next = NULL
+        if self.first is NULL:
+            self.last = NULL
+        return taken
+
+    cdef int write_block(self) noexcept nogil:
+        cdef int error
+        self.block.crc = block_crc(self.block)
+        error = self.write_twice(self.half, self.next_index, self.block, 1)
+        self.next_index += 1
+        return error if error else self.flush()
+
+    # ------------------------------------------------------------------ the other half
+
+    cdef int switch_half(self) noexcept nogil:
+        """Begin the other half with a snapshot of the directory and go on there."""
+        cdef uint64_t generation = self.highest_generation + 1
+        cdef uint32_t blocks = self.build_snapshot(NULL, generation), done = 0, piece
+        cdef JournalBlock* snapshot
+        cdef int error = 0
+        if blocks >= self.area_blocks:
+            return -ENOSPC
+        snapshot = <JournalBlock*>aligned_alloc(BLOCK_BYTES, <size_t>blocks * BLOCK_BYTES)
+        if snapshot is NULL:
+            return -ENOMEM
+        self.build_snapshot(snapshot, generation)
+        self.highest_generation = generation
+        while error == 0 and done < blocks - 1:
+            piece = min(blocks - 1 - done, <uint32_t>PIECE_BLOCKS)
+            error = self.write_twice(1 - self.half, done, snapshot + done, piece)
+            done += piece
+        if error == 0 and done:
+            error = self.flush()
+        if error == 0:
+            error = self.write_twice(1 - self.half, done, snapshot + done, 1)
+        if error == 0:
+            error = self.flush()
+        release(snapshot)
+        if error == 0:
+            self.half = 1 - self.half
+            self.generation = generation
+            self.next_index = blocks
+        return error
+
+    cdef uint32_t build_snapshot(self, JournalBlock* blocks, uint64_t generation) noexcept nogil:
+        """How many blocks it has; blocks NULL: only that."""
+        cdef EntryBytes entry
+        cdef Replica* replica
+        cdef uint32_t used = 0, filled = 0, bytes, bucket
+        if blocks is not NULL:
+            begin_block(blocks, self.identity, generation, 0, JOURNAL_SNAPSHOT)
+        for bucket in range(self.directory.bucket_count):
+            replica = self.directory.buckets[bucket]
+            while replica is not NULL:
+                if replica.state != 0:
+                    bytes = entry_of(replica, &entry.entry)
+                    if filled + bytes > sizeof(blocks.entries):
+                        used += 1
+                        filled = 0
+                        if blocks is not NULL:
+                            begin_block(blocks + used, self.identity, generation, used, JOURNAL_SNAPSHOT)
+                    if blocks is not NULL:
+                        memcpy(blocks[used].entries + filled, &entry, bytes)
+                        blocks[used].bytes += bytes
+                    filled += bytes
+                replica = replica.next
+        if blocks is not NULL:
+            blocks[used].kind = JOURNAL_SNAPSHOT_END
+            for bucket in range(used + 1):
+                blocks[bucket].crc = block_crc(blocks + bucket)
+        return used + 1
+
+    # ------------------------------------------------------------------ the device
+
+    cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil:
+        return write_both(self.home.io, self.device, data, blocks * BLOCK_BYTES, self.place(0, half, index), self.place(1, half, index))
+
+    cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil:
+        """Where on the device a block lies. copy: 0, or 1 for the mirror."""
+        invariant(index < self.area_blocks, b"a block lies inside its half")
+        return self.offset + (<uint64_t>(2 * copy + half) * self.area_blocks + index) * BLOCK_BYTES
+
+    cdef int flush(self) noexcept nogil:
+        cdef Operation operation
+        if not self.volatile_cache or planted(b"journal_without_flush"):
+            return 0
+        waited(&operation)
+        self.home.io.flush(&operation, self.device)
+        return wait(&operation)
+
+
+cdef int64_t write_changes_task(void* journal) noexcept nogil:
+    (<Journal>journal).write_changes()
+    return 0
+
+
+cdef void begin_block(JournalBlock* block, const uint8_t* identity, uint64_t generation, uint32_t index, uint16_t kind) noexcept nogil:
+    memset(block, 0, sizeof(JournalBlock))
+    block.magic = JOURNAL_MAGIC
+    block.version = FORMAT_VERSION
+    memcpy(block.device, identity, 16)
+    block.generation = generation
+    block.index = index
+    block.kind = kind
+
+
+cdef int write_both(Io io, int device, const void* data, uint32_t bytes, uint64_t offset, uint64_t mirror_offset) noexcept nogil:
+    cdef Operation operation, mirrored
+    cdef int64_t result, mirrored_result
+    waited(&operation)
+    io.write(&operation, device, data, bytes, offset)
+    waited(&mirrored)
+    io.write(&mirrored, device, data, bytes, mirror_offset)
+    result = wait(&operation)
+    mirrored_result = wait(&mirrored)
+    return result if result < 0 else mirrored_result if mirrored_result < 0 else 0
+
+
+cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil:
+    """Four empty areas, but for the snapshot of an empty directory that the first begins with. The caller flushes."""
+    cdef uint64_t done = 0, length = 4 * superblock.journal_bytes
+    cdef uint32_t piece = PIECE_BLOCKS * BLOCK_BYTES
+    cdef Operation operation
+    cdef int64_t error = 0
+    cdef char* zeros = <char*>aligned_alloc(BLOCK_BYTES, piece)
+    cdef JournalBlock* block = <JournalBlock*>zeros
+    if zeros is NULL:
+        return -ENOMEM
+    memset(zeros, 0, piece)
+    while error >= 0 and done < length:                  # journal_bytes is a multiple of 256 KiB, so 4 times that of a piece
+        waited(&operation)
+        io.write(&operation, device, zeros, piece, superblock.journal_offset + done)
+        error = wait(&operation)
+        done += piece
+    if error >= 0:
+        begin_block(block, superblock.device, 1, 0, JOURNAL_SNAPSHOT_END)
+        block.crc = block_crc(block)
+        error = write_both(io, device, block, BLOCK_BYTES, superblock.journal_offset, superblock.journal_offset + 2 * superblock.journal_bytes)
+    release(zeros)
+    return error if error < 0 else 0

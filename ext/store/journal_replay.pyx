@@ -1,0 +1,259 @@
+# Reading a journal when its store opens.
+#
+#   1. survey both halves, each block in both copies: which generation is the newest there, where does its snapshot end, which is its last
+#      block, does one before it lack;
+#   2. choose the half with the newest complete snapshot, and refuse where anything shows that a newer state existed and is lost;
+#   3. replay it: apply every entry in order, restore each block that is good in one copy only.
+#
+# What must come out: the directory as of the last change that was durable, or a refusal that says which block is damaged. Never an older state.
+# (A change that was under way in a crash may count or not: no one was told of it.)
+#
+# Called by store. Format and reasons: docs/formats.md, "Journal".
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free as release
+from libc.string cimport memcmp, memcpy, memset
+
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.store.journal cimport REASON_BYTES, REPAIR_BYTES, REPAIRS_MAX
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, Extent, JournalBlock, JournalEntry, journal_block_valid)
+from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from "<errno.h>" nogil:
+    int EUCLEAN
+
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t bytes)
+
+cdef enum:
+    PIECE_BLOCKS = 128               # read at once of each copy: 512 KiB
+
+cdef struct Half:                    # what a survey found of its newest generation
+    uint64_t generation              # 0: no valid block at all
+    int64_t snapshot_end             # index of the SNAPSHOT_END; -1: none
+    int64_t last                     # the highest index
+    int64_t lacking                  # the lowest index at which no copy has a block of it; -1: none
+    bint changes                     # it has changes
+
+cdef struct Pieces:                  # the same blocks of both copies
+    JournalBlock* copies[2]
+    uint32_t half
+    uint32_t first
+    uint32_t count
+
+cdef struct Restored:                # blocks in a row that were restored, to be told in one line
+    uint32_t copy
+    uint32_t first
+    uint32_t count
+    int error                        # of rewriting them
+
+
+cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs, char* reason) noexcept nogil:
+    cdef Pieces pieces
+    cdef Half[2] halves
+    cdef int error
+    cdef int64_t chosen
+    memcpy(journal.identity, superblock.device, 16)
+    journal.offset = superblock.journal_offset
+    journal.area_blocks = superblock.journal_bytes // BLOCK_BYTES
+    journal.slab_blocks = superblock.slab_bytes // BLOCK_BYTES
+    pieces.copies[0] = <JournalBlock*>aligned_alloc(BLOCK_BYTES, 2 * PIECE_BLOCKS * BLOCK_BYTES)
+    if pieces.copies[0] is NULL:
+        snprintf(reason, REASON_BYTES, b"there is no memory to read the journal")
+        return -ENOMEM
+    pieces.copies[1] = pieces.copies[0] + PIECE_BLOCKS
+    halves[0] = survey(journal, &pieces, 0)
+    halves[1] = survey(journal, &pieces, 1)
+    chosen = choose(halves, reason)
+    error = -EUCLEAN
+    if chosen >= 0:
+        error = read_half(journal, &pieces, <uint32_t>chosen, &halves[chosen], repairs, reason)
+    release(pieces.copies[0])
+    if error == 0:
+        journal.half = <uint32_t>chosen
+        journal.generation = halves[chosen].generation
+        journal.highest_generation = max(halves[0].generation, halves[1].generation)
+        journal.next_index = halves[chosen].last + 1
+    return error
+
+
+# ---------------------------------------------------------------------- 1. survey
+
+cdef Half survey(Journal journal, Pieces* pieces, uint32_t half) noexcept nogil:
+    cdef Half found
+    cdef uint32_t index = 0, i
+    cdef JournalBlock* block
+    memset(&found, 0, sizeof(found))
+    found.snapshot_end = found.last = found.lacking = -1
+    while index < journal.area_blocks:
+        read_pieces(journal, pieces, half, index)
+        for i in range(pieces.count):
+            block = newest_valid(journal, pieces, i)
+            if block is NULL or block.generation < found.generation:
+                if found.lacking < 0:
+                    found.lacking = index + i
+                continue
+            if block.generation > found.generation:
+                found.generation = block.generation
+                found.snapshot_end = -1
+                found.lacking = 0 if index + i else -1
+                found.changes = False
+            found.last = index + i
+            if block.kind == JOURNAL_SNAPSHOT_END and found.snapshot_end < 0:
+                found.snapshot_end = index + i
+            found.changes |= block.kind == JOURNAL_CHANGES
+        index += pieces.count
+    return found
+
+
+cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t first) noexcept nogil:
+    """What cannot be read is zeros, and so not valid."""
+    cdef Operation[2] operations
+    cdef uint32_t copy, i
+    cdef JournalBlock* block
+    pieces.half = half
+    pieces.first = first
+    pieces.count = min(<uint32_t>PIECE_BLOCKS, journal.area_blocks - first)
+    for copy in range(2):
+        waited(&operations[copy])
+        journal.home.io.read(&operations[copy], journal.device, pieces.copies[copy], pieces.count * BLOCK_BYTES, journal.place(copy, half, first))
+    wait(&operations[0])
+    wait(&operations[1])
+    for copy in range(2):
+        if operations[copy].result >= 0:
+            continue
+        for i in range(pieces.count):                    # one bad sector must not hide its neighbours
+            block = pieces.copies[copy] + i
+            waited(&operations[copy])
+            journal.home.io.read(&operations[copy], journal.device, block, BLOCK_BYTES, journal.place(copy, half, first + i))
+            if wait(&operations[copy]) < 0:
+                memset(block, 0, BLOCK_BYTES)
+
+
+cdef bint valid_at(Journal journal, const JournalBlock* block, uint32_t index) noexcept nogil:
+    return journal_block_valid(block, journal.identity, journal.slab_blocks) and block.index == index
+
+
+cdef JournalBlock* newest_valid(Journal journal, Pieces* pieces, uint32_t i) noexcept nogil:
+    """Of the two copies of a block; NULL: neither is valid."""
+    cdef JournalBlock* block = pieces.copies[0] + i
+    cdef JournalBlock* mirrored = pieces.copies[1] + i
+    cdef bint valid = valid_at(journal, block, pieces.first + i), mirrored_valid = valid_at(journal, mirrored, pieces.first + i)
+    if valid and mirrored_valid:
+        return block if block.generation >= mirrored.generation else mirrored
+    return block if valid else mirrored if mirrored_valid else NULL
+
+
+# ---------------------------------------------------------------------- 2. choose
+
+cdef int64_t choose(const Half* halves, char* reason) noexcept nogil:
+    """The half to replay; -1: the journal is damaged."""
+    cdef int64_t chosen = -1, half
+    cdef const Half* other
+    for half in range(2):
+        if halves[half].snapshot_end >= 0 and (chosen < 0 or halves[half].generation > halves[chosen].generation):
+            chosen = half
+    if chosen < 0:
+        snprintf(reason, REASON_BYTES, b"the journal is damaged: neither half has a complete snapshot of the directory in either copy")
+        return -1
+    other = &halves[1 - chosen]
+    if other.generation > halves[chosen].generation and other.changes:
+        snprintf(reason, REASON_BYTES,
+                 b"the journal is damaged: half %d has changes of generation %llu, and in both copies the snapshot before them has no end",
+                 <int>(1 - chosen), <unsigned long long>other.generation)
+        return -1
+    if other.generation == halves[chosen].generation:
+        snprintf(reason, REASON_BYTES, b"the journal is damaged: both halves are of generation %llu", <unsigned long long>other.generation)
+        return -1
+    if 0 <= halves[chosen].lacking < halves[chosen].last:
+        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %lld of half %d is not valid in either copy, and block %lld behind it is",
+                 <long long>halves[chosen].lacking, <int>chosen, <long long>halves[chosen].last)
+        return -1
+    return chosen
+
+
+# ---------------------------------------------------------------------- 3. replay
+
+cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* found, Repairs* repairs, char* reason) noexcept nogil:
+    cdef Restored restored
+    cdef uint32_t index = 0, i, copy
+    cdef JournalBlock* block
+    cdef const char* words
+    restored.count = 0
+    while index <= found.last:
+        read_pieces(journal, pieces, half, index)
+        for i in range(min(pieces.count, <uint32_t>(found.last + 1 - index))):
+            block = newest_valid(journal, pieces, i)
+            words = apply_block(journal, block, found, index + i)
+            if words is not NULL:
+                snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: %s", index + i, half, words)
+                return -EUCLEAN
+            for copy in range(2):
+                if memcmp(pieces.copies[copy] + i, block, BLOCK_BYTES) != 0:
+                    if valid_at(journal, pieces.copies[copy] + i, index + i) and pieces.copies[copy][i].generation == found.generation:
+                        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: its two copies are valid and differ",
+                                 index + i, half)
+                        return -EUCLEAN
+                    restore(journal, block, half, copy, index + i, &restored, repairs)
+        index += pieces.count
+    tell_restored(&restored, half, repairs)
+    return 0
+
+
+cdef const char* apply_block(Journal journal, const JournalBlock* block, const Half* found, uint32_t index) noexcept nogil:
+    """Into the directory; NULL, or what is wrong with it."""
+    cdef uint32_t at = 0
+    cdef const JournalEntry* entry
+    cdef const char* words
+    cdef int expected = JOURNAL_SNAPSHOT if index < found.snapshot_end else JOURNAL_SNAPSHOT_END if index == found.snapshot_end else JOURNAL_CHANGES
+    if block is NULL or block.generation != found.generation:
+        return b"it cannot be read a second time"
+    if block.kind != expected:
+        return b"it is not of the kind that belongs there"
+    while at < block.bytes:                              # valid: the entries fill it to the byte
+        entry = <const JournalEntry*>(block.entries + at)
+        words = journal.directory.replay(entry)
+        if words is not NULL:
+            return words
+        at += sizeof(JournalEntry) + entry.extent_count * sizeof(Extent)
+    return NULL
+
+
+cdef void restore(Journal journal, const JournalBlock* block, uint32_t half, uint32_t copy, uint32_t index, Restored* restored,
+                  Repairs* repairs) noexcept nogil:
+    cdef Operation operation
+    waited(&operation)
+    journal.home.io.write(&operation, journal.device, block, BLOCK_BYTES, journal.place(copy, half, index))
+    wait(&operation)
+    if restored.count and (restored.copy != copy or restored.first + restored.count != index):
+        tell_restored(restored, half, repairs)
+    if restored.count == 0:
+        restored.copy = copy
+        restored.first = index
+        restored.error = 0
+    restored.count += 1
+    if operation.result < 0:
+        restored.error = <int>-operation.result
+
+
+cdef void tell_restored(Restored* restored, uint32_t half, Repairs* repairs) noexcept nogil:
+    cdef char* line
+    if restored.count == 0:
+        return
+    line = new_repair(repairs)
+    if restored.error:
+        snprintf(line, REPAIR_BYTES, b"journal: blocks %u to %u of %s half %u are damaged and cannot be rewritten (error %d): replace the device",
+                 restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half, restored.error)
+    else:
+        snprintf(line, REPAIR_BYTES, b"journal: blocks %u to %u of %s half %u were damaged and are restored from the other copy",
+                 restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half)
+    restored.count = 0
+
+
+cdef char* new_repair(Repairs* repairs) noexcept nogil:
+    cdef uint32_t number = min(repairs.count, <uint32_t>(REPAIRS_MAX - 1))       # too many: the last line is overwritten
+    repairs.count += 1
+    return repairs.lines[number]

@@ -1,0 +1,157 @@
+# Scrub: every block of a sealed segment is read and compared with the checksum in the segment's footer, so that damage is found while there
+# is still something to repair it from, not when somebody needs the block.
+#
+# Always true:
+#   - one segment at a time, at the pace that is asked for; nobody waits for a scrub;
+#   - what was found counts only if the replica is still the one that it was when the scrub began: one that was compacted or deleted
+#     meanwhile has given its slabs to others;
+#   - blocks that a compaction has left out are not there to be verified; dead ones that it has not are, since the footer cannot tell.
+#
+# Called by the engine's commands. Format: docs/formats.md, "Footers".
+
+from libc.errno cimport EBUSY, ENOENT, ESHUTDOWN
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.store.compaction cimport Pace, lives_in, rank_in, read_bitmap, read_places
+from iomesh.engine.store.directory cimport Replica, replica_offset
+from iomesh.engine.format.layout cimport (
+    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, Listed, RecordHeader,
+    block_crc, footer_table_valid, footer_valid, next_listed)
+from iomesh.engine.store.store cimport Store
+from iomesh.engine.base.task cimport wait_in, wake_all
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    PIECE_BLOCKS = 64
+
+
+cdef class Scrubber:
+    """Raises MemoryError."""
+
+    def __cinit__(self, Store store):
+        cdef void* memory = NULL
+        self.store = store
+        if posix_memalign(&memory, BLOCK_BYTES, (1 + FOOTER_BLOCKS_MAX + PIECE_BLOCKS) * BLOCK_BYTES):
+            raise MemoryError("no memory for a scrubber's buffers")
+        self.bitmap = <Bitmap*>memory
+        self.footer = <char*>memory + BLOCK_BYTES
+        self.piece = self.footer + FOOTER_BLOCKS_MAX * BLOCK_BYTES
+
+    def __dealloc__(self):
+        release(self.bitmap)
+
+    cdef int scrub(self, const uint8_t* volume, uint32_t segment, Pace* pace, Scrubbed* told) noexcept nogil:
+        cdef const Replica* found = self.store.find(volume, segment)
+        cdef Replica replica
+        cdef int result
+        memset(told, 0, sizeof(Scrubbed))
+        if self.busy:
+            return -EBUSY
+        if self.stopping:
+            return -ESHUTDOWN
+        if found is NULL or found.state != SEGMENT_SEALED or found.footer_block == 0:
+            return -ENOENT
+        memcpy(&replica, found, sizeof(Replica) - (EXTENTS_MAX - found.extent_count) * sizeof(Extent))
+        self.busy = True
+        result = self.verify(&replica, pace, told)
+        found = self.store.find(volume, segment)
+        if result == 0 and (found is NULL or found.serial != replica.serial):
+            result = -ENOENT
+        self.busy = False
+        wake_all(&self.ended, 0)                         # the last of all: who waited for it may release the store and this
+        return result
+
+    cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil:
+        cdef const Replica* replica
+        cdef uint32_t i, count = 0
+        for i in range(self.store.directory.bucket_count):
+            replica = self.store.directory.buckets[i]
+            while replica is not NULL:
+                if replica.state == SEGMENT_SEALED and replica.footer_block:
+                    if count < room:
+                        memcpy(into[count].volume, replica.volume, 16)
+                        into[count].segment = replica.segment
+                        into[count].blocks = replica.live + BITMAP_COPIES if replica.live else replica.blocks
+                    count += 1
+                replica = replica.next
+        return count
+
+    cdef void stop(self) noexcept nogil:
+        self.stopping = True
+        while self.busy:
+            wait_in(&self.ended)
+
+    cdef int verify(self, const Replica* replica, Pace* pace, Scrubbed* told) noexcept nogil:
+        cdef Footer* footer = <Footer*>self.footer
+        cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
+        cdef const char* found
+        cdef const Entry* entry
+        cdef Listed listed
+        cdef uint32_t place, end
+        cdef int error = 0
+        cdef bint good
+        self.piece_blocks = 0
+        if replica.live and read_bitmap(self.store.home.io, replica, self.bitmap) < 0:
+            note(told, 0)                                # without it nothing of the segment can be found
+            return 0
+        place = place_of(self.bitmap, replica, replica.footer_block)
+        end = replica.live + 1 if replica.live else replica.blocks
+        good = read_places(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
+            footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
+        good = good and read_places(self.store.home.io, replica, place + 1, footer.table_blocks, <char*>table) == 0
+        if not good or not footer_table_valid(footer, table):
+            note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
+            return 0
+        told.blocks = 1 + footer.table_blocks
+        memset(&listed, 0, sizeof(listed))
+        entry = next_listed(footer, table, &listed)
+        while entry is not NULL:
+            if not replica.live or lives_in(self.bitmap, listed.block):
+                found = self.block_at(replica, place_of(self.bitmap, replica, listed.block), end, pace, &error)
+                if error:
+                    return error
+                if found is not NULL and is_as_written(found, entry):
+                    told.blocks += 1
+                else:
+                    note(told, listed.block)
+            entry = next_listed(footer, table, &listed)
+        return 0
+
+    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Pace* pace, int* error) noexcept nogil:
+        """NULL: it cannot be read. Places are asked for in ascending order."""
+        cdef uint32_t contiguous, count
+        if not self.piece_from <= place < self.piece_from + self.piece_blocks:
+            replica_offset(replica, place, &contiguous)
+            count = min(min(end - place, contiguous), <uint32_t>PIECE_BLOCKS)
+            error[0] = -ESHUTDOWN if self.stopping else pace.step(pace.owner, self.store.home.io, count * BLOCK_BYTES)
+            if error[0]:
+                return NULL
+            self.piece_from = place
+            self.piece_blocks = count
+            if read_places(self.store.home.io, replica, place, count, self.piece) < 0:
+                self.piece_blocks = 1                    # one by one: which of them is it?
+                if read_places(self.store.home.io, replica, place, 1, self.piece) < 0:
+                    return NULL
+        return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
+
+
+cdef inline void note(Scrubbed* told, uint32_t block) noexcept nogil:
+    if told.damaged == 0:
+        told.first = block
+    told.damaged += 1
+
+
+cdef inline bint is_as_written(const char* block, const Entry* entry) noexcept nogil:
+    if entry.kind == KIND_RECORD:
+        return (<const RecordHeader*>block).crc == entry.crc and block_crc(block) == entry.crc
+    return crc32c(block, BLOCK_BYTES) == entry.crc
+
+
+cdef inline uint32_t place_of(const Bitmap* bitmap, const Replica* replica, uint32_t block) noexcept nogil:
+    """Among the replica's blocks on the device; of a compacted one, a block that is there."""
+    return 1 + rank_in(bitmap, block) if replica.live else block

@@ -1,0 +1,17 @@
+from libc.stdint cimport uint32_t, uint64_t
+from iomesh.engine.format.layout cimport Extent
+
+cdef class Slabs:
+    cdef readonly uint32_t total
+    cdef readonly uint32_t free
+    cdef uint64_t* taken         # a bit per slab; the bits past `total` are always 1
+    cdef uint32_t words
+    cdef uint32_t cursor         # the word where the next search begins
+
+    cdef bint begin(self, uint32_t total) noexcept nogil
+    cdef int take(self, uint32_t wanted, Extent* into, int room) noexcept nogil
+    cdef void give_back(self, const Extent* extents, int count) noexcept nogil
+    cdef bint is_taken(self, uint32_t slab) noexcept nogil
+    cdef bint claim(self, Extent extent) noexcept nogil      # when the directory is read: False if it lies outside or any slab of it is taken
+    cdef Extent longest_run(self, uint32_t wanted) noexcept nogil
+    cdef void mark(self, Extent extent, bint taken) noexcept nogil

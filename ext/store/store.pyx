@@ -1,0 +1,484 @@
+# The segment store on one device.
+#
+# Always true once open() has returned 0:
+#   - a slab belongs to exactly one replica or is free; slabs of a deleted replica are free only once the deletion is durable;
+#   - a replica is found only once its creation is durable; what is found is what the journal says (store/directory.pyx);
+#   - a compacted replica comes in the place of the one it was made of with one entry of the journal: a crash leaves one of the two, and
+#     the other's slabs are free when the store opens;
+#   - `reserve` slabs are left for urgent creations: a full device can still checkpoint, seal and so become less full;
+#   - after an error of the journal nothing changes any more (`failed`), and everything that exists stays readable.
+#
+# Opening is a list of steps, in open(). Until the superblocks have shown whose device this is, nothing is written.
+# Format: docs/formats.md, "The device", "Superblock".
+
+from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcmp, memcpy, memset
+
+from iomesh.engine.store.compaction cimport Compactor, Pace
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
+from iomesh.engine.format.layout cimport (
+    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BYTES_MAX, SLAB_BYTES_MIN, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
+    SUPERBLOCK_TWIN_OFFSET, Extent, Superblock, block_crc, superblock_fault, superblock_valid)
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.store.journal_replay cimport new_repair, replay
+from iomesh.engine.store.slabs cimport Slabs
+from iomesh.engine.base.task cimport wait, wait_in, waited, wake_one
+
+cdef extern from "<errno.h>" nogil:
+    int EMEDIUMTYPE, EPROTONOSUPPORT, EUCLEAN
+
+cdef extern from "<stdlib.h>" nogil:
+    void* aligned_alloc(size_t alignment, size_t bytes)
+
+cdef extern from *:
+    uint8_t trailing_zeros "__builtin_ctz" (uint32_t bits) noexcept nogil
+
+cdef enum:
+    JOURNAL_BYTES_MIN = 1024 * 1024
+    RESERVE_SEGMENTS = 4             # a volume's checkpoint, its log's next segment, and as much again for a second volume
+    RESERVE_SHARE = 256              # ... and this part of all slabs: as much as all leaves of a map of the whole device
+
+
+cdef class Store:
+    """home: its reactor. device: the Io's number. device_bytes: its length. Raises MemoryError."""
+
+    def __cinit__(self, Reactor home, int device, uint64_t device_bytes, bint volatile_cache):
+        self.home = home
+        self.device = device
+        self.device_bytes = device_bytes
+        self.volatile_cache = volatile_cache
+        self.slabs = Slabs()
+        self.directory = Directory()
+        self.journal = Journal(home, self.directory, device, volatile_cache)
+        self.all_compactors = [Compactor(home.io) for _ in range(COMPACTIONS)]
+        for compactor in self.all_compactors:
+            self.compactors[self.idle] = <void*>compactor
+            self.idle += 1
+
+    # ------------------------------------------------------------------ opening
+
+    cdef int open(self, const uint8_t* cluster) noexcept nogil:
+        cdef Superblock* twins = <Superblock*>aligned_alloc(BLOCK_BYTES, 2 * BLOCK_BYTES)
+        cdef int[2] errors
+        cdef int error
+        if twins is NULL:
+            snprintf(self.reason, sizeof(self.reason), b"there is no memory for the superblocks")
+            return -ENOMEM
+        errors[0] = read_superblock(self.home.io, self.device, &twins[0], SUPERBLOCK_OFFSET)
+        errors[1] = read_superblock(self.home.io, self.device, &twins[1], SUPERBLOCK_TWIN_OFFSET)
+        error = self.judge_superblocks(twins, errors, cluster)
+        if error == 0:
+            error = replay(self.journal, &self.superblock, &self.repairs, self.reason)
+        if error == 0:
+            error = self.claim_slabs()
+        if error == 0:
+            self.restore_superblock(&twins[0], 0)
+            self.restore_superblock(&twins[1], 1)
+            error = self.journal.flush()                 # what was replayed and restored, before anyone builds on it
+            if error:
+                snprintf(self.reason, sizeof(self.reason), b"the device cannot be flushed (error %d)", -error)
+        release(twins)
+        return error
+
+    cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil:
+        """Whose device it is and whether it can be opened here: its superblock, or a refusal."""
+        cdef const Superblock* best = NULL
+        cdef const char* words
+        cdef int i, ours = 0
+        for i in range(2):
+            if errors[i] or twins[i].magic != SUPERBLOCK_MAGIC:
+                continue
+            ours += 1
+            if twins[i].crc == block_crc(&twins[i]):
+                if twins[i].version != FORMAT_VERSION:
+                    snprintf(self.reason, sizeof(self.reason),
+                             b"the device is of format version %u, and this program knows version %u: use the program that wrote it",
+                             twins[i].version, <uint32_t>FORMAT_VERSION)
+                    return -EPROTONOSUPPORT
+                if twins[i].features & ~<uint64_t>FEATURES_KNOWN:
+                    snprintf(self.reason, sizeof(self.reason),
+                             b"the device needs features 0x%llx that this program does not have: use the program that wrote it",
+                             <unsigned long long>(twins[i].features & ~<uint64_t>FEATURES_KNOWN))
+                    return -EPROTONOSUPPORT
+                if superblock_valid(&twins[i]) and (best is NULL or twins[i].generation > best.generation):
+                    best = &twins[i]
+        if best is NULL and errors[0] and errors[1]:
+            snprintf(self.reason, sizeof(self.reason), b"neither superblock can be read (error %d)", -errors[0])
+            return errors[0]
+        if best is NULL and ours == 0:
+            snprintf(self.reason, sizeof(self.reason), b"the device is not an iomesh device: format it first")
+            return -EMEDIUMTYPE
+        if best is NULL:
+            words = superblock_fault(&twins[0] if not errors[0] and twins[0].magic == SUPERBLOCK_MAGIC else &twins[1]).words
+            snprintf(self.reason, sizeof(self.reason), b"both superblocks are damaged: %s", words)
+            return -EUCLEAN
+        if superblock_valid(&twins[0]) and superblock_valid(&twins[1]) and twins[0].generation == twins[1].generation and \
+                memcmp(&twins[0], &twins[1], BLOCK_BYTES) != 0:
+            snprintf(self.reason, sizeof(self.reason), b"the two superblocks are of the same generation and differ")
+            return -EUCLEAN
+        if cluster is not NULL and memcmp(cluster, best.cluster, 16) != 0:
+            snprintf(self.reason, sizeof(self.reason), b"the device belongs to another cluster")
+            return -EMEDIUMTYPE
+        if best.device_bytes > self.device_bytes:
+            snprintf(self.reason, sizeof(self.reason), b"the device is %llu bytes long, and it was formatted with %llu: part of it is missing",
+                     <unsigned long long>self.device_bytes, <unsigned long long>best.device_bytes)
+            return -EUCLEAN
+        self.superblock = best[0]
+        self.slab_blocks = self.superblock.slab_bytes // BLOCK_BYTES
+        self.slab_shift = trailing_zeros(self.slab_blocks)
+        return 0
+
+    cdef int claim_slabs(self) noexcept nogil:
+        """Every slab of every replica has one owner and lies on the device; what is left is free."""
+        cdef uint32_t bucket
+        cdef int i
+        cdef Replica* replica
+        if not self.slabs.begin(self.superblock.slabs):
+            snprintf(self.reason, sizeof(self.reason), b"there is no memory for the bitmap of %u slabs", self.superblock.slabs)
+            return -ENOMEM
+        for bucket in range(self.directory.bucket_count):
+            replica = self.directory.buckets[bucket]
+            while replica is not NULL:
+                replica.device = self.device
+                replica.slabs_offset = self.superblock.slabs_offset
+                replica.slab_shift = self.slab_shift
+                for i in range(replica.extent_count):
+                    if not self.slabs.claim(replica.extents[i]):
+                        snprintf(self.reason, sizeof(self.reason),
+                                 b"the directory is damaged: segment %u has slabs %u to %llu, which belong to another segment too or lie beyond the device",
+                                 replica.segment, replica.extents[i].first, <unsigned long long>replica.extents[i].first + replica.extents[i].count - 1)
+                        return -EUCLEAN
+                replica = replica.next
+        self.replicas = self.directory.count
+        self.reserve = RESERVE_SEGMENTS * self.slabs_for(segment_bytes_of(self.superblock.device_bytes) // BLOCK_BYTES) + \
+            self.superblock.slabs // RESERVE_SHARE
+        return 0
+
+    cdef void restore_superblock(self, const Superblock* found, int which) noexcept nogil:
+        cdef Superblock* good
+        cdef const char* name = b"second superblock" if which else b"first superblock"
+        cdef int error
+        if memcmp(found, &self.superblock, sizeof(Superblock)) == 0:
+            return
+        good = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        error = -ENOMEM
+        if good is not NULL:
+            good[0] = self.superblock
+            error = write_superblock(self.home.io, self.device, good, SUPERBLOCK_TWIN_OFFSET if which else SUPERBLOCK_OFFSET)
+            release(good)
+        if error:
+            snprintf(new_repair(&self.repairs), REPAIR_BYTES, b"%s: it is damaged and cannot be rewritten (error %d): replace the device", name, -error)
+        else:
+            snprintf(new_repair(&self.repairs), REPAIR_BYTES, b"%s: it was damaged or out of date and is restored from the other", name)
+
+    # ------------------------------------------------------------------ replicas
+
+    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
+                         int* error) noexcept nogil:
+        """One of `blocks` blocks, open and durably there; NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
+        cdef Change change
+        cdef Extent[EXTENTS_MAX] extents
+        cdef int count = 0
+        invariant(0 < blocks <= SEGMENT_BYTES_MAX // BLOCK_BYTES, b"a segment has 1 to 16384 blocks")
+        if self.failed:
+            error[0] = -EIO
+            return NULL
+        if self.directory.find(volume, segment) is not NULL:
+            error[0] = -EEXIST
+            return NULL
+        if self.has_room(blocks, urgent):
+            count = self.slabs.take(self.slabs_for(blocks), extents, EXTENTS_MAX)
+        if count == 0:
+            error[0] = -ENOSPC
+            return NULL
+        change.instead_of = NULL
+        change.replica = self.directory.add(volume, segment, extents, count)
+        if change.replica is NULL:
+            self.slabs.give_back(extents, count)
+            error[0] = -ENOMEM
+            return NULL
+        change.replica.device = self.device
+        change.replica.slabs_offset = self.superblock.slabs_offset
+        change.replica.slab_shift = self.slab_shift
+        entry_of(change.replica, &change.wanted.entry)
+        change.wanted.entry.state = SEGMENT_OPEN
+        change.wanted.entry.epoch = epoch
+        change.wanted.entry.stream = stream
+        change.wanted.entry.blocks = blocks
+        error[0] = self.commit(&change)
+        if error[0]:
+            self.directory.drop(change.replica)          # its slabs stay taken: the entry may be on the device
+            return NULL
+        self.replicas = self.directory.count
+        return change.replica
+
+    cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+        """0 once that is durable, or a negative errno."""
+        cdef Change change
+        cdef Extent[EXTENTS_MAX] freed
+        cdef Extent* extents = <Extent*>extents_of(&change.wanted.entry)
+        cdef uint32_t kept = self.slabs_for(blocks)
+        cdef int i, freed_count = 0, error
+        invariant(replica.live == 0, b"a compacted segment has its end")
+        invariant(replica.state != 0 and blocks <= replica.blocks, b"a segment is sealed once it is open, or shortened, never lengthened")
+        invariant(footer_block == 0 or footer_block < blocks, b"the footer lies inside the segment")
+        change.replica = replica
+        change.instead_of = NULL
+        entry_of(replica, &change.wanted.entry)
+        change.wanted.entry.state = SEGMENT_SEALED
+        change.wanted.entry.blocks = blocks
+        change.wanted.entry.footer_block = footer_block
+        change.wanted.entry.extent_count = 0
+        for i in range(replica.extent_count):
+            if kept < extents[i].count:
+                freed[freed_count].first = extents[i].first + kept
+                freed[freed_count].count = extents[i].count - kept
+                freed_count += 1
+                extents[i].count = kept
+            kept -= extents[i].count
+            change.wanted.entry.extent_count += extents[i].count != 0
+        error = self.commit(&change)
+        if error == 0:
+            self.slabs.give_back(freed, freed_count)
+        return error
+
+    cdef int remove(self, Replica* replica) noexcept nogil:
+        """0 once that is durable and the replica gone, or a negative errno."""
+        cdef Change change
+        cdef int error
+        invariant(replica.state != 0, b"a replica that exists is removed")
+        change.replica = replica
+        change.instead_of = NULL
+        memset(&change.wanted.entry, 0, sizeof(change.wanted.entry))
+        change.wanted.entry.kind = ENTRY_DELETE
+        change.wanted.entry.segment = replica.segment
+        memcpy(change.wanted.entry.volume, replica.volume, 16)
+        if planted(b"slabs_free_early"):
+            self.slabs.give_back(replica.extents, replica.extent_count)
+        error = self.commit(&change)
+        if error == 0 and not planted(b"slabs_free_early"):
+            self.slabs.give_back(replica.extents, replica.extent_count)
+            self.directory.drop(replica)
+            self.replicas = self.directory.count
+        return error
+
+    # ------------------------------------------------------------------ compaction
+
+    cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil:
+        cdef Replica* copy = NULL
+        cdef void* compactor
+        while self.idle == 0:
+            wait_in(&self.compactions)
+        invariant(old.state == SEGMENT_SEALED and not old.changing, b"a sealed replica that nobody changes is compacted")
+        self.idle -= 1
+        compactor = self.compactors[self.idle]
+        old.changing = True
+        error[0] = -EIO if self.failed else (<Compactor>compactor).plan(old, live)
+        if error[0] == 0:
+            copy = self.rewrite(<Compactor>compactor, old, pace, error)
+        if copy is NULL:
+            old.changing = False
+        self.compactors[self.idle] = compactor
+        self.idle += 1
+        wake_one(&self.compactions, 0)
+        return copy
+
+    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil:
+        """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
+        cdef Change change
+        cdef Extent[EXTENTS_MAX] extents
+        cdef uint32_t slabs = self.slabs_for(compactor.blocks())
+        cdef int count = 0
+        if slabs + self.reserve // 2 <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes)):
+            count = self.slabs.take(slabs, extents, EXTENTS_MAX)
+        if count == 0:
+            error[0] = -ENOSPC
+            return NULL
+        change.instead_of = old
+        change.replica = self.directory.copy_of(old, extents, count)
+        error[0] = -ENOMEM
+        if change.replica is not NULL:
+            error[0] = compactor.copy(old, change.replica, pace)
+            if error[0] == 0:
+                error[0] = self.journal.flush()
+            if error[0] == 0:
+                error[0] = self.need_feature(FEATURE_COMPACTED)
+        if error[0]:
+            if change.replica is not NULL:
+                self.directory.discard(change.replica)
+            self.slabs.give_back(extents, count)
+            return NULL
+        entry_of(old, &change.wanted.entry)
+        change.wanted.entry.bitmap_blocks = BITMAP_COPIES
+        change.wanted.entry.bitmap_crc = compactor.kept.crc
+        change.wanted.entry.live = compactor.kept.live
+        change.wanted.entry.extent_count = count
+        memcpy(<void*>extents_of(&change.wanted.entry), extents, count * sizeof(Extent))
+        error[0] = self.commit(&change)
+        if error[0]:
+            self.directory.discard(change.replica)       # its slabs stay taken: the entry may be on the device
+            return NULL
+        return change.replica
+
+    cdef void retire(self, Replica* old) noexcept nogil:
+        invariant(old.state == 0 and old.changing, b"a replica is retired when another is in its place")
+        self.slabs.give_back(old.extents, old.extent_count)
+        release(old)
+
+    cdef int need_feature(self, uint64_t feature) noexcept nogil:
+        """In both superblocks, before anything of it is on the device: a program that does not know it refuses the device."""
+        cdef Superblock* wanted
+        cdef int error
+        if self.superblock.features & feature:
+            return 0
+        wanted = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        if wanted is NULL:
+            return -ENOMEM
+        wanted[0] = self.superblock
+        wanted.features |= feature
+        wanted.generation += 1
+        wanted.crc = block_crc(wanted)
+        error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_TWIN_OFFSET)
+        if error == 0:
+            error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_OFFSET)
+        if error == 0:
+            self.superblock = wanted[0]
+        release(wanted)
+        return error
+
+    # ------------------------------------------------------------------
+
+    cdef int commit(self, Change* change) noexcept nogil:
+        cdef int error
+        invariant(not change.replica.changing, b"a replica changes once at a time")
+        change.replica.changing = True
+        error = self.journal.commit(change)
+        change.replica.changing = False
+        if error:
+            self.failed = self.journal.failed
+        return error
+
+    cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
+        cdef Replica* replica = self.directory.find(volume, segment)
+        return NULL if replica is NULL or replica.state == 0 else replica
+
+    cdef int64_t erase(self, const uint8_t* volume) noexcept nogil:
+        cdef uint32_t count = self.list(volume, NULL, 0), i
+        cdef Replica** replicas = <Replica**>calloc(count + 1, sizeof(Replica*))
+        cdef int64_t result = 0 if replicas is not NULL else -ENOMEM
+        if self.failed:
+            result = -EIO                                # a creation that failed may be in the journal all the same
+        if result == 0:
+            self.list(volume, replicas, count)
+        for i in range(count):
+            if result == 0:
+                result = self.remove(replicas[i])
+        release(replicas)
+        return result if result < 0 and not planted(b"erased_though_not") else count
+
+    cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil:
+        return self.directory.list(volume, into, room)
+
+    cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil:
+        return <uint32_t>((blocks + self.slab_blocks - 1) >> self.slab_shift)
+
+    cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil:
+        """For a segment of so many blocks, as far as the count of free slabs and the journal tell."""
+        cdef uint64_t slabs = self.slabs_for(blocks)
+        return not self.failed and slabs + (0 if urgent else self.reserve) <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes))
+
+
+# ---------------------------------------------------------------------- formatting
+
+cdef uint64_t segment_bytes_of(uint64_t device_bytes) noexcept nogil:
+    """The largest segment that suits a device: a small one behaves like a large one."""
+    return min(max(device_bytes // 512 // SLAB_BYTES_MAX * SLAB_BYTES_MAX, <uint64_t>SEGMENT_BYTES_MIN), <uint64_t>SEGMENT_BYTES_MAX)
+
+
+cdef uint32_t slab_bytes_of(uint64_t device_bytes) noexcept nogil:
+    """At most a 256th of a segment: a compacted one wastes half a slab, and its live blocks are written again the sooner for it. Smaller ones would
+    break segments of a full device into more extents."""
+    cdef uint32_t bytes = SLAB_BYTES_MAX
+    while bytes > SLAB_BYTES_MIN and bytes > segment_bytes_of(device_bytes) // 256:
+        bytes //= 2
+    return bytes
+
+
+cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
+    cdef uint64_t slabs
+    if device_bytes < DEVICE_BYTES_MIN:
+        return -EINVAL
+    wanted.magic = SUPERBLOCK_MAGIC
+    wanted.version = FORMAT_VERSION
+    wanted.generation = 1
+    wanted.device_bytes = device_bytes
+    wanted.journal_offset = JOURNAL_OFFSET
+    wanted.journal_bytes = max(<uint64_t>JOURNAL_BYTES_MIN, (device_bytes // 65536 + SLAB_BYTES_MAX - 1) // SLAB_BYTES_MAX * SLAB_BYTES_MAX)
+    wanted.slabs_offset = wanted.journal_offset + 4 * wanted.journal_bytes
+    wanted.slab_bytes = slab_bytes_of(device_bytes)
+    slabs = (device_bytes - wanted.slabs_offset) // wanted.slab_bytes
+    wanted.slabs = <uint32_t>min(slabs, <uint64_t>0xFFFFFFFF)
+    return 0
+
+
+cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil:
+    # First nothing there can be opened, then the journal is written, then the superblocks: a crash leaves a device that is whole or not ours.
+    cdef Superblock* block = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+    cdef int error
+    if block is NULL:
+        return -ENOMEM
+    block[0] = wanted[0]
+    block.crc = block_crc(block)
+    error = 0 if superblock_valid(block) else -EINVAL
+    if error == 0:
+        memset(block, 0, BLOCK_BYTES)
+        error = write_superblock(reactor.io, device, block, SUPERBLOCK_OFFSET)
+    if error == 0:
+        error = write_superblock(reactor.io, device, block, SUPERBLOCK_TWIN_OFFSET)
+    if error == 0:
+        error = format_journal(reactor.io, device, wanted)
+    block[0] = wanted[0]
+    block.crc = block_crc(block)
+    if error == 0:
+        error = flush(reactor.io, device)
+    if error == 0:
+        error = write_superblock(reactor.io, device, block, SUPERBLOCK_OFFSET)
+    if error == 0:
+        error = write_superblock(reactor.io, device, block, SUPERBLOCK_TWIN_OFFSET)
+    release(block)
+    return error
+
+
+cdef int read_superblock(Io io, int device, Superblock* into, uint64_t offset) noexcept nogil:
+    cdef Operation operation
+    cdef int64_t result
+    memset(into, 0, BLOCK_BYTES)
+    waited(&operation)
+    io.read(&operation, device, into, BLOCK_BYTES, offset)
+    result = wait(&operation)
+    return <int>result if result < 0 else 0
+
+
+cdef int write_superblock(Io io, int device, const Superblock* block, uint64_t offset) noexcept nogil:
+    """... and flush: of the two, one is whole at any moment."""
+    cdef Operation operation
+    cdef int64_t result
+    waited(&operation)
+    io.write(&operation, device, block, BLOCK_BYTES, offset)
+    result = wait(&operation)
+    return <int>result if result < 0 else flush(io, device)
+
+
+cdef int flush(Io io, int device) noexcept nogil:
+    cdef Operation operation
+    waited(&operation)
+    io.flush(&operation, device)
+    return <int>wait(&operation)

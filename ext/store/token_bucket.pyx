@@ -1,0 +1,89 @@
+# A token bucket: work asks before each step, and waits until what it has moved so far is what it may have moved by then.
+#
+# Always true:
+#   - a step may begin as soon as nothing is owed, however long it is, and is owed afterwards: steps larger than the bucket get through, and
+#     the mean is kept;
+#   - while a user's request has begun or ended within the last USERS_NS on one of `reactors`, bytes come at `share` percent;
+#   - nobody sleeps longer than NAP_NS without looking whether it is to stop, to hurry, or may go faster because the users have gone;
+#   - time is the Io's: the simulated world's drives it, too.
+#
+# Several tasks may ask, of several reactors: the bucket is taken for the few instructions that a look takes. The times of the users are read
+# without that, as is `hurried`: who sees them a moment late is late by one nap. Called in tasks, by compaction, cleaning, detaching and scrub.
+
+from libc.errno cimport ESHUTDOWN
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from *:
+    """
+    #define is_taken(lock) __atomic_test_and_set(lock, __ATOMIC_ACQUIRE)
+    #define let_go(lock) __atomic_clear(lock, __ATOMIC_RELEASE)
+    """
+    bint is_taken(uint8_t* lock) noexcept nogil
+    void let_go(uint8_t* lock) noexcept nogil
+
+cdef enum:
+    NAP_NS = 5 * 1000 * 1000
+    USERS_NS = 20 * 1000 * 1000      # longer than one request takes, so that one at a time counts as well
+    BURST_NS = 20 * 1000 * 1000      # of bytes that an idle bucket holds
+
+
+cdef class TokenBucket:
+    """reactors: an array that outlives it, of Reactors."""
+
+    def __cinit__(self):
+        self.pace.step = bucket_step
+        self.pace.owner = <void*>self
+
+    cdef void start(self, int64_t now_ns, uint64_t bytes_per_second, uint32_t share) noexcept nogil:
+        self.bytes_per_second = bytes_per_second
+        self.share = share
+        self.hurried = False
+        self.tokens = 0
+        self.filled_ns = now_ns
+
+    cdef bint users_there(self, int64_t now_ns) noexcept nogil:
+        cdef int i
+        for i in range(self.reactor_count):
+            if now_ns - (<Reactor>self.reactors[i]).users_ns < USERS_NS:
+                return True
+        return False
+
+    cdef int step(self, Io io, uint32_t bytes) noexcept nogil:
+        cdef Operation nap
+        cdef int64_t nap_ns
+        while True:
+            if self.stopping is not NULL and self.stopping[0]:
+                return -ESHUTDOWN
+            if self.bytes_per_second == 0 or self.hurried:
+                return 0
+            while is_taken(&self.taken):
+                pass
+            nap_ns = self.take(io.now_ns(), bytes)
+            let_go(&self.taken)
+            if nap_ns == 0:
+                return 0
+            waited(&nap)
+            io.after(&nap, nap_ns)
+            wait(&nap)
+
+    cdef int64_t take(self, int64_t now_ns, uint32_t bytes) noexcept nogil:
+        """0: they are taken; or how long to wait before asking again."""
+        cdef double rate = <double>self.bytes_per_second / 1e9
+        if self.users_there(now_ns):
+            rate = rate * self.share / 100
+        if now_ns > self.filled_ns:
+            self.tokens = min(self.tokens + rate * (now_ns - self.filled_ns), max(rate * BURST_NS, 1.0))
+            self.filled_ns = now_ns
+        if self.tokens >= 0:
+            self.tokens -= bytes
+            return 0
+        self.waits += 1
+        return <int64_t>min(-self.tokens / rate + 1 if rate > 0 else NAP_NS, <double>NAP_NS)
+
+
+cdef int bucket_step(void* owner, Io io, uint32_t bytes) noexcept nogil:
+    return (<TokenBucket>owner).step(io, bytes)

@@ -1,0 +1,89 @@
+# Writing back the map, and checkpoints of a volume. See volume/checkpoint.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport Pointer
+from iomesh.engine.log.log cimport Log
+from iomesh.engine.map.map cimport Map, Node
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.base.task cimport Waiters
+
+cdef class Checkpoints:
+    cdef Reactor reactor
+    cdef Log log
+    cdef Map map
+    cdef Segments segments
+    cdef Snapshots snapshots
+    cdef uint64_t* counters
+    cdef uint64_t size_bytes         # of the volume, for the next checkpoint
+    cdef uint64_t interval           # bytes of log between two checkpoints
+    cdef uint64_t sequence           # of the newest checkpoint that was moved
+    cdef Pointer pointer             # where it is
+    cdef Pointer root                # of its map
+    cdef uint64_t inherited          # blocks that it counted as a clone's parent's, if it was written in this process
+    cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
+    cdef uint8_t lineage_snapshot[16]    # ... and its snapshot that it stands on
+    cdef bint running                # a checkpoint is under way
+    cdef bint writing_back
+    cdef bint stopping
+    cdef bint writing                # ... and writes the map: nothing else is written back meanwhile
+    cdef bint ready                  # recovery has opened the log for appending
+    cdef bint replayed               # ... and the map is that of its end: a checkpoint before would lose what follows it
+    cdef Operation begin
+    cdef bint begin_asked
+    cdef void* next_keeper           # of those that share the map cache
+    cdef uint64_t content            # log.content when the newest checkpoint was written, if it is the log's end and all that was written is in it
+    cdef uint64_t content_written
+    cdef bint due                    # asked for by something other than the interval
+    cdef bint held                   # doors stay shut until it is let go, whatever checkpoints are written meanwhile
+    cdef int64_t drain_began_ns
+    cdef int64_t stalled_ns          # for how long the newest one let writes wait
+    cdef bint lost                   # the pointer could not be moved: another owner has taken over
+    cdef int result                  # of the newest one: 0 or a negative errno
+    cdef uint64_t begun              # they are numbered: the newest one, ...
+    cdef uint64_t over               # ... the newest that has ended, ...
+    cdef uint64_t good               # ... and that has ended well
+    cdef int failure                 # how the newest one ended that did not
+    cdef bint gathering              # what is committed now will still be in the one under way
+    cdef Waiters ended               # of the one under way
+    cdef Waiters writing_back_ended
+    cdef Operation answer            # done when the metadata service has answered
+    cdef uint64_t answer_for
+    cdef void* owner
+    cdef void (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
+    cdef void (*on_dying)(void* owner) noexcept nogil            # one of the snapshots is DYING: walk it
+
+    cdef void attach(self) noexcept nogil                        # on the reactor, before anything else
+    cdef void begin_what_is_due(self) noexcept nogil
+    cdef void poke(self) noexcept nogil                          # after commits and when a node was not to be had: begins what is due
+    # In a task: a checkpoint that has all that is committed now; writes one, or joins the one under way. Its own result, whatever follows it.
+    cdef int run(self) noexcept nogil
+    cdef int run_for(self, uint64_t version) noexcept nogil      # in a task: until the snapshots' `version` is durable
+    # In a task, in steps, so that several volumes can be frozen at one instant: nobody else's checkpoint begins; doors wait; everything is
+    # committed; then go(), or let_go() if it is not to be. write(): a checkpoint without letting go, so that another can follow it with nothing
+    # in between.
+    cdef int claim(self) noexcept nogil
+    cdef int begin_drain(self) noexcept nogil
+    cdef int drain(self) noexcept nogil
+    cdef void write(self) noexcept nogil
+    cdef void let_go(self) noexcept nogil
+    cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil
+    cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
+    cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
+    cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
+    cdef bint is_due(self) noexcept nogil
+    cdef int go(self) noexcept nogil                             # its result: `result` may be of one that has begun since
+    cdef void map_written(self) noexcept nogil
+    cdef void end_drain(self) noexcept nogil
+    cdef int checkpoint(self) noexcept nogil
+    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
+    cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
+    cdef int write_snapshots(self, uint64_t sequence, Pointer* into) noexcept nogil
+    cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil
+    cdef bint settle(self) noexcept nogil
+    cdef void remove_dead(self, uint64_t sequence, bint dying) noexcept nogil
+    cdef void write_back(self) noexcept nogil
+
+cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil

@@ -1,0 +1,53 @@
+# What lies of a volume's log on this node's devices. See volume/log_scan.pyx.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io
+from iomesh.engine.format.layout cimport Entry, RecordHeader
+from iomesh.engine.store.store cimport Replica
+from iomesh.engine.volume.volume cimport Volume
+
+cdef enum:
+    CHUNK_BLOCKS = 512               # read at once: two whole records at least
+
+cdef struct Found:                   # a record that was read
+    uint64_t sequence
+    uint32_t block                   # of its header
+    uint32_t crc                     # its header's
+    uint32_t first                   # of its entries in the scan's
+    uint16_t count
+    bint torn                        # its payload does not match
+
+cdef struct Scan:                    # a local replica, and what is in it
+    Replica* replica
+    int store
+    Found* records
+    uint32_t record_count
+    uint32_t record_room
+    Entry* entries
+    uint32_t entry_count
+    uint32_t entry_room
+    uint32_t end                     # block behind the last valid record
+    uint64_t stable                  # the highest that a header in it names
+    uint64_t stray                   # the highest sequence of a valid header behind the end; 0: none
+    uint32_t dropped                 # records behind the end of the log
+    bint useless                     # nothing in it counts
+
+cdef class Scans:
+    cdef Volume volume
+    cdef Io io
+    cdef Scan* scans                 # by segment number
+    cdef uint32_t scan_count
+    cdef uint32_t tries              # of reads that failed, again
+    cdef char* buffer                # CHUNK_BLOCKS and one more, aligned
+    cdef char reason[512]
+
+    cdef int list_replicas(self) noexcept nogil              # in a task on the volume's reactor, as all that follows; 0, or a negative errno and `reason`
+    cdef Scan* scan_of(self, uint32_t segment) noexcept nogil
+    cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
+    cdef int scan_footer(self, Scan* scan) noexcept nogil
+    cdef int scan_headers(self, Scan* scan) noexcept nogil
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
+    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
+    cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
+
+cdef uint32_t record_end(const Scan* scan) noexcept nogil

@@ -1,0 +1,246 @@
+# What lies of a volume's log on this node's devices: its replicas, and the records in them, by their footers or their headers.
+#
+# Nothing is decided here: which replicas are looked into, and which records count, is recovery's to know.
+#
+# Always true:
+#   - a record is one only with the replica's own epoch: numbers of segments that were given back come again, and so do their slabs;
+#   - records of a replica follow each other without a gap; of what lies behind one, headers tell only what was stable;
+#   - an error that passes does not look like the end.
+
+from libc.errno cimport ENOMEM, EUCLEAN
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release, qsort, realloc
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, Footer, footer_table_valid, footer_valid, record_valid)
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.reactor cimport call_on
+from iomesh.engine.store.store cimport Store
+from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    TRIES = 10                       # more of one read that fails, ...
+    ALL_TRIES = 500                  # ... and of all of them
+    AGAIN_NS = 20 * 1000 * 1000      # between two
+
+
+cdef class Scans:
+    """Raises MemoryError."""
+
+    def __cinit__(self, Volume volume, *others):
+        cdef void* memory
+        self.volume, self.io = volume, volume.io
+        if posix_memalign(&memory, BLOCK_BYTES, (CHUNK_BLOCKS + 1) * BLOCK_BYTES):
+            raise MemoryError("no memory for recovery")
+        self.buffer = <char*>memory
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            release(self.scans[i].records)
+            release(self.scans[i].entries)
+        release(self.scans)
+        release(self.buffer)
+
+    cdef int list_replicas(self) noexcept nogil:
+        cdef ListCall call
+        cdef uint32_t count, i
+        cdef int store
+        for store in range(self.volume.log.tails.store_count):
+            call.store = self.volume.log.tails.stores[store]
+            call.volume = self.volume.log.volume
+            call.into = NULL
+            call.room = 0
+            count = <uint32_t>call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            if count == 0:
+                continue
+            call.into = <Replica**>calloc(count, sizeof(Replica*))
+            call.room = count
+            self.scans = <Scan*>realloc(self.scans, (self.scan_count + count) * sizeof(Scan))
+            if call.into is NULL or self.scans is NULL:
+                return self.fail(ENOMEM, b"no memory for the list of %lu segments", count, 0, 0)
+            call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            for i in range(count):
+                memset(&self.scans[self.scan_count], 0, sizeof(Scan))
+                self.scans[self.scan_count].replica = call.into[i]
+                self.scans[self.scan_count].store = store
+                self.scan_count += 1
+            release(call.into)
+        if self.scan_count:
+            qsort(self.scans, self.scan_count, sizeof(Scan), by_number)
+        for i in range(1, self.scan_count):
+            if self.scans[i].replica.segment == self.scans[i - 1].replica.segment:
+                return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", self.scans[i].replica.segment, 0, 0)
+        return 0
+
+    cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
+        cdef uint32_t low = 0, high = self.scan_count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.scans[middle].replica.segment < segment:
+                low = middle + 1
+            else:
+                high = middle
+        return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
+
+    cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
+        """An error that passes must not look like the log's end: it is tried again, but not for ever where much is unreadable."""
+        cdef Operation operation
+        cdef uint32_t tries = 0
+        cdef int result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
+        while result < 0 and tries < TRIES and self.tries < ALL_TRIES:
+            tries += 1
+            self.tries += 1
+            waited(&operation)
+            self.io.after(&operation, AGAIN_NS)
+            wait(&operation)
+            result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
+        return result
+
+    cdef int scan_footer(self, Scan* scan) noexcept nogil:
+        """The records of a sealed replica from its footer; 1: it is damaged, the headers must do."""
+        cdef Replica* replica = scan.replica
+        cdef Footer* footer = <Footer*>self.buffer
+        cdef Entry* table
+        cdef uint32_t at = 0, block = 0, k
+        cdef void* memory
+        cdef int result
+        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0 or not footer_valid(
+                footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks):
+            return 1
+        scan.stable = footer.stable
+        if posix_memalign(&memory, BLOCK_BYTES, (footer.table_blocks + 1) * BLOCK_BYTES):
+            return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
+        table = <Entry*>memory
+        result = 1
+        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and footer_table_valid(footer, table):
+            result = 0
+        while result == 0 and at < footer.entry_count:
+            result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
+            block += 1
+            for k in range(table[at].count):
+                if table[at + 1 + k].kind != KIND_ZERO:
+                    block += 1
+            at += 1 + table[at].count
+        release(table)
+        scan.end = block
+        return result
+
+    cdef int scan_headers(self, Scan* scan) noexcept nogil:
+        """The records of a replica from their headers, payload verified; what lies behind the first that is missing only tells what was stable."""
+        cdef Replica* replica = scan.replica
+        cdef uint32_t limit = replica.footer_block if replica.footer_block else replica.blocks
+        cdef uint32_t block = 0, k, payload_block, previous_crc = 0
+        cdef uint64_t previous = 0
+        cdef uint32_t base = 0, held = 0                 # blocks in the buffer
+        cdef RecordHeader* header
+        cdef bint chained = True
+        cdef Found* found
+        cdef int result = 0
+        scan.end = 0
+        while block < limit:
+            if held == 0 or block >= base + held or (block + 1 + RECORD_ENTRIES_MAX > base + held and base + held < limit):
+                base = block
+                held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
+                result = self.read_blocks(replica, base, held, self.buffer)
+                if result < 0:                           # a bad sector, or an error that passes: one record, or what else lies there, at a time
+                    held = 1
+                    result = self.read_blocks(replica, base, held, self.buffer)
+                    header = <RecordHeader*>self.buffer
+                    if result == 0 and self.is_of(header, replica, block, limit) and header.payload_blocks:
+                        held = 1 + header.payload_blocks
+                        result = self.read_blocks(replica, base, held, self.buffer)
+            header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
+            if result < 0 or not self.is_of(header, replica, block, limit) or \
+                    block + 1 + header.payload_blocks > base + held:
+                chained = False
+                block += 1
+                continue
+            scan.stable = max(scan.stable, header.stable)
+            if not chained or header.previous_crc != previous_crc or header.sequence <= previous:
+                chained = False
+                scan.stray = max(scan.stray, header.sequence)
+                block += 1
+                continue
+            result = self.add_record(scan, header.sequence, block, header.crc, header.entries, header.entry_count)
+            if result < 0:
+                return result
+            found = &scan.records[scan.record_count - 1]
+            payload_block = 1
+            for k in range(header.entry_count):
+                if header.entries[k].kind != KIND_ZERO:
+                    if crc32c(<char*>header + payload_block * BLOCK_BYTES, BLOCK_BYTES) != header.entries[k].crc and not planted(b"torn_record_kept"):
+                        found.torn = True
+                    payload_block += 1
+            previous = header.sequence
+            previous_crc = header.crc
+            block += 1 + header.payload_blocks
+            scan.end = block
+        return 0
+
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
+        """A record of this replica. One of another epoch is left over of an earlier segment that had this number and these slabs, and was given back."""
+        return header.epoch == replica.epoch and record_valid(header, self.volume.log.volume, replica.segment, block, limit)
+
+    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
+        cdef Found* found
+        if scan.record_count == scan.record_room:
+            scan.record_room = 2 * scan.record_room + 64
+            scan.records = <Found*>realloc(scan.records, scan.record_room * sizeof(Found))
+        if scan.entry_count + count >= scan.entry_room:          # also before the first record, which may have none
+            scan.entry_room = 2 * scan.entry_room + 1024
+            scan.entries = <Entry*>realloc(scan.entries, scan.entry_room * sizeof(Entry))
+        if scan.records is NULL or scan.entries is NULL:
+            return self.fail(ENOMEM, b"no memory for the records of segment %lu", scan.replica.segment, 0, 0)
+        found = &scan.records[scan.record_count]
+        found.sequence = sequence
+        found.block = block
+        found.crc = crc
+        found.first = scan.entry_count
+        found.count = count
+        found.torn = False
+        memcpy(&scan.entries[scan.entry_count], entries, count * sizeof(Entry))
+        scan.record_count += 1
+        scan.entry_count += count
+        return 0
+
+    cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+        snprintf(self.reason, sizeof(self.reason), text, a, b, c)
+        return -error
+
+
+cdef uint32_t record_end(const Scan* scan) noexcept nogil:
+    """The block behind the last record of a scan."""
+    cdef const Found* last
+    cdef uint32_t blocks = 1, i
+    if scan.record_count == 0:
+        return 0
+    last = &scan.records[scan.record_count - 1]
+    for i in range(last.first, last.first + last.count):
+        if scan.entries[i].kind != KIND_ZERO:
+            blocks += 1
+    return last.block + blocks
+
+
+cdef struct ListCall:
+    void* store
+    uint8_t* volume
+    Replica** into
+    uint32_t room
+
+
+cdef int64_t list_body(void* argument) noexcept nogil:
+    cdef ListCall* call = <ListCall*>argument
+    return (<Store>call.store).list(call.volume, call.into, call.room)
+
+
+cdef int by_number(const void* a, const void* b) noexcept nogil:
+    cdef uint32_t first = (<Scan*>a).replica.segment, second = (<Scan*>b).replica.segment
+    return (first > second) - (first < second)

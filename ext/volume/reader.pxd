@@ -1,0 +1,45 @@
+# Reads of a volume: map, device, checksum. See volume/reader.pyx.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.map.map cimport Map
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.log.request cimport Read
+from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.base.task cimport Waiters
+
+cdef enum:
+    RUNS = 1024                      # device reads of one volume under way
+
+cdef struct Run:                     # blocks that lie side by side on a device
+    Operation operation
+    Read* read
+    uint64_t serial                  # of the replica
+    uint32_t first
+    uint32_t count
+    Run* next
+
+cdef class Reader:
+    cdef Reactor reactor
+    cdef Io io
+    cdef Map map
+    cdef Segments segments
+    cdef uint64_t* counters
+    cdef Run* runs
+    cdef Run* free_runs
+    cdef uint32_t free_count
+    cdef uint32_t under_way          # reads
+    cdef Waiters run_waiters
+    cdef void* owner
+    cdef void (*on_checksum)(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil
+
+    cdef void read(self, Read* read) noexcept nogil
+    cdef void look_up(self, Read* read) noexcept nogil
+    cdef void fetch(self, Read* read) noexcept nogil
+    cdef void go_on(self, Read* read, bint resumed) noexcept nogil
+    cdef void resume(self, Read* read, int64_t result) noexcept nogil
+    cdef void lost(self, Read* read, uint32_t i) noexcept nogil
+    cdef void settle(self, Read* read) noexcept nogil
+    cdef void run_done(self, Run* run, int result) noexcept nogil
+    cdef void end(self, Read* read) noexcept nogil
+    cdef void end_later(self, Read* read) noexcept nogil

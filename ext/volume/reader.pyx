@@ -1,0 +1,236 @@
+# Reads of a volume. A read's life:
+#
+#     look_up   its leaf is in the cache, or is loaded first; its pointers are copied, so what happens to the map later does not matter
+#     fetch     one device read for each run of blocks that lie side by side; what is not mapped is filled with zeros. Where a compacted
+#               segment's bitmap is not in the cache it is read first; what was asked for before is under way meanwhile
+#     run_done  every block is checked against its pointer's checksum
+#     end       the door is told
+#
+# Always true: a block whose checksum does not match, or that a compacted segment does not have, is never handed out as data. It is looked
+# up and read once more (its segment may have been given up or compacted between look-up and read), and again if another replica has come
+# in the place of the one that was read; otherwise the request gets EIO, which is counted and reported with the address.
+
+from libc.errno cimport EAGAIN, EIO
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcpy, memset
+
+from iomesh.engine.store.bitmaps cimport place_of
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.base.counters cimport CHECKSUM_ERRORS, READ_ERRORS
+from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, Pointer
+from iomesh.engine.map.map cimport ABSENT, Map, Node
+from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.base.task cimport join, wake_one
+
+
+cdef enum:
+    ATTEMPTS_RESUMED = 4             # of a read whose segments keep changing while it waits for bitmaps
+
+
+cdef class Reader:
+    def __cinit__(self, Reactor reactor, Map map, Segments segments):
+        cdef int i
+        self.reactor, self.io, self.map, self.segments = reactor, reactor.io, map, segments
+        self.runs = <Run*>calloc(RUNS, sizeof(Run))
+        if self.runs is NULL:
+            raise MemoryError("no memory for reads")
+        for i in range(RUNS):
+            self.runs[i].operation.owner = <void*>self
+            self.runs[i].next = self.free_runs
+            self.free_runs = &self.runs[i]
+        self.free_count = RUNS
+
+    def __dealloc__(self):
+        release(self.runs)
+
+    cdef void read(self, Read* read) noexcept nogil:
+        invariant(0 < read.count and read.block % NODE_POINTERS + read.count <= NODE_POINTERS, b"a read lies under one leaf")
+        read.error = 0
+        read.unmapped = False
+        read.attempts = 0
+        read.again = False
+        read.volume = <void*>self
+        self.under_way += 1
+        self.look_up(read)
+
+    cdef void look_up(self, Read* read) noexcept nogil:
+        cdef Node* leaf
+        cdef uint32_t i
+        read.waiting.done = look_up_again
+        read.waiting.owner = read
+        leaf = self.map.get(0, read.block // NODE_POINTERS, False, &read.waiting)
+        if leaf is NULL:
+            return
+        read.unmapped = True
+        if leaf is not ABSENT:
+            memcpy(read.pointers, &leaf.pointers[read.block % NODE_POINTERS], read.count * sizeof(Pointer))
+            self.map.unpin(leaf)
+            for i in range(read.count):
+                if read.pointers[i].flags & POINTER_PRESENT:
+                    read.unmapped = False
+                    break
+        if read.unmapped:
+            self.end_later(read)
+        else:
+            self.fetch(read)
+
+    cdef void fetch(self, Read* read) noexcept nogil:
+        if self.free_count < read.count:                 # the worst case: every block lies elsewhere
+            read.waiting.done = fetch_again
+            join(&self.run_waiters, &read.waiting)
+            return
+        read.runs_left = 1                               # held until all is asked for
+        read.asked = 0
+        self.go_on(read, False)
+
+    cdef void go_on(self, Read* read, bint resumed) noexcept nogil:
+        """Asks for what was not asked for yet; when a bitmap is needed first, that is waited for and the rest comes then (`resumed`)."""
+        cdef uint32_t first = read.asked, count, contiguous
+        cdef Pointer pointer
+        cdef Segment* segment
+        cdef int64_t offset
+        cdef Run* run
+        read.waiting.done = go_on_later
+        while first < read.count:
+            pointer = read.pointers[first]
+            if not pointer.flags & POINTER_PRESENT:
+                memset(read.into + first * BLOCK_BYTES, 0, BLOCK_BYTES)
+                first += 1
+                continue
+            segment = self.segments.locate(pointer.segment)
+            if segment is NULL or segment.replica is NULL or pointer.block >= segment.blocks:
+                if resumed and read.attempts < ATTEMPTS_RESUMED:
+                    read.again = True                    # it may have gone while a bitmap was waited for
+                else:
+                    read.error = EIO
+                first += 1
+                continue
+            offset = place_of(self.map.cache.bitmaps, segment.replica, pointer.block, &contiguous, &read.waiting)
+            if offset < 0:
+                if offset == -EAGAIN:
+                    read.asked = first
+                    return
+                if read.attempts == 0 or (resumed and read.attempts < ATTEMPTS_RESUMED):
+                    read.again = True
+                else:
+                    self.lost(read, first)
+                first += 1
+                continue
+            count = 1
+            while first + count < read.count and count < contiguous and follows(&read.pointers[first + count], &pointer, count):
+                count += 1
+            run = self.free_runs
+            self.free_runs = run.next
+            self.free_count -= 1
+            run.read = read
+            run.serial = segment.replica.serial
+            run.first = first
+            run.count = count
+            run.operation.done = run_ended
+            read.runs_left += 1
+            self.io.read(&run.operation, segment.replica.device, read.into + first * BLOCK_BYTES, count * BLOCK_BYTES, offset)
+            first += count
+        read.runs_left -= 1
+        if read.runs_left == 0:
+            self.end_later(read)
+
+    cdef void resume(self, Read* read, int64_t result) noexcept nogil:
+        """A bitmap is there, or cannot be had, or runs are free."""
+        if result < 0:
+            self.lost(read, read.asked)
+            read.asked = read.count
+        elif self.free_count < read.count - read.asked:
+            join(&self.run_waiters, &read.waiting)
+            return
+        self.go_on(read, True)
+
+    cdef void run_done(self, Run* run, int result) noexcept nogil:
+        cdef Read* read = run.read
+        cdef uint32_t i
+        if result < 0:
+            read.error = -result
+        else:
+            for i in range(run.first, run.first + run.count):
+                if crc32c(read.into + i * BLOCK_BYTES, BLOCK_BYTES) != read.pointers[i].crc:
+                    if read.attempts == 0 or overtaken(self, run):
+                        read.again = True
+                    else:
+                        self.lost(read, i)
+        run.next = self.free_runs
+        self.free_runs = run
+        self.free_count += 1
+        read.runs_left -= 1
+        if read.runs_left == 0:
+            self.settle(read)
+        if self.free_count >= NODE_POINTERS:
+            wake_one(&self.run_waiters, 0)
+
+    cdef void lost(self, Read* read, uint32_t i) noexcept nogil:
+        """A block that the map points to is not there."""
+        read.error = EIO
+        self.counters[CHECKSUM_ERRORS] += 1
+        self.on_checksum(self.owner, read.block + i, read.pointers[i].segment, read.pointers[i].block)
+
+    cdef void settle(self, Read* read) noexcept nogil:
+        if read.again and not read.error:
+            read.again = False
+            read.attempts += 1
+            self.look_up(read)
+        else:
+            self.end(read)
+
+    cdef void end(self, Read* read) noexcept nogil:
+        if read.error:
+            read.unmapped = False
+            self.counters[READ_ERRORS] += 1
+        self.under_way -= 1
+        if self.free_count >= NODE_POINTERS:             # it may have been woken for runs that it did not need after all
+            wake_one(&self.run_waiters, 0)
+        read.done(read)
+
+    cdef void end_later(self, Read* read) noexcept nogil:
+        read.waiting.done = end_now
+        self.reactor.at_turn_end(&read.waiting)
+
+
+cdef inline bint follows(const Pointer* pointer, const Pointer* first, uint32_t count) noexcept nogil:
+    """Whether it points `count` blocks behind `first`, in the same segment."""
+    return pointer.flags & POINTER_PRESENT and pointer.segment == first.segment and pointer.block == first.block + count
+
+
+cdef bint overtaken(Reader reader, const Run* run) noexcept nogil:
+    """Whether its replica is no longer where its segment is read."""
+    cdef Segment* segment = reader.segments.locate(run.read.pointers[run.first].segment)
+    return segment is NULL or segment.replica is NULL or segment.replica.serial != run.serial
+
+
+cdef void look_up_again(Operation* operation) noexcept nogil:
+    cdef Read* read = <Read*>operation.owner
+    if operation.result < 0:
+        read.error = EIO
+        (<Reader>read.volume).end(read)
+    else:
+        (<Reader>read.volume).look_up(read)
+
+
+cdef void fetch_again(Operation* operation) noexcept nogil:
+    cdef Read* read = <Read*>operation.owner
+    (<Reader>read.volume).look_up(read)      # its pointers may have moved on, and their segments be gone
+
+
+cdef void go_on_later(Operation* operation) noexcept nogil:
+    cdef Read* read = <Read*>operation.owner
+    (<Reader>read.volume).resume(read, operation.result)
+
+
+cdef void end_now(Operation* operation) noexcept nogil:
+    cdef Read* read = <Read*>operation.owner
+    (<Reader>read.volume).settle(read)
+
+
+cdef void run_ended(Operation* operation) noexcept nogil:
+    cdef Run* run = <Run*>operation          # its first member
+    (<Reader>operation.owner).run_done(run, <int>operation.result)

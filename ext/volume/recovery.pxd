@@ -1,0 +1,28 @@
+# Opening a volume's log after a stop or a crash. See volume/recovery.pyx.
+
+from libc.stdint cimport uint64_t
+from iomesh.engine.format.layout cimport Checkpoint, Pointer
+from iomesh.engine.volume.log_scan cimport Scan, Scans
+
+cdef class Recovery(Scans):
+    cdef Pointer checkpoint          # not PRESENT: none was written yet
+    cdef bint detached               # the checkpoint is of a clone that inherited nothing any more, and since then it is none
+    cdef uint64_t start              # replay begins behind this record
+    cdef uint64_t end                # the last record of the log
+    cdef uint64_t replayed_records
+    cdef uint64_t replayed_bytes
+
+    cdef int run(self) noexcept nogil              # in a task on the volume's reactor; 0, or a negative errno and `reason`
+    cdef int read_checkpoint(self) noexcept nogil
+    cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil
+    cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil
+    cdef int read_block(self, Pointer pointer, void* into) noexcept nogil
+    cdef int scan_all(self) noexcept nogil
+    cdef int check_counted(self) noexcept nogil
+    cdef uint64_t record_of_checkpoint(self) noexcept nogil
+    cdef int find_end(self) noexcept nogil
+    cdef void leave_out(self) noexcept nogil
+    cdef int find_time(self) noexcept nogil
+    cdef int adopt(self) noexcept nogil
+    cdef int seal(self, Scan* scan) noexcept nogil
+    cdef int replay(self) noexcept nogil

@@ -1,0 +1,640 @@
+# Opening a volume's log after a stop or a crash, as a list of steps:
+#
+#     list_replicas    every replica of the volume on this node's stores
+#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
+#     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
+#     check_counted    what the checkpoint stands on was stable when it began to count: no open segment ends before that
+#     find_end         the log ends before the first record that is missing or torn; and before segments that hold nothing of users' at its end: marks
+#                      of an idle log, and what was written for checkpoints that never counted. So opening a volume again and again takes no space
+#     find_time        time does not run back in it
+#     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
+#     replay           the entries behind the checkpoint go into the map, each leaf once
+#
+# Always true:
+#   - nothing that was acknowledged and stable is lost silently: every header says up to where that was so (`stable`); if the
+#     log ends before the highest such word, it is damaged and the volume is not opened;
+#   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
+#   - the map's counters after replay are exact, because the checkpoint's map and counters are;
+#   - a record counts in a segment of its own epoch only: numbers of segments that were given back come again, and so do their slabs;
+#   - opening takes nothing: a volume opens on a device that has no slab left;
+#   - running it twice, or dying in it and running it again, changes nothing.
+
+from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release, qsort
+from libc.string cimport memcmp, memcpy, memset
+
+from iomesh.engine.base.checksum cimport crc32c
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED,
+    SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
+    checkpoint_valid, snapshot_fault)
+from iomesh.engine.map.map cimport Node
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.reactor cimport call_on
+from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
+from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.store.store cimport Replica, Store, replica_offset
+from iomesh.engine.log.open_segments cimport FOR_WRITES
+from iomesh.engine.base.task cimport wait, waited
+from iomesh.engine.volume.volume cimport Volume
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** into, size_t alignment, size_t bytes)
+
+cdef enum:
+    PREFETCH = 48                    # leaves loaded ahead of the replay
+    BREATHER = 1024                  # leaves after which the reactor serves others for a turn
+    ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
+
+cdef struct Item:                    # one entry to replay; sorted by leaf, then by age
+    uint64_t key
+    uint32_t scan
+    uint32_t entry
+    uint32_t block                   # of the payload
+    uint32_t unused
+
+
+cdef class Recovery(Scans):
+    """checkpoint: (segment, block, crc) or None."""
+
+    def __cinit__(self, Volume volume, checkpoint):
+        if checkpoint is not None:
+            self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc = checkpoint
+            self.checkpoint.flags = POINTER_PRESENT
+
+    cdef int run(self) noexcept nogil:
+        cdef int result = self.list_replicas()
+        if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
+            result = self.read_checkpoint()
+        if result == 0:
+            result = self.scan_all()
+        if result == 0:
+            result = self.check_counted()
+        if result == 0:
+            result = self.find_end()
+        if result == 0:
+            result = self.find_time()
+        if result == 0:
+            result = self.adopt()
+        if result == 0:
+            result = self.replay()
+        self.volume.checkpoints.replayed = result == 0
+        self.volume.checkpoints.poke()                   # without space one is due
+        return result
+
+    # ------------------------------------------------------------------ the checkpoint
+
+    cdef int read_block(self, Pointer pointer, void* into) noexcept nogil:
+        """A block that a pointer of the checkpoint names, verified."""
+        cdef Scan* scan = self.scan_of(pointer.segment)
+        cdef int result
+        if scan is NULL:
+            return self.fail(EUCLEAN, b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0, 0)
+        if pointer.block >= scan.replica.blocks:
+            return self.fail(EUCLEAN, b"the checkpoint points to block %lu of segment %lu, which ends at %lu", pointer.block, pointer.segment,
+                             scan.replica.blocks)
+        result = self.read_blocks(scan.replica, pointer.block, 1, into)
+        if result < 0:
+            return self.fail(-result, b"block %lu of segment %lu, part of the checkpoint, cannot be read", pointer.block, pointer.segment, 0)
+        if crc32c(into, BLOCK_BYTES) != pointer.crc:
+            return self.fail(EUCLEAN, b"block %lu of segment %lu, part of the checkpoint, is damaged", pointer.block, pointer.segment, 0)
+        return 0
+
+    cdef int read_checkpoint(self) noexcept nogil:
+        cdef Checkpoint* checkpoint = <Checkpoint*>(self.buffer + CHUNK_BLOCKS * BLOCK_BYTES)
+        cdef int result = self.read_block(self.checkpoint, checkpoint)
+        if result < 0:
+            return result
+        if not checkpoint_valid(checkpoint, self.volume.log.volume):
+            return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
+        self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0 and \
+            not planted(b"detached_refused")
+        if not self.detached and (checkpoint.branch != self.volume.segments.branch or
+                                  memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0):
+            return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
+                             checkpoint.branch, self.volume.segments.branch, 0)
+        if not checkpoint.counted:
+            return self.fail(EUCLEAN, b"the checkpoint is of a version that did not count blocks: that one has to copy the volume to one of this version",
+                             0, 0, 0)
+        self.start = checkpoint.sequence
+        self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
+        self.volume.log.tails.next_segment = checkpoint.next_segment
+        self.volume.checkpoints.sequence = checkpoint.sequence
+        self.volume.checkpoints.pointer = self.checkpoint
+        result = self.read_table(checkpoint)
+        if result == 0:
+            result = self.read_snapshots(checkpoint)
+        return result
+
+    cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil:
+        cdef Pointer* index = <Pointer*>self.buffer
+        cdef TableEntry* table = <TableEntry*>(self.buffer + BLOCK_BYTES)
+        cdef TableEntry* entry
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef uint32_t i, k, n = 0
+        cdef int result
+        for i in range(checkpoint.index_count):
+            result = self.read_block(checkpoint.index[i], index)
+            if result < 0:
+                return result
+            for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
+                result = self.read_block(index[k], table)
+                if result < 0:
+                    return result
+                for n in range(min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)):
+                    entry = &table[n]
+                    scan = self.scan_of(entry.segment)
+                    if scan is NULL:
+                        if entry.live == 0:
+                            continue                     # deleted after this checkpoint
+                        return self.fail(EUCLEAN, b"segment %lu, with %lu live blocks, is on no device of this node", entry.segment, entry.live, 0)
+                    if self.volume.segments.find(entry.segment) is not NULL:
+                        return self.fail(EUCLEAN, b"segment %lu is twice in the segment table of the checkpoint", entry.segment, 0, 0)
+                    segment = self.volume.segments.add(entry.segment)
+                    segment.blocks = scan.replica.blocks
+                    segment.live = entry.live
+                    segment.state = entry.state
+                    segment.stream = entry.stream
+                    segment.first_sequence = entry.first_sequence
+                    segment.last_sequence = entry.last_sequence
+                    segment.epoch = entry.epoch
+                    segment.replica = scan.replica
+                    segment.store = scan.store
+                    self.volume.segments.live += entry.live
+        # what holds the checkpoint itself stays until the next one
+        for i in range(checkpoint.index_count):
+            self.read_block(checkpoint.index[i], index)
+            for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
+                keep(self, index[k].segment, checkpoint.sequence)
+            keep(self, checkpoint.index[i].segment, checkpoint.sequence)
+        keep(self, self.checkpoint.segment, checkpoint.sequence)
+        return 0
+
+    cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil:
+        cdef Pointer* index = <Pointer*>self.buffer
+        cdef SnapshotEntry* table = <SnapshotEntry*>(self.buffer + BLOCK_BYTES)
+        cdef Fault fault
+        cdef const char* words
+        cdef uint32_t blocks = (checkpoint.snapshot_entries + SNAPSHOT_ENTRIES - 1) // SNAPSHOT_ENTRIES, i, n
+        cdef int result = 0
+        if checkpoint.snapshot_entries:
+            result = self.read_block(checkpoint.snapshots, index)
+            keep(self, checkpoint.snapshots.segment, checkpoint.sequence)
+        for i in range(blocks):
+            if result == 0:
+                result = self.read_block(index[i], table)
+            if result < 0:
+                return result
+            keep(self, index[i].segment, checkpoint.sequence)
+            for n in range(min(<uint32_t>SNAPSHOT_ENTRIES, checkpoint.snapshot_entries - i * SNAPSHOT_ENTRIES)):
+                fault = snapshot_fault(&table[n], checkpoint)
+                if fault.words is not NULL:
+                    snprintf(self.reason, sizeof(self.reason), b"snapshot %u of the checkpoint's table: %s", i * SNAPSHOT_ENTRIES + n, fault.words)
+                    return -EUCLEAN
+                if self.detached and table[n].inherited:
+                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table has blocks of a volume that this one is no clone of any more",
+                                     i * SNAPSHOT_ENTRIES + n, 0, 0)
+                if self.volume.snapshots.find(table[n].id) is not NULL:
+                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
+                if self.volume.snapshots.add(&table[n]) < 0:
+                    return self.fail(ENOMEM, b"no memory for %lu snapshots", checkpoint.snapshot_entries, 0, 0)
+                self.volume.log.newest_ns = max(self.volume.log.newest_ns, table[n].time_ns)
+        words = self.volume.snapshots.adopt(checkpoint.head_parent, checkpoint.pin_data, checkpoint.pin_nodes)
+        if result == 0 and words is not NULL:
+            return self.fail(EUCLEAN, words, 0, 0, 0)
+        self.volume.segments.pin(checkpoint.pin_data, checkpoint.pin_nodes)
+        self.volume.segments.recount(checkpoint.mapped, checkpoint.inherited, checkpoint.exclusive)
+        self.volume.segments.kept_from = self.volume.snapshots.oldest_mark
+        if self.volume.snapshots.dying() is not NULL:
+            self.volume.segments.reclaim_holds += 1      # as when it began: nothing is given up before it was walked
+        return result
+
+    # ------------------------------------------------------------------ records
+
+    cdef int scan_all(self) noexcept nogil:
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef uint32_t i
+        cdef int result
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            segment = self.volume.segments.find(scan.replica.segment)
+            if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
+                continue
+            if scan.replica.live:                        # every record of it is older than the checkpoint; one that is not in its table is dead
+                if segment is not NULL:
+                    segment.state = SEGMENT_SEALED       # it was when it was compacted
+                continue
+            result = self.scan_footer(scan) if scan.replica.state == SEGMENT_SEALED and scan.replica.footer_block else 1
+            if result > 0:
+                result = self.scan_headers(scan)
+            if result < 0:
+                return result
+            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # sealed when all of it was stable
+                return self.fail(EUCLEAN, b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
+                                 scan.replica.segment, scan.end, 0)
+        return 0
+
+    cdef int check_counted(self) noexcept nogil:
+        """Headers say how far the log was stable when they were written, and behind those of a checkpoint there may be none yet. What it has counted,
+        and its own records, were stable all the same: whoever ended the log before them would cut off what its maps point to."""
+        cdef Scan* scan
+        cdef const Segment* segment
+        cdef uint64_t last, counted
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            if scan.replica.state != SEGMENT_OPEN or planted(b"cut_before_checkpoint"):
+                continue
+            segment = self.volume.segments.find(scan.replica.segment)
+            last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
+            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # what was not committed then may lie elsewhere now
+            if (self.checkpoint.flags & POINTER_PRESENT and scan.replica.segment == self.checkpoint.segment and scan.end <= self.checkpoint.block) or (
+                    segment is not NULL and segment.first_sequence <= counted and last < counted):
+                return self.fail(EUCLEAN, b"the header that should follow block %lu of segment %lu is damaged or gone, and the checkpoint at record %lu "
+                                 b"needs what lies behind it", scan.end, scan.replica.segment, self.start)
+        return 0
+
+    cdef uint64_t record_of_checkpoint(self) noexcept nogil:
+        """The sequence number of the one that it is in: with all before, also in other segments, that was stable when the pointer moved. 0: it is unknown."""
+        cdef uint64_t sequence = 0
+        cdef Scan* scan
+        cdef uint32_t i, r
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            if not self.checkpoint.flags & POINTER_PRESENT or scan.replica.segment != self.checkpoint.segment:
+                continue
+            for r in range(scan.record_count):
+                if scan.records[r].block < self.checkpoint.block:
+                    sequence = scan.records[r].sequence
+        return sequence
+
+    cdef int find_end(self) noexcept nogil:
+        """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable. So does each segment."""
+        cdef uint64_t stable = max(self.start, self.record_of_checkpoint()), missing
+        cdef uint32_t i, segment = 0, block = 0
+        cdef Scan* scan
+        cdef Found* found
+        cdef bint moved = True
+        cdef uint32_t* next_record = <uint32_t*>calloc(self.scan_count + 1, sizeof(uint32_t))
+        if next_record is NULL:
+            return self.fail(ENOMEM, b"no memory for %lu segments", self.scan_count, 0, 0)
+        for i in range(self.scan_count):
+            stable = max(stable, self.scans[i].stable)
+            if planted(b"any_record_is_proof"):
+                stable = max(stable, self.scans[i].stray)
+        self.end = self.start
+        while moved:                                     # segments follow each other, so each pass takes a whole one
+            moved = False
+            for i in range(self.scan_count):
+                scan = &self.scans[i]
+                while next_record[i] < scan.record_count:
+                    found = &scan.records[next_record[i]]
+                    if found.sequence > self.end + 1 or (found.torn and found.sequence > stable):
+                        break                            # also if it is whole elsewhere: after an error it was written twice, and one copy will do
+                    if found.sequence == self.end + 1:
+                        self.end += 1
+                        moved = True
+                    next_record[i] += 1
+        for i in range(self.scan_count):                 # what is behind the end never happened
+            self.scans[i].dropped = self.scans[i].record_count - next_record[i]
+            self.scans[i].record_count = next_record[i]
+        release(next_record)
+        if self.end < stable:
+            missing = self.end + 1
+            for i in range(self.scan_count):
+                if self.scans[i].record_count and self.scans[i].records[self.scans[i].record_count - 1].sequence < missing:
+                    segment, block = self.scans[i].replica.segment, self.scans[i].end
+            return self.fail(EUCLEAN, b"record %lu was acknowledged and stable, but its header is damaged or gone (it should follow block %lu of segment %lu)",
+                             missing, block, segment)
+        self.leave_out()
+        return 0
+
+    cdef void leave_out(self) noexcept nogil:
+        """Segments at the log's end in which nothing is a user's or the checkpoint's. Whole ones: to write a footer over a record would leave one
+        behind it, for a moment, that calls it stable."""
+        cdef uint32_t i = self.scan_count, r
+        cdef Scan* scan
+        while i:
+            i -= 1
+            scan = &self.scans[i]
+            for r in range(scan.record_count):
+                if scan.records[r].sequence <= self.start or is_needed(self, scan, &scan.records[r]):
+                    return
+            if scan.record_count:
+                self.end = scan.records[0].sequence - 1
+                scan.dropped += scan.record_count
+                scan.record_count = 0
+
+    # ------------------------------------------------------------------ bringing the log up
+
+    cdef int find_time(self) noexcept nogil:
+        """No record to come is older than the last one, wherever the clock has been set meanwhile."""
+        cdef RecordHeader* header = <RecordHeader*>self.buffer
+        cdef Scan* scan
+        cdef Found* found
+        cdef uint32_t i
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            found = &scan.records[scan.record_count - 1] if scan.record_count else NULL
+            if found is NULL or found.sequence != self.end or planted(b"time_runs_back"):
+                continue
+            if self.read_blocks(scan.replica, found.block, 1, header) < 0:
+                return self.fail(EIO, b"record %lu, the last one of the log, cannot be read", self.end, 0, 0)
+            if self.is_of(header, scan.replica, found.block, scan.replica.blocks):
+                self.volume.log.newest_ns = max(self.volume.log.newest_ns, header.time_ns)
+        return 0
+
+    cdef int adopt(self) noexcept nogil:
+        cdef Segment* segment
+        cdef Scan* scan
+        cdef Operation operation
+        cdef int64_t i
+        cdef int k
+        cdef uint32_t last
+        cdef int result
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            self.volume.log.tails.next_segment = max(self.volume.log.tails.next_segment, scan.replica.segment + 1)
+            segment = self.volume.segments.find(scan.replica.segment)
+            if segment is not NULL and scan.record_count == 0 and scan.dropped == 0 and scan.replica.state == SEGMENT_SEALED:
+                continue
+            last = scan.record_count
+            scan.end = record_end(scan)
+            if segment is not NULL and last == 0 and (segment.live or segment.table_of == self.start):
+                return self.fail(EUCLEAN, b"none of the records of segment %lu, which the checkpoint needs, can be read", scan.replica.segment, 0, 0)
+            if last == 0 or (segment is NULL and scan.records[last - 1].sequence <= self.start):
+                if segment is not NULL:
+                    self.volume.segments.remove(segment)
+                scan.useless = True                      # it holds nothing that counts, or died before the checkpoint
+                continue
+            if segment is NULL:
+                segment = self.volume.segments.add(scan.replica.segment)
+                segment.epoch = scan.replica.epoch
+                segment.stream = scan.replica.stream
+                segment.replica = scan.replica
+                segment.store = scan.store
+            segment.first_sequence = scan.records[0].sequence
+            segment.last_sequence = scan.records[last - 1].sequence
+            if scan.replica.state == SEGMENT_OPEN or scan.dropped:
+                result = self.seal(scan)
+                if result < 0:
+                    return self.fail(-result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0)
+            segment.state = SEGMENT_SEALED
+            segment.blocks = scan.replica.blocks
+        for i in range(<int64_t>self.scan_count - 1, -1, -1):      # what calls a record stable goes when that is sealed, or before it
+            if self.scans[i].useless:
+                result = remove_replica(self, &self.scans[i])
+                if result < 0:
+                    return self.fail(-result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0)
+        self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
+        for k in range(self.volume.log.tails.store_count):     # what was read may still be in a device's cache only
+            if (<Store>self.volume.log.tails.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
+                waited(&operation)
+                self.io.flush(&operation, (<Store>self.volume.log.tails.stores[k]).device)
+                if wait(&operation) < 0:
+                    return self.fail(<int>-operation.result, b"device %lu cannot be flushed", k, 0, 0)
+        self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
+        if self.volume.log.tails.next_segment == 0:
+            self.volume.log.tails.next_segment = 1
+        result = self.volume.log.tails.prepare_now(FOR_WRITES)
+        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # nothing in it to be opened for
+            return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
+        self.volume.checkpoints.content = self.start if self.end == self.start else 0
+        self.volume.checkpoints.ready = True
+        return 0
+
+    cdef int seal(self, Scan* scan) noexcept nogil:
+        """Give a replica that was left open its footer, behind the last record that counts."""
+        cdef Replica* replica = scan.replica
+        cdef Footer* footer
+        cdef Entry* table
+        cdef Found* found
+        cdef uint32_t i, entries = 0, table_blocks
+        cdef SealCall call
+        cdef Operation operation
+        cdef void* memory
+        cdef int result = 0
+        for i in range(scan.record_count):
+            entries += 1 + scan.records[i].count
+        table_blocks = (entries + NODE_POINTERS - 1) // NODE_POINTERS
+        call.store = self.volume.log.tails.stores[scan.store]
+        call.replica = replica
+        call.footer_block = 0
+        call.blocks = scan.end
+        if scan.end + 1 + table_blocks <= replica.blocks:
+            if posix_memalign(&memory, BLOCK_BYTES, (1 + table_blocks) * BLOCK_BYTES):
+                return -ENOMEM
+            memset(memory, 0, (1 + table_blocks) * BLOCK_BYTES)
+            footer = <Footer*>memory
+            table = <Entry*>(<char*>memory + BLOCK_BYTES)
+            entries = 0
+            for i in range(scan.record_count):
+                found = &scan.records[i]
+                table[entries].position = found.sequence
+                table[entries].crc = found.crc
+                table[entries].count = found.count
+                table[entries].kind = KIND_RECORD
+                memcpy(&table[entries + 1], &scan.entries[found.first], found.count * sizeof(Entry))
+                entries += 1 + found.count
+            footer.magic = FOOTER_MAGIC
+            footer.version = FORMAT_VERSION
+            memcpy(footer.volume, self.volume.log.volume, 16)
+            footer.epoch = replica.epoch
+            footer.segment = replica.segment
+            footer.block = scan.end
+            footer.first_sequence = scan.records[0].sequence
+            footer.last_sequence = scan.records[scan.record_count - 1].sequence
+            footer.stable = min(scan.stable, footer.last_sequence)
+            footer.last_crc = scan.records[scan.record_count - 1].crc
+            footer.entry_count = entries
+            footer.table_blocks = table_blocks
+            footer.table_crc = crc32c(table, table_blocks * BLOCK_BYTES)
+            footer.stream = replica.stream
+            footer.crc = block_crc(footer)
+            result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
+            release(memory)
+            if result == 0:
+                call.footer_block = scan.end
+                call.blocks = scan.end + 1 + table_blocks
+        if (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):
+            waited(&operation)                           # the journal must not be on stable media before what it speaks of
+            self.io.flush(&operation, replica.device)
+            if wait(&operation) < 0:
+                return <int>operation.result
+        return <int>call_on((<Store>call.store).home, self.volume.reactor, seal_body, &call)
+
+    # ------------------------------------------------------------------ replay
+
+    cdef int replay(self) noexcept nogil:
+        cdef Item* items = NULL
+        cdef uint64_t count = 0, room = 0, leaf, ahead = 0, window = 0, leaves = 0, i = 0
+        cdef uint32_t s, r, e, block
+        cdef Scan* scan
+        cdef Found* found
+        cdef Entry* entry
+        cdef Node* node
+        cdef Operation operation
+        cdef int result = 0
+        for s in range(self.scan_count):
+            room += self.scans[s].entry_count
+        items = <Item*>calloc(room + 1, sizeof(Item))
+        if items is NULL:
+            return self.fail(ENOMEM, b"no memory to replay %lu entries", room, 0, 0)
+        for s in range(self.scan_count):
+            scan = &self.scans[s]
+            for r in range(scan.record_count):
+                found = &scan.records[r]
+                if not self.start < found.sequence + planted(b"replay_one_more") or not found.sequence <= self.end - planted(b"replay_one_less"):
+                    continue
+                block = found.block + 1
+                self.replayed_records += 1
+                self.replayed_bytes += BLOCK_BYTES
+                for e in range(found.first, found.first + found.count):
+                    entry = &scan.entries[e]
+                    if entry.kind == KIND_DATA or (entry.kind == KIND_ZERO and not planted(b"zeros_not_replayed")):
+                        if entry.position >= VOLUME_BYTES_MAX // BLOCK_BYTES:
+                            release(items)
+                            return self.fail(EUCLEAN, b"record %lu in segment %lu names block %lu, beyond the largest volume", found.sequence,
+                                             scan.replica.segment, entry.position)
+                        items[count].key = (entry.position // NODE_POINTERS) << ORDER_BITS | \
+                            (found.sequence - self.start) << 8 | (255 + found.first - e if planted(b"order_in_record_reversed") else e - found.first)
+                        items[count].scan = s
+                        items[count].entry = e
+                        items[count].block = block
+                        count += 1
+                    if entry.kind != KIND_ZERO:
+                        block += 1
+                        self.replayed_bytes += BLOCK_BYTES
+        qsort(items, count, sizeof(Item), by_key)
+        while i < count:
+            leaf = items[i].key >> ORDER_BITS
+            while ahead < count and window < PREFETCH and self.volume.map.cache.loading < PREFETCH:
+                self.volume.map.expect(0, items[ahead].key >> ORDER_BITS)
+                ahead = next_leaf(items, ahead, count)
+                window += 1
+            node = NULL
+            while node is NULL and result == 0:
+                waited(&operation)
+                node = self.volume.map.get(0, leaf, True, &operation)
+                if node is NULL:
+                    self.volume.checkpoints.poke()
+                    result = <int>wait(&operation)
+            if node is NULL:
+                release(items)
+                return self.fail(-result, b"the map's leaf %lu cannot be read", leaf, 0, 0)
+            while i < count and items[i].key >> ORDER_BITS == leaf:
+                if result == 0:
+                    result = apply(self, node, &items[i])
+                i += 1
+            self.volume.map.unpin(node)
+            if result < 0:
+                release(items)
+                return result
+            ahead = max(ahead, i)
+            window = window - 1 if window else 0
+            leaves += 1
+            if leaves % BREATHER == 0:
+                waited(&operation)
+                self.io.after(&operation, 0)
+                wait(&operation)
+        release(items)
+        self.volume.log.bytes_at_checkpoint = self.volume.log.bytes - self.replayed_bytes
+        return result
+
+
+cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
+    cdef Entry* entry = &recovery.scans[item.scan].entries[item.entry]
+    cdef Pointer pointer
+    cdef uint32_t slot = entry.position % NODE_POINTERS, count, i
+    memset(&pointer, 0, sizeof(pointer))
+    if entry.kind == KIND_DATA:
+        pointer.segment = recovery.scans[item.scan].replica.segment
+        pointer.block = item.block
+        pointer.crc = entry.crc
+        pointer.flags = POINTER_PRESENT
+        count = 1
+    else:
+        count = min(<uint32_t>entry.count, <uint32_t>NODE_POINTERS - slot)
+    for i in range(slot, slot + count):
+        if pointer.flags or leaf.pointers[i].flags & POINTER_PRESENT:
+            if not recovery.volume.segments.lives(leaf.pointers[i]):
+                return recovery.fail(EUCLEAN, b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
+                                     leaf.pointers[i].block, leaf.pointers[i].segment, 0)
+            recovery.volume.segments.replace(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)), pointer)
+    return 0
+
+
+cdef uint64_t next_leaf(Item* items, uint64_t i, uint64_t count) noexcept nogil:
+    cdef uint64_t leaf = items[i].key >> ORDER_BITS
+    while i < count and items[i].key >> ORDER_BITS == leaf:
+        i += 1
+    return i
+
+
+cdef void keep(Recovery recovery, uint32_t number, uint64_t checkpoint) noexcept nogil:
+    cdef Segment* segment = recovery.volume.segments.find(number)
+    if segment is not NULL:
+        segment.table_of = checkpoint
+
+
+cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noexcept nogil:
+    """It holds something of a user's, or is the last of those that the checkpoint consists of."""
+    cdef const Pointer* checkpoint = &recovery.checkpoint
+    cdef uint32_t i, blocks = 1
+    for i in range(found.first, found.first + found.count):
+        if scan.entries[i].kind == KIND_DATA or scan.entries[i].kind == KIND_ZERO:
+            return True
+        blocks += 1
+    return checkpoint.flags & POINTER_PRESENT and scan.replica.segment == checkpoint.segment and found.block < checkpoint.block < found.block + blocks
+
+
+cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
+    cdef uint32_t contiguous, piece
+    cdef uint64_t offset
+    cdef Operation operation
+    while count:
+        offset = replica_offset(replica, block, &contiguous)
+        piece = min(count, contiguous)
+        waited(&operation)
+        recovery.io.write(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            return <int>operation.result
+        block += piece
+        count -= piece
+        data = <const char*>data + piece * BLOCK_BYTES
+    return 0
+
+
+cdef struct SealCall:
+    void* store
+    Replica* replica
+    uint32_t blocks
+    uint32_t footer_block
+
+
+cdef int64_t seal_body(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
+
+
+cdef int64_t remove_body(void* argument) noexcept nogil:
+    cdef SealCall* call = <SealCall*>argument
+    return (<Store>call.store).remove(call.replica)
+
+
+cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
+    cdef SealCall call
+    call.store = recovery.volume.log.tails.stores[scan.store]
+    call.replica = scan.replica
+    scan.record_count = 0
+    return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)
+
+
+cdef int by_key(const void* a, const void* b) noexcept nogil:
+    cdef uint64_t first = (<Item*>a).key, second = (<Item*>b).key
+    return (first > second) - (first < second)

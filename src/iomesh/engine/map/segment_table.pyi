@@ -1,0 +1,1 @@
+../../../../ext/map/segment_table.pyi

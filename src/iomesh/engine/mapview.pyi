@@ -1,1 +1,0 @@
-../../../ext/mapview.pyi

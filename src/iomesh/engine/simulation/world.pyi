@@ -1,0 +1,1 @@
+../../../../ext/simulation/world.pyi

@@ -1,0 +1,1 @@
+../../../../ext/store/slabs.pyi

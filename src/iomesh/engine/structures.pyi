@@ -1,1 +1,0 @@
-../../../ext/structures.pyi

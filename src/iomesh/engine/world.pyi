@@ -1,1 +1,0 @@
-../../../ext/world.pyi
