@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -238,7 +239,8 @@ async def test_metrics_and_health_are_served(node: Daemon) -> None:
         "iomesh_node_ready 1.0",
     ):
         assert line in page.splitlines()
-    assert await node.page("/healthz") == "ok\n"
+    for page in ("/healthz", "/readyz"):
+        assert json.loads(await node.page(page))["status"] == "ok"
     async with node.client() as client:
         counters = await client.counters()
         assert counters.volumes[0].counters["writes"] == 10

@@ -18,8 +18,19 @@ ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "covered"
 OBJECTS = ROOT / "build" / "cover"
 ELSEWHERE = {
-    "engine", "base.uring", "exports.nbd.connection", "exports.nbd.read", "exports.nbd.replies", "store.token_bucket", "store.scrub",
-    "history.difference", "volume.space", "format.structures", "views.world", "views.store", "views.map",
+    "engine",
+    "base.uring",
+    "exports.nbd.connection",
+    "exports.nbd.read",
+    "exports.nbd.replies",
+    "store.token_bucket",
+    "store.scrub",
+    "history.difference",
+    "volume.space",
+    "format.structures",
+    "views.world",
+    "views.store",
+    "views.map",
 }  # not part of simulation runs, or Python's view of a part
 NOGIL = "__pyx_f_"  # how Cython calls functions of C ...
 SET_UP = "__Pyx_"  # ... and what sets up a module

@@ -57,11 +57,11 @@ class Bench:
         with self.path.open("wb") as file:
             file.truncate(size_bytes)
         engine = NodeEngine(EngineConfig(map_cache_bytes=1 << 20, register_buffers=False), self.on_event)
-        engine.start()
+        await engine.start()
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         device = uuid.UUID(int=self.draw.getrandbits(128))
         await engine.format_store(descriptor, cluster=self.cluster, device=device, size_bytes=size_bytes, tier="nvme", label="bench")
-        engine.stop()
+        await engine.stop()
         os.close(descriptor)
 
     @asynccontextmanager
@@ -75,7 +75,7 @@ class Bench:
         """The volume recovered, and nobody connected; ends as a crash does."""
         config = EngineConfig(map_cache_bytes=1 << 20, checkpoint_bytes=checkpoint_bytes, register_buffers=False)
         self.engine = NodeEngine(config, self.on_event)
-        self.engine.start()
+        await self.engine.start()
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         self.epoch += 1
         await self.engine.open_store(descriptor, cluster=self.cluster, volatile_cache=False)
@@ -83,7 +83,7 @@ class Bench:
         try:
             yield
         finally:
-            self.engine.stop()
+            await self.engine.stop()
             os.close(descriptor)
             self.unanswered.clear()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from iomesh.api.client import Client
 from iomesh.metadata.sqlite import SqliteMetadata
+from iomesh.node import hooks
 from iomesh.node.offline import format_device
 from support.trial import iomesh_command
 
@@ -60,6 +61,15 @@ class Daemon:
         await format_device(str(path), **({"cluster": self.cluster} | options))
         return str(path)
 
+    @property
+    def hooks(self) -> Path:
+        """What the daemon is to do for tests; see iomesh.node.hooks."""
+        return self.directory / "hooks"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {hooks.VARIABLE: str(self.hooks)}
+
     def command(self) -> list[str]:
         config = self.directory / f"{self.name}.toml"
         directories = {"state_dir": str(self.directory / "state"), "run_dir": str(self.directory / "run")}
@@ -77,7 +87,7 @@ class Daemon:
             address = f"\0iomesh-test-{uuid.uuid4()}"
             notified.bind(address)
             with self.log.open("ab") as log:
-                environment = os.environ | {"NOTIFY_SOCKET": "@" + address[1:]}
+                environment = self.environment | {"NOTIFY_SOCKET": "@" + address[1:]}
                 self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
             notified.settimeout(START_SECONDS)
             pidfd = os.pidfd_open(self.process.pid)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.engine.views.store import StoreRefused, StoreView
 from iomesh.engine.format.structures import read_bitmap, read_footer, read_superblock
+from iomesh.engine.views.store import StoreRefused, StoreView
 from support import stores
 from support.amount import Amount
 from support.forged import DATA, RECORD, entry, resealed

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.engine.views.store import StoreRefused, StoreView
 from iomesh.engine.format.structures import read_superblock
+from iomesh.engine.views.store import StoreRefused, StoreView
 from support import forged
 from support.stores import (
     BLOCK,

@@ -71,6 +71,29 @@ VOLUME_STATE_FAILED: VolumeState.ValueType  # 3
 VOLUME_STATE_DELETING: VolumeState.ValueType  # 4
 Global___VolumeState: _TypeAlias = VolumeState  # noqa: Y015
 
+class _NodeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    NODE_STATE_STARTING: _NodeState.ValueType  # 1
+    NODE_STATE_READY: _NodeState.ValueType  # 2
+    NODE_STATE_DEGRADED: _NodeState.ValueType  # 3
+    """it serves, but a volume cannot be read or written, or a background task is down; problems says which"""
+    NODE_STATE_STOPPING: _NodeState.ValueType  # 4
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+
+NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+NODE_STATE_STARTING: NodeState.ValueType  # 1
+NODE_STATE_READY: NodeState.ValueType  # 2
+NODE_STATE_DEGRADED: NodeState.ValueType  # 3
+"""it serves, but a volume cannot be read or written, or a background task is down; problems says which"""
+NODE_STATE_STOPPING: NodeState.ValueType  # 4
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
+
 @_typing.final
 class Scrub(_message.Message):
     """since the daemon was started"""
@@ -535,6 +558,13 @@ class Status(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_DONE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     cluster: _builtins.str
     """UUID"""
@@ -543,7 +573,7 @@ class Status(_message.Message):
     started_ns: _builtins.int
     """Unix time"""
     ready: _builtins.bool
-    """bring-up has ended"""
+    """state is READY"""
     reactors: _builtins.int
     control_address: _builtins.str
     """of the unix socket"""
@@ -553,6 +583,15 @@ class Status(_message.Message):
     free_bytes: _builtins.int
     volumes: _builtins.int
     devices: _builtins.int
+    state: Global___NodeState.ValueType
+    step: _builtins.str
+    """while it starts: the step that is under way"""
+    steps_done: _builtins.int
+    """of the start"""
+    steps: _builtins.int
+    """that a start has"""
+    progress: _builtins.str
+    """of the step: "2 of 5 volumes"; empty: not known"""
     @_builtins.property
     def nbd_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths and host:port"""
@@ -561,6 +600,12 @@ class Status(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what it goes on without, each with its remedy"""
 
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """why it is DEGRADED"""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackgroundTask]: ...
     def __init__(
         self,
         *,
@@ -579,14 +624,53 @@ class Status(_message.Message):
         volumes: _builtins.int = ...,
         devices: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___NodeState.ValueType = ...,
+        step: _builtins.str = ...,
+        steps_done: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        progress: _builtins.str = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[Global___BackgroundTask] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "control_address", b"control_address", "devices", b"devices", "free_bytes", b"free_bytes", "metrics_address", b"metrics_address", "nbd_addresses", b"nbd_addresses", "node", b"node", "process_id", b"process_id", "reactors", b"reactors", "ready", b"ready", "started_ns", b"started_ns", "version", b"version", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "control_address", b"control_address", "devices", b"devices", "free_bytes", b"free_bytes", "metrics_address", b"metrics_address", "nbd_addresses", b"nbd_addresses", "node", b"node", "problems", b"problems", "process_id", b"process_id", "progress", b"progress", "reactors", b"reactors", "ready", b"ready", "started_ns", b"started_ns", "state", b"state", "step", b"step", "steps", b"steps", "steps_done", b"steps_done", "tasks", b"tasks", "version", b"version", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class BackgroundTask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """cleaning, windows, scrub, detaching"""
+    up: _builtins.bool
+    """false from a failure until the first round that succeeds after it"""
+    restarts: _builtins.int
+    """since the daemon was started"""
+    reason: _builtins.str
+    """of the failure, while it is down"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        up: _builtins.bool = ...,
+        restarts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "restarts", b"restarts", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackgroundTask: _TypeAlias = BackgroundTask  # noqa: Y015
 
 @_typing.final
 class GetCountersRequest(_message.Message):

@@ -140,6 +140,21 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 0
 
 
+class NodeState(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+
+
+class BackgroundTask(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    up: bool
+    restarts: int
+    reason: str
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     cluster: str
@@ -156,6 +171,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     volumes: int
     devices: int
     warnings: list[str]
+    state: NodeState = NodeState.UNSPECIFIED
+    step: str = ""
+    steps_done: int = 0
+    steps: int = 0
+    progress: str = ""
+    problems: list[str] = []
+    tasks: list[BackgroundTask] = []
 
 
 class Bucket(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
+from iomesh.node.supervisor import BackgroundTask, Supervisor, end_all, settle
 from iomesh.node.volume import OpenVolume, Registry
 from iomesh.node.windows import Windows
 from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, choose, freed_blocks, kept_blocks, straggles
@@ -57,26 +58,27 @@ class Cleaned:
 
 
 class Cleaning:
-    def __init__(self, config: CleaningConfig, engine: NodeEngine, stores: Stores, volumes: Registry, windows: Windows) -> None:
+    def __init__(
+        self, config: CleaningConfig, engine: NodeEngine, stores: Stores, volumes: Registry, windows: Windows, supervisor: Supervisor
+    ) -> None:
         self._config = config
         self._engine = engine
         self._stores = stores
         self._volumes = volumes
         self._windows = windows
+        self._supervisor = supervisor
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task: BackgroundTask | None = None
         self.cleaned: dict[uuid.UUID, Cleaned] = {}
 
     async def start(self) -> None:
         if self._config.enabled:
-            self._task = asyncio.create_task(self._run(), name="cleaning")
+            self._task = self._supervisor.start("cleaning", self._run)
 
     async def stop(self) -> None:
         if self._task is not None:
-            tasks = [self._task, *(cleaned.under_way for cleaned in self.cleaned.values() if cleaned.under_way is not None)]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._task.stop()
+            await end_all(cleaned.under_way for cleaned in self.cleaned.values() if cleaned.under_way is not None)
             self._task = None
 
     def wake(self) -> None:
@@ -88,14 +90,11 @@ class Cleaning:
         self._engine.hurry_cleaning()
         self._wake.set()
 
-    async def _run(self) -> None:
+    async def _run(self, task: BackgroundTask) -> None:
         while True:
             self._wake.clear()
-            try:
-                need = await self._look()
-            except IomeshError as error:  # a volume was closed meanwhile, or its device fails: that is told elsewhere
-                log.info("cleaning interrupted", reason=error.message)
-                need = Need.NONE
+            need = await self._look()
+            task.progress()
             if need == Need.URGENT:
                 continue
             try:
@@ -104,13 +103,23 @@ class Cleaning:
                 continue
 
     async def _look(self) -> Need:
-        """One round over all volumes; how soon the next one is needed."""
+        """One round over all volumes; how soon the next one is needed. It ends when that of every volume has, so rounds never overlap."""
         volumes = [volume for volume in self._volumes.values() if volume.in_engine]
         identities = {volume.record.id for volume in volumes}
-        self.cleaned = {identity: cleaned for identity, cleaned in self.cleaned.items() if identity in identities}
+        self.cleaned = {
+            identity: cleaned for identity, cleaned in self.cleaned.items() if identity in identities or _is_under_way(cleaned.under_way)
+        }
         largest_blocks = max((_segment_blocks(volume) for volume in volumes), default=0)
-        needs = await asyncio.gather(*(self._clean(volume, largest_blocks) for volume in volumes))
+        needs = await settle((self._clean_if_open(volume, largest_blocks) for volume in volumes), at_once=max(len(volumes), 1))
         return max(needs, default=Need.NONE)
+
+    async def _clean_if_open(self, volume: OpenVolume, largest_blocks: int) -> Need:
+        """What a volume fails with keeps no other from being cleaned."""
+        try:
+            return await self._clean(volume, largest_blocks)
+        except IomeshError as error:  # it was closed meanwhile, or its device fails: that is reported elsewhere
+            log.info("cleaning interrupted", volume=volume.record.name, reason=error.message)
+            return Need.NONE
 
     async def _clean(self, volume: OpenVolume, largest_blocks: int) -> Need:
         """One round of one volume. NONE when nothing can be done for it, whatever it needs. largest_blocks: the largest segment here,
@@ -168,7 +177,10 @@ class Cleaning:
         """Begins to clean these, and waits for those before: the engine is busy while the next are chosen. At leisure it waits for these
         too. False: nothing was done, or something was postponed."""
         before, cleaned.in_hand = cleaned.under_way, segments
-        cleaned.under_way = asyncio.create_task(self._carry_out(volume, cleaned, urgent=urgent)) if len(segments) else None
+        cleaned.under_way = None
+        if len(segments):
+            work = self._carry_out(volume, cleaned, urgent=urgent)
+            cleaned.under_way = self._supervisor.spawn("clean segments", work, volume=volume.record.name)
         done = await before if before is not None else len(segments) > 0
         if cleaned.under_way is not None and not urgent:
             done &= await cleaned.under_way
@@ -208,6 +220,10 @@ class Cleaning:
         if gain >= WORTH_SEGMENTS * segment_blocks and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)
+
+
+def _is_under_way(task: asyncio.Task[bool] | None) -> bool:
+    return task is not None and not task.done()
 
 
 def _segment_blocks(volume: OpenVolume) -> int:

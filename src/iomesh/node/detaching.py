@@ -26,6 +26,7 @@ from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
+from iomesh.node.supervisor import BackgroundTask, Supervisor, settle
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows, marks_of
@@ -47,6 +48,7 @@ class Detaching:
         volumes: Volumes,
         snapshots: Snapshots,
         windows: Windows,
+        supervisor: Supervisor,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -55,17 +57,16 @@ class Detaching:
         self._volumes = volumes
         self._snapshots = snapshots
         self._windows = windows
-        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._supervisor = supervisor
+        self._tasks: dict[uuid.UUID, BackgroundTask] = {}
 
     async def start(self) -> None:
         for volume in self._registry.values():
             self._go_on(volume)
 
     async def stop(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await settle(task.stop() for task in self._tasks.values())
+        self._tasks.clear()
 
     async def detach(self, name: str) -> Volume:
         """Begins; or answers how far it is."""
@@ -87,14 +88,14 @@ class Detaching:
 
     def _go_on(self, volume: OpenVolume) -> None:
         identity = volume.record.id
-        if volume.record.detaching and volume.in_engine and identity not in self._tasks:
+        if volume.record.detaching and volume.in_engine and (identity not in self._tasks or self._tasks[identity].ended):
             inherited = self._engine.volume_state(identity)["inherited_blocks"] * compiled.BLOCK_BYTES
             volume.detaching = Progress(running=True, total_bytes=inherited)
-            task = asyncio.create_task(self._run(volume), name=f"detaching {volume.record.name}")
-            self._tasks[identity] = task
-            task.add_done_callback(lambda _: self._tasks.pop(identity, None))
+            self._tasks[identity] = self._supervisor.start(
+                "detaching", lambda task: self._run(volume, task), until_done=True, volume=volume.record.name
+            )
 
-    async def _run(self, volume: OpenVolume) -> None:
+    async def _run(self, volume: OpenVolume, task: BackgroundTask) -> None:
         while self._is_wanted(volume):
             volume.detaching = msgspec.structs.replace(volume.detaching, reason="")
             try:
@@ -105,6 +106,7 @@ class Detaching:
                 self._wait_for(volume, "what is free is kept for users and checkpoints: it goes on when there is more space")
             except IomeshError as error:
                 self._wait_for(volume, error.message)
+            task.progress()
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _finish(self, volume: OpenVolume) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numpy import uint32, uint64, void
@@ -17,8 +18,12 @@ from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import ConfigError, Unsupported, from_errno
+from iomesh.errors import ConfigError, NotFound, Unsupported, from_errno
 from iomesh.node.config import EngineConfig
+from iomesh.node.logs import logger
+from iomesh.node.supervisor import in_thread
+
+log = logger("engine")
 
 
 class NodeEngine:
@@ -49,20 +54,20 @@ class NodeEngine:
     def warnings(self) -> list[str]:
         return list(self._engine.warnings)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            self._engine.start()
+            await in_thread(self._engine.start)
         except compiled.EngineError as error:
             raise Unsupported(str(error)) from None
         self._loop.add_reader(self._engine.fileno(), self._collect)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Ends the reactors as a crash would: whoever still waits for an answer gets ESHUTDOWN."""
         if self._loop is None:
             return
         self._loop.remove_reader(self._engine.fileno())
-        self._engine.stop()
+        await in_thread(self._engine.stop)  # it joins the reactors' threads
         self._loop = None
         for what, future in self._pending.values():
             if not future.done():
@@ -137,14 +142,19 @@ class NodeEngine:
         """How many segments it had."""
         return int((await self._answer(self._engine.erase_volume(volume.bytes), "erase the volume"))["segments"])
 
+    # Of a volume that is not open, which may have been closed meanwhile, these raise NotFound.
+
     def volume_state(self, volume: uuid.UUID) -> dict[str, Any]:
-        return self._engine.volume_state(volume.bytes)
+        with _not_open(volume):
+            return self._engine.volume_state(volume.bytes)
 
     def counters(self, volume: uuid.UUID) -> NDArray[uint64]:
-        return self._engine.counters(volume.bytes)
+        with _not_open(volume):
+            return self._engine.counters(volume.bytes)
 
     def histograms(self, volume: uuid.UUID) -> NDArray[uint64]:
-        return self._engine.histograms(volume.bytes)
+        with _not_open(volume):
+            return self._engine.histograms(volume.bytes)
 
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         return self._engine.reactor_state(reactor)
@@ -276,7 +286,7 @@ class NodeEngine:
     def _collect(self) -> None:
         for happened in self._engine.collect():
             if isinstance(happened, Event):
-                self._on_event(happened)
+                self._handle(happened)
                 continue
             _, future = self._pending.pop(happened.ticket)
             if future.done():  # nobody waits any more
@@ -285,6 +295,21 @@ class NodeEngine:
                 future.set_exception(from_errno(happened.error, happened.reason))
             else:
                 future.set_result(happened.value)
+
+    def _handle(self, event: Event) -> None:
+        """What a handler fails with keeps no answer of the same batch from whoever waits for it."""
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("an event was not handled", kind=event.kind, volume=event.volume.hex() if event.volume else None)
+
+
+@contextmanager
+def _not_open(volume: uuid.UUID) -> Iterator[None]:
+    try:
+        yield
+    except KeyError:
+        raise NotFound(f"volume {volume} is not open") from None
 
 
 def counters_by_name(values: NDArray[uint64]) -> dict[str, int]:

@@ -16,11 +16,13 @@ from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 from iomesh.api.model import Export
+from iomesh.errors import IomeshError, Unavailable
 from iomesh.exports.nbd import NbdServer
 from iomesh.node.config import NbdConfig, address_text, parse_address
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, listen_error, release, restrict
+from iomesh.node.supervisor import in_thread
 
 log = logger("exports")
 NBD = "nbd"
@@ -56,8 +58,14 @@ class Connections:
         for connection in self.sockets:
             with suppress(OSError):  # it has ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
-        async with asyncio.timeout(END_SECONDS):
-            await self.none_left()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self.none_left()
+        except TimeoutError:
+            raise Unavailable(
+                f"{len(self.sockets)} connection(s) were cut, and the engine has not ended their requests within {END_SECONDS:g} s, most "
+                "likely because a device does not answer: try again"
+            ) from None
 
     async def none_left(self) -> None:
         await self._none_left.wait()
@@ -76,8 +84,10 @@ class VolumeExport:
         read_only: bool,
         volatile_cache: bool,
         earlier: Callable[[], Mapping[str, uuid.UUID]],
+        before: VolumeExport | None = None,
     ) -> None:
-        """earlier: of a snapshot, those that it can be compared with, by name; asked for whenever a client may want to know."""
+        """earlier: of a snapshot, those that it can be compared with, by name; asked for whenever a client may want to know.
+        before: an export of that name that was withdrawn, and whose connections have not ended yet."""
         self.name = name
         self.size_bytes = size_bytes
         self.read_only = read_only
@@ -85,11 +95,13 @@ class VolumeExport:
         self._engine = engine
         self._volume = volume
         self._earlier = earlier
+        self._before = before
         self._connections = Connections()
+        self.withdrawn = False
 
     @property
     def connections(self) -> int:
-        return len(self._connections.sockets)
+        return len(self._connections.sockets) + (self._before.connections if self._before is not None else 0)
 
     @property
     def comparable(self) -> Collection[str]:
@@ -108,9 +120,14 @@ class VolumeExport:
         log.debug("connection ended", volume=self.name, **ended)
 
     async def end_connections(self) -> None:
+        if self._before is not None:
+            await self._before.end_connections()
+            self._before = None
         await self._connections.end()
 
     async def none_left(self) -> None:
+        if self._before is not None:
+            await self._before.none_left()
         await self._connections.none_left()
 
 
@@ -125,7 +142,7 @@ class Doors:
         self._listens: str = ""
 
     async def listen(self) -> None:
-        claim_unix_socket(self._config.socket, "nbd.socket")
+        await in_thread(lambda: claim_unix_socket(self._config.socket, "nbd.socket"))
         try:
             await self._server.listen_unix(self._config.socket)
             restrict(self._config.socket)
@@ -157,21 +174,36 @@ class Doors:
     ) -> None:
         """Opens the door; if it is open, those who come from now on see the new size."""
         export = self._published.get(name)
-        if export is not None:
+        if export is not None and not export.withdrawn:
             export.size_bytes = size_bytes
             return
         export = VolumeExport(
-            self._engine, volume, name, size_bytes=size_bytes, read_only=read_only, volatile_cache=volatile_cache, earlier=earlier
+            self._engine,
+            volume,
+            name,
+            size_bytes=size_bytes,
+            read_only=read_only,
+            volatile_cache=volatile_cache,
+            earlier=earlier,
+            before=export,
         )
         self._server.publish(export)
         self._published[name] = export
 
     async def withdraw(self, name: str) -> None:
-        """Closes the door, and ends the connections that came through it."""
-        export = self._published.pop(name, None)
-        if export is not None:
-            self._server.withdraw(name)
+        """Withdraws the export, and ends its connections. Raises Unavailable if the engine does not let go of them in time: nobody can
+        connect from then on, and the next call waits for them again."""
+        export = self._published.get(name)
+        if export is None:
+            return
+        self._server.withdraw(name)
+        export.withdrawn = True
+        try:
             await export.end_connections()
+        except IomeshError as error:
+            raise type(error)(f"export {name}: {error.message}") from None
+        if self._published.get(name) is export:
+            del self._published[name]
 
     def describe(self, name: str) -> list[Export]:
         export = self._published.get(name)

@@ -1,6 +1,6 @@
-"""The HTTP door for machines that watch: /metrics for Prometheus, /healthz for whoever restarts what is not well.
+"""The HTTP server for machines that watch: /metrics for Prometheus, /healthz and /readyz for whoever manages the daemon.
 
-A dozen lines of HTTP/1.1, one answer per connection: for two fixed pages a web framework would be more than the rest of the daemon.
+A dozen lines of HTTP/1.1, one answer per connection: for three fixed pages a web framework would be more than the rest of the daemon.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from iomesh.node.config import address_text, parse_address
+from iomesh.node.logs import logger
 from iomesh.node.sockets import listen_error
+
+log = logger("http")
 
 REQUEST_BYTES_MAX = 16 * 1024
 REQUEST_SECONDS = 10.0
 TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
 
 # Status, content type, body.
 Page = Callable[[], tuple[HTTPStatus, str, bytes]]
@@ -59,7 +63,11 @@ class HttpServer:
         elif page is None:
             status, kind, body = HTTPStatus.NOT_FOUND, TEXT, f"there are {', '.join(self._pages)}\n".encode()
         else:
-            status, kind, body = page()
+            try:
+                status, kind, body = page()
+            except Exception:
+                log.exception("internal error", page=path)
+                status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"internal error: see the node's log\n"
         header = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )

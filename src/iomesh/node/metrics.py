@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 
-from iomesh.api.model import DeviceState, VolumeState
+from iomesh.api.model import BackgroundTask, DeviceState, NodeState, VolumeState
 from iomesh.engine import engine as compiled
 
 if TYPE_CHECKING:
@@ -60,14 +60,33 @@ class NodeCollector:
         node = self._node
         status = node.status()
         yield InfoMetricFamily("iomesh_node", "Who this is.", {"node": status.node, "cluster": status.cluster, "version": status.version})
-        yield GaugeMetricFamily("iomesh_node_ready", "1 once all volumes have been brought up.", float(status.ready))
-        if node.ready:
+        yield GaugeMetricFamily(
+            "iomesh_node_ready", "1 while every volume can be read and written and every background task is up.", float(status.ready)
+        )
+        state = GaugeMetricFamily("iomesh_node_state", "1 for the state that the node is in.", labels=["state"])
+        for each in NodeState:
+            if each != NodeState.UNSPECIFIED:
+                state.add_metric([each.value], float(each == status.state))
+        yield state
+        yield from self._tasks(status.tasks)
+        if node.assembled:
             yield from self._devices()
             yield from self._volumes()
             yield from self._counters()
             yield from self._cleaning()
             yield from self._histograms()
             yield from self._reactors()
+
+    def _tasks(self, tasks: list[BackgroundTask]) -> Iterator[Metric]:
+        up = GaugeMetricFamily("iomesh_background_task_up", "0 from a failure to the next round that succeeds.", labels=["task"])
+        restarts = CounterMetricFamily("iomesh_background_task_restarts", "Times that it failed and was started again.", labels=["task"])
+        failures = CounterMetricFamily("iomesh_background_job_failures", "Jobs that ended with an error.", labels=["job"])
+        for task in tasks:
+            up.add_metric([task.name], float(task.up))
+            restarts.add_metric([task.name], task.restarts)
+        for job, count in self._node.failed_jobs().items():
+            failures.add_metric([job], count)
+        yield from (up, restarts, failures)
 
     def _devices(self) -> Iterator[Metric]:
         labels = ["device", "label", "path", "tier"]
@@ -100,6 +119,10 @@ class NodeCollector:
 
     def _volumes(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"])
+        writable = GaugeMetricFamily("iomesh_volume_writable", "1 while it is served and its writes succeed.", labels=["volume"])
+        for health in self._node.volumes_health():
+            writable.add_metric([health.name], float(health.writable))
+        yield writable
         size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"])
         live = GaugeMetricFamily("iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"])
         mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "What it holds for its users.", labels=["volume"])

@@ -1,37 +1,52 @@
 """One node: its parts in the order in which they come up, each with its way down.
 
 Bring-up is a list of named steps. If one fails, those before it are undone in reverse, and the daemon ends with the error; a stop is the
-same way down. The control API is there from early on, so that one can see how far it is; all it tells until the end is its status.
+same way down. Health, metrics and the control API are served from the first steps on: until the last one they show how far the start is,
+and the state of each device and volume as it becomes known.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from importlib.metadata import version
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from iomesh.api.model import Bucket, Counters, Device, DeviceState, Latency, ReactorCounters, Status, VolumeCounters
+from iomesh.api.model import (
+    BackgroundTask,
+    Bucket,
+    Counters,
+    Device,
+    DeviceState,
+    Latency,
+    NodeState,
+    ReactorCounters,
+    Status,
+    VolumeCounters,
+)
 from iomesh.engine import engine as compiled
 from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
 from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
 from iomesh.metadata.sqlite import SqliteMetadata
-from iomesh.node import metrics
+from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
 from iomesh.node.detaching import Detaching
 from iomesh.node.devices import open_device
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
-from iomesh.node.http import TEXT, HttpServer
+from iomesh.node.hooks import Hooks
+from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
@@ -39,11 +54,17 @@ from iomesh.node.scrub import Scrub
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
+from iomesh.node.supervisor import Supervisor, in_thread
 from iomesh.node.volume import Registry
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows
 
 log = logger("node")
+
+VERSION = installed_version("iomesh")  # reads a file
+
+
+STEP_DOWN_SECONDS = 120.0  # for one step of a stop; what is left then is as after a crash, which the next start recovers from
 
 
 class Step(NamedTuple):
@@ -55,6 +76,8 @@ class Step(NamedTuple):
 class Node:
     """`up`, then `down`: once."""
 
+    supervisor: Supervisor
+    registry: Registry
     metadata: SqliteMetadata
     cluster: ClusterRecord
     engine: NodeEngine
@@ -70,22 +93,25 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.name = config.name
-        self.phase = "starting"
-        self.ready = False
+        self.phase = NodeState.STARTING
         self.started_ns = time.time_ns()
+        self.assembled = False  # the engine runs, and there are the parts that use it
+        self._hooks = Hooks()
+        self._step = ""
+        self._steps_done = 0
         self._state_lock: IO[bytes] | None = None
         self._cluster_of_devices: uuid.UUID | None = None
+        self._cluster: uuid.UUID | None = None
         self._control = ControlServer(config.control, self)
-        self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page})
+        self._metrics = metrics.registry(self)
+        self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page})
         self._done: list[Step] = []
-
-    @property
-    def _steps(self) -> list[Step]:
-        return [
+        self._steps = [
             Step("lock the state directory", self._lock_state, self._unlock_state),
+            Step("serve health and metrics", self._serve_http, self._http.close),
+            Step("serve the control API", self._control.start, self._control.stop),
             Step("look at the devices", self._look_at_devices, _nothing),
             Step("open the metadata", self._open_metadata, self._close_metadata),
-            Step("serve the control API", self._control.start, self._control.stop),
             Step("start the engine", self._start_engine, self._stop_engine),
             Step("open the devices", self._open_devices, self._close_devices),
             Step("listen for exports", self._listen, self._stop_listening),
@@ -94,17 +120,22 @@ class Node:
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("detach clones", self._start_detaching, self._stop_detaching),
             Step("scrub", self._start_scrub, self._stop_scrub),
-            Step("serve metrics", self._serve_metrics, self._http.close),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
 
+    @property
+    def serving(self) -> bool:
+        """It has started, and does not stop yet: users may ask for everything."""
+        return self.phase == NodeState.READY
+
     async def up(self) -> None:
         """Raises the IomeshError of the step that failed, after undoing the others."""
-        for step in self._steps:
-            self.phase = f"starting ({step.name})"
-            notify(f"STATUS={step.name}")
+        for done, step in enumerate(self._steps):
+            self._step, self._steps_done = step.name, done
+            await in_thread(functools.partial(notify, f"STATUS={step.name}"))
             log.debug("step", step=step.name)
             try:
+                await self._hooks.hold(step.name)
                 await step.up()
             except BaseException:
                 await self.down()
@@ -113,11 +144,13 @@ class Node:
 
     async def down(self) -> None:
         """Every step is undone, whatever becomes of the others."""
+        self.phase = NodeState.STOPPING
         while self._done:
             step = self._done.pop()
             log.debug("undo step", step=step.name)
             try:
-                await step.down()
+                async with asyncio.timeout(STEP_DOWN_SECONDS):
+                    await step.down()
             except Exception as error:
                 log.error(
                     "stop step failed",
@@ -141,24 +174,44 @@ class Node:
         return device
 
     def status(self) -> Status:
-        devices = [device for device in self.stores.list() if device.state != DeviceState.MISSING] if self.ready else []
+        assembled = self.assembled
+        devices = [device for device in self.stores.list() if device.state != DeviceState.MISSING] if assembled else []
+        tasks = self.tasks()
+        problems = health.problems(self.volumes_health(), tasks) if self.serving else []
+        state = NodeState.DEGRADED if problems else self.phase
         return Status(
             node=self.name,
-            cluster=str(self.cluster.id),
-            version=version("iomesh"),
+            cluster=str(self._cluster or ""),
+            version=VERSION,
             process_id=os.getpid(),
             started_ns=self.started_ns,
-            ready=self.ready,
+            ready=state == NodeState.READY,
             reactors=self.config.engine.reactors,
             control_address=self.config.control.socket,
             metrics_address=self._http.address,
-            nbd_addresses=self.doors.addresses if self.ready else [],
+            nbd_addresses=self.doors.addresses if assembled else [],
             capacity_bytes=sum(device.size_bytes for device in devices),
             free_bytes=sum(device.free_bytes for device in devices),
-            volumes=len(self.volumes.list()) if self.ready else 0,
+            volumes=len(self.volumes.list()) if assembled else 0,
             devices=len(devices),
-            warnings=self.engine.warnings if self.ready else [],
+            warnings=self.engine.warnings if assembled else [],
+            state=state,
+            step=self._step if state == NodeState.STARTING else "",
+            steps_done=self._steps_done,
+            steps=len(self._steps),
+            progress=self.volumes.progress if assembled and state == NodeState.STARTING else "",
+            problems=problems,
+            tasks=tasks,
         )
+
+    def tasks(self) -> list[BackgroundTask]:
+        return health.background_tasks(self.supervisor) if self.assembled else []
+
+    def failed_jobs(self) -> Mapping[str, int]:
+        return self.supervisor.failed_jobs if self.assembled else {}
+
+    def volumes_health(self) -> list[health.VolumeHealth]:
+        return health.volumes_health(self.registry, self.engine) if self.assembled else []
 
     def counters(self) -> Counters:
         bounds = compiled.histogram_bounds().tolist()
@@ -177,17 +230,24 @@ class Node:
         return Counters(monotonic_ns=time.monotonic_ns(), volumes=volumes, reactors=reactors, devices=self.stores.list())
 
     def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
-        return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._metrics)
 
     def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
-        if self.ready:
-            return HTTPStatus.OK, TEXT, b"ok\n"
-        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{self.phase}\n".encode()
+        """That it is answered says all: the node is live."""
+        return HTTPStatus.OK, JSON, self._health()[1]
+
+    def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
+        ready, body = self._health()
+        return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, JSON, body
+
+    def _health(self) -> tuple[bool, bytes]:
+        status = self.status()
+        return status.ready, msgspec.json.encode(health.detail(status, self.volumes_health())) + b"\n"
 
     # steps
 
     async def _lock_state(self) -> None:
-        self._state_lock = lock_directory(self.config.state_dir)
+        self._state_lock = await in_thread(lambda: lock_directory(self.config.state_dir))
 
     async def _unlock_state(self) -> None:
         if self._state_lock is not None:
@@ -214,29 +274,47 @@ class Node:
         except BaseException:
             await self.metadata.close()
             raise
+        self._cluster = self.cluster.id
 
     async def _close_metadata(self) -> None:
         await self.metadata.close()
 
     async def _start_engine(self) -> None:
-        self.engine = NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event))
+        self.engine = await in_thread(lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event)))
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.doors = Doors(self.config.nbd, self.engine)
-        registry = Registry()
+        self.supervisor = Supervisor(self._hooks)
+        self.registry = registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
-        self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots)
-        self.volumes = Volumes(self.engine, self.metadata, self.stores, self.doors, registry, self.snapshots, self.windows, self.name)
-        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows)
+        self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots, self.supervisor)
+        self.volumes = Volumes(
+            self.engine,
+            self.metadata,
+            self.stores,
+            self.doors,
+            registry,
+            self.snapshots,
+            self.windows,
+            self.supervisor,
+            self._hooks,
+            self.name,
+        )
+        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows, self.supervisor)
         self.volumes.on_no_space = self.cleaning.hurry
         self.volumes.on_tight = self.cleaning.wake
-        self.detaching = Detaching(self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows)
-        self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub")
-        self.engine.start()
+        self.detaching = Detaching(
+            self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows, self.supervisor
+        )
+        self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor)
+        await self.engine.start()
+        self.assembled = True
         for warning in self.engine.warnings:
             log.warning("engine", warning=warning)
 
     async def _stop_engine(self) -> None:
-        self.engine.stop()
+        await self.supervisor.close()
+        self.assembled = False
+        await self.engine.stop()
         self.stores.release()
 
     async def _open_devices(self) -> None:
@@ -252,7 +330,11 @@ class Node:
         await self.doors.close()
 
     async def _open_volumes(self) -> None:
-        await self.volumes.open_all()
+        try:
+            await self.volumes.open_all()
+        except BaseException:  # a stop while it starts: volumes that are open are closed as in any stop
+            await self.volumes.close_all()
+            raise
 
     async def _close_volumes(self) -> None:
         await self.volumes.close_all()
@@ -281,19 +363,19 @@ class Node:
     async def _stop_scrub(self) -> None:
         await self.scrub.stop()
 
-    async def _serve_metrics(self) -> None:
-        self._registry = metrics.registry(self)
+    async def _serve_http(self) -> None:
         if self.config.metrics.listen:
             await self._http.listen(self.config.metrics.listen)
+            log.info("serving health and metrics", address=self._http.address)
 
     async def _report_ready(self) -> None:
-        self.ready, self.phase = True, "ready"
-        notify("READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)")
+        self.phase, self._step, self._steps_done = NodeState.READY, "", len(self._steps)
+        await in_thread(functools.partial(notify, "READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)"))
         log.info("ready", node=self.name, cluster=str(self.cluster.id), control=self.config.control.socket, metrics=self._http.address)
 
     async def _report_stopping(self) -> None:
-        self.ready, self.phase = False, "stopping"
-        notify("STOPPING=1", "STATUS=closing volumes")
+        self.phase = NodeState.STOPPING
+        await in_thread(functools.partial(notify, "STOPPING=1", "STATUS=closing volumes"))
         log.info("stopping")
         await self._control.drain()
 

@@ -94,10 +94,10 @@ def inspect_device(path: str) -> Device:
 
 async def _write(device: OpenDevice, *, cluster: uuid.UUID, identity: uuid.UUID, tier: str, label: str) -> None:
     engine = NodeEngine(_ENGINE, lambda event: None)
-    engine.start()
+    await engine.start()
     try:
         await engine.format_store(device.descriptor, cluster=cluster, device=identity, size_bytes=device.size_bytes, tier=tier, label=label)
     except IomeshError as error:
         raise type(error)(f"{device.path}: {error.message}") from None
     finally:
-        engine.stop()
+        await engine.stop()

@@ -18,6 +18,7 @@ from iomesh.node.config import ScrubConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import OpenStore, Stores
+from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread, settle
 
 log = logger("scrub")
 
@@ -39,39 +40,41 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class Scrub:
     """A task that goes over the devices, one segment of each at a time."""
 
-    def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path) -> None:
+    def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path, supervisor: Supervisor) -> None:
         self._config = config
         self._directory = directory
         self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was written last
         self._engine = engine
         self._stores = stores
-        self._task: asyncio.Task[None] | None = None
+        self._supervisor = supervisor
+        self._task: BackgroundTask | None = None
 
     async def start(self) -> None:
         if self._config.enabled:
-            self._task = asyncio.create_task(self._run(), name="scrub")
+            self._task = self._supervisor.start("scrub", self._run)
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task.stop()
             self._task = None
             for store in self._stores.online():
-                self._keep(store)
+                if store.record.id in self._kept:  # else what the file has is not known
+                    await self._keep(store)
 
-    async def _run(self) -> None:
+    async def _run(self, task: BackgroundTask) -> None:
         while True:
             for store in self._stores.online():
                 if store.record.id not in self._kept:
-                    self._recall(store)
+                    await self._recall(store)
             due = [store for store in self._stores.online() if self._is_due(store)]
-            await asyncio.gather(*(self._pass_over(store) for store in due))
+            await settle((self._pass_over(store, task) for store in due), at_once=max(len(due), 1))
+            task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
     def _is_due(self, store: OpenStore) -> bool:
         return time.time_ns() >= store.scrub.ended_ns + self._config.interval_seconds * 1e9
 
-    async def _pass_over(self, store: OpenStore) -> None:
+    async def _pass_over(self, store: OpenStore, task: BackgroundTask) -> None:
         progress = store.scrub
         try:
             sealed = await self._engine.sealed(store.number)
@@ -85,11 +88,12 @@ class Scrub:
                 await self._verify(store, volume, segment)
                 progress.done_bytes += blocks * BLOCK_BYTES
                 progress.reached = volume, segment
+                task.progress()
                 if time.monotonic() - self._kept[store.record.id] >= KEEP_SECONDS:
-                    self._keep(store)
+                    await self._keep(store)
             if rows:
                 progress.end(time.time_ns())
-                self._keep(store)
+                await self._keep(store)
                 log.info("pass complete", device=str(store.record.id), segments=len(rows), damaged_blocks=progress.damaged_blocks)
         except IomeshError as error:  # the device is being closed, or fails: that is told elsewhere
             log.info("pass interrupted", device=str(store.record.id), reason=error.message)
@@ -122,7 +126,7 @@ class Scrub:
     def _file(self, store: OpenStore) -> Path:
         return self._directory / f"{store.record.id}.json"
 
-    def _keep(self, store: OpenStore) -> None:
+    async def _keep(self, store: OpenStore) -> None:
         """Replaces the file as a whole. That it cannot be written is told, and costs a part of a pass after the next start."""
         progress = store.scrub
         self._kept[store.record.id] = time.monotonic()
@@ -133,17 +137,20 @@ class Scrub:
             damaged=[(volume.hex(), segment, blocks) for (volume, segment), blocks in progress.damaged.items()],
         )
         file = self._file(store)
-        try:
+
+        def write() -> None:
             self._directory.mkdir(mode=0o750, exist_ok=True)
             file.with_suffix(".new").write_bytes(msgspec.json.encode(kept))
             file.with_suffix(".new").replace(file)
+
+        try:
+            await in_thread(write)
         except OSError as error:
             log.warning("progress not kept", device=str(store.record.id), path=str(file), reason=str(error))
 
-    def _recall(self, store: OpenStore) -> None:
-        self._kept[store.record.id] = time.monotonic()
+    async def _recall(self, store: OpenStore) -> None:
         try:
-            kept = msgspec.json.decode(self._file(store).read_bytes(), type=Kept)
+            kept = msgspec.json.decode(await in_thread(self._file(store).read_bytes), type=Kept)
             store.scrub.reached = bytes.fromhex(kept.reached_volume), kept.reached_segment
             store.scrub.damaged = {(bytes.fromhex(volume), segment): blocks for volume, segment, blocks in kept.damaged}
             store.scrub.ended_ns = kept.ended_ns
@@ -153,3 +160,4 @@ class Scrub:
             log.warning(
                 "progress forgotten: a pass begins anew", device=str(store.record.id), path=str(self._file(store)), reason=str(error)
             )
+        self._kept[store.record.id] = time.monotonic()

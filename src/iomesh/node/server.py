@@ -22,12 +22,14 @@ from iomesh.errors import InUse, InvalidArgument, IomeshError, Unavailable, mean
 from iomesh.node.config import ControlConfig, address_text, parse_address
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, release, restrict
+from iomesh.node.supervisor import end_all, in_thread
 
 if TYPE_CHECKING:
     from iomesh.node.node import Node
 
 log = logger("control")
-GRACE_SECONDS = 5.0  # for calls that are under way when the daemon stops
+GRACE_SECONDS = 5.0  # for the answers of calls that are under way when the daemon stops
+DRAIN_SECONDS = 30.0  # for the calls themselves: then they are cancelled
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any], Awaitable[Message]]
 
@@ -40,7 +42,7 @@ class ControlServer:
         self._tasks: set[asyncio.Task[Message]] = set()
 
     async def start(self) -> None:
-        claim_unix_socket(self._config.socket, "control.socket")
+        await in_thread(lambda: claim_unix_socket(self._config.socket, "control.socket"))
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((self._handlers(),))
         self._server = server
@@ -63,8 +65,13 @@ class ControlServer:
         release(self._config.socket)
 
     async def drain(self) -> None:
-        """Waits for the calls that are under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Waits for the calls that are under way, DRAIN_SECONDS at most, and cancels what is left."""
+        if not self._tasks:
+            return
+        _, left = await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+        if left:
+            log.warning("calls cancelled: the node stops", calls=sorted(task.get_name() for task in left), seconds=DRAIN_SECONDS)
+        await end_all(left)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         service = NodeService(self._node)
@@ -79,11 +86,16 @@ class ControlServer:
 
     def _guarded(self, name: str, handler: Handler) -> Callable[[Message, Context], Awaitable[Message]]:
         async def handle(request: Message, context: Context) -> Message:
-            task = asyncio.ensure_future(handler(request))
+            task = asyncio.create_task(_run(handler, request), name=name)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
             try:
                 return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if not task.cancelled():  # the client went away: the call is carried through
+                    raise
+                log.info("refused", call=name, error="Unavailable", reason="the node stops")
+                await refuse(context, Unavailable(f"{name} was not finished: the node stops"))
             except IomeshError as error:
                 log.info("refused", call=name, error=type(error).__name__, reason=error.message)
                 await refuse(context, error)
@@ -92,6 +104,15 @@ class ControlServer:
                 await refuse(context, IomeshError(f"{name} failed because of a bug in iomesh: its log says more"))
 
         return handle
+
+    def _ended(self, task: asyncio.Task[Message]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # it is seen by whoever waits for the answer, or by nobody
+
+
+async def _run(handler: Handler, request: Message) -> Message:
+    return await handler(request)
 
 
 def _bind(server: grpc.aio.Server, address: str, what: str) -> None:
@@ -123,10 +144,10 @@ class NodeService:
         return to_message(pb.Counters, self._ready().counters())
 
     async def list_devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
-        return pb.ListDevicesResponse(devices=[to_message(pb.Device, device) for device in self._ready().stores.list()])
+        return pb.ListDevicesResponse(devices=[to_message(pb.Device, device) for device in self._assembled().stores.list()])
 
     async def get_device(self, request: pb.GetDeviceRequest) -> pb.Device:
-        return to_message(pb.Device, self._ready().stores.find(request.device))
+        return to_message(pb.Device, await self._ready().stores.find(request.device))
 
     async def add_device(self, request: pb.AddDeviceRequest) -> pb.Device:
         return to_message(pb.Device, await self._ready().add_device(request.path))
@@ -153,7 +174,7 @@ class NodeService:
         return to_message(pb.Volume, await self._ready().detaching.detach(request.name))
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
-        return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._ready().volumes.list()])
+        return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list()])
 
     async def get_volume(self, request: pb.GetVolumeRequest) -> pb.Volume:
         return to_message(pb.Volume, await self._ready().volumes.show(request.name))
@@ -218,6 +239,17 @@ class NodeService:
         return pb.CheckpointResponse(volumes=await self._ready().volumes.checkpoint(request.name))
 
     def _ready(self) -> Node:
-        if not self._node.ready:
-            raise Unavailable(f"node {self._node.name} is {self._node.phase}: ask again in a moment")
+        if not self._node.serving:
+            raise self._unavailable()
         return self._node
+
+    def _assembled(self) -> Node:
+        """For what can be answered while the node starts, too."""
+        if not self._node.assembled:
+            raise self._unavailable()
+        return self._node
+
+    def _unavailable(self) -> Unavailable:
+        status = self._node.status()
+        step = f" ({status.step})" if status.step else ""
+        return Unavailable(f"node {status.node} is {status.state.value}{step}: ask again in a moment")

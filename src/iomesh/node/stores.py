@@ -20,6 +20,7 @@ from iomesh.metadata.records import DeviceRecord, device_key, list_devices, put_
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
+from iomesh.node.supervisor import in_thread
 from iomesh.policies.cleaning import Space
 
 log = logger("stores")
@@ -68,6 +69,9 @@ class Stores:
         self._open: dict[uuid.UUID, OpenStore] = {}
         self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
         self._changing = asyncio.Lock()  # held while a device is added or removed; no volume is opened meanwhile
+        # Every device that the engine may use. One is closed once the engine has answered that it does not, or has been stopped: a
+        # descriptor that is closed before is the number of another file soon, and the engine writes to that.
+        self._held: list[OpenDevice] = []
 
     async def open_all(self, paths: Iterable[str]) -> None:
         """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
@@ -82,15 +86,17 @@ class Stores:
                 self._missing[record.id] = record, error.message
                 log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
 
-    def open_at(self, path: str) -> Device | None:
+    async def open_at(self, path: str) -> Device | None:
         """The device, if it is one of ours already."""
-        store = next((store for store in self._open.values() if _same_file(store.device.path, path)), None)
-        return None if store is None else self._describe(store)
+        for store in list(self._open.values()):
+            if await _same_file(store.device.path, path):
+                return self._describe(store)
+        return None
 
     async def add(self, path: str, check: Callable[[], None]) -> Device:
         """check: raises an error if none can be added now. Nothing that it looks at changes until the device is there."""
         async with self._changing:
-            if held := self.open_at(path):
+            if held := await self.open_at(path):
                 return held
             check()
             return self._describe(await self._attach(path))
@@ -103,7 +109,7 @@ class Stores:
     async def remove(self, words: str) -> None:
         """Forgets a missing device, or closes one that holds nothing."""
         async with self._changing:
-            device = self.find(words)
+            device = await self.find(words)
             identity = uuid.UUID(device.id)
             if identity in self._open:
                 if device.replicas:
@@ -113,26 +119,33 @@ class Stores:
                     await self._engine.close_store(store.number)
                 except InUse:
                     raise InUse(f"device {words}: a device is removed while no volume is open") from None
-                store.device.close()
                 del self._open[identity]
+                self._drop(store.device)
                 self._missing[identity] = store.record, "it was being removed"  # until its record is gone too
             await self._metadata.commit(Delete(device_key(identity), None))
             self._missing.pop(identity, None)
             log.info("device removed", device=device.id, path=device.path)
 
     async def close_all(self) -> None:
+        """One that the engine does not let go of, because a volume is open on it, is left to `release`."""
         for identity, store in list(self._open.items()):
             try:
                 await self._engine.close_store(store.number)
-            finally:
-                store.device.close()
+            except IomeshError as error:
+                log.error("device not closed", device=str(identity), path=store.device.path, reason=error.message)
+            else:
                 del self._open[identity]
+                self._drop(store.device)
 
     def release(self) -> None:
-        """Gives up the devices as they are, once the engine has been stopped."""
-        for store in self._open.values():
-            store.device.close()
+        """Gives up the devices as they are. The engine has been stopped."""
         self._open.clear()
+        for device in list(self._held):
+            self._drop(device)
+
+    def _drop(self, device: OpenDevice) -> None:
+        self._held.remove(device)
+        device.close()
 
     def online(self) -> list[OpenStore]:
         return list(self._open.values())
@@ -150,11 +163,11 @@ class Stores:
         online = [self._describe(store) for store in self._open.values()]
         return sorted(online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path)
 
-    def find(self, words: str) -> Device:
+    async def find(self, words: str) -> Device:
         """By UUID, label or path."""
         devices = self.list()
         for device in devices:
-            if words in (device.id, device.path) or (device.state != DeviceState.MISSING and _same_file(device.path, words)):
+            if words in (device.id, device.path) or (device.state != DeviceState.MISSING and await _same_file(device.path, words)):
                 return device
         labelled = [device for device in devices if device.label and device.label == words]
         if len(labelled) > 1:
@@ -179,19 +192,21 @@ class Stores:
         return any(store.device.volatile_cache for store in self._open.values())
 
     async def _attach(self, path: str, expected: uuid.UUID | None = None) -> OpenStore:
-        device = await asyncio.to_thread(open_device, path)
+        device = await in_thread(lambda: open_device(path))
+        self._held.append(device)
         try:
             store = await self._open_store(device)
-            try:
-                if expected is not None and store.record.id != expected:
-                    raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
-                # Before anything is written to it: a device without a record would not be missed when it is not there.
-                await self._metadata.commit(put_device(store.record, None))
-            except BaseException:
-                await self._engine.close_store(store.number)
-                raise
-        except BaseException:
-            device.close()
+        except IomeshError:  # the engine has answered that it does not use it; anything else says nothing
+            self._drop(device)
+            raise
+        try:
+            if expected is not None and store.record.id != expected:
+                raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
+            # Before anything is written to it: a device without a record would not be missed when it is not there.
+            await self._metadata.commit(put_device(store.record, None))
+        except IomeshError:
+            await self._engine.close_store(store.number)
+            self._drop(device)
             raise
         self._open[store.record.id] = store
         self._missing.pop(store.record.id, None)
@@ -265,8 +280,8 @@ def absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def _same_file(path: str, other: str) -> bool:
+async def _same_file(path: str, other: str) -> bool:
     try:
-        return Path(path).samefile(other)
+        return await in_thread(lambda: Path(path).samefile(other))
     except OSError:
         return False

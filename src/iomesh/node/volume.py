@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from iomesh.metadata import Metadata
 from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
 
 RECORD_ATTEMPTS = 5
+CHANGE_SECONDS = 60.0  # to wait for whoever changes the volume; an operation itself may take longer
 QUIET_SECONDS = 60.0
 
 
@@ -38,6 +39,26 @@ class Phase:
         return begins
 
 
+class ChangeLock(asyncio.Lock):
+    """Whoever enters waits CHANGE_SECONDS at most, then gets Unavailable with the name of the task that holds it."""
+
+    def __init__(self, of: str, seconds: float = CHANGE_SECONDS) -> None:
+        super().__init__()
+        self.of = of
+        self.seconds = seconds
+        self._holder = ""
+
+    async def acquire(self) -> Literal[True]:
+        try:
+            async with asyncio.timeout(self.seconds):
+                await super().acquire()
+        except TimeoutError:
+            raise Unavailable(f"volume {self.of} is busy: {self._holder} has not ended within {self.seconds:g} s: try again") from None
+        task = asyncio.current_task()
+        self._holder = task.get_name() if task is not None else "something"
+        return True
+
+
 @dataclass
 class OpenVolume:
     record: VolumeRecord
@@ -52,8 +73,11 @@ class OpenVolume:
     waiting: Phase = field(default_factory=Phase)  # writes, for space
     refusing: Phase = field(default_factory=Phase)  # ... them, for want of it
     unmarked: Phase = field(default_factory=Phase)  # marks are due, and there is no space
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: ChangeLock = field(init=False)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.changing = ChangeLock(self.record.name)
 
 
 def is_hidden(volume: OpenVolume) -> bool:

@@ -39,10 +39,12 @@ from iomesh.metadata.records import (
 )
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
+from iomesh.node.hooks import Hooks
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
+from iomesh.node.supervisor import STOP_SECONDS, Supervisor, settle
 from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_record
 from iomesh.node.windows import Windows, check_window, marks_of
 from iomesh.sizes import exact_size
@@ -61,6 +63,8 @@ class Volumes:
         volumes: Registry,
         snapshots: Snapshots,
         windows: Windows,
+        supervisor: Supervisor,
+        hooks: Hooks,
         node: str,
     ) -> None:
         self._engine = engine
@@ -71,7 +75,9 @@ class Volumes:
         self._volumes = volumes
         self._snapshots = snapshots
         self._windows = windows
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = supervisor
+        self._hooks = hooks
+        self._jobs: set[asyncio.Task[None]] = set()  # that record checkpoints
         self.on_no_space: Callable[[], None] = lambda: None
         self.on_tight: Callable[[], None] = lambda: None
 
@@ -90,17 +96,23 @@ class Volumes:
         while left:
             ids = {volume.record.id for volume in left}
             later = [volume for volume in left if volume.record.clone_of is not None and volume.record.clone_of.volume in ids]
-            await asyncio.gather(*(self._bring_up(volume) for volume in left if volume not in later))
+            await settle(self._bring_up(volume) for volume in left if volume not in later)
             left = later
         for volume in [volume for volume in self._volumes.values() if is_hidden(volume)]:
             await self._delete_if_needless(volume)
 
     async def close_all(self) -> None:
         """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
-        await asyncio.gather(*(self._close(volume) for volume in self._volumes.values() if volume.in_engine))
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = [volume for volume in self._volumes.values() if volume.in_engine]
+        while left:  # clones first: the engine closes no volume before them
+            parents = {volume.record.clone_of.volume for volume in left if volume.record.clone_of is not None}
+            await settle(self._close(volume) for volume in left if volume.record.id not in parents)
+            left = [volume for volume in left if volume.record.id in parents]
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=STOP_SECONDS)
 
     async def _bring_up(self, volume: OpenVolume) -> None:
+        await self._hooks.hold(f"volume {volume.record.name}")
         async with volume.changing:
             if volume.in_engine or not self._volumes.has(volume):
                 return  # by whoever held it before
@@ -117,17 +129,21 @@ class Volumes:
                     await self._open(volume)
             except IomeshError as error:
                 self._fail(volume, error)
+            except Exception as error:
+                log.exception("internal error", volume=volume.record.name)
+                self._fail(volume, IomeshError(f"internal error ({error!r}): see the node's log"))
 
     async def _close(self, volume: OpenVolume) -> None:
         name = volume.record.name
-        async with volume.changing:
-            try:
+        try:
+            async with volume.changing:
                 await self._doors.withdraw(name)
                 await self._snapshots.closing(volume)
                 await self._engine.close_volume(volume.record.id, checkpoint=True)
-            except (IomeshError, TimeoutError) as error:
-                # Nothing is lost by it: the log is what it was, and the next start replays more of it.
-                log.error("volume closed without a checkpoint", volume=name, reason=str(error))
+        except IomeshError as error:
+            # Nothing is lost by it: the log is what it was, and the next start replays more of it.
+            log.error("volume closed without a checkpoint", volume=name, reason=error.message)
+        finally:
             volume.in_engine = False
             volume.state = VolumeState.OPENING
 
@@ -252,14 +268,18 @@ class Volumes:
             await self._engine.checkpoint(self._volumes.serving(name).record.id)
             return [name]
         volumes = [volume for volume in self._volumes.named() if volume.state == VolumeState.SERVING]
-        results = await asyncio.gather(*(self._engine.checkpoint(volume.record.id) for volume in volumes), return_exceptions=True)
-        done = []
-        for volume, result in zip(volumes, results, strict=True):
-            if result is None:
-                done.append(volume.record.name)
-            elif self._volumes.has(volume) and volume.state == VolumeState.SERVING:
-                raise result
-        return done
+        written = await settle(self._checkpoint_if_served(volume) for volume in volumes)
+        return [volume.record.name for volume, done in zip(volumes, written, strict=True) if done]
+
+    async def _checkpoint_if_served(self, volume: OpenVolume) -> bool:
+        """False: it was deleted meanwhile."""
+        try:
+            await self._engine.checkpoint(volume.record.id)
+        except IomeshError:
+            if self._volumes.has(volume) and volume.state == VolumeState.SERVING:
+                raise
+            return False
+        return True
 
     async def show(self, name: str) -> Volume:
         """With what it takes on devices, which the engine is asked for."""
@@ -274,6 +294,13 @@ class Volumes:
 
     def list(self) -> list[Volume]:
         return [self._describe(volume) for volume in self._volumes.named()]
+
+    @property
+    def progress(self) -> str:
+        """Of the start, in words."""
+        volumes = self._volumes.values()
+        done = sum(volume.state != VolumeState.OPENING for volume in volumes)
+        return f"{done} of {len(volumes)} volumes" if volumes else ""
 
     @property
     def open_in_engine(self) -> int:
@@ -291,9 +318,9 @@ class Volumes:
         name = volume.record.name if volume else None
         match event.kind:
             case "checkpoint" if volume is not None:
-                task = asyncio.create_task(self._move_checkpoint(volume, event.value), name=f"checkpoint of {name}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                job = self._supervisor.spawn("record checkpoint", self._move_checkpoint(volume, event.value), volume=volume.record.name)
+                self._jobs.add(job)
+                job.add_done_callback(self._jobs.discard)
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
             case "tight":

@@ -1,8 +1,8 @@
 """The restore windows of this node's volumes: the spans of time in which any second can be gone back to.
 
 Behind the oldest *mark*, a snapshot that no user sees, the engine keeps the log whole. Going to a moment means going to the mark before it,
-and along the log from there (ext/history/point_in_time.pyx). So marks bound two things: how far back one can go, and how much of the log has to be
-followed. One is made every so often while something is written; the oldest goes once the one behind it is older than the window.
+and along the log from there (ext/history/point_in_time.pyx). So marks bound two things: how far back one can go, and how much of the log
+has to be followed. One is made every so often while something is written; the oldest goes once the one behind it is older than the window.
 
     made ──> oldest ──> deleted                      its part of the log may be cleaned from then on
                    '──> (a clone stands on it) ──> a snapshot without a mark, deleted after the clone
@@ -30,6 +30,7 @@ from iomesh.node.exports import Doors
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
 from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_mark, refuse_users, restored_name, visible
+from iomesh.node.supervisor import BackgroundTask, Supervisor
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 from iomesh.times import SECOND_NS, exact_moment, exact_span
 
@@ -53,7 +54,9 @@ class _Marked:
 
 
 class Windows:
-    def __init__(self, engine: NodeEngine, metadata: Metadata, doors: Doors, volumes: Registry, snapshots: Snapshots) -> None:
+    def __init__(
+        self, engine: NodeEngine, metadata: Metadata, doors: Doors, volumes: Registry, snapshots: Snapshots, supervisor: Supervisor
+    ) -> None:
         self._engine = engine
         self._metadata = metadata
         self._doors = doors
@@ -62,15 +65,15 @@ class Windows:
         self._marked: dict[uuid.UUID, _Marked] = {}
         # Of those that are being restored along their log: the sequence of the mark at which that began.
         self._following: dict[uuid.UUID, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._supervisor = supervisor
+        self._task: BackgroundTask | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="windows")
+        self._task = self._supervisor.start("windows", self._run)
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task.stop()
             self._task = None
 
     # what users ask
@@ -93,7 +96,7 @@ class Windows:
         """
         asked_of = self._volumes.serving(name)
         attempts = patiently(lambda: self._restore(asked_of, at_ns, discard=discard, force=force))
-        return await asyncio.shield(asyncio.ensure_future(attempts))
+        return await self._supervisor.carry_through("restore", attempts, volume=name)
 
     async def _restore(self, asked_of: OpenVolume, at_ns: int, *, discard: bool, force: bool) -> str:
         name, identity = asked_of.record.name, asked_of.record.id
@@ -207,7 +210,7 @@ class Windows:
 
     # keeping them
 
-    async def _run(self) -> None:
+    async def _run(self, task: BackgroundTask) -> None:
         while True:
             for volume in list(self._volumes.values()):
                 if volume.state != VolumeState.SERVING or is_hidden(volume) or volume.changing.locked():
@@ -218,6 +221,7 @@ class Windows:
                             await self.keep(volume)
                 except IomeshError as error:
                     log.error("restore window not kept", volume=volume.record.name, reason=error.message)
+            task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def keep(self, volume: OpenVolume) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fuzz.driver import new_device
 from fuzz.patches import patch, patches
-from iomesh.engine.views.store import StoreRefused, StoreView
 from iomesh.engine.format.structures import structures
+from iomesh.engine.views.store import StoreRefused, StoreView
 from support.forged import resealed
 from support.stores import BLOCK, PLACES, SMALLEST, TWIN, Directory, V, W
 

@@ -19,7 +19,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_stands_before_may_be_used(engine: Path) -> None:
     (engine / "store/store.pyx").write_text("from iomesh.engine.base.io cimport Io\n")
-    (engine / "base/uring.pyx").write_text("from iomesh.engine.base.io cimport Io\ncdef extern from '<liburing.h>':\n    void io_uring_submit()\n")
+    (engine / "base/uring.pyx").write_text(
+        "from iomesh.engine.base.io cimport Io\ncdef extern from '<liburing.h>':\n    void io_uring_submit()\n"
+    )
     assert cimports.main() == 0
 
 

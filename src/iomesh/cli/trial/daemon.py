@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from iomesh.api.client import Client
-from iomesh.api.model import Volume, VolumeState
+from iomesh.api.model import NodeState, Volume, VolumeState
 from iomesh.cli.trial.installation import Installation, TrialNode, birth
 from iomesh.errors import IomeshError, Unavailable
 
@@ -61,7 +61,7 @@ async def _volumes(node: TrialNode) -> list[Volume] | None:
     """The daemon's volumes; None while it is not ready to tell."""
     try:
         async with Client(node.control, timeout_seconds=5.0) as client:
-            return await client.volumes() if (await client.status()).ready else None
+            return None if (await client.status()).state == NodeState.STARTING else await client.volumes()
     except Unavailable:
         return None
 

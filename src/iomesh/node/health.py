@@ -1,0 +1,85 @@
+"""Whether the node is well: what /healthz, /readyz, the status and the metrics say of it, computed in one place from what is so now.
+
+- live: the event loop answers. A restart cures nothing that is not live, and costs every client its connection, so /healthz does not fail
+  for anything else; its `status` says what is wrong.
+- ready: the start has ended, every volume of the node can be read and written, every background task is up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from iomesh.api.model import BackgroundTask, NodeState, Status, VolumeState
+from iomesh.node.engine import NodeEngine
+from iomesh.node.supervisor import Supervisor
+from iomesh.node.volume import OpenVolume, Registry
+
+
+class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    state: VolumeState
+    writable: bool
+    reason: str  # why it is not served or not writable; empty: it is
+
+
+def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]:
+    """By name. Hidden volumes serve nobody but their clones, and are left out."""
+    return [_volume_health(volume, engine) for volume in registry.named()]
+
+
+def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
+    reason = volume.reason
+    if volume.state == VolumeState.SERVING:
+        reason = why_not_writable(volume, engine)
+    return VolumeHealth(
+        name=volume.record.name, state=volume.state, writable=volume.state == VolumeState.SERVING and not reason, reason=reason
+    )
+
+
+def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
+    """Of a volume that is served: why its writes fail now. Empty: they do not."""
+    state = engine.volume_state(volume.record.id)
+    if state["error"]:
+        return f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
+    if state["no_space"] and not state["space_is_coming"]:
+        return "no space is left: delete or trim something, or add a device"
+    return ""
+
+
+def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[str]:
+    """Why a node that has started is not ready. A volume that is being created or deleted is no problem."""
+    found = []
+    for volume in volumes:
+        if volume.state == VolumeState.FAILED:
+            found.append(f"volume {volume.name} has failed: {volume.reason}")
+        elif volume.state == VolumeState.DELETING and volume.reason:
+            found.append(f"volume {volume.name} is not deleted: {volume.reason}")
+        elif volume.state == VolumeState.SERVING and not volume.writable:
+            found.append(f"volume {volume.name} cannot be written: {volume.reason}")
+    return found + [f"background task {task.name} is down: {task.reason}" for task in tasks if not task.up]
+
+
+def background_tasks(supervisor: Supervisor) -> list[BackgroundTask]:
+    return [
+        BackgroundTask(name=name, up=state.up, restarts=state.restarts, reason=state.reason) for name, state in supervisor.tasks().items()
+    ]
+
+
+def detail(status: Status, volumes: list[VolumeHealth]) -> Mapping[str, object]:
+    """The body of /healthz and /readyz. `status` is "ok" only for a node that is ready."""
+    return {
+        "status": "ok" if status.state == NodeState.READY else status.state,
+        "ready": status.ready,
+        "node": status.node,
+        "version": status.version,
+        "step": status.step,
+        "steps_done": status.steps_done,
+        "steps": status.steps,
+        "progress": status.progress,
+        "problems": status.problems,
+        "volumes": volumes,
+        "tasks": status.tasks,
+    }
