@@ -168,8 +168,8 @@ def demonstrate(story: Story, directory: Path, seconds: int) -> None:
         database_story(story, trial, directory, outside, seconds)
 
         with story.step("Measure the volume and a raw file on the same filesystem with fio"):
-            iomesh("volume", "delete", trial.volume, "--yes", "--force", "--snapshots", "--control", trial.control)
-            iomesh("volume", "create", "bench", str(BENCH_BYTES), "--export", "--control", trial.control)
+            iomesh("volume", "delete", trial.volume, "--yes", "--force", "--snapshots", "--address", trial.control)
+            iomesh("volume", "create", "bench", str(BENCH_BYTES), "--export", "--address", trial.control)
             shown = trial_uri(trial)
             results = measure(directory / "raw", shown)
         story.console.print(comparison(results))
@@ -238,14 +238,14 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
 def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) -> None:
     """A table is lost by a mistake, and comes back: the volume goes back to the second before. PostgreSQL runs before and after."""
     with story.step(f"Run pgbench for {LOAD_SECONDS} s, with a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"):
-        iomesh("volume", "set", trial.volume, "--window", "1h", "--control", trial.control)
+        iomesh("volume", "set", trial.volume, "--window", "1h", "--address", trial.control)
         seen: list[tuple[float, int]] = []
         with database.under_load():
             for second in range(LOAD_SECONDS):
                 seen.append((time.time(), transactions(database)))
                 if second == 2:
                     began = time.monotonic()
-                    iomesh("snapshot", "create", trial.volume, SNAPSHOT, "--control", trial.control)
+                    iomesh("snapshot", "create", trial.volume, SNAPSHOT, "--address", trial.control)
                     took = time.monotonic() - began
                 time.sleep(1)
             seen.append((time.time(), transactions(database)))
@@ -259,7 +259,7 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
         disk.unmount()
         time.sleep(max(0.0, dropped + 1 - time.time()))
         began = time.monotonic()
-        done = json.loads(iomesh("volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--control", trial.control))
+        done = json.loads(iomesh("volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--address", trial.control))
         took = time.monotonic() - began
         moment = done["at_ns"] / 1e9
     if moment > dropped:
@@ -285,7 +285,7 @@ def clone_story(story: Story, trial: Trial, directory: Path, database: Database)
         with story.step("Clone the snapshot; start a second PostgreSQL on the clone, beside the first, and run pgbench on both"):
             began = time.monotonic()
             made = json.loads(
-                iomesh("volume", "clone", f"{trial.volume}@{SNAPSHOT}", "second", "--export", "--json", "--control", trial.control)
+                iomesh("volume", "clone", f"{trial.volume}@{SNAPSHOT}", "second", "--export", "--json", "--address", trial.control)
             )
             took = time.monotonic() - began
             beside = directory / "second"
@@ -310,7 +310,7 @@ def clone_story(story: Story, trial: Trial, directory: Path, database: Database)
         with story.step("Stop the second PostgreSQL, delete the clone"):
             second.stop()
             disk.unmount()
-            iomesh("volume", "delete", "second", "--yes", "--control", trial.control)
+            iomesh("volume", "delete", "second", "--yes", "--address", trial.control)
 
 
 def transactions(database: Database) -> int:
@@ -364,7 +364,7 @@ def verify(uri: str) -> None:
 
 
 def trial_uri(trial: Trial) -> str:
-    shown = json.loads(iomesh("volume", "show", "bench", "--json", "--control", trial.control))
+    shown = json.loads(iomesh("volume", "show", "bench", "--json", "--address", trial.control))
     return str(shown["exports"][0]["uris"][0])
 
 

@@ -74,11 +74,11 @@ class Trial:
 
     def free_bytes(self) -> int:
         """What is free on the device."""
-        devices = json.loads(iomesh("device", "list", "--json", "--control", self.control))
+        devices = json.loads(iomesh("device", "list", "--json", "--address", self.control))
         return sum(int(device["free_bytes"]) for device in devices["devices"])
 
     def checkpoint(self) -> None:
-        iomesh("volume", "checkpoint", self.volume, "--json", "--control", self.control)
+        iomesh("volume", "checkpoint", self.volume, "--json", "--address", self.control)
 
     def segment_bytes(self) -> int:
         return int(self._volume()["segment_bytes"])
@@ -91,7 +91,7 @@ class Trial:
         return float(self._volume()["recovery_seconds"])
 
     def _volume(self) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(iomesh("volume", "show", self.volume, "--json", "--control", self.control))
+        shown: dict[str, Any] = json.loads(iomesh("volume", "show", self.volume, "--json", "--address", self.control))
         return shown
 
     def _trial(self, verb: str, *words: str) -> str:

@@ -58,6 +58,15 @@ class Unavailable(IomeshError):
     """Nobody answers at that address, or not yet."""
 
 
+class Unreachable(Unavailable):
+    """No process listens at the address of a daemon's control API."""
+
+    def __init__(self, message: str, *, address: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.address = address
+        self.reason = reason  # what the system says of it
+
+
 class Unsupported(IomeshError):
     """This machine, kernel or version cannot do it; the message says what is needed."""
 

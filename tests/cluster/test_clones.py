@@ -330,7 +330,7 @@ async def test_parent_and_clone_go_back_beside_each_other(node: Daemon) -> None:
 
 async def test_the_command_line_makes_shows_and_guards_clones(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
     assert iomesh("volume", "create", "db", "32MiB").returncode == 0
     assert iomesh("snapshot", "create", "db", "monday").returncode == 0

@@ -27,7 +27,7 @@ def leaves_nothing(daemon: Daemon) -> None:
 async def test_a_second_daemon_with_the_same_state_is_refused(node: Daemon) -> None:
     assert node.refuse() == (
         5,
-        f"state_dir: another iomesh node is running with {node.directory}/state: stop it, or set another state_dir",
+        f"state_dir: another iomesh daemon is running with {node.directory}/state: stop it, or set another state_dir",
     )
 
 
@@ -170,7 +170,7 @@ async def test_a_key_that_does_not_exist_is_named_with_the_nearest(daemon: Daemo
     daemon.settings = {"engine.reactor": 2}
     assert daemon.refuse() == (2, "settings: there is no key 'engine.reactor'; did you mean 'engine.reactors'?")
     done = subprocess.run(
-        [iomesh_command(), "node", "--config", f"{daemon.directory}/absent.toml"], capture_output=True, text=True, check=False
+        [iomesh_command(), "daemon", "run", "--config", f"{daemon.directory}/absent.toml"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3
     assert "absent.toml is not there" in done.stderr

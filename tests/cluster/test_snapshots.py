@@ -170,7 +170,7 @@ async def test_an_export_lasts_until_it_is_withdrawn_and_one_in_use_by_force_alo
 
 async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
     for name in ("db", "log"):
         assert iomesh("volume", "create", name, "32MiB").returncode == 0
@@ -282,6 +282,6 @@ async def test_comparing_reads_what_differs_and_not_what_there_is(node: Daemon) 
             await client.diff_snapshots("db", "one", "two", offset=5)
         with pytest.raises(InvalidArgument, match="too many for one answer"):
             await client.diff_snapshots("db", "one", "two", ranges=65537)
-    command = [iomesh_command(), "snapshot", "diff", "db@one", "db@two", "--json", "--control", str(node.control)]
+    command = [iomesh_command(), "snapshot", "diff", "db@one", "db@two", "--json", "--address", str(node.control)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert told["ranges"] == [{"offset": 5 * MIB, "length": 8192, "zero": False}, {"offset": 9 * MIB, "length": 4096, "zero": True}]

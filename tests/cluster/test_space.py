@@ -27,7 +27,7 @@ REFUSED = f"volume db has no space left on the node's devices, and a snapshot wo
 
 
 def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+    return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
 
 async def write_until_full(client: Client, name: str, at: int = 0) -> int:
@@ -116,7 +116,7 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
         assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.inherited_bytes) == (16 * MIB, MIB, 0, 15 * MIB)
 
     def show(*words: str) -> str:
-        command = [iomesh_command(), "volume", "show", *words, "--control", node.control]
+        command = [iomesh_command(), "volume", "show", *words, "--address", node.control]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert re.search(r"^  inherited +15 MiB +from db@one", show("copy"), re.MULTILINE)

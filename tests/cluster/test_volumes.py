@@ -268,7 +268,7 @@ async def test_a_device_that_holds_segments_is_not_removed_and_an_empty_one_is(d
 
 async def test_the_command_line_says_the_same_with_its_exit_code(node: Daemon) -> None:
     def iomesh(*words: str) -> tuple[int, str]:
-        done = subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
     assert iomesh("volume", "create", "db", "1GiB") == (0, "")

@@ -249,7 +249,7 @@ async def test_a_deleted_volume_keeps_no_window_for_its_clones(node: Daemon) -> 
 
 def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> None:
     def run(*words: str) -> str:
-        done = subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
     assert "db: 16MiB" in run("volume", "create", "db", "16MiB", "--window", "24h", "--export")

@@ -92,7 +92,7 @@ def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_databa
     trial = new_trial("--device-size", "16G", "--size", "1G")
 
     def iomesh(*words: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(run([iomesh_command(), *words, "--json", "--control", trial.control]).stdout)
+        answer: dict[str, Any] = json.loads(run([iomesh_command(), *words, "--json", "--address", trial.control]).stdout)
         return answer
 
     def transactions(database: Postgres) -> int:

@@ -56,6 +56,11 @@ def test_a_trial_lives_through_up_write_crash_start_and_down(directory: Path) ->
     assert volume["size"] == 256 << 20
     assert alive(node["pid"])
     assert told("trial", "status", "--dir", str(directory)) == made
+    script = 'eval "$("$0" trial env --dir "$1")"; "$0" volume show "$2" --json; echo "$IOMESH_TRIAL_URI"'
+    words = ["bash", "-euc", script, iomesh_command(), str(directory), volume["name"]]
+    found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert json.loads(found[0])["size_bytes"] == volume["size"]
+    assert found[1] == volume["uri"]
 
     qemu_io(volume["uri"], "write -P 0x41 0 1M", "write -P 0x42 100M 64k", "flush")
     dead = told("trial", "crash", "--dir", str(directory))
@@ -133,22 +138,22 @@ def test_several_devices_and_the_engines_settings_reach_the_daemon(directory: Pa
     made = up(directory, "--devices", "3", *options)
     assert len(made["devices"]) == 3
     control = made["nodes"][0]["control"]
-    devices = told("device", "list", "--control", control)["devices"]
+    devices = told("device", "list", "--address", control)["devices"]
     assert [(one["path"], one["tier"], one["label"], one["state"]) for one in sorted(devices, key=lambda one: str(one["path"]))] == [
         (str(directory / "devices" / f"{number}.img"), "ssd", f"trial-{number}", "online") for number in range(3)
     ]
-    checked = told("node", "--check", "--config", str(directory / "node.toml"))
+    checked = told("daemon", "run", "--check", "--config", str(directory / "node.toml"))
     assert {name: checked["engine"][name] for name in ("map_cache_bytes", "mode", "poll_microseconds", "checkpoint_bytes")} == {
         "map_cache_bytes": 32 << 20,
         "mode": "sleep",
         "poll_microseconds": 10,
         "checkpoint_bytes": 64 << 20,
     }
-    assert told("volume", "show", "db", "--control", control)["state"] == "serving"
+    assert told("volume", "show", "db", "--address", control)["state"] == "serving"
 
 
 def test_volumes_go_through_their_life_from_the_command_line(trial: Trial) -> None:
-    control = ("--control", trial.described["nodes"][0]["control"])
+    control = ("--address", trial.described["nodes"][0]["control"])
     made = told("volume", "create", "db", "64MiB", "--export", *control)
     assert (made["name"], made["size_bytes"], made["state"]) == ("db", 64 << 20, "serving")
     assert told("volume", "create", "db", "64MiB", *control)["id"] == made["id"]
@@ -168,7 +173,7 @@ def test_volumes_go_through_their_life_from_the_command_line(trial: Trial) -> No
 
 
 def test_status_and_devices_are_shown_to_people(trial: Trial) -> None:
-    control = ("--control", trial.described["nodes"][0]["control"])
+    control = ("--address", trial.described["nodes"][0]["control"])
     page = shown("status", *control)
     for word in ("node-0  ready", "trial-0", "serving", trial.uri, str(trial.pid)):
         assert word in page
@@ -179,7 +184,7 @@ def test_status_and_devices_are_shown_to_people(trial: Trial) -> None:
 
 
 def test_top_shows_what_is_written_while_it_looks(trial: Trial) -> None:
-    control = ("--control", trial.described["nodes"][0]["control"])
+    control = ("--address", trial.described["nodes"][0]["control"])
     top = subprocess.Popen(
         [iomesh_command(), "top", "--interval", "0.5", "--json", *control], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
     )
@@ -200,7 +205,7 @@ def test_top_shows_what_is_written_while_it_looks(trial: Trial) -> None:
 def test_names_complete_from_the_daemon(trial: Trial) -> None:
     control = trial.described["nodes"][0]["control"]
     for words, expected in ((("volume", "show", ""), "trial"), (("device", "show", "/"), "0.img")):
-        environment = {**os.environ, "_IOMESH_COMPLETE": "bash_complete", "IOMESH_CONTROL": control}
+        environment = {**os.environ, "_IOMESH_COMPLETE": "bash_complete", "IOMESH_ADDRESS": control}
         environment |= {"COMP_WORDS": " ".join(["iomesh", *words]), "COMP_CWORD": str(len(words))}
         done = subprocess.run([iomesh_command()], env=environment, capture_output=True, text=True, check=False, timeout=30)
         assert expected in done.stdout
@@ -209,7 +214,7 @@ def test_names_complete_from_the_daemon(trial: Trial) -> None:
 def test_a_device_of_the_trial_is_inspected_at_rest(directory: Path) -> None:
     made = up(directory)
     qemu_io(made["volumes"][0]["uri"], "write -P 0x61 0 32M", "discard 1M 1M", "flush")
-    told("volume", "checkpoint", made["volumes"][0]["name"], "--control", made["nodes"][0]["control"])
+    told("volume", "checkpoint", made["volumes"][0]["name"], "--address", made["nodes"][0]["control"])
     qemu_io(made["volumes"][0]["uri"], "write -P 0x62 40M 64k")
     told("trial", "crash", "--dir", str(directory))
     device = made["devices"][0]

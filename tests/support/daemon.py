@@ -1,4 +1,4 @@
-"""One `iomesh node` process of a test: configured, started, asked, stopped or killed."""
+"""One `iomesh daemon run` process of a test: configured, started, asked, stopped or killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Daemon:
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         config.write_text("\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n']))
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]
-        return [*self.under, iomesh_command(), "node", "--config", str(config), *flags]
+        return [*self.under, iomesh_command(), "daemon", "run", "--config", str(config), *flags]
 
     def start(self) -> None:
         """Returns when it says, as to systemd, that it is ready."""

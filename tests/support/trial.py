@@ -99,7 +99,7 @@ class Trial:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"node" in words and any(os.fsencode(self.directory) in word for word in words) and alive(int(entry.name)):
+            if b"daemon" in words and any(os.fsencode(self.directory) in word for word in words) and alive(int(entry.name)):
                 found.append(int(entry.name))
         return found
 

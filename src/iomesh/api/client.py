@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.messages import to_struct
 from iomesh.api.model import Counters, Device, Difference, Export, Snapshot, Status, Volume
-from iomesh.errors import InvalidArgument, IomeshError, Unavailable, from_wire
+from iomesh.errors import InvalidArgument, IomeshError, Unavailable, Unreachable, from_wire
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
 ERROR_KIND = "iomesh-error"  # trailing metadata: the name of the error's class
@@ -118,8 +118,8 @@ class Client:
         request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at_ns=at_ns)
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
-    async def detach_volume(self, name: str) -> Volume:
-        return to_struct(Volume, await self._call("DetachVolume", pb.DetachVolumeRequest(name=name), pb.Volume))
+    async def flatten_volume(self, name: str) -> Volume:
+        return to_struct(Volume, await self._call("FlattenVolume", pb.FlattenVolumeRequest(name=name), pb.Volume))
 
     async def volumes(self) -> list[Volume]:
         answer = await self._call("ListVolumes", pb.ListVolumesRequest(), pb.ListVolumesResponse)
@@ -207,9 +207,16 @@ class Client:
         if kind:
             return from_wire(kind, code, details)
         if code == "DEADLINE_EXCEEDED":
-            return Unavailable(f"the node at {self.address} has not answered within {self.timeout_seconds} s; it may still be at it")
+            return Unavailable(
+                f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may still be running"
+            )
         if code == "UNAVAILABLE":
-            return Unavailable(f"no node answers at {self.address}: is `iomesh node` running, with this control address? ({details})")
+            reason = details.rpartition("error: ")[2]  # gRPC repeats the address, and says first what follows from the last error
+            return Unreachable(
+                f"no daemon answers at {self.address} ({reason}): is `iomesh daemon run` running, with this control address?",
+                address=self.address,
+                reason=reason,
+            )
         return from_wire(kind, code, details)
 
 

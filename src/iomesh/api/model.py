@@ -79,7 +79,7 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
     amplification: float = 0.0
 
 
-class Detaching(msgspec.Struct, frozen=True, kw_only=True):
+class Flattening(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False
     total_bytes: int = 0
     done_bytes: int = 0
@@ -109,7 +109,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     clone_of: str = ""
     space: Space = Space()
     window_from_ns: int = 0
-    detaching: Detaching = Detaching()
+    flattening: Flattening = Flattening()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,11 +14,11 @@ from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "node": ("iomesh.cli.node", "Run the daemon of this machine."),
+    "daemon": ("iomesh.cli.daemon", "Run the node daemon of this machine."),
     "device": ("iomesh.cli.device", "Format devices and show what a node has of them."),
     "volume": ("iomesh.cli.volume", "Create, show, grow, export and delete volumes."),
     "snapshot": ("iomesh.cli.snapshot", "Make, show and export snapshots."),
-    "status": ("iomesh.cli.status", "Show how a node is."),
+    "status": ("iomesh.cli.status", "Show the state of a node, its devices and volumes."),
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
     "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),
     "trial": ("iomesh.cli.trial.commands", "Run a throw-away installation on this machine."),
@@ -95,7 +95,7 @@ def as_iomesh_error(error: click.ClickException) -> IomeshError:
     context = getattr(error, "ctx", None)
     if (
         isinstance(error, click.NoSuchOption)
-        and error.option_name in ("--control", "--json")
+        and error.option_name in ("--address", "--json")
         and context is not None
         and context.parent is None
     ):

@@ -1,18 +1,18 @@
-"""What commands have in common: `--json`, `--control`, sizes, names that complete, and the way to the daemon."""
+"""What commands have in common: `--json`, `--address`, sizes, names that complete, and the way to the daemon."""
 
 import asyncio
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from iomesh.cli.output import Output
-from iomesh.errors import InvalidArgument
+from iomesh.errors import InvalidArgument, Unreachable
 from iomesh.sizes import parse_size
 from iomesh.times import parse_moment, parse_span
 
@@ -26,29 +26,37 @@ P = ParamSpec("P")
 class Session:
     """One run of one command."""
 
-    def __init__(self, *, as_json: bool, control: str | None = None, timeout_seconds: float | None = 120.0) -> None:
+    def __init__(self, *, as_json: bool, address: str | None = None, timeout_seconds: float | None = 120.0) -> None:
+        """address: of the daemon's control API; None: the socket of a daemon that is installed on this machine."""
         self.output = Output(as_json=as_json)
-        self.control = control
+        self.address = address
         self.timeout_seconds = timeout_seconds
 
     def ask(self, question: Callable[["Client"], Awaitable[Answer]]) -> Answer:
         """Connects to the daemon, asks, and returns its answer."""
-        from iomesh.api.client import Client
 
         async def conversation() -> Answer:
-            async with Client(self.control or default_control(), timeout_seconds=self.timeout_seconds) as node:
+            async with self.connect(self.timeout_seconds) as node:
                 return await question(node)
 
         return asyncio.run(conversation())
 
+    @asynccontextmanager
+    async def connect(self, timeout_seconds: float | None) -> AsyncIterator["Client"]:
+        """A client of the daemon. Raises Unreachable, which says how to name another address, when nothing listens there."""
+        from iomesh.api.client import DEFAULT_ADDRESS, Client
 
-def default_control() -> str:
-    """The daemon of this machine or, where there is none, the trial in its usual place."""
-    from iomesh.api.client import DEFAULT_ADDRESS
-    from iomesh.cli.trial.installation import default_directory
-
-    of_trial = default_directory() / "control.sock"
-    return str(of_trial) if not Path(DEFAULT_ADDRESS).exists() and of_trial.exists() else DEFAULT_ADDRESS
+        try:
+            async with Client(self.address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds) as node:
+                yield node
+        except Unreachable as error:
+            tried = "" if self.address else ", the default"
+            raise Unreachable(
+                f"no daemon answers at {error.address}{tried} ({error.reason}): start one with `iomesh daemon run`, or name another "
+                'address with --address or $IOMESH_ADDRESS; for the trial\'s: eval "$(iomesh trial env)"',
+                address=error.address,
+                reason=error.reason,
+            ) from None
 
 
 def answers(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
@@ -64,20 +72,20 @@ def answers(command: Callable[Concatenate[Session, P], None]) -> Callable[P, Non
 
 
 def asks(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
-    """Gives a command `--json`, `--control` and a Session that may ask the daemon there."""
+    """Gives a command `--json`, `--address` and a Session that may ask the daemon there."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
     @click.option(
-        "--control",
+        "--address",
         metavar="ADDRESS",
-        envvar="IOMESH_CONTROL",
+        envvar="IOMESH_ADDRESS",
         show_envvar=True,
-        help="Control address of the daemon: the path of a unix socket or host:port. Default: this machine's daemon, else the trial's.",
+        help="Address of the daemon: the path of a unix socket, or host:port.  [default: /run/iomesh/control.sock]",
     )
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json, control = bool(kwargs.pop("as_json")), kwargs.pop("control")
-        command(Session(as_json=as_json, control=str(control) if control else None), *args, **kwargs)
+        as_json, address = bool(kwargs.pop("as_json")), kwargs.pop("address")
+        command(Session(as_json=as_json, address=str(address) if address else None), *args, **kwargs)
 
     return wrapped
 
@@ -153,6 +161,6 @@ class DeviceName(click.ParamType[str]):
 def names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Answer]]]) -> list[Answer]:
     """What the daemon knows, or nothing: completion never complains and never waits long."""
     try:
-        return Session(as_json=True, control=ctx.params.get("control"), timeout_seconds=1.0).ask(question)
+        return Session(as_json=True, address=ctx.params.get("address"), timeout_seconds=1.0).ask(question)
     except Exception:
         return []

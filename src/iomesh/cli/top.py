@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from iomesh.cli.output import table
-from iomesh.cli.session import Session, asks, default_control
+from iomesh.cli.session import Session, asks
 from iomesh.errors import Unavailable
 from iomesh.sizes import short_count, short_size, short_time
 
@@ -215,10 +215,8 @@ def top(session: Session, interval: float, once: bool) -> None:
 
 
 async def watch(session: Session, interval: float, once: bool) -> None:
-    from iomesh.api.client import Client
-
-    output, address = session.output, session.control or default_control()
-    async with Client(address, timeout_seconds=max(10.0, interval)) as node:
+    output = session.output
+    async with session.connect(max(10.0, interval)) as node:
         name, before = (await node.status()).node, await node.counters()
         if once or output.as_json or not output.console.is_terminal:
             while True:

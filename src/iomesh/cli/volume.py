@@ -86,32 +86,32 @@ def clone(session: Session, source: Reference, name: str, at_ns: int, exported: 
     )
 
 
-@volume.command("detach-parent")
+@volume.command("flatten")
 @click.argument("name", metavar="CLONE", type=VolumeName())
-@click.option("--background", is_flag=True, help="Do not wait for it.")
+@click.option("--background", is_flag=True, help="Do not wait until it is done.")
 @asks
-def detach_parent(session: Session, name: str, background: bool) -> None:
-    """Make a clone a volume of its own: what it shares with the volume that it was made of is copied, while both are used.
+def flatten(session: Session, name: str, background: bool) -> None:
+    """Make a clone independent of its parent: what the two share is copied into the clone, while both are in use.
 
-    It goes on when this command is interrupted, and after a restart of the node.
+    Flattening continues when this command is interrupted, and after a restart of the node.
     """
 
     async def question(node: "Client") -> "Volume":
-        one = await node.detach_volume(name)
+        one = await node.flatten_volume(name)
         said = ""
         with session.output.bytes_progress() as progress:
-            bar = progress.add_task(f"from {one.clone_of}", total=one.detaching.total_bytes)
+            bar = progress.add_task(f"from {one.clone_of}", total=one.flattening.total_bytes)
             while one.clone_of and not background:
-                progress.update(bar, completed=one.detaching.done_bytes, total=one.detaching.total_bytes)
-                if one.detaching.reason not in ("", said):
-                    said = one.detaching.reason
+                progress.update(bar, completed=one.flattening.done_bytes, total=one.flattening.total_bytes)
+                if one.flattening.reason not in ("", said):
+                    said = one.flattening.reason
                     session.output.warn(f"volume {name}: {said}")
                 await asyncio.sleep(POLL_SECONDS)
                 one = await node.volume(name)
         return one
 
     one = session.ask(question)
-    left = f"{short_size(one.space.inherited_bytes)} of {one.clone_of} to be copied" if one.clone_of else "stands for itself"
+    left = f"{short_size(one.space.inherited_bytes)} of {one.clone_of} still to copy" if one.clone_of else "independent of its parent"
     session.output.answer(one, f"volume {name}: {left}")
 
 
@@ -260,9 +260,9 @@ def state(one: "Volume") -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
-def detaching(one: "Volume") -> str:
-    done = f"{short_size(one.detaching.done_bytes)} of {short_size(one.detaching.total_bytes)} copied"
-    return f"{done}; waits: {one.detaching.reason}" if one.detaching.reason else done
+def flattening(one: "Volume") -> str:
+    done = f"{short_size(one.flattening.done_bytes)} of {short_size(one.flattening.total_bytes)} copied"
+    return f"{done}; waits: {one.flattening.reason}" if one.flattening.reason else done
 
 
 def space_of(one: "Volume") -> Table:
@@ -313,8 +313,8 @@ def described(one: "Volume") -> list[tuple[str, object]]:
     ]
     if one.clone_of:
         rows.insert(4, ("clone of", one.clone_of))
-    if one.detaching.running:
-        rows.insert(4, ("detaching", detaching(one)))
+    if one.flattening.running:
+        rows.insert(4, ("flattening", flattening(one)))
     if one.reason:
         rows.insert(4, ("reason", one.reason))
     for door in one.exports:

@@ -74,7 +74,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
     clone_of: CloneRecord | None = None
-    detaching: bool = False  # a clone: it is to become none
+    flattening: bool = False  # a clone that is being made independent of its parent
     created_ns: int  # Unix time
 
 

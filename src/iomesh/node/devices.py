@@ -178,4 +178,4 @@ def _holder(path: str) -> str:
         if Path(line.split()[0]).resolve().name in names:
             return "used as swap; swapoff it first"
     holders = [holder.name for name in names for holder in Path("/sys/class/block", name, "holders").glob("*")]
-    return f"part of {', '.join(holders)}" if holders else "another program holds it exclusively (another iomesh node?)"
+    return f"part of {', '.join(holders)}" if holders else "another program holds it exclusively (another iomesh daemon?)"

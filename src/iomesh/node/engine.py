@@ -242,7 +242,7 @@ class NodeEngine:
         found: dict[str, Any] = await self._answer(ticket, "compare the snapshots")
         return found
 
-    # detaching
+    # flattening
 
     async def copy_inherited(self, volume: uuid.UUID, *, bytes_per_second: int) -> None:
         await self._answer(self._engine.copy_inherited(volume.bytes, bytes_per_second=bytes_per_second), "copy what the clone inherits")
@@ -251,7 +251,7 @@ class NodeEngine:
         await self._answer(self._engine.check_detached(volume.bytes), "look whether the clone inherits anything")
 
     async def cut_off(self, volume: uuid.UUID) -> None:
-        await self._answer(self._engine.cut_off(volume.bytes), "detach the clone")
+        await self._answer(self._engine.cut_off(volume.bytes), "flatten the clone")
 
     # doors
 

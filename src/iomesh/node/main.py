@@ -1,4 +1,4 @@
-"""`iomesh node`: brings a node up, serves until it is told to stop, takes it down."""
+"""`iomesh daemon run`: brings a node up, serves until it is told to stop, takes it down."""
 
 from __future__ import annotations
 

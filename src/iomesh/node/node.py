@@ -41,10 +41,10 @@ from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
-from iomesh.node.detaching import Detaching
 from iomesh.node.devices import open_device
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
+from iomesh.node.flattening import Flattening
 from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
@@ -88,7 +88,7 @@ class Node:
     doors: Doors
     cleaning: Cleaning
     scrub: Scrub
-    detaching: Detaching
+    flattening: Flattening
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -118,7 +118,7 @@ class Node:
             Step("recover the volumes", self._open_volumes, self._close_volumes),
             Step("keep restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
-            Step("detach clones", self._start_detaching, self._stop_detaching),
+            Step("flatten clones", self._start_flattening, self._stop_flattening),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -170,7 +170,7 @@ class Node:
 
         device = await self.stores.add(path, check)
         await self.volumes.retry()
-        await self.detaching.start()
+        await self.flattening.start()
         return device
 
     def status(self) -> Status:
@@ -302,7 +302,7 @@ class Node:
         self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows, self.supervisor)
         self.volumes.on_no_space = self.cleaning.hurry
         self.volumes.on_tight = self.cleaning.wake
-        self.detaching = Detaching(
+        self.flattening = Flattening(
             self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows, self.supervisor
         )
         self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor)
@@ -351,11 +351,11 @@ class Node:
     async def _stop_cleaning(self) -> None:
         await self.cleaning.stop()
 
-    async def _start_detaching(self) -> None:
-        await self.detaching.start()
+    async def _start_flattening(self) -> None:
+        await self.flattening.start()
 
-    async def _stop_detaching(self) -> None:
-        await self.detaching.stop()
+    async def _stop_flattening(self) -> None:
+        await self.flattening.stop()
 
     async def _start_scrub(self) -> None:
         await self.scrub.start()
@@ -395,5 +395,5 @@ def lock_directory(path: str) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InUse(f"state_dir: another iomesh node is running with {path}: stop it, or set another state_dir") from None
+        raise InUse(f"state_dir: another iomesh daemon is running with {path}: stop it, or set another state_dir") from None
     return lock

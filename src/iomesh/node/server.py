@@ -170,8 +170,8 @@ class NodeService:
         volume = await self._ready().volumes.clone(request.volume, request.name, snapshot=request.snapshot, at_ns=request.at_ns)
         return to_message(pb.Volume, volume)
 
-    async def detach_volume(self, request: pb.DetachVolumeRequest) -> pb.Volume:
-        return to_message(pb.Volume, await self._ready().detaching.detach(request.name))
+    async def flatten_volume(self, request: pb.FlattenVolumeRequest) -> pb.Volume:
+        return to_message(pb.Volume, await self._ready().flattening.flatten(request.name))
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list()])

@@ -38,7 +38,7 @@ def claim_unix_socket(path: str, key: str) -> None:
             raise PermissionDenied(f"{key}: {path} belongs to somebody else: set another path, or remove it") from None
         except OSError:
             pass  # somebody is there and slow
-    raise InUse(f"{key}: a process listens on {path} (another iomesh node?): stop it, or set another path")
+    raise InUse(f"{key}: a process listens on {path} (another iomesh daemon?): stop it, or set another path")
 
 
 def restrict(path: str) -> None:

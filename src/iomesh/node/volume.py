@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from iomesh.api.model import Detaching, VolumeState
+from iomesh.api.model import Flattening, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
@@ -69,7 +69,7 @@ class OpenVolume:
     opening: bool = False  # the engine has been asked to
     in_engine: bool = False
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
-    detaching: Detaching = field(default_factory=Detaching)  # without done_bytes
+    flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
     waiting: Phase = field(default_factory=Phase)  # writes, for space
     refusing: Phase = field(default_factory=Phase)  # ... them, for want of it
     unmarked: Phase = field(default_factory=Phase)  # marks are due, and there is no space

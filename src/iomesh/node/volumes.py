@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Detaching, Export, Policy, Space, Volume, VolumeState
+from iomesh.api.model import Export, Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
@@ -555,7 +555,7 @@ class Volumes:
             recovery_seconds=volume.recovery.get("seconds", 0.0),
             snapshots=sum(visible(entry) for entry in volume.snapshots),
             clone_of=record.clone_of.name if record.clone_of else "",
-            detaching=_progress(volume.detaching, state),
+            flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
             window_from_ns=next((mark["time_ns"] for mark in marks_of(volume)), 0),
         )
@@ -572,8 +572,8 @@ def _mapped(state: dict[str, Any]) -> Space:
     )
 
 
-def _progress(detaching: Detaching, state: dict[str, Any]) -> Detaching:
-    if not detaching.running or not state:
-        return detaching
+def _progress(flattening: Flattening, state: dict[str, Any]) -> Flattening:
+    if not flattening.running or not state:
+        return flattening
     left = state["inherited_blocks"] * compiled.BLOCK_BYTES
-    return msgspec.structs.replace(detaching, done_bytes=max(detaching.total_bytes - left, 0))
+    return msgspec.structs.replace(flattening, done_bytes=max(flattening.total_bytes - left, 0))

@@ -8,7 +8,6 @@ import pytest
 
 from iomesh.cli.main import COMMANDS
 from iomesh.cli.main import iomesh as root
-from iomesh.cli.session import default_control
 from unit.cli.ran import Run
 
 
@@ -35,7 +34,7 @@ def test_every_command_explains_itself(iomesh: Run, words: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize(
     "words",
-    [words for words in EVERY if words not in [("node",), ("completion",)] and len(words) + (words[0] in ("status", "top")) == 2],
+    [words for words in EVERY if words not in [("daemon", "run"), ("completion",)] and len(words) + (words[0] in ("status", "top")) == 2],
     ids=" ".join,
 )
 def test_every_command_that_answers_takes_json(iomesh: Run, words: tuple[str, ...]) -> None:
@@ -76,10 +75,10 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("volume", "create", "db", "9999999P"), 2, "SIZE: '9999999P' is too large"),
         (("volume", "create", "db", "1G", "--segment-size", "x"), 2, "--segment-size: 'x' is not a size"),
         (("volume", "grow", "db", "+"), 2, "SIZE: an empty text is not a size"),
-        (("volume", "list", "--control", "nonsense"), 2, "'nonsense' is neither the path of a unix socket nor host:port"),
-        (("volume", "list", "--control", "/nowhere/control.sock"), 9, "no node answers at /nowhere/control.sock"),
-        (("status", "--control", "/nowhere/control.sock"), 9, "no node answers"),
-        (("top", "--once", "--control", "/nowhere/control.sock"), 9, "no node answers"),
+        (("volume", "list", "--address", "nonsense"), 2, "'nonsense' is neither the path of a unix socket nor host:port"),
+        (("volume", "list", "--address", "/nowhere/control.sock"), 9, "no daemon answers at /nowhere/control.sock ("),
+        (("status", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
+        (("top", "--once", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
         (("top", "--interval", "0"), 2, "--interval"),
         (("device", "format", "/dev/null"), 2, "Missing option '--cluster'"),
         (("device", "format", "/dev/null", "--cluster", "mine"), 2, "--cluster: 'mine' is not a UUID"),
@@ -93,7 +92,7 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("inspect", "segment", "/dev/null", "x"), 2, "'x' is not a whole number"),
         (("inspect", "superblock", "/dev/null"), 2, "/dev/null is neither a block device nor a file"),
         (("inspect", "superblock", "/"), 2, "/ is neither a block device nor a file"),
-        (("--control", "/x", "status"), 2, "--control goes after the command, as in `iomesh status --control`"),
+        (("--address", "/x", "status"), 2, "--address goes after the command, as in `iomesh status --address`"),
         (("inspect", "node", "/dev/null"), 2, "name either the ADDRESS"),
         (("trial", "status"), 3, "start one with `iomesh trial up`"),
         (("trial", "crash"), 3, "there is no trial in"),
@@ -101,11 +100,11 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("trial", "down"), 3, "there is no trial in"),
         (("trial", "up", "--devices", "0"), 2, "--devices"),
         (("trial", "up", "--device-size", "1G+1"), 2, "--device-size: '1G+1' has the unknown unit 'G+1'"),
-        (("node", "--check", "--set", "engine.reactors"), 2, "--set: 'engine.reactors' is not KEY=VALUE"),
-        (("node", "--check", "--set", "engine.reactor=2"), 2, "did you mean 'engine.reactors'?"),
-        (("node", "--check", "--mode", "lazy"), 2, "engine.mode"),
-        (("node", "--check", "--map-cache", "much"), 2, "'much' is not a size"),
-        (("node", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml is not there"),
+        (("daemon", "run", "--check", "--set", "engine.reactors"), 2, "--set: 'engine.reactors' is not KEY=VALUE"),
+        (("daemon", "run", "--check", "--set", "engine.reactor=2"), 2, "did you mean 'engine.reactors'?"),
+        (("daemon", "run", "--check", "--mode", "lazy"), 2, "engine.mode"),
+        (("daemon", "run", "--check", "--map-cache", "much"), 2, "'much' is not a size"),
+        (("daemon", "run", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml is not there"),
         (("completion", "tcsh"), 2, "'tcsh' is not one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -143,7 +142,7 @@ def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> No
     file.write_text('name = "of-the-file"\nrun_dir = "/run/of-the-file"\n[engine]\nreactors = 7\nmode = "busy"\n')
     flags = ("--name", "of-the-flag", "--reactors", "2", "--map-cache", "64MiB", "--poll-us", "9", "--checkpoint-bytes", "32M", "--iopoll")
     more = ("--device", "/dev/a", "--device", "/dev/b", "--nbd-listen", "127.0.0.1:1", "--metrics-listen", "", "--set", "log.level=debug")
-    held = iomesh("node", "--check", "--config", str(file), *flags, *more, "--json").document
+    held = iomesh("daemon", "run", "--check", "--config", str(file), *flags, *more, "--json").document
     assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])
     assert held["engine"] == {
         "reactors": 2, "mode": "busy", "poll_microseconds": 9, "map_cache_bytes": 64 << 20, "checkpoint_bytes": 32 << 20, "iopoll": True,
@@ -153,12 +152,21 @@ def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> No
     assert held["control"]["socket"] == "/run/of-the-file/control.sock"
 
 
-def test_without_a_daemon_of_the_machine_the_trial_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_the_installed_daemon_is_asked_and_never_the_trial(
+    iomesh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("iomesh.api.client.DEFAULT_ADDRESS", str(tmp_path / "none.sock"))
-    assert default_control() == str(tmp_path / "none.sock")
     (tmp_path / "iomesh" / "trial").mkdir(parents=True)
     (tmp_path / "iomesh" / "trial" / "control.sock").touch()
-    assert default_control() == str(tmp_path / "iomesh" / "trial" / "control.sock")
-    (tmp_path / "none.sock").touch()
-    assert default_control() == str(tmp_path / "none.sock")
+    ran = iomesh("volume", "delete", "db", "--yes")
+    assert ran.code == 9
+    assert f"no daemon answers at {tmp_path}/none.sock, the default (" in ran.err
+    for way in ("`iomesh daemon run`", "--address", "$IOMESH_ADDRESS", 'eval "$(iomesh trial env)"'):
+        assert way in ran.err
+
+
+def test_the_address_is_taken_from_the_environment_and_the_option_goes_before_it(iomesh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IOMESH_ADDRESS", "/of/the/environment.sock")
+    assert "no daemon answers at /of/the/environment.sock (" in iomesh("status").err
+    assert "no daemon answers at /of/the/option.sock (" in iomesh("status", "--address", "/of/the/option.sock").err

@@ -45,13 +45,13 @@ def test_a_volume_reads_back_as_it_was_written() -> None:
 
 def test_a_clone_reads_back_as_it_was_written() -> None:
     of = CloneRecord(volume=uuid.UUID(int=6), snapshot=uuid.UUID(int=7), name="parent@monday")
-    for clone in (msgspec.structs.replace(VOLUME, clone_of=of), msgspec.structs.replace(VOLUME, clone_of=of, detaching=True)):
+    for clone in (msgspec.structs.replace(VOLUME, clone_of=of), msgspec.structs.replace(VOLUME, clone_of=of, flattening=True)):
         assert decode(VolumeRecord, Entry("volumes/db", put_volume(clone, 1).value, 1)).record == clone
 
 
 def test_a_record_from_before_there_were_clones_is_of_none() -> None:
     fields = json.loads(msgspec.json.encode(VOLUME))
-    del fields["clone_of"], fields["detaching"]
+    del fields["clone_of"], fields["flattening"]
     assert decode(VolumeRecord, Entry("volumes/db", json.dumps(fields).encode(), 1)).record == VOLUME
 
 

@@ -76,11 +76,11 @@ async def test_a_task_with_an_end_is_not_down_after_it(supervisor: Supervisor) -
         if not task.reason:
             raise NoSpace("full")
 
-    task = supervisor.start("detaching", work, until_done=True, volume="db")
+    task = supervisor.start("flattening", work, until_done=True, volume="db")
     assert task.handle is not None
     async with asyncio.timeout(60):
         await task.handle
-    assert supervisor.tasks()["detaching"] == (True, 1, "")
+    assert supervisor.tasks()["flattening"] == (True, 1, "")
     assert task.ended
 
 

@@ -1,5 +1,6 @@
 """`iomesh trial up|status|crash|start|stop|down`."""
 
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -97,7 +98,9 @@ def up(
     made = Installation.create(directory, str(uuid.uuid4()))
     bring_up(made, plan, session.output)
     say(session, made)
-    session.output.note(f"`iomesh top` watches it, `iomesh trial down{option(made)}` ends it")
+    session.output.note(
+        f'eval "$(iomesh trial env{option(made)})" lets `iomesh top` and the others find it, `iomesh trial down{option(made)}` ends it'
+    )
 
 
 @trial.command("status")
@@ -106,6 +109,21 @@ def up(
 def status(session: Session, directory: Path) -> None:
     """Show a trial: its directory, daemon and volumes."""
     say(session, Installation.load(directory))
+
+
+@trial.command("env")
+@in_directory
+@answers
+def env(session: Session, directory: Path) -> None:
+    """Print the environment in which commands ask the trial's daemon, for a shell: eval "$(iomesh trial env)".
+
+    IOMESH_ADDRESS is the daemon's address, IOMESH_TRIAL_URI the NBD URI of the first volume.
+    """
+    there = Installation.load(directory)
+    if not there.volumes:
+        raise NotFound(f"the trial in {there.directory} was never set up whole: remove it with `iomesh trial down{option(there)}`")
+    environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
+    session.output.answer({"environment": environment}, *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
 
 
 @trial.command("crash")

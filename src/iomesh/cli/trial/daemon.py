@@ -22,7 +22,7 @@ def start(trial: Installation, node: TrialNode) -> None:
     """Starts the daemon as a process of its own session, its output appended to the log, and remembers it in the marker."""
     with trial.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "iomesh.cli.main", "node", "--config", str(trial.config)],
+            [sys.executable, "-m", "iomesh.cli.main", "daemon", "run", "--config", str(trial.config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -39,7 +39,7 @@ async def content(client: Client, name: str) -> bytes:
     return bytes(await asyncio.to_thread(read_volume, (await client.export_volume(name)).uris[0], SIZE))
 
 
-async def detached(client: Client, name: str) -> None:
+async def flattened(client: Client, name: str) -> None:
     async with asyncio.timeout(60):
         while (await client.volume(name)).clone_of:  # noqa: ASYNC110  # it goes on behind the answer
             await asyncio.sleep(0.05)
@@ -65,15 +65,15 @@ async def test_a_clone_stands_for_itself_and_its_parent_goes(node: Daemon) -> No
         before = (await client.volume("copy")).space
         assert before.inherited_bytes == SIZE - SIZE // 4 - 3 * MIB
         await client.delete_volume("db", force=True, snapshots=True)
-        begun = await client.detach_volume("copy")
-        assert begun.detaching.running
-        assert begun.detaching.total_bytes <= before.inherited_bytes
-        await detached(client, "copy")
+        begun = await client.flatten_volume("copy")
+        assert begun.flattening.running
+        assert begun.flattening.total_bytes <= before.inherited_bytes
+        await flattened(client, "copy")
         after = await client.volume("copy")
         assert (after.space.inherited_bytes, after.space.mapped_bytes) == (0, before.mapped_bytes)
-        assert not after.detaching.running
-        with pytest.raises(InvalidArgument, match="no clone"):
-            await client.detach_volume("copy")
+        assert not after.flattening.running
+        with pytest.raises(InvalidArgument, match="not a clone"):
+            await client.flatten_volume("copy")
         async with asyncio.timeout(30):
             while sum(device.replicas for device in await client.devices()) > after.segments + 4:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -97,11 +97,11 @@ async def test_a_parent_that_was_not_deleted_stays(node: Daemon) -> None:
         await client.create_snapshots(["db"], "monday")
         await client.clone_volume("db", "monday", "copy")
         with pytest.raises(InvalidArgument):
-            await client.detach_volume("db")
+            await client.flatten_volume("db")
         with pytest.raises(NotFound):
-            await client.detach_volume("nobody")
-        await client.detach_volume("copy")
-        await detached(client, "copy")
+            await client.flatten_volume("nobody")
+        await client.flatten_volume("copy")
+        await flattened(client, "copy")
         assert (await client.snapshot("db", "monday")).clones == 0
         await client.delete_snapshot("db", "monday")
         assert await content(client, "db") == await content(client, "copy") == b"snapshot" * (SIZE // 8)
@@ -123,12 +123,12 @@ async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
         await client.clone_volume("db", "monday", "copy")
         await client.create_snapshots(["copy"], "early")
         with pytest.raises(InUse, match="early"):
-            await client.detach_volume("copy")
+            await client.flatten_volume("copy")
         await client.delete_snapshot("copy", "early")
         async with asyncio.timeout(30):
             while True:
                 try:
-                    await client.detach_volume("copy")
+                    await client.flatten_volume("copy")
                     break
                 except InUse:  # it is being given back
                     await asyncio.sleep(0.05)
@@ -138,11 +138,11 @@ async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
     node.start()
     async with node.client() as client:
         async with asyncio.timeout(60):
-            while "late" not in (await client.volume("copy")).detaching.reason:  # noqa: ASYNC110
+            while "late" not in (await client.volume("copy")).flattening.reason:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert (await client.volume("copy")).space.inherited_bytes == 0, "all is copied"
         await client.delete_snapshot("copy", "late")
-        await detached(client, "copy")
+        await flattened(client, "copy")
         assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
 
 
@@ -156,8 +156,8 @@ async def test_a_restore_window_of_the_clone_begins_anew(node: Daemon) -> None:
         begun = (await client.volume("copy")).window_from_ns
         assert begun
         await client.delete_volume("db", force=True, snapshots=True)
-        await client.detach_volume("copy")
-        await detached(client, "copy")
+        await client.flatten_volume("copy")
+        await flattened(client, "copy")
         assert (await client.volume("copy")).window_from_ns > begun
         moment = time.time_ns()
         await fill(client, "copy", b"of clone", MIB)
@@ -180,7 +180,7 @@ async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.R
         await client.delete_volume("db", force=True, snapshots=True)
         model.content[:] = np.frombuffer(b"snapshot" * (SIZE // 8), np.uint8)
         await client.export_volume("copy")
-        await client.detach_volume("copy")
+        await client.flatten_volume("copy")
     for round_ in range(4):
         async with node.client() as client:
             left.append((await client.volume("copy")).space.inherited_bytes)
@@ -199,7 +199,7 @@ async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.R
             model.settle_with(await content(client, "copy"))
     assert left[0] > left[-1], f"what was copied stays copied: {left}"
     async with node.client() as client:
-        await detached(client, "copy")
+        await flattened(client, "copy")
         model.settle_with(await content(client, "copy"))
     node.kill()
     node.start()
@@ -217,13 +217,13 @@ async def test_a_kill_at_any_moment_leaves_a_clone_or_a_volume_of_its_own(node: 
         await client.create_snapshots(["db"], "monday")
         await client.clone_volume("db", "monday", "copy")
         await client.delete_volume("db", force=True, snapshots=True)
-        await client.detach_volume("copy")
+        await client.flatten_volume("copy")
         await asyncio.sleep(milliseconds / 1000)
     node.kill()
     node.start()
     async with node.client() as client:
         assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
-        await detached(client, "copy")
+        await flattened(client, "copy")
         assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
     node.kill()
     node.start()
@@ -233,7 +233,7 @@ async def test_a_kill_at_any_moment_leaves_a_clone_or_a_volume_of_its_own(node: 
         assert [entry.key for entry in (await metadata.list_prefix("volumes/")).entries] == ["volumes/copy"]
 
 
-async def test_the_middle_of_a_line_of_clones_is_detached(node: Daemon) -> None:
+async def test_the_middle_of_a_line_of_clones_is_flattened(node: Daemon) -> None:
     """What is a clone of it goes on reading from it."""
     async with node.client() as client:
         await client.create_volume("a", SIZE)
@@ -243,8 +243,8 @@ async def test_the_middle_of_a_line_of_clones_is_detached(node: Daemon) -> None:
         await fill(client, "b", b"all of b")
         await client.create_snapshots(["b"], "one")
         await client.clone_volume("b", "one", "c")
-        await client.detach_volume("b")
-        await detached(client, "b")
+        await client.flatten_volume("b")
+        await flattened(client, "b")
         await client.delete_volume("a", force=True, snapshots=True)
         assert await content(client, "c") == b"all of b" * (SIZE // 8)
         await client.delete_volume("b", force=True, snapshots=True)
@@ -252,25 +252,25 @@ async def test_the_middle_of_a_line_of_clones_is_detached(node: Daemon) -> None:
     node.start()
     async with node.client() as client:
         assert await content(client, "c") == b"all of b" * (SIZE // 8)
-        await client.detach_volume("c")
-        await detached(client, "c")
+        await client.flatten_volume("c")
+        await flattened(client, "c")
         assert await content(client, "c") == b"all of b" * (SIZE // 8)
         await alone(client, "c")
 
 
 async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--control", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
         await client.create_snapshots(["db"], "monday")
         await client.clone_volume("db", "monday", "copy")
-    done = iomesh("volume", "detach-parent", "copy")
-    assert (done.returncode, done.stdout) == (0, "volume copy: stands for itself\n"), done
-    refused = iomesh("volume", "detach-parent", "db")
-    assert "is no clone" in refused.stderr
+    done = iomesh("volume", "flatten", "copy")
+    assert (done.returncode, done.stdout) == (0, "volume copy: independent of its parent\n"), done
+    refused = iomesh("volume", "flatten", "db")
+    assert "is not a clone" in refused.stderr
     assert refused.returncode != 0
 
 
@@ -283,15 +283,15 @@ async def test_a_full_device_is_waited_for_and_users_keep_what_is_left(node: Dae
         await client.clone_volume("db", "monday", "copy")
         await client.create_volume("other", SIZE * 3)
         await fill(client, "other", b"in a way", SIZE * 3)
-        await client.detach_volume("copy")
+        await client.flatten_volume("copy")
         async with asyncio.timeout(60):
-            while not (reason := (await client.volume("copy")).detaching.reason):  # noqa: ASYNC110
+            while not (reason := (await client.volume("copy")).flattening.reason):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert "it goes on when there is more space" in reason
         assert (await client.volume("copy")).space.inherited_bytes > 0
         await fill(client, "other", b"go on...", 2 * MIB)
         await client.delete_volume("other", force=True)
-        await detached(client, "copy")
+        await flattened(client, "copy")
         connection = await Connection.connect((await client.export_volume("copy")).uris[0])
         for at in range(0, SIZE * 3, MIB):
             assert await connection.read(at, MIB) == b"snapshot" * (MIB // 8)

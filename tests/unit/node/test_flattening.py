@@ -1,8 +1,8 @@
-"""Which marks of its restore window a clone that is being detached gives up."""
+"""Which marks of its restore window a clone that is being flattened gives up."""
 
 from typing import Any
 
-from iomesh.node.detaching import up_to_inheriting
+from iomesh.node.flattening import up_to_inheriting
 
 
 def marks(*inherited: int) -> list[dict[str, Any]]:

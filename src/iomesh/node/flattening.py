@@ -1,6 +1,6 @@
-"""Clones that become volumes of their own: what they inherit is copied at a trickle, then their records name no parent any more.
+"""Flattening: a clone becomes independent of its parent. What it inherits is copied at a limited rate; then its record names no parent.
 
-    (clone) --asked--> detaching --copied, no snapshot inherits, record--> (no clone)
+    (clone) --asked--> flattening --copied, no snapshot inherits, record--> (no clone)
 
 - The record says that it is wanted; so it goes on after a restart, with what is left, until it is done or the clone is deleted.
 - The record that names no parent is written while nothing changes the volume's snapshots, and after a checkpoint of which the engine has
@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Detaching as Progress
+from iomesh.api.model import Flattening as Progress
 from iomesh.api.model import Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.errors import InUse, InvalidArgument, IomeshError, NoSpace
@@ -31,12 +31,12 @@ from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows, marks_of
 
-log = logger("detaching")
+log = logger("flattening")
 
 AGAIN_SECONDS = 2.0  # after something that kept it from going on
 
 
-class Detaching:
+class Flattening:
     """config: of cleaning, whose pace it keeps."""
 
     def __init__(
@@ -68,36 +68,36 @@ class Detaching:
         await settle(task.stop() for task in self._tasks.values())
         self._tasks.clear()
 
-    async def detach(self, name: str) -> Volume:
+    async def flatten(self, name: str) -> Volume:
         """Begins; or answers how far it is."""
         async with self._registry.holding(name) as volume:
             of = volume.record.clone_of
             if of is None:
-                raise InvalidArgument(f"volume {name} is no clone, or has been detached already")
-            if not volume.record.detaching:
+                raise InvalidArgument(f"volume {name} is not a clone, or has been flattened already")
+            if not volume.record.flattening:
                 await self._snapshots.refresh(volume)
                 if holders := [entry["name"] for entry in inheriting(volume) if not entry["mark"]]:
                     raise InUse(
                         f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a snapshot holds is never "
                         "written again, so delete those first"
                     )
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, detaching=True))
-                log.info("detaching", volume=name, parent=of.name)
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=True))
+                log.info("flattening", volume=name, parent=of.name)
             self._go_on(volume)
         return await self._volumes.show(name)
 
     def _go_on(self, volume: OpenVolume) -> None:
         identity = volume.record.id
-        if volume.record.detaching and volume.in_engine and (identity not in self._tasks or self._tasks[identity].ended):
+        if volume.record.flattening and volume.in_engine and (identity not in self._tasks or self._tasks[identity].ended):
             inherited = self._engine.volume_state(identity)["inherited_blocks"] * compiled.BLOCK_BYTES
-            volume.detaching = Progress(running=True, total_bytes=inherited)
+            volume.flattening = Progress(running=True, total_bytes=inherited)
             self._tasks[identity] = self._supervisor.start(
-                "detaching", lambda task: self._run(volume, task), until_done=True, volume=volume.record.name
+                "flattening", lambda task: self._run(volume, task), until_done=True, volume=volume.record.name
             )
 
     async def _run(self, volume: OpenVolume, task: BackgroundTask) -> None:
         while self._is_wanted(volume):
-            volume.detaching = msgspec.structs.replace(volume.detaching, reason="")
+            volume.flattening = msgspec.structs.replace(volume.flattening, reason="")
             try:
                 await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
                 if await self._finish(volume):
@@ -124,20 +124,20 @@ class Detaching:
                 self._wait_for(volume, f"snapshots hold blocks of {of.name}: it goes on once {until}")
                 return False
             await self._engine.check_detached(volume.record.id)
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, clone_of=None, detaching=False))
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, clone_of=None, flattening=False))
             await self._engine.cut_off(volume.record.id)
-            volume.detaching = Progress()
-            log.info("volume detached", volume=volume.record.name, parent=of.name)
+            volume.flattening = Progress()
+            log.info("volume flattened", volume=volume.record.name, parent=of.name)
         await self._volumes.delete_needless(of.volume)
         return True
 
     def _is_wanted(self, volume: OpenVolume) -> bool:
-        return volume.record.detaching and volume.state == VolumeState.SERVING and not is_hidden(volume)
+        return volume.record.flattening and volume.state == VolumeState.SERVING and not is_hidden(volume)
 
     def _wait_for(self, volume: OpenVolume, reason: str) -> None:
-        if self._is_wanted(volume) and volume.detaching.reason != reason:
-            volume.detaching = msgspec.structs.replace(volume.detaching, reason=reason)
-            log.warning("detaching waits", volume=volume.record.name, reason=reason)
+        if self._is_wanted(volume) and volume.flattening.reason != reason:
+            volume.flattening = msgspec.structs.replace(volume.flattening, reason=reason)
+            log.warning("flattening waits", volume=volume.record.name, reason=reason)
 
 
 def up_to_inheriting(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`iomesh node`: runs the daemon. What the file says holds unless a flag says otherwise."""
+"""`iomesh daemon run`: the node daemon. A flag overrides the configuration file."""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,14 @@ FLAGS: dict[str, str] = {  # option -> key in the configuration
 }
 
 
-@click.command()
+@click.group()
+def daemon() -> None:
+    """Run the node daemon of this machine."""
+
+
+@daemon.command("run")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML file.  [default: /etc/iomesh/node.toml, if there]")
-@click.option("--check", is_flag=True, help="Read the configuration, print what would hold, and end.")
+@click.option("--check", is_flag=True, help="Check the configuration, print it with all defaults, and exit.")
 @click.option("--name", help="Name of the node.  [default: the host's]")
 @click.option("--device", "devices", multiple=True, type=click.Path(), metavar="PATH", help="A formatted device; may be given again.")
 @click.option("--cluster", metavar="UUID", help="Refuse devices of any other cluster.")
@@ -53,8 +58,8 @@ FLAGS: dict[str, str] = {  # option -> key in the configuration
 @click.option("--log-format", metavar="FORMAT", help="json, text, or auto: text on a terminal.  [default: auto]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the configuration: engine.register_buffers=false.")
 @answers
-def node(session: Session, /, config: Path | None, check: bool, devices: tuple[str, ...], settings: tuple[str, ...], **flags: Any) -> None:
-    """Run the daemon of this machine in the foreground. SIGTERM stops it cleanly."""
+def run(session: Session, /, config: Path | None, check: bool, devices: tuple[str, ...], settings: tuple[str, ...], **flags: Any) -> None:
+    """Run the daemon in the foreground. SIGTERM stops it cleanly."""
     from iomesh.node.config import load_config
 
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
