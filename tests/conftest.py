@@ -66,7 +66,7 @@ def room(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def new_trial(request: pytest.FixtureRequest, room: Path) -> Iterator[Callable[..., Trial]]:
-    """Makes trials: new_trial("--size", "1G", ...) takes what `trial up` takes."""
+    """Makes trials: new_trial("--size", "1Gi", ...) takes what `trial up` takes."""
     made: list[Trial] = []
 
     def make(*options: str) -> Trial:
@@ -90,14 +90,14 @@ def leave(trial: Trial, config: pytest.Config) -> None:
 @pytest.fixture
 def trial(new_trial: Callable[..., Trial]) -> Trial:
     """A small installation: one device, one volume of 256 MiB."""
-    return new_trial("--device-size", "4G", "--size", "256M")
+    return new_trial("--device-size", "4Gi", "--size", "256Mi")
 
 
 @pytest.fixture(scope="session")
 def installation(request: pytest.FixtureRequest) -> Iterator[Trial]:
     """One trial for all tests that only want a volume."""
     with rooms.room(request.config) as folder:
-        trial = Trial(folder / "trial", ["--device-size", "64G", "--size", "16M"])
+        trial = Trial(folder / "trial", ["--device-size", "64Gi", "--size", "16Mi"])
         trial.up()
         yield trial
         leave(trial, request.config)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "perf"))
@@ -245,7 +246,7 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
                 seen.append((time.time(), transactions(database)))
                 if second == 2:
                     began = time.monotonic()
-                    iomesh("snapshot", "create", trial.volume, SNAPSHOT, "--address", trial.control)
+                    iomesh("snapshot", "create", f"{trial.volume}@{SNAPSHOT}", "--address", trial.control)
                     took = time.monotonic() - began
                 time.sleep(1)
             seen.append((time.time(), transactions(database)))
@@ -261,7 +262,7 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
         began = time.monotonic()
         done = json.loads(iomesh("volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--address", trial.control))
         took = time.monotonic() - began
-        moment = done["at_ns"] / 1e9
+        moment = datetime.fromisoformat(done["at"]).timestamp()
     if moment > dropped:
         raise DemoError("the table was dropped more than a moment ago: this machine is too slow for the demonstration")
     kept = f"what was there is kept as {trial.volume}@{done['before']}"

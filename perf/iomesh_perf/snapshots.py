@@ -28,7 +28,7 @@ class Changed(Iomesh):
         change = fio.Workload("write", random=True, block_bytes=4096, depth=32)
         for number in range(SNAPSHOTS):
             if self.snapshots:
-                iomesh("snapshot", "create", self.trial.volume, f"s{number}", "--address", self.trial.control)
+                iomesh("snapshot", "create", f"{self.trial.volume}@s{number}", "--address", self.trial.control)
             fio.run(change, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number))
 
 

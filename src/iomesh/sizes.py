@@ -1,7 +1,9 @@
-"""Sizes as people write and read them: "10GiB", "512M", "1.5T", "4096".
+"""Sizes as people write and read them: "10Gi", "100G", "1.5Ti", "4096".
 
-One reading everywhere (flags, configuration, Kubernetes): a letter alone means powers of 1024, as it does for qemu-img, fio and LVM; so
-do "Mi" and "MiB". Only "kB", "MB", "GB", ... mean powers of 1000. Fractions are taken when they come to whole bytes.
+One reading everywhere (flags, configuration, Kubernetes), and it is that of Kubernetes quantities: k, M, G, T, P, E are powers
+of 1000; Ki, Mi, Gi, Ti, Pi, Ei powers of 1024; `1e9` is 10^9. Case matters. "GiB" is taken for "Gi". What other tools read in
+either way (`10K`, `10GB`, `10g`) is refused, and so is Kubernetes' `m`, a thousandth. Fractions are taken when they come to whole
+bytes.
 """
 
 import re
@@ -9,34 +11,37 @@ from fractions import Fraction
 
 POWERS = "KMGTPE"
 LARGEST = 2**63 - 1  # what a file offset can hold
+BLOCK_BYTES = 4096  # volumes and devices have a whole number of them
+WHOLE_BYTES = 1 << 20  # what a size is rounded up to that is not a whole number of blocks: it reads well, and costs next to nothing
 UNITS: dict[str, int] = {"": 1, "B": 1}
+_AMBIGUOUS: dict[str, str] = {}  # in lower case, to the letter that it may mean
 for _power, _letter in enumerate(POWERS, start=1):
-    UNITS |= {_letter: 1024**_power, f"{_letter}i": 1024**_power, f"{_letter}iB": 1024**_power, f"{_letter}B": 1000**_power}
-_BY_FOLDED = {unit.lower(): factor for unit, factor in UNITS.items()}
-_SIZE = re.compile(r"([+-]?)(\d+(?:\.\d+)?|\.\d+)\s*([^\d\s.].*)?", re.ASCII)
+    _decimal = "k" if _letter == "K" else _letter
+    UNITS |= {_decimal: 1000**_power, f"{_letter}i": 1024**_power, f"{_letter}iB": 1024**_power}
+    _AMBIGUOUS |= {f"{_letter}{_end}".lower(): _letter for _end in ("", "b", "i", "ib")}
+_SIZE = re.compile(r"([+-]?)(\d+(?:\.\d+)?|\.\d+)(?:([eE][+-]?\d{1,2})|\s*([^\d\s.].*)?)", re.ASCII)
+_EXAMPLE = "write a number and a unit, such as 10Gi (2^30 bytes each) or 100G (10^9)"
 
 
 class SizeError(ValueError):
     """A text that is no size; the message names it, the reason and what would be one."""
 
 
-def parse_size(text: str, *, least: int = 0, most: int = LARGEST, multiple: int = 1) -> int:
+def parse_size(text: str, *, least: int = 0, most: int = LARGEST) -> int:
     """The bytes that `text` means. Raises SizeError for anything else than a whole number of them within the bounds."""
     stripped = text.strip()
     if not stripped:
-        raise SizeError("an empty text is not a size: write a number and a unit, such as 10GiB or 512M")
+        raise SizeError(f"an empty text is not a size: {_EXAMPLE}")
     match = _SIZE.fullmatch(stripped)
     if match is None:
-        raise SizeError(f"{text!r} is not a size: write a number and a unit, such as 10GiB or 512M")
-    sign, number, unit = match[1], match[2], (match[3] or "").strip()
+        raise SizeError(f"{text!r} is not a size: {_EXAMPLE}")
+    sign, number, exponent, unit = match[1], match[2], match[3] or "", (match[4] or "").strip()
     if sign == "-":
         raise SizeError(f"{text!r} is negative: a size is zero bytes or more")
-    factor = _BY_FOLDED.get(unit.lower())
+    factor = UNITS.get(unit)
     if factor is None:
-        raise SizeError(
-            f"{text!r} has the unknown unit {unit!r}: use K, M, G or T (powers of 1024, also Ki or KiB), or kB, MB, GB, TB (powers of 1000)"
-        )
-    size = Fraction(number) * factor
+        raise SizeError(f"{text!r} has {_fault(unit, number)}")
+    size = Fraction(number + exponent) * factor
     if size.denominator != 1:
         raise SizeError(f"{text!r} is not a whole number of bytes")
     bytes_ = int(size)
@@ -44,29 +49,41 @@ def parse_size(text: str, *, least: int = 0, most: int = LARGEST, multiple: int 
         raise SizeError(f"{text!r} is too large: at most {exact_size(most)}")
     if bytes_ < least:
         raise SizeError(f"{text!r} is too small: at least {exact_size(least)}")
-    if bytes_ % multiple:
-        above = bytes_ + multiple - bytes_ % multiple
-        raise SizeError(f"{text!r} is {bytes_} bytes, not a multiple of {multiple}: the next that is one is {above}")
     return bytes_
 
 
+def whole_blocks(size: int) -> int:
+    """`size`, or if that is not a whole number of blocks, the next whole MiB: 100G becomes 95368Mi."""
+    return size if size % BLOCK_BYTES == 0 else -(-size // WHOLE_BYTES) * WHOLE_BYTES
+
+
 def exact_size(size: int) -> str:
-    """`size` in the largest unit of 1024 that it is a whole number of, so that parse_size gives it back: "10GiB", "4097B"."""
+    """`size` in the largest unit of 1024 that it is a whole number of, so that parse_size gives it back: "10Gi", "4097"."""
     for power in range(len(POWERS), 0, -1):
         whole, rest = divmod(size, 1024**power)
         if whole and not rest:
-            return f"{whole}{POWERS[power - 1]}iB"
-    return f"{size}B"
+            return f"{whole}{POWERS[power - 1]}i"
+    return str(size)
 
 
 def short_size(size: float) -> str:
-    """`size` for a table: three figures and a unit, "1.46 GiB", "512 MiB", "0 B"."""
+    """`size` for a table: three figures and a unit, "1.46 Gi", "512 Mi", "0 B"."""
     value, unit = float(size), "B"
     for letter in POWERS:
         if abs(value) < 1023.5:
             break
-        value, unit = value / 1024, f"{letter}iB"
+        value, unit = value / 1024, f"{letter}i"
     return f"{value:.0f} {unit}" if unit == "B" else f"{_three_figures(value)} {unit}"
+
+
+def _fault(unit: str, number: str) -> str:
+    """What is wrong with a unit, and what to write instead."""
+    letter = _AMBIGUOUS.get(unit.lower())
+    if letter is None:
+        return f"the unknown unit {unit!r}: use k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024)"
+    decimal = "k" if letter == "K" else letter
+    why = "means thousandths in Kubernetes" if unit == "m" else "is read in different ways by different tools"
+    return f"the unit {unit!r}, which {why}: write {number}{decimal} (powers of 1000) or {number}{letter}i (powers of 1024)"
 
 
 def short_count(count: float) -> str:

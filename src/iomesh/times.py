@@ -4,7 +4,8 @@ One reading everywhere (flags, configuration, Kubernetes). A moment without a zo
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 SECOND_NS = 10**9
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -44,23 +45,30 @@ def exact_span(seconds: int) -> str:
     return "".join(pieces) or "0"
 
 
-def parse_moment(text: str, now_ns: int) -> int:
-    """The Unix time in nanoseconds that `text` means: a span and "ago", a time of today, or RFC 3339. Raises TimeError."""
+class Moment(NamedTuple):
+    """A point in time as a client asks for it: a Unix time, or how long ago, which the node resolves with its own clock."""
+
+    at_ns: int = 0
+    ago_ns: int | None = None
+
+
+def parse_moment(text: str, now_ns: int) -> Moment:
+    """What `text` means: a span and "ago", a time of the day that `now_ns` is in, or RFC 3339. Raises TimeError."""
     stripped = text.strip()
     if stripped.lower() == "now":
-        return now_ns
+        return Moment(ago_ns=0)
     if stripped.lower().endswith("ago"):
-        return now_ns - parse_span(stripped[:-3]) * SECOND_NS
+        return Moment(ago_ns=parse_span(stripped[:-3]) * SECOND_NS)
     try:
         if re.fullmatch(r"\d\d:\d\d(:\d\d)?", stripped):
             stripped = f"{datetime.fromtimestamp(now_ns / SECOND_NS).astimezone().date().isoformat()}T{stripped}"
         moment = datetime.fromisoformat(stripped)
     except ValueError:
         raise TimeError(
-            f"{text!r} is not a moment: write how long ago, such as '2 minutes ago', or when, such as 2026-11-27T14:05:00Z or 14:05"
+            f"{text!r} is not a point in time: write how long ago, such as '2 minutes ago', or when, such as 2026-11-27T14:05:00Z or 14:05"
         ) from None
     moment = moment if moment.tzinfo else moment.astimezone()
-    return int(moment.replace(microsecond=0).timestamp()) * SECOND_NS + moment.microsecond * 1000
+    return Moment(at_ns=int(moment.replace(microsecond=0).timestamp()) * SECOND_NS + moment.microsecond * 1000)
 
 
 def exact_moment(nanoseconds: int) -> str:
@@ -68,6 +76,11 @@ def exact_moment(nanoseconds: int) -> str:
     text = datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f"{nanoseconds % SECOND_NS:09d}".rstrip("0")
     return f"{text}.{fraction:0<3}Z" if fraction else f"{text}Z"
+
+
+def time_of(nanoseconds: int) -> datetime:
+    """A Unix time as a datetime in UTC; what is finer than a microsecond is left out."""
+    return datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC) + timedelta(microseconds=nanoseconds % SECOND_NS // 1000)
 
 
 def _unit(word: str) -> str | None:

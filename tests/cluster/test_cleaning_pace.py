@@ -16,7 +16,7 @@ PACE = 8 * MIB  # bytes a second
 
 def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., Trial]) -> None:
     """A quarter of each segment is left: it is read and written again, and no faster, however fast the machine is."""
-    trial = new_trial("--device-size", "1G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "1Gi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
         config.write(f"\n[cleaning]\nbytes_per_second = {PACE}\nrest_seconds = 0\n")

@@ -317,7 +317,7 @@ async def test_parent_and_clone_go_back_beside_each_other(node: Daemon) -> None:
         await client.clone_volume("db", "monday", "copy")
         await client.create_snapshots(["copy"], "fresh")
         await fill(client, "copy", b"of clone")
-        before = await client.restore_volume("copy", "fresh")
+        before = (await client.restore_volume("copy", "fresh")).before
         await holds(client, "copy", (b"snapshot", SIZE))
         await client.restore_volume("copy", before)
         await client.restore_volume("db", "monday", discard=True)
@@ -332,8 +332,8 @@ async def test_the_command_line_makes_shows_and_guards_clones(node: Daemon) -> N
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
-    assert iomesh("volume", "create", "db", "32MiB").returncode == 0
-    assert iomesh("snapshot", "create", "db", "monday").returncode == 0
+    assert iomesh("volume", "create", "db", "32Mi").returncode == 0
+    assert iomesh("snapshot", "create", "db@monday").returncode == 0
     made = iomesh("volume", "clone", "db@monday", "copy", "--export")
     assert made.stdout.splitlines()[0] == "volume copy: a clone of db@monday"
     assert made.stdout.splitlines()[1].startswith("nbd+unix:///copy?")

@@ -77,7 +77,7 @@ async def test_a_creation_waits_for_one_that_fails_and_then_is_its_own(node: Nod
     assert [volume.name for volume in node.volumes.list()] == ["db", "new"]
 
 
-@pytest.mark.parametrize("what", ["grow", "export", "unexport", "snapshot", "window", "detach"])
+@pytest.mark.parametrize("what", ["grow", "export", "unexport", "snapshot", "window", "flatten"])
 async def test_a_command_that_waited_is_about_the_volume_that_has_the_name_by_then(node: Node, what: str) -> None:
     commands = {
         "grow": lambda: node.volumes.grow("db", 3 * SIZE),
@@ -85,7 +85,7 @@ async def test_a_command_that_waited_is_about_the_volume_that_has_the_name_by_th
         "unexport": lambda: node.volumes.unexport("db"),
         "snapshot": lambda: node.snapshots.create(["db"], "monday"),
         "window": lambda: node.windows.set("db", 3600),
-        "detach": lambda: node.detaching.detach("db"),
+        "flatten": lambda: node.flattening.flatten("db"),
     }
     old = await node.volumes.create("db", SIZE)
     created, command = await replaced_while_it_waits(node, commands[what])
@@ -99,7 +99,7 @@ async def test_a_command_that_waited_is_about_the_volume_that_has_the_name_by_th
         "unexport": outcome is None,
         "snapshot": new.snapshots == 1,
         "window": new.policy.window_seconds == 3600,
-        "detach": isinstance(outcome, InvalidArgument),
+        "flatten": isinstance(outcome, InvalidArgument),
     }
     assert done[what], outcome
 

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from iomesh.api.client import Client
+from iomesh.api.model import RestoreVolumeResponse
 from iomesh.errors import InUse, NotFound
 from support.contents import everything, fill
 from support.daemon import MIB, Daemon
@@ -29,7 +30,7 @@ async def test_a_volume_goes_back_and_forth_and_stays_there_after_restarts(node:
         await fill(uri, b"monday..")
         await client.create_snapshots(["db"], "monday")
         await fill(uri, b"tuesday.")
-        before = await client.restore_volume("db", "monday")
+        before = (await client.restore_volume("db", "monday")).before
         assert before.startswith("before-restore-")
         assert await everything(uri) == b"monday.." * (SIZE // 8)
         assert await exported(client, before) == b"tuesday." * (SIZE // 8)
@@ -38,11 +39,11 @@ async def test_a_volume_goes_back_and_forth_and_stays_there_after_restarts(node:
     node.start()
     async with node.client() as client:
         assert await everything(uri) == b"monday.." * (SIZE // 8)
-        again = await client.restore_volume("db", before)
+        again = (await client.restore_volume("db", before)).before
         assert again not in ("monday", before)
         assert await everything(uri) == b"tuesday." * (SIZE // 8)
         assert await exported(client, again) == b"monday.." * (SIZE // 8)
-        assert await client.restore_volume("db", "monday", discard=True) == ""
+        assert await client.restore_volume("db", "monday", discard=True) == RestoreVolumeResponse()
         assert await everything(uri) == b"monday.." * (SIZE // 8)
         assert [one.name for one in await client.snapshots("db")] == ["monday", before, again]
 
@@ -55,7 +56,7 @@ async def test_a_volume_that_has_grown_keeps_its_size_and_is_empty_behind_the_sn
         await client.create_snapshots(["db"], "small")
         await client.grow_volume("db", 2 * SIZE)
         await fill(uri, b"large...")
-        before = await client.restore_volume("db", "small")
+        before = (await client.restore_volume("db", "small")).before
         assert (await client.volume("db")).size_bytes == 2 * SIZE
         assert await everything(uri) == b"small..." * (SIZE // 8) + bytes(SIZE)
         await client.restore_volume("db", before)
@@ -109,8 +110,8 @@ async def test_the_command_line_goes_back(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
 
-    assert iomesh("volume", "create", "db", "32MiB", "--export").returncode == 0
-    assert iomesh("snapshot", "create", "db", "monday").returncode == 0
+    assert iomesh("volume", "create", "db", "32Mi", "--export").returncode == 0
+    assert iomesh("snapshot", "create", "db@monday").returncode == 0
     done = iomesh("volume", "restore", "db@monday")
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
@@ -118,7 +119,7 @@ async def test_the_command_line_goes_back(node: Daemon) -> None:
     assert second.startswith("what it was before is db@before-restore-")
     before = second.rpartition("@")[2]
     answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
-    assert answer == {"volume": "db", "snapshot": before, "at_ns": 0, "before": ""}
+    assert answer == {"volume": "db", "snapshot": before, "at": None, "before": ""}
     for words, code, said in (
         (("volume", "restore", "db"), 2, "write either db@SNAPSHOT, or db and --at MOMENT"),
         (("volume", "restore", "db@x"), 3, "volume db has no snapshot 'x'"),

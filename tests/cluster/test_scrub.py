@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from iomesh.api.client import Client
@@ -20,7 +21,7 @@ VOLUME = 64 * MIB
 
 def scrubbing(new_trial: Callable[..., Trial]) -> Trial:
     """A trial that scrubs all the time."""
-    trial = new_trial("--device-size", "256M", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
         config.write("\n[scrub]\nbytes_per_second = 0\ninterval_seconds = 0\n")
@@ -43,15 +44,15 @@ async def fill(trial: Trial, marked: bytes) -> None:
     await door.close()
 
 
-async def passes(trial: Trial, ended_behind_ns: int, count: int) -> Scrub:
+async def passes(trial: Trial, ended_before: datetime | None, count: int) -> Scrub:
     """What is known once so many passes have been completed."""
-    ended = ended_behind_ns
+    ended = ended_before
     async with asyncio.timeout(120), Client(trial.control) as client:
         while count:
             await asyncio.sleep(0.05)
             scrub = (await client.devices())[0].scrub
-            if scrub.ended_ns > ended:
-                ended, count = scrub.ended_ns, count - 1
+            if scrub.ended_at is not None and (ended is None or scrub.ended_at > ended):
+                ended, count = scrub.ended_at, count - 1
         return scrub
 
 
@@ -69,11 +70,11 @@ def test_a_block_that_has_changed_on_the_device_is_found(new_trial: Callable[...
     trial = scrubbing(new_trial)
     marked = os.urandom(BLOCK)
     asyncio.run(fill(trial, marked))
-    before = asyncio.run(passes(trial, 0, 3))
+    before = asyncio.run(passes(trial, None, 3))
     assert before.damaged_blocks == 0
     assert before.verified_bytes > VOLUME
     damage(trial.directory / "devices" / "0.img", marked)
-    after = asyncio.run(passes(trial, before.ended_ns, 2))
+    after = asyncio.run(passes(trial, before.ended_at, 2))
     assert after.damaged_blocks == 1
     shown = run([iomesh_command(), "device", "show", trial.directory / "devices" / "0.img", "--address", trial.control]).stdout
     assert "1 damaged block" in shown, shown
@@ -96,7 +97,7 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
         async with Client(trial.control) as client:
             counters = (await client.counters()).volumes[0].counters
             assert counters["segments_removed"], "no segment went: this shows nothing"
-        return await passes(trial, 0, 1)
+        return await passes(trial, None, 1)
 
     scrub = asyncio.run(overwrite())
     assert scrub.verified_bytes > 0
@@ -105,7 +106,7 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
 
 def test_a_pass_goes_on_where_it_was_after_a_restart(new_trial: Callable[..., Trial]) -> None:
     """And when the last one ended is not forgotten."""
-    trial = new_trial("--device-size", "256M", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
         config.write("\n[scrub]\nbytes_per_second = 40000000\ninterval_seconds = 0\n")
@@ -120,10 +121,10 @@ def test_a_pass_goes_on_where_it_was_after_a_restart(new_trial: Callable[..., Tr
                     return scrub
                 await asyncio.sleep(0.02)
 
-    asyncio.run(passes(trial, 0, 2))  # what is overwritten has gone by then
+    asyncio.run(passes(trial, None, 2))  # what is overwritten has gone by then
     before = asyncio.run(half_way())
     trial.stop()
     trial.start()
     after = asyncio.run(half_way())
-    assert after.ended_ns == before.ended_ns > 0
+    assert after.ended_at == before.ended_at is not None
     assert after.verified_bytes < after.done_bytes, "it has begun anew"

@@ -23,7 +23,7 @@ SIZE = 64 * MIB
 LARGE = 512 * MIB  # more than the device has
 HOUR = 3600
 REMEDY = "delete snapshots, shorten the restore window, trim or delete something, or add a device"
-REFUSED = f"volume db has no space left on the node's devices, and a snapshot would keep what has to come back: {REMEDY}"
+REFUSED = f"volume db has no space left on the node's devices, and a snapshot would pin space that cleaning must free: {REMEDY}"
 
 
 def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -119,7 +119,7 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
         command = [iomesh_command(), "volume", "show", *words, "--address", node.control]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert re.search(r"^  inherited +15 MiB +from db@one", show("copy"), re.MULTILINE)
+    assert re.search(r"^  inherited +15 Mi +from db@one", show("copy"), re.MULTILINE)
     assert "inherited" not in show("db")
     assert json.loads(show("db", "--json"))["space"]["shared_bytes"] == 12 * MIB
 
@@ -158,7 +158,7 @@ async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_
                 await client.create_snapshots(["db"], f"number{number}")
             with pytest.raises(NoSpace, match=f"^{REFUSED}$"):
                 await client.create_snapshots(["wal", "db"], f"group{number}")
-        done = iomesh(node, "snapshot", "create", "db", "monday")
+        done = iomesh(node, "snapshot", "create", "db@monday")
         assert (done.returncode, done.stderr) == (8, f"iomesh: {REFUSED}\n")
         assert (await names(client, "db"), await names(client, "wal")) == ([], [])
         assert (await client.devices())[0].free_bytes >= device.free_bytes - MIB, "the reserve was taken for what was not made"
@@ -197,14 +197,14 @@ async def test_a_restore_window_begins_once_there_is_space(node: Daemon) -> None
         full = await write_until_full(client, "db")
         await client.set_volume("db", window_seconds=HOUR)
         await asyncio.sleep(3)  # three looks for marks that are due
-        assert (await client.volume("db")).window_from_ns == 0
+        assert (await client.volume("db")).window_from is None
         assert "restore window  1h\n" in iomesh(node, "volume", "show", "db").stdout
         assert len(node.logged("no space: a mark of the restore window that is due is made when there is")) == 1, "it is told once"
         with pytest.raises(InvalidArgument, match="its restore window begins once there is space"):
             await client.restore_volume("db", "", at_ns=time.time_ns())
         await trim(client, "db", 0, full // 2)
         async with asyncio.timeout(60):
-            while not (await client.volume("db")).window_from_ns:  # noqa: ASYNC110
+            while not (await client.volume("db")).window_from:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
 

@@ -24,7 +24,7 @@ async def test_creating_what_exists_is_the_same_volume_or_an_error(node: Daemon)
         assert (await client.create_volume("db", GIB)).id == volume.id
         assert (await client.create_volume("db", GIB, segment_bytes=volume.segment_bytes, replicas=1)).id == volume.id
         for different in ({"size_bytes": 2 * GIB}, {"size_bytes": GIB, "segment_bytes": 4 * MIB}):
-            with pytest.raises(AlreadyExists, match="a volume db exists and is different: 1GiB, segments of 1MiB"):
+            with pytest.raises(AlreadyExists, match="a volume db exists and is different: 1Gi, segments of 1Mi"):
                 await client.create_volume("db", **different)
 
 
@@ -45,7 +45,7 @@ async def test_of_those_who_create_one_name_at_once_all_get_one_volume(node: Dae
         ("db\n", GIB, "is not a volume's name"),
         ("db", 0, "a volume of 0 bytes"),
         ("db", 4095, "the next size that fits is 4096"),
-        ("db", (64 << 40) + 4096, "too large: at most 64TiB"),
+        ("db", (64 << 40) + 4096, "too large: at most 64Ti"),
     ],
 )
 async def test_names_and_sizes_have_to_make_sense(node: Daemon, name: str, size: int, words: str) -> None:
@@ -73,7 +73,7 @@ async def test_more_replicas_than_there_are_in_this_version_are_refused(node: Da
     async with node.client() as client:
         with pytest.raises(Unsupported, match="3 replicas"):
             await client.create_volume("db", GIB, replicas=3)
-        with pytest.raises(InvalidArgument, match="a power of two from 1MiB to 64MiB"):
+        with pytest.raises(InvalidArgument, match="a power of two from 1Mi to 64Mi"):
             await client.create_volume("db", GIB, segment_bytes=3 * MIB)
 
 
@@ -121,7 +121,7 @@ async def test_a_grown_volume_keeps_its_data_and_shows_its_size_to_new_connectio
         grown = await client.grow_volume("db", 2 * GIB)
         assert grown.size_bytes == 2 * GIB
         assert (await client.grow_volume("db", 2 * GIB)).size_bytes == 2 * GIB
-        with pytest.raises(InvalidArgument, match="it cannot shrink to 1GiB"):
+        with pytest.raises(InvalidArgument, match="it cannot shrink to 1Gi"):
             await client.grow_volume("db", GIB)
         after = await Connection.connect(uri)
         assert after.size == 2 * GIB
@@ -271,12 +271,12 @@ async def test_the_command_line_says_the_same_with_its_exit_code(node: Daemon) -
         done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
-    assert iomesh("volume", "create", "db", "1GiB") == (0, "")
-    assert iomesh("volume", "create", "db", "1GiB") == (0, "")
+    assert iomesh("volume", "create", "db", "1Gi") == (0, "")
+    assert iomesh("volume", "create", "db", "1Gi") == (0, "")
     for words, code, said in (
-        (("volume", "create", "db", "2GiB"), 4, "exists and is different"),
+        (("volume", "create", "db", "2Gi"), 4, "exists and is different"),
         (("volume", "create", "x", "many"), 2, "'many'"),
-        (("volume", "create", "x", "65TiB"), 2, "too large"),
+        (("volume", "create", "x", "65Ti"), 2, "too large"),
         (("volume", "show", "x"), 3, "there is no volume 'x'"),
         (("device", "show", "x"), 3, "'x'"),
     ):

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from iomesh.api.model import RestoreVolumeResponse
 from iomesh.errors import InUse, InvalidArgument
+from iomesh.times import time_of
 from support.contents import everything, fill
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
@@ -84,7 +86,7 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
             await history.go_on(uri, 60, moments=2)
             at_ns, content = history.draw.choice(history.moments)
             now = bytes(history.content)
-            before = await client.restore_volume("db", "", at_ns=at_ns)
+            before = (await client.restore_volume("db", "", at_ns=at_ns)).before
             assert await everything(uri) == content
             assert await everything((await client.export_snapshot("db", before)).uris[0]) == now
             history.content = bytearray(content)
@@ -94,7 +96,7 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
         assert await everything(uri) == history.content
         names = {one.name for one in await client.snapshots("db")}
         for at_ns, content in history.moments:
-            assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == ""
+            assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == RestoreVolumeResponse(at=time_of(at_ns))
             assert await everything(uri) == content
         assert {one.name for one in await client.snapshots("db")} == names, "no mark is a user's snapshot"
         for name in names:
@@ -103,6 +105,27 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
         at_ns, content = history.moments[0]
         await client.restore_volume("db", "", at_ns=at_ns)
         assert await everything(uri) == content
+
+
+async def test_how_long_ago_is_resolved_by_the_node_which_answers_with_the_time(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", SIZE, window_seconds=HOUR)
+        uri = (await client.export_volume("db")).uris[0]
+        await fill(uri, b"monday..")
+        await asyncio.sleep(APART_SECONDS)
+        then = time.time_ns()
+        await asyncio.sleep(APART_SECONDS)
+        await fill(uri, b"tuesday.")
+        ago_ns, asked = time.time_ns() - then, time.time_ns()
+        done = await client.restore_volume("db", "", ago_ns=ago_ns, discard=True)
+        assert done.at is not None
+        assert time_of(asked - ago_ns) <= done.at <= time_of(time.time_ns() - ago_ns)
+        again = await client.restore_volume("db", "", at_ns=then, discard=True)
+        assert again.at == time_of(then)
+        assert await everything(uri) == b"monday.." * (SIZE // 8)
+        for ago_ns in (-1, 2 * time.time_ns()):
+            with pytest.raises(InvalidArgument, match="point in time"):
+                await client.restore_volume("db", "", ago_ns=ago_ns)
 
 
 async def test_a_moment_before_a_snapshot_was_gone_back_to_is_not_lost(node: Daemon) -> None:
@@ -136,7 +159,7 @@ async def test_what_cannot_be_gone_back_to_is_refused_and_says_why(node: Daemon)
             await client.clone_volume("db", "", "look", at_ns=time.time_ns() + 60 * SECOND_NS)
         with pytest.raises(InvalidArgument, match=r"restore window of 1h reaches back to 20"):
             await client.restore_volume("db", "", at_ns=time.time_ns() - 60 * SECOND_NS)
-        with pytest.raises(InvalidArgument, match="one of them"):
+        with pytest.raises(InvalidArgument, match="either a snapshot"):
             await client.restore_volume("db", "monday", at_ns=time.time_ns())
         with pytest.raises(InvalidArgument, match="from 10s to 366d"):
             await client.set_volume("db", window_seconds=5)
@@ -165,7 +188,7 @@ async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemo
         assert 3 * SIZE <= space.pinned_bytes <= 3 * SIZE + MIB
         parts = space.exclusive_bytes + space.pinned_bytes + space.map_bytes + space.log_bytes + space.ahead_bytes + space.dead_bytes
         assert parts == space.physical_bytes
-        assert (await client.set_volume("db", window_seconds=0)).window_from_ns == 0
+        assert (await client.set_volume("db", window_seconds=0)).window_from is None
         async with asyncio.timeout(60):
             while (await client.devices())[0].free_bytes < free - 2 * SIZE:
                 await client.checkpoint("db")
@@ -184,7 +207,7 @@ async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(n
             await asyncio.gather(*(connection.write(at, bytes([written >> 24 & 255]) * MIB) for at in range(0, SIZE, MIB)))
             written += SIZE
         await connection.close()
-        moment = (await client.volume("db")).window_from_ns
+        moment = (await client.volume("db")).window_from
         assert moment, "there is a window still"
 
 
@@ -205,7 +228,8 @@ async def test_a_volume_goes_back_on_a_device_that_its_window_has_filled(node: D
                 at_ns, text = moments[-2]
                 await client.restore_volume("db", "", at_ns=at_ns, discard=True)
                 assert await everything(uri) == text * (SIZE // 8)
-        assert (await client.volume("db")).window_from_ns > moments[0][0], "the window was never too long: this shows nothing"
+        reach = (await client.volume("db")).window_from
+        assert reach is not None and reach > time_of(moments[0][0]), "the window was never too long: this shows nothing"
 
 
 async def test_clones_outlive_the_window_and_what_they_stood_on_goes_with_them(node: Daemon) -> None:
@@ -252,13 +276,13 @@ def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> No
         done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
-    assert "db: 16MiB" in run("volume", "create", "db", "16MiB", "--window", "24h", "--export")
+    assert "db: 16Mi" in run("volume", "create", "db", "16Mi", "--window", "24h", "--export")
     assert "restore window  1d, reaches back to 20" in run("volume", "show", "db")
     time.sleep(1.1)
     assert "volume db: restored to 20" in run("volume", "restore", "db", "--at", "1 second ago")
     assert "volume look: a clone of db@20" in run("volume", "clone", "db", "look", "--at", "0s ago") + run(
         "volume", "clone", "db", "look", "--at", "now"
     )
-    assert "write either db@SNAPSHOT, or db and --at MOMENT" in run("volume", "restore", "db")
-    assert "'yesterday' is not a moment" in run("volume", "restore", "db", "--at", "yesterday")
+    assert "write either db@SNAPSHOT, or db and --at TIME" in run("volume", "restore", "db")
+    assert "'yesterday' is not a point in time" in run("volume", "restore", "db", "--at", "yesterday")
     assert json.loads(run("volume", "set", "db", "--window", "off", "--json"))["policy"]["window_seconds"] == 0

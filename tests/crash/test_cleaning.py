@@ -27,7 +27,7 @@ NAMES = ("segments_compacted", "segments_evacuated", "segments_removed", "checks
 
 @pytest.fixture
 def trial(new_trial: Callable[..., Trial]) -> Trial:
-    return new_trial("--device-size", str(DEVICE), "--size", str(VOLUME), "--checkpoint-bytes", "16M")
+    return new_trial("--device-size", str(DEVICE), "--size", str(VOLUME), "--checkpoint-bytes", "16Mi")
 
 
 async def counted(trial: Trial) -> dict[str, int]:
@@ -83,7 +83,7 @@ def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: rando
 
 def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(new_trial: Callable[..., Trial], draw: random.Random) -> None:
     size = 48 << 20
-    trial = new_trial("--device-size", str(DEVICE), "--size", str(size), "--checkpoint-bytes", "16M")
+    trial = new_trial("--device-size", str(DEVICE), "--size", str(size), "--checkpoint-bytes", "16Mi")
     model = Model(size)
 
     async def snapshot(name: str) -> str:

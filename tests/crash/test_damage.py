@@ -101,7 +101,7 @@ class AtRest:
 @pytest.fixture(scope="module", params=["stopped", "killed"])
 def at_rest(request: pytest.FixtureRequest, amount: Amount) -> Iterator[AtRest]:
     with rooms.room(request.config) as folder:
-        trial = Trial(folder / "trial", ["--device-size", "1G", "--size", str(VOLUME), "--checkpoint-bytes", "8M"])
+        trial = Trial(folder / "trial", ["--device-size", "1Gi", "--size", str(VOLUME), "--checkpoint-bytes", "8Mi"])
         trial.up()
         try:
             model = Model(VOLUME)

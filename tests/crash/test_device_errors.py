@@ -70,7 +70,7 @@ def settle(trial: Trial, model: Model) -> None:
 def test_writes_go_on_in_another_segment_when_some_fail(
     new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
 ) -> None:
-    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial, write_rate="2%")
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO}))
@@ -86,7 +86,7 @@ def test_writes_go_on_in_another_segment_when_some_fail(
 def test_writes_go_on_elsewhere_when_one_device_of_two_fails(
     new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
 ) -> None:
-    trial = new_trial("--devices", "2", "--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--devices", "2", "--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial, 0)
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32))  # not one error may reach the client
@@ -101,7 +101,7 @@ def test_writes_go_on_elsewhere_when_one_device_of_two_fails(
 def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_is_lost(
     new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice], draw: random.Random
 ) -> None:
-    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial)
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO, errno.ENOSPC}))
@@ -116,7 +116,7 @@ def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_i
 
 
 def test_a_read_error_is_an_error_of_that_request_alone(new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]) -> None:
-    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial)
 
     async def scenario() -> None:
@@ -140,7 +140,7 @@ def test_a_read_error_is_an_error_of_that_request_alone(new_trial: Callable[...,
 def test_a_write_into_a_block_that_cannot_be_read_is_an_error_and_changes_nothing(
     new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]
 ) -> None:
-    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial)
 
     async def scenario() -> None:
@@ -182,7 +182,7 @@ async def fill(uri: str, model: Model) -> int:
 
 
 def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Callable[..., Trial]) -> None:
-    trial = new_trial("--device-size", "256M", "--size", "512M")
+    trial = new_trial("--device-size", "256Mi", "--size", "512Mi")
     model = Model(512 << 20)
 
     async def scenario() -> None:
@@ -226,7 +226,7 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
 
 
 def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_trial: Callable[..., Trial]) -> None:
-    trial = new_trial("--device-size", "256M", "--size", "512M")
+    trial = new_trial("--device-size", "256Mi", "--size", "512Mi")
     model = Model(512 << 20)
     asyncio.run(fill(trial.uri, model))
     trial.crash()
@@ -238,7 +238,7 @@ def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_tria
 
 
 def test_overwriting_under_load_until_full_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
-    trial = new_trial("--device-size", "256M", "--size", str(VOLUME), "--checkpoint-bytes", "16M")
+    trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME), "--checkpoint-bytes", "16Mi")
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.ENOSPC}))
     asyncio.run(under_load(load, lambda: None, after=8))

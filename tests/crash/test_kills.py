@@ -58,7 +58,7 @@ def _finish(starting: subprocess.Popen[str]) -> None:
 
 @pytest.mark.timeout(7200)
 def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial], draw: random.Random, seed: int, amount: Amount) -> None:
-    trial = new_trial("--device-size", "16G", "--size", str(VOLUME), "--checkpoint-bytes", "4M")
+    trial = new_trial("--device-size", "16Gi", "--size", str(VOLUME), "--checkpoint-bytes", "4Mi")
     model = Model(VOLUME, run=seed & 0xFFFFF or 1)
     acknowledged = 0
     for kill in range(amount.kills):
@@ -93,7 +93,7 @@ async def clear(uri: str, model: Model) -> None:
 
 
 def test_a_clean_stop_and_start_keeps_everything(new_trial: Callable[..., Trial], draw: random.Random) -> None:
-    trial = new_trial("--device-size", "4G", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     model = Model(VOLUME)
     for _ in range(3):
         load = Load(trial.uri, model, draw.getrandbits(32))

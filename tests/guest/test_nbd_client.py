@@ -24,7 +24,7 @@ def served_over_tcp(new_trial: Callable[..., Trial]) -> tuple[Trial, int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    trial = new_trial("--device-size", "1G", "--size", str(SIZE))
+    trial = new_trial("--device-size", "1Gi", "--size", str(SIZE))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
         config.write(f'\n[nbd]\nlisten = "127.0.0.1:{port}"\n')

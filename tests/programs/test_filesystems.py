@@ -78,7 +78,7 @@ def test_fstrim_gives_the_space_of_deleted_files_back(disk: Disk, draw: random.R
 def test_synced_files_are_there_after_the_daemon_is_killed(
     new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], draw: random.Random, kind: str
 ) -> None:
-    trial = new_trial("--device-size", "8G", "--size", "1G")
+    trial = new_trial("--device-size", "8Gi", "--size", "1Gi")
     disk = new_disk(trial.uri)
     disk.make(kind)
     folder = disk.mount()

@@ -52,7 +52,7 @@ async def commit_until_killed(ledger: Ledger, trial: Trial, seconds: float) -> N
 def test_no_acknowledged_commit_is_lost_when_the_daemon_is_killed(
     new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], room: Path, draw: random.Random, amount: Amount
 ) -> None:
-    trial = new_trial("--device-size", "32G", "--size", "4G")
+    trial = new_trial("--device-size", "32Gi", "--size", "4Gi")
     disk = new_disk(trial.uri)
     disk.make("xfs")
     postgres = Postgres(disk.mount() / "data", room / "sockets")
@@ -89,7 +89,7 @@ def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_databa
     new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], room: Path
 ) -> None:
     """The volume goes back to the second before the mistake; the snapshot, taken under load, is older and becomes a volume beside it."""
-    trial = new_trial("--device-size", "16G", "--size", "1G")
+    trial = new_trial("--device-size", "16Gi", "--size", "1Gi")
 
     def iomesh(*words: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(run([iomesh_command(), *words, "--json", "--address", trial.control]).stdout)
@@ -110,7 +110,7 @@ def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_databa
         with pgbench(postgres):
             time.sleep(1)
             before = transactions(postgres)
-            iomesh("snapshot", "create", VOLUME, "monday")
+            iomesh("snapshot", "create", f"{VOLUME}@monday")
             after = transactions(postgres)
             time.sleep(1)
             least = transactions(postgres)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from iomesh.sizes import SizeError, exact_size, parse_size, short_count, short_size, short_time
+from iomesh.sizes import SizeError, exact_size, parse_size, short_count, short_size, short_time, whole_blocks
 
 
 @pytest.mark.parametrize(
@@ -13,21 +13,27 @@ from iomesh.sizes import SizeError, exact_size, parse_size, short_count, short_s
         ("0", 0),
         ("4096", 4096),
         ("4096B", 4096),
-        ("1K", 1024),
-        ("1k", 1024),
+        ("1k", 1000),
         ("1Ki", 1024),
         ("1KiB", 1024),
-        ("1kB", 1000),
-        ("1KB", 1000),
-        ("512M", 512 << 20),
+        ("512M", 512 * 10**6),
+        ("512Mi", 512 << 20),
+        ("10G", 10**10),
+        ("10Gi", 10 << 30),
         ("10GiB", 10 << 30),
-        ("10 GiB", 10 << 30),
-        (" 10gib ", 10 << 30),
-        ("1.5T", 3 << 39),
-        (".5M", 1 << 19),
-        ("64TiB", 64 << 40),
-        ("1TB", 10**12),
-        ("+2G", 2 << 30),
+        (" 10 Gi ", 10 << 30),
+        ("1.5Ti", 3 << 39),
+        (".5Mi", 1 << 19),
+        ("64T", 64 * 10**12),
+        ("2P", 2 * 10**15),
+        ("1Pi", 1 << 50),
+        ("3E", 3 * 10**18),
+        ("1Ei", 1 << 60),
+        ("1e9", 10**9),
+        ("12E2", 1200),
+        ("1.5e3", 1500),
+        ("5000e-3", 5),
+        ("+2G", 2 * 10**9),
     ],
 )
 def test_a_size_is_read(text: str, size: int) -> None:
@@ -41,7 +47,15 @@ def test_a_size_is_read(text: str, size: int) -> None:
         ("   ", "empty"),
         ("ten", "not a size"),
         ("10 10", "not a size"),
-        ("1e9", "unknown unit 'e9'"),
+        ("1e999", "unknown unit 'e999'"),
+        ("10K", "write 10k (powers of 1000) or 10Ki (powers of 1024)"),
+        ("10KB", "write 10k (powers of 1000) or 10Ki (powers of 1024)"),
+        ("10kB", "write 10k (powers of 1000) or 10Ki (powers of 1024)"),
+        ("10GB", "write 10G (powers of 1000) or 10Gi (powers of 1024)"),
+        ("1.5tb", "write 1.5T (powers of 1000) or 1.5Ti (powers of 1024)"),
+        ("10g", "write 10G (powers of 1000) or 10Gi (powers of 1024)"),
+        ("10gib", "write 10G (powers of 1000) or 10Gi (powers of 1024)"),
+        ("10m", "means thousandths in Kubernetes: write 10M (powers of 1000) or 10Mi (powers of 1024)"),
         ("0x10", "unknown unit 'x10'"),
         ("10GiBs", "unknown unit 'GiBs'"),
         ("10%", "unknown unit '%'"),
@@ -49,7 +63,7 @@ def test_a_size_is_read(text: str, size: int) -> None:
         ("0.3", "whole number of bytes"),
         ("1.2.3G", "not a size"),
         ("1..2G", "not a size"),
-        ("9E", "too large: at most"),
+        ("10E", "too large: at most"),
         ("99999999999999999999999", "too large"),
         ("٣G", "not a size"),
         ("nan", "not a size"),
@@ -66,15 +80,15 @@ def test_what_is_no_size_is_named_with_the_reason(text: str, reason: str) -> Non
 
 
 def test_bounds_are_named_in_a_unit_that_can_be_typed_back() -> None:
-    with pytest.raises(SizeError, match="too large: at most 64TiB"):
-        parse_size("65TiB", most=64 << 40)
-    with pytest.raises(SizeError, match="too small: at least 1MiB"):
-        parse_size("1K", least=1 << 20)
+    with pytest.raises(SizeError, match="too large: at most 64Ti"):
+        parse_size("65Ti", most=64 << 40)
+    with pytest.raises(SizeError, match="too small: at least 1Mi"):
+        parse_size("1k", least=1 << 20)
 
 
-def test_a_size_between_blocks_names_the_next_whole_one() -> None:
-    with pytest.raises(SizeError, match="not a multiple of 4096: the next that is one is 8192"):
-        parse_size("4097", multiple=4096)
+def test_a_size_between_blocks_is_rounded_up_to_the_next_mebibyte() -> None:
+    assert [whole_blocks(size) for size in (0, 4096, 4097, 64 * 10**9)] == [0, 4096, 1 << 20, 64 * 10**9]
+    assert exact_size(whole_blocks(parse_size("100G"))) == "95368Mi"
 
 
 def test_an_exact_size_reads_back() -> None:
@@ -90,14 +104,14 @@ def test_an_exact_size_reads_back() -> None:
         (0, "0 B"),
         (1, "1 B"),
         (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1536, "1.50 KiB"),
-        (10 << 30, "10 GiB"),
-        ((10 << 30) - 1, "10 GiB"),
-        (999 << 20, "999 MiB"),
-        (1 << 60, "1 EiB"),
-        (1023 << 10, "1023 KiB"),
-        ((1 << 20) - 1, "1 MiB"),
+        (1024, "1 Ki"),
+        (1536, "1.50 Ki"),
+        (10 << 30, "10 Gi"),
+        ((10 << 30) - 1, "10 Gi"),
+        (999 << 20, "999 Mi"),
+        (1 << 60, "1 Ei"),
+        (1023 << 10, "1023 Ki"),
+        ((1 << 20) - 1, "1 Mi"),
     ],
 )
 def test_a_short_size_has_three_figures(size: int, text: str) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from iomesh.times import SECOND_NS, TimeError, exact_moment, exact_span, parse_moment, parse_span
+from iomesh.times import SECOND_NS, Moment, TimeError, exact_moment, exact_span, parse_moment, parse_span, time_of
 
 NOW = int(datetime(2026, 11, 27, 15, 30, tzinfo=UTC).timestamp()) * SECOND_NS
 
@@ -56,19 +56,20 @@ def test_spans_are_printed_so_that_they_read_back() -> None:
     ],
 )
 def test_moments_are_how_long_ago_or_when(text: str, before_seconds: float) -> None:
-    assert parse_moment(text, NOW) == NOW - int(before_seconds * SECOND_NS)
+    moment, before_ns = parse_moment(text, NOW), int(before_seconds * SECOND_NS)
+    assert moment == (Moment(ago_ns=before_ns) if text == "now" or text.endswith("ago") else Moment(at_ns=NOW - before_ns))
 
 
 def test_a_moment_without_a_zone_is_in_this_machines() -> None:
     here = datetime.fromtimestamp(NOW // SECOND_NS)
-    assert parse_moment(here.strftime("%Y-%m-%dT%H:%M:%S"), NOW) == NOW
-    assert parse_moment(here.strftime("%H:%M"), NOW) == NOW
-    assert parse_moment(here.strftime("%H:%M:%S"), NOW + 5 * SECOND_NS) == NOW
+    assert parse_moment(here.strftime("%Y-%m-%dT%H:%M:%S"), NOW).at_ns == NOW
+    assert parse_moment(here.strftime("%H:%M"), NOW).at_ns == NOW
+    assert parse_moment(here.strftime("%H:%M:%S"), NOW + 5 * SECOND_NS).at_ns == NOW
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "25:00", "2026-13-01T00:00:00Z", "soon ago", "tomorrow"])
 def test_what_is_no_moment_is_refused_and_named(text: str) -> None:
-    with pytest.raises(TimeError, match=r"is not a (moment|span of time): write"):
+    with pytest.raises(TimeError, match=r"is not a (point in|span of) time: write"):
         parse_moment(text, NOW)
 
 
@@ -76,6 +77,7 @@ def test_moments_are_printed_so_that_they_read_back() -> None:
     draw = random.Random(2)
     for _ in range(1000):
         moment = draw.randrange(0, 4 * 10**18) // 1000 * 1000
-        assert parse_moment(exact_moment(moment), NOW) == moment
+        assert parse_moment(exact_moment(moment), NOW).at_ns == moment
+    assert time_of(NOW + 1_999) == datetime(2026, 11, 27, 15, 30, 0, 1, tzinfo=UTC)
     assert exact_moment(NOW) == "2026-11-27T15:30:00Z"
     assert exact_moment(NOW + SECOND_NS // 2) == "2026-11-27T15:30:00.500Z"

@@ -13,12 +13,14 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.messages import to_struct
-from iomesh.api.model import Counters, Device, Difference, Export, Snapshot, Status, Volume
+from iomesh.api.model import Counters, Device, Difference, Export, RestoreVolumeResponse, Snapshot, Status, Volume
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable, Unreachable, from_wire
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
@@ -113,9 +115,9 @@ class Client:
         )
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
-    async def clone_volume(self, volume: str, snapshot: str, name: str, *, at_ns: int = 0) -> Volume:
-        """Of a snapshot, or with that empty of a moment of its restore window (Unix time)."""
-        request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at_ns=at_ns)
+    async def clone_volume(self, volume: str, snapshot: str, name: str, *, at_ns: int = 0, ago_ns: int | None = None) -> Volume:
+        """Of a snapshot, or with that empty of a point in time of its restore window: Unix time, or how long ago by the node's clock."""
+        request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at=_point_in_time(at_ns, ago_ns))
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
     async def flatten_volume(self, name: str) -> Volume:
@@ -176,11 +178,13 @@ class Client:
         request = pb.UnexportSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
         await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
 
-    async def restore_volume(self, volume: str, snapshot: str, *, at_ns: int = 0, discard: bool = False, force: bool = False) -> str:
-        """To a snapshot, or with that empty to a moment of its restore window (Unix time). The name of the snapshot of what was there
-        before; empty if that was discarded."""
-        request = _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at_ns=at_ns, discard=discard, force=force)
-        return str((await self._call("RestoreVolume", request, pb.RestoreVolumeResponse)).before)
+    async def restore_volume(
+        self, volume: str, snapshot: str, *, at_ns: int = 0, ago_ns: int | None = None, discard: bool = False, force: bool = False
+    ) -> RestoreVolumeResponse:
+        """To a snapshot, or with that empty to a point in time of its restore window: Unix time, or how long ago by the node's clock."""
+        point = _point_in_time(at_ns, ago_ns)
+        request = _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force)
+        return to_struct(RestoreVolumeResponse, await self._call("RestoreVolume", request, pb.RestoreVolumeResponse))
 
     async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:
         """A piece of what differs; other: empty is the volume as it is now. Again with the answer's `next` as offset, until that is 0."""
@@ -218,6 +222,18 @@ class Client:
                 reason=reason,
             )
         return from_wire(kind, code, details)
+
+
+def _point_in_time(at_ns: int, ago_ns: int | None) -> pb.PointInTime | None:
+    if ago_ns is not None:
+        duration = Duration()
+        duration.FromNanoseconds(ago_ns)
+        return pb.PointInTime(ago=duration)
+    if at_ns:
+        time = Timestamp()
+        time.FromNanoseconds(at_ns)
+        return pb.PointInTime(time=time)
+    return None
 
 
 def _build(kind: type[AnswerT], **fields: Any) -> AnswerT:

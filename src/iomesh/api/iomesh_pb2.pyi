@@ -9,7 +9,9 @@ Formatting a device and looking into one at rest need no daemon and are not part
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -103,7 +105,7 @@ class Scrub(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     DONE_BYTES_FIELD_NUMBER: _builtins.int
     PASS_BYTES_FIELD_NUMBER: _builtins.int
-    ENDED_NS_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
     VERIFIED_BYTES_FIELD_NUMBER: _builtins.int
     DAMAGED_BLOCKS_FIELD_NUMBER: _builtins.int
     running: _builtins.bool
@@ -111,25 +113,27 @@ class Scrub(_message.Message):
     """of pass_bytes"""
     pass_bytes: _builtins.int
     """that the pass under way, or the last one, has to read"""
-    ended_ns: _builtins.int
-    """Unix time at which the last complete pass ended; 0: none has"""
     verified_bytes: _builtins.int
     """by all passes, and found good"""
     damaged_blocks: _builtins.int
     """that are known now"""
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """when the last complete pass ended; absent: none has"""
+
     def __init__(
         self,
         *,
         running: _builtins.bool = ...,
         done_bytes: _builtins.int = ...,
         pass_bytes: _builtins.int = ...,
-        ended_ns: _builtins.int = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
         verified_bytes: _builtins.int = ...,
         damaged_blocks: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_blocks", b"damaged_blocks", "done_bytes", b"done_bytes", "ended_ns", b"ended_ns", "pass_bytes", b"pass_bytes", "running", b"running", "verified_bytes", b"verified_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_blocks", b"damaged_blocks", "done_bytes", b"done_bytes", "ended_at", b"ended_at", "pass_bytes", b"pass_bytes", "running", b"running", "verified_bytes", b"verified_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,7 +154,7 @@ class Device(_message.Message):
     VOLATILE_CACHE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    CREATED_NS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
     SCRUB_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -168,10 +172,12 @@ class Device(_message.Message):
     volatile_cache: _builtins.bool
     state: Global___DeviceState.ValueType
     reason: _builtins.str
-    created_ns: _builtins.int
-    """Unix time"""
     cluster: _builtins.str
     """UUID"""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """when it was formatted"""
+
     @_builtins.property
     def scrub(self) -> Global___Scrub: ...
     def __init__(
@@ -188,13 +194,13 @@ class Device(_message.Message):
         volatile_cache: _builtins.bool = ...,
         state: Global___DeviceState.ValueType = ...,
         reason: _builtins.str = ...,
-        created_ns: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
         cluster: _builtins.str = ...,
         scrub: Global___Scrub | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_ns", b"created_ns", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "scrub", b"scrub", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_at", b"created_at", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "scrub", b"scrub", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,7 +275,7 @@ class Volume(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
-    CREATED_NS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPORTS_FIELD_NUMBER: _builtins.int
     LIVE_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_SINCE_CHECKPOINT_FIELD_NUMBER: _builtins.int
@@ -281,7 +287,7 @@ class Volume(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CLONE_OF_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
-    WINDOW_FROM_NS_FIELD_NUMBER: _builtins.int
+    WINDOW_FROM_FIELD_NUMBER: _builtins.int
     FLATTENING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
@@ -293,8 +299,6 @@ class Volume(_message.Message):
     """name of a node"""
     state: Global___VolumeState.ValueType
     reason: _builtins.str
-    created_ns: _builtins.int
-    """Unix time"""
     live_bytes: _builtins.int
     """What follows is known while it is serving.
     of its log that it or a snapshot of it needs, maps included
@@ -311,14 +315,18 @@ class Volume(_message.Message):
     snapshots: _builtins.int
     clone_of: _builtins.str
     """VOLUME@SNAPSHOT, as it was called when the clone was made; empty: it is no clone"""
-    window_from_ns: _builtins.int
-    """the earliest moment that can be restored, Unix time; 0: it has no restore window"""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
     @_builtins.property
     def space(self) -> Global___Space: ...
+    @_builtins.property
+    def window_from(self) -> _timestamp_pb2.Timestamp:
+        """the earliest point in time that can be restored; absent: it has no restore window"""
+
     @_builtins.property
     def flattening(self) -> Global___Flattening: ...
     def __init__(
@@ -333,7 +341,7 @@ class Volume(_message.Message):
         state: Global___VolumeState.ValueType = ...,
         reason: _builtins.str = ...,
         policy: Global___Policy | None = ...,
-        created_ns: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
         exports: _abc.Iterable[Global___Export] | None = ...,
         live_bytes: _builtins.int = ...,
         log_bytes_since_checkpoint: _builtins.int = ...,
@@ -345,12 +353,12 @@ class Volume(_message.Message):
         snapshots: _builtins.int = ...,
         clone_of: _builtins.str = ...,
         space: Global___Space | None = ...,
-        window_from_ns: _builtins.int = ...,
+        window_from: _timestamp_pb2.Timestamp | None = ...,
         flattening: Global___Flattening | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flattening", b"flattening", "policy", b"policy", "space", b"space"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "flattening", b"flattening", "policy", b"policy", "space", b"space", "window_from", b"window_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_ns", b"created_ns", "epoch", b"epoch", "exports", b"exports", "flattening", b"flattening", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "window_from_ns", b"window_from_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "exports", b"exports", "flattening", b"flattening", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "window_from", b"window_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -467,7 +475,7 @@ class Snapshot(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    TIME_NS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     HIDDEN_FIELD_NUMBER: _builtins.int
@@ -482,8 +490,6 @@ class Snapshot(_message.Message):
     """UUID"""
     sequence: _builtins.int
     """of the last record that it holds"""
-    time_ns: _builtins.int
-    """Unix time; the same for all of one instant"""
     size_bytes: _builtins.int
     """of the volume then"""
     parent: _builtins.str
@@ -498,6 +504,10 @@ class Snapshot(_message.Message):
     mapped_bytes: _builtins.int
     """that it holds, shared or not"""
     @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """the same for all that were made together"""
+
+    @_builtins.property
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
     def __init__(
         self,
@@ -506,7 +516,7 @@ class Snapshot(_message.Message):
         name: _builtins.str = ...,
         id: _builtins.str = ...,
         sequence: _builtins.int = ...,
-        time_ns: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
         size_bytes: _builtins.int = ...,
         parent: _builtins.str = ...,
         hidden: _builtins.bool = ...,
@@ -516,9 +526,9 @@ class Snapshot(_message.Message):
         exports: _abc.Iterable[Global___Export] | None = ...,
         mapped_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "deleting", b"deleting", "exports", b"exports", "hidden", b"hidden", "id", b"id", "mapped_bytes", b"mapped_bytes", "name", b"name", "new_bytes", b"new_bytes", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "time_ns", b"time_ns", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "created_at", b"created_at", "deleting", b"deleting", "exports", b"exports", "hidden", b"hidden", "id", b"id", "mapped_bytes", b"mapped_bytes", "name", b"name", "new_bytes", b"new_bytes", "parent", b"parent", "sequence", b"sequence", "size_bytes", b"size_bytes", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -547,7 +557,7 @@ class Status(_message.Message):
     CLUSTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PROCESS_ID_FIELD_NUMBER: _builtins.int
-    STARTED_NS_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     REACTORS_FIELD_NUMBER: _builtins.int
     CONTROL_ADDRESS_FIELD_NUMBER: _builtins.int
@@ -570,8 +580,6 @@ class Status(_message.Message):
     """UUID"""
     version: _builtins.str
     process_id: _builtins.int
-    started_ns: _builtins.int
-    """Unix time"""
     ready: _builtins.bool
     """state is READY"""
     reactors: _builtins.int
@@ -593,12 +601,14 @@ class Status(_message.Message):
     progress: _builtins.str
     """of the step: "2 of 5 volumes"; empty: not known"""
     @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
     def nbd_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths and host:port"""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """what it goes on without, each with its remedy"""
+        """what is missing or limited, each with its remedy"""
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -613,7 +623,7 @@ class Status(_message.Message):
         cluster: _builtins.str = ...,
         version: _builtins.str = ...,
         process_id: _builtins.int = ...,
-        started_ns: _builtins.int = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
         ready: _builtins.bool = ...,
         reactors: _builtins.int = ...,
         control_address: _builtins.str = ...,
@@ -632,9 +642,9 @@ class Status(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         tasks: _abc.Iterable[Global___BackgroundTask] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "control_address", b"control_address", "devices", b"devices", "free_bytes", b"free_bytes", "metrics_address", b"metrics_address", "nbd_addresses", b"nbd_addresses", "node", b"node", "problems", b"problems", "process_id", b"process_id", "progress", b"progress", "reactors", b"reactors", "ready", b"ready", "started_ns", b"started_ns", "state", b"state", "step", b"step", "steps", b"steps", "steps_done", b"steps_done", "tasks", b"tasks", "version", b"version", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "control_address", b"control_address", "devices", b"devices", "free_bytes", b"free_bytes", "metrics_address", b"metrics_address", "nbd_addresses", b"nbd_addresses", "node", b"node", "problems", b"problems", "process_id", b"process_id", "progress", b"progress", "reactors", b"reactors", "ready", b"ready", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "steps_done", b"steps_done", "tasks", b"tasks", "version", b"version", "volumes", b"volumes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,7 +659,7 @@ class BackgroundTask(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """cleaning, windows, scrub, detaching"""
+    """cleaning, windows, scrub, flattening"""
     up: _builtins.bool
     """false from a failure until the first round that succeeds after it"""
     restarts: _builtins.int
@@ -1020,30 +1030,62 @@ class CreateVolumeRequest(_message.Message):
 Global___CreateVolumeRequest: _TypeAlias = CreateVolumeRequest  # noqa: Y015
 
 @_typing.final
+class PointInTime(_message.Message):
+    """A point in time of a volume's restore window, which the node resolves with its own clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    AGO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ago(self) -> _duration_pb2.Duration:
+        """before the node handles the request; not negative"""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        ago: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ago", b"ago", "point", b"point", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ago", b"ago", "point", b"point", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_point: _TypeAlias = _typing.Literal["time", "ago"]  # noqa: Y015
+    _WhichOneofArgType_point: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_point) -> _WhichOneofReturnType_point | None: ...
+
+Global___PointInTime: _TypeAlias = PointInTime  # noqa: Y015
+
+@_typing.final
 class CloneVolumeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VOLUME_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
-    AT_NS_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     snapshot: _builtins.str
     """either this ..."""
     name: _builtins.str
-    at_ns: _builtins.int
-    """... or a moment of its restore window, Unix time"""
+    @_builtins.property
+    def at(self) -> Global___PointInTime:
+        """... or this"""
+
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         snapshot: _builtins.str = ...,
         name: _builtins.str = ...,
-        at_ns: _builtins.int = ...,
+        at: Global___PointInTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "name", b"name", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "name", b"name", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1489,15 +1531,17 @@ class RestoreVolumeRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     DISCARD_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
-    AT_NS_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     snapshot: _builtins.str
     discard: _builtins.bool
     """do not keep what the volume is now"""
     force: _builtins.bool
     """also while clients are connected"""
-    at_ns: _builtins.int
-    """instead of a snapshot: a moment of its restore window, Unix time"""
+    @_builtins.property
+    def at(self) -> Global___PointInTime:
+        """instead of a snapshot"""
+
     def __init__(
         self,
         *,
@@ -1505,11 +1549,11 @@ class RestoreVolumeRequest(_message.Message):
         snapshot: _builtins.str = ...,
         discard: _builtins.bool = ...,
         force: _builtins.bool = ...,
-        at_ns: _builtins.int = ...,
+        at: Global___PointInTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "discard", b"discard", "force", b"force", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "discard", b"discard", "force", b"force", "snapshot", b"snapshot", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1520,16 +1564,22 @@ class RestoreVolumeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BEFORE_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     before: _builtins.str
     """name of the snapshot of what the volume was; empty: it was discarded"""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """the point in time that was restored; absent: a snapshot was"""
+
     def __init__(
         self,
         *,
         before: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "before", b"before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

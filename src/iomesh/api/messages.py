@@ -1,14 +1,16 @@
 """Turns a message of iomesh.proto into the struct of the same name in model.py, and back.
 
 Fields go by name. Enum values go by name too: VOLUME_STATE_SERVING is VolumeState.SERVING; a number that only a newer node knows
-becomes UNSPECIFIED.
+becomes UNSPECIFIED. Timestamps are datetimes in UTC; one that is absent is None.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -21,7 +23,9 @@ MessageT = TypeVar("MessageT", bound=Message)
 def to_struct(kind: type[StructT], message: Message) -> StructT:
     return kind(
         **{
-            name: _to_value(hint, getattr(message, name), message.DESCRIPTOR.fields_by_name[name].enum_type)
+            name: None
+            if get_origin(hint) is UnionType and not message.HasField(name)
+            else _to_value(hint, getattr(message, name), message.DESCRIPTOR.fields_by_name[name].enum_type)
             for name, hint in _hints(kind).items()
         }
     )
@@ -42,9 +46,13 @@ def _to_value(hint: Any, value: Any, values: Any) -> Any:
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         return [_to_value(item, each, values) for each in value]
+    if get_origin(hint) is UnionType:  # with None
+        return _to_value(get_args(hint)[0], value, values)
     if get_origin(hint) is dict:
         _, item = get_args(hint)
         return {key: _to_value(item, value[key], values) for key in value}
+    if hint is datetime:
+        return value.ToDatetime(tzinfo=UTC)
     if issubclass(hint, msgspec.Struct):
         return to_struct(hint, value)
     if issubclass(hint, enum.StrEnum):
@@ -73,9 +81,11 @@ def _fill(message: Message, struct: msgspec.Struct) -> None:
         elif isinstance(value, msgspec.Struct):
             target.SetInParent()
             _fill(target, value)
+        elif isinstance(value, datetime):
+            target.FromDatetime(value)
         elif isinstance(value, enum.StrEnum):
             setattr(message, name, _enum_prefix(type(value)) + value.name)
-        else:
+        elif value is not None:
             setattr(message, name, value)
 
 

@@ -1,12 +1,13 @@
 """What the control API speaks of, as Python values.
 
 Each struct has the fields of the message of the same name in iomesh.proto, where they are explained; iomesh.api.messages turns one
-into the other. `msgspec.json.encode` gives the form that `--json` prints.
+into the other. `msgspec.json.encode` gives the form that `--json` prints. Times are in UTC and have microseconds.
 """
 
 from __future__ import annotations
 
 import enum
+from datetime import datetime
 
 import msgspec
 
@@ -30,7 +31,7 @@ class Scrub(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False
     done_bytes: int = 0
     pass_bytes: int = 0
-    ended_ns: int = 0
+    ended_at: datetime | None = None
     verified_bytes: int = 0
     damaged_blocks: int = 0
 
@@ -47,7 +48,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     volatile_cache: bool = False
     state: DeviceState = DeviceState.ONLINE
     reason: str = ""
-    created_ns: int = 0
+    created_at: datetime | None = None
     cluster: str = ""
     scrub: Scrub = Scrub()
 
@@ -96,7 +97,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     state: VolumeState
     reason: str = ""
     policy: Policy
-    created_ns: int
+    created_at: datetime
     exports: list[Export] = []
     live_bytes: int = 0
     log_bytes_since_checkpoint: int = 0
@@ -108,7 +109,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: int = 0
     clone_of: str = ""
     space: Space = Space()
-    window_from_ns: int = 0
+    window_from: datetime | None = None
     flattening: Flattening = Flattening()
 
 
@@ -117,7 +118,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
     sequence: int
-    time_ns: int
+    created_at: datetime
     size_bytes: int
     parent: str = ""
     hidden: bool = False
@@ -155,12 +156,17 @@ class BackgroundTask(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RestoreVolumeResponse(msgspec.Struct, frozen=True, kw_only=True):
+    before: str = ""
+    at: datetime | None = None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     cluster: str
     version: str
     process_id: int
-    started_ns: int
+    started_at: datetime
     ready: bool
     reactors: int
     control_address: str

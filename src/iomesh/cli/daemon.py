@@ -8,6 +8,7 @@ import msgspec
 
 from iomesh.cli.session import Session, answers
 from iomesh.errors import InvalidArgument
+from iomesh.node.config import Config, load_config
 
 FLAGS: dict[str, str] = {  # option -> key in the configuration
     "name": "name",
@@ -51,17 +52,15 @@ def daemon() -> None:
 @click.option("--reactors", metavar="N", help="Polling threads, one core each.  [default: 1]")
 @click.option("--mode", metavar="adaptive|busy|sleep", help="How a reactor waits.  [default: adaptive]")
 @click.option("--poll-us", metavar="N", help="Microseconds that an adaptive reactor polls after work.  [default: 50]")
-@click.option("--map-cache", metavar="SIZE", help="Memory for maps of all volumes.  [default: 256MiB]")
-@click.option("--checkpoint-bytes", metavar="SIZE", help="Log between two checkpoints of a volume.  [default: 1GiB]")
+@click.option("--map-cache", metavar="SIZE", help="Memory for maps of all volumes.  [default: 256Mi]")
+@click.option("--checkpoint-bytes", metavar="SIZE", help="Log between two checkpoints of a volume.  [default: 1Gi]")
 @click.option("--iopoll", is_flag=True, default=None, help="Poll devices for completions; they must support it.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option("--log-format", metavar="FORMAT", help="json, text, or auto: text on a terminal.  [default: auto]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the configuration: engine.register_buffers=false.")
-@answers
+@answers(Config)
 def run(session: Session, /, config: Path | None, check: bool, devices: tuple[str, ...], settings: tuple[str, ...], **flags: Any) -> None:
     """Run the daemon in the foreground. SIGTERM stops it cleanly."""
-    from iomesh.node.config import load_config
-
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if devices:
         given["devices"] = list(devices)

@@ -3,19 +3,18 @@
 import asyncio
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.text import Text
 
+from iomesh.api.model import Device, Scrub
+from iomesh.cli import documents
 from iomesh.cli.files import Allocation, make_device_file
 from iomesh.cli.output import fields, moment, table
 from iomesh.cli.session import DeviceName, Session, Size, answers, asks
 from iomesh.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size
-
-if TYPE_CHECKING:
-    from iomesh.api.model import Device, Scrub
 
 COLUMNS = ("DEVICE", "TIER", "LABEL", ">SIZE", ">FREE", ">SEGMENTS", "STATE")
 STYLES = {"online": "green", "missing": "yellow", "failed": "red"}
@@ -52,11 +51,11 @@ def device() -> None:
 )
 @click.option("--tier", type=click.Choice(TIERS), help="How fast it is.  [default: what the kernel says of it]")
 @click.option("--label", default="", help="A name for people, at most 63 bytes.")
-@click.option("--size", type=Size(multiple=4096), help="Make a file of this size first.")
+@click.option("--size", type=Size(), help="Make a file of this size first.")
 @click.option("--preallocate", is_flag=True, help="With --size: reserve the file's space.")
 @click.option("--prewrite", is_flag=True, help="With --size: write the file from end to end.")
 @click.option("--force", is_flag=True, help="Even if it holds something. What it holds is lost.")
-@answers
+@answers(Device)
 def format_(
     session: Session,
     path: Path,
@@ -73,6 +72,7 @@ def format_(
     if size is None and (preallocate or prewrite):
         raise InvalidArgument("--preallocate and --prewrite are for a file that is made: give its --size too")
     if size is not None:
+        size = session.whole_blocks(size)
         make(session, path, size, Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE)
     from iomesh.node.offline import format_device
 
@@ -97,16 +97,16 @@ def make(session: Session, path: Path, size: int, allocation: Allocation) -> Non
 
 
 @device.command("list")
-@asks
+@asks(documents.Devices)
 def list_(session: Session) -> None:
     """List the daemon's devices."""
     found = session.ask(lambda node: node.devices())
-    session.output.answer({"devices": found}, table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices")
+    session.output.answer(documents.Devices(devices=found), table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices")
 
 
 @device.command("show")
 @click.argument("device", type=DeviceName())
-@asks
+@asks(Device)
 def show(session: Session, device: str) -> None:
     """Show one device: of the daemon by its path, label or UUID, or one at rest by its path."""
     from iomesh.node.offline import inspect_device
@@ -125,7 +125,7 @@ def show(session: Session, device: str) -> None:
 
 @device.command("add")
 @click.argument("path", type=click.Path(path_type=Path))
-@asks
+@asks(Device)
 def add(session: Session, path: Path) -> None:
     """Give a formatted device to the daemon, now and after every restart."""
     added = session.ask(lambda node: node.add_device(str(path.absolute())))
@@ -134,22 +134,22 @@ def add(session: Session, path: Path) -> None:
 
 @device.command("remove")
 @click.argument("device", type=DeviceName())
-@asks
+@asks(documents.RemovedDevice)
 def remove(session: Session, device: str) -> None:
     """Take a device that holds no segment from the daemon."""
     session.ask(lambda node: node.remove_device(device))
-    session.output.answer({"device": device, "removed": True}, f"device {device}: removed")
+    session.output.answer(documents.RemovedDevice(device=device), f"device {device}: removed")
 
 
-def row(one: "Device") -> tuple[object, ...]:
+def row(one: Device) -> tuple[object, ...]:
     return one.path, one.tier, one.label or "-", short_size(one.size_bytes), short_size(one.free_bytes), one.replicas, state(one)
 
 
-def state(one: "Device") -> Text:
+def state(one: Device) -> Text:
     return Text(one.state.value + (f": {one.reason}" if one.reason else ""), style=STYLES.get(one.state.value, ""))
 
 
-def at_rest(one: "Device") -> list[tuple[str, object]]:
+def at_rest(one: Device) -> list[tuple[str, object]]:
     """What a superblock tells."""
     return [
         ("path", one.path),
@@ -158,11 +158,11 @@ def at_rest(one: "Device") -> list[tuple[str, object]]:
         ("label", one.label or "-"),
         ("tier", one.tier),
         ("size", exact_size(one.size_bytes)),
-        ("formatted", moment(one.created_ns)),
+        ("formatted", moment(one.created_at)),
     ]
 
 
-def described(one: "Device") -> list[tuple[str, object]]:
+def described(one: Device) -> list[tuple[str, object]]:
     """What the daemon that has it open tells."""
     return [
         *at_rest(one),
@@ -174,11 +174,11 @@ def described(one: "Device") -> list[tuple[str, object]]:
     ]
 
 
-def scrubbed(scrub: "Scrub") -> str:
+def scrubbed(scrub: Scrub) -> str:
     words = []
     if scrub.running and scrub.pass_bytes:
         words.append(f"{scrub.done_bytes / scrub.pass_bytes:.0%} of {short_size(scrub.pass_bytes)}")
-    words.append(f"last pass ended {moment(scrub.ended_ns)}" if scrub.ended_ns else "no pass has ended since the daemon was started")
+    words.append(f"last pass ended {moment(scrub.ended_at)}" if scrub.ended_at else "no pass has ended since the daemon was started")
     plural = "s" if scrub.damaged_blocks > 1 else ""
     words.append(f"{scrub.damaged_blocks} damaged block{plural}" if scrub.damaged_blocks else "no damage is known")
     return ", ".join(words)

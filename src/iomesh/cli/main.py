@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from iomesh.cli.documents import Error, ErrorDetails
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
 
@@ -109,7 +110,8 @@ def report(error: IomeshError, words: Sequence[str]) -> int:
     """Says what went wrong in the form that was asked for."""
     code = meaning(error).exit_code
     if "--json" in words:
-        Output(as_json=True).document({"error": {"kind": type(error).__name__, "message": error.message, "exit_code": code}})
+        details = ErrorDetails(kind=type(error).__name__, message=error.message, exit_code=code)
+        Output(as_json=True).document(Error(error=details))
     else:
         sys.stderr.write(f"iomesh: {error.message}\n")
     return code

@@ -32,6 +32,8 @@ def jsonable(value: Any) -> Any:
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [jsonable(item) for item in value]
+    if isinstance(value, datetime):
+        return msgspec.to_builtins(value)
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     return str(value)
@@ -105,9 +107,9 @@ class Output:
             yield progress
 
 
-def moment(nanoseconds: int) -> str:
-    """A Unix time for people, in their zone."""
-    return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if 0 < nanoseconds < 2**62 else "never"
+def moment(time: datetime | None) -> str:
+    """A time for people, in their zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if time else "never"
 
 
 def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]] = ()) -> Table:

@@ -6,20 +6,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument, Unreachable
-from iomesh.sizes import parse_size
-from iomesh.times import parse_moment, parse_span
+from iomesh.sizes import exact_size, parse_size, whole_blocks
+from iomesh.times import Moment, parse_moment, parse_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
 
 Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 P = ParamSpec("P")
 
 
@@ -41,6 +42,13 @@ class Session:
 
         return asyncio.run(conversation())
 
+    def whole_blocks(self, size: int) -> int:
+        """`size` rounded up to what a volume or a device can have (iomesh.sizes), and said so."""
+        whole = whole_blocks(size)
+        if whole != size:
+            self.output.note(f"{size} bytes are rounded up to {exact_size(whole)}")
+        return whole
+
     @asynccontextmanager
     async def connect(self, timeout_seconds: float | None) -> AsyncIterator["Client"]:
         """A client of the daemon. Raises Unreachable, which says how to name another address, when nothing listens there."""
@@ -59,69 +67,85 @@ class Session:
             ) from None
 
 
-def answers(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
-    """Gives a command `--json` and, as its first argument, a Session that is not to talk to a daemon."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json = bool(kwargs.pop("as_json"))
-        command(Session(as_json=as_json), *args, **kwargs)
-
-    return wrapped
+Command = Callable[Concatenate[Session, P], None]
 
 
-def asks(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
-    """Gives a command `--json`, `--address` and a Session that may ask the daemon there."""
+def answers(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
+    """Gives a command `--json` and, as its first argument, a Session that is not to talk to a daemon.
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-    @click.option(
-        "--address",
-        metavar="ADDRESS",
-        envvar="IOMESH_ADDRESS",
-        show_envvar=True,
-        help="Address of the daemon: the path of a unix socket, or host:port.  [default: /run/iomesh/control.sock]",
-    )
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json, address = bool(kwargs.pop("as_json")), kwargs.pop("address")
-        command(Session(as_json=as_json, address=str(address) if address else None), *args, **kwargs)
+    document: the type of what it prints as JSON, one of iomesh.cli.documents or of the control API. It is kept as the command's
+    `document`; None: what it prints is not JSON.
+    """
 
-    return wrapped
+    def decorated(command: Command[P]) -> Callable[P, None]:
+        @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+        @functools.wraps(command)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            as_json = bool(kwargs.pop("as_json"))
+            command(Session(as_json=as_json), *args, **kwargs)
+
+        return documented(wrapped, document)
+
+    return decorated
 
 
-class Written(click.ParamType[int], ABC):
-    """A number that people write in a form of its own: what `read` makes of a text, and its ValueError says what is wrong with it."""
+def asks(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
+    """Gives a command `--json`, `--address` and a Session that may ask the daemon there. document: as for answers()."""
 
-    name = "number"
+    def decorated(command: Command[P]) -> Callable[P, None]:
+        @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+        @click.option(
+            "--address",
+            metavar="ADDRESS",
+            envvar="IOMESH_ADDRESS",
+            show_envvar=True,
+            help="Address of the daemon: the path of a unix socket, or host:port.  [default: /run/iomesh/control.sock]",
+        )
+        @functools.wraps(command)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            as_json, address = bool(kwargs.pop("as_json")), kwargs.pop("address")
+            command(Session(as_json=as_json, address=str(address) if address else None), *args, **kwargs)
+
+        return documented(wrapped, document)
+
+    return decorated
+
+
+def documented(command: Callable[P, None], document: Any) -> Callable[P, None]:
+    command.document = document  # type: ignore[attr-defined]
+    return command
+
+
+class Written(click.ParamType[Value], ABC):
+    """A value that people write in a form of its own: what `read` makes of a text, and its ValueError says what is wrong with it."""
 
     @abstractmethod
-    def read(self, text: str) -> int: ...
+    def read(self, text: str) -> Value: ...
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Value:
+        if not isinstance(value, str):
+            return cast(Value, value)  # a default, or converted already
         try:
-            return self.read(str(value))
+            return self.read(value)
         except ValueError as error:
             option = param is not None and param.opts[0].startswith("-")
             place = param.opts[0] if param is not None and option else (param.name or "").upper() if param is not None else self.name
             raise InvalidArgument(f"{place}: {error}") from None
 
 
-class Size(Written):
+class Size(Written[int]):
     """In bytes; see iomesh.sizes."""
 
     name = "size"
 
-    def __init__(self, *, least: int = 0, multiple: int = 1) -> None:
-        self.least, self.multiple = least, multiple
+    def __init__(self, *, least: int = 0) -> None:
+        self.least = least
 
     def read(self, text: str) -> int:
-        return parse_size(text, least=self.least, multiple=self.multiple)
+        return parse_size(text, least=self.least)
 
 
-class Span(Written):
+class Span(Written[int]):
     """A span of time, in seconds; see iomesh.times."""
 
     name = "span"
@@ -130,12 +154,12 @@ class Span(Written):
         return parse_span(text)
 
 
-class Moment(Written):
-    """Unix time in nanoseconds; see iomesh.times."""
+class PointInTime(Written[Moment]):
+    """A point in time; see iomesh.times."""
 
-    name = "moment"
+    name = "time"
 
-    def read(self, text: str) -> int:
+    def read(self, text: str) -> Moment:
         return parse_moment(text, time.time_ns())
 
 

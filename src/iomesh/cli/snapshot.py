@@ -6,6 +6,8 @@ import click
 import msgspec
 from click.shell_completion import CompletionItem
 
+from iomesh.api.model import ChangedRange, Snapshot
+from iomesh.cli import documents
 from iomesh.cli.output import fields, moment, table
 from iomesh.cli.session import Session, VolumeName, asks, names
 from iomesh.errors import InvalidArgument
@@ -13,7 +15,6 @@ from iomesh.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
-    from iomesh.api.model import ChangedRange, Snapshot
 
 
 class Reference(NamedTuple):
@@ -48,40 +49,48 @@ class SnapshotName(click.ParamType[Reference]):
         return volumes + [CompletionItem(str(one)) for one in names(ctx, question) if str(one).startswith(incomplete)]
 
 
+class NewSnapshotName(SnapshotName):
+    """VOLUME@SNAPSHOT of one that is to be made: the volume is completed."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if "@" in incomplete:
+            return []
+        return [CompletionItem(f"{one.value}@") for one in VolumeName().shell_complete(ctx, param, incomplete)]
+
+
 @click.group()
 def snapshot() -> None:
     """Make, show, export and delete snapshots."""
 
 
 @snapshot.command("create")
-@click.argument("volumes", type=VolumeName(), nargs=-1, required=True, metavar="VOLUME...")
-@click.argument("name", metavar="NAME")
-@click.option("--group", is_flag=True, help="Of several volumes, all at one instant.")
-@asks
-def create(session: Session, volumes: tuple[str, ...], name: str, group: bool) -> None:
-    """Make the snapshot NAME of VOLUME as it is now; it takes no copy, and space only as the volume changes.
+@click.argument("wanted", type=NewSnapshotName(), nargs=-1, required=True, metavar="VOLUME@SNAPSHOT...")
+@asks(documents.Snapshots)
+def create(session: Session, wanted: tuple[Reference, ...]) -> None:
+    """Make the snapshot SNAPSHOT of VOLUME as it is now; it takes no copy, and space only as the volume changes.
 
-    With --group of several volumes at one instant: no write to one of them is in it without every write to the others that was answered
-    before. Doing it again answers with the snapshots that are there.
+    Several in one command are made at one instant and have one name (db@before wal@before): no write to one of the volumes is in it
+    without every write to the others that was answered before. Doing it again answers with the snapshots that are there.
     """
-    if len(volumes) > 1 and not group:
-        raise InvalidArgument(f"{len(volumes)} volumes: --group makes the snapshots of several volumes, all at one instant")
-    made = session.ask(lambda node: node.create_snapshots(list(volumes), name))
-    lines = [f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.time_ns)}" for one in made]
-    session.output.answer({"snapshots": made}, *lines)
+    different = sorted({one.snapshot for one in wanted})
+    if len(different) > 1:
+        raise InvalidArgument(f"snapshots of one instant have one name, not {' and '.join(different)}: use one command for each name")
+    made = session.ask(lambda node: node.create_snapshots([one.volume for one in wanted], different[0]))
+    lines = [f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.created_at)}" for one in made]
+    session.output.answer(documents.Snapshots(snapshots=made), *lines)
 
 
 @snapshot.command("list")
 @click.argument("volume", type=VolumeName(), required=False, default="")
 @click.option("--all", "hidden", is_flag=True, help="Also those that were deleted and are still needed by what goes on from them.")
-@asks
+@asks(documents.Snapshots)
 def list_(session: Session, volume: str, hidden: bool) -> None:
     """List the snapshots of VOLUME, or of every volume, the oldest first."""
     found = session.ask(lambda node: node.snapshots(volume, hidden=hidden))
     rows = [
         (
             f"{one.volume}@{one.name}" + (" (deleted)" if one.hidden or one.deleting else ""),
-            moment(one.time_ns),
+            moment(one.created_at),
             short_size(one.size_bytes),
             short_size(one.mapped_bytes),
             short_size(one.new_bytes),
@@ -90,13 +99,14 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
         for one in found
     ]
     session.output.answer(
-        {"snapshots": found}, table("SNAPSHOT", "MADE", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots"
+        documents.Snapshots(snapshots=found),
+        table("SNAPSHOT", "MADE", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots",
     )
 
 
 @snapshot.command("show")
 @click.argument("name", type=SnapshotName())
-@asks
+@asks(Snapshot)
 def show(session: Session, name: Reference) -> None:
     """Show one snapshot whole."""
     one = session.ask(lambda node: node.snapshot(*name))
@@ -106,7 +116,7 @@ def show(session: Session, name: Reference) -> None:
 @snapshot.command("delete")
 @click.argument("name", type=SnapshotName())
 @click.option("--force", is_flag=True, help="Even while clients are connected to its export: their connections are closed.")
-@asks
+@asks(documents.DeletedSnapshot)
 def delete(session: Session, name: Reference, force: bool) -> None:
     """Delete a snapshot.
 
@@ -114,32 +124,32 @@ def delete(session: Session, name: Reference, force: bool) -> None:
     """
     hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
     words = "deleted; it stays, out of sight, until what goes on from it is gone" if hidden else "deleted"
-    session.output.answer({"volume": name.volume, "name": name.snapshot, "deleted": True, "hidden": hidden}, f"snapshot {name}: {words}")
+    session.output.answer(documents.DeletedSnapshot(volume=name.volume, name=name.snapshot, hidden=hidden), f"snapshot {name}: {words}")
 
 
 @snapshot.command("export")
 @click.argument("name", type=SnapshotName())
-@asks
+@asks(documents.ExportedSnapshot)
 def export(session: Session, name: Reference) -> None:
     """Serve a snapshot over NBD, read-only, now and after every restart, and print the ways in."""
     door = session.ask(lambda node: node.export_snapshot(*name))
-    session.output.answer({"volume": name.volume, "name": name.snapshot, **msgspec.to_builtins(door)}, *door.uris)
+    session.output.answer(documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(door)), *door.uris)
 
 
 @snapshot.command("unexport")
 @click.argument("name", type=SnapshotName())
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
-@asks
+@asks(documents.UnexportedSnapshot)
 def unexport(session: Session, name: Reference, force: bool) -> None:
     """Serve a snapshot no longer."""
     session.ask(lambda node: node.unexport_snapshot(*name, force=force))
-    session.output.answer({"volume": name.volume, "name": name.snapshot, "exported": False}, f"snapshot {name}: not exported")
+    session.output.answer(documents.UnexportedSnapshot(volume=name.volume, name=name.snapshot), f"snapshot {name}: not exported")
 
 
 @snapshot.command("diff")
 @click.argument("older", type=SnapshotName(), metavar="VOLUME@A")
 @click.argument("newer", type=SnapshotName(), required=False, metavar="[VOLUME@B]")
-@asks
+@asks(documents.Changes)
 def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     """List the ranges that were written or trimmed between two snapshots, or from a snapshot until now.
 
@@ -150,12 +160,12 @@ def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     found = session.ask(lambda node: all_changes(node, older, newer.snapshot if newer else ""))
     rows = [(one.offset, one.length, "zero" if one.zero else "data") for one in found]
     session.output.answer(
-        {"volume": older.volume, "from": older.snapshot, "to": newer.snapshot if newer else "", "ranges": found},
+        documents.Changes(volume=older.volume, of=older.snapshot, to=newer.snapshot if newer else "", ranges=found),
         table(">OFFSET", ">LENGTH", "NOW", rows=rows) if rows else "nothing differs",
     )
 
 
-async def all_changes(node: "Client", older: Reference, newer: str) -> "list[ChangedRange]":
+async def all_changes(node: "Client", older: Reference, newer: str) -> list[ChangedRange]:
     """Of all pieces; what lies at the border of two is one range again."""
     found: list[ChangedRange] = []
     offset = 0
@@ -172,11 +182,11 @@ async def all_changes(node: "Client", older: Reference, newer: str) -> "list[Cha
             return found
 
 
-def described(one: "Snapshot") -> list[tuple[str, object]]:
+def described(one: Snapshot) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", f"{one.volume}@{one.name}"),
         ("id", one.id),
-        ("made", moment(one.time_ns)),
+        ("made", moment(one.created_at)),
         ("size", exact_size(one.size_bytes)),
         ("mapped", f"{short_size(one.mapped_bytes)}, of which {short_size(one.new_bytes)} are new since the snapshot before"),
         ("last record", one.sequence),

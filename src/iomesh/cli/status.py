@@ -1,12 +1,13 @@
-"""`iomesh status`: the node, its devices and volumes on one page."""
+"""`iomesh status`: the node, its devices and volumes on one page, and in one exit code whether all is well."""
 
 from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
 
-from iomesh.api.model import NodeState
+from iomesh.api.model import Device, DeviceState, NodeState, Status, Volume, VolumeState
 from iomesh.cli import device, volume
+from iomesh.cli.documents import Health, NodeStatus
 from iomesh.cli.output import fields, moment, table
 from iomesh.cli.session import Session, asks
 from iomesh.errors import Unavailable
@@ -14,17 +15,23 @@ from iomesh.sizes import short_size
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
-    from iomesh.api.model import Device, Status, Volume
 
-COLORS = {NodeState.READY: "green", NodeState.DEGRADED: "red"}
+# The exit code tells the health; an error of the command itself (9: no daemon answers) has a code below these. The worst comes last.
+EXIT_CODES: dict[Health, int] = {"ready": 0, "starting": 20, "stopping": 20, "degraded": 21, "failed": 22}
+STYLES: dict[Health, str] = {"ready": "green", "starting": "yellow", "stopping": "yellow", "degraded": "yellow", "failed": "red"}
 
 
 @click.command()
-@asks
+@asks(NodeStatus)
 def status(session: Session) -> None:
-    """Show how the node is: the daemon, its devices, its volumes, and what it goes on without."""
+    """Show the state of a node: the daemon, its devices, its volumes, and warnings.
 
-    async def question(node: "Client") -> "tuple[Status, list[Device], list[Volume]]":
+    The exit code is 0 when all is well, 20 while the daemon or a volume starts or stops, 21 when the node is degraded (a volume cannot be
+    written, a background task is down, a device is missing, has failed or holds damaged blocks), 22 when a volume is not served, and 9 when
+    no daemon answers. The highest of 20 to 22 that applies counts.
+    """
+
+    async def question(node: "Client") -> tuple[Status, list[Device], list[Volume]]:
         status = await node.status()
         try:
             return status, await node.devices(), await node.volumes()
@@ -34,12 +41,14 @@ def status(session: Session) -> None:
             return status, [], []  # it does not know them yet, or any more
 
     node, devices, volumes = session.ask(question)
+    problems = problems_of(node, devices, volumes)
+    health = worst(node, problems)
     used = node.capacity_bytes - node.free_bytes
     rows: list[tuple[str, object]] = [
-        ("node", Text.assemble(node.node, "  ", (node.state.value, COLORS.get(node.state, "yellow")))),
+        ("node", Text.assemble(node.node, "  ", (health, STYLES[health]))),
         *start_rows(node),
-        *[("problem", problem) for problem in node.problems],
-        ("version", f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {moment(node.started_ns)}"),
+        *[("problem", words) for words in problems],
+        ("version", f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {moment(node.started_at)}"),
         ("cluster", node.cluster),
         (
             "capacity",
@@ -69,20 +78,46 @@ def status(session: Session) -> None:
                         short_size(one.size_bytes),
                         short_size(one.live_bytes),
                         volume.state(one),
-                        ", ".join(uri for door in one.exports for uri in door.uris[:1]),
+                        ", ".join(uri for export in one.exports for uri in export.uris[:1]),
                     )
                     for one in sorted(volumes, key=lambda one: one.name)
                 ],
             ),
         ]
-    session.output.answer({"node": node, "devices": devices, "volumes": volumes}, *renderables)  # type: ignore[arg-type]
+    session.output.answer(
+        NodeStatus(health=health, problems=list(problems), node=node, devices=devices, volumes=volumes),
+        *renderables,  # type: ignore[arg-type]
+    )
     for warning in node.warnings:
         session.output.warn(warning)
+    if EXIT_CODES[health]:
+        raise click.exceptions.Exit(EXIT_CODES[health])
 
 
-def start_rows(node: "Status") -> list[tuple[str, object]]:
+def start_rows(node: Status) -> list[tuple[str, object]]:
     """How far the start of the node is; empty once it has started."""
     if node.state != NodeState.STARTING:
         return []
     progress = f", {node.progress}" if node.progress else ""
     return [("step", f"{node.step} ({node.steps_done + 1} of {node.steps}){progress}")]
+
+
+def problems_of(node: Status, devices: list[Device], volumes: list[Volume]) -> dict[str, Health]:
+    """What is not well, in words, each with what that makes of the node. What the node says of itself comes first."""
+    found: dict[str, Health] = {words: "degraded" for words in node.problems}
+    for one in devices:
+        if one.state != DeviceState.ONLINE:
+            found[f"device {one.path} is {one.state.value}" + (f": {one.reason}" if one.reason else "")] = "degraded"
+        if one.scrub.damaged_blocks:
+            found[f"device {one.path} has {one.scrub.damaged_blocks} damaged block(s)"] = "degraded"
+    for each in volumes:
+        if each.state == VolumeState.FAILED:
+            found[f"volume {each.name} has failed: {each.reason}"] = "failed"  # in the node's words
+        elif each.state == VolumeState.OPENING and node.state != NodeState.STARTING:
+            found[f"volume {each.name} is being opened"] = "starting"
+    return found
+
+
+def worst(node: Status, problems: dict[str, Health]) -> Health:
+    own: dict[NodeState, Health] = {NodeState.STARTING: "starting", NodeState.STOPPING: "stopping", NodeState.DEGRADED: "degraded"}
+    return max([own.get(node.state, "ready"), *problems.values()], key=EXIT_CODES.__getitem__)

@@ -8,11 +8,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from iomesh.cli.documents import LatencySample, ReactorSample, Sample, VolumeSample
 from iomesh.cli.output import table
 from iomesh.cli.session import Session, asks
 from iomesh.errors import Unavailable
@@ -20,53 +20,6 @@ from iomesh.sizes import short_count, short_size, short_time
 
 if TYPE_CHECKING:
     from iomesh.api.model import Counters, Latency, ReactorCounters, VolumeCounters
-
-
-class LatencySample(msgspec.Struct):
-    """Nanoseconds; of the operations that ended in the interval."""
-
-    count: int = 0
-    p50_ns: int = 0
-    p99_ns: int = 0
-    p999_ns: int = 0
-
-
-class VolumeSample(msgspec.Struct):
-    """One volume in one interval, per second where not said otherwise."""
-
-    volume: str
-    clients: int
-    read_iops: float
-    write_iops: float
-    flush_iops: float
-    trim_iops: float
-    read_bytes: float
-    written_bytes: float
-    log_bytes: float  # appended to its log: headers and map included
-    records: float
-    errors: float
-    read_latency: LatencySample
-    write_latency: LatencySample
-    flush_latency: LatencySample
-
-
-class ReactorSample(msgspec.Struct):
-    """One reactor in one interval. busy: share of the time; hits: share of the look-ups in its map cache, None when there was none."""
-
-    reactor: int
-    busy: float
-    map_frames: int
-    map_used: int
-    map_dirty: int
-    map_hits: float | None
-
-
-class Sample(msgspec.Struct):
-    seconds: float
-    volumes: list[VolumeSample]
-    reactors: list[ReactorSample]
-    capacity_bytes: int
-    free_bytes: int
 
 
 def sample(before: "Counters", now: "Counters") -> Sample:
@@ -108,11 +61,11 @@ def of_volume(before: "VolumeCounters | None", now: "VolumeCounters", seconds: f
         write_iops=rate("writes"),
         flush_iops=rate("flushes"),
         trim_iops=rate("trims", "zeroes"),
-        read_bytes=rate("read_bytes"),
-        written_bytes=rate("written_bytes"),
-        log_bytes=rate("record_bytes"),
-        records=rate("records"),
-        errors=rate("read_errors", "write_errors", "checksum_errors", "no_space_errors"),
+        read_bytes_per_second=rate("read_bytes"),
+        written_bytes_per_second=rate("written_bytes"),
+        log_bytes_per_second=rate("record_bytes"),
+        records_per_second=rate("records"),
+        errors_per_second=rate("read_errors", "write_errors", "checksum_errors", "no_space_errors"),
         read_latency=latency("read_latency"),
         write_latency=latency("write_latency"),
         flush_latency=latency("flush_latency"),
@@ -147,12 +100,12 @@ def view(now: Sample, title: str) -> RenderableType:
             one.clients,
             short_count(one.read_iops),
             short_count(one.write_iops),
-            short_size(one.read_bytes),
-            short_size(one.written_bytes),
+            short_size(one.read_bytes_per_second),
+            short_size(one.written_bytes_per_second),
             percentiles(one.read_latency),
             percentiles(one.write_latency),
-            short_size(one.log_bytes),
-            Text(short_count(one.errors), style="red" if one.errors else ""),
+            short_size(one.log_bytes_per_second),
+            Text(short_count(one.errors_per_second), style="red" if one.errors_per_second else ""),
         )
         for one in now.volumes
     ]
@@ -201,7 +154,7 @@ def percentiles(one: LatencySample) -> str:
 @click.command()
 @click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds of one sample.")
 @click.option("--once", is_flag=True, help="Take one sample and end.")
-@asks
+@asks(Sample)
 def top(session: Session, interval: float, once: bool) -> None:
     """Watch the volumes: rates, latencies, log, map cache. Ctrl-C ends it.
 

@@ -9,18 +9,19 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from iomesh.api.model import Export, Volume
+from iomesh.cli import documents
 from iomesh.cli.output import fields, moment, table
-from iomesh.cli.session import Moment, Session, Size, Span, VolumeName, asks
+from iomesh.cli.session import PointInTime, Session, Size, Span, VolumeName, asks
 from iomesh.cli.snapshot import Reference, SnapshotName
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
-from iomesh.times import exact_moment, exact_span
+from iomesh.times import Moment, exact_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
-    from iomesh.api.model import Export, Volume
 
-AT = "A moment: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
+AT = "A point in time: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
 POLL_SECONDS = 0.2  # while something is waited for
 
 STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow"}
@@ -39,15 +40,17 @@ def volume() -> None:
 )
 @click.option("--window", type=Span(), default=0, help="Its restore window: any second so far back can be restored (24h, 90m, 7d).")
 @click.option("--export", "exported", is_flag=True, help="Export it as well.")
-@asks
+@asks(Volume)
 def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
-    """Create the volume NAME of SIZE (10GiB, 512M, ...), thin: it takes space as it is written.
+    """Create the volume NAME of SIZE (10Gi, 100G, ...), thin: it takes space as it is written.
 
-    Doing it again with the same size answers with the volume that is there.
+    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Doing it again with the same size answers with the
+    volume that is there.
     """
+    whole = session.whole_blocks(size)
 
-    async def question(node: "Client") -> "Volume":
-        made = await node.create_volume(name, size, segment_bytes=segment_size, window_seconds=window)
+    async def question(node: "Client") -> Volume:
+        made = await node.create_volume(name, whole, segment_bytes=segment_size, window_seconds=window)
         if exported:
             await node.export_volume(name)
             made = await node.volume(name)
@@ -62,19 +65,19 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 @volume.command("clone")
 @click.argument("source", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
 @click.argument("name")
-@click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
+@click.option("--at", type=PointInTime(), metavar="TIME", help=AT)
 @click.option("--export", "exported", is_flag=True, help="Export it as well.")
-@asks
-def clone(session: Session, source: Reference, name: str, at_ns: int, exported: bool) -> None:
+@asks(Volume)
+def clone(session: Session, source: Reference, name: str, at: Moment | None, exported: bool) -> None:
     """Make the volume NAME of a snapshot: writable, at once, whatever its size; it takes space as it is written.
 
-    Or, with --at and without @SNAPSHOT, of a moment of the volume's restore window, to look at it first. The volume that it comes from
-    and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
+    Or, with --at and without @SNAPSHOT, of a point in time of the volume's restore window, to look at it first. The volume that it
+    comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
     """
-    either_moment_or_snapshot(source, at_ns)
+    point = point_in_time(source, at)
 
-    async def question(node: "Client") -> "Volume":
-        made = await node.clone_volume(*source, name, at_ns=at_ns)
+    async def question(node: "Client") -> Volume:
+        made = await node.clone_volume(*source, name, **point._asdict())
         if exported:
             await node.export_volume(name)
             made = await node.volume(name)
@@ -89,14 +92,14 @@ def clone(session: Session, source: Reference, name: str, at_ns: int, exported: 
 @volume.command("flatten")
 @click.argument("name", metavar="CLONE", type=VolumeName())
 @click.option("--background", is_flag=True, help="Do not wait until it is done.")
-@asks
+@asks(Volume)
 def flatten(session: Session, name: str, background: bool) -> None:
     """Make a clone independent of its parent: what the two share is copied into the clone, while both are in use.
 
     Flattening continues when this command is interrupted, and after a restart of the node.
     """
 
-    async def question(node: "Client") -> "Volume":
+    async def question(node: "Client") -> Volume:
         one = await node.flatten_volume(name)
         said = ""
         with session.output.bytes_progress() as progress:
@@ -116,7 +119,7 @@ def flatten(session: Session, name: str, background: bool) -> None:
 
 
 @volume.command("list")
-@asks
+@asks(documents.Volumes)
 def list_(session: Session) -> None:
     """List the volumes."""
     found = session.ask(lambda node: node.volumes())
@@ -132,13 +135,14 @@ def list_(session: Session) -> None:
         for one in sorted(found, key=lambda one: one.name)
     ]
     session.output.answer(
-        {"volumes": found}, table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes"
+        documents.Volumes(volumes=found),
+        table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes",
     )
 
 
 @volume.command("show")
 @click.argument("name", type=VolumeName())
-@asks
+@asks(Volume)
 def show(session: Session, name: str) -> None:
     """Show one volume whole."""
     one = session.ask(lambda node: node.volume(name))
@@ -151,17 +155,17 @@ def show(session: Session, name: str) -> None:
 @volume.command("grow")
 @click.argument("name", type=VolumeName())
 @click.argument("size")
-@asks
+@asks(Volume)
 def grow(session: Session, name: str, size: str) -> None:
-    """Grow the volume NAME to SIZE, or by SIZE when that begins with "+" (+10GiB)."""
+    """Grow the volume NAME to SIZE, or by SIZE when that begins with "+" (+10Gi)."""
     try:
         wanted = parse_size(size.removeprefix("+"))
     except SizeError as error:
         raise InvalidArgument(f"SIZE: {error}") from None
 
-    async def question(node: "Client") -> "Volume":
+    async def question(node: "Client") -> Volume:
         more = (await node.volume(name)).size_bytes if size.startswith("+") else 0
-        return await node.grow_volume(name, more + wanted)
+        return await node.grow_volume(name, session.whole_blocks(more + wanted))
 
     grown = session.ask(question)
     session.output.answer(grown, f"volume {grown.name}: {exact_size(grown.size_bytes)}")
@@ -170,7 +174,7 @@ def grow(session: Session, name: str, size: str) -> None:
 @volume.command("set")
 @click.argument("name", type=VolumeName())
 @click.option("--window", type=Span(), required=True, help="Its restore window (24h, 7d): any second so far back can be restored; or off.")
-@asks
+@asks(Volume)
 def set_(session: Session, name: str, window: int) -> None:
     """Change the policy of the volume NAME.
 
@@ -183,26 +187,27 @@ def set_(session: Session, name: str, window: int) -> None:
 
 @volume.command("restore")
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
-@click.option("--at", "at_ns", type=Moment(), default=0, help=AT)
+@click.option("--at", type=PointInTime(), metavar="TIME", help=AT)
 @click.option("--discard", is_flag=True, help="Do not keep what the volume is now: without, that becomes a snapshot.")
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
 @click.option("--yes", is_flag=True, help="Do not ask before discarding.")
-@asks
-def restore(session: Session, name: Reference, at_ns: int, discard: bool, force: bool, yes: bool) -> None:
+@asks(documents.RestoredVolume)
+def restore(session: Session, name: Reference, at: Moment | None, discard: bool, force: bool, yes: bool) -> None:
     """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its size.
 
-    Or, with --at and without @SNAPSHOT, to a moment of its restore window: that copies what was written between two marks of the window.
-    What the volume is now is kept as a snapshot, whose name is printed: restore that to undo it. The volume keeps its size. Stop what uses
-    it first; clients that are connected are a reason to refuse, unless forced.
+    Or, with --at and without @SNAPSHOT, to a point in time of its restore window: that copies what was written between two marks of
+    the window. What the volume is now is kept as a snapshot, whose name is printed: restore that to undo it. The volume keeps its
+    size. Stop what uses it first; clients that are connected are a reason to refuse, unless forced.
     """
-    either_moment_or_snapshot(name, at_ns)
+    point = point_in_time(name, at)
     if discard and not yes and not session.output.as_json and sys.stdin.isatty():
         click.confirm(f"discard what volume {name.volume} is now?", abort=True, err=True)
-    before = session.ask(lambda node: node.restore_volume(*name, at_ns=at_ns, discard=discard, force=force))
-    kept = f"what it was before is {name.volume}@{before}" if before else "what it was before is discarded"
+    done = session.ask(lambda node: node.restore_volume(*name, **point._asdict(), discard=discard, force=force))
+    kept = f"what it was before is {name.volume}@{done.before}" if done.before else "what it was before is discarded"
+    restored = msgspec.to_builtins(done.at) if done.at else name
     session.output.answer(
-        {"volume": name.volume, "snapshot": name.snapshot, "at_ns": at_ns, "before": before},
-        f"volume {name.volume}: restored to {exact_moment(at_ns) if at_ns else name}",
+        documents.RestoredVolume(volume=name.volume, snapshot=name.snapshot, at=done.at, before=done.before),
+        f"volume {name.volume}: restored to {restored}",
         kept,
     )
 
@@ -212,60 +217,62 @@ def restore(session: Session, name: Reference, at_ns: int, discard: bool, force:
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
 @click.option("--snapshots", is_flag=True, help="Also its snapshots: without, a volume that has some is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@asks
+@asks(documents.DeletedVolume)
 def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool) -> None:
     """Delete the volume NAME and all its data, for good."""
     if not yes and not session.output.as_json and sys.stdin.isatty():
         click.confirm(f"delete volume {name} and all its data{', snapshots included' if snapshots else ''}?", abort=True, err=True)
     session.ask(lambda node: node.delete_volume(name, force=force, snapshots=snapshots))
-    session.output.answer({"name": name, "deleted": True}, f"volume {name}: deleted")
+    session.output.answer(documents.DeletedVolume(name=name), f"volume {name}: deleted")
 
 
 @volume.command("export")
 @click.argument("name", type=VolumeName())
 @click.option("--read-only", is_flag=True, help="Let nobody write.")
-@asks
+@asks(documents.ExportedVolume)
 def export(session: Session, name: str, read_only: bool) -> None:
     """Serve the volume NAME over NBD, now and after every restart, and print the ways in."""
-    door: Export = session.ask(lambda node: node.export_volume(name, read_only=read_only))
-    session.output.answer({"name": name, **msgspec.to_builtins(door)}, *door.uris)
+    made: Export = session.ask(lambda node: node.export_volume(name, read_only=read_only))
+    session.output.answer(documents.ExportedVolume(name=name, **msgspec.structs.asdict(made)), *made.uris)
 
 
 @volume.command("unexport")
 @click.argument("name", type=VolumeName())
 @click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
-@asks
+@asks(documents.UnexportedVolume)
 def unexport(session: Session, name: str, force: bool) -> None:
     """Serve the volume NAME no longer; its data stays."""
     session.ask(lambda node: node.unexport_volume(name, force=force))
-    session.output.answer({"name": name, "exported": False}, f"volume {name}: not exported")
+    session.output.answer(documents.UnexportedVolume(name=name), f"volume {name}: not exported")
 
 
 @volume.command("checkpoint")
 @click.argument("name", type=VolumeName())
-@asks
+@asks(documents.CheckpointedVolume)
 def checkpoint(session: Session, name: str) -> None:
     """Write a checkpoint of the volume NAME now, so that the next recovery is short."""
     session.ask(lambda node: node.checkpoint(name))
-    session.output.answer({"name": name, "checkpoint": True}, f"volume {name}: checkpoint written")
+    session.output.answer(documents.CheckpointedVolume(name=name), f"volume {name}: checkpoint written")
 
 
-def either_moment_or_snapshot(name: Reference, at_ns: int) -> None:
-    if bool(name.snapshot) == bool(at_ns):
+def point_in_time(name: Reference, at: Moment | None) -> Moment:
+    """`at`, or if a snapshot is named an empty one. Raises InvalidArgument unless it is one of the two."""
+    if bool(name.snapshot) == (at is not None):
         volume = name.volume
-        raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at MOMENT, such as --at '2 minutes ago'")
+        raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'")
+    return at or Moment()
 
 
-def state(one: "Volume") -> Text:
+def state(one: Volume) -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
-def flattening(one: "Volume") -> str:
+def flattening(one: Volume) -> str:
     done = f"{short_size(one.flattening.done_bytes)} of {short_size(one.flattening.total_bytes)} copied"
     return f"{done}; waits: {one.flattening.reason}" if one.flattening.reason else done
 
 
-def space_of(one: "Volume") -> Table:
+def space_of(one: Volume) -> Table:
     """What it takes, and what for."""
     it = one.space
     times = f", {it.amplification:.2f} times what lives" if it.amplification else ""
@@ -287,12 +294,12 @@ def space_of(one: "Volume") -> Table:
     return table("space", ">bytes", "", rows=shown)
 
 
-def restorable(one: "Volume") -> str:
-    since = f", reaches back to {moment(one.window_from_ns)}" if one.window_from_ns else ""
+def restorable(one: Volume) -> str:
+    since = f", reaches back to {moment(one.window_from)}" if one.window_from else ""
     return f"{exact_span(one.policy.window_seconds)}{since}" if one.policy.window_seconds else "off"
 
 
-def described(one: "Volume") -> list[tuple[str, object]]:
+def described(one: Volume) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", one.name),
         ("id", one.id),
@@ -300,7 +307,7 @@ def described(one: "Volume") -> list[tuple[str, object]]:
         ("state", state(one)),
         ("replicas", one.policy.replicas),
         ("owner", f"{one.owner}, epoch {one.epoch}"),
-        ("created", moment(one.created_ns)),
+        ("created", moment(one.created_at)),
         (
             "log",
             f"{one.segments} segments of {exact_size(one.segment_bytes)}; "

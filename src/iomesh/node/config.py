@@ -24,7 +24,7 @@ DEFAULT_FILE = Path("/etc/iomesh/node.toml")
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, and the zero behind it
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
-Bytes = Annotated[int, msgspec.Meta(ge=0)]  # in a file also as text: "256MiB"
+Bytes = Annotated[int, msgspec.Meta(ge=0)]  # in a file also as text: "256Mi"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -219,5 +219,5 @@ def _resolve(config: Config) -> Config:
             parse_address(address, key)
     repeated = {path for path in config.devices if config.devices.count(path) > 1}
     if repeated:
-        raise ConfigError(f"devices: {', '.join(sorted(repeated))} stands there twice")
+        raise ConfigError(f"devices: {', '.join(sorted(repeated))} is listed twice")
     return config

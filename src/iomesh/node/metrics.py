@@ -113,8 +113,8 @@ class NodeCollector:
                 damaged.add_metric(values, device.scrub.damaged_blocks)
                 if device.scrub.pass_bytes:
                     done.add_metric(values, device.scrub.done_bytes / device.scrub.pass_bytes)
-                if device.scrub.ended_ns:
-                    ended.add_metric(values, device.scrub.ended_ns / 1e9)
+                if device.scrub.ended_at:
+                    ended.add_metric(values, device.scrub.ended_at.timestamp())
         yield from (size, free, reserve, replicas, online, verified, done, ended, damaged)
 
     def _volumes(self) -> Iterator[Metric]:
@@ -165,8 +165,8 @@ class NodeCollector:
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
                 window.add_metric([volume.name], volume.policy.window_seconds)
-                if volume.window_from_ns:
-                    restorable.add_metric([volume.name], volume.window_from_ns / 1e9)
+                if volume.window_from:
+                    restorable.add_metric([volume.name], volume.window_from.timestamp())
         yield from (state, size, live, mapped, exclusive, shared, inherited, behind, segments, connections, recovery, snapshots, newest)
         yield from (window, restorable)
 

@@ -58,6 +58,7 @@ from iomesh.node.supervisor import Supervisor, in_thread
 from iomesh.node.volume import Registry
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows
+from iomesh.times import time_of
 
 log = logger("node")
 
@@ -184,7 +185,7 @@ class Node:
             cluster=str(self._cluster or ""),
             version=VERSION,
             process_id=os.getpid(),
-            started_ns=self.started_ns,
+            started_at=time_of(self.started_ns),
             ready=state == NodeState.READY,
             reactors=self.config.engine.reactors,
             control_address=self.config.control.socket,

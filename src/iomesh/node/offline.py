@@ -14,6 +14,7 @@ from iomesh.node.contents import identify, read_superblocks
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.sizes import exact_size
+from iomesh.times import time_of
 
 LABEL_BYTES_MAX = 63
 _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
@@ -45,7 +46,7 @@ async def format_device(path: str, *, cluster: uuid.UUID, tier: str | None = Non
             label=label,
             size_bytes=device.size_bytes,
             volatile_cache=device.volatile_cache,
-            created_ns=time.time_ns(),
+            created_at=time_of(time.time_ns()),
             cluster=str(cluster),
         )
     finally:
@@ -87,7 +88,7 @@ def inspect_device(path: str) -> Device:
         tier=_TIER_NAMES.get(superblock.tier, "unknown"),
         label=superblock.label,
         size_bytes=superblock.device_bytes,
-        created_ns=superblock.created_ns,
+        created_at=time_of(superblock.created_ns),
         cluster=str(superblock.cluster),
     )
 

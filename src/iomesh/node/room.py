@@ -60,6 +60,6 @@ def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], reme
 def refusal(volumes: Sequence[str], remedy: str) -> str:
     named = f"volume {volumes[0]} has" if len(volumes) == 1 else f"volumes {', '.join(volumes)} have"
     return (
-        f"{named} no space left on the node's devices, and a snapshot would keep what has to come back: "
+        f"{named} no space left on the node's devices, and a snapshot would pin space that cleaning must free: "
         f"{remedy}delete snapshots, shorten the restore window, trim or delete something, or add a device"
     )

@@ -18,11 +18,14 @@ from google.protobuf.message_factory import GetMessageClass
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.client import ERROR_KIND, SERVICE
 from iomesh.api.messages import to_message
+from iomesh.api.model import RestoreVolumeResponse
 from iomesh.errors import InUse, InvalidArgument, IomeshError, Unavailable, meaning
 from iomesh.node.config import ControlConfig, address_text, parse_address
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, release, restrict
 from iomesh.node.supervisor import end_all, in_thread
+from iomesh.node.windows import resolve
+from iomesh.times import time_of
 
 if TYPE_CHECKING:
     from iomesh.node.node import Node
@@ -101,7 +104,7 @@ class ControlServer:
                 await refuse(context, error)
             except Exception:
                 log.exception("a bug", call=name)
-                await refuse(context, IomeshError(f"{name} failed because of a bug in iomesh: its log says more"))
+                await refuse(context, IomeshError(f"{name} failed: internal error; see the node's log"))
 
         return handle
 
@@ -125,6 +128,19 @@ def _bind(server: grpc.aio.Server, address: str, what: str) -> None:
 async def refuse(context: Context, error: IomeshError) -> NoReturn:
     context.set_trailing_metadata(((ERROR_KIND, type(error).__name__),))
     await context.abort(grpc.StatusCode[meaning(error).grpc_code], error.message)
+
+
+def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> int:
+    """Unix time in nanoseconds of the point in time that is asked for; 0: none is. Raises InvalidArgument."""
+    if not request.HasField("at"):
+        return 0
+    try:
+        return resolve(
+            at_ns=request.at.time.ToNanoseconds() if request.at.HasField("time") else None,
+            ago_ns=request.at.ago.ToNanoseconds() if request.at.HasField("ago") else None,
+        )
+    except ValueError as error:  # of protobuf: out of the range that its types have
+        raise InvalidArgument(f"volume {request.volume}: the point in time is invalid: {error}") from None
 
 
 def snake_case(name: str) -> str:
@@ -167,7 +183,8 @@ class NodeService:
         return to_message(pb.Volume, volume)
 
     async def clone_volume(self, request: pb.CloneVolumeRequest) -> pb.Volume:
-        volume = await self._ready().volumes.clone(request.volume, request.name, snapshot=request.snapshot, at_ns=request.at_ns)
+        node, at_ns = self._ready(), point_in_time(request)
+        volume = await node.volumes.clone(request.volume, request.name, snapshot=request.snapshot, at_ns=at_ns)
         return to_message(pb.Volume, volume)
 
     async def flatten_volume(self, request: pb.FlattenVolumeRequest) -> pb.Volume:
@@ -220,14 +237,14 @@ class NodeService:
         return pb.UnexportSnapshotResponse()
 
     async def restore_volume(self, request: pb.RestoreVolumeRequest) -> pb.RestoreVolumeResponse:
-        node, how = self._ready(), {"discard": request.discard, "force": request.force}
-        if bool(request.snapshot) == bool(request.at_ns):
-            raise InvalidArgument(f"volume {request.volume}: name a snapshot or a moment to restore, one of them")
-        if request.at_ns:
-            before = await node.windows.restore(request.volume, request.at_ns, **how)
+        node, how, at_ns = self._ready(), {"discard": request.discard, "force": request.force}, point_in_time(request)
+        if bool(request.snapshot) == bool(at_ns):
+            raise InvalidArgument(f"volume {request.volume}: name either a snapshot or a point in time to restore")
+        if at_ns:
+            before, at = await node.windows.restore(request.volume, at_ns, **how), time_of(at_ns)
         else:
-            before = await node.snapshots.restore(request.volume, request.snapshot, **how)
-        return pb.RestoreVolumeResponse(before=before)
+            before, at = await node.snapshots.restore(request.volume, request.snapshot, **how), None
+        return to_message(pb.RestoreVolumeResponse, RestoreVolumeResponse(before=before, at=at))
 
     async def diff_snapshots(self, request: pb.DiffSnapshotsRequest) -> pb.DiffSnapshotsResponse:
         found = await self._ready().snapshots.diff(

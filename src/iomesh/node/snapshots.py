@@ -27,6 +27,7 @@ from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
 from iomesh.node.volume import OpenVolume, Registry, write_record
+from iomesh.times import time_of
 
 log = logger("snapshots")
 
@@ -283,7 +284,7 @@ class Snapshots:
             name=entry["name"],
             id=str(uuid.UUID(bytes=entry["id"])),
             sequence=entry["sequence"],
-            time_ns=entry["time_ns"],
+            created_at=time_of(entry["time_ns"]),
             size_bytes=entry["size_bytes"],
             parent=str(uuid.UUID(bytes=entry["parent"])) if entry["parent"] else "",
             hidden=bool(entry["hidden"]),

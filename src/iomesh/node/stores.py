@@ -22,6 +22,7 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import in_thread
 from iomesh.policies.cleaning import Space
+from iomesh.times import time_of
 
 log = logger("stores")
 _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
@@ -250,13 +251,13 @@ class Stores:
             volatile_cache=store.device.volatile_cache,
             state=DeviceState.FAILED if failed else DeviceState.ONLINE,
             reason="it answered a write with an error: see the log" if failed else "",
-            created_ns=store.created_ns,
+            created_at=time_of(store.created_ns),
             cluster=str(store.cluster),
             scrub=Scrub(
                 running=store.scrub.running,
                 done_bytes=store.scrub.done_bytes,
                 pass_bytes=store.scrub.pass_bytes,
-                ended_ns=store.scrub.ended_ns,
+                ended_at=time_of(store.scrub.ended_ns) if store.scrub.ended_ns else None,
                 verified_bytes=store.scrub.verified_bytes,
                 damaged_blocks=store.scrub.damaged_blocks,
             ),

@@ -48,7 +48,7 @@ from iomesh.node.supervisor import STOP_SECONDS, Supervisor, settle
 from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_record
 from iomesh.node.windows import Windows, check_window, marks_of
 from iomesh.sizes import exact_size
-from iomesh.times import exact_moment, exact_span
+from iomesh.times import exact_moment, exact_span, time_of
 
 log = logger("volumes")
 
@@ -177,7 +177,7 @@ class Volumes:
         """Of a snapshot, or of a moment of the restore window (Unix time)."""
         check_name(name)
         if bool(snapshot) == bool(at_ns):
-            raise InvalidArgument(f"a clone of {source}: name a snapshot of it or a moment, one of them")
+            raise InvalidArgument(f"a clone of {source}: name either a snapshot of it or a point in time")
         async with self._volumes.holding(source) as parent:  # neither it nor the snapshot goes meanwhile
             entry = await (self._windows.mark_before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
             of = CloneRecord(
@@ -361,7 +361,7 @@ class Volumes:
                 if record.policy.window_seconds:
                     await self._windows.keep(volume)
                 if self._engine.volume_state(record.id)["no_space"]:  # a clone opens without, to be read: after a crash it must
-                    raise NoSpace(f"volume {record.name} cannot be made: no device of this node has room for a segment of it")
+                    raise NoSpace(f"cannot create volume {record.name}: no device of this node has space for one segment")
             except BaseException as error:
                 taken = isinstance(error, Conflict) and not volume.version
                 await self._discard(volume)
@@ -544,7 +544,7 @@ class Volumes:
             state=volume.state,
             reason=volume.reason,
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
-            created_ns=record.created_ns,
+            created_at=time_of(record.created_ns),
             exports=self._doors.describe(record.name),
             live_bytes=state.get("live_blocks", 0) * compiled.BLOCK_BYTES,
             space=_mapped(state) if state else Space(),
@@ -557,7 +557,7 @@ class Volumes:
             clone_of=record.clone_of.name if record.clone_of else "",
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
-            window_from_ns=next((mark["time_ns"] for mark in marks_of(volume)), 0),
+            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),  # rounded up, to what can be restored
         )
 
 

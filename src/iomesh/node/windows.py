@@ -162,7 +162,7 @@ class Windows:
             raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: {reach}")
         if earlier[-1]["unsettled"]:
             was = f"it was being restored from {exact_moment(earlier[-1]['time_ns'])} on"
-            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: {was}: take a moment before or after that")
+            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: {was}: choose a time before or after that")
         return earlier[-1]
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
@@ -280,6 +280,20 @@ class Windows:
             await self._engine.unmark_snapshot(volume.record.id, identity)
         else:
             await self._engine.delete_snapshot(volume.record.id, identity)
+
+
+def resolve(*, at_ns: int | None, ago_ns: int | None) -> int:
+    """The point in time that a client asks for, Unix time in nanoseconds: absolute, or how long ago by this node's clock. The times of
+    records are this node's, so a client's clock, which may differ, has no say. Raises InvalidArgument."""
+    if at_ns is not None:
+        if at_ns <= 0:
+            raise InvalidArgument("a point in time is after 1970")
+        return at_ns
+    if ago_ns is None:
+        raise InvalidArgument("a point in time is a time or how long ago: neither is given")
+    if not 0 <= ago_ns < (now_ns := time.time_ns()):
+        raise InvalidArgument(f"a point in time {ago_ns / SECOND_NS:g} s ago is outside any restore window")
+    return now_ns - ago_ns
 
 
 def check_window(seconds: int) -> None:

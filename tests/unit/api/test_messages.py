@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from iomesh.api import iomesh_pb2 as pb
 from iomesh.api import model
 from iomesh.api.messages import to_message, to_struct
 
+TIME = datetime(2026, 11, 27, 14, 5, 0, 123456, tzinfo=UTC)
 EXPORT = model.Export(protocol="nbd", uris=["nbd+unix:///db?socket=/s", "nbd://h:1/db"], read_only=True, connections=3)
 DEVICE = model.Device(
     id="i",
@@ -25,7 +27,7 @@ DEVICE = model.Device(
     volatile_cache=True,
     state=model.DeviceState.FAILED,
     reason="r",
-    created_ns=5,
+    created_at=TIME,
     cluster="c",
 )
 SAMPLES: list[tuple[msgspec.Struct, type[Message]]] = [
@@ -42,7 +44,7 @@ SAMPLES: list[tuple[msgspec.Struct, type[Message]]] = [
             state=model.VolumeState.FAILED,
             reason="its log is damaged",
             policy=model.Policy(replicas=2),
-            created_ns=1,
+            created_at=TIME,
             exports=[EXPORT, EXPORT],
             live_bytes=1,
             log_bytes_since_checkpoint=2,
@@ -51,6 +53,7 @@ SAMPLES: list[tuple[msgspec.Struct, type[Message]]] = [
             reactor=5,
             recovery_seconds=0.25,
             recovery_bytes=6,
+            window_from=TIME,
         ),
         pb.Volume,
     ),
@@ -60,7 +63,7 @@ SAMPLES: list[tuple[msgspec.Struct, type[Message]]] = [
             cluster="c",
             version="0",
             process_id=1,
-            started_ns=2,
+            started_at=TIME,
             ready=True,
             reactors=3,
             control_address="/c",

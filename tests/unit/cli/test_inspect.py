@@ -12,7 +12,7 @@ from unit.cli.ran import Run
 
 COMMANDS = [
     ("superblock",), ("journal", "--entries"), ("directory",), ("segment", "1", "--verify", "--entries"), ("segment", "2", "--verify"),
-    ("record", "1:0"), ("footer", "1"), ("checkpoint",), ("checkpoint", "1:14"), ("node", "1:4"), ("node", "--offset", "20K"),
+    ("record", "1:0"), ("footer", "1"), ("checkpoint",), ("checkpoint", "1:14"), ("node", "1:4"), ("node", "--offset", "20Ki"),
 ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_the_newest_checkpoint_is_found_through_the_footer(iomesh: Run, device: 
 
 
 def test_the_map_is_walked_from_the_root_to_the_block(iomesh: Run, device: Path) -> None:
-    nodes = iomesh(*words(device, ("node", "--offset", "20KiB")), "--json").document["nodes"]
+    nodes = iomesh(*words(device, ("node", "--offset", "20Ki")), "--json").document["nodes"]
     assert [(one["at"], one["level"], one["slot"]) for one in nodes] == [
         ("1:12", 4, 0),
         ("1:10", 3, 0),
@@ -96,7 +96,7 @@ def test_the_map_is_walked_from_the_root_to_the_block(iomesh: Run, device: Path)
         (image.SLABS_OFFSET + 3 * image.SLAB + 15 * 4096 + 50, ("footer", "1"), "its checksum does not match"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 16 * 4096 + 50, ("footer", "1"), "the checksum of its table does not match"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 14 * 4096 + 50, ("checkpoint",), "its checksum"),
-        (image.SLABS_OFFSET + 3 * image.SLAB + 12 * 4096 + 50, ("node", "--offset", "20K"), "the pointer to it tells"),
+        (image.SLABS_OFFSET + 3 * image.SLAB + 12 * 4096 + 50, ("node", "--offset", "20Ki"), "the pointer to it tells"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 4 * 4096 + 50, ("node", "1:4"), "its record tells"),
     ],
 )
@@ -128,8 +128,8 @@ def test_a_damaged_journal_block_is_read_from_its_mirror(iomesh: Run, device: Pa
         (("checkpoint", "1:1"), 7, "not valid"),
         (("node", "1:0"), 7, "no record of the segment tells of a payload block here"),
         (("node", "1:1"), 7, "is of kind data"),
-        (("node", "--offset", "2M"), 0, "nothing is mapped"),
-        (("node", "--offset", "1T"), 2, "--offset: 1TiB is behind the end of the volume, which has"),
+        (("node", "--offset", "2Mi"), 0, "nothing is mapped"),
+        (("node", "--offset", "1Ti"), 2, "--offset: 1Ti is behind the end of the volume, which has"),
     ],
     ids=str,
 )

@@ -137,7 +137,7 @@ def test_a_file_larger_than_files_may_be_is_refused_and_leaves_nothing(tmp_path:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # as a filesystem with such a limit answers
     try:
-        with pytest.raises(InvalidArgument, match=r"2MiB is more than a file may have here.*choose a smaller size"):
+        with pytest.raises(InvalidArgument, match=r"2Mi is more than a file may have here.*choose a smaller size"):
             make_device_file(tmp_path / "device", 2 << 20, Allocation.SPARSE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -84,8 +84,12 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("device", "format", "/dev/null", "--cluster", "mine"), 2, "--cluster: 'mine' is not a UUID"),
         (("device", "format", "x", "--cluster", "new", "--tier", "tape"), 2, "'tape' is not one of"),
         (("device", "format", "x", "--cluster", "new", "--prewrite"), 2, "give its --size too"),
-        (("device", "format", "/nowhere/x", "--cluster", "new", "--size", "64M"), 3, "/nowhere is not a directory"),
-        (("device", "format", "x", "--cluster", "new", "--size", "1000"), 2, "--size: '1000' is 1000 bytes, not a multiple of 4096"),
+        (("device", "format", "/nowhere/x", "--cluster", "new", "--size", "64Mi"), 3, "/nowhere is not a directory"),
+        (
+            ("device", "format", "x", "--cluster", "new", "--size", "10K"),
+            2,
+            "--size: '10K' has the unit 'K', which is read in different ways",
+        ),
         (("inspect", "superblock", "/nowhere/x"), 3, "/nowhere/x cannot be opened: No such file or directory"),
         (("inspect", "record", "/dev/null", "5"), 2, "ADDRESS: '5' is not SEGMENT:BLOCK"),
         (("inspect", "record", "/dev/null", "1:-1"), 2, "ADDRESS: '1:-1' is not SEGMENT:BLOCK"),
@@ -140,7 +144,7 @@ def test_completion_scripts_are_printed(iomesh: Run, shell: str, says: str) -> N
 def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text('name = "of-the-file"\nrun_dir = "/run/of-the-file"\n[engine]\nreactors = 7\nmode = "busy"\n')
-    flags = ("--name", "of-the-flag", "--reactors", "2", "--map-cache", "64MiB", "--poll-us", "9", "--checkpoint-bytes", "32M", "--iopoll")
+    flags = ("--name", "of-the-flag", "--reactors", "2", "--map-cache", "64Mi", "--poll-us", "9", "--checkpoint-bytes", "32Mi", "--iopoll")
     more = ("--device", "/dev/a", "--device", "/dev/b", "--nbd-listen", "127.0.0.1:1", "--metrics-listen", "", "--set", "log.level=debug")
     held = iomesh("daemon", "run", "--check", "--config", str(file), *flags, *more, "--json").document
     assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])

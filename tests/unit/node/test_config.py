@@ -48,7 +48,7 @@ def test_a_file_is_read_whole(written: Any) -> None:
         [engine]
         reactors = 2
         mode = "busy"
-        map_cache_bytes = "64MiB"
+        map_cache_bytes = "64Mi"
         checkpoint_bytes = 1073741824
         iopoll = true
         [nbd]
@@ -68,7 +68,7 @@ def test_a_file_is_read_whole(written: Any) -> None:
 
 def test_settings_go_before_the_file_and_may_be_text(written: Any) -> None:
     path = written('name = "a"\n[engine]\nreactors = 2\niopoll = true\n')
-    config = load_config(path, {"engine.reactors": "3", "engine.map_cache_bytes": "1G", "engine.iopoll": "false", "devices": ["/dev/x"]})
+    config = load_config(path, {"engine.reactors": "3", "engine.map_cache_bytes": "1Gi", "engine.iopoll": "false", "devices": ["/dev/x"]})
     assert (config.name, config.engine.reactors, config.engine.map_cache_bytes) == ("a", 3, 1 << 30)
     assert config.engine.iopoll is False
     assert config.devices == ["/dev/x"]
@@ -115,7 +115,7 @@ def test_a_setting_that_does_not_exist_is_named_too(written: Any) -> None:
         ("[engine]\nmap_cache_bytes = -1", "engine.map_cache_bytes: expected `int` >= 0"),
         ("engine = 3", "engine: expected `object`, got `int`"),
         ('devices = "/dev/a"', "devices: expected `array`, got `str`"),
-        ('devices = ["/dev/a", "/dev/a"]', "devices: /dev/a stands there twice"),
+        ('devices = ["/dev/a", "/dev/a"]', "devices: /dev/a is listed twice"),
         ('cluster = "mine"', "cluster: invalid UUID"),
         ('name = "a b"', "name: 'a b' is not a node's name"),
         ('state_dir = ""', "state_dir is empty"),

@@ -21,5 +21,5 @@ def test_a_segment_is_at_most_a_512th_of_the_device_within_what_formats_allow(de
 def test_what_was_asked_for_is_taken_if_it_is_a_power_of_two_within_bounds() -> None:
     assert choose_segment_bytes(4 * MIB, GIB) == 4 * MIB
     for wrong in (1, MIB // 2, 3 * MIB, 128 * MIB):
-        with pytest.raises(InvalidArgument, match="a power of two from 1MiB to 64MiB"):
+        with pytest.raises(InvalidArgument, match="a power of two from 1Mi to 64Mi"):
             choose_segment_bytes(wrong, GIB)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from iomesh.cli import documents
 from iomesh.cli.inspect import render
 from iomesh.cli.inspect.at_rest import AREAS, DeviceAtRest, Replica
 from iomesh.cli.inspect.log_at_rest import checkpoints, describe_block, walk_map
@@ -55,7 +56,7 @@ def opened(path: str) -> DeviceAtRest:
 
 @inspect.command("superblock")
 @device_argument
-@answers
+@answers(documents.Superblocks)
 def superblock(session: Session, device: str) -> None:
     """Print both superblocks."""
     with opened(device) as it:
@@ -70,7 +71,7 @@ def superblock(session: Session, device: str) -> None:
 @device_argument
 @click.option("--area", type=click.IntRange(0, 3), help="One of the four areas: half 0, half 1, their mirrors. By default all.")
 @click.option("--entries", is_flag=True, help="With the entries of each block.")
-@answers
+@answers(documents.Journal)
 def journal(session: Session, device: str, area: int | None, entries: bool) -> None:
     """Print the blocks of the journal, area by area, up to the end of each."""
     areas: list[Fields] = []
@@ -85,7 +86,7 @@ def journal(session: Session, device: str, area: int | None, entries: bool) -> N
 @inspect.command("directory")
 @device_argument
 @volume_option
-@answers
+@answers(documents.Directory)
 def directory(session: Session, device: str, volume: str | None) -> None:
     """Print which segments of which volumes the device holds, as its journal tells."""
     with opened(device) as it:
@@ -113,7 +114,7 @@ def directory(session: Session, device: str, volume: str | None) -> None:
 @volume_option
 @click.option("--verify", is_flag=True, help="Read the payload as well and check it against the checksums.")
 @click.option("--entries", is_flag=True, help="With the entries of each record.")
-@answers
+@answers(documents.Segment)
 def segment(session: Session, device: str, segment: int, volume: str | None, verify: bool, entries: bool) -> None:
     """Print a segment: its records from the first on, then its footer."""
     with opened(device) as it:
@@ -133,7 +134,7 @@ def segment(session: Session, device: str, segment: int, volume: str | None, ver
 @device_argument
 @click.argument("address", type=Address())
 @volume_option
-@answers
+@answers(documents.Structure)
 def record(session: Session, device: str, address: tuple[int, int], volume: str | None) -> None:
     """Print the record whose header stands at ADDRESS (SEGMENT:BLOCK), and check its payload."""
     with opened(device) as it:
@@ -149,7 +150,7 @@ def record(session: Session, device: str, address: tuple[int, int], volume: str 
 @device_argument
 @click.argument("segment", type=click.IntRange(0, 2**32 - 1))
 @volume_option
-@answers
+@answers(documents.Structure)
 def footer(session: Session, device: str, segment: int, volume: str | None) -> None:
     """Print the footer of a sealed segment with its table."""
     with opened(device) as it:
@@ -163,7 +164,7 @@ def footer(session: Session, device: str, segment: int, volume: str | None) -> N
 @device_argument
 @click.argument("address", type=Address(), required=False)
 @volume_option
-@answers
+@answers(documents.Structure)
 def checkpoint(session: Session, device: str, address: tuple[int, int] | None, volume: str | None) -> None:
     """Print the checkpoint at ADDRESS (SEGMENT:BLOCK); without an address the newest of the volume that is on the device."""
     with opened(device) as it:
@@ -182,7 +183,7 @@ def checkpoint(session: Session, device: str, address: tuple[int, int] | None, v
 @click.argument("address", type=Address(), required=False)
 @volume_option
 @click.option("--offset", type=Size(), help="Instead of an address: walk down the newest checkpoint's map to this byte of the volume.")
-@answers
+@answers(documents.MapNodes)
 def node(session: Session, device: str, address: tuple[int, int] | None, volume: str | None, offset: int | None) -> None:
     """Print the map node at ADDRESS (SEGMENT:BLOCK), or those that lead to a byte of the volume."""
     if (address is None) == (offset is None):

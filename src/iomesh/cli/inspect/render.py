@@ -8,7 +8,7 @@ from rich.text import Text
 
 from iomesh.cli.inspect.at_rest import Replica
 from iomesh.cli.inspect.structures import Fields
-from iomesh.cli.output import fields, jsonable, moment, table
+from iomesh.cli.output import fields, jsonable, table
 from iomesh.sizes import exact_size, short_size
 
 SKIPPED = {"valid", "fault", "entries", "index", "pointers", "empty", "payload_faults", "at", "offset"}
@@ -26,8 +26,6 @@ def value_of(name: str, value: Any) -> str:
         return value.hex()
     if name in ("crc", "previous_crc", "last_crc", "table_crc", "checksum") and isinstance(value, int):
         return f"{value:08x}"
-    if name.endswith("_ns") and isinstance(value, int):
-        return f"{value} ({moment(value)})"
     if name.endswith(("_bytes", "_offset", "offset")) and isinstance(value, int):
         return f"{value} ({exact_size(value)})"
     if isinstance(value, tuple):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from iomesh.engine import engine
+from iomesh.times import exact_moment
 
 BLOCK = engine.BLOCK_BYTES
 TIERS = {number: name for name, number in engine.TIERS.items()}
@@ -15,7 +16,7 @@ Fields = dict[str, Any]
 
 
 def superblock(data: bytes) -> Fields:
-    return _named(engine.read_superblock(data), tier=TIERS)
+    return _timed(_named(engine.read_superblock(data), tier=TIERS), "created_ns", "created_at")
 
 
 def journal_block(data: bytes, slab_bytes: int) -> Fields:
@@ -28,7 +29,7 @@ def bitmap(data: bytes) -> Fields:
 
 
 def record(data: bytes) -> Fields:
-    found = engine.read_record(data)
+    found = _timed(engine.read_record(data), "time_ns", "written_at")
     return found | {"entries": [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
 
 
@@ -49,6 +50,18 @@ def node(data: bytes) -> Fields:
 
 def crc32c(data: bytes) -> int:
     return engine.crc32c(data)
+
+
+def _timed(fields: Fields, name: str, shown: str) -> Fields:
+    """With the Unix time in `name` as RFC 3339, under the name `shown`. In a damaged structure it may be in no year that has a name."""
+    return {shown if key == name else key: _moment(value) if key == name else value for key, value in fields.items()}
+
+
+def _moment(nanoseconds: int) -> str:
+    try:
+        return exact_moment(nanoseconds)
+    except (ValueError, OverflowError, OSError):
+        return f"{nanoseconds} ns"
 
 
 def _named(fields: Fields, **names: dict[int, str]) -> Fields:

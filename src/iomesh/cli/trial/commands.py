@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
+from iomesh.cli import documents
 from iomesh.cli.files import Allocation
 from iomesh.cli.output import fields
 from iomesh.cli.session import Session, Size, answers
@@ -41,8 +43,8 @@ def trial() -> None:
 @trial.command("up")
 @in_directory
 @click.option("--devices", type=click.IntRange(1, 64), default=1, show_default=True, help="How many devices.")
-@click.option("--device-size", type=Size(multiple=4096), default="16GiB", show_default=True, help="Size of each; sparse unless prewritten.")
-@click.option("--size", type=Size(), default="8GiB", show_default=True, help="Size of the volume.")
+@click.option("--device-size", type=Size(), default="16Gi", show_default=True, help="Size of each; sparse unless prewritten.")
+@click.option("--size", type=Size(), default="8Gi", show_default=True, help="Size of the volume.")
 @click.option("--volume", "volume_name", default="trial", show_default=True, help="Name of the volume.")
 @click.option(
     "--tier", type=click.Choice(["nvme", "ssd", "hdd"]), default="nvme", show_default=True, help="Tier that the devices say they are."
@@ -55,7 +57,7 @@ def trial() -> None:
 @click.option("--mode", type=click.Choice(["adaptive", "busy", "sleep"]), help="How a reactor waits.")
 @click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Microseconds that an adaptive reactor polls after work.")
 @click.option("--checkpoint-bytes", type=Size(), help="Bytes of log between two checkpoints.")
-@answers
+@answers(documents.Trial)
 def up(
     session: Session,
     directory: Path,
@@ -86,11 +88,11 @@ def up(
     }
     plan = Plan(
         devices=devices,
-        device_size=device_size,
+        device_size=session.whole_blocks(device_size),
         allocation=allocation,
         tier=tier,
         volume=volume_name,
-        volume_size=size,
+        volume_size=session.whole_blocks(size),
         segment_size=segment_size,
         engine={name: value for name, value in engine.items() if value is not None},
         start_seconds=START_SECONDS,
@@ -105,7 +107,7 @@ def up(
 
 @trial.command("status")
 @in_directory
-@answers
+@answers(documents.Trial)
 def status(session: Session, directory: Path) -> None:
     """Show a trial: its directory, daemon and volumes."""
     say(session, Installation.load(directory))
@@ -113,7 +115,7 @@ def status(session: Session, directory: Path) -> None:
 
 @trial.command("env")
 @in_directory
-@answers
+@answers(documents.TrialEnvironment)
 def env(session: Session, directory: Path) -> None:
     """Print the environment in which commands ask the trial's daemon, for a shell: eval "$(iomesh trial env)".
 
@@ -123,12 +125,14 @@ def env(session: Session, directory: Path) -> None:
     if not there.volumes:
         raise NotFound(f"the trial in {there.directory} was never set up whole: remove it with `iomesh trial down{option(there)}`")
     environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
-    session.output.answer({"environment": environment}, *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
+    session.output.answer(
+        documents.TrialEnvironment(environment=environment), *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
+    )
 
 
 @trial.command("crash")
 @in_directory
-@answers
+@answers(documents.Trial)
 def crash(session: Session, directory: Path) -> None:
     """Kill the daemon (SIGKILL), as a crash would end it."""
     from iomesh.cli.trial import daemon
@@ -146,7 +150,7 @@ def crash(session: Session, directory: Path) -> None:
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=START_SECONDS, show_default=True, help="Seconds until the volumes must be served."
 )
-@answers
+@answers(documents.StartedTrial)
 def start(session: Session, directory: Path, timeout: float) -> None:
     """Start the daemon again and wait until the volumes are served."""
     from iomesh.cli.trial import daemon
@@ -158,25 +162,26 @@ def start(session: Session, directory: Path, timeout: float) -> None:
         )
     if not there.volumes:
         raise NotFound(f"the trial in {there.directory} was never set up whole: remove it with `iomesh trial down{option(there)}`")
-    recovered: list[dict[str, Any]] = []
+    recovered: list[documents.Recovered] = []
     began = time.monotonic()
     for node in there.nodes:
         with session.output.step(f"starting {node.name}"):
             daemon.start(there, node)
             for served in daemon.wait_until_serving(there, node, [volume.name for volume in there.volumes], timeout):
-                recovered.append({"volume": served.name, "seconds": served.recovery_seconds, "bytes": served.recovery_bytes})
+                one = documents.Recovered(volume=served.name, seconds=served.recovery_seconds, bytes=served.recovery_bytes)
+                recovered.append(one)
     seconds = time.monotonic() - began
-    say(session, there, {"start_seconds": round(seconds, 4), "recovered": recovered})
+    started = documents.StartedTrial(**msgspec.structs.asdict(document(there)), start_seconds=round(seconds, 4), recovered=recovered)
+    say(session, there, started)
     for one in recovered:
         session.output.note(
-            f"served after {seconds:.2f} s; recovery of {one['volume']}: {short_time(one['seconds'] * 1e9)}, "
-            f"{short_size(one['bytes'])} of log read"
+            f"served after {seconds:.2f} s; recovery of {one.volume}: {short_time(one.seconds * 1e9)}, {short_size(one.bytes)} of log read"
         )
 
 
 @trial.command("stop")
 @in_directory
-@answers
+@answers(documents.Trial)
 def stop(session: Session, directory: Path) -> None:
     """Stop the daemon cleanly and keep everything."""
     from iomesh.cli.trial import daemon
@@ -194,7 +199,7 @@ def stop(session: Session, directory: Path) -> None:
 
 @trial.command("down")
 @in_directory
-@answers
+@answers(documents.RemovedTrial)
 def down(session: Session, directory: Path) -> None:
     """Stop the daemon cleanly and remove the trial's directory with all its data."""
     from iomesh.cli.trial import daemon
@@ -208,26 +213,27 @@ def down(session: Session, directory: Path) -> None:
                 )
                 daemon.kill(node)
     there.remove()
-    session.output.answer({"directory": there.directory, "removed": True}, f"the trial in {there.directory} is gone")
+    session.output.answer(documents.RemovedTrial(directory=there.directory), f"the trial in {there.directory} is gone")
 
 
-def say(session: Session, there: Installation, more: dict[str, Any] | None = None) -> None:
+def document(there: Installation) -> documents.Trial:
+    return documents.Trial(
+        directory=there.directory,
+        nodes=[documents.TrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control) for node in there.nodes],
+        volumes=[documents.TrialVolume(name=volume.name, size=volume.size, uri=volume.uri) for volume in there.volumes],
+        cluster=there.cluster,
+        devices=there.devices,
+        log=str(there.log),
+    )
+
+
+def say(session: Session, there: Installation, told: documents.Trial | None = None) -> None:
     """Every command's answer: the trial as it is now."""
-    nodes = [{"name": node.name, "pid": node.pid if node.alive else None, "control": node.control} for node in there.nodes]
-    volumes = [{"name": volume.name, "size": volume.size, "uri": volume.uri} for volume in there.volumes]
-    document = {
-        "directory": there.directory,
-        "nodes": nodes,
-        "volumes": volumes,
-        "cluster": there.cluster,
-        "devices": there.devices,
-        "log": str(there.log),
-    }
     rows: list[tuple[str, object]] = [("directory", there.directory), ("devices", len(there.devices))]
     rows += [(node.name, f"process {node.pid}, control {node.control}" if node.alive else "not running") for node in there.nodes]
     rows += [(volume.name, f"{exact_size(volume.size)}, {volume.uri}") for volume in there.volumes]
     rows.append(("log", there.log))
-    session.output.answer(document | (more or {}), fields(rows))
+    session.output.answer(told or document(there), fields(rows))
 
 
 def option(there: Installation) -> str:

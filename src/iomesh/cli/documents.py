@@ -1,0 +1,311 @@
+"""What commands print with `--json`: one type for each document. A command names its type (`@asks(Volume)`), and the JSON Schema of
+docs/cli-schema.json is written from these types (tools/generate_schema.py), so that there is one place where a document is described.
+
+Always so: keys are only ever added. Times are RFC 3339 in UTC, durations have their unit in their name. What the control API answers with
+is printed as it is (iomesh.api.model).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, NotRequired, TypedDict
+
+import msgspec
+
+from iomesh.api.model import ChangedRange, Device, Export, Snapshot, Status, Volume
+
+
+class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    message: str
+    exit_code: int
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """Instead of the document of any command that fails."""
+
+    error: ErrorDetails
+
+
+# devices
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True):
+    devices: list[Device]
+
+
+class RemovedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    device: str
+    removed: Literal[True] = True
+
+
+# volumes
+
+
+class Volumes(msgspec.Struct, frozen=True, kw_only=True):
+    volumes: list[Volume]
+
+
+class RestoredVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """at: the point in time that was restored, unless a snapshot was. before: the snapshot of what the volume was; empty: discarded."""
+
+    volume: str
+    snapshot: str
+    at: datetime | None
+    before: str
+
+
+class DeletedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    deleted: Literal[True] = True
+
+
+class ExportedVolume(Export, frozen=True, kw_only=True):
+    name: str
+
+
+class UnexportedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    exported: Literal[False] = False
+
+
+class CheckpointedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    checkpoint: Literal[True] = True
+
+
+# snapshots
+
+
+class Snapshots(msgspec.Struct, frozen=True, kw_only=True):
+    snapshots: list[Snapshot]
+
+
+class DeletedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """hidden: it stays, out of sight, until the clones of it are gone."""
+
+    volume: str
+    name: str
+    deleted: Literal[True] = True
+    hidden: bool
+
+
+class ExportedSnapshot(Export, frozen=True, kw_only=True):
+    volume: str
+    name: str
+
+
+class UnexportedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    volume: str
+    name: str
+    exported: Literal[False] = False
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """of: the older snapshot. to: the newer one; empty: the volume as it is now."""
+
+    volume: str
+    of: str = msgspec.field(name="from")
+    to: str
+    ranges: list[ChangedRange]
+
+
+# the node
+
+Health = Literal["ready", "starting", "stopping", "degraded", "failed"]
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """health: the worst of all; problems: what is not well, in words. Early in a start devices and volumes are empty."""
+
+    health: Health
+    problems: list[str]
+    node: Status
+    devices: list[Device]
+    volumes: list[Volume]
+
+
+class LatencySample(msgspec.Struct, frozen=True):
+    """Of the operations that ended in the interval."""
+
+    count: int = 0
+    p50_ns: int = 0
+    p99_ns: int = 0
+    p999_ns: int = 0
+
+
+class VolumeSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume in one interval. log_bytes_per_second: appended to its log, headers and map included."""
+
+    volume: str
+    clients: int
+    read_iops: float
+    write_iops: float
+    flush_iops: float
+    trim_iops: float
+    read_bytes_per_second: float
+    written_bytes_per_second: float
+    log_bytes_per_second: float
+    records_per_second: float
+    errors_per_second: float
+    read_latency: LatencySample
+    write_latency: LatencySample
+    flush_latency: LatencySample
+
+
+class ReactorSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One reactor in one interval. busy: share of the time; map_hits: share of the look-ups in its map cache, None when there was none."""
+
+    reactor: int
+    busy: float
+    map_frames: int
+    map_used: int
+    map_dirty: int
+    map_hits: float | None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    seconds: float
+    volumes: list[VolumeSample]
+    reactors: list[ReactorSample]
+    capacity_bytes: int
+    free_bytes: int
+
+
+# a trial
+
+
+class TrialNode(msgspec.Struct, frozen=True, kw_only=True):
+    """pid: null while the daemon does not run."""
+
+    name: str
+    pid: int | None
+    control: str
+
+
+class TrialVolume(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    size: int
+    uri: str
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the recovery of a volume took, and how much of its log it read."""
+
+    volume: str
+    seconds: float
+    bytes: int
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    directory: str
+    nodes: list[TrialNode]
+    volumes: list[TrialVolume]
+    cluster: str
+    devices: list[str]
+    log: str
+
+
+class StartedTrial(Trial, frozen=True, kw_only=True):
+    start_seconds: float
+    recovered: list[Recovered]
+
+
+class TrialEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    environment: dict[str, str]
+
+
+class RemovedTrial(msgspec.Struct, frozen=True, kw_only=True):
+    directory: str
+    removed: Literal[True] = True
+
+
+# devices at rest; bytes are hexadecimal
+
+
+class Structure(TypedDict):
+    """A structure of docs/formats.md: beside these keys it has its fields under their names there; `created_ns` and `time_ns` are shown as
+    `created_at` and `written_at`. One that is damaged may lack fields."""
+
+    valid: bool
+    fault: NotRequired[str | None]
+    at: NotRequired[str]  # SEGMENT:BLOCK
+    offset: NotRequired[int]  # on the device
+    payload_faults: NotRequired[list[str]]
+
+
+class Superblocks(TypedDict):
+    """current: offset of the one that counts; null: none is valid."""
+
+    device: str
+    current: int | None
+    superblocks: list[Structure]
+
+
+class JournalArea(TypedDict):
+    area: int
+    name: str
+    blocks: list[Structure]
+
+
+class Journal(TypedDict):
+    device: str
+    areas: list[JournalArea]
+
+
+class Replica(TypedDict):
+    """A segment's copy on the device. extents: first slab and number of slabs. live: of a compacted one the blocks that it still has."""
+
+    volume: str
+    segment: int
+    state: str | int
+    epoch: int
+    stream: int
+    blocks: int
+    footer_block: int
+    extents: list[tuple[int, int]]
+    slab_blocks: int
+    live: int
+
+
+class Directory(TypedDict):
+    """half: of the journal, the one that counts; null: none is valid."""
+
+    device: str
+    half: int | None
+    generation: int
+    journal_blocks: int
+    notes: list[str]
+    segments: list[Replica]
+    slabs: int
+    slabs_taken: int
+
+
+class Segment(TypedDict):
+    """ends: SEGMENT:BLOCK behind the last record, if nothing was written there yet."""
+
+    device: str
+    segment: Replica
+    records: list[Structure]
+    ends: str | None
+    footer: Structure | None
+
+
+class MapNodes(TypedDict):
+    device: str
+    nodes: list[Structure]
+
+
+OPEN = (Structure,)  # types with more keys than are listed here
+
+
+def schema(documents: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of documents, by command: {"volume list": Volumes} gives "properties" with that name, and "$defs"."""
+    (*found, error), components = msgspec.json.schema_components([*documents.values(), Error], ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "What iomesh prints with --json, by command; with an error, `error`",
+        "type": "object",
+        "properties": dict(zip(documents, found, strict=True)) | {"error": error},
+        "$defs": components,
+    }
