@@ -132,6 +132,6 @@ def test_the_exit_code_of_status_tells_the_health(node: Daemon) -> None:
     node.start()
     found = told("status", code=22)
     assert found["health"] == "failed"
-    assert [problem.split()[:2] for problem in found["problems"]] == [["device", str(device)], ["volume", "db"]]
+    assert [problem.split()[:2] for problem in found["problems"]] == [["volume", "db"], ["device", str(device)]]
     node.kill()
     told("status", code=9)

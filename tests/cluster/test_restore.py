@@ -121,7 +121,7 @@ async def test_the_command_line_goes_back(node: Daemon) -> None:
     answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
     assert answer == {"volume": "db", "snapshot": before, "at": None, "before": ""}
     for words, code, said in (
-        (("volume", "restore", "db"), 2, "write either db@SNAPSHOT, or db and --at MOMENT"),
+        (("volume", "restore", "db"), 2, "write either db@SNAPSHOT, or db and --at TIME"),
         (("volume", "restore", "db@x"), 3, "volume db has no snapshot 'x'"),
         (("volume", "restore", "x@x"), 3, "there is no volume 'x'"),
     ):

@@ -104,7 +104,7 @@ def start_rows(node: Status) -> list[tuple[str, object]]:
 
 def problems_of(node: Status, devices: list[Device], volumes: list[Volume]) -> dict[str, Health]:
     """What is not well, in words, each with what that makes of the node. What the node says of itself comes first."""
-    found: dict[str, Health] = {words: "degraded" for words in node.problems}
+    found: dict[str, Health] = dict.fromkeys(node.problems, "degraded")
     for one in devices:
         if one.state != DeviceState.ONLINE:
             found[f"device {one.path} is {one.state.value}" + (f": {one.reason}" if one.reason else "")] = "degraded"
