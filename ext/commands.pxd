@@ -23,7 +23,7 @@ cdef struct Command:
     void* answers                    # where it goes when it is done
     void* reactor
     void* subject                    # Store, Volume or NbdConnection
-    void* helper                     # Recovery; Cleaner; Retrace; the Volume that a connection or a snapshot is of
+    void* helper                     # Recovery; Cleaner; RollForward; the Volume that a connection or a snapshot is of
     Superblock* superblock
     int fd
     int device

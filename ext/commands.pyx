@@ -24,9 +24,9 @@ from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.volume.recovery cimport Recovery
-from iomesh.engine.history.point_in_time cimport Retrace
+from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.store.scrub cimport Scrubbed, Scrubber, Sealed
-from iomesh.engine.map.snapshot_table cimport Wish
+from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.volume.space cimport Space, measure
 from iomesh.engine.store.store cimport Store, format_store
 from iomesh.engine.base.task cimport start, wait_in, wake_all
@@ -160,7 +160,7 @@ cdef int64_t command_body(void* argument) noexcept nogil:
     if command.kind == MEASURE_SPACE:
         return measure_on(<Volume>command.subject, command)
     if command.kind == EXPECT_SPACE:
-        (<Volume>command.subject).log.tails.expect_space(command.first * 1000000)
+        (<Volume>command.subject).log.open_segments.expect_space(command.first * 1000000)
         return 0
     if command.kind == CREATE_SNAPSHOTS:
         return make_snapshots(<Reactor>command.reactor, <Making*>command.memory, <uint32_t>command.first)
@@ -173,7 +173,7 @@ cdef int64_t command_body(void* argument) noexcept nogil:
     if command.kind == UNMARK_SNAPSHOT:
         return unmark_snapshot(<Volume>command.subject, command.id)
     if command.kind == RETRACE_VOLUME:
-        return retrace_on(<Retrace>command.helper, command)
+        return retrace_on(<RollForward>command.helper, command)
     if command.kind == DIFF_SNAPSHOTS:
         return find_changes(<Volume>command.subject, <Comparing*>command.memory, <Map>command.list[0], <Map>command.list[1])
     if command.kind == OPEN_SNAPSHOT:
@@ -265,7 +265,7 @@ cdef int64_t clean_on(Cleaner cleaner, TokenBucket bucket, Command* command) noe
         bucket.start(cleaner.volume.io.now_ns(), command.second, <uint32_t>command.third)
     elif command.second == 0:
         bucket.hurried = True                            # whoever is in haste does not wait for who is not
-    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &bucket.pace, &told)
+    result = cleaner.clean(<const uint32_t*>command.memory, <uint32_t>command.first, &bucket.throttle, &told)
     command.results[0], command.results[1], command.results[2], command.results[3] = told.compacted, told.evacuated, told.skipped, told.failed
     command.results[4] = told.freed_blocks
     command.results[5] = -told.error
@@ -289,7 +289,7 @@ cdef int64_t scrub_on(Scrubber scrubber, TokenBucket bucket, Command* command) n
     if scrubber.busy:
         return -EBUSY                                    # its bucket is in use
     bucket.start(scrubber.store.home.io.now_ns(), command.second, <uint32_t>command.third)
-    result = scrubber.scrub(command.volume, <uint32_t>command.first, &bucket.pace, &told)
+    result = scrubber.scrub(command.volume, <uint32_t>command.first, &bucket.throttle, &told)
     command.results[0], command.results[1], command.results[2] = told.blocks, told.damaged, told.first
     return result
 
@@ -308,7 +308,7 @@ cdef int64_t copy_inherited_on(Volume volume, TokenBucket bucket, Command* comma
     if volume.copying:
         return -EBUSY                                    # its bucket is in use
     bucket.start(volume.io.now_ns(), command.first, <uint32_t>command.second)
-    return copy_inherited(volume, &bucket.pace)
+    return copy_inherited(volume, &bucket.throttle)
 
 
 cdef int64_t measure_on(Volume volume, Command* command) noexcept nogil:
@@ -346,17 +346,17 @@ cdef int64_t restore_on(Volume volume, Command* command) noexcept nogil:
         return -EBUSY
     volume.restoring = True
     end_connections(volume)
-    result = restore_volume(volume, command.id, <Wish*>command.memory, <Wish*>command.memory + 1 if command.second else NULL)
+    result = restore_volume(volume, command.id, <SnapshotRequest*>command.memory, <SnapshotRequest*>command.memory + 1 if command.second else NULL)
     volume.restoring = False
     wake_all(&volume.restored, 0)
     return result
 
 
-cdef int64_t retrace_on(Retrace retrace, Command* command) noexcept nogil:
-    cdef int result = retrace.run(command.id, command.first)
+cdef int64_t retrace_on(RollForward roll_forward, Command* command) noexcept nogil:
+    cdef int result = roll_forward.run(command.id, command.first)
     if result < 0:
-        snprintf(command.reason, sizeof(command.reason), b"%s", retrace.reason)
-    command.results[0], command.results[1] = retrace.records, retrace.blocks
+        snprintf(command.reason, sizeof(command.reason), b"%s", roll_forward.reason)
+    command.results[0], command.results[1] = roll_forward.records, roll_forward.blocks
     return result
 
 

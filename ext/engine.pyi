@@ -186,7 +186,7 @@ class Engine:
         ENOSPC: as for create_snapshots, but for what is to be discarded.
         mark: (id, name) of one that is made of what it is then, with it or not at all. unsettled: nobody connects until another mark is
         made; as long as volume_state tells "unsettled", the id of `before`, whoever opens the volume takes it back there."""
-    def retrace(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:
+    def roll_forward(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:
         """A volume that stands on a mark of its own, or of the volume that it is a clone of, does what the log says behind that, up to a
         moment (Unix time); nobody else writes to it. Answers {"records" (that were followed), "bytes" (that were written)}. ENOENT: the
         mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""

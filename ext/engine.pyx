@@ -36,10 +36,10 @@ from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.volume.recovery cimport Recovery
-from iomesh.engine.history.point_in_time cimport Retrace
+from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.store.scrub cimport Scrubber, Sealed
-from iomesh.engine.map.segment_table cimport Segments
-from iomesh.engine.map.snapshot_table cimport Snapshot, Wish, is_zero_id
+from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, is_zero_id
 from iomesh.engine.volume.space cimport Space
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
@@ -345,7 +345,7 @@ cdef class Engine:
         cdef _Open opened
         cdef _Open parent = None
         cdef _Runner runner
-        cdef Segments segments
+        cdef SegmentTable segments
         cdef Map map
         cdef Log log
         if len(volume) != 16:
@@ -366,13 +366,13 @@ cdef class Engine:
         opened = _Open()
         opened.stands_on = parent
         runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # whose segments it reads
-        segments = Segments()
+        segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
         log = Log(runner.reactor, runner.pool, segments, [it for _, it in self.stores.values()], volume, epoch, segment_bytes // BLOCK)
         opened.runner = runner
         opened.volume = Volume(volume, runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
         give_counters(opened)
-        log.counters = log.tails.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
+        log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         opened.volume.listener = <void*>self.answers
         opened.volume.on_event = volume_event
@@ -385,7 +385,7 @@ cdef class Engine:
         opened.bucket.stopping = &opened.volume.closing
         opened.copier = self.new_bucket()
         opened.copier.stopping = &opened.volume.closing
-        log.tails.patience_ns = PATIENCE_NS
+        log.open_segments.idle_timeout_ns = PATIENCE_NS
         self.volumes[volume] = opened
         command = self.command(OPEN_VOLUME, runner, opened.volume)
         command.helper = <void*>opened.recovery
@@ -552,8 +552,8 @@ cdef class Engine:
         for i, (_, id, name) in enumerate(wanted):
             opened = together[i]
             makings[i].volume = <void*>opened.volume
-            name_wish(&makings[i].wish, id, name)
-            makings[i].wish.entry.flags = SNAPSHOT_MARK if mark else 0
+            name_snapshot_request(&makings[i].snapshot_request, id, name)
+            makings[i].snapshot_request.entry.flags = SNAPSHOT_MARK if mark else 0
             makings[i].urgent = urgent
         return self.post(command)
 
@@ -566,7 +566,7 @@ cdef class Engine:
     def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force, mark=None, bint unsettled=False):
         cdef _Open opened = self.opened(volume)
         cdef Command* command
-        cdef Wish* wish
+        cdef SnapshotRequest* snapshot_request
         check_snapshot(snapshot, "its name")
         check_snapshot(before, name)
         if mark is not None:
@@ -575,35 +575,35 @@ cdef class Engine:
             return self.refuse(ENOENT, "the volume is not open")
         opened.bucket.hurried = opened.copier.hurried = True     # who cleans it, or copies what it inherits, has to end first
         command = self.command(RESTORE_VOLUME, opened.runner, opened.volume)
-        command.memory = wish = <Wish*>calloc(2, sizeof(Wish))
-        if wish is NULL:
+        command.memory = snapshot_request = <SnapshotRequest*>calloc(2, sizeof(SnapshotRequest))
+        if snapshot_request is NULL:
             raise MemoryError("no memory for a snapshot")
-        name_wish(wish, before, name)
-        wish.entry.flags = SNAPSHOT_HIDDEN if discard else 0
+        name_snapshot_request(snapshot_request, before, name)
+        snapshot_request.entry.flags = SNAPSHOT_HIDDEN if discard else 0
         command.first = force
         command.second = mark is not None
         if mark is not None:
-            name_wish(wish + 1, mark[0], mark[1])
-            wish[1].entry.flags = SNAPSHOT_MARK | (SNAPSHOT_UNSETTLED if unsettled else 0)
+            name_snapshot_request(snapshot_request + 1, mark[0], mark[1])
+            snapshot_request[1].entry.flags = SNAPSHOT_MARK | (SNAPSHOT_UNSETTLED if unsettled else 0)
             if unsettled:
-                memcpy(wish[1].entry.before, <const char*>before, 16)
+                memcpy(snapshot_request[1].entry.before, <const char*>before, 16)
         memcpy(command.volume, <const char*>volume, 16)
         memcpy(command.id, <const char*>snapshot, 16)
         return self.post(command)
 
-    def retrace(self, bytes volume, bytes source, bytes mark, *, uint64_t until_ns):
+    def roll_forward(self, bytes volume, bytes source, bytes mark, *, uint64_t until_ns):
         cdef _Open opened = self.opened(volume)
         cdef _Open followed = self.opened(source)
-        cdef Retrace retrace
+        cdef RollForward roll_forward
         cdef Command* command
         check_snapshot(mark, "its name")
         if opened is None or followed is None:
             return self.refuse(ENOENT, "the volume is not open")
         if followed is not opened and followed is not opened.stands_on:
             raise ValueError("a volume follows its own log, or that of the volume that it is a clone of")
-        retrace = Retrace(opened.volume, followed.volume)
-        command = self.command(RETRACE_VOLUME, opened.runner, (opened.volume, retrace))
-        command.helper = <void*>retrace
+        roll_forward = RollForward(opened.volume, followed.volume)
+        command = self.command(RETRACE_VOLUME, opened.runner, (opened.volume, roll_forward))
+        command.helper = <void*>roll_forward
         command.first = until_ns
         memcpy(command.volume, <const char*>volume, 16)
         memcpy(command.id, <const char*>mark, 16)
@@ -728,14 +728,14 @@ cdef class Engine:
             "segments": it.segments.count, "live_blocks": it.segments.live, "mapped_blocks": it.segments.mapped,
             "exclusive_blocks": min(it.segments.exclusive, it.segments.mapped - it.segments.inherited), "inherited_blocks": it.segments.inherited,
             "connections": it.connections,
-            "log_bytes": it.log.bytes + it.log.tails.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
-            "segment_bytes": it.log.tails.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
+            "log_bytes": it.log.bytes + it.log.open_segments.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
+            "segment_bytes": it.log.open_segments.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
             "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
             "snapshots": it.snapshots.count, "unsettled": unsettled_before(it),
             "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
-            "no_space": bool(it.log.tails.no_space), "space_is_coming": bool(it.log.tails.space_is_coming()),
+            "no_space": bool(it.log.open_segments.no_space), "space_is_coming": bool(it.log.open_segments.space_is_coming()),
             "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
@@ -882,10 +882,10 @@ cdef object check_snapshot(id, str name):
         raise ValueError(f"a snapshot's name has 1 to 63 bytes, none of them zero, not {name!r}")
 
 
-cdef object name_wish(Wish* wish, bytes id, str name):
+cdef object name_snapshot_request(SnapshotRequest* snapshot_request, bytes id, str name):
     encoded = name.encode()
-    memcpy(wish.entry.id, <const char*>id, 16)
-    memcpy(wish.entry.name, <const char*>(<bytes>encoded), len(encoded))
+    memcpy(snapshot_request.entry.id, <const char*>id, 16)
+    memcpy(snapshot_request.entry.name, <const char*>(<bytes>encoded), len(encoded))
 
 
 cdef object unsettled_before(Volume it):
@@ -894,8 +894,8 @@ cdef object unsettled_before(Volume it):
 
 
 cdef dict made(const Making* it):
-    return {"volume": (<Volume>it.volume).identity[:16], "id": it.wish.entry.id[:16], "sequence": it.wish.entry.sequence,
-            "time_ns": it.wish.entry.time_ns}
+    return {"volume": (<Volume>it.volume).identity[:16], "id": it.snapshot_request.entry.id[:16], "sequence": it.snapshot_request.entry.sequence,
+            "time_ns": it.snapshot_request.entry.time_ns}
 
 
 cdef list listed(const SnapshotEntry* entries, uint64_t count):

@@ -100,7 +100,7 @@ cdef extern from *:
     bint is_file(int fd) nogil
     int shutdown(int fd, int how) nogil
 
-cdef enum Kind:                      # Operation.kind
+cdef enum OperationKind:             # Operation.kind
     READ, WRITE, FLUSH, DISCARD, RECEIVE, SEND, TIMER, BELL
 
 cdef enum:

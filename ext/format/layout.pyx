@@ -5,7 +5,7 @@
 #   - every count lies within the structure, every block number within the segment, every position within a volume: code that
 #     walks it afterwards needs no check of its own;
 #   - kinds and states are known: a later version that adds one raises `version` or sets a bit of `features`.
-# What a pointer points to is judged by the pointer's checksum, by whoever reads it.
+# What a pointer points to is checked by the pointer's checksum, by whoever reads it.
 #
 # The order of the checks is the order of the news: not ours (magic), damaged (checksum), of another version, not what was
 # looked for, impossible. The checksum stands where it is in every version, so that "newer" and "damaged" can be told apart.

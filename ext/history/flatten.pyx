@@ -6,7 +6,7 @@
 #     cut off  once the record in the metadata service names no parent
 #
 # Always true:
-#   - what was copied stays copied, and is counted (Segments.inherited): after a crash, or an error, copying goes on with what is left;
+#   - what was copied stays copied, and is counted (SegmentTable.inherited): after a crash, or an error, copying goes on with what is left;
 #   - what the head does not inherit any more it never inherits again, unless it goes back to a snapshot that does. So a check holds as long
 #     as there is no such snapshot: they are part of it;
 #   - a crash finds the record with the parent, or without; a checkpoint that names it serves both, if it inherits nothing (volume/recovery.pyx);
@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from iomesh.engine.volume.cleaning cimport renew_node
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.history.snapshots cimport let_parent_go
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
@@ -38,11 +38,11 @@ cdef enum:
 
 cdef struct Copy:
     AwaitedRequest written           # its first member; of all blocks that are written again
-    Pace* pace
+    Throttle* throttle
     uint64_t asked                   # blocks
 
 
-cdef int copy_inherited(Volume volume, Pace* pace) noexcept nogil:
+cdef int copy_inherited(Volume volume, Throttle* throttle) noexcept nogil:
     cdef Copy copy
     cdef int result
     if volume.parent is NULL:
@@ -51,7 +51,7 @@ cdef int copy_inherited(Volume volume, Pace* pace) noexcept nogil:
         return -EBUSY
     volume.copying = True
     memset(&copy, 0, sizeof(copy))
-    copy.pace = pace
+    copy.throttle = throttle
     copy.written.request.finished = end_awaited
     waited(&copy.written.ended)
     result = copy_below(volume, &copy, MAP_LEVELS - 1, 0, volume.map.root)
@@ -96,8 +96,8 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
     cdef Operation operation
     cdef int64_t taken = 0
     cdef int result = 0
-    if copy.pace is not NULL and copy.asked % PACED_BLOCKS == 0:
-        result = copy.pace.step(copy.pace.owner, volume.io, PACED_BLOCKS * BLOCK_BYTES)
+    if copy.throttle is not NULL and copy.asked % PACED_BLOCKS == 0:
+        result = copy.throttle.step(copy.throttle.owner, volume.io, PACED_BLOCKS * BLOCK_BYTES)
     copy.asked += 1
     while taken == 0 and result == 0:
         if is_ending(volume):
@@ -214,9 +214,9 @@ cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:
 
 
 cdef bint has_room(Volume volume) noexcept nogil:
-    cdef uint32_t spare = SPARE_SEGMENTS * volume.log.tails.segment_blocks
+    cdef uint32_t spare = SPARE_SEGMENTS * volume.log.open_segments.segment_blocks
     cdef int i
-    for i in range(volume.log.tails.store_count):
-        if (<Store>volume.log.tails.stores[i]).has_room(spare, False):
+    for i in range(volume.log.open_segments.store_count):
+        if (<Store>volume.log.open_segments.stores[i]).has_room(spare, False):
             return True
     return False

@@ -4,13 +4,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport SnapshotEntry
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.map.snapshot_table cimport Wish
+from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.volume.volume cimport Volume
 
 cdef struct Making:                  # one of several snapshots that are made at one instant
     void* volume                     # Volume, on whatever reactor
     void* caller                     # the reactor of who waits
-    Wish wish                        # id and name filled in
+    SnapshotRequest snapshot_request            # id and name filled in
     bint urgent                      # also without space
     int result
     bint claimed
@@ -31,7 +31,7 @@ cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil
 # The volume is what it was in this snapshot; `before` is a snapshot of what it was until now. Nobody is connected to it: the caller has set
 # volume.restoring. mark: NULL, or one that is made of what it is then, with the same checkpoint; if that is unsettled, nobody connects
 # to the volume until another mark is made. -ENOENT, -ENOSPC (there is no space, and `before` is to be kept); after any error the volume is what it was.
-cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil
+cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil
 # In no task: one of the snapshots has begun to die.
 cdef void walk_dying(void* volume) noexcept nogil
 # A Volume without a log becomes readable as a snapshot of `volume`, which keeps it meanwhile.

@@ -27,7 +27,7 @@ from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, Pointer, SnapshotEntry)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor, call_on
-from iomesh.engine.map.snapshot_table cimport Snapshot, Wish
+from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 from iomesh.engine.volume.volume cimport Volume
 
@@ -54,14 +54,14 @@ cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcep
     for i in range(count):
         if makings[i].claimed:
             makings[i].result = result
-            makings[i].wish.entry.time_ns = time_ns
+            makings[i].snapshot_request.entry.time_ns = time_ns
             waited(&makings[i].ended)
             start(make_body, &makings[i], &makings[i].ended)       # all at once: nobody's checkpoint waits for another's
     for i in range(count):
         if makings[i].claimed and wait(&makings[i].ended) < 0 and result == 0:
             result = <int>makings[i].ended.result
     for i in range(count):
-        if result < 0 and makings[i].wish.made:
+        if result < 0 and makings[i].snapshot_request.made:
             step(&makings[i], unmake_step)
     return result
 
@@ -80,7 +80,7 @@ cdef int claim(Volume volume, Making* making) noexcept nogil:
         return result
     result = objection(volume, making)
     if result == 0:
-        result = volume.snapshots.wish(&making.wish)
+        result = volume.snapshots.snapshot_request(&making.snapshot_request)
     if result < 0:
         volume.checkpoints.let_go()
         return result
@@ -90,13 +90,13 @@ cdef int claim(Volume volume, Making* making) noexcept nogil:
 
 cdef int objection(Volume volume, const Making* making) noexcept nogil:
     """Why it is not made now: a negative errno; 0: it is."""
-    if volume.snapshots.unsettled() is not NULL and not making.wish.entry.flags & SNAPSHOT_MARK:
+    if volume.snapshots.unsettled() is not NULL and not making.snapshot_request.entry.flags & SNAPSHOT_MARK:
         return -EBUSY                                    # it would be of half a restore, and end the restore as if it were whole
     return 0 if making.urgent else lack_of_space(volume)
 
 
 cdef int lack_of_space(Volume volume) noexcept nogil:
-    return -ENOSPC if volume.log.tails.no_space and not planted(b"snapshot_without_space") else 0
+    return -ENOSPC if volume.log.open_segments.no_space and not planted(b"snapshot_without_space") else 0
 
 
 cdef int64_t begin_drain_step(void* argument) noexcept nogil:
@@ -118,19 +118,19 @@ cdef int64_t make_step(void* argument) noexcept nogil:
 cdef int make(Volume volume, Making* making) noexcept nogil:
     """It is claimed. With an error, only let go again."""
     cdef int result = making.result
-    if making.wish.entry.flags & SNAPSHOT_MARK:          # it is among the log's records, whose time does not run back
-        making.wish.entry.time_ns = max(making.wish.entry.time_ns, volume.log.newest_ns)
+    if making.snapshot_request.entry.flags & SNAPSHOT_MARK:  # it is among the log's records, whose time does not run back
+        making.snapshot_request.entry.time_ns = max(making.snapshot_request.entry.time_ns, volume.log.newest_ns)
     if result == 0:
         result = volume.checkpoints.go()
-        while volume.checkpoints.running and not making.wish.made:       # who waited for it has begun another one
+        while volume.checkpoints.running and not making.snapshot_request.made:  # who waited for it has begun another one
             wait_in(&volume.checkpoints.ended)
-        if making.wish.made:
+        if making.snapshot_request.made:
             result = 0
     else:
         volume.checkpoints.let_go()
-    if not making.wish.made:
+    if not making.snapshot_request.made:
         invariant(result < 0, b"a checkpoint makes what was wished for when it began")
-        volume.snapshots.withdraw(&making.wish)
+        volume.snapshots.withdraw(&making.snapshot_request)
     return result
 
 
@@ -141,7 +141,7 @@ cdef int64_t unmake_step(void* argument) noexcept nogil:
 
 cdef void unmake(Volume volume, Making* making) noexcept nogil:
     """Another one of those that belong together could not be made."""
-    cdef Snapshot* snapshot = volume.snapshots.find(making.wish.entry.id)
+    cdef Snapshot* snapshot = volume.snapshots.find(making.snapshot_request.entry.id)
     if snapshot is not NULL:
         snapshot.entry.flags |= SNAPSHOT_HIDDEN
         have_it_written(volume)
@@ -179,7 +179,7 @@ cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil:
 
 # ---------------------------------------------------------------------- going back
 
-cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil:
+cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil:
     cdef int result
     invariant(volume.restoring, b"nobody comes while a volume goes back")
     while volume.cleaning:
@@ -198,7 +198,7 @@ cdef int restore_volume(Volume volume, const uint8_t* id, Wish* before, Wish* ma
     return result
 
 
-cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noexcept nogil:
+cdef int go_back(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil:
     """The volume's checkpoints are claimed."""
     cdef Snapshot* snapshot = volume.snapshots.find(id)
     cdef Snapshot* unsettled
@@ -211,7 +211,7 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noe
         memcpy(before.entry.before, unsettled.entry.before, 16)
     result = 0 if before.entry.flags & SNAPSHOT_HIDDEN else lack_of_space(volume)
     if result == 0:
-        result = volume.snapshots.wish(before)
+        result = volume.snapshots.snapshot_request(before)
     if result < 0:
         return result
     snapshot.readers += 1                                # it stays meanwhile
@@ -225,7 +225,7 @@ cdef int go_back(Volume volume, const uint8_t* id, Wish* before, Wish* mark) noe
         stand_upon(volume, id, volume.snapshots.find(id).entry.root)
         if mark is not NULL and planted(b"half_a_restore_served"):
             mark.entry.flags &= ~<uint32_t>SNAPSHOT_UNSETTLED
-        result = 0 if mark is NULL else volume.snapshots.wish(mark)
+        result = 0 if mark is NULL else volume.snapshots.snapshot_request(mark)
         if result == 0 and not planted(b"restore_told_early"):
             volume.checkpoints.write()
             result = volume.checkpoints.result
@@ -304,7 +304,7 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     memcpy(volume.checkpoints.lineage_snapshot, id, 16)
     volume.segments.parent = <void*>parent.segments
     volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # no pointer of the snapshot's tree leads so far
-    volume.log.tails.next_segment = volume.segments.branch
+    volume.log.open_segments.next_segment = volume.segments.branch
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)
     return 0

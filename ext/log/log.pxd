@@ -8,8 +8,8 @@ from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.log.request cimport Request
-from iomesh.engine.map.segment_table cimport Segment, Segments
-from iomesh.engine.log.open_segments cimport Tail, Tails, Transfer
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.log.open_segments cimport OpenSegment, OpenSegments, Transfer
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
@@ -30,7 +30,7 @@ cdef struct Record:
     RecordHeader* header             # the first block of its buffer; the payload follows
     RecordState state
     uint64_t sequence
-    Tail* tail
+    OpenSegment* open_segment
     uint32_t block                   # where in the segment
     uint32_t entries
     uint32_t payload                 # blocks
@@ -45,8 +45,8 @@ cdef class Log:
     cdef Reactor reactor
     cdef Io io
     cdef Pool pool
-    cdef Segments segments
-    cdef Tails tails
+    cdef SegmentTable segments
+    cdef OpenSegments open_segments
     cdef Flusher flusher
     cdef uint8_t volume[16]
     cdef uint64_t epoch
@@ -70,7 +70,7 @@ cdef class Log:
     cdef uint64_t changed            # the newest one with data or zeros
     cdef Operation turn_end
     cdef bint turn_end_asked
-    cdef uint32_t crowd              # entries that were under way or being gathered when the last record under way committed
+    cdef uint32_t batch_target       # entries that were under way or being gathered when the last record under way committed
     cdef Operation gather_timer
     cdef bint gather_timer_set
     cdef uint64_t* counters
@@ -101,7 +101,7 @@ cdef class Log:
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil
     cdef void ask_turn_end(self) noexcept nogil
     cdef void close_record(self) noexcept nogil
-    cdef void place(self, Record* record, Tail* tail) noexcept nogil
+    cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil
     cdef void advance(self) noexcept nogil
     cdef void commit(self, Record* record) noexcept nogil
     cdef void free_record(self, Record* record) noexcept nogil

@@ -35,7 +35,7 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, Tail, Tails, Transfer
+from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, OpenSegment, OpenSegments, Transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
@@ -48,13 +48,13 @@ cdef enum:
 cdef class Log:
     """volume: 16 bytes. stores: list of Store. The rest is filled in by recovery before begin()."""
 
-    def __cinit__(self, Reactor reactor, Pool pool, Segments segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+    def __cinit__(self, Reactor reactor, Pool pool, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
         self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
-        self.tails = Tails(reactor, segments, stores, volume, epoch, segment_blocks)
-        self.tails.log = <void*>self
-        self.tails.on_change = tails_changed
-        self.flusher = Flusher(reactor.io, self.tails.volatile)
+        self.open_segments = OpenSegments(reactor, segments, stores, volume, epoch, segment_blocks)
+        self.open_segments.log = <void*>self
+        self.open_segments.on_change = tails_changed
+        self.flusher = Flusher(reactor.io, self.open_segments.volatile)
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.turn_end.done = turn_ended
@@ -78,7 +78,7 @@ cdef class Log:
         if self.failing:
             return 0
         if record is not NULL:
-            if not self.tails.admits(record.tail, urgency):
+            if not self.open_segments.admits(record.open_segment, urgency):
                 return no_room(self)
             blocks = min(record.room - record.payload, <uint32_t>RECORD_ENTRIES_MAX - record.entries)
             if blocks:
@@ -89,22 +89,22 @@ cdef class Log:
 
     cdef int begin_record(self, int urgency) noexcept nogil:
         """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
-        cdef Tail* tail = self.tails.current
+        cdef OpenSegment* open_segment = self.open_segments.current
         cdef Record* record = NULL
         cdef char* buffer
         cdef int i
-        if tail is NULL or self.tails.room_of(tail) == 0:
-            if self.tails.prepared is NULL:
-                if self.tails.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.tails.choose_store(urgency) < 0):
+        if open_segment is NULL or self.open_segments.room_of(open_segment) == 0:
+            if self.open_segments.prepared is NULL:
+                if self.open_segments.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.open_segments.choose_store(urgency) < 0):
                     return no_room(self)
-                self.tails.prepare(urgency)
-                if self.error or not self.tails.prepare_ended or self.tails.urgency < urgency:
+                self.open_segments.prepare(urgency)
+                if self.error or not self.open_segments.prepare_ended or self.open_segments.urgency < urgency:
                     return self.error
-                if self.tails.prepare_error and self.tails.prepare_error != -ENOSPC or urgency == FOR_SPACE:
-                    return self.tails.prepare_error if self.tails.prepare_error else -ENOSPC
+                if self.open_segments.prepare_error and self.open_segments.prepare_error != -ENOSPC or urgency == FOR_SPACE:
+                    return self.open_segments.prepare_error if self.open_segments.prepare_error else -ENOSPC
                 return no_room(self)                     # it ended at once: none is to be had
-            tail = self.tails.change()
-        if not self.tails.admits(tail, urgency):
+            open_segment = self.open_segments.change()
+        if not self.open_segments.admits(open_segment, urgency):
             return no_room(self)
         for i in range(RECORDS_MAX):
             if self.records[i].state == RECORD_IDLE:
@@ -120,9 +120,9 @@ cdef class Log:
             return 0
         record.header = <RecordHeader*>buffer
         record.state = RECORD_BUILDING
-        record.tail = tail
+        record.open_segment = open_segment
         record.entries = record.payload = record.part_count = 0
-        record.room = self.tails.room_of(tail)
+        record.room = self.open_segments.room_of(open_segment)
         self.building = record
         self.ask_turn_end()
         return 1
@@ -236,39 +236,39 @@ cdef class Log:
         self.under_way += record.entries
         self.counters[RECORDS] += 1
         self.counters[COUNT_RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
-        self.place(record, record.tail)
+        self.place(record, record.open_segment)
 
-    cdef void place(self, Record* record, Tail* tail) noexcept nogil:
+    cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
         """Give a closed record its place in `tail` and write it there."""
         cdef RecordHeader* header = record.header
-        cdef Entry* entry = &tail.table[tail.table_count]
+        cdef Entry* entry = &open_segment.table[open_segment.table_count]
         cdef uint32_t blocks = 1 + record.payload
-        record.tail = tail
-        record.block = tail.next_block
-        header.segment = tail.segment.number
+        record.open_segment = open_segment
+        record.block = open_segment.next_block
+        header.segment = open_segment.segment.number
         header.block = record.block
-        header.stream = tail.segment.stream
-        header.previous_crc = tail.last_crc
+        header.stream = open_segment.segment.stream
+        header.previous_crc = open_segment.last_crc
         header.crc = block_crc(header)
-        tail.last_crc = header.crc
-        tail.stable = header.stable
-        tail.next_block += blocks
-        tail.records_under_way += 1
-        invariant(tail.table_count + 1 + record.entries <= tail.table_room, b"the footer's table has room for every record")
+        open_segment.last_crc = header.crc
+        open_segment.stable = header.stable
+        open_segment.next_block += blocks
+        open_segment.records_under_way += 1
+        invariant(open_segment.table_count + 1 + record.entries <= open_segment.table_room, b"the footer's table has room for every record")
         entry.position = record.sequence
         entry.crc = header.crc
         entry.count = record.entries
         entry.kind = KIND_RECORD
         entry.flags = 0
         memcpy(entry + 1, header.entries, record.entries * sizeof(Entry))
-        tail.table_count += 1 + record.entries
-        if tail.segment.first_sequence == 0:
-            tail.segment.first_sequence = record.sequence
-        tail.segment.last_sequence = record.sequence
+        open_segment.table_count += 1 + record.entries
+        if open_segment.segment.first_sequence == 0:
+            open_segment.segment.first_sequence = record.sequence
+        open_segment.segment.last_sequence = record.sequence
         self.bytes += blocks * BLOCK_BYTES
         record.state = RECORD_WRITING
         record.transfer.done = record_written
-        self.tails.write(&record.transfer, tail, record.block, <const char*>header, blocks)
+        self.open_segments.write(&record.transfer, open_segment, record.block, <const char*>header, blocks)
 
     cdef void turn_ends(self) noexcept nogil:
         """Write what was gathered, unless more is under way than that: then it waits for the next turn's, or for a commit.
@@ -289,7 +289,7 @@ cdef class Log:
             if not planted(b"empty_record_kept"):
                 self.give_up_record()
             return
-        if least and self.tails.is_tight():
+        if least and self.open_segments.is_tight():
             least = max(least, <uint32_t>FULL_ENTRIES)
         if self.building.entries >= least and not self.gathers():
             self.close_record()
@@ -301,7 +301,7 @@ cdef class Log:
 
     cdef bint gathers(self) noexcept nogil:
         """Whether the record that is being built waits for writers to come back."""
-        if self.under_way or self.draining or self.building.entries >= self.crowd or not self.tails.is_tight():
+        if self.under_way or self.draining or self.building.entries >= self.batch_target or not self.open_segments.is_tight():
             return False
         if not self.gather_timer_set:
             self.gather_timer_set = True
@@ -311,7 +311,7 @@ cdef class Log:
     cdef void gathered(self) noexcept nogil:
         """Who has not come back by now is not waited for."""
         self.gather_timer_set = False
-        self.crowd = 0
+        self.batch_target = 0
         if self.building is not NULL:
             self.ask_turn_end()
 
@@ -342,24 +342,24 @@ cdef class Log:
             self.watch_idle()
 
     cdef void commit(self, Record* record) noexcept nogil:
-        cdef Tail* tail = record.tail
+        cdef OpenSegment* open_segment = record.open_segment
         invariant(record.sequence == self.committed + 1, b"records commit in order, without gaps")
         self.oldest = record.next
         if self.oldest is NULL:
             self.newest = NULL
         self.under_way -= record.entries
         if self.under_way == 0:
-            self.crowd = record.entries + (self.building.entries if self.building is not NULL else 0)
+            self.batch_target = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
-        self.flusher.commits(record.sequence, tail.segment.replica.device)
-        tail.committed_block = record.block + 1 + record.payload
-        tail.committed_entries += 1 + record.entries
-        tail.committed_crc = record.header.crc
-        tail.records_under_way -= 1
+        self.flusher.commits(record.sequence, open_segment.segment.replica.device)
+        open_segment.committed_block = record.block + 1 + record.payload
+        open_segment.committed_entries += 1 + record.entries
+        open_segment.committed_crc = record.header.crc
+        open_segment.records_under_way -= 1
         self.on_commit(self.owner, record)
         self.free_record(record)
-        if tail.closing and tail.records_under_way == 0:
-            wake_all(&tail.quiet, 0)
+        if open_segment.closing and open_segment.records_under_way == 0:
+            wake_all(&open_segment.quiet, 0)
 
     cdef void free_record(self, Record* record) noexcept nogil:
         cdef char* buffer = <char*>record.header
@@ -371,7 +371,7 @@ cdef class Log:
 
     cdef void segments_changed(self, int error) noexcept nogil:
         """There may be room in a new segment; or, with an error, there will be none for what comes."""
-        if error and self.tails.current is NULL and self.oldest is NULL:
+        if error and self.open_segments.current is NULL and self.oldest is NULL:
             self.break_off(error)
         wake_all(&self.waiters, 0)
 
@@ -386,7 +386,7 @@ cdef class Log:
     cdef int work_around(self) noexcept nogil:
         """In a task: a write failed. Seal what is committed, write the rest again elsewhere. 0 or a negative errno."""
         cdef Record* record
-        cdef Tail* tail
+        cdef OpenSegment* open_segment
         cdef int i
         if self.building is not NULL:
             self.close_record()
@@ -395,39 +395,40 @@ cdef class Log:
         record = self.oldest
         while record is not NULL:
             if record.transfer.error:
-                self.tails.failed(record.tail.segment.store, -record.transfer.error)
+                self.open_segments.failed(record.open_segment.segment.store, -record.transfer.error)
             record = record.next
         for i in range(TAILS):
-            tail = &self.tails.all[i]
-            if tail.segment is NULL or tail.records_under_way == 0:
+            open_segment = &self.open_segments.all[i]
+            if open_segment.segment is NULL or open_segment.records_under_way == 0:
                 continue
-            tail.records_under_way = 0
-            tail.next_block = tail.committed_block
-            tail.table_count = tail.committed_entries
-            tail.last_crc = tail.committed_crc
-            tail.segment.last_sequence = min(tail.segment.last_sequence, self.committed)
-            if tail.closing:
-                wake_all(&tail.quiet, 0)
+            open_segment.records_under_way = 0
+            open_segment.next_block = open_segment.committed_block
+            open_segment.table_count = open_segment.committed_entries
+            open_segment.last_crc = open_segment.committed_crc
+            open_segment.segment.last_sequence = min(open_segment.segment.last_sequence, self.committed)
+            if open_segment.closing:
+                wake_all(&open_segment.quiet, 0)
             else:
-                self.tails.close(tail)
+                self.open_segments.close(open_segment)
         record = self.oldest
         while record is not NULL:
-            if self.tails.current is NULL or self.tails.room_of(self.tails.current) < record.payload or self.tails.room_of(self.tails.current) == 0:
-                if self.tails.replace() is NULL:
+            if self.open_segments.current is NULL or \
+                    self.open_segments.room_of(self.open_segments.current) < max(record.payload, 1):
+                if self.open_segments.replace() is NULL:
                     return -EIO
-            self.place(record, self.tails.current)
+            self.place(record, self.open_segments.current)
             record = record.next
         return 0
 
     cdef void break_off(self, int error) noexcept nogil:
         """In a task: nothing can be written any more. What is under way ends first, and will never commit."""
         cdef Record* record
-        cdef Tail* tail
+        cdef OpenSegment* open_segment
         cdef int i
         if self.error:
             return
         self.error = error
-        self.failing = self.tails.ending = True
+        self.failing = self.open_segments.ending = True
         if self.building is not NULL:
             self.close_record()
         while self.writes_left():
@@ -440,12 +441,12 @@ cdef class Log:
             self.free_record(record)
         self.newest = NULL
         for i in range(TAILS):
-            tail = &self.tails.all[i]
-            tail.records_under_way = 0
-            tail.next_block = tail.committed_block
-            tail.table_count = tail.committed_entries
-            if tail.closing:
-                wake_all(&tail.quiet, 0)
+            open_segment = &self.open_segments.all[i]
+            open_segment.records_under_way = 0
+            open_segment.next_block = open_segment.committed_block
+            open_segment.table_count = open_segment.committed_entries
+            if open_segment.closing:
+                wake_all(&open_segment.quiet, 0)
         self.failing = False
         wake_all(&self.commits, error)
         wake_all(&self.waiters, error)
@@ -453,12 +454,12 @@ cdef class Log:
     # ------------------------------------------------------------------ the mark of an idle log
 
     cdef void watch_idle(self) noexcept nogil:
-        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.tails.ending:
+        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.open_segments.ending:
             self.idle_timer_set = True
             self.io.after(&self.idle_timer, IDLE_NS)
 
     cdef void fell_idle(self) noexcept nogil:
-        if self.oldest is not NULL or self.building is not NULL or self.failing or self.tails.ending or self.error:
+        if self.oldest is not NULL or self.building is not NULL or self.failing or self.open_segments.ending or self.error:
             return                                       # not idle after all: the next commit sets the timer again
         if self.marked >= self.content:
             return
@@ -487,35 +488,35 @@ cdef class Log:
 
     cdef void finish(self) noexcept nogil:
         cdef Segment* prepared
-        self.tails.ending = True
+        self.open_segments.ending = True
         if self.idle_timer_set:
             self.io.cancel(&self.idle_timer)
             self.idle_timer_set = False
         if self.building is not NULL:
             self.close_record()
         self.wait_committed(self.sequence)
-        while self.failing or self.tails.preparing:
+        while self.failing or self.open_segments.preparing:
             wait_in(&self.waiters)
-        if self.tails.current is not NULL and self.error == 0:
-            self.tails.close(self.tails.current)
-        if self.tails.prepared is not NULL and self.error == 0:
-            prepared = self.tails.prepared.segment
-            self.tails.prepared.segment = NULL
-            self.tails.prepared = NULL
-            self.tails.drop(prepared)
-        while self.tails.sealing:
-            wait_in(&self.tails.changes)
+        if self.open_segments.current is not NULL and self.error == 0:
+            self.open_segments.close(self.open_segments.current)
+        if self.open_segments.prepared is not NULL and self.error == 0:
+            prepared = self.open_segments.prepared.segment
+            self.open_segments.prepared.segment = NULL
+            self.open_segments.prepared = NULL
+            self.open_segments.drop(prepared)
+        while self.open_segments.sealing:
+            wait_in(&self.open_segments.changes)
         while self.flusher.left:
             wait_in(&self.flusher.served)
         while self.pool_wait_asked:
             wait_in(&self.waiters)
-        while self.tails.watching_space:
-            wait_in(&self.tails.changes)
+        while self.open_segments.watching_space:
+            wait_in(&self.open_segments.changes)
 
 
 cdef inline int no_room(Log log) noexcept nogil:
     """Of a write when space has run out: it waits in `waiters` as long as a cleaner is making some, and is refused otherwise."""
-    return 0 if log.tails.space_is_coming() else -ENOSPC
+    return 0 if log.open_segments.space_is_coming() else -ENOSPC
 
 
 # ---------------------------------------------------------------------- what completions call

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
@@ -24,7 +24,7 @@ cdef struct Transfer:                # a write that may cross extents
     void (*done)(Transfer* transfer) noexcept nogil
     void* owner
 
-cdef struct Tail:                    # a segment that is appended to
+cdef struct OpenSegment:                    # a segment that is appended to
     Segment* segment                 # NULL: this tail is free
     uint32_t next_block
     uint32_t last_crc                # of the newest record's header
@@ -39,13 +39,13 @@ cdef struct Tail:                    # a segment that is appended to
     Entry* table
     uint32_t table_count
     uint32_t table_room
-    void* owner                      # Tails
+    void* owner                      # OpenSegments
     Waiters quiet                    # woken when no record of it is under way
 
-cdef class Tails:
+cdef class OpenSegments:
     cdef Reactor reactor
     cdef Io io
-    cdef Segments segments
+    cdef SegmentTable segments
     cdef uint8_t volume[16]
     cdef uint64_t epoch
     cdef uint32_t segment_blocks
@@ -55,9 +55,9 @@ cdef class Tails:
     cdef int store_count
     cdef uint32_t store_errors[STORES_MAX]    # writes that failed there: it is chosen last
     cdef uint64_t volatile           # a bit per device number that has a volatile cache
-    cdef Tail all[TAILS]
-    cdef Tail* current
-    cdef Tail* prepared
+    cdef OpenSegment all[TAILS]
+    cdef OpenSegment* current
+    cdef OpenSegment* prepared
     cdef bint preparing
     cdef int urgency                 # of that
     cdef bint creating               # the segment before `next_segment` is being created: it may be the next to be appended to
@@ -67,8 +67,8 @@ cdef class Tails:
     cdef bint no_space
     cdef bint refusing               # ... and a write was refused for it since
     cdef bint watching_space
-    cdef int64_t hope_until_ns       # without space, writes wait so long for a cleaner before they are refused
-    cdef int64_t patience_ns         # for how long from the moment on when space runs out; renewed by whoever makes some
+    cdef int64_t enospc_deadline_ns  # without space, writes wait so long for a cleaner before they are refused
+    cdef int64_t idle_timeout_ns     # for how long from the moment on when space runs out; renewed by whoever makes some
     cdef uint32_t making_space       # works under way that may come to some: they wait for their end in any case
     cdef bint ending                 # no further segment
     cdef uint64_t footer_bytes       # written
@@ -82,18 +82,18 @@ cdef class Tails:
     cdef void (*on_dead)(void* owner) noexcept nogil                       # without space or hope for it, while a segment is dead
     cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
 
-    cdef uint32_t room_of(self, Tail* tail) noexcept nogil
-    cdef void write(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
-    cdef Tail* change(self) noexcept nogil
-    cdef Tail* replace(self) noexcept nogil
+    cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil
+    cdef void write(self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
+    cdef OpenSegment* change(self) noexcept nogil
+    cdef OpenSegment* replace(self) noexcept nogil
     cdef void prepare(self, int urgency) noexcept nogil            # begins to, unless one is prepared or on its way
     cdef int prepare_one(self, int urgency) noexcept nogil
     cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space who makes some is told, too
     cdef void failed(self, int store, int error) noexcept nogil
     cdef int choose_store(self, int urgency) noexcept nogil
-    cdef bint admits(self, const Tail* tail, int urgency) noexcept nogil
-    cdef void close(self, Tail* tail) noexcept nogil               # begins to seal it
-    cdef void write_footer(self, Tail* tail) noexcept nogil
+    cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
+    cdef void close(self, OpenSegment* open_segment) noexcept nogil       # begins to seal it
+    cdef void write_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
     cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below

@@ -36,10 +36,10 @@ cdef enum:
     STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
 
 
-cdef class Tails:
+cdef class OpenSegments:
     """volume: 16 bytes. stores: list of Store. segment_blocks: of every new segment. Raises MemoryError, ValueError."""
 
-    def __cinit__(self, Reactor reactor, Segments segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+    def __cinit__(self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
         cdef void* memory
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
@@ -67,28 +67,28 @@ cdef class Tails:
         for i in range(TAILS):
             release(self.all[i].footer)
 
-    cdef uint32_t room_of(self, Tail* tail) noexcept nogil:
+    cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil:
         """Payload blocks that a record begun now in this tail may have, with room left for the footer of all its records."""
-        cdef uint32_t entries = tail.table_count + 1 + RECORD_ENTRIES_MAX
-        cdef uint32_t needed = tail.next_block + 1 + footer_blocks(entries)
-        if entries > tail.table_room or needed >= tail.segment.blocks:
+        cdef uint32_t entries = open_segment.table_count + 1 + RECORD_ENTRIES_MAX
+        cdef uint32_t needed = open_segment.next_block + 1 + footer_blocks(entries)
+        if entries > open_segment.table_room or needed >= open_segment.segment.blocks:
             return 0
-        return min(tail.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
+        return min(open_segment.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
 
-    cdef void write(self, Transfer* transfer, Tail* tail, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
+    cdef void write(self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
         cdef uint32_t contiguous, piece
         cdef uint64_t offset
         cdef Operation* operation = &transfer.operations[0]
-        invariant(block + blocks <= tail.segment.blocks, b"a segment is not written beyond its end")
+        invariant(block + blocks <= open_segment.segment.blocks, b"a segment is not written beyond its end")
         transfer.left = 0
         transfer.error = 0
         while blocks:
             invariant(transfer.left < WRITES_MAX, b"a record touches few extents")
-            offset = replica_offset(tail.segment.replica, block, &contiguous)
+            offset = replica_offset(open_segment.segment.replica, block, &contiguous)
             piece = min(blocks, contiguous)
             operation.done = transfer_step
             operation.owner = transfer
-            self.io.write(operation, tail.segment.replica.device, data, piece * BLOCK_BYTES, offset)
+            self.io.write(operation, open_segment.segment.replica.device, data, piece * BLOCK_BYTES, offset)
             transfer.left += 1
             operation += 1
             block += piece
@@ -97,7 +97,7 @@ cdef class Tails:
 
     # ------------------------------------------------------------------ the next one
 
-    cdef Tail* change(self) noexcept nogil:
+    cdef OpenSegment* change(self) noexcept nogil:
         """The prepared tail is the current one from now on; NULL: none is prepared. The one before is sealed."""
         if self.prepared is NULL:
             return NULL
@@ -108,7 +108,7 @@ cdef class Tails:
         self.prepare(FOR_WRITES)
         return self.current
 
-    cdef Tail* replace(self) noexcept nogil:
+    cdef OpenSegment* replace(self) noexcept nogil:
         """In a task: a fresh tail in the place of the current one; NULL: there is none to be had."""
         if self.current is not NULL:
             self.close(self.current)
@@ -135,15 +135,15 @@ cdef class Tails:
 
     cdef int prepare_one(self, int urgency) noexcept nogil:
         """In a task: create the segment that will follow. 0 or a negative errno."""
-        cdef Tail* tail = NULL
+        cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
         cdef CreateCall call
         cdef int i, store
-        while tail is NULL:
+        while open_segment is NULL:
             for i in range(TAILS):
                 if self.all[i].segment is NULL:
-                    tail = &self.all[i]
-            if tail is NULL:
+                    open_segment = &self.all[i]
+            if open_segment is NULL:
                 wait_in(&self.changes)
         while True:
             call.urgency = FOR_WRITES
@@ -173,12 +173,12 @@ cdef class Tails:
         segment.epoch = self.epoch
         segment.replica = call.replica
         segment.store = store
-        tail.segment = segment
-        tail.next_block = tail.last_crc = tail.records_under_way = tail.table_count = 0
-        tail.committed_block = tail.committed_entries = tail.committed_crc = 0
-        tail.urgency = call.urgency
-        tail.closing = False
-        self.prepared = tail
+        open_segment.segment = segment
+        open_segment.next_block = open_segment.last_crc = open_segment.records_under_way = open_segment.table_count = 0
+        open_segment.committed_block = open_segment.committed_entries = open_segment.committed_crc = 0
+        open_segment.urgency = call.urgency
+        open_segment.closing = False
+        self.prepared = open_segment
         if call.urgency != FOR_WRITES:
             self.space_ran_out()
         elif self.is_tight():
@@ -208,60 +208,60 @@ cdef class Tails:
                 best = i
         return best if any_works else -EIO
 
-    cdef bint admits(self, const Tail* tail, int urgency) noexcept nogil:
-        return tail.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[tail.segment.store], 0))
+    cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil:
+        return open_segment.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[open_segment.segment.store], 0))
 
-    cdef void close(self, Tail* tail) noexcept nogil:
-        tail.closing = True
+    cdef void close(self, OpenSegment* open_segment) noexcept nogil:
+        open_segment.closing = True
         self.sealing += 1
-        if self.current is tail:
+        if self.current is open_segment:
             self.current = NULL
-        start(seal_body, tail, NULL)
+        start(seal_body, open_segment, NULL)
 
-    cdef void write_footer(self, Tail* tail) noexcept nogil:
+    cdef void write_footer(self, OpenSegment* open_segment) noexcept nogil:
         """In a task: the footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then."""
-        cdef Footer* footer = tail.footer
-        cdef uint32_t table_blocks = (tail.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
+        cdef Footer* footer = open_segment.footer
+        cdef uint32_t table_blocks = (open_segment.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
         cdef Transfer transfer
         cdef Operation operation
         cdef SealCall call
         memset(footer, 0, BLOCK_BYTES)
-        memset(&tail.table[tail.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - tail.table_count) * sizeof(Entry))
+        memset(&open_segment.table[open_segment.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - open_segment.table_count) * sizeof(Entry))
         footer.magic = FOOTER_MAGIC
         footer.version = FORMAT_VERSION
         memcpy(footer.volume, self.volume, 16)
-        footer.epoch = tail.segment.epoch
-        footer.segment = tail.segment.number
-        footer.block = tail.next_block
-        footer.first_sequence = tail.segment.first_sequence
-        footer.last_sequence = tail.segment.last_sequence
-        footer.stable = tail.stable
-        footer.last_crc = tail.last_crc
-        footer.entry_count = tail.table_count
+        footer.epoch = open_segment.segment.epoch
+        footer.segment = open_segment.segment.number
+        footer.block = open_segment.next_block
+        footer.first_sequence = open_segment.segment.first_sequence
+        footer.last_sequence = open_segment.segment.last_sequence
+        footer.stable = open_segment.stable
+        footer.last_crc = open_segment.last_crc
+        footer.entry_count = open_segment.table_count
         footer.table_blocks = table_blocks
-        footer.table_crc = crc32c(tail.table, table_blocks * BLOCK_BYTES)
-        footer.stream = tail.segment.stream
+        footer.table_crc = crc32c(open_segment.table, table_blocks * BLOCK_BYTES)
+        footer.stream = open_segment.segment.stream
         footer.crc = block_crc(footer)
         waited(&operation)
         transfer.owner = &operation
         transfer.done = transfer_ends_operation
-        self.write(&transfer, tail, tail.next_block, <const char*>footer, 1 + table_blocks)
+        self.write(&transfer, open_segment, open_segment.next_block, <const char*>footer, 1 + table_blocks)
         wait(&operation)
         self.footer_bytes += (1 + table_blocks) * BLOCK_BYTES
-        call.footer_block = 0 if transfer.error else tail.next_block
-        call.blocks = tail.next_block + (0 if transfer.error else 1 + table_blocks)
+        call.footer_block = 0 if transfer.error else open_segment.next_block
+        call.blocks = open_segment.next_block + (0 if transfer.error else 1 + table_blocks)
         operation.result = 0
-        if self.volatile >> tail.segment.replica.device & 1:
+        if self.volatile >> open_segment.segment.replica.device & 1:
             waited(&operation)
-            self.io.flush(&operation, tail.segment.replica.device)
+            self.io.flush(&operation, open_segment.segment.replica.device)
             self.counters[DEVICE_FLUSHES] += 1
             wait(&operation)
-        call.store = self.stores[tail.segment.store]
-        call.replica = tail.segment.replica
+        call.store = self.stores[open_segment.segment.store]
+        call.replica = open_segment.segment.replica
         if operation.result < 0 or call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
-            self.failed(tail.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
-        tail.segment.state = SEGMENT_SEALED
-        tail.segment.blocks = call.blocks
+            self.failed(open_segment.segment.store, EIO)  # it stays open in the journal: recovery will read its headers
+        open_segment.segment.state = SEGMENT_SEALED
+        open_segment.segment.blocks = call.blocks
         self.counters[SEGMENTS_SEALED] += 1
 
     cdef void drop(self, Segment* segment) noexcept nogil:
@@ -294,21 +294,21 @@ cdef class Tails:
         return True
 
     cdef bint space_is_coming(self) noexcept nogil:
-        return self.making_space > 0 or self.io.now_ns() < self.hope_until_ns
+        return self.making_space > 0 or self.io.now_ns() < self.enospc_deadline_ns
 
     cdef void end_making_space(self) noexcept nogil:
         """What it was hoped for may be long ago: writes wait on until the policy has looked whether there is more to be had."""
         self.making_space -= 1
-        self.hope_until_ns = max(self.hope_until_ns, self.io.now_ns() + self.patience_ns)
+        self.enospc_deadline_ns = max(self.enospc_deadline_ns, self.io.now_ns() + self.idle_timeout_ns)
 
     cdef void expect_space(self, int64_t ns) noexcept nogil:
-        self.hope_until_ns = self.io.now_ns() + ns
+        self.enospc_deadline_ns = self.io.now_ns() + ns
 
     cdef void space_ran_out(self) noexcept nogil:
         """Says so once, and looks again from time to time: whoever waits for space that is coming is woken by that."""
         if not self.no_space:
             self.no_space = True
-            self.hope_until_ns = self.io.now_ns() + self.patience_ns
+            self.enospc_deadline_ns = self.io.now_ns() + self.idle_timeout_ns
             self.on_no_space(self.owner)
         if not self.watching_space:
             self.watching_space = True
@@ -379,61 +379,61 @@ cdef int64_t remove_call(void* argument) noexcept nogil:
 
 
 cdef int64_t prepare_body(void* argument) noexcept nogil:
-    return prepare_next(<Tails>argument)
+    return prepare_next(<OpenSegments>argument)
 
 
-cdef int prepare_next(Tails tails) noexcept nogil:
-    cdef int result = tails.prepare_one(tails.urgency)
+cdef int prepare_next(OpenSegments open_segments) noexcept nogil:
+    cdef int result = open_segments.prepare_one(open_segments.urgency)
     cdef Operation turn
-    tails.prepare_error = result
-    tails.prepare_ended = True
+    open_segments.prepare_error = result
+    open_segments.prepare_ended = True
     if result == -ENOSPC:
-        tails.space_ran_out()
+        open_segments.space_ran_out()
     if result < 0:                                       # at once, maybe: who asked is in the midst of an append, and must not find another's record begun
         waited(&turn)
-        tails.reactor.at_turn_end(&turn)
+        open_segments.reactor.at_turn_end(&turn)
         wait(&turn)
-    tails.preparing = False
-    wake_all(&tails.changes, 0)
-    tails.on_change(tails.log, 0 if result == -ENOSPC else min(result, 0))
+    open_segments.preparing = False
+    wake_all(&open_segments.changes, 0)
+    open_segments.on_change(open_segments.log, 0 if result == -ENOSPC else min(result, 0))
     return result
 
 
 cdef int64_t space_body(void* argument) noexcept nogil:
-    watch_space(<Tails>argument)
+    watch_space(<OpenSegments>argument)
     return 0
 
 
-cdef void watch_space(Tails tails) noexcept nogil:
+cdef void watch_space(OpenSegments open_segments) noexcept nogil:
     cdef Operation timer
-    while tails.no_space and not tails.ending:
+    while open_segments.no_space and not open_segments.ending:
         waited(&timer)
-        tails.io.after(&timer, SPACE_POLL_NS)
+        open_segments.io.after(&timer, SPACE_POLL_NS)
         wait(&timer)
-        tails.space_freed()
-        if tails.no_space and not tails.space_is_coming():
-            tails.on_change(tails.log, 0)                # who waits for space learns that there is none
-            if tails.any_dead():
-                tails.on_dead(tails.owner)
-    tails.watching_space = False
-    wake_all(&tails.changes, 0)
+        open_segments.space_freed()
+        if open_segments.no_space and not open_segments.space_is_coming():
+            open_segments.on_change(open_segments.log, 0)  # who waits for space learns that there is none
+            if open_segments.any_dead():
+                open_segments.on_dead(open_segments.owner)
+    open_segments.watching_space = False
+    wake_all(&open_segments.changes, 0)
 
 
 cdef int64_t seal_body(void* argument) noexcept nogil:
-    seal(<Tails>(<Tail*>argument).owner, <Tail*>argument)
+    seal(<OpenSegments>(<OpenSegment*>argument).owner, <OpenSegment*>argument)
     return 0
 
 
-cdef void seal(Tails tails, Tail* tail) noexcept nogil:
-    while tail.records_under_way:
-        wait_in(&tail.quiet)
-    if tail.next_block == 0:
-        tails.drop(tail.segment)
+cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept nogil:
+    while open_segment.records_under_way:
+        wait_in(&open_segment.quiet)
+    if open_segment.next_block == 0:
+        open_segments.drop(open_segment.segment)
     else:
-        tails.write_footer(tail)
-    tail.segment = NULL
-    tails.sealing -= 1
-    wake_all(&tails.changes, 0)
+        open_segments.write_footer(open_segment)
+    open_segment.segment = NULL
+    open_segments.sealing -= 1
+    wake_all(&open_segments.changes, 0)
 
 
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:

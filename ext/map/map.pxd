@@ -5,7 +5,7 @@ from iomesh.engine.store.bitmaps cimport Bitmaps
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.task cimport Waiters
-from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef enum:
     CACHE_FRAMES_MIN = 16
@@ -59,7 +59,7 @@ cdef class MapCache:                 # of one reactor
     cdef Node** buckets
     cdef uint64_t buckets_bytes
     cdef int hash_shift
-    cdef uint32_t hand
+    cdef uint32_t clock_hand
     cdef uint32_t loading
     cdef uint32_t loads_max
     cdef bint barren                 # no frame was free when one was last sought, and none came free since
@@ -79,7 +79,7 @@ cdef class MapCache:                 # of one reactor
 cdef class Map:
     cdef MapCache cache
     cdef Io io
-    cdef Segments segments           # where a segment's replica is
+    cdef SegmentTable segments           # where a segment's replica is
     cdef Pointer root                # what the last image of the root is at
     cdef Node* dirty_first[5]
     cdef Node* dirty_last[5]

@@ -52,7 +52,7 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport Waiters, join, wait_in, wake_all, wake_one
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -68,7 +68,7 @@ ABSENT = &absent
 cdef class Map:
     """A volume's map. `root` and what it points to through `segments` are the caller's to fill in."""
 
-    def __cinit__(self, MapCache cache, Io io, Segments segments):
+    def __cinit__(self, MapCache cache, Io io, SegmentTable segments):
         self.cache = cache
         self.io = io
         self.segments = segments
@@ -464,8 +464,8 @@ cdef Node* evict(MapCache cache) noexcept nogil:
     cdef Node* node
     cdef uint64_t _step
     for _step in range(2 * <uint64_t>cache.frames):
-        node = &cache.nodes[cache.hand]
-        cache.hand = cache.hand + 1 if cache.hand + 1 < cache.frames else 0
+        node = &cache.nodes[cache.clock_hand]
+        cache.clock_hand = cache.clock_hand + 1 if cache.clock_hand + 1 < cache.frames else 0
         if not evictable(node):
             continue
         if node.recent:

@@ -9,7 +9,7 @@ cdef struct Segment:                 # 104 bytes: what malloc gives for 112. A v
     uint32_t blocks                  # its length once it is sealed, else what it may grow to
     uint32_t live                    # blocks that the map, a snapshot's, or a node of one, points to
     uint32_t live_then               # ... when the newest checkpoint was begun, if `mark` says so; see live_at_checkpoint
-    uint32_t mark                    # that of the Segments when live_then was noted
+    uint32_t mark                    # that of the SegmentTable when live_then was noted
     uint16_t undecided               # of `live`: dead if what is being done to the snapshots fails, or if it succeeds; see settle
     uint16_t doomed                  # of `live`: found by a walk to be only in the snapshot that is being deleted
     Segment* undecided_next          # of those that have some
@@ -29,7 +29,7 @@ cdef struct Segment:                 # 104 bytes: what malloc gives for 112. A v
 cdef enum Born:                      # what a pointer points to
     DATA, NODE
 
-cdef class Segments:
+cdef class SegmentTable:
     cdef Segment* first
     cdef Segment* last
     cdef Segment** buckets
@@ -47,7 +47,7 @@ cdef class Segments:
     cdef uint32_t reclaim_holds      # while there are any, no segment is removed and none is compacted
     cdef uint64_t kept_from          # segments with a record behind this one are kept whole: they are the window's history. ~0: none is
     cdef uint32_t branch             # of a clone: segments below are the parent's ...
-    cdef void* parent                # ... Segments; they are found here and count there
+    cdef void* parent                # ... SegmentTable; they are found here and count there
     cdef Segment* find(self, uint32_t number) noexcept nogil           # its own
     cdef Segment* locate(self, uint32_t number) noexcept nogil         # its own or an ancestor's: where a pointer of its map leads
     cdef Segment* add(self, uint32_t number) noexcept nogil            # a new one, all zero but its number

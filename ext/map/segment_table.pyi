@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-class SegmentsView:
+class SegmentTableView:
     segment_bytes: int
     replica_bytes: int
     live: int

@@ -30,7 +30,7 @@ cdef enum:
     BUCKETS_AT_FIRST = 64
 
 
-cdef class Segments:
+cdef class SegmentTable:
     """Raises MemoryError."""
 
     def __cinit__(self):
@@ -98,9 +98,9 @@ cdef class Segments:
 
     cdef Segment* locate(self, uint32_t number) noexcept nogil:
         cdef void* owner = <void*>self
-        while number < (<Segments>owner).branch:
-            owner = (<Segments>owner).parent
-        return (<Segments>owner).find(number)
+        while number < (<SegmentTable>owner).branch:
+            owner = (<SegmentTable>owner).parent
+        return (<SegmentTable>owner).find(number)
 
     cdef bint lives(self, Pointer pointer) noexcept nogil:
         """Before retire(), where a pointer comes from a device: its map and its table may disagree."""
@@ -230,16 +230,16 @@ cdef class Segments:
         release(old)
 
 
-cdef class SegmentsView:
+cdef class SegmentTableView:
     """The same, for tests."""
 
     segment_bytes = sizeof(Segment)
     replica_bytes = sizeof(Replica) - (EXTENTS_MAX - 1) * sizeof(Extent)         # of one extent
 
-    cdef Segments segments
+    cdef SegmentTable segments
 
     def __init__(self) -> None:
-        self.segments = Segments()
+        self.segments = SegmentTable()
 
     def add(self, number: int) -> None:
         self.segments.add(number)

@@ -2,18 +2,18 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer, SnapshotEntry
-from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef struct Snapshot:
     SnapshotEntry entry
     uint32_t readers                 # it is open for reading this often, and stays meanwhile
 
-cdef struct Wish:                    # a snapshot that is wanted; stays put until it is made or withdrawn
+cdef struct SnapshotRequest:                    # a snapshot that is wanted; stays put until it is made or withdrawn
     SnapshotEntry entry              # id and name, and flags, are the asker's; the rest is filled in when it is made
     bint made
-    Wish* next
+    SnapshotRequest* next
 
-cdef class Snapshots:
+cdef class SnapshotTable:
     cdef Snapshot* all
     cdef uint32_t count
     cdef uint32_t room
@@ -21,7 +21,7 @@ cdef class Snapshots:
     cdef uint64_t version            # counts what changed; ...
     cdef uint64_t durable            # ... all up to this one is in the newest checkpoint
     cdef bint walked                 # one that was DYING is gone, and the newest checkpoint still has it
-    cdef Wish* wishes                # oldest first
+    cdef SnapshotRequest* snapshot_requests     # oldest first
     cdef uint64_t oldest_mark        # in the newest checkpoint: the sequence of the oldest mark of the restore window that is not deleted; ~0: there is none
     # the table of the checkpoint that is being written
     cdef SnapshotEntry* frozen
@@ -31,7 +31,7 @@ cdef class Snapshots:
     cdef bint frozen_walked
     cdef uint8_t frozen_parent[16]   # the head's
     cdef SnapshotEntry* frozen_dying    # the one that begins to with it; NULL: none
-    cdef uint64_t frozen_mapped      # the head's counts, as they will be with it (Segments)
+    cdef uint64_t frozen_mapped      # the head's counts, as they will be with it (SegmentTable)
     cdef uint64_t frozen_inherited
     cdef uint64_t frozen_exclusive
     cdef uint64_t frozen_disowned    # blocks that the first of those made does not have any more: a walk has ended meanwhile
@@ -45,20 +45,20 @@ cdef class Snapshots:
     cdef void remove(self, const uint8_t* id) noexcept nogil                   # what grew from it grew from its parent now
     cdef void changed(self) noexcept nogil
     # The walk of the one that is dying has found what it had alone: its heir does not have it.
-    cdef void disown(self, uint64_t alone, Segments head) noexcept nogil
+    cdef void disown(self, uint64_t alone, SegmentTable head) noexcept nogil
     # Blocks of data that the head or a snapshot holds, of its own log.
-    cdef uint64_t held(self, Segments head) noexcept nogil
+    cdef uint64_t held(self, SegmentTable head) noexcept nogil
     # The head's parent from a device, once the entries are there. NULL, or why they do not belong together.
     cdef const char* adopt(self, const uint8_t* head_parent, uint64_t data_pin, uint64_t node_pin) noexcept nogil
     # -EEXIST: there is one with this id, or this name; -ENOSPC: the table is full
-    cdef int wish(self, Wish* wish) noexcept nogil
-    cdef void withdraw(self, Wish* wish) noexcept nogil
+    cdef int snapshot_request(self, SnapshotRequest* snapshot_request) noexcept nogil
+    cdef void withdraw(self, SnapshotRequest* snapshot_request) noexcept nogil
     cdef bint are_all_marks(self) noexcept nogil                               # those that are not HIDDEN, and there are some
     cdef Snapshot* unsettled(self) noexcept nogil                              # the mark that the head goes on from, if it is; else NULL
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil
     cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil         # of the table as it is now
     # A checkpoint's: begun when everything is committed, ...
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, Segments head) noexcept nogil
+    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil
     cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil    # ... told what its map has become, ...
     cdef uint64_t data_pin(self) noexcept nogil                                # (the cuts of what will be the head's parent)
     cdef uint64_t node_pin(self) noexcept nogil

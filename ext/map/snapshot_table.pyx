@@ -25,7 +25,7 @@
 #   - at most one is DYING, so that its neighbours stay what they are while it is walked; it is nobody's parent but a snapshot's;
 #   - what becomes of the head's pins follows from its parent: they are that one's cuts.
 #
-# Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "Snapshots".
+# Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "SnapshotTable".
 
 from libc.errno cimport EEXIST, ENOMEM, ENOSPC
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -36,13 +36,13 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.format.layout cimport (
     SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef enum:
     LOOKED_AT = 64                   # hidden ones, for one that may die, by one checkpoint
 
 
-cdef class Snapshots:
+cdef class SnapshotTable:
     def __cinit__(self):
         self.oldest_mark = ~<uint64_t>0
 
@@ -110,7 +110,7 @@ cdef class Snapshots:
     cdef void changed(self) noexcept nogil:
         self.version += 1
 
-    cdef void disown(self, uint64_t alone, Segments head) noexcept nogil:
+    cdef void disown(self, uint64_t alone, SegmentTable head) noexcept nogil:
         cdef SnapshotEntry* entry = self.dying()
         if not entry.flags & SNAPSHOT_FOLLOWED or planted(b"alone_not_disowned"):
             return
@@ -123,7 +123,7 @@ cdef class Snapshots:
         else:
             head.wanted_exclusive -= alone
 
-    cdef uint64_t held(self, Segments head) noexcept nogil:
+    cdef uint64_t held(self, SegmentTable head) noexcept nogil:
         cdef uint64_t blocks = head.exclusive
         cdef uint32_t i
         for i in range(self.count):
@@ -150,31 +150,31 @@ cdef class Snapshots:
 
     # ------------------------------------------------------------------ what is wanted
 
-    cdef int wish(self, Wish* wish) noexcept nogil:
-        cdef Wish** last = &self.wishes
+    cdef int snapshot_request(self, SnapshotRequest* snapshot_request) noexcept nogil:
+        cdef SnapshotRequest** last = &self.snapshot_requests
         cdef uint32_t i, wished = 0
         for i in range(self.count):
-            if same_id(self.all[i].entry.id, wish.entry.id) or clash(&self.all[i].entry, &wish.entry):
+            if same_id(self.all[i].entry.id, snapshot_request.entry.id) or clash(&self.all[i].entry, &snapshot_request.entry):
                 return -EEXIST
         while last[0] is not NULL:
-            if same_id(last[0].entry.id, wish.entry.id) or clash(&last[0].entry, &wish.entry):
+            if same_id(last[0].entry.id, snapshot_request.entry.id) or clash(&last[0].entry, &snapshot_request.entry):
                 return -EEXIST
             last = &last[0].next
             wished += 1
         if self.count + wished >= SNAPSHOTS_MAX:
             return -ENOSPC
-        wish.made = False
-        wish.next = NULL
-        last[0] = wish
+        snapshot_request.made = False
+        snapshot_request.next = NULL
+        last[0] = snapshot_request
         self.changed()
         return 0
 
-    cdef void withdraw(self, Wish* wish) noexcept nogil:
-        cdef Wish** place = &self.wishes
-        while place[0] is not NULL and place[0] is not wish:
+    cdef void withdraw(self, SnapshotRequest* snapshot_request) noexcept nogil:
+        cdef SnapshotRequest** place = &self.snapshot_requests
+        while place[0] is not NULL and place[0] is not snapshot_request:
             place = &place[0].next
         if place[0] is not NULL:
-            place[0] = wish.next
+            place[0] = snapshot_request.next
 
     cdef bint are_all_marks(self) noexcept nogil:
         cdef uint32_t i
@@ -206,13 +206,13 @@ cdef class Snapshots:
 
     # ------------------------------------------------------------------ a checkpoint's copy
 
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, Segments head) noexcept nogil:
-        cdef Wish* wish = self.wishes
+    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil:
+        cdef SnapshotRequest* snapshot_request = self.snapshot_requests
         cdef SnapshotEntry* entry
         cdef uint32_t i, wished = 0
-        while wish is not NULL:
+        while snapshot_request is not NULL:
             wished += 1
-            wish = wish.next
+            snapshot_request = snapshot_request.next
         self.thaw()
         self.frozen = <SnapshotEntry*>calloc(self.count + wished + 1, sizeof(SnapshotEntry))
         if self.frozen is NULL or self.reserve(wished) < 0:
@@ -225,10 +225,10 @@ cdef class Snapshots:
         self.frozen_walked = self.walked
         memcpy(self.frozen_parent, self.head_parent, 16)
         self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive = head.mapped, head.inherited, head.exclusive
-        wish = self.wishes
-        while wish is not NULL:
+        snapshot_request = self.snapshot_requests
+        while snapshot_request is not NULL:
             entry = &self.frozen[self.frozen_count]
-            entry[0] = wish.entry
+            entry[0] = snapshot_request.entry
             memcpy(entry.parent, self.frozen_parent, 16)
             memcpy(self.frozen_parent, entry.id, 16)
             entry.sequence = sequence
@@ -240,7 +240,7 @@ cdef class Snapshots:
             if not planted(b"own_counted_twice"):
                 self.frozen_exclusive = 0
             self.frozen_count += 1
-            wish = wish.next
+            snapshot_request = snapshot_request.next
         for i in range(self.count if wished else 0):
             if self.frozen[i].flags & SNAPSHOT_FOLLOWED and is_zero_id(self.frozen[i].heir):
                 memcpy(self.frozen[i].heir, self.frozen[self.count].id, 16)
@@ -265,18 +265,18 @@ cdef class Snapshots:
 
     cdef void moved(self) noexcept nogil:
         """Only what this checkpoint has changed: a walk may have ended meanwhile."""
-        cdef Wish* wish
+        cdef SnapshotRequest* snapshot_request
         cdef uint32_t i
         cdef Snapshot* snapshot
         for i in range(self.frozen_count - self.frozen_made, self.frozen_count):
             self.frozen[i].own -= self.frozen_disowned
             self.frozen_disowned = 0
             invariant(self.add(&self.frozen[i]) == 0, b"room was reserved when the table was frozen")
-            wish = self.wishes
-            invariant(wish is not NULL and same_id(wish.entry.id, self.frozen[i].id), b"nothing that is being made is withdrawn")
-            self.wishes = wish.next
-            wish.entry = self.frozen[i]
-            wish.made = True
+            snapshot_request = self.snapshot_requests
+            invariant(snapshot_request is not NULL and same_id(snapshot_request.entry.id, self.frozen[i].id), b"nothing that is being made is withdrawn")
+            self.snapshot_requests = snapshot_request.next
+            snapshot_request.entry = self.frozen[i]
+            snapshot_request.made = True
         if self.frozen_dying is not NULL:
             snapshot = self.find(self.frozen_dying.id)
             snapshot.entry.flags = self.frozen_dying.flags
@@ -305,7 +305,7 @@ cdef class Snapshots:
         self.frozen_disowned = 0
 
 
-cdef void choose_dying(Snapshots self) noexcept nogil:
+cdef void choose_dying(SnapshotTable self) noexcept nogil:
     """The first of the frozen table that may die, unless one is dying: it begins to with this checkpoint."""
     cdef SnapshotEntry* entry
     cdef SnapshotEntry* child
@@ -344,7 +344,7 @@ cdef void choose_dying(Snapshots self) noexcept nogil:
         return
 
 
-cdef SnapshotEntry* frozen_entry(Snapshots self, const uint8_t* id) noexcept nogil:
+cdef SnapshotEntry* frozen_entry(SnapshotTable self, const uint8_t* id) noexcept nogil:
     cdef uint32_t i
     for i in range(self.frozen_count):
         if same_id(self.frozen[i].id, id):

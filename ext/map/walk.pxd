@@ -4,14 +4,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.map.map cimport Map, MapCache, Node
-from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef enum:
     WALK_FRAMES = 512                # of a walk's own cache, 2 MiB of it at most: users' nodes stay where they are
 
 cdef class Walk:                     # of one volume; one walk at a time
     cdef Io io
-    cdef Segments segments
+    cdef SegmentTable segments
     cdef const bint* no_space        # whether writes wait for space: then it does not wait for nodes; NULL: they never do
     cdef int64_t patient_until_ns    # until when unreadable nodes are tried again; 0: there was none
     cdef MapCache cache

@@ -7,7 +7,7 @@
 #   - where a node cannot be read, it is tried again: for minutes, unless writes wait for space. What stays unreadable, or is damaged, counts as
 #     shared with all that is below it: space may be lost then, never a block that someone needs.
 #
-# Called by history, in tasks on the volume's reactor. Nothing that the trees reach may be given up meanwhile (Segments.reclaim_holds).
+# Called by history, in tasks on the volume's reactor. Nothing that the trees reach may be given up meanwhile (SegmentTable.reclaim_holds).
 
 from libc.errno cimport EILSEQ, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -17,7 +17,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.map.map cimport ABSENT, Map, MapCache, Node
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport wait, waited
 
 cdef enum:
@@ -32,7 +32,7 @@ cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)      # of one wal
 cdef class Walk:
     """Raises MemoryError."""
 
-    def __cinit__(self, Io io, Segments segments):
+    def __cinit__(self, Io io, SegmentTable segments):
         self.io = io
         self.segments = segments
         self.cache = MapCache(WALK_FRAMES, io)
@@ -162,7 +162,7 @@ cdef inline bint is_alone(Pointer one, Pointer of_parent, Pointer of_child) noex
     return one.flags & POINTER_PRESENT and not same(one, of_parent) and (planted(b"shared_block_freed") or not same(one, of_child))
 
 
-cdef inline void mark(Segments segments, Pointer pointer) noexcept nogil:
+cdef inline void mark(SegmentTable segments, Pointer pointer) noexcept nogil:
     cdef Segment* segment = segments.find(pointer.segment)
     if segment is not NULL:
         segment.doomed += 1

@@ -2,33 +2,33 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.volume.volume cimport Volume
 from iomesh.engine.simulation.world cimport World
 
 cdef enum:
-    AUDITED_MAX = 1024               # segments
-    AUDITED_VOLUMES = 8
-    AUDIT_WORDS = 256                # of bits, one per block of a segment
+    CHECKED_SEGMENTS_MAX = 1024      # segments
+    CHECKED_VOLUMES_MAX = 8
+    CHECKER_WORDS = 256              # of bits, one per block of a segment
 
 cdef struct Marks:                   # of one segment
     uint32_t segment
     uint32_t count                   # distinct blocks that something points to
-    uint64_t pointed[AUDIT_WORDS]
-    uint64_t walked[AUDIT_WORDS]     # nodes of snapshots whose pointers have been followed
-    uint64_t heads[AUDIT_WORDS]      # blocks of data that the head holds, and no snapshot as far as it was walked
+    uint64_t pointed[CHECKER_WORDS]
+    uint64_t walked[CHECKER_WORDS]   # nodes of snapshots whose pointers have been followed
+    uint64_t heads[CHECKER_WORDS]    # blocks of data that the head holds, and no snapshot as far as it was walked
 
-cdef struct Audited:
+cdef struct CheckedVolume:
     void* volume                     # Volume
     Marks* marks                     # of its segments, in the order of numbers
     uint32_t count
 
-cdef class Audit:
+cdef class Checker:
     cdef World world
-    cdef Audited volumes[AUDITED_VOLUMES]
+    cdef CheckedVolume volumes[CHECKED_VOLUMES_MAX]
     cdef uint32_t volume_count
-    cdef uint8_t closed[AUDITED_VOLUMES][16]    # volumes that may have segments and are not open
+    cdef uint8_t closed[CHECKED_VOLUMES_MAX][16]  # volumes that may have segments and are not open
     cdef uint32_t closed_count
     cdef Marks* marks
     cdef readonly uint64_t blocks    # looked at, ever
@@ -53,7 +53,7 @@ cdef class Audit:
     # head's map (nodes that are cached are as they are there), or of one with this root.
     cdef bint is_damaged(self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil
     cdef bint path_is_damaged(self, Volume volume, const Pointer* root, uint64_t block, bint data) noexcept nogil
-    cdef bint walk_one(self, Volume volume, const Audited* audited) noexcept nogil
+    cdef bint walk_one(self, Volume volume, const CheckedVolume* audited) noexcept nogil
     cdef bint belongs(self, const Replica* replica) noexcept nogil
     cdef bint head(self, Volume volume) noexcept nogil
     cdef bint below(self, Volume volume, Pointer pointer, int level) noexcept nogil
@@ -62,5 +62,5 @@ cdef class Audit:
     cdef bint alone(self, Volume volume, Pointer pointer, Pointer successor, int level) noexcept nogil
     cdef bint visit(self, Volume volume, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil
     cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil
-    cdef Marks* find(self, Segments segments, uint32_t segment) noexcept nogil
+    cdef Marks* find(self, SegmentTable segments, uint32_t segment) noexcept nogil
     cdef bint wrong(self, const char* words, uint64_t a, uint64_t b, uint64_t c) noexcept nogil

@@ -1,4 +1,4 @@
-# A walk from outside over everything that simulated volumes hold, as another judge than what is read: that reads come out right does not show
+# A walk from outside over everything that simulated volumes hold, as another oracle than what is read: that reads come out right does not show
 # that space is counted right.
 #
 # It follows every pointer of each volume's head and of every snapshot's, straight in the memory of the simulated devices, and finds out for
@@ -25,18 +25,18 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.format.layout cimport (
     MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_DYING, Bitmap, Extent, Pointer, SnapshotEntry)
 from iomesh.engine.map.map cimport NODE_READY, Node
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.volume.volume cimport Volume
 from iomesh.engine.simulation.world cimport World
 
 
-cdef class Audit:
+cdef class Checker:
     """Raises MemoryError."""
 
     def __cinit__(self, World world):
         self.world = world
-        self.marks = <Marks*>calloc(AUDITED_MAX, sizeof(Marks))
+        self.marks = <Marks*>calloc(CHECKED_SEGMENTS_MAX, sizeof(Marks))
         if self.marks is NULL:
             raise MemoryError("no memory for an audit")
 
@@ -47,18 +47,18 @@ cdef class Audit:
         self.volume_count = self.closed_count = 0
 
     cdef void add(self, Volume volume) noexcept nogil:
-        invariant(self.volume_count < AUDITED_VOLUMES, b"an audit has room for all volumes")
+        invariant(self.volume_count < CHECKED_VOLUMES_MAX, b"an audit has room for all volumes")
         self.volumes[self.volume_count].volume = <void*>volume
         self.volume_count += 1
 
     cdef void add_closed(self, const uint8_t* identity) noexcept nogil:
-        invariant(self.closed_count < AUDITED_VOLUMES, b"an audit has room for all volumes")
+        invariant(self.closed_count < CHECKED_VOLUMES_MAX, b"an audit has room for all volumes")
         memcpy(self.closed[self.closed_count], identity, 16)
         self.closed_count += 1
 
     cdef bint walk(self) noexcept nogil:
         cdef Segment* segment
-        cdef Audited* audited
+        cdef CheckedVolume* audited
         cdef uint32_t i, count = 0
         for i in range(self.volume_count):
             audited = &self.volumes[i]
@@ -66,8 +66,8 @@ cdef class Audit:
             audited.count = 0
             segment = (<Volume>audited.volume).segments.first
             while segment is not NULL:
-                if count == AUDITED_MAX:
-                    return self.wrong(b"there are more than %llu segments", AUDITED_MAX, 0, 0)
+                if count == CHECKED_SEGMENTS_MAX:
+                    return self.wrong(b"there are more than %llu segments", CHECKED_SEGMENTS_MAX, 0, 0)
                 memset(&self.marks[count], 0, sizeof(Marks))
                 self.marks[count].segment = segment.number
                 count += 1
@@ -78,7 +78,7 @@ cdef class Audit:
                 return False
         return True
 
-    cdef bint walk_one(self, Volume volume, const Audited* audited) noexcept nogil:
+    cdef bint walk_one(self, Volume volume, const CheckedVolume* audited) noexcept nogil:
         cdef Segment* segment = volume.segments.first
         cdef SnapshotEntry* entry
         cdef uint32_t i
@@ -358,12 +358,12 @@ cdef class Audit:
                 return segment is not NULL and segment.replica is replica
         return False
 
-    cdef Marks* find(self, Segments segments, uint32_t segment) noexcept nogil:
+    cdef Marks* find(self, SegmentTable segments, uint32_t segment) noexcept nogil:
         cdef void* owner = <void*>segments
         cdef uint32_t low = 0, high, middle, i = 0
-        cdef const Audited* audited
-        while segment < (<Segments>owner).branch:
-            owner = (<Segments>owner).parent
+        cdef const CheckedVolume* audited
+        while segment < (<SegmentTable>owner).branch:
+            owner = (<SegmentTable>owner).parent
         while i < self.volume_count and <void*>(<Volume>self.volumes[i].volume).segments != owner:
             i += 1
         if i == self.volume_count:

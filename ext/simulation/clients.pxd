@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
-from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.simulation.prng cimport Prng
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.volume.volume cimport Volume
@@ -18,7 +18,7 @@ cdef enum:
 cdef enum ClientState:
     AWAY, CONNECTED, LEAVING
 
-cdef struct Call:                    # a request that a client has made
+cdef struct ClientCall:              # a request that a client has made
     void* tag                        # its asker's; NULL: free
     uint16_t command
     uint64_t cookie
@@ -28,7 +28,7 @@ cdef struct Call:                    # a request that a client has made
     int error                        # of a read's chunks
     char* data                       # to be written, or where a read's data go
     char header[32]
-    Call* next                       # of those that are not sent yet
+    ClientCall* next                 # of those that are not sent yet
 
 cdef struct Client:
     void* all                        # Clients
@@ -49,15 +49,15 @@ cdef struct Client:
     int64_t heard_ns                 # when something was, or the first of its calls was made
     int64_t left_ns
     iovec parts[2 * CALLS_PER_SEND]
-    Call calls[CALLS]
+    ClientCall calls[CALLS]
     uint32_t open_calls
-    Call* unsent_first
-    Call* unsent_last
+    ClientCall* unsent_first
+    ClientCall* unsent_last
     # the reply that is coming in
     char reply[REPLY_BYTES_MAX]
     uint32_t have                    # bytes of its header, of those it takes to go on: `need`
     uint32_t need
-    Call* reading                    # whose data follow
+    ClientCall* reading              # whose data follow
     char* into
     uint32_t left
     bint ends                        # with these data its answer is complete
@@ -71,7 +71,7 @@ cdef class Clients:
     cdef list servers                # keeps them alive
     cdef Client* all
     cdef uint32_t most
-    cdef Chance chance
+    cdef Prng prng
     cdef uint64_t cookies
     cdef bint leaving
     cdef bint lossy                  # what is sent may never arrive: they do not wait for ever
@@ -95,9 +95,9 @@ cdef class Clients:
     cdef void watch(self, Client* client) noexcept nogil
     cdef void heard(self, Client* client, const char* data, uint32_t bytes) noexcept nogil
     cdef void header_came(self, Client* client) noexcept nogil
-    cdef Call* call_of(self, Client* client) noexcept nogil
-    cdef void data_comes(self, Client* client, Call* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil
-    cdef void end_call(self, Client* client, Call* call, int error) noexcept nogil
+    cdef ClientCall* call_of(self, Client* client) noexcept nogil
+    cdef void data_comes(self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil
+    cdef void end_call(self, Client* client, ClientCall* call, int error) noexcept nogil
     cdef void leave_politely(self, Client* client) noexcept nogil
     cdef void look(self, Client* client) noexcept nogil
     cdef void hang_up(self, Client* client) noexcept nogil

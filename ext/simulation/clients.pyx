@@ -1,11 +1,12 @@
-# Clients of a simulated life: they speak NBD's transmission phase over the world's network, and the engine's own code (exports/nbd/connection.pyx) answers them.
+# Clients of a simulation run: they speak NBD's transmission phase over the world's network, and the engine's own code
+# (exports/nbd/connection.pyx) answers them.
 #
 #     AWAY ── a request wants to be made ──> CONNECTED ── reset, or no answer comes any more ──> LEAVING ── the engine's side has ended ──> AWAY
 #                                                └─ leave(): by DISC, or by the engine's stop() ──────^
 #
 # Always true:
 #   - a call is answered once, or it vanishes once; it vanishes only when the engine's side of its connection has ended. So what it has not done by
-#     then it will never do, and the judge can take it as something that failed;
+#     then it will never do, and the oracle can take it as something that failed;
 #   - replies are what the protocol says: each to a call that is open, of a read all of its bytes or an error;
 #   - a connection that has ended holds no request;
 #   - a connection whose other end is dead, silently, is cut by the network in the end, as the kernel does it for TCP; one that is alive and takes
@@ -18,7 +19,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.simulation.prng cimport below, seed_chance
+from iomesh.engine.simulation.prng cimport below, seed_prng
 from iomesh.engine.exports.nbd.connection cimport BY_MALFORMED, CLOSED, ENDED, NbdConnection
 from iomesh.engine.exports.nbd.wire cimport (
     CHUNK_BYTES, CHUNK_DONE, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_MAGIC, CHUNK_NONE, CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, CMD_DISC, CMD_READ,
@@ -41,7 +42,7 @@ cdef class Clients:
         cdef uint32_t i
         self.world, self.io, self.face, self.volume = world, io, face, volume
         self.most = most
-        seed_chance(&self.chance, seed)
+        seed_prng(&self.prng, seed)
         self.lossy = lossy
         self.servers = [None] * CLIENTS
         self.all = <Client*>calloc(CLIENTS, sizeof(Client))
@@ -59,13 +60,13 @@ cdef class Clients:
         release(self.all)
 
     cdef uint64_t draw(self, uint64_t limit) noexcept nogil:
-        return below(&self.chance, limit)
+        return below(&self.prng, limit)
 
     # ------------------------------------------------------------------ asking
 
     cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil:
         cdef Client* client = &self.all[self.draw(self.most)]
-        cdef Call* call = NULL
+        cdef ClientCall* call = NULL
         cdef uint32_t i
         if self.leaving or client.state == LEAVING or (client.state == AWAY and not self.connect(client)):
             return False
@@ -131,7 +132,7 @@ cdef class Clients:
         return True
 
     cdef void begin_send(self, Client* client) noexcept nogil:
-        cdef Call* call
+        cdef ClientCall* call
         cdef int parts = 0
         if client.sending or client.over or client.unsent_first is NULL:
             return
@@ -179,7 +180,7 @@ cdef class Clients:
         cdef uint32_t magic = get32(client.reply), length
         cdef uint16_t kind
         cdef bint last
-        cdef Call* call
+        cdef ClientCall* call
         if client.have == MAGIC_BYTES:
             client.need = SIMPLE_BYTES if magic == SIMPLE_MAGIC else CHUNK_BYTES
             if magic != SIMPLE_MAGIC and (magic != CHUNK_MAGIC or not client.structured):
@@ -218,7 +219,7 @@ cdef class Clients:
         if last:
             self.end_call(client, call, call.error)
 
-    cdef Call* call_of(self, Client* client) noexcept nogil:
+    cdef ClientCall* call_of(self, Client* client) noexcept nogil:
         cdef uint64_t cookie = get_cookie(client.reply + 8)
         cdef uint32_t i
         for i in range(CALLS):
@@ -227,7 +228,7 @@ cdef class Clients:
         self.fault(b"a reply is to request %llu, which nobody waits for", cookie, 0)
         return NULL
 
-    cdef void data_comes(self, Client* client, Call* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil:
+    cdef void data_comes(self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil:
         if offset < call.offset or offset + bytes > call.offset + call.bytes:
             self.fault(b"a read is answered with bytes of %llu, %llu of them, which it did not ask for", offset, bytes)
             return
@@ -237,7 +238,7 @@ cdef class Clients:
         client.ends = ends
         call.came += bytes
 
-    cdef void end_call(self, Client* client, Call* call, int error) noexcept nogil:
+    cdef void end_call(self, Client* client, ClientCall* call, int error) noexcept nogil:
         cdef void* tag = call.tag
         if call.command == CMD_READ and error == 0 and call.came != call.bytes:
             self.fault(b"a read is answered with %llu bytes instead of %llu", call.came, call.bytes)

@@ -1,7 +1,7 @@
 # A device of the simulated world. See simulation/disk.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.simulation.prng cimport Prng
 from iomesh.engine.simulation.faults cimport Injector
 
 cdef enum:
@@ -16,7 +16,7 @@ cdef struct Undo:                    # what a block was before a write that is n
     bint zero                        # never written before: its old contents are not kept
     uint64_t write                   # which one
 
-cdef enum Stray:                     # of the write that is to go astray
+cdef enum StrayWay:                  # of the write that is to go astray
     STRAY_NONE, STRAY_WAITING, STRAY_STRUCK
 
 cdef struct Disk:
@@ -33,13 +33,13 @@ cdef struct Disk:
     char* undone                     # its blocks
     uint64_t capacity                # of the cache, in blocks
     uint64_t base
-    uint64_t tail                    # entries before it are durable
+    uint64_t tail            # entries before it are durable
     uint64_t head
     uint64_t writes                  # numbers them
     uint64_t recent[RECENT]          # offsets of the last ones: where a misdirected one may arrive
     uint64_t corrupt_from            # lost writes, misdirected ones and rot happen within
     uint64_t corrupt_to
-    Stray stray                      # the driver's: one write whose place is known before
+    StrayWay stray                   # the driver's: one write whose place is known before
     uint64_t stray_from              # that place
     uint64_t stray_to                # where it arrives; there: nowhere
     uint64_t stray_limit             # it is lost rather than reach beyond
@@ -62,7 +62,7 @@ cdef int64_t disk_discard(Disk* disk, uint64_t bytes, uint64_t offset) noexcept 
 cdef void disk_flushed(Disk* disk, uint64_t head) noexcept nogil        # entries before `head`
 cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset) noexcept nogil      # into the cache; NULL: zeros
 # a power cut: draw, lose, then land what was under way; `under_way_blocks`: how many blocks those writes have in all
-cdef void disk_draw_cut(Disk* disk, Cut* cut, Chance* chance, uint64_t under_way_blocks) noexcept nogil
+cdef void disk_draw_cut(Disk* disk, Cut* cut, Prng* prng, uint64_t under_way_blocks) noexcept nogil
 cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil
 cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
 cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil

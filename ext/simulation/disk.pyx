@@ -12,14 +12,14 @@
 # A power cut decides for each sector which of its writes since it was durable is the last one kept, if any: nothing, all, a prefix of
 # the writes torn at its end, any of the writes, or any of the sectors. What stays is durable then.
 #
-# Taint is for a judge: a tainted block may read as something that was never written there, or as something older, by a fault that no device tells
+# Taint is for a oracle: a tainted block may read as something that was never written there, or as something older, by a fault that no device tells
 # of. A power cut that restores a block restores its taint; a taint that came later stays.
 
 from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.simulation.prng cimport Chance, below, draw, stirred
+from iomesh.engine.simulation.prng cimport Prng, below, draw, stirred
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.simulation.faults cimport LOST_WRITE, MISDIRECTED_WRITE, READ_ERROR, ROT, WRITE_ERROR, Injector, record_fault, strikes
 from iomesh.engine.base.invariant cimport invariant
@@ -109,8 +109,8 @@ cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const c
         return -EIO
     if strikes(injector, WRITE_ERROR):
         record_fault(injector, WRITE_ERROR, time_ns, disk.number, offset, bytes)
-        if draw(&injector.chance) & 1:
-            put_sectors(disk, data, bytes, offset, &injector.chance)
+        if draw(&injector.prng) & 1:
+            put_sectors(disk, data, bytes, offset, &injector.prng)
         return -EIO
     if disk.stray == STRAY_WAITING and offset == disk.stray_from:
         disk.stray = STRAY_STRUCK
@@ -123,7 +123,7 @@ cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const c
             disk_taint(disk, offset, bytes)
             return bytes
         if strikes(injector, MISDIRECTED_WRITE):
-            elsewhere = another_place(disk, &injector.chance, bytes, offset)
+            elsewhere = another_place(disk, &injector.prng, bytes, offset)
             if elsewhere != offset:
                 record_fault(injector, MISDIRECTED_WRITE, time_ns, disk.number, elsewhere, bytes).intended = offset
                 disk_put(disk, data, bytes, elsewhere)
@@ -197,43 +197,43 @@ cdef void keep(Disk* disk, uint64_t block) noexcept nogil:
 # ---------------------------------------------------------------------- faults
 
 
-cdef void put_sectors(Disk* disk, const char* data, uint64_t bytes, uint64_t offset, Chance* chance) noexcept nogil:
+cdef void put_sectors(Disk* disk, const char* data, uint64_t bytes, uint64_t offset, Prng* prng) noexcept nogil:
     """Part of a write: its first sectors, or any."""
     cdef uint64_t sectors = bytes // SECTOR_BYTES, sector, first
-    cdef bint any_of_them = draw(chance) & 1
+    cdef bint any_of_them = draw(prng) & 1
     disk.writes += 1
-    first = below(chance, sectors + 1)
+    first = below(prng, sectors + 1)
     for sector in range(sectors):
         if sector % BLOCK_SECTORS == 0:
             keep(disk, (offset + sector * SECTOR_BYTES) // DISK_BLOCK_BYTES)
             changes(disk, (offset + sector * SECTOR_BYTES) // DISK_BLOCK_BYTES)
-        if any_of_them and draw(chance) & 1 or not any_of_them and sector < first:
+        if any_of_them and draw(prng) & 1 or not any_of_them and sector < first:
             memcpy(disk.memory + offset + sector * SECTOR_BYTES, data + sector * SECTOR_BYTES, SECTOR_BYTES)
 
 
-cdef uint64_t another_place(Disk* disk, Chance* chance, uint32_t bytes, uint64_t offset) noexcept nogil:
+cdef uint64_t another_place(Disk* disk, Prng* prng, uint32_t bytes, uint64_t offset) noexcept nogil:
     """Where a misdirected write arrives: at a recent one's place, or near its own; `offset` itself: neither is possible."""
     cdef uint64_t place
-    if draw(chance) & 1 and disk.writes:
-        place = disk.recent[below(chance, min(disk.writes, RECENT))]
+    if draw(prng) & 1 and disk.writes:
+        place = disk.recent[below(prng, min(disk.writes, RECENT))]
     else:
-        place = offset + (1 + below(chance, NEAR_BLOCKS)) * DISK_BLOCK_BYTES
-        if draw(chance) & 1:
+        place = offset + (1 + below(prng, NEAR_BLOCKS)) * DISK_BLOCK_BYTES
+        if draw(prng) & 1:
             place = offset - min(offset, place - offset)
     return place if within(disk, place, bytes) and corruptible(disk, place, bytes) else offset
 
 
 cdef void rot(Disk* disk, Injector* injector, int64_t time_ns, uint32_t bytes, uint64_t offset) noexcept nogil:
-    cdef uint64_t form = below(&injector.chance, 4), at = offset + below(&injector.chance, bytes)
+    cdef uint64_t form = below(&injector.prng, 4), at = offset + below(&injector.prng, bytes)
     cdef uint64_t unit = SECTOR_BYTES if form == 2 else DISK_BLOCK_BYTES, i
     changes(disk, at // DISK_BLOCK_BYTES)
     if form < 2:
         unit = 1
-        disk.memory[at] ^= <char>(1 << below(&injector.chance, 8))
+        disk.memory[at] ^= <char>(1 << below(&injector.prng, 8))
     else:
         at -= at % unit
         for i in range(unit):
-            disk.memory[at + i] = <char>draw(&injector.chance)
+            disk.memory[at + i] = <char>draw(&injector.prng)
     disk_taint(disk, at - at % DISK_BLOCK_BYTES, DISK_BLOCK_BYTES)
     record_fault(injector, ROT, time_ns, disk.number, at, <uint32_t>unit)
 
@@ -270,14 +270,14 @@ cdef uint32_t disk_sum(Disk* disk, uint64_t offset) noexcept nogil:
 # ---------------------------------------------------------------------- power cuts
 
 
-cdef void disk_draw_cut(Disk* disk, Cut* cut, Chance* chance, uint64_t under_way_blocks) noexcept nogil:
-    cdef uint64_t choice = below(chance, 8)
+cdef void disk_draw_cut(Disk* disk, Cut* cut, Prng* prng, uint64_t under_way_blocks) noexcept nogil:
+    cdef uint64_t choice = below(prng, 8)
     cut.keeps = KEEPS_NOTHING if choice == 0 else KEEPS_ALL if choice == 1 else KEEPS_FIRST if choice < 4 else \
         KEEPS_WRITES if choice < 6 else KEEPS_SECTORS
-    cut.seed = draw(chance)
-    cut.threshold = draw(chance)
-    cut.first = disk.tail + below(chance, disk.head - disk.tail + under_way_blocks + 1)
-    cut.sectors = <int>below(chance, BLOCK_SECTORS)
+    cut.seed = draw(prng)
+    cut.threshold = draw(prng)
+    cut.first = disk.tail + below(prng, disk.head - disk.tail + under_way_blocks + 1)
+    cut.sectors = <int>below(prng, BLOCK_SECTORS)
 
 
 cdef bint kept(const Cut* cut, uint64_t position, uint64_t write, int sector) noexcept nogil:

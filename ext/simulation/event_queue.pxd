@@ -33,7 +33,7 @@ cdef struct Due:
     uint64_t order                   # of asking: between equals
     uint32_t event
 
-cdef class Agenda:
+cdef class EventQueue:
     cdef Event* events               # numbers stay, addresses do not: put() may move them
     cdef Due* heap
     cdef uint32_t capacity

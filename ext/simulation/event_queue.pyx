@@ -18,7 +18,7 @@ cdef enum:
     FIRST_CAPACITY = 1024
 
 
-cdef class Agenda:
+cdef class EventQueue:
     def __cinit__(self):
         self.unused = NO_EVENT
         self.grow()

@@ -1,10 +1,10 @@
-# What may go wrong in the simulated world, how often, and what did. Everything here is drawn from a Chance of its own: a fault that is
+# What may go wrong in the simulated world, how often, and what did. Everything here is drawn from a Prng of its own: a fault that is
 # switched off leaves the order of the others' events as it was until the first one that it would have hit.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from iomesh.engine.simulation.prng cimport Chance, happens
+from iomesh.engine.simulation.prng cimport Prng, happens
 
-cdef enum Fault:                     # in the order of the fields of Faults
+cdef enum FaultKind:                 # in the order of the fields of Faults
     READ_ERROR                       # EIO for this one read
     WRITE_ERROR                      # EIO; nothing or any of its sectors were written
     FLUSH_ERROR                      # EIO; nothing more is durable than before
@@ -50,15 +50,15 @@ cdef struct FaultRecord:
 
 cdef struct Injector:
     Faults probability
-    Chance chance
+    Prng prng
     uint64_t counts[FAULTS]
     uint64_t recorded
     FaultRecord records[FAULTS_KEPT]      # the last ones, by recorded % FAULTS_KEPT
 
-cdef inline bint strikes(Injector* injector, Fault fault) noexcept nogil:
-    return happens(&injector.chance, (<double*>&injector.probability)[<int>fault])
+cdef inline bint strikes(Injector* injector, FaultKind fault) noexcept nogil:
+    return happens(&injector.prng, (<double*>&injector.probability)[<int>fault])
 
-cdef inline FaultRecord* record_fault(Injector* injector, Fault fault, int64_t time_ns, int target, uint64_t offset, uint32_t bytes) noexcept nogil:
+cdef inline FaultRecord* record_fault(Injector* injector, FaultKind fault, int64_t time_ns, int target, uint64_t offset, uint32_t bytes) noexcept nogil:
     cdef FaultRecord* record = &injector.records[injector.recorded % FAULTS_KEPT]
     injector.recorded += 1
     injector.counts[<int>fault] += 1

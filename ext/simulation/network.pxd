@@ -1,8 +1,8 @@
 # The simulated world's connections. See simulation/network.pyx.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from iomesh.engine.simulation.event_queue cimport Agenda, EventKind
-from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.simulation.event_queue cimport EventQueue, EventKind
+from iomesh.engine.simulation.prng cimport Prng
 from iomesh.engine.simulation.faults cimport Injector
 from iomesh.engine.base.io cimport Operation
 
@@ -10,7 +10,7 @@ cdef enum:
     ENDS_MAX = 1024
     PIPE_BYTES = 256 * 1024          # what one direction holds, under way or not received yet
 
-cdef struct End:
+cdef struct ConnectionSide:
     bint used
     bint closing                     # by its own side
     int face
@@ -27,11 +27,11 @@ cdef struct End:
     Operation* sending
 
 cdef class Network:
-    cdef Agenda agenda
+    cdef EventQueue event_queue
     cdef Injector* injector
-    cdef Chance* chance
+    cdef Prng* prng
     cdef int64_t* delay_ns
-    cdef End ends[ENDS_MAX]
+    cdef ConnectionSide ends[ENDS_MAX]
 
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil      # 0 or -EMFILE, -ENOMEM
     cdef void receive(self, int number, Operation* operation) noexcept nogil

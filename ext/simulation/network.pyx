@@ -27,8 +27,8 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef class Network:
-    def __cinit__(self, Agenda agenda):
-        self.agenda = agenda
+    def __cinit__(self, EventQueue event_queue):
+        self.event_queue = event_queue
 
     def __dealloc__(self):
         for end in range(ENDS_MAX):
@@ -55,20 +55,20 @@ cdef class Network:
         self.deliver(number)
 
     cdef void send(self, int number, Operation* operation) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         invariant(end.sending is NULL, b"one send at a time is under way on a connection")
         end.sending = operation
         if end.error == 0 and end.peer >= 0:
             if strikes(self.injector, CONNECTION_CUT):
-                record_fault(self.injector, CONNECTION_CUT, self.agenda.now, number, 0, operation.bytes)
+                record_fault(self.injector, CONNECTION_CUT, self.event_queue.now, number, 0, operation.bytes)
                 self.cut(number)
             if strikes(self.injector, CONNECTION_HALF_OPEN):
-                record_fault(self.injector, CONNECTION_HALF_OPEN, self.agenda.now, number, 0, operation.bytes)
+                record_fault(self.injector, CONNECTION_HALF_OPEN, self.event_queue.now, number, 0, operation.bytes)
                 self.half_open(number)
         self.pump(number)
 
     cdef void close(self, int number) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         invariant(end.used and not end.closing, b"a connection is closed once")
         end.closing = True
         if end.peer >= 0 and not self.ends[end.peer].deaf:
@@ -102,8 +102,8 @@ cdef class Network:
 
     cdef bint occur(self, uint32_t event) noexcept nogil:
         """False: it came too late for anyone."""
-        cdef Event* it = &self.agenda.events[event]
-        cdef End* end = &self.ends[it.target]
+        cdef Event* it = &self.event_queue.events[event]
+        cdef ConnectionSide* end = &self.ends[it.target]
         cdef EventKind kind = it.kind
         cdef int number = it.target
         if not end.used or end.generation != it.generation or end.closing or end.error:
@@ -121,7 +121,7 @@ cdef class Network:
         return True
 
     cdef void handed_back(self, int number) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         end.endings -= 1
         if end.closing and end.endings == 0:
             self.give_up(number)
@@ -130,7 +130,7 @@ cdef class Network:
 
     cdef int take_end(self) noexcept nogil:
         cdef int number
-        cdef End* end
+        cdef ConnectionSide* end
         for number in range(ENDS_MAX):
             end = &self.ends[number]
             if end.used:
@@ -151,7 +151,7 @@ cdef class Network:
         return -EMFILE
 
     cdef void give_up(self, int number) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         if end.peer >= 0 and self.ends[end.peer].peer == number:
             self.ends[end.peer].peer = -1
         end.used = False
@@ -160,7 +160,7 @@ cdef class Network:
 
     cdef void pump(self, int number) noexcept nogil:
         """Go on with a send, as far as the pipe has room."""
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         cdef Operation* operation = end.sending
         cdef iovec* part
         cdef uint32_t skipped = 0, room, piece, moved = 0
@@ -193,7 +193,7 @@ cdef class Network:
             self.end_operation(number, operation, operation.bytes)
 
     cdef void put_into(self, int number, const char* data, uint32_t bytes) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         cdef uint32_t at = <uint32_t>(end.sent % PIPE_BYTES), piece = min(bytes, PIPE_BYTES - at)
         memcpy(end.pipe + at, data, piece)
         memcpy(end.pipe, data + piece, bytes - piece)
@@ -203,29 +203,29 @@ cdef class Network:
         cdef uint64_t first = bytes
         if self.ends[number].deaf:
             return                                       # the bytes stay in the pipe: no one acknowledges them
-        if draw(self.chance) % 8 == 0:
-            first = below(self.chance, bytes) + 1
+        if draw(self.prng) % 8 == 0:
+            first = below(self.prng, bytes) + 1
         self.arriving_event(number, EVENT_ARRIVAL, first)
         if first < bytes:
             self.arriving_event(number, EVENT_ARRIVAL, bytes - first)
 
     cdef void arriving_event(self, int number, EventKind kind, uint64_t bytes) noexcept nogil:
         """Behind everything that was sent to this end before."""
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         cdef uint32_t event
-        end.last_ns = max(end.last_ns, self.agenda.now + self.delay(number))
-        event = self.agenda.put(kind, end.face, number, NULL, end.last_ns)
-        self.agenda.events[event].mark = bytes
-        self.agenda.events[event].generation = end.generation
+        end.last_ns = max(end.last_ns, self.event_queue.now + self.delay(number))
+        event = self.event_queue.put(kind, end.face, number, NULL, end.last_ns)
+        self.event_queue.events[event].mark = bytes
+        self.event_queue.events[event].generation = end.generation
 
     cdef void reset(self, int number) noexcept nogil:
         """It overtakes what was sent."""
-        cdef uint32_t event = self.agenda.put(EVENT_RESET, self.ends[number].face, number, NULL, self.agenda.now + self.delay(number))
-        self.agenda.events[event].generation = self.ends[number].generation
+        cdef uint32_t event = self.event_queue.put(EVENT_RESET, self.ends[number].face, number, NULL, self.event_queue.now + self.delay(number))
+        self.event_queue.events[event].generation = self.ends[number].generation
 
     cdef void deliver(self, int number) noexcept nogil:
         """End a receive with what has arrived."""
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         cdef Operation* operation = end.receiving
         cdef uint32_t bytes, at, piece
         if operation is NULL:
@@ -246,7 +246,7 @@ cdef class Network:
             self.pump(end.peer)
 
     cdef void fail(self, int number, int error) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         end.error = error
         if end.receiving is not NULL:
             self.end_operation(number, end.receiving, error)
@@ -254,11 +254,11 @@ cdef class Network:
             self.end_operation(number, end.sending, error)
 
     cdef void end_operation(self, int number, Operation* operation, int64_t result) noexcept nogil:
-        cdef End* end = &self.ends[number]
+        cdef ConnectionSide* end = &self.ends[number]
         cdef bint receive = operation is end.receiving
-        cdef uint32_t event = self.agenda.put(EVENT_RECEIVE if receive else EVENT_SEND, end.face, number, operation,
-                                              self.agenda.now + 1 + <int64_t>below(self.chance, 1000))
-        self.agenda.events[event].result = result
+        cdef uint32_t event = self.event_queue.put(EVENT_RECEIVE if receive else EVENT_SEND, end.face, number, operation,
+                                                   self.event_queue.now + 1 + <int64_t>below(self.prng, 1000))
+        self.event_queue.events[event].result = result
         end.endings += 1
         if receive:
             end.receiving = NULL
@@ -266,8 +266,8 @@ cdef class Network:
             end.sending = NULL
 
     cdef int64_t delay(self, int number) noexcept nogil:
-        cdef int64_t delay = self.delay_ns[0] // 4 + <int64_t>below(self.chance, self.delay_ns[0] * 3 // 2 + 1)
+        cdef int64_t delay = self.delay_ns[0] // 4 + <int64_t>below(self.prng, self.delay_ns[0] * 3 // 2 + 1)
         if strikes(self.injector, NETWORK_SLOW):
-            record_fault(self.injector, NETWORK_SLOW, self.agenda.now, number, 0, 0)
-            delay *= 2 + below(&self.injector.chance, 99)
+            record_fault(self.injector, NETWORK_SLOW, self.event_queue.now, number, 0, 0)
+            delay *= 2 + below(&self.injector.prng, 99)
         return delay + 1

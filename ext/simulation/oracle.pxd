@@ -16,10 +16,10 @@ cdef enum OperationFlag:
     OP_LAPSED = 8                    # nobody promises any more that it took place: failed, or under way in a crash, or not flushed before a power cut
 
 cdef struct Wrote:                   # one write, trim or write-zeroes
-    uint64_t begun                   # on the judge's clock
+    uint64_t begun                   # on the oracle's clock
     uint64_t ended                   # acknowledged or lapsed; NEVER while it is under way
     uint32_t flags
-    uint32_t judge                   # the number of that of its volume
+    uint32_t oracle                  # the number of that of its volume
 
 cdef struct Version:                 # that a sector may have
     uint32_t wrote                   # by which operation
@@ -28,17 +28,17 @@ cdef struct Version:                 # that a sector may have
 
 cdef struct Kept:                    # what a snapshot may hold
     bint used
-    int32_t* first                   # per sector, as the Judge's
+    int32_t* first                   # per sector, as the Oracle's
 
 cdef class Ledger:                   # of all volumes of a life: what is written says of which of all operations it is
     cdef uint64_t clock              # counts what happens
     cdef uint32_t count              # of operations so far, the initial zeros included
     cdef uint64_t compared           # sectors, ever
     cdef uint64_t ambiguous          # of them those of which more than one version was allowed
-    cdef uint32_t judges             # ever
+    cdef uint32_t oracles            # ever
     cdef Wrote* wrote
 
-cdef class Judge:                    # of one volume
+cdef class Oracle:                    # of one volume
     cdef Ledger ledger
     cdef Wrote* wrote                # the ledger's
     cdef uint32_t number             # in the ledger
@@ -84,7 +84,7 @@ cdef class Judge:                    # of one volume
     cdef void let_go(self, int number) noexcept nogil
     cdef int keep_again(self, int number) noexcept nogil     # one more of the same
     # Nothing is under way: the volume is what that snapshot holds, of the same volume or of another one, and that is stable. Its operation.
-    cdef uint32_t go_back(self, Judge of, int number) noexcept nogil
+    cdef uint32_t go_back(self, Oracle of, int number) noexcept nogil
     # Of a whole block of it: False, and words. From now on it is what was seen.
     cdef bint check_kept(self, int number, uint32_t sector, const char* data, uint64_t place) noexcept nogil
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil
@@ -94,7 +94,7 @@ cdef class Judge:                    # of one volume
     cdef void replace(self, uint32_t sector, uint32_t number, uint32_t content) noexcept nogil
     cdef int32_t new_version(self, uint32_t number, uint32_t content) noexcept nogil
     cdef int take_kept(self) noexcept nogil
-    cdef void copy(self, Judge of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil
+    cdef void copy(self, Oracle of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil
     cdef void forget(self, int32_t* first) noexcept nogil
     cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil
 

@@ -12,7 +12,7 @@
 # A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made. To go back to one is an
 # operation of its own, the newest of every sector, with the snapshot's content.
 #
-# A volume has a Judge; those of one life share a Ledger, which numbers the operations of all. So what a clone has of its parent is known by the
+# A volume has a Oracle; those of one life share a Ledger, which numbers the operations of all. So what a clone has of its parent is known by the
 # parent's numbers: a clone begins as if it had gone back to the parent's snapshot.
 #
 # Besides: within one block an operation took place whole or not at all; after a power cut what survived is a prefix of the log: if
@@ -27,9 +27,9 @@ from iomesh.engine.base.invariant cimport invariant
 
 cdef extern from *:
     """
-    #define JUDGE_NEVER UINT64_MAX
+    #define NEVER_ENDED UINT64_MAX
     """
-    const uint64_t NEVER "JUDGE_NEVER"
+    const uint64_t NEVER "NEVER_ENDED"
 
 cdef enum:
     WORDS = SECTOR_BYTES // 8
@@ -69,7 +69,7 @@ cdef class Ledger:
         release(self.wrote)
 
 
-cdef class Judge:
+cdef class Oracle:
     """sectors_max: of the largest that the volume may become. Raises MemoryError."""
 
     def __cinit__(self, Ledger ledger, uint32_t sectors_max):
@@ -90,8 +90,8 @@ cdef class Judge:
 
     cdef void reset(self, uint32_t sectors, bint keeps_nothing_volatile) noexcept nogil:
         cdef int i
-        self.ledger.judges += 1
-        self.number = self.ledger.judges
+        self.ledger.oracles += 1
+        self.number = self.ledger.oracles
         self.sectors = sectors
         self.keeps_nothing_volatile = keeps_nothing_volatile
         memset(self.first, 0xFF, sectors * sizeof(int32_t))
@@ -115,7 +115,7 @@ cdef class Judge:
         self.wrote[number].begun = self.ledger.clock
         self.wrote[number].ended = NEVER
         self.wrote[number].flags = OP_ZERO if zeros else 0
-        self.wrote[number].judge = self.number
+        self.wrote[number].oracle = self.number
         self.prefix_known = False
         for i in range(sector, sector + count):
             self.prune(i)
@@ -151,7 +151,7 @@ cdef class Judge:
         self.doubtful_from = max(self.doubtful_from, begun)
         for i in range(self.oldest_lapsed if begun < self.crash else self.ledger.count, self.ledger.count):      # now it is known that it took place
             wrote = &self.wrote[i]
-            if wrote.judge == self.number and wrote.flags & OP_ACKNOWLEDGED and wrote.flags & OP_LAPSED and self.begun < wrote.ended <= begun:
+            if wrote.oracle == self.number and wrote.flags & OP_ACKNOWLEDGED and wrote.flags & OP_LAPSED and self.begun < wrote.ended <= begun:
                 wrote.flags = wrote.flags & ~OP_LAPSED | OP_STABLE
 
     cdef void crashed(self, bint power) noexcept nogil:
@@ -164,7 +164,7 @@ cdef class Judge:
         self.oldest_lapsed = self.oldest_unstable
         for i in range(self.oldest_unstable, self.ledger.count):
             wrote = &self.wrote[i]
-            if wrote.judge != self.number:
+            if wrote.oracle != self.number:
                 continue
             if wrote.ended == NEVER:
                 wrote.ended = self.ledger.clock
@@ -301,7 +301,7 @@ cdef class Judge:
             self.copy(self, self.kept[number].first[sector], &self.kept[again].first[sector], 0)
         return again
 
-    cdef uint32_t go_back(self, Judge of, int number) noexcept nogil:
+    cdef uint32_t go_back(self, Oracle of, int number) noexcept nogil:
         cdef uint32_t operation = self.ledger.count, sector
         invariant(operation < OPERATIONS_MAX, b"a model has room for an operation")
         self.ledger.count += 1
@@ -309,14 +309,14 @@ cdef class Judge:
         self.wrote[operation].begun = self.ledger.clock - 1
         self.wrote[operation].ended = self.ledger.clock
         self.wrote[operation].flags = OP_ACKNOWLEDGED | OP_STABLE
-        self.wrote[operation].judge = self.number
+        self.wrote[operation].oracle = self.number
         for sector in range(self.sectors):
             self.forget(&self.first[sector])
             self.copy(of, of.kept[number].first[sector], &self.first[sector], operation)
         self.doubtful_from = max(self.doubtful_from, self.ledger.clock + 1)
         return operation
 
-    cdef void copy(self, Judge of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
+    cdef void copy(self, Oracle of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
         """Versions of a sector. number: of the operation that makes them so; 0: those that did."""
         cdef int32_t at
         while from_first >= 0:
@@ -484,13 +484,13 @@ cdef class Judge:
             snprintf(self.words + length, sizeof(self.words) - length, b" nothing was written")
 
 
-cdef inline bint is_stable(Judge judge, const Wrote* wrote) noexcept nogil:
-    return wrote.ended < judge.doubtful_from and (
-        wrote.flags & OP_STABLE or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= judge.stable))
+cdef inline bint is_stable(Oracle oracle, const Wrote* wrote) noexcept nogil:
+    return wrote.ended < oracle.doubtful_from and (
+        wrote.flags & OP_STABLE or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= oracle.stable))
 
 
-cdef bint has(Judge judge, uint32_t sector, uint32_t number) noexcept nogil:
-    cdef int32_t at = judge.first[sector]
-    while at >= 0 and judge.versions[at].wrote != number:
-        at = judge.versions[at].next
+cdef bint has(Oracle oracle, uint32_t sector, uint32_t number) noexcept nogil:
+    cdef int32_t at = oracle.first[sector]
+    while at >= 0 and oracle.versions[at].wrote != number:
+        at = oracle.versions[at].next
     return at >= 0

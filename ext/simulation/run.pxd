@@ -17,10 +17,10 @@ cdef enum:
     REGION_SECTORS = 2048
     READ_BLOCKS = 256
     STORES = 2
-    TENANTS = 4                      # volumes at once
+    VOLUMES_MAX = 4                      # volumes at once
     TRACED = 1024                    # events that are kept
 
-cdef enum Kind:                      # what a life may do; to add one: here, in KIND_NAMES, draw_swarm() and Simulation.begin()
+cdef enum ActionKind:                # what a life may do; to add one: here, in KIND_NAMES, draw_swarm() and Simulation.begin()
     READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH, STRAY,
     VERIFY,                          # not drawn: a read after a recovery
     KINDS
@@ -29,7 +29,7 @@ cdef struct Slot:                    # an operation under way
     Request request                  # its first member
     Read read
     Operation when
-    void* tenant                     # whose volume is asked
+    void* simulated                  # whose volume is asked
     char* buffer
     bint busy
     int kind
@@ -41,14 +41,14 @@ cdef struct Slot:                    # an operation under way
     bint damaged                     # something that it needs was, when it began
     int64_t started_ns
 
-cdef struct Event:                   # for people
+cdef struct TraceEvent:              # for people
     int64_t now_ns
     const char* words
     int64_t a
     int64_t b
     int64_t c
 
-cdef class Life:
+cdef class RunState:
     cdef readonly uint64_t seed
     cdef uint64_t state
     cdef uint8_t cluster[16]
@@ -63,9 +63,9 @@ cdef class Life:
     cdef void* store_pointers[STORES]
     cdef uint64_t counters[COUNTERS]
     cdef uint64_t histograms[HISTOGRAMS * HISTOGRAM_BUCKETS]
-    cdef void* tenant_pointers[TENANTS]
-    cdef uint32_t tenant_count
-    cdef bint wanting                # a tenant wants to settle in: Python makes what that takes
+    cdef void* volume_pointers[VOLUMES_MAX]
+    cdef uint32_t volume_count
+    cdef bint wanting                # a simulated volume wants to settle in: Python makes what that takes
     # what was drawn: simulation/swarm.pyx
     cdef readonly dict drawn         # for people
     cdef int store_count
@@ -113,7 +113,7 @@ cdef class Life:
     cdef bint last                   # the last beginning: what is there is compared, and all ends well
     cdef bint wrong
     cdef char words[640]
-    cdef uint32_t volume_count       # ever
+    cdef uint32_t volumes_ever       # ever
     cdef uint32_t shot_count         # snapshots ever, of all volumes
     cdef uint64_t damaged_at         # on the ledger's clock: the newest
     cdef readonly uint64_t operations
@@ -140,7 +140,7 @@ cdef class Life:
     cdef readonly uint64_t walks
     cdef readonly uint64_t comparisons       # of what cleaning derives with what a walk has found
     cdef Cleaned cleaned             # in all
-    cdef Event events[TRACED]
+    cdef TraceEvent events[TRACED]
     cdef uint64_t event_count
 
     cdef uint64_t draw(self, uint64_t below) noexcept nogil
@@ -153,7 +153,7 @@ cdef class Life:
     cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil
     cdef void fail(self, const char* what, int error) noexcept nogil
-    cdef Slot* take_slot(self, void* tenant, int kind) noexcept nogil
+    cdef Slot* take_slot(self, void* simulated, int kind) noexcept nogil
     cdef int64_t oldest_ns(self) noexcept nogil
     cdef void pass_time(self) noexcept nogil
 

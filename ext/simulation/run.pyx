@@ -1,5 +1,5 @@
 # What all of a life in the simulated world share: chance, what was drawn, the process in which its volumes are open, and the trace of what
-# happened. Who uses it: tenant (a volume), shots (its snapshots) and what else a volume may live through; simulation makes one and drives it.
+# happened. Who uses it: simulated volume (a volume), shots (its snapshots) and what else a volume may live through; simulation makes one and drives it.
 
 from libc.errno cimport ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -21,7 +21,7 @@ KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "
 cdef char* spare_memory = NULL
 
 
-cdef class Life:
+cdef class RunState:
     """Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
@@ -88,7 +88,7 @@ cdef class Life:
             count += 1
         return count
 
-    cdef Slot* take_slot(self, void* tenant, int kind) noexcept nogil:
+    cdef Slot* take_slot(self, void* simulated, int kind) noexcept nogil:
         cdef int i = 0
         cdef Slot* slot
         while self.slots[i].busy:
@@ -98,7 +98,7 @@ cdef class Life:
         memset(&slot.request, 0, sizeof(slot.request))
         memset(&slot.read, 0, sizeof(slot.read) - sizeof(slot.read.pointers))
         slot.busy = True
-        slot.tenant = tenant
+        slot.simulated = simulated
         slot.kind = kind
         slot.done = slot.number = 0
         slot.started_ns = self.io.now_ns()
@@ -126,9 +126,9 @@ cdef class Life:
     # ------------------------------------------------------------------ for people
 
     cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil:
-        cdef Event* event = &self.events[self.event_count % TRACED]
+        cdef TraceEvent* event = &self.events[self.event_count % TRACED]
         self.event_count += 1
-        event.now_ns = self.world.agenda.now
+        event.now_ns = self.world.event_queue.now
         event.words, event.a, event.b, event.c = words, a, b, c
 
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil:
@@ -147,7 +147,7 @@ cdef class Life:
     def trace(self, last=100):
         """The last events, oldest first."""
         cdef char[256] line
-        cdef Event* event
+        cdef TraceEvent* event
         lines = []
         for number in range(max(0, self.event_count - min(last, <uint64_t>TRACED)), self.event_count):
             event = &self.events[<uint64_t>number % TRACED]

@@ -1,22 +1,22 @@
 # One volume of a life in the simulated world. See simulation/simulated_volume.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from iomesh.engine.simulation.checker cimport Audit
+from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.simulation.clients cimport Clients
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.history.snapshots cimport Making
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.simulation.oracle cimport Judge
+from iomesh.engine.simulation.oracle cimport Oracle
 from iomesh.engine.format.layout cimport Pointer
-from iomesh.engine.simulation.run cimport Life, Slot
+from iomesh.engine.simulation.run cimport RunState, Slot
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.log.request cimport Read
-from iomesh.engine.history.point_in_time cimport Retrace
-from iomesh.engine.map.segment_table cimport Segments
-from iomesh.engine.map.snapshot_table cimport Wish
+from iomesh.engine.history.roll_forward cimport RollForward
+from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.base.task cimport Waiters
 from iomesh.engine.volume.volume cimport Volume
 
@@ -25,18 +25,18 @@ cdef enum:
     SHOTS_AND_MARKS = SHOTS + 9      # behind those of users the marks of the restore window
     MOMENTS = 4                      # that are kept in mind
 
-cdef enum ShotState:                 # of a snapshot, as its user knows it
+cdef enum SimulatedSnapshotState:                 # of a snapshot, as its user knows it
     SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
     SHOT_UNKNOWN                     # a crash came while it was made or deleted
 
-cdef struct Shot:
-    ShotState state
-    void* tenant
+cdef struct SimulatedSnapshot:
+    SimulatedSnapshotState state
+    void* simulated
     uint8_t id[16]
     uint32_t number
     uint64_t begun                   # on the ledger's clock
     uint64_t size_blocks
-    int kept                         # what it may hold, by the judge's number
+    int kept                         # what it may hold, by the oracle's number
     bint looked_at                   # someone reads it
     bint unmarked                    # it was a mark, and stays for a clone
     Making making
@@ -46,24 +46,24 @@ cdef enum GoingState:                # of going back to a snapshot
     GOING_WAITS,                     # until nothing is under way: nobody is connected then
     GOING_BACK
 
-cdef struct Moment:                  # of the past
+cdef struct PointInTime:                  # of the past
     bint used
     int64_t at_ns                    # Unix time
     uint64_t begun                   # on the ledger's clock
-    int kept                         # what the volume was then, by the judge's number
+    int kept                         # what the volume was then, by the oracle's number
 
 cdef struct Going:
     GoingState state
-    bint to_moment                   # not to a snapshot, ...
+    bint to_point_in_time            # not to a snapshot, ...
     int64_t at_ns                    # ... but to what was then; ...
     uint8_t settling[16]             # ... the mark with which it is done
-    Shot* target
+    SimulatedSnapshot* target
     uint8_t id[16]                   # the target's
-    int kept                         # what it may hold, by the judge's number: the snapshot itself may go meanwhile
-    Shot* before                     # what was there until then; NULL: it is not to be kept
-    Wish wish                        # ... as the engine is asked for it
-    Shot* mark                       # of a volume with a restore window: what is there from then on
-    Wish mark_wish
+    int kept                         # what it may hold, by the oracle's number: the snapshot itself may go meanwhile
+    SimulatedSnapshot* before                     # what was there until then; NULL: it is not to be kept
+    SnapshotRequest snapshot_request            # ... as the engine is asked for it
+    SimulatedSnapshot* mark                       # of a volume with a restore window: what is there from then on
+    SnapshotRequest mark_request
     bint moved                       # the metadata service has been told: from now on the volume is what the target holds
 
 cdef struct Shortages:               # of space
@@ -73,7 +73,7 @@ cdef struct Shortages:               # of space
 cdef enum StrayState:                # see simulation/damage.pyx
     HOME, TO_STRAY, ASTRAY, MISSED
 
-cdef struct Stray:                   # a write to the log's open segment that does not arrive there
+cdef struct StrayWrite:              # a write to the log's open segment that does not arrive there
     StrayState state
     int device
     uint32_t segment
@@ -87,11 +87,11 @@ cdef enum Leaving:                   # of a volume that is to be deleted
     IS_TO_LEAVE,                     # once nothing is under way
     LEAVES
 
-cdef struct Record:                  # what the metadata service has of a volume
+cdef struct MetadataRecord:          # what the metadata service has of a volume
     bint exists
     bint deleting
     bint hidden                      # it is deleted, and stays for its clones
-    void* parent                     # of a clone: the Tenant that it is one of ...
+    void* parent                     # of a clone: the SimulatedVolume that it is one of ...
     uint8_t snapshot[16]             # ... and the snapshot of that one
     bint making                      # that snapshot is a mark, and the clone is yet to be taken ...
     int64_t at_ns                    # ... to this moment
@@ -101,15 +101,15 @@ cdef struct Record:                  # what the metadata service has of a volume
     Pointer checkpoint
     uint64_t size_blocks
 
-cdef class Tenant:
-    cdef Life life
-    cdef Audit audit
-    cdef Judge judge
-    cdef Record record
-    cdef Stray stray
+cdef class SimulatedVolume:
+    cdef RunState run
+    cdef Checker checker
+    cdef Oracle oracle
+    cdef MetadataRecord record
+    cdef StrayWrite stray
     cdef readonly uint32_t number    # among those that the life has at once
     # what lives until the process dies
-    cdef Segments segments
+    cdef SegmentTable segments
     cdef Map map
     cdef Log log
     cdef Volume volume
@@ -127,12 +127,12 @@ cdef class Tenant:
     cdef Waiters changed             # who waits for the end of that
     cdef bint wants_in               # Python is to settle it in, ...
     cdef Operation settled           # ... and then this is done
-    cdef void* follows               # or to make `retrace`, for the log of this Tenant
-    cdef Retrace retrace
+    cdef void* follows               # or to make `retrace`, for the log of this SimulatedVolume
+    cdef RollForward roll_forward
     cdef bint wants_tree             # or to make `tree`
     cdef Map tree                    # to look at others than the head's with
     cdef bint copying                # a task of it detaches it
-    cdef Pace pace
+    cdef Throttle throttle
     cdef Read look
     cdef Operation looked
     # the metadata service, while its pointer is moved
@@ -145,8 +145,8 @@ cdef class Tenant:
     cdef uint32_t verify_next        # the next region to be read after a recovery, and the one behind the last
     cdef uint32_t verify_end
     # its history
-    cdef Shot shots[SHOTS_AND_MARKS]
-    cdef Moment moments[MOMENTS]
+    cdef SimulatedSnapshot shots[SHOTS_AND_MARKS]
+    cdef PointInTime moments[MOMENTS]
     cdef bint pausing                # nobody asks anything until nothing is under way: that is to be a moment
     cdef bint shortening             # its device is full, and its window becomes shorter
     cdef uint64_t shortages_begun    # since it was opened
@@ -167,7 +167,7 @@ cdef class Tenant:
     cdef object make_retrace(self)
     cdef object make_tree(self)
     cdef void await_tree(self) noexcept nogil
-    cdef void await_retrace(self, Tenant source) noexcept nogil
+    cdef void await_retrace(self, SimulatedVolume source) noexcept nogil
     cdef void has_settled(self) noexcept nogil
     cdef bint is_idle(self) noexcept nogil               # nothing is under way that its doors or its history wait for
     cdef uint32_t ancestors(self) noexcept nogil
@@ -192,10 +192,10 @@ cdef class Tenant:
     cdef void write_more(self, Slot* slot) noexcept nogil
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil
-    cdef int go_back(self, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil     # as engine.pyx has it done; in a task
+    cdef int go_back(self, const uint8_t* id, SnapshotRequest* snapshot_request, SnapshotRequest* mark) noexcept nogil  # as engine.pyx has it done; in a task
     cdef Shortages shortages(self) noexcept nogil
-    cdef void judge_making(self, Shortages before, int result) noexcept nogil            # of a snapshot that was not urgent
-    cdef void name_shot(self, Shot* shot) noexcept nogil
-    cdef Shot* free_mark(self) noexcept nogil
+    cdef void check_making(self, Shortages before, int result) noexcept nogil            # of a snapshot that was not urgent
+    cdef void name_shot(self, SimulatedSnapshot* shot) noexcept nogil
+    cdef SimulatedSnapshot* free_mark(self) noexcept nogil
     cdef uint32_t marks(self) noexcept nogil
-    cdef Shot* any_shot(self, ShotState state) noexcept nogil
+    cdef SimulatedSnapshot* any_shot(self, SimulatedSnapshotState state) noexcept nogil

@@ -2,29 +2,30 @@
 # up, its doors, and the model that judges what they answer. What happens to its snapshots is in shots.
 #
 # Always true: what the engine holds in memory goes with a crash (the tasks as well, see task.abandon); what stays is the devices, the record
-# and the judge.
+# and the oracle.
 
 from libc.errno cimport EILSEQ, EIO, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
-from iomesh.engine.simulation.checker cimport Audit
+from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.simulation.clients cimport Clients
 from iomesh.engine.history.snapshots cimport branch_off, restore_volume, walk_dying
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.simulation.oracle cimport BLOCK_SECTORS, SECTOR_BYTES, Judge, fill
+from iomesh.engine.simulation.oracle cimport BLOCK_SECTORS, SECTOR_BYTES, Oracle, fill
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
-from iomesh.engine.simulation.run cimport FLUSH, KINDS, MARK, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, SNAPSHOT, TENANTS, VERIFY, WRITE, ZERO, Life, Slot
+from iomesh.engine.simulation.run cimport FLUSH, KINDS, MARK, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, SNAPSHOT, VERIFY
+from iomesh.engine.simulation.run cimport VOLUMES_MAX, WRITE, ZERO, RunState, Slot
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.wire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FUA
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.log.request cimport Read, Request
-from iomesh.engine.history.point_in_time cimport Retrace
-from iomesh.engine.map.segment_table cimport Segments
-from iomesh.engine.map.snapshot_table cimport Snapshots, same_id
+from iomesh.engine.history.roll_forward cimport RollForward
+from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotTable, same_id
 from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all
 from iomesh.engine.volume.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
 from iomesh.engine.simulation.world cimport WorldIo
@@ -34,44 +35,44 @@ cdef enum:
     AGAIN_NS = 1000 * 1000           # between two looks whether all clients are gone
 
 
-cdef class Tenant:
+cdef class SimulatedVolume:
     """number: of all volumes that the life may have at once. Raises MemoryError."""
 
-    def __cinit__(self, Life life, Audit audit, uint32_t number):
+    def __cinit__(self, RunState run, Checker checker, uint32_t number):
         cdef int i
-        self.life, self.audit, self.number = life, audit, number
-        self.judge = Judge(life.ledger, life.regions * REGION_SECTORS)
+        self.run, self.checker, self.number = run, checker, number
+        self.oracle = Oracle(run.ledger, run.regions * REGION_SECTORS)
         for i in range(SHOTS_AND_MARKS):
-            self.shots[i].tenant = <void*>self
+            self.shots[i].simulated = <void*>self
 
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil:
         """A new volume, all zeros, which is not in the metadata yet."""
         cdef int i
-        memset(&self.record, 0, sizeof(Record))
+        memset(&self.record, 0, sizeof(MetadataRecord))
         memcpy(self.record.id, VOLUME_WORDS, 16)
-        self.record.id[15] += self.life.volume_count
-        self.life.volume_count += 1
+        self.record.id[15] += self.run.volumes_ever
+        self.run.volumes_ever += 1
         self.record.size_blocks = size_blocks
-        self.usable = self.life.regions_below(size_blocks)
+        self.usable = self.run.regions_below(size_blocks)
         for i in range(SHOTS_AND_MARKS):
             self.shots[i].state = SHOT_NONE
         memset(self.moments, 0, sizeof(self.moments))
         memset(&self.stray, 0, sizeof(self.stray))
-        self.judge.reset(self.life.regions * REGION_SECTORS, self.life.keeps_nothing_volatile)
+        self.oracle.reset(self.run.regions * REGION_SECTORS, self.run.keeps_nothing_volatile)
 
     # ------------------------------------------------------------------ a process
 
     cdef object settle_in(self):
-        cdef Life life = self.life
+        cdef RunState run = self.run
         self.record.epoch += 1
-        self.segments = Segments()
-        self.map = Map(life.cache, life.io, self.segments)
-        self.log = Log(life.reactor, life.pool, self.segments, life.stores, self.record.id[:16], self.record.epoch, SEGMENT_BYTES_MIN // BLOCK_BYTES)
-        self.volume = Volume(self.record.id[:16], life.reactor, life.pool, self.log, self.map, self.segments, self.record.size_blocks)
-        self.volume.counters = self.volume.reader.counters = self.volume.checkpoints.counters = life.counters
-        self.log.counters = self.log.tails.counters = self.log.flusher.counters = life.counters
-        self.volume.latencies = life.histograms
-        self.volume.checkpoints.interval = life.interval
+        self.segments = SegmentTable()
+        self.map = Map(run.cache, run.io, self.segments)
+        self.log = Log(run.reactor, run.pool, self.segments, run.stores, self.record.id[:16], self.record.epoch, SEGMENT_BYTES_MIN // BLOCK_BYTES)
+        self.volume = Volume(self.record.id[:16], run.reactor, run.pool, self.log, self.map, self.segments, self.record.size_blocks)
+        self.volume.counters = self.volume.reader.counters = self.volume.checkpoints.counters = run.counters
+        self.log.counters = self.log.open_segments.counters = self.log.flusher.counters = run.counters
+        self.volume.latencies = run.histograms
+        self.volume.checkpoints.interval = run.interval
         self.volume.listener = <void*>self
         self.volume.on_event = told
         self.volume.checkpoints.on_written = checkpoint_written
@@ -79,13 +80,13 @@ cdef class Tenant:
         self.recovery = Recovery(self.volume, (self.record.checkpoint.segment, self.record.checkpoint.block, self.record.checkpoint.crc)
                                  if self.record.checkpoint.flags & POINTER_PRESENT else None)
         self.cleaner = Cleaner(self.volume)
-        if life.by_clients:
-            self.clients = Clients(life.world, life.io, (<WorldIo>life.io).number, self.volume, life.clients_most,
-                                   life.clients_seed + self.record.epoch * TENANTS + self.number, lossy="connection_half_open" in life.faults)
+        if run.by_clients:
+            self.clients = Clients(run.world, run.io, (<WorldIo>run.io).number, self.volume, run.clients_most,
+                                   run.clients_seed + self.record.epoch * VOLUMES_MAX + self.number, lossy="connection_half_open" in run.faults)
             self.clients.owner = <void*>self
             self.clients.answered = call_answered
             self.clients.vanished = call_vanished
-        if life.weights[<int>SNAPSHOT] or life.weights[<int>MARK]:
+        if run.weights[<int>SNAPSHOT] or run.weights[<int>MARK]:
             self.make_reading()
         self.moving_sequence = 0
         self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
@@ -98,20 +99,20 @@ cdef class Tenant:
         memset(&self.changed, 0, sizeof(self.changed))
 
     cdef object make_reading(self):
-        cdef Life life = self.life
-        self.reading = Volume(self.record.id[:16], life.reactor, life.pool, None, Map(life.cache, life.io, self.segments), self.segments, 1)
-        self.reading.counters = self.reading.reader.counters = life.counters
-        self.reading.latencies = life.histograms
+        cdef RunState run = self.run
+        self.reading = Volume(self.record.id[:16], run.reactor, run.pool, None, Map(run.cache, run.io, self.segments), self.segments, 1)
+        self.reading.counters = self.reading.reader.counters = run.counters
+        self.reading.latencies = run.histograms
         self.reading.listener = <void*>self
         self.reading.on_event = told
 
     cdef object move_out(self):
         self.open = False
         if self.clients is not None:
-            self.life.asked += self.clients.calls
-            self.life.vanished += self.clients.lost
+            self.run.asked += self.clients.calls
+            self.run.vanished += self.clients.lost
         self.clients = None
-        self.retrace = None
+        self.roll_forward = None
         self.tree = None
         self.recovery = None
         self.cleaner = None
@@ -125,13 +126,13 @@ cdef class Tenant:
         cdef int result = 0
         self.volume.checkpoints.attach()
         if self.record.parent is not NULL:
-            result = branch_off(self.volume, (<Tenant>self.record.parent).volume, self.record.snapshot)
+            result = branch_off(self.volume, (<SimulatedVolume>self.record.parent).volume, self.record.snapshot)
             if result < 0:
                 snprintf(self.recovery.reason, sizeof(self.recovery.reason), b"the snapshot that it is a clone of is not there")
         if result == 0:
             result = self.recovery.run()
         if result == 0:
-            self.life.note(b"volume %lld is recovered up to record %lld, from %lld", self.number, self.recovery.end, self.recovery.start)
+            self.run.note(b"volume %lld is recovered up to record %lld, from %lld", self.number, self.recovery.end, self.recovery.start)
             self.open = True
         return result
 
@@ -139,19 +140,19 @@ cdef class Tenant:
         """What of it is read before it is used."""
         self.verify_next = 0
         self.verify_end = self.usable
-        if not self.life.last and self.life.tenant_count > 1 and self.life.chance(176):      # for speed
+        if not self.run.last and self.run.volume_count > 1 and self.run.chance(176):           # for speed
             self.verify_end = 0
-        elif not self.life.last and self.life.chance(192):   # a part of it
-            self.verify_next = <uint32_t>self.life.draw(self.usable)
-            self.verify_end = min(self.usable, self.verify_next + 1 + <uint32_t>self.life.draw(3))
+        elif not self.run.last and self.run.chance(192):       # a part of it
+            self.verify_next = <uint32_t>self.run.draw(self.usable)
+            self.verify_end = min(self.usable, self.verify_next + 1 + <uint32_t>self.run.draw(3))
 
     cdef void begin_task(self) noexcept nogil:
         self.tasks += 1
-        self.life.tasks += 1
+        self.run.tasks += 1
 
     cdef void end_task(self) noexcept nogil:
         self.tasks -= 1
-        self.life.tasks -= 1
+        self.run.tasks -= 1
 
     cdef void begin_change(self) noexcept nogil:
         self.begin_task()
@@ -172,20 +173,20 @@ cdef class Tenant:
 
     cdef void await_settling(self) noexcept nogil:
         waited(&self.settled)
-        self.wants_in = self.life.wanting = True
+        self.wants_in = self.run.wanting = True
         wait(&self.settled)
 
     cdef object make_retrace(self):
-        self.retrace = Retrace(self.volume, (<Tenant>self.follows).volume)
+        self.roll_forward = RollForward(self.volume, (<SimulatedVolume>self.follows).volume)
 
     cdef object make_tree(self):
-        self.tree = Map(MapCache(TREE_FRAMES, self.life.io), self.life.io, self.segments)
+        self.tree = Map(MapCache(TREE_FRAMES, self.run.io), self.run.io, self.segments)
 
     cdef void await_tree(self) noexcept nogil:
         self.wants_tree = True
         self.await_settling()
 
-    cdef void await_retrace(self, Tenant source) noexcept nogil:
+    cdef void await_retrace(self, SimulatedVolume source) noexcept nogil:
         self.follows = <void*>source
         self.await_settling()
 
@@ -203,12 +204,12 @@ cdef class Tenant:
         self.record.at_ns = at_ns
 
     cdef uint32_t ancestors(self) noexcept nogil:
-        return 0 if self.record.parent is NULL else 1 + (<Tenant>self.record.parent).ancestors()
+        return 0 if self.record.parent is NULL else 1 + (<SimulatedVolume>self.record.parent).ancestors()
 
     cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil:
         cdef uint32_t i, found = 0
-        for i in range(self.life.tenant_count):
-            found += is_clone(<Tenant>self.life.tenant_pointers[i], self, snapshot)
+        for i in range(self.run.volume_count):
+            found += is_clone(<SimulatedVolume>self.run.volume_pointers[i], self, snapshot)
         return found
 
     # ------------------------------------------------------------------ its doors
@@ -220,7 +221,7 @@ cdef class Tenant:
     cdef void operate(self, int kind) noexcept nogil:
         cdef Slot* slot = self.take_slot(kind)
         if kind == FLUSH:
-            slot.begun = self.judge.flush_begins()
+            slot.begun = self.oracle.flush_begins()
         else:
             self.place(slot)
         self.give(slot)
@@ -237,25 +238,25 @@ cdef class Tenant:
         return True
 
     cdef void grow(self) noexcept nogil:
-        if self.usable < self.life.regions:
-            self.usable += 1 + <uint32_t>self.life.draw(self.life.regions - self.usable)
-            self.record.size_blocks = (self.life.leaves[self.usable - 1] + 1) * NODE_POINTERS
+        if self.usable < self.run.regions:
+            self.usable += 1 + <uint32_t>self.run.draw(self.run.regions - self.usable)
+            self.record.size_blocks = (self.run.leaves[self.usable - 1] + 1) * NODE_POINTERS
             self.volume.blocks = self.record.size_blocks
             self.volume.checkpoints.size_bytes = self.record.size_blocks * BLOCK_BYTES
-            self.life.note(b"grown to %lld blocks", self.record.size_blocks, 0, 0)
+            self.run.note(b"grown to %lld blocks", self.record.size_blocks, 0, 0)
 
     cdef Slot* take_slot(self, int kind) noexcept nogil:
-        cdef Slot* slot = self.life.take_slot(<void*>self, kind)
+        cdef Slot* slot = self.run.take_slot(<void*>self, kind)
         self.busy += 1
         slot.request.finished = request_finished
         slot.when.done = more
         slot.read.done = read_finished
         return slot
 
-    cdef int go_back(self, const uint8_t* id, Wish* wish, Wish* mark) noexcept nogil:
+    cdef int go_back(self, const uint8_t* id, SnapshotRequest* snapshot_request, SnapshotRequest* mark) noexcept nogil:
         cdef int result
         self.volume.restoring = True
-        result = restore_volume(self.volume, id, wish, mark)
+        result = restore_volume(self.volume, id, snapshot_request, mark)
         self.volume.restoring = False
         wake_all(&self.volume.restored, 0)
         return result
@@ -263,40 +264,40 @@ cdef class Tenant:
     cdef Shortages shortages(self) noexcept nogil:
         cdef Shortages so_far
         so_far.begun = self.shortages_begun
-        so_far.now = self.log.tails.no_space
+        so_far.now = self.log.open_segments.no_space
         return so_far
 
-    cdef void judge_making(self, Shortages before, int result) noexcept nogil:
+    cdef void check_making(self, Shortages before, int result) noexcept nogil:
         """None is made while there is no space, and none is refused for want of it while there is some."""
         cdef Shortages after = self.shortages()
         if result == 0 and before.now and after.now and before.begun == after.begun:
-            self.life.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
+            self.run.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
         if result == -ENOSPC and not before.now and before.begun == after.begun:
-            self.life.fault(b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0)
-        self.life.unmade += result == -ENOSPC
+            self.run.fault(b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0)
+        self.run.unmade += result == -ENOSPC
 
     cdef void note_oldest_read(self) noexcept nogil:
         """Whoever looks at the volume as it was at some moment keeps the judge from forgetting what was there."""
         cdef int i
-        self.judge.oldest_read = ~<uint64_t>0
+        self.oracle.oldest_read = ~<uint64_t>0
         for i in range(SLOTS):
-            if self.life.slots[i].busy and self.life.slots[i].tenant == <void*>self and (self.life.slots[i].kind == READ or self.life.slots[i].kind == VERIFY):
-                self.judge.oldest_read = min(self.judge.oldest_read, self.life.slots[i].begun)
+            if self.run.slots[i].busy and self.run.slots[i].simulated == <void*>self and (self.run.slots[i].kind == READ or self.run.slots[i].kind == VERIFY):
+                self.oracle.oldest_read = min(self.oracle.oldest_read, self.run.slots[i].begun)
         for i in range(SHOTS_AND_MARKS):
             if self.shots[i].state == SHOT_MAKING:
-                self.judge.oldest_read = min(self.judge.oldest_read, self.shots[i].begun)
+                self.oracle.oldest_read = min(self.oracle.oldest_read, self.shots[i].begun)
 
     cdef bint meets_damage(self, Slot* slot) noexcept nogil:
         """Whether what it needs is damaged, as things are now."""
         cdef uint32_t sector = slot.sector, piece
         cdef uint64_t place, end
-        if self.life.damages == 0 or slot.kind == FLUSH:
+        if self.run.damages == 0 or slot.kind == FLUSH:
             return False
         while sector < slot.sector + slot.sectors:
             piece = min(slot.sector + slot.sectors, (sector // REGION_SECTORS + 1) * REGION_SECTORS) - sector
-            place = self.life.place_of(sector)
+            place = self.run.place_of(sector)
             end = (place + piece + BLOCK_SECTORS - 1) // BLOCK_SECTORS
-            if self.audit.is_damaged(self.volume, NULL, place // BLOCK_SECTORS, end - place // BLOCK_SECTORS, True):
+            if self.checker.is_damaged(self.volume, NULL, place // BLOCK_SECTORS, end - place // BLOCK_SECTORS, True):
                 return True
             sector += piece
         return False
@@ -304,69 +305,69 @@ cdef class Tenant:
     cdef bint excuses(self, Slot* slot, int error) noexcept nogil:
         """Whether an operation may have ended with this error."""
         cdef bint right = error == ENOSPC and slot.kind != READ and slot.kind != VERIFY
-        if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.life.damaged_at or self.meets_damage(slot)):
-            self.life.excused += 1
+        if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.run.damaged_at or self.meets_damage(slot)):
+            self.run.excused += 1
             right = True
         if error == ESHUTDOWN and self.clients is not None and self.clients.leaving:
             right = True                                 # the engine ends its connection, and the rest of a write is not taken
-        return right or self.life.errors_allowed
+        return right or self.run.errors_allowed
 
     cdef void place(self, Slot* slot) noexcept nogil:
         """Where and how long; inside leaves that follow each other."""
         cdef uint32_t limit = self.usable * REGION_SECTORS, whole, region
-        if self.life.chance(self.life.hot):
-            limit = min(limit, self.life.hot_sectors)
-        slot.sector = <uint32_t>self.life.draw(limit)
-        if self.life.chance(self.life.odd):
-            slot.sectors = 1 + <uint32_t>self.life.draw(3 * BLOCK_SECTORS)
+        if self.run.chance(self.run.hot):
+            limit = min(limit, self.run.hot_sectors)
+        slot.sector = <uint32_t>self.run.draw(limit)
+        if self.run.chance(self.run.odd):
+            slot.sectors = 1 + <uint32_t>self.run.draw(3 * BLOCK_SECTORS)
         else:
             slot.sector -= slot.sector % BLOCK_SECTORS
-            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.life.draw(1 + self.life.draw(self.life.size_max)))       # more are small
-        if slot.kind == ZERO and self.life.chance(32):
+            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.run.draw(1 + self.run.draw(self.run.size_max)))          # more are small
+        if slot.kind == ZERO and self.run.chance(32):
             slot.sectors = REGION_SECTORS
         region = slot.sector // REGION_SECTORS
         whole = (region + 1) * REGION_SECTORS - slot.sector
-        if slot.kind != READ and region + 1 < self.usable and self.life.leaves[region + 1] == self.life.leaves[region] + 1:
+        if slot.kind != READ and region + 1 < self.usable and self.run.leaves[region + 1] == self.run.leaves[region] + 1:
             whole += REGION_SECTORS
         slot.sectors = min(min(slot.sectors, whole), <uint32_t>(READ_BLOCKS * BLOCK_SECTORS))
         if slot.kind == WRITE or slot.kind == ZERO:
-            slot.request.stable = self.life.chance(self.life.stable)
+            slot.request.stable = self.run.chance(self.run.stable)
 
     cdef void give(self, Slot* slot) noexcept nogil:
         """... it to the volume."""
         cdef uint32_t sector, i
         cdef uint64_t place
-        self.life.note(KIND_WORDS[slot.kind], slot.sector, slot.sectors, self.life.ledger.count)
+        self.run.note(KIND_WORDS[slot.kind], slot.sector, slot.sectors, self.run.ledger.count)
         slot.damaged = self.meets_damage(slot)
         if slot.kind == FLUSH:
             if not self.give_to_client(slot):
                 self.volume.flush(&slot.request)
         elif slot.kind == READ or slot.kind == VERIFY:
-            slot.begun = self.life.ledger.clock
-            self.judge.oldest_read = min(self.judge.oldest_read, slot.begun)
-            place = self.life.place_of(slot.sector)
+            slot.begun = self.run.ledger.clock
+            self.oracle.oldest_read = min(self.oracle.oldest_read, slot.begun)
+            place = self.run.place_of(slot.sector)
             slot.read.block = place // BLOCK_SECTORS
             slot.read.count = <uint32_t>((place + slot.sectors + BLOCK_SECTORS - 1) // BLOCK_SECTORS - slot.read.block)
             if slot.kind == VERIFY or not self.give_to_client(slot):
                 self.volume.read(&slot.read)
         else:
-            slot.number = self.judge.begin(slot.sector, slot.sectors, slot.kind == ZERO)
-            slot.begun = self.life.ledger.clock
+            slot.number = self.oracle.begin(slot.sector, slot.sectors, slot.kind == ZERO)
+            slot.begun = self.run.ledger.clock
             if slot.kind == WRITE:
                 sector = slot.sector
                 while sector < slot.sector + slot.sectors:
                     i = min(slot.sector + slot.sectors, (sector // REGION_SECTORS + 1) * REGION_SECTORS) - sector
-                    fill(slot.buffer + (sector - slot.sector) * SECTOR_BYTES, slot.number, self.life.place_of(sector), i)
+                    fill(slot.buffer + (sector - slot.sector) * SECTOR_BYTES, slot.number, self.run.place_of(sector), i)
                     sector += i
             if not self.give_to_client(slot):
                 self.write_more(slot)
 
     cdef bint give_to_client(self, Slot* slot) noexcept nogil:
         """False: it is asked of the volume, with no door between."""
-        cdef uint64_t place = self.life.place_of(slot.sector), offset = place * SECTOR_BYTES
+        cdef uint64_t place = self.run.place_of(slot.sector), offset = place * SECTOR_BYTES
         cdef uint32_t bytes = slot.sectors * SECTOR_BYTES
         cdef uint16_t flags = FLAG_FUA if slot.request.stable else 0
-        if self.clients is None or self.clients.draw(256) >= self.life.by_clients:
+        if self.clients is None or self.clients.draw(256) >= self.run.by_clients:
             return False
         if slot.kind == FLUSH:
             return self.clients.ask(CMD_FLUSH, 0, 0, 0, NULL, slot)
@@ -385,16 +386,16 @@ cdef class Tenant:
         cdef Operation timer
         while not self.let_clients_leave():
             waited(&timer)
-            self.life.io.after(&timer, AGAIN_NS)
+            self.run.io.after(&timer, AGAIN_NS)
             wait(&timer)
 
     cdef void turn_clients(self) noexcept nogil:
         if self.clients is None:
             return
         self.clients.turn()
-        if self.clients.words[0] and not self.life.wrong:
-            self.life.fault(b"a client:", 0, 0)
-            snprintf(self.life.words, sizeof(self.life.words), b"a client: %s", self.clients.words)
+        if self.clients.words[0] and not self.run.wrong:
+            self.run.fault(b"a client:", 0, 0)
+            snprintf(self.run.words, sizeof(self.run.words), b"a client: %s", self.clients.words)
 
     cdef void write_more(self, Slot* slot) noexcept nogil:
         """As a door does it: as much as the volume takes now, the rest when it says so."""
@@ -403,7 +404,7 @@ cdef class Tenant:
         cdef int64_t taken
         cdef char* data
         while slot.done < slot.sectors:
-            place = self.life.place_of(slot.sector + slot.done)
+            place = self.run.place_of(slot.sector + slot.done)
             left = slot.sectors - slot.done
             data = slot.buffer + slot.done * SECTOR_BYTES if slot.kind == WRITE else NULL
             if place % BLOCK_SECTORS == 0 and left >= BLOCK_SECTORS:
@@ -428,55 +429,55 @@ cdef class Tenant:
     cdef void write_done(self, Slot* slot) noexcept nogil:
         cdef int error = slot.request.error
         self.busy -= 1
-        self.life.busy -= 1
+        self.run.busy -= 1
         slot.busy = False
         if error:
-            self.life.failures += 1
-            self.life.note(b"operation %lld fails with error %lld", slot.number, error, 0)
+            self.run.failures += 1
+            self.run.note(b"operation %lld fails with error %lld", slot.number, error, 0)
             if not self.excuses(slot, error):
-                self.life.fault(b"operation %lld fails with error %lld, and no device failed", slot.number, error)
+                self.run.fault(b"operation %lld fails with error %lld, and no device failed", slot.number, error)
         if slot.kind == FLUSH:
             if not error:
-                self.judge.flushed(slot.begun)
+                self.oracle.flushed(slot.begun)
         elif error:
-            self.judge.fail(slot.number)
+            self.oracle.fail(slot.number)
         else:
-            self.judge.acknowledge(slot.number, slot.request.stable)
+            self.oracle.acknowledge(slot.number, slot.request.stable)
         if not error and slot.kind == FLUSH:
-            self.life.note(b"flush of %lld ends", slot.begun, 0, 0)
+            self.run.note(b"flush of %lld ends", slot.begun, 0, 0)
         elif not error:
-            self.life.note(b"operation %lld is acknowledged", slot.number, 0, 0)
+            self.run.note(b"operation %lld is acknowledged", slot.number, 0, 0)
 
     cdef void read_done(self, Slot* slot) noexcept nogil:
         cdef uint32_t i
-        cdef uint64_t place = self.life.place_of(slot.sector)
+        cdef uint64_t place = self.run.place_of(slot.sector)
         cdef char* data = slot.buffer + place % BLOCK_SECTORS * SECTOR_BYTES
         cdef bint right = True
         self.busy -= 1
-        self.life.busy -= 1
+        self.run.busy -= 1
         slot.busy = False
-        self.life.note(b"read of sector %lld ends, error %lld", slot.sector, slot.read.error, 0)
+        self.run.note(b"read of sector %lld ends, error %lld", slot.sector, slot.read.error, 0)
         if slot.read.error:
-            self.life.failures += 1
+            self.run.failures += 1
             if not self.excuses(slot, slot.read.error):
-                self.life.fault(b"a read of sector %lld of the model fails with error %lld, and no device failed", slot.sector, slot.read.error)
+                self.run.fault(b"a read of sector %lld of the model fails with error %lld, and no device failed", slot.sector, slot.read.error)
         else:
             if slot.read.unmapped:
                 memset(slot.buffer, 0, slot.read.count * BLOCK_BYTES)
             i = 0
             while i < slot.sectors and right:
                 if slot.kind == VERIFY:
-                    right = self.judge.settle(slot.sector + i, data + i * SECTOR_BYTES, place + i)
+                    right = self.oracle.settle(slot.sector + i, data + i * SECTOR_BYTES, place + i)
                     i += BLOCK_SECTORS
                 else:
-                    right = self.judge.check(slot.sector + i, data + i * SECTOR_BYTES, place + i, slot.begun)
+                    right = self.oracle.check(slot.sector + i, data + i * SECTOR_BYTES, place + i, slot.begun)
                     i += 1
             if not right:
-                self.life.note(b"volume %lld is wrong", self.number, 0, 0)
-                self.life.fault(self.judge.words, 0, 0)
+                self.run.note(b"volume %lld is wrong", self.number, 0, 0)
+                self.run.fault(self.oracle.words, 0, 0)
         self.note_oldest_read()
 
-    cdef Shot* free_mark(self) noexcept nogil:
+    cdef SimulatedSnapshot* free_mark(self) noexcept nogil:
         cdef int i
         for i in range(SHOTS, SHOTS_AND_MARKS):
             if self.shots[i].state == SHOT_NONE:
@@ -490,29 +491,29 @@ cdef class Tenant:
             count += self.shots[i].state == SHOT_MADE and not self.shots[i].unmarked
         return count
 
-    cdef Shot* any_shot(self, ShotState state) noexcept nogil:
+    cdef SimulatedSnapshot* any_shot(self, SimulatedSnapshotState state) noexcept nogil:
         """One that nobody reads; NULL: there is none."""
-        cdef uint32_t i, first = <uint32_t>self.life.draw(SHOTS)
+        cdef uint32_t i, first = <uint32_t>self.run.draw(SHOTS)
         for i in range(SHOTS):
             if self.shots[(first + i) % SHOTS].state == state and not self.shots[(first + i) % SHOTS].looked_at:
                 return &self.shots[(first + i) % SHOTS]
         return NULL
 
-    cdef void name_shot(self, Shot* shot) noexcept nogil:
-        self.life.shot_count += 1
+    cdef void name_shot(self, SimulatedSnapshot* shot) noexcept nogil:
+        self.run.shot_count += 1
         shot.state = SHOT_MAKING
-        shot.number = self.life.shot_count
+        shot.number = self.run.shot_count
         shot.kept = -1
         shot.looked_at = shot.unmarked = False
         memset(shot.id, 0, 16)
         memcpy(shot.id, &shot.number, sizeof(shot.number))
-        shot.begun = self.judge.flush_begins()
+        shot.begun = self.oracle.flush_begins()
         self.note_oldest_read()
 
 
-cdef bint is_clone(Tenant tenant, Tenant parent, const uint8_t* snapshot) noexcept nogil:
-    return (tenant.record.exists or tenant.planned) and tenant.record.parent == <void*>parent and (
-        snapshot is NULL or memcmp(tenant.record.snapshot, snapshot, 16) == 0)
+cdef bint is_clone(SimulatedVolume simulated, SimulatedVolume parent, const uint8_t* snapshot) noexcept nogil:
+    return (simulated.record.exists or simulated.planned) and simulated.record.parent == <void*>parent and (
+        snapshot is NULL or memcmp(simulated.record.snapshot, snapshot, 16) == 0)
 
 
 cdef const char* VOLUME_WORDS = b"simulated volume"
@@ -531,93 +532,93 @@ cdef void more(Operation* operation) noexcept nogil:
     if operation.result < 0:
         slot.request.error = <int>-operation.result
         slot.done = slot.sectors
-        (<Tenant>slot.tenant).volume.complete(&slot.request)
+        (<SimulatedVolume>slot.simulated).volume.complete(&slot.request)
     else:
-        (<Tenant>slot.tenant).write_more(slot)
+        (<SimulatedVolume>slot.simulated).write_more(slot)
 
 
 cdef void request_finished(Request* request) noexcept nogil:
     cdef Slot* slot = <Slot*>request
-    (<Tenant>slot.tenant).write_done(slot)
+    (<SimulatedVolume>slot.simulated).write_done(slot)
 
 
 cdef void read_finished(Read* read) noexcept nogil:
     cdef Slot* slot = <Slot*>read.owner
-    (<Tenant>slot.tenant).read_done(slot)
+    (<SimulatedVolume>slot.simulated).read_done(slot)
 
 
-cdef void call_answered(void* tenant, void* tag, int error) noexcept nogil:
+cdef void call_answered(void* simulated, void* tag, int error) noexcept nogil:
     cdef Slot* slot = <Slot*>tag
     slot.request.error = slot.read.error = error
     if slot.kind == READ:
-        (<Tenant>tenant).read_done(slot)
+        (<SimulatedVolume>simulated).read_done(slot)
     else:
-        (<Tenant>tenant).write_done(slot)
+        (<SimulatedVolume>simulated).write_done(slot)
 
 
-cdef void call_vanished(void* tenant, void* tag) noexcept nogil:
-    let_go(<Tenant>tenant, <Slot*>tag)
+cdef void call_vanished(void* simulated, void* tag) noexcept nogil:
+    let_go(<SimulatedVolume>simulated, <Slot*>tag)
 
 
-cdef void let_go(Tenant tenant, Slot* slot) noexcept nogil:
+cdef void let_go(SimulatedVolume simulated, Slot* slot) noexcept nogil:
     """Nobody will ever say whether it took place."""
-    tenant.busy -= 1
-    tenant.life.busy -= 1
+    simulated.busy -= 1
+    simulated.run.busy -= 1
     slot.busy = False
     if slot.kind == WRITE or slot.kind == ZERO:
-        tenant.judge.fail(slot.number)
-    tenant.life.note(b"nobody will ever answer for operation %lld", slot.number, 0, 0)
-    tenant.note_oldest_read()
+        simulated.oracle.fail(slot.number)
+    simulated.run.note(b"nobody will ever answer for operation %lld", slot.number, 0, 0)
+    simulated.note_oldest_read()
 
 
 cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
-    cdef void* tenant = (<Volume>volume).listener
+    cdef void* simulated = (<Volume>volume).listener
     if kind == EVENT_CHECKSUM:
-        (<Tenant>tenant).life.note(b"checksum error of block %lld at segment %lld block %lld", a, b, c)
+        (<SimulatedVolume>simulated).run.note(b"checksum error of block %lld at segment %lld block %lld", a, b, c)
     elif kind == EVENT_DEVICE:
-        (<Tenant>tenant).life.note(b"store %lld: error %lld", a, b, 0)
+        (<SimulatedVolume>simulated).run.note(b"store %lld: error %lld", a, b, 0)
     elif kind == EVENT_NO_SPACE:
-        has_no_space(<Tenant>tenant)
+        has_no_space(<SimulatedVolume>simulated)
 
 
-cdef void has_no_space(Tenant tenant) noexcept nogil:
-    tenant.life.hungry = True
-    tenant.shortages_begun += 1
-    tenant.life.note(b"no space", 0, 0, 0)
+cdef void has_no_space(SimulatedVolume simulated) noexcept nogil:
+    simulated.run.hungry = True
+    simulated.shortages_begun += 1
+    simulated.run.note(b"no space", 0, 0, 0)
 
 
 # ---------------------------------------------------------------------- the metadata service
 
 cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
-    ask_metadata(<Tenant>(<Volume>owner).listener, sequence, pointer)
+    ask_metadata(<SimulatedVolume>(<Volume>owner).listener, sequence, pointer)
 
 
-cdef void ask_metadata(Tenant tenant, uint64_t sequence, Pointer pointer) noexcept nogil:
-    tenant.life.note(b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block)
-    tenant.moving_sequence = sequence
-    tenant.moving = pointer
-    tenant.metadata.done = metadata_asked
-    tenant.metadata.owner = <void*>tenant
-    tenant.life.io.after(&tenant.metadata, <int64_t>tenant.life.draw(tenant.life.metadata_ns))
+cdef void ask_metadata(SimulatedVolume simulated, uint64_t sequence, Pointer pointer) noexcept nogil:
+    simulated.run.note(b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block)
+    simulated.moving_sequence = sequence
+    simulated.moving = pointer
+    simulated.metadata.done = metadata_asked
+    simulated.metadata.owner = <void*>simulated
+    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
 
 
 cdef void metadata_asked(Operation* operation) noexcept nogil:
-    pointer_moves(<Tenant>operation.owner)
+    pointer_moves(<SimulatedVolume>operation.owner)
 
 
-cdef void pointer_moves(Tenant tenant) noexcept nogil:
-    tenant.record.checkpoint = tenant.moving
-    tenant.life.moves += 1
-    if tenant.going.state == GOING_BACK and tenant.going.to_moment:
-        tenant.going.moved = tenant.going.moved or makes(tenant.volume.snapshots, tenant.going.settling)
+cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:
+    simulated.record.checkpoint = simulated.moving
+    simulated.run.moves += 1
+    if simulated.going.state == GOING_BACK and simulated.going.to_point_in_time:
+        simulated.going.moved = simulated.going.moved or makes(simulated.volume.snapshots, simulated.going.settling)
     else:
-        tenant.going.moved = tenant.going.state == GOING_BACK and tenant.going.wish.made       # the second of its two checkpoints
-    tenant.life.note(b"the pointer is moved to checkpoint %lld", tenant.moving_sequence, 0, 0)
-    tenant.metadata.done = metadata_answered
-    tenant.life.io.after(&tenant.metadata, <int64_t>tenant.life.draw(tenant.life.metadata_ns))
+        simulated.going.moved = simulated.going.state == GOING_BACK and simulated.going.snapshot_request.made  # the second of its two checkpoints
+    simulated.run.note(b"the pointer is moved to checkpoint %lld", simulated.moving_sequence, 0, 0)
+    simulated.metadata.done = metadata_answered
+    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
 
 
-cdef bint makes(Snapshots snapshots, const uint8_t* id) noexcept nogil:
+cdef bint makes(SnapshotTable snapshots, const uint8_t* id) noexcept nogil:
     """Whether the checkpoint that is being written makes this snapshot."""
     cdef uint32_t i
     for i in range(snapshots.frozen_count - snapshots.frozen_made, snapshots.frozen_count):
@@ -627,8 +628,8 @@ cdef bint makes(Snapshots snapshots, const uint8_t* id) noexcept nogil:
 
 
 cdef void metadata_answered(Operation* operation) noexcept nogil:
-    pointer_moved(<Tenant>operation.owner)
+    pointer_moved(<SimulatedVolume>operation.owner)
 
 
-cdef void pointer_moved(Tenant tenant) noexcept nogil:
-    tenant.volume.checkpoints.moved(tenant.moving_sequence, True)
+cdef void pointer_moved(SimulatedVolume simulated) noexcept nogil:
+    simulated.volume.checkpoints.moved(simulated.moving_sequence, True)

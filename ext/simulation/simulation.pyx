@@ -1,10 +1,10 @@
 # One seed's life in the simulated world: devices are formatted, a volume is opened, used, stopped, crashed in the midst of anything
-# and opened again, over and over; whatever it answers is judged (simulation/oracle.pyx), and its structures are walked from outside (simulation/checker.pyx).
+# and opened again, over and over; whatever it answers is checked (simulation/oracle.pyx), and its structures are walked from outside (simulation/checker.pyx).
 #
 #     life = Simulation(seed)
 #     life.run()                                None, or what went wrong
 #
-# Store, Recovery, Volume and what they consist of are the engine's, as engine.pyx sets them up; this and its parts (life, tenant, shots) play the
+# Store, Recovery, Volume and what they consist of are the engine's, as engine.pyx sets them up; this and its parts (life, simulated volume, shots) play the
 # doors, the metadata service and fate, on one thread. The Io is the World: everything that happens follows from the seed. What is common in this life,
 # and what fails, is drawn once (simulation/swarm.pyx).
 #
@@ -18,29 +18,29 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.simulation.checker cimport Audit
+from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.volume.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
-from iomesh.engine.simulation.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_moment
+from iomesh.engine.simulation.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_point_in_time
 from iomesh.engine.simulation.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays, refusal_is_due
 from iomesh.engine.simulation.flattening cimport begin_detaching, go_on_detaching
 from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
 from iomesh.engine.simulation.run cimport (
-    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS, STRAY, TENANTS, Life)
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS, STRAY, VOLUMES_MAX, RunState)
 from iomesh.engine.map.map cimport MapCache
 from iomesh.engine.simulation.points_in_time cimport (
-    begin_mark, begin_moment, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_moment, rewind, undo)
+    begin_mark, begin_point_in_time, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_point_in_time, rewind, undo)
 from iomesh.engine.base.planted cimport CAN_PLANT
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.simulation.snapshots cimport begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
-from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.store.store cimport Store, format_store, plan_store
 from iomesh.engine.simulation.swarm cimport draw_swarm
 from iomesh.engine.base.task cimport abandon, start
-from iomesh.engine.simulation.simulated_volume cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, Tenant
+from iomesh.engine.simulation.simulated_volume cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, SimulatedVolume
 from iomesh.engine.simulation.world cimport CRASHED, WorldIo
 
 from iomesh.engine.simulation.run import KIND_NAMES
@@ -60,34 +60,34 @@ cdef enum:
 PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build (base/planted.pxd)
 
 
-cdef class Simulation(Life):
+cdef class Simulation(RunState):
     """seed: 0 to 2**64 - 1. operations: of the whole life, drawn unless given. Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
-        cdef Tenant first
+        cdef SimulatedVolume first
         draw_swarm(self, operations)
-        self.audit = Audit(self.world)
-        self.tenants = []
-        first = self.make_tenant()
+        self.checker = Checker(self.world)
+        self.simulated_volumes = []
+        first = self.make_volume()
         first.begin_life((self.leaves[self.used - 1] + 1) * NODE_POINTERS)
         first.record.exists = True
-        while self.cloning and self.tenant_count < TENANTS:
-            self.make_tenant()
+        while self.cloning and self.volume_count < VOLUMES_MAX:
+            self.make_volume()
 
     # ------------------------------------------------------------------ life
 
-    cdef Tenant make_tenant(self):
+    cdef SimulatedVolume make_volume(self):
         """One more volume that this life may have; there is none yet."""
-        cdef Tenant tenant = Tenant(self, self.audit, len(self.tenants))
-        self.tenants.append(tenant)
-        self.tenant_pointers[self.tenant_count] = <void*>tenant
-        self.tenant_count += 1
-        return tenant
+        cdef SimulatedVolume simulated = SimulatedVolume(self, self.checker, len(self.simulated_volumes))
+        self.simulated_volumes.append(simulated)
+        self.volume_pointers[self.volume_count] = <void*>simulated
+        self.volume_count += 1
+        return simulated
 
     def run(self):
         """The whole life; None, or what went wrong."""
         cdef uint64_t left = self.operations
-        cdef End end
+        cdef RunEnd end
         self.operations = 0
         self.format()
         while not self.wrong:
@@ -120,20 +120,20 @@ cdef class Simulation(Life):
                     break
         abandon()
         self.drop()
-        self.tenants.clear()                             # they know of this one
-        self.tenant_count = 0
+        self.simulated_volumes.clear()                   # they know of this one
+        self.volume_count = 0
         return self.words.decode(errors="replace") if self.wrong else None
 
     cdef void doubt(self, bint power) noexcept nogil:
         """The processes have died, or the power was cut: what stays of what was under way is in doubt."""
         cdef int i
-        for i in range(self.tenant_count):
-            (<Tenant>self.tenant_pointers[i]).planned = False
-            if (<Tenant>self.tenant_pointers[i]).record.exists:
-                miss_stray(<Tenant>self.tenant_pointers[i])
-                doubt_shots(<Tenant>self.tenant_pointers[i])
-                doubt_moments(<Tenant>self.tenant_pointers[i], power)
-                (<Tenant>self.tenant_pointers[i]).judge.crashed(power)
+        for i in range(self.volume_count):
+            (<SimulatedVolume>self.volume_pointers[i]).planned = False
+            if (<SimulatedVolume>self.volume_pointers[i]).record.exists:
+                miss_stray(<SimulatedVolume>self.volume_pointers[i])
+                doubt_shots(<SimulatedVolume>self.volume_pointers[i])
+                doubt_moments(<SimulatedVolume>self.volume_pointers[i], power)
+                (<SimulatedVolume>self.volume_pointers[i]).oracle.crashed(power)
 
     cdef object set_faults(self):
         """Those of the next beginning: in the last one devices work, and all must be well."""
@@ -187,26 +187,26 @@ cdef class Simulation(Life):
             store = Store(self.reactor, i, DEVICE_BYTES_MIN, self.world.disks[i].volatile_cache)
             self.stores.append(store)
             self.store_pointers[i] = <void*>store
-        for tenant in self.tenants:
-            if (<Tenant>tenant).record.exists:
-                (<Tenant>tenant).settle_in()
+        for simulated in self.simulated_volumes:
+            if (<SimulatedVolume>simulated).record.exists:
+                (<SimulatedVolume>simulated).settle_in()
 
     cdef object settle(self):
         """... whoever has come in the midst of a process."""
-        for tenant in self.tenants:
-            if (<Tenant>tenant).wants_in:
-                if (<Tenant>tenant).follows is not NULL:
-                    (<Tenant>tenant).make_retrace()
-                elif (<Tenant>tenant).wants_tree:
-                    (<Tenant>tenant).make_tree()
+        for simulated in self.simulated_volumes:
+            if (<SimulatedVolume>simulated).wants_in:
+                if (<SimulatedVolume>simulated).follows is not NULL:
+                    (<SimulatedVolume>simulated).make_retrace()
+                elif (<SimulatedVolume>simulated).wants_tree:
+                    (<SimulatedVolume>simulated).make_tree()
                 else:
-                    (<Tenant>tenant).settle_in()
-                    (<Tenant>tenant).between = (<Tenant>tenant).wants_in = True
+                    (<SimulatedVolume>simulated).settle_in()
+                    (<SimulatedVolume>simulated).between = (<SimulatedVolume>simulated).wants_in = True
 
     cdef object drop(self):
         """The process is gone."""
-        for tenant in self.tenants:
-            (<Tenant>tenant).move_out()
+        for simulated in self.simulated_volumes:
+            (<SimulatedVolume>simulated).move_out()
         self.stores = None
         self.cache = None
         self.reactor = None
@@ -214,7 +214,7 @@ cdef class Simulation(Life):
 
     # ------------------------------------------------------------------ one beginning
 
-    cdef End live(self) noexcept nogil:
+    cdef RunEnd live(self) noexcept nogil:
         cdef int i
         self.phase = BOOTING
         self.busy = self.tasks = 0
@@ -231,13 +231,13 @@ cdef class Simulation(Life):
         start(boot_body, <void*>self, NULL)
         return self.go_on()
 
-    cdef End go_on(self) noexcept nogil:
+    cdef RunEnd go_on(self) noexcept nogil:
         cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
         cdef bint waits
         self.wanting = False
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).wants_in:
-                (<Tenant>self.tenant_pointers[i]).has_settled()
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).wants_in:
+                (<SimulatedVolume>self.volume_pointers[i]).has_settled()
         while True:
             waits = self.reactor.turn_first is NULL
             found = self.io.poll(LONG_NS if waits else 0)
@@ -247,8 +247,8 @@ cdef class Simulation(Life):
                 return self.crash(self.armed_power)
             self.issue()
             found += self.reactor.turn()
-            for i in range(self.tenant_count):
-                (<Tenant>self.tenant_pointers[i]).turn_clients()
+            for i in range(self.volume_count):
+                (<SimulatedVolume>self.volume_pointers[i]).turn_clients()
             if self.wrong:
                 return END_WRONG
             if not (<WorldIo>self.io).alive:             # in this turn
@@ -270,18 +270,18 @@ cdef class Simulation(Life):
                     (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * patience * <int64_t>1000000000):
                 return self.hang()
 
-    cdef End crash(self, bint power) noexcept nogil:
+    cdef RunEnd crash(self, bint power) noexcept nogil:
         self.crashes += 1
         self.power_cuts += power
         self.note(b"the power goes at step %lld" if power else b"the process dies at step %lld", self.step, 0, 0)
         return END_POWER_CUT if power else END_CRASHED
 
-    cdef End hang(self) noexcept nogil:
+    cdef RunEnd hang(self) noexcept nogil:
         cdef int i
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).record.exists:
-                self.tell_state((<Tenant>self.tenant_pointers[i]))
-        self.note(b"in the world %lld events are due", self.world.agenda.count, 0, 0)
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).record.exists:
+                self.tell_state((<SimulatedVolume>self.volume_pointers[i]))
+        self.note(b"in the world %lld events are due", self.world.event_queue.count, 0, 0)
         for i in range(SLOTS):
             if self.slots[i].busy:
                 self.note(b"under way: kind %lld, %lld sectors done of %lld", self.slots[i].kind, self.slots[i].done, self.slots[i].sectors)
@@ -290,16 +290,16 @@ cdef class Simulation(Life):
         self.fault(b"nothing happens any more in phase %lld, with %lld operations under way", self.phase, self.busy)
         return END_WRONG
 
-    cdef void tell_state(self, Tenant tenant) noexcept nogil:
-        self.note(b"volume %lld: %lld operations, %lld tasks", tenant.number, tenant.busy, tenant.tasks)
-        self.note(b"the log has %lld records, %lld of them committed; it lets nobody in: %lld", tenant.log.last_appended(), tenant.log.committed,
-                  tenant.log.draining)
-        self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", tenant.volume.merging, tenant.log.tails.current is not NULL,
-                  tenant.log.tails.prepared is not NULL)
-        self.note(b"stable up to record %lld; devices that are being flushed: %lld", tenant.log.flusher.stable, tenant.log.flusher.left, 0)
-        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", tenant.volume.checkpoints.running, tenant.volume.checkpoints.writing_back, 0)
-        self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", tenant.log.pool_wait_asked, self.pool.free[2],
-                  tenant.log.building is not NULL)
+    cdef void tell_state(self, SimulatedVolume simulated) noexcept nogil:
+        self.note(b"volume %lld: %lld operations, %lld tasks", simulated.number, simulated.busy, simulated.tasks)
+        self.note(b"the log has %lld records, %lld of them committed; it lets nobody in: %lld", simulated.log.last_appended(), simulated.log.committed,
+                  simulated.log.draining)
+        self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", simulated.volume.merging, simulated.log.open_segments.current is not NULL,
+                  simulated.log.open_segments.prepared is not NULL)
+        self.note(b"stable up to record %lld; devices that are being flushed: %lld", simulated.log.flusher.stable, simulated.log.flusher.left, 0)
+        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", simulated.volume.checkpoints.running, simulated.volume.checkpoints.writing_back, 0)
+        self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", simulated.log.pool_wait_asked, self.pool.free[2],
+                  simulated.log.building is not NULL)
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
         self.note(b"refused with error %lld", -error, 0, 0)
@@ -323,8 +323,8 @@ cdef class Simulation(Life):
         """All clients of all volumes; nothing of theirs stays."""
         cdef bint gone = True
         cdef int i, kind
-        for i in range(self.tenant_count):
-            gone = (<Tenant>self.tenant_pointers[i]).let_clients_leave() and gone
+        for i in range(self.volume_count):
+            gone = (<SimulatedVolume>self.volume_pointers[i]).let_clients_leave() and gone
         for kind in range(<int>RECORD):
             if gone and self.pool.free[kind] < self.pool.counts[kind]:
                 self.fault(b"no client is left, and %lld buffers of kind %lld are not free", self.pool.counts[kind] - self.pool.free[kind], kind)
@@ -332,16 +332,17 @@ cdef class Simulation(Life):
 
     cdef void verify_more(self) noexcept nogil:
         cdef int i
-        for i in range(self.tenant_count):
-            while (<Tenant>self.tenant_pointers[i]).open and self.busy < SLOTS and (<Tenant>self.tenant_pointers[i]).verify():
+        for i in range(self.volume_count):
+            while (<SimulatedVolume>self.volume_pointers[i]).open and self.busy < SLOTS and (<SimulatedVolume>self.volume_pointers[i]).verify():
                 pass
         if self.busy:
             return
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).open and (<Tenant>self.tenant_pointers[i]).verify_next < (<Tenant>self.tenant_pointers[i]).verify_end:
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).open and \
+                    (<SimulatedVolume>self.volume_pointers[i]).verify_next < (<SimulatedVolume>self.volume_pointers[i]).verify_end:
                 return
-            if (<Tenant>self.tenant_pointers[i]).open and not (<Tenant>self.tenant_pointers[i]).judge.settled():
-                self.fault((<Tenant>self.tenant_pointers[i]).judge.words, 0, 0)
+            if (<SimulatedVolume>self.volume_pointers[i]).open and not (<SimulatedVolume>self.volume_pointers[i]).oracle.settled():
+                self.fault((<SimulatedVolume>self.volume_pointers[i]).oracle.words, 0, 0)
         self.note(b"what was to be read is read", 0, 0, 0)
         self.phase = LOOKING
         start(look_body, <void*>self, NULL)
@@ -349,16 +350,16 @@ cdef class Simulation(Life):
     cdef void work_more(self) noexcept nogil:
         cdef uint64_t at
         cdef int kind = 0, i
-        cdef void* tenant = self.any_serving()
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).busy == 0:
-                self.is_quiet(<Tenant>self.tenant_pointers[i])
+        cdef void* simulated = self.any_serving()
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).busy == 0:
+                self.is_quiet(<SimulatedVolume>self.volume_pointers[i])
         if self.hungry and self.tasks < 4:               # as the policy does it: urgently, whatever it does otherwise
             self.hungry = False
             self.make_space(self.any_open())
         while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused:
-            tenant = self.any_serving()
-            if tenant is NULL:
+            simulated = self.any_serving()
+            if simulated is NULL:
                 if self.busy == 0 and self.tasks == 0 and self.is_calm():
                     self.left = 0                        # nobody is served any more
                 break
@@ -369,7 +370,7 @@ cdef class Simulation(Life):
             while at >= self.weights[kind]:
                 at -= self.weights[kind]
                 kind += 1
-            self.begin(tenant, kind)
+            self.begin(simulated, kind)
         if self.left == 0 and not self.paused and self.is_calm():
             if self.last or self.chance(self.stops):
                 self.phase = QUIETING
@@ -378,40 +379,40 @@ cdef class Simulation(Life):
             elif self.crash_step == NEVER_CRASHES:
                 self.crash_soon(20)
 
-    cdef void make_space(self, void* tenant) noexcept nogil:
-        self.begin_task(tenant, CLEAN)
-        if tenant is not NULL and (<Tenant>tenant).serves() and (<Tenant>tenant).marks():
-            (<Tenant>tenant).shortening = True
-            begin_mark(<Tenant>tenant)
+    cdef void make_space(self, void* simulated) noexcept nogil:
+        self.begin_task(simulated, CLEAN)
+        if simulated is not NULL and (<SimulatedVolume>simulated).serves() and (<SimulatedVolume>simulated).marks():
+            (<SimulatedVolume>simulated).shortening = True
+            begin_mark(<SimulatedVolume>simulated)
 
     cdef void* any_serving(self) noexcept nogil:
         """A volume whose doors are open; NULL: there is none."""
-        cdef uint32_t i, at = <uint32_t>self.draw(self.tenant_count) if self.tenant_count > 1 else 0
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[(at + i) % self.tenant_count]).serves():
-                return self.tenant_pointers[(at + i) % self.tenant_count]
+        cdef uint32_t i, at = <uint32_t>self.draw(self.volume_count) if self.volume_count > 1 else 0
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[(at + i) % self.volume_count]).serves():
+                return self.volume_pointers[(at + i) % self.volume_count]
         return NULL
 
     cdef void* any_open(self) noexcept nogil:
-        cdef uint32_t i, at = <uint32_t>self.draw(self.tenant_count) if self.tenant_count > 1 else 0
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[(at + i) % self.tenant_count]).open:
-                return self.tenant_pointers[(at + i) % self.tenant_count]
+        cdef uint32_t i, at = <uint32_t>self.draw(self.volume_count) if self.volume_count > 1 else 0
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[(at + i) % self.volume_count]).open:
+                return self.volume_pointers[(at + i) % self.volume_count]
         return NULL
 
     cdef bint is_calm(self) noexcept nogil:
         """No volume's doors are shut for what it is going through."""
         cdef int i
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).going.state != GOING_NOWHERE or (<Tenant>self.tenant_pointers[i]).leaving == IS_TO_LEAVE:
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).going.state != GOING_NOWHERE or (<SimulatedVolume>self.volume_pointers[i]).leaving == IS_TO_LEAVE:
                 return False
-            if (<Tenant>self.tenant_pointers[i]).pausing:
+            if (<SimulatedVolume>self.volume_pointers[i]).pausing:
                 return False
         return True
 
     # ------------------------------------------------------------------ what happens
 
-    cdef void begin(self, void* tenant, int kind) noexcept nogil:
+    cdef void begin(self, void* simulated, int kind) noexcept nogil:
         if kind == PAUSE:
             self.paused = True
             self.pause.done = pause_ended
@@ -420,57 +421,57 @@ cdef class Simulation(Life):
             self.done[kind] += 1
         elif kind == DAMAGE:
             self.done[kind] += 1
-            damage(self, <Tenant>tenant)
+            damage(self, <SimulatedVolume>simulated)
         elif kind == STRAY:
             self.done[kind] += 1
-            lead_astray(self, <Tenant>tenant)
+            lead_astray(self, <SimulatedVolume>simulated)
         elif kind == GROW:
             self.done[kind] += 1
-            (<Tenant>tenant).grow()
+            (<SimulatedVolume>simulated).grow()
         elif kind == CLONE:
-            begin_clone(<Tenant>tenant)
+            begin_clone(<SimulatedVolume>simulated)
         elif kind == DROP:
-            begin_leaving(<Tenant>tenant)
+            begin_leaving(<SimulatedVolume>simulated)
         elif kind == MARK:
-            begin_mark(<Tenant>tenant)
+            begin_mark(<SimulatedVolume>simulated)
         elif kind == MOMENT:
-            begin_moment(<Tenant>tenant)
+            begin_point_in_time(<SimulatedVolume>simulated)
         elif kind == REWIND:
-            begin_rewind(<Tenant>tenant)
+            begin_rewind(<SimulatedVolume>simulated)
         elif kind == DETACH:
-            begin_detaching(<Tenant>tenant)
+            begin_detaching(<SimulatedVolume>simulated)
         elif kind <= FLUSH:
-            (<Tenant>tenant).operate(kind)
+            (<SimulatedVolume>simulated).operate(kind)
         else:
-            self.begin_task(tenant, kind)
+            self.begin_task(simulated, kind)
 
-    cdef void begin_task(self, void* tenant, int kind) noexcept nogil:
-        if tenant is NULL:
+    cdef void begin_task(self, void* simulated, int kind) noexcept nogil:
+        if simulated is NULL:
             return
         if kind != CHECKPOINT and kind != CLEAN:
-            begin_with_snapshots(<Tenant>tenant, kind)
+            begin_with_snapshots(<SimulatedVolume>simulated, kind)
             return
         self.done[kind] += 1
-        (<Tenant>tenant).begin_task()
-        start(checkpoint_body if kind == CHECKPOINT else clean_body, tenant, NULL)
+        (<SimulatedVolume>simulated).begin_task()
+        start(checkpoint_body if kind == CHECKPOINT else clean_body, simulated, NULL)
 
-    cdef void is_quiet(self, Tenant tenant) noexcept nogil:
+    cdef void is_quiet(self, SimulatedVolume simulated) noexcept nogil:
         """Nothing that its doors were asked is under way; whoever has waited for that begins."""
-        if tenant.leaving == IS_TO_LEAVE and tenant.changes == 0:
-            leave(tenant)
-        elif tenant.pausing:
-            keep_moment(tenant)
-        elif tenant.going.state == GOING_WAITS and not tenant.going.to_moment:
-            self.go_back(tenant)
-        elif tenant.going.state == GOING_WAITS and tenant.changes == 1:      # its own
-            rewind(tenant)
+        if simulated.leaving == IS_TO_LEAVE and simulated.changes == 0:
+            leave(simulated)
+        elif simulated.pausing:
+            keep_point_in_time(simulated)
+        elif simulated.going.state == GOING_WAITS and not simulated.going.to_point_in_time:
+            self.go_back(simulated)
+        elif simulated.going.state == GOING_WAITS and simulated.changes == 1:  # its own
+            rewind(simulated)
 
-    cdef void go_back(self, Tenant tenant) noexcept nogil:
+    cdef void go_back(self, SimulatedVolume simulated) noexcept nogil:
         cdef uint32_t _i
-        if not begin_restore(tenant):
+        if not begin_restore(simulated):
             return
         for _i in range(<uint32_t>self.draw(3)):
-            self.begin_task(<void*>tenant, <int>CLEAN + <int>self.draw(4))        # clean, snapshot, delete, look
+            self.begin_task(<void*>simulated, <int>CLEAN + <int>self.draw(4))     # clean, snapshot, delete, look
         self.hurry()
 
     # ------------------------------------------------------------------ the walk
@@ -479,22 +480,22 @@ cdef class Simulation(Life):
         """Everything from outside, if nothing is half done just now."""
         cdef int i
         cdef bint right = True
-        for i in range(self.tenant_count):
-            if is_half_done(<Tenant>self.tenant_pointers[i]):
+        for i in range(self.volume_count):
+            if is_half_done(<SimulatedVolume>self.volume_pointers[i]):
                 return True
         self.show_volumes()
         if self.damages == 0:                            # else there are nodes that cannot be followed
             self.walks += 1
-            right = self.audit.walk()
+            right = self.checker.walk()
         right = right and self.stores_add_up(False)
         if not right:
-            for i in range(self.tenant_count):
-                if (<Tenant>self.tenant_pointers[i]).open:
-                    self.tell_snapshots((<Tenant>self.tenant_pointers[i]).volume.snapshots)
-            self.fault(self.audit.words, 0, 0)
+            for i in range(self.volume_count):
+                if (<SimulatedVolume>self.volume_pointers[i]).open:
+                    self.tell_snapshots((<SimulatedVolume>self.volume_pointers[i]).volume.snapshots)
+            self.fault(self.checker.words, 0, 0)
         return right
 
-    cdef void tell_snapshots(self, Snapshots snapshots) noexcept nogil:
+    cdef void tell_snapshots(self, SnapshotTable snapshots) noexcept nogil:
         cdef uint32_t i
         for i in range(snapshots.count):
             self.note(b"snapshot %lld grew from %lld, flags %lld", (<uint32_t*>snapshots.all[i].entry.id)[0], (<uint32_t*>snapshots.all[i].entry.parent)[0],
@@ -503,20 +504,20 @@ cdef class Simulation(Life):
     cdef void show_volumes(self) noexcept nogil:
         """... to the walk."""
         cdef uint32_t i, depth
-        self.audit.begin()
-        for depth in range(self.tenant_count):           # a clone after the volume that it is one of
-            for i in range(self.tenant_count):
-                if (<Tenant>self.tenant_pointers[i]).open and (<Tenant>self.tenant_pointers[i]).ancestors() == depth:
-                    self.audit.add((<Tenant>self.tenant_pointers[i]).volume)
-        for i in range(self.tenant_count):
-            if (<Tenant>self.tenant_pointers[i]).record.exists and not (<Tenant>self.tenant_pointers[i]).open:
-                self.audit.add_closed((<Tenant>self.tenant_pointers[i]).record.id)
+        self.checker.begin()
+        for depth in range(self.volume_count):           # a clone after the volume that it is one of
+            for i in range(self.volume_count):
+                if (<SimulatedVolume>self.volume_pointers[i]).open and (<SimulatedVolume>self.volume_pointers[i]).ancestors() == depth:
+                    self.checker.add((<SimulatedVolume>self.volume_pointers[i]).volume)
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).record.exists and not (<SimulatedVolume>self.volume_pointers[i]).open:
+                self.checker.add_closed((<SimulatedVolume>self.volume_pointers[i]).record.id)
 
     cdef bint stores_add_up(self, bint closed) noexcept nogil:
         cdef int i
         for i in range(self.store_count):
             if not (<Store>self.store_pointers[i]).failed and \
-                    not self.audit.add_up(<Store>self.store_pointers[i], closed):      # a failed one's journal may know of what its memory does not
+                    not self.checker.add_up(<Store>self.store_pointers[i], closed):    # a failed one's journal may know of what its memory does not
                 return False
         return True
 
@@ -534,16 +535,17 @@ cdef class Simulation(Life):
                 "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
                 "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
-                "walks": self.walks, "walked": self.audit.blocks, "comparisons": self.comparisons,
+                "walks": self.walks, "walked": self.checker.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,
                 **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
 
 
-cdef bint is_half_done(Tenant tenant) noexcept nogil:
-    if tenant.between or tenant.volume is None or not tenant.open:
-        return tenant.between
-    return tenant.volume.checkpoints.running or tenant.volume.snapshots.wishes is not NULL or tenant.volume.cleaning or tenant.volume.log.error
+cdef bint is_half_done(SimulatedVolume simulated) noexcept nogil:
+    if simulated.between or simulated.volume is None or not simulated.open:
+        return simulated.between
+    return simulated.volume.checkpoints.running or simulated.volume.snapshots.snapshot_requests is not NULL or \
+        simulated.volume.cleaning or simulated.volume.log.error
 
 
 cdef void pause_ended(Operation* operation) noexcept nogil:
@@ -572,131 +574,131 @@ cdef int64_t boot_body(void* argument) noexcept nogil:
     return 0
 
 
-cdef void boot_process(Simulation life) noexcept nogil:
+cdef void boot_process(Simulation run) noexcept nogil:
     cdef int result = 0, i, opened
-    for i in range(life.store_count):
+    for i in range(run.store_count):
         if result == 0:
-            result = (<Store>life.store_pointers[i]).open(life.cluster)
+            result = (<Store>run.store_pointers[i]).open(run.cluster)
             if result < 0:
-                life.refused((<Store>life.store_pointers[i]).reason, result)
+                run.refused((<Store>run.store_pointers[i]).reason, result)
     while result == 0:
         opened = 0
-        for i in range(life.tenant_count):
-            if result == 0 and can_open(<Tenant>life.tenant_pointers[i]):
+        for i in range(run.volume_count):
+            if result == 0 and can_open(<SimulatedVolume>run.volume_pointers[i]):
                 opened += 1
-                result = open_one(life, <Tenant>life.tenant_pointers[i])
+                result = open_one(run, <SimulatedVolume>run.volume_pointers[i])
         if opened == 0:
             break
-    for i in range(life.tenant_count):
-        if result == 0 and (<Tenant>life.tenant_pointers[i]).open and not settle_shots((<Tenant>life.tenant_pointers[i])):
+    for i in range(run.volume_count):
+        if result == 0 and (<SimulatedVolume>run.volume_pointers[i]).open and not settle_shots((<SimulatedVolume>run.volume_pointers[i])):
             return
     if result == 0:
-        result = finish_restores(life)
-    if result < 0 or (life.last or life.chance(64)) and not life.walk():
+        result = finish_restores(run)
+    if result < 0 or (run.last or run.chance(64)) and not run.walk():
         return
-    for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).open:
-            walk_dying(<void*>(<Tenant>life.tenant_pointers[i]).volume)
-    life.phase = WORKING if not life.last and life.chance(life.unverified) else VERIFYING
-    for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).serves():
-            (<Tenant>life.tenant_pointers[i]).choose_verified()
-            if (<Tenant>life.tenant_pointers[i]).record.detaching:
-                go_on_detaching(<Tenant>life.tenant_pointers[i])
-        elif (<Tenant>life.tenant_pointers[i]).open:
-            (<Tenant>life.tenant_pointers[i]).begin_task()
-            start(needless_body, life.tenant_pointers[i], NULL)
+    for i in range(run.volume_count):
+        if (<SimulatedVolume>run.volume_pointers[i]).open:
+            walk_dying(<void*>(<SimulatedVolume>run.volume_pointers[i]).volume)
+    run.phase = WORKING if not run.last and run.chance(run.unverified) else VERIFYING
+    for i in range(run.volume_count):
+        if (<SimulatedVolume>run.volume_pointers[i]).serves():
+            (<SimulatedVolume>run.volume_pointers[i]).choose_verified()
+            if (<SimulatedVolume>run.volume_pointers[i]).record.detaching:
+                go_on_detaching(<SimulatedVolume>run.volume_pointers[i])
+        elif (<SimulatedVolume>run.volume_pointers[i]).open:
+            (<SimulatedVolume>run.volume_pointers[i]).begin_task()
+            start(needless_body, run.volume_pointers[i], NULL)
 
 
-cdef int finish_restores(Simulation life) noexcept nogil:
+cdef int finish_restores(Simulation run) noexcept nogil:
     """Before anybody is served: what was begun is undone, or done again."""
     cdef uint32_t i, depth
     cdef int result = 0
-    for depth in range(life.tenant_count):
-        for i in range(life.tenant_count):
-            if result == 0 and (<Tenant>life.tenant_pointers[i]).open and (<Tenant>life.tenant_pointers[i]).ancestors() == depth:
-                forget_ambiguous(<Tenant>life.tenant_pointers[i])
-                result = undo(<Tenant>life.tenant_pointers[i])
-                forget_unreachable(<Tenant>life.tenant_pointers[i])
-                if result == 0 and (<Tenant>life.tenant_pointers[i]).record.making:
-                    result = take_to_moment(<Tenant>life.tenant_pointers[i])
+    for depth in range(run.volume_count):
+        for i in range(run.volume_count):
+            if result == 0 and (<SimulatedVolume>run.volume_pointers[i]).open and (<SimulatedVolume>run.volume_pointers[i]).ancestors() == depth:
+                forget_ambiguous(<SimulatedVolume>run.volume_pointers[i])
+                result = undo(<SimulatedVolume>run.volume_pointers[i])
+                forget_unreachable(<SimulatedVolume>run.volume_pointers[i])
+                if result == 0 and (<SimulatedVolume>run.volume_pointers[i]).record.making:
+                    result = take_to_point_in_time(<SimulatedVolume>run.volume_pointers[i])
     if result < 0:
-        life.phase = REFUSED                             # whether it may was judged there
+        run.phase = REFUSED                              # whether it may was checked there
     return result
 
 
-cdef bint can_open(Tenant tenant) noexcept nogil:
-    if tenant.open or not tenant.record.exists:
+cdef bint can_open(SimulatedVolume simulated) noexcept nogil:
+    if simulated.open or not simulated.record.exists:
         return False
-    return tenant.record.deleting or tenant.record.parent is NULL or (<Tenant>tenant.record.parent).open
+    return simulated.record.deleting or simulated.record.parent is NULL or (<SimulatedVolume>simulated.record.parent).open
 
 
-cdef int open_one(Simulation life, Tenant tenant) noexcept nogil:
+cdef int open_one(Simulation run, SimulatedVolume simulated) noexcept nogil:
     """... or erase it further."""
     cdef int result
-    if tenant.record.deleting:
-        result = erase(tenant)
+    if simulated.record.deleting:
+        result = erase(simulated)
         if result < 0:
-            life.phase = REFUSED                         # whether it may was judged there
+            run.phase = REFUSED                          # whether it may was checked there
         return result
-    result = tenant.come_up()
+    result = simulated.come_up()
     if result == 0:
-        leave_stray(tenant)
-    elif not (life.errors_allowed or refusal_is_due(tenant)):
-        life.fault(b"refused to open, though nothing says that record %lld was stable, which went astray", tenant.stray.sequence, 0)
+        leave_stray(simulated)
+    elif not (run.errors_allowed or refusal_is_due(simulated)):
+        run.fault(b"refused to open, though nothing says that record %lld was stable, which went astray", simulated.stray.sequence, 0)
     if result < 0:
-        life.refused(tenant.recovery.reason, result)
+        run.refused(simulated.recovery.reason, result)
     return result
 
 
 cdef int64_t needless_body(void* argument) noexcept nogil:
-    delete_needless(<Tenant>argument)
-    (<Tenant>argument).end_task()
+    delete_needless(<SimulatedVolume>argument)
+    (<SimulatedVolume>argument).end_task()
     return 0
 
 
 cdef int64_t checkpoint_body(void* argument) noexcept nogil:
-    write_checkpoint(<Tenant>argument)
+    write_checkpoint(<SimulatedVolume>argument)
     return 0
 
 
-cdef void write_checkpoint(Tenant tenant) noexcept nogil:
-    cdef uint64_t changed = min(tenant.log.changed, tenant.log.committed)
-    cdef int result = tenant.volume.checkpoints.run()
-    tenant.end_task()
-    if result == 0 and tenant.volume.checkpoints.sequence < changed:
-        tenant.life.fault(b"a checkpoint that was asked for when record %lld was committed is of record %lld", changed, tenant.volume.checkpoints.sequence)
-    tenant.life.fail(b"a checkpoint", result)
+cdef void write_checkpoint(SimulatedVolume simulated) noexcept nogil:
+    cdef uint64_t changed = min(simulated.log.changed, simulated.log.committed)
+    cdef int result = simulated.volume.checkpoints.run()
+    simulated.end_task()
+    if result == 0 and simulated.volume.checkpoints.sequence < changed:
+        simulated.run.fault(b"a checkpoint that was asked for when record %lld was committed is of record %lld", changed, simulated.volume.checkpoints.sequence)
+    simulated.run.fail(b"a checkpoint", result)
 
 
 cdef int64_t clean_body(void* argument) noexcept nogil:
-    clean_some(<Tenant>argument)
+    clean_some(<SimulatedVolume>argument)
     return 0
 
 
-cdef void clean_some(Tenant tenant) noexcept nogil:
+cdef void clean_some(SimulatedVolume simulated) noexcept nogil:
     """What a policy might choose: some of those that can be cleaned, worthwhile or not."""
     cdef Row[ROWS_MAX] rows
     cdef uint32_t[CLEANED_AT_ONCE] chosen
     cdef Cleaned told
-    cdef uint32_t count = min(tenant.cleaner.list(rows, ROWS_MAX), <uint32_t>ROWS_MAX), wanted = 0, i, first
+    cdef uint32_t count = min(simulated.cleaner.list(rows, ROWS_MAX), <uint32_t>ROWS_MAX), wanted = 0, i, first
     cdef int result
-    first = <uint32_t>tenant.life.draw(max(count, <uint32_t>1))
-    for i in range(count if tenant.stray.state == HOME else 0):
-        if wanted < CLEANED_AT_ONCE and rows[(first + i) % count].flags & ROW_CLEANABLE and tenant.life.draw(4):
+    first = <uint32_t>simulated.run.draw(max(count, <uint32_t>1))
+    for i in range(count if simulated.stray.state == HOME else 0):
+        if wanted < CLEANED_AT_ONCE and rows[(first + i) % count].flags & ROW_CLEANABLE and simulated.run.draw(4):
             chosen[wanted] = rows[(first + i) % count].segment
             wanted += 1
-    result = tenant.cleaner.clean(chosen, wanted, NULL, &told)
-    tenant.end_task()
+    result = simulated.cleaner.clean(chosen, wanted, NULL, &told)
+    simulated.end_task()
     if result == -EBUSY:
         return
-    tenant.life.cleaned.compacted += told.compacted
-    tenant.life.cleaned.evacuated += told.evacuated
-    tenant.life.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
-    if told.compacted and tenant.life.chance(32):
-        tenant.life.hurry()                              # what has overwritten the dead has to be there by now
-    if told.failed and not tenant.life.damages:
-        tenant.life.fail(b"cleaning", told.error)
+    simulated.run.cleaned.compacted += told.compacted
+    simulated.run.cleaned.evacuated += told.evacuated
+    simulated.run.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
+    if told.compacted and simulated.run.chance(32):
+        simulated.run.hurry()                            # what has overwritten the dead has to be there by now
+    if told.failed and not simulated.run.damages:
+        simulated.run.fail(b"cleaning", told.error)
 
 
 cdef int64_t look_body(void* argument) noexcept nogil:
@@ -704,12 +706,12 @@ cdef int64_t look_body(void* argument) noexcept nogil:
     return 0
 
 
-cdef void look_at_snapshots(Simulation life) noexcept nogil:
+cdef void look_at_snapshots(Simulation run) noexcept nogil:
     cdef int i
-    for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).serves():
-            look_at_all(<Tenant>life.tenant_pointers[i])
-    life.phase = WORKING
+    for i in range(run.volume_count):
+        if (<SimulatedVolume>run.volume_pointers[i]).serves():
+            look_at_all(<SimulatedVolume>run.volume_pointers[i])
+    run.phase = WORKING
 
 
 cdef int64_t stop_body(void* argument) noexcept nogil:
@@ -717,73 +719,74 @@ cdef int64_t stop_body(void* argument) noexcept nogil:
     return 0
 
 
-cdef void stop(Simulation life) noexcept nogil:
+cdef void stop(Simulation run) noexcept nogil:
     cdef int i, result
-    for i in range(life.tenant_count):
-        if (<Tenant>life.tenant_pointers[i]).open and life.chance(192) and not (<Tenant>life.tenant_pointers[i]).log.error:
-            result = (<Tenant>life.tenant_pointers[i]).volume.checkpoints.run()
-            life.fail(b"the last checkpoint", result)
-            if result == -ENOSPC and not (life.errors_allowed or life.cloning):      # the reserve is one for two volumes' checkpoints (store/store.pyx)
-                life.fault(b"there is no room for the last checkpoint", 0, 0)
-    if life.last or life.chance(64):
-        for i in range(life.tenant_count):
-            if (<Tenant>life.tenant_pointers[i]).open and not compare_derived(life, (<Tenant>life.tenant_pointers[i])):
+    for i in range(run.volume_count):
+        if (<SimulatedVolume>run.volume_pointers[i]).open and run.chance(192) and not (<SimulatedVolume>run.volume_pointers[i]).log.error:
+            result = (<SimulatedVolume>run.volume_pointers[i]).volume.checkpoints.run()
+            run.fail(b"the last checkpoint", result)
+            if result == -ENOSPC and not (run.errors_allowed or run.cloning):        # the reserve is one for two volumes' checkpoints (store/store.pyx)
+                run.fault(b"there is no room for the last checkpoint", 0, 0)
+    if run.last or run.chance(64):
+        for i in range(run.volume_count):
+            if (<SimulatedVolume>run.volume_pointers[i]).open and not compare_derived(run, (<SimulatedVolume>run.volume_pointers[i])):
                 return
-    life.show_volumes()
-    while close_one(life):
+    run.show_volumes()
+    while close_one(run):
         pass
-    if not life.errors_allowed and not life.stores_add_up(True):
-        life.fault(life.audit.words, 0, 0)
-    life.phase = STOPPED
+    if not run.errors_allowed and not run.stores_add_up(True):
+        run.fault(run.checker.words, 0, 0)
+    run.phase = STOPPED
 
 
-cdef bint close_one(Simulation life) noexcept nogil:
+cdef bint close_one(Simulation run) noexcept nogil:
     """A clone before the volume that it is one of. False: there is none left."""
     cdef int i, k
     cdef bint needed
-    for i in range(life.tenant_count):
+    for i in range(run.volume_count):
         needed = False
-        for k in range(life.tenant_count):
-            if (<Tenant>life.tenant_pointers[k]).open and (<Tenant>life.tenant_pointers[k]).record.parent == life.tenant_pointers[i]:
+        for k in range(run.volume_count):
+            if (<SimulatedVolume>run.volume_pointers[k]).open and (<SimulatedVolume>run.volume_pointers[k]).record.parent == run.volume_pointers[i]:
                 needed = True
-        if (<Tenant>life.tenant_pointers[i]).open and not needed:
-            shut(<Tenant>life.tenant_pointers[i])
-            (<Tenant>life.tenant_pointers[i]).between = False
+        if (<SimulatedVolume>run.volume_pointers[i]).open and not needed:
+            shut(<SimulatedVolume>run.volume_pointers[i])
+            (<SimulatedVolume>run.volume_pointers[i]).between = False
             return True
     return False
 
 
-cdef bint compare_derived(Simulation life, Tenant tenant) noexcept nogil:
+cdef bint compare_derived(Simulation run, SimulatedVolume simulated) noexcept nogil:
     """What cleaning would take to be dead is what the walk has found to be."""
-    cdef Segment* segment = tenant.volume.segments.first
-    cdef Plan* plan = &tenant.cleaner.plans[0]
-    cdef uint64_t committed = tenant.volume.log.committed, snapshots = tenant.volume.snapshots.version
-    cdef uint64_t checkpoint = tenant.volume.checkpoints.sequence
+    cdef Segment* segment = simulated.volume.segments.first
+    cdef Plan* plan = &simulated.cleaner.plans[0]
+    cdef uint64_t committed = simulated.volume.log.committed, snapshots = simulated.volume.snapshots.version
+    cdef uint64_t checkpoint = simulated.volume.checkpoints.sequence
     cdef uint32_t number = 0
     cdef int result
-    cdef uint64_t walks = life.walks
-    if not life.walk() or life.walks == walks or life.errors_allowed or life.damages:
-        return not life.wrong
-    if tenant.volume.map.cache.dirty or tenant.volume.segments.reclaim_holds:
-        return not life.wrong
+    cdef uint64_t walks = run.walks
+    if not run.walk() or run.walks == walks or run.errors_allowed or run.damages:
+        return not run.wrong
+    if simulated.volume.map.cache.dirty or simulated.volume.segments.reclaim_holds:
+        return not run.wrong
     while segment is not NULL:                           # as long as nothing changes
         number = segment.number
-        if tenant.cleaner.cleanable(segment):
+        if simulated.cleaner.cleanable(segment):
             plan.segment = segment
             segment.cleaning = True
-            result = tenant.cleaner.read_footer(plan)
+            result = simulated.cleaner.read_footer(plan)
             if result == 0:
-                result = tenant.cleaner.derive(plan)
-            segment = tenant.volume.segments.find(number)
+                result = simulated.cleaner.derive(plan)
+            segment = simulated.volume.segments.find(number)
             segment.cleaning = False
-            if tenant.volume.log.committed != committed or tenant.volume.snapshots.version != snapshots or tenant.volume.checkpoints.sequence != checkpoint:
+            if simulated.volume.log.committed != committed or simulated.volume.snapshots.version != snapshots or \
+                    simulated.volume.checkpoints.sequence != checkpoint:
                 break                                    # something has changed meanwhile
             if result < 0:
-                life.fault(b"which blocks of segment %lld live cannot be derived (error %lld)", number, -result)
+                run.fault(b"which blocks of segment %lld live cannot be derived (error %lld)", number, -result)
                 return False
-            life.comparisons += 1
-            if not life.audit.agrees(tenant.volume, number, segment.replica.footer_block, plan.words):
-                life.fault(life.audit.words, 0, 0)
+            run.comparisons += 1
+            if not run.checker.agrees(simulated.volume, number, segment.replica.footer_block, plan.words):
+                run.fault(run.checker.words, 0, 0)
                 return False
         segment = segment.next
     return True

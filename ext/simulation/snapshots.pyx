@@ -15,285 +15,285 @@ from iomesh.engine.map.snapshot_table cimport Snapshot
 from iomesh.engine.base.task cimport start, wait, waited
 
 
-cdef void begin_with_snapshots(Tenant tenant, int kind) noexcept nogil:
-    cdef Shot* shot = NULL
+cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nogil:
+    cdef SimulatedSnapshot* shot = NULL
     if kind == SNAPSHOT:
-        shot = tenant.any_shot(SHOT_NONE)
-    elif kind != RESTORE or tenant.life.chance(64):      # to go back wants all others to wait: not too often
-        shot = tenant.any_shot(SHOT_MADE)
-    if shot is NULL or (kind == LOOK and tenant.life.looking) or tenant.changing or (kind == DELETE and tenant.clones(shot.id)):
+        shot = simulated.any_shot(SHOT_NONE)
+    elif kind != RESTORE or simulated.run.chance(64):      # to go back wants all others to wait: not too often
+        shot = simulated.any_shot(SHOT_MADE)
+    if shot is NULL or (kind == LOOK and simulated.run.looking) or simulated.changing or (kind == DELETE and simulated.clones(shot.id)):
         return
-    tenant.begin_change()
-    tenant.life.count(kind)
+    simulated.begin_change()
+    simulated.run.count(kind)
     if kind == SNAPSHOT:
-        tenant.name_shot(shot)
-        tenant.life.note(b"snapshot %lld begins", shot.number, 0, 0)
+        simulated.name_shot(shot)
+        simulated.run.note(b"snapshot %lld begins", shot.number, 0, 0)
         start(snapshot_body, shot, NULL)
     elif kind == DELETE:
         shot.state = SHOT_DELETING
-        tenant.life.note(b"snapshot %lld is being deleted", shot.number, 0, 0)
+        simulated.run.note(b"snapshot %lld is being deleted", shot.number, 0, 0)
         start(delete_body, shot, NULL)
     elif kind == RESTORE:
-        tenant.going.state = GOING_WAITS
-        tenant.going.target = shot
+        simulated.going.state = GOING_WAITS
+        simulated.going.target = shot
     else:
-        tenant.life.looking = shot.looked_at = True
+        simulated.run.looking = shot.looked_at = True
         start(look_body, shot, NULL)
 
 
-cdef bint begin_restore(Tenant tenant) noexcept nogil:
+cdef bint begin_restore(SimulatedVolume simulated) noexcept nogil:
     """Nobody is connected any more; whatever else may be going on goes on. False: the snapshot is gone, or there is no room for a mark that is needed."""
-    cdef Going* going = &tenant.going
-    if going.target.state != SHOT_MADE or (tenant.marks() and tenant.free_mark() is NULL):
+    cdef Going* going = &simulated.going
+    if going.target.state != SHOT_MADE or (simulated.marks() and simulated.free_mark() is NULL):
         going.state = GOING_NOWHERE
-        tenant.end_change()
+        simulated.end_change()
         return False
     going.state = GOING_BACK
     going.moved = False
     memcpy(going.id, going.target.id, 16)
-    going.kept = tenant.judge.keep_again(going.target.kept)
-    memset(&going.wish, 0, sizeof(Wish))
-    going.before = tenant.any_shot(SHOT_NONE) if tenant.life.chance(160) else NULL
+    going.kept = simulated.oracle.keep_again(going.target.kept)
+    memset(&going.snapshot_request, 0, sizeof(SnapshotRequest))
+    going.before = simulated.any_shot(SHOT_NONE) if simulated.run.chance(160) else NULL
     if going.before is not NULL:
-        tenant.name_shot(going.before)
-        name_wish(&going.wish, going.before)
+        simulated.name_shot(going.before)
+        name_snapshot_request(&going.snapshot_request, going.before)
     else:
-        hide_wish(tenant, &going.wish)
-    going.mark = tenant.free_mark() if tenant.marks() else NULL
+        hide_request(simulated, &going.snapshot_request)
+    going.mark = simulated.free_mark() if simulated.marks() else NULL
     if going.mark is not NULL:
-        tenant.name_shot(going.mark)
-        going.mark.kept = tenant.judge.keep_again(going.kept)
-        memset(&going.mark_wish, 0, sizeof(Wish))
-        name_wish(&going.mark_wish, going.mark)
-        going.mark_wish.entry.flags = SNAPSHOT_MARK
-    tenant.life.note(b"goes back to snapshot %lld; what was there is to be snapshot %lld", going.target.number,
-                     0 if going.before is NULL else going.before.number, 0)
-    start(restore_body, <void*>tenant, NULL)
+        simulated.name_shot(going.mark)
+        going.mark.kept = simulated.oracle.keep_again(going.kept)
+        memset(&going.mark_request, 0, sizeof(SnapshotRequest))
+        name_snapshot_request(&going.mark_request, going.mark)
+        going.mark_request.entry.flags = SNAPSHOT_MARK
+    simulated.run.note(b"goes back to snapshot %lld; what was there is to be snapshot %lld", going.target.number,
+                       0 if going.before is NULL else going.before.number, 0)
+    start(restore_body, <void*>simulated, NULL)
     return True
 
 
-cdef void name_wish(Wish* wish, const Shot* shot) noexcept nogil:
-    memcpy(wish.entry.id, shot.id, 16)
-    snprintf(wish.entry.name, sizeof(wish.entry.name), b"number %u", shot.number)
+cdef void name_snapshot_request(SnapshotRequest* snapshot_request, const SimulatedSnapshot* shot) noexcept nogil:
+    memcpy(snapshot_request.entry.id, shot.id, 16)
+    snprintf(snapshot_request.entry.name, sizeof(snapshot_request.entry.name), b"number %u", shot.number)
 
 
-cdef void hide_wish(Tenant tenant, Wish* wish) noexcept nogil:
-    memset(wish, 0, sizeof(Wish))
-    tenant.life.shot_count += 1
-    memcpy(wish.entry.id, &tenant.life.shot_count, sizeof(tenant.life.shot_count))
-    wish.entry.flags = SNAPSHOT_HIDDEN
+cdef void hide_request(SimulatedVolume simulated, SnapshotRequest* snapshot_request) noexcept nogil:
+    memset(snapshot_request, 0, sizeof(SnapshotRequest))
+    simulated.run.shot_count += 1
+    memcpy(snapshot_request.entry.id, &simulated.run.shot_count, sizeof(simulated.run.shot_count))
+    snapshot_request.entry.flags = SNAPSHOT_HIDDEN
 
 
 # ---------------------------------------------------------------------- tasks
 
 cdef int64_t snapshot_body(void* argument) noexcept nogil:
-    make_snapshot(<Tenant>(<Shot*>argument).tenant, <Shot*>argument)
+    make_snapshot(<SimulatedVolume>(<SimulatedSnapshot*>argument).simulated, <SimulatedSnapshot*>argument)
     return 0
 
 
-cdef void make_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
-    cdef Shortages shortages = tenant.shortages()
+cdef void make_snapshot(SimulatedVolume simulated, SimulatedSnapshot* shot) noexcept nogil:
+    cdef Shortages shortages = simulated.shortages()
     cdef int result
     memset(&shot.making, 0, sizeof(Making))
-    shot.making.volume = <void*>tenant.volume
-    name_wish(&shot.making.wish, shot)
-    result = make_snapshots(tenant.life.reactor, &shot.making, 1)
-    tenant.judge_making(shortages, result)
-    tenant.end_change()
+    shot.making.volume = <void*>simulated.volume
+    name_snapshot_request(&shot.making.snapshot_request, shot)
+    result = make_snapshots(simulated.run.reactor, &shot.making, 1)
+    simulated.check_making(shortages, result)
+    simulated.end_change()
     shot.state = SHOT_NONE
     if result == 0:
-        shot.kept = tenant.judge.keep(shot.begun)
-        tenant.judge.holds(shot.begun)
-        shot.size_blocks = tenant.volume.snapshots.find(shot.id).entry.size_bytes // BLOCK_BYTES
+        shot.kept = simulated.oracle.keep(shot.begun)
+        simulated.oracle.holds(shot.begun)
+        shot.size_blocks = simulated.volume.snapshots.find(shot.id).entry.size_bytes // BLOCK_BYTES
         shot.state = SHOT_MADE
-        tenant.life.note(b"snapshot %lld is made", shot.number, 0, 0)
-    tenant.life.fail(b"making a snapshot", result)
-    tenant.note_oldest_read()
+        simulated.run.note(b"snapshot %lld is made", shot.number, 0, 0)
+    simulated.run.fail(b"making a snapshot", result)
+    simulated.note_oldest_read()
 
 
 cdef int64_t restore_body(void* argument) noexcept nogil:
-    restore(<Tenant>argument)
+    restore(<SimulatedVolume>argument)
     return 0
 
 
-cdef void restore(Tenant tenant) noexcept nogil:
+cdef void restore(SimulatedVolume simulated) noexcept nogil:
     """As engine.pyx has it done, when nobody is connected."""
-    cdef Going* going = &tenant.going
-    cdef Shortages shortages = tenant.shortages()
-    cdef int result = tenant.go_back(going.id, &going.wish, NULL if going.mark is NULL else &going.mark_wish)
+    cdef Going* going = &simulated.going
+    cdef Shortages shortages = simulated.shortages()
+    cdef int result = simulated.go_back(going.id, &going.snapshot_request, NULL if going.mark is NULL else &going.mark_request)
     if going.before is not NULL:
-        tenant.judge_making(shortages, result)
-    tenant.end_change()
+        simulated.check_making(shortages, result)
+    simulated.end_change()
     if going.mark is not NULL:
         going.mark.state = SHOT_MADE if result == 0 else SHOT_NONE
-        going.mark.size_blocks = going.mark_wish.entry.size_bytes // BLOCK_BYTES
+        going.mark.size_blocks = going.mark_request.entry.size_bytes // BLOCK_BYTES
         if result < 0:
-            tenant.judge.let_go(going.mark.kept)
+            simulated.oracle.let_go(going.mark.kept)
     if going.before is not NULL:
         going.before.state = SHOT_NONE
-    if going.before is not NULL and going.wish.made:     # with an error it is given up again, and may still be there after the next beginning
-        going.before.kept = tenant.judge.keep(going.before.begun)
-        tenant.judge.holds(going.before.begun)
-        going.before.size_blocks = going.wish.entry.size_bytes // BLOCK_BYTES
+    if going.before is not NULL and going.snapshot_request.made:  # with an error it is given up again, and may still be there after the next beginning
+        going.before.kept = simulated.oracle.keep(going.before.begun)
+        simulated.oracle.holds(going.before.begun)
+        going.before.size_blocks = going.snapshot_request.entry.size_bytes // BLOCK_BYTES
         going.before.state = SHOT_MADE if result == 0 else SHOT_DELETING
     if (result == 0) != going.moved:
-        tenant.life.fault(b"going back to a snapshot ends with error %lld, and a pointer was moved (%lld)", -result, going.moved)
+        simulated.run.fault(b"going back to a snapshot ends with error %lld, and a pointer was moved (%lld)", -result, going.moved)
     elif result == 0:
-        went_back(tenant)
+        went_back(simulated)
     elif result != -ENOENT or going.target.state == SHOT_MADE:
-        tenant.life.fail(b"going back to a snapshot", result)
-    tenant.life.note(b"going back ends with error %lld", -result, 0, 0)
-    tenant.judge.let_go(going.kept)
+        simulated.run.fail(b"going back to a snapshot", result)
+    simulated.run.note(b"going back ends with error %lld", -result, 0, 0)
+    simulated.oracle.let_go(going.kept)
     going.state = GOING_NOWHERE
-    tenant.note_oldest_read()
+    simulated.note_oldest_read()
 
 
 cdef int64_t delete_body(void* argument) noexcept nogil:
-    drop_snapshot(<Tenant>(<Shot*>argument).tenant, <Shot*>argument)
-    (<Tenant>(<Shot*>argument).tenant).end_change()
+    drop_snapshot(<SimulatedVolume>(<SimulatedSnapshot*>argument).simulated, <SimulatedSnapshot*>argument)
+    (<SimulatedVolume>(<SimulatedSnapshot*>argument).simulated).end_change()
     return 0
 
 
-cdef void drop_snapshot(Tenant tenant, Shot* shot) noexcept nogil:
+cdef void drop_snapshot(SimulatedVolume simulated, SimulatedSnapshot* shot) noexcept nogil:
     cdef bint hidden = False
     cdef int result
     shot.state = SHOT_DELETING
-    result = delete_snapshot(tenant.volume, shot.id, &hidden)
+    result = delete_snapshot(simulated.volume, shot.id, &hidden)
     if result == 0:
         shot.state = SHOT_NONE
-        tenant.judge.let_go(shot.kept)
-        tenant.life.note(b"snapshot %lld is deleted", shot.number, 0, 0)
-    tenant.life.fail(b"deleting a snapshot", result)
+        simulated.oracle.let_go(shot.kept)
+        simulated.run.note(b"snapshot %lld is deleted", shot.number, 0, 0)
+    simulated.run.fail(b"deleting a snapshot", result)
 
 
 cdef int64_t look_body(void* argument) noexcept nogil:
-    look(<Tenant>(<Shot*>argument).tenant, <Shot*>argument)
+    look(<SimulatedVolume>(<SimulatedSnapshot*>argument).simulated, <SimulatedSnapshot*>argument)
     return 0
 
 
-cdef void look(Tenant tenant, Shot* shot) noexcept nogil:
-    look_at(tenant, shot, False)
-    tenant.end_change()
+cdef void look(SimulatedVolume simulated, SimulatedSnapshot* shot) noexcept nogil:
+    look_at(simulated, shot, False)
+    simulated.end_change()
 
 
-cdef void look_at_all(Tenant tenant) noexcept nogil:
+cdef void look_at_all(SimulatedVolume simulated) noexcept nogil:
     """After a recovery, when the heads have been read: the snapshots, sometimes."""
     cdef int i
-    cdef uint32_t often = 64 if tenant.life.tenant_count == 1 else 16    # for speed
-    cdef bint whole = tenant.life.last or tenant.life.chance(often)
-    if tenant.life.last or tenant.life.chance(often):
-        for i in range(SHOTS_AND_MARKS if tenant.life.last or tenant.life.step % 4 == 0 else SHOTS):
-            if tenant.shots[i].state == SHOT_MADE and not tenant.life.wrong:
-                tenant.life.looking = tenant.shots[i].looked_at = True
-                look_at(tenant, &tenant.shots[i], whole)
+    cdef uint32_t often = 64 if simulated.run.volume_count == 1 else 16  # for speed
+    cdef bint whole = simulated.run.last or simulated.run.chance(often)
+    if simulated.run.last or simulated.run.chance(often):
+        for i in range(SHOTS_AND_MARKS if simulated.run.last or simulated.run.step % 4 == 0 else SHOTS):
+            if simulated.shots[i].state == SHOT_MADE and not simulated.run.wrong:
+                simulated.run.looking = simulated.shots[i].looked_at = True
+                look_at(simulated, &simulated.shots[i], whole)
 
 
-cdef void look_at(Tenant tenant, Shot* shot, bint whole) noexcept nogil:
+cdef void look_at(SimulatedVolume simulated, SimulatedSnapshot* shot, bint whole) noexcept nogil:
     """Read a snapshot, or a part of it, as a door does that serves it."""
-    cdef uint32_t region, first, count = tenant.life.regions_below(shot.size_blocks), i, sector
+    cdef uint32_t region, first, count = simulated.run.regions_below(shot.size_blocks), i, sector
     cdef int result
-    memcpy(tenant.reading.identity, shot.id, 16)
-    tenant.reading.closing = False
-    result = open_snapshot(tenant.volume, tenant.reading, shot.id)
+    memcpy(simulated.reading.identity, shot.id, 16)
+    simulated.reading.closing = False
+    result = open_snapshot(simulated.volume, simulated.reading, shot.id)
     if result == -ESHUTDOWN:
-        tenant.life.looking = shot.looked_at = False
+        simulated.run.looking = shot.looked_at = False
         return
     if result < 0:
-        tenant.life.fault(b"snapshot %lld cannot be opened (error %lld)", shot.number, -result)
+        simulated.run.fault(b"snapshot %lld cannot be opened (error %lld)", shot.number, -result)
         return
-    first = 0 if whole else <uint32_t>tenant.life.draw(count)
+    first = 0 if whole else <uint32_t>simulated.run.draw(count)
     for region in range(first, count if whole else first + 1):
-        memset(&tenant.look, 0, sizeof(tenant.look) - sizeof(tenant.look.pointers))
-        tenant.look.block = tenant.life.leaves[region] * NODE_POINTERS
-        tenant.look.count = NODE_POINTERS
-        tenant.look.into = tenant.life.look_buffer
-        tenant.look.owner = <void*>tenant
-        tenant.look.done = look_ended
-        waited(&tenant.looked)
-        tenant.reading.read(&tenant.look)
-        wait(&tenant.looked)
-        if tenant.look.error:
-            tenant.life.failures += 1
-            if tenant.life.damages and tenant.audit.is_damaged(tenant.volume, &tenant.reading.map.root, tenant.look.block, NODE_POINTERS, True):
-                tenant.life.excused += 1
-            elif not tenant.life.errors_allowed:
-                tenant.life.fault(b"a read of snapshot %lld fails with error %lld, and no device failed", shot.number, tenant.look.error)
+        memset(&simulated.look, 0, sizeof(simulated.look) - sizeof(simulated.look.pointers))
+        simulated.look.block = simulated.run.leaves[region] * NODE_POINTERS
+        simulated.look.count = NODE_POINTERS
+        simulated.look.into = simulated.run.look_buffer
+        simulated.look.owner = <void*>simulated
+        simulated.look.done = look_ended
+        waited(&simulated.looked)
+        simulated.reading.read(&simulated.look)
+        wait(&simulated.looked)
+        if simulated.look.error:
+            simulated.run.failures += 1
+            if simulated.run.damages and simulated.checker.is_damaged(simulated.volume, &simulated.reading.map.root, simulated.look.block, NODE_POINTERS, True):
+                simulated.run.excused += 1
+            elif not simulated.run.errors_allowed:
+                simulated.run.fault(b"a read of snapshot %lld fails with error %lld, and no device failed", shot.number, simulated.look.error)
             continue
-        if tenant.look.unmapped:
-            memset(tenant.life.look_buffer, 0, READ_BLOCKS * BLOCK_BYTES)
+        if simulated.look.unmapped:
+            memset(simulated.run.look_buffer, 0, READ_BLOCKS * BLOCK_BYTES)
         for i in range(NODE_POINTERS):
             sector = region * REGION_SECTORS + i * BLOCK_SECTORS
-            if not tenant.life.wrong and not tenant.judge.check_kept(
-                    shot.kept, sector, tenant.life.look_buffer + i * BLOCK_BYTES, tenant.life.place_of(sector)):
-                tenant.life.note(b"snapshot %lld is wrong", shot.number, 0, 0)
-                tenant.life.fault(tenant.judge.words, 0, 0)
-    close_snapshot(tenant.volume, tenant.reading)
-    tenant.life.looking = shot.looked_at = False
-    tenant.life.note(b"snapshot %lld was looked at", shot.number, 0, 0)
+            if not simulated.run.wrong and not simulated.oracle.check_kept(
+                    shot.kept, sector, simulated.run.look_buffer + i * BLOCK_BYTES, simulated.run.place_of(sector)):
+                simulated.run.note(b"snapshot %lld is wrong", shot.number, 0, 0)
+                simulated.run.fault(simulated.oracle.words, 0, 0)
+    close_snapshot(simulated.volume, simulated.reading)
+    simulated.run.looking = shot.looked_at = False
+    simulated.run.note(b"snapshot %lld was looked at", shot.number, 0, 0)
 
 
 cdef void look_ended(Read* read) noexcept nogil:
-    end_look(<Tenant>read.owner)
+    end_look(<SimulatedVolume>read.owner)
 
 
-cdef void end_look(Tenant tenant) noexcept nogil:
-    tenant.looked.result = 0
-    tenant.looked.done(&tenant.looked)
+cdef void end_look(SimulatedVolume simulated) noexcept nogil:
+    simulated.looked.result = 0
+    simulated.looked.done(&simulated.looked)
 
 
 # ---------------------------------------------------------------------- crashes
 
-cdef void went_back(Tenant tenant) noexcept nogil:
+cdef void went_back(SimulatedVolume simulated) noexcept nogil:
     """All that the volume holds is from now on what the snapshot held."""
-    tenant.life.restores += 1
-    tenant.life.note(b"it has gone back: operation %lld", tenant.judge.go_back(tenant.judge, tenant.going.kept), 0, 0)
+    simulated.run.restores += 1
+    simulated.run.note(b"it has gone back: operation %lld", simulated.oracle.go_back(simulated.oracle, simulated.going.kept), 0, 0)
 
 
-cdef void doubt_shots(Tenant tenant) noexcept nogil:
+cdef void doubt_shots(SimulatedVolume simulated) noexcept nogil:
     """The process ends: what was being made or deleted may be there or not."""
     cdef int i
-    cdef Shot* shot
+    cdef SimulatedSnapshot* shot
     for i in range(SHOTS_AND_MARKS):
-        shot = &tenant.shots[i]
+        shot = &simulated.shots[i]
         shot.looked_at = False
         if shot.state == SHOT_MAKING and shot.kept < 0:      # else it is known
-            shot.kept = tenant.judge.keep(shot.begun)
+            shot.kept = simulated.oracle.keep(shot.begun)
         if shot.state == SHOT_MAKING or shot.state == SHOT_DELETING:
             shot.state = SHOT_UNKNOWN
-    if tenant.going.state == GOING_BACK and tenant.going.moved:
-        went_back(tenant)
-    if tenant.going.state == GOING_BACK or (tenant.going.state == GOING_WAITS and tenant.going.to_moment):
-        tenant.judge.let_go(tenant.going.kept)
-    tenant.going.state = GOING_NOWHERE
-    tenant.going.to_moment = False
+    if simulated.going.state == GOING_BACK and simulated.going.moved:
+        went_back(simulated)
+    if simulated.going.state == GOING_BACK or (simulated.going.state == GOING_WAITS and simulated.going.to_point_in_time):
+        simulated.oracle.let_go(simulated.going.kept)
+    simulated.going.state = GOING_NOWHERE
+    simulated.going.to_point_in_time = False
 
 
-cdef bint settle_shots(Tenant tenant) noexcept nogil:
+cdef bint settle_shots(SimulatedVolume simulated) noexcept nogil:
     """... and now it is known."""
     cdef uint32_t i
     cdef int visible = 0
-    cdef Shot* shot
+    cdef SimulatedSnapshot* shot
     cdef Snapshot* snapshot
     for i in range(SHOTS_AND_MARKS):
-        shot = &tenant.shots[i]
+        shot = &simulated.shots[i]
         if shot.state == SHOT_NONE:
             continue
-        snapshot = tenant.volume.snapshots.find(shot.id)
+        snapshot = simulated.volume.snapshots.find(shot.id)
         if snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_HIDDEN:
             visible += 1
             if shot.state == SHOT_UNKNOWN:
-                tenant.judge.holds(shot.begun)
+                simulated.oracle.holds(shot.begun)
             shot.state = SHOT_MADE
             shot.unmarked = i >= SHOTS and not snapshot.entry.flags & SNAPSHOT_MARK
             shot.size_blocks = snapshot.entry.size_bytes // BLOCK_BYTES
         elif shot.state == SHOT_MADE:
-            tenant.life.fault(b"snapshot %lld was made and is gone", shot.number, 0)
+            simulated.run.fault(b"snapshot %lld was made and is gone", shot.number, 0)
             return False
         else:
             shot.state = SHOT_NONE
-            tenant.judge.let_go(shot.kept)
-    for i in range(tenant.volume.snapshots.count):
-        visible -= not tenant.volume.snapshots.all[i].entry.flags & SNAPSHOT_HIDDEN
+            simulated.oracle.let_go(shot.kept)
+    for i in range(simulated.volume.snapshots.count):
+        visible -= not simulated.volume.snapshots.all[i].entry.flags & SNAPSHOT_HIDDEN
     if visible:
-        tenant.life.fault(b"there are snapshots (%lld) that were deleted or never made", -visible, 0)
+        simulated.run.fault(b"there are snapshots (%lld) that were deleted or never made", -visible, 0)
     return visible == 0

@@ -10,7 +10,7 @@ from iomesh.engine.simulation.oracle cimport OPERATIONS_MAX
 from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN
 from iomesh.engine.simulation.run cimport (
     CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, PAUSE, READ, RESTORE, REWIND, SLOTS, SNAPSHOT,
-    STRAY, VERIFY, WRITE, ZERO, Life)
+    STRAY, VERIFY, WRITE, ZERO, RunState)
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.simulation.world cimport World
 
@@ -24,96 +24,96 @@ cdef enum:
     LONG_LIFE = 3                    # times the operations, where few of them end a process: the log comes round the device several times
 
 
-cdef object draw_swarm(Life life, operations):
+cdef object draw_swarm(RunState run, operations):
     """operations: of the whole life, drawn unless given."""
     cdef int i
     cdef uint64_t leaf = 0
-    life.world = World(life.draw(1 << 62))
-    life.store_count = 2 if life.draw(4) == 0 else 1
-    volatile = life.draw(4) != 0
-    for i in range(life.store_count):
-        if life.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or life.draw(2)), [4, 32, 256][life.draw(3)] * <uint64_t>(1 << 18)) != i:
+    run.world = World(run.draw(1 << 62))
+    run.store_count = 2 if run.draw(4) == 0 else 1
+    volatile = run.draw(4) != 0
+    for i in range(run.store_count):
+        if run.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or run.draw(2)), [4, 32, 256][run.draw(3)] * <uint64_t>(1 << 18)) != i:
             raise MemoryError("no memory for a device")
-    life.journal_bytes = [256, 256, 256, 1024][life.draw(4)] << 10      # short ones go from one half to the other
-    life.regions = [1, 2, 4, 8, 12, 16][life.draw(6)]
-    spread = [1, 1, 1, 3, 300, 70000][life.draw(6)]          # leaves between two regions, at most
-    for i in range(life.regions):
-        life.leaves[i] = leaf
-        leaf += 1 + life.draw(spread)
-    life.used = life.regions if life.draw(2) else 1 + life.draw(life.regions)
+    run.journal_bytes = [256, 256, 256, 1024][run.draw(4)] << 10        # short ones go from one half to the other
+    run.regions = [1, 2, 4, 8, 12, 16][run.draw(6)]
+    spread = [1, 1, 1, 3, 300, 70000][run.draw(6)]           # leaves between two regions, at most
+    for i in range(run.regions):
+        run.leaves[i] = leaf
+        leaf += 1 + run.draw(spread)
+    run.used = run.regions if run.draw(2) else 1 + run.draw(run.regions)
     common = [0, 1, 4, 16]
-    life.weights[<int>READ] = common[life.draw(4)]
-    life.weights[<int>WRITE] = 16
-    life.weights[<int>ZERO] = common[life.draw(4)] // 2
-    life.weights[<int>FLUSH] = common[life.draw(4)] // 2
-    life.weights[<int>CHECKPOINT] = life.draw(2)
-    life.weights[<int>GROW] = life.draw(2)
-    life.weights[<int>PAUSE] = life.draw(2)
-    life.weights[<int>CLEAN] = [0, 1, 1, 2][life.draw(4)]
-    life.weights[<int>SNAPSHOT] = [0, 0, 1, 2][life.draw(4)]
-    life.weights[<int>DELETE] = life.draw(3) if life.weights[<int>SNAPSHOT] else 0
-    life.weights[<int>LOOK] = life.draw(2) if life.weights[<int>SNAPSHOT] else 0
-    life.weights[<int>RESTORE] = life.draw(2) if life.weights[<int>SNAPSHOT] else 0
-    life.weights[<int>DAMAGE] = life.draw(12) == 0
-    life.cloning = has_theme(life.seed, CLONING)
-    if life.cloning:
-        life.weights[<int>CLONE] = 1 + life.draw(2)
-        life.weights[<int>DROP] = life.draw(3)
-        life.weights[<int>DETACH] = life.draw(2)
-        life.weights[<int>SNAPSHOT] = max(life.weights[<int>SNAPSHOT], <uint32_t>1)
-    if has_theme(life.seed, WINDOWED):
-        life.weights[<int>MARK] = 1 + life.draw(2)
-        life.weights[<int>MOMENT] = 1 + life.draw(2)
-        life.weights[<int>REWIND] = 1
-    if has_theme(life.seed, STRAYING):
-        life.weights[<int>STRAY] = 1
-    life.weight = sum([life.weights[kind] for kind in range(<int>KINDS)])
-    life.depth = [1, 2, 4, 8, 16, SLOTS][life.draw(6)]
-    life.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][life.draw(9)]
-    life.odd = [0, 16, 64, 160][life.draw(4)]
-    life.hot = [0, 128, 230][life.draw(3)]
-    life.hot_sectors = [64, 512, 2048][life.draw(3)]
-    life.stable = [0, 8, 64][life.draw(3)]
-    life.frames = [48, 64, 256, 1024][life.draw(4)]        # the engine has 256 at least; fewer make it evict
-    life.records = [2, 3, 8, 24][life.draw(4)]
-    life.interval = <uint64_t>[1, 2, 4, 16, 64][life.draw(5)] << 20
-    life.metadata_ns = [1000, 1000 * 1000, 100 * 1000 * 1000][life.draw(3)]
-    life.power = [0, 128, 200, 256][life.draw(4)] if volatile else [0, 128][life.draw(2)]
-    if life.power:                                   # without, what a power cut may leave grows and grows
-        life.weights[<int>FLUSH] += 1
-        life.weight += 1
-    life.stops = [0, 32, 128][life.draw(3)]
-    life.hurried = [0, 64, 128][life.draw(3)]
-    life.unverified = [0, 64, 128][life.draw(3)]
-    life.per_life = [20, 100, 400, 1500][life.draw(4)]
-    life.operations = operations if operations is not None else [300, 1000, 3000][life.draw(3)] * (LONG_LIFE if life.per_life >= 400 else 1)
-    life.operations = min(life.operations, <uint64_t>(OPERATIONS_MAX // 2))
-    life.pool = Pool(4, 2, life.records)
-    life.faults = {}
+    run.weights[<int>READ] = common[run.draw(4)]
+    run.weights[<int>WRITE] = 16
+    run.weights[<int>ZERO] = common[run.draw(4)] // 2
+    run.weights[<int>FLUSH] = common[run.draw(4)] // 2
+    run.weights[<int>CHECKPOINT] = run.draw(2)
+    run.weights[<int>GROW] = run.draw(2)
+    run.weights[<int>PAUSE] = run.draw(2)
+    run.weights[<int>CLEAN] = [0, 1, 1, 2][run.draw(4)]
+    run.weights[<int>SNAPSHOT] = [0, 0, 1, 2][run.draw(4)]
+    run.weights[<int>DELETE] = run.draw(3) if run.weights[<int>SNAPSHOT] else 0
+    run.weights[<int>LOOK] = run.draw(2) if run.weights[<int>SNAPSHOT] else 0
+    run.weights[<int>RESTORE] = run.draw(2) if run.weights[<int>SNAPSHOT] else 0
+    run.weights[<int>DAMAGE] = run.draw(12) == 0
+    run.cloning = has_theme(run.seed, CLONING)
+    if run.cloning:
+        run.weights[<int>CLONE] = 1 + run.draw(2)
+        run.weights[<int>DROP] = run.draw(3)
+        run.weights[<int>DETACH] = run.draw(2)
+        run.weights[<int>SNAPSHOT] = max(run.weights[<int>SNAPSHOT], <uint32_t>1)
+    if has_theme(run.seed, WINDOWED):
+        run.weights[<int>MARK] = 1 + run.draw(2)
+        run.weights[<int>MOMENT] = 1 + run.draw(2)
+        run.weights[<int>REWIND] = 1
+    if has_theme(run.seed, STRAYING):
+        run.weights[<int>STRAY] = 1
+    run.weight = sum([run.weights[kind] for kind in range(<int>KINDS)])
+    run.depth = [1, 2, 4, 8, 16, SLOTS][run.draw(6)]
+    run.size_max = [1, 1, 2, 4, 4, 8, 16, 64, 250][run.draw(9)]
+    run.odd = [0, 16, 64, 160][run.draw(4)]
+    run.hot = [0, 128, 230][run.draw(3)]
+    run.hot_sectors = [64, 512, 2048][run.draw(3)]
+    run.stable = [0, 8, 64][run.draw(3)]
+    run.frames = [48, 64, 256, 1024][run.draw(4)]          # the engine has 256 at least; fewer make it evict
+    run.records = [2, 3, 8, 24][run.draw(4)]
+    run.interval = <uint64_t>[1, 2, 4, 16, 64][run.draw(5)] << 20
+    run.metadata_ns = [1000, 1000 * 1000, 100 * 1000 * 1000][run.draw(3)]
+    run.power = [0, 128, 200, 256][run.draw(4)] if volatile else [0, 128][run.draw(2)]
+    if run.power:                                    # without, what a power cut may leave grows and grows
+        run.weights[<int>FLUSH] += 1
+        run.weight += 1
+    run.stops = [0, 32, 128][run.draw(3)]
+    run.hurried = [0, 64, 128][run.draw(3)]
+    run.unverified = [0, 64, 128][run.draw(3)]
+    run.per_life = [20, 100, 400, 1500][run.draw(4)]
+    run.operations = operations if operations is not None else [300, 1000, 3000][run.draw(3)] * (LONG_LIFE if run.per_life >= 400 else 1)
+    run.operations = min(run.operations, <uint64_t>(OPERATIONS_MAX // 2))
+    run.pool = Pool(4, 2, run.records)
+    run.faults = {}
     for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
-        if life.draw(12) == 0:
-            life.faults[name] = [0.0003, 0.003, 0.03][life.draw(3)]
-    if has_theme(life.seed, CONNECTED):
-        draw_clients(life)
-    life.keeps_nothing_volatile = not volatile or not life.power
-    life.drawn = {
-        "stores": life.store_count, "journal_bytes": life.journal_bytes, "volatile": bool(volatile), "regions": life.regions, "spread": spread,
-        "depth": life.depth, "size_max": life.size_max, "odd": life.odd,
-        "hot": life.hot, "stable": life.stable, "frames": life.frames, "records": life.records, "interval": life.interval,
-        "power": life.power, "stops": life.stops, "hurried": life.hurried, "unverified": life.unverified, "per_life": life.per_life,
-        "by_clients": life.by_clients, "clients_most": life.clients_most, "network_ns": life.world.latencies["network_ns"], "faults": life.faults,
-        "weights": {KIND_NAMES[kind]: life.weights[kind] for kind in range(<int>VERIFY)}, "operations": life.operations}
+        if run.draw(12) == 0:
+            run.faults[name] = [0.0003, 0.003, 0.03][run.draw(3)]
+    if has_theme(run.seed, CONNECTED):
+        draw_clients(run)
+    run.keeps_nothing_volatile = not volatile or not run.power
+    run.drawn = {
+        "stores": run.store_count, "journal_bytes": run.journal_bytes, "volatile": bool(volatile), "regions": run.regions, "spread": spread,
+        "depth": run.depth, "size_max": run.size_max, "odd": run.odd,
+        "hot": run.hot, "stable": run.stable, "frames": run.frames, "records": run.records, "interval": run.interval,
+        "power": run.power, "stops": run.stops, "hurried": run.hurried, "unverified": run.unverified, "per_life": run.per_life,
+        "by_clients": run.by_clients, "clients_most": run.clients_most, "network_ns": run.world.latencies["network_ns"], "faults": run.faults,
+        "weights": {KIND_NAMES[kind]: run.weights[kind] for kind in range(<int>VERIFY)}, "operations": run.operations}
 
 
-cdef object draw_clients(Life life):
+cdef object draw_clients(RunState run):
     """How much is asked by clients, how many there are, and what their connections are like; the longer these delay, the more they overtake each other."""
-    life.by_clients = [48, 160, 256][life.draw(3)]
-    life.clients_most = 1 + <uint32_t>life.draw(CLIENTS)
-    life.clients_seed = life.draw(1 << 62)
-    life.world.latencies = {"network_ns": [4 * 1000, 40 * 1000, 1000 * 1000, 20 * 1000 * 1000][life.draw(4)]}
+    run.by_clients = [48, 160, 256][run.draw(3)]
+    run.clients_most = 1 + <uint32_t>run.draw(CLIENTS)
+    run.clients_seed = run.draw(1 << 62)
+    run.world.latencies = {"network_ns": [4 * 1000, 40 * 1000, 1000 * 1000, 20 * 1000 * 1000][run.draw(4)]}
     for name in ("network_slow", "connection_cut", "connection_half_open"):
-        if life.draw(2) == 0:
-            life.faults[name] = [0.0003, 0.003, 0.03][life.draw(3)]
+        if run.draw(2) == 0:
+            run.faults[name] = [0.0003, 0.003, 0.03][run.draw(3)]
 
 
 cdef bint has_theme(uint64_t seed, Theme theme) noexcept nogil:

@@ -6,8 +6,8 @@
 #     while ...: io.poll(wait_ns); reactor.turn()
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from iomesh.engine.simulation.event_queue cimport Agenda, Event, EventKind
-from iomesh.engine.simulation.prng cimport Chance
+from iomesh.engine.simulation.event_queue cimport EventQueue, Event, EventKind
+from iomesh.engine.simulation.prng cimport Prng
 from iomesh.engine.simulation.disk cimport Disk
 from iomesh.engine.simulation.faults cimport Injector
 from iomesh.engine.base.io cimport Io, Operation
@@ -35,12 +35,12 @@ cdef struct Face:
     uint64_t devices                 # a bit for each that it has added: a crash of this face is one of these
 
 cdef class World:
-    cdef Agenda agenda
+    cdef EventQueue event_queue
     cdef Network network
     cdef Injector injector
     cdef Latencies latency
-    cdef Chance chance               # order and latencies
-    cdef Chance crash_chance         # what crashes leave
+    cdef Prng prng                 # order and latencies
+    cdef Prng crash_chance         # what crashes leave
     cdef Disk disks[DISKS_MAX]
     cdef Face faces[FACES_MAX]
     cdef uint32_t ready              # events that no face has polled yet
@@ -59,7 +59,7 @@ cdef class World:
     cdef void crash(self, int face, bint power) noexcept nogil
     cdef void crash_at(self, uint64_t boundary, bint power) noexcept nogil      # before it; all faces. 0: not at all
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil
-    # The judge's. A block is tainted if a lost write, a misdirected one or rot hit it since it was last written whole.
+    # The oracle's. A block is tainted if a lost write, a misdirected one or rot hit it since it was last written whole.
     cdef bint tainted(self, int device, uint64_t offset, uint64_t bytes) noexcept nogil
     cdef char* contents(self, int device) noexcept nogil         # what reads would find, caches and all
     cdef uint32_t sum_of(self, int device, const char* block) noexcept nogil     # the CRC-32C of a block among them
@@ -89,5 +89,5 @@ cdef class WorldIo(Io):
     cdef readonly bint alive
     cdef int64_t now
     cdef int64_t waited
-    cdef Chance chance
+    cdef Prng prng
     cdef void device_operation(self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset) noexcept nogil

@@ -23,7 +23,7 @@ from iomesh.engine.simulation.event_queue cimport (
     EVENT_DISCARD, EVENT_DUE, EVENT_FLUSH, EVENT_FREE, EVENT_READ, EVENT_READY, EVENT_RECEIVE, EVENT_SEND, EVENT_TIMER, EVENT_WRITE, NO_EVENT,
     EventState,
 )
-from iomesh.engine.simulation.prng cimport below, draw, seed_chance, stirred
+from iomesh.engine.simulation.prng cimport below, draw, seed_prng, stirred
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.simulation.disk cimport (
     DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_free, disk_land, disk_make,
@@ -52,14 +52,14 @@ cdef class World:
     def __cinit__(self, uint64_t seed):
         cdef int face
         self.seed = seed
-        self.agenda = Agenda()
-        self.network = Network(self.agenda)
+        self.event_queue = EventQueue()
+        self.network = Network(self.event_queue)
         self.network.injector = &self.injector
-        self.network.chance = &self.chance
+        self.network.prng = &self.prng
         self.network.delay_ns = &self.latency.network_ns
-        seed_chance(&self.chance, seed)
-        seed_chance(&self.injector.chance, stirred(seed + 1))
-        seed_chance(&self.crash_chance, stirred(seed + 2))
+        seed_prng(&self.prng, seed)
+        seed_prng(&self.injector.prng, stirred(seed + 1))
+        seed_prng(&self.crash_chance, stirred(seed + 2))
         self.latency.read_ns = 80000
         self.latency.write_ns = 25000
         self.latency.flush_ns = 400000
@@ -68,7 +68,7 @@ cdef class World:
         self.latency.turn_ns = 4000
         for face in range(FACES_MAX):
             self.faces[face].first_ready = NO_EVENT
-        self.agenda.now = SECOND_NS
+        self.event_queue.now = SECOND_NS
 
     def __dealloc__(self):
         cdef int device
@@ -125,7 +125,7 @@ cdef class World:
 
     @property
     def now_ns(self) -> int:
-        return self.agenda.now
+        return self.event_queue.now
 
     def make_device(self, uint64_t bytes, *, bint volatile_cache=True, uint64_t cache_bytes=16 << 20) -> int:
         """Its number. bytes: multiple of 4096; memory is taken where it is written. cache_bytes: more than this is destaged, the oldest first."""
@@ -182,7 +182,7 @@ cdef class World:
         if bytes > self.disks[device].bytes or offset > self.disks[device].bytes - bytes:
             raise ValueError(f"device {device} has {self.disks[device].bytes} bytes: not {bytes} from {offset} on")
 
-    # ------------------------------------------------------------------ the driver's and the judge's
+    # ------------------------------------------------------------------ the driver's and the oracle's
 
     cdef int add_disk(self, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil:
         cdef int device, error
@@ -212,7 +212,7 @@ cdef class World:
         cdef int device, one
         cdef uint64_t devices = <uint64_t>-1 if face < 0 else self.faces[face].devices
         self.crashes += 1
-        self.note(<uint64_t>-1, <uint64_t>self.agenda.now, <uint64_t>face * 2 + power)
+        self.note(<uint64_t>-1, <uint64_t>self.event_queue.now, <uint64_t>face * 2 + power)
         for device in range(DISKS_MAX):
             if self.disks[device].bytes and devices >> device & 1:
                 self.land(&self.disks[device], face, power)
@@ -228,17 +228,17 @@ cdef class World:
         cdef Operation* operation
         cdef Cut cut
         if power:
-            for i in range(self.agenda.capacity):
-                if self.under_way(&self.agenda.events[i], disk, face):
-                    blocks += self.agenda.events[i].operation.bytes // DISK_BLOCK_BYTES
+            for i in range(self.event_queue.capacity):
+                if self.under_way(&self.event_queue.events[i], disk, face):
+                    blocks += self.event_queue.events[i].operation.bytes // DISK_BLOCK_BYTES
             disk_draw_cut(disk, &cut, &self.crash_chance, blocks)
             disk_cut(disk, &cut)
         position = disk.head
-        for i in range(self.agenda.capacity):
-            if not self.under_way(&self.agenda.events[i], disk, face):
+        for i in range(self.event_queue.capacity):
+            if not self.under_way(&self.event_queue.events[i], disk, face):
                 continue
-            operation = self.agenda.events[i].operation
-            if self.agenda.events[i].kind == EVENT_DISCARD:
+            operation = self.event_queue.events[i].operation
+            if self.event_queue.events[i].kind == EVENT_DISCARD:
                 if draw(&self.crash_chance) & 1:
                     disk_discard(disk, <uint64_t>operation.buffer, operation.offset)
             elif power:
@@ -259,26 +259,26 @@ cdef class World:
     # ------------------------------------------------------------------ time
 
     cdef bint advance(self, int64_t until_ns) noexcept nogil:
-        cdef uint32_t event = self.agenda.first()
+        cdef uint32_t event = self.event_queue.first()
         cdef int64_t window_ns
         cdef uint64_t crashes = self.crashes
         cdef EventKind kind
-        if event == NO_EVENT or self.agenda.events[event].due_ns > until_ns:
-            self.agenda.now = max(self.agenda.now, until_ns)
+        if event == NO_EVENT or self.event_queue.events[event].due_ns > until_ns:
+            self.event_queue.now = max(self.event_queue.now, until_ns)
             return False
-        window_ns = self.agenda.events[event].due_ns
-        if draw(&self.chance) & 1:
-            window_ns = min(until_ns, window_ns + <int64_t>below(&self.chance, self.latency.turn_ns + 1))
-        while event != NO_EVENT and self.agenda.events[event].due_ns <= window_ns:
-            self.agenda.now = self.agenda.events[event].due_ns
-            kind = self.agenda.events[event].kind
+        window_ns = self.event_queue.events[event].due_ns
+        if draw(&self.prng) & 1:
+            window_ns = min(until_ns, window_ns + <int64_t>below(&self.prng, self.latency.turn_ns + 1))
+        while event != NO_EVENT and self.event_queue.events[event].due_ns <= window_ns:
+            self.event_queue.now = self.event_queue.events[event].due_ns
+            kind = self.event_queue.events[event].kind
             if kind == EVENT_WRITE or kind == EVENT_FLUSH or kind == EVENT_DISCARD:
                 self.boundary()
                 if self.crashes != crashes:
                     break
-            self.agenda.take(event)
+            self.event_queue.take(event)
             self.occur(event)
-            event = self.agenda.first()
+            event = self.event_queue.first()
         return True
 
     cdef void boundary(self) noexcept nogil:
@@ -289,7 +289,7 @@ cdef class World:
 
     cdef void occur(self, uint32_t event) noexcept nogil:
         """It has come: what it does is done here, its asker hears of it when it polls."""
-        cdef Event* it = &self.agenda.events[event]
+        cdef Event* it = &self.event_queue.events[event]
         cdef Operation* operation = it.operation
         cdef Disk* disk
         cdef EventKind kind = it.kind
@@ -297,9 +297,9 @@ cdef class World:
         cdef int64_t result = 0
         self.events += 1
         if operation is NULL:
-            self.note(who, <uint64_t>self.agenda.now, it.mark)
+            self.note(who, <uint64_t>self.event_queue.now, it.mark)
             self.network.occur(event)                    # may put events: `it` is gone
-            self.agenda.drop(event)
+            self.event_queue.drop(event)
             return
         if kind == EVENT_RECEIVE or kind == EVENT_SEND:
             result = it.result
@@ -307,31 +307,31 @@ cdef class World:
             disk = &self.disks[it.target]
             if kind == EVENT_READ:
                 result = it.result if it.mark else \
-                    disk_read(disk, &self.injector, self.agenda.now, operation.buffer, operation.bytes, operation.offset)
+                    disk_read(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
             elif kind == EVENT_WRITE:
                 data = crc32c(operation.buffer, operation.bytes)
-                result = disk_write(disk, &self.injector, self.agenda.now, operation.buffer, operation.bytes, operation.offset)
+                result = disk_write(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
             elif kind == EVENT_DISCARD:
                 result = disk_discard(disk, <uint64_t>operation.buffer, operation.offset)
             elif strikes(&self.injector, FLUSH_ERROR):
-                record_fault(&self.injector, FLUSH_ERROR, self.agenda.now, it.target, 0, 0)
+                record_fault(&self.injector, FLUSH_ERROR, self.event_queue.now, it.target, 0, 0)
                 result = -EIO
             else:
                 disk_flushed(disk, it.mark)
             data ^= operation.offset
         operation.result = result
-        self.note(who, <uint64_t>self.agenda.now ^ <uint64_t>result << 32, data)
+        self.note(who, <uint64_t>self.event_queue.now ^ <uint64_t>result << 32, data)
         self.make_ready(event)
 
     cdef void make_ready(self, uint32_t event) noexcept nogil:
-        cdef Event* it = &self.agenda.events[event]
+        cdef Event* it = &self.event_queue.events[event]
         cdef Face* face = &self.faces[it.face]
         it.state = EVENT_READY
         it.next = NO_EVENT
         if face.first_ready == NO_EVENT:
             face.first_ready = event
         else:
-            self.agenda.events[face.last_ready].next = event
+            self.event_queue.events[face.last_ready].next = event
         face.last_ready = event
         self.ready += 1
 
@@ -343,12 +343,12 @@ cdef class World:
         cdef int target, found = 0
         while it.first_ready != NO_EVENT:                # what is called below makes nothing ready
             event = it.first_ready
-            it.first_ready = self.agenda.events[event].next
+            it.first_ready = self.event_queue.events[event].next
             self.ready -= 1
-            operation = self.agenda.events[event].operation
-            kind = self.agenda.events[event].kind
-            target = self.agenda.events[event].target
-            self.agenda.drop(event)
+            operation = self.event_queue.events[event].operation
+            kind = self.event_queue.events[event].kind
+            target = self.event_queue.events[event].target
+            self.event_queue.drop(event)
             if kind == EVENT_RECEIVE or kind == EVENT_SEND:
                 self.network.handed_back(target)
             if operation is not NULL:                    # else it was cancelled
@@ -365,9 +365,9 @@ cdef class World:
                 memset(&self.faces[face], 0, sizeof(Face))
                 self.faces[face].io = io
                 self.faces[face].first_ready = NO_EVENT
-                self.faces[face].clock_ns = <int64_t>below(&self.chance, <uint64_t>1000000 * SECOND_NS) - self.agenda.now
+                self.faces[face].clock_ns = <int64_t>below(&self.prng, <uint64_t>1000000 * SECOND_NS) - self.event_queue.now
                 self.faces[face].unix_ns = (FIRST_UNIX_S + <int64_t>(stirred(self.seed) % (365 * 86400))) * <int64_t>SECOND_NS \
-                    + <int64_t>below(&self.chance, SECOND_NS)
+                    + <int64_t>below(&self.prng, SECOND_NS)
                 return face
         return -EMFILE
 
@@ -379,15 +379,15 @@ cdef class World:
         """Its operations are never handed back, and it asks nothing any more."""
         cdef uint32_t event
         cdef EventState state
-        for event in range(self.agenda.capacity):
-            state = self.agenda.events[event].state
-            if state == EVENT_FREE or self.agenda.events[event].face != face:
+        for event in range(self.event_queue.capacity):
+            state = self.event_queue.events[event].state
+            if state == EVENT_FREE or self.event_queue.events[event].face != face:
                 continue
             if state == EVENT_DUE:
-                self.agenda.take(event)
+                self.event_queue.take(event)
             else:
                 self.ready -= 1
-            self.agenda.drop(event)
+            self.event_queue.drop(event)
         self.faces[face].first_ready = NO_EVENT
         (<WorldIo>self.faces[face].io).alive = False
         self.faces[face].io = NULL
@@ -402,56 +402,56 @@ cdef class World:
             if self.faces[face].io is NULL:
                 return
         latency_ns = self.latency_of(kind, operation)
-        event = self.agenda.put(kind, face, operation.target, operation, self.agenda.now + latency_ns)
+        event = self.event_queue.put(kind, face, operation.target, operation, self.event_queue.now + latency_ns)
         if kind == EVENT_FLUSH:
-            self.agenda.events[event].mark = disk.head
-        elif kind == EVENT_READ and draw(&self.chance) & 1:      # what it finds is of any moment while it is under way: of its first, or its last
-            self.agenda.events[event].mark = 1
-            self.agenda.events[event].result = disk_read(disk, &self.injector, self.agenda.now, operation.buffer, operation.bytes, operation.offset)
+            self.event_queue.events[event].mark = disk.head
+        elif kind == EVENT_READ and draw(&self.prng) & 1:        # what it finds is of any moment while it is under way: of its first, or its last
+            self.event_queue.events[event].mark = 1
+            self.event_queue.events[event].result = disk_read(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
 
     cdef int64_t latency_of(self, EventKind kind, const Operation* operation) noexcept nogil:
         cdef int64_t average_ns = self.latency.read_ns if kind == EVENT_READ else self.latency.write_ns if kind == EVENT_WRITE else \
             self.latency.flush_ns if kind == EVENT_FLUSH else self.latency.discard_ns
-        cdef int64_t latency_ns = average_ns // 4 + <int64_t>below(&self.chance, average_ns * 3 // 2 + 1) + operation.bytes // 4
-        if draw(&self.chance) % 32 == 0:                 # the tail that every device has
-            latency_ns *= 1 + below(&self.chance, 16)
+        cdef int64_t latency_ns = average_ns // 4 + <int64_t>below(&self.prng, average_ns * 3 // 2 + 1) + operation.bytes // 4
+        if draw(&self.prng) % 32 == 0:                   # the tail that every device has
+            latency_ns *= 1 + below(&self.prng, 16)
         if strikes(&self.injector, SLOW):
-            record_fault(&self.injector, SLOW, self.agenda.now, operation.target, operation.offset, operation.bytes)
-            latency_ns *= 2 + below(&self.injector.chance, 99)
+            record_fault(&self.injector, SLOW, self.event_queue.now, operation.target, operation.offset, operation.bytes)
+            latency_ns *= 2 + below(&self.injector.prng, 99)
         if strikes(&self.injector, HANG):
-            record_fault(&self.injector, HANG, self.agenda.now, operation.target, operation.offset, operation.bytes)
-            latency_ns += <int64_t>(30 + below(&self.injector.chance, 571)) * SECOND_NS
+            record_fault(&self.injector, HANG, self.event_queue.now, operation.target, operation.offset, operation.bytes)
+            latency_ns += <int64_t>(30 + below(&self.injector.prng, 571)) * SECOND_NS
         return 1 + latency_ns
 
     cdef void after(self, int face, Operation* operation, int64_t delay_ns) noexcept nogil:
         delay_ns = max(delay_ns, 0)
         if strikes(&self.injector, TIMER_EARLY):
-            record_fault(&self.injector, TIMER_EARLY, self.agenda.now, 0, 0, 0)
-            delay_ns -= below(&self.injector.chance, delay_ns // 16 + 1)
+            record_fault(&self.injector, TIMER_EARLY, self.event_queue.now, 0, 0, 0)
+            delay_ns -= below(&self.injector.prng, delay_ns // 16 + 1)
         if strikes(&self.injector, TIMER_LATE):
-            record_fault(&self.injector, TIMER_LATE, self.agenda.now, 0, 0, 0)
-            delay_ns += below(&self.injector.chance, delay_ns // 4 + SECOND_NS // 100)
+            record_fault(&self.injector, TIMER_LATE, self.event_queue.now, 0, 0, 0)
+            delay_ns += below(&self.injector.prng, delay_ns // 4 + SECOND_NS // 100)
         operation.kind = EVENT_TIMER
-        operation.due_ns = self.agenda.now + delay_ns
-        operation.offset = self.agenda.put(EVENT_TIMER, face, 0, operation, operation.due_ns)
+        operation.due_ns = self.event_queue.now + delay_ns
+        operation.offset = self.event_queue.put(EVENT_TIMER, face, 0, operation, operation.due_ns)
 
     cdef bint cancel(self, Operation* operation) noexcept nogil:
         cdef uint32_t event = <uint32_t>operation.offset         # may be of an earlier timer, or no timer's at all
-        if operation.offset >= self.agenda.capacity or self.agenda.events[event].operation is not operation \
-                or self.agenda.events[event].kind != EVENT_TIMER:
+        if operation.offset >= self.event_queue.capacity or self.event_queue.events[event].operation is not operation \
+                or self.event_queue.events[event].kind != EVENT_TIMER:
             return False
-        if self.agenda.events[event].state == EVENT_READY:
-            self.agenda.events[event].operation = NULL   # poll leaves it out
+        if self.event_queue.events[event].state == EVENT_READY:
+            self.event_queue.events[event].operation = NULL  # poll leaves it out
             return True
-        self.agenda.take(event)
-        self.agenda.drop(event)
+        self.event_queue.take(event)
+        self.event_queue.drop(event)
         return True
 
     cdef int64_t unix_ns(self, int face) noexcept nogil:
         if strikes(&self.injector, CLOCK_JUMP):
-            record_fault(&self.injector, CLOCK_JUMP, self.agenda.now, face, 0, 0)
-            self.faces[face].unix_ns += <int64_t>below(&self.injector.chance, <uint64_t>20 * SECOND_NS) - <int64_t>10 * SECOND_NS
-        return self.agenda.now + self.faces[face].unix_ns
+            record_fault(&self.injector, CLOCK_JUMP, self.event_queue.now, face, 0, 0)
+            self.faces[face].unix_ns += <int64_t>below(&self.injector.prng, <uint64_t>20 * SECOND_NS) - <int64_t>10 * SECOND_NS
+        return self.event_queue.now + self.faces[face].unix_ns
 
     cdef void note(self, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
         self.digest = stirred(stirred(stirred(self.digest + <uint64_t>0x9E3779B97F4A7C15 ^ a) ^ b) ^ c)
@@ -466,8 +466,8 @@ cdef class WorldIo(Io):
         if self.number < 0:
             raise OSError(-self.number, os.strerror(-self.number))
         self.alive = True
-        seed_chance(&self.chance, draw(&world.chance))
-        self.now = world.agenda.now + world.faces[self.number].clock_ns
+        seed_prng(&self.prng, draw(&world.prng))
+        self.now = world.event_queue.now + world.faces[self.number].clock_ns
 
     def __dealloc__(self):
         if self.alive:
@@ -537,18 +537,18 @@ cdef class WorldIo(Io):
         return self.world.unix_ns(self.number)
 
     cdef uint64_t random(self) noexcept nogil:
-        return draw(&self.chance)
+        return draw(&self.prng)
 
     cdef int poll(self, int64_t wait_ns) noexcept nogil:
-        cdef int64_t before = self.world.agenda.now
+        cdef int64_t before = self.world.event_queue.now
         if not self.alive:
             return CRASHED
         if self.world.ready == 0:                        # else someone is to do something at this time
             self.world.advance(before + min(max(wait_ns, POLL_NS), LONGEST_WAIT_S * <int64_t>SECOND_NS))
             if not self.alive:
                 return CRASHED
-        self.now = self.world.agenda.now + self.world.faces[self.number].clock_ns    # before anyone is called
-        self.waited += self.world.agenda.now - before
+        self.now = self.world.event_queue.now + self.world.faces[self.number].clock_ns  # before anyone is called
+        self.waited += self.world.event_queue.now - before
         return self.world.poll(self.number)
 
     cdef int wake_fd(self) noexcept nogil:

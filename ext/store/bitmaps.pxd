@@ -49,7 +49,7 @@ cdef class Bitmaps:                  # of one reactor
     cdef uint32_t bucket_mask
     cdef uint32_t touched            # frames from here on were never used
     cdef Frame* free_list
-    cdef uint32_t hand
+    cdef uint32_t clock_hand
     cdef uint32_t loading
     cdef Waiters starved             # who found no frame, or too many loads under way
 

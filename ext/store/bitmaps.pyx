@@ -185,8 +185,8 @@ cdef class Bitmaps:
             self.touched += 1
             return frame
         for _step in range(2 * <uint64_t>self.frames):
-            frame = &self.all[self.hand]
-            self.hand = self.hand + 1 if self.hand + 1 < self.frames else 0
+            frame = &self.all[self.clock_hand]
+            self.clock_hand = self.clock_hand + 1 if self.clock_hand + 1 < self.frames else 0
             if frame.state != FRAME_READY or frame.held:
                 continue
             if frame.recent:

@@ -8,7 +8,7 @@ from iomesh.engine.format.layout cimport Bitmap
 cdef enum:
     WRITES_MAX = 32                  # extents that one piece of a copy may touch: EXTENTS_MAX
 
-cdef struct Pace:                    # of work that has time: asked before each of its steps
+cdef struct Throttle:                    # of work that has time: asked before each of its steps
     # In a task; returns 0 once a step that reads or writes so many bytes may begin, or a negative errno: the work is given up with it.
     # io: of the reactor on which it goes on.
     int (*step)(void* owner, Io io, uint32_t bytes) noexcept nogil
@@ -33,10 +33,10 @@ cdef class Compactor:                # of one store, which has COMPACTIONS of th
     cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil
     cdef uint32_t blocks(self) noexcept nogil      # that the copy needs on the device, once it is planned
     # Fills the slabs of `copy`; the caller flushes. 0, or a negative errno: of a device, or what `pace` said.
-    cdef int copy(self, const Replica* old, const Replica* copy, Pace* pace) noexcept nogil
-    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Pace* pace) noexcept nogil
-    cdef int add(self, const void* block, const Replica* copy, Pace* pace) noexcept nogil
-    cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil
+    cdef int copy(self, const Replica* old, const Replica* copy, Throttle* throttle) noexcept nogil
+    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil
+    cdef int add(self, const void* block, const Replica* copy, Throttle* throttle) noexcept nogil
+    cdef int write_out(self, const Replica* copy, Throttle* throttle) noexcept nogil
     cdef int await_writes(self) noexcept nogil
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil
 

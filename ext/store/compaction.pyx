@@ -117,13 +117,13 @@ cdef class Compactor:
     cdef uint32_t blocks(self) noexcept nogil:
         return self.kept.live + BITMAP_COPIES
 
-    cdef int copy(self, const Replica* old, const Replica* copy, Pace* pace) noexcept nogil:
+    cdef int copy(self, const Replica* old, const Replica* copy, Throttle* throttle) noexcept nogil:
         cdef Bitmap* kept = self.kept
         cdef uint32_t limit = old.footer_block if self.footer_blocks else kept.blocks
         cdef uint32_t block = next_live(kept, 0), following, first, place, end, contiguous, i
         cdef int error
         self.gathered = self.written = 0
-        error = self.add(kept, copy, pace)
+        error = self.add(kept, copy, throttle)
         while error == 0 and block < limit:
             first = self.place_in(old, block)
             end = first + 1
@@ -135,28 +135,28 @@ cdef class Compactor:
                     break
                 end = place + 1
                 following = next_live(kept, following + 1)
-            error = self.read(old, block, following, first, end - first, pace)
+            error = self.read(old, block, following, first, end - first, throttle)
             while error == 0 and block < following:
-                error = self.add(self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, pace)
+                error = self.add(self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, throttle)
                 block = next_live(kept, block + 1)
         for i in range(self.footer_blocks):
             if error == 0:
-                error = self.add(self.footer + <size_t>i * BLOCK_BYTES, copy, pace)
+                error = self.add(self.footer + <size_t>i * BLOCK_BYTES, copy, throttle)
         if error == 0:
-            error = self.add(kept, copy, pace)
+            error = self.add(kept, copy, throttle)
         if error == 0:
-            error = self.write_out(copy, pace)
+            error = self.write_out(copy, throttle)
         if self.await_writes() < 0 and error == 0:
             error = -EIO
         invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
         return error
 
-    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Pace* pace) noexcept nogil:
+    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil:
         """`count` of the old one's blocks on the device from `first` on, in which live those of the segment from `block` up to `end`."""
         cdef uint32_t contiguous
         cdef uint64_t offset = replica_offset(old, first, &contiguous)
         cdef Operation operation
-        cdef int error = pace.step(pace.owner, self.io, count * BLOCK_BYTES) if pace is not NULL else 0
+        cdef int error = throttle.step(throttle.owner, self.io, count * BLOCK_BYTES) if throttle is not NULL else 0
         invariant(contiguous >= count, b"a replica has slabs for its blocks")
         if error:
             return error
@@ -173,22 +173,22 @@ cdef class Compactor:
             block = next_live(self.kept, block + 1)
         return 0
 
-    cdef int add(self, const void* block, const Replica* copy, Pace* pace) noexcept nogil:
+    cdef int add(self, const void* block, const Replica* copy, Throttle* throttle) noexcept nogil:
         cdef int error = 0
         if self.gathered == PIECE_BLOCKS:
-            error = self.write_out(copy, pace)
+            error = self.write_out(copy, throttle)
         memcpy(self.outgoing + <size_t>self.gathered * BLOCK_BYTES, block, BLOCK_BYTES)
         self.gathered += 1
         return error
 
-    cdef int write_out(self, const Replica* copy, Pace* pace) noexcept nogil:
+    cdef int write_out(self, const Replica* copy, Throttle* throttle) noexcept nogil:
         """Begins to write what was gathered, once what is being written is."""
         cdef uint32_t done = 0, contiguous, piece
         cdef uint64_t offset
         cdef char* data = self.outgoing
         cdef int error = self.await_writes()
-        if error == 0 and pace is not NULL:
-            error = pace.step(pace.owner, self.io, self.gathered * BLOCK_BYTES)
+        if error == 0 and throttle is not NULL:
+            error = throttle.step(throttle.owner, self.io, self.gathered * BLOCK_BYTES)
         while error == 0 and done < self.gathered:
             offset = replica_offset(copy, self.written, &contiguous)
             invariant(contiguous > 0 and self.writing < WRITES_MAX, b"a copy has slabs for its blocks")

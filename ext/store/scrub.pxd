@@ -1,7 +1,7 @@
 # Verifying sealed segments of one store. See store/scrub.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.format.layout cimport Bitmap
 from iomesh.engine.store.store cimport Store
@@ -30,8 +30,8 @@ cdef class Scrubber:                 # of one store; its methods run on the stor
 
     # In a task. 0; -ENOENT: there is no such segment sealed with a footer, or it was compacted or deleted meanwhile; -EBUSY: one is being
     # verified; or what `pace` said.
-    cdef int scrub(self, const uint8_t* volume, uint32_t segment, Pace* pace, Scrubbed* told) noexcept nogil
+    cdef int scrub(self, const uint8_t* volume, uint32_t segment, Throttle* throttle, Scrubbed* told) noexcept nogil
     cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil           # how many there are, whatever the room
     cdef void stop(self) noexcept nogil            # in a task; returns once nothing is under way
-    cdef int verify(self, const Replica* replica, Pace* pace, Scrubbed* told) noexcept nogil
-    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Pace* pace, int* error) noexcept nogil
+    cdef int verify(self, const Replica* replica, Throttle* throttle, Scrubbed* told) noexcept nogil
+    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil

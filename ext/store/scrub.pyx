@@ -15,7 +15,7 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.store.compaction cimport Pace, lives_in, rank_in, read_bitmap, read_places
+from iomesh.engine.store.compaction cimport Throttle, lives_in, rank_in, read_bitmap, read_places
 from iomesh.engine.store.directory cimport Replica, replica_offset
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, Listed, RecordHeader,
@@ -45,7 +45,7 @@ cdef class Scrubber:
     def __dealloc__(self):
         release(self.bitmap)
 
-    cdef int scrub(self, const uint8_t* volume, uint32_t segment, Pace* pace, Scrubbed* told) noexcept nogil:
+    cdef int scrub(self, const uint8_t* volume, uint32_t segment, Throttle* throttle, Scrubbed* told) noexcept nogil:
         cdef const Replica* found = self.store.find(volume, segment)
         cdef Replica replica
         cdef int result
@@ -58,7 +58,7 @@ cdef class Scrubber:
             return -ENOENT
         memcpy(&replica, found, sizeof(Replica) - (EXTENTS_MAX - found.extent_count) * sizeof(Extent))
         self.busy = True
-        result = self.verify(&replica, pace, told)
+        result = self.verify(&replica, throttle, told)
         found = self.store.find(volume, segment)
         if result == 0 and (found is NULL or found.serial != replica.serial):
             result = -ENOENT
@@ -86,7 +86,7 @@ cdef class Scrubber:
         while self.busy:
             wait_in(&self.ended)
 
-    cdef int verify(self, const Replica* replica, Pace* pace, Scrubbed* told) noexcept nogil:
+    cdef int verify(self, const Replica* replica, Throttle* throttle, Scrubbed* told) noexcept nogil:
         cdef Footer* footer = <Footer*>self.footer
         cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
         cdef const char* found
@@ -112,7 +112,7 @@ cdef class Scrubber:
         entry = next_listed(footer, table, &listed)
         while entry is not NULL:
             if not replica.live or lives_in(self.bitmap, listed.block):
-                found = self.block_at(replica, place_of(self.bitmap, replica, listed.block), end, pace, &error)
+                found = self.block_at(replica, place_of(self.bitmap, replica, listed.block), end, throttle, &error)
                 if error:
                     return error
                 if found is not NULL and is_as_written(found, entry):
@@ -122,13 +122,13 @@ cdef class Scrubber:
             entry = next_listed(footer, table, &listed)
         return 0
 
-    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Pace* pace, int* error) noexcept nogil:
+    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil:
         """NULL: it cannot be read. Places are asked for in ascending order."""
         cdef uint32_t contiguous, count
         if not self.piece_from <= place < self.piece_from + self.piece_blocks:
             replica_offset(replica, place, &contiguous)
             count = min(min(end - place, contiguous), <uint32_t>PIECE_BLOCKS)
-            error[0] = -ESHUTDOWN if self.stopping else pace.step(pace.owner, self.store.home.io, count * BLOCK_BYTES)
+            error[0] = -ESHUTDOWN if self.stopping else throttle.step(throttle.owner, self.store.home.io, count * BLOCK_BYTES)
             if error[0]:
                 return NULL
             self.piece_from = place

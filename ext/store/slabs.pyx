@@ -8,7 +8,7 @@
 #
 # Called by the store alone, on the reactor's thread. Format: none (docs/formats.md, "Slabs").
 #
-# Segments are taken whole and want long runs, so that a record never crosses an extent's end more often than it must: each take
+# SegmentTable are taken whole and want long runs, so that a record never crosses an extent's end more often than it must: each take
 # looks once around the bitmap for the longest run, starting where the last one ended, and steps over equal bits at once. The worst case, a 16 TiB
 # device (8 MiB of bitmap) with every word mixed, takes 4 ms a look (measured), at most a few times per 64 MiB written.
 

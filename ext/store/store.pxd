@@ -5,7 +5,7 @@
 # that store/bitmaps.pyx tells.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from iomesh.engine.store.compaction cimport Compactor, Pace
+from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.directory cimport Directory, Replica, replica_offset
 from iomesh.engine.store.journal cimport REASON_BYTES, Change, Journal, Repairs
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, Superblock
@@ -55,7 +55,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     #     its slabs stay as they are until retire(). One store compacts COMPACTIONS at once: one reads while another writes, or
     #     waits for stable media. Others wait.
     #   - It may take slabs of the reserve, half of it at most, since it frees more than it takes. pace: NULL: none.
-    cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil
+    cdef Replica* compact(self, Replica* old, const uint64_t* live, Throttle* throttle, int* error) noexcept nogil
     # Releases the old one, at once and durably free: no read of it will be asked for any more. (What is under way may read rubbish.)
     cdef void retire(self, Replica* old) noexcept nogil
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
@@ -66,7 +66,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
-    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil
+    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil
     cdef int need_feature(self, uint64_t feature) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil

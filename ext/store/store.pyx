@@ -17,7 +17,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
-from iomesh.engine.store.compaction cimport Compactor, Pace
+from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
@@ -272,7 +272,7 @@ cdef class Store:
 
     # ------------------------------------------------------------------ compaction
 
-    cdef Replica* compact(self, Replica* old, const uint64_t* live, Pace* pace, int* error) noexcept nogil:
+    cdef Replica* compact(self, Replica* old, const uint64_t* live, Throttle* throttle, int* error) noexcept nogil:
         cdef Replica* copy = NULL
         cdef void* compactor
         while self.idle == 0:
@@ -283,7 +283,7 @@ cdef class Store:
         old.changing = True
         error[0] = -EIO if self.failed else (<Compactor>compactor).plan(old, live)
         if error[0] == 0:
-            copy = self.rewrite(<Compactor>compactor, old, pace, error)
+            copy = self.rewrite(<Compactor>compactor, old, throttle, error)
         if copy is NULL:
             old.changing = False
         self.compactors[self.idle] = compactor
@@ -291,7 +291,7 @@ cdef class Store:
         wake_one(&self.compactions, 0)
         return copy
 
-    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Pace* pace, int* error) noexcept nogil:
+    cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil:
         """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
@@ -306,7 +306,7 @@ cdef class Store:
         change.replica = self.directory.copy_of(old, extents, count)
         error[0] = -ENOMEM
         if change.replica is not NULL:
-            error[0] = compactor.copy(old, change.replica, pace)
+            error[0] = compactor.copy(old, change.replica, throttle)
             if error[0] == 0:
                 error[0] = self.journal.flush()
             if error[0] == 0:

@@ -1,11 +1,11 @@
 # A pace for work that has time: so many bytes a second, and less while users are there. See store/token_bucket.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.io cimport Io
 
 cdef class TokenBucket:              # of one piece of work at a time
-    cdef Pace pace                   # what is handed to the work
+    cdef Throttle throttle               # what is handed to the work
     cdef uint64_t bytes_per_second   # 0: it holds nothing back
     cdef uint32_t share              # percent of it, while users' requests come
     cdef bint hurried                # nothing is held back until the next start(): set from any thread

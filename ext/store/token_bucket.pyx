@@ -35,8 +35,8 @@ cdef class TokenBucket:
     """reactors: an array that outlives it, of Reactors."""
 
     def __cinit__(self):
-        self.pace.step = bucket_step
-        self.pace.owner = <void*>self
+        self.throttle.step = bucket_step
+        self.throttle.owner = <void*>self
 
     cdef void start(self, int64_t now_ns, uint64_t bytes_per_second, uint32_t share) noexcept nogil:
         self.bytes_per_second = bytes_per_second

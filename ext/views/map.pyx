@@ -17,7 +17,7 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS_MAX, SLAB_BYTES_MAX, Pointer
 from iomesh.engine.map.map cimport ABSENT, Map, MapCache, Node
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.store.store cimport Replica, replica_offset
 
 import time
@@ -101,7 +101,7 @@ cdef class CacheView:
 
     cdef MapCache cache
     cdef MemoryIo io
-    cdef Segments segments
+    cdef SegmentTable segments
     cdef Replica* replicas
 
     segment_blocks = SEGMENT_SLABS * SLAB_BLOCKS_MAX
@@ -113,7 +113,7 @@ cdef class CacheView:
         Random(seed).shuffle(slabs)
         self.io = MemoryIo(SEGMENTS * SEGMENT_SLABS * <uint64_t>SLAB_BYTES_MAX, seed)
         self.cache = MapCache(frames, self.io)
-        self.segments = Segments()
+        self.segments = SegmentTable()
         self.replicas = <Replica*>calloc(SEGMENTS, sizeof(Replica))
         for number in self.segment_numbers:
             segment = self.segments.add(number)

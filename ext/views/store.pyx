@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport SEGMENT_OPEN, SLAB_BYTES_MAX, Superblock
@@ -34,20 +34,20 @@ cdef extern from "<errno.h>" nogil:
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
 
-cdef enum Kind:
+cdef enum CallKind:
     FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE, READ
 
 cdef enum:
     TOGETHER_MAX = 256
 
-cdef struct Write:                   # one that was asked for; bytes 0: a flush
-    Write* next
+cdef struct PlannedWrite:            # one that was asked for; bytes 0: a flush
+    PlannedWrite* next
     uint64_t offset
     uint32_t bytes
     char data[1]
 
 cdef struct Order:                   # what a task is to do, and what became of it
-    Kind kind
+    CallKind kind
     void* view
     uint8_t volume[16]
     uint32_t segment
@@ -71,8 +71,8 @@ cdef class Witness(Io):
     """Passes on what is asked, remembers writes and flushes, and fails what a test wants to fail."""
 
     cdef Uring inner
-    cdef Write* first
-    cdef Write* last
+    cdef PlannedWrite* first
+    cdef PlannedWrite* last
     cdef int64_t writes_left         # before all fail; -1: they do not
     cdef uint64_t broken_from, broken_to
     cdef Operation* failed           # to be ended by the next poll
@@ -87,7 +87,7 @@ cdef class Witness(Io):
         self.forget()
 
     cdef void forget(self) noexcept nogil:
-        cdef Write* write
+        cdef PlannedWrite* write
         while self.first is not NULL:
             write = self.first
             self.first = write.next
@@ -95,10 +95,10 @@ cdef class Witness(Io):
         self.last = NULL
 
     cdef void remember(self, uint64_t offset, const void* data, uint32_t bytes) noexcept nogil:
-        cdef Write* write
+        cdef PlannedWrite* write
         if not self.recording:
             return
-        write = <Write*>calloc(1, sizeof(Write) + bytes)
+        write = <PlannedWrite*>calloc(1, sizeof(PlannedWrite) + bytes)
         invariant(write is not NULL, b"there is memory to remember a write")
         write.offset = offset
         write.bytes = bytes
@@ -387,7 +387,7 @@ cdef class StoreView:
 
     @property
     def history(self) -> list[tuple]:
-        cdef Write* write = self.io.first
+        cdef PlannedWrite* write = self.io.first
         events = []
         while write is not NULL:
             events.append(("write", write.offset, write.data[:write.bytes]) if write.bytes else ("flush",))
@@ -446,11 +446,11 @@ cdef class StoreView:
         return 0
 
     cdef int carry_out_compact(self, Order* order) noexcept nogil:
-        cdef Pace pace
+        cdef Throttle throttle
         cdef int error = 0
-        pace.step = step
-        pace.owner = &self.steps_left
-        if self.store.compact(order.replica, order.live, &pace if self.steps_left >= 0 else NULL, &error) is NULL:
+        throttle.step = step
+        throttle.owner = &self.steps_left
+        if self.store.compact(order.replica, order.live, &throttle if self.steps_left >= 0 else NULL, &error) is NULL:
             return error
         invariant(self.replaced_count < TOGETHER_MAX, b"what was replaced is retired now and then")
         self.replaced[self.replaced_count] = order.replica

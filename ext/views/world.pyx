@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 
-from iomesh.engine.simulation.prng cimport Chance, below, draw, seed_chance
+from iomesh.engine.simulation.prng cimport Prng, below, draw, seed_prng
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.simulation.world cimport World, WorldIo
 
@@ -25,7 +25,7 @@ cdef struct Load:                    # what a churn does, and how far it is
     Operation* operations
     void* io
     char* buffers
-    Chance chance
+    Prng prng
     int device
     uint64_t blocks
     uint64_t left
@@ -68,7 +68,7 @@ cdef class Ask:
 
 
 cdef void ask_over(Operation* operation) noexcept nogil:
-    (<Ask>operation.owner).done_ns = (<Ask>operation.owner).io.world.agenda.now
+    (<Ask>operation.owner).done_ns = (<Ask>operation.owner).io.world.event_queue.now
     (<Ask>operation.owner).over = True
 
 
@@ -161,7 +161,7 @@ cdef class WorldView:
     def settle(self) -> None:
         """Poll until nothing that this view asked for is under way."""
         while self.asks and self.io.alive:
-            if self.poll() == 0 and self.world.agenda.count == 0 and self.world.ready == 0:
+            if self.poll() == 0 and self.world.event_queue.count == 0 and self.world.ready == 0:
                 raise RuntimeError(f"{len(self.asks)} operations are under way and nothing is to happen any more")
 
     def churn(self, int device, uint64_t operations, uint32_t depth, uint64_t blocks) -> int:
@@ -175,7 +175,7 @@ cdef class WorldView:
         load.blocks = blocks
         load.left = operations
         load.under_way = 0
-        seed_chance(&load.chance, self.world.seed)
+        seed_prng(&load.prng, self.world.seed)
         if load.operations is NULL or load.buffers is NULL:
             release(load.operations)
             release(load.buffers)
@@ -208,8 +208,8 @@ cdef void churn_on(Operation* operation) noexcept nogil:
         load.under_way -= 1
         return
     load.left -= 1
-    choice = draw(&load.chance) % 64
-    offset = below(&load.chance, load.blocks) * 4096
+    choice = draw(&load.prng) % 64
+    offset = below(&load.prng, load.blocks) * 4096
     if choice == 0:
         (<WorldIo>load.io).flush(operation, load.device)
     elif choice < 32:

@@ -6,16 +6,16 @@ from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, Node
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.map.segment_table cimport Segment, Segments
-from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.base.task cimport Waiters
 
 cdef class Checkpoints:
     cdef Reactor reactor
     cdef Log log
     cdef Map map
-    cdef Segments segments
-    cdef Snapshots snapshots
+    cdef SegmentTable segments
+    cdef SnapshotTable snapshots
     cdef uint64_t* counters
     cdef uint64_t size_bytes         # of the volume, for the next checkpoint
     cdef uint64_t interval           # bytes of log between two checkpoints

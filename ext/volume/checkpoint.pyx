@@ -28,8 +28,8 @@ from iomesh.engine.log.log cimport Log, Part
 from iomesh.engine.map.map cimport Map, Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport call_on
-from iomesh.engine.map.segment_table cimport DATA, NODE, Segment, Segments
-from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.map.segment_table cimport DATA, NODE, Segment, SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.log.open_segments cimport FOR_SPACE
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
@@ -40,7 +40,7 @@ cdef enum:
 
 
 cdef class Checkpoints:
-    def __cinit__(self, Reactor reactor, Log log, Map map, Segments segments, Snapshots snapshots):
+    def __cinit__(self, Reactor reactor, Log log, Map map, SegmentTable segments, SnapshotTable snapshots):
         self.reactor, self.log, self.map, self.segments, self.snapshots = reactor, log, map, segments, snapshots
         self.begin.done = begin_due
         self.begin.owner = <void*>self
@@ -126,7 +126,7 @@ cdef class Checkpoints:
         return result
 
     cdef void write(self) noexcept nogil:
-        self.log.tails.making_space += 1                 # what is dead goes with it
+        self.log.open_segments.making_space += 1         # what is dead goes with it
         self.writing = self.gathering = True
         self.begun += 1
         self.due = False
@@ -143,7 +143,7 @@ cdef class Checkpoints:
             self.failure = self.result
         self.snapshots.thaw()
         self.segments.settle(False)                      # nothing is left to settle but after an error
-        self.log.tails.end_making_space()
+        self.log.open_segments.end_making_space()
 
     cdef void let_go(self) noexcept nogil:
         self.held = False
@@ -250,7 +250,8 @@ cdef class Checkpoints:
         self.gathering = False
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
-        result = self.snapshots.freeze(at, max(<uint64_t>self.log.io.unix_ns(), self.log.newest_ns), self.size_bytes, self.log.tails.position(), self.segments)
+        result = self.snapshots.freeze(at, max(<uint64_t>self.log.io.unix_ns(), self.log.newest_ns), self.size_bytes,
+                                       self.log.open_segments.position(), self.segments)
         if result < 0:
             return result
         self.map.freeze = at
@@ -264,7 +265,7 @@ cdef class Checkpoints:
             if result < 0:
                 return result
         root = self.map.root
-        self.snapshots.map_written(root, self.log.tails.position())
+        self.snapshots.map_written(root, self.log.open_segments.position())
         self.segments.shift_pin(NODE, self.snapshots.node_pin())
         self.map_written()
         result = self.write_table(at, root, &pointer)
@@ -399,7 +400,7 @@ cdef class Checkpoints:
         if result == 0:
             result = self.log.wait_committed(self.log.last_appended())
         if result == 0:
-            checkpoint.next_segment = self.log.tails.next_segment      # now: the index may lie in a segment that is younger than the table
+            checkpoint.next_segment = self.log.open_segments.next_segment  # now: the index may lie in a segment that is younger than the table
             checkpoint.crc = block_crc(checkpoint)
             result = self.add_block(KIND_CHECKPOINT, sequence, 0, checkpoint, into)
         # also after an error: records under way tell `pointers` where they are when they commit
@@ -468,7 +469,7 @@ cdef class Checkpoints:
             segment = segment.next
         for i in range(count):
             segment = self.segments.find(numbers[i])
-            call.store = self.log.tails.stores[segment.store]
+            call.store = self.log.open_segments.stores[segment.store]
             call.replica = segment.replica
             if call_on((<Store>call.store).home, self.reactor, remove_body, &call) == 0:
                 self.segments.remove(segment)
@@ -476,8 +477,8 @@ cdef class Checkpoints:
             else:
                 segment.cleaning = False
         release(numbers)
-        if count and self.log.tails.no_space:
-            self.log.tails.space_freed()
+        if count and self.log.open_segments.no_space:
+            self.log.open_segments.space_freed()
 
 
 cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil:

@@ -1,7 +1,7 @@
 # Cleaning a volume's segments: space that is dead comes back. See volume/cleaning.pyx.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, FOOTER_BLOCKS_MAX, Footer
@@ -61,10 +61,10 @@ cdef struct Round:                   # of cleaning: one call
     const uint32_t* segments
     uint32_t count
     uint32_t next                    # of them, that nobody has taken
-    Pace* pace
+    Throttle* throttle
     Cleaned* told
 
-cdef struct Hand:                    # one of those that take part in it
+cdef struct Worker:                    # one of those that take part in it
     void* cleaner
     Round* round
     Operation ended
@@ -93,11 +93,11 @@ cdef class Cleaner:                  # of one volume
     cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
 
     # In a task on the volume's reactor; several may, of different segments. 0, or -ESHUTDOWN, -EBUSY: it goes back to a snapshot. pace: NULL: none.
-    cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil
+    cdef int clean(self, const uint32_t* segments, uint32_t count, Throttle* throttle, Cleaned* told) noexcept nogil
     # How many rows there are, whatever the room.
     cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil
     cdef void take_part(self, Round* round) noexcept nogil
-    cdef void clean_segment(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef void clean_segment(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil
     cdef bint cleanable(self, const Segment* segment) noexcept nogil
     cdef int derive_now(self, Plan* plan) noexcept nogil
     cdef int derive(self, Plan* plan) noexcept nogil
@@ -106,11 +106,11 @@ cdef class Cleaner:                  # of one volume
     cdef void list_live(self, Plan* plan) noexcept nogil
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
     cdef int make_stable(self) noexcept nogil
-    cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
+    cdef void compact_planned(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil
-    cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil
-    cdef int compact(self, Plan* plan, Pace* pace) noexcept nogil
-    cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil
+    cdef void evacuate_planned(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil
+    cdef int compact(self, Plan* plan, Throttle* throttle) noexcept nogil
+    cdef int evacuate(self, Plan* plan, Throttle* throttle) noexcept nogil
     cdef int rewrite(self, Request* request, Plan* plan, uint32_t which) noexcept nogil
     cdef void read_ahead(self, Plan* plan, uint32_t which) noexcept nogil
     cdef int64_t offset_of(self, const Plan* plan, uint32_t which) noexcept nogil

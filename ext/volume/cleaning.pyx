@@ -19,7 +19,7 @@
 #   - what is dead stays dead: a block that no tree points to is never pointed to again. So it does not matter that writes, checkpoints and new
 #     snapshots go on between the look and the deed. What does matter is a snapshot that is made or deleted *while* it is looked: then
 #     the look is thrown away;
-#   - nothing is given up while a snapshot's trees are being compared (Segments.reclaim_holds);
+#   - nothing is given up while a snapshot's trees are being compared (SegmentTable.reclaim_holds);
 #   - a few segments are being cleaned at once, of all calls together (HANDS), so that one is read while another is written or made stable; only
 #     the look is one's alone: the trees are in one place;
 #   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
@@ -32,7 +32,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memset
 
 from iomesh.engine.volume.checkpoint cimport is_settled
-from iomesh.engine.store.compaction cimport Pace
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
 from iomesh.engine.store.directory cimport Replica, slabs_of
 from iomesh.engine.base.io cimport Operation
@@ -125,26 +125,26 @@ cdef class Cleaner:
 
     # ------------------------------------------------------------------ cleaning
 
-    cdef int clean(self, const uint32_t* segments, uint32_t count, Pace* pace, Cleaned* told) noexcept nogil:
-        cdef Hand[HANDS] hands
+    cdef int clean(self, const uint32_t* segments, uint32_t count, Throttle* throttle, Cleaned* told) noexcept nogil:
+        cdef Worker[HANDS] workers
         cdef Round round
         cdef int i
         memset(told, 0, sizeof(Cleaned))
         if self.volume.restoring:
             return -EBUSY
         self.volume.cleaning += 1
-        self.volume.log.tails.making_space += 1
+        self.volume.log.open_segments.making_space += 1
         round.segments, round.count, round.next = segments, count, 0
-        round.pace = pace
+        round.throttle = throttle
         round.told = told
         for i in range(HANDS):
-            hands[i].cleaner = <void*>self
-            hands[i].round = &round
-            waited(&hands[i].ended)
-            start(hand_body, &hands[i], &hands[i].ended)
+            workers[i].cleaner = <void*>self
+            workers[i].round = &round
+            waited(&workers[i].ended)
+            start(hand_body, &workers[i], &workers[i].ended)
         for i in range(HANDS):
-            wait(&hands[i].ended)
-        self.volume.log.tails.end_making_space()
+            wait(&workers[i].ended)
+        self.volume.log.open_segments.end_making_space()
         self.volume.cleaning -= 1
         if self.volume.cleaning == 0:
             self.durable.forget()
@@ -166,13 +166,13 @@ cdef class Cleaner:
                 round.told.postponed += 1
                 continue
             plan.segment.cleaning = True
-            self.clean_segment(plan, round.pace, round.told)
+            self.clean_segment(plan, round.throttle, round.told)
             plan.segment.cleaning = False
         plan.next = self.idle
         self.idle = plan
         wake_one(&self.hands_free, 0)
 
-    cdef void clean_segment(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+    cdef void clean_segment(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil:
         cdef uint64_t snapshots = 0
         cdef int error = self.read_footer(plan)
         if error == 0:
@@ -192,9 +192,9 @@ cdef class Cleaner:
         elif error:
             note_error(told, error)
         elif self.is_evacuated(plan):
-            self.evacuate_planned(plan, pace, told)
+            self.evacuate_planned(plan, throttle, told)
         else:
-            self.compact_planned(plan, pace, told)
+            self.compact_planned(plan, throttle, told)
 
     # ------------------------------------------------------------------ which blocks live
 
@@ -356,16 +356,16 @@ cdef class Cleaner:
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
         return 0 < plan.segment.live <= plan.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
 
-    cdef void evacuate_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+    cdef void evacuate_planned(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil:
         cdef int error
         if not has_spare(self.volume):
             told.postponed += 1
             return
-        error = self.evacuate(plan, pace)
+        error = self.evacuate(plan, throttle)
         told.evacuated += error == 0
         note_error(told, error)
 
-    cdef void compact_planned(self, Plan* plan, Pace* pace, Cleaned* told) noexcept nogil:
+    cdef void compact_planned(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef uint32_t needed = plan.live + footer_blocks(plan.live) + BITMAP_COPIES, had = slabs_of(segment.replica)
         cdef int error
@@ -373,20 +373,20 @@ cdef class Cleaner:
             self.disagreements += 1
             note_error(told, -EUCLEAN)
         elif needed <= (had - 1) << segment.replica.slab_shift:
-            error = self.compact(plan, pace)
+            error = self.compact(plan, throttle)
             told.compacted += error == 0
             told.freed_blocks += (had - min(had, slabs_of(segment.replica))) << segment.replica.slab_shift
             note_error(told, error)
         else:
             told.skipped += 1
 
-    cdef int compact(self, Plan* plan, Pace* pace) noexcept nogil:
+    cdef int compact(self, Plan* plan, Throttle* throttle) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef CompactCall call
-        call.store = self.volume.log.tails.stores[segment.store]
+        call.store = self.volume.log.open_segments.stores[segment.store]
         call.replica = segment.replica
         call.live = plan.words
-        call.pace = pace
+        call.throttle = throttle
         call.error = 0
         call.copy = NULL
         call_on((<Store>call.store).home, self.volume.reactor, compact_body, &call)
@@ -396,11 +396,11 @@ cdef class Cleaner:
         call_on((<Store>call.store).home, self.volume.reactor, retire_body, &call)       # what is being read of it is read again
         count(self.volume, SEGMENTS_COMPACTED, 1)
         count(self.volume, COMPACTION_BYTES, <uint64_t>(call.copy.live + BITMAP_COPIES) * BLOCK_BYTES)
-        if self.volume.log.tails.no_space:
-            self.volume.log.tails.space_freed()
+        if self.volume.log.open_segments.no_space:
+            self.volume.log.open_segments.space_freed()
         return 0
 
-    cdef int evacuate(self, Plan* plan, Pace* pace) noexcept nogil:
+    cdef int evacuate(self, Plan* plan, Throttle* throttle) noexcept nogil:
         """Every block that lives is written again as what it is, between whatever writes there are to it; nodes with the next write-back."""
         cdef AwaitedRequest evacuation
         cdef uint32_t i
@@ -410,8 +410,8 @@ cdef class Cleaner:
         waited(&evacuation.ended)
         plan.read_to = 0
         for i in range(plan.live):
-            if error == 0 and pace is not NULL and i % PACED_BLOCKS == 0:
-                error = pace.step(pace.owner, self.volume.io, PACED_BLOCKS * BLOCK_BYTES)
+            if error == 0 and throttle is not NULL and i % PACED_BLOCKS == 0:
+                error = throttle.step(throttle.owner, self.volume.io, PACED_BLOCKS * BLOCK_BYTES)
             if error == 0 and plan.places[i] & NODE_PLACE:
                 error = self.renew(plan, i)
             elif error == 0:
@@ -498,8 +498,8 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
 
 
 cdef int64_t hand_body(void* argument) noexcept nogil:
-    cdef Hand* hand = <Hand*>argument
-    (<Cleaner>hand.cleaner).take_part(hand.round)
+    cdef Worker* worker = <Worker*>argument
+    (<Cleaner>worker.cleaner).take_part(worker.round)
     return 0
 
 
@@ -507,14 +507,14 @@ cdef struct CompactCall:
     void* store
     Replica* replica
     const uint64_t* live
-    Pace* pace
+    Throttle* throttle
     Replica* copy
     int error
 
 
 cdef int64_t compact_body(void* argument) noexcept nogil:
     cdef CompactCall* call = <CompactCall*>argument
-    call.copy = (<Store>call.store).compact(call.replica, call.live, call.pace, &call.error)
+    call.copy = (<Store>call.store).compact(call.replica, call.live, call.throttle, &call.error)
     return 0
 
 
@@ -525,7 +525,7 @@ cdef int64_t retire_body(void* argument) noexcept nogil:
 
 cdef inline bint is_history_changing(Volume volume) noexcept nogil:
     """A snapshot is being made, or gone back to, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
-    return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.wishes is not NULL or volume.snapshots.frozen_made > 0
+    return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.snapshot_requests is not NULL or volume.snapshots.frozen_made > 0
 
 
 cdef inline bint straggles(const Segment* segment, uint32_t live, uint64_t cut) noexcept nogil:
@@ -541,8 +541,8 @@ cdef inline bint touches(const Era* era, const Segment* segment) noexcept nogil:
 cdef bint has_spare(Volume volume) noexcept nogil:
     """Evacuation takes from the reserve what comes back when the dead segment is compacted; most of it is the checkpoints'. policies/cleaning.py knows."""
     cdef int i
-    for i in range(volume.log.tails.store_count):
-        if 4 * (<Store>volume.log.tails.stores[i]).slabs.free > 3 * (<Store>volume.log.tails.stores[i]).reserve:
+    for i in range(volume.log.open_segments.store_count):
+        if 4 * (<Store>volume.log.open_segments.stores[i]).slabs.free > 3 * (<Store>volume.log.open_segments.stores[i]).reserve:
             return True
     return False
 

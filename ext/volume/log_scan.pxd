@@ -32,7 +32,7 @@ cdef struct Scan:                    # a local replica, and what is in it
     uint32_t dropped                 # records behind the end of the log
     bint useless                     # nothing in it counts
 
-cdef class Scans:
+cdef class LogScan:
     cdef Volume volume
     cdef Io io
     cdef Scan* scans                 # by segment number

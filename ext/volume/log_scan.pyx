@@ -31,7 +31,7 @@ cdef enum:
     AGAIN_NS = 20 * 1000 * 1000      # between two
 
 
-cdef class Scans:
+cdef class LogScan:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, *others):
@@ -53,8 +53,8 @@ cdef class Scans:
         cdef ListCall call
         cdef uint32_t count, i
         cdef int store
-        for store in range(self.volume.log.tails.store_count):
-            call.store = self.volume.log.tails.stores[store]
+        for store in range(self.volume.log.open_segments.store_count):
+            call.store = self.volume.log.open_segments.stores[store]
             call.volume = self.volume.log.volume
             call.into = NULL
             call.room = 0

@@ -5,7 +5,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.log.request cimport Read
-from iomesh.engine.map.segment_table cimport Segments
+from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
@@ -23,7 +23,7 @@ cdef class Reader:
     cdef Reactor reactor
     cdef Io io
     cdef Map map
-    cdef Segments segments
+    cdef SegmentTable segments
     cdef uint64_t* counters
     cdef Run* runs
     cdef Run* free_runs

@@ -22,7 +22,7 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.map.map cimport ABSENT, Map, Node
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport join, wake_one
 
 
@@ -31,7 +31,7 @@ cdef enum:
 
 
 cdef class Reader:
-    def __cinit__(self, Reactor reactor, Map map, Segments segments):
+    def __cinit__(self, Reactor reactor, Map map, SegmentTable segments):
         cdef int i
         self.reactor, self.io, self.map, self.segments = reactor, reactor.io, map, segments
         self.runs = <Run*>calloc(RUNS, sizeof(Run))

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
-from iomesh.engine.volume.log_scan cimport Scan, Scans
+from iomesh.engine.volume.log_scan cimport Scan, LogScan
 
-cdef class Recovery(Scans):
+cdef class Recovery(LogScan):
     cdef Pointer checkpoint          # not PRESENT: none was written yet
     cdef bint detached               # the checkpoint is of a clone that inherited nothing any more, and since then it is none
     cdef uint64_t start              # replay begins behind this record

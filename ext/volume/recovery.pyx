@@ -57,7 +57,7 @@ cdef struct Item:                    # one entry to replay; sorted by leaf, then
     uint32_t unused
 
 
-cdef class Recovery(Scans):
+cdef class Recovery(LogScan):
     """checkpoint: (segment, block, crc) or None."""
 
     def __cinit__(self, Volume volume, checkpoint):
@@ -121,7 +121,7 @@ cdef class Recovery(Scans):
                              0, 0, 0)
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
-        self.volume.log.tails.next_segment = checkpoint.next_segment
+        self.volume.log.open_segments.next_segment = checkpoint.next_segment
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint
         result = self.read_table(checkpoint)
@@ -315,7 +315,7 @@ cdef class Recovery(Scans):
         return 0
 
     cdef void leave_out(self) noexcept nogil:
-        """Segments at the log's end in which nothing is a user's or the checkpoint's. Whole ones: to write a footer over a record would leave one
+        """SegmentTable at the log's end in which nothing is a user's or the checkpoint's. Whole ones: to write a footer over a record would leave one
         behind it, for a moment, that calls it stable."""
         cdef uint32_t i = self.scan_count, r
         cdef Scan* scan
@@ -359,7 +359,7 @@ cdef class Recovery(Scans):
         cdef int result
         for i in range(self.scan_count):
             scan = &self.scans[i]
-            self.volume.log.tails.next_segment = max(self.volume.log.tails.next_segment, scan.replica.segment + 1)
+            self.volume.log.open_segments.next_segment = max(self.volume.log.open_segments.next_segment, scan.replica.segment + 1)
             segment = self.volume.segments.find(scan.replica.segment)
             if segment is not NULL and scan.record_count == 0 and scan.dropped == 0 and scan.replica.state == SEGMENT_SEALED:
                 continue
@@ -392,16 +392,16 @@ cdef class Recovery(Scans):
                 if result < 0:
                     return self.fail(-result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0)
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
-        for k in range(self.volume.log.tails.store_count):     # what was read may still be in a device's cache only
-            if (<Store>self.volume.log.tails.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
+        for k in range(self.volume.log.open_segments.store_count):  # what was read may still be in a device's cache only
+            if (<Store>self.volume.log.open_segments.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
                 waited(&operation)
-                self.io.flush(&operation, (<Store>self.volume.log.tails.stores[k]).device)
+                self.io.flush(&operation, (<Store>self.volume.log.open_segments.stores[k]).device)
                 if wait(&operation) < 0:
                     return self.fail(<int>-operation.result, b"device %lu cannot be flushed", k, 0, 0)
         self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
-        if self.volume.log.tails.next_segment == 0:
-            self.volume.log.tails.next_segment = 1
-        result = self.volume.log.tails.prepare_now(FOR_WRITES)
+        if self.volume.log.open_segments.next_segment == 0:
+            self.volume.log.open_segments.next_segment = 1
+        result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
         if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # nothing in it to be opened for
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
@@ -415,14 +415,14 @@ cdef class Recovery(Scans):
         cdef Entry* table
         cdef Found* found
         cdef uint32_t i, entries = 0, table_blocks
-        cdef SealCall call
+        cdef RecoverySealCall call
         cdef Operation operation
         cdef void* memory
         cdef int result = 0
         for i in range(scan.record_count):
             entries += 1 + scan.records[i].count
         table_blocks = (entries + NODE_POINTERS - 1) // NODE_POINTERS
-        call.store = self.volume.log.tails.stores[scan.store]
+        call.store = self.volume.log.open_segments.stores[scan.store]
         call.replica = replica
         call.footer_block = 0
         call.blocks = scan.end
@@ -610,7 +610,7 @@ cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint3
     return 0
 
 
-cdef struct SealCall:
+cdef struct RecoverySealCall:
     void* store
     Replica* replica
     uint32_t blocks
@@ -618,18 +618,18 @@ cdef struct SealCall:
 
 
 cdef int64_t seal_body(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
+    cdef RecoverySealCall* call = <RecoverySealCall*>argument
     return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
 
 
 cdef int64_t remove_body(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
+    cdef RecoverySealCall* call = <RecoverySealCall*>argument
     return (<Store>call.store).remove(call.replica)
 
 
 cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
-    cdef SealCall call
-    call.store = recovery.volume.log.tails.stores[scan.store]
+    cdef RecoverySealCall call
+    call.store = recovery.volume.log.open_segments.stores[scan.store]
     call.replica = scan.replica
     scan.record_count = 0
     return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)

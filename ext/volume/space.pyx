@@ -4,7 +4,8 @@
 #     live     = exclusive + shared + snapshots + pinned + map      (what is inherited is not its own)
 #     physical = live + log + ahead + dead
 #
-# The first line and `snapshots` are counts that are kept (map/segment_table.pyx, map/snapshot_table.pyx); the rest follows from the segment table. While something
+# The first line and `snapshots` are counts that are kept (map/segment_table.pyx, map/snapshot_table.pyx).
+# The rest follows from the segment table. While something
 # is under way a block may be in two of the sums, or in none yet: then the larger sum is right, and what would be less than nothing is nothing.
 #
 # What the restore window holds is what is dead in segments that are kept whole for it, and what only its marks' maps hold. The latter is told apart
@@ -16,19 +17,19 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from iomesh.engine.store.directory cimport Replica, slabs_of
 from iomesh.engine.format.layout cimport BITMAP_COPIES, SEGMENT_SEALED
-from iomesh.engine.map.segment_table cimport Segment, Segments
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.volume.volume cimport Volume
 
 
 cdef void measure(Volume volume, Space* into) noexcept nogil:
-    add_up(volume.segments, volume.snapshots.held(volume.segments), volume.log.tails.position(), into)
+    add_up(volume.segments, volume.snapshots.held(volume.segments), volume.log.open_segments.position(), into)
     if volume.snapshots.are_all_marks():
         into.exclusive += into.shared
         into.pinned += into.snapshots
         into.shared = into.snapshots = 0
 
 
-cdef void add_up(Segments segments, uint64_t held, uint64_t end, Space* into) noexcept nogil:
+cdef void add_up(SegmentTable segments, uint64_t held, uint64_t end, Space* into) noexcept nogil:
     cdef Segment* segment = segments.first
     cdef uint64_t own, used, log, ahead
     held = min(held, segments.live)

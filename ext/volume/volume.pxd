@@ -10,8 +10,8 @@ from iomesh.engine.volume.checkpoint cimport Checkpoints
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.volume.reader cimport Reader
 from iomesh.engine.log.request cimport Read, Request
-from iomesh.engine.map.segment_table cimport Segments
-from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.base.task cimport Waiters
 from iomesh.engine.map.walk cimport Walk
 
@@ -54,8 +54,8 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef Pool pool
     cdef Log log
     cdef Map map
-    cdef Segments segments
-    cdef Snapshots snapshots
+    cdef SegmentTable segments
+    cdef SnapshotTable snapshots
     cdef Walk walk
     cdef Waiters walk_ended
     cdef int cleaning                # calls of its Cleaner that are under way

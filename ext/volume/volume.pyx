@@ -27,8 +27,8 @@ from iomesh.engine.map.map cimport ABSENT, Map, Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.volume.reader cimport Reader
 from iomesh.engine.log.request cimport Read, Request
-from iomesh.engine.map.segment_table cimport Segments
-from iomesh.engine.map.snapshot_table cimport Snapshots
+from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES
 from iomesh.engine.base.task cimport join, wait_in, wake_all
 from iomesh.engine.map.walk cimport Walk
@@ -40,7 +40,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef class Volume:
     """Made of parts that recovery has filled in. blocks: its size. log None: a snapshot, and its map's root is what opening it fills in."""
 
-    def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, Segments segments, uint64_t blocks):
+    def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, SegmentTable segments, uint64_t blocks):
         cdef int i
         cdef void* memory
         memcpy(self.identity, <const char*>identity, 16)
@@ -51,19 +51,19 @@ cdef class Volume:
         self.reader.on_checksum = checksum_failed
         if log is None:
             return
-        self.snapshots = Snapshots()
+        self.snapshots = SnapshotTable()
         self.walk = Walk(reactor.io, segments)
-        self.walk.no_space = &log.tails.no_space
+        self.walk.no_space = &log.open_segments.no_space
         self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.checkpoints.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
-        log.owner = log.tails.owner = self.checkpoints.owner = <void*>self
+        log.owner = log.open_segments.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
-        log.tails.on_no_space = no_space
-        log.tails.on_tight = space_tight
-        log.tails.on_dead = segment_dead
-        log.tails.on_device_error = device_failed
+        log.open_segments.on_no_space = no_space
+        log.open_segments.on_tight = space_tight
+        log.open_segments.on_dead = segment_dead
+        log.open_segments.on_device_error = device_failed
         if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
             raise MemoryError("no memory for merges")
         self.merge_memory = <char*>memory
@@ -405,7 +405,7 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
     cdef Entry* entry
     cdef Pointer pointer, old
     cdef uint32_t i, k, slot
-    pointer.segment = record.tail.segment.number
+    pointer.segment = record.open_segment.segment.number
     pointer.block = record.block + 1
     pointer.flags = POINTER_PRESENT
     for i in range(record.part_count):
@@ -466,15 +466,15 @@ cdef void space_tight(void* owner) noexcept nogil:
 
 cdef void no_space(void* owner) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
-    if not (<Volume>owner).log.tails.space_is_coming():      # else who makes it says when a checkpoint is worth it
+    if not (<Volume>owner).log.open_segments.space_is_coming():  # else who makes it says when a checkpoint is worth it
         segment_dead(owner)
 
 
 cdef void refused(Volume volume) noexcept nogil:
     """A write, for there is no space."""
     volume.counters[NO_SPACE_ERRORS] += 1
-    if not volume.log.tails.refusing:
-        volume.log.tails.refusing = True
+    if not volume.log.open_segments.refusing:
+        volume.log.open_segments.refusing = True
         volume.on_event(<void*>volume, EVENT_REFUSED, 0, 0, 0)
 
 

@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 
-from iomesh.engine.map.segment_table import SegmentsView
+from iomesh.engine.map.segment_table import SegmentTableView
 from iomesh.policies.cleaning import Memory
 
 
 def test_segments_are_listed_in_the_order_of_their_numbers_whatever_order_they_came_in() -> None:
-    segments = SegmentsView()
+    segments = SegmentTableView()
     for number in (5, 1, 9, 7, 0):
         segments.add(number)
     assert [number for number, _ in segments] == [0, 1, 5, 7, 9]
@@ -17,7 +17,7 @@ def test_segments_are_listed_in_the_order_of_their_numbers_whatever_order_they_c
 
 
 def test_blocks_that_are_born_and_die_are_counted_where_they_lie() -> None:
-    segments = SegmentsView()
+    segments = SegmentTableView()
     segments.add(3)
     segments.add(4)
     for _ in range(5):
@@ -29,7 +29,7 @@ def test_blocks_that_are_born_and_die_are_counted_where_they_lie() -> None:
 
 
 def test_a_pointer_to_nothing_or_into_a_segment_that_is_gone_counts_for_nothing() -> None:
-    segments = SegmentsView()
+    segments = SegmentTableView()
     segments.add(3)
     segments.born(3, present=False)
     segments.died(3, present=False)
@@ -41,7 +41,7 @@ def test_a_pointer_to_nothing_or_into_a_segment_that_is_gone_counts_for_nothing(
 
 def test_any_order_of_adding_and_removing_agrees_with_a_dictionary() -> None:
     draw = random.Random(1)
-    segments, model = SegmentsView(), dict[int, int]()
+    segments, model = SegmentTableView(), dict[int, int]()
     for _ in range(20000):
         number = draw.randrange(2000)
         choice = draw.random()
@@ -67,6 +67,6 @@ def test_any_order_of_adding_and_removing_agrees_with_a_dictionary() -> None:
 def test_a_segment_takes_256_bytes_of_memory_at_most() -> None:
     """Its entry in the table, its replica of one extent, what the policy remembers, and its share of two hash tables of pointers, which
     have one to two buckets for each."""
-    allocated = sum((size + 8 + 15) // 16 * 16 for size in (SegmentsView.segment_bytes, SegmentsView.replica_bytes))
+    allocated = sum((size + 8 + 15) // 16 * 16 for size in (SegmentTableView.segment_bytes, SegmentTableView.replica_bytes))
     remembered = sum(array.itemsize for array in vars(Memory()).values() if isinstance(array, np.ndarray))
     assert allocated + remembered + 2 * 1.5 * 8 <= 256

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.exports.nbd.read cimport Reader
+from iomesh.engine.exports.nbd.read cimport NbdReader
 from iomesh.engine.exports.nbd.replies cimport Replies, Reply
 from iomesh.engine.exports.nbd.request cimport NbdRequest
 from iomesh.engine.base.reactor cimport Reactor
@@ -34,7 +34,7 @@ cdef class NbdConnection:
     cdef Io io
     cdef Reactor reactor
     cdef Replies replies
-    cdef Reader reader
+    cdef NbdReader reader
     cdef bint structured
     cdef bint read_only
     cdef bint has_context            # for block status; what its id is: `context`
@@ -86,7 +86,7 @@ cdef class NbdConnection:
     cdef void go_on(self) noexcept nogil
     cdef void parse(self) noexcept nogil
     cdef void take_request(self, const char* header) noexcept nogil
-    cdef int judge(self, const NbdRequest* request) noexcept nogil
+    cdef int oracle(self, const NbdRequest* request) noexcept nogil
     cdef void dispatch(self, NbdRequest* request) noexcept nogil
     cdef bint take_payload(self) noexcept nogil
     cdef void look_ahead(self) noexcept nogil

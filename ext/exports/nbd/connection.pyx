@@ -30,7 +30,7 @@ from iomesh.engine.history.difference cimport compare
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
-from iomesh.engine.exports.nbd.read cimport UNFRAGMENTED_BYTES, Reader
+from iomesh.engine.exports.nbd.read cimport UNFRAGMENTED_BYTES, NbdReader
 from iomesh.engine.exports.nbd.replies cimport Replies, Reply
 from iomesh.engine.exports.nbd.request cimport ZEROS, NbdRequest, account
 from iomesh.engine.exports.nbd.wire cimport (
@@ -80,7 +80,7 @@ cdef class NbdConnection:
         self.replies = Replies(volume.reactor, volume.io, volume.pool)
         self.replies.owner = <void*>self
         self.replies.changed = replies_changed
-        self.reader = Reader(volume, self.replies, structured)
+        self.reader = NbdReader(volume, self.replies, structured)
         self.reader.owner = <void*>self
         self.reader.over = read_over
         self.reader.broken = read_broken
@@ -196,13 +196,13 @@ cdef class NbdConnection:
         request.cookie = get_cookie(header + 8)
         request.offset = request.position = get64(header + 16)
         request.bytes = bytes
-        request.end = request.offset + bytes             # may wrap: judge() refuses it then
+        request.end = request.offset + bytes             # may wrap: oracle() refuses it then
         request.began_ns = self.reactor.users_ns = self.io.now_ns()
         request.with_volume = False
         request.pieces = request.under_way = 0
         request.first = request.last = NULL
         request.header_sent = request.failed = request.replying = False
-        request.error = self.judge(request)
+        request.error = self.oracle(request)
         if command == CMD_WRITE:
             if request.error:
                 request.position = 0                     # its payload is all that counts now, and its end may have wrapped
@@ -213,7 +213,7 @@ cdef class NbdConnection:
         else:
             self.dispatch(request)
 
-    cdef int judge(self, const NbdRequest* request) noexcept nogil:
+    cdef int oracle(self, const NbdRequest* request) noexcept nogil:
         """The errno to refuse it with, or 0."""
         cdef uint64_t size = self.volume.blocks * BLOCK_BYTES
         cdef uint16_t command = request.command
@@ -271,7 +271,7 @@ cdef class NbdConnection:
     # ------------------------------------------------------------------ writes
 
     cdef bint take_payload(self) noexcept nogil:
-        """Hand over what has come in of the current write. False: more must come in first, or the volume takes nothing now."""
+        """Worker over what has come in of the current write. False: more must come in first, or the volume takes nothing now."""
         cdef NbdRequest* request = self.current
         cdef const char* data
         cdef uint32_t available, left, start, blocks

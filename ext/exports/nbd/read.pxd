@@ -16,7 +16,7 @@ cdef enum ReplyForm:
     GATHERED                         # one header, then the data in order, sent when all of it is there
     STREAMED                         # one header, then the data in order, sent as it comes
 
-cdef class Reader:
+cdef class NbdReader:
     cdef Volume volume
     cdef Replies replies
     cdef bint structured

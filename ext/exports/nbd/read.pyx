@@ -30,7 +30,7 @@ from iomesh.engine.base.task cimport Waiters, join, wake_one
 from iomesh.engine.volume.volume cimport Volume
 
 
-cdef class Reader:
+cdef class NbdReader:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, Replies replies, bint structured):
@@ -312,22 +312,22 @@ cdef class Reader:
 
 cdef void read_done(Read* read) noexcept nogil:
     cdef Piece* piece = <Piece*>read.owner
-    (<Reader>piece.reader).piece_done(piece)
+    (<NbdReader>piece.reader).piece_done(piece)
 
 
 cdef void piece_left(Reply* reply) noexcept nogil:
     cdef Piece* piece = <Piece*>reply.owner
-    (<Reader>piece.reader).release(piece)
+    (<NbdReader>piece.reader).release(piece)
 
 
 cdef void error_left(Reply* reply) noexcept nogil:
     cdef NbdRequest* request = <NbdRequest*>reply.owner
     request.replying = False
-    (<Reader>request.reader).settle(request)
+    (<NbdReader>request.reader).settle(request)
 
 
 cdef void pool_wakes(Operation* operation) noexcept nogil:
-    (<Reader>operation.owner).woken()
+    (<NbdReader>operation.owner).woken()
 
 
 cdef void leave(Waiters* waiters, Operation* operation) noexcept nogil:

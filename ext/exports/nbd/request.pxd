@@ -1,4 +1,5 @@
-# One request of an NBD client while the engine has it. The connection owns it (exports/nbd/connection.pyx); a read is lent to its Reader (exports/nbd/read.pyx).
+# One request of an NBD client while the engine has it. The connection owns it (exports/nbd/connection.pyx);
+# a read is lent to its NbdReader (exports/nbd/read.pyx).
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.counters cimport (

@@ -227,8 +227,8 @@ class NodeEngine:
         )
         await self._answer(ticket, "restore the volume")
 
-    async def retrace(self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int) -> dict[str, int]:
-        ticket = self._engine.retrace(volume.bytes, source.bytes, mark.bytes, until_ns=until_ns)
+    async def roll_forward(self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int) -> dict[str, int]:
+        ticket = self._engine.roll_forward(volume.bytes, source.bytes, mark.bytes, until_ns=until_ns)
         told: dict[str, int] = await self._answer(ticket, "follow the log")
         return told
 

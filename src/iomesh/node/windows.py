@@ -1,7 +1,7 @@
 """The restore windows of this node's volumes: the spans of time in which any second can be gone back to.
 
 Behind the oldest *mark*, a snapshot that no user sees, the engine keeps the log whole. Going to a moment means going to the mark before it,
-and along the log from there (ext/history/point_in_time.pyx). So marks bound two things: how far back one can go, and how much of the log
+and along the log from there (ext/history/roll_forward.pyx). So marks bound two things: how far back one can go, and how much of the log
 has to be followed. One is made every so often while something is written; the oldest goes once the one behind it is older than the window.
 
     made ──> oldest ──> deleted                      its part of the log may be cleaned from then on
@@ -115,7 +115,7 @@ class Windows:
             await self._snapshots.refresh(volume)
             self._following[identity] = begin["sequence"]
             try:
-                told = await self._engine.retrace(identity, identity, mark, until_ns=at_ns)
+                told = await self._engine.roll_forward(identity, identity, mark, until_ns=at_ns)
                 await self._engine.create_snapshots([(identity, *new_mark())], mark=True, urgent=True)
             except BaseException:
                 await self.undo(volume)
@@ -167,7 +167,7 @@ class Windows:
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
         """A clone that was just opened, and stands on a mark, is taken to its moment. Doing it again does no harm."""
-        told = await self._engine.retrace(clone.record.id, of.volume, of.snapshot, until_ns=of.at_ns)
+        told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.at_ns)
         log.info("clone taken to its moment", volume=clone.record.name, at_ns=of.at_ns, **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:

@@ -1,4 +1,4 @@
-# Taking a volume to a second between two marks. A mark is a snapshot; behind the oldest one the log is kept whole (Segments.kept_from): no
+# Taking a volume to a second between two marks. A mark is a snapshot; behind the oldest one the log is kept whole (SegmentTable.kept_from): no
 # segment is compacted or removed, so every record is where it was written, with the time at which it was. What the log says from the mark on, up
 # to the moment that is wanted, is written again, into the volume that stands on the mark.
 #
@@ -35,7 +35,7 @@ cdef enum:
     CHUNK_BLOCKS = 512               # read at once: two whole records at least
 
 
-cdef class Retrace:
+cdef class RollForward:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, Volume source):

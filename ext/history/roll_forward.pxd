@@ -1,4 +1,4 @@
-# Taking a volume from a mark on to a moment behind it, along the log. See history/point_in_time.pyx.
+# Taking a volume from a mark on to a moment behind it, along the log. See history/roll_forward.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport RecordHeader
@@ -6,7 +6,7 @@ from iomesh.engine.log.request cimport AwaitedRequest
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.volume.volume cimport Volume
 
-cdef class Retrace:
+cdef class RollForward:
     cdef Volume volume               # the one that is taken there
     cdef Volume source               # whose log is followed: the same, or what it is a clone of
     cdef char* buffer                # CHUNK_BLOCKS of a segment ...
