@@ -14,7 +14,7 @@ import pytest
 from iomesh.api.client import Client
 from iomesh.api.model import VolumeState
 from iomesh.errors import AlreadyExists, InUse, IomeshError, NotFound, Unavailable
-from support.daemon import MIB, Daemon
+from support.daemon import MIB, Daemon, names_of_records
 from support.load import Load, read_volume
 from support.model import Model
 from support.nbd import Connection
@@ -147,7 +147,7 @@ async def test_a_clone_of_a_clone_and_a_snapshot_of_a_clone(node: Daemon) -> Non
         await client.delete_volume("d")
         assert await client.volumes() == []
     async with node.metadata() as metadata:
-        assert (await metadata.list_prefix("volumes/")).entries == []
+        assert await names_of_records(metadata) == []
 
 
 @pytest.mark.parametrize("order", [("db", "one", "two"), ("one", "db", "two"), ("two", "one", "db"), ("one", "two", "db")])
@@ -168,7 +168,7 @@ async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: 
                 await holds(client, name, (text, SIZE // 2), (b"snapshot", SIZE // 2))
         await comes_back(client, free)
     async with node.metadata() as metadata:
-        assert (await metadata.list_prefix("volumes/")).entries == []
+        assert await names_of_records(metadata) == []
 
 
 async def test_a_deleted_parent_keeps_only_the_snapshots_that_clones_stand_on(node: Daemon) -> None:
@@ -220,7 +220,7 @@ async def test_the_parent_is_hidden_whole_or_its_rest_goes_after_a_kill(node: Da
         await client.delete_volume("copy", force=True)
         await comes_back(client, free)
     async with node.metadata() as metadata:
-        assert (await metadata.list_prefix("volumes/")).entries == []
+        assert await names_of_records(metadata) == []
 
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8, 16])

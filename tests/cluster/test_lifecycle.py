@@ -6,18 +6,30 @@ import asyncio
 import json
 import os
 import signal
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from iomesh.api.model import VolumeState
 from iomesh.errors import IomeshError, NotFound, Unavailable
-from iomesh.metadata import Put
-from iomesh.metadata.records import get_volume, list_devices
-from support.daemon import MIB, Daemon
+from iomesh.metadata import Metadata, Put
+from iomesh.metadata.records import list_devices, log_key, volume_key
+from iomesh.metadata.volumes import find_volume
+from support.daemon import MIB, Daemon, names_of_records
 from support.nbd import Connection
 
 GIB = 1 << 30
+
+
+async def rewrite(metadata: Metadata, key: Callable[[uuid.UUID], str], name: str, old: bytes, new: bytes) -> None:
+    """Changes words in a record of the volume, as another node or an earlier crash would have."""
+    found = await find_volume(metadata, name)
+    assert found is not None
+    entry = await metadata.get(key(found.volume.record.id))
+    assert entry is not None and old in entry.value
+    await metadata.commit(Put(entry.key, entry.value.replace(old, new), entry.version))
 
 
 async def test_what_was_flushed_is_there_after_a_crash_at_the_same_uri(node: Daemon) -> None:
@@ -95,9 +107,9 @@ async def test_the_pointer_in_the_metadata_moves_with_each_checkpoint(node: Daem
             await connection.write(number * MIB, b"x" * 4096)
             assert await client.checkpoint() == ["db"]
             async with node.metadata() as metadata:
-                found = await get_volume(metadata, "db")
-            assert found is not None and found.record.checkpoint is not None
-            sequences.append(found.record.checkpoint.sequence)
+                found = await find_volume(metadata, "db")
+            assert found is not None and found.log is not None and found.log.record.checkpoint is not None
+            sequences.append(found.log.record.checkpoint.sequence)
         assert sequences == sorted(set(sequences)), "each covers more than the one before"
         assert (await client.volume("db")).log_bytes_since_checkpoint < MIB
     await connection.close()
@@ -109,14 +121,13 @@ async def test_what_somebody_else_wrote_into_a_record_is_kept(node: Daemon) -> N
         connection = await Connection.connect((await client.export_volume("db")).uris[0])
         await connection.write(0, b"x" * 4096)
         async with node.metadata() as metadata:
-            entry = await metadata.get("volumes/db")
-            assert entry is not None
-            await metadata.commit(Put(entry.key, entry.value.replace(b'"replicas":1', b'"replicas":3'), entry.version))
+            await rewrite(metadata, volume_key, "db", b'"replicas":1', b'"replicas":3')
+            await client.grow_volume("db", 2 * GIB)
             await client.checkpoint("db")
-            found = await get_volume(metadata, "db")
-        assert found is not None
-        assert found.record.policy.replicas == 3
-        assert found.record.checkpoint is not None
+            found = await find_volume(metadata, "db")
+        assert found is not None and found.log is not None
+        assert (found.volume.record.policy.replicas, found.volume.record.size_bytes) == (3, 2 * GIB)
+        assert found.log.record.checkpoint is not None
     await connection.close()
 
 
@@ -126,14 +137,12 @@ async def test_an_owner_whose_epoch_is_over_records_no_checkpoint(node: Daemon) 
         connection = await Connection.connect((await client.export_volume("db")).uris[0])
         await connection.write(0, b"x" * 4096)
         async with node.metadata() as metadata:
-            entry = await metadata.get("volumes/db")
-            assert entry is not None
-            await metadata.commit(Put(entry.key, entry.value.replace(b'"epoch":1', b'"epoch":2'), entry.version))
+            await rewrite(metadata, log_key, "db", b'"epoch":1', b'"epoch":2')
             with pytest.raises(IomeshError):
                 await client.checkpoint("db")
-            found = await get_volume(metadata, "db")
-        assert found is not None
-        assert found.record.checkpoint is None
+            found = await find_volume(metadata, "db")
+        assert found is not None and found.log is not None
+        assert found.log.record.checkpoint is None
         assert "has been taken over" in node.logged("checkpoint not recorded")[0]["reason"]
     await connection.close()
 
@@ -149,9 +158,7 @@ async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None
     await connection.close()
     # As a crash would leave it between the mark and the end.
     async with node.metadata() as metadata:
-        entry = await metadata.get("volumes/db")
-        assert entry is not None
-        await metadata.commit(Put(entry.key, entry.value.replace(b'"ready"', b'"deleting"'), entry.version))
+        await rewrite(metadata, volume_key, "db", b'"ready"', b'"deleting"')
 
     node.start()
     async with node.client() as client:
@@ -160,7 +167,7 @@ async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None
         kept = await client.volume("kept")
         assert device.replicas == kept.segments, "no segment of the deleted volume is left"
     async with node.metadata() as metadata:
-        assert await get_volume(metadata, "db") is None
+        assert await names_of_records(metadata) == ["kept"]
 
 
 async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(node: Daemon) -> None:
@@ -170,9 +177,7 @@ async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(n
             await client.export_volume(name)
     node.stop()
     async with node.metadata() as metadata:
-        entry = await metadata.get("volumes/theirs")
-        assert entry is not None
-        await metadata.commit(Put(entry.key, entry.value.replace(b'"node-a"', b'"node-b"'), entry.version))
+        await rewrite(metadata, log_key, "theirs", b'"node-a"', b'"node-b"')
 
     node.start()
     async with node.client() as client:
@@ -218,7 +223,8 @@ async def test_a_device_that_came_back_at_another_path_is_the_same_device(node: 
         with pytest.raises(NotFound, match="there is no device"):
             await client.device(second)
     async with node.metadata() as metadata:
-        assert {record.path for record, _ in await list_devices(metadata)} == {node.devices[0], moved}
+        devices, _ = await list_devices(metadata)
+        assert {record.path for record, _ in devices} == {node.devices[0], moved}
 
 
 async def test_metrics_and_health_are_served(node: Daemon) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iomesh.api.model import Volume, VolumeState
-from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, Unavailable
+from iomesh.api.model import DeviceState, Volume, VolumeState
+from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, Unavailable, Unsupported
+from iomesh.metadata import Entry, Put
+from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node.node import Node
+from support.daemon import names_of_records
 from support.inside import Gate, make_device, node_in
 
 SIZE = 16 << 20
@@ -173,3 +181,203 @@ async def test_no_volume_is_opened_while_a_device_is_being_added(node: Node, roo
         gate.open()
         await adding
     assert (await node.volumes.create("db", SIZE)).state is VolumeState.SERVING
+
+
+COMMANDS = """
+import asyncio, os, sys
+from pathlib import Path
+from support.daemon import names_of_records
+from support.inside import node_in
+
+SIZE = 16 << 20
+
+async def main(folder, commits, what):
+    async with node_in(folder) as node:
+        left, carry_out = commits, node.metadata.commit
+
+        async def commit(operation):
+            nonlocal left
+            if not left:
+                os._exit(9)
+            left -= 1
+            return await carry_out(operation)
+
+        node.metadata.commit = commit
+        match what:
+            case "create":
+                await node.volumes.create("new", SIZE)
+            case "clone":
+                await node.volumes.clone("db", "new", snapshot="monday")
+            case "clone-at":
+                await node.volumes.clone("db", "new", at_ns=int((folder / "moment").read_text()))
+            case "delete":
+                await node.volumes.delete("single")
+            case "hide":
+                await node.volumes.delete("db", snapshots=True)
+            case "flatten":
+                await node.flattening.flatten("copy")
+                while (await node.volumes.show("copy")).flattening.running:
+                    await asyncio.sleep(0.001)
+        os._exit(0)
+
+asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("what", ["create", "clone", "clone-at", "delete", "hide", "flatten"])
+async def test_a_crash_before_any_commit_leaves_the_old_state_or_the_new_one(room: Path, what: str) -> None:
+    """The process ends there; what the next start makes of it is whole, and the command can be given again."""
+    commits = 0
+    while True:
+        folder = room / str(commits)
+        folder.mkdir()
+        async with node_in(folder) as node:
+            moment = await with_window(node, "db")
+            (folder / "moment").write_text(str(moment))
+            await node.volumes.create("single", SIZE)
+            await node.snapshots.create(["db"], "monday")
+            await node.volumes.clone("db", "copy", snapshot="monday")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", COMMANDS, str(folder), str(commits), what, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        )
+        assert await process.wait() in (0, 9)
+        async with node_in(folder) as node:
+            await check_after(node, what, done=process.returncode == 0)
+        shutil.rmtree(folder)
+        if process.returncode == 0:
+            break
+        commits += 1
+    assert commits >= 3
+
+
+async def check_after(node: Node, what: str, *, done: bool) -> None:
+    async with asyncio.timeout(60):  # for what goes on in the background
+        while any(volume.flattening.running for volume in node.volumes.list()):  # noqa: ASYNC110  # the node does not tell
+            await asyncio.sleep(0.01)
+    volumes = {volume.name: volume for volume in node.volumes.list()}
+    assert all(volume.state is VolumeState.SERVING for volume in volumes.values())
+    stored = await names_of_records(node.metadata)
+    hidden = [name for name in stored if name.startswith("deleted:")]
+    assert sorted([*volumes, *hidden]) == stored, "what is listed is what is stored"
+    before = {"db", "single", "copy"}
+    after = {"delete": {"db", "copy"}, "hide": {"single", "copy"}, "flatten": before}.get(what, before | {"new"})
+    assert set(volumes) == after if done else set(volumes) in (before, after)
+    assert len(hidden) == ("db" not in volumes)
+    assert node.volumes.open_in_engine == len(stored)
+    match what:
+        case "create" | "clone" | "clone-at":
+            if "new" in volumes:
+                await node.volumes.delete("new")
+            await node.volumes.create("new", SIZE)
+        case "delete" | "hide":
+            name = {"delete": "single", "hide": "db"}[what]
+            if name in volumes:
+                await node.volumes.delete(name, snapshots=True)
+            await node.volumes.create(name, SIZE)
+        case "flatten":
+            if volumes["copy"].clone_of:
+                assert not done
+                await node.flattening.flatten("copy")
+    for volume in node.volumes.list():
+        await node.volumes.delete(volume.name, snapshots=True)
+    assert await names_of_records(node.metadata) == []
+    assert (await node.metadata.list_prefix("names/")).entries == []
+    assert sum(device.replicas for device in node.stores.list()) == 0
+
+
+def broken(entry: Entry | None, how: str) -> Put:
+    assert entry is not None
+    fields = json.loads(entry.value)
+    value = json.dumps(fields | {"format": fields["format"] + 1}).encode() if how == "newer" else b"\xff"
+    return Put(entry.key, value, entry.version)
+
+
+@pytest.mark.parametrize("how", ["newer", "garbage"])
+@pytest.mark.parametrize("what", ["volume", "log", "name"])
+async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Path, what: str, how: str) -> None:
+    async with node_in(room) as node:
+        kept, bad = await node.volumes.create("kept", SIZE), await node.volumes.create("bad", SIZE)
+        await node.snapshots.create(["kept"], "monday")
+        await node.volumes.clone("kept", "clone", snapshot="monday")
+        key = {"volume": f"volumes/{bad.id}", "log": f"logs/{bad.id}", "name": "names/bad"}[what]
+        good = await node.metadata.get(key)
+        await node.metadata.commit(broken(good, how))
+        assert good is not None
+        reason = "format" if how == "newer" else "metadata key"
+    async with node_in(room) as node:
+        name = "bad" if (what, how) != ("volume", "garbage") else bad.id
+        listed = {volume.name: volume for volume in node.volumes.list()}
+        assert set(listed) == {"kept", "clone", name}
+        assert (listed[name].state, listed[name].id) == (VolumeState.FAILED, bad.id)
+        assert key in listed[name].reason and reason in listed[name].reason
+        assert await node.volumes.show(name) == listed[name]
+        assert listed["kept"].state is listed["clone"].state is VolumeState.SERVING
+        with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
+            await node.volumes.export(name)
+        with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
+            await node.volumes.delete(name)
+        with pytest.raises(IomeshError):
+            await node.volumes.create("bad", SIZE)
+        await node.volumes.delete("clone")
+        await node.volumes.delete("kept", snapshots=True)
+        hidden = await node.metadata.get(f"volumes/{kept.id}")
+        assert (hidden is not None) == (what == "log"), "it is kept while what cannot be read might be a clone of it"
+        await node.metadata.commit(Put(key, good.value, None))
+    async with node_in(room) as node:
+        assert [(volume.name, volume.id, volume.state) for volume in node.volumes.list()] == [("bad", bad.id, VolumeState.SERVING)]
+        assert await names_of_records(node.metadata) == ["bad"]
+
+
+@pytest.mark.parametrize("how", ["newer", "garbage"])
+async def test_a_device_record_that_cannot_be_read_keeps_the_daemon_from_nothing(room: Path, how: str) -> None:
+    """Of a device that is there nothing is missed. One that may be this node's, and is not there, is missing, as it would be with its
+    record, until it is removed."""
+    async with node_in(room) as node:
+        await node.volumes.create("db", SIZE)
+        (device,) = node.stores.list()
+        mine = broken(await node.metadata.get(f"devices/{device.id}"), how)
+        await node.metadata.commit(mine)
+    async with node_in(room) as node:
+        assert [one.state for one in node.stores.list()] == [DeviceState.ONLINE]
+        assert (await node.volumes.show("db")).state is VolumeState.SERVING
+        entry = await node.metadata.get(mine.key)
+        assert entry is not None
+        assert (entry.value == mine.value) == (how == "newer"), "what a newer iomesh wrote stays"
+        other = Put(f"devices/{uuid.UUID(int=1)}", mine.value, 0)
+        await node.metadata.commit(other)
+    async with node_in(room) as node:
+        missing = [one for one in node.stores.list() if one.state is DeviceState.MISSING]
+        assert [one.id for one in missing] == [str(uuid.UUID(int=1))]
+        assert other.key in missing[0].reason
+        shown = await node.volumes.show("db")
+        assert shown.state is VolumeState.FAILED
+        assert other.key in shown.reason
+        await node.stores.remove(str(uuid.UUID(int=1)))
+    async with node_in(room) as node:
+        assert (await node.volumes.show("db")).state is VolumeState.SERVING
+
+
+async def test_metadata_of_an_earlier_iomesh_is_refused_and_left_as_it_is(room: Path) -> None:
+    """It had volumes by name."""
+    async with node_in(room):
+        pass
+    metadata = await SqliteMetadata.open(room / "state" / "metadata.db")
+    cluster = await metadata.get("cluster")
+    assert cluster is not None
+    old = {
+        "format": 1,
+        "id": str(uuid.UUID(int=5)),
+        "name": "db",
+        "size_bytes": SIZE,
+        "segment_bytes": 1 << 20,
+        "epoch": 1,
+        "owner": "node-a",
+    }
+    await metadata.commit(Put("volumes/db", json.dumps(old | {"created_ns": 1}).encode(), 0))
+    await metadata.commit(Put("cluster", cluster.value.replace(b'"format":2', b'"format":1'), cluster.version))
+    before = await metadata.list_prefix("")
+    with pytest.raises(Unsupported, match="metadata key cluster has format 1 of an earlier iomesh, which this one does not read"):
+        async with node_in(room):
+            pass
+    assert await metadata.list_prefix("") == before
+    await metadata.close()

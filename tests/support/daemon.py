@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from iomesh.api.client import Client
+from iomesh.metadata import Metadata
 from iomesh.metadata.sqlite import SqliteMetadata
+from iomesh.metadata.volumes import read_volumes
 from iomesh.node import hooks
 from iomesh.node.offline import format_device
 from support.trial import iomesh_command
@@ -26,6 +28,14 @@ from support.trial import iomesh_command
 MIB = 1 << 20
 DEVICE_BYTES = 256 * MIB
 START_SECONDS = 60.0  # against hangs; it says nothing about speed
+
+
+async def names_of_records(metadata: Metadata) -> list[str]:
+    """Of the volumes that are stored; each has to be whole, and nothing else there."""
+    inventory = await read_volumes(metadata)
+    assert not inventory.unreadable and not inventory.stale_names and not inventory.unnamed, inventory
+    assert all(stored.log is not None for stored in inventory.volumes), inventory
+    return sorted(stored.volume.record.name for stored in inventory.volumes)
 
 
 @dataclass

@@ -1,9 +1,12 @@
-"""The metadata service as iomesh sees it: get, list by prefix, compare-and-swap of several keys, watch, lease.
+"""The metadata service as iomesh sees it: get, list by prefix, compare-and-swap of one key, watch, lease.
 
 Small on purpose: whatever keeps a few kilobytes consistently can implement it. Every implementation passes the tests in
 tests/unit/metadata.
 
-Keys are ASCII paths without a leading slash ("volumes/db"). Every commit has a revision, higher than any before; the version of an entry
+A commit changes one key, because that is all that Kubernetes can do. What needs several is written in an order in which a crash between two
+commits leaves something that the next start recognizes (iomesh.metadata.volumes).
+
+Keys are ASCII paths without a leading slash ("names/db"). Every commit has a revision, higher than any before; the version of an entry
 is the revision that wrote it, and 0 stands for "not there". Reads are linearisable: they see every commit that was answered before.
 """
 
@@ -48,14 +51,7 @@ class Delete(NamedTuple):
     version: int | None
 
 
-class Check(NamedTuple):
-    """Changes nothing, and asks that the entry's version is this."""
-
-    key: str
-    version: int
-
-
-Operation = Put | Delete | Check
+Operation = Put | Delete
 
 
 class Change(NamedTuple):
@@ -77,9 +73,8 @@ class Metadata(Protocol):
     async def list_prefix(self, prefix: str) -> Listing:
         """Everything whose key begins with `prefix`, as of one moment. Name a folder with its slash: "volumes/"."""
 
-    async def commit(self, *operations: Operation) -> int:
-        """All of the operations or, if one of them finds another version, none and Conflict. No two may name the same key. Returns the
-        revision."""
+    async def commit(self, operation: Operation) -> int:
+        """Carries it out if the entry has the version that it names, else raises Conflict. Returns the revision."""
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
         """Every change of a key that begins with `prefix`, in the order of revisions, from the first behind `after` on, without an end.
@@ -97,16 +92,11 @@ class Metadata(Protocol):
     async def close(self) -> None: ...
 
 
-def check_operations(operations: tuple[Operation, ...]) -> None:
+def check_operation(operation: Operation) -> None:
     """What every implementation refuses in the same way."""
-    seen = set()
-    for operation in operations:
-        check_key(operation.key)
-        if operation.key in seen:
-            raise InvalidArgument(f"the key {operation.key!r} stands twice in one commit")
-        seen.add(operation.key)
-        if isinstance(operation, Put) and len(operation.value) > VALUE_BYTES_MAX:
-            raise InvalidArgument(f"the value of {operation.key!r} has {len(operation.value)} bytes, more than {VALUE_BYTES_MAX}")
+    check_key(operation.key)
+    if isinstance(operation, Put) and len(operation.value) > VALUE_BYTES_MAX:
+        raise InvalidArgument(f"the value of {operation.key!r} has {len(operation.value)} bytes, more than {VALUE_BYTES_MAX}")
 
 
 def check_key(key: str) -> None:

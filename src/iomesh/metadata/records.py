@@ -1,6 +1,7 @@
 """What is kept under each key, as JSON. docs/metadata.md describes every field.
 
-Unknown fields are kept out of the way of older readers by being ignored; a change of meaning raises `format`.
+A reader ignores fields that it does not know. A change of meaning raises the `format` of its kind of record: a reader refuses formats that
+it does not know, the newer and the older, so that none is misread. What is refused concerns the thing whose record it is, and no other.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ import contextlib
 import enum
 import time
 import uuid
-from typing import Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from iomesh.errors import Conflict, Damaged
-from iomesh.metadata.protocol import Delete, Entry, Metadata, Put
+from iomesh.errors import Conflict, Damaged, IomeshError, Unsupported
+from iomesh.metadata.protocol import Entry, Metadata, Put
 
 CLUSTER_KEY = "cluster"
 VOLUMES = "volumes/"
+LOGS = "logs/"
+NAMES = "names/"
 DEVICES = "devices/"
 
 
 class Lifecycle(enum.StrEnum):
-    """A volume's state as the cluster knows it: ready -> deleting -> (no record), or ready -> hidden -> deleting if it was deleted while
-    there were clones of it. A clone of a moment is making until it is taken there. What its owner is doing with it is the node's."""
+    """What is to become of a volume: making -> ready -> deleting -> (no record), or ready -> hidden -> deleting if it was deleted while
+    there were clones of it. What its owner is doing with it is the node's."""
 
     MAKING = "making"
     READY = "ready"
@@ -61,25 +64,50 @@ class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    format: int = 1
+    """volumes/<id>: what the volume is to be. Any node may change it."""
+
+    FORMAT: ClassVar[int] = 2
+
+    format: int = FORMAT
     id: uuid.UUID
     name: str
+    node: str  # that makes it and deletes it
     size_bytes: int
     segment_bytes: int
-    epoch: int  # of the owner's right; raised by whoever opens it
-    owner: str  # name of a node
     state: Lifecycle = Lifecycle.READY
-    checkpoint: CheckpointPointer | None = None  # None: recovery starts at the beginning of the log
     policy: PolicyRecord = PolicyRecord()
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
-    clone_of: CloneRecord | None = None
     flattening: bool = False  # a clone that is being made independent of its parent
     created_ns: int  # Unix time
 
 
+class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """logs/<id>: what the volume's log is. Only its owner changes it, or who takes it over by raising the epoch."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    id: uuid.UUID
+    epoch: int  # of the owner's right; raised by whoever opens it; 0: it was never opened
+    owner: str  # name of a node
+    checkpoint: CheckpointPointer | None = None  # None: recovery starts at the beginning of the log
+    clone_of: CloneRecord | None = None
+
+
+class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """names/<name>: whose the name is."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    volume: uuid.UUID
+
+
 class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    format: int = 1
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
     id: uuid.UUID
     node: str
     path: str  # where it was seen last
@@ -89,12 +117,16 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
-    format: int = 1
+    """cluster: the first record that is read. Its format is also that of the keys: 1 had volumes by name, 2 has them by id."""
+
+    FORMAT: ClassVar[int] = 2
+
+    format: int = FORMAT
     id: uuid.UUID
     created_ns: int
 
 
-RecordT = TypeVar("RecordT", VolumeRecord, DeviceRecord, ClusterRecord)
+RecordT = TypeVar("RecordT", VolumeRecord, LogRecord, NameRecord, DeviceRecord, ClusterRecord)
 
 
 class Versioned(NamedTuple, Generic[RecordT]):
@@ -102,15 +134,55 @@ class Versioned(NamedTuple, Generic[RecordT]):
     version: int
 
 
+class _Header(msgspec.Struct):
+    format: int
+
+
+class Glimpse(msgspec.Struct):
+    """What can be told of a record that cannot be read, for people: nothing depends on it."""
+
+    name: str = ""
+    node: str = ""
+    path: str = ""
+    label: str = ""
+
+
 def decode(kind: type[RecordT], entry: Entry) -> Versioned[RecordT]:
+    """Raises Unsupported (another format than this iomesh knows), Damaged (no such record at all)."""
     try:
-        return Versioned(msgspec.json.decode(entry.value, type=kind), entry.version)
+        header = msgspec.json.decode(entry.value, type=_Header)
+        if header.format == kind.FORMAT:
+            return Versioned(msgspec.json.decode(entry.value, type=kind), entry.version)
     except msgspec.MsgspecError as error:
         raise Damaged(f"metadata key {entry.key}: {error}") from error
+    if header.format > kind.FORMAT:
+        raise Unsupported(
+            f"metadata key {entry.key} has format {header.format}, and this iomesh knows formats up to {kind.FORMAT}: a newer one wrote "
+            "it, so update this node"
+        )
+    raise Unsupported(
+        f"metadata key {entry.key} has format {header.format} of an earlier iomesh, which this one does not read (it reads {kind.FORMAT}): "
+        "use the version that wrote it, or begin anew with an empty metadata service and formatted devices"
+    )
 
 
-def volume_key(name: str) -> str:
-    return VOLUMES + name
+def glimpse(entry: Entry) -> Glimpse:
+    try:
+        return msgspec.json.decode(entry.value, type=Glimpse)
+    except msgspec.MsgspecError:
+        return Glimpse()
+
+
+def volume_key(volume: uuid.UUID) -> str:
+    return VOLUMES + str(volume)
+
+
+def log_key(volume: uuid.UUID) -> str:
+    return LOGS + str(volume)
+
+
+def name_key(name: str) -> str:
+    return NAMES + name
 
 
 def device_key(device: uuid.UUID) -> str:
@@ -118,32 +190,65 @@ def device_key(device: uuid.UUID) -> str:
 
 
 def put_volume(record: VolumeRecord, version: int | None) -> Put:
-    return Put(volume_key(record.name), msgspec.json.encode(record), version)
+    return Put(volume_key(record.id), msgspec.json.encode(record), version)
 
 
-def delete_volume(record: VolumeRecord, version: int | None) -> Delete:
-    return Delete(volume_key(record.name), version)
+def put_log(record: LogRecord, version: int | None) -> Put:
+    return Put(log_key(record.id), msgspec.json.encode(record), version)
+
+
+def put_name(name: str, volume: uuid.UUID, version: int | None) -> Put:
+    return Put(name_key(name), msgspec.json.encode(NameRecord(volume=volume)), version)
 
 
 def put_device(record: DeviceRecord, version: int | None) -> Put:
     return Put(device_key(record.id), msgspec.json.encode(record), version)
 
 
-async def get_volume(metadata: Metadata, name: str) -> Versioned[VolumeRecord] | None:
-    entry = await metadata.get(volume_key(name))
+async def get_volume(metadata: Metadata, volume: uuid.UUID) -> Versioned[VolumeRecord] | None:
+    entry = await metadata.get(volume_key(volume))
     return None if entry is None else decode(VolumeRecord, entry)
 
 
-async def list_volumes(metadata: Metadata) -> list[Versioned[VolumeRecord]]:
-    return [decode(VolumeRecord, entry) for entry in (await metadata.list_prefix(VOLUMES)).entries]
+async def get_log(metadata: Metadata, volume: uuid.UUID) -> Versioned[LogRecord] | None:
+    entry = await metadata.get(log_key(volume))
+    return None if entry is None else decode(LogRecord, entry)
 
 
-async def list_devices(metadata: Metadata) -> list[Versioned[DeviceRecord]]:
-    return [decode(DeviceRecord, entry) for entry in (await metadata.list_prefix(DEVICES)).entries]
+async def get_name(metadata: Metadata, name: str) -> Versioned[NameRecord] | None:
+    entry = await metadata.get(name_key(name))
+    return None if entry is None else decode(NameRecord, entry)
+
+
+class UnreadableDevice(NamedTuple):
+    id: uuid.UUID | None  # None: not even its key is a device's
+    seen: Glimpse
+    reason: str
+
+
+async def list_devices(metadata: Metadata) -> tuple[list[Versioned[DeviceRecord]], list[UnreadableDevice]]:
+    """Those whose records can be read, and the others."""
+    devices, unreadable = [], []
+    for entry in (await metadata.list_prefix(DEVICES)).entries:
+        try:
+            devices.append(decode(DeviceRecord, entry))
+        except IomeshError as error:
+            unreadable.append(UnreadableDevice(id_of(entry.key), glimpse(entry), error.message))
+    return devices, unreadable
+
+
+def id_of(key: str) -> uuid.UUID | None:
+    """None: what the key ends in is none, as this iomesh writes them."""
+    text = key.rpartition("/")[2]
+    with contextlib.suppress(ValueError):
+        if str(uuid.UUID(text)) == text:
+            return uuid.UUID(text)
+    return None
 
 
 async def get_or_create_cluster(metadata: Metadata, wanted: uuid.UUID | None = None) -> ClusterRecord:
-    """The cluster that this metadata service is of. A new service becomes that of `wanted`, or of a new cluster."""
+    """The cluster that this metadata service is of. A new service becomes that of `wanted`, or of a new cluster. Raises Unsupported if what
+    it holds is of another iomesh's formats."""
     entry = await metadata.get(CLUSTER_KEY)
     if entry is None:
         record = ClusterRecord(id=wanted or uuid.uuid4(), created_ns=time.time_ns())

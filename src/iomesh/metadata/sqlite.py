@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from iomesh.errors import Conflict, Damaged, NotFound, PermissionDenied, Unavailable, Unsupported
-from iomesh.metadata.protocol import Change, Delete, Entry, HistoryLost, Listing, Operation, Put, check_key, check_operations
+from iomesh.metadata.protocol import Change, Entry, HistoryLost, Listing, Operation, Put, check_key, check_operation
 
 SCHEMA_VERSION = 1
 CHANGES_KEPT = 10_000
@@ -66,9 +66,9 @@ class SqliteMetadata:
     async def list_prefix(self, prefix: str) -> Listing:
         return await self._run(lambda: self._list(prefix))
 
-    async def commit(self, *operations: Operation) -> int:
-        check_operations(operations)
-        revision = await self._run(lambda: self._commit(operations))
+    async def commit(self, operation: Operation) -> int:
+        check_operation(operation)
+        revision = await self._run(lambda: self._commit(operation))
         self._wake()
         return revision
 
@@ -168,17 +168,15 @@ class SqliteMetadata:
         finally:
             self._sql.execute("COMMIT")
 
-    def _commit(self, operations: tuple[Operation, ...]) -> int:
+    def _commit(self, operation: Operation) -> int:
         with self._transaction():
             self._remove_expired()
-            for operation in operations:
-                self._check_version(operation)
+            self._check_version(operation)
             revision = self._next_revision()
-            for operation in operations:
-                if isinstance(operation, Put):
-                    self._put(operation, revision)
-                elif isinstance(operation, Delete):
-                    self._remove(operation.key, revision)
+            if isinstance(operation, Put):
+                self._put(operation, revision)
+            else:
+                self._remove(operation.key, revision)
             return revision
 
     def _check_version(self, operation: Operation) -> None:

@@ -2,9 +2,9 @@
 
     (clone) --asked--> flattening --copied, no snapshot inherits, record--> (no clone)
 
-- The record says that it is wanted; so it goes on after a restart, with what is left, until it is done or the clone is deleted.
-- The record that names no parent is written while nothing changes the volume's snapshots, and after a checkpoint of which the engine has
-  seen that it needs no other log. The engine lets go of the parent behind it; a crash between the two is the same as after both.
+- The volume's record says that it is wanted; so it goes on after a restart, with what is left, until it is done or the clone is gone.
+- The log's record that names no parent is written while nothing changes the volume's snapshots, and after a checkpoint of which the engine
+  has seen that it needs no other log. The engine lets go of the parent behind it; a crash between the two is the same as after both.
 - Of the clone's own restore window what was before it had all is given up then: those marks inherit.
 - What keeps it from going on (no space, a snapshot that inherits) is told, and looked at again after a while.
 """
@@ -22,12 +22,13 @@ from iomesh.api.model import Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.errors import InUse, InvalidArgument, IomeshError, NoSpace
 from iomesh.metadata import Metadata
+from iomesh.metadata.records import CloneRecord
 from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.supervisor import BackgroundTask, Supervisor, settle
-from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
+from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_log, write_record
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows, marks_of
 
@@ -71,7 +72,7 @@ class Flattening:
     async def flatten(self, name: str) -> Volume:
         """Begins; or answers how far it is."""
         async with self._registry.holding(name) as volume:
-            of = volume.record.clone_of
+            of = volume.log.clone_of
             if of is None:
                 raise InvalidArgument(f"volume {name} is not a clone, or has been flattened already")
             if not volume.record.flattening:
@@ -99,7 +100,8 @@ class Flattening:
         while self._is_wanted(volume):
             volume.flattening = msgspec.structs.replace(volume.flattening, reason="")
             try:
-                await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
+                if volume.log.clone_of is not None:  # else only the record that says so is left to be written
+                    await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
                 if await self._finish(volume):
                     return
             except NoSpace:
@@ -110,25 +112,35 @@ class Flattening:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _finish(self, volume: OpenVolume) -> bool:
-        """Nothing is left to be copied."""
+        """Nothing is left to be copied. The log's record first: from then on it is no clone, whatever the volume's says."""
         async with volume.changing:
-            of = volume.record.clone_of
-            if not self._is_wanted(volume) or of is None:
+            if not self._is_wanted(volume):
                 return True
-            await self._snapshots.refresh(volume)
-            if marks := up_to_inheriting(marks_of(volume)):
-                await self._windows.forget(volume, marks)
-            if holders := inheriting(volume):
-                names = [entry["name"] for entry in holders if visible(entry)]
-                until = f"{', '.join(names)} are deleted" if names else "those that were deleted are given back"
-                self._wait_for(volume, f"snapshots hold blocks of {of.name}: it goes on once {until}")
+            of = volume.log.clone_of
+            if of is not None and not await self._cut_off(volume, of):
                 return False
-            await self._engine.check_detached(volume.record.id)
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, clone_of=None, flattening=False))
-            await self._engine.cut_off(volume.record.id)
-            volume.flattening = Progress()
-            log.info("volume flattened", volume=volume.record.name, parent=of.name)
-        await self._volumes.delete_needless(of.volume)
+        if of is not None:
+            await self._volumes.delete_needless(of.volume)
+        async with volume.changing:
+            if self._is_wanted(volume):
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=False))
+                volume.flattening = Progress()
+        return True
+
+    async def _cut_off(self, volume: OpenVolume, of: CloneRecord) -> bool:
+        """False: something inherits still."""
+        await self._snapshots.refresh(volume)
+        if marks := up_to_inheriting(marks_of(volume)):
+            await self._windows.forget(volume, marks)
+        if holders := inheriting(volume):
+            names = [entry["name"] for entry in holders if visible(entry)]
+            until = f"{', '.join(names)} are deleted" if names else "those that were deleted are given back"
+            self._wait_for(volume, f"snapshots hold blocks of {of.name}: it goes on once {until}")
+            return False
+        await self._engine.check_detached(volume.record.id)
+        await write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, clone_of=None))
+        await self._engine.cut_off(volume.record.id)
+        log.info("volume flattened", volume=volume.record.name, parent=of.name)
         return True
 
     def _is_wanted(self, volume: OpenVolume) -> bool:

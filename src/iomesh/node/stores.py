@@ -14,9 +14,9 @@ from pathlib import Path
 
 from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
-from iomesh.errors import Foreign, InUse, IomeshError, NotFound, Unavailable
+from iomesh.errors import Damaged, Foreign, InUse, IomeshError, NotFound, Unavailable, Unsupported
 from iomesh.metadata import Delete, Metadata
-from iomesh.metadata.records import DeviceRecord, device_key, list_devices, put_device
+from iomesh.metadata.records import DeviceRecord, UnreadableDevice, decode, device_key, list_devices, put_device
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
@@ -78,7 +78,10 @@ class Stores:
         """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
         for path in paths:
             await self._attach(path)
-        for record, _ in await list_devices(self._metadata):
+        devices, unreadable = await list_devices(self._metadata)
+        for each in unreadable:
+            self._take_note(each)
+        for record, _ in devices:
             if record.node != self._node or record.id in self._open:
                 continue
             try:
@@ -86,6 +89,17 @@ class Stores:
             except IomeshError as error:
                 self._missing[record.id] = record, error.message
                 log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
+
+    def _take_note(self, unreadable: UnreadableDevice) -> None:
+        """Of a device whose record cannot be read. If it is open, all is well, and the record stays as it is. If not, it is as good as
+        missing, unless it is another node's: a log may lack its end without it."""
+        identity, seen = unreadable.id, unreadable.seen
+        is_open = identity in self._open
+        log.error("device record not readable", device=str(identity or ""), path=seen.path, is_open=is_open, reason=unreadable.reason)
+        if identity is None or is_open or (seen.node and seen.node != self._node):
+            return
+        record = DeviceRecord(id=identity, node=self._node, path=seen.path, tier="", label=seen.label, size_bytes=0)
+        self._missing[identity] = record, unreadable.reason
 
     async def open_at(self, path: str) -> Device | None:
         """The device, if it is one of ours already."""
@@ -204,7 +218,7 @@ class Stores:
             if expected is not None and store.record.id != expected:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
             # Before anything is written to it: a device without a record would not be missed when it is not there.
-            await self._metadata.commit(put_device(store.record, None))
+            await self._write_record(store.record)
         except IomeshError:
             await self._engine.close_store(store.number)
             self._drop(device)
@@ -212,6 +226,18 @@ class Stores:
         self._open[store.record.id] = store
         self._missing.pop(store.record.id, None)
         return store
+
+    async def _write_record(self, record: DeviceRecord) -> None:
+        """One of another format is another iomesh's, and stays; what is none at all is replaced."""
+        entry = await self._metadata.get(device_key(record.id))
+        try:
+            if entry is not None:
+                decode(DeviceRecord, entry)
+        except Unsupported:
+            return
+        except Damaged as error:
+            log.warning("device record replaced", device=str(record.id), reason=error.message)
+        await self._metadata.commit(put_device(record, None))
 
     async def _open_store(self, device: OpenDevice) -> OpenStore:
         try:

@@ -1,6 +1,6 @@
-"""One volume of this node as everything here holds it: its record, what it is at, and the locks under which that changes.
+"""One volume of this node as everything here holds it: its records, what it is at, and the locks under which that changes.
 
-`changing` is held by whoever moves it from state to state, or changes what belongs to it; `writing` only while its record is written, so
+`changing` is held by whoever moves it from state to state, or changes what belongs to it; `writing` only while a record is written, so
 that the checkpoint which closing waits for can be recorded.
 """
 
@@ -19,7 +19,8 @@ import msgspec
 from iomesh.api.model import Flattening, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from iomesh.metadata import Metadata
-from iomesh.metadata.records import Lifecycle, VolumeRecord, delete_volume, get_volume, put_volume
+from iomesh.metadata.records import Lifecycle, LogRecord, VolumeRecord, get_log, get_volume, put_log, put_volume
+from iomesh.metadata.volumes import Unreadable, hidden_name
 
 RECORD_ATTEMPTS = 5
 CHANGE_SECONDS = 60.0  # to wait for whoever changes the volume; an operation itself may take longer
@@ -62,7 +63,9 @@ class ChangeLock(asyncio.Lock):
 @dataclass
 class OpenVolume:
     record: VolumeRecord
-    version: int
+    log: LogRecord
+    version: int = 0  # of its record; 0: it is not stored yet
+    log_version: int = 0
     state: VolumeState = VolumeState.OPENING
     reason: str = ""
     recovery: dict[str, Any] = field(default_factory=dict)
@@ -97,11 +100,12 @@ class Registry:
     def __init__(self) -> None:
         self._volumes: dict[uuid.UUID, OpenVolume] = {}
         self._names: dict[str, OpenVolume] = {}
+        self.unreadable: dict[str, Unreadable] = {}  # volumes of which a record cannot be read, by name
 
     def add(self, volume: OpenVolume) -> None:
         """Raises AlreadyExists if another volume has its name."""
         name = volume.record.name
-        if name in self._names:
+        if name in self._names or name in self.unreadable:
             raise AlreadyExists(f"a volume {name} exists: take another name")
         self._volumes[volume.record.id] = volume
         if not is_hidden(volume):
@@ -150,6 +154,8 @@ class Registry:
 
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
+        if name in self.unreadable:
+            raise Unavailable(f"volume {name} is failed: {self.unreadable[name].reason}")
         if volume is None or is_hidden(volume):
             raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows those that there are")
         return volume
@@ -161,42 +167,63 @@ class Registry:
         return volume
 
     def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
-        """The names of those that stand on a snapshot of it, or on this one."""
-        return sorted(
-            other.record.name
-            for other in self._volumes.values()
-            if (of := other.record.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)
-        )
+        """The names of those that stand on a snapshot of it, or on this one. One whose record cannot be read may be a clone of any."""
+        logs = [(other.record.name, other.log) for other in self._volumes.values()]
+        found = [
+            name
+            for name, log in [*logs, *((each.name, each.log) for each in self.unreadable.values() if each.log is not None)]
+            if (of := log.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)
+        ]
+        return sorted([*found, *(each.name for each in self.unreadable.values() if each.log is None)])
 
 
 async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
-    """Writes the changed record; if somebody else wrote it meanwhile, changes what they left, provided that it is ours still."""
+    """Writes what the volume is to be; if somebody else wrote it meanwhile, changes what they left. Raises Conflict if they removed it."""
     async with volume.writing:
         for _ in range(RECORD_ATTEMPTS):
             record = change(volume.record)
             try:
                 volume.version = await metadata.commit(put_volume(record, volume.version))
             except Conflict:
-                found = await get_volume(metadata, record.name)
-                ours = volume.record
-                if found is None or _right(found.record) != _right(ours):
-                    raise Conflict(f"volume {record.name} has been taken over or replaced by somebody else") from None
-                volume.record, volume.version = found
+                found = await get_volume(metadata, record.id)
+                if found is None and volume.version:
+                    raise Conflict(f"volume {record.name} has been removed by somebody else") from None
+                volume.record, volume.version = found if found is not None else (volume.record, 0)
+                if found is not None and change(found.record) == found.record:
+                    return  # an answer was lost
             else:
                 volume.record = record
                 return
         raise Conflict(f"volume {volume.record.name}: its record keeps changing")
 
 
-def _right(record: VolumeRecord) -> tuple[uuid.UUID, int, str]:
+async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord]) -> None:
+    """Writes what the volume's log is, provided that it is ours still: nobody else has raised the epoch. Raises Conflict."""
+    async with volume.writing:
+        for _ in range(RECORD_ATTEMPTS):
+            log = change(volume.log)
+            try:
+                volume.log_version = await metadata.commit(put_log(log, volume.log_version))
+            except Conflict:
+                found = await get_log(metadata, log.id)
+                if found is not None and found.record == log:
+                    volume.log, volume.log_version = found
+                    return  # an answer was lost
+                if found is None or _right(found.record) != _right(volume.log):
+                    raise Conflict(f"volume {volume.record.name} has been taken over or removed by somebody else") from None
+                volume.log, volume.log_version = found
+            else:
+                volume.log = log
+                return
+        raise Conflict(f"volume {volume.record.name}: the record of its log keeps changing")
+
+
+def _right(log: LogRecord) -> tuple[int, str]:
     """By which its owner may write and change it."""
-    return record.id, record.epoch, record.owner
+    return log.epoch, log.owner
 
 
 async def hide_record(metadata: Metadata, volume: OpenVolume) -> None:
-    """Its name is free from now on: it has one that no user can give."""
-    async with volume.writing:
-        before = volume.record
-        record = msgspec.structs.replace(before, name=f"deleted:{before.id}", state=Lifecycle.HIDDEN, exports=[], snapshot_exports=[])
-        volume.version = await metadata.commit(delete_volume(before, volume.version), put_volume(record, 0))
-        volume.record = record
+    """It has no name and no exports from now on; what it was called stays reserved until `release_name`."""
+    hidden = {"name": hidden_name(volume.record.id), "state": Lifecycle.HIDDEN, "exports": [], "snapshot_exports": []}
+    await write_record(metadata, volume, lambda record: msgspec.structs.replace(record, **hidden))

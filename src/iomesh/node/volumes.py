@@ -7,9 +7,10 @@
 A volume that is deleted while there are clones of it is hidden: it has lost its name and its doors, is served to them, and is deleted with
 the last of them. A clone is opened after the volume that it is one of, and closed before.
 
-- The record is written first. What the engine is then asked can be repeated, so a crash between the two leaves work, never a doubt:
-  at the next start a READY volume is opened, a DELETING one is erased further.
-- Opening raises the epoch in the record; every later change of the record asks that epoch and owner are still ours.
+- Records are written first (iomesh.metadata.volumes has their order). What the engine is then asked can be repeated, so a crash between the
+  two leaves work, never a doubt: at the next start a READY volume is opened, a MAKING one made further, a DELETING one erased further.
+- Opening raises the epoch in the log's record; every later change of that asks that epoch and owner are still ours.
+- A volume of which a record cannot be read is listed as FAILED, and is left alone. No other is kept from being served.
 """
 
 from __future__ import annotations
@@ -25,17 +26,27 @@ import msgspec
 from iomesh.api.model import Export, Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import (
     CheckpointPointer,
     CloneRecord,
     ExportRecord,
     Lifecycle,
+    LogRecord,
     PolicyRecord,
     VolumeRecord,
-    delete_volume,
-    list_volumes,
+)
+from iomesh.metadata.volumes import (
+    Stored,
+    Unreadable,
+    create_records,
+    is_hidden_name,
+    read_volumes,
+    release_name,
+    release_stale,
+    remove_records,
+    reserve_name,
 )
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
@@ -45,7 +56,7 @@ from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
 from iomesh.node.supervisor import STOP_SECONDS, Supervisor, settle
-from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_record
+from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_log, write_record
 from iomesh.node.windows import Windows, check_window, marks_of
 from iomesh.sizes import exact_size
 from iomesh.times import exact_moment, exact_span, time_of
@@ -85,17 +96,45 @@ class Volumes:
 
     async def open_all(self) -> None:
         """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
-        for record, version in await list_volumes(self._metadata):
-            deleting = record.state == Lifecycle.DELETING
-            self._volumes.add(OpenVolume(record, version, VolumeState.DELETING if deleting else VolumeState.OPENING))
+        inventory = await read_volumes(self._metadata)
+        for unreadable in inventory.unreadable:
+            self._keep_closed(unreadable)
+        for stale in inventory.stale_names:
+            if stale.holder is None or stale.holder.node == self._node:
+                await release_stale(self._metadata, stale)
+                log.info("name released that no volume has any more", key=stale.entry.key)
+        for stored in inventory.volumes:
+            await self._take_up(stored, named=stored.volume.record.id not in inventory.unnamed)
         await self.retry()
+
+    async def _take_up(self, stored: Stored, *, named: bool) -> None:
+        """At the start. Of what a crash left of a creation or a deletion, and has no log, only the records are left to be removed."""
+        record, version = stored.volume
+        if stored.log is None and record.node == self._node:
+            await remove_records(self._metadata, record)
+            log.info("volume removed that was half made or half deleted", volume=record.name, id=str(record.id))
+            return
+        its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node), 0)
+        deleting = record.state == Lifecycle.DELETING
+        state = VolumeState.DELETING if deleting else VolumeState.OPENING
+        volume = OpenVolume(record, its_log, version, log_version, state)
+        try:
+            if not named and record.node == self._node:
+                await reserve_name(self._metadata, record.name, record.id)
+            self._volumes.add(volume)
+        except AlreadyExists as error:
+            self._keep_closed(Unreadable(record.id, str(record.id), its_log.owner, error.message, its_log))
+
+    def _keep_closed(self, unreadable: Unreadable) -> None:
+        self._volumes.unreadable[unreadable.name] = unreadable
+        log.error("volume failed", volume=unreadable.name, id=str(unreadable.id or ""), reason=unreadable.reason)
 
     async def retry(self) -> None:
         """Brings up what is not up: at the start, and once a missing device has come."""
         left = [volume for volume in self._volumes.values() if not volume.in_engine]
         while left:
             ids = {volume.record.id for volume in left}
-            later = [volume for volume in left if volume.record.clone_of is not None and volume.record.clone_of.volume in ids]
+            later = [volume for volume in left if volume.log.clone_of is not None and volume.log.clone_of.volume in ids]
             await settle(self._bring_up(volume) for volume in left if volume not in later)
             left = later
         for volume in [volume for volume in self._volumes.values() if is_hidden(volume)]:
@@ -105,7 +144,7 @@ class Volumes:
         """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
         left = [volume for volume in self._volumes.values() if volume.in_engine]
         while left:  # clones first: the engine closes no volume before them
-            parents = {volume.record.clone_of.volume for volume in left if volume.record.clone_of is not None}
+            parents = {volume.log.clone_of.volume for volume in left if volume.log.clone_of is not None}
             await settle(self._close(volume) for volume in left if volume.record.id not in parents)
             left = [volume for volume in left if volume.record.id in parents]
         if self._jobs:
@@ -117,8 +156,8 @@ class Volumes:
             if volume.in_engine or not self._volumes.has(volume):
                 return  # by whoever held it before
             try:
-                if volume.record.owner != self._node:
-                    raise InUse(f"volume {volume.record.name} is owned by node {volume.record.owner}, and this is {self._node}")
+                if volume.log.owner != self._node:
+                    raise InUse(f"volume {volume.record.name} is owned by node {volume.log.owner}, and this is {self._node}")
                 if self._stores.missing:
                     raise Unavailable(
                         f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
@@ -162,10 +201,10 @@ class Volumes:
         record = VolumeRecord(
             id=uuid.uuid4(),
             name=name,
+            node=self._node,
             size_bytes=size_bytes,
             segment_bytes=self._segment_bytes(segment_bytes),
-            epoch=0,
-            owner=self._node,
+            state=Lifecycle.MAKING,
             policy=policy,
             created_ns=time.time_ns(),
         )
@@ -188,24 +227,22 @@ class Volumes:
             )
             existing = self._volumes.get(name)
             if existing is not None:
-                if existing is not parent and existing.record.clone_of == of and existing.state == VolumeState.SERVING:
+                if existing is not parent and existing.log.clone_of == of and existing.state == VolumeState.SERVING:
                     return self._describe(existing)
                 raise AlreadyExists(f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name")
             record = VolumeRecord(
                 id=uuid.uuid4(),
                 name=name,
+                node=self._node,
                 size_bytes=parent.record.size_bytes if at_ns else entry["size_bytes"],  # it may have grown between mark and moment
                 segment_bytes=parent.record.segment_bytes,
-                epoch=0,
-                owner=self._node,
+                state=Lifecycle.MAKING,
                 policy=msgspec.structs.replace(parent.record.policy, window_seconds=0),
-                state=Lifecycle.MAKING if at_ns else Lifecycle.READY,
-                clone_of=of,
                 created_ns=time.time_ns(),
             )
             if at_ns:  # the records that it will follow are on stable media before anything says that it is being made
                 await self._engine.checkpoint(parent.record.id)
-            volume = await self._make(record)
+            volume = await self._make(record, of)
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
         return self._describe(volume)
 
@@ -231,8 +268,8 @@ class Volumes:
                 return  # somebody else has deleted it meanwhile
             await self._refuse_connections(name, "delete", force, self._snapshots.door_names(volume))
             self._refuse_snapshots(volume, snapshots)
-            if volume.record.owner != self._node:
-                raise InUse(f"volume {name} is owned by node {volume.record.owner}: delete it there")
+            if volume.log.owner != self._node:
+                raise InUse(f"volume {name} is owned by node {volume.log.owner}: delete it there")
             if self._stores.missing and not force:
                 raise Unavailable(f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}")
             if clones := self._volumes.clones(volume):
@@ -283,6 +320,8 @@ class Volumes:
 
     async def show(self, name: str) -> Volume:
         """With what it takes on devices, which the engine is asked for."""
+        if (unreadable := self._volumes.unreadable.get(name)) is not None:
+            return _describe_unreadable(unreadable)
         volume = self._volumes.find(name)
         described = self._describe(volume)
         if described.state != VolumeState.SERVING:
@@ -293,7 +332,8 @@ class Volumes:
         return msgspec.structs.replace(described, live_bytes=live, space=space)
 
     def list(self) -> list[Volume]:
-        return [self._describe(volume) for volume in self._volumes.named()]
+        unreadable = (_describe_unreadable(each) for each in self._volumes.unreadable.values() if not is_hidden_name(each.name))
+        return sorted([*unreadable, *map(self._describe, self._volumes.named())], key=lambda volume: volume.name)
 
     @property
     def progress(self) -> str:
@@ -340,7 +380,7 @@ class Volumes:
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
         moved = False
         try:
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, checkpoint=checkpoint))
+            await write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint))
             moved = True
             log.debug("checkpoint", volume=volume.record.name, sequence=sequence, segment=pointer.segment, block=pointer.block)
         except IomeshError as error:
@@ -350,39 +390,38 @@ class Volumes:
 
     # steps
 
-    async def _make(self, record: VolumeRecord) -> OpenVolume:
+    async def _make(self, record: VolumeRecord, of: CloneRecord | None = None) -> OpenVolume:
         """One that there was not: it is open, or nothing is left of it. Raises AlreadyExists if the name is taken."""
         self._stores.refuse_while_changing()
-        volume = OpenVolume(record, 0)
+        volume = OpenVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of))
         self._volumes.add(volume)
         async with volume.changing:
             try:
+                volume.version, volume.log_version = await create_records(self._metadata, record, volume.log)
                 await self._open(volume)
                 if record.policy.window_seconds:
                     await self._windows.keep(volume)
                 if self._engine.volume_state(record.id)["no_space"]:  # a clone opens without, to be read: after a crash it must
                     raise NoSpace(f"cannot create volume {record.name}: no device of this node has space for one segment")
-            except BaseException as error:
-                taken = isinstance(error, Conflict) and not volume.version
+            except BaseException:
                 await self._discard(volume)
-                if taken:
-                    raise AlreadyExists(f"a volume {record.name} exists in this cluster") from None
                 raise
         return volume
 
     async def _open(self, volume: OpenVolume) -> None:
         """Takes the volume over under a new epoch, recovers it, opens its door."""
         volume.state, volume.reason = VolumeState.OPENING, ""
-        await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, epoch=record.epoch + 1, owner=self._node))
+        epoch = volume.log.epoch + 1
+        await write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, epoch=epoch, owner=self._node))
         record = volume.record
-        at, of = record.checkpoint, record.clone_of
+        at, of = volume.log.checkpoint, volume.log.clone_of
         self._stores.refuse_while_changing()
         volume.opening = True
         try:
             volume.recovery = await self._engine.open_volume(
                 record.id,
                 size_bytes=record.size_bytes,
-                epoch=record.epoch,
+                epoch=epoch,
                 segment_bytes=record.segment_bytes,
                 checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
                 clone_of=(of.volume, of.snapshot) if of else None,
@@ -391,13 +430,14 @@ class Volumes:
         finally:
             volume.opening = False
         await self._windows.undo(volume)
-        if record.state == Lifecycle.MAKING and of is not None:
-            await self._windows.follow(volume, of)
+        if record.state == Lifecycle.MAKING:
+            if of is not None and of.at_ns:
+                await self._windows.follow(volume, of)
             await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
         volume.state = VolumeState.SERVING
         await self._snapshots.opened(volume)
         self._publish(volume)
-        log.info("volume open", volume=record.name, epoch=record.epoch, **volume.recovery)
+        log.info("volume open", volume=record.name, epoch=epoch, **volume.recovery)
 
     def _publish(self, volume: OpenVolume) -> None:
         record = volume.record
@@ -430,17 +470,19 @@ class Volumes:
         try:
             await self._doors.withdraw(name)
             await self._snapshots.hide(volume, name)
+            await release_name(self._metadata, name, volume.record.id)
         finally:
             self._volumes.release(volume)
 
     async def _delete_needless_parent(self, volume: OpenVolume) -> None:
         """Of a clone that is gone."""
-        if volume.record.clone_of is not None:
-            await self.delete_needless(volume.record.clone_of.volume)
+        if volume.log.clone_of is not None:
+            await self.delete_needless(volume.log.clone_of.volume)
 
     async def delete_needless(self, parent: uuid.UUID) -> None:
         """The volume that was kept for its clones, if none is left; else what it kept for the one that is gone."""
-        for volume in [each for each in self._volumes.values() if each.record.id == parent]:
+        volume = self._volumes.by_id(parent)
+        if volume is not None:
             await self._delete_if_needless(volume)
 
     async def _delete_if_needless(self, volume: OpenVolume) -> None:
@@ -459,7 +501,7 @@ class Volumes:
         await self._delete_needless_parent(volume)
 
     async def _erase(self, volume: OpenVolume) -> None:
-        """From any state to none; the record, which says DELETING, goes last."""
+        """From any state to none; its own record, which says DELETING, goes last."""
         name = volume.record.name
         volume.state, volume.reason = VolumeState.DELETING, ""
         await self._doors.withdraw(name)
@@ -468,18 +510,19 @@ class Volumes:
             await self._engine.close_volume(volume.record.id, checkpoint=False)
             volume.in_engine = False
         segments = await self._engine.erase_volume(volume.record.id)
-        await self._metadata.commit(delete_volume(volume.record, volume.version))
+        await remove_records(self._metadata, volume.record)
         self._volumes.remove(volume)
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
     async def _discard(self, volume: OpenVolume) -> None:
         """Of a creation that failed nothing is left; what cannot be undone now is when the node starts again."""
-        if not volume.version:
-            self._volumes.remove(volume)  # not even a record
-            return
         try:
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
-            await self._erase(volume)
+            if volume.log_version:
+                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
+                await self._erase(volume)
+            else:  # it was never opened
+                await remove_records(self._metadata, volume.record)
+                self._volumes.remove(volume)
         except IomeshError as error:
             self._fail(volume, error)
 
@@ -539,8 +582,8 @@ class Volumes:
             id=str(record.id),
             size_bytes=record.size_bytes,
             segment_bytes=record.segment_bytes,
-            epoch=record.epoch,
-            owner=record.owner,
+            epoch=volume.log.epoch,
+            owner=volume.log.owner,
             state=volume.state,
             reason=volume.reason,
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
@@ -554,11 +597,27 @@ class Volumes:
             reactor=volume.recovery.get("reactor", 0),
             recovery_seconds=volume.recovery.get("seconds", 0.0),
             snapshots=sum(visible(entry) for entry in volume.snapshots),
-            clone_of=record.clone_of.name if record.clone_of else "",
+            clone_of=volume.log.clone_of.name if volume.log.clone_of else "",
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
             window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),  # rounded up, to what can be restored
         )
+
+
+def _describe_unreadable(unreadable: Unreadable) -> Volume:
+    """Of it nothing else is known."""
+    return Volume(
+        name=unreadable.name,
+        id=str(unreadable.id or ""),
+        size_bytes=0,
+        segment_bytes=0,
+        epoch=0,
+        owner=unreadable.node,
+        state=VolumeState.FAILED,
+        reason=unreadable.reason,
+        policy=Policy(replicas=0),
+        created_at=time_of(0),
+    )
 
 
 def _mapped(state: dict[str, Any]) -> Space:

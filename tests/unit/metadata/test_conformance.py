@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import pytest
 
 from iomesh.errors import Conflict, InvalidArgument, NotFound
-from iomesh.metadata import Change, Check, Delete, Metadata, Put
+from iomesh.metadata import Change, Delete, Metadata, Put
 from iomesh.metadata.protocol import VALUE_BYTES_MAX
 
 Opener = Callable[[], Awaitable[Metadata]]
@@ -58,61 +58,31 @@ async def test_a_put_without_a_version_always_writes(metadata: Metadata) -> None
     assert await metadata.get("a") == ("a", b"2", revision)
 
 
-async def test_several_keys_change_together_or_not_at_all(metadata: Metadata) -> None:
-    first = await metadata.commit(Put("a", b"1", 0), Put("b", b"1", 0))
-    with pytest.raises(Conflict, match="b"):
-        await metadata.commit(Put("a", b"2", first), Put("b", b"2", 0), Put("c", b"2", 0))
-    assert await metadata.get("a") == ("a", b"1", first)
-    assert await metadata.get("b") == ("b", b"1", first)
-    assert await metadata.get("c") is None
+async def test_a_commit_that_meets_another_version_changes_nothing_and_says_which(metadata: Metadata) -> None:
+    version = await metadata.commit(Put("a", b"1", 0))
+    before = (await metadata.list_prefix("")).revision
+    for operation in (Put("a", b"2", 0), Put("a", b"2", version + 1), Delete("a", version + 1), Put("b", b"2", 7), Delete("b", 7)):
+        with pytest.raises(Conflict, match=operation.key):
+            await metadata.commit(operation)
+    assert await metadata.list_prefix("") == ([("a", b"1", version)], before)
 
 
-async def test_a_value_moves_to_another_key_whole(client: Opener) -> None:
-    """As a volume's record does that is hidden for its clones: at no moment is there neither, or both; and its name is free."""
-    writer, reader = await client(), await client()
-    version = await writer.commit(Put("volumes/db", b"record", 0))
-    moved = asyncio.create_task(writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"record", 0)))
-    while not moved.done():
-        assert [entry.value for entry in (await reader.list_prefix("volumes/")).entries] == [b"record"]
-    assert await reader.get("volumes/db") is None
-    assert await reader.get("volumes/deleted:db") == ("volumes/deleted:db", b"record", moved.result())
-    await reader.commit(Put("volumes/db", b"another", 0))
+async def test_a_name_is_reserved_by_one_and_free_for_the_next(client: Opener) -> None:
+    """As volumes' names are: the entry holds whose it is, and only who has seen that takes it away."""
+    clients = [await client() for _ in range(4)]
+    tried = await asyncio.gather(
+        *(each.commit(Put("names/db", b"%d" % number, 0)) for number, each in enumerate(clients)), return_exceptions=True
+    )
+    (winner,) = [number for number, outcome in enumerate(tried) if isinstance(outcome, int)]
+    assert all(isinstance(outcome, Conflict) for number, outcome in enumerate(tried) if number != winner)
+    held = await clients[0].get("names/db")
+    assert held is not None
+    assert held.value == b"%d" % winner
+    await clients[1].commit(Delete("names/db", held.version))
+    again = await clients[2].commit(Put("names/db", b"next", 0))
     with pytest.raises(Conflict):
-        await writer.commit(Put("volumes/db", b"of who has not noticed", version))
-
-
-async def test_a_value_does_not_move_when_it_or_its_place_has_changed(client: Opener) -> None:
-    writer, other = await client(), await client()
-    version = await writer.commit(Put("volumes/db", b"1", 0))
-    changed = await other.commit(Put("volumes/db", b"2", version))
-    with pytest.raises(Conflict, match="volumes/db"):
-        await writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"1", 0))
-    assert await other.get("volumes/deleted:db") is None
-    taken = await other.commit(Put("volumes/deleted:db", b"theirs", 0))
-    with pytest.raises(Conflict, match="deleted:db"):
-        await writer.commit(Delete("volumes/db", changed), Put("volumes/deleted:db", b"1", 0))
-    assert await other.get("volumes/db") == ("volumes/db", b"2", changed)
-    assert await other.get("volumes/deleted:db") == ("volumes/deleted:db", b"theirs", taken)
-
-
-async def test_a_watch_tells_a_move_as_one_revision(client: Opener) -> None:
-    writer, watcher = await client(), await client()
-    version = await writer.commit(Put("volumes/db", b"1", 0))
-    changes = watcher.watch("volumes/", version)
-    moved = await writer.commit(Delete("volumes/db", version), Put("volumes/deleted:db", b"1", 0))
-    assert sorted(await take(changes, 2)) == [("volumes/db", None, moved), ("volumes/deleted:db", b"1", moved)]
-    await changes.aclose()
-
-
-async def test_a_check_guards_a_change_without_changing_its_own_key(metadata: Metadata) -> None:
-    guard = await metadata.commit(Put("guard", b"", 0))
-    await metadata.commit(Put("a", b"1", 0), Check("guard", guard))
-    with pytest.raises(Conflict, match="guard"):
-        await metadata.commit(Put("b", b"1", 0), Check("guard", guard + 1))
-    with pytest.raises(Conflict, match="absent"):
-        await metadata.commit(Put("b", b"1", 0), Check("absent", 7))
-    await metadata.commit(Put("b", b"1", 0), Check("absent", 0))
-    assert await metadata.get("guard") == ("guard", b"", guard)
+        await clients[3].commit(Delete("names/db", held.version))
+    assert await clients[3].get("names/db") == ("names/db", b"next", again)
 
 
 async def test_a_deleted_key_is_as_if_it_had_never_been(metadata: Metadata) -> None:
@@ -121,12 +91,8 @@ async def test_a_deleted_key_is_as_if_it_had_never_been(metadata: Metadata) -> N
     assert await metadata.get("a") is None
     again = await metadata.commit(Put("a", b"2", 0))
     assert again > first
-    await metadata.commit(Delete("a", None), Delete("never", None))
-
-
-async def test_one_commit_does_not_name_a_key_twice(metadata: Metadata) -> None:
-    with pytest.raises(InvalidArgument, match="twice"):
-        await metadata.commit(Put("a", b"1", None), Delete("a", None))
+    await metadata.commit(Delete("a", None))
+    await metadata.commit(Delete("never", None))
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "a b", "ä", "a" * 300, "a\n"])
@@ -192,7 +158,8 @@ async def test_a_watch_tells_every_change_behind_the_revision_in_order(client: O
     writer, watcher = await client(), await client()
     old = await writer.commit(Put("volumes/old", b"", 0))
     changes = watcher.watch("volumes/", old)
-    one = await writer.commit(Put("volumes/a", b"1", 0), Put("devices/a", b"1", 0))
+    one = await writer.commit(Put("volumes/a", b"1", 0))
+    await writer.commit(Put("devices/a", b"1", 0))
     two = await writer.commit(Put("volumes/a", b"2", one))
     assert await take(changes, 2) == [("volumes/a", b"1", one), ("volumes/a", b"2", two)]
     three = await writer.commit(Delete("volumes/a", two))
@@ -239,7 +206,8 @@ async def test_a_lease_keeps_its_entries_while_it_is_renewed(metadata: Metadata)
 async def test_a_lease_that_is_not_renewed_takes_its_entries_with_it(client: Opener) -> None:
     holder, other = await client(), await client()
     lease = await holder.grant(0.2)
-    revision = await holder.commit(Put("nodes/a", b"here", 0, lease=lease), Put("kept", b"", 0))
+    await holder.commit(Put("nodes/a", b"here", 0, lease=lease))
+    revision = await holder.commit(Put("kept", b"", 0))
     changes = other.watch("", revision)
     (change,) = await take(changes, 1)
     assert (change.key, change.value) == ("nodes/a", None)

@@ -2,7 +2,7 @@
 
 import uuid
 
-from iomesh.metadata.records import PolicyRecord, VolumeRecord
+from iomesh.metadata.records import LogRecord, PolicyRecord, VolumeRecord
 from iomesh.node.snapshots import free_name
 from iomesh.node.volume import OpenVolume
 
@@ -11,15 +11,14 @@ def volume(*snapshots: str) -> OpenVolume:
     record = VolumeRecord(
         id=uuid.UUID(int=1),
         name="db",
+        node="a",
         size_bytes=4096,
         segment_bytes=1 << 20,
-        epoch=1,
-        owner="a",
         policy=PolicyRecord(replicas=1),
         created_ns=0,
     )
     entries = [{"name": name, "hidden": name.startswith("gone"), "dying": False, "mark": False} for name in snapshots]
-    return OpenVolume(record, 1, snapshots=entries)
+    return OpenVolume(record, LogRecord(id=record.id, epoch=1, owner="a"), snapshots=entries)
 
 
 def test_a_name_that_is_free_is_taken_as_it_is() -> None:

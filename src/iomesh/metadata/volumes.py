@@ -1,0 +1,253 @@
+"""A volume's three records, each changed by a compare-and-swap of its own, and what a crash between two of these leaves.
+
+    volumes/<id>    what the volume is to be     written first, removed last
+    names/<name>    whose the name is            exists only while volumes/<id> does
+    logs/<id>       what its log is              exists only while both do, or while the volume is hidden
+
+    create   volumes (making), names, logs, (open), volumes (ready)
+    hide     volumes (hidden, without its name), (what it exports is withdrawn), names removed
+    delete   volumes (deleting), (erase), logs removed, names removed, volumes removed
+
+After a crash the volume's own record says what was going on:
+
+    making, without a log    nothing was ever written to it: its records are removed
+    making, with its log     it is opened, and made further
+    deleting                 it is erased further; without a log, only its records are left to be removed
+    a name whose volume is not there, or is hidden or being deleted under another name: free. The next one who wants it removes it, too
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from iomesh.errors import AlreadyExists, Conflict, Damaged, IomeshError
+from iomesh.metadata.protocol import Delete, Entry, Metadata
+from iomesh.metadata.records import (
+    LOGS,
+    NAMES,
+    VOLUMES,
+    Glimpse,
+    Lifecycle,
+    LogRecord,
+    NameRecord,
+    Versioned,
+    VolumeRecord,
+    decode,
+    get_log,
+    get_name,
+    get_volume,
+    glimpse,
+    id_of,
+    log_key,
+    name_key,
+    put_log,
+    put_name,
+    put_volume,
+    volume_key,
+)
+
+NAME_ATTEMPTS = 5
+
+
+class Stored(NamedTuple):
+    """A volume as it is stored. log: None while it is being made or deleted."""
+
+    volume: Versioned[VolumeRecord]
+    log: Versioned[LogRecord] | None
+
+
+class Unreadable(NamedTuple):
+    """A volume of which a record cannot be read: it is kept closed, and no other is."""
+
+    id: uuid.UUID | None  # None: the key is not even that of a volume
+    name: str  # its own, where it certainly has one, else its id or its key
+    node: str  # its owner's, as far as that can be told, else empty
+    reason: str
+    log: LogRecord | None  # None: it may be a clone of any
+
+
+class StaleName(NamedTuple):
+    """A reservation that does not count."""
+
+    entry: Entry
+    holder: VolumeRecord | None  # it has another name; None: it is not there
+
+
+@dataclass
+class Inventory:
+    """Everything that there is of volumes."""
+
+    volumes: list[Stored] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    stale_names: list[StaleName] = field(default_factory=list)
+    unnamed: set[uuid.UUID] = field(default_factory=set)  # volumes whose name is not reserved, or by another
+
+
+async def read_volumes(metadata: Metadata) -> Inventory:
+    """At the start of a node, while others may change what is theirs. So names are read first: the volume of a name that is no leftover is
+    there then, and is so later, too."""
+    names = (await metadata.list_prefix(NAMES)).entries
+    volumes = {entry.key.removeprefix(VOLUMES): entry for entry in (await metadata.list_prefix(VOLUMES)).entries}
+    logs = {entry.key.removeprefix(LOGS): entry for entry in (await metadata.list_prefix(LOGS)).entries}
+    holders, broken = _holders(names)
+    inventory = Inventory()
+    for tail in sorted(volumes.keys() | logs.keys()):
+        entry, log = volumes.get(tail), logs.get(tail)
+        if entry is None or log is None:  # as it is, or because somebody is making or removing it
+            entry, log = await metadata.get(VOLUMES + tail), await metadata.get(LOGS + tail)
+        if entry is not None or log is not None:
+            _read(inventory, tail, entry, log, holders, broken)
+    known = {stored.volume.record.id: stored.volume.record for stored in inventory.volumes}
+    unreadable = {each.id for each in inventory.unreadable}
+    for entry in names:
+        holder = holders.get(entry.key.removeprefix(NAMES))
+        if holder is None or holder in unreadable:
+            continue
+        record = known.get(holder)
+        if record is None or name_key(record.name) != entry.key:
+            inventory.stale_names.append(StaleName(entry, record))
+    inventory.unnamed = {
+        record.id for record in known.values() if holders.get(record.name) != record.id and not is_hidden_name(record.name)
+    }
+    return inventory
+
+
+def _holders(names: list[Entry]) -> tuple[dict[str, uuid.UUID], dict[str, str]]:
+    """Whose each name is; and of those where that cannot be read, why."""
+    holders, broken = {}, {}
+    for entry in names:
+        name = entry.key.removeprefix(NAMES)
+        try:
+            holders[name] = decode(NameRecord, entry).record.volume
+        except IomeshError as error:
+            broken[name] = error.message
+    return holders, broken
+
+
+def _read(
+    inventory: Inventory,
+    tail: str,
+    entry: Entry | None,
+    log_entry: Entry | None,
+    holders: dict[str, uuid.UUID],
+    broken: dict[str, str],
+) -> None:
+    identity, volume, log, reasons = id_of(tail), None, None, []
+    try:
+        if entry is None:
+            raise Damaged(f"metadata key {VOLUMES}{tail} is not there, and {LOGS}{tail} is")
+        if identity is None:
+            raise Damaged(f"metadata key {entry.key}: {tail!r} is not the id of a volume")
+        volume = decode(VolumeRecord, entry)
+        if volume.record.id != identity:
+            raise Damaged(f"metadata key {entry.key}: the record is that of volume {volume.record.id}")
+        if volume.record.name in broken:
+            raise Damaged(broken[volume.record.name])
+        if log_entry is None and volume.record.state in (Lifecycle.READY, Lifecycle.HIDDEN):
+            raise Damaged(f"metadata key {LOGS}{tail} is not there, and the volume is {volume.record.state.value}")
+    except IomeshError as error:
+        reasons.append(error.message)
+    try:
+        if log_entry is not None:
+            log = decode(LogRecord, log_entry)
+            if log.record.id != identity:
+                log = None
+                raise Damaged(f"metadata key {log_entry.key}: the record is that of another volume")
+    except IomeshError as error:
+        reasons.append(error.message)
+    if volume is not None and not reasons:
+        inventory.volumes.append(Stored(volume, log))
+        return
+    seen = glimpse(entry) if entry is not None else Glimpse()
+    name = volume.record.name if volume is not None else seen.name
+    its_own = identity is not None and (holders.get(name) == identity or name in broken)
+    node = log.record.owner if log is not None else seen.node
+    inventory.unreadable.append(
+        Unreadable(identity, name if its_own else str(identity or VOLUMES + tail), node, "; ".join(reasons), log and log.record)
+    )
+
+
+async def find_volume(metadata: Metadata, name: str) -> Stored | None:
+    """The volume of this name. Raises as `decode` does."""
+    reserved = await get_name(metadata, name)
+    volume = await get_volume(metadata, reserved.record.volume) if reserved is not None else None
+    if reserved is None or volume is None or volume.record.name != name:
+        return None
+    return Stored(volume, await get_log(metadata, volume.record.id))
+
+
+async def reserve_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None:
+    """For a volume whose record is there. Raises AlreadyExists if the name is another's; one that is free but for what a crash left, is
+    cleared. Doing it again does no harm."""
+    for _ in range(NAME_ATTEMPTS):
+        try:
+            await metadata.commit(put_name(name, volume, 0))
+        except Conflict:
+            found = await get_name(metadata, name)
+        else:
+            return
+        if found is None:
+            continue
+        if found.record.volume == volume:
+            return
+        if not await _is_stale(metadata, name, found.record.volume):
+            raise AlreadyExists(f"a volume {name} exists in this cluster: take another name")
+        await _remove(metadata, name_key(name), found.version)
+    raise Conflict(f"the name {name} keeps changing hands: ask again")
+
+
+async def _is_stale(metadata: Metadata, name: str, holder: uuid.UUID) -> bool:
+    """A volume's record is there before its name is. So a name without one belongs to nobody; nor does that of a volume that has given it
+    up for good."""
+    found = await get_volume(metadata, holder)
+    return found is None or (found.record.name != name and found.record.state in (Lifecycle.HIDDEN, Lifecycle.DELETING))
+
+
+async def release_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None:
+    """If it is this volume's. Doing it again does no harm."""
+    found = await get_name(metadata, name)
+    if found is not None and found.record.volume == volume:
+        await _remove(metadata, name_key(name), found.version)
+
+
+async def release_stale(metadata: Metadata, name: StaleName) -> None:
+    """Unless somebody has it by now."""
+    await _remove(metadata, name.entry.key, name.entry.version)
+
+
+async def _remove(metadata: Metadata, key: str, version: int) -> None:
+    """Unless somebody has changed it meanwhile: then it is another's."""
+    try:
+        await metadata.commit(Delete(key, version))
+    except Conflict:
+        return
+
+
+async def create_records(metadata: Metadata, record: VolumeRecord, log: LogRecord) -> tuple[int, int]:
+    """Of a volume that there was not: it is MAKING afterwards. The versions of the two. Raises AlreadyExists; then its own record is gone
+    again. Whatever else is raised, `remove_records` clears up."""
+    version = await metadata.commit(put_volume(record, 0))
+    try:
+        await reserve_name(metadata, record.name, record.id)
+    except AlreadyExists:
+        await metadata.commit(Delete(volume_key(record.id), None))
+        raise
+    return version, await metadata.commit(put_log(log, 0))
+
+
+async def remove_records(metadata: Metadata, record: VolumeRecord) -> None:
+    """Of a volume of which nothing else is left. An id does not come again, so it needs no versions, and doing it again does no harm."""
+    await metadata.commit(Delete(log_key(record.id), None))
+    await release_name(metadata, record.name, record.id)
+    await metadata.commit(Delete(volume_key(record.id), None))
+
+
+def hidden_name(volume: uuid.UUID) -> str:
+    """That no user can give, and nobody reserves."""
+    return f"deleted:{volume}"
+
+
+def is_hidden_name(name: str) -> bool:
+    return name.startswith("deleted:")
