@@ -17,11 +17,12 @@ import pytest
 
 from iomesh.api.model import DeviceState, Volume, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, Unavailable, Unsupported
-from iomesh.metadata import Entry, Put
+from iomesh.metadata import Delete, Entry, Put
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node.node import Node
 from support.daemon import names_of_records
 from support.inside import Gate, make_device, node_in
+from support.nbd import Connection
 
 SIZE = 16 << 20
 
@@ -183,6 +184,78 @@ async def test_no_volume_is_opened_while_a_device_is_being_added(node: Node, roo
     assert (await node.volumes.create("db", SIZE)).state is VolumeState.SERVING
 
 
+@pytest.mark.parametrize("what", ["unexport", "delete"])
+async def test_a_client_that_shook_hands_while_its_export_was_withdrawn_is_not_served(node: Node, what: str) -> None:
+    await node.volumes.create("db", SIZE)
+    uri = (await node.volumes.export("db")).uris[0]
+    with Gate(node.doors._published["db"], "attach") as gate:
+        connecting = asyncio.create_task(Connection.connect(uri))
+        await gate.reached()
+        await getattr(node.volumes, what)("db")
+        gate.open()
+        connection = await connecting
+        with pytest.raises(ConnectionError):
+            await connection.read(0, 4096)
+        await connection.close()
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["answer-lost", "request-lost"])
+async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(room: Path, stored: bool) -> None:
+    """Whether or not that commit took place. The same again succeeds."""
+    commits = 0
+    while True:
+        folder = room / str(commits)
+        folder.mkdir()
+        async with node_in(folder) as node:
+            moment = await with_window(node, "db")
+            before = await names_of_records(node.metadata)
+            with Unanswered(node.metadata, commits, stored=stored) as unanswered:
+                outcome = (await asyncio.gather(node.volumes.clone("db", "new", at_ns=moment), return_exceptions=True))[0]
+            if not unanswered.happened:
+                break
+            if isinstance(outcome, BaseException):
+                assert isinstance(outcome, Unavailable)
+                assert await names_of_records(node.metadata) == before
+                assert [volume.name for volume in node.volumes.list()] == ["db"]
+                await node.volumes.clone("db", "new", at_ns=moment)
+            assert await names_of_records(node.metadata) == ["db", "new"]
+        async with node_in(folder) as node:
+            assert [(volume.name, volume.state) for volume in node.volumes.list()] == [
+                ("db", VolumeState.SERVING),
+                ("new", VolumeState.SERVING),
+            ]
+        shutil.rmtree(folder)
+        commits += 1
+    assert commits >= 5
+
+
+class Unanswered:
+    """Of a node's commits, that of this number: it is carried out or not, and Unavailable is answered."""
+
+    def __init__(self, metadata: SqliteMetadata, number: int, *, stored: bool) -> None:
+        self._metadata = metadata
+        self._left = number
+        self._stored = stored
+        self.happened = False
+
+    def __enter__(self) -> Unanswered:
+        self._carry_out = self._metadata.commit
+        self._metadata.commit = self._commit  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metadata.commit = self._carry_out  # type: ignore[method-assign]
+
+    async def _commit(self, operation: Put | Delete) -> int:
+        self._left -= 1
+        if self._left != -1:
+            return await self._carry_out(operation)
+        self.happened = True
+        if self._stored:
+            await self._carry_out(operation)
+        raise Unavailable("the metadata service does not answer")
+
+
 COMMANDS = """
 import asyncio, os, sys
 from pathlib import Path
@@ -312,6 +385,9 @@ async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Pa
         assert key in listed[name].reason and reason in listed[name].reason
         assert await node.volumes.show(name) == listed[name]
         assert listed["kept"].state is listed["clone"].state is VolumeState.SERVING
+        status = node.status()
+        assert not status.ready
+        assert [problem for problem in status.problems if problem.startswith(f"volume {name} has failed: ") and key in problem]
         with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
             await node.volumes.export(name)
         with pytest.raises(Unavailable, match=f"volume {name} is failed: "):

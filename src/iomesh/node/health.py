@@ -26,8 +26,11 @@ class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]:
-    """By name. Hidden volumes serve nobody but their clones, and are left out."""
-    return [_volume_health(volume, engine) for volume in registry.named()]
+    """By name. Hidden volumes serve nobody but their clones, and are left out. Volumes whose records cannot be read are failed."""
+    unreadable = [
+        VolumeHealth(name=each.name, state=VolumeState.FAILED, writable=False, reason=each.reason) for each in registry.unreadable.values()
+    ]
+    return sorted([*unreadable, *(_volume_health(volume, engine) for volume in registry.named())], key=lambda health: health.name)
 
 
 def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
