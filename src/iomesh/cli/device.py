@@ -41,20 +41,18 @@ class Cluster(click.ParamType[uuid.UUID]):
 
 @click.group()
 def device() -> None:
-    """Format devices and show what a node has of them."""
+    """Format devices; attach, detach and show those of a node."""
 
 
 @device.command("format")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--cluster", type=Cluster(), required=True, help="The cluster that it is for: its UUID, or `new` for the first device of one."
-)
-@click.option("--tier", type=click.Choice(TIERS), help="How fast it is.  [default: what the kernel says of it]")
-@click.option("--label", default="", help="A name for people, at most 63 bytes.")
-@click.option("--size", type=Size(), help="Make a file of this size first.")
+@click.option("--cluster", type=Cluster(), required=True, help="UUID of the cluster, or `new` for the first device of a cluster.")
+@click.option("--tier", type=click.Choice(TIERS), help="Storage tier.  [default: detected]")
+@click.option("--label", default="", help="Human-readable name, at most 63 bytes.")
+@click.option("--size", type=Size(), help="Create PATH as a file of this size first.")
 @click.option("--preallocate", is_flag=True, help="With --size: reserve the file's space.")
 @click.option("--prewrite", is_flag=True, help="With --size: write the file from end to end.")
-@click.option("--force", is_flag=True, help="Even if it holds something. What it holds is lost.")
+@click.option("--force", is_flag=True, help="Even if the device holds data, which is lost.")
 @answers(Device)
 def format_(
     session: Session,
@@ -70,7 +68,7 @@ def format_(
     """Write an empty store onto PATH, a block device or a file. No daemon is needed, and none may have it open."""
     made = size is not None
     if size is None and (preallocate or prewrite):
-        raise InvalidArgument("--preallocate and --prewrite are for a file that is made: give its --size too")
+        raise InvalidArgument("--preallocate and --prewrite are for a new file: give its --size too")
     if size is not None:
         size = session.whole_blocks(size)
         make(session, path, size, Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE)
@@ -88,9 +86,9 @@ def format_(
 
 def make(session: Session, path: Path, size: int, allocation: Allocation) -> None:
     if path.exists():
-        raise AlreadyExists(f"{path} is there already: leave out --size to format it, or choose another path")
+        raise AlreadyExists(f"{path} exists already: leave out --size to format it, or choose another path")
     if not path.parent.is_dir():
-        raise NotFound(f"{path.parent} is not a directory: make it first")
+        raise NotFound(f"{path.parent} is not a directory: create it first")
     with session.output.bytes_progress() as progress:
         task = progress.add_task(f"writing {path.name}", total=size, visible=allocation is Allocation.PREWRITTEN)
         make_device_file(path, size, allocation, lambda done: progress.update(task, completed=done))
@@ -99,7 +97,7 @@ def make(session: Session, path: Path, size: int, allocation: Allocation) -> Non
 @device.command("list")
 @asks(documents.Devices)
 def list_(session: Session) -> None:
-    """List the daemon's devices."""
+    """List the devices of the node."""
     found = session.ask(lambda node: node.devices())
     session.output.answer(documents.Devices(devices=found), table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices")
 
@@ -108,7 +106,7 @@ def list_(session: Session) -> None:
 @click.argument("device", type=DeviceName())
 @asks(Device)
 def show(session: Session, device: str) -> None:
-    """Show one device: of the daemon by its path, label or UUID, or one at rest by its path."""
+    """Show one device: of the node by its path, label or UUID, or one at rest by its path."""
     from iomesh.node.offline import inspect_device
 
     try:
@@ -118,7 +116,7 @@ def show(session: Session, device: str) -> None:
             raise
         found = inspect_device(device)
         session.output.answer(found, fields(at_rest(found)))
-        session.output.note(f"{device} is not the daemon's; this is what its superblock says")
+        session.output.note(f"{device} is not attached to the node; this is what its superblock says")
     else:
         session.output.answer(found, fields(described(found)))
 
@@ -127,7 +125,7 @@ def show(session: Session, device: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @asks(Device)
 def add(session: Session, path: Path) -> None:
-    """Give a formatted device to the daemon, now and after every restart."""
+    """Attach a formatted device to the node, now and after every restart."""
     added = session.ask(lambda node: node.add_device(str(path.absolute())))
     session.output.answer(added, fields(described(added)))
 
@@ -136,7 +134,7 @@ def add(session: Session, path: Path) -> None:
 @click.argument("device", type=DeviceName())
 @asks(documents.RemovedDevice)
 def remove(session: Session, device: str) -> None:
-    """Take a device that holds no segment from the daemon."""
+    """Detach a device that holds no segments from the node."""
     session.ask(lambda node: node.remove_device(device))
     session.output.answer(documents.RemovedDevice(device=device), f"device {device}: removed")
 

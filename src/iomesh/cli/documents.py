@@ -82,7 +82,7 @@ class Snapshots(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeletedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """hidden: it stays, out of sight, until the clones of it are gone."""
+    """hidden: it stays, hidden, while a clone or the volume needs it."""
 
     volume: str
     name: str

@@ -16,9 +16,9 @@ from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "daemon": ("iomesh.cli.daemon", "Run the node daemon of this machine."),
-    "device": ("iomesh.cli.device", "Format devices and show what a node has of them."),
-    "volume": ("iomesh.cli.volume", "Create, show, grow, export and delete volumes."),
-    "snapshot": ("iomesh.cli.snapshot", "Make, show and export snapshots."),
+    "device": ("iomesh.cli.device", "Format devices; attach, detach and show those of a node."),
+    "volume": ("iomesh.cli.volume", "Create, show, grow, export, clone, restore and delete volumes."),
+    "snapshot": ("iomesh.cli.snapshot", "Make, show, export and delete snapshots."),
     "status": ("iomesh.cli.status", "Show the state of a node, its devices and volumes."),
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
     "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),

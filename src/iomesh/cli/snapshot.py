@@ -82,7 +82,7 @@ def create(session: Session, wanted: tuple[Reference, ...]) -> None:
 
 @snapshot.command("list")
 @click.argument("volume", type=VolumeName(), required=False, default="")
-@click.option("--all", "hidden", is_flag=True, help="Also those that were deleted and are still needed by what goes on from them.")
+@click.option("--all", "hidden", is_flag=True, help="Include deleted snapshots that a clone or the volume still needs.")
 @asks(documents.Snapshots)
 def list_(session: Session, volume: str, hidden: bool) -> None:
     """List the snapshots of VOLUME, or of every volume, the oldest first."""
@@ -108,22 +108,22 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
 @click.argument("name", type=SnapshotName())
 @asks(Snapshot)
 def show(session: Session, name: Reference) -> None:
-    """Show one snapshot whole."""
+    """Show all details of one snapshot."""
     one = session.ask(lambda node: node.snapshot(*name))
     session.output.answer(one, fields(described(one)))
 
 
 @snapshot.command("delete")
 @click.argument("name", type=SnapshotName())
-@click.option("--force", is_flag=True, help="Even while clients are connected to its export: their connections are closed.")
+@click.option("--force", is_flag=True, help="Even while clients are connected to its export: closes their connections.")
 @asks(documents.DeletedSnapshot)
 def delete(session: Session, name: Reference, force: bool) -> None:
     """Delete a snapshot.
 
-    The space that it alone held comes back within seconds. One that a clone was made of stays, out of sight, until that is gone.
+    The space that it alone held is freed within seconds. One that is still needed, by a clone for example, stays hidden until it is not.
     """
     hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
-    words = "deleted; it stays, out of sight, until what goes on from it is gone" if hidden else "deleted"
+    words = "deleted; it stays hidden while it is still needed" if hidden else "deleted"
     session.output.answer(documents.DeletedSnapshot(volume=name.volume, name=name.snapshot, hidden=hidden), f"snapshot {name}: {words}")
 
 
@@ -131,17 +131,17 @@ def delete(session: Session, name: Reference, force: bool) -> None:
 @click.argument("name", type=SnapshotName())
 @asks(documents.ExportedSnapshot)
 def export(session: Session, name: Reference) -> None:
-    """Serve a snapshot over NBD, read-only, now and after every restart, and print the ways in."""
+    """Export a snapshot over NBD, read-only, now and after every restart, and print its URIs."""
     door = session.ask(lambda node: node.export_snapshot(*name))
     session.output.answer(documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(door)), *door.uris)
 
 
 @snapshot.command("unexport")
 @click.argument("name", type=SnapshotName())
-@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
 @asks(documents.UnexportedSnapshot)
 def unexport(session: Session, name: Reference, force: bool) -> None:
-    """Serve a snapshot no longer."""
+    """End the export of a snapshot."""
     session.ask(lambda node: node.unexport_snapshot(*name, force=force))
     session.output.answer(documents.UnexportedSnapshot(volume=name.volume, name=name.snapshot), f"snapshot {name}: not exported")
 

@@ -152,8 +152,8 @@ def percentiles(one: LatencySample) -> str:
 
 
 @click.command()
-@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds of one sample.")
-@click.option("--once", is_flag=True, help="Take one sample and end.")
+@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample.")
+@click.option("--once", is_flag=True, help="Take one sample and exit.")
 @asks(Sample)
 def top(session: Session, interval: float, once: bool) -> None:
     """Watch the volumes: rates, latencies, log, map cache. Ctrl-C ends it.

@@ -29,20 +29,23 @@ STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": 
 
 @click.group()
 def volume() -> None:
-    """Create, show, grow, export and delete volumes."""
+    """Create, show, grow, export, clone, restore and delete volumes."""
 
 
 @volume.command("create")
 @click.argument("name")
 @click.argument("size", type=Size())
 @click.option(
-    "--segment-size", type=Size(), default=0, help="Bytes of one segment of its log; by default chosen by the sizes of the devices."
+    "--segment-size",
+    type=Size(),
+    default=0,
+    help="Size of a segment of its log, a power of two.  [default: chosen by the sizes of the devices]",
 )
-@click.option("--window", type=Span(), default=0, help="Its restore window: any second so far back can be restored (24h, 90m, 7d).")
-@click.option("--export", "exported", is_flag=True, help="Export it as well.")
+@click.option("--window", type=Span(), default=0, help="Restore window: how far back any point in time can be restored (24h, 90m, 7d).")
+@click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
 def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
-    """Create the volume NAME of SIZE (10Gi, 100G, ...), thin: it takes space as it is written.
+    """Create the volume NAME of SIZE (10Gi, 100G, ...). It is thin: it takes space as it is written.
 
     A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Doing it again with the same size answers with the
     volume that is there.
@@ -66,10 +69,10 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 @click.argument("source", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
 @click.argument("name")
 @click.option("--at", type=PointInTime(), metavar="TIME", help=AT)
-@click.option("--export", "exported", is_flag=True, help="Export it as well.")
+@click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
 def clone(session: Session, source: Reference, name: str, at: Moment | None, exported: bool) -> None:
-    """Make the volume NAME of a snapshot: writable, at once, whatever its size; it takes space as it is written.
+    """Create the volume NAME as a writable clone of a snapshot, at once, whatever its size; it takes space as it is written.
 
     Or, with --at and without @SNAPSHOT, of a point in time of the volume's restore window, to look at it first. The volume that it
     comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
@@ -144,7 +147,7 @@ def list_(session: Session) -> None:
 @click.argument("name", type=VolumeName())
 @asks(Volume)
 def show(session: Session, name: str) -> None:
-    """Show one volume whole."""
+    """Show all details of one volume."""
     one = session.ask(lambda node: node.volume(name))
     if one.state == "serving":
         session.output.answer(one, fields(described(one)), "", space_of(one))
@@ -173,7 +176,9 @@ def grow(session: Session, name: str, size: str) -> None:
 
 @volume.command("set")
 @click.argument("name", type=VolumeName())
-@click.option("--window", type=Span(), required=True, help="Its restore window (24h, 7d): any second so far back can be restored; or off.")
+@click.option(
+    "--window", type=Span(), required=True, help="Restore window: how far back any point in time can be restored (24h, 7d), or off."
+)
 @asks(Volume)
 def set_(session: Session, name: str, window: int) -> None:
     """Change the policy of the volume NAME.
@@ -188,9 +193,9 @@ def set_(session: Session, name: str, window: int) -> None:
 @volume.command("restore")
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]", type=SnapshotName(or_volume=True))
 @click.option("--at", type=PointInTime(), metavar="TIME", help=AT)
-@click.option("--discard", is_flag=True, help="Do not keep what the volume is now: without, that becomes a snapshot.")
-@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
-@click.option("--yes", is_flag=True, help="Do not ask before discarding.")
+@click.option("--discard", is_flag=True, help="Discard the present content; otherwise it is kept as a snapshot.")
+@click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @asks(documents.RestoredVolume)
 def restore(session: Session, name: Reference, at: Moment | None, discard: bool, force: bool, yes: bool) -> None:
     """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its size.
@@ -214,9 +219,9 @@ def restore(session: Session, name: Reference, at: Moment | None, discard: bool,
 
 @volume.command("delete")
 @click.argument("name", type=VolumeName())
-@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
-@click.option("--snapshots", is_flag=True, help="Also its snapshots: without, a volume that has some is refused.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
+@click.option("--snapshots", is_flag=True, help="Also delete its snapshots; otherwise a volume that has some is refused.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @asks(documents.DeletedVolume)
 def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool) -> None:
     """Delete the volume NAME and all its data, for good."""
@@ -228,20 +233,20 @@ def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool)
 
 @volume.command("export")
 @click.argument("name", type=VolumeName())
-@click.option("--read-only", is_flag=True, help="Let nobody write.")
+@click.option("--read-only", is_flag=True, help="Refuse writes.")
 @asks(documents.ExportedVolume)
 def export(session: Session, name: str, read_only: bool) -> None:
-    """Serve the volume NAME over NBD, now and after every restart, and print the ways in."""
+    """Export the volume NAME over NBD, now and after every restart, and print its URIs."""
     made: Export = session.ask(lambda node: node.export_volume(name, read_only=read_only))
     session.output.answer(documents.ExportedVolume(name=name, **msgspec.structs.asdict(made)), *made.uris)
 
 
 @volume.command("unexport")
 @click.argument("name", type=VolumeName())
-@click.option("--force", is_flag=True, help="Even while clients are connected: their connections are closed.")
+@click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
 @asks(documents.UnexportedVolume)
 def unexport(session: Session, name: str, force: bool) -> None:
-    """Serve the volume NAME no longer; its data stays."""
+    """End the export of the volume NAME; its data stays."""
     session.ask(lambda node: node.unexport_volume(name, force=force))
     session.output.answer(documents.UnexportedVolume(name=name), f"volume {name}: not exported")
 

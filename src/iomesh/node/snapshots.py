@@ -328,8 +328,8 @@ def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
     except InUse:
         name = volume.record.name
         raise InUse(
-            f"volume {name} has {doors.connections(name)} connection(s), and whoever uses it would see its blocks "
-            "change: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
+            f"volume {name} has {doors.connections(name)} connection(s), and a restore would change blocks under "
+            "their file systems: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
         ) from None
 
 

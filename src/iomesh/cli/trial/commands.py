@@ -1,4 +1,4 @@
-"""`iomesh trial up|status|crash|start|stop|down`."""
+"""`iomesh trial up|status|env|crash|start|stop|down`."""
 
 import shlex
 import time
@@ -75,7 +75,7 @@ def up(
     poll_us: int | None,
     checkpoint_bytes: int | None,
 ) -> None:
-    """Set up a trial and print the way into its volume."""
+    """Set up a trial and print the NBD URI of its volume."""
     from iomesh.cli.trial.bring_up import Plan, bring_up
 
     allocation = Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE
@@ -123,7 +123,7 @@ def env(session: Session, directory: Path) -> None:
     """
     there = Installation.load(directory)
     if not there.volumes:
-        raise NotFound(f"the trial in {there.directory} was never set up whole: remove it with `iomesh trial down{option(there)}`")
+        raise NotFound(f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`")
     environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
     session.output.answer(
         documents.TrialEnvironment(environment=environment), *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
@@ -158,10 +158,11 @@ def start(session: Session, directory: Path, timeout: float) -> None:
     there = Installation.load(directory)
     if there.running:
         raise InUse(
-            f"the trial in {there.directory} runs already (process {there.nodes[0].pid}): `iomesh trial status{option(there)}` shows it"
+            f"the trial in {there.directory} is already running (process {there.nodes[0].pid}): "
+            f"`iomesh trial status{option(there)}` shows it"
         )
     if not there.volumes:
-        raise NotFound(f"the trial in {there.directory} was never set up whole: remove it with `iomesh trial down{option(there)}`")
+        raise NotFound(f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`")
     recovered: list[documents.Recovered] = []
     began = time.monotonic()
     for node in there.nodes:
