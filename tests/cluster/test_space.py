@@ -173,7 +173,7 @@ async def test_without_space_a_volume_goes_back_if_what_it_is_is_discarded_and_s
         await write(client, "db", 0, 8 * MIB)
         await client.create_snapshots(["db"], "monday")
         await write_until_full(client, "db", 8 * MIB)
-        with pytest.raises(NoSpace, match=re.escape(f"come back: discard what the volume is now (`--discard`), {REMEDY}")):
+        with pytest.raises(NoSpace, match=re.escape(f"must free: discard what the volume is now (`--discard`), {REMEDY}")):
             await client.restore_volume("db", "monday")
         assert await names(client, "db") == ["monday"]
         done = iomesh(node, "volume", "restore", "db@monday")

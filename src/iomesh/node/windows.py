@@ -125,7 +125,7 @@ class Windows:
             if discard:
                 await self._engine.delete_snapshot(identity, kept)
             await self._snapshots.refresh(volume)
-            log.info("volume restored", volume=name, at_ns=at_ns, before="" if discard else kept_name, **told)
+            log.info("volume restored", volume=name, at=exact_moment(at_ns), before="" if discard else kept_name, **told)
             return "" if discard else kept_name
 
     async def undo(self, volume: OpenVolume) -> None:
@@ -168,7 +168,7 @@ class Windows:
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
         """A clone that was just opened, and stands on a mark, is taken to its moment. Doing it again does no harm."""
         told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.at_ns)
-        log.info("clone taken to its moment", volume=clone.record.name, at_ns=of.at_ns, **told)
+        log.info("clone taken to its moment", volume=clone.record.name, at=exact_moment(of.at_ns), **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:
         """Of one that is being restored, only what lies before the mark where that began."""
