@@ -15,8 +15,8 @@ import pytest
 
 from iomesh.api.model import NodeState, VolumeState
 from iomesh.errors import Unavailable
-from iomesh.metadata import Put
-from support.daemon import START_SECONDS, Daemon
+from iomesh.metadata.records import log_key
+from support.daemon import START_SECONDS, Daemon, rewrite
 from support.trial import iomesh_command
 
 GIB = 1 << 30
@@ -139,9 +139,7 @@ async def test_a_volume_that_cannot_be_opened_makes_the_node_degraded_and_no_mor
             await client.create_volume(name, GIB)
     node.stop()
     async with node.metadata() as metadata:
-        entry = await metadata.get("volumes/theirs")
-        assert entry is not None
-        await metadata.commit(Put(entry.key, entry.value.replace(b'"node-a"', b'"node-b"'), entry.version))
+        await rewrite(metadata, log_key, "theirs", b'"node-a"', b'"node-b"')
     node.start()
     pages = Pages(node)
     code, health = await asyncio.to_thread(pages.get, "/healthz")

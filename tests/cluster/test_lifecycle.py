@@ -6,30 +6,18 @@ import asyncio
 import json
 import os
 import signal
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from iomesh.api.model import VolumeState
 from iomesh.errors import IomeshError, NotFound, Unavailable
-from iomesh.metadata import Metadata, Put
 from iomesh.metadata.records import list_devices, log_key, volume_key
 from iomesh.metadata.volumes import find_volume
-from support.daemon import MIB, Daemon, names_of_records
+from support.daemon import MIB, Daemon, names_of_records, rewrite
 from support.nbd import Connection
 
 GIB = 1 << 30
-
-
-async def rewrite(metadata: Metadata, key: Callable[[uuid.UUID], str], name: str, old: bytes, new: bytes) -> None:
-    """Changes words in a record of the volume, as another node or an earlier crash would have."""
-    found = await find_volume(metadata, name)
-    assert found is not None
-    entry = await metadata.get(key(found.volume.record.id))
-    assert entry is not None and old in entry.value
-    await metadata.commit(Put(entry.key, entry.value.replace(old, new), entry.version))
 
 
 async def test_what_was_flushed_is_there_after_a_crash_at_the_same_uri(node: Daemon) -> None:

@@ -12,15 +12,15 @@ import socket
 import subprocess
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iomesh.api.client import Client
-from iomesh.metadata import Metadata
+from iomesh.metadata import Metadata, Put
 from iomesh.metadata.sqlite import SqliteMetadata
-from iomesh.metadata.volumes import read_volumes
+from iomesh.metadata.volumes import find_volume, read_volumes
 from iomesh.node import hooks
 from iomesh.node.offline import format_device
 from support.trial import iomesh_command
@@ -36,6 +36,15 @@ async def names_of_records(metadata: Metadata) -> list[str]:
     assert not inventory.unreadable and not inventory.stale_names and not inventory.unnamed, inventory
     assert all(stored.log is not None for stored in inventory.volumes), inventory
     return sorted(stored.volume.record.name for stored in inventory.volumes)
+
+
+async def rewrite(metadata: Metadata, key: Callable[[uuid.UUID], str], name: str, old: bytes, new: bytes) -> None:
+    """Changes words in a record of the volume, as another node or an earlier crash would have."""
+    found = await find_volume(metadata, name)
+    assert found is not None
+    entry = await metadata.get(key(found.volume.record.id))
+    assert entry is not None and old in entry.value
+    await metadata.commit(Put(entry.key, entry.value.replace(old, new), entry.version))
 
 
 @dataclass
