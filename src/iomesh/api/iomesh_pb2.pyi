@@ -318,7 +318,9 @@ class Volume(_message.Message):
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """absent: its record cannot be read"""
+
     @_builtins.property
     def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Export]: ...
     @_builtins.property

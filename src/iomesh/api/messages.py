@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from google.protobuf.message import Message
 
+UNIONS = (UnionType, Union)  # `A | B` is the one or the other, by what A is
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -24,7 +25,7 @@ def to_struct(kind: type[StructT], message: Message) -> StructT:
     return kind(
         **{
             name: None
-            if get_origin(hint) is UnionType and not message.HasField(name)
+            if get_origin(hint) in UNIONS and not message.HasField(name)
             else _to_value(hint, getattr(message, name), message.DESCRIPTOR.fields_by_name[name].enum_type)
             for name, hint in _hints(kind).items()
         }
@@ -46,7 +47,7 @@ def _to_value(hint: Any, value: Any, values: Any) -> Any:
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         return [_to_value(item, each, values) for each in value]
-    if get_origin(hint) is UnionType:  # with None
+    if get_origin(hint) in UNIONS:  # with None
         return _to_value(get_args(hint)[0], value, values)
     if get_origin(hint) is dict:
         _, item = get_args(hint)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class DeviceState(enum.StrEnum):
@@ -31,7 +34,7 @@ class Scrub(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False
     done_bytes: int = 0
     pass_bytes: int = 0
-    ended_at: datetime | None = None
+    ended_at: Time | None = None
     verified_bytes: int = 0
     damaged_blocks: int = 0
 
@@ -48,7 +51,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     volatile_cache: bool = False
     state: DeviceState = DeviceState.ONLINE
     reason: str = ""
-    created_at: datetime | None = None
+    created_at: Time | None = None
     cluster: str = ""
     scrub: Scrub = Scrub()
 
@@ -97,7 +100,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     state: VolumeState
     reason: str = ""
     policy: Policy
-    created_at: datetime
+    created_at: Time | None = None
     exports: list[Export] = []
     live_bytes: int = 0
     log_bytes_since_checkpoint: int = 0
@@ -109,7 +112,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: int = 0
     clone_of: str = ""
     space: Space = Space()
-    window_from: datetime | None = None
+    window_from: Time | None = None
     flattening: Flattening = Flattening()
 
 
@@ -118,7 +121,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
     sequence: int
-    created_at: datetime
+    created_at: Time
     size_bytes: int
     parent: str = ""
     hidden: bool = False
@@ -158,7 +161,7 @@ class BackgroundTask(msgspec.Struct, frozen=True, kw_only=True):
 
 class RestoreVolumeResponse(msgspec.Struct, frozen=True, kw_only=True):
     before: str = ""
-    at: datetime | None = None
+    at: Time | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +169,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     version: str
     process_id: int
-    started_at: datetime
+    started_at: Time
     ready: bool
     reactors: int
     control_address: str

@@ -7,12 +7,11 @@ is printed as it is (iomesh.api.model).
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from iomesh.api.model import ChangedRange, Device, Export, Snapshot, Status, Volume
+from iomesh.api.model import ChangedRange, Device, Export, Snapshot, Status, Time, Volume
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +50,7 @@ class RestoredVolume(msgspec.Struct, frozen=True, kw_only=True):
 
     volume: str
     snapshot: str
-    at: datetime | None
+    at: Time | None
     before: str
 
 

@@ -616,7 +616,6 @@ def _describe_unreadable(unreadable: Unreadable) -> Volume:
         state=VolumeState.FAILED,
         reason=unreadable.reason,
         policy=Policy(replicas=0),
-        created_at=time_of(0),
     )
 
 

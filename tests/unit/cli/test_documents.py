@@ -29,6 +29,10 @@ def test_the_published_schema_is_that_of_the_commands() -> None:
 
 def test_an_unknown_key_and_a_wrong_type_are_seen() -> None:
     assert faults("volume delete", {"name": "db", "deleted": True}) == []
+    restored = {"volume": "db", "snapshot": "", "at": "2026-11-27T14:05:00.25Z", "before": ""}
+    assert faults("volume restore", restored) == []
+    for time in (1_764_252_300_250_000_000, "2026-11-27T15:05:00+01:00", "yesterday"):
+        assert faults("volume restore", {**restored, "at": time})
     for wrong in ({"deleted": True}, {"name": 1, "deleted": True}, {"name": "db", "deleted": True, "more": 1}):
         assert faults("volume delete", wrong)
 
