@@ -20,7 +20,7 @@ from support.daemon import START_SECONDS, Daemon, rewrite
 from support.trial import iomesh_command
 
 GIB = 1 << 30
-TASKS = ("windows", "cleaning", "scrub")
+TASKS = ("windows", "cleaning", "delete", "scrub")
 
 
 class Pages:
@@ -31,7 +31,7 @@ class Pages:
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status code and document; code 0 while nobody answers."""
-        served = self._daemon.logged("serving health and metrics") if self._daemon.log.exists() else []
+        served = self._daemon.logged("serving health and metrics")
         if not served:
             return 0, {}
         try:
@@ -56,11 +56,6 @@ class Pages:
             raise AssertionError(f"{path} answered {seen} until the end") from None
 
 
-def start_in_background(daemon: Daemon) -> None:
-    with daemon.log.open("ab") as log:
-        daemon.process = subprocess.Popen(daemon.command(), stdout=log, stderr=log, env=daemon.environment)
-
-
 async def test_nothing_that_blocks_stops_the_event_loop(daemon: Daemon) -> None:
     """A read of the scrub's file that does not return: the file is a pipe which nobody writes to."""
     daemon.start()
@@ -71,7 +66,7 @@ async def test_nothing_that_blocks_stops_the_event_loop(daemon: Daemon) -> None:
     content = kept.read_bytes()
     kept.unlink()
     os.mkfifo(kept)
-    start_in_background(daemon)
+    daemon.start_in_background()
     pages = Pages(daemon)
     await pages.until("/readyz", lambda code, document: code == 200)
     async with daemon.client() as client:
@@ -89,7 +84,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
             await client.create_volume(name, GIB)
     daemon.stop()
     daemon.hooks.write_text("hold volume wal\n")
-    start_in_background(daemon)
+    daemon.start_in_background()
     pages = Pages(daemon)
     seen = await pages.until("/readyz", lambda code, document: "serving" in {one["state"] for one in document.get("volumes", [])})
     assert (seen["status"], seen["step"], seen["progress"]) == ("starting", "recover the volumes", "1 of 2 volumes")
@@ -101,7 +96,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     assert (await asyncio.to_thread(pages.get, "/readyz")) == (503, seen)
 
     shown = status_of(daemon)
-    for words in ("node-a  starting", "recover the volumes (9 of 14), 1 of 2 volumes", "db ", "serving", "wal ", "opening"):
+    for words in ("node-a  starting", "recover the volumes (9 of 15), 1 of 2 volumes", "db ", "serving", "wal ", "opening"):
         assert words in shown
     document = json.loads(status_of(daemon, "--json"))
     assert (document["node"]["state"], document["node"]["ready"]) == ("starting", False)
@@ -118,7 +113,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
 @pytest.mark.parametrize("step", ["look at the devices", "open the metadata", "start the engine"])
 async def test_the_status_is_answered_before_the_node_knows_its_volumes(daemon: Daemon, step: str) -> None:
     daemon.hooks.write_text(f"hold {step}\n")
-    start_in_background(daemon)
+    daemon.start_in_background()
     await Pages(daemon).until("/healthz", lambda code, document: document.get("step") == step)
     assert step in status_of(daemon)
     daemon.hooks.write_text("")

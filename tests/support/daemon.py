@@ -57,6 +57,7 @@ class Daemon:
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = "node-a"
     under: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)  # of its environment
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,7 +88,7 @@ class Daemon:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {hooks.VARIABLE: str(self.hooks)}
+        return os.environ | {hooks.VARIABLE: str(self.hooks)} | self.variables
 
     def command(self) -> list[str]:
         config = self.directory / f"{self.name}.toml"
@@ -118,6 +119,11 @@ class Daemon:
                         return
             finally:
                 os.close(pidfd)
+
+    def start_in_background(self) -> None:
+        """Returns at once."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment)
 
     def refuse(self) -> tuple[int, str]:
         """Starts it where it must not come up: its exit code and its message."""
@@ -163,5 +169,13 @@ class Daemon:
         return await asyncio.to_thread(get)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
+        return [line for line in self._lines() if line["event"] == event]
+
+    def wrong(self) -> list[dict[str, Any]]:
+        """What it has logged as an error."""
+        return [line for line in self._lines() if line["level"] not in ("debug", "info", "warning")]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]

@@ -6,6 +6,7 @@ them or a share.
 
 import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class FailingDevice:
     def fail(self, what: str) -> None:
         """From now on: "write" or "read"."""
         self._trigger(what).touch()
+
+    def freeze(self) -> None:
+        """From now on no request is answered, neither with data nor with an error."""
+        self._server.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._server.send_signal(signal.SIGCONT)
 
     def heal(self) -> None:
         for what in ("write", "read"):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from iomesh.node.config import load_config
+from iomesh.node.config import Config, load_config
 from iomesh.node.node import Node
 from iomesh.node.offline import format_device
 from support.daemon import DEVICE_BYTES
@@ -28,25 +28,29 @@ async def make_device(folder: Path) -> Path:
 @contextlib.asynccontextmanager
 async def node_in(folder: Path) -> AsyncIterator[Node]:
     """With one device, which is made where there is none; up, and down afterwards. Its path has to be short: sockets are in there."""
-    path = folder / "device.img"
-    if not path.exists():
+    if not (folder / "device.img").exists():
         await make_device(folder)
-    settings: dict[str, Any] = {
-        "name": "node-a",
-        "state_dir": str(folder / "state"),
-        "run_dir": str(folder / "run"),
-        "cluster": str(CLUSTER),
-        "devices": [str(path)],
-        "metrics.listen": "",
-    }
-    config = folder / "node.toml"
-    config.write_text("")
-    node = Node(load_config(config, settings))
+    node = Node(node_config(folder))
     await node.up()
     try:
         yield node
     finally:
         await node.down()
+
+
+def node_config(folder: Path) -> Config:
+    """Of a node with the device in that folder."""
+    settings: dict[str, Any] = {
+        "name": "node-a",
+        "state_dir": str(folder / "state"),
+        "run_dir": str(folder / "run"),
+        "cluster": str(CLUSTER),
+        "devices": [str(folder / "device.img")],
+        "metrics.listen": "",
+    }
+    config = folder / "node.toml"
+    config.write_text("")
+    return load_config(config, settings)
 
 
 class Gate:

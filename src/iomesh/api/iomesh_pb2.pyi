@@ -661,7 +661,7 @@ class BackgroundTask(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """cleaning, windows, scrub, flattening"""
+    """accept clients, windows, cleaning, flattening, delete, scrub"""
     up: _builtins.bool
     """false from a failure until the first round that succeeds after it"""
     restarts: _builtins.int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -31,9 +31,11 @@ log = structlog.get_logger(part="nbd")
 
 
 class NbdServer:
-    """Belongs to the event loop that it is used in."""
+    """Belongs to the event loop that it is used in. `keep(work)` has `work`, which accepts clients, started again when it fails; without it
+    that is nobody's task."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]] | None = None) -> None:
+        self._keep = keep or (lambda work: asyncio.get_running_loop().create_task(work()))
         self._exports: dict[str, NbdExport] = {}
         self._listeners: list[socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
@@ -85,7 +87,9 @@ class NbdServer:
             listener.close()
             raise
         self._listeners.append(listener)
-        _start(self._accept(listener), self._accepting)
+        accepting = self._keep(lambda: self._accept(listener))
+        self._accepting.add(accepting)
+        accepting.add_done_callback(self._accepting.discard)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -11,8 +11,9 @@ import os
 import platform
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 from iomesh.api.model import Export
@@ -22,7 +23,7 @@ from iomesh.node.config import NbdConfig, address_text, parse_address
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, listen_error, release, restrict
-from iomesh.node.supervisor import in_thread
+from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread
 
 log = logger("exports")
 NBD = "nbd"
@@ -134,10 +135,11 @@ class VolumeExport:
 class Doors:
     """The NBD server of the node: one unix socket, and TCP if asked, for all volumes; the export's name is the volume's."""
 
-    def __init__(self, config: NbdConfig, engine: NodeEngine) -> None:
+    def __init__(self, config: NbdConfig, engine: NodeEngine, supervisor: Supervisor) -> None:
         self._config = config
         self._engine = engine
-        self._server = NbdServer()
+        self._supervisor = supervisor
+        self._server = NbdServer(self._keep_accepting)
         self._published: dict[str, VolumeExport] = {}
         self._listens: str = ""
 
@@ -153,6 +155,13 @@ class Doors:
             await self.close()
             where = ", ".join(filter(None, (self._config.socket, self._config.listen)))
             raise listen_error(error, f"nbd.socket, nbd.listen: {where}") from None
+
+    def _keep_accepting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        async def accept(task: BackgroundTask) -> None:
+            task.progress()  # it listens; when a client comes nobody knows
+            await work()
+
+        return self._supervisor.start("accept clients", accept).handle
 
     async def close(self) -> None:
         await self._server.close()

@@ -12,6 +12,7 @@ from iomesh.node.node import Node
 
 log = logs.logger("node")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STUCK_EXIT_CODE = 14  # of a stop that did not end in time, most likely because a device does not answer: docs/api.md
 
 
 def run_node(config: Config) -> int:
@@ -28,6 +29,18 @@ async def _serve(config: Config) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     node = Node(config)
+    try:
+        await _until(node, stopping)
+    finally:
+        if node.stuck:
+            # Threads that wait for a device would keep the process for as long as it does. The log is what it is after a crash.
+            log.error("the process ends although something of it hangs: the next start recovers")
+            os._exit(STUCK_EXIT_CODE)
+    log.info("stopped")
+
+
+async def _until(node: Node, stopping: asyncio.Event) -> None:
+    """Brings the node up, and takes it down once it is to stop. Raises what kept it from coming up."""
     up = asyncio.create_task(node.up(), name="bring-up")
     stop = asyncio.create_task(stopping.wait(), name="stop")
     await asyncio.wait((up, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -38,4 +51,3 @@ async def _serve(config: Config) -> None:
         up.result()
         await stop
     await node.down()
-    log.info("stopped")

@@ -41,7 +41,8 @@ from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
-from iomesh.node.devices import open_device
+from iomesh.node.deleting import Deleting
+from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
 from iomesh.node.flattening import Flattening
@@ -90,6 +91,7 @@ class Node:
     cleaning: Cleaning
     scrub: Scrub
     flattening: Flattening
+    deleting: Deleting
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -107,7 +109,8 @@ class Node:
         self._metrics = metrics.registry(self)
         self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page})
         self._done: list[Step] = []
-        self._steps = [
+        self.stuck = False  # a step of the stop did not end in time
+        self.steps = [
             Step("lock the state directory", self._lock_state, self._unlock_state),
             Step("serve health and metrics", self._serve_http, self._http.close),
             Step("serve the control API", self._control.start, self._control.stop),
@@ -120,6 +123,7 @@ class Node:
             Step("keep restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
+            Step("go on with deletions", self._start_deleting, self._stop_deleting),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -131,7 +135,7 @@ class Node:
 
     async def up(self) -> None:
         """Raises the IomeshError of the step that failed, after undoing the others."""
-        for done, step in enumerate(self._steps):
+        for done, step in enumerate(self.steps):
             self._step, self._steps_done = step.name, done
             await in_thread(functools.partial(notify, f"STATUS={step.name}"))
             log.debug("step", step=step.name)
@@ -152,6 +156,9 @@ class Node:
             try:
                 async with asyncio.timeout(STEP_DOWN_SECONDS):
                     await step.down()
+            except TimeoutError:
+                self.stuck = True
+                log.error("stop step failed", step=step.name, reason=f"it has not ended within {STEP_DOWN_SECONDS:g} s")
             except Exception as error:
                 log.error(
                     "stop step failed",
@@ -199,7 +206,7 @@ class Node:
             state=state,
             step=self._step if state == NodeState.STARTING else "",
             steps_done=self._steps_done,
-            steps=len(self._steps),
+            steps=len(self.steps),
             progress=self.volumes.progress if assembled and state == NodeState.STARTING else "",
             problems=problems,
             tasks=tasks,
@@ -258,9 +265,9 @@ class Node:
         """Before anything is written: a node that is refused for a device that is not there, or is held, leaves nothing behind. Where
         nobody says which cluster the node is of, its devices do: a new metadata service must not become that of another one."""
         for path in self.config.devices:
-            (await asyncio.to_thread(open_device, path)).close()
+            (await in_thread(functools.partial(open_device, path), discard=OpenDevice.close)).close()
         if self.config.cluster is None:
-            found = {path: (await asyncio.to_thread(inspect_device, path)).cluster for path in self.config.devices}
+            found = {path: (await in_thread(functools.partial(inspect_device, path))).cluster for path in self.config.devices}
             if len(set(found.values())) > 1:
                 each = ", ".join(f"{path} of {cluster}" for path, cluster in found.items())
                 raise Foreign(f"devices: they are of several clusters ({each}): a node has one, so name those of that one alone")
@@ -283,8 +290,8 @@ class Node:
     async def _start_engine(self) -> None:
         self.engine = await in_thread(lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event)))
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
-        self.doors = Doors(self.config.nbd, self.engine)
         self.supervisor = Supervisor(self._hooks)
+        self.doors = Doors(self.config.nbd, self.engine, self.supervisor)
         self.registry = registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
         self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots, self.supervisor)
@@ -306,6 +313,7 @@ class Node:
         self.flattening = Flattening(
             self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows, self.supervisor
         )
+        self.deleting = Deleting(self.volumes, registry, self.supervisor)
         self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor)
         await self.engine.start()
         self.assembled = True
@@ -358,6 +366,12 @@ class Node:
     async def _stop_flattening(self) -> None:
         await self.flattening.stop()
 
+    async def _start_deleting(self) -> None:
+        await self.deleting.start()
+
+    async def _stop_deleting(self) -> None:
+        await self.deleting.stop()
+
     async def _start_scrub(self) -> None:
         await self.scrub.start()
 
@@ -370,7 +384,7 @@ class Node:
             log.info("serving health and metrics", address=self._http.address)
 
     async def _report_ready(self) -> None:
-        self.phase, self._step, self._steps_done = NodeState.READY, "", len(self._steps)
+        self.phase, self._step, self._steps_done = NodeState.READY, "", len(self.steps)
         await in_thread(functools.partial(notify, "READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)"))
         log.info("ready", node=self.name, cluster=str(self.cluster.id), control=self.config.control.socket, metrics=self._http.address)
 

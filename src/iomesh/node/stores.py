@@ -146,6 +146,8 @@ class Stores:
         for identity, store in list(self._open.items()):
             try:
                 await self._engine.close_store(store.number)
+            except InUse:  # the node stops while a volume is being opened
+                log.info("device in use: it is closed after the engine has stopped", device=str(identity), path=store.device.path)
             except IomeshError as error:
                 log.error("device not closed", device=str(identity), path=store.device.path, reason=error.message)
             else:
@@ -207,7 +209,7 @@ class Stores:
         return any(store.device.volatile_cache for store in self._open.values())
 
     async def _attach(self, path: str, expected: uuid.UUID | None = None) -> OpenStore:
-        device = await in_thread(lambda: open_device(path))
+        device = await in_thread(lambda: open_device(path), discard=OpenDevice.close)
         self._held.append(device)
         try:
             store = await self._open_store(device)

@@ -14,6 +14,7 @@ whether anybody awaits it or not.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -57,11 +58,14 @@ class BackgroundTask:
     hooks: Hooks
     restarted: Callable[[], None]
     reason: str = ""  # why it is down; empty: it is up
-    handle: asyncio.Task[None] | None = field(default=None, repr=False)
+    handle: asyncio.Task[None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.handle = asyncio.create_task(self.run(), name=" ".join([self.name, *self.about.values()]))
 
     @property
     def ended(self) -> bool:
-        return self.handle is not None and self.handle.done()
+        return self.handle.done()
 
     def progress(self) -> None:
         """A round has succeeded: the task is up."""
@@ -72,8 +76,7 @@ class BackgroundTask:
 
     async def stop(self) -> None:
         """Cancels it and waits until it has ended, STOP_SECONDS at most. Doing it again does no harm."""
-        if self.handle is not None:
-            await end_all([self.handle])
+        await end_all([self.handle])
 
     async def run(self) -> None:
         pause = BACKOFF_SECONDS
@@ -129,7 +132,6 @@ class Supervisor:
 
         self._known[name] = None
         task = BackgroundTask(name, work, until_done, about, self._hooks, restarted)
-        task.handle = asyncio.create_task(task.run(), name=" ".join([name, *about.values()]))
         task.handle.add_done_callback(lambda _: self._tasks.remove(task))
         self._tasks.append(task)
         return task
@@ -166,7 +168,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Cancels all tasks and jobs, and waits until they have ended, STOP_SECONDS at most."""
-        await end_all([*(task.handle for task in self._tasks if task.handle is not None), *self._jobs])
+        await end_all([*(task.handle for task in self._tasks), *self._jobs])
 
 
 async def settle(work: Iterable[Coroutine[Any, Any, ResultT]], *, at_once: int = 16) -> list[ResultT]:
@@ -212,13 +214,42 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], seconds: float = STOP_SECO
         log.error("task does not end although it was cancelled", task=task.get_name(), seconds=seconds)
 
 
-async def in_thread(work: Callable[[], ResultT]) -> ResultT:
-    """Runs what blocks in a thread. It is awaited to its end also when the caller is cancelled: what it holds is in use until then."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT], None] | None = None) -> ResultT:
+    """Runs what blocks in a thread of its own, which does not keep the process from ending.
+
+    If the caller is cancelled, it waits for the thread, STOP_SECONDS at most: what `work` uses is in use until then. With `discard` it does
+    not wait, and `discard` gets a result that comes later.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ResultT] = loop.create_future()
+
+    def done(result: ResultT | None, error: BaseException | None) -> None:
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(done, result, failure)
+        except RuntimeError:  # the event loop has been closed: nobody waits any more
+            if discard is not None and failure is None:
+                discard(result)  # type: ignore[arg-type]
+
+    threading.Thread(target=run, name="in_thread", daemon=True).start()
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait((future,), timeout=STOP_SECONDS)
+        if discard is not None:
+            future.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
+        else:
+            await asyncio.wait((future,), timeout=STOP_SECONDS)
+            future.add_done_callback(asyncio.Future.exception)  # it is seen, and nobody's
         raise
 
 

@@ -462,6 +462,20 @@ class Volumes:
             self._fail(volume, error)
             raise
 
+    async def go_on_deleting(self, volume: OpenVolume) -> None:
+        """Of a deletion that an error held up: tries again what is left of it."""
+        async with volume.changing:
+            if not self._volumes.has(volume) or volume.record.state != Lifecycle.DELETING:
+                return
+            if volume.log.owner != self._node or self._stores.missing:
+                return  # it is not ours, or not all of it is here
+            try:
+                await self._erase(volume)
+            except IomeshError as error:
+                self._fail(volume, error)
+                return
+        await self._delete_needless_parent(volume)
+
     async def _hide(self, volume: OpenVolume) -> None:
         """It has clones: only its name and its doors go now, and the snapshots that no clone stands on. The name is free only when nothing
         has a door under it any more."""
@@ -503,7 +517,8 @@ class Volumes:
     async def _erase(self, volume: OpenVolume) -> None:
         """From any state to none; its own record, which says DELETING, goes last."""
         name = volume.record.name
-        volume.state, volume.reason = VolumeState.DELETING, ""
+        if volume.state != VolumeState.DELETING:  # else what has held it up may still do so
+            volume.state, volume.reason = VolumeState.DELETING, ""
         await self._doors.withdraw(name)
         if volume.in_engine:
             await self._snapshots.closing(volume)

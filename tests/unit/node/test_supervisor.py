@@ -214,6 +214,19 @@ async def test_what_runs_in_a_thread_is_awaited_also_by_a_cancelled_caller(tmp_p
     assert caller.cancelled() and done == ["x"]
 
 
+async def test_a_result_that_comes_after_its_caller_was_cancelled_is_discarded(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    discarded = asyncio.Queue[str]()
+    callers = [asyncio.create_task(in_thread(fifo.read_text, discard=discarded.put_nowait))]
+    await asyncio.sleep(0)
+    await end_all(callers)
+    assert callers[0].cancelled() and discarded.empty()
+    await asyncio.to_thread(fifo.write_text, "late")
+    async with asyncio.timeout(60):
+        assert await discarded.get() == "late"
+
+
 def test_the_hook_for_tests_lets_the_tasks_fail_that_its_file_names(tmp_path: Path) -> None:
     file = tmp_path / "hooks"
     hooks = Hooks(str(file))
