@@ -49,5 +49,5 @@ cdef class Answers:
 
 cdef void command_arrives(Message* message) noexcept nogil
 cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil
-cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
+cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
 cdef void free_command(Command* command) noexcept nogil

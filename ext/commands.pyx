@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from iomesh.engine.volume.checkpoint cimport Outcome
 from iomesh.engine.volume.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_off
 from iomesh.engine.history.difference cimport Comparing, find_changes, hold_older, release_older
@@ -138,7 +139,7 @@ cdef int64_t command_body(void* argument) noexcept nogil:
     if command.kind == CHECKPOINT_VOLUME:
         return (<Volume>command.subject).checkpoints.run()
     if command.kind == POINTER_MOVED:
-        (<Volume>command.subject).checkpoints.moved(command.first, command.second)
+        (<Volume>command.subject).checkpoints.moved(command.first, <Outcome>command.second)
         return 0
     if command.kind == GROW_VOLUME:
         (<Volume>command.subject).blocks = command.first // BLOCK_BYTES
@@ -472,11 +473,10 @@ cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, 
     (<Answers>(<Volume>volume).listener).put(notice)
 
 
-cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
+cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
     cdef Command* notice = <Command*>calloc(1, sizeof(Command))
     if notice is NULL:
-        (<Volume>owner).checkpoints.moved(sequence, False)
-        return
+        return False
     notice.kind = NOTICE
     notice.error = EVENT_CHECKPOINT
     notice.first = sequence
@@ -484,3 +484,4 @@ cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) no
     notice.results[0], notice.results[1], notice.results[2] = pointer.segment, pointer.block, pointer.crc
     memcpy(notice.volume, (<Volume>owner).identity, 16)
     (<Answers>(<Volume>owner).listener).put(notice)
+    return True

@@ -28,6 +28,9 @@ class Pointer(NamedTuple):
     crc: int
 
 SNAPSHOTS_MAX: int
+POINTER_REFUSED: int
+POINTER_DONE: int
+POINTER_UNKNOWN: int
 SEGMENT_ROW: np.dtype[Any]
 SEALED_ROW: np.dtype[Any]
 
@@ -102,7 +105,10 @@ class Engine:
         closed. Answers None."""
     def checkpoint(self, volume: bytes) -> int:
         """Answers None once it was written and moved; joins one that is under way."""
-    def checkpoint_moved(self, volume: bytes, sequence: int, moved: bool) -> None: ...
+    def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int) -> None:
+        """The metadata service's answer: POINTER_DONE, POINTER_REFUSED: another owner has the volume, whose log ends; POINTER_UNKNOWN, any
+        number of times before one of these: the update is being repeated, the volume goes on, and who waits for the checkpoint gets
+        EHOSTUNREACH. Nothing happens if the volume has been closed meanwhile."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
     def erase_volume(self, volume: bytes) -> int:
         """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""

@@ -21,6 +21,7 @@ from iomesh.engine.commands cimport (
     DELETE_SNAPSHOT, DIFF_SNAPSHOTS, ERASE_VOLUME, EXPECT_SPACE, FORMAT_STORE, GROW_VOLUME, LIST_MAX, LIST_SEALED, LIST_SEGMENTS, LIST_SNAPSHOTS,
     MEASURE_SPACE, NOTICE, OPEN_SNAPSHOT, OPEN_STORE, OPEN_VOLUME, POINTER_MOVED, RESTORE_VOLUME, RETRACE_VOLUME, SCRUB_SEGMENT, SERVE,
     UNMARK_SNAPSHOT, Answers, Command, checkpoint_written, command_arrives, free_command, volume_event)
+from iomesh.engine.volume.checkpoint cimport POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.history.difference cimport Comparing, Range
 from iomesh.engine.history.snapshots cimport Making, walk_dying
@@ -58,6 +59,7 @@ SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # a C enum counts as an int
 SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, with the marks of its restore window
 DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
+POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
 SPACE_EVENTS = {EVENT_TIGHT: "tight", EVENT_NO_SPACE: "no_space", EVENT_REFUSED: "refused"}
@@ -426,13 +428,15 @@ cdef class Engine:
     def checkpoint(self, bytes volume):
         return self.ask_volume(CHECKPOINT_VOLUME, volume, 0)
 
-    def checkpoint_moved(self, bytes volume, uint64_t sequence, bint moved):
+    def checkpoint_moved(self, bytes volume, uint64_t sequence, int outcome):
         cdef _Open opened = self.volumes.get(volume)
         cdef Command* command
+        if outcome not in (<int>REFUSED, <int>DONE, <int>UNKNOWN):
+            raise ValueError(f"{outcome} is no outcome of an update")
         if opened is not None:
             command = self.command(POINTER_MOVED, opened.runner, opened.volume)
             command.first = sequence
-            command.second = moved
+            command.second = outcome
             self.post(command)
 
     def grow_volume(self, bytes volume, uint64_t size_bytes):
@@ -736,7 +740,8 @@ cdef class Engine:
             "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
             "no_space": bool(it.log.open_segments.no_space), "space_is_coming": bool(it.log.open_segments.space_is_coming()),
-            "checkpointing": bool(it.checkpoints.running), "volatile_cache": bool(it.volatile_cache)}
+            "checkpointing": bool(it.checkpoints.running), "unanswered": bool(it.checkpoints.unanswered),
+            "volatile_cache": bool(it.volatile_cache)}
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters

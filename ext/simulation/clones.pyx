@@ -207,6 +207,7 @@ cdef void shut(SimulatedVolume simulated) noexcept nogil:
     while simulated.volume.readings:                     # of who is about to let go of it
         wait_in(&simulated.volume.connections_changed)
     simulated.volume.close()
+    simulated.await_metadata()
     if simulated.volume.parent is not NULL:
         let_parent_go(simulated.volume)
 

@@ -86,6 +86,8 @@ cdef class RunState:
     cdef uint32_t records            # buffers
     cdef uint64_t interval
     cdef int64_t metadata_ns
+    cdef uint32_t outage             # of 256 updates: the metadata service does not answer, whether it takes place or not
+    cdef int64_t outage_ns           # then it is asked again within
     cdef bint keeps_nothing_volatile    # no power is cut, or no device would lose anything
     cdef uint32_t power              # of 256 crashes: power cuts
     cdef uint32_t stops              # of 256 ends: clean stops
@@ -122,6 +124,7 @@ cdef class RunState:
     cdef readonly uint64_t power_cuts
     cdef readonly uint64_t clean_stops
     cdef readonly uint64_t moves
+    cdef readonly uint64_t silences  # of the metadata service
     cdef readonly uint64_t restores
     cdef readonly uint64_t clones    # that were made
     cdef readonly uint64_t hidden    # volumes that were deleted while there were clones of them

@@ -1,7 +1,7 @@
 # What all of a life in the simulated world share: chance, what was drawn, the process in which its volumes are open, and the trace of what
 # happened. Who uses it: simulated volume (a volume), shots (its snapshots) and what else a volume may live through; simulation makes one and drives it.
 
-from libc.errno cimport ENOSPC, ESHUTDOWN
+from libc.errno cimport EHOSTUNREACH, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
@@ -139,7 +139,10 @@ cdef class RunState:
             self.note(b"WRONG", 0, 0, 0)
 
     cdef void fail(self, const char* what, int error) noexcept nogil:
-        """Something ended with this error (negative; 0: none), which is lawful when there is no space, devices fail, or its volume closes."""
+        """Something ended with this error (negative; 0: none), which is lawful when there is no space, devices fail, the metadata service does not
+        answer, or its volume closes."""
+        if error == -EHOSTUNREACH and self.outage:
+            return
         if error < 0 and error != -ENOSPC and error != -ESHUTDOWN and not self.errors_allowed and not self.wrong:
             self.fault(b"", 0, 0)
             snprintf(self.words, sizeof(self.words), b"%s ends with error %d, and no device failed", what, -error)

@@ -138,6 +138,8 @@ cdef class SimulatedVolume:
     # the metadata service, while its pointer is moved
     cdef Operation metadata          # the request to it, then its answer
     cdef uint64_t moving_sequence
+    cdef uint64_t stored_sequence    # of the pointer that it has, if this process wrote it
+    cdef bint asking                 # a request or its answer is under way
     cdef Pointer moving
     # its doors
     cdef uint32_t busy               # operations under way
@@ -157,6 +159,7 @@ cdef class SimulatedVolume:
     cdef object make_reading(self)
     cdef object move_out(self)       # the process is gone
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
+    cdef void await_metadata(self) noexcept nogil
     cdef void begin_task(self) noexcept nogil
     cdef void end_task(self) noexcept nogil
     cdef void begin_change(self) noexcept nogil          # a task that changes its history

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.volume.checkpoint cimport POINTER_DONE, POINTER_UNKNOWN
 from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.simulation.clients cimport Clients
@@ -88,7 +89,8 @@ cdef class SimulatedVolume:
             self.clients.vanished = call_vanished
         if run.weights[<int>SNAPSHOT] or run.weights[<int>MARK]:
             self.make_reading()
-        self.moving_sequence = 0
+        self.moving_sequence = self.stored_sequence = 0
+        self.asking = False
         self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
         self.shortages_begun = 0
         self.open = self.between = self.planned = self.changing = self.wants_in = False
@@ -145,6 +147,11 @@ cdef class SimulatedVolume:
         elif not self.run.last and self.run.chance(192):       # a part of it
             self.verify_next = <uint32_t>self.run.draw(self.usable)
             self.verify_end = min(self.usable, self.verify_next + 1 + <uint32_t>self.run.draw(3))
+
+    cdef void await_metadata(self) noexcept nogil:
+        """In a task: until what it was asked by a volume that has closed meanwhile is over."""
+        while self.asking:
+            self.run.pass_time()
 
     cdef void begin_task(self) noexcept nogil:
         self.tasks += 1
@@ -589,33 +596,48 @@ cdef void has_no_space(SimulatedVolume simulated) noexcept nogil:
 
 # ---------------------------------------------------------------------- the metadata service
 
-cdef void checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
+cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
     ask_metadata(<SimulatedVolume>(<Volume>owner).listener, sequence, pointer)
+    return True
 
 
 cdef void ask_metadata(SimulatedVolume simulated, uint64_t sequence, Pointer pointer) noexcept nogil:
     simulated.run.note(b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block)
     simulated.moving_sequence = sequence
     simulated.moving = pointer
+    if not simulated.asking:                                # else the answer to the one before is not awaited any more: this one follows it
+        ask_again(simulated, simulated.run.metadata_ns)
+
+
+cdef void ask_again(SimulatedVolume simulated, int64_t within_ns) noexcept nogil:
+    simulated.asking = True
     simulated.metadata.done = metadata_asked
     simulated.metadata.owner = <void*>simulated
-    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
+    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(within_ns))
 
 
 cdef void metadata_asked(Operation* operation) noexcept nogil:
-    pointer_moves(<SimulatedVolume>operation.owner)
+    update_pointer(<SimulatedVolume>operation.owner)
+
+
+cdef void update_pointer(SimulatedVolume simulated) noexcept nogil:
+    """It takes place, unless the request is lost; and is answered, unless that or the answer is lost. One that has taken place is done."""
+    cdef bint silent = simulated.run.outage and simulated.run.chance(simulated.run.outage)
+    if simulated.stored_sequence != simulated.moving_sequence and not (silent and simulated.run.chance(128)):
+        pointer_moves(simulated)
+    simulated.metadata.done = metadata_silent if silent else metadata_answered
+    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
 
 
 cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:
     simulated.record.checkpoint = simulated.moving
+    simulated.stored_sequence = simulated.moving_sequence
     simulated.run.moves += 1
     if simulated.going.state == GOING_BACK and simulated.going.to_point_in_time:
         simulated.going.moved = simulated.going.moved or makes(simulated.volume.snapshots, simulated.going.settling)
     else:
         simulated.going.moved = simulated.going.state == GOING_BACK and simulated.going.snapshot_request.made  # the second of its two checkpoints
     simulated.run.note(b"the pointer is moved to checkpoint %lld", simulated.moving_sequence, 0, 0)
-    simulated.metadata.done = metadata_answered
-    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
 
 
 cdef bint makes(SnapshotTable snapshots, const uint8_t* id) noexcept nogil:
@@ -627,9 +649,27 @@ cdef bint makes(SnapshotTable snapshots, const uint8_t* id) noexcept nogil:
     return False
 
 
+cdef void metadata_silent(Operation* operation) noexcept nogil:
+    was_silent(<SimulatedVolume>operation.owner)
+
+
+cdef void was_silent(SimulatedVolume simulated) noexcept nogil:
+    simulated.run.silences += 1
+    simulated.run.note(b"the metadata service does not answer for checkpoint %lld", simulated.moving_sequence, 0, 0)
+    if simulated.volume.checkpoints.answer_for:
+        ask_again(simulated, simulated.run.outage_ns)
+        simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_UNKNOWN)
+    else:
+        simulated.asking = False                            # it was given up: nobody asks again
+
+
 cdef void metadata_answered(Operation* operation) noexcept nogil:
-    pointer_moved(<SimulatedVolume>operation.owner)
+    was_answered(<SimulatedVolume>operation.owner)
 
 
-cdef void pointer_moved(SimulatedVolume simulated) noexcept nogil:
-    simulated.volume.checkpoints.moved(simulated.moving_sequence, True)
+cdef void was_answered(SimulatedVolume simulated) noexcept nogil:
+    if simulated.stored_sequence != simulated.moving_sequence:
+        ask_again(simulated, simulated.run.metadata_ns)       # that was the one before
+        return
+    simulated.asking = False
+    simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_DONE)

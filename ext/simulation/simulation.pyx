@@ -534,7 +534,7 @@ cdef class Simulation(RunState):
                 "rewinds": self.rewinds, "undone": self.undone, "unmade": self.unmade, "detached": self.detached,
                 "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
-                "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
+                "silences": self.silences, "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
                 "walks": self.walks, "walked": self.checker.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,

@@ -17,7 +17,7 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.run import KIND_NAMES
 
 cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED, CONNECTED, STRAYING
+    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED
 
 cdef enum:
     THEMES_MAX = 16
@@ -95,12 +95,15 @@ cdef object draw_swarm(RunState run, operations):
             run.faults[name] = [0.0003, 0.003, 0.03][run.draw(3)]
     if has_theme(run.seed, CONNECTED):
         draw_clients(run)
+    if has_theme(run.seed, UNANSWERED):
+        run.outage = [16, 64, 160][run.draw(3)]
+        run.outage_ns = [1000 * 1000, 100 * 1000 * 1000, 20 * 1000 * 1000 * 1000][run.draw(3)]
     run.keeps_nothing_volatile = not volatile or not run.power
     run.drawn = {
         "stores": run.store_count, "journal_bytes": run.journal_bytes, "volatile": bool(volatile), "regions": run.regions, "spread": spread,
         "depth": run.depth, "size_max": run.size_max, "odd": run.odd,
         "hot": run.hot, "stable": run.stable, "frames": run.frames, "records": run.records, "interval": run.interval,
-        "power": run.power, "stops": run.stops, "hurried": run.hurried, "unverified": run.unverified, "per_life": run.per_life,
+        "outage": run.outage, "power": run.power, "stops": run.stops, "hurried": run.hurried, "unverified": run.unverified, "per_life": run.per_life,
         "by_clients": run.by_clients, "clients_most": run.clients_most, "network_ns": run.world.latencies["network_ns"], "faults": run.faults,
         "weights": {KIND_NAMES[kind]: run.weights[kind] for kind in range(<int>VERIFY)}, "operations": run.operations}
 

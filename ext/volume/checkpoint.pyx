@@ -9,12 +9,14 @@
 #     write map   every node dirty since S or before, leaves first (map/map.pyx says how later changes are kept out)
 #     write table the snapshot table, the segment table with the counters of S, then the checkpoint block
 #     flush       all of it is on stable media
-#     move        the metadata service's one pointer; until it answers, the old checkpoint counts
+#     move        the metadata service's one pointer. It answers done, or refused: another owner has the volume, and the log ends. While the
+#                 outcome is unknown either checkpoint may be the one that a recovery finds. Both are kept: no segment is removed, cleaning
+#                 keeps the nodes of the old one, and no new one begins; reads, writes and writing back go on
 #     remove      segments that neither checkpoint nor map nor replay needs any more
 # A snapshot is made by a checkpoint, and begins to die with one (map/snapshot_table.pyx): it is there, or dying, once the pointer was moved.
 # If anything fails, the old checkpoint stays good and the next one tries again.
 
-from libc.errno cimport ENOMEM, ENOSPC, ESHUTDOWN, ESTALE
+from libc.errno cimport EHOSTUNREACH, ENOMEM, ENOSPC, ESHUTDOWN, ESTALE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
@@ -37,6 +39,8 @@ from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 cdef enum:
     WRITE_BACK_BATCH = 480           # nodes between two looks at whether it is enough: about two full records
     INDEX_POINTERS = 192             # of a checkpoint block
+    GIVE_UP_NS = 10000000000         # a volume that closes waits so long for the metadata service; the next start replays more instead
+    PAUSE_NS = 20000000
 
 
 cdef class Checkpoints:
@@ -69,8 +73,7 @@ cdef class Checkpoints:
         if self.stopping:
             wake_all(&self.ended, 0)
         elif self.is_due():
-            self.running = True
-            start(checkpoint_body, <void*>self, NULL)
+            self.begin_apart()
         elif self.map.cache.wants_writeback():
             while keeper is not NULL:
                 begin_write_back(<Checkpoints>keeper)
@@ -79,43 +82,70 @@ cdef class Checkpoints:
     cdef int run(self) noexcept nogil:
         cdef uint64_t needed = self.begun if self.gathering else self.begun + 1      # the one under way will do, until it is fixed what is in it
         while self.good < needed and self.over < needed:
+            if self.unanswered:
+                return -EHOSTUNREACH
             if self.running:
                 wait_in(&self.ended)
             else:
-                self.running = True
-                self.go()
+                self.begin_apart()
         return 0 if self.good >= needed else self.failure
 
     cdef int run_for(self, uint64_t version) noexcept nogil:
-        cdef int result
+        cdef uint64_t over
         while self.snapshots.durable < version:
             if self.stopping:
                 return -ESHUTDOWN
+            if self.unanswered:
+                return -EHOSTUNREACH
             if self.running:
                 wait_in(&self.ended)
                 continue
-            self.running = True
-            result = self.go()
-            if result < 0 and not self.running:          # else who waited for it has begun another one
-                return result
+            over = self.over
+            self.begin_apart()
+            while self.over == over and not self.unanswered:
+                wait_in(&self.ended)
+            if self.over > over and self.result < 0 and not self.running:        # else who waited for it has begun another one
+                return self.result
         return 0
 
     cdef int claim(self) noexcept nogil:
         while self.running and not self.stopping:
+            if self.unanswered:
+                return -EHOSTUNREACH
             wait_in(&self.ended)
         if self.stopping:
             return -ESHUTDOWN
         self.running = self.writing = True
         return 0
 
+    cdef void begin_closing(self) noexcept nogil:
+        self.give_up_ns = self.log.io.now_ns() + GIVE_UP_NS
+
+    cdef void pause(self) noexcept nogil:
+        cdef Operation operation
+        if self.unanswered and self.log.io.now_ns() >= self.give_up_ns:
+            self.moved(self.answer_for, POINTER_GIVEN_UP)
+            return
+        waited(&operation)
+        self.log.io.after(&operation, PAUSE_NS)
+        wait(&operation)
+
     cdef void stop(self) noexcept nogil:
         cdef void** place = &self.map.cache.keepers
         self.stopping = True
         while self.running or self.writing_back or self.begin_asked:
-            wait_in(&self.ended)
+            if self.unanswered:
+                self.pause()
+            else:
+                wait_in(&self.ended)
         while place[0] is not <void*>self:
             place = &(<Checkpoints>place[0]).next_keeper
         place[0] = self.next_keeper
+
+    cdef void begin_apart(self) noexcept nogil:
+        """In a task of its own: who wants it need not wait as long as the metadata service does not answer."""
+        self.running = True
+        start(checkpoint_body, <void*>self, NULL)
 
     cdef int go(self) noexcept nogil:
         """In a task, `running` is set."""
@@ -245,6 +275,7 @@ cdef class Checkpoints:
         cdef uint64_t at = self.log.committed
         cdef Pointer pointer, root
         cdef Operation operation
+        cdef Outcome outcome
         cdef int result, level
         cdef bint dying
         self.gathering = False
@@ -278,13 +309,13 @@ cdef class Checkpoints:
             result = <int>wait(&operation)
         if result < 0:
             return result
-        waited(&self.answer)
-        self.answer_for = at
-        self.on_written(self.owner, at, pointer)
-        if not wait(&self.answer):
+        outcome = self.ask(at, pointer)
+        if outcome == POINTER_REFUSED:
             self.lost = True
             self.log.break_off(-ESTALE)                  # another owner has taken over
             return -ESTALE
+        if outcome == POINTER_GIVEN_UP:
+            return -EHOSTUNREACH
         self.sequence = at
         self.pointer = pointer
         self.root = root
@@ -298,6 +329,17 @@ cdef class Checkpoints:
             self.on_dying(self.owner)
         return 0
 
+    cdef Outcome ask(self, uint64_t sequence, Pointer pointer) noexcept nogil:
+        """Has the metadata service's pointer moved, and waits until it is known what came of it."""
+        cdef Operation pause
+        waited(&self.answer)
+        self.answer_for = sequence
+        while not self.on_written(self.owner, sequence, pointer):
+            waited(&pause)
+            self.log.io.after(&pause, PAUSE_NS)
+            wait(&pause)
+        return <Outcome>wait(&self.answer)
+
     cdef bint settle(self) noexcept nogil:
         """It counts: what it has done to the snapshots has happened. Whether one begins to die."""
         cdef bint dying = self.snapshots.frozen_dying is not NULL
@@ -310,11 +352,21 @@ cdef class Checkpoints:
         self.segments.settle(True)
         return dying
 
-    cdef void moved(self, uint64_t sequence, bint moved) noexcept nogil:
-        if self.answer_for == sequence and sequence:
-            self.answer_for = 0
-            self.answer.result = moved
-            self.answer.done(&self.answer)
+    cdef void moved(self, uint64_t sequence, Outcome outcome) noexcept nogil:
+        if self.answer_for != sequence or not sequence:
+            return
+        if outcome == POINTER_UNKNOWN:
+            if not self.unanswered:
+                self.unanswered = True
+                self.log.open_segments.end_making_space()        # writes without space are refused: there may be no answer for a long time
+            wake_all(&self.ended, 0)                     # who would rather not wait
+            return
+        if self.unanswered:
+            self.unanswered = False
+            self.log.open_segments.making_space += 1
+        self.answer_for = 0
+        self.answer.result = <int>outcome
+        self.answer.done(&self.answer)
 
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil:
         """All images of a level that the checkpoint needs are committed when it returns."""

@@ -377,8 +377,9 @@ cdef class Volume:
         if self.log is None:
             self.map.forget()
             return
+        self.checkpoints.begin_closing()
         while self.restoring:
-            wait_in(&self.restored)
+            self.checkpoints.pause()
         while self.cleaning:
             wait_in(&self.cleaning_ended)
         while self.copying:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from iomesh.api.model import VolumeState
+from iomesh.errors import DeviceFailed
+from support.daemon import Daemon
 from support.failing import FailingDevice
 from support.load import Load, read_volume
 from support.model import BLOCK, Model
@@ -157,6 +160,52 @@ def test_a_write_into_a_block_that_cannot_be_read_is_an_error_and_changes_nothin
         await door.close()
 
     asyncio.run(scenario())
+
+
+async def test_a_volume_whose_log_has_failed_is_read_only_for_everyone_who_looks(daemon: Daemon, room: Path) -> None:
+    device = FailingDevice(Path(daemon.devices[0]), room)
+    try:
+        daemon.start()
+        async with daemon.client() as client:
+            await client.create_volume("db", VOLUME)
+            door = await Connection.connect((await client.export_volume("db")).uris[0])
+            await door.write(0, b"a" * MIB)
+            await door.flush()
+            assert (await daemon.health())["status"] == "ok"
+            device.fail("write")
+            with pytest.raises(NbdError):
+                await write_often(door)
+            volume = await client.volume("db")
+            assert volume.state is VolumeState.READ_ONLY
+            assert volume.reason.startswith("its log cannot be written any more (Input/output error)")
+            assert [each.state for each in await client.volumes()] == [VolumeState.READ_ONLY]
+            status, health = await client.status(), await daemon.health()
+            assert not status.ready
+            assert status.problems == health["problems"] == [f"volume db cannot be written: {volume.reason}"]
+            assert (health["status"], health["volumes"][0]["writable"]) == ("degraded", False)
+            metrics = await daemon.page("/metrics")
+            assert 'iomesh_volume_writable{volume="db"} 0.0' in metrics
+            assert 'iomesh_volume_state{state="read-only",volume="db"} 1.0' in metrics
+            with pytest.raises(DeviceFailed, match="cannot make a snapshot: Input/output error"):
+                await client.create_snapshots(["db"], "one")
+            assert await door.read(0, MIB) == b"a" * MIB
+            await door.close()
+        device.heal()
+        daemon.kill()
+        daemon.start()
+        async with daemon.client() as client:
+            assert (await client.volume("db")).state is VolumeState.SERVING
+        assert (await daemon.health())["status"] == "ok"
+        daemon.kill()
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        device.remove()
+
+
+async def write_often(door: Connection) -> None:
+    for number in range(1000):
+        await door.write(number % 16 * MIB, b"b" * MIB)
 
 
 # ---------------------------------------------------------------------- full devices

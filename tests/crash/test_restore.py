@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from iomesh.errors import IomeshError, NotFound, Unavailable
+from iomesh.node.engine import Outcome
 from support.amount import Amount
 from support.bench import BLOCK, Bench
 from support.daemon import MIB, Daemon
@@ -191,7 +192,7 @@ async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
             bench.asked.clear()
             if not refused:
                 bench.answer()
-        bench.engine.checkpoint_moved(bench.volume, bench.unanswered.pop().value["sequence"], moved=False)
+        bench.engine.checkpoint_moved(bench.volume, bench.unanswered.pop().value["sequence"], Outcome.REFUSED)
         with pytest.raises(IomeshError):
             await restoring
         assert bench.engine.volume_state(bench.volume)["error"]

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from iomesh.engine.engine import Answer, Engine, Event, Pointer
+from iomesh.engine.engine import POINTER_DONE, Answer, Engine, Event, Pointer
 from support.wire import Wire
 
 CLUSTER, DEVICE, VOLUME = b"cluster-of-fuzz-", b"device-of-fuzzer", b"volume-of-fuzzer"
@@ -47,7 +47,7 @@ class Driver:
     def _move(self, event: Event) -> None:
         assert event.volume is not None
         self.pointer = event.value["pointer"]
-        self.engine.checkpoint_moved(event.volume, event.value["sequence"], True)
+        self.engine.checkpoint_moved(event.volume, event.value["sequence"], POINTER_DONE)
 
     def connect(self, *, structured: bool = False, context: bool = False, read_only: bool = False) -> tuple[socket.socket, int]:
         """A client's socket, and the ticket that is answered when the connection ends."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from iomesh.engine.engine import Event, Pointer
 from iomesh.node.config import EngineConfig
-from iomesh.node.engine import NodeEngine
+from iomesh.node.engine import NodeEngine, Outcome
 from support.nbd import Connection
 from support.trees import Walked, check
 
@@ -50,7 +50,7 @@ class Bench:
     def answer(self) -> None:
         for event in self.unanswered:
             self.pointer = event.value["pointer"]
-            self.engine.checkpoint_moved(self.volume, event.value["sequence"], moved=True)
+            self.engine.checkpoint_moved(self.volume, event.value["sequence"], Outcome.DONE)
         self.unanswered.clear()
 
     async def format(self, size_bytes: int) -> None:

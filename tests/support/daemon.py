@@ -168,6 +168,11 @@ class Daemon:
 
         return await asyncio.to_thread(get)
 
+    async def health(self) -> dict[str, Any]:
+        """The document of /healthz."""
+        document: dict[str, Any] = json.loads(await self.page("/healthz"))
+        return document
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self._lines() if line["event"] == event]
 

@@ -28,6 +28,7 @@ class VolumeState(enum.StrEnum):
     SERVING = "serving"
     FAILED = "failed"
     DELETING = "deleting"
+    READ_ONLY = "read-only"
 
 
 class Scrub(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +115,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     space: Space = Space()
     window_from: Time | None = None
     flattening: Flattening = Flattening()
+    warnings: list[str] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AT = "A point in time: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
 POLL_SECONDS = 0.2  # while something is waited for
 
-STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow"}
+STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow", "read-only": "red"}
 
 
 @click.group()
@@ -141,6 +141,8 @@ def list_(session: Session) -> None:
         documents.Volumes(volumes=found),
         table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes",
     )
+    for one in found:
+        tell_trouble(session, one)
 
 
 @volume.command("show")
@@ -149,10 +151,11 @@ def list_(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show all details of one volume."""
     one = session.ask(lambda node: node.volume(name))
-    if one.state == "serving":
+    if one.state in ("serving", "read-only"):
         session.output.answer(one, fields(described(one)), "", space_of(one))
     else:
         session.output.answer(one, fields(described(one)))
+    tell_trouble(session, one)
 
 
 @volume.command("grow")
@@ -266,6 +269,14 @@ def point_in_time(name: Reference, at: Moment | None) -> Moment:
         volume = name.volume
         raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'")
     return at or Moment()
+
+
+def tell_trouble(session: Session, one: Volume) -> None:
+    """Why it is not served as it should be, and what it goes on without."""
+    if one.reason:
+        session.output.warn(f"volume {one.name} is {one.state.value}: {one.reason}")
+    for warning in one.warnings:
+        session.output.warn(f"volume {one.name}: {warning}")
 
 
 def state(one: Volume) -> Text:

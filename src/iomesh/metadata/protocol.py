@@ -16,7 +16,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
-from iomesh.errors import Conflict, InvalidArgument
+from iomesh.errors import Conflict, InvalidArgument, Unavailable
 
 KEY = re.compile(r"[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*", re.ASCII)
 KEY_LENGTH_MAX = 256
@@ -64,9 +64,15 @@ class HistoryLost(Conflict):
     """A watch was asked for changes that are too old to be known still: list again, and watch from there."""
 
 
+class MetadataUnavailable(Unavailable):
+    """The service does not answer, or cannot do what it was asked: locked, full, an I/O error, a connection lost. Whether a commit
+    took place is then unknown: repeat it, and take one that finds its own value stored for done."""
+
+
 class Metadata(Protocol):
-    """Errors: Conflict (a version was another one: nothing was changed), Unavailable (the service does not answer; whether a commit took
-    place is then unknown), InvalidArgument (a key or value that no implementation takes)."""
+    """A commit has three outcomes. Done: it returns. Refused: Conflict, a version was another one, and nothing was changed. Unknown:
+    MetadataUnavailable; Damaged, which says that nothing can be read, leaves it unknown as well. InvalidArgument: a key or value
+    that no implementation takes."""
 
     async def get(self, key: str) -> Entry | None: ...
 

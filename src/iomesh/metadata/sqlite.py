@@ -2,6 +2,8 @@
 
 - A commit is on stable media when it has been answered (WAL, synchronous=FULL).
 - Every change is also a row of `changes`, from which watches read; the newest CHANGES_KEPT are kept.
+- A lock that is not had within BUSY_SECONDS, a full file system and an I/O error are MetadataUnavailable: whether the commit took place is
+  unknown, since a COMMIT that fails may have been written. The transaction is over then, whatever SQLite has done about it.
 - A lease ends by the clock that counts since boot, so setting the time changes nothing; leases of an earlier boot are over. Whoever
   comes first after its end, a commit or a read, removes what was put under it.
 - SQLite is called in one thread of its own: nothing here stops the event loop.
@@ -19,11 +21,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from iomesh.errors import Conflict, Damaged, NotFound, PermissionDenied, Unavailable, Unsupported
-from iomesh.metadata.protocol import Change, Entry, HistoryLost, Listing, Operation, Put, check_key, check_operation
+from iomesh.metadata.protocol import (
+    Change,
+    Entry,
+    HistoryLost,
+    Listing,
+    MetadataUnavailable,
+    Operation,
+    Put,
+    check_key,
+    check_operation,
+)
 
 SCHEMA_VERSION = 1
 CHANGES_KEPT = 10_000
-BUSY_SECONDS = 10.0  # another process holds the write lock for milliseconds; longer means that something is wrong
+BUSY_SECONDS = 5.0  # another process holds the write lock for milliseconds; longer means that something is wrong
 WATCH_SECONDS = 0.2  # how often a watch looks for what other processes did; our own commits wake it at once
 
 _SCHEMA = f"""
@@ -47,6 +59,7 @@ class SqliteMetadata:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
         self._committed = asyncio.Event()  # replaced by every commit of ours: wakes the watches
         self._database: sqlite3.Connection | None = None
+        self._usable = False  # it has been opened, and not closed: without a connection, another one is made
 
     @classmethod
     async def open(cls, path: Path) -> SqliteMetadata:
@@ -55,6 +68,7 @@ class SqliteMetadata:
         try:
             await metadata._run(metadata._open)
         except BaseException:
+            metadata._thread.submit(metadata._close)
             metadata._thread.shutdown(wait=False)
             raise
         return metadata
@@ -95,7 +109,7 @@ class SqliteMetadata:
         self._wake()
 
     async def close(self) -> None:
-        if self._database is not None:
+        if self._usable:
             await self._run(self._close)
         self._thread.shutdown(wait=True)
 
@@ -106,8 +120,8 @@ class SqliteMetadata:
     async def _run(self, work: Callable[[], ResultT]) -> ResultT:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"metadata {self.path}: {error}") from error
+        except (sqlite3.OperationalError, MemoryError) as error:
+            raise MetadataUnavailable(f"metadata {self.path}: {error or 'out of memory'}") from error
         except sqlite3.DatabaseError as error:
             raise Damaged(f"metadata {self.path}: {error}") from error
 
@@ -115,6 +129,8 @@ class SqliteMetadata:
 
     @property
     def _sql(self) -> sqlite3.Connection:
+        if self._database is None and self._usable:
+            self._connect()
         if self._database is None:
             raise Unavailable(f"metadata {self.path} is closed")
         return self._database
@@ -123,10 +139,7 @@ class SqliteMetadata:
         if not self.path.parent.is_dir():
             raise NotFound(f"metadata {self.path}: its folder is not there")
         try:
-            database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            self._database = database
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
+            database = self._connect()
             with self._transaction():
                 (version,) = database.execute("PRAGMA user_version").fetchone()
                 if version == 0:
@@ -139,20 +152,54 @@ class SqliteMetadata:
         if version > SCHEMA_VERSION:
             self._close()
             raise Unsupported(f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows {SCHEMA_VERSION})")
+        self._usable = True
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            database.close()
+            raise
+        self._database = database
+        return database
 
     def _close(self) -> None:
-        self._sql.close()
-        self._database = None
+        self._usable = False
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._sql.execute("COMMIT")
         except BaseException:
-            self._sql.execute("ROLLBACK")
+            self._end_transaction()
             raise
-        self._sql.execute("COMMIT")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What is read within is of one moment."""
+        self._sql.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._end_transaction()
+
+    def _end_transaction(self) -> None:
+        """Takes back what was not committed. SQLite ends a transaction itself after some errors and leaves it open after others, such as
+        a COMMIT that finds a lock. A connection whose transaction cannot be ended is of no use: the next call makes another one."""
+        database = self._sql
+        try:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+        except sqlite3.Error:
+            database.close()
+            self._database = None
 
     def _get(self, key: str) -> Entry | None:
         self._expire()
@@ -161,12 +208,9 @@ class SqliteMetadata:
 
     def _list(self, prefix: str) -> Listing:
         self._expire()
-        self._sql.execute("BEGIN")
-        try:
+        with self._reading():
             rows = self._sql.execute("SELECT key, value, version FROM entries WHERE key >= ? AND key < ? ORDER BY key", _range(prefix))
             return Listing([Entry(*row) for row in rows], self._revision())
-        finally:
-            self._sql.execute("COMMIT")
 
     def _commit(self, operation: Operation) -> int:
         with self._transaction():
@@ -199,8 +243,7 @@ class SqliteMetadata:
 
     def _changes(self, prefix: str, after: int) -> tuple[list[Change], int]:
         self._expire()
-        self._sql.execute("BEGIN")
-        try:
+        with self._reading():
             now = self._revision()
             if after < now - CHANGES_KEPT:
                 raise HistoryLost(f"changes after revision {after} of {self.path} are not known any more")
@@ -209,8 +252,6 @@ class SqliteMetadata:
                 (after, *_range(prefix)),
             )
             return [Change(*row) for row in rows], max(now, after)
-        finally:
-            self._sql.execute("COMMIT")
 
     def _revision(self) -> int:
         return int(self._sql.execute("SELECT now FROM revision").fetchone()[0])

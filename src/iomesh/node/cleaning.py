@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.errors import InUse, IomeshError
+from iomesh.metadata import MetadataUnavailable
 from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
@@ -117,6 +118,8 @@ class Cleaning:
         """What a volume fails with keeps no other from being cleaned."""
         try:
             return await self._clean(volume, largest_blocks)
+        except MetadataUnavailable:
+            return Need.NONE  # pointers.py reports it
         except IomeshError as error:  # it was closed meanwhile, or its device fails: that is reported elsewhere
             log.info("cleaning interrupted", volume=volume.record.name, reason=error.message)
             return Need.NONE

@@ -7,23 +7,43 @@ a ticket's future is in place before its answer can be looked at.
 from __future__ import annotations
 
 import asyncio
+import enum
 import errno
+import os
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy import uint32, uint64, void
 from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import ConfigError, NotFound, Unsupported, from_errno
+from iomesh.errors import ConfigError, IomeshError, NotFound, Unsupported, from_errno
+from iomesh.metadata import MetadataUnavailable
 from iomesh.node.config import EngineConfig
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import in_thread
 
 log = logger("engine")
+
+LOOK_SECONDS = 0.25
+UNANSWERED_SECONDS = 5.0  # so long a command that needs a checkpoint waits for a metadata service that does not answer
+
+
+class Outcome(enum.Enum):
+    """What came of the update of a checkpoint pointer."""
+
+    REFUSED = compiled.POINTER_REFUSED  # another epoch or version is stored: the right to the volume is lost
+    DONE = compiled.POINTER_DONE
+    UNKNOWN = compiled.POINTER_UNKNOWN  # the metadata service does not answer: it is asked again, and the volume goes on
+
+
+class _Unanswered(NamedTuple):
+    since: float  # monotonic
+    reason: str
 
 
 class NodeEngine:
@@ -34,6 +54,8 @@ class NodeEngine:
         self.reactors = config.reactors
         self._on_event = on_event
         self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._unanswered: dict[uuid.UUID, _Unanswered] = {}
+        self._left: list[tuple[set[uuid.UUID], asyncio.Future[Any]]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         try:
             self._engine = compiled.Engine(
@@ -127,13 +149,31 @@ class NodeEngine:
         return opened
 
     async def close_volume(self, volume: uuid.UUID, *, checkpoint: bool) -> None:
-        await self._answer(self._engine.close_volume(volume.bytes, checkpoint=checkpoint), "close the volume")
+        try:
+            await self._answer(self._engine.close_volume(volume.bytes, checkpoint=checkpoint), "close the volume")
+        finally:
+            self._unanswered.pop(volume, None)
 
     async def checkpoint(self, volume: uuid.UUID) -> None:
-        await self._answer(self._engine.checkpoint(volume.bytes), "write a checkpoint")
+        await self._checkpointed([volume], self._engine.checkpoint(volume.bytes), "write a checkpoint")
 
-    def checkpoint_moved(self, volume: uuid.UUID, sequence: int, *, moved: bool) -> None:
-        self._engine.checkpoint_moved(volume.bytes, sequence, moved)
+    def checkpoint_moved(self, volume: uuid.UUID, sequence: int, outcome: Outcome, reason: str = "") -> None:
+        """reason: of Outcome.UNKNOWN, for who waits for a checkpoint of this volume."""
+        if outcome is Outcome.UNKNOWN:
+            since = self._unanswered[volume].since if volume in self._unanswered else time.monotonic()
+            self._unanswered[volume] = _Unanswered(since, reason)
+        else:
+            self._unanswered.pop(volume, None)
+        self._engine.checkpoint_moved(volume.bytes, sequence, outcome.value)
+
+    def refuse_pending(self, volumes: Iterable[uuid.UUID]) -> None:
+        """Raises MetadataUnavailable while a command of one of these volumes, which was answered before its outcome was known, is under
+        way: another one could do the same a second time."""
+        self._left = [(wanted, future) for wanted, future in self._left if not future.done()]
+        if any(wanted & set(volumes) for wanted, _ in self._left):
+            raise MetadataUnavailable(
+                "an earlier command of this volume waits for the metadata service, and may still be carried out: repeat this one later"
+            )
 
     async def grow_volume(self, volume: uuid.UUID, size_bytes: int) -> None:
         await self._answer(self._engine.grow_volume(volume.bytes, size_bytes), "grow the volume")
@@ -187,7 +227,9 @@ class NodeEngine:
     ) -> None:
         """(volume, snapshot's id, name) each, all at one instant. urgent: also without space."""
         wanted = [(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]
-        await self._answer(self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
+        involved = [volume for volume, _, _ in snapshots]
+        self.refuse_pending(involved)
+        await self._checkpointed(involved, self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
 
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
@@ -195,7 +237,9 @@ class NodeEngine:
 
     async def delete_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> bool:
         """Whether it stays, hidden."""
-        return bool((await self._answer(self._engine.delete_snapshot(volume.bytes, snapshot.bytes), "delete the snapshot"))["hidden"])
+        self.refuse_pending([volume])
+        ticket = self._engine.delete_snapshot(volume.bytes, snapshot.bytes)
+        return bool((await self._checkpointed([volume], ticket, "delete the snapshot"))["hidden"])
 
     async def open_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> None:
         await self._answer(self._engine.open_snapshot(volume.bytes, snapshot.bytes), "open the snapshot")
@@ -215,6 +259,7 @@ class NodeEngine:
         mark: tuple[uuid.UUID, str] | None = None,
         unsettled: bool = False,
     ) -> None:
+        self.refuse_pending([volume])
         ticket = self._engine.restore_volume(
             volume.bytes,
             snapshot.bytes,
@@ -225,7 +270,7 @@ class NodeEngine:
             mark=(mark[0].bytes, mark[1]) if mark else None,
             unsettled=unsettled,
         )
-        await self._answer(ticket, "restore the volume")
+        await self._checkpointed([volume], ticket, "restore the volume")
 
     async def roll_forward(self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int) -> dict[str, int]:
         ticket = self._engine.roll_forward(volume.bytes, source.bytes, mark.bytes, until_ns=until_ns)
@@ -233,13 +278,14 @@ class NodeEngine:
         return told
 
     async def unmark_snapshot(self, volume: uuid.UUID, mark: uuid.UUID) -> None:
-        await self._answer(self._engine.unmark_snapshot(volume.bytes, mark.bytes), "unmark the snapshot")
+        self.refuse_pending([volume])
+        await self._checkpointed([volume], self._engine.unmark_snapshot(volume.bytes, mark.bytes), "unmark the snapshot")
 
     async def diff_snapshots(
         self, volume: uuid.UUID, older: uuid.UUID, newer: uuid.UUID | None, *, offset: int, most: int
     ) -> dict[str, Any]:
         ticket = self._engine.diff_snapshots(volume.bytes, older.bytes, newer.bytes if newer else None, offset=offset, most=most)
-        found: dict[str, Any] = await self._answer(ticket, "compare the snapshots")
+        found: dict[str, Any] = await self._checkpointed([volume], ticket, "compare the snapshots")
         return found
 
     # flattening
@@ -248,7 +294,8 @@ class NodeEngine:
         await self._answer(self._engine.copy_inherited(volume.bytes, bytes_per_second=bytes_per_second), "copy what the clone inherits")
 
     async def check_detached(self, volume: uuid.UUID) -> None:
-        await self._answer(self._engine.check_detached(volume.bytes), "look whether the clone inherits anything")
+        self.refuse_pending([volume])
+        await self._checkpointed([volume], self._engine.check_detached(volume.bytes), "look whether the clone inherits anything")
 
     async def cut_off(self, volume: uuid.UUID) -> None:
         await self._answer(self._engine.cut_off(volume.bytes), "flatten the clone")
@@ -277,6 +324,24 @@ class NodeEngine:
         ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
         return ended
 
+    async def _checkpointed(self, volumes: list[uuid.UUID], ticket: int, what: str) -> Any:
+        """The answer to a command that needs a checkpoint of these volumes. Raises MetadataUnavailable if the metadata service has not
+        answered for UNANSWERED_SECONDS; the command may still be carried out once it does."""
+        future = self._answer(ticket, what)
+        while not (await asyncio.wait({future}, timeout=LOOK_SECONDS))[0]:
+            missed = [self._unanswered[volume] for volume in volumes if volume in self._unanswered]
+            if missed and time.monotonic() - min(each.since for each in missed) > UNANSWERED_SECONDS:
+                self._left.append((set(volumes), future))
+                future.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
+                raise MetadataUnavailable(
+                    f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be done once it does"
+                )
+        try:
+            return future.result()
+        except MetadataUnavailable as error:
+            reasons = [self._unanswered[volume].reason for volume in volumes if volume in self._unanswered]
+            raise MetadataUnavailable(f"{error.message} ({reasons[0]})" if reasons else error.message) from None
+
     def _answer(self, ticket: int, what: str) -> asyncio.Future[Any]:
         assert self._loop is not None, "the engine is not running"
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -288,11 +353,11 @@ class NodeEngine:
             if isinstance(happened, Event):
                 self._handle(happened)
                 continue
-            _, future = self._pending.pop(happened.ticket)
+            what, future = self._pending.pop(happened.ticket)
             if future.done():  # nobody waits any more
                 continue
             if happened.error:
-                future.set_exception(from_errno(happened.error, happened.reason))
+                future.set_exception(_error(happened.error, happened.reason, what))
             else:
                 future.set_result(happened.value)
 
@@ -310,6 +375,14 @@ def _not_open(volume: uuid.UUID) -> Iterator[None]:
         yield
     except KeyError:
         raise NotFound(f"volume {volume} is not open") from None
+
+
+def _error(number: int, reason: str, what: str) -> IomeshError:
+    if number == errno.EHOSTUNREACH:
+        return MetadataUnavailable(f"cannot {what} now: the metadata service does not answer")
+    if number == errno.ESTALE:
+        return from_errno(number, f"cannot {what}: another node has taken the volume over")
+    return from_errno(number, f"cannot {what}: {reason}" if reason == os.strerror(number) else reason)
 
 
 def counters_by_name(values: NDArray[uint64]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from iomesh.api.model import BackgroundTask, NodeState, Status, VolumeState
 from iomesh.node.engine import NodeEngine
 from iomesh.node.supervisor import Supervisor
 from iomesh.node.volume import OpenVolume, Registry
+from iomesh.times import exact_moment
 
 
 class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,7 @@ class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
     state: VolumeState
     writable: bool
     reason: str  # why it is not served or not writable; empty: it is
+    warnings: list[str] = []  # what it goes on without
 
 
 def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]:
@@ -38,18 +41,42 @@ def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
     if volume.state == VolumeState.SERVING:
         reason = why_not_writable(volume, engine)
     return VolumeHealth(
-        name=volume.record.name, state=volume.state, writable=volume.state == VolumeState.SERVING and not reason, reason=reason
+        name=volume.record.name,
+        state=volume.state,
+        writable=volume.state == VolumeState.SERVING and not reason,
+        reason=reason,
+        warnings=volume_warnings(volume),
     )
+
+
+def volume_warnings(volume: OpenVolume) -> list[str]:
+    """What it goes on without, and needs in the long run."""
+    if (missed := volume.unanswered) is None:
+        return []
+    since = exact_moment(missed.since_ns)
+    return [
+        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes go on, and no space is given back; "
+        "it is asked again until it answers"
+    ]
+
+
+def warnings(volumes: list[VolumeHealth]) -> list[str]:
+    return [f"volume {volume.name}: {warning}" for volume in volumes for warning in volume.warnings]
 
 
 def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
     """Of a volume that is served: why its writes fail now. Empty: they do not."""
     state = engine.volume_state(volume.record.id)
     if state["error"]:
-        return f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
+        return why_log_failed(state)
     if state["no_space"] and not state["space_is_coming"]:
         return "no space is left: delete or trim something, or add a device"
     return ""
+
+
+def why_log_failed(state: Mapping[str, Any]) -> str:
+    """Of a volume whose engine's `state` has an error."""
+    return f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
 
 
 def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[str]:
@@ -58,6 +85,8 @@ def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[s
     for volume in volumes:
         if volume.state == VolumeState.FAILED:
             found.append(f"volume {volume.name} has failed: {volume.reason}")
+        elif volume.state == VolumeState.OPENING and volume.reason:
+            found.append(f"volume {volume.name} is not open yet: {volume.reason}")
         elif volume.state == VolumeState.DELETING and volume.reason:
             found.append(f"volume {volume.name} is not deleted: {volume.reason}")
         elif volume.state == VolumeState.SERVING and not volume.writable:
@@ -83,6 +112,7 @@ def detail(status: Status, volumes: list[VolumeHealth]) -> Mapping[str, object]:
         "steps": status.steps,
         "progress": status.progress,
         "problems": status.problems,
+        "warnings": status.warnings,
         "volumes": volumes,
         "tasks": status.tasks,
     }

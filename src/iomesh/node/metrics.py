@@ -123,6 +123,14 @@ class NodeCollector:
         for health in self._node.volumes_health():
             writable.add_metric([health.name], float(health.writable))
         yield writable
+        unanswered = GaugeMetricFamily(
+            "iomesh_volume_metadata_unanswered_seconds",
+            "For how long the metadata service has not answered for it, 0: it does.",
+            labels=["volume"],
+        )
+        for name, seconds in self._node.volumes.unanswered_seconds():
+            unanswered.add_metric([name], seconds)
+        yield unanswered
         size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"])
         live = GaugeMetricFamily("iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"])
         mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "What it holds for its users.", labels=["volume"])
@@ -154,7 +162,8 @@ class NodeCollector:
                 if each != VolumeState.UNSPECIFIED:
                     state.add_metric([volume.name, each.value], float(each == volume.state))
             size.add_metric([volume.name], volume.size_bytes)
-            if volume.state == VolumeState.SERVING:
+            writable.add_metric([volume.name], float(volume.state == VolumeState.SERVING))
+            if volume.state in (VolumeState.SERVING, VolumeState.READ_ONLY):
                 live.add_metric([volume.name], volume.live_bytes)
                 mapped.add_metric([volume.name], volume.space.mapped_bytes)
                 exclusive.add_metric([volume.name], volume.space.exclusive_bytes)

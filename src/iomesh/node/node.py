@@ -49,6 +49,7 @@ from iomesh.node.flattening import Flattening
 from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import until_answered
 from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
 from iomesh.node.scrub import Scrub
@@ -102,6 +103,7 @@ class Node:
         self._hooks = Hooks()
         self._step = ""
         self._steps_done = 0
+        self._waits_for = ""  # why the metadata could not be opened yet
         self._state_lock: IO[bytes] | None = None
         self._cluster_of_devices: uuid.UUID | None = None
         self._cluster: uuid.UUID | None = None
@@ -202,15 +204,20 @@ class Node:
             free_bytes=sum(device.free_bytes for device in devices),
             volumes=len(self.volumes.list()) if assembled else 0,
             devices=len(devices),
-            warnings=self.engine.warnings if assembled else [],
+            warnings=[*self.engine.warnings, *health.warnings(self.volumes_health())] if assembled else [],
             state=state,
             step=self._step if state == NodeState.STARTING else "",
             steps_done=self._steps_done,
             steps=len(self.steps),
-            progress=self.volumes.progress if assembled and state == NodeState.STARTING else "",
+            progress=self._progress() if state == NodeState.STARTING else "",
             problems=problems,
             tasks=tasks,
         )
+
+    def _progress(self) -> str:
+        if not self.assembled:
+            return self._waits_for
+        return self.volumes.progress
 
     def tasks(self) -> list[BackgroundTask]:
         return health.background_tasks(self.supervisor) if self.assembled else []
@@ -274,6 +281,12 @@ class Node:
             self._cluster_of_devices = next((uuid.UUID(cluster) for cluster in found.values()), None)
 
     async def _open_metadata(self) -> None:
+        def waits(reason: str) -> None:
+            self._waits_for = reason
+
+        await until_answered(self._open_metadata_once, waits)
+
+    async def _open_metadata_once(self) -> None:
         self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
         try:
             self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster or self._cluster_of_devices)
@@ -282,7 +295,7 @@ class Node:
         except BaseException:
             await self.metadata.close()
             raise
-        self._cluster = self.cluster.id
+        self._cluster, self._waits_for = self.cluster.id, ""
 
     async def _close_metadata(self) -> None:
         await self.metadata.close()

@@ -20,6 +20,7 @@ from iomesh.metadata.records import DeviceRecord, UnreadableDevice, decode, devi
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.supervisor import in_thread
 from iomesh.policies.cleaning import Space
 from iomesh.times import time_of
@@ -69,6 +70,7 @@ class Stores:
         self._cluster = cluster
         self._open: dict[uuid.UUID, OpenStore] = {}
         self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
+        self._starting = True  # until `open_all` has ended
         self._changing = asyncio.Lock()  # held while a device is added or removed; no volume is opened meanwhile
         # Every device that the engine may use. One is closed once the engine has answered that it does not, or has been stopped: a
         # descriptor that is closed before is the number of another file soon, and the engine writes to that.
@@ -78,7 +80,7 @@ class Stores:
         """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
         for path in paths:
             await self._attach(path)
-        devices, unreadable = await list_devices(self._metadata)
+        devices, unreadable = await until_answered(lambda: list_devices(self._metadata))
         for each in unreadable:
             self._take_note(each)
         for record, _ in devices:
@@ -89,6 +91,7 @@ class Stores:
             except IomeshError as error:
                 self._missing[record.id] = record, error.message
                 log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
+        self._starting = False
 
     def _take_note(self, unreadable: UnreadableDevice) -> None:
         """Of a device whose record cannot be read. If it is open, all is well, and the record stays as it is. If not, it is as good as
@@ -137,7 +140,7 @@ class Stores:
                 del self._open[identity]
                 self._drop(store.device)
                 self._missing[identity] = store.record, "it was being removed"  # until its record is gone too
-            await self._metadata.commit(Delete(device_key(identity), None))
+            await answered(self._metadata.commit(Delete(device_key(identity), None)))
             self._missing.pop(identity, None)
             log.info("device removed", device=device.id, path=device.path)
 
@@ -220,7 +223,9 @@ class Stores:
             if expected is not None and store.record.id != expected:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
             # Before anything is written to it: a device without a record would not be missed when it is not there.
-            await self._write_record(store.record)
+            await (
+                until_answered(lambda: self._write_record(store.record)) if self._starting else answered(self._write_record(store.record))
+            )
         except IomeshError:
             await self._engine.close_store(store.number)
             self._drop(device)
@@ -230,8 +235,9 @@ class Stores:
         return store
 
     async def _write_record(self, record: DeviceRecord) -> None:
-        """One of another format is another iomesh's, and stays; what is none at all is replaced."""
-        entry = await self._metadata.get(device_key(record.id))
+        """Unless it is recorded like this already, so that a start needs no metadata service that can be written. One of another format is
+        another iomesh's, and stays; what is none at all is replaced."""
+        entry, put = await self._metadata.get(device_key(record.id)), put_device(record, None)
         try:
             if entry is not None:
                 decode(DeviceRecord, entry)
@@ -239,7 +245,8 @@ class Stores:
             return
         except Damaged as error:
             log.warning("device record replaced", device=str(record.id), reason=error.message)
-        await self._metadata.commit(put_device(record, None))
+        if entry is None or entry.value != put.value:
+            await self._metadata.commit(put)
 
     async def _open_store(self, device: OpenDevice) -> OpenStore:
         try:

@@ -17,12 +17,14 @@ from typing import Any, Literal
 import msgspec
 
 from iomesh.api.model import Flattening, VolumeState
-from iomesh.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from iomesh.metadata import Metadata
+from iomesh.errors import AlreadyExists, Conflict, InUse, NotFound, Unavailable
+from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import Lifecycle, LogRecord, VolumeRecord, get_log, get_volume, put_log, put_volume
 from iomesh.metadata.volumes import Unreadable, hidden_name
+from iomesh.node.backoff import pauses
+from iomesh.node.metadata_calls import answered
 
-RECORD_ATTEMPTS = 5
+ATTEMPTS = 12  # of a change of a record that others change, too: about ten seconds
 CHANGE_SECONDS = 60.0  # to wait for whoever changes the volume; an operation itself may take longer
 QUIET_SECONDS = 60.0
 
@@ -61,6 +63,16 @@ class ChangeLock(asyncio.Lock):
 
 
 @dataclass
+class Unanswered:
+    """Since when the metadata service has not said whether the pointer of a checkpoint was moved, and why."""
+
+    since: float  # monotonic
+    since_ns: int  # Unix time
+    reason: str
+    logged: float = -math.inf  # monotonic
+
+
+@dataclass
 class OpenVolume:
     record: VolumeRecord
     log: LogRecord
@@ -71,6 +83,8 @@ class OpenVolume:
     recovery: dict[str, Any] = field(default_factory=dict)
     opening: bool = False  # the engine has been asked to
     in_engine: bool = False
+    awaits_metadata: bool = False  # it is not opened, or not deleted, because the metadata service did not answer: tried again
+    unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
     waiting: Phase = field(default_factory=Phase)  # writes, for space
@@ -177,15 +191,19 @@ class Registry:
         return sorted([*found, *(each.name for each in self.unreadable.values() if each.log is None)])
 
 
+# Changes of a volume's records have three outcomes. Done: they return. Refused: Conflict. Unknown: MetadataUnavailable, or any other error;
+# then a change is repeated, and one that finds itself stored is done.
+
+
 async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
     """Writes what the volume is to be; if somebody else wrote it meanwhile, changes what they left. Raises Conflict if they removed it."""
     async with volume.writing:
-        for _ in range(RECORD_ATTEMPTS):
+        async for _ in _attempts(f"volume {volume.record.name}: its record"):
             record = change(volume.record)
             try:
-                volume.version = await metadata.commit(put_volume(record, volume.version))
+                volume.version = await answered(metadata.commit(put_volume(record, volume.version)))
             except Conflict:
-                found = await get_volume(metadata, record.id)
+                found = await answered(get_volume(metadata, record.id))
                 if found is None and volume.version:
                     raise Conflict(f"volume {record.name} has been removed by somebody else") from None
                 volume.record, volume.version = found if found is not None else (volume.record, 0)
@@ -194,28 +212,62 @@ async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[
             else:
                 volume.record = record
                 return
-        raise Conflict(f"volume {volume.record.name}: its record keeps changing")
 
 
 async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord]) -> None:
-    """Writes what the volume's log is, provided that it is ours still: nobody else has raised the epoch. Raises Conflict."""
+    """Writes what the volume's log is, provided that it is still ours. Raises Conflict if the right to it is lost: another epoch or
+    owner is stored, or no record at all."""
+    ours = volume.log
+
+    def check(found: LogRecord) -> None:
+        if _right(found) != _right(ours):
+            raise Conflict(
+                f"volume {volume.record.name} has been taken over: node {found.owner} owns it with epoch {found.epoch}, and this node had "
+                f"epoch {ours.epoch}"
+            )
+
+    await _write_log(metadata, volume, change, check)
+
+
+async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> None:
+    """Raises the epoch above what is stored, which may be that of an earlier attempt whose outcome was unknown. Raises InUse if another
+    node owns the volume, Conflict if its record is gone."""
+
+    def check(found: LogRecord) -> None:
+        if found.owner != node:
+            raise InUse(f"volume {volume.record.name} is owned by node {found.owner}, and this is {node}")
+
+    await _write_log(metadata, volume, lambda log: msgspec.structs.replace(log, epoch=log.epoch + 1, owner=node), check)
+
+
+async def _write_log(
+    metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord], check: Callable[[LogRecord], None]
+) -> None:
+    """check: raises if what was found may not be changed."""
     async with volume.writing:
-        for _ in range(RECORD_ATTEMPTS):
+        async for _ in _attempts(f"volume {volume.record.name}: the record of its log"):
             log = change(volume.log)
             try:
-                volume.log_version = await metadata.commit(put_log(log, volume.log_version))
+                volume.log_version = await answered(metadata.commit(put_log(log, volume.log_version)))
             except Conflict:
-                found = await get_log(metadata, log.id)
-                if found is not None and found.record == log:
-                    volume.log, volume.log_version = found
-                    return  # an answer was lost
-                if found is None or _right(found.record) != _right(volume.log):
-                    raise Conflict(f"volume {volume.record.name} has been taken over or removed by somebody else") from None
+                found = await answered(get_log(metadata, log.id))
+                if found is None:
+                    raise Conflict(f"volume {volume.record.name} has been removed by somebody else") from None
+                check(found.record)
                 volume.log, volume.log_version = found
+                if found.record == change(found.record):
+                    return  # an answer was lost
             else:
                 volume.log = log
                 return
-        raise Conflict(f"volume {volume.record.name}: the record of its log keeps changing")
+
+
+async def _attempts(what: str) -> AsyncIterator[None]:
+    """With pauses between them. Raises MetadataUnavailable when there have been too many."""
+    for _, pause in zip(range(ATTEMPTS), pauses(0.01, 2.0), strict=False):
+        yield
+        await asyncio.sleep(pause)
+    raise MetadataUnavailable(f"{what} keeps changing, {ATTEMPTS} times in a row")
 
 
 def _right(log: LogRecord) -> tuple[int, str]:

@@ -10,12 +10,14 @@ the last of them. A clone is opened after the volume that it is one of, and clos
 - Records are written first (iomesh.metadata.volumes has their order). What the engine is then asked can be repeated, so a crash between the
   two leaves work, never a doubt: at the next start a READY volume is opened, a MAKING one made further, a DELETING one erased further.
 - Opening raises the epoch in the log's record; every later change of that asks that epoch and owner are still ours.
+- A metadata service that does not answer ends nothing: what is served goes on, what is to be opened or deleted is tried again.
 - A volume of which a record cannot be read is listed as FAILED, and is left alone. No other is kept from being served.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +28,9 @@ import msgspec
 from iomesh.api.model import Export, Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import AlreadyExists, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
-from iomesh.metadata import Metadata
+from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
+from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import (
-    CheckpointPointer,
     CloneRecord,
     ExportRecord,
     Lifecycle,
@@ -48,15 +49,19 @@ from iomesh.metadata.volumes import (
     remove_records,
     reserve_name,
 )
+from iomesh.node.backoff import pauses
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Doors
+from iomesh.node.health import volume_warnings, why_log_failed
 from iomesh.node.hooks import Hooks
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, until_answered
+from iomesh.node.pointers import Pointers
 from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
-from iomesh.node.supervisor import STOP_SECONDS, Supervisor, settle
-from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, write_log, write_record
+from iomesh.node.supervisor import STOP_SECONDS, Supervisor, end_all, settle
+from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, take_over, write_record
 from iomesh.node.windows import Windows, check_window, marks_of
 from iomesh.sizes import exact_size
 from iomesh.times import exact_moment, exact_span, time_of
@@ -88,7 +93,9 @@ class Volumes:
         self._windows = windows
         self._supervisor = supervisor
         self._hooks = hooks
-        self._jobs: set[asyncio.Task[None]] = set()  # that record checkpoints
+        self._pointers = Pointers(engine, metadata, supervisor, self._lost)
+        self._withdrawing: set[asyncio.Task[None]] = set()
+        self._retrying: asyncio.Task[None] | None = None
         self.on_no_space: Callable[[], None] = lambda: None
         self.on_tight: Callable[[], None] = lambda: None
 
@@ -96,12 +103,12 @@ class Volumes:
 
     async def open_all(self) -> None:
         """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
-        inventory = await read_volumes(self._metadata)
+        inventory = await until_answered(lambda: read_volumes(self._metadata))
         for unreadable in inventory.unreadable:
             self._keep_closed(unreadable)
         for stale in inventory.stale_names:
             if stale.holder is None or stale.holder.node == self._node:
-                await release_stale(self._metadata, stale)
+                await until_answered(functools.partial(release_stale, self._metadata, stale))
                 log.info("name released that no volume has any more", key=stale.entry.key)
         for stored in inventory.volumes:
             await self._take_up(stored, named=stored.volume.record.id not in inventory.unnamed)
@@ -111,7 +118,7 @@ class Volumes:
         """At the start. Of what a crash left of a creation or a deletion, and has no log, only the records are left to be removed."""
         record, version = stored.volume
         if stored.log is None and record.node == self._node:
-            await remove_records(self._metadata, record)
+            await until_answered(lambda: remove_records(self._metadata, record))
             log.info("volume removed that was half made or half deleted", volume=record.name, id=str(record.id))
             return
         its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node), 0)
@@ -120,7 +127,7 @@ class Volumes:
         volume = OpenVolume(record, its_log, version, log_version, state)
         try:
             if not named and record.node == self._node:
-                await reserve_name(self._metadata, record.name, record.id)
+                await until_answered(lambda: reserve_name(self._metadata, record.name, record.id))
             self._volumes.add(volume)
         except AlreadyExists as error:
             self._keep_closed(Unreadable(record.id, str(record.id), its_log.owner, error.message, its_log))
@@ -131,7 +138,18 @@ class Volumes:
 
     async def retry(self) -> None:
         """Brings up what is not up: at the start, and once a missing device has come."""
-        left = [volume for volume in self._volumes.values() if not volume.in_engine]
+        await self._bring_up_all([volume for volume in self._volumes.values() if not volume.in_engine])
+
+    async def _retry_until_answered(self) -> None:
+        for pause in pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
+            await asyncio.sleep(pause)
+            waiting = [volume for volume in self._volumes.values() if volume.awaits_metadata]
+            if not waiting:
+                return
+            await self._bring_up_all(waiting)
+
+    async def _bring_up_all(self, left: list[OpenVolume]) -> None:
+        """A clone after the volume that it is one of."""
         while left:
             ids = {volume.record.id for volume in left}
             later = [volume for volume in left if volume.log.clone_of is not None and volume.log.clone_of.volume in ids]
@@ -142,18 +160,20 @@ class Volumes:
 
     async def close_all(self) -> None:
         """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
+        if self._retrying is not None:
+            await end_all([self._retrying])
         left = [volume for volume in self._volumes.values() if volume.in_engine]
         while left:  # clones first: the engine closes no volume before them
             parents = {volume.log.clone_of.volume for volume in left if volume.log.clone_of is not None}
             await settle(self._close(volume) for volume in left if volume.record.id not in parents)
             left = [volume for volume in left if volume.record.id in parents]
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=STOP_SECONDS)
+        if self._withdrawing:
+            await asyncio.wait(self._withdrawing, timeout=STOP_SECONDS)
 
     async def _bring_up(self, volume: OpenVolume) -> None:
         await self._hooks.hold(f"volume {volume.record.name}")
         async with volume.changing:
-            if volume.in_engine or not self._volumes.has(volume):
+            if (volume.in_engine and not volume.awaits_metadata) or not self._volumes.has(volume):
                 return  # by whoever held it before
             try:
                 if volume.log.owner != self._node:
@@ -162,8 +182,10 @@ class Volumes:
                     raise Unavailable(
                         f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
                     )
-                if volume.record.state == Lifecycle.DELETING:
+                if volume.record.state == Lifecycle.DELETING or (volume.state == VolumeState.DELETING and not volume.log_version):
                     await self._erase(volume)
+                elif volume.state == VolumeState.DELETING:
+                    await self._delete(volume)
                 else:
                     await self._open(volume)
             except IomeshError as error:
@@ -171,6 +193,18 @@ class Volumes:
             except Exception as error:
                 log.exception("internal error", volume=volume.record.name)
                 self._fail(volume, IomeshError(f"internal error ({error!r}): see the node's log"))
+
+    def _lost(self, volume: OpenVolume, error: Conflict) -> None:
+        """Another node has it: nothing is served any more, neither writes nor what may have been overwritten elsewhere."""
+        self._fail(volume, error)
+        job = self._supervisor.spawn("withdraw exports", self._withdraw(volume), volume=volume.record.name)
+        self._withdrawing.add(job)
+        job.add_done_callback(self._withdrawing.discard)
+
+    async def _withdraw(self, volume: OpenVolume) -> None:
+        async with volume.changing:
+            await self._doors.withdraw(volume.record.name)
+            await self._snapshots.closing(volume)
 
     async def _close(self, volume: OpenVolume) -> None:
         name = volume.record.name
@@ -183,6 +217,7 @@ class Volumes:
             # Nothing is lost by it: the log is what it was, and the next start replays more of it.
             log.error("volume closed without a checkpoint", volume=name, reason=error.message)
         finally:
+            await self._pointers.end(volume)
             volume.in_engine = False
             volume.state = VolumeState.OPENING
 
@@ -324,7 +359,7 @@ class Volumes:
             return _describe_unreadable(unreadable)
         volume = self._volumes.find(name)
         described = self._describe(volume)
-        if described.state != VolumeState.SERVING:
+        if volume.state != VolumeState.SERVING:
             return described
         told = await self._engine.space(volume.record.id)
         live = told["physical_bytes"] - told["log_bytes"] - told["ahead_bytes"] - told["dead_bytes"]
@@ -334,6 +369,11 @@ class Volumes:
     def list(self) -> list[Volume]:
         unreadable = (_describe_unreadable(each) for each in self._volumes.unreadable.values() if not is_hidden_name(each.name))
         return sorted([*unreadable, *map(self._describe, self._volumes.named())], key=lambda volume: volume.name)
+
+    def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
+        """Of every volume that users see, its name, and for how long the metadata service has not answered for it."""
+        now = time.monotonic()
+        return ((each.record.name, now - each.unanswered.since if each.unanswered else 0.0) for each in self._volumes.named())
 
     @property
     def progress(self) -> str:
@@ -358,9 +398,7 @@ class Volumes:
         name = volume.record.name if volume else None
         match event.kind:
             case "checkpoint" if volume is not None:
-                job = self._supervisor.spawn("record checkpoint", self._move_checkpoint(volume, event.value), volume=volume.record.name)
-                self._jobs.add(job)
-                job.add_done_callback(self._jobs.discard)
+                self._pointers.move(volume, event.value)
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
             case "tight":
@@ -374,19 +412,6 @@ class Volumes:
                     log.error("no space: writes are refused until there is; delete or trim something, or add a device", volume=name)
             case _:
                 log.info(event.kind.replace("_", " "), volume=name, **event.value)
-
-    async def _move_checkpoint(self, volume: OpenVolume, value: dict[str, Any]) -> None:
-        pointer, sequence = value["pointer"], value["sequence"]
-        checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
-        moved = False
-        try:
-            await write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint))
-            moved = True
-            log.debug("checkpoint", volume=volume.record.name, sequence=sequence, segment=pointer.segment, block=pointer.block)
-        except IomeshError as error:
-            log.error("checkpoint not recorded", volume=volume.record.name, sequence=sequence, reason=error.message)
-        finally:
-            self._engine.checkpoint_moved(volume.record.id, sequence, moved=moved)
 
     # steps
 
@@ -411,17 +436,33 @@ class Volumes:
     async def _open(self, volume: OpenVolume) -> None:
         """Takes the volume over under a new epoch, recovers it, opens its door."""
         volume.state, volume.reason = VolumeState.OPENING, ""
-        epoch = volume.log.epoch + 1
-        await write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, epoch=epoch, owner=self._node))
-        record = volume.record
-        at, of = volume.log.checkpoint, volume.log.clone_of
+        if not volume.in_engine:  # else it was opened before, and what follows was not done
+            await self._recover(volume)
+        record, of = volume.record, volume.log.clone_of
+        await self._windows.undo(volume)
+        if record.state == Lifecycle.MAKING:
+            if of is not None and of.at_ns:
+                await self._windows.follow(volume, of)
+            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
+        volume.state, volume.awaits_metadata = VolumeState.SERVING, False
+        await self._snapshots.opened(volume)
+        self._publish(volume)
+        log.info("volume open", volume=record.name, epoch=volume.log.epoch, **volume.recovery)
+
+    async def _recover(self, volume: OpenVolume) -> None:
+        of = volume.log.clone_of
+        parent = self._volumes.by_id(of.volume) if of is not None else None
+        if of is not None and parent is not None and parent.awaits_metadata:
+            raise MetadataUnavailable(f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service")
+        await take_over(self._metadata, volume, self._node)
+        record, at = volume.record, volume.log.checkpoint
         self._stores.refuse_while_changing()
         volume.opening = True
         try:
             volume.recovery = await self._engine.open_volume(
                 record.id,
                 size_bytes=record.size_bytes,
-                epoch=epoch,
+                epoch=volume.log.epoch,
                 segment_bytes=record.segment_bytes,
                 checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
                 clone_of=(of.volume, of.snapshot) if of else None,
@@ -429,15 +470,6 @@ class Volumes:
             volume.in_engine = True
         finally:
             volume.opening = False
-        await self._windows.undo(volume)
-        if record.state == Lifecycle.MAKING:
-            if of is not None and of.at_ns:
-                await self._windows.follow(volume, of)
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
-        volume.state = VolumeState.SERVING
-        await self._snapshots.opened(volume)
-        self._publish(volume)
-        log.info("volume open", volume=record.name, epoch=epoch, **volume.recovery)
 
     def _publish(self, volume: OpenVolume) -> None:
         record = volume.record
@@ -451,13 +483,19 @@ class Volumes:
             )
 
     async def _delete(self, volume: OpenVolume) -> None:
-        await write_record(
-            self._metadata,
-            volume,
-            lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
-        )
+        """If the metadata service does not answer, the volume may be one that is deleted: then it is, once it does."""
         try:
+            await write_record(
+                self._metadata,
+                volume,
+                lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
+            )
             await self._erase(volume)
+        except MetadataUnavailable as error:
+            volume.state = VolumeState.DELETING
+            await self._doors.withdraw(volume.record.name)
+            self._fail(volume, error)
+            raise
         except IomeshError as error:
             self._fail(volume, error)
             raise
@@ -523,6 +561,7 @@ class Volumes:
         if volume.in_engine:
             await self._snapshots.closing(volume)
             await self._engine.close_volume(volume.record.id, checkpoint=False)
+            await self._pointers.end(volume)
             volume.in_engine = False
         segments = await self._engine.erase_volume(volume.record.id)
         await remove_records(self._metadata, volume.record)
@@ -530,7 +569,9 @@ class Volumes:
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
     async def _discard(self, volume: OpenVolume) -> None:
-        """Of a creation that failed nothing is left; what cannot be undone now is when the node starts again."""
+        """Of a creation that failed nothing is left; what cannot be undone now is undone once the metadata service answers, or when the
+        node starts again."""
+        volume.state = VolumeState.DELETING
         try:
             if volume.log_version:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
@@ -542,10 +583,22 @@ class Volumes:
             self._fail(volume, error)
 
     def _fail(self, volume: OpenVolume, error: IomeshError) -> None:
+        """One for which only the metadata service has to answer is tried again, in the background."""
+        awaited, told = volume.awaits_metadata, (volume.state, volume.reason)
         volume.reason = error.message
+        volume.awaits_metadata = isinstance(error, MetadataUnavailable)
+        if volume.awaits_metadata:
+            if not awaited:
+                log.warning(
+                    "volume waits for the metadata service", volume=volume.record.name, state=volume.state.value, reason=error.message
+                )
+            if self._retrying is None or self._retrying.done():
+                self._retrying = self._supervisor.spawn("wait for the metadata service", self._retry_until_answered())
+            return
         if volume.state != VolumeState.DELETING:
             volume.state = VolumeState.FAILED
-        log.error("volume failed", volume=volume.record.name, state=volume.state.value, reason=error.message)
+        if (volume.state, volume.reason) != told:
+            log.error("volume failed", volume=volume.record.name, state=volume.state.value, reason=error.message)
 
     # checks and answers
 
@@ -592,6 +645,7 @@ class Volumes:
     def _describe(self, volume: OpenVolume) -> Volume:
         record = volume.record
         state = self._engine.volume_state(record.id) if volume.state == VolumeState.SERVING else {}
+        broken = bool(state) and bool(state["error"])
         return Volume(
             name=record.name,
             id=str(record.id),
@@ -599,8 +653,9 @@ class Volumes:
             segment_bytes=record.segment_bytes,
             epoch=volume.log.epoch,
             owner=volume.log.owner,
-            state=volume.state,
-            reason=volume.reason,
+            state=VolumeState.READ_ONLY if broken else volume.state,
+            reason=why_log_failed(state) if broken else volume.reason,
+            warnings=volume_warnings(volume),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
             exports=self._doors.describe(record.name),

@@ -23,7 +23,7 @@ import msgspec
 
 from iomesh.api.model import VolumeState
 from iomesh.errors import Conflict, InvalidArgument, IomeshError, NoSpace
-from iomesh.metadata import Metadata
+from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
@@ -219,6 +219,8 @@ class Windows:
                     async with volume.changing:
                         if volume.state == VolumeState.SERVING and not is_hidden(volume):
                             await self.keep(volume)
+                except MetadataUnavailable:
+                    continue  # told by pointers.py; the next look tries again
                 except IomeshError as error:
                     log.error("restore window not kept", volume=volume.record.name, reason=error.message)
             task.progress()

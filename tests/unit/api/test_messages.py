@@ -54,6 +54,7 @@ SAMPLES: list[tuple[msgspec.Struct, type[Message]]] = [
             recovery_seconds=0.25,
             recovery_bytes=6,
             window_from=TIME,
+            warnings=["it waits"],
         ),
         pb.Volume,
     ),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from iomesh.errors import Damaged, NotFound, Unavailable, Unsupported
-from iomesh.metadata import HistoryLost, Put
+from iomesh.metadata import HistoryLost, MetadataUnavailable, Put
 from iomesh.metadata import sqlite as implementation
 from iomesh.metadata.sqlite import SqliteMetadata
+from support.small_file_system import SmallFileSystem
 
 
 async def test_what_was_committed_is_there_after_opening_again(tmp_path: Path) -> None:
@@ -108,3 +109,58 @@ async def test_after_closing_there_is_no_answer(tmp_path: Path) -> None:
     await metadata.close()
     with pytest.raises((Unavailable, RuntimeError)):
         await metadata.get("a")
+
+
+async def commit_often(metadata: SqliteMetadata) -> None:
+    for _ in range(1000):
+        await metadata.commit(Put("a", bytes(4096), None))
+
+
+async def test_a_full_file_system_is_unavailable_and_works_again_once_there_is_space(tmp_path: Path) -> None:
+    small = SmallFileSystem(tmp_path / "small", mebibytes=2)
+    try:
+        metadata = await SqliteMetadata.open(small.path / "metadata.db")
+        version = await metadata.commit(Put("a", b"1", 0))
+        small.fill()
+        with pytest.raises(MetadataUnavailable, match="full"):
+            await commit_often(metadata)  # what the files have room for is used first
+        kept = await metadata.get("a")
+        assert kept is not None
+        small.free()
+        assert await metadata.commit(Put("a", b"2", kept.version)) > version
+        await metadata.close()
+    finally:
+        small.remove()
+
+
+async def test_a_lock_that_another_process_holds_is_unavailable_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "BUSY_SECONDS", 0.05)
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    version = await metadata.commit(Put("a", b"1", 0))
+    other = sqlite3.connect(tmp_path / "metadata.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(MetadataUnavailable, match="locked"):
+        await metadata.commit(Put("a", b"2", version))
+    assert await metadata.get("a") == ("a", b"1", version), "it can be read meanwhile"
+    other.execute("ROLLBACK")
+    await metadata.commit(Put("a", b"2", version))
+    other.close()
+    await metadata.close()
+
+
+async def test_a_commit_that_fails_in_the_end_leaves_no_transaction_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that does not end makes COMMIT fail where there is no WAL, as on a file system without shared memory."""
+    monkeypatch.setattr(implementation, "BUSY_SECONDS", 0.05)
+    metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
+    await metadata._run(lambda: metadata._sql.execute("PRAGMA journal_mode = DELETE").fetchall())
+    version = await metadata.commit(Put("a", b"1", 0))
+    reader = sqlite3.connect(tmp_path / "metadata.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM entries").fetchall()
+    for _ in range(2):
+        with pytest.raises(MetadataUnavailable, match="locked"):
+            await metadata.commit(Put("a", b"2", version))
+    reader.execute("ROLLBACK")
+    reader.close()
+    await metadata.commit(Put("a", b"2", version))
+    await metadata.close()

@@ -13,6 +13,7 @@ import pytest
 from iomesh.errors import AlreadyExists, Conflict, InvalidArgument, IomeshError
 from iomesh.metadata import Delete, Entry, Metadata, Put
 from iomesh.metadata.records import (
+    CheckpointPointer,
     CloneRecord,
     ExportRecord,
     Lifecycle,
@@ -40,6 +41,8 @@ from iomesh.node.volume import OpenVolume, hide_record, write_log, write_record
 
 Opener = Callable[[], Awaitable[Metadata]]
 OF = CloneRecord(volume=uuid.UUID(int=6), snapshot=uuid.UUID(int=7), name="parent@monday")
+
+POINTER = CheckpointPointer(segment=1, block=2, crc=3, sequence=4)
 
 
 def records(name: str, number: int, state: Lifecycle = Lifecycle.MAKING) -> tuple[VolumeRecord, LogRecord]:
@@ -230,7 +233,7 @@ async def test_a_write_whose_answer_was_lost_is_done(metadata: Metadata) -> None
     version = await metadata.commit(put_volume(grown, volume.version))
     await write_record(metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=2 << 30))
     assert (volume.record, volume.version) == (grown, version)
-    raised = msgspec.structs.replace(volume.log, epoch=1)
+    raised = msgspec.structs.replace(volume.log, checkpoint=POINTER)
     version = await metadata.commit(put_log(raised, volume.log_version))
-    await write_log(metadata, volume, lambda log: msgspec.structs.replace(log, epoch=1))
+    await write_log(metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=POINTER))
     assert (volume.log, volume.log_version) == (raised, version)

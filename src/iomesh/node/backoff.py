@@ -1,0 +1,14 @@
+"""Pauses between attempts: exponential backoff with jitter, so that those who wait for the same service do not ask all at once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+
+def pauses(first_seconds: float, longest_seconds: float) -> Iterator[float]:
+    """Seconds, without an end."""
+    most = first_seconds
+    while True:
+        yield random.uniform(most / 2, most)
+        most = min(2 * most, longest_seconds)
