@@ -131,7 +131,10 @@ async def test_an_owner_whose_epoch_is_over_records_no_checkpoint(node: Daemon) 
             found = await find_volume(metadata, "db")
         assert found is not None and found.log is not None
         assert found.log.record.checkpoint is None
-        assert "has been taken over" in node.logged("checkpoint not recorded")[0]["reason"]
+        assert "has been taken over" in node.logged("volume failed")[0]["reason"]
+        volume = await client.volume("db")
+        assert volume.state is VolumeState.FAILED
+        assert "has been taken over" in volume.reason
     await connection.close()
 
 
