@@ -33,7 +33,7 @@ test: build ## the tests, under 15 minutes on 2 cores
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: soak
-soak: build packages-test ## the long forms of the tests: hours
+soak: build packages-test simulate ## the long forms of the tests, and all seeds of `make simulate`: hours
 	$(BIN)/pytest --soak --timeout=14400 tests/crash tests/programs $(ARGS)
 
 .PHONY: bench amplification profile
@@ -116,7 +116,7 @@ SEEDS := 0..1999
 COVERED := build/covered
 .PHONY: simulate simulate-soak
 simulate: build ## lives in the simulated world, for SEEDS=0..1999; one again: ARGS="--seed 7 --trace 200"
-	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(findstring --seed ,$(ARGS)),,--seeds $(SEEDS)) $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(findstring --seed,$(ARGS)),,--seeds $(SEEDS)) $(ARGS)
 
 simulate-soak: $(COVERED)/installed.stamp ## the same with new seeds until it is stopped, with what of the engine they reach
 	PYTHONPATH=tests $(BIN)/python -m simulation --soak --covered $(ARGS)

@@ -5,9 +5,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from simulation import seeds
 from support import rooms
 from support.amount import Amount
 from support.disk import Disk
@@ -22,17 +25,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak", action="store_true", help="the long forms: 200 kills under load, 20 under a database, every kind of damage everywhere"
     )
     group.addoption("--seed", type=int, help="repeat a run: the number that its first lines and every failure name")
+    group.addoption("--seeds-of", metavar="DAY", help="the simulated world's seeds of another day than today, such as 2026-11-30")
     group.addoption("--keep", action="store_true", help="leave trials as they are after a test, their daemons killed, to look into them")
     group.addoption("--kills", type=int, help="SIGKILLs under load (10, with --soak 200)")
     group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    rooms.seed(config)  # before processes are started that share the work: it is one for all of them
+    rooms.seed(config)  # before processes are started that share the work: it is one for all of them ...
+    config.option.seeds_of = config.option.seeds_of or seeds.today()  # ... and so is this, also over midnight
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {rooms.seed(config)} (repeat with --seed)"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"seed: {rooms.seed(config)} (repeat with --seed)", f"simulated: seeds of {config.option.seeds_of} (repeat with --seeds-of)"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """With --dist loadfile: a module's tests run in one process, which shares its installations. Runs of the simulated world share nothing;
+    they come last, one by one, and fill whichever core is free."""
+    return ByModule(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/simulation/") else nodeid.partition("::")[0]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 python -m simulation --seed 7 --trace 200        one life, its last events
 python -m simulation --seeds 0..1999             many; the exit code is 1 when any of them went wrong
+python -m simulation --seeds-of 2026-11-30       those that `make test` draws on a day
 python -m simulation --soak                      new seeds until it is stopped; with --covered in the build that `make simulate-soak` makes
 python -m simulation --planted NAME --seed 7     with a bug that is planted (planted.py), in the build that `make planted` makes
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 
 from simulation import coverage
 from simulation.lives import live, run_all
+from simulation.seeds import of_day
 
 PROGRESS_SECONDS = 10
 COVERAGE_SECONDS = 300
@@ -26,6 +28,7 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one life, and what happened in it")
     which.add_argument("--seeds", metavar="A..B", help="all from A to B")
+    which.add_argument("--seeds-of", metavar="DAY", type=of_day, help="those that `make test` draws on a day, such as 2026-11-30")
     which.add_argument("--soak", action="store_true", help="until stopped, from a seed on that the clock gives")
     parser.add_argument("--processes", type=int, default=2, help="at once (2)")
     parser.add_argument("--operations", type=int, help="of each life; drawn unless given")
@@ -39,7 +42,7 @@ def main() -> int:
         plant(given.planted)
     if given.seed is not None:
         return one(given.seed, given.operations, given.trace)
-    wanted = seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000)
+    wanted = given.seeds_of or (seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000))
     return many(wanted, given.processes, given.operations, covered=given.covered)
 
 

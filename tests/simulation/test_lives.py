@@ -2,61 +2,57 @@
 
 import pytest
 
-from simulation import lives
-from simulation.lives import live, run_all
+from simulation import lives, seeds
+from simulation.lives import Outcome, live, run_all
 from support.amount import Amount
 
-SEEDS = 2000
+SLICES = 5  # of the day's seeds: tests of their own, so that pytest-xdist spreads them over the cores
 SEEDS_SOAK = 20_000
-
-# Seeds that found a bug of the engine, as it was drawn then; kept although what they draw changes when the simulation does.
-FOUND = {
-    2: "a record's buffer that came back woke an append that began the same record before it was let go of, and "
-    "a checkpoint's index in a segment younger than the table made the checkpoint invalid",
-    240: "whoever waited for the first part of a record was told before the rest of it was in the map, and cleaning or a merge that read "
-    "the map at once wrote the block's old content again, over an acknowledged write",
-    168: "a record of the open segment was lost before a checkpoint, no later header told of it, and recovery cut off what was behind it, "
-    "the checkpoint and its snapshots",
-    299: "the model took zeros for the wrong trim of two (its own bug)",
-    454: "a segment that came after the walk was compared with it (its own bug)",
-    329: "a clone that had written nothing could not have its map copied: a node was to be changed before the first record",
-    473: "of a detached clone's restore window a mark went and an older one stayed, from which the log led past a restore",
-    5358: "records of a segment that was given back were taken for those of a later one with its number and slabs",
-    1586: "a record that was begun, and had nothing to hold after all, kept its buffer while other volumes' writes waited for one",
-    32152: "a record that was written again after an error was whole in the segment of the error, torn in the next, "
-    "and recovery took the torn one",
-    32103: "a clone that was recorded and found no space for its first segment could not be opened after the crash",
-    32426: "a clone of a moment was recorded before the parent's log was on stable media, and a power cut took the end of "
-    "what it was to follow",
-    38689: "a clone was let go of its parent by what its head counted, while its newest checkpoint still counted a block that it inherited",
-    42252: "a segment whose footer the device could not be made to keep was sealed in the journal all the same",
-    58589: "recovery ended the log at a record that was lost in the segment before the checkpoint's, and cut off the checkpoint's nodes",
-    60482: "who waited for space was woken in the midst of an append, and the record that it began was forgotten",
-    62150: "a slot was given to a new clone while the detaching of the one before had not ended (the model's own bug)",
-    2066: "a footer that recovery wrote was not on stable media when the journal said that the segment had one",
-}
+EVERY_KIND = 100  # seeds in which, with those recorded, everything occurs that a run can do
+HAPPENED = (
+    "crashes power_cuts stops moves refusals damages astray excused struck read "
+    "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
+    "walks walked comparisons asked vanished"
+)
 
 
-@pytest.mark.parametrize("seed", sorted(FOUND))
-def test_a_seed_that_found_a_bug_finds_none(seed: int) -> None:
-    assert [outcome for outcome in run_all([seed], processes=1) if outcome.wrong] == []
+def wrong(outcomes: list[Outcome], wanted: list[int], where: str) -> list[str]:
+    """What went wrong, each with the command that repeats it. Every seed was run once, and reads were compared."""
+    assert sorted(outcome.seed for outcome in outcomes) == sorted(wanted), "every seed is run once"
+    again = 'make simulate ARGS="--seed {}" runs it again; it goes into seeds.toml ({})'
+    failed = [f"{outcome}: {again.format(outcome.seed, where)}" for outcome in outcomes if outcome.wrong]
+    compared = sum(outcome.told.get("compared", 0) for outcome in outcomes)
+    ambiguous = sum(outcome.told.get("ambiguous", 0) for outcome in outcomes)
+    assert failed or (compared > 1000 * len(wanted) and ambiguous), (
+        f"reads are compared ({compared}), and after crashes there is something to decide ({ambiguous})"
+    )
+    return failed
 
 
-def test_lives_keep_every_promise(amount: Amount) -> None:
-    seeds = range(SEEDS_SOAK if amount.soak else SEEDS)
-    outcomes = list(run_all(seeds))
-    assert sorted(outcome.seed for outcome in outcomes) == list(seeds), "every seed is lived once"
-    assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
+@pytest.mark.timeout(7200)
+def test_no_recorded_seed_finds_a_fault_and_everything_occurs(processes: int) -> None:
+    recorded = seeds.recorded()
+    wanted = sorted(recorded.keys() | set(range(EVERY_KIND)))
+    outcomes = list(run_all(wanted, processes))
+    assert wrong(outcomes, wanted, "recorded") == [], {seed: recorded.get(seed) for seed in wanted}
     told = {name: sum(outcome.told[name] for outcome in outcomes) for name in outcomes[0].told}
-    happened = (
-        "crashes power_cuts stops moves refusals damages astray excused struck read "
-        "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
-        "walks walked comparisons asked vanished"
-    )
-    assert [name for name in happened.split() if not told[name]] == [], told
-    assert told["compared"] > 1000 * len(seeds) and told["ambiguous"], (
-        f"reads are compared, and after crashes there is something to decide: {told}"
-    )
+    assert [name for name in HAPPENED.split() if not told[name]] == [], told
+
+
+@pytest.mark.timeout(7200)  # one seed in hundreds takes a minute of processor time
+@pytest.mark.parametrize("part", range(SLICES))
+def test_no_seed_of_the_day_finds_a_fault(part: int, day: str, processes: int, amount: Amount) -> None:
+    wanted = seeds.of_day(day, SEEDS_SOAK if amount.soak else seeds.PER_DAY)[part::SLICES]
+    assert wrong(list(run_all(wanted, processes)), wanted, f"--seeds-of {day}") == []
+
+
+def test_a_day_draws_the_same_seeds_again_and_another_day_others() -> None:
+    drawn = seeds.of_day("2026-11-30")
+    assert len(set(drawn)) == seeds.PER_DAY
+    assert drawn == seeds.of_day("2026-11-30") == seeds.of_day("2026-11-30", 2 * seeds.PER_DAY)[: seeds.PER_DAY]
+    assert not set(drawn) & set(seeds.of_day("2026-12-01"))
+    with pytest.raises(ValueError, match="yesterday"):
+        seeds.of_day("yesterday")
 
 
 def test_a_life_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
