@@ -96,7 +96,8 @@ planted: $(PLANTED)/installed.stamp ## the engine with bugs that can be planted 
 
 $(PLANTED)/installed.stamp: .venv/installed.stamp
 	rm -rf $(PLANTED)
-	$(subst $(ENGINE),build/plant,$(INSTALL)) --no-deps --target $(PLANTED) -Csetup-args=-Dc_args=-DIOMESH_PLANTED .
+	$(subst $(ENGINE),build/plant,$(INSTALL)) --no-deps --target $(PLANTED) \
+	  -Csetup-args=-Dgenerated=$(CURDIR)/$(ENGINE) -Csetup-args=-Dc_args=-DIOMESH_PLANTED .
 	touch $@
 
 # And once more for the fuzzer: clang's instrumentation counts what the engine's code reaches, atheris' sanitizer library holds libFuzzer.
