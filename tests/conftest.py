@@ -11,7 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from simulation import seeds
-from support import rooms
+from support import logs, rooms
 from support.amount import Amount
 from support.disk import Disk
 from support.trial import Trial
@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "logs(words, ...): a daemon's log may hold these words, which are else taken for a bug's")
     rooms.seed(config)  # before processes are started that share the work: it is one for all of them ...
     config.option.seeds_of = config.option.seeds_of or seeds.today()  # ... and so is this, also over midnight
 
@@ -76,13 +77,21 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 
 
 @pytest.fixture
-def room(request: pytest.FixtureRequest) -> Iterator[Path]:
-    with rooms.room(request.config) as folder:
-        yield folder
+def expected_in_logs(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What daemons may log in this test although it tells of a bug (support/logs.py)."""
+    return tuple(word for mark in request.node.iter_markers("logs") for word in mark.args)
 
 
 @pytest.fixture
-def new_trial(request: pytest.FixtureRequest, room: Path) -> Iterator[Callable[..., Trial]]:
+def room(request: pytest.FixtureRequest, expected_in_logs: tuple[str, ...]) -> Iterator[Path]:
+    """A folder for a test and its daemons; the test fails if their logs tell of a bug."""
+    with rooms.room(request.config) as folder:
+        yield folder
+        logs.check(folder, expected_in_logs)
+
+
+@pytest.fixture
+def new_trial(request: pytest.FixtureRequest, room: Path, expected_in_logs: tuple[str, ...]) -> Iterator[Callable[..., Trial]]:
     """Makes trials: new_trial("--size", "1Gi", ...) takes what `trial up` takes."""
     made: list[Trial] = []
 
@@ -94,14 +103,12 @@ def new_trial(request: pytest.FixtureRequest, room: Path) -> Iterator[Callable[.
 
     yield make
     for trial in made:
-        leave(trial, request.config)
+        leave(trial, request.config, expected_in_logs)
 
 
-def leave(trial: Trial, config: pytest.Config) -> None:
-    if config.getoption("--keep"):
-        trial.crash()
-    else:
-        trial.down()
+def leave(trial: Trial, config: pytest.Config, expected_in_logs: tuple[str, ...] = ()) -> None:
+    end = trial.crash if config.getoption("--keep") else trial.down
+    logs.check_after(end, trial.directory, expected_in_logs)
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ def volume_bytes() -> int:
 
 
 @pytest.fixture
-def volume(installation: Trial, volume_bytes: int) -> Iterator[str]:
+def volume(installation: Trial, volume_bytes: int, expected_in_logs: tuple[str, ...]) -> Iterator[str]:
     """The NBD URI of a volume of the test's own."""
     if not installation.running():  # a test before ended the daemon; it has failed for that, not this one
         installation.start()
@@ -134,6 +141,7 @@ def volume(installation: Trial, volume_bytes: int) -> Iterator[str]:
     yield asyncio.run(installation.make_volume(name, volume_bytes))
     if installation.running():
         asyncio.run(installation.delete_volume(name))
+    logs.check(installation.directory, expected_in_logs)
 
 
 @pytest.fixture

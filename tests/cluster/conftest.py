@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from support import logs
 from support.daemon import Daemon
 
 
 @pytest.fixture
-async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
+async def daemon(expected_in_logs: tuple[str, ...]) -> AsyncIterator[Daemon]:
     """With one formatted device; not started."""
     # Not tmp_path: a socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="iomesh-"))
@@ -24,7 +25,7 @@ async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
         daemon.kill()
     if daemon.log.exists():
         print(daemon.log.read_text())
-    shutil.rmtree(directory)
+    logs.check_after(lambda: shutil.rmtree(directory), directory, expected_in_logs)
 
 
 @pytest.fixture

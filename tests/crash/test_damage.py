@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from iomesh.engine import engine
-from support import rooms
+from support import logs, rooms
 from support.amount import Amount
 from support.load import Load
 from support.model import Model
@@ -84,7 +84,7 @@ class AtRest:
 
     def restore(self) -> None:
         self.trial.crash()
-        shutil.rmtree(self.trial.directory)
+        logs.check_after(lambda: shutil.rmtree(self.trial.directory), self.trial.directory)
         run(["cp", "-a", "--sparse=always", self.copy, self.trial.directory])
 
     def overwrite(self, offset: int, data: bytes) -> None:
@@ -116,6 +116,7 @@ def at_rest(request: pytest.FixtureRequest, amount: Amount) -> Iterator[AtRest]:
             yield AtRest(trial, model, copy, request.param)
         finally:
             trial.crash()
+            logs.check(folder)
 
 
 async def fill(uri: str, model: Model, seed: int, enough: int) -> None:
@@ -261,7 +262,7 @@ def test_both_superblocks_gone_is_refused(at_rest: AtRest) -> None:
     assert at_rest.device.name in got.refused, f"the device is not named: {got.refused}"
 
 
-def test_one_journal_block_gone_in_both_copies_gives_no_wrong_data(at_rest: AtRest, draw: random.Random) -> None:
+def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw: random.Random) -> None:
     at_rest.restore()
     places = DeviceAtRest(at_rest.device).places()
     mirrors = [place for place in places if place.kind == "journal mirror"]
@@ -270,7 +271,9 @@ def test_one_journal_block_gone_in_both_copies_gives_no_wrong_data(at_rest: AtRe
     journal = next(place for place in places if place.kind == "journal" and place.what == mirror.what)
     for place in (journal, mirror):
         at_rest.overwrite(place.offset, draw.randbytes(BLOCK))
-    outcome(at_rest)  # refused, or nothing but right data and EIO
+    got = outcome(at_rest)
+    assert got.refused, f"a block of the journal is in neither copy, and the device was opened: {got}"
+    assert at_rest.device.name in got.refused, f"the device is not named: {got.refused}"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
@@ -283,12 +286,40 @@ def test_a_device_cut_short_gives_no_wrong_data(at_rest: AtRest, share: float) -
     assert at_rest.device.name in got.refused, f"the device is not named: {got.refused}"
 
 
+def live(at_rest: AtRest, places: list[Place]) -> set[Place]:
+    """The places of data that the volume holds now: the newest of their block, and not overwritten or trimmed since."""
+    newest: dict[int, Place] = {}
+    for place in sorted((place for place in places if place.kind == "data"), key=lambda place: place.sequence):
+        newest[place.position] = place
+    written = (place for place in newest.values() if any(at_rest.bytes_at(place)))  # zeros may have been trimmed since
+    content = at_rest.model.content
+    return {place for place in written if at_rest.bytes_at(place) == content[place.position * BLOCK :][:BLOCK].tobytes()}
+
+
 @pytest.mark.parametrize("megabytes", [1, 8])
 def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Random, amount: Amount, megabytes: int) -> None:
-    headers = [place for place in DeviceAtRest(at_rest.device).places() if place.kind == "header"]
-    last = max(headers, key=lambda place: place.sequence)  # stays, since it says what was stable: without it the log merely ends earlier
-    headers = [place for place in headers if not place.offset <= last.offset < place.offset + (megabytes << 20)]
-    for place in draw.sample(headers, min(len(headers), 20 if amount.soak else 1)):
+    """What it held cannot be read, and nothing else; or the volume is refused with a reason."""
+    at_rest.restore()
+    places = DeviceAtRest(at_rest.device).places()
+    held = live(at_rest, places)
+    last = max((place for place in places if place.kind == "header"), key=lambda place: place.sequence)
+
+    def wiped(start: Place) -> list[Place]:
+        return [place for place in places if start.offset <= place.offset < start.offset + (megabytes << 20)]
+
+    # The last header stays, since it says what was stable: without it the log merely ends earlier.
+    starts = [place for place in places if place.kind == "header" and last not in (gone := wiped(place)) and held & set(gone)]
+    assert starts, "no stretch holds anything that the volume has: this shows nothing"
+    for start in draw.sample(starts, min(len(starts), 20 if amount.soak else 1)):
         at_rest.restore()
-        at_rest.overwrite(place.offset, bytes(megabytes << 20))
-        outcome(at_rest)
+        at_rest.overwrite(start.offset, bytes(megabytes << 20))
+        got, gone = outcome(at_rest), wiped(start)
+        case = f"{megabytes} MiB from {start} on ({at_rest.how})"
+        print(f"{case}: {got}")
+        if got.refused:
+            continue
+        must = {place.position for place in held.intersection(gone)}
+        assert must <= got.unreadable, f"{case}: blocks {sorted(must - got.unreadable)[:8]} are not on the device and were read"
+        under = [blocks_under(place) for place in gone if place.kind in ("data", "map")]
+        beside = [block for block in got.unreadable if not any(block in blocks for blocks in under)]
+        assert not beside, f"{case}: blocks {sorted(beside)[:8]} cannot be read"

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from support.trial import Trial
 
 VOLUME = 64 << 20
 MIB = 1 << 20
+DEVICE = 256 * MIB  # of tests that fill it
+SOME = 200  # requests
 
 
 @pytest.fixture
@@ -52,18 +55,33 @@ def new_trial(new_trial: Callable[..., Trial], failing: Callable[..., FailingDev
         trial.crash()
 
 
-async def under_load(load: Load, during: Callable[[], None], *, before: float = 0.5, after: float = 1.0) -> None:
-    """Runs a load, does something in the middle of it, and stops it a while later."""
+async def under_load(load: Load, during: Callable[[], None], enough: Callable[[], bool]) -> None:
+    """Runs a load, does something once some of it was acknowledged, and goes on until there is enough."""
+
+    async def reached(condition: Callable[[], bool]) -> None:
+        while not condition() and not load.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     async def events() -> None:
-        await asyncio.sleep(before)
+        await reached(lambda: load.counts.acknowledged >= SOME)
         during()
-        await asyncio.sleep(after)
+        await reached(enough)
         load.stop()
 
-    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(300), asyncio.TaskGroup() as group:
         group.create_task(load.run())
         group.create_task(events())
+
+
+def more_than(load: Load, count: int) -> Callable[[], bool]:
+    """Whether so many requests have been acknowledged since this was first asked."""
+    before: list[int] = []
+
+    def enough() -> bool:
+        before.append(load.counts.acknowledged)
+        return before[-1] - before[0] >= count
+
+    return enough
 
 
 def settle(trial: Trial, model: Model) -> None:
@@ -77,8 +95,10 @@ def test_writes_go_on_in_another_segment_when_some_fail(
     device = failing(trial, write_rate="2%")
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO}))
-    asyncio.run(under_load(load, lambda: device.fail("write"), after=2))
+    after = more_than(load, SOME)
+    asyncio.run(under_load(load, lambda: device.fail("write"), lambda: device.injected("write") >= 5 and after()))
     device.heal()
+    assert device.injected("write") >= 5, "no write of the device failed: this shows nothing"
     assert trial.running() == trial.pids(), "the daemon died of a device's error"
     settle(trial, model)
     trial.crash()
@@ -93,7 +113,9 @@ def test_writes_go_on_elsewhere_when_one_device_of_two_fails(
     device = failing(trial, 0)
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32))  # not one error may reach the client
-    asyncio.run(under_load(load, lambda: device.fail("write"), after=2))
+    after = more_than(load, SOME)
+    asyncio.run(under_load(load, lambda: device.fail("write"), lambda: device.injected("write") > 0 and after()))
+    assert device.injected("write"), "no write of the device failed: this shows nothing"
     settle(trial, model)
     device.heal()
     trial.crash()
@@ -108,7 +130,7 @@ def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_i
     device = failing(trial)
     model = Model(VOLUME)
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.EIO, errno.ENOSPC}))
-    asyncio.run(under_load(load, lambda: device.fail("write")))
+    asyncio.run(under_load(load, lambda: device.fail("write"), lambda: bool(load.counts.errors)))
     assert load.counts.errors, "no client was told"
     assert trial.running() == trial.pids(), "the daemon died of a device's error"
     assert len(read_volume(trial.uri, VOLUME)) == VOLUME, "reads do not go on"
@@ -231,8 +253,8 @@ async def fill(uri: str, model: Model) -> int:
 
 
 def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Callable[..., Trial]) -> None:
-    trial = new_trial("--device-size", "256Mi", "--size", "512Mi")
-    model = Model(512 << 20)
+    trial = new_trial("--device-size", str(DEVICE), "--size", str(DEVICE))
+    model = Model(DEVICE)
 
     async def scenario() -> None:
         full = await fill(trial.uri, model)
@@ -250,16 +272,16 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
         for offset in range(0, half // 2, MIB):  # there is room again, perhaps a moment later
             operation = model.begin("write", offset, MIB)
             assert operation is not None
-            for _ in range(200):
+            deadline = time.monotonic() + 120
+            while True:
                 try:
                     await door.write(offset, operation.data())
                     break
                 except NbdError as error:
                     if error.errno != errno.ENOSPC:
                         raise
+                    assert time.monotonic() < deadline, f"after {half} bytes were trimmed and {written} written there is still no room"
                     await asyncio.sleep(0.05)
-            else:
-                raise AssertionError(f"after {half} bytes were trimmed and {written} written there is still no room")
             model.acknowledge(operation)
             written += MIB
         await door.close()
@@ -275,8 +297,8 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
 
 
 def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_trial: Callable[..., Trial]) -> None:
-    trial = new_trial("--device-size", "256Mi", "--size", "512Mi")
-    model = Model(512 << 20)
+    trial = new_trial("--device-size", str(DEVICE), "--size", str(DEVICE))
+    model = Model(DEVICE)
     asyncio.run(fill(trial.uri, model))
     trial.crash()
     trial.start()
@@ -286,11 +308,14 @@ def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_tria
     settle(trial, model)
 
 
-def test_overwriting_under_load_until_full_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
-    trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME), "--checkpoint-bytes", "16Mi")
-    model = Model(VOLUME)
+def test_overwriting_a_full_device_under_load_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+    """Some writes find space that cleaning has made, others are refused."""
+    trial = new_trial("--device-size", str(DEVICE), "--size", str(DEVICE), "--checkpoint-bytes", "16Mi")
+    model = Model(DEVICE)
+    asyncio.run(fill(trial.uri, model))
     load = Load(trial.uri, model, draw.getrandbits(32), tolerate=frozenset({errno.ENOSPC}))
-    asyncio.run(under_load(load, lambda: None, after=8))
+    asyncio.run(under_load(load, lambda: None, lambda: bool(load.counts.errors)))
+    assert load.counts.errors.get(errno.ENOSPC), "no write was refused: this shows nothing"
     settle(trial, model)
     trial.crash()
     trial.start()

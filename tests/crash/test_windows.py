@@ -1,7 +1,6 @@
 """Going back to a moment of the restore window: what a kill in between leaves, and an end that is not reached."""
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.errors import InUse, IomeshError, Unavailable
+from iomesh.errors import InUse, IomeshError
 from support.amount import Amount
 from support.bench import Bench
 from support.contents import everything
 from support.daemon import MIB, Daemon
+from support.interrupted import was_answered
 from support.nbd import Connection
 
 SIZE = 64 * MIB
@@ -63,13 +63,11 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment
             restoring = asyncio.ensure_future(client.restore_volume("db", "", at_ns=at_ns, discard=discard))
             await asyncio.wait({restoring}, timeout=draw.uniform(0, 1.2 * took))
             daemon.kill()
-            with contextlib.suppress(Unavailable):
-                await restoring
+            if answered := await was_answered(restoring):
                 took = time.monotonic() - began
         daemon.start()
         found = await everything(uri)
         assert found in (bytes(content), then), f"round {round_}: neither what it was nor what it was at the moment"
-        answered = restoring.exception() is None
         if answered:
             assert found == then, "what was answered is not there"
         done, undone = done + (found == then), undone + (found == content)
@@ -100,13 +98,12 @@ async def test_kills_during_the_making_of_a_clone_leave_it_whole_or_not_there(da
             cloning = asyncio.ensure_future(client.clone_volume("db", "", f"look{round_}", at_ns=at_ns))
             await asyncio.wait({cloning}, timeout=draw.uniform(0, 1.2 * took))
             daemon.kill()
-            with contextlib.suppress(Unavailable):
-                await cloning
+            if answered := await was_answered(cloning):
                 took = time.monotonic() - began
         daemon.start()
         async with daemon.client() as client:
             there = f"look{round_}" in {one.name for one in await client.volumes()}
-            assert there or cloning.exception() is not None, "what was answered is not there"
+            assert there or not answered, "what was answered is not there"
             if there:
                 made += 1
                 assert await everything((await client.export_volume(f"look{round_}")).uris[0]) == then

@@ -29,6 +29,7 @@ class FailingDevice:
         self._mount.mkdir()
         device.rename(self._backing)
         socket = self.folder / "s"
+        self._said = self.folder / "nbdkit.txt"
         self._server = subprocess.Popen(
             [
                 tool("nbdkit", "nbdkit"),
@@ -45,7 +46,7 @@ class FailingDevice:
                 f"error-pread-rate={read_rate}",
                 f"error-pread-file={self._trigger('read')}",
             ],
-            stderr=subprocess.DEVNULL,
+            stderr=self._said.open("wb"),
         )
         uri = f"nbd+unix:///?socket={socket}"
         eventually(
@@ -65,6 +66,10 @@ class FailingDevice:
 
     def thaw(self) -> None:
         self._server.send_signal(signal.SIGCONT)
+
+    def injected(self, what: str) -> int:
+        """How many writes or reads it has failed so far."""
+        return self._said.read_bytes().count(b"injecting EIO error into " + {"write": b"pwrite", "read": b"pread"}[what])
 
     def heal(self) -> None:
         for what in ("write", "read"):

@@ -72,6 +72,11 @@ class Load:
         """Nothing new is asked for; what is in flight is still awaited."""
         self._stopping = True
 
+    @property
+    def ended(self) -> bool:
+        """Nothing new is asked for: it was stopped, has written enough, or has found something wrong."""
+        return self._stopping
+
     def expect_end(self) -> None:
         """The server is about to be killed: from now on connections may end."""
         self._end_expected = True

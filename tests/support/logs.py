@@ -1,0 +1,46 @@
+"""What no daemon's log may say, whatever a test does to the daemon: signs of a bug. A test that provokes one declares it:
+`@pytest.mark.logs("stop step failed")`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+BUGS = (
+    "a bug",  # server.py: a call failed with something that is no IomeshError
+    "stop step failed",
+    "invariant broken",
+    "Traceback (most recent call last)",
+    "Fatal Python error",
+    "exception was never retrieved",
+    "was never awaited",
+    "exception ignored in",
+    "AddressSanitizer",
+    "runtime error: ",  # UndefinedBehaviorSanitizer
+)
+LINES_MAX = 20
+
+
+def complaints(text: str, expected: Iterable[str] = ()) -> list[str]:
+    """The lines of a log that tell of a bug, but for those that hold something expected."""
+    allowed = tuple(expected)
+    return [
+        line
+        for line in text.splitlines()
+        if any(words.lower() in line.lower() for words in BUGS) and not any(words in line for words in allowed)
+    ]
+
+
+def check(folder: Path, expected: Iterable[str] = ()) -> None:
+    """Fails the test if a log anywhere in the folder tells of a bug."""
+    check_after(lambda: None, folder, expected)
+
+
+def check_after(end: Callable[[], None], folder: Path, expected: Iterable[str] = ()) -> None:
+    """The same once `end` has run, which may remove the folder."""
+    with contextlib.ExitStack() as files:
+        logs = [files.enter_context(path.open(errors="replace")) for path in sorted(folder.rglob("*.log"))]
+        end()
+        for log in logs:
+            found = complaints(log.read(), expected)
+            assert not found, "\n".join([f"{log.name} tells of a bug:", *found[:LINES_MAX]])

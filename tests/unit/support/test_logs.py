@@ -1,0 +1,53 @@
+"""What the tests take for a bug in a daemon's log."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support import logs
+
+BUG = '{"event": "a bug", "call": "Create", "exception": "Traceback (most recent call last): ..."}'
+
+
+def test_a_bug_in_a_log_fails_and_other_lines_do_not(tmp_path: Path) -> None:
+    log = tmp_path / "state" / "node.log"
+    log.parent.mkdir()
+    log.write_text('{"event": "ready"}\n{"event": "device missing", "level": "error"}\n')
+    logs.check(tmp_path)
+    log.write_text(f'{{"event": "ready"}}\n{BUG}\n')
+    with pytest.raises(AssertionError, match="tells of a bug"):
+        logs.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2026-11-30T12:00:00Z [error    ] stop step failed               step=metrics",
+        "invariant broken in __pyx_f_6iomesh_6engine_3log_3log_3Log_commit: records commit in order",
+        "Fatal Python error: Segmentation fault",
+        "Task exception was never retrieved",
+        "sys:1: RuntimeWarning: coroutine 'Node.stop' was never awaited",
+    ],
+)
+def test_these_tell_of_a_bug(line: str) -> None:
+    assert logs.complaints(f"ready\n{line}\n") == [line]
+
+
+def test_what_a_test_expects_is_no_complaint() -> None:
+    assert logs.complaints(BUG, ["a bug"]) == []
+    assert logs.complaints(f"{BUG}\ninvariant broken in f: x", ["a bug"]) == ["invariant broken in f: x"]
+
+
+def test_logs_that_go_with_their_folder_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    log = folder / "node.log"
+    log.write_text("ready\n")
+
+    def end() -> None:
+        log.write_text(BUG)
+        shutil.rmtree(folder)
+
+    with pytest.raises(AssertionError, match="tells of a bug"):
+        logs.check_after(end, folder)
