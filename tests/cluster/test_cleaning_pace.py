@@ -10,19 +10,20 @@ from support.nbd import Connection
 from support.trial import Trial
 
 MIB = 1 << 20
-VOLUME = 96 * MIB
+VOLUME = 64 * MIB
 PACE = 8 * MIB  # bytes a second
 
 
 def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., Trial]) -> None:
     """A quarter of each segment is left: it is read and written again, and no faster, however fast the machine is."""
-    trial = new_trial("--device-size", "1Gi", "--size", str(VOLUME))
+    trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
         config.write(f"\n[cleaning]\nbytes_per_second = {PACE}\nrest_seconds = 0\n")
     trial.start()
 
-    async def trim_and_watch() -> list[tuple[float, int]]:
+    async def trim_and_watch() -> list[tuple[float, int, float]]:
+        """Right before each look, what it saw, and right after it."""
         door = await Connection.connect(trial.uri)
         for offset in range(0, VOLUME, MIB):
             await door.write(offset, os.urandom(MIB))
@@ -30,19 +31,20 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
             await door.trim(offset, 48 * 1024)
         await door.flush()
         await door.close()
-        seen = [(time.monotonic(), 0)]
-        async with Client(trial.control) as client:
-            while seen[-1][1] < VOLUME // 4 and time.monotonic() < seen[0][0] + 60:
+        seen = [(time.monotonic(), 0, time.monotonic())]
+        async with asyncio.timeout(300), Client(trial.control) as client:
+            while seen[-1][1] < VOLUME // 4:
                 await asyncio.sleep(0.1)
+                asked = time.monotonic()
                 written = (await client.counters()).volumes[0].counters["compaction_bytes"]
                 if written > seen[-1][1]:
-                    seen.append((time.monotonic(), written))
+                    seen.append((asked, written, time.monotonic()))
         return seen
 
     seen = asyncio.run(trim_and_watch())
-    assert seen[-1][1] >= VOLUME // 4, f"only {seen[-1][1]} bytes were written by cleaning"
-    (began, first), (ended, last) = seen[1], seen[-1]
+    (began, first, _), (_, last, ended) = seen[1], seen[-1]  # however long an answer took: it was cleaned between these two
     moved = 2 * (last - first)  # what is written was read before
+    assert moved > VOLUME // 8, f"cleaning was seen at {seen} only: this shows nothing"
     rate = moved / (ended - began)
     print(f"{moved / MIB:.0f} MiB moved in {ended - began:.1f} s: {rate / MIB:.1f} MiB/s")
     assert rate < 1.5 * PACE  # a step that has begun is not cut short, and segments count when they are done

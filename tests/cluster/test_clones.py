@@ -45,7 +45,7 @@ async def holds(client: Client, name: str, *texts: tuple[bytes, int]) -> None:
 
 async def answers(client: Client) -> None:
     """gRPC waits a moment before it tries a socket again that was refused while the daemon was down."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while True:
             with contextlib.suppress(Unavailable):
                 await client.status()
@@ -59,7 +59,7 @@ async def free_bytes(client: Client) -> int:
 
 async def comes_back(client: Client, free: int, but: int = 4 * MIB) -> None:
     """The space that was free is so again, but for what logs have open."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while await free_bytes(client) < free - but:  # noqa: ASYNC110  # the daemon does not tell
             await asyncio.sleep(0.05)
 
@@ -285,7 +285,7 @@ async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemo
                 uri = (await client.export_volume(name)).uris[0]
                 loads.append(Load(uri, model, draw.getrandbits(32), connections=1, depth=8))
             running = [asyncio.create_task(load.run()) for load in loads]
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(300):
                 while any(load.counts.acknowledged < LOADED // len(loads) for load in loads):  # noqa: ASYNC110  # it counts, it does not tell
                     await asyncio.sleep(0.01)
             for load in loads:

@@ -24,7 +24,7 @@ async def test_writes_go_on_while_the_metadata_service_does_not_answer(bench: Be
         bench.answers = False
         bench.asked.clear()
         waiting = asyncio.ensure_future(bench.engine.checkpoint(bench.volume))
-        await asyncio.wait_for(bench.asked.wait(), 60)
+        await asyncio.wait_for(bench.asked.wait(), 300)
         await bench.write(connection, 4000)
         await bench.compare(connection)
         assert not waiting.done(), "a checkpoint counts only when the metadata service says so"

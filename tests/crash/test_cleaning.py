@@ -19,9 +19,8 @@ from support.nbd import Connection
 from support.run import end
 from support.trial import Trial
 
-DEVICE = 256 << 20
-VOLUME = 96 << 20  # twice that, which a snapshot may need, still fits the device
-SECONDS = 4
+DEVICE = 128 << 20
+VOLUME = 48 << 20  # twice that, which a snapshot may need, still fits the device
 NAMES = ("segments_compacted", "segments_evacuated", "segments_removed", "checksum_errors", "read_errors", "no_space_errors")
 
 
@@ -36,26 +35,24 @@ async def counted(trial: Trial) -> dict[str, int]:
         return {name: counters[name] for name in NAMES}
 
 
-async def load_and_strike(trial: Trial, load: Load, seconds: float, kill: bool, snapshots: Iterator[str]) -> dict[str, int]:
-    """What was counted right before the end. Meanwhile snapshots come and go."""
+async def load_and_strike(trial: Trial, load: Load, enough: int, snapshots: Iterator[str]) -> dict[str, int]:
+    """What was counted right before the daemon was killed, once `enough` bytes were written. Meanwhile snapshots come and go."""
     told: dict[str, int] = {}
 
     async def strike() -> None:
         nonlocal told
         async with Client(trial.control) as client:
-            for _ in range(4):
-                await asyncio.sleep(seconds / 4)
+            for quarter in range(1, 5):
+                while load.counts.bytes_written < enough * quarter // 4 and not load.ended:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
                 await client.create_snapshots(["trial"], name := next(snapshots))
                 await asyncio.sleep(0.2)
                 await client.delete_snapshot("trial", name)
             told = await counted(trial)
-        if kill:
-            load.expect_end()
-            os.kill(trial.pid, signal.SIGKILL)
-        else:
-            load.stop()
+        load.expect_end()
+        os.kill(trial.pid, signal.SIGKILL)
 
-    async with asyncio.timeout(180), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(600), asyncio.TaskGroup() as group:
         group.create_task(load.run())
         group.create_task(strike())
     return told
@@ -67,22 +64,23 @@ def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: rando
     names = (f"s{number}" for number in range(1 << 30))
     total = dict.fromkeys(NAMES, 0)
     written = 0
-    for _ in range(40 if amount.soak else 4):
+    rounds = 40 if amount.soak else 4
+    for _ in range(rounds):
         load = Load(trial.uri, model, draw.getrandbits(32), connections=3, depth=16)
-        told = asyncio.run(load_and_strike(trial, load, draw.uniform(0.5, 1.5) * SECONDS, True, names))
+        told = asyncio.run(load_and_strike(trial, load, draw.randint(DEVICE // 2, DEVICE), names))
         end(trial.pid)
         trial.start()
         model.settle_with(read_volume(trial.uri, VOLUME))
         total = {name: total[name] + told[name] for name in NAMES}
         written += load.counts.bytes_written
         print(f"written {written >> 20} MiB, {total}")
-    assert written > 2 * DEVICE, "hardly anything was written: this shows nothing"
+    assert written >= rounds * DEVICE // 2
     assert total["segments_compacted"] and total["segments_removed"], total
     assert (total["checksum_errors"], total["read_errors"], total["no_space_errors"]) == (0, 0, 0)
 
 
 def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(new_trial: Callable[..., Trial], draw: random.Random) -> None:
-    size = 48 << 20
+    size = 24 << 20
     trial = new_trial("--device-size", str(DEVICE), "--size", str(size), "--checkpoint-bytes", "16Mi")
     model = Model(size)
 
@@ -96,7 +94,7 @@ def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(new_tr
     for round_ in range(3):
         doors = {name: asyncio.run(export_again(trial, name)) for name in kept}
         load = Load(trial.uri, model, draw.getrandbits(32), connections=2, depth=16, enough=3 * DEVICE)
-        asyncio.run(asyncio.wait_for(load.run(), 300))
+        asyncio.run(asyncio.wait_for(load.run(), 600))
         for name, content in kept.items():
             assert read_volume(doors[name], size) == content, f"round {round_}: snapshot {name} has changed"
         if round_ < 2:
@@ -118,10 +116,10 @@ async def export_again(trial: Trial, name: str) -> str:
         return (await client.export_snapshot("trial", name)).uris[0]
 
 
-def test_space_that_is_trimmed_comes_back_within_seconds(trial: Trial) -> None:
+def test_space_that_is_trimmed_comes_back_by_itself(trial: Trial) -> None:
     """Three of four blocks of a full volume are trimmed: no segment dies as a whole, and each is left with two slabs of its four."""
 
-    async def fill_and_trim() -> tuple[int, int, int]:
+    async def fill_and_trim() -> tuple[int, int]:
         door = await Connection.connect(trial.uri)
         for offset in range(0, VOLUME, 1 << 20):
             await door.write(offset, os.urandom(1 << 20))
@@ -130,14 +128,14 @@ def test_space_that_is_trimmed_comes_back_within_seconds(trial: Trial) -> None:
             for offset in range(0, VOLUME, 16384):
                 await door.trim(offset, 12288)
             await door.flush()
-            began = time.monotonic()
+            deadline = time.monotonic() + 300
             free = full
-            while free < full + VOLUME * 2 // 5 and time.monotonic() < began + 60:
+            while free < full + VOLUME * 2 // 5 and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)
                 free = (await client.devices())[0].free_bytes
         await door.close()
-        return full, free, round(time.monotonic() - began)
+        return full, free
 
-    full, free, seconds = asyncio.run(fill_and_trim())
-    print(f"free: {full >> 20} MiB, and {free >> 20} MiB {seconds} s after {VOLUME * 3 >> 22} MiB were trimmed")
+    full, free = asyncio.run(fill_and_trim())
+    print(f"free: {full >> 20} MiB, and {free >> 20} MiB after {VOLUME * 3 >> 22} MiB were trimmed")
     assert free >= full + VOLUME * 2 // 5, f"{(free - full) >> 20} of {VOLUME * 3 >> 22} MiB came back"

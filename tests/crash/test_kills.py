@@ -24,18 +24,21 @@ from support.trial import Trial
 
 VOLUME = 64 << 20
 MOMENTS = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
+ACKNOWLEDGED = (50, 1500)  # requests before a kill, at least and at most
 CLEAR_EVERY = 12  # rounds after which the whole volume is trimmed, so that the device's space comes back
 
 
-async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, seconds: float) -> None:
-    """Runs the load and sends the daemon a signal in the middle of it."""
+async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, acknowledged: int, seconds: float = 0) -> None:
+    """Runs the load and sends the daemon a signal, once so many requests were acknowledged and then so much time has passed."""
 
     async def strike() -> None:
+        while load.counts.acknowledged < acknowledged and not load.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         await asyncio.sleep(seconds)
         load.expect_end()
         os.kill(trial.pid, signal_number)
 
-    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(600), asyncio.TaskGroup() as group:
         group.create_task(load.run())
         group.create_task(strike())
 
@@ -60,12 +63,13 @@ def _finish(starting: subprocess.Popen[str]) -> None:
 def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial], draw: random.Random, seed: int, amount: Amount) -> None:
     trial = new_trial("--device-size", "16Gi", "--size", str(VOLUME), "--checkpoint-bytes", "4Mi")
     model = Model(VOLUME, run=seed & 0xFFFFF or 1)
-    acknowledged = 0
     for kill in range(amount.kills):
         moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         load = Load(trial.uri, model, draw.getrandbits(32), connections=draw.randint(1, 4), depth=draw.choice((1, 4, 16, 32)))
-        seconds = draw.uniform(0, 0.05) if moment == "right after the start" else draw.uniform(0.2, 1.5)
-        asyncio.run(load_until(signal.SIGTERM if moment == "in a clean stop" else signal.SIGKILL, trial, load, seconds))
+        at_least = 0 if moment == "right after the start" else draw.randint(*ACKNOWLEDGED)
+        sign = signal.SIGTERM if moment == "in a clean stop" else signal.SIGKILL
+        asyncio.run(load_until(sign, trial, load, at_least, draw.uniform(0, 0.05)))
+        assert load.counts.acknowledged >= at_least
         if moment == "in a clean stop":
             time.sleep(draw.uniform(0, 0.2))
         end(trial.pid)
@@ -74,11 +78,9 @@ def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial
         trial.start()
         in_doubt = len(model.open)
         model.settle_with(read_volume(trial.uri, VOLUME))
-        acknowledged += load.counts.acknowledged
-        print(f"kill {kill + 1} {moment}, after {seconds:.3f} s: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
+        print(f"kill {kill + 1} {moment}: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
         if kill % CLEAR_EVERY == CLEAR_EVERY - 1:
             asyncio.run(clear(trial.uri, model))
-    assert acknowledged > 20 * amount.kills, "hardly anything was acknowledged: this shows nothing"
 
 
 async def clear(uri: str, model: Model) -> None:
@@ -97,18 +99,19 @@ def test_a_clean_stop_and_start_keeps_everything(new_trial: Callable[..., Trial]
     model = Model(VOLUME)
     for _ in range(3):
         load = Load(trial.uri, model, draw.getrandbits(32))
-        asyncio.run(run_for(load, 1))
+        asyncio.run(run_for(load, 1500))
         assert not model.open, "a request was not answered"
         trial.stop()
         trial.start()
         model.settle_with(read_volume(trial.uri, VOLUME))
 
 
-async def run_for(load: Load, seconds: float) -> None:
+async def run_for(load: Load, acknowledged: int) -> None:
     async def stop() -> None:
-        await asyncio.sleep(seconds)
+        while load.counts.acknowledged < acknowledged and not load.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         load.stop()
 
-    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(600), asyncio.TaskGroup() as group:
         group.create_task(load.run())
         group.create_task(stop())

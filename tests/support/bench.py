@@ -121,7 +121,7 @@ class Bench:
                     await connection.trim(block * BLOCK, BLOCK)
                     self.held.pop(block, None)
 
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(600):
             await asyncio.gather(*(work(worker) for worker in range(8)))
 
     async def compare(self, connection: Connection, held: dict[int, int] | None = None) -> None:

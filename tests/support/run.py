@@ -22,7 +22,7 @@ def tool(name: str, package: str) -> str:
 
 
 def run(
-    command: Sequence[str | Path], *, timeout: float = 120, stdin: str | None = None, succeeds: bool = True
+    command: Sequence[str | Path], *, timeout: float = 300, stdin: str | None = None, succeeds: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; fails the test unless it succeeds (or, with `succeeds` False, leaves that to the caller)."""
     words = [str(word) for word in command]
@@ -32,7 +32,7 @@ def run(
     return done
 
 
-def eventually(true: Callable[[], bool], *, what: str, seconds: float = 30) -> None:
+def eventually(true: Callable[[], bool], *, what: str, seconds: float = 120) -> None:
     """Waits until something is true; the limit is there to end a hung test, it says nothing about speed."""
     end = time.monotonic() + seconds
     while not true():
@@ -49,7 +49,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def end(pid: int, sign: signal.Signals = signal.SIGKILL, *, seconds: float = 30) -> None:
+def end(pid: int, sign: signal.Signals = signal.SIGKILL, *, seconds: float = 120) -> None:
     """Ends a process, whoever its parent is, and returns once it is gone."""
     try:
         os.kill(pid, sign)

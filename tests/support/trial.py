@@ -33,7 +33,7 @@ class Trial:
 
     def try_to_start(self) -> subprocess.CompletedProcess[str]:
         """Starts the daemons when that may rightly be refused: the caller looks at what came of it."""
-        done = run([iomesh_command(), "trial", "start", "--dir", self.directory, "--json"], timeout=120, succeeds=False)
+        done = run([iomesh_command(), "trial", "start", "--dir", self.directory, "--json"], timeout=300, succeeds=False)
         if done.returncode == 0:
             self.described = json.loads(done.stdout)
         return done
@@ -52,11 +52,11 @@ class Trial:
     def stop(self) -> None:
         """A clean stop, as an administrator's: SIGTERM, and the daemons end by themselves."""
         for pid in self.pids():
-            end(pid, signal.SIGTERM, seconds=60)
+            end(pid, signal.SIGTERM)
 
     def down(self) -> None:
         """Ends everything. Never raises: it runs after a test that failed too."""
-        run([iomesh_command(), "trial", "down", "--dir", str(self.directory)], timeout=60, succeeds=False)
+        run([iomesh_command(), "trial", "down", "--dir", str(self.directory)], timeout=300, succeeds=False)
         for pid in self.running():
             end(pid)
 

@@ -69,7 +69,7 @@ class Client:
         return await asyncio.get_running_loop().sock_recv(self.socket, 1) == b""
 
     async def agreement(self) -> Agreement:
-        return await asyncio.wait_for(asyncio.shield(self.server), 5)
+        return await asyncio.wait_for(asyncio.shield(self.server), 120)
 
     async def why_it_ended(self) -> str:
         with pytest.raises(HandshakeEnded) as ended:

@@ -52,7 +52,7 @@ async def connect(path: Path | str) -> socket.socket:
 async def receive(client: socket.socket, count: int) -> bytes:
     received = b""
     while len(received) < count:
-        arrived = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, count - len(received)), 10)
+        arrived = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, count - len(received)), 120)
         if not arrived:
             raise EOFError
         received += arrived
@@ -78,7 +78,7 @@ async def test_a_connection_arrives_at_its_export_with_all_that_was_sent_ahead(s
     await server.listen_unix(str(tmp_path / "nbd"))
     with await connect(tmp_path / "nbd") as client:
         await go(client, ahead=b"the first request")
-        theirs, structured, context = await asyncio.wait_for(volume.attached.get(), 10)
+        theirs, structured, context = await asyncio.wait_for(volume.attached.get(), 120)
         with theirs:
             assert (structured, context) == (False, None)
             assert theirs.recv(100) == b"the first request"
@@ -95,7 +95,7 @@ async def test_over_tcp_too_and_at_once(server: NbdServer) -> None:
     with client:
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
         await go(client)
-        theirs, _, _ = await asyncio.wait_for(volume.attached.get(), 10)
+        theirs, _, _ = await asyncio.wait_for(volume.attached.get(), 120)
         with theirs:
             assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -118,7 +118,7 @@ async def test_flags_tell_what_the_volume_can_do(server: NbdServer, tmp_path: Pa
         assert size == 1 << 30
         assert flags & present == present
         assert flags & absent == 0
-        (await asyncio.wait_for(volume.attached.get(), 10))[0].close()
+        (await asyncio.wait_for(volume.attached.get(), 120))[0].close()
 
 
 async def test_a_withdrawn_export_is_not_found_and_its_connections_stay(server: NbdServer, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_a_withdrawn_export_is_not_found_and_its_connections_stay(server: 
     await server.listen_unix(str(tmp_path / "nbd"))
     with await connect(tmp_path / "nbd") as client:
         await go(client)
-        theirs, _, _ = await asyncio.wait_for(volume.attached.get(), 10)
+        theirs, _, _ = await asyncio.wait_for(volume.attached.get(), 120)
         server.withdraw("books")
         with theirs, await connect(tmp_path / "nbd") as late:
             with pytest.raises(AssertionError):
@@ -160,7 +160,7 @@ async def test_the_oldest_of_too_many_handshakes_makes_room(server: NbdServer, t
         await receive(silent[-1], 18)
     with await connect(tmp_path / "nbd") as client:
         await go(client)
-        (await asyncio.wait_for(volume.attached.get(), 10))[0].close()
+        (await asyncio.wait_for(volume.attached.get(), 120))[0].close()
     with pytest.raises(EOFError):
         await receive(silent[0], 1)
     for one in silent[1:]:
@@ -179,7 +179,7 @@ async def test_clients_that_are_none_disturb_nobody(server: NbdServer, tmp_path:
             await asyncio.get_running_loop().sock_sendall(client, garbage)
     with await connect(tmp_path / "nbd") as client:
         await go(client)
-        (await asyncio.wait_for(volume.attached.get(), 10))[0].close()
+        (await asyncio.wait_for(volume.attached.get(), 120))[0].close()
 
 
 async def test_an_export_that_cannot_serve_costs_its_client_only(server: NbdServer, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ async def test_an_export_that_cannot_serve_costs_its_client_only(server: NbdServ
             await receive(client, 1)
     with await connect(tmp_path / "nbd") as client:
         await go(client, b"others")
-        (await asyncio.wait_for(volume.attached.get(), 10))[0].close()
+        (await asyncio.wait_for(volume.attached.get(), 120))[0].close()
 
 
 async def test_closing_ends_handshakes_and_listening(tmp_path: Path) -> None:
