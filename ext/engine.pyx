@@ -47,7 +47,7 @@ from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
 
 # Part of engine.pyi, made elsewhere:
-from iomesh.engine.format.structures import crc32c, read_bitmap, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
+from iomesh.engine.format.structures import crc32c, make_claim, read_bitmap, read_claim, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
 from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import ENDS

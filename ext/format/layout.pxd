@@ -30,6 +30,8 @@ cdef enum:                           # bits of Superblock.features
 
 cdef enum:
     SUPERBLOCK_OFFSET = 0            # of the first superblock, in bytes
+    CLAIM_OFFSET = 64 * 1024
+    PROBE_OFFSET = 68 * 1024         # random bytes: written through one name of a device and looked for through another
     SUPERBLOCK_TWIN_OFFSET = 128 * 1024
     JOURNAL_OFFSET = 256 * 1024
 
@@ -41,6 +43,7 @@ cdef extern from *:
     #define IOMESH_FOOTER_MAGIC     0x52544F464D4F49ull   /* "IOMFOTR" */
     #define IOMESH_CHECKPOINT_MAGIC 0x54504B434D4F49ull   /* "IOMCKPT" */
     #define IOMESH_BITMAP_MAGIC     0x50414D424D4F49ull   /* "IOMBMAP" */
+    #define IOMESH_CLAIM_MAGIC      0x4D4C434D4F49ull     /* "IOMCLM" */
     #define IOMESH_VOLUME_BYTES_MAX (64ull << 40)         /* as many as an int does not hold: no enum */
     """
     const uint64_t VOLUME_BYTES_MAX "IOMESH_VOLUME_BYTES_MAX"
@@ -50,6 +53,7 @@ cdef extern from *:
     const uint64_t FOOTER_MAGIC "IOMESH_FOOTER_MAGIC"
     const uint64_t CHECKPOINT_MAGIC "IOMESH_CHECKPOINT_MAGIC"
     const uint64_t BITMAP_MAGIC "IOMESH_BITMAP_MAGIC"
+    const uint64_t CLAIM_MAGIC "IOMESH_CLAIM_MAGIC"
 
 cdef enum:                           # tiers
     TIER_NVME = 1
@@ -75,6 +79,20 @@ cdef packed struct Superblock:       # 4096 bytes, twice on the device
     uint8_t reserved[7]
     char label[64]                   # UTF-8, ended by zero
     uint8_t padding[3912]
+
+cdef packed struct Claim:            # 4096 bytes: the process that has the device open; zeros when none has
+    uint64_t magic
+    uint32_t crc
+    uint32_t version
+    uint8_t device[16]               # as in the superblock
+    uint8_t boot[16]                 # the kernel's boot_id
+    uint64_t process_namespace       # inode of the process's PID namespace
+    uint64_t process_started         # clock ticks after boot: a later process with the same number has another
+    uint32_t process
+    uint32_t reserved_word
+    char node[64]                    # name, UTF-8, ended by zero
+    char path[2048]                  # that the process opened, absolute, ended by zero
+    uint8_t padding[1912]
 
 cdef packed struct Extent:
     uint32_t first                   # slab number
@@ -290,6 +308,7 @@ cdef struct Fault:                   # why a structure is not valid
 
 # `device`, `volume`: NULL when it may be any.
 cdef Fault superblock_fault(const Superblock*) noexcept nogil
+cdef Fault claim_fault(const Claim*) noexcept nogil
 cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil
 cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
 cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil

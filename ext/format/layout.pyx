@@ -54,6 +54,7 @@ cdef void layout_holds() noexcept nogil:
     size_is(sizeof(Footer), BLOCK_BYTES)
     size_is(sizeof(Checkpoint), BLOCK_BYTES)
     size_is(sizeof(Bitmap), BLOCK_BYTES)
+    size_is(sizeof(Claim), BLOCK_BYTES)
     size_is(sizeof(bitmap.words) * 8, SEGMENT_BLOCKS_MAX)
     size_is(sizeof(Extent), 8)
     size_is(sizeof(JournalEntry), 64)
@@ -123,6 +124,17 @@ cdef Fault superblock_fault(const Superblock* it) noexcept nogil:
         return fault(b"its tier is not known")
     if it.label[63] != 0:
         return fault(b"its label has no end")
+    return fault(NULL)
+
+
+cdef Fault claim_fault(const Claim* it) noexcept nogil:
+    cdef const char* words = frame_fault(it, CLAIM_MAGIC)
+    if words is not NULL:
+        return fault(words)
+    if it.process == 0:
+        return fault(b"it names no process")
+    if it.node[sizeof(it.node) - 1] or it.path[sizeof(it.path) - 1]:
+        return fault(b"a text in it has no end")
     return fault(NULL)
 
 

@@ -8,9 +8,10 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.base.checksum cimport crc32c as crc32c_of
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES,
-    TABLE_ENTRIES, Bitmap, Checkpoint, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry,
-    bitmap_fault, checkpoint_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault, superblock_fault)
+    BLOCK_BYTES, CLAIM_MAGIC, FORMAT_VERSION, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX,
+    SLAB_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES, Bitmap, Checkpoint, Claim, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer,
+    RecordHeader, SnapshotEntry, Superblock, TableEntry, bitmap_fault, block_crc, checkpoint_fault, claim_fault, footer_fault, footer_table_fault,
+    journal_block_fault, record_fault, superblock_fault)
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
@@ -29,6 +30,34 @@ def read_superblock(data: bytes) -> dict:
     fields = shown("Superblock", data, superblock_fault(it))
     fields["label"] = fields["label"].split(b"\0")[0].decode("utf-8", "replace")
     return fields
+
+
+def read_claim(data: bytes) -> dict:
+    cdef const Claim* it = <const Claim*>block_of(data, "claim")
+    fields = shown("Claim", data, claim_fault(it))
+    for name in ("node", "path"):
+        fields[name] = fields[name].split(b"\0")[0].decode("utf-8", "surrogateescape")
+    return fields
+
+
+def make_claim(*, device: bytes, boot: bytes, process_namespace: int, process_started: int, process: int, node: str, path: str) -> bytes:
+    """The block. ValueError: a value does not fit."""
+    cdef bytearray data = bytearray(BLOCK_BYTES)
+    cdef Claim* it = <Claim*><char*>data
+    fields = {name: (offset, size) for name, offset, size in STRUCTURES["Claim"]}
+    texts = {"node": node.encode("utf-8", "surrogateescape"), "path": path.encode("utf-8", "surrogateescape")}
+    for name, value in {"device": device, "boot": boot, **texts}.items():
+        offset, size = fields[name]
+        if len(value) > size - (name in texts):
+            raise ValueError(f"{name} has {len(value)} bytes, more than a claim has room for")
+        data[offset:offset + len(value)] = value
+    it.magic = CLAIM_MAGIC
+    it.version = FORMAT_VERSION
+    it.process_namespace = process_namespace
+    it.process_started = process_started
+    it.process = process
+    it.crc = block_crc(it)
+    return bytes(data)
 
 
 def read_journal_block(data: bytes, slab_bytes: int = SLAB_BYTES_MAX) -> dict:
@@ -178,7 +207,7 @@ cdef size_t place(const void* field):
 
 def structures() -> dict:
     """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
-    return {"Superblock": superblock_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
+    return {"Superblock": superblock_fields(), "Claim": claim_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
             "Extent": extent_fields(), "Bitmap": bitmap_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
             "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields(),
             "SnapshotEntry": snapshot_fields()}
@@ -204,6 +233,24 @@ cdef list superblock_fields():
         ("tier", place(&it.tier), sizeof(it.tier)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("label", place(&it.label), sizeof(it.label)),
+        ("padding", place(&it.padding), sizeof(it.padding)),
+    ]
+
+
+cdef list claim_fields():
+    cdef Claim* it = <Claim*>ANYWHERE
+    return [
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("device", place(&it.device), sizeof(it.device)),
+        ("boot", place(&it.boot), sizeof(it.boot)),
+        ("process_namespace", place(&it.process_namespace), sizeof(it.process_namespace)),
+        ("process_started", place(&it.process_started), sizeof(it.process_started)),
+        ("process", place(&it.process), sizeof(it.process)),
+        ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
+        ("node", place(&it.node), sizeof(it.node)),
+        ("path", place(&it.path), sizeof(it.path)),
         ("padding", place(&it.padding), sizeof(it.padding)),
     ]
 

@@ -14,6 +14,7 @@ MAGICS = {
     "Footer": b"IOMFOTR\0",
     "Checkpoint": b"IOMCKPT\0",
     "Bitmap": b"IOMBMAP\0",
+    "Claim": b"IOMCLM\0\0",
 }
 VOLUME = b"volume-volume-vo"
 DEVICE = b"device-device-de"

@@ -23,6 +23,7 @@ def brief(table: list[bytes]) -> bytes:
 
 WHOLE: dict[str, tuple[Reader, bytes]] = {
     "superblock": (structures.read_superblock, forged.superblock()),
+    "claim": (structures.read_claim, forged.forged("Claim", process=7, node=b"node-a", path=b"/dev/sdb")),
     "journal block": (
         structures.read_journal_block,
         forged.journal_block([journal_entry([(0, 1), (5, 1)], blocks=128), journal_entry([], kind=2, state=0, blocks=0)]),

@@ -46,26 +46,37 @@ def device() -> None:
 
 @device.command("format")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--cluster", type=Cluster(), required=True, help="UUID of the cluster, or `new` for the first device of a cluster.")
+@click.option("--cluster", type=Cluster(), help="UUID of the cluster, or `new` for the first device of a cluster. Optional for a copy.")
 @click.option("--tier", type=click.Choice(TIERS), help="Storage tier.  [default: detected]")
 @click.option("--label", default="", help="Human-readable name, at most 63 bytes.")
 @click.option("--size", type=Size(), help="Create PATH as a file of this size first.")
 @click.option("--preallocate", is_flag=True, help="With --size: reserve the file's space.")
 @click.option("--prewrite", is_flag=True, help="With --size: write the file from end to end.")
 @click.option("--force", is_flag=True, help="Even if the device holds data, which is lost.")
+@click.option(
+    "--new-identity",
+    is_flag=True,
+    help="PATH is a copy of another iomesh device: make it an empty device of the same cluster with its own identity. "
+    "The data on PATH is lost; the other device is not changed.",
+)
 @answers(Device)
 def format_(
     session: Session,
     path: Path,
-    cluster: uuid.UUID,
+    cluster: uuid.UUID | None,
     tier: str | None,
     label: str,
     size: int | None,
     preallocate: bool,
     prewrite: bool,
     force: bool,
+    new_identity: bool,
 ) -> None:
     """Write an empty store onto PATH, a block device or a file. No daemon is needed, and none may have it open."""
+    if cluster is None and not new_identity:
+        raise InvalidArgument("--cluster is missing: the UUID that `iomesh status` shows, or `new` for a cluster's first device")
+    if new_identity and (force or size is not None):
+        raise InvalidArgument("--new-identity is for a device that is a copy of another one: leave out --force and --size")
     made = size is not None
     if size is None and (preallocate or prewrite):
         raise InvalidArgument("--preallocate and --prewrite are for a new file: give its --size too")
@@ -76,7 +87,9 @@ def format_(
 
     try:
         with session.output.step(f"formatting {path}"):
-            formatted = asyncio.run(format_device(str(path), cluster=cluster, tier=tier, label=label, force=force))
+            formatted = asyncio.run(
+                format_device(str(path), cluster=cluster, tier=tier, label=label, force=force, new_identity=new_identity)
+            )
     except BaseException:
         if made:
             path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Block devices and files as the engine needs them: open for direct I/O, held by us alone, and what the kernel says about them.
 
 A device is held twice: O_EXCL keeps out mounts, arrays and other programs that ask for the block device exclusively, and a lock
-(flock) keeps out a second daemon, which is all there is for a file. Both end with the process.
+(flock) keeps out a second daemon, which is all there is for a file. What lies below a loop device is held as well (backing.py). All of it
+ends with the process. Names that the kernel does not connect are found by what is written on the device (claims.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iomesh.errors import DeviceFailed, InUse, InvalidArgument, IomeshError, NotFound, PermissionDenied, Unsupported, from_errno
+from iomesh.node.backing import LockTaken, hold_below, lock_file, other_names
 
 BLKGETSIZE64 = 0x80081272  # linux/fs.h
 BLKSSZGET = 0x1268
@@ -36,9 +38,11 @@ class OpenDevice:
     block_device: bool
     volatile_cache: bool
     tier: str  # what it looks like: nvme, ssd or hdd; a superblock that says otherwise is right
+    held: tuple[int, ...] = ()  # descriptors that hold what is below it
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        for descriptor in (self.descriptor, *self.held):
+            os.close(descriptor)
 
 
 def open_device(path: str) -> OpenDevice:
@@ -52,7 +56,7 @@ def open_device(path: str) -> OpenDevice:
     if not block_device and not stat.S_ISREG(status.st_mode):
         raise InvalidArgument(f"{path} is neither a block device nor a file")
     flags = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | (os.O_EXCL if block_device else 0)
-    descriptor = _hold(path, flags)
+    descriptor, *held = _hold(path, flags)
     try:
         size_bytes = _block_device_bytes(path, descriptor) if block_device else status.st_size
         queue = _queue(status) if block_device else None
@@ -63,27 +67,29 @@ def open_device(path: str) -> OpenDevice:
             block_device=block_device,
             volatile_cache=_volatile_cache(queue),
             tier=_tier(queue),
+            held=tuple(held),
         )
     except BaseException:
-        os.close(descriptor)
+        for each in (descriptor, *held):
+            os.close(each)
         raise
 
 
-def _hold(path: str, flags: int) -> int:
+def _hold(path: str, flags: int) -> list[int]:
+    """The device's descriptor, then those that hold what is below it."""
     began, patience = time.monotonic(), HELD_SECONDS
     while True:
         try:
             return _open_and_lock(path, flags)
-        except BlockingIOError:
-            holder = _lock_holder(path)
+        except LockTaken as taken:
+            holder = _lock_holder(taken.path)
             if holder is not None and not _lives(holder):
                 patience = HELD_BY_DEAD_SECONDS
                 held = InUse(f"{path} is still being let go by process {holder}, which is dead: try again in a moment")
             else:
                 if holder is not None:  # else it may have let go just now: what was known of it still holds
                     patience = HELD_SECONDS
-                which = f"process {holder} has its lock" if holder is not None else "its lock is taken"
-                held = InUse(f"{path} is held by another iomesh process ({which}): stop that one first")
+                held = InUse(_held_words(path, taken.path, holder))
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise _error(path, error) from None
@@ -93,14 +99,24 @@ def _hold(path: str, flags: int) -> int:
         time.sleep(HELD_PAUSE_SECONDS)
 
 
-def _open_and_lock(path: str, flags: int) -> int:
+def _open_and_lock(path: str, flags: int) -> list[int]:
     descriptor = os.open(path, flags)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(path, descriptor, exclusive=True)
+        return [descriptor, *hold_below(os.fstat(descriptor), os.lseek(descriptor, 0, os.SEEK_END))]
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+
+
+def _held_words(path: str, locked: str, holder: int | None) -> str:
+    """locked: whose lock is taken, `path` or what lies below it."""
+    which = f"process {holder} has its lock" if holder is not None else "its lock is taken"
+    if locked != path:
+        which = f"it lies on {locked}, and " + which.replace("its lock", "that one's lock")
+    names = [name for name in other_names(path) if name != locked]
+    also = f"; {path} is also {', '.join(names)}" if names else ""
+    return f"{path} is held by another iomesh process ({which}{also}): stop that one first"
 
 
 def _lock_holder(path: str) -> int | None:

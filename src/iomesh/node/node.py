@@ -43,6 +43,7 @@ from iomesh.node.cleaning import Cleaning
 from iomesh.node.config import Config
 from iomesh.node.deleting import Deleting
 from iomesh.node.devices import OpenDevice, open_device
+from iomesh.node.duplicates import refuse_duplicates
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
 from iomesh.node.flattening import Flattening
@@ -273,6 +274,7 @@ class Node:
         nobody says which cluster the node is of, its devices do: a new metadata service must not become that of another one."""
         for path in self.config.devices:
             (await in_thread(functools.partial(open_device, path), discard=OpenDevice.close)).close()
+        await in_thread(functools.partial(refuse_duplicates, self.config.devices))
         if self.config.cluster is None:
             found = {path: (await in_thread(functools.partial(inspect_device, path))).cluster for path in self.config.devices}
             if len(set(found.values())) > 1:
@@ -337,7 +339,7 @@ class Node:
         await self.supervisor.close()
         self.assembled = False
         await self.engine.stop()
-        self.stores.release()
+        await self.stores.release()
 
     async def _open_devices(self) -> None:
         await self.stores.open_all(self.config.devices)

@@ -9,8 +9,9 @@ import uuid
 from iomesh.api.model import Device
 from iomesh.engine import engine as compiled
 from iomesh.errors import Damaged, Foreign, InvalidArgument, IomeshError, NotFound, PermissionDenied
+from iomesh.node import claims
 from iomesh.node.config import EngineConfig
-from iomesh.node.contents import identify, read_superblocks
+from iomesh.node.contents import Superblock, identify, read_superblocks
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.engine import NodeEngine
 from iomesh.sizes import exact_size
@@ -22,8 +23,11 @@ _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
 _ENGINE = EngineConfig(mode="sleep", map_cache_bytes=8 << 20, register_buffers=False)
 
 
-async def format_device(path: str, *, cluster: uuid.UUID, tier: str | None = None, label: str = "", force: bool = False) -> Device:
-    """Writes an empty store. Whatever the device holds is left alone without `force`; a device in use is, even with it."""
+async def format_device(
+    path: str, *, cluster: uuid.UUID | None, tier: str | None = None, label: str = "", force: bool = False, new_identity: bool = False
+) -> Device:
+    """Writes an empty store. Whatever the device holds is left alone without `force`; a device in use is, even with it.
+    new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and nothing else."""
     if len(label.encode()) > LABEL_BYTES_MAX or "\0" in label:
         raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
     if tier is not None and tier not in compiled.TIERS:
@@ -34,10 +38,17 @@ async def format_device(path: str, *, cluster: uuid.UUID, tier: str | None = Non
             raise InvalidArgument(
                 f"{path} is too small: it has {exact_size(device.size_bytes)}, a device needs {exact_size(compiled.DEVICE_BYTES_MIN)}"
             )
-        if not force:
+        await asyncio.to_thread(claims.refuse_claimed, device)
+        if new_identity:
+            before = superblock_at(path)
+            cluster, tier = cluster or before.cluster, tier or _TIER_NAMES.get(before.tier)
+        elif not force:
             refuse_contents(path)
+        if cluster is None:
+            raise InvalidArgument(f"{path}: say which cluster it is for")
         identity = uuid.uuid4()
         tier = tier or device.tier
+        await asyncio.to_thread(claims.clear, device)
         await _write(device, cluster=cluster, identity=identity, tier=tier, label=label)
         return Device(
             id=str(identity),
@@ -67,21 +78,27 @@ def refuse_contents(path: str) -> None:
         raise Foreign(f"{path} holds {contents.foreign}: {advice}")
 
 
-def inspect_device(path: str) -> Device:
-    """What the superblock says; reads nothing else and holds nothing, so it can be asked of a device in use."""
+def superblock_at(path: str) -> Superblock:
+    """Raises NotFound, PermissionDenied, Damaged, Foreign."""
     try:
         superblock, fault = read_superblocks(path)
     except PermissionError:
         raise PermissionDenied(f"{path} is not readable: run as root") from None
     except OSError as error:
         raise NotFound(f"{path}: {error.strerror}") from None
-    if superblock is None:
-        if fault:
-            raise Damaged(f"{path}: neither superblock is whole: {fault}")
-        foreign = identify(path).foreign
-        raise Foreign(
-            f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else f": `iomesh device format {path}` makes it one")
-        )
+    if superblock is not None:
+        return superblock
+    if fault:
+        raise Damaged(f"{path}: neither superblock is whole: {fault}")
+    foreign = identify(path).foreign
+    raise Foreign(
+        f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else f": `iomesh device format {path}` makes it one")
+    )
+
+
+def inspect_device(path: str) -> Device:
+    """What the superblock says; reads nothing else and holds nothing, so it can be asked of a device in use."""
+    superblock = superblock_at(path)
     return Device(
         id=str(superblock.device),
         path=path,

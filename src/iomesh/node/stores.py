@@ -1,5 +1,7 @@
 """The node's devices with their stores: which are open, which are missing, what space they have.
 
+A device is open under one name only, and never together with a copy of it (duplicates.py).
+
 Every device that was ever attached is in the metadata service. That is what makes a missing one visible: a volume is only opened when
 all of the node's stores are, because a log that lacks the end of it looks exactly like a shorter log.
 """
@@ -14,10 +16,13 @@ from pathlib import Path
 
 from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
-from iomesh.errors import Damaged, Foreign, InUse, IomeshError, NotFound, Unavailable, Unsupported
+from iomesh.errors import Damaged, Foreign, InUse, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
 from iomesh.metadata import Delete, Metadata
 from iomesh.metadata.records import DeviceRecord, UnreadableDevice, decode, device_key, list_devices, put_device
+from iomesh.node import claims
+from iomesh.node.contents import read_superblocks
 from iomesh.node.devices import OpenDevice, open_device
+from iomesh.node.duplicates import identity_at, refuse_copies, refuse_duplicate, refuse_duplicates
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered, until_answered
@@ -75,16 +80,21 @@ class Stores:
         # Every device that the engine may use. One is closed once the engine has answered that it does not, or has been stopped: a
         # descriptor that is closed before is the number of another file soon, and the engine writes to that.
         self._held: list[OpenDevice] = []
+        self._claimed: list[OpenDevice] = []  # of these, those that have our claim (claims.py)
 
     async def open_all(self, paths: Iterable[str]) -> None:
         """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
+        paths = list(paths)
+        devices, unreadable = await until_answered(lambda: list_devices(self._metadata))
+        records = [record for record, _ in devices if record.node == self._node]
+        await in_thread(lambda: refuse_duplicates(paths))
+        await in_thread(lambda: refuse_copies(paths, {record.id: record.path for record in records}))
         for path in paths:
             await self._attach(path)
-        devices, unreadable = await until_answered(lambda: list_devices(self._metadata))
         for each in unreadable:
             self._take_note(each)
-        for record, _ in devices:
-            if record.node != self._node or record.id in self._open:
+        for record in records:
+            if record.id in self._open:
                 continue
             try:
                 await self._attach(record.path, expected=record.id)
@@ -116,8 +126,21 @@ class Stores:
         async with self._changing:
             if held := await self.open_at(path):
                 return held
+            await self._refuse_other_name(path)
             check()
             return self._describe(await self._attach(path))
+
+    async def _refuse_other_name(self, path: str) -> None:
+        """Raises InUse if `path` is another name of an open device, AlreadyExists if it is a copy of a device of this node."""
+        identity = await in_thread(lambda: identity_at(path))
+        if identity in self._open:
+            await self._refuse_duplicate(identity, path)
+        missing = {each: record.path for each, (record, _) in self._missing.items()}
+        await in_thread(lambda: refuse_copies([path], missing))
+
+    async def _refuse_duplicate(self, identity: uuid.UUID, path: str) -> None:
+        device = self._open[identity].device
+        await in_thread(lambda: refuse_duplicate(device, identity, path))
 
     def refuse_while_changing(self) -> None:
         """Raises Unavailable while a device is added or removed: a volume that is opened has all of them, or none that is going."""
@@ -138,7 +161,7 @@ class Stores:
                 except InUse:
                     raise InUse(f"device {words}: a device is removed while no volume is open") from None
                 del self._open[identity]
-                self._drop(store.device)
+                await self._drop(store.device)
                 self._missing[identity] = store.record, "it was being removed"  # until its record is gone too
             await answered(self._metadata.commit(Delete(device_key(identity), None)))
             self._missing.pop(identity, None)
@@ -155,17 +178,21 @@ class Stores:
                 log.error("device not closed", device=str(identity), path=store.device.path, reason=error.message)
             else:
                 del self._open[identity]
-                self._drop(store.device)
+                await self._drop(store.device)
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Gives up the devices as they are. The engine has been stopped."""
         self._open.clear()
         for device in list(self._held):
-            self._drop(device)
+            await self._drop(device)
 
-    def _drop(self, device: OpenDevice) -> None:
+    async def _drop(self, device: OpenDevice) -> None:
+        """Closes it, and gives up the claim to it first: one that stays is no longer live once this process has ended."""
         self._held.remove(device)
-        device.close()
+        claimed = device in self._claimed
+        if claimed:
+            self._claimed.remove(device)
+        await in_thread(lambda: _close(device, claimed=claimed))
 
     def online(self) -> list[OpenStore]:
         return list(self._open.values())
@@ -215,11 +242,15 @@ class Stores:
         device = await in_thread(lambda: open_device(path), discard=OpenDevice.close)
         self._held.append(device)
         try:
+            if await in_thread(lambda: self._claim(device)):
+                self._claimed.append(device)
             store = await self._open_store(device)
         except IomeshError:  # the engine has answered that it does not use it; anything else says nothing
-            self._drop(device)
+            await self._drop(device)
             raise
         try:
+            if store.record.id in self._open:
+                await self._refuse_duplicate(store.record.id, path)
             if expected is not None and store.record.id != expected:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
             # Before anything is written to it: a device without a record would not be missed when it is not there.
@@ -228,7 +259,7 @@ class Stores:
             )
         except IomeshError:
             await self._engine.close_store(store.number)
-            self._drop(device)
+            await self._drop(device)
             raise
         self._open[store.record.id] = store
         self._missing.pop(store.record.id, None)
@@ -247,6 +278,19 @@ class Stores:
             log.warning("device record replaced", device=str(record.id), reason=error.message)
         if entry is None or entry.value != put.value:
             await self._metadata.commit(put)
+
+    def _claim(self, device: OpenDevice) -> bool:
+        """Before anything is written to it: another process may have it open under a name that only the device itself tells. Whether
+        there is a claim to give up."""
+        claims.refuse_claimed(device)
+        superblock, _ = read_superblocks(device.path)
+        if superblock is None or superblock.cluster != self._cluster:
+            return False  # the engine refuses it, with the reason
+        try:
+            claims.take(device, superblock.device, self._node)
+        except NoSpace as error:  # a sparse file: it is read all the same, and the kernel's locks hold
+            log.warning("device not claimed", path=device.path, reason=error.message)
+        return True
 
     async def _open_store(self, device: OpenDevice) -> OpenStore:
         try:
@@ -297,6 +341,16 @@ class Stores:
                 damaged_blocks=store.scrub.damaged_blocks,
             ),
         )
+
+
+def _close(device: OpenDevice, *, claimed: bool) -> None:
+    try:
+        if claimed:
+            claims.clear(device)
+    except IomeshError as error:
+        log.warning("claim not given up", path=device.path, reason=error.message)
+    finally:
+        device.close()
 
 
 def _describe_missing(record: DeviceRecord, reason: str) -> Device:

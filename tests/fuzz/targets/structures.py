@@ -21,6 +21,7 @@ READERS: list[tuple[str, Callable[[bytes], Any]]] = [
     ("Checkpoint", structures.read_checkpoint),
     ("Pointer", structures.read_node),
     ("TableEntry", structures.read_table),
+    ("Claim", structures.read_claim),
 ]
 FOOTER = {name: offset for name, offset, _ in structures.structures()["Footer"]}
 
@@ -63,5 +64,6 @@ def seeds() -> list[bytes]:
         forged.checkpoint(),
         forged.pointer(7, 9) * 3,
         forged.forged("TableEntry", segment=3, blocks=256, live=7, state=2, replicas=1),
+        forged.forged("Claim", process=1, node=b"a", path=b"/b"),
     ]
     return [bytes([number | flag]) + data.rstrip(b"\0") for number, data in enumerate(valid) for flag in (0, SEALED)]

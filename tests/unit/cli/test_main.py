@@ -80,7 +80,7 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("status", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
         (("top", "--once", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
         (("top", "--interval", "0"), 2, "--interval"),
-        (("device", "format", "/dev/null"), 2, "Missing option '--cluster'"),
+        (("device", "format", "/dev/null"), 2, "--cluster is missing"),
         (("device", "format", "/dev/null", "--cluster", "mine"), 2, "--cluster: 'mine' is not a UUID"),
         (("device", "format", "x", "--cluster", "new", "--tier", "tape"), 2, "'tape' is not one of"),
         (("device", "format", "x", "--cluster", "new", "--prewrite"), 2, "give its --size too"),

@@ -1,0 +1,80 @@
+"""Two paths with one identity: one device under two names, or a device and its copy. Either would lose data; the messages say which it is.
+
+Nothing but the probe block is written (claims.py), and only if two paths do have one identity.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterable, Mapping
+
+from iomesh.errors import AlreadyExists, InUse, IomeshError
+from iomesh.node.claims import Storage, compare
+from iomesh.node.contents import read_superblocks
+from iomesh.node.devices import OpenDevice, open_device
+
+
+def identity_at(path: str) -> uuid.UUID | None:
+    """Of the device there; None if none can be read."""
+    try:
+        superblock, _ = read_superblocks(path)
+    except OSError:
+        return None
+    return None if superblock is None else superblock.device
+
+
+def refuse_duplicates(paths: Iterable[str]) -> None:
+    """Raises InUse for one device under two names, AlreadyExists for a device and its copy. Opens devices for a moment: not to be called in
+    an event loop."""
+    names: dict[uuid.UUID, list[str]] = {}
+    for path in paths:
+        if identity := identity_at(path):
+            names.setdefault(identity, []).append(path)
+    for identity, group in names.items():
+        for first, other in itertools.combinations(group, 2):
+            device = open_device(first)
+            try:
+                verdict = compare(device, other)
+            finally:
+                device.close()
+            raise duplicate(first, other, identity, verdict)
+
+
+def refuse_copies(paths: Iterable[str], seen: Mapping[uuid.UUID, str]) -> None:
+    """Raises AlreadyExists if a device at one of the paths is a copy of the one that is where `seen` says that this identity was seen last.
+    Another name of that one is right. Opens devices for a moment: not to be called in an event loop."""
+    for path in paths:
+        identity = identity_at(path)
+        before = seen.get(identity) if identity else None
+        if identity is None or before is None or identity_at(before) != identity:
+            continue
+        device = open_device(path)
+        try:
+            verdict = compare(device, before)
+        finally:
+            device.close()
+        if verdict is not Storage.SAME:
+            raise duplicate(path, before, identity, verdict)
+
+
+def refuse_duplicate(device: OpenDevice, identity: uuid.UUID, path: str) -> None:
+    """The same for `path`, which has the identity of an open device. Raises in every case."""
+    raise duplicate(device.path, path, identity, compare(device, path))
+
+
+def duplicate(path: str, other: str, identity: uuid.UUID, verdict: Storage) -> IomeshError:
+    match verdict:
+        case Storage.SAME:
+            return InUse(f"{path} and {other} are one device ({identity}) under two names: use one of them")
+        case Storage.OTHER:
+            return AlreadyExists(
+                f"{path} and {other} are both device {identity} and lie on different storage: one is a copy of the other. Take away "
+                "the one that is out of date, or make it an empty device with an identity of its own: "
+                "`iomesh device format --new-identity PATH`"
+            )
+        case Storage.UNKNOWN:
+            return InUse(
+                f"{path} and {other} are both device {identity}; whether they are one device or a copy cannot be told, because "
+                f"{other} cannot be read with direct I/O: take one of them away"
+            )

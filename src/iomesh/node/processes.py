@@ -1,0 +1,45 @@
+"""Processes of this machine as records name them, so that a later reader can tell whether they still run."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """One process for good: its number is used again after its end, the moment of its start is not."""
+
+    number: int
+    namespace: int  # inode of the PID namespace in which `number` is one
+    started: int  # clock ticks after boot
+
+    @property
+    def runs(self) -> bool | None:
+        """None: it cannot be told, because it is in another PID namespace. Only to be asked of a process of this boot."""
+        if self.namespace != _namespace():
+            return None
+        return _started(self.number) == self.started
+
+
+def this_process() -> Process:
+    return Process(os.getpid(), _namespace(), _started(os.getpid()))
+
+
+def boot_id() -> uuid.UUID:
+    """Of the running kernel: another after every boot."""
+    return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def _started(number: int) -> int:
+    """0 if there is no such process, or it is dead."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
