@@ -96,7 +96,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     assert (await asyncio.to_thread(pages.get, "/readyz")) == (503, seen)
 
     shown = status_of(daemon)
-    for words in ("node-a  starting", "recover the volumes (9 of 15), 1 of 2 volumes", "db ", "serving", "wal ", "opening"):
+    for words in ("node-a  starting", "recover the volumes (10 of 16), 1 of 2 volumes", "db ", "serving", "wal ", "opening"):
         assert words in shown
     document = json.loads(status_of(daemon, "--json"))
     assert (document["node"]["state"], document["node"]["ready"]) == ("starting", False)

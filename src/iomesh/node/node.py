@@ -56,8 +56,9 @@ from iomesh.node.offline import inspect_device
 from iomesh.node.scrub import Scrub
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
-from iomesh.node.stores import Stores
+from iomesh.node.stores import Stores, absolute
 from iomesh.node.supervisor import Supervisor, in_thread
+from iomesh.node.tenure import Tenure
 from iomesh.node.volume import Registry
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows
@@ -85,6 +86,7 @@ class Node:
     metadata: SqliteMetadata
     cluster: ClusterRecord
     engine: NodeEngine
+    tenure: Tenure
     stores: Stores
     volumes: Volumes
     snapshots: Snapshots
@@ -119,6 +121,7 @@ class Node:
             Step("serve the control API", self._control.start, self._control.stop),
             Step("look at the devices", self._look_at_devices, _nothing),
             Step("open the metadata", self._open_metadata, self._close_metadata),
+            Step("take the node's name", self._take_name, self._give_up_name),
             Step("start the engine", self._start_engine, self._stop_engine),
             Step("open the devices", self._open_devices, self._close_devices),
             Step("listen for exports", self._listen, self._stop_listening),
@@ -205,7 +208,9 @@ class Node:
             free_bytes=sum(device.free_bytes for device in devices),
             volumes=len(self.volumes.list()) if assembled else 0,
             devices=len(devices),
-            warnings=[*self.engine.warnings, *health.warnings(self.volumes_health())] if assembled else [],
+            warnings=[*self.engine.warnings, *health.warnings(self.volumes_health()), *filter(None, [self.tenure.problem])]
+            if assembled
+            else [],
             state=state,
             step=self._step if state == NodeState.STARTING else "",
             steps_done=self._steps_done,
@@ -302,11 +307,20 @@ class Node:
     async def _close_metadata(self) -> None:
         await self.metadata.close()
 
+    async def _take_name(self) -> None:
+        assert self._state_lock is not None
+        self.tenure = Tenure(self.metadata, self.name, state_identity(self._state_lock), absolute(self.config.state_dir))
+        await self.tenure.take()
+
+    async def _give_up_name(self) -> None:
+        await self.tenure.give_up()
+
     async def _start_engine(self) -> None:
         self.engine = await in_thread(lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event)))
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.supervisor = Supervisor(self._hooks)
         self.doors = Doors(self.config.nbd, self.engine, self.supervisor)
+        self.tenure.start(self.supervisor)
         self.registry = registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
         self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots, self.supervisor)
@@ -414,11 +428,24 @@ async def _nothing() -> None:
     """What has no way down."""
 
 
+def state_identity(lock: IO[bytes]) -> uuid.UUID:
+    """Of the state directory, kept in its lock, which the caller holds; made where there is none."""
+    lock.seek(0)
+    try:
+        return uuid.UUID(lock.read().decode().strip())
+    except ValueError:
+        identity = uuid.uuid4()
+        lock.truncate(0)
+        lock.write(f"{identity}\n".encode())
+        lock.flush()
+        return identity
+
+
 def lock_directory(path: str) -> IO[bytes]:
     """The directory, created where there is none, held by this process until the file is closed."""
     try:
         Path(path).mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = Path(path, "lock").open("wb")  # noqa: SIM115 (open as long as the daemon runs)
+        lock = Path(path, "lock").open("a+b")  # noqa: SIM115 (open as long as the daemon runs)
     except OSError as error:
         raise PermissionDenied(f"state_dir: {path} is not ours to write to ({error.strerror}): run as root, or set another one") from None
     try:

@@ -9,7 +9,8 @@ the last of them. A clone is opened after the volume that it is one of, and clos
 
 - Records are written first (iomesh.metadata.volumes has their order). What the engine is then asked can be repeated, so a crash between the
   two leaves work, never a doubt: at the next start a READY volume is opened, a MAKING one made further, a DELETING one erased further.
-- Opening raises the epoch in the log's record; every later change of that asks that epoch and owner are still ours.
+- Opening raises the epoch in the log's record, once all of the node's devices are open; every later change of that asks that epoch and
+  owner are still ours.
 - A metadata service that does not answer ends nothing: what is served goes on, what is to be opened or deleted is tried again.
 - A volume of which a record cannot be read is listed as FAILED, and is left alone. No other is kept from being served.
 """
@@ -182,6 +183,8 @@ class Volumes:
                     raise Unavailable(
                         f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
                     )
+                if not self._stores.online():
+                    raise Unavailable(f"volume {volume.record.name} is not opened: no device of this node is there")
                 if volume.record.state == Lifecycle.DELETING or (volume.state == VolumeState.DELETING and not volume.log_version):
                     await self._erase(volume)
                 elif volume.state == VolumeState.DELETING:

@@ -1,0 +1,42 @@
+"""`nodes/<name>`: the daemon that runs under a node's name. docs/metadata.md describes every field."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+
+from iomesh.errors import Damaged
+from iomesh.metadata.protocol import Entry, Put
+
+NODES = "nodes/"
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    format: int = 1
+    name: str
+    incarnation: uuid.UUID  # of this run of the daemon
+    state: uuid.UUID  # of its state directory
+    boot: uuid.UUID  # the kernel's boot_id
+    process: int
+    process_namespace: int  # inode of the PID namespace in which `process` is a number
+    process_started: int  # clock ticks after boot
+    host: str
+    state_dir: str
+    started_ns: int  # Unix time
+
+
+def node_key(name: str) -> str:
+    return NODES + name
+
+
+def put_node(record: NodeRecord, version: int, lease: int) -> Put:
+    return Put(node_key(record.name), msgspec.json.encode(record), version, lease)
+
+
+def decode_node(entry: Entry) -> NodeRecord:
+    """Raises Damaged."""
+    try:
+        return msgspec.json.decode(entry.value, type=NodeRecord)
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"metadata key {entry.key}: {error}") from error

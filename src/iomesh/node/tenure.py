@@ -1,0 +1,142 @@
+"""The node's name in the metadata service: one daemon at a time runs under it.
+
+`take` puts `nodes/<name>` under a lease before any volume is opened, a task renews the lease from `start` on, and `give_up` ends it. A record
+of another daemon that is there refuses this one, or is over:
+
+- it has our state directory, whose lock we hold, and is of this boot: that daemon was killed;
+- its process is of this boot and PID namespace and does not run any more;
+- otherwise only its lease tells (it is of another machine, or of an earlier boot), and `take` waits for as long as a lease lasts.
+
+A lease that runs out while the metadata service does not answer is taken again. If another daemon has the name by then, this one reports
+it and goes on: its devices are its own still, and no record of a volume that another one changed is written (volume.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import platform
+import time
+import uuid
+
+from iomesh.errors import Conflict, InUse, IomeshError, NotFound
+from iomesh.metadata import Metadata
+from iomesh.metadata.nodes import NodeRecord, decode_node, node_key, put_node
+from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import until_answered
+from iomesh.node.processes import Process, boot_id, this_process
+from iomesh.node.supervisor import BackgroundTask, Supervisor
+from iomesh.times import SECOND_NS, exact_moment
+
+log = logger("tenure")
+LEASE_SECONDS = 15.0
+RENEWALS = 4  # attempts within one lease: a metadata service may be away for most of it
+LOOK_SECONDS = 0.2  # between two looks whether another's lease has run out
+
+
+class Tenure:
+    def __init__(self, metadata: Metadata, name: str, state: uuid.UUID, state_dir: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        """state: the identity of the state directory, whose lock the caller holds."""
+        process = this_process()
+        self._metadata = metadata
+        self._lease_seconds = lease_seconds
+        self.renewals = RENEWALS
+        self.lease = 0  # of the metadata service
+        self.problem = ""  # words for what users should know; empty: the name is ours
+        self.record = NodeRecord(
+            name=name,
+            incarnation=uuid.uuid4(),
+            state=state,
+            boot=boot_id(),
+            process=process.number,
+            process_namespace=process.namespace,
+            process_started=process.started,
+            host=platform.node(),
+            state_dir=state_dir,
+            started_ns=time.time_ns(),
+        )
+
+    async def take(self) -> None:
+        """Raises InUse if another daemon has the name, and what the metadata service raises."""
+        began = time.monotonic()
+        while True:
+            entry = await until_answered(lambda: self._metadata.get(node_key(self.record.name)))
+            other = decode_node(entry) if entry else None
+            if entry and other and not self._is_over(other):
+                lasts = time.monotonic() - began < self._lease_seconds + LOOK_SECONDS
+                if self._runs(other) or not lasts:
+                    raise InUse(_taken(other))
+                log.debug("waiting for a lease to run out", node=other.name, host=other.host, process=other.process)
+                await asyncio.sleep(LOOK_SECONDS)
+            elif await until_answered(functools.partial(self._put, entry.version if entry else 0)):
+                break
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Renews the lease until the supervisor is closed."""
+        supervisor.start("node name", self._renew)
+
+    async def give_up(self) -> None:
+        if self.lease:
+            try:
+                await self._metadata.revoke(self.lease)
+            except IomeshError as error:  # it runs out by itself
+                log.warning("node's lease not given up", reason=error.message)
+
+    async def _put(self, version: int) -> bool:
+        """Whether the name is ours now; otherwise somebody was faster."""
+        lease = await self._metadata.grant(self._lease_seconds)
+        try:
+            await self._metadata.commit(put_node(self.record, version, lease))
+        except Conflict:
+            await self._metadata.revoke(lease)
+            return False
+        self.lease = lease
+        return True
+
+    async def _renew(self, task: BackgroundTask) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds / self.renewals)
+            try:
+                await self._keep()
+            except IomeshError as error:  # a metadata service that does not answer stops no volume
+                self._report(f"the node's lease cannot be renewed: {error.message}")
+            task.progress()
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(NotFound):  # it has run out
+            await self._metadata.renew(self.lease)
+            self.problem = ""
+            return
+        entry = await self._metadata.get(node_key(self.record.name))
+        other = decode_node(entry) if entry else None
+        if other is not None and other.incarnation != self.record.incarnation:
+            self._report(_taken(other))
+        elif await self._put(entry.version if entry else 0):
+            log.warning("node's lease had run out and is taken again", node=self.record.name)
+            self.problem = ""
+
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            log.error("node's name not kept", reason=problem)
+
+    def _is_over(self, other: NodeRecord) -> bool:
+        if other.boot != self.record.boot:
+            return False
+        return other.state == self.record.state or _process_of(other).runs is False
+
+    def _runs(self, other: NodeRecord) -> bool:
+        return other.boot == self.record.boot and _process_of(other).runs is True
+
+
+def _process_of(record: NodeRecord) -> Process:
+    return Process(record.process, record.process_namespace, record.process_started)
+
+
+def _taken(other: NodeRecord) -> str:
+    return (
+        f"name: a daemon runs as node {other.name} already, with the same metadata: process {other.process} on {other.host}, "
+        f"state_dir {other.state_dir}, since {exact_moment(other.started_ns // SECOND_NS * SECOND_NS)}. Stop that one, or give this one "
+        "another name"
+    )
