@@ -280,14 +280,41 @@ class Directory(TypedDict):
     slabs_taken: int
 
 
+class CompactedBlock(TypedDict):
+    """A payload block that the footer of a compacted segment lists."""
+
+    at: str  # SEGMENT:BLOCK
+    block: int
+    kind: str | int
+    position: int
+    count: int
+    flags: int
+    crc: int
+    level: NotRequired[int]  # of a map node, and its index
+    index: NotRequired[int]
+    state: Literal["live", "dropped"]
+    fault: str | None
+
+
+class Compacted(TypedDict):
+    """fault: of its bitmap. live_blocks: with the footer's own. blocks: those that the footer lists."""
+
+    fault: str | None
+    live_blocks: int
+    dropped_blocks: int
+    blocks: list[CompactedBlock]
+
+
 class Segment(TypedDict):
-    """ends: SEGMENT:BLOCK behind the last record, if nothing was written there yet."""
+    """ends: SEGMENT:BLOCK behind the last record, if nothing was written there yet. compacted: null if it is not; if it is, it has no
+    records."""
 
     device: str
     segment: Replica
     records: list[Structure]
     ends: str | None
     footer: Structure | None
+    compacted: Compacted | None
 
 
 class MapNodes(TypedDict):

@@ -1,7 +1,7 @@
 """The node's name in the metadata service: one daemon at a time runs under it.
 
-`take` puts `nodes/<name>` under a lease before any volume is opened, a task renews the lease from `start` on, and `give_up` ends it. A record
-of another daemon that is there refuses this one, or is over:
+`take` puts `nodes/<name>` under a lease before any volume is opened, a task renews the lease from `start` on, and `give_up` ends it. The
+record of another daemon refuses this one, or is over:
 
 - it has our state directory, whose lock we hold, and is of this boot: that daemon was killed;
 - its process is of this boot and PID namespace and does not run any more;

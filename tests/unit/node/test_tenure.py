@@ -70,9 +70,10 @@ def dead_process() -> Process:
     with subprocess.Popen(["sleep", "1000"]) as process:
         stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         started = Process(process.pid, this_process().namespace, int(stat[19]))
-        assert started.runs
+        seen = [started.runs]
         process.kill()
-    assert started.runs is False
+    seen.append(started.runs)
+    assert seen == [True, False]
     return started
 
 

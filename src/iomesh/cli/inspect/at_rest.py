@@ -39,6 +39,10 @@ class Replica:
         return sum(count for _, count in self.extents)
 
     @property
+    def compacted(self) -> bool:
+        return self.live > 0
+
+    @property
     def room(self) -> int:
         """Blocks that its extents hold."""
         return self.slabs * self.slab_blocks
@@ -71,7 +75,7 @@ class DeviceAtRest:
             raise
         self._directory: Directory | None = None
         self._superblock: Fields | None = None
-        self._bitmaps: dict[Replica, dict[int, int]] = {}
+        self._bitmaps: dict[Replica, dict[int, int] | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -234,25 +238,36 @@ class DeviceAtRest:
         return found
 
     def blocks(self, replica: Replica, block: int, count: int) -> bytes:
-        """Bytes of `count` blocks of the segment from `block` on, fewer when the replica or the device ends, or at one that was dead."""
-        if not replica.live:
+        """Bytes of `count` blocks of the segment from `block` on, up to one that was dropped, or the end of the replica or device."""
+        if not replica.compacted:
             return self._stored(replica, block, count)
-        places, result = self._places(replica), b""
+        places, result = self._places(replica) or {}, b""
         while count > 0 and block in places:
             result += self._stored(replica, places[block], 1)
             block, count = block + 1, count - 1
         return result
 
-    def _places(self, replica: Replica) -> dict[int, int]:
-        """Where the blocks of a compacted replica are in it; none if neither bitmap is valid."""
-        places = self._bitmaps.get(replica)
-        if places is None:
+    def dropped(self, replica: Replica, block: int) -> bool:
+        """Whether compaction has dropped the block, because nothing pointed to it. False if no bitmap of the replica is valid."""
+        places = self._places(replica) if replica.compacted else None
+        return places is not None and block < replica.blocks and block not in places
+
+    def absent(self, replica: Replica, block: int) -> str:
+        """Words for why a block was not read."""
+        return "dropped by compaction" if self.dropped(replica, block) else "unreadable or behind the segment's end"
+
+    def bitmap_fault(self, replica: Replica) -> str | None:
+        """Of a compacted replica."""
+        return "neither copy of its bitmap is valid" if self._places(replica) is None else None
+
+    def _places(self, replica: Replica) -> dict[int, int] | None:
+        """Where the blocks of a compacted replica are in it; None if neither bitmap is valid."""
+        if replica not in self._bitmaps:
             copies = [self._stored(replica, at, 1) for at in (0, replica.live + 1)]
             bitmaps = [structures.bitmap(data) for data in copies if len(data) == BLOCK]
             sound = [one for one in bitmaps if one["valid"] and (one["volume"], one["segment"]) == (replica.volume, replica.segment)]
-            places = {block: 1 + rank for rank, block in enumerate(sound[0]["live_blocks"])} if sound else {}
-            self._bitmaps[replica] = places
-        return places
+            self._bitmaps[replica] = {block: 1 + rank for rank, block in enumerate(sound[0]["live_blocks"])} if sound else None
+        return self._bitmaps[replica]
 
     def _stored(self, replica: Replica, block: int, count: int) -> bytes:
         """The same of blocks as the replica has them."""
@@ -275,7 +290,7 @@ class DeviceAtRest:
         """The record whose header stands at `block`, with what contradicts its place as a fault."""
         data = self.blocks(replica, block, 1)
         if len(data) < BLOCK:
-            return {"valid": False, "fault": "unreadable or behind the segment's end"}
+            return {"valid": False, "fault": self.absent(replica, block)}
         if not any(data):
             return {"valid": False, "fault": "empty", "empty": True}
         found = structures.record(data)
@@ -284,7 +299,7 @@ class DeviceAtRest:
                 found |= {"valid": False, "fault": f"of volume {bytes(found['volume']).hex()}"}
             elif (found["segment"], found["block"]) != (replica.segment, block):
                 found |= {"valid": False, "fault": f"written for {found['segment']}:{found['block']}"}
-            elif block + 1 + found["payload_blocks"] > replica.room:
+            elif block + 1 + found["payload_blocks"] > (replica.blocks if replica.compacted else replica.room):
                 found |= {"valid": False, "fault": "goes beyond the segment's end"}
         return found
 
@@ -303,20 +318,41 @@ class DeviceAtRest:
             block += 1 + int(found["payload_blocks"])
 
     def payload_faults(self, replica: Replica, block: int, record: Fields) -> list[str]:
-        """Which payload blocks of a valid record do not have the checksum that its header tells."""
+        """Which payload blocks of a valid record do not have the checksum that its header tells. What compaction dropped is no fault."""
         faults, at = [], block + 1
-        payload = self.blocks(replica, at, int(record["payload_blocks"]))
+        payload = b"" if replica.compacted else self.blocks(replica, at, int(record["payload_blocks"]))
         for entry in record["entries"]:
             if entry["kind"] == "zero":
                 continue
             start = (at - block - 1) * BLOCK
-            data = payload[start : start + BLOCK]
+            data = self.blocks(replica, at, 1) if replica.compacted else payload[start : start + BLOCK]
             if len(data) < BLOCK:
-                faults.append(f"{replica.segment}:{at} cannot be read")
+                if not self.dropped(replica, at):
+                    faults.append(f"{replica.segment}:{at} cannot be read")
             elif structures.crc32c(data) != entry["crc"]:
                 faults.append(f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells {entry['crc']:08x}")
             at += 1
         return faults
+
+    def listed_blocks(self, replica: Replica, footer: Fields, *, verify: bool) -> list[Fields]:
+        """The payload blocks that the footer of a compacted segment lists, in order, each "live" or "dropped", and with a fault where it is
+        not what the footer says. verify: also read what lives, and compare checksums. A brief footer lists what lives alone."""
+        found = []
+        for entry in footer["entries"] or ():
+            if entry["kind"] in ("record", "zero"):
+                continue
+            block, fault = int(entry["block"]), None
+            dropped = self.dropped(replica, block)
+            if dropped and footer["brief"]:
+                fault = "the footer lists it, and the bitmap does not have it"
+            elif verify and not dropped:
+                data = self.blocks(replica, block, 1)
+                if len(data) < BLOCK:
+                    fault = "cannot be read"
+                elif structures.crc32c(data) != entry["crc"]:
+                    fault = f"has checksum {structures.crc32c(data):08x}, the footer tells {entry['crc']:08x}"
+            found.append({**entry, "at": f"{replica.segment}:{block}", "state": "dropped" if dropped else "live", "fault": fault})
+        return found
 
     def footer(self, replica: Replica) -> Fields:
         """A sealed segment's footer with its table of entries."""

@@ -116,18 +116,45 @@ def directory(session: Session, device: str, volume: str | None) -> None:
 @click.option("--entries", is_flag=True, help="With the entries of each record.")
 @answers(documents.Segment)
 def segment(session: Session, device: str, segment: int, volume: str | None, verify: bool, entries: bool) -> None:
-    """Print a segment: its records from the first on, then its footer."""
+    """Print a segment: its records from the first on, then its footer; of a compacted one the blocks that it kept."""
     with opened(device) as it:
         replica = it.replica(it.volume(volume), segment)
-        records = []
-        for block, record in it.records(replica):
-            faults = it.payload_faults(replica, block, record) if verify and record["valid"] else []
-            records.append({"at": f"{segment}:{block}", **record, "payload_faults": faults})
-        last = records.pop() if records and records[-1].get("empty") else None
-        footer = it.footer(replica) if replica.footer_block else None
-    document = {"device": device, "segment": vars(replica), "records": records, "ends": last["at"] if last else None, "footer": footer}
+        document = compacted_segment(it, replica, verify) if replica.compacted else whole_segment(it, replica, verify)
     session.output.answer(document, *render.segment(document, entries))
-    end(all(one["valid"] and not one["payload_faults"] for one in records) and (footer is None or bool(footer["valid"])))
+    compacted, footer = document["compacted"], document["footer"]
+    sound = all(one["valid"] and not one["payload_faults"] for one in document["records"]) and (footer is None or bool(footer["valid"]))
+    faults = [] if compacted is None else [compacted["fault"], *(one["fault"] for one in compacted["blocks"])]
+    end(sound and not any(faults))
+
+
+def whole_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
+    records = []
+    for block, record in it.records(replica):
+        faults = it.payload_faults(replica, block, record) if verify and record["valid"] else []
+        records.append({"at": f"{replica.segment}:{block}", **record, "payload_faults": faults})
+    last = records.pop() if records and records[-1].get("empty") else None
+    footer = it.footer(replica) if replica.footer_block else None
+    return {
+        "device": it.path,
+        "segment": vars(replica),
+        "records": records,
+        "ends": last["at"] if last else None,
+        "footer": footer,
+        "compacted": None,
+    }
+
+
+def compacted_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
+    """It has no records any more: their headers are dropped with the rest of what nothing points to."""
+    footer = it.footer(replica) if replica.footer_block else None
+    blocks = it.listed_blocks(replica, footer, verify=verify) if footer is not None and footer["valid"] else []
+    compacted = {
+        "fault": it.bitmap_fault(replica),
+        "live_blocks": replica.live,
+        "dropped_blocks": replica.blocks - replica.live,
+        "blocks": blocks,
+    }
+    return {"device": it.path, "segment": vars(replica), "records": [], "ends": None, "footer": footer, "compacted": compacted}
 
 
 @inspect.command("record")

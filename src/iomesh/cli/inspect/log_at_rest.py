@@ -51,7 +51,7 @@ def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) ->
     at = f"{replica.segment}:{block}"
     data = it.blocks(replica, block, 1)
     if len(data) < BLOCK:
-        return {"at": at, "valid": False, "fault": "unreadable or behind the segment's end"}
+        return {"at": at, "valid": False, "fault": it.absent(replica, block)}
     logged = next(
         ((sequence, entry) for sequence, where, entry in entries(it, replica) if where == block and entry["kind"] != "zero"), None
     )
@@ -81,9 +81,7 @@ def walk_map(it: DeviceAtRest, volume: bytes, checkpoint: Fields, block: int) ->
         replica = it.directory().replicas.get((volume, segment))
         data = it.blocks(replica, at, 1) if replica else b""
         if len(data) < BLOCK:
-            nodes.append(
-                one | {"valid": False, "fault": "not on this device" if replica is None else "unreadable or behind the segment's end"}
-            )
+            nodes.append(one | {"valid": False, "fault": "not on this device" if replica is None else it.absent(replica, at)})
             break
         if structures.crc32c(data) != crc:
             nodes.append(

@@ -11,6 +11,7 @@ from iomesh.cli.inspect.structures import Fields
 from iomesh.cli.output import fields, jsonable, table
 from iomesh.sizes import exact_size, short_size
 
+STATES = {"live": "live", "dropped": "dropped by compaction"}
 SKIPPED = {"valid", "fault", "entries", "index", "pointers", "empty", "payload_faults", "at", "offset"}
 
 
@@ -127,6 +128,31 @@ def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableT
 def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
     it = document["segment"]
     yield Text(f"segment {it['segment']} of volume {it['volume'].hex()}: {it['state']}, {it['blocks']} blocks", style="bold")
+    if document["compacted"] is not None:
+        yield from compacted(document["compacted"], with_entries)
+    else:
+        yield from records(document, with_entries)
+    if document["footer"] is not None:
+        yield ""
+        yield whole(document["footer"], f"footer at {it['segment']}:{it['footer_block']}")
+
+
+def compacted(found: Fields, with_entries: bool) -> Iterator[RenderableType]:
+    """What a compacted segment kept. Without entries only the faults are listed."""
+    kept, dropped = found["live_blocks"], found["dropped_blocks"]
+    yield Text(f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' headers")
+    if found["fault"]:
+        yield Text(f"not valid: {found['fault']}", style="red")
+    rows = [
+        (one["at"], *entry_row(one), Text(one["fault"], style="red") if one["fault"] else STATES[one["state"]])
+        for one in found["blocks"]
+        if with_entries or one["fault"]
+    ]
+    if rows:
+        yield table("AT", "KIND", "POSITION", ">COUNT", "CHECKSUM", "", rows=rows)
+
+
+def records(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
     yield table(
         "AT",
         ">SEQUENCE",
@@ -157,9 +183,6 @@ def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
                 yield entry_table(one)
     if document["ends"]:
         yield Text(f"nothing written from {document['ends']} on", style="dim")
-    if document["footer"] is not None:
-        yield ""
-        yield whole(document["footer"], f"footer at {it['segment']}:{it['footer_block']}")
 
 
 def record(found: Fields) -> Iterator[RenderableType]:
