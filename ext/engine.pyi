@@ -83,7 +83,8 @@ class Engine:
     def close_store(self, store: int) -> int:
         """EBUSY while a volume is open. Answers None."""
     def store_space(self, store: int) -> dict[str, int]:
-        """{"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed"}: now, no ticket."""
+        """{"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed", "flush_failed"}: now, no ticket. failed: an errno;
+        nothing changes there any more until the store is opened again. flush_failed: a flush's."""
 
     # volumes; all stores of the node are open before the first volume is
     def open_volume(

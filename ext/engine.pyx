@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, EROFS
+from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENOENT, EROFS
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
@@ -340,7 +340,7 @@ cdef class Engine:
             raise KeyError(f"no store has the number {store}")
         cdef Store it = self.stores[store][1]
         return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": it.superblock.slab_bytes,
-                "replicas": it.replicas, "failed": it.failed}
+                "replicas": it.replicas, "failed": it.failed, "flush_failed": it.flusher.failed}
 
     def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None):
         cdef Command* command
@@ -735,13 +735,17 @@ cdef class Engine:
             "log_bytes": it.log.bytes + it.log.open_segments.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
             "segment_bytes": it.log.open_segments.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
             "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
-            "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error,
+            "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error or self.stores_error(),
             "snapshots": it.snapshots.count, "unsettled": unsettled_before(it),
             "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
             "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
             "no_space": bool(it.log.open_segments.no_space), "space_is_coming": bool(it.log.open_segments.space_is_coming()),
             "checkpointing": bool(it.checkpoints.running), "unanswered": bool(it.checkpoints.unanswered),
             "volatile_cache": bool(it.volatile_cache)}
+
+    cdef int stores_error(self):
+        """An errno while no store takes anything new; 0: one does."""
+        return 0 if any(not store.failed for _, store in self.stores.values()) else EIO
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters

@@ -1,28 +1,40 @@
 # Stable media for one log: which devices hold what is committed only in their caches, and how far the log is stable.
 #
-# Always true: a flush makes stable what was committed when it began; who asks while one is under way is served by the next, together with
-# everyone else who asked meanwhile. A failed flush leaves `stable` where it was and its devices dirty.
+# Always true:
+#   - a flush makes stable what was committed when it began; who asks while one is under way is served by the next, together with
+#     everyone else who asked meanwhile;
+#   - a device whose flush has failed is not asked again: a later success would prove nothing (store/device_flusher.pyx). The log takes what it has
+#     there to another device (on_failure), and the flush begins anew; or the log cannot, and the flush fails, as each one will from then on.
 #
 # On devices without a volatile cache what is committed is stable, and a flush costs nothing.
 
-from libc.stdint cimport uint64_t
+from libc.errno cimport EIO
+from libc.stdint cimport int64_t, uint64_t
 
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.task cimport Waiters, join, wake_all
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.base.task cimport Waiters, join, start as start_task, wake_all
+from iomesh.engine.store.store cimport Store
 
 
 cdef class Flusher:
-    """volatile: a bit per device number that has a volatile cache."""
+    """reactor: the log's. stores: list of Store, those that may hold records of it."""
 
-    def __cinit__(self, Io io, uint64_t volatile):
+    def __cinit__(self, Reactor reactor, list stores):
         cdef int device
-        self.io = io
-        self.volatile = volatile
-        for device in range(64):
-            self.operations[device].done = device_flushed
-            self.operations[device].owner = <void*>self
+        self.reactor, self.store_list = reactor, stores
+        for device in range(DEVICES_MAX):
+            self.devices[device].operation.done = device_flushed
+            self.devices[device].operation.owner = <void*>self
+            self.devices[device].operation.target = device
+            self.devices[device].caller = <void*>reactor
+        for store in stores:
+            device = (<Store>store).device
+            self.devices[device].store = <void*>store
+            if (<Store>store).volatile_cache:
+                self.volatile |= <uint64_t>1 << device
 
     cdef void commits(self, uint64_t sequence, int device) noexcept nogil:
         """Record `sequence` is committed; it was written to `device`."""
@@ -41,31 +53,49 @@ cdef class Flusher:
 
     cdef void start(self) noexcept nogil:
         cdef uint64_t devices = 0 if planted(b"flush_skipped") else self.dirty
+        cdef DeviceFlush* flush
         cdef int device
         self.target = self.committed
-        self.error = 0
-        self.dirty = 0
+        self.dirty = self.failed = 0
         self.left = 1                            # held by this loop
-        for device in range(64):
+        for device in range(DEVICES_MAX):
             if devices >> device & 1:
+                flush = &self.devices[device]
                 self.left += 1
                 self.counters[DEVICE_FLUSHES] += 1
-                self.io.flush(&self.operations[device], device)
+                if (<Store>flush.store).home is self.reactor:
+                    (<Store>flush.store).flusher.flush(&flush.operation)
+                else:
+                    start_task(flush_there_body, flush, &flush.operation)
         self.step(NULL)
 
     cdef void step(self, Operation* operation) noexcept nogil:
         """One of a flush's devices, or the loop that asked them, is done."""
-        cdef Waiters told
-        cdef int error
         if operation is not NULL and operation.result < 0:
-            self.error = <int>operation.result
-            self.dirty |= <uint64_t>1 << operation.target
+            self.failed |= <uint64_t>1 << operation.target
         self.left -= 1
         if self.left:
             return
-        if self.error == 0 and self.target > self.stable:
-            self.stable = self.target
-        told, error = self.served, self.error
+        if self.failed and not planted(b"flush_retried"):
+            self.left = 1                        # until settled()
+            self.on_failure(self.log)
+            return
+        if self.failed == 0:
+            self.stable = max(self.stable, self.target)
+        self.dirty |= self.failed
+        self.end(-EIO if self.failed else 0)
+
+    cdef void settled(self, int error) noexcept nogil:
+        if error:
+            self.dirty |= self.failed
+            self.end(error)
+        else:
+            self.dirty &= ~self.failed           # what was written there since is elsewhere, too
+            self.start()
+
+    cdef void end(self, int error) noexcept nogil:
+        cdef Waiters told = self.served
+        self.left = 0
         self.served = self.following
         self.following.first = self.following.last = NULL
         if self.served.first is not NULL:
@@ -75,3 +105,8 @@ cdef class Flusher:
 
 cdef void device_flushed(Operation* operation) noexcept nogil:
     (<Flusher>operation.owner).step(operation)
+
+
+cdef int64_t flush_there_body(void* argument) noexcept nogil:
+    cdef DeviceFlush* flush = <DeviceFlush*>argument
+    return (<Store>flush.store).flusher.wait_flushed_from(<Reactor>flush.caller)

@@ -109,6 +109,7 @@ cdef class Log:
     cdef bint writes_left(self) noexcept nogil
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
+    cdef void leave_failed(self) noexcept nogil
     cdef void turn_ends(self) noexcept nogil
     cdef bint gathers(self) noexcept nogil
     cdef void give_up_record(self) noexcept nogil

@@ -13,7 +13,9 @@
 #   - records commit in the order of their sequence numbers, without gaps; nothing is acknowledged before;
 #   - a record is appended only while the open segment has room for it and for the footer that all its records need;
 #   - what a failed write did not commit is still in its records' buffers: the segment is sealed before it and the records are
-#     written again, with the same numbers, in another segment (work_around).
+#     written again, with the same numbers, in another segment (work_around);
+#   - nothing is appended where a flush has failed (leave_failed). What was appended there moves to another device before anybody is told that it is
+#     stable (settle); if it cannot, the log is broken, and all that is asked of it fails until the volume is opened again.
 #
 # When a log falls idle it writes an empty record: its `stable` says that everything before it was acknowledged and durable, so recovery
 # can tell a tail that was torn (and never acknowledged) from one that was damaged.
@@ -54,7 +56,10 @@ cdef class Log:
         self.open_segments = OpenSegments(reactor, segments, stores, volume, epoch, segment_blocks)
         self.open_segments.log = <void*>self
         self.open_segments.on_change = tails_changed
-        self.flusher = Flusher(reactor.io, self.open_segments.volatile)
+        self.open_segments.on_lost = segment_lost
+        self.flusher = Flusher(reactor, stores)
+        self.flusher.log = <void*>self
+        self.flusher.on_failure = flush_failed
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.turn_end.done = turn_ended
@@ -89,10 +94,14 @@ cdef class Log:
 
     cdef int begin_record(self, int urgency) noexcept nogil:
         """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
-        cdef OpenSegment* open_segment = self.open_segments.current
+        cdef OpenSegment* open_segment
         cdef Record* record = NULL
         cdef char* buffer
         cdef int i
+        self.leave_failed()
+        if self.error:
+            return self.error
+        open_segment = self.open_segments.current
         if open_segment is NULL or self.open_segments.room_of(open_segment) == 0:
             if self.open_segments.prepared is NULL:
                 if self.open_segments.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.open_segments.choose_store(urgency) < 0):
@@ -392,6 +401,8 @@ cdef class Log:
             self.close_record()
         while self.writes_left():
             wait_in(&self.commits)
+        if self.error:
+            return self.error                            # a flush has failed, too
         record = self.oldest
         while record is not NULL:
             if record.transfer.error:
@@ -416,6 +427,8 @@ cdef class Log:
                     self.open_segments.room_of(self.open_segments.current) < max(record.payload, 1):
                 if self.open_segments.replace() is NULL:
                     return -EIO
+                if self.error:
+                    return self.error
             self.place(record, self.open_segments.current)
             record = record.next
         return 0
@@ -450,6 +463,22 @@ cdef class Log:
         self.failing = False
         wake_all(&self.commits, error)
         wake_all(&self.waiters, error)
+        wake_all(&self.open_segments.changes, error)
+
+    cdef void leave_failed(self) noexcept nogil:
+        """Nothing more is appended to segments on devices of which a flush has failed."""
+        cdef OpenSegment* current = self.open_segments.current
+        cdef OpenSegment* prepared = self.open_segments.prepared
+        if prepared is not NULL and self.open_segments.has_failed(prepared):
+            self.open_segments.close(prepared)
+        if current is NULL or not self.open_segments.has_failed(current):
+            return
+        if self.building is not NULL and self.building.entries == 0:
+            self.give_up_record()
+        elif self.building is not NULL:
+            self.close_record()
+        if self.open_segments.current is current:
+            self.open_segments.close(current)
 
     # ------------------------------------------------------------------ the mark of an idle log
 
@@ -535,6 +564,14 @@ cdef void tails_changed(void* log, int error) noexcept nogil:
     (<Log>log).segments_changed(error)
 
 
+cdef void segment_lost(void* log, int error) noexcept nogil:
+    (<Log>log).break_off(error)
+
+
+cdef void flush_failed(void* log) noexcept nogil:
+    start(settle_body, log, NULL)
+
+
 cdef void pool_gave(Operation* operation) noexcept nogil:
     (<Log>operation.owner).buffer_came()
 
@@ -560,8 +597,24 @@ cdef int64_t work_around_body(void* argument) noexcept nogil:
     return go_on_elsewhere(<Log>argument)
 
 
+cdef int64_t settle_body(void* argument) noexcept nogil:
+    settle(<Log>argument)
+    return 0
+
+
+cdef void settle(Log log) noexcept nogil:
+    """A flush of a device has failed: what is not stable there moves to another one, or the log is broken."""
+    log.leave_failed()
+    while log.error == 0 and log.open_segments.any_failed():
+        wait_in(&log.open_segments.changes)
+        log.leave_failed()                               # one may have been prepared there
+    log.flusher.settled(log.error)
+
+
 cdef int go_on_elsewhere(Log log) noexcept nogil:
     cdef int result = log.work_around()
+    if log.error:
+        return result                                    # whoever broke it off meanwhile goes on with that
     log.failing = False
     if result < 0:
         log.break_off(result)

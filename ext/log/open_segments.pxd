@@ -5,6 +5,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
@@ -54,7 +55,6 @@ cdef class OpenSegments:
     cdef void* stores[STORES_MAX]    # Store
     cdef int store_count
     cdef uint32_t store_errors[STORES_MAX]    # writes that failed there: it is chosen last
-    cdef uint64_t volatile           # a bit per device number that has a volatile cache
     cdef OpenSegment all[TAILS]
     cdef OpenSegment* current
     cdef OpenSegment* prepared
@@ -72,10 +72,12 @@ cdef class OpenSegments:
     cdef uint32_t making_space       # works under way that may come to some: they wait for their end in any case
     cdef bint ending                 # no further segment
     cdef uint64_t footer_bytes       # written
+    cdef uint32_t moved              # segments that another device took over
     cdef Waiters changes             # for a tail that is free again, or prepared
     cdef uint64_t* counters
     cdef void* log
     cdef void (*on_change)(void* log, int error) noexcept nogil            # there may be room now; or there will be none, in a task
+    cdef void (*on_lost)(void* log, int error) noexcept nogil              # in a task: what is committed cannot be made stable in this process
     cdef void* owner                 # the volume
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when it begins
     cdef void (*on_tight)(void* owner) noexcept nogil                      # a segment was begun where space is tight: the next needs one cleaned
@@ -93,7 +95,16 @@ cdef class OpenSegments:
     cdef int choose_store(self, int urgency) noexcept nogil
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
     cdef void close(self, OpenSegment* open_segment) noexcept nogil       # begins to seal it
-    cdef void write_footer(self, OpenSegment* open_segment) noexcept nogil
+    cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has
+    cdef bint any_failed(self) noexcept nogil                      # of those that are open, or being sealed
+    cdef int seal(self, OpenSegment* open_segment) noexcept nogil
+    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil
+    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil
+    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_blocks) noexcept nogil
+    cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil
+    cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
+    cdef int make_stable(self, int store) noexcept nogil
+    cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
     cdef uint64_t position(self) noexcept nogil                    # the address of what is appended next: everything before lies below

@@ -1,16 +1,20 @@
 # The segments that a volume's log is appended to, from the store's "create" to its "seal".
 #
 #     free ---prepare---> prepared ---change---> current ---close---> sealing ---footer, stable media, journal---> free
+#                                                                        '----copy on another device, the same----^
 #
 # Always true:
 #   - at most one tail is current and one prepared to follow it, so changing segments waits for nothing;
 #   - a sealed segment is complete, on stable media and recorded in its store's journal, in this order;
+#   - what is not stable yet lies in segments that are open or being sealed, and of each of these the checksums of all blocks are in memory. So when a
+#     flush of their device fails, they are read back, compared, and written to another device beneath the same addresses (seal_elsewhere). Where
+#     that is impossible the log is broken (on_lost): only recovery may say what is left;
 #   - without space a tail is taken from the store's reserve, and only what makes space is appended to it (`Urgency`): a checkpoint finds room
 #     then, unless more than two volumes have taken of the reserve.
 #
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
-from libc.errno cimport EIO, ENOSPC
+from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
@@ -20,11 +24,16 @@ from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, block_crc)
+    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, RecordHeader,
+    block_crc)
+from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport call_on
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.store.store cimport Replica, Store, replica_offset
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
+
+cdef extern from "<errno.h>" nogil:
+    int EUCLEAN
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -34,6 +43,9 @@ cdef enum:
     ENTRIES_PER_BLOCK = 256          # of a footer's table
     TIGHT = 2                        # times the reserve, and less is free
     STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
+    COPY_BLOCKS = 256                # read back and written at once
+    READ_TRIES = 5                   # of what is read back, ...
+    READ_AGAIN_NS = 20 * 1000 * 1000     # ... so long after each other
 
 
 cdef class OpenSegments:
@@ -49,8 +61,6 @@ cdef class OpenSegments:
             raise ValueError(f"a volume needs 1 to {STORES_MAX} stores, not {self.store_count}")
         for i in range(self.store_count):
             self.stores[i] = <void*>stores[i]
-            if (<Store>stores[i]).volatile_cache:
-                self.volatile |= <uint64_t>1 << (<Store>stores[i]).device
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.segment_blocks = segment_blocks
@@ -216,15 +226,129 @@ cdef class OpenSegments:
         self.sealing += 1
         if self.current is open_segment:
             self.current = NULL
+        if self.prepared is open_segment:
+            self.prepared = NULL
         start(seal_body, open_segment, NULL)
 
-    cdef void write_footer(self, OpenSegment* open_segment) noexcept nogil:
-        """In a task: the footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then."""
-        cdef Footer* footer = open_segment.footer
-        cdef uint32_t table_blocks = (open_segment.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
+    cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil:
+        return (<Store>self.stores[open_segment.segment.store]).flusher.failed != 0
+
+    cdef bint any_failed(self) noexcept nogil:
+        cdef int i
+        for i in range(TAILS):
+            if self.all[i].segment is not NULL and self.has_failed(&self.all[i]):
+                return True
+        return False
+
+    cdef int seal(self, OpenSegment* open_segment) noexcept nogil:
+        """In a task, and nothing of it is under way. 0; or a negative errno: it is not sealed, and what is in it is not on stable media."""
+        cdef uint32_t footer_blocks = self.build_footer(open_segment)
+        cdef int result = self.seal_here(open_segment, footer_blocks)
+        if result < 0:
+            self.failed(open_segment.segment.store, -result)
+            result = self.seal_elsewhere(open_segment, footer_blocks)
+        if result == 0:
+            self.footer_bytes += footer_blocks * BLOCK_BYTES
+        return result
+
+    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil:
+        """The footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then. A negative errno:
+        the device cannot be flushed."""
         cdef Transfer transfer
         cdef Operation operation
         cdef SealCall call
+        cdef int error
+        if self.has_failed(open_segment):
+            return -EIO
+        waited(&operation)
+        transfer.owner = &operation
+        transfer.done = transfer_ends_operation
+        self.write(&transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_blocks)
+        wait(&operation)
+        call.store = self.stores[open_segment.segment.store]
+        call.replica = open_segment.segment.replica
+        call.footer_block = 0 if transfer.error else open_segment.next_block
+        call.blocks = open_segment.next_block + (0 if transfer.error else footer_blocks)
+        error = self.make_stable(open_segment.segment.store)
+        if error and not planted(b"sealed_unflushed"):
+            return error
+        if call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
+            self.failed(open_segment.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
+        self.is_sealed(open_segment, call.blocks)
+        return 0
+
+    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil:
+        """Its device has failed a flush: the same segment, sealed, on another one, and nothing of it depends on the first any more. -EUCLEAN: what is read
+        back is not what was written; others: no device takes it."""
+        cdef KeepCall call
+        cdef int store, result
+        call.volume = self.volume
+        call.segment = open_segment.segment
+        call.footer_block = open_segment.next_block
+        call.blocks = open_segment.next_block + footer_blocks
+        while True:
+            store = self.choose_store(FOR_SPACE)
+            if store < 0:
+                return store
+            call.store = self.stores[store]
+            call.replica = NULL
+            result = <int>call_on((<Store>call.store).home, self.reactor, reserve_call, &call)
+            if result == 0:
+                result = self.copy(open_segment, call.replica, footer_blocks)
+            if result == 0:
+                result = self.make_stable(store)
+            if result == 0:
+                result = <int>call_on((<Store>call.store).home, self.reactor, keep_call, &call)
+            elif call.replica is not NULL:
+                call_on((<Store>call.store).home, self.reactor, discard_call, &call)
+            if result == 0:
+                break
+            if result != -EUCLEAN:
+                self.failed(store, -result)
+            if result == -EUCLEAN or self.store_errors[store] > STORE_ERRORS_MAX:
+                return result
+        open_segment.segment.replica = call.replica
+        open_segment.segment.store = store
+        self.moved += 1
+        self.is_sealed(open_segment, call.blocks)
+        return 0
+
+    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_blocks) noexcept nogil:
+        cdef uint32_t block = 0, piece, entry = 0
+        cdef void* buffer
+        cdef int error = 0
+        if posix_memalign(&buffer, BLOCK_BYTES, COPY_BLOCKS * BLOCK_BYTES):
+            return -ENOMEM
+        while error == 0 and block < open_segment.next_block:
+            piece = min(open_segment.next_block - block, <uint32_t>COPY_BLOCKS)
+            error = self.read_back(open_segment, block, piece, <char*>buffer, &entry)
+            if error == 0:
+                error = transfer_blocks(self.io, into, block, piece, <char*>buffer, True)
+            block += piece
+        if error == 0:
+            error = transfer_blocks(self.io, into, block, footer_blocks, <char*>open_segment.footer, True)
+        release(buffer)
+        return error
+
+    cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil:
+        """Blocks that were written, compared with their checksums. entry: of the footer's table, where these begin. 0 or -EUCLEAN."""
+        cdef Operation operation
+        cdef uint32_t first = entry[0]
+        cdef int tries = 0
+        while transfer_blocks(self.io, open_segment.segment.replica, block, blocks, into, False) < 0 or not are_listed(open_segment, into, blocks, entry):
+            tries += 1
+            if tries == READ_TRIES:
+                return -EUCLEAN
+            entry[0] = first
+            waited(&operation)
+            self.io.after(&operation, READ_AGAIN_NS)
+            wait(&operation)
+        return 0
+
+    cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil:
+        """In `footer`, with its table behind it: how many blocks the two have."""
+        cdef Footer* footer = open_segment.footer
+        cdef uint32_t table_blocks = (open_segment.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
         memset(footer, 0, BLOCK_BYTES)
         memset(&open_segment.table[open_segment.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - open_segment.table_count) * sizeof(Entry))
         footer.magic = FOOTER_MAGIC
@@ -242,26 +366,18 @@ cdef class OpenSegments:
         footer.table_crc = crc32c(open_segment.table, table_blocks * BLOCK_BYTES)
         footer.stream = open_segment.segment.stream
         footer.crc = block_crc(footer)
-        waited(&operation)
-        transfer.owner = &operation
-        transfer.done = transfer_ends_operation
-        self.write(&transfer, open_segment, open_segment.next_block, <const char*>footer, 1 + table_blocks)
-        wait(&operation)
-        self.footer_bytes += (1 + table_blocks) * BLOCK_BYTES
-        call.footer_block = 0 if transfer.error else open_segment.next_block
-        call.blocks = open_segment.next_block + (0 if transfer.error else 1 + table_blocks)
-        operation.result = 0
-        if self.volatile >> open_segment.segment.replica.device & 1:
-            waited(&operation)
-            self.io.flush(&operation, open_segment.segment.replica.device)
-            self.counters[DEVICE_FLUSHES] += 1
-            wait(&operation)
-        call.store = self.stores[open_segment.segment.store]
-        call.replica = open_segment.segment.replica
-        if operation.result < 0 or call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
-            self.failed(open_segment.segment.store, EIO)  # it stays open in the journal: recovery will read its headers
+        return 1 + table_blocks
+
+    cdef int make_stable(self, int store) noexcept nogil:
+        """In a task: what was written to a device so far. 0 or a negative errno."""
+        if not (<Store>self.stores[store]).volatile_cache:
+            return 0
+        self.counters[DEVICE_FLUSHES] += 1
+        return (<Store>self.stores[store]).flusher.wait_flushed_from(self.reactor)
+
+    cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil:
         open_segment.segment.state = SEGMENT_SEALED
-        open_segment.segment.blocks = call.blocks
+        open_segment.segment.blocks = blocks
         self.counters[SEGMENTS_SEALED] += 1
 
     cdef void drop(self, Segment* segment) noexcept nogil:
@@ -361,6 +477,15 @@ cdef struct SealCall:                # also of a removal
     uint32_t footer_block
 
 
+cdef struct KeepCall:                # of a copy on another device
+    void* store
+    uint8_t* volume
+    Segment* segment
+    uint32_t blocks
+    uint32_t footer_block
+    Replica* replica
+
+
 cdef int64_t create_body(void* argument) noexcept nogil:
     cdef CreateCall* call = <CreateCall*>argument
     call.error = 0
@@ -371,6 +496,23 @@ cdef int64_t create_body(void* argument) noexcept nogil:
 cdef int64_t seal_call(void* argument) noexcept nogil:
     cdef SealCall* call = <SealCall*>argument
     return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
+
+
+cdef int64_t reserve_call(void* argument) noexcept nogil:
+    cdef KeepCall* call = <KeepCall*>argument
+    cdef int error = 0
+    call.replica = (<Store>call.store).reserve_copy(call.volume, call.segment.number, call.blocks, &error)
+    return error
+
+
+cdef int64_t keep_call(void* argument) noexcept nogil:
+    cdef KeepCall* call = <KeepCall*>argument
+    return (<Store>call.store).keep_copy(call.replica, call.segment.epoch, call.segment.stream, call.blocks, call.footer_block)
+
+
+cdef int64_t discard_call(void* argument) noexcept nogil:
+    (<Store>(<KeepCall*>argument).store).discard_copy((<KeepCall*>argument).replica)
+    return 0
 
 
 cdef int64_t remove_call(void* argument) noexcept nogil:
@@ -425,15 +567,64 @@ cdef int64_t seal_body(void* argument) noexcept nogil:
 
 
 cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept nogil:
+    cdef Operation turn
+    cdef int error
     while open_segment.records_under_way:
         wait_in(&open_segment.quiet)
     if open_segment.next_block == 0:
         open_segments.drop(open_segment.segment)
     else:
-        open_segments.write_footer(open_segment)
+        error = open_segments.seal(open_segment)
+        if error < 0:                                    # at once, maybe: who appends must not be told in the midst of it
+            waited(&turn)
+            open_segments.reactor.at_turn_end(&turn)
+            wait(&turn)
+            open_segments.on_lost(open_segments.log, -EIO)
     open_segment.segment = NULL
     open_segments.sealing -= 1
     wake_all(&open_segments.changes, 0)
+
+
+cdef int transfer_blocks(Io io, const Replica* replica, uint32_t block, uint32_t count, char* data, bint writes) noexcept nogil:
+    """In a task: blocks of a segment that is not compacted. 0 or a negative errno."""
+    cdef uint32_t contiguous, piece
+    cdef uint64_t offset
+    cdef Operation operation
+    while count:
+        offset = replica_offset(replica, block, &contiguous)
+        invariant(contiguous > 0, b"a replica has slabs for its blocks")
+        piece = min(count, contiguous)
+        waited(&operation)
+        if writes:
+            io.write(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
+        else:
+            io.read(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
+        if wait(&operation) < 0:
+            return <int>operation.result
+        block += piece
+        count -= piece
+        data += piece * BLOCK_BYTES
+    return 0
+
+
+cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t blocks, uint32_t* at) noexcept nogil:
+    """Whether these blocks are those that the footer's table has from entry `at` on; it is then that behind them."""
+    cdef const Entry* entry
+    cdef uint32_t _i
+    for _i in range(blocks):
+        while at[0] < open_segment.table_count and open_segment.table[at[0]].kind == KIND_ZERO:
+            at[0] += 1
+        if at[0] == open_segment.table_count:
+            return False
+        entry = &open_segment.table[at[0]]
+        at[0] += 1
+        if entry.kind == KIND_RECORD:
+            if (<const RecordHeader*>data).crc != entry.crc or block_crc(data) != entry.crc:
+                return False
+        elif crc32c(data, BLOCK_BYTES) != entry.crc:
+            return False
+        data += BLOCK_BYTES
+    return True
 
 
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:

@@ -14,6 +14,8 @@ cdef struct Undo:                    # what a block was before a write that is n
     uint32_t block
     bint tainted                     # it was
     bint zero                        # never written before: its old contents are not kept
+    bint forgotten                   # no flush makes it durable
+    bint durable                     # it is, though what is forgotten stands before it
     uint64_t write                   # which one
 
 cdef enum StrayWay:                  # of the write that is to go astray
@@ -59,7 +61,8 @@ cdef void disk_free(Disk* disk) noexcept nogil
 cdef int64_t disk_read(Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset) noexcept nogil
 cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
 cdef int64_t disk_discard(Disk* disk, uint64_t bytes, uint64_t offset) noexcept nogil
-cdef void disk_flushed(Disk* disk, uint64_t head) noexcept nogil        # entries before `head`
+cdef void disk_flushed(Disk* disk, uint64_t head) noexcept nogil        # entries before `head`, but for what is forgotten
+cdef void disk_forget(Disk* disk, uint64_t head) noexcept nogil         # entries before `head` are
 cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset) noexcept nogil      # into the cache; NULL: zeros
 # a power cut: draw, lose, then land what was under way; `under_way_blocks`: how many blocks those writes have in all
 cdef void disk_draw_cut(Disk* disk, Cut* cut, Prng* prng, uint64_t under_way_blocks) noexcept nogil

@@ -4,7 +4,7 @@
 # power cut restores. A cache that is full destages its oldest quarter, as a real one would.
 #
 # Always true:
-#   - a block outside of undo[tail:head] is durable as it is in memory;
+#   - a block outside of undo[tail:head] is durable as it is in memory; so is one whose newest entry there is `durable`;
 #   - two entries for one block stand in the order of the writes, each with what the one before left;
 #   - a block that was never written is zeros and has no memory yet;
 #   - a checksum that is kept (`sums`) is of what the block holds: whatever changes that forgets it.
@@ -153,8 +153,25 @@ cdef int64_t disk_discard(Disk* disk, uint64_t bytes, uint64_t offset) noexcept 
 
 
 cdef void disk_flushed(Disk* disk, uint64_t head) noexcept nogil:
-    if head > disk.tail:
-        disk.tail = head
+    cdef uint64_t position = disk.tail
+    cdef Undo* undo
+    cdef bint forgets = False
+    while position < head:
+        undo = &disk.undo[(position - disk.base) % disk.capacity]
+        forgets |= undo.forgotten
+        undo.durable = not undo.forgotten
+        position += 1
+    if not forgets:
+        disk.tail = max(disk.tail, head)
+
+
+cdef void disk_forget(Disk* disk, uint64_t head) noexcept nogil:
+    cdef uint64_t position = disk.tail
+    cdef Undo* undo
+    while position < head:
+        undo = &disk.undo[(position - disk.base) % disk.capacity]
+        undo.forgotten = not undo.durable
+        position += 1
 
 
 cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset) noexcept nogil:
@@ -188,6 +205,7 @@ cdef void keep(Disk* disk, uint64_t block) noexcept nogil:
     undo = &disk.undo[place]
     undo.block = <uint32_t>block
     undo.write = disk.writes
+    undo.forgotten = undo.durable = False
     undo.tainted = is_set(disk.tainted, block)
     undo.zero = not is_set(disk.touched, block)
     if not undo.zero:
@@ -306,7 +324,7 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
         for sector in range(BLOCK_SECTORS):
             if disk.settled[undo.block] >> sector & 1:
                 continue
-            if kept(cut, position, undo.write, sector):
+            if undo.durable or (kept(cut, position, undo.write, sector) and not undo.forgotten):
                 disk.settled[undo.block] |= 1 << sector
                 continue
             restored = True

@@ -7,7 +7,9 @@ from iomesh.engine.simulation.prng cimport Prng, happens
 cdef enum FaultKind:                 # in the order of the fields of Faults
     READ_ERROR                       # EIO for this one read
     WRITE_ERROR                      # EIO; nothing or any of its sectors were written
-    FLUSH_ERROR                      # EIO; nothing more is durable than before
+    FLUSH_ERROR                      # EIO; nothing more is durable than before, and the next flush may succeed
+    DROPPING_FLUSH_ERROR             # EIO; of what was not durable all, some or nothing is lost at once, as in a power cut. The next flush may succeed
+    FORGETTING_FLUSH_ERROR           # EIO; what was not durable is read as before, and no later flush makes it durable
     LOST_WRITE                       # acknowledged, never arrives
     MISDIRECTED_WRITE                # acknowledged, arrives elsewhere on the device
     ROT                              # of what is being read, for good: a bit, a sector or a block
@@ -25,6 +27,8 @@ cdef struct Faults:                  # probabilities, 0 to 1, each per operation
     double read_error
     double write_error
     double flush_error
+    double dropping_flush_error
+    double forgetting_flush_error
     double lost_write
     double misdirected_write
     double rot

@@ -98,6 +98,8 @@ cdef class RunState:
     cdef uint32_t clients_most       # at once, of one volume
     cdef uint64_t clients_seed
     cdef readonly dict faults        # of the world, with their probabilities
+    cdef uint64_t dropped            # caches that devices had dropped when the process began
+    cdef bint damage_allowed         # ... of reads or writes: an open segment may not be what it was
     cdef bint errors_allowed         # ... now: some that devices tell of
     cdef bint hangs
     # how it goes
@@ -138,6 +140,8 @@ cdef class RunState:
     cdef readonly uint64_t astray    # writes that were lost, or arrived elsewhere
     cdef readonly uint64_t excused   # errors of reads and writes that met damage
     cdef readonly uint64_t failures  # operations that ended with an error
+    cdef readonly uint64_t drops_of_caches   # processes in which a device dropped its cache
+    cdef readonly uint64_t copied    # segments that another device took over
     cdef readonly uint64_t asked     # of clients, ...
     cdef readonly uint64_t vanished  # ... and never answered
     cdef readonly uint64_t walks

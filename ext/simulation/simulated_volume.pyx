@@ -110,6 +110,8 @@ cdef class SimulatedVolume:
 
     cdef object move_out(self):
         self.open = False
+        if self.log is not None:
+            self.run.copied += self.log.open_segments.moved
         if self.clients is not None:
             self.run.asked += self.clients.calls
             self.run.vanished += self.clients.lost

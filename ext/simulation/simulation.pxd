@@ -27,6 +27,7 @@ cdef class Simulation(RunState):
     cdef object enter(self)
     cdef object boot(self)
     cdef object drop(self)
+    cdef bint has_dropped(self) noexcept nogil
     cdef void doubt(self, bint power) noexcept nogil
     cdef RunEnd crash(self, bint power) noexcept nogil
     cdef RunEnd hang(self) noexcept nogil

@@ -111,7 +111,8 @@ cdef class Simulation(RunState):
             if (<WorldIo>self.io).alive:
                 self.world.crash(-1, end == END_POWER_CUT)
             self.world.crash_at(0, False)
-            self.doubt(end == END_POWER_CUT)
+            self.drops_of_caches += self.has_dropped()
+            self.doubt(end == END_POWER_CUT or self.has_dropped())
             abandon()
             self.drop()
             if end == END_STOPPED:
@@ -124,8 +125,13 @@ cdef class Simulation(RunState):
         self.volume_count = 0
         return self.words.decode(errors="replace") if self.wrong else None
 
+    cdef bint has_dropped(self) noexcept nogil:
+        """A device has, in this process, with a flush that failed: what was not stable may be gone, as after a power cut. Until the volume is opened
+        again the map points to it."""
+        return self.world.dropped != self.dropped
+
     cdef void doubt(self, bint power) noexcept nogil:
-        """The processes have died, or the power was cut: what stays of what was under way is in doubt."""
+        """The processes have died, or the power was cut, or a device has dropped its cache: what stays of what was under way is in doubt."""
         cdef int i
         for i in range(self.volume_count):
             (<SimulatedVolume>self.volume_pointers[i]).planned = False
@@ -139,6 +145,7 @@ cdef class Simulation(RunState):
         """Those of the next beginning: in the last one devices work, and all must be well."""
         self.world.faults = {name: 0 if self.last else probability for name, probability in self.faults.items()}
         self.errors_allowed = not self.last and any(name.endswith("error") for name in self.faults)
+        self.damage_allowed = self.errors_allowed and ("read_error" in self.faults or "write_error" in self.faults)
         self.hangs = "hang" in self.faults
 
     cdef object format(self):
@@ -222,6 +229,7 @@ cdef class Simulation(RunState):
         self.looking = False
         self.step = 0
         self.crash_step = NEVER_CRASHES
+        self.dropped = self.world.dropped
         self.world.crash_at(0, False)
         if not self.last and self.chance(self.hurried):
             self.crash_soon(400)
@@ -302,8 +310,9 @@ cdef class Simulation(RunState):
                   simulated.log.building is not NULL)
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
+        cdef bint lawful = self.damage_allowed if error == -EUCLEAN else self.errors_allowed
         self.note(b"refused with error %lld", -error, 0, 0)
-        if not self.errors_allowed and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
+        if not lawful and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
             self.fault(b"refused to open:", 0, 0)
             snprintf(self.words, sizeof(self.words), b"refused to open, and nothing is damaged: %s (error %d)", reason, -error)
         self.phase = REFUSED
@@ -480,6 +489,8 @@ cdef class Simulation(RunState):
         """Everything from outside, if nothing is half done just now."""
         cdef int i
         cdef bint right = True
+        if self.has_dropped():
+            return True
         for i in range(self.volume_count):
             if is_half_done(<SimulatedVolume>self.volume_pointers[i]):
                 return True
@@ -534,7 +545,8 @@ cdef class Simulation(RunState):
                 "rewinds": self.rewinds, "undone": self.undone, "unmade": self.unmade, "detached": self.detached,
                 "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
                 "struck": sum(self.world.counts.values()),
-                "silences": self.silences, "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
+                "drops_of_caches": self.drops_of_caches, "copied": self.copied, "silences": self.silences,
+                "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
                 "walks": self.walks, "walked": self.checker.blocks, "comparisons": self.comparisons,
                 "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
                 "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,

@@ -17,7 +17,7 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.run import KIND_NAMES
 
 cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED
+    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES
 
 cdef enum:
     THEMES_MAX = 16
@@ -29,8 +29,9 @@ cdef object draw_swarm(RunState run, operations):
     cdef int i
     cdef uint64_t leaf = 0
     run.world = World(run.draw(1 << 62))
-    run.store_count = 2 if run.draw(4) == 0 else 1
-    volatile = run.draw(4) != 0
+    failing_flushes = has_theme(run.seed, FAILING_FLUSHES)
+    run.store_count = 2 if run.draw(4) == 0 or (failing_flushes and run.seed % 2) else 1
+    volatile = run.draw(4) != 0 or failing_flushes
     for i in range(run.store_count):
         if run.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or run.draw(2)), [4, 32, 256][run.draw(3)] * <uint64_t>(1 << 18)) != i:
             raise MemoryError("no memory for a device")
@@ -93,12 +94,16 @@ cdef object draw_swarm(RunState run, operations):
     for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
         if run.draw(12) == 0:
             run.faults[name] = [0.0003, 0.003, 0.03][run.draw(3)]
+    if failing_flushes:
+        for name in ("flush_error", "dropping_flush_error", "forgetting_flush_error"):
+            if run.draw(2) == 0:
+                run.faults[name] = [0.003, 0.02, 0.1][run.draw(3)]
     if has_theme(run.seed, CONNECTED):
         draw_clients(run)
     if has_theme(run.seed, UNANSWERED):
         run.outage = [16, 64, 160][run.draw(3)]
         run.outage_ns = [1000 * 1000, 100 * 1000 * 1000, 20 * 1000 * 1000 * 1000][run.draw(3)]
-    run.keeps_nothing_volatile = not volatile or not run.power
+    run.keeps_nothing_volatile = not volatile or not (run.power or failing_flushes)
     run.drawn = {
         "stores": run.store_count, "journal_bytes": run.journal_bytes, "volatile": bool(volatile), "regions": run.regions, "spread": spread,
         "depth": run.depth, "size_max": run.size_max, "odd": run.odd,

@@ -47,6 +47,7 @@ cdef class World:
     cdef readonly uint64_t seed
     cdef readonly uint64_t digest    # over every event
     cdef readonly uint64_t events    # that came
+    cdef readonly uint64_t dropped           # caches of devices, by failed flushes
     cdef readonly uint64_t boundaries        # writes, flushes and discards of devices: each counts when asked for and when it comes
     cdef readonly uint64_t crashes
     cdef uint64_t armed_at           # the boundary at which everything crashes; 0: none

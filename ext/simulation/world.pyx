@@ -26,11 +26,12 @@ from iomesh.engine.simulation.event_queue cimport (
 from iomesh.engine.simulation.prng cimport below, draw, seed_prng, stirred
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.simulation.disk cimport (
-    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_free, disk_land, disk_make,
+    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_forget, disk_free, disk_land, disk_make,
     disk_mark_damaged, disk_put, disk_read, disk_sum, disk_tainted, disk_write,
 )
 from iomesh.engine.simulation.faults cimport (
-    CLOCK_JUMP, FAULTS_KEPT, FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord, record_fault, strikes,
+    CLOCK_JUMP, DROPPING_FLUSH_ERROR, FAULTS_KEPT, FLUSH_ERROR, FORGETTING_FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord,
+    record_fault, strikes,
 )
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.simulation.network cimport ENDS_MAX
@@ -41,8 +42,8 @@ cdef enum:
     LONGEST_WAIT_S = 1000000         # whatever is asked for: the clock must not run over
     FIRST_UNIX_S = 1767225600        # 2026-01-01: the world begins within a year of it
 
-FAULT_NAMES = ("read_error", "write_error", "flush_error", "lost_write", "misdirected_write", "rot", "slow", "hang", "timer_early", "timer_late",
-               "clock_jump", "connection_cut", "connection_half_open", "network_slow")
+FAULT_NAMES = ("read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "lost_write", "misdirected_write", "rot",
+               "slow", "hang", "timer_early", "timer_late", "clock_jump", "connection_cut", "connection_half_open", "network_slow")
 LATENCY_NAMES = ("read_ns", "write_ns", "flush_ns", "discard_ns", "network_ns", "turn_ns")
 
 
@@ -293,6 +294,7 @@ cdef class World:
         cdef Operation* operation = it.operation
         cdef Disk* disk
         cdef EventKind kind = it.kind
+        cdef Cut cut
         cdef uint64_t data = 0, who = <uint64_t>kind | <uint64_t>it.face << 8 | <uint64_t>it.target << 16
         cdef int64_t result = 0
         self.events += 1
@@ -315,6 +317,16 @@ cdef class World:
                 result = disk_discard(disk, <uint64_t>operation.buffer, operation.offset)
             elif strikes(&self.injector, FLUSH_ERROR):
                 record_fault(&self.injector, FLUSH_ERROR, self.event_queue.now, it.target, 0, 0)
+                result = -EIO
+            elif strikes(&self.injector, DROPPING_FLUSH_ERROR):
+                record_fault(&self.injector, DROPPING_FLUSH_ERROR, self.event_queue.now, it.target, 0, 0)
+                disk_draw_cut(disk, &cut, &self.injector.prng, 0)
+                disk_cut(disk, &cut)
+                self.dropped += 1
+                result = -EIO
+            elif strikes(&self.injector, FORGETTING_FLUSH_ERROR):
+                record_fault(&self.injector, FORGETTING_FLUSH_ERROR, self.event_queue.now, it.target, 0, 0)
+                disk_forget(disk, it.mark)
                 result = -EIO
             else:
                 disk_flushed(disk, it.mark)

@@ -1,6 +1,7 @@
 # The log of a directory's changes, on the device. See store/journal.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport JournalBlock, Superblock
@@ -27,7 +28,7 @@ cdef class Journal:
     cdef Reactor home
     cdef Directory directory
     cdef int device
-    cdef bint volatile_cache
+    cdef DeviceFlusher flusher
     cdef uint8_t identity[16]        # of the device
     cdef uint64_t offset             # of the first area
     cdef uint32_t slab_blocks
@@ -50,6 +51,7 @@ cdef class Journal:
     cdef uint32_t build_snapshot(self, JournalBlock* blocks, uint64_t generation) noexcept nogil
     cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil
+    cdef int write_newest(self) noexcept nogil                    # once it is replayed: the last block of it is on stable media, or a negative errno
     cdef int flush(self) noexcept nogil
 
 cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil

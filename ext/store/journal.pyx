@@ -10,7 +10,7 @@
 #   - a generation is used for one half once: what an unfinished snapshot left behind never looks like a part of a later one.
 #
 # Changes that are asked for while a block is being written share the next one (group commit). An error of any write stops the journal for good: what
-# stands on the device is not known then, and only opening it again finds out.
+# stands on the device is not known then, and only opening it again finds out. So does any failed flush of the device, whoever asked for it.
 #
 # Called by store on its reactor, in tasks; reading it at opening is store/journal_replay.pyx. Format: docs/formats.md, "Journal".
 
@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
@@ -40,11 +41,11 @@ cdef enum:
 cdef class Journal:
     """home: the reactor of all its work. device: the Io's number. Raises MemoryError."""
 
-    def __cinit__(self, Reactor home, Directory directory, int device, bint volatile_cache):
+    def __cinit__(self, Reactor home, Directory directory, int device, DeviceFlusher flusher):
         self.home = home
         self.directory = directory
         self.device = device
-        self.volatile_cache = volatile_cache
+        self.flusher = flusher
         self.block = <JournalBlock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
         if self.block is NULL:
             raise MemoryError("no memory for a block of the journal")
@@ -53,7 +54,7 @@ cdef class Journal:
         release(self.block)
 
     cdef int commit(self, Change* change) noexcept nogil:
-        if self.failed:
+        if self.failed or self.flusher.failed:
             return -EIO
         change.next = NULL
         if self.last is NULL:
@@ -190,13 +191,16 @@ cdef class Journal:
         invariant(index < self.area_blocks, b"a block lies inside its half")
         return self.offset + (<uint64_t>(2 * copy + half) * self.area_blocks + index) * BLOCK_BYTES
 
+    cdef int write_newest(self) noexcept nogil:
+        """The newest block is the only one that may not be on stable media: each was flushed before the next one was written. Its flush may have
+        failed, and then a later one does not make it stable. So it is written again. It is what it was: a crash in the midst of it tears nothing."""
+        cdef int error = 0
+        if self.flusher.volatile_cache and not planted(b"journal_not_rewritten"):
+            error = self.write_twice(self.half, self.next_index - 1, self.block, 1)
+        return error if error else self.flush()
+
     cdef int flush(self) noexcept nogil:
-        cdef Operation operation
-        if not self.volatile_cache or planted(b"journal_without_flush"):
-            return 0
-        waited(&operation)
-        self.home.io.flush(&operation, self.device)
-        return wait(&operation)
+        return 0 if planted(b"journal_without_flush") else self.flusher.wait_flushed()
 
 
 cdef int64_t write_changes_task(void* journal) noexcept nogil:

@@ -198,6 +198,7 @@ cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* f
                                  index + i, half)
                         return -EUCLEAN
                     restore(journal, block, half, copy, index + i, &restored, repairs)
+            memcpy(journal.block, block, BLOCK_BYTES)    # in the end, the newest: write_newest()
         index += pieces.count
     tell_restored(&restored, half, repairs)
     return 0

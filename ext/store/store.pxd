@@ -6,6 +6,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.store.compaction cimport Compactor, Throttle
+from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, Replica, replica_offset
 from iomesh.engine.store.journal cimport REASON_BYTES, Change, Journal, Repairs
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, Superblock
@@ -20,13 +21,14 @@ cdef enum:
 cdef class Store:                    # Store(home, device, device_bytes, volatile_cache); device_bytes: how long the device really is
     cdef readonly int device         # the Io's number of it
     cdef readonly bint volatile_cache
-    cdef readonly int failed         # errno of the journal error that stopped it from changing; 0: none
+    cdef readonly int failed         # errno of the error of the journal, or of a flush, that stopped it from changing; 0: none
     cdef uint64_t device_bytes
     cdef Reactor home
     cdef Superblock superblock
     cdef Slabs slabs
     cdef Directory directory
     cdef Journal journal
+    cdef DeviceFlusher flusher       # whoever writes to the device makes it stable with this
     cdef readonly uint32_t replicas
     cdef uint32_t slab_blocks        # blocks of a slab ...
     cdef uint8_t slab_shift          # ... which is two to this power
@@ -47,6 +49,11 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     # is sealed already may be sealed again, shorter.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
     cdef int remove(self, Replica* replica) noexcept nogil      # nothing of it may be under way
+    # A copy of a segment that was left open on another device: reserve_copy() takes slabs and nobody finds it yet; the caller writes it and flushes the
+    # device; keep_copy() makes it durably there, sealed, or fails; discard_copy() gives it up instead. After a crash in between it was never there.
+    cdef Replica* reserve_copy(self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil
+    cdef int keep_copy(self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil
+    cdef void discard_copy(self, Replica* replica) noexcept nogil
     # Writes a sealed replica again without its dead blocks. `live`: a bit per block of the segment (256 words), 1: it is kept; the footer
     # is written anew, with a table of those. Returns the new one, durable and in the place of the old one in the directory; NULL and a negative
     # errno: the old one is what it was (ENOSPC, EIO, ENOMEM, EUCLEAN: `live` names a block that an earlier compaction left out, or what `pace` said).
@@ -68,6 +75,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef int commit(self, Change* change) noexcept nogil
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil
     cdef int need_feature(self, uint64_t feature) noexcept nogil
+    cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil
     cdef void restore_superblock(self, const Superblock* damaged, int which) noexcept nogil

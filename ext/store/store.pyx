@@ -6,7 +6,9 @@
 #   - a compacted replica comes in the place of the one it was made of with one entry of the journal: a crash leaves one of the two, and
 #     the other's slabs are free when the store opens;
 #   - `reserve` slabs are left for urgent creations: a full device can still checkpoint, seal and so become less full;
-#   - after an error of the journal nothing changes any more (`failed`), and everything that exists stays readable.
+#   - after an error of the journal, or of any flush of the device, nothing changes any more (`failed`), and everything that exists stays readable;
+#   - what open() has read is on stable media before anyone builds on it: a crash may have left the journal's newest block in the device's cache, and
+#     an earlier process may have failed to flush it. It is written again.
 #
 # Opening is a list of steps, in open(). Until the superblocks have shown whose device this is, nothing is written.
 # Format: docs/formats.md, "The device", "Superblock".
@@ -18,6 +20,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.compaction cimport Compactor, Throttle
+from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
@@ -57,7 +60,10 @@ cdef class Store:
         self.volatile_cache = volatile_cache
         self.slabs = Slabs()
         self.directory = Directory()
-        self.journal = Journal(home, self.directory, device, volatile_cache)
+        self.flusher = DeviceFlusher(home, device, volatile_cache)
+        self.flusher.owner = <void*>self
+        self.flusher.on_failure = flush_failed
+        self.journal = Journal(home, self.directory, device, self.flusher)
         self.all_compactors = [Compactor(home.io) for _ in range(COMPACTIONS)]
         for compactor in self.all_compactors:
             self.compactors[self.idle] = <void*>compactor
@@ -82,9 +88,9 @@ cdef class Store:
         if error == 0:
             self.restore_superblock(&twins[0], 0)
             self.restore_superblock(&twins[1], 1)
-            error = self.journal.flush()                 # what was replayed and restored, before anyone builds on it
+            error = self.journal.write_newest()          # and flush: what was replayed and restored, before anyone builds on it
             if error:
-                snprintf(self.reason, sizeof(self.reason), b"the device cannot be flushed (error %d)", -error)
+                snprintf(self.reason, sizeof(self.reason), b"the device cannot be written or flushed (error %d)", -error)
         release(twins)
         return error
 
@@ -172,7 +178,7 @@ cdef class Store:
         error = -ENOMEM
         if good is not NULL:
             good[0] = self.superblock
-            error = write_superblock(self.home.io, self.device, good, SUPERBLOCK_TWIN_OFFSET if which else SUPERBLOCK_OFFSET)
+            error = self.write_superblock(good, SUPERBLOCK_TWIN_OFFSET if which else SUPERBLOCK_OFFSET)
             release(good)
         if error:
             snprintf(new_repair(&self.repairs), REPAIR_BYTES, b"%s: it is damaged and cannot be rewritten (error %d): replace the device", name, -error)
@@ -219,6 +225,51 @@ cdef class Store:
             return NULL
         self.replicas = self.directory.count
         return change.replica
+
+    cdef Replica* reserve_copy(self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil:
+        """NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
+        cdef Extent[EXTENTS_MAX] extents
+        cdef Replica* replica
+        cdef int count = 0
+        error[0] = -EIO if self.failed else -EEXIST
+        if self.failed or self.directory.find(volume, segment) is not NULL:
+            return NULL
+        if self.has_room(blocks, True):
+            count = self.slabs.take(self.slabs_for(blocks), extents, EXTENTS_MAX)
+        error[0] = -ENOSPC
+        if count == 0:
+            return NULL
+        replica = self.directory.add(volume, segment, extents, count)
+        error[0] = -ENOMEM if replica is NULL else 0
+        if replica is NULL:
+            self.slabs.give_back(extents, count)
+            return NULL
+        replica.device = self.device
+        replica.slabs_offset = self.superblock.slabs_offset
+        replica.slab_shift = self.slab_shift
+        return replica
+
+    cdef int keep_copy(self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+        """0 once that is durable; or a negative errno, and the replica is gone: its slabs stay taken, since the entry may be on the device."""
+        cdef Change change
+        cdef int error
+        change.instead_of = NULL
+        change.replica = replica
+        entry_of(replica, &change.wanted.entry)
+        change.wanted.entry.state = SEGMENT_SEALED
+        change.wanted.entry.epoch = epoch
+        change.wanted.entry.stream = stream
+        change.wanted.entry.blocks = blocks
+        change.wanted.entry.footer_block = footer_block
+        error = self.commit(&change)
+        if error:
+            self.directory.drop(replica)
+        self.replicas = self.directory.count
+        return error
+
+    cdef void discard_copy(self, Replica* replica) noexcept nogil:
+        self.slabs.give_back(replica.extents, replica.extent_count)
+        self.directory.drop(replica)
 
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
         """0 once that is durable, or a negative errno."""
@@ -346,13 +397,18 @@ cdef class Store:
         wanted.features |= feature
         wanted.generation += 1
         wanted.crc = block_crc(wanted)
-        error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_TWIN_OFFSET)
+        error = self.write_superblock(wanted, SUPERBLOCK_TWIN_OFFSET)
         if error == 0:
-            error = write_superblock(self.home.io, self.device, wanted, SUPERBLOCK_OFFSET)
+            error = self.write_superblock(wanted, SUPERBLOCK_OFFSET)
         if error == 0:
             self.superblock = wanted[0]
         release(wanted)
         return error
+
+    cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil:
+        """... and flush: of the two, one is whole at any moment."""
+        cdef int error = write_block(self.home.io, self.device, block, offset)
+        return error if error else self.flusher.wait_flushed()
 
     # ------------------------------------------------------------------
 
@@ -362,8 +418,8 @@ cdef class Store:
         change.replica.changing = True
         error = self.journal.commit(change)
         change.replica.changing = False
-        if error:
-            self.failed = self.journal.failed
+        if error and not self.failed:
+            self.failed = self.journal.failed if self.journal.failed else EIO
         return error
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
@@ -468,13 +524,18 @@ cdef int read_superblock(Io io, int device, Superblock* into, uint64_t offset) n
 
 
 cdef int write_superblock(Io io, int device, const Superblock* block, uint64_t offset) noexcept nogil:
-    """... and flush: of the two, one is whole at any moment."""
+    """... and flush: the device is being formatted."""
+    cdef int error = write_block(io, device, block, offset)
+    return error if error else flush(io, device)
+
+
+cdef int write_block(Io io, int device, const void* block, uint64_t offset) noexcept nogil:
     cdef Operation operation
     cdef int64_t result
     waited(&operation)
     io.write(&operation, device, block, BLOCK_BYTES, offset)
     result = wait(&operation)
-    return <int>result if result < 0 else flush(io, device)
+    return <int>result if result < 0 else 0
 
 
 cdef int flush(Io io, int device) noexcept nogil:
@@ -482,3 +543,7 @@ cdef int flush(Io io, int device) noexcept nogil:
     waited(&operation)
     io.flush(&operation, device)
     return <int>wait(&operation)
+
+
+cdef void flush_failed(void* store) noexcept nogil:
+    (<Store>store).failed = EIO

@@ -37,10 +37,13 @@ cdef class LogScan:
     cdef Io io
     cdef Scan* scans                 # by segment number
     cdef uint32_t scan_count
+    cdef bint removes_doubles        # the log is being recovered
     cdef uint32_t tries              # of reads that failed, again
     cdef char* buffer                # CHUNK_BLOCKS and one more, aligned
     cdef char reason[512]
 
+    cdef int settle_doubles(self) noexcept nogil
+    cdef int remove_double(self, Scan* scan) noexcept nogil
     cdef int list_replicas(self) noexcept nogil              # in a task on the volume's reactor, as all that follows; 0, or a negative errno and `reason`
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, Footer, footer_table_valid, footer_valid, record_valid)
+    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Footer, footer_table_valid, footer_valid, record_valid)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport call_on
 from iomesh.engine.store.store cimport Store
@@ -75,10 +75,41 @@ cdef class LogScan:
             release(call.into)
         if self.scan_count:
             qsort(self.scans, self.scan_count, sizeof(Scan), by_number)
-        for i in range(1, self.scan_count):
-            if self.scans[i].replica.segment == self.scans[i - 1].replica.segment:
-                return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", self.scans[i].replica.segment, 0, 0)
+        return self.settle_doubles()
+
+    cdef int settle_doubles(self) noexcept nogil:
+        """A segment is on two devices when the first one's flush has failed: what it had there was left open and copied to the second, where it is sealed
+        (log/open_segments.pyx). So of replicas of one epoch that which is sealed counts, and the others go; two that are sealed are alike."""
+        cdef Scan* kept
+        cdef Scan* other
+        cdef uint32_t count = 0, i
+        cdef int result = 0
+        for i in range(self.scan_count):
+            kept = &self.scans[count - 1] if count else NULL
+            other = &self.scans[i]
+            if kept is NULL or kept.replica.segment != other.replica.segment:
+                self.scans[count] = other[0]
+                count += 1
+                continue
+            if kept.replica.epoch != other.replica.epoch or (kept.replica.state == SEGMENT_OPEN and other.replica.state == SEGMENT_OPEN):
+                return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", other.replica.segment, 0, 0)
+            if kept.replica.state == SEGMENT_OPEN:
+                result = self.remove_double(kept)
+                kept[0] = other[0]
+            else:
+                result = self.remove_double(other)
+            if result < 0:
+                return self.fail(-result, b"segment %lu is on two devices of this node, and cannot be removed from one", kept.replica.segment, 0, 0)
+        self.scan_count = count
         return 0
+
+    cdef int remove_double(self, Scan* scan) noexcept nogil:
+        cdef ListCall call
+        if not self.removes_doubles:                     # the log is open, and the device that failed changes nothing any more
+            return 0
+        call.store = self.volume.log.open_segments.stores[scan.store]
+        call.replica = scan.replica
+        return <int>call_on((<Store>call.store).home, self.volume.reactor, remove_body, &call)
 
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
         cdef uint32_t low = 0, high = self.scan_count, middle
@@ -229,8 +260,9 @@ cdef uint32_t record_end(const Scan* scan) noexcept nogil:
     return last.block + blocks
 
 
-cdef struct ListCall:
+cdef struct ListCall:                # or of a removal
     void* store
+    Replica* replica
     uint8_t* volume
     Replica** into
     uint32_t room
@@ -239,6 +271,10 @@ cdef struct ListCall:
 cdef int64_t list_body(void* argument) noexcept nogil:
     cdef ListCall* call = <ListCall*>argument
     return (<Store>call.store).list(call.volume, call.into, call.room)
+
+
+cdef int64_t remove_body(void* argument) noexcept nogil:
+    return (<Store>(<ListCall*>argument).store).remove((<ListCall*>argument).replica)
 
 
 cdef int by_number(const void* a, const void* b) noexcept nogil:

@@ -2,13 +2,14 @@
 
 from libc.stdint cimport uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
-from iomesh.engine.volume.log_scan cimport Scan, LogScan
+from iomesh.engine.volume.log_scan cimport Found, Scan, LogScan
 
 cdef class Recovery(LogScan):
     cdef Pointer checkpoint          # not PRESENT: none was written yet
     cdef bint detached               # the checkpoint is of a clone that inherited nothing any more, and since then it is none
     cdef uint64_t start              # replay begins behind this record
     cdef uint64_t end                # the last record of the log
+    cdef uint64_t stable             # records up to this one were on stable media before
     cdef uint64_t replayed_records
     cdef uint64_t replayed_bytes
 
@@ -25,4 +26,6 @@ cdef class Recovery(LogScan):
     cdef int find_time(self) noexcept nogil
     cdef int adopt(self) noexcept nogil
     cdef int seal(self, Scan* scan) noexcept nogil
+    cdef int write_again(self, Scan* scan) noexcept nogil
+    cdef bint is_as_read(self, const Scan* scan, const Found* found, const char* record) noexcept nogil
     cdef int replay(self) noexcept nogil

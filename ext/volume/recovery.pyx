@@ -7,12 +7,15 @@
 #     find_end         the log ends before the first record that is missing or torn; and before segments that hold nothing of users' at its end: marks
 #                      of an idle log, and what was written for checkpoints that never counted. So opening a volume again and again takes no space
 #     find_time        time does not run back in it
-#     adopt            what is left open is sealed at that end, what holds nothing is removed, the log opens a new segment
+#     adopt            what is not known to be on stable media is written again; what is left open is sealed at that end, what holds nothing is
+#                      removed, the log opens a new segment
 #     replay           the entries behind the checkpoint go into the map, each leaf once
 #
 # Always true:
 #   - nothing that was acknowledged and stable is lost silently: every header says up to where that was so (`stable`); if the
 #     log ends before the highest such word, it is damaged and the volume is not opened;
+#   - what counts is on stable media before anyone builds on it. What was read may be in a device's cache only, and an earlier process may have failed to
+#     flush it: then a later flush says nothing of it, unless it is written again;
 #   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
 #   - a record counts in a segment of its own epoch only: numbers of segments that were given back come again, and so do their slabs;
@@ -66,7 +69,9 @@ cdef class Recovery(LogScan):
             self.checkpoint.flags = POINTER_PRESENT
 
     cdef int run(self) noexcept nogil:
-        cdef int result = self.list_replicas()
+        cdef int result
+        self.removes_doubles = True
+        result = self.list_replicas()
         if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
             result = self.read_checkpoint()
         if result == 0:
@@ -253,6 +258,9 @@ cdef class Recovery(LogScan):
             segment = self.volume.segments.find(scan.replica.segment)
             last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
             counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # what was not committed then may lie elsewhere now
+            if segment is not NULL and segment.state == SEGMENT_SEALED and segment.live == 0 and last < counted:
+                scan.record_count = 0                    # left where a flush failed: it was sealed elsewhere, and deleted there since the checkpoint
+                continue
             if (self.checkpoint.flags & POINTER_PRESENT and scan.replica.segment == self.checkpoint.segment and scan.end <= self.checkpoint.block) or (
                     segment is not NULL and segment.first_sequence <= counted and last < counted):
                 return self.fail(EUCLEAN, b"the header that should follow block %lu of segment %lu is damaged or gone, and the checkpoint at record %lu "
@@ -304,6 +312,7 @@ cdef class Recovery(LogScan):
             self.scans[i].dropped = self.scans[i].record_count - next_record[i]
             self.scans[i].record_count = next_record[i]
         release(next_record)
+        self.stable = stable
         if self.end < stable:
             missing = self.end + 1
             for i in range(self.scan_count):
@@ -352,7 +361,6 @@ cdef class Recovery(LogScan):
     cdef int adopt(self) noexcept nogil:
         cdef Segment* segment
         cdef Scan* scan
-        cdef Operation operation
         cdef int64_t i
         cdef int k
         cdef uint32_t last
@@ -394,10 +402,9 @@ cdef class Recovery(LogScan):
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
         for k in range(self.volume.log.open_segments.store_count):  # what was read may still be in a device's cache only
             if (<Store>self.volume.log.open_segments.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
-                waited(&operation)
-                self.io.flush(&operation, (<Store>self.volume.log.open_segments.stores[k]).device)
-                if wait(&operation) < 0:
-                    return self.fail(<int>-operation.result, b"device %lu cannot be flushed", k, 0, 0)
+                result = (<Store>self.volume.log.open_segments.stores[k]).flusher.wait_flushed_from(self.volume.reactor)
+                if result < 0:
+                    return self.fail(-result, b"device %lu cannot be flushed", k, 0, 0)
         self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
         if self.volume.log.open_segments.next_segment == 0:
             self.volume.log.open_segments.next_segment = 1
@@ -416,7 +423,6 @@ cdef class Recovery(LogScan):
         cdef Found* found
         cdef uint32_t i, entries = 0, table_blocks
         cdef RecoverySealCall call
-        cdef Operation operation
         cdef void* memory
         cdef int result = 0
         for i in range(scan.record_count):
@@ -461,12 +467,52 @@ cdef class Recovery(LogScan):
             if result == 0:
                 call.footer_block = scan.end
                 call.blocks = scan.end + 1 + table_blocks
-        if (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):
-            waited(&operation)                           # the journal must not be on stable media before what it speaks of
-            self.io.flush(&operation, replica.device)
-            if wait(&operation) < 0:
-                return <int>operation.result
+        if result == 0 and (<Store>call.store).volatile_cache and replica.state == SEGMENT_OPEN and not planted(b"tail_not_rewritten"):
+            result = self.write_again(scan)
+            if result < 0:
+                return result
+        if (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):     # the journal must not be stable before what it speaks of
+            result = (<Store>call.store).flusher.wait_flushed_from(self.volume.reactor)
+            if result < 0:
+                return result
         return <int>call_on((<Store>call.store).home, self.volume.reactor, seal_body, &call)
+
+    cdef int write_again(self, Scan* scan) noexcept nogil:
+        """To the same place, what counts of a segment and is not known to be on stable media: a crash in the midst of it changes nothing."""
+        cdef uint32_t first, end, block, r = 0, past
+        cdef int result = 0
+        while r < scan.record_count and scan.records[r].sequence <= self.stable:
+            r += 1
+        while r < scan.record_count and result == 0:
+            first = end = scan.records[r].block
+            past = r
+            while past < scan.record_count:
+                block = scan.records[past + 1].block if past + 1 < scan.record_count else record_end(scan)
+                if block > first + CHUNK_BLOCKS:
+                    break
+                end = block
+                past += 1
+            result = self.read_blocks(scan.replica, first, end - first, self.buffer)
+            while r < past:
+                if result == 0 and not self.is_as_read(scan, &scan.records[r], self.buffer + (scan.records[r].block - first) * BLOCK_BYTES):
+                    result = -EIO                        # a moment ago it was
+                r += 1
+            if result == 0:
+                result = write_blocks(self, scan.replica, first, end - first, self.buffer)
+        return result
+
+    cdef bint is_as_read(self, const Scan* scan, const Found* found, const char* record) noexcept nogil:
+        cdef const Entry* entry = &scan.entries[found.first]
+        cdef uint32_t _i
+        if (<const RecordHeader*>record).crc != found.crc or block_crc(record) != found.crc:
+            return False
+        for _i in range(found.count):
+            if entry.kind != KIND_ZERO:
+                record += BLOCK_BYTES
+                if crc32c(record, BLOCK_BYTES) != entry.crc:
+                    return False
+            entry += 1
+        return True
 
     # ------------------------------------------------------------------ replay
 

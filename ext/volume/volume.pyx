@@ -145,6 +145,8 @@ cdef class Volume:
             return -EPERM
         if self.closing:
             return -ESHUTDOWN
+        if self.log.error:                               # also where nothing is mapped: recovery may find a write there that has failed
+            return self.log.error
         if self.merging and self.conflicts(block, count, when):
             return 0
         skipped = self.alike(block, count, &mapped, when)

@@ -12,7 +12,7 @@ EVERY_KIND = 100  # seeds in which, with those recorded, everything occurs that 
 HAPPENED = (
     "crashes power_cuts stops moves refusals damages astray excused struck read "
     "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
-    "walks walked comparisons asked vanished"
+    "walks walked comparisons asked vanished drops_of_caches copied"
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -329,7 +329,7 @@ class Stores:
             replicas=space["replicas"],
             volatile_cache=store.device.volatile_cache,
             state=DeviceState.FAILED if failed else DeviceState.ONLINE,
-            reason="it answered a write with an error: see the log" if failed else "",
+            reason=_why_failed(space) if failed else "",
             created_at=time_of(store.created_ns),
             cluster=str(store.cluster),
             scrub=Scrub(
@@ -351,6 +351,15 @@ def _close(device: OpenDevice, *, claimed: bool) -> None:
         log.warning("claim not given up", path=device.path, reason=error.message)
     finally:
         device.close()
+
+
+def _why_failed(space: Mapping[str, int]) -> str:
+    if space["flush_failed"]:
+        return (
+            "it answered a flush with an error, and may have lost what it had not made stable: nothing new is written there until the "
+            "node is restarted; check the device, and replace it if that happens again"
+        )
+    return "it answered a write with an error: see the log"
 
 
 def _describe_missing(record: DeviceRecord, reason: str) -> Device:

@@ -65,6 +65,41 @@ def test_a_flush_that_fails_makes_nothing_durable() -> None:
     assert world.unflushed(device) == 1
 
 
+def test_a_flush_that_fails_may_drop_what_was_not_durable_at_once() -> None:
+    lost = kept = 0
+    for seed in range(100):
+        world, view, device = made(seed)
+        finished(view, view.write(device, 0, filled(1)))
+        finished(view, view.flush(device))
+        world.faults = {"dropping_flush_error": 1}
+        finished(view, view.write(device, 0, filled(2)))
+        assert finished(view, view.flush(device)) == [-errno.EIO]
+        assert world.unflushed(device) == 0
+        sectors = torn(world.peek(device, 0, BLOCK))
+        assert set(sectors) <= {1, 2}
+        lost += sectors == [1] * 8
+        kept += sectors == [2] * 8
+    assert lost > 10
+    assert kept > 10
+
+
+def test_a_flush_that_fails_may_forget_what_was_not_durable_and_later_ones_with_it() -> None:
+    world, view, device = made()
+    finished(view, view.write(device, 0, filled(1)), view.write(device, BLOCK, filled(1)))
+    finished(view, view.flush(device))
+    finished(view, view.write(device, 0, filled(2)), view.write(device, BLOCK, filled(2)))
+    world.faults = {"forgetting_flush_error": 1}
+    assert finished(view, view.flush(device)) == [-errno.EIO]
+    world.faults = {"forgetting_flush_error": 0}
+    finished(view, view.write(device, BLOCK, filled(2)), view.write(device, 2 * BLOCK, filled(3)))
+    assert finished(view, view.flush(device)) == [0]
+    assert world.peek(device, 0, BLOCK) == filled(2), "it is read as before"
+    crash(world, power=True)
+    assert world.peek(device, 0, BLOCK) == filled(1), "a later flush has made it durable"
+    assert world.peek(device, BLOCK, BLOCK) == filled(2), "what was written again was not"
+    assert world.peek(device, 2 * BLOCK, BLOCK) == filled(3)
+
+
 def test_lost_writes_are_acknowledged_never_arrive_and_taint_their_place() -> None:
     world, device, asks = one_by_one(write_of, lost_write=0.05)
     assert all(ask.result == BLOCK for ask in asks)
