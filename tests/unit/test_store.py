@@ -482,6 +482,26 @@ def test_an_error_of_the_journal_stops_changes_and_nothing_else(device: Path, wr
     assert set(found) - set(before) <= {(V, 3)}, "the first change was on its way: one of its two copies may be there"
 
 
+def test_a_change_whose_flush_failed_is_written_again_when_the_store_opens(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        store.create(V, 1, 64)
+        store.fail_writes(after=2)  # both copies of the block arrive, and the flush behind them fails
+        assert store.create(V, 2, 64) == errno.EIO
+        store.fail_writes(after=-1)
+        assert store.create(V, 3, 64) == errno.EIO, "a flush that succeeds later proves nothing"
+        assert store.state["failed"] == errno.EIO
+    with StoreView(device) as store:
+        store.open()
+        assert set(store.replicas()) == {(V, 1), (V, 2)}
+        newest = store.state["journal_next"] - 1
+        places = [PLACES.block(copy, store.state["journal_half"], newest) for copy in (0, 1)]
+        last = store.history[-3:]
+        assert [event[0] for event in last] == ["write", "write", "flush"]
+        written = sorted(event[1] for event in last if len(event) == 3)
+        assert written == sorted(places), "what was read may be in a cache that is never written"
+
+
 def test_an_error_while_the_journal_switches_halves_keeps_the_old_one(device: Path) -> None:
     with StoreView(device) as store:
         store.open()
