@@ -96,9 +96,13 @@ class Engine:
         segment_bytes: int,
         checkpoint: Pointer | None,
         clone_of: tuple[bytes, bytes] | None = None,
+        name: bytes = b"",
+        window_seconds: int = 0,
+        replicas: int = 1,
     ) -> int:
         """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int,
         "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where.
+        name (UTF-8), window_seconds, replicas: each checkpoint has them, so that the devices describe their volumes.
         clone_of: (volume, snapshot): what the log has not changed is as in that snapshot of that volume, which has to be open (ENOENT).
         Neither the snapshot nor its volume is to be deleted before the clone is: who calls sees to that."""
     def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:

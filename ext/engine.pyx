@@ -342,7 +342,8 @@ cdef class Engine:
         return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": it.superblock.slab_bytes,
                 "replicas": it.replicas, "failed": it.failed, "flush_failed": it.flusher.failed}
 
-    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None):
+    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None,
+                    bytes name=b"", uint32_t window_seconds=0, uint32_t replicas=1):
         cdef Command* command
         cdef _Open opened
         cdef _Open parent = None
@@ -360,6 +361,8 @@ cdef class Engine:
             raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
         if segment_bytes % SLAB_BYTES_MAX or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
+        if len(name) > 135:
+            raise ValueError(f"a volume's name has at most 135 bytes, not {len(name)}")
         if clone_of is not None:
             check_snapshot(clone_of[1], "its name")
             parent = self.opened(clone_of[0])
@@ -376,6 +379,11 @@ cdef class Engine:
         give_counters(opened)
         log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
+        memcpy(opened.volume.checkpoints.description.name, <const char*>name, len(name))
+        opened.volume.checkpoints.description.segment_bytes = <uint32_t>segment_bytes
+        opened.volume.checkpoints.description.window_seconds = window_seconds
+        opened.volume.checkpoints.description.replicas = <unsigned char>replicas
+        opened.volume.checkpoints.description.write_replicas = <unsigned char>replicas
         opened.volume.listener = <void*>self.answers
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written

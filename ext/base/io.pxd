@@ -28,6 +28,7 @@ cdef struct Operation:
     msghdr message
 
 cdef class Io:
+    cdef uint64_t boot                                           # of the node: another number after each boot, so after each power cut
     # devices: numbers that add_device gave; all offsets, lengths and addresses are multiples of 4096
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil
     cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil

@@ -17,6 +17,8 @@
 
 import os
 import resource
+from pathlib import Path
+from uuid import UUID
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENOMEM, EOPNOTSUPP, ENOSYS, EPERM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -114,6 +116,11 @@ class RingError(Exception):
     """io_uring is not there; the message says why and what to do."""
 
 
+def boot_of(str boot_id) -> int:
+    """The first 8 bytes of Linux' boot id."""
+    return int.from_bytes(UUID(boot_id.strip()).bytes[:8], "little")
+
+
 cdef class Uring(Io):
     """arena, arena_bytes: the memory to register (0: none). iopoll: ask for it. Raises RingError."""
 
@@ -122,6 +129,7 @@ cdef class Uring(Io):
         cdef iovec vector
         cdef int result, i
         self.warnings = []
+        self.boot = boot_of(Path("/proc/sys/kernel/random/boot_id").read_text())
         self.bell = -1
         for i in range(DEVICES_MAX):
             self.devices[i] = -1

@@ -2,7 +2,8 @@
 #
 # All numbers are little-endian. A structure that stands alone begins with {magic, crc, version}: `crc` is the CRC32C of everything
 # behind it up to the end of its block(s). What is reserved is written as zero and ignored when read; what would change the meaning of
-# the rest raises `version`. Reading validates before it trusts: the *_valid functions say whether one may look further.
+# the rest raises `version`, or sets a bit of a `flags` or `features` field: readers refuse bits that they do not know. Reading validates
+# before it trusts: the *_valid functions say whether one may look further.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -26,7 +27,9 @@ cdef enum:
 
 cdef enum:                           # bits of Superblock.features
     FEATURE_COMPACTED = 1            # the directory has had compacted replicas: a program that takes them for others would read the wrong blocks
-    FEATURES_KNOWN = FEATURE_COMPACTED
+    FEATURE_FENCED = 2               # the directory has had fences: a program that does not know them would take a lower epoch's writes
+    FEATURES_KNOWN = FEATURE_COMPACTED | FEATURE_FENCED
+    CHECKPOINT_FEATURES_KNOWN = 0    # bits of Checkpoint.features
 
 cdef enum:
     SUPERBLOCK_OFFSET = 0            # of the first superblock, in bytes
@@ -76,7 +79,8 @@ cdef packed struct Superblock:       # 4096 bytes, twice on the device
     uint64_t created_ns              # Unix time
     uint64_t features                # bits a reader must know to open the device; unknown ones are refused
     uint8_t tier
-    uint8_t reserved[7]
+    uint8_t reserved[3]
+    uint32_t number                  # of the device in its cluster, given once and never again; 0: none yet
     char label[64]                   # UTF-8, ended by zero
     uint8_t padding[3912]
 
@@ -118,7 +122,7 @@ cdef packed struct JournalBlock:     # 4096 bytes
 cdef enum:                           # journal entries
     ENTRY_PUT = 1                    # a segment replica as it is from now on
     ENTRY_DELETE = 2                 # it is gone
-    ENTRY_FENCE = 3                  # reserved: the highest epoch that a volume was fenced with here
+    ENTRY_FENCE = 3                  # `epoch` is the lowest that `volume` may write with here; 0: there is no fence any more
 
 cdef enum:                           # states of a segment replica
     SEGMENT_OPEN = 1
@@ -128,7 +132,7 @@ cdef packed struct JournalEntry:     # 64 bytes, then extent_count extents (8 by
     uint8_t kind
     uint8_t state
     uint8_t extent_count
-    uint8_t flags
+    uint8_t flags                    # none is known
     uint32_t segment
     uint8_t volume[16]
     uint64_t epoch
@@ -138,7 +142,8 @@ cdef packed struct JournalEntry:     # 64 bytes, then extent_count extents (8 by
     uint16_t bitmap_blocks           # BITMAP_COPIES: it is compacted, see Bitmap; 0: it is not, and the next two are 0
     uint32_t bitmap_crc              # the bitmap's `crc`
     uint32_t live                    # blocks that a compacted replica still has
-    uint8_t reserved[12]
+    uint32_t fragment                # the run of the log, written to one replica set, that the segment belongs to; 0: not replicated
+    uint64_t boot                    # of the node when the replica was opened: after another boot it may lack what was not flushed
 
 cdef packed struct Bitmap:           # 4096 bytes: which blocks of a compacted replica there are. Its first block, and again behind the live ones
     uint64_t magic
@@ -193,7 +198,7 @@ cdef packed struct RecordHeader:     # 4096 bytes
     uint16_t entry_count
     uint16_t payload_blocks
     uint16_t stream
-    uint16_t flags
+    uint16_t flags                   # none is known
     uint32_t reserved_word
     uint64_t time_ns                 # Unix time
     uint8_t reserved[40]
@@ -252,7 +257,13 @@ cdef packed struct Checkpoint:       # 4096 bytes
     uint64_t mapped                  # blocks that the map holds
     uint64_t inherited               # of them, those that lie below `branch`
     uint64_t exclusive               # of them, those that the map of `head_parent` does not hold, nor the clone's parent; see SNAPSHOT_FOLLOWED
-    uint8_t reserved[792]
+    uint64_t features                # bits that a reader must know to open the volume; unknown ones are refused
+    char name[136]                   # of the volume, UTF-8, ended by zero; like the rest of the policy only for people and for repair
+    uint32_t segment_bytes           # the most that a new segment has
+    uint32_t window_seconds          # of the restore window; 0: none
+    uint8_t replicas                 # how many the volume is to have
+    uint8_t write_replicas           # how many must be there for a write
+    uint8_t reserved[638]
     Pointer index[192]
 
 cdef packed struct TableEntry:       # 64 bytes
@@ -265,8 +276,9 @@ cdef packed struct TableEntry:       # 64 bytes
     uint64_t first_sequence
     uint64_t last_sequence
     uint64_t epoch
-    uint32_t nodes[4]                # reserved: which nodes hold a replica
-    uint8_t reserved[8]
+    uint32_t devices[4]              # the cluster's numbers of the devices that hold a replica; 0: it has no number
+    uint32_t fragment                # as in JournalEntry
+    uint32_t key_generation          # of the key that its blocks are encrypted with; 0: they are not
 
 cdef enum:                           # SnapshotEntry.flags
     SNAPSHOT_HIDDEN = 1              # its user deleted it: it goes as soon as fewer than two histories go on from it and no clone does
@@ -305,6 +317,7 @@ cdef enum:
 cdef struct Fault:                   # why a structure is not valid
     const char* words                # NULL: it is
     int32_t entry                    # the number of the entry it lies in; -1: in none
+    bint newer                       # it is whole, of this place, and written by a newer program: not damage, and not the end of a log
 
 # `device`, `volume`: NULL when it may be any.
 cdef Fault superblock_fault(const Superblock*) noexcept nogil
@@ -319,6 +332,8 @@ cdef uint32_t footer_blocks(uint32_t entries) noexcept nogil                    
 cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 cdef Fault snapshot_fault(const SnapshotEntry*, const Checkpoint* checkpoint) noexcept nogil       # of an entry in this checkpoint's table
+cdef Fault table_fault(const TableEntry*, const Checkpoint* checkpoint) noexcept nogil             # likewise, of one that is used
+cdef bint node_valid(const Pointer* node) noexcept nogil                            # of NODE_POINTERS pointers, whose checksum matches
 
 cdef bint superblock_valid(const Superblock*) noexcept nogil
 cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil

@@ -85,7 +85,33 @@ cdef inline Fault fault(const char* words, int32_t entry=-1) noexcept nogil:
     cdef Fault it
     it.words = words
     it.entry = entry
+    it.newer = False
     return it
+
+
+cdef inline Fault newer_fault(const char* words) noexcept nogil:
+    cdef Fault it = fault(words)
+    it.newer = True
+    return it
+
+
+cdef Fault frame_and_place_fault(const void* block, uint64_t magic, const char* elsewhere, uint16_t flags) noexcept nogil:
+    """Of a structure in a segment. elsewhere: why it is not of this place, or NULL. A newer version keeps magic, checksum, version and place
+    where they are, so what is whole and of this place is not taken for damage."""
+    cdef const Footer* it = <const Footer*>block
+    if it.magic != magic:
+        return fault(b"its magic is not that of this structure")
+    if it.crc != block_crc(block):
+        return fault(b"its checksum does not match")
+    if elsewhere is not NULL:
+        return fault(elsewhere)
+    if it.version > FORMAT_VERSION:
+        return newer_fault(b"its format version is newer than this program")
+    if it.version != FORMAT_VERSION:
+        return fault(b"its format version is not known to this program")
+    if flags:
+        return newer_fault(b"its flags are not known to this program")
+    return fault(NULL)
 
 
 cdef const char* frame_fault(const void* block, uint64_t magic) noexcept nogil:
@@ -154,7 +180,7 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, ui
         return fault(b"its entries are longer than the block")
     while at < it.bytes:
         words = journal_entry_fault(<const JournalEntry*>(it.entries + at), it.bytes - at, slab_blocks, &bytes)
-        if words is NULL and it.kind != JOURNAL_CHANGES and (<const JournalEntry*>(it.entries + at)).kind != ENTRY_PUT:
+        if words is NULL and it.kind != JOURNAL_CHANGES and (<const JournalEntry*>(it.entries + at)).kind == ENTRY_DELETE:
             words = b"it deletes a segment replica in a snapshot"
         if words is not NULL:
             return fault(words, number)
@@ -173,9 +199,15 @@ cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint
     bytes[0] = sizeof(JournalEntry) + it.extent_count * sizeof(Extent)
     if room < bytes[0]:
         return b"its extents are cut off"
+    if it.flags:
+        return b"its flags are not known"
     if it.kind == ENTRY_DELETE:
         if it.extent_count:
             return b"it deletes and has extents"
+        return NULL
+    if it.kind == ENTRY_FENCE:
+        if it.extent_count or it.segment or it.state:
+            return b"it is a fence and has a segment"
         return NULL
     if it.kind != ENTRY_PUT:
         return b"its kind is not known"
@@ -209,13 +241,12 @@ cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint
 
 cdef Fault record_fault(const RecordHeader* it, const uint8_t* volume, uint32_t segment, uint32_t block,
                         uint32_t segment_blocks) noexcept nogil:
-    cdef const char* words = frame_fault(it, RECORD_MAGIC)
+    cdef const char* words
     cdef uint32_t payload = 0
     cdef int32_t i
-    if words is NULL:
-        words = place_fault(it.volume, volume, it.segment, segment, it.block, block)
-    if words is not NULL:
-        return fault(words)
+    cdef Fault found = frame_and_place_fault(it, RECORD_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), it.flags)
+    if found.words is not NULL:
+        return found
     if it.sequence == 0 or it.stable >= it.sequence:
         return fault(b"its sequence is impossible")
     if it.entry_count > RECORD_ENTRIES_MAX:              # 0: only its `stable` counts
@@ -246,6 +277,8 @@ cdef const char* entry_fault(const Entry* it, uint32_t* payload) noexcept nogil:
     """payload: counts the entries that have some."""
     cdef uint64_t level
     payload[0] += it.kind != KIND_ZERO
+    if it.flags & ~<uint8_t>TABLE_INDEX or (it.flags and it.kind != KIND_TABLE and it.kind != KIND_SNAPSHOT):
+        return b"its flags are not known"
     if it.kind == KIND_DATA:
         if it.position >= VOLUME_BLOCKS_MAX:
             return b"its block lies beyond any volume"
@@ -278,11 +311,9 @@ cdef const char* entry_fault(const Entry* it, uint32_t* payload) noexcept nogil:
 
 cdef Fault footer_fault(const Footer* it, const uint8_t* volume, uint32_t segment, uint32_t block,
                         uint32_t segment_blocks) noexcept nogil:
-    cdef const char* words = frame_fault(it, FOOTER_MAGIC)
-    if words is NULL:
-        words = place_fault(it.volume, volume, it.segment, segment, it.block, block)
-    if words is not NULL:
-        return fault(words)
+    cdef Fault found = frame_and_place_fault(it, FOOTER_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), 0)
+    if found.words is not NULL:
+        return found
     if it.brief > 1:
         return fault(b"its form is not known")
     if it.table_blocks != (<uint64_t>it.entry_count + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES:
@@ -364,6 +395,8 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
         return fault(words)
     if volume is not NULL and memcmp(it.volume, volume, 16) != 0:
         return fault(b"it is of another volume")
+    if it.features & ~<uint64_t>CHECKPOINT_FEATURES_KNOWN:
+        return newer_fault(b"it needs features that this program does not have")
     if it.size_bytes == 0 or it.size_bytes > VOLUME_BYTES_MAX or it.size_bytes % BLOCK_BYTES:
         return fault(b"the size of its volume is impossible")
     if it.root.flags & POINTER_PRESENT and not pointer_within(it.root, it.next_segment):
@@ -385,6 +418,8 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
         return fault(b"it branched off beyond its segments")
     if it.counted > 1:
         return fault(b"it counts blocks in a way that is not known")
+    if it.name[135] != 0:
+        return fault(b"the name of its volume has no end")
     return counts_fault(it.mapped, it.inherited, it.exclusive, it.root)
 
 
@@ -410,6 +445,26 @@ cdef Fault snapshot_fault(const SnapshotEntry* it, const Checkpoint* checkpoint)
     if it.flags & SNAPSHOT_FOLLOWED and not it.flags & SNAPSHOT_DYING:
         return fault(b"it has an heir and is not dying")
     return counts_fault(it.mapped, it.inherited, it.own, it.root)
+
+
+cdef Fault table_fault(const TableEntry* it, const Checkpoint* checkpoint) noexcept nogil:
+    if it.state != SEGMENT_OPEN and it.state != SEGMENT_SEALED:
+        return fault(b"its state is not known")
+    if it.replicas == 0 or it.replicas > 4:
+        return fault(b"it has no replica, or more than 4")
+    if it.segment >= checkpoint.next_segment or it.blocks == 0 or it.blocks > SEGMENT_BLOCKS_MAX or it.live > it.blocks:
+        return fault(b"its segment, or how much of it lives, is impossible")
+    if it.last_sequence < it.first_sequence:
+        return fault(b"its sequence is impossible")
+    return fault(NULL)
+
+
+cdef bint node_valid(const Pointer* node) noexcept nogil:
+    cdef uint32_t flags = 0
+    cdef int i
+    for i in range(NODE_POINTERS):
+        flags |= node[i].flags
+    return (flags & ~<uint32_t>POINTER_PRESENT) == 0
 
 
 cdef Fault counts_fault(uint64_t mapped, uint64_t inherited, uint64_t own, Pointer root) noexcept nogil:
@@ -443,7 +498,7 @@ cdef Fault bitmap_fault(const Bitmap* it, const uint8_t* volume, uint32_t segmen
 
 
 cdef bint pointer_within(Pointer pointer, uint32_t next_segment) noexcept nogil:
-    return pointer.segment < next_segment and pointer.block < SEGMENT_BLOCKS_MAX
+    return pointer.flags == POINTER_PRESENT and pointer.segment < next_segment and pointer.block < SEGMENT_BLOCKS_MAX
 
 
 cdef bint superblock_valid(const Superblock* it) noexcept nogil:

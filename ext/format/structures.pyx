@@ -17,7 +17,7 @@ cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
     INDEX_BLOCKS_MAX = 192
 
-cdef frozenset HIDDEN = frozenset(["magic", "padding", "nodes", "words", "before"])
+cdef frozenset HIDDEN = frozenset(["magic", "padding", "words", "before"])
 
 
 def crc32c(data: bytes) -> int:
@@ -140,6 +140,7 @@ def read_checkpoint(data: bytes) -> dict:
     fields = shown("Checkpoint", data, checkpoint_fault(it, NULL))
     fields["root"] = pointer(it.root)
     fields["snapshots"] = pointer(it.snapshots)
+    fields["name"] = fields["name"].split(b"\0")[0].decode("utf-8", "replace")
     fields["index"] = [pointer(it.index[i]) for i in range(min(it.index_count, INDEX_BLOCKS_MAX))]
     return fields
 
@@ -157,7 +158,13 @@ cdef pointer(Pointer it):
 def read_table(data: bytes) -> list:
     """Of a block of a segment table: the entries that name a segment."""
     cdef const TableEntry* it = <const TableEntry*>block_of(data, "table block")
-    return [fields_of("TableEntry", data[i * sizeof(TableEntry):]) for i in range(TABLE_ENTRIES) if it[i].state]
+    entries = []
+    for i in range(TABLE_ENTRIES):
+        if it[i].state:
+            fields = fields_of("TableEntry", data[i * sizeof(TableEntry):])
+            fields["devices"] = [it[i].devices[k] for k in range(min(it[i].replicas, 4))]
+            entries.append(fields)
+    return entries
 
 
 def read_snapshots(data: bytes) -> list:
@@ -232,6 +239,7 @@ cdef list superblock_fields():
         ("features", place(&it.features), sizeof(it.features)),
         ("tier", place(&it.tier), sizeof(it.tier)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("number", place(&it.number), sizeof(it.number)),
         ("label", place(&it.label), sizeof(it.label)),
         ("padding", place(&it.padding), sizeof(it.padding)),
     ]
@@ -295,7 +303,8 @@ cdef list journal_entry_fields():
         ("bitmap_blocks", place(&it.bitmap_blocks), sizeof(it.bitmap_blocks)),
         ("bitmap_crc", place(&it.bitmap_crc), sizeof(it.bitmap_crc)),
         ("live", place(&it.live), sizeof(it.live)),
-        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("fragment", place(&it.fragment), sizeof(it.fragment)),
+        ("boot", place(&it.boot), sizeof(it.boot)),
     ]
 
 
@@ -413,6 +422,12 @@ cdef list checkpoint_fields():
         ("mapped", place(&it.mapped), sizeof(it.mapped)),
         ("inherited", place(&it.inherited), sizeof(it.inherited)),
         ("exclusive", place(&it.exclusive), sizeof(it.exclusive)),
+        ("features", place(&it.features), sizeof(it.features)),
+        ("name", place(&it.name), sizeof(it.name)),
+        ("segment_bytes", place(&it.segment_bytes), sizeof(it.segment_bytes)),
+        ("window_seconds", place(&it.window_seconds), sizeof(it.window_seconds)),
+        ("replicas", place(&it.replicas), sizeof(it.replicas)),
+        ("write_replicas", place(&it.write_replicas), sizeof(it.write_replicas)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("index", place(&it.index), sizeof(it.index)),
     ]
@@ -430,8 +445,9 @@ cdef list table_entry_fields():
         ("first_sequence", place(&it.first_sequence), sizeof(it.first_sequence)),
         ("last_sequence", place(&it.last_sequence), sizeof(it.last_sequence)),
         ("epoch", place(&it.epoch), sizeof(it.epoch)),
-        ("nodes", place(&it.nodes), sizeof(it.nodes)),
-        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("devices", place(&it.devices), sizeof(it.devices)),
+        ("fragment", place(&it.fragment), sizeof(it.fragment)),
+        ("key_generation", place(&it.key_generation), sizeof(it.key_generation)),
     ]
 
 

@@ -50,7 +50,7 @@ from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.format.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer
+from iomesh.engine.format.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer, node_valid
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport Waiters, join, wait_in, wake_all, wake_one
@@ -255,7 +255,7 @@ cdef class Map:
         cdef Segment* segment
         cdef Waiters waiters
         if result == BLOCK_BYTES:
-            result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc else -EILSEQ
+            result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc and node_valid(node.pointers) else -EILSEQ
         elif result >= 0:
             result = -EIO
         if result < 0:

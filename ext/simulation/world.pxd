@@ -52,6 +52,7 @@ cdef class World:
     cdef readonly uint64_t crashes
     cdef uint64_t armed_at           # the boundary at which everything crashes; 0: none
     cdef bint armed_power
+    cdef uint64_t power_cuts
 
     # the driver's; probabilities are in injector.probability, what struck in injector.counts
     cdef int add_disk(self, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil     # its number, -EMFILE or -ENOMEM

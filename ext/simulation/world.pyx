@@ -210,6 +210,7 @@ cdef class World:
         self.armed_power = power
 
     cdef void crash(self, int face, bint power) noexcept nogil:
+        self.power_cuts += power
         cdef int device, one
         cdef uint64_t devices = <uint64_t>-1 if face < 0 else self.faces[face].devices
         self.crashes += 1
@@ -478,6 +479,7 @@ cdef class WorldIo(Io):
         if self.number < 0:
             raise OSError(-self.number, os.strerror(-self.number))
         self.alive = True
+        self.boot = 1 + world.power_cuts
         seed_prng(&self.prng, draw(&world.prng))
         self.now = world.event_queue.now + world.faces[self.number].clock_ns
 

@@ -1,4 +1,4 @@
-# Which segment replicas a device holds, and where. See store/directory.pyx.
+# Which segment replicas a device holds, and where, and which epochs may write. See store/directory.pyx.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, JournalEntry
@@ -10,6 +10,8 @@ cdef struct Replica:                 # a node's copy of a segment; stays at its 
     uint32_t footer_block
     uint32_t live                    # of a compacted one: how many blocks there are, see layout.Bitmap; 0: it is not compacted
     uint64_t epoch
+    uint64_t boot                    # of the node when it was opened, see Io.boot
+    uint32_t fragment
     Replica* next                    # in the directory's bucket
     uint64_t serial                  # no other replica in this process has or had it: what a cache knows it by
     uint64_t slabs_offset
@@ -22,6 +24,10 @@ cdef struct Replica:                 # a node's copy of a segment; stays at its 
     uint8_t changing                 # a change of it is on its way into the journal
     Extent extents[EXTENTS_MAX]      # only as many are there as it had when it was made: 88 bytes with one
 
+cdef struct Fence:                   # epochs of this volume below this one may not create segments here
+    uint8_t volume[16]
+    uint64_t epoch
+
 cdef union EntryBytes:               # a journal entry with the room for its extents
     JournalEntry entry
     char bytes[320]
@@ -32,6 +38,10 @@ cdef class Directory:
     cdef Replica** buckets
     cdef uint32_t bucket_count
     cdef uint32_t filled             # replicas in the buckets
+    cdef Fence* fences
+    cdef uint32_t fence_count
+    cdef uint32_t fence_room
+    cdef uint32_t fences_coming      # for which there is room, and which set_fence() has not had yet
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil   # of state 0; NULL: no memory
@@ -44,10 +54,15 @@ cdef class Directory:
     cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil       # it is as the entry says
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil        # when the journal is read; NULL, or why it cannot be
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
+    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil               # the lowest epoch that may write; 0: any
+    cdef bint make_fence_room(self) noexcept nogil                                 # for one more that is coming; False: no memory
+    # One that was coming, once it is durable: a lower epoch than there is changes nothing, 0 removes the fence.
+    cdef void set_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef void grow(self) noexcept nogil
 
 cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogil     # an ENTRY_PUT; returns its length with the extents
+cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil   # an ENTRY_FENCE; returns its length
 cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
     cdef uint32_t slabs = 0
     cdef int i

@@ -1,4 +1,4 @@
-# Which segment replicas a device holds, and where: the directory, in memory.
+# Which segment replicas a device holds, and where, and which volumes are fenced: the directory, in memory.
 #
 # Always true:
 #   - a replica whose state is not 0 is exactly what the journal, read now, would say of it; it changes by apply() alone, which the journal
@@ -11,11 +11,11 @@
 # Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free as release
+from libc.stdlib cimport calloc, free as release, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_PUT
+from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT
 
 cdef extern from *:
     r"""
@@ -47,6 +47,7 @@ cdef class Directory:
                     self.buckets[i] = replica.next
                     release(replica)
         release(self.buckets)
+        release(self.fences)
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         return self.place(volume, segment)[0]
@@ -122,13 +123,21 @@ cdef class Directory:
         replica.state = entry.state
         replica.stream = entry.stream
         replica.epoch = entry.epoch
+        replica.boot = entry.boot
+        replica.fragment = entry.fragment
         replica.blocks = entry.blocks
         replica.footer_block = entry.footer_block
         replica.live = entry.live
         replica.bitmap_crc = entry.bitmap_crc
 
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil:
-        cdef Replica* replica = self.find(entry.volume, entry.segment)
+        cdef Replica* replica
+        if entry.kind == ENTRY_FENCE:
+            if not self.make_fence_room():
+                return b"there is no memory for the directory"
+            self.set_fence(entry.volume, entry.epoch)
+            return NULL
+        replica = self.find(entry.volume, entry.segment)
         if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy in more pieces: there is no room for them
             replica.state = 0
             self.count -= 1
@@ -157,6 +166,42 @@ cdef class Directory:
                     found += 1
                 replica = replica.next
         return found
+
+    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.fence_count):
+            if memcmp(self.fences[i].volume, volume, 16) == 0:
+                return self.fences[i].epoch
+        return 0
+
+    cdef bint make_fence_room(self) noexcept nogil:
+        cdef Fence* fences
+        if self.fence_count + self.fences_coming == self.fence_room:
+            fences = <Fence*>realloc(self.fences, (2 * self.fence_room + 16) * sizeof(Fence))
+            if fences is NULL:
+                return False
+            self.fences = fences
+            self.fence_room = 2 * self.fence_room + 16
+        self.fences_coming += 1
+        return True
+
+    cdef void set_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+        cdef uint32_t i = 0
+        invariant(self.fences_coming != 0, b"a fence has its room before the journal has it")
+        self.fences_coming -= 1
+        while i < self.fence_count and memcmp(self.fences[i].volume, volume, 16) != 0:
+            i += 1
+        if i < self.fence_count and epoch:
+            self.fences[i].epoch = max(self.fences[i].epoch, epoch)
+        elif i < self.fence_count:
+            self.fence_count -= 1
+            self.fences[i] = self.fences[self.fence_count]
+            self.entry_bytes -= sizeof(JournalEntry)
+        elif epoch:
+            memcpy(self.fences[i].volume, volume, 16)
+            self.fences[i].epoch = epoch
+            self.fence_count += 1
+            self.entry_bytes += sizeof(JournalEntry)
 
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         """Where the pointer to it is or would be."""
@@ -196,6 +241,8 @@ cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogi
     into.segment = replica.segment
     memcpy(into.volume, replica.volume, 16)
     into.epoch = replica.epoch
+    into.boot = replica.boot
+    into.fragment = replica.fragment
     into.blocks = replica.blocks
     into.footer_block = replica.footer_block
     into.stream = replica.stream
@@ -204,3 +251,11 @@ cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogi
     into.live = replica.live
     memcpy(<void*>extents_of(into), replica.extents, replica.extent_count * sizeof(Extent))
     return sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)
+
+
+cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil:
+    memset(into, 0, sizeof(JournalEntry))
+    into.kind = ENTRY_FENCE
+    memcpy(into.volume, volume, 16)
+    into.epoch = epoch
+    return sizeof(JournalEntry)

@@ -17,11 +17,17 @@ cdef struct Repairs:                 # what was found damaged and restored, for 
     char lines[REPAIRS_MAX][REPAIR_BYTES]
 
 cdef struct Change:                  # of the task that asks for it, until commit() returns
-    Replica* replica
+    Replica* replica                 # NULL: of a fence
     Replica* instead_of              # in whose place in the directory it comes; NULL: it is there already
     EntryBytes wanted
     Operation done
     Change* next
+
+cdef struct SnapshotBuilder:         # of a directory, as the beginning of a half
+    JournalBlock* blocks             # NULL: only counted
+    uint64_t generation
+    uint32_t used                    # full blocks
+    uint32_t filled                  # bytes of entries in the next one
 
 cdef class Journal:
     cdef readonly int failed         # errno that stopped it; 0: none
@@ -49,6 +55,7 @@ cdef class Journal:
     cdef int write_block(self) noexcept nogil
     cdef int switch_half(self) noexcept nogil
     cdef uint32_t build_snapshot(self, JournalBlock* blocks, uint64_t generation) noexcept nogil
+    cdef void add_to_snapshot(self, SnapshotBuilder* builder, const EntryBytes* entry, uint32_t bytes) noexcept nogil
     cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil
     cdef int write_newest(self) noexcept nogil                    # once it is replayed: the last block of it is on stable media, or a negative errno

@@ -20,7 +20,7 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
-from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, fence_entry
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport (
@@ -88,7 +88,11 @@ cdef class Journal:
                 after = change.next                      # the change is gone once its task goes on
                 if error == 0 and change.instead_of is not NULL:
                     self.directory.replace(change.instead_of, change.replica)
-                if error == 0:
+                if change.replica is NULL and error:
+                    self.directory.fences_coming -= 1
+                elif change.replica is NULL:
+                    self.directory.set_fence(change.wanted.entry.volume, change.wanted.entry.epoch)
+                elif error == 0:
                     self.directory.apply(change.replica, &change.wanted.entry)
                 change.done.result = -EIO if error else 0
                 change.done.done(&change.done)
@@ -157,29 +161,36 @@ cdef class Journal:
         """How many blocks it has; blocks NULL: only that."""
         cdef EntryBytes entry
         cdef Replica* replica
-        cdef uint32_t used = 0, filled = 0, bytes, bucket
+        cdef SnapshotBuilder builder
+        cdef uint32_t i
+        builder.blocks, builder.generation = blocks, generation
+        builder.used = builder.filled = 0
         if blocks is not NULL:
             begin_block(blocks, self.identity, generation, 0, JOURNAL_SNAPSHOT)
-        for bucket in range(self.directory.bucket_count):
-            replica = self.directory.buckets[bucket]
+        for i in range(self.directory.fence_count):
+            self.add_to_snapshot(&builder, &entry, fence_entry(self.directory.fences[i].volume, self.directory.fences[i].epoch, &entry.entry))
+        for i in range(self.directory.bucket_count):
+            replica = self.directory.buckets[i]
             while replica is not NULL:
                 if replica.state != 0:
-                    bytes = entry_of(replica, &entry.entry)
-                    if filled + bytes > sizeof(blocks.entries):
-                        used += 1
-                        filled = 0
-                        if blocks is not NULL:
-                            begin_block(blocks + used, self.identity, generation, used, JOURNAL_SNAPSHOT)
-                    if blocks is not NULL:
-                        memcpy(blocks[used].entries + filled, &entry, bytes)
-                        blocks[used].bytes += bytes
-                    filled += bytes
+                    self.add_to_snapshot(&builder, &entry, entry_of(replica, &entry.entry))
                 replica = replica.next
         if blocks is not NULL:
-            blocks[used].kind = JOURNAL_SNAPSHOT_END
-            for bucket in range(used + 1):
-                blocks[bucket].crc = block_crc(blocks + bucket)
-        return used + 1
+            blocks[builder.used].kind = JOURNAL_SNAPSHOT_END
+            for i in range(builder.used + 1):
+                blocks[i].crc = block_crc(blocks + i)
+        return builder.used + 1
+
+    cdef void add_to_snapshot(self, SnapshotBuilder* builder, const EntryBytes* entry, uint32_t bytes) noexcept nogil:
+        if builder.filled + bytes > sizeof(builder.blocks.entries):
+            builder.used += 1
+            builder.filled = 0
+            if builder.blocks is not NULL:
+                begin_block(builder.blocks + builder.used, self.identity, builder.generation, builder.used, JOURNAL_SNAPSHOT)
+        if builder.blocks is not NULL:
+            memcpy(builder.blocks[builder.used].entries + builder.filled, entry, bytes)
+            builder.blocks[builder.used].bytes += bytes
+        builder.filled += bytes
 
     # ------------------------------------------------------------------ the device
 

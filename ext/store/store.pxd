@@ -39,6 +39,8 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef uint32_t idle
     cdef list all_compactors         # all of them
     cdef Waiters compactions         # who waits for one to end
+    cdef bint rewriting              # the superblocks: one change at a time
+    cdef Waiters rewritten
 
     # 0, or a negative errno and `reason`. cluster: 16 bytes, any other is refused (EMEDIUMTYPE); NULL: take it as it is. Nothing is written
     # before it is certain that the device is this cluster's. Once, before all else.
@@ -74,7 +76,11 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil
-    cdef int need_feature(self, uint64_t feature) noexcept nogil
+    # No segment of this volume is created here from now on with an epoch below this one: 0 once that is durable, -ESTALE if a higher one is
+    # fenced already, or another negative errno. 0 removes the fence.
+    cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
+    cdef int set_number(self, uint32_t number) noexcept nogil    # the device's in its cluster; -EEXIST: it has another one
+    cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil
     cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil

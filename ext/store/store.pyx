@@ -6,6 +6,7 @@
 #   - a compacted replica comes in the place of the one it was made of with one entry of the journal: a crash leaves one of the two, and
 #     the other's slabs are free when the store opens;
 #   - `reserve` slabs are left for urgent creations: a full device can still checkpoint, seal and so become less full;
+#   - no segment is created for an epoch below its volume's fence;
 #   - after an error of the journal, or of any flush of the device, nothing changes any more (`failed`), and everything that exists stays readable;
 #   - what open() has read is on stable media before anyone builds on it: a crash may have left the journal's newest block in the device's cache, and
 #     an earlier process may have failed to flush it. It is written again.
@@ -21,22 +22,23 @@ from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
-from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of, fence_entry
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
 from iomesh.engine.format.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET,
+    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURE_FENCED, FEATURES_KNOWN,
+    FORMAT_VERSION, JOURNAL_OFFSET,
     SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BYTES_MAX, SLAB_BYTES_MIN, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
     SUPERBLOCK_TWIN_OFFSET, Extent, Superblock, block_crc, superblock_fault, superblock_valid)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.store.journal_replay cimport new_repair, replay
 from iomesh.engine.store.slabs cimport Slabs
-from iomesh.engine.base.task cimport wait, wait_in, waited, wake_one
+from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all, wake_one
 
 cdef extern from "<errno.h>" nogil:
-    int EMEDIUMTYPE, EPROTONOSUPPORT, EUCLEAN
+    int EMEDIUMTYPE, EPROTONOSUPPORT, ESTALE, EUCLEAN
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
@@ -200,6 +202,9 @@ cdef class Store:
         if self.directory.find(volume, segment) is not NULL:
             error[0] = -EEXIST
             return NULL
+        if epoch < self.directory.fenced(volume):
+            error[0] = -ESTALE
+            return NULL
         if self.has_room(blocks, urgent):
             count = self.slabs.take(self.slabs_for(blocks), extents, EXTENTS_MAX)
         if count == 0:
@@ -217,6 +222,7 @@ cdef class Store:
         entry_of(change.replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_OPEN
         change.wanted.entry.epoch = epoch
+        change.wanted.entry.boot = self.home.io.boot
         change.wanted.entry.stream = stream
         change.wanted.entry.blocks = blocks
         error[0] = self.commit(&change)
@@ -361,7 +367,7 @@ cdef class Store:
             if error[0] == 0:
                 error[0] = self.journal.flush()
             if error[0] == 0:
-                error[0] = self.need_feature(FEATURE_COMPACTED)
+                error[0] = self.rewrite_superblock(FEATURE_COMPACTED, self.superblock.number)
         if error[0]:
             if change.replica is not NULL:
                 self.directory.discard(change.replica)
@@ -384,17 +390,56 @@ cdef class Store:
         self.slabs.give_back(old.extents, old.extent_count)
         release(old)
 
-    cdef int need_feature(self, uint64_t feature) noexcept nogil:
-        """In both superblocks, before anything of it is on the device: a program that does not know it refuses the device."""
+    # ------------------------------------------------------------------ fences, superblock
+
+    cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+        cdef Change change
+        cdef uint64_t fenced = self.directory.fenced(volume)
+        cdef int error
+        if self.failed:
+            return -EIO
+        if epoch and fenced > epoch:
+            return -ESTALE
+        if fenced == epoch:
+            return 0
+        if not self.journal.has_room(sizeof(EntryBytes)):
+            return -ENOSPC
+        error = self.rewrite_superblock(FEATURE_FENCED, self.superblock.number)
+        if error == 0 and self.failed:
+            error = -EIO
+        if error == 0 and not self.directory.make_fence_room():
+            error = -ENOMEM
+        if error:
+            return error
+        change.replica = change.instead_of = NULL
+        fence_entry(volume, epoch, &change.wanted.entry)
+        error = self.journal.commit(&change)
+        if error:
+            self.failed = self.journal.failed
+            return error
+        return -ESTALE if epoch and self.directory.fenced(volume) > epoch else 0     # a higher one was under way, too
+
+    cdef int set_number(self, uint32_t number) noexcept nogil:
+        if self.superblock.number and self.superblock.number != number:
+            return -EEXIST
+        return self.rewrite_superblock(0, number)
+
+    cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil:
+        """Both, with this feature and this number. A feature is there before anything that needs it: a program that does not know it refuses the
+        device. One change at a time: two superblocks of one generation must not differ."""
         cdef Superblock* wanted
         cdef int error
-        if self.superblock.features & feature:
+        while self.rewriting:
+            wait_in(&self.rewritten)
+        if (self.superblock.features & feature) == feature and self.superblock.number == number:
             return 0
         wanted = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
         if wanted is NULL:
             return -ENOMEM
+        self.rewriting = True
         wanted[0] = self.superblock
         wanted.features |= feature
+        wanted.number = number
         wanted.generation += 1
         wanted.crc = block_crc(wanted)
         error = self.write_superblock(wanted, SUPERBLOCK_TWIN_OFFSET)
@@ -402,6 +447,8 @@ cdef class Store:
             error = self.write_superblock(wanted, SUPERBLOCK_OFFSET)
         if error == 0:
             self.superblock = wanted[0]
+        self.rewriting = False
+        wake_all(&self.rewritten, 0)
         release(wanted)
         return error
 
@@ -437,6 +484,8 @@ cdef class Store:
         for i in range(count):
             if result == 0:
                 result = self.remove(replicas[i])
+        if result == 0 and self.directory.fenced(volume):
+            result = self.fence(volume, 0)
         release(replicas)
         return result if result < 0 and not planted(b"erased_though_not") else count
 

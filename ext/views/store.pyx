@@ -35,7 +35,7 @@ cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum CallKind:
-    FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE, READ
+    FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE, READ, FENCE, NUMBER
 
 cdef enum:
     TOGETHER_MAX = 256
@@ -80,6 +80,7 @@ cdef class Witness(Io):
 
     def __cinit__(self):
         self.inner = Uring()
+        self.boot = self.inner.boot
         self.writes_left = -1
         self.recording = True
 
@@ -250,8 +251,17 @@ cdef class StoreView:
 
     # ------------------------------------------------------------------ replicas
 
-    def create(self, volume: bytes, segment: int, blocks: int = 256, *, urgent: bool = False) -> int:
-        return self.together([("create", volume, segment, blocks, urgent)])[0]
+    def create(self, volume: bytes, segment: int, blocks: int = 256, *, urgent: bool = False, epoch: int = 1) -> int:
+        return self.together([("create", volume, segment, blocks, urgent, epoch)])[0]
+
+    def fence(self, volume: bytes, epoch: int) -> int:
+        return self.together([("fence", volume, 0, epoch)])[0]
+
+    def fenced(self, volume: bytes) -> int:
+        return self.store.directory.fenced(sixteen(volume))
+
+    def set_number(self, number: int) -> int:
+        return self.together([("number", bytes(16), number)])[0]
 
     def seal(self, volume: bytes, segment: int, blocks: int, footer_block: int = 0) -> int:
         return self.together([("seal", volume, segment, blocks, footer_block)])[0]
@@ -329,7 +339,14 @@ cdef class StoreView:
                     order.kind = CREATE
                     order.blocks = wanted[3]
                     order.urgent = len(wanted) > 4 and wanted[4]
-                    order.epoch = 1
+                    order.epoch = wanted[5] if len(wanted) > 5 else 1
+                    continue
+                if wanted[0] == "fence":
+                    order.kind = FENCE
+                    order.epoch = wanted[3]
+                    continue
+                if wanted[0] == "number":
+                    order.kind = NUMBER
                     continue
                 order.kind = {"seal": SEAL, "remove": REMOVE, "compact": COMPACT}[wanted[0]]
                 order.replica = self.store.find(order.volume, order.segment)
@@ -472,6 +489,10 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
         order.replica = (<StoreView>order.view).store.create(order.volume, order.segment, order.epoch, order.stream, order.blocks, order.urgent,
                                                              &order.error)
         return 0 if order.replica is not NULL else order.error
+    if order.kind == FENCE:
+        return (<StoreView>order.view).store.fence(order.volume, order.epoch)
+    if order.kind == NUMBER:
+        return (<StoreView>order.view).store.set_number(order.segment)
     if order.kind == SEAL:
         return (<StoreView>order.view).store.seal(order.replica, order.blocks, order.footer_block)
     if order.kind == COMPACT:

@@ -17,6 +17,13 @@ cdef enum Outcome:
     POINTER_UNKNOWN,                 # no answer yet, it may or may not be stored: the update is being repeated
     POINTER_GIVEN_UP                 # the volume closes without knowing; nobody but the engine itself says so
 
+cdef struct Description:             # of the volume, for people and for repair: each checkpoint has it
+    char name[136]                   # UTF-8, ended by zero
+    uint32_t segment_bytes
+    uint32_t window_seconds
+    uint8_t replicas
+    uint8_t write_replicas
+
 cdef class Checkpoints:
     cdef Reactor reactor
     cdef Log log
@@ -26,6 +33,7 @@ cdef class Checkpoints:
     cdef uint64_t* counters
     cdef uint64_t size_bytes         # of the volume, for the next checkpoint
     cdef uint64_t interval           # bytes of log between two checkpoints
+    cdef Description description
     cdef uint64_t sequence           # of the newest checkpoint that was moved
     cdef Pointer pointer             # where it is
     cdef Pointer root                # of its map

@@ -411,6 +411,8 @@ cdef class Checkpoints:
                 table[entries].stream = segment.stream
                 table[entries].state = segment.state
                 table[entries].replicas = 1
+                table[entries].devices[0] = (<Store>self.log.open_segments.stores[segment.store]).superblock.number
+                table[entries].fragment = segment.replica.fragment
                 table[entries].first_sequence = segment.first_sequence
                 table[entries].last_sequence = segment.last_sequence
                 table[entries].epoch = segment.epoch
@@ -439,6 +441,11 @@ cdef class Checkpoints:
         memcpy(checkpoint.lineage_volume, self.lineage_volume, 16)
         memcpy(checkpoint.lineage_snapshot, self.lineage_snapshot, 16)
         checkpoint.branch = self.segments.branch
+        memcpy(checkpoint.name, self.description.name, sizeof(self.description.name))
+        checkpoint.segment_bytes = self.description.segment_bytes
+        checkpoint.window_seconds = self.description.window_seconds
+        checkpoint.replicas = self.description.replicas
+        checkpoint.write_replicas = self.description.write_replicas
         if checkpoint.snapshot_entries:
             result = self.write_snapshots(sequence, &checkpoint.snapshots)
         for i in range(blocks):

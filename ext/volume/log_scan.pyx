@@ -16,11 +16,14 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Footer, footer_table_valid, footer_valid, record_valid)
+    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Fault, Footer, footer_fault, footer_table_valid, record_fault)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport call_on
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport wait, waited
+
+cdef extern from "<errno.h>" nogil:
+    int EPROTONOSUPPORT
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -142,9 +145,14 @@ cdef class LogScan:
         cdef Entry* table
         cdef uint32_t at = 0, block = 0, k
         cdef void* memory
+        cdef Fault fault
         cdef int result
-        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0 or not footer_valid(
-                footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks):
+        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0:
+            return 1
+        fault = footer_fault(footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks)
+        if fault.newer and footer.epoch == replica.epoch:
+            return self.fail_newer(replica, replica.footer_block)
+        if fault.words is not NULL:
             return 1
         scan.stable = footer.stable
         if posix_memalign(&memory, BLOCK_BYTES, (footer.table_blocks + 1) * BLOCK_BYTES):
@@ -189,6 +197,8 @@ cdef class LogScan:
                         held = 1 + header.payload_blocks
                         result = self.read_blocks(replica, base, held, self.buffer)
             header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
+            if result == 0 and chained and self.is_newer(header, replica, block, limit):
+                return self.fail_newer(replica, block)
             if result < 0 or not self.is_of(header, replica, block, limit) or \
                     block + 1 + header.payload_blocks > base + held:
                 chained = False
@@ -218,7 +228,16 @@ cdef class LogScan:
 
     cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
         """A record of this replica. One of another epoch is left over of an earlier segment that had this number and these slabs, and was given back."""
-        return header.epoch == replica.epoch and record_valid(header, self.volume.log.volume, replica.segment, block, limit)
+        return header.epoch == replica.epoch and \
+            record_fault(header, self.volume.log.volume, replica.segment, block, limit).words is NULL
+
+    cdef bint is_newer(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
+        """A record of this replica that a newer program wrote: to end the log there would lose it."""
+        return header.epoch == replica.epoch and record_fault(header, self.volume.log.volume, replica.segment, block, limit).newer
+
+    cdef int fail_newer(self, const Replica* replica, uint32_t block) noexcept nogil:
+        return self.fail(EPROTONOSUPPORT, b"block %lu of segment %lu was written by a newer version of iomesh: use that one",
+                         block, replica.segment, 0)
 
     cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
         cdef Found* found

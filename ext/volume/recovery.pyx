@@ -33,7 +33,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED,
     SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
-    checkpoint_valid, snapshot_fault)
+    checkpoint_fault, snapshot_fault, table_fault)
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport call_on
@@ -43,6 +43,9 @@ from iomesh.engine.store.store cimport Replica, Store, replica_offset
 from iomesh.engine.log.open_segments cimport FOR_WRITES
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.volume.volume cimport Volume
+
+cdef extern from "<errno.h>" nogil:
+    int EPROTONOSUPPORT
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** into, size_t alignment, size_t bytes)
@@ -111,9 +114,14 @@ cdef class Recovery(LogScan):
     cdef int read_checkpoint(self) noexcept nogil:
         cdef Checkpoint* checkpoint = <Checkpoint*>(self.buffer + CHUNK_BLOCKS * BLOCK_BYTES)
         cdef int result = self.read_block(self.checkpoint, checkpoint)
+        cdef Fault fault
         if result < 0:
             return result
-        if not checkpoint_valid(checkpoint, self.volume.log.volume):
+        fault = checkpoint_fault(checkpoint, self.volume.log.volume)
+        if fault.newer:
+            return self.fail(EPROTONOSUPPORT, b"the checkpoint (block %lu of segment %lu) was written by a newer version of iomesh: use that one",
+                             self.checkpoint.block, self.checkpoint.segment, 0)
+        if fault.words is not NULL:
             return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
         self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0 and \
             not planted(b"detached_refused")
@@ -152,6 +160,9 @@ cdef class Recovery(LogScan):
                     return result
                 for n in range(min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)):
                     entry = &table[n]
+                    if table_fault(entry, checkpoint).words is not NULL:
+                        return self.fail(EUCLEAN, b"entry %lu of the segment table is impossible",
+                                         (i * NODE_POINTERS + k) * TABLE_ENTRIES + n, 0, 0)
                     scan = self.scan_of(entry.segment)
                     if scan is NULL:
                         if entry.live == 0:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from iomesh.engine import engine
-from support import logs, rooms
+from support import forged, logs, rooms
 from support.amount import Amount
 from support.load import Load
 from support.model import Model
@@ -274,6 +274,24 @@ def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw:
     got = outcome(at_rest)
     assert got.refused, f"a block of the journal is in neither copy, and the device was opened: {got}"
     assert at_rest.device.name in got.refused, f"the device is not named: {got.refused}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("version", 2), ("flags", 1)])
+def test_a_record_that_a_newer_program_wrote_is_refused_and_not_cut_off(at_rest: AtRest, field: str, value: int) -> None:
+    if at_rest.how == "stopped":
+        pytest.skip("a volume that was stopped is read by its footers")
+    at_rest.restore()
+    headers = [place for place in DeviceAtRest(at_rest.device).places() if place.kind == "header"]
+    newest = max(headers, key=lambda place: place.sequence)
+    offset, size = next((offset, size) for name, offset, size in engine.structures()["RecordHeader"] if name == field)
+    right = at_rest.bytes_at(newest)
+    wrong = forged.resealed(right[:offset] + value.to_bytes(size, "little") + right[offset + size :])
+    at_rest.overwrite(newest.offset, wrong)
+    got = outcome(at_rest)
+    assert "newer version of iomesh" in got.refused, f"{newest}: {got}"
+    at_rest.trial.crash()
+    at_rest.overwrite(newest.offset, right)
+    assert outcome(at_rest) == Outcome(), "the program that wrote it no longer finds everything"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])

@@ -79,7 +79,16 @@ class Bench:
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         self.epoch += 1
         await self.engine.open_store(descriptor, cluster=self.cluster, volatile_cache=False)
-        await self.engine.open_volume(self.volume, size_bytes=VOLUME, epoch=self.epoch, segment_bytes=2 << 20, checkpoint=self.pointer)
+        await self.engine.open_volume(
+            self.volume,
+            size_bytes=VOLUME,
+            epoch=self.epoch,
+            segment_bytes=2 << 20,
+            checkpoint=self.pointer,
+            name="bench",
+            window_seconds=0,
+            replicas=1,
+        )
         try:
             yield
         finally:

@@ -557,3 +557,78 @@ def test_deleting_what_does_not_exist_is_refused(device: Path) -> None:
     write_at(device, JOURNAL + BLOCK, block)
     write_at(device, JOURNAL + 2 * MEBIBYTE + BLOCK, block)
     assert "block 1 of half 0: it deletes a segment replica that does not exist" in refusal(device).reason
+
+
+# ---------------------------------------------------------------------- fences, the device's number, what a newer program wrote
+
+
+def test_a_fence_refuses_lower_epochs_also_after_the_device_was_opened_again(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        assert store.fence(V, 7) == 0
+        assert store.create(V, 1, epoch=6) == errno.ESTALE
+        assert store.create(W, 1, epoch=1) == 0
+    with StoreView(device) as store:
+        store.open()
+        assert (store.fenced(V), store.fenced(W)) == (7, 0)
+        assert store.create(V, 1, epoch=6) == errno.ESTALE
+        assert store.create(V, 1, epoch=7) == 0
+        assert store.fence(V, 6) == errno.ESTALE
+        assert store.fence(V, 7) == 0
+        assert store.fence(V, 9) == 0
+        assert store.create(V, 2, epoch=8) == errno.ESTALE
+
+
+def test_of_two_fences_at_once_the_higher_one_stays(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        higher, lower = store.together([("fence", V, 0, 9), ("fence", V, 0, 7)])
+        assert higher == 0
+        assert lower in (0, errno.ESTALE)  # it was durable first, or it came too late
+        assert store.fenced(V) == 9
+    with StoreView(device) as store:
+        store.open()
+        assert store.fenced(V) == 9
+
+
+def test_a_device_with_a_fence_says_so_in_its_superblocks(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        assert store.fence(V, 2) == 0
+    head = read_head(device)
+    assert [read_superblock(head[at : at + BLOCK])["features"] & 2 for at in (0, TWIN)] == [2, 2]
+
+
+def test_fences_outlast_the_half_of_the_journal_that_they_were_written_in(device: Path) -> None:
+    volumes = [bytes([i]) * 16 for i in range(1, 100)]
+    with StoreView(device) as store:
+        store.open()
+        assert store.together([("fence", volume, 0, 3 + i) for i, volume in enumerate(volumes)]) == [0] * len(volumes)
+        assert store.fence(volumes[0], 0) == 0
+        half = store.state["journal_half"]
+        while store.state["journal_half"] == half:
+            assert store.create(V, 1) == 0
+            assert store.remove(V, 1) == 0
+    with StoreView(device) as store:
+        store.open()
+        assert [store.fenced(volume) for volume in volumes] == [0] + [3 + i for i in range(1, len(volumes))]
+
+
+def test_a_fence_whose_writes_fail_is_not_answered_as_durable(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        assert store.fence(V, 2) == 0
+        store.fail_writes(0)
+        assert store.fence(V, 3) == errno.EIO
+    with StoreView(device) as store:
+        store.open()
+        assert store.fenced(V) in (2, 3)
+
+
+def test_a_device_gets_its_number_once(device: Path) -> None:
+    with StoreView(device) as store:
+        store.open()
+        assert store.set_number(12) == 0
+        assert store.set_number(12) == 0
+        assert store.set_number(13) == errno.EEXIST
+    assert [read_superblock(read_head(device)[at : at + BLOCK])["number"] for at in (0, TWIN)] == [12, 12]

@@ -190,7 +190,20 @@ def test_a_node_is_256_pointers() -> None:
 
 
 def test_a_table_block_shows_the_segments_it_names() -> None:
-    one = forged.forged("TableEntry", segment=4, blocks=256, live=9, state=2, replicas=1, first_sequence=3, last_sequence=8, epoch=2)
+    one = forged.forged(
+        "TableEntry",
+        segment=4,
+        blocks=256,
+        live=9,
+        state=2,
+        replicas=1,
+        first_sequence=3,
+        last_sequence=8,
+        epoch=2,
+        devices=(12).to_bytes(4, "little"),
+        fragment=3,
+        key_generation=5,
+    )
     assert structures.read_table(one + bytes(BLOCK - 64)) == [
         {
             "segment": 4,
@@ -202,6 +215,9 @@ def test_a_table_block_shows_the_segments_it_names() -> None:
             "first_sequence": 3,
             "last_sequence": 8,
             "epoch": 2,
+            "devices": [12],
+            "fragment": 3,
+            "key_generation": 5,
         }
     ]
 
@@ -227,6 +243,19 @@ NEAR = 2**64 - 1
 IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_superblock, forged.superblock(version=2), "format version"),
     (structures.read_superblock, forged.superblock(features=1 << 63), "features"),
+    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], flags=1)]), "entry 0: its flags are not known"),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([], kind=3, state=0, blocks=0, segment=5)]),
+        "entry 0: it is a fence",
+    ),
+    (structures.read_record, forged.record([entry(DATA)], flags=1), "flags"),
+    (structures.read_record, forged.record([entry(DATA)], version=2), "newer"),
+    (structures.read_record, forged.record([entry(DATA, flags=1)]), "entry 0: its flags are not known"),
+    (structures.read_record, forged.record([entry(TABLE, flags=3)]), "entry 0: its flags are not known"),
+    (structures.read_footer, forged.footer(RECORDS, version=2), "newer"),
+    (structures.read_checkpoint, forged.checkpoint(features=1), "features"),
+    (structures.read_checkpoint, forged.checkpoint(name=b"x" * 136), "name of its volume has no end"),
     (structures.read_superblock, forged.superblock(generation=0), "generation"),
     (structures.read_superblock, forged.superblock(device_bytes=(64 << 20) - 1), "smaller"),
     (structures.read_superblock, forged.superblock(journal_offset=0), "journal does not begin"),
@@ -251,7 +280,7 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])], bytes=60), "entry 0: it is cut off"),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])], bytes=64), "entry 0: its extents are cut off"),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])] * 2, bytes=140), "entry 1: its extents are cut off"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], kind=3)]), "entry 0: its kind"),
+    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], kind=4)]), "entry 0: its kind"),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], kind=2)]), "entry 0: it deletes and has extents"),
     (
         structures.read_journal_block,

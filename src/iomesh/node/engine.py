@@ -136,7 +136,11 @@ class NodeEngine:
         segment_bytes: int,
         checkpoint: Pointer | None,
         clone_of: tuple[uuid.UUID, uuid.UUID] | None = None,
+        name: str,
+        window_seconds: int,
+        replicas: int,
     ) -> dict[str, Any]:
+        """name, window_seconds and replicas are written to the device with each checkpoint, to describe the volume."""
         ticket = self._engine.open_volume(
             volume.bytes,
             size_bytes=size_bytes,
@@ -144,6 +148,9 @@ class NodeEngine:
             segment_bytes=segment_bytes,
             checkpoint=checkpoint,
             clone_of=(clone_of[0].bytes, clone_of[1].bytes) if clone_of else None,
+            name=name.encode(),
+            window_seconds=window_seconds,
+            replicas=replicas,
         )
         opened: dict[str, Any] = await self._answer(ticket, "open the volume")
         return opened

@@ -469,6 +469,9 @@ class Volumes:
                 segment_bytes=record.segment_bytes,
                 checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
                 clone_of=(of.volume, of.snapshot) if of else None,
+                name=record.name,
+                window_seconds=record.policy.window_seconds,
+                replicas=record.policy.replicas,
             )
             volume.in_engine = True
         finally:
