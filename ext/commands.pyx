@@ -143,7 +143,7 @@ cdef int64_t command_body(void* argument) noexcept nogil:
         return 0
     if command.kind == GROW_VOLUME:
         (<Volume>command.subject).blocks = command.first // BLOCK_BYTES
-        (<Volume>command.subject).checkpoints.size_bytes = command.first
+        (<Volume>command.subject).checkpoints.writer.size_bytes = command.first
         return 0
     if command.kind == ERASE_VOLUME:
         return erase_on(<Reactor>command.reactor, command)
@@ -480,7 +480,7 @@ cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) no
     notice.kind = NOTICE
     notice.error = EVENT_CHECKPOINT
     notice.first = sequence
-    notice.second = (<Volume>owner).checkpoints.size_bytes
+    notice.second = (<Volume>owner).checkpoints.writer.size_bytes
     notice.results[0], notice.results[1], notice.results[2] = pointer.segment, pointer.block, pointer.crc
     memcpy(notice.volume, (<Volume>owner).identity, 16)
     (<Answers>(<Volume>owner).listener).put(notice)

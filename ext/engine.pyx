@@ -379,11 +379,11 @@ cdef class Engine:
         give_counters(opened)
         log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
-        memcpy(opened.volume.checkpoints.description.name, <const char*>name, len(name))
-        opened.volume.checkpoints.description.segment_bytes = <uint32_t>segment_bytes
-        opened.volume.checkpoints.description.window_seconds = window_seconds
-        opened.volume.checkpoints.description.replicas = <unsigned char>replicas
-        opened.volume.checkpoints.description.write_replicas = <unsigned char>replicas
+        memcpy(opened.volume.checkpoints.writer.description.name, <const char*>name, len(name))
+        opened.volume.checkpoints.writer.description.segment_bytes = <uint32_t>segment_bytes
+        opened.volume.checkpoints.writer.description.window_seconds = window_seconds
+        opened.volume.checkpoints.writer.description.replicas = <unsigned char>replicas
+        opened.volume.checkpoints.writer.description.write_replicas = <unsigned char>replicas
         opened.volume.listener = <void*>self.answers
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written

@@ -11,9 +11,9 @@ cdef enum BufferKind:
     BUFFER_KINDS
 
 cdef enum:
-    SMALL_BYTES = 16 * 1024
-    LARGE_BYTES = 1024 * 1024
-    RECORD_BYTES = 249 * 4096
+    SMALL_BUFFER_BYTES = 16 * 1024
+    LARGE_BUFFER_BYTES = 1024 * 1024
+    RECORD_BUFFER_BYTES = 249 * 4096
 
 cdef class Pool:
     cdef char* arena

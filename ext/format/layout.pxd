@@ -205,6 +205,7 @@ cdef packed struct RecordHeader:     # 4096 bytes
     Entry entries[248]
 
 cdef enum:
+    FOOTER_ENTRIES = 256             # of one block of a footer's table
     FOOTER_BLOCKS_MAX = 130          # with its table: of the largest segment, a record's entry and its own for every block
 
 cdef packed struct Footer:           # 4096 bytes, then table_blocks blocks of entries
@@ -328,7 +329,6 @@ cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, 
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer's table_blocks blocks of entries
 # The next entry of a valid footer's valid table that has a block, which `read.block` tells then; a KIND_RECORD stands for its header. NULL: none.
 cdef const Entry* next_listed(const Footer*, const Entry* table, Listed* read) noexcept nogil
-cdef uint32_t footer_blocks(uint32_t entries) noexcept nogil                        # with its table
 cdef Fault checkpoint_fault(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef Fault bitmap_fault(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil
 cdef Fault snapshot_fault(const SnapshotEntry*, const Checkpoint* checkpoint) noexcept nogil       # of an entry in this checkpoint's table

@@ -35,7 +35,6 @@ cdef extern from *:
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
-    BLOCK_ENTRIES = BLOCK_BYTES // 16        # of a footer's table
     INDEX_BLOCKS_MAX = 192                   # of a checkpoint
     VOLUME_BLOCKS_MAX = VOLUME_BYTES_MAX // BLOCK_BYTES
 
@@ -316,7 +315,7 @@ cdef Fault footer_fault(const Footer* it, const uint8_t* volume, uint32_t segmen
         return found
     if it.brief > 1:
         return fault(b"its form is not known")
-    if it.table_blocks != (<uint64_t>it.entry_count + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES:
+    if it.table_blocks != (<uint64_t>it.entry_count + FOOTER_ENTRIES - 1) // FOOTER_ENTRIES:
         return fault(b"its table is not as long as its entries")
     if <uint64_t>block + 1 + it.table_blocks > segment_blocks:
         return fault(b"its table ends beyond the segment")
@@ -382,10 +381,6 @@ cdef const Entry* next_listed(const Footer* it, const Entry* table, Listed* read
         read.next_block += 1
         return entry
     return NULL
-
-
-cdef uint32_t footer_blocks(uint32_t entries) noexcept nogil:
-    return 1 + (entries + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES
 
 
 cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcept nogil:

@@ -205,8 +205,8 @@ cdef void cut_off(Volume volume) noexcept nogil:
     let_parent_go(volume)
     volume.segments.parent = NULL
     volume.segments.branch = 0
-    memset(volume.checkpoints.lineage_volume, 0, 16)
-    memset(volume.checkpoints.lineage_snapshot, 0, 16)
+    memset(volume.checkpoints.writer.lineage_volume, 0, 16)
+    memset(volume.checkpoints.writer.lineage_snapshot, 0, 16)
 
 
 cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:

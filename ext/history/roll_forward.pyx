@@ -17,6 +17,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.history.snapshots cimport hold_snapshot, let_snapshot_go
 from iomesh.engine.base.io cimport Operation
@@ -24,26 +25,20 @@ from iomesh.engine.format.layout cimport BLOCK_BYTES, KIND_DATA, KIND_ZERO, RECO
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport end_awaited
 from iomesh.engine.base.task cimport wait, waited
+from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
-
-cdef enum:
-    CHUNK_BLOCKS = 512               # read at once: two whole records at least
 
 
 cdef class RollForward:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, Volume source):
-        cdef void* memory
         self.volume, self.source = volume, source
-        if posix_memalign(&memory, BLOCK_BYTES, CHUNK_BLOCKS * BLOCK_BYTES):
+        self.buffer = <char*>allocate_aligned(CHUNK_BLOCKS * BLOCK_BYTES)
+        if self.buffer is NULL:
             raise MemoryError("no memory to follow a log")
-        self.buffer = <char*>memory
 
     def __dealloc__(self):
         release(self.buffer)

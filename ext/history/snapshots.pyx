@@ -300,8 +300,8 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     snapshot = parent.snapshots.find(id)
     volume.parent = <void*>parent
     memcpy(volume.parent_snapshot, id, 16)
-    memcpy(volume.checkpoints.lineage_volume, parent.identity, 16)
-    memcpy(volume.checkpoints.lineage_snapshot, id, 16)
+    memcpy(volume.checkpoints.writer.lineage_volume, parent.identity, 16)
+    memcpy(volume.checkpoints.writer.lineage_snapshot, id, 16)
     volume.segments.parent = <void*>parent.segments
     volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # no pointer of the snapshot's tree leads so far
     volume.log.open_segments.next_segment = volume.segments.branch

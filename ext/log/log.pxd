@@ -116,4 +116,6 @@ cdef class Log:
     cdef void gathered(self) noexcept nogil
     cdef void buffer_came(self) noexcept nogil
     cdef void watch_idle(self) noexcept nogil
+    cdef void idle_timer_rang(self) noexcept nogil
+    cdef void idle_flushed(self, int64_t result) noexcept nogil
     cdef void fell_idle(self) noexcept nogil

@@ -28,12 +28,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.base.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES as COUNT_RECORD_BYTES, RECORDS, TABLE_BLOCKS
+from iomesh.engine.base.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES, RECORDS, TABLE_BLOCKS
 from iomesh.engine.log.flusher cimport Flusher
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.footer cimport list_record
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_RECORD, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
+    BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
@@ -244,13 +245,12 @@ cdef class Log:
         self.newest = record
         self.under_way += record.entries
         self.counters[RECORDS] += 1
-        self.counters[COUNT_RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
+        self.counters[RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
         self.place(record, record.open_segment)
 
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
         """Give a closed record its place in `tail` and write it there."""
         cdef RecordHeader* header = record.header
-        cdef Entry* entry = &open_segment.table[open_segment.table_count]
         cdef uint32_t blocks = 1 + record.payload
         record.open_segment = open_segment
         record.block = open_segment.next_block
@@ -264,13 +264,7 @@ cdef class Log:
         open_segment.next_block += blocks
         open_segment.records_under_way += 1
         invariant(open_segment.table_count + 1 + record.entries <= open_segment.table_room, b"the footer's table has room for every record")
-        entry.position = record.sequence
-        entry.crc = header.crc
-        entry.count = record.entries
-        entry.kind = KIND_RECORD
-        entry.flags = 0
-        memcpy(entry + 1, header.entries, record.entries * sizeof(Entry))
-        open_segment.table_count += 1 + record.entries
+        open_segment.table_count = list_record(open_segment.table, open_segment.table_count, record.sequence, header.crc, header.entries, record.entries)
         if open_segment.segment.first_sequence == 0:
             open_segment.segment.first_sequence = record.sequence
         open_segment.segment.last_sequence = record.sequence
@@ -487,6 +481,15 @@ cdef class Log:
             self.idle_timer_set = True
             self.io.after(&self.idle_timer, IDLE_NS)
 
+    cdef void idle_timer_rang(self) noexcept nogil:
+        self.idle_timer_set = False
+        self.fell_idle()
+
+    cdef void idle_flushed(self, int64_t result) noexcept nogil:
+        self.idle_flushing = False
+        if result == 0:
+            self.fell_idle()
+
     cdef void fell_idle(self) noexcept nogil:
         if self.oldest is not NULL or self.building is not NULL or self.failing or self.open_segments.ending or self.error:
             return                                       # not idle after all: the next commit sets the timer again
@@ -577,8 +580,7 @@ cdef void pool_gave(Operation* operation) noexcept nogil:
 
 
 cdef void idle_timer_rang(Operation* operation) noexcept nogil:
-    (<Log>operation.owner).idle_timer_set = False
-    (<Log>operation.owner).fell_idle()
+    (<Log>operation.owner).idle_timer_rang()
 
 
 cdef void gather_timer_rang(Operation* operation) noexcept nogil:
@@ -586,9 +588,7 @@ cdef void gather_timer_rang(Operation* operation) noexcept nogil:
 
 
 cdef void idle_flushed(Operation* operation) noexcept nogil:
-    (<Log>operation.owner).idle_flushing = False
-    if operation.result == 0:
-        (<Log>operation.owner).fell_idle()
+    (<Log>operation.owner).idle_flushed(operation.result)
 
 
 # ---------------------------------------------------------------------- tasks

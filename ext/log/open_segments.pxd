@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.format.layout cimport Entry, Footer
+from iomesh.engine.format.layout cimport EXTENTS_MAX, Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.store.store cimport Replica
@@ -11,7 +11,6 @@ from iomesh.engine.base.task cimport Waiters
 cdef enum:
     TAILS = 4                        # current, prepared, and those being sealed
     STORES_MAX = 16
-    WRITES_MAX = 32                  # extents that one record or footer may touch: EXTENTS_MAX
 
 cdef enum Urgency:                   # what a segment is for, and so what it may take of a store's reserve
     FOR_WRITES                       # nothing
@@ -19,7 +18,7 @@ cdef enum Urgency:                   # what a segment is for, and so what it may
     FOR_SPACE                        # all: checkpoints, and evacuation, which looks after itself
 
 cdef struct Transfer:                # a write that may cross extents
-    Operation operations[WRITES_MAX]
+    Operation operations[EXTENTS_MAX]
     uint32_t left
     int error                        # the first negative errno
     void (*done)(Transfer* transfer) noexcept nogil
@@ -98,9 +97,9 @@ cdef class OpenSegments:
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has
     cdef bint any_failed(self) noexcept nogil                      # of those that are open, or being sealed
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil
-    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil
-    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil
-    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_blocks) noexcept nogil
+    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
+    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
+    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_length) noexcept nogil
     cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef int make_stable(self, int store) noexcept nogil

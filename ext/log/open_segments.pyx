@@ -15,32 +15,30 @@
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, RecordHeader,
-    block_crc)
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport call_on
+from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, EXTENTS_MAX, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, RecordHeader, block_crc)
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.store.store cimport Replica, Store, replica_offset
+from iomesh.engine.store.calls cimport store_create, store_discard_copy, store_keep_copy, store_remove, store_reserve_copy, store_seal
+from iomesh.engine.store.extents cimport ExtentRun, extent_run, next_extent, read_blocks, write_blocks
+from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
-
 cdef enum:
     SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log that found no space looks again
-    ENTRIES_PER_BLOCK = 256          # of a footer's table
     TIGHT = 2                        # times the reserve, and less is free
     STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
     COPY_BLOCKS = 256                # read back and written at once
@@ -53,7 +51,6 @@ cdef class OpenSegments:
 
     def __cinit__(self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
-        cdef void* memory
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
         self.store_list = stores
         self.store_count = len(stores)
@@ -67,10 +64,10 @@ cdef class OpenSegments:
         for i in range(TAILS):
             self.all[i].owner = <void*>self
             self.all[i].table_room = 2 * segment_blocks + 256
-            if posix_memalign(&memory, BLOCK_BYTES, BLOCK_BYTES + <size_t>self.all[i].table_room * sizeof(Entry) + BLOCK_BYTES):
+            self.all[i].footer = <Footer*>allocate_aligned(BLOCK_BYTES + <size_t>self.all[i].table_room * sizeof(Entry) + BLOCK_BYTES)
+            if self.all[i].footer is NULL:
                 raise MemoryError("no memory for a segment's footer")
-            self.all[i].footer = <Footer*>memory
-            self.all[i].table = <Entry*>(<char*>memory + BLOCK_BYTES)
+            self.all[i].table = <Entry*>(<char*>self.all[i].footer + BLOCK_BYTES)
 
     def __dealloc__(self):
         cdef int i
@@ -86,24 +83,19 @@ cdef class OpenSegments:
         return min(open_segment.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
 
     cdef void write(self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
-        cdef uint32_t contiguous, piece
-        cdef uint64_t offset
-        cdef Operation* operation = &transfer.operations[0]
+        cdef ExtentRun run = extent_run(open_segment.segment.replica, block, blocks, data)
+        cdef Operation* operation
         invariant(block + blocks <= open_segment.segment.blocks, b"a segment is not written beyond its end")
         transfer.left = 0
         transfer.error = 0
-        while blocks:
-            invariant(transfer.left < WRITES_MAX, b"a record touches few extents")
-            offset = replica_offset(open_segment.segment.replica, block, &contiguous)
-            piece = min(blocks, contiguous)
+        while next_extent(&run):
+            invariant(transfer.left < EXTENTS_MAX, b"a record touches few extents")
+            operation = &transfer.operations[transfer.left]
+            transfer.left += 1
             operation.done = transfer_step
             operation.owner = transfer
-            self.io.write(operation, open_segment.segment.replica.device, data, piece * BLOCK_BYTES, offset)
-            transfer.left += 1
-            operation += 1
-            block += piece
-            data += piece * BLOCK_BYTES
-            blocks -= piece
+            self.io.write(operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset)
+        invariant(run.left == 0, b"a segment has slabs for its blocks")
 
     # ------------------------------------------------------------------ the next one
 
@@ -147,8 +139,9 @@ cdef class OpenSegments:
         """In a task: create the segment that will follow. 0 or a negative errno."""
         cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
-        cdef CreateCall call
-        cdef int i, store
+        cdef Replica* replica
+        cdef uint32_t number
+        cdef int i, store, taken, error = 0
         while open_segment is NULL:
             for i in range(TAILS):
                 if self.all[i].segment is NULL:
@@ -156,40 +149,36 @@ cdef class OpenSegments:
             if open_segment is NULL:
                 wait_in(&self.changes)
         while True:
-            call.urgency = FOR_WRITES
+            taken = FOR_WRITES
             store = self.choose_store(FOR_WRITES)
-            while store < 0 and call.urgency < urgency:
-                call.urgency += 1
-                store = self.choose_store(call.urgency)
+            while store < 0 and taken < urgency:
+                taken += 1
+                store = self.choose_store(taken)
             if store < 0:
                 return store
-            call.volume = self.volume
-            call.segment = self.next_segment
-            call.epoch = self.epoch
-            call.blocks = self.segment_blocks
-            call.store = self.stores[store]
+            number = self.next_segment
             self.next_segment += 1
             self.creating = True
-            call_on((<Store>self.stores[store]).home, self.reactor, create_body, &call)
+            replica = store_create(self.stores[store], self.reactor, self.volume, number, self.epoch, self.segment_blocks, taken != FOR_WRITES, &error)
             self.creating = False
-            if call.replica is not NULL:
+            if replica is not NULL:
                 break
-            if call.error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
-                return call.error
-            self.failed(store, -call.error)
-        segment = self.segments.add(call.segment)
+            if error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
+                return error
+            self.failed(store, -error)
+        segment = self.segments.add(number)
         segment.blocks = self.segment_blocks
         segment.state = SEGMENT_OPEN
         segment.epoch = self.epoch
-        segment.replica = call.replica
+        segment.replica = replica
         segment.store = store
         open_segment.segment = segment
         open_segment.next_block = open_segment.last_crc = open_segment.records_under_way = open_segment.table_count = 0
         open_segment.committed_block = open_segment.committed_entries = open_segment.committed_crc = 0
-        open_segment.urgency = call.urgency
+        open_segment.urgency = taken
         open_segment.closing = False
         self.prepared = open_segment
-        if call.urgency != FOR_WRITES:
+        if taken != FOR_WRITES:
             self.space_ran_out()
         elif self.is_tight():
             self.on_tight(self.owner)
@@ -242,91 +231,86 @@ cdef class OpenSegments:
 
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil:
         """In a task, and nothing of it is under way. 0; or a negative errno: it is not sealed, and what is in it is not on stable media."""
-        cdef uint32_t footer_blocks = self.build_footer(open_segment)
-        cdef int result = self.seal_here(open_segment, footer_blocks)
+        cdef uint32_t footer_length = self.build_footer(open_segment)
+        cdef int result = self.seal_here(open_segment, footer_length)
         if result < 0:
             self.failed(open_segment.segment.store, -result)
-            result = self.seal_elsewhere(open_segment, footer_blocks)
+            result = self.seal_elsewhere(open_segment, footer_length)
         if result == 0:
-            self.footer_bytes += footer_blocks * BLOCK_BYTES
+            self.footer_bytes += footer_length * BLOCK_BYTES
         return result
 
-    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil:
+    cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
         """The footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then. A negative errno:
         the device cannot be flushed."""
         cdef Transfer transfer
         cdef Operation operation
-        cdef SealCall call
+        cdef uint32_t end, footer_block
         cdef int error
         if self.has_failed(open_segment):
             return -EIO
         waited(&operation)
         transfer.owner = &operation
         transfer.done = transfer_ends_operation
-        self.write(&transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_blocks)
+        self.write(&transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_length)
         wait(&operation)
-        call.store = self.stores[open_segment.segment.store]
-        call.replica = open_segment.segment.replica
-        call.footer_block = 0 if transfer.error else open_segment.next_block
-        call.blocks = open_segment.next_block + (0 if transfer.error else footer_blocks)
+        footer_block = 0 if transfer.error else open_segment.next_block
+        end = open_segment.next_block + (0 if transfer.error else footer_length)
         error = self.make_stable(open_segment.segment.store)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if call_on((<Store>call.store).home, self.reactor, seal_call, &call) < 0:
+        if store_seal(self.stores[open_segment.segment.store], self.reactor, open_segment.segment.replica, end, footer_block) < 0:
             self.failed(open_segment.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
-        self.is_sealed(open_segment, call.blocks)
+        self.is_sealed(open_segment, end)
         return 0
 
-    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_blocks) noexcept nogil:
+    cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
         """Its device has failed a flush: the same segment, sealed, on another one, and nothing of it depends on the first any more. -EUCLEAN: what is read
         back is not what was written; others: no device takes it."""
-        cdef KeepCall call
+        cdef Segment* segment = open_segment.segment
+        cdef uint32_t end = open_segment.next_block + footer_length
+        cdef Replica* copy
         cdef int store, result
-        call.volume = self.volume
-        call.segment = open_segment.segment
-        call.footer_block = open_segment.next_block
-        call.blocks = open_segment.next_block + footer_blocks
         while True:
             store = self.choose_store(FOR_SPACE)
             if store < 0:
                 return store
-            call.store = self.stores[store]
-            call.replica = NULL
-            result = <int>call_on((<Store>call.store).home, self.reactor, reserve_call, &call)
-            if result == 0:
-                result = self.copy(open_segment, call.replica, footer_blocks)
+            result = 0
+            copy = store_reserve_copy(self.stores[store], self.reactor, self.volume, segment.number, end, &result)
+            if copy is not NULL:
+                result = self.copy(open_segment, copy, footer_length)
             if result == 0:
                 result = self.make_stable(store)
             if result == 0:
-                result = <int>call_on((<Store>call.store).home, self.reactor, keep_call, &call)
-            elif call.replica is not NULL:
-                call_on((<Store>call.store).home, self.reactor, discard_call, &call)
+                result = store_keep_copy(self.stores[store], self.reactor, copy, segment.epoch, segment.stream, end, open_segment.next_block)
+            elif copy is not NULL:
+                store_discard_copy(self.stores[store], self.reactor, copy)
             if result == 0:
                 break
             if result != -EUCLEAN:
                 self.failed(store, -result)
             if result == -EUCLEAN or self.store_errors[store] > STORE_ERRORS_MAX:
                 return result
-        open_segment.segment.replica = call.replica
-        open_segment.segment.store = store
+        segment.replica = copy
+        segment.store = store
         self.moved += 1
-        self.is_sealed(open_segment, call.blocks)
+        self.is_sealed(open_segment, end)
         return 0
 
-    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_blocks) noexcept nogil:
+    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_length) noexcept nogil:
         cdef uint32_t block = 0, piece, entry = 0
-        cdef void* buffer
+        cdef char* buffer = <char*>allocate_aligned(COPY_BLOCKS * BLOCK_BYTES)
         cdef int error = 0
-        if posix_memalign(&buffer, BLOCK_BYTES, COPY_BLOCKS * BLOCK_BYTES):
+        if buffer is NULL:
             return -ENOMEM
         while error == 0 and block < open_segment.next_block:
             piece = min(open_segment.next_block - block, <uint32_t>COPY_BLOCKS)
-            error = self.read_back(open_segment, block, piece, <char*>buffer, &entry)
+            error = self.read_back(open_segment, block, piece, buffer, &entry)
             if error == 0:
-                error = transfer_blocks(self.io, into, block, piece, <char*>buffer, True)
+                error = write_blocks(self.io, into, block, piece, buffer)
             block += piece
         if error == 0:
-            error = transfer_blocks(self.io, into, block, footer_blocks, <char*>open_segment.footer, True)
+            error = write_blocks(self.io, into, block, footer_length, open_segment.footer)
         release(buffer)
         return error
 
@@ -335,7 +319,7 @@ cdef class OpenSegments:
         cdef Operation operation
         cdef uint32_t first = entry[0]
         cdef int tries = 0
-        while transfer_blocks(self.io, open_segment.segment.replica, block, blocks, into, False) < 0 or not are_listed(open_segment, into, blocks, entry):
+        while read_blocks(self.io, open_segment.segment.replica, block, blocks, into) < 0 or not are_listed(open_segment, into, blocks, entry):
             tries += 1
             if tries == READ_TRIES:
                 return -EUCLEAN
@@ -348,25 +332,13 @@ cdef class OpenSegments:
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil:
         """In `footer`, with its table behind it: how many blocks the two have."""
         cdef Footer* footer = open_segment.footer
-        cdef uint32_t table_blocks = (open_segment.table_count + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK
-        memset(footer, 0, BLOCK_BYTES)
-        memset(&open_segment.table[open_segment.table_count], 0, (table_blocks * ENTRIES_PER_BLOCK - open_segment.table_count) * sizeof(Entry))
-        footer.magic = FOOTER_MAGIC
-        footer.version = FORMAT_VERSION
-        memcpy(footer.volume, self.volume, 16)
-        footer.epoch = open_segment.segment.epoch
-        footer.segment = open_segment.segment.number
+        begin_footer(footer, self.volume, open_segment.segment.number, open_segment.segment.epoch, open_segment.segment.stream)
         footer.block = open_segment.next_block
         footer.first_sequence = open_segment.segment.first_sequence
         footer.last_sequence = open_segment.segment.last_sequence
         footer.stable = open_segment.stable
         footer.last_crc = open_segment.last_crc
-        footer.entry_count = open_segment.table_count
-        footer.table_blocks = table_blocks
-        footer.table_crc = crc32c(open_segment.table, table_blocks * BLOCK_BYTES)
-        footer.stream = open_segment.segment.stream
-        footer.crc = block_crc(footer)
-        return 1 + table_blocks
+        return complete_footer(footer, open_segment.table, open_segment.table_count)
 
     cdef int make_stable(self, int store) noexcept nogil:
         """In a task: what was written to a device so far. 0 or a negative errno."""
@@ -382,10 +354,7 @@ cdef class OpenSegments:
 
     cdef void drop(self, Segment* segment) noexcept nogil:
         """In a task: a segment without a record is gone."""
-        cdef SealCall call
-        call.store = self.stores[segment.store]
-        call.replica = segment.replica
-        call_on((<Store>call.store).home, self.reactor, remove_call, &call)    # if that fails, recovery finds it empty and drops it then
+        store_remove(self.stores[segment.store], self.reactor, segment.replica)    # if that fails, recovery finds it empty and drops it then
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:
@@ -459,67 +428,6 @@ cdef void transfer_ends_operation(Transfer* transfer) noexcept nogil:
 
 # ---------------------------------------------------------------------- tasks
 
-cdef struct CreateCall:
-    void* store
-    uint8_t* volume
-    uint32_t segment
-    uint64_t epoch
-    uint32_t blocks
-    int urgency
-    Replica* replica
-    int error
-
-
-cdef struct SealCall:                # also of a removal
-    void* store
-    Replica* replica
-    uint32_t blocks
-    uint32_t footer_block
-
-
-cdef struct KeepCall:                # of a copy on another device
-    void* store
-    uint8_t* volume
-    Segment* segment
-    uint32_t blocks
-    uint32_t footer_block
-    Replica* replica
-
-
-cdef int64_t create_body(void* argument) noexcept nogil:
-    cdef CreateCall* call = <CreateCall*>argument
-    call.error = 0
-    call.replica = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgency != FOR_WRITES, &call.error)
-    return 0
-
-
-cdef int64_t seal_call(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
-    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
-
-
-cdef int64_t reserve_call(void* argument) noexcept nogil:
-    cdef KeepCall* call = <KeepCall*>argument
-    cdef int error = 0
-    call.replica = (<Store>call.store).reserve_copy(call.volume, call.segment.number, call.blocks, &error)
-    return error
-
-
-cdef int64_t keep_call(void* argument) noexcept nogil:
-    cdef KeepCall* call = <KeepCall*>argument
-    return (<Store>call.store).keep_copy(call.replica, call.segment.epoch, call.segment.stream, call.blocks, call.footer_block)
-
-
-cdef int64_t discard_call(void* argument) noexcept nogil:
-    (<Store>(<KeepCall*>argument).store).discard_copy((<KeepCall*>argument).replica)
-    return 0
-
-
-cdef int64_t remove_call(void* argument) noexcept nogil:
-    cdef SealCall* call = <SealCall*>argument
-    return (<Store>call.store).remove(call.replica)
-
-
 cdef int64_t prepare_body(void* argument) noexcept nogil:
     return prepare_next(<OpenSegments>argument)
 
@@ -585,28 +493,6 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
     wake_all(&open_segments.changes, 0)
 
 
-cdef int transfer_blocks(Io io, const Replica* replica, uint32_t block, uint32_t count, char* data, bint writes) noexcept nogil:
-    """In a task: blocks of a segment that is not compacted. 0 or a negative errno."""
-    cdef uint32_t contiguous, piece
-    cdef uint64_t offset
-    cdef Operation operation
-    while count:
-        offset = replica_offset(replica, block, &contiguous)
-        invariant(contiguous > 0, b"a replica has slabs for its blocks")
-        piece = min(count, contiguous)
-        waited(&operation)
-        if writes:
-            io.write(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
-        else:
-            io.read(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
-        if wait(&operation) < 0:
-            return <int>operation.result
-        block += piece
-        count -= piece
-        data += piece * BLOCK_BYTES
-    return 0
-
-
 cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t blocks, uint32_t* at) noexcept nogil:
     """Whether these blocks are those that the footer's table has from entry `at` on; it is then that behind them."""
     cdef const Entry* entry
@@ -630,7 +516,3 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
     """Three quarters of the reserve are left when so many are taken: evacuation goes on with that, and checkpoints."""
     return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
-
-
-cdef inline uint32_t footer_blocks(uint32_t entries) noexcept nogil:
-    return 1 + (entries + ENTRIES_PER_BLOCK - 1) // ENTRIES_PER_BLOCK

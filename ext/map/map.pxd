@@ -118,7 +118,9 @@ cdef class Map:
     cdef Node* fetch(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void load(self, Node* node) noexcept nogil
     cdef void ask(self, Node* node) noexcept nogil
+    cdef void ask_again(self, Node* node, int64_t result) noexcept nogil
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil
+    cdef void expectation_woken(self, Expectation* expectation, int64_t result) noexcept nogil
     cdef void pursue(self, Expectation* expectation) noexcept nogil
     cdef void forgo(self, Expectation* expectation) noexcept nogil
     cdef void ended(self) noexcept nogil

@@ -250,6 +250,12 @@ cdef class Map:
             node.load.done = load_lost   # a damaged log: it points to what is not there
             self.io.after(&node.load, 1)
 
+    cdef void ask_again(self, Node* node, int64_t result) noexcept nogil:
+        if result < 0:
+            self.loaded(node, -EIO)
+        else:
+            self.ask(node)
+
     cdef void loaded(self, Node* node, int64_t result) noexcept nogil:
         cdef Pointer* pointer = pointer_to(self, node)
         cdef Segment* segment
@@ -293,6 +299,12 @@ cdef class Map:
         expectation.level = level
         expectation.index = index
         self.pursue(expectation)
+
+    cdef void expectation_woken(self, Expectation* expectation, int64_t result) noexcept nogil:
+        if result == 0:
+            self.pursue(expectation)
+        else:
+            self.forgo(expectation)
 
     cdef void pursue(self, Expectation* expectation) noexcept nogil:
         """On its way down, until the node is there or cannot be had."""
@@ -355,10 +367,7 @@ cdef inline Pointer* pointer_to(Map map, Node* node) noexcept nogil:
 
 cdef void load_asked_again(Operation* operation) noexcept nogil:
     cdef Node* node = <Node*>operation.owner
-    if operation.result < 0:
-        (<Map>node.map).loaded(node, -EIO)
-    else:
-        (<Map>node.map).ask(node)
+    (<Map>node.map).ask_again(node, operation.result)
 
 
 cdef void load_done(Operation* operation) noexcept nogil:
@@ -373,10 +382,7 @@ cdef void load_lost(Operation* operation) noexcept nogil:
 
 cdef void expectation_woken(Operation* operation) noexcept nogil:
     cdef Expectation* expectation = <Expectation*>operation.owner
-    if operation.result == 0:
-        (<Map>expectation.map).pursue(expectation)
-    else:
-        (<Map>expectation.map).forgo(expectation)
+    (<Map>expectation.map).expectation_woken(expectation, operation.result)
 
 
 cdef inline bint is_zero(const Pointer* pointer) noexcept nogil:

@@ -1,10 +1,9 @@
 # What simulated volumes may hold: the model that every read of a simulation is compared with. See simulation/oracle.pyx.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from iomesh.engine.simulation.disk cimport BLOCK_SECTORS, SECTOR_BYTES
 
 cdef enum:
-    SECTOR_BYTES = 512
-    BLOCK_SECTORS = 8
     OPERATIONS_MAX = 1 << 17         # of one life
 
     KEPT_MAX = 24                    # snapshots, and moments, of one volume at once

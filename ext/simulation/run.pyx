@@ -7,12 +7,10 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
 from iomesh.engine.base.task cimport wait, waited
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 CLUSTER = b"simulated worlds"
 KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
@@ -25,20 +23,18 @@ cdef class RunState:
     """Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
-        cdef void* memory
         cdef int i
         self.seed = seed
         self.state = seed * <uint64_t>0x9E3779B97F4A7C15 + 1
         memcpy(self.cluster, <const char*>(<bytes>CLUSTER), 16)
         self.ledger = Ledger()
         global spare_memory
-        if spare_memory is not NULL:                     # of a life that is over
-            self.memory = spare_memory
-            spare_memory = NULL
-        elif posix_memalign(&memory, BLOCK_BYTES, (SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES):
+        self.memory = spare_memory                       # of a life that is over
+        spare_memory = NULL
+        if self.memory is NULL:
+            self.memory = <char*>allocate_aligned((SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES)
+        if self.memory is NULL:
             raise MemoryError("no memory for operations")
-        else:
-            self.memory = <char*>memory
         for i in range(SLOTS):
             self.slots[i].buffer = self.memory + i * READ_BLOCKS * BLOCK_BYTES
         self.look_buffer = self.memory + SLOTS * READ_BLOCKS * BLOCK_BYTES

@@ -251,7 +251,7 @@ cdef class SimulatedVolume:
             self.usable += 1 + <uint32_t>self.run.draw(self.run.regions - self.usable)
             self.record.size_blocks = (self.run.leaves[self.usable - 1] + 1) * NODE_POINTERS
             self.volume.blocks = self.record.size_blocks
-            self.volume.checkpoints.size_bytes = self.record.size_blocks * BLOCK_BYTES
+            self.volume.checkpoints.writer.size_bytes = self.record.size_blocks * BLOCK_BYTES
             self.run.note(b"grown to %lld blocks", self.record.size_blocks, 0, 0)
 
     cdef Slot* take_slot(self, int kind) noexcept nogil:

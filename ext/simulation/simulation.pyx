@@ -305,7 +305,8 @@ cdef class Simulation(RunState):
         self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", simulated.volume.merging, simulated.log.open_segments.current is not NULL,
                   simulated.log.open_segments.prepared is not NULL)
         self.note(b"stable up to record %lld; devices that are being flushed: %lld", simulated.log.flusher.stable, simulated.log.flusher.left, 0)
-        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", simulated.volume.checkpoints.running, simulated.volume.checkpoints.writing_back, 0)
+        self.note(b"a checkpoint is under way: %lld; a write-back: %lld", simulated.volume.checkpoints.running,
+                  simulated.volume.checkpoints.write_back.running, 0)
         self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", simulated.log.pool_wait_asked, self.pool.free[2],
                   simulated.log.building is not NULL)
 

@@ -58,6 +58,8 @@ cdef class Bitmaps:                  # of one reactor
     cdef int64_t place(self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil
     # The same as place_of() below, in a task, which waits: an offset, or -ENODATA, -EIO, -EUCLEAN.
     cdef int64_t find(self, const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil
+    # Likewise, but where among the replica's blocks on the device, and how many from it on follow each other there, at most `most`.
+    cdef int64_t find_place(self, const Replica* replica, uint32_t block, uint32_t most, uint32_t* run) noexcept nogil
     # In a task: so many blocks of a segment that nobody changes. 0, or a negative errno as above.
     cdef int read(self, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef Frame* take(self) noexcept nogil

@@ -18,6 +18,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from iomesh.engine.store.compaction cimport bitmap_matches, bitmap_place, lives_in, rank_in, run_in
+from iomesh.engine.store.extents cimport read_blocks
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
@@ -64,43 +65,55 @@ cdef class Bitmaps:
         contiguous[0] = 0
         if bitmap is NULL:
             return -EAGAIN
-        if block >= replica.blocks or not lives_in(bitmap, block):
+        if not has_block(bitmap, replica, block):
             return -ENODATA
-        offset = replica_offset(replica, 1 + rank_in(bitmap, block) + (planted(b"rank_off_by_one") if block % 64 == 63 else 0), contiguous)
+        offset = replica_offset(replica, place_in(bitmap, block), contiguous)
         invariant(contiguous[0] > 0, b"a compacted replica has slabs for what lives")
         contiguous[0] = run_in(bitmap, block, min(contiguous[0], <uint32_t>NODE_POINTERS))
         return <int64_t>offset
 
     cdef int64_t find(self, const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
+        cdef uint32_t run
+        cdef int64_t place = self.find_place(replica, block, NODE_POINTERS, &run)
+        cdef uint64_t offset
+        if place < 0:
+            return place
+        offset = replica_offset(replica, <uint32_t>place, contiguous)
+        contiguous[0] = min(contiguous[0], run)
+        return <int64_t>offset if contiguous[0] else -ENODATA
+
+    cdef int64_t find_place(self, const Replica* replica, uint32_t block, uint32_t most, uint32_t* run) noexcept nogil:
+        cdef const Bitmap* bitmap = NULL
         cdef Operation operation
-        cdef int64_t offset
         cdef int64_t result
-        while True:
+        run[0] = most
+        if replica.live == 0:
+            return block
+        while bitmap is NULL:
             waited(&operation)
-            offset = place_of(self, replica, block, contiguous, &operation)
-            if offset != -EAGAIN:
-                return offset
-            result = wait(&operation)
-            if result < 0:
-                return result
+            bitmap = self.get(replica, &operation)
+            if bitmap is NULL:
+                result = wait(&operation)
+                if result < 0:
+                    return result
+        if not has_block(bitmap, replica, block):
+            return -ENODATA
+        run[0] = run_in(bitmap, block, most)
+        return place_in(bitmap, block)
 
     cdef int read(self, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        cdef uint32_t contiguous, piece
-        cdef int64_t offset
-        cdef Operation operation
-        while count:
-            offset = self.find(replica, block, &contiguous)
-            if offset < 0:
-                return <int>offset
-            piece = min(count, contiguous)
-            waited(&operation)
-            self.io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-            if wait(&operation) < 0:
-                return <int>operation.result
-            block += piece
-            count -= piece
-            into = <char*>into + piece * BLOCK_BYTES
-        return 0
+        cdef uint32_t run
+        cdef int64_t place
+        cdef int error = 0
+        while count and error == 0:
+            place = self.find_place(replica, block, count, &run)
+            if place < 0:
+                return <int>place
+            error = read_blocks(self.io, replica, <uint32_t>place, run, into)
+            block += run
+            count -= run
+            into = <char*>into + <size_t>run * BLOCK_BYTES
+        return error
 
     cdef const Bitmap* get(self, const Replica* replica, Operation* when) noexcept nogil:
         cdef Frame** bucket = &self.buckets[<uint32_t>replica.serial & self.bucket_mask]      # serials are dense: their low bits spread them
@@ -195,6 +208,15 @@ cdef class Bitmaps:
             unhash(self, frame)
             return frame
         return NULL
+
+
+cdef inline bint has_block(const Bitmap* bitmap, const Replica* replica, uint32_t block) noexcept nogil:
+    return block < replica.blocks and lives_in(bitmap, block)
+
+
+cdef inline uint32_t place_in(const Bitmap* bitmap, uint32_t block) noexcept nogil:
+    """Among a compacted replica's blocks on the device."""
+    return 1 + rank_in(bitmap, block) + (planted(b"rank_off_by_one") if block % 64 == 63 else 0)
 
 
 cdef void load_done(Operation* operation) noexcept nogil:

@@ -3,10 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.format.layout cimport Bitmap
-
-cdef enum:
-    WRITES_MAX = 32                  # extents that one piece of a copy may touch: EXTENTS_MAX
+from iomesh.engine.format.layout cimport EXTENTS_MAX, Bitmap
 
 cdef struct Throttle:                    # of work that has time: asked before each of its steps
     # In a task; returns 0 once a step that reads or writes so many bytes may begin, or a negative errno: the work is given up with it.
@@ -23,7 +20,7 @@ cdef class Compactor:                # of one store, which has COMPACTIONS of th
     cdef char* leaving               # what is being written meanwhile
     cdef char* footer                # the copy's, with its table ...
     cdef int footer_blocks           # ... which are so many; 0: it has the old one's, as it is
-    cdef Operation writes[WRITES_MAX]
+    cdef Operation writes[EXTENTS_MAX]    # of one piece: each extent that it touches
     cdef uint32_t writing            # of them are under way
     cdef uint32_t gathered           # blocks in `outgoing`
     cdef uint32_t written            # blocks of the copy, those under way included
@@ -40,8 +37,6 @@ cdef class Compactor:                # of one store, which has COMPACTIONS of th
     cdef int await_writes(self) noexcept nogil
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil
 
-# In a task: so many blocks of a replica from its n-th on the device on. 0, or a negative errno: of the device, -ENOENT: it has none such.
-cdef int read_places(Io io, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil
 # In a task: the bitmap of a compacted replica, from whichever of its copies is valid. 0, or -EUCLEAN (none is), or -EIO.
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil
 # Whether it is the one that the directory means.

@@ -9,22 +9,21 @@
 #
 # Which blocks live is the caller's to know. Called by store; a Compactor makes one copy at a time. Format: docs/formats.md, "Compacted replicas".
 
-from libc.errno cimport EIO, ENOENT, EUCLEAN
+from libc.errno cimport EIO, EUCLEAN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
-from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.store.directory cimport Replica, replica_offset
+from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.store.directory cimport Replica
+from iomesh.engine.store.extents cimport ExtentRun, next_extent, extent_run, read_blocks
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport Io
+from iomesh.engine.format.footer cimport complete_footer
 from iomesh.engine.format.layout cimport (
-    BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer, Listed, bitmap_valid, block_crc,
-    footer_blocks, footer_table_valid, footer_valid, next_listed)
+    BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer, Listed, bitmap_valid, block_crc,
+    footer_table_valid, footer_valid, next_listed)
 from iomesh.engine.base.task cimport wait, waited
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
     PIECE_BLOCKS = 32                # read or written at once: 128 KiB; behind longer ones a user's write would wait for milliseconds
@@ -36,11 +35,10 @@ cdef class Compactor:
     """Raises MemoryError. Its memory (912 KiB) is touched by the first copy."""
 
     def __cinit__(self, Io io):
-        cdef void* memory
         self.io = io
-        if posix_memalign(&memory, BLOCK_BYTES, (3 * PIECE_BLOCKS + FOOTER_BLOCKS_MAX + 2) * BLOCK_BYTES):
+        self.incoming = <char*>allocate_aligned((3 * PIECE_BLOCKS + FOOTER_BLOCKS_MAX + 2) * BLOCK_BYTES)
+        if self.incoming is NULL:
             raise MemoryError("no memory for compaction")
-        self.incoming = <char*>memory
         self.outgoing = self.incoming + PIECE_BLOCKS * BLOCK_BYTES
         self.leaving = self.outgoing + PIECE_BLOCKS * BLOCK_BYTES
         self.footer = self.leaving + PIECE_BLOCKS * BLOCK_BYTES
@@ -88,12 +86,12 @@ cdef class Compactor:
         cdef const Entry* entry
         cdef uint32_t place = self.place_in(old, old.footer_block), listed = 0
         cdef Listed read
-        cdef int error = read_places(self.io, old, place, 1, self.footer)
+        cdef int error = read_blocks(self.io, old, place, 1, self.footer)
         if error:
             return error
         if not footer_valid(footer, old.volume, old.segment, old.footer_block, old.blocks) or footer.table_blocks >= FOOTER_BLOCKS_MAX:
             return 0
-        error = read_places(self.io, old, place + 1, footer.table_blocks, <char*>table)
+        error = read_blocks(self.io, old, place + 1, footer.table_blocks, table)
         if error:
             return error
         if not footer_table_valid(footer, table):
@@ -107,12 +105,7 @@ cdef class Compactor:
                 listed += 1
             entry = next_listed(footer, table, &read)
         footer.brief = True
-        footer.entry_count = listed
-        footer.table_blocks = footer_blocks(listed) - 1
-        memset(&table[listed], 0, footer.table_blocks * BLOCK_BYTES - listed * sizeof(Entry))
-        footer.table_crc = crc32c(table, footer.table_blocks * BLOCK_BYTES)
-        footer.crc = block_crc(footer)
-        return footer_blocks(listed)
+        return <int>complete_footer(footer, table, listed)
 
     cdef uint32_t blocks(self) noexcept nogil:
         return self.kept.live + BITMAP_COPIES
@@ -120,18 +113,17 @@ cdef class Compactor:
     cdef int copy(self, const Replica* old, const Replica* copy, Throttle* throttle) noexcept nogil:
         cdef Bitmap* kept = self.kept
         cdef uint32_t limit = old.footer_block if self.footer_blocks else kept.blocks
-        cdef uint32_t block = next_live(kept, 0), following, first, place, end, contiguous, i
+        cdef uint32_t block = next_live(kept, 0), following, first, place, end, i
         cdef int error
         self.gathered = self.written = 0
         error = self.add(kept, copy, throttle)
         while error == 0 and block < limit:
             first = self.place_in(old, block)
             end = first + 1
-            replica_offset(old, first, &contiguous)
             following = next_live(kept, block + 1)
             while following < limit:
                 place = self.place_in(old, following)
-                if place >= first + min(contiguous, <uint32_t>PIECE_BLOCKS) or place > end + GAP_BLOCKS:
+                if place >= first + PIECE_BLOCKS or place > end + GAP_BLOCKS:
                     break
                 end = place + 1
                 following = next_live(kept, following + 1)
@@ -153,25 +145,17 @@ cdef class Compactor:
 
     cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil:
         """`count` of the old one's blocks on the device from `first` on, in which live those of the segment from `block` up to `end`."""
-        cdef uint32_t contiguous
-        cdef uint64_t offset = replica_offset(old, first, &contiguous)
-        cdef Operation operation
+        cdef uint32_t place
         cdef int error = throttle.step(throttle.owner, self.io, count * BLOCK_BYTES) if throttle is not NULL else 0
-        invariant(contiguous >= count, b"a replica has slabs for its blocks")
         if error:
             return error
-        waited(&operation)
-        self.io.read(&operation, old.device, self.incoming, count * BLOCK_BYTES, offset)
-        if wait(&operation) >= 0:
+        if read_blocks(self.io, old, first, count, self.incoming) == 0:
             return 0
-        while block < end:                               # a bad sector among the dead must not keep the living
-            count = self.place_in(old, block) - first
-            waited(&operation)
-            self.io.read(&operation, old.device, self.incoming + <size_t>count * BLOCK_BYTES, BLOCK_BYTES, offset + <uint64_t>count * BLOCK_BYTES)
-            if wait(&operation) < 0:
-                return <int>operation.result
+        while block < end and error == 0:                # a bad sector among the dead must not keep the living
+            place = self.place_in(old, block)
+            error = read_blocks(self.io, old, place, 1, self.incoming + <size_t>(place - first) * BLOCK_BYTES)
             block = next_live(self.kept, block + 1)
-        return 0
+        return error
 
     cdef int add(self, const void* block, const Replica* copy, Throttle* throttle) noexcept nogil:
         cdef int error = 0
@@ -183,23 +167,20 @@ cdef class Compactor:
 
     cdef int write_out(self, const Replica* copy, Throttle* throttle) noexcept nogil:
         """Begins to write what was gathered, once what is being written is."""
-        cdef uint32_t done = 0, contiguous, piece
-        cdef uint64_t offset
-        cdef char* data = self.outgoing
+        cdef ExtentRun run = extent_run(copy, self.written, self.gathered, self.outgoing)
+        cdef char* written = self.outgoing
         cdef int error = self.await_writes()
         if error == 0 and throttle is not NULL:
             error = throttle.step(throttle.owner, self.io, self.gathered * BLOCK_BYTES)
-        while error == 0 and done < self.gathered:
-            offset = replica_offset(copy, self.written, &contiguous)
-            invariant(contiguous > 0 and self.writing < WRITES_MAX, b"a copy has slabs for its blocks")
-            piece = min(self.gathered - done, contiguous)
+        while error == 0 and next_extent(&run):
+            invariant(self.writing < EXTENTS_MAX, b"a piece of a copy touches few extents")
             waited(&self.writes[self.writing])
-            self.io.write(&self.writes[self.writing], copy.device, data + <size_t>done * BLOCK_BYTES, piece * BLOCK_BYTES, offset)
+            self.io.write(&self.writes[self.writing], copy.device, run.data, run.blocks * BLOCK_BYTES, run.offset)
             self.writing += 1
-            done += piece
-            self.written += piece
+            self.written += run.blocks
+        invariant(error != 0 or run.left == 0, b"a copy has slabs for its blocks")
         self.outgoing = self.leaving
-        self.leaving = data
+        self.leaving = written
         self.gathered = 0
         return error
 
@@ -237,35 +218,10 @@ cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
 
 # ---------------------------------------------------------------------- what is at rest
 
-cdef int read_places(Io io, const Replica* replica, uint32_t place, uint32_t count, char* into) noexcept nogil:
-    cdef uint32_t contiguous, piece
-    cdef uint64_t offset
-    cdef Operation operation
-    while count:
-        offset = replica_offset(replica, place, &contiguous)
-        if contiguous == 0:
-            return -ENOENT
-        piece = min(count, contiguous)
-        waited(&operation)
-        io.read(&operation, replica.device, into, piece * BLOCK_BYTES, offset)
-        if wait(&operation) < 0:
-            return <int>operation.result
-        place += piece
-        count -= piece
-        into += piece * BLOCK_BYTES
-    return 0
-
-
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil:
-    cdef Operation operation
-    cdef uint32_t contiguous
-    cdef uint64_t offset
     cdef int which, error = -EUCLEAN
     for which in range(BITMAP_COPIES):
-        offset = replica_offset(replica, bitmap_place(replica, which), &contiguous)
-        waited(&operation)
-        io.read(&operation, replica.device, into, BLOCK_BYTES, offset)
-        if wait(&operation) < 0:
+        if read_blocks(io, replica, bitmap_place(replica, which), 1, into) < 0:
             error = -EIO
         elif bitmap_of(replica, into):
             return 0

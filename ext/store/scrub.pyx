@@ -14,17 +14,16 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.store.compaction cimport Throttle, lives_in, rank_in, read_bitmap, read_places
-from iomesh.engine.store.directory cimport Replica, replica_offset
+from iomesh.engine.store.compaction cimport Throttle, lives_in, rank_in, read_bitmap
+from iomesh.engine.store.directory cimport Replica
+from iomesh.engine.store.extents cimport read_blocks
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, Listed, RecordHeader,
     block_crc, footer_table_valid, footer_valid, next_listed)
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport wait_in, wake_all
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
     PIECE_BLOCKS = 64
@@ -34,12 +33,11 @@ cdef class Scrubber:
     """Raises MemoryError."""
 
     def __cinit__(self, Store store):
-        cdef void* memory = NULL
         self.store = store
-        if posix_memalign(&memory, BLOCK_BYTES, (1 + FOOTER_BLOCKS_MAX + PIECE_BLOCKS) * BLOCK_BYTES):
+        self.bitmap = <Bitmap*>allocate_aligned((1 + FOOTER_BLOCKS_MAX + PIECE_BLOCKS) * BLOCK_BYTES)
+        if self.bitmap is NULL:
             raise MemoryError("no memory for a scrubber's buffers")
-        self.bitmap = <Bitmap*>memory
-        self.footer = <char*>memory + BLOCK_BYTES
+        self.footer = <char*>self.bitmap + BLOCK_BYTES
         self.piece = self.footer + FOOTER_BLOCKS_MAX * BLOCK_BYTES
 
     def __dealloc__(self):
@@ -101,9 +99,9 @@ cdef class Scrubber:
             return 0
         place = place_of(self.bitmap, replica, replica.footer_block)
         end = replica.live + 1 if replica.live else replica.blocks
-        good = read_places(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
+        good = read_blocks(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
             footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
-        good = good and read_places(self.store.home.io, replica, place + 1, footer.table_blocks, <char*>table) == 0
+        good = good and read_blocks(self.store.home.io, replica, place + 1, footer.table_blocks, table) == 0
         if not good or not footer_table_valid(footer, table):
             note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
             return 0
@@ -124,18 +122,17 @@ cdef class Scrubber:
 
     cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil:
         """NULL: it cannot be read. Places are asked for in ascending order."""
-        cdef uint32_t contiguous, count
+        cdef uint32_t count
         if not self.piece_from <= place < self.piece_from + self.piece_blocks:
-            replica_offset(replica, place, &contiguous)
-            count = min(min(end - place, contiguous), <uint32_t>PIECE_BLOCKS)
+            count = min(end - place, <uint32_t>PIECE_BLOCKS)
             error[0] = -ESHUTDOWN if self.stopping else throttle.step(throttle.owner, self.store.home.io, count * BLOCK_BYTES)
             if error[0]:
                 return NULL
             self.piece_from = place
             self.piece_blocks = count
-            if read_places(self.store.home.io, replica, place, count, self.piece) < 0:
+            if read_blocks(self.store.home.io, replica, place, count, self.piece) < 0:
                 self.piece_blocks = 1                    # one by one: which of them is it?
-                if read_places(self.store.home.io, replica, place, 1, self.piece) < 0:
+                if read_blocks(self.store.home.io, replica, place, 1, self.piece) < 0:
                     return NULL
         return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
 

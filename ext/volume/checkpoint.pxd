@@ -1,14 +1,16 @@
-# Writing back the map, and checkpoints of a volume. See volume/checkpoint.pyx.
+# Checkpoints of a volume. See volume/checkpoint.pyx.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.log.log cimport Log
-from iomesh.engine.map.map cimport Map, Node
+from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.base.task cimport Waiters
+from iomesh.engine.volume.checkpoint_writer cimport CheckpointWriter
+from iomesh.engine.volume.write_back cimport WriteBack
 
 # What the metadata service answers to the update of the checkpoint pointer.
 cdef enum Outcome:
@@ -17,13 +19,6 @@ cdef enum Outcome:
     POINTER_UNKNOWN,                 # no answer yet, it may or may not be stored: the update is being repeated
     POINTER_GIVEN_UP                 # the volume closes without knowing; nobody but the engine itself says so
 
-cdef struct Description:             # of the volume, for people and for repair: each checkpoint has it
-    char name[136]                   # UTF-8, ended by zero
-    uint32_t segment_bytes
-    uint32_t window_seconds
-    uint8_t replicas
-    uint8_t write_replicas
-
 cdef class Checkpoints:
     cdef Reactor reactor
     cdef Log log
@@ -31,19 +26,15 @@ cdef class Checkpoints:
     cdef SegmentTable segments
     cdef SnapshotTable snapshots
     cdef uint64_t* counters
-    cdef uint64_t size_bytes         # of the volume, for the next checkpoint
+    cdef WriteBack write_back
+    cdef CheckpointWriter writer
     cdef uint64_t interval           # bytes of log between two checkpoints
-    cdef Description description
     cdef uint64_t sequence           # of the newest checkpoint that was moved
     cdef Pointer pointer             # where it is
     cdef Pointer root                # of its map
     cdef uint64_t inherited          # blocks that it counted as a clone's parent's, if it was written in this process
-    cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
-    cdef uint8_t lineage_snapshot[16]    # ... and its snapshot that it stands on
     cdef bint running                # a checkpoint is under way
-    cdef bint writing_back
     cdef bint stopping
-    cdef bint writing                # ... and writes the map: nothing else is written back meanwhile
     cdef bint ready                  # recovery has opened the log for appending
     cdef bint replayed               # ... and the map is that of its end: a checkpoint before would lose what follows it
     cdef Operation begin
@@ -65,7 +56,6 @@ cdef class Checkpoints:
     cdef int failure                 # how the newest one ended that did not
     cdef bint gathering              # what is committed now will still be in the one under way
     cdef Waiters ended               # of the one under way
-    cdef Waiters writing_back_ended
     cdef Operation answer            # done when the metadata service has answered
     cdef uint64_t answer_for
     cdef void* owner
@@ -89,24 +79,15 @@ cdef class Checkpoints:
     cdef void let_go(self) noexcept nogil
     # The metadata service's answer: POINTER_UNKNOWN any number of times, then one of the others.
     cdef void moved(self, uint64_t sequence, Outcome outcome) noexcept nogil
-    cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
-    cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
     cdef void begin_closing(self) noexcept nogil                 # from now on an answer of the metadata service is waited for a bounded time
     cdef void pause(self) noexcept nogil                         # in a task, closing: lets time pass, and gives up waiting once that time is over
     cdef void stop(self) noexcept nogil                          # in a task: nothing of it is under way any more, nothing begins
     cdef bint is_due(self) noexcept nogil
+    cdef void begin_write_back(self) noexcept nogil
     cdef int go(self) noexcept nogil                             # its result: `result` may be of one that has begun since
     cdef void begin_apart(self) noexcept nogil
     cdef Outcome ask(self, uint64_t sequence, Pointer pointer) noexcept nogil
     cdef void map_written(self) noexcept nogil
     cdef void end_drain(self) noexcept nogil
     cdef int checkpoint(self) noexcept nogil
-    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
-    cdef int write_table(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
-    cdef int write_snapshots(self, uint64_t sequence, Pointer* into) noexcept nogil
-    cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil
     cdef bint settle(self) noexcept nogil
-    cdef void remove_dead(self, uint64_t sequence, bint dying) noexcept nogil
-    cdef void write_back(self) noexcept nogil
-
-cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil

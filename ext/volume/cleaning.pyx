@@ -31,30 +31,29 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memset
 
-from iomesh.engine.volume.checkpoint cimport is_settled
+from iomesh.engine.volume.removal cimport is_settled
 from iomesh.engine.store.compaction cimport Throttle
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
 from iomesh.engine.store.directory cimport Replica, slabs_of
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.footer cimport footer_blocks
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
-    SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Listed, Pointer, SnapshotEntry, footer_blocks, footer_table_valid,
+    SEGMENT_SEALED, SNAPSHOT_CLONE, Entry, Footer, Listed, Pointer, SnapshotEntry, footer_table_valid,
     footer_valid, next_listed)
 from iomesh.engine.map.map cimport ABSENT, Map, Node
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport call_on
 from iomesh.engine.log.request cimport AwaitedRequest, Request, end_awaited
 from iomesh.engine.map.segment_table cimport DATA, NODE, Segment
 from iomesh.engine.map.snapshot_table cimport Snapshot
+from iomesh.engine.store.calls cimport store_compact, store_retire
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all, wake_one
 from iomesh.engine.volume.volume cimport Volume, is_ending
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef extern from *:
     """
@@ -74,16 +73,15 @@ cdef class Cleaner:
     """Raises MemoryError. Its buffers are touched by the first cleaning."""
 
     def __cinit__(self, Volume volume):
-        cdef void* memory
         cdef int i
         self.volume = volume
         self.head = volume.map
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
         self.plans = <Plan*>calloc(HANDS, sizeof(Plan))
-        if self.plans is NULL or posix_memalign(&memory, BLOCK_BYTES, HANDS * (sizeof(PlannedFooter) + PIECE_BYTES)):
+        self.footers = <PlannedFooter*>allocate_aligned(HANDS * (sizeof(PlannedFooter) + PIECE_BYTES))
+        if self.plans is NULL or self.footers is NULL:
             raise MemoryError("no memory for cleaning")
-        self.footers = <PlannedFooter*>memory
         for i in range(HANDS):
             self.plans[i].footer = &self.footers[i]
             self.plans[i].piece = <char*>&self.footers[HANDS] + i * PIECE_BYTES
@@ -382,20 +380,16 @@ cdef class Cleaner:
 
     cdef int compact(self, Plan* plan, Throttle* throttle) noexcept nogil:
         cdef Segment* segment = plan.segment
-        cdef CompactCall call
-        call.store = self.volume.log.open_segments.stores[segment.store]
-        call.replica = segment.replica
-        call.live = plan.words
-        call.throttle = throttle
-        call.error = 0
-        call.copy = NULL
-        call_on((<Store>call.store).home, self.volume.reactor, compact_body, &call)
-        if call.copy is NULL:
-            return call.error
-        segment.replica = call.copy
-        call_on((<Store>call.store).home, self.volume.reactor, retire_body, &call)       # what is being read of it is read again
+        cdef void* store = self.volume.log.open_segments.stores[segment.store]
+        cdef Replica* old = segment.replica
+        cdef int error = 0
+        cdef Replica* copy = store_compact(store, self.volume.reactor, old, plan.words, throttle, &error)
+        if copy is NULL:
+            return error
+        segment.replica = copy
+        store_retire(store, self.volume.reactor, old)    # what is being read of it is read again
         count(self.volume, SEGMENTS_COMPACTED, 1)
-        count(self.volume, COMPACTION_BYTES, <uint64_t>(call.copy.live + BITMAP_COPIES) * BLOCK_BYTES)
+        count(self.volume, COMPACTION_BYTES, <uint64_t>(copy.live + BITMAP_COPIES) * BLOCK_BYTES)
         if self.volume.log.open_segments.no_space:
             self.volume.log.open_segments.space_freed()
         return 0
@@ -478,7 +472,7 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
     cdef bint renewed = False
     cdef Operation operation
     while node is NULL:
-        while volume.checkpoints.writing and not volume.closing:
+        while volume.checkpoints.write_back.held and not volume.closing:
             wait_in(&volume.checkpoints.ended)
         if volume.closing:
             return -ESHUTDOWN
@@ -488,7 +482,7 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
             volume.checkpoints.poke()
             if wait(&operation) < 0:
                 return -EIO
-        elif node is not ABSENT and volume.checkpoints.writing:      # it began while the node was waited for
+        elif node is not ABSENT and volume.checkpoints.write_back.held:      # it began while the node was waited for
             volume.map.unpin(node)
             node = NULL
     if node is not ABSENT:
@@ -500,26 +494,6 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
 cdef int64_t hand_body(void* argument) noexcept nogil:
     cdef Worker* worker = <Worker*>argument
     (<Cleaner>worker.cleaner).take_part(worker.round)
-    return 0
-
-
-cdef struct CompactCall:
-    void* store
-    Replica* replica
-    const uint64_t* live
-    Throttle* throttle
-    Replica* copy
-    int error
-
-
-cdef int64_t compact_body(void* argument) noexcept nogil:
-    cdef CompactCall* call = <CompactCall*>argument
-    call.copy = (<Store>call.store).compact(call.replica, call.live, call.throttle, &call.error)
-    return 0
-
-
-cdef int64_t retire_body(void* argument) noexcept nogil:
-    (<Store>(<CompactCall*>argument).store).retire((<CompactCall*>argument).replica)
     return 0
 
 

@@ -45,6 +45,7 @@ cdef class LogScan:
     cdef int settle_doubles(self) noexcept nogil
     cdef int remove_double(self, Scan* scan) noexcept nogil
     cdef int list_replicas(self) noexcept nogil              # in a task on the volume's reactor, as all that follows; 0, or a negative errno and `reason`
+    cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef int scan_footer(self, Scan* scan) noexcept nogil

@@ -8,25 +8,23 @@
 #   - an error that passes does not look like the end.
 
 from libc.errno cimport ENOMEM, EUCLEAN
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Fault, Footer, footer_fault, footer_table_valid, record_fault)
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport call_on
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.store.calls cimport store_list, store_remove
+from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport wait, waited
 
 cdef extern from "<errno.h>" nogil:
     int EPROTONOSUPPORT
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
     TRIES = 10                       # more of one read that fails, ...
@@ -38,11 +36,10 @@ cdef class LogScan:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, *others):
-        cdef void* memory
         self.volume, self.io = volume, volume.io
-        if posix_memalign(&memory, BLOCK_BYTES, (CHUNK_BLOCKS + 1) * BLOCK_BYTES):
+        self.buffer = <char*>allocate_aligned((CHUNK_BLOCKS + 1) * BLOCK_BYTES)
+        if self.buffer is NULL:
             raise MemoryError("no memory for recovery")
-        self.buffer = <char*>memory
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -53,29 +50,24 @@ cdef class LogScan:
         release(self.buffer)
 
     cdef int list_replicas(self) noexcept nogil:
-        cdef ListCall call
+        cdef Replica** found
         cdef uint32_t count, i
         cdef int store
         for store in range(self.volume.log.open_segments.store_count):
-            call.store = self.volume.log.open_segments.stores[store]
-            call.volume = self.volume.log.volume
-            call.into = NULL
-            call.room = 0
-            count = <uint32_t>call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            count = self.list_store(store, NULL, 0)
             if count == 0:
                 continue
-            call.into = <Replica**>calloc(count, sizeof(Replica*))
-            call.room = count
+            found = <Replica**>calloc(count, sizeof(Replica*))
             self.scans = <Scan*>realloc(self.scans, (self.scan_count + count) * sizeof(Scan))
-            if call.into is NULL or self.scans is NULL:
+            if found is NULL or self.scans is NULL:
                 return self.fail(ENOMEM, b"no memory for the list of %lu segments", count, 0, 0)
-            call_on((<Store>call.store).home, self.volume.reactor, list_body, &call)
+            self.list_store(store, found, count)
             for i in range(count):
                 memset(&self.scans[self.scan_count], 0, sizeof(Scan))
-                self.scans[self.scan_count].replica = call.into[i]
+                self.scans[self.scan_count].replica = found[i]
                 self.scans[self.scan_count].store = store
                 self.scan_count += 1
-            release(call.into)
+            release(found)
         if self.scan_count:
             qsort(self.scans, self.scan_count, sizeof(Scan), by_number)
         return self.settle_doubles()
@@ -107,12 +99,12 @@ cdef class LogScan:
         return 0
 
     cdef int remove_double(self, Scan* scan) noexcept nogil:
-        cdef ListCall call
         if not self.removes_doubles:                     # the log is open, and the device that failed changes nothing any more
             return 0
-        call.store = self.volume.log.open_segments.stores[scan.store]
-        call.replica = scan.replica
-        return <int>call_on((<Store>call.store).home, self.volume.reactor, remove_body, &call)
+        return store_remove(self.volume.log.open_segments.stores[scan.store], self.volume.reactor, scan.replica)
+
+    cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil:
+        return store_list(self.volume.log.open_segments.stores[store], self.volume.reactor, self.volume.log.volume, into, room)
 
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
         cdef uint32_t low = 0, high = self.scan_count, middle
@@ -144,7 +136,6 @@ cdef class LogScan:
         cdef Footer* footer = <Footer*>self.buffer
         cdef Entry* table
         cdef uint32_t at = 0, block = 0, k
-        cdef void* memory
         cdef Fault fault
         cdef int result
         if self.read_blocks(replica, replica.footer_block, 1, footer) < 0:
@@ -155,9 +146,9 @@ cdef class LogScan:
         if fault.words is not NULL:
             return 1
         scan.stable = footer.stable
-        if posix_memalign(&memory, BLOCK_BYTES, (footer.table_blocks + 1) * BLOCK_BYTES):
+        table = <Entry*>allocate_aligned((footer.table_blocks + 1) * BLOCK_BYTES)
+        if table is NULL:
             return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
-        table = <Entry*>memory
         result = 1
         if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and footer_table_valid(footer, table):
             result = 0
@@ -277,23 +268,6 @@ cdef uint32_t record_end(const Scan* scan) noexcept nogil:
         if scan.entries[i].kind != KIND_ZERO:
             blocks += 1
     return last.block + blocks
-
-
-cdef struct ListCall:                # or of a removal
-    void* store
-    Replica* replica
-    uint8_t* volume
-    Replica** into
-    uint32_t room
-
-
-cdef int64_t list_body(void* argument) noexcept nogil:
-    cdef ListCall* call = <ListCall*>argument
-    return (<Store>call.store).list(call.volume, call.into, call.room)
-
-
-cdef int64_t remove_body(void* argument) noexcept nogil:
-    return (<Store>(<ListCall*>argument).store).remove((<ListCall*>argument).replica)
 
 
 cdef int by_number(const void* a, const void* b) noexcept nogil:

@@ -35,6 +35,7 @@ cdef class Reader:
 
     cdef void read(self, Read* read) noexcept nogil
     cdef void look_up(self, Read* read) noexcept nogil
+    cdef void look_up_again(self, Read* read, int64_t result) noexcept nogil
     cdef void fetch(self, Read* read) noexcept nogil
     cdef void go_on(self, Read* read, bint resumed) noexcept nogil
     cdef void resume(self, Read* read, int64_t result) noexcept nogil

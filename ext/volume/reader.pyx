@@ -77,6 +77,13 @@ cdef class Reader:
         else:
             self.fetch(read)
 
+    cdef void look_up_again(self, Read* read, int64_t result) noexcept nogil:
+        if result < 0:
+            read.error = EIO
+            self.end(read)
+        else:
+            self.look_up(read)
+
     cdef void fetch(self, Read* read) noexcept nogil:
         if self.free_count < read.count:                 # the worst case: every block lies elsewhere
             read.waiting.done = fetch_again
@@ -209,11 +216,7 @@ cdef bint overtaken(Reader reader, const Run* run) noexcept nogil:
 
 cdef void look_up_again(Operation* operation) noexcept nogil:
     cdef Read* read = <Read*>operation.owner
-    if operation.result < 0:
-        read.error = EIO
-        (<Reader>read.volume).end(read)
-    else:
-        (<Reader>read.volume).look_up(read)
+    (<Reader>read.volume).look_up_again(read, operation.result)
 
 
 cdef void fetch_again(Operation* operation) noexcept nogil:

@@ -23,32 +23,31 @@
 #   - running it twice, or dying in it and running it again, changes nothing.
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks, list_record
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, FOOTER_MAGIC, FORMAT_VERSION, KIND_DATA, KIND_RECORD, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED,
-    SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
-    checkpoint_fault, snapshot_fault, table_fault)
+    BLOCK_BYTES, KIND_DATA, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX,
+    Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc, checkpoint_fault, snapshot_fault, table_fault)
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport call_on
 from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.store.store cimport Replica, Store, replica_offset
+from iomesh.engine.store.calls cimport store_remove, store_seal
+from iomesh.engine.store.extents cimport write_blocks
+from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.log.open_segments cimport FOR_WRITES
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.volume.volume cimport Volume
 
 cdef extern from "<errno.h>" nogil:
     int EPROTONOSUPPORT
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
 
 cdef enum:
     PREFETCH = 48                    # leaves loaded ahead of the replay
@@ -126,7 +125,7 @@ cdef class Recovery(LogScan):
         self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0 and \
             not planted(b"detached_refused")
         if not self.detached and (checkpoint.branch != self.volume.segments.branch or
-                                  memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.lineage_snapshot, 16) != 0):
+                                  memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.writer.lineage_snapshot, 16) != 0):
             return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
                              checkpoint.branch, self.volume.segments.branch, 0)
         if not checkpoint.counted:
@@ -430,63 +429,31 @@ cdef class Recovery(LogScan):
         """Give a replica that was left open its footer, behind the last record that counts."""
         cdef Replica* replica = scan.replica
         cdef Footer* footer
-        cdef Entry* table
-        cdef Found* found
-        cdef uint32_t i, entries = 0, table_blocks
-        cdef RecoverySealCall call
-        cdef void* memory
+        cdef uint32_t entries = 0, end = scan.end, footer_block = 0, blocks, i
+        cdef void* store = self.volume.log.open_segments.stores[scan.store]
         cdef int result = 0
         for i in range(scan.record_count):
             entries += 1 + scan.records[i].count
-        table_blocks = (entries + NODE_POINTERS - 1) // NODE_POINTERS
-        call.store = self.volume.log.open_segments.stores[scan.store]
-        call.replica = replica
-        call.footer_block = 0
-        call.blocks = scan.end
-        if scan.end + 1 + table_blocks <= replica.blocks:
-            if posix_memalign(&memory, BLOCK_BYTES, (1 + table_blocks) * BLOCK_BYTES):
+        blocks = footer_blocks(entries)
+        if scan.end + blocks <= replica.blocks:
+            footer = <Footer*>allocate_aligned(blocks * BLOCK_BYTES)
+            if footer is NULL:
                 return -ENOMEM
-            memset(memory, 0, (1 + table_blocks) * BLOCK_BYTES)
-            footer = <Footer*>memory
-            table = <Entry*>(<char*>memory + BLOCK_BYTES)
-            entries = 0
-            for i in range(scan.record_count):
-                found = &scan.records[i]
-                table[entries].position = found.sequence
-                table[entries].crc = found.crc
-                table[entries].count = found.count
-                table[entries].kind = KIND_RECORD
-                memcpy(&table[entries + 1], &scan.entries[found.first], found.count * sizeof(Entry))
-                entries += 1 + found.count
-            footer.magic = FOOTER_MAGIC
-            footer.version = FORMAT_VERSION
-            memcpy(footer.volume, self.volume.log.volume, 16)
-            footer.epoch = replica.epoch
-            footer.segment = replica.segment
-            footer.block = scan.end
-            footer.first_sequence = scan.records[0].sequence
-            footer.last_sequence = scan.records[scan.record_count - 1].sequence
-            footer.stable = min(scan.stable, footer.last_sequence)
-            footer.last_crc = scan.records[scan.record_count - 1].crc
-            footer.entry_count = entries
-            footer.table_blocks = table_blocks
-            footer.table_crc = crc32c(table, table_blocks * BLOCK_BYTES)
-            footer.stream = replica.stream
-            footer.crc = block_crc(footer)
-            result = write_blocks(self, replica, scan.end, 1 + table_blocks, memory)
-            release(memory)
+            build_footer(footer, scan, self.volume.log.volume)
+            result = write_blocks(self.io, replica, scan.end, blocks, footer)
+            release(footer)
             if result == 0:
-                call.footer_block = scan.end
-                call.blocks = scan.end + 1 + table_blocks
-        if result == 0 and (<Store>call.store).volatile_cache and replica.state == SEGMENT_OPEN and not planted(b"tail_not_rewritten"):
+                footer_block = scan.end
+                end = scan.end + blocks
+        if result == 0 and (<Store>store).volatile_cache and replica.state == SEGMENT_OPEN and not planted(b"tail_not_rewritten"):
             result = self.write_again(scan)
             if result < 0:
                 return result
-        if (<Store>call.store).volatile_cache and not planted(b"adopt_without_flush"):     # the journal must not be stable before what it speaks of
-            result = (<Store>call.store).flusher.wait_flushed_from(self.volume.reactor)
+        if (<Store>store).volatile_cache and not planted(b"adopt_without_flush"):     # the journal must not be stable before what it speaks of
+            result = (<Store>store).flusher.wait_flushed_from(self.volume.reactor)
             if result < 0:
                 return result
-        return <int>call_on((<Store>call.store).home, self.volume.reactor, seal_body, &call)
+        return store_seal(store, self.volume.reactor, replica, end, footer_block)
 
     cdef int write_again(self, Scan* scan) noexcept nogil:
         """To the same place, what counts of a segment and is not known to be on stable media: a crash in the midst of it changes nothing."""
@@ -509,7 +476,7 @@ cdef class Recovery(LogScan):
                     result = -EIO                        # a moment ago it was
                 r += 1
             if result == 0:
-                result = write_blocks(self, scan.replica, first, end - first, self.buffer)
+                result = write_blocks(self.io, scan.replica, first, end - first, self.buffer)
         return result
 
     cdef bint is_as_read(self, const Scan* scan, const Found* found, const char* record) noexcept nogil:
@@ -650,46 +617,28 @@ cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noe
     return checkpoint.flags & POINTER_PRESENT and scan.replica.segment == checkpoint.segment and found.block < checkpoint.block < found.block + blocks
 
 
-cdef int write_blocks(Recovery recovery, Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
-    cdef uint32_t contiguous, piece
-    cdef uint64_t offset
-    cdef Operation operation
-    while count:
-        offset = replica_offset(replica, block, &contiguous)
-        piece = min(count, contiguous)
-        waited(&operation)
-        recovery.io.write(&operation, replica.device, data, piece * BLOCK_BYTES, offset)
-        if wait(&operation) < 0:
-            return <int>operation.result
-        block += piece
-        count -= piece
-        data = <const char*>data + piece * BLOCK_BYTES
-    return 0
-
-
-cdef struct RecoverySealCall:
-    void* store
-    Replica* replica
-    uint32_t blocks
-    uint32_t footer_block
-
-
-cdef int64_t seal_body(void* argument) noexcept nogil:
-    cdef RecoverySealCall* call = <RecoverySealCall*>argument
-    return (<Store>call.store).seal(call.replica, call.blocks, call.footer_block)
-
-
-cdef int64_t remove_body(void* argument) noexcept nogil:
-    cdef RecoverySealCall* call = <RecoverySealCall*>argument
-    return (<Store>call.store).remove(call.replica)
+cdef void build_footer(Footer* footer, const Scan* scan, const uint8_t* volume) noexcept nogil:
+    """Of what counts in a replica; with its table behind it."""
+    cdef const Replica* replica = scan.replica
+    cdef const Found* last = &scan.records[scan.record_count - 1]
+    cdef const Found* found
+    cdef Entry* table = <Entry*>(<char*>footer + BLOCK_BYTES)
+    cdef uint32_t listed = 0, i
+    for i in range(scan.record_count):
+        found = &scan.records[i]
+        listed = list_record(table, listed, found.sequence, found.crc, &scan.entries[found.first], found.count)
+    begin_footer(footer, volume, replica.segment, replica.epoch, replica.stream)
+    footer.block = scan.end
+    footer.first_sequence = scan.records[0].sequence
+    footer.last_sequence = last.sequence
+    footer.stable = min(scan.stable, last.sequence)
+    footer.last_crc = last.crc
+    complete_footer(footer, table, listed)
 
 
 cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
-    cdef RecoverySealCall call
-    call.store = recovery.volume.log.open_segments.stores[scan.store]
-    call.replica = scan.replica
     scan.record_count = 0
-    return <int>call_on((<Store>call.store).home, recovery.volume.reactor, remove_body, &call)
+    return store_remove(recovery.volume.log.open_segments.stores[scan.store], recovery.volume.reactor, scan.replica)
 
 
 cdef int by_key(const void* a, const void* b) noexcept nogil:

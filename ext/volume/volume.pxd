@@ -113,8 +113,10 @@ cdef class Volume:                   # or a snapshot that is open for reading: t
     cdef void part_done(self, Request* request, int error) noexcept nogil
     cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil
     cdef void merge_step(self, Merge* merge) noexcept nogil
+    cdef void merge_looked(self, Merge* merge, int64_t result) noexcept nogil
     cdef void merge_known(self, Merge* merge) noexcept nogil
     cdef void merge_read_done(self, Merge* merge) noexcept nogil
+    cdef void merge_woken(self, Merge* merge, int64_t result) noexcept nogil     # asks again for what merge_append() could not have
     cdef void merge_append(self, Merge* merge) noexcept nogil
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil
     cdef void close(self) noexcept nogil                 # in a task; no request is under way: everything is committed and sealed

@@ -16,6 +16,7 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.volume.checkpoint cimport Checkpoints
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport MERGES as COUNT_MERGES, NO_SPACE_ERRORS, WRITE_ERRORS
 from iomesh.engine.base.invariant cimport invariant
@@ -33,16 +34,12 @@ from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES
 from iomesh.engine.base.task cimport join, wait_in, wake_all
 from iomesh.engine.map.walk cimport Walk
 
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** into, size_t alignment, size_t bytes)
-
 
 cdef class Volume:
     """Made of parts that recovery has filled in. blocks: its size. log None: a snapshot, and its map's root is what opening it fills in."""
 
     def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, SegmentTable segments, uint64_t blocks):
         cdef int i
-        cdef void* memory
         memcpy(self.identity, <const char*>identity, 16)
         self.reactor, self.io, self.pool, self.log, self.map, self.segments = reactor, reactor.io, pool, log, map, segments
         self.blocks = blocks
@@ -55,7 +52,7 @@ cdef class Volume:
         self.walk = Walk(reactor.io, segments)
         self.walk.no_space = &log.open_segments.no_space
         self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
-        self.checkpoints.size_bytes = blocks * BLOCK_BYTES
+        self.checkpoints.writer.size_bytes = blocks * BLOCK_BYTES
         self.volatile_cache = log.flusher.volatile != 0
         log.owner = log.open_segments.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
@@ -64,9 +61,9 @@ cdef class Volume:
         log.open_segments.on_tight = space_tight
         log.open_segments.on_dead = segment_dead
         log.open_segments.on_device_error = device_failed
-        if posix_memalign(&memory, BLOCK_BYTES, MERGES * 2 * BLOCK_BYTES):
+        self.merge_memory = <char*>allocate_aligned(MERGES * 2 * BLOCK_BYTES)
+        if self.merge_memory is NULL:
             raise MemoryError("no memory for merges")
-        self.merge_memory = <char*>memory
         for i in range(MERGES):
             self.merges[i].volume = <void*>self
             self.merges[i].patch = self.merge_memory + 2 * i * BLOCK_BYTES
@@ -127,7 +124,7 @@ cdef class Volume:
         if leaf is NULL:
             self.checkpoints.poke()
             return NULL
-        if self.map.must_write_first(leaf) and not self.checkpoints.write_image(leaf, error):
+        if self.map.must_write_first(leaf) and not self.checkpoints.write_back.write_image(leaf, error):
             self.map.unpin(leaf)
             if error[0] == 0:
                 join(&self.log.waiters, when)
@@ -303,6 +300,11 @@ cdef class Volume:
             merge.read.into = merge.merged
             self.reader.read(&merge.read)
 
+    cdef void merge_looked(self, Merge* merge, int64_t result) noexcept nogil:
+        if result < 0:
+            merge.known = False                          # the reader says what is wrong with the map
+        self.merge_step(merge)
+
     cdef void merge_known(self, Merge* merge) noexcept nogil:
         """What was read before is written again if the map still leads there, and if it is what it should be; else what there is now is read."""
         cdef Pointer pointer
@@ -338,6 +340,12 @@ cdef class Volume:
         else:
             memcpy(merge.merged + merge.start, merge.patch, merge.bytes)
         self.merge_append(merge)
+
+    cdef void merge_woken(self, Merge* merge, int64_t result) noexcept nogil:
+        if result < 0:
+            self.merge_end(merge, <int>-result)
+        else:
+            self.merge_append(merge)
 
     cdef void merge_append(self, Merge* merge) noexcept nogil:
         cdef int64_t taken
@@ -424,7 +432,8 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
                     old = volume.map.set(part.leaf, <uint32_t>(entry.position % NODE_POINTERS), pointer, record.sequence)
                     volume.segments.replace(old, pointer)
                 elif entry.kind == KIND_MAP:
-                    volume.checkpoints.image_committed(<int>(entry.position >> 56), entry.position & ((<uint64_t>1 << 56) - 1), pointer, record.sequence)
+                    volume.checkpoints.write_back.image_committed(<int>(entry.position >> 56), entry.position & ((<uint64_t>1 << 56) - 1), pointer,
+                                                                  record.sequence)
                 if part.placed is not NULL:
                     part.placed[k] = pointer
                 pointer.block += 1
@@ -445,9 +454,13 @@ cdef inline void put_zero(Volume volume, Node* leaf, uint32_t slot, uint64_t seq
 
 
 cdef void aborted(void* owner, Record* record) noexcept nogil:
+    fail_parts(<Volume>owner, record)
+
+
+cdef void fail_parts(Volume volume, Record* record) noexcept nogil:
     cdef uint32_t i
     for i in range(record.part_count):
-        end_part(<Volume>owner, &record.parts[i], EIO)
+        end_part(volume, &record.parts[i], EIO)
 
 
 cdef inline void end_part(Volume volume, Part* part, int error) noexcept nogil:
@@ -468,9 +481,13 @@ cdef void space_tight(void* owner) noexcept nogil:
 
 
 cdef void no_space(void* owner) noexcept nogil:
-    (<Volume>owner).on_event(owner, EVENT_NO_SPACE, 0, 0, 0)
-    if not (<Volume>owner).log.open_segments.space_is_coming():  # else who makes it says when a checkpoint is worth it
-        segment_dead(owner)
+    space_ran_out(<Volume>owner)
+
+
+cdef void space_ran_out(Volume volume) noexcept nogil:
+    volume.on_event(<void*>volume, EVENT_NO_SPACE, 0, 0, 0)
+    if not volume.log.open_segments.space_is_coming():   # else who makes it says when a checkpoint is worth it
+        ask_for_checkpoint(volume)
 
 
 cdef void refused(Volume volume) noexcept nogil:
@@ -482,8 +499,12 @@ cdef void refused(Volume volume) noexcept nogil:
 
 
 cdef void segment_dead(void* owner) noexcept nogil:
-    (<Volume>owner).checkpoints.due = True               # what died since the last one can be deleted after it
-    (<Volume>owner).checkpoints.poke()
+    ask_for_checkpoint(<Volume>owner)
+
+
+cdef void ask_for_checkpoint(Volume volume) noexcept nogil:
+    volume.checkpoints.due = True                        # what died since the last one can be deleted after it
+    volume.checkpoints.poke()
 
 
 cdef void device_failed(void* owner, int store, int error) noexcept nogil:
@@ -511,18 +532,14 @@ cdef void merge_waited(Operation* operation) noexcept nogil:
 
 cdef void merge_looks(Operation* operation) noexcept nogil:
     cdef Merge* merge = <Merge*>operation.owner
-    if operation.result < 0:
-        merge.known = False                              # the reader says what is wrong with the map
-    (<Volume>merge.volume).merge_step(merge)
+    (<Volume>merge.volume).merge_looked(merge, operation.result)
 
 
 cdef void merge_read(Read* read) noexcept nogil:
-    (<Volume>(<Merge*>read.owner).volume).merge_read_done(<Merge*>read.owner)
+    cdef Merge* merge = <Merge*>read.owner
+    (<Volume>merge.volume).merge_read_done(merge)
 
 
 cdef void merge_appends(Operation* operation) noexcept nogil:
     cdef Merge* merge = <Merge*>operation.owner
-    if operation.result < 0:
-        (<Volume>merge.volume).merge_end(merge, <int>-operation.result)
-    else:
-        (<Volume>merge.volume).merge_append(merge)
+    (<Volume>merge.volume).merge_woken(merge, operation.result)

@@ -24,7 +24,7 @@ from iomesh.engine.exports.nbd.request cimport ZEROS, NbdRequest, Piece, account
 from iomesh.engine.exports.nbd.replies cimport Replies, Reply
 from iomesh.engine.exports.nbd.wire cimport (
     FLAG_DF, put_data_chunk, put_error_chunk, put_error_offset_chunk, put_hole_chunk, put_simple, wire_error)
-from iomesh.engine.base.pool cimport LARGE, LARGE_BYTES, SMALL, SMALL_BYTES
+from iomesh.engine.base.pool cimport LARGE, LARGE_BUFFER_BYTES, SMALL, SMALL_BUFFER_BYTES
 from iomesh.engine.log.request cimport Read
 from iomesh.engine.base.task cimport Waiters, join, wake_one
 from iomesh.engine.volume.volume cimport Volume
@@ -34,7 +34,7 @@ cdef class NbdReader:
     """Raises MemoryError."""
 
     def __cinit__(self, Volume volume, Replies replies, bint structured):
-        cdef uint64_t[2] bytes_of = [SMALL_BYTES, LARGE_BYTES]
+        cdef uint64_t[2] bytes_of = [SMALL_BUFFER_BYTES, LARGE_BUFFER_BYTES]
         cdef uint32_t i
         cdef int kind
         self.volume = volume
@@ -104,7 +104,7 @@ cdef class NbdReader:
         cdef uint64_t first = request.offset // BLOCK_BYTES
         cdef uint64_t last = (request.end - 1) // BLOCK_BYTES
         cdef uint64_t leaves = last // NODE_POINTERS - first // NODE_POINTERS + 1
-        cdef int kind = SMALL if (last - first + 1) * BLOCK_BYTES <= SMALL_BYTES else LARGE
+        cdef int kind = SMALL if (last - first + 1) * BLOCK_BYTES <= SMALL_BUFFER_BYTES else LARGE
         cdef uint32_t needed = <uint32_t>leaves if request.form == GATHERED else 1
         cdef uint32_t wanted = <uint32_t>leaves if leaves < PIECES_PER_REQUEST else PIECES_PER_REQUEST
         cdef Piece* piece

@@ -1,0 +1,59 @@
+# Deleting segments that nothing needs any more: neither the newest checkpoint, nor its map, nor replay behind it, nor a restore window.
+#
+# Called by volume/checkpoint.pyx once a checkpoint counts.
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
+
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.format.layout cimport SEGMENT_SEALED
+from iomesh.engine.log.log cimport Log
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.store.calls cimport store_remove
+
+
+cdef uint64_t remove_dead(Log log, SegmentTable segments, uint64_t sequence, bint dying) noexcept nogil:
+    cdef uint32_t* numbers = <uint32_t*>calloc(segments.count + 1, sizeof(uint32_t))
+    cdef uint32_t count, i
+    cdef uint64_t removed = 0
+    if numbers is NULL:
+        return 0
+    count = claim_dead(segments, sequence, dying, numbers)
+    for i in range(count):
+        removed += remove(log, segments, segments.find(numbers[i]))
+    release(numbers)
+    if count and log.open_segments.no_space:
+        log.open_segments.space_freed()
+    return removed
+
+
+cdef uint32_t claim_dead(SegmentTable segments, uint64_t sequence, bint dying, uint32_t* numbers) noexcept nogil:
+    """Those that go; nobody cleans them from now on. What a snapshot's walk will need lives in the checkpoint that it begins to die with, so the hold
+    of that one, the newest, keeps nothing back yet: else nothing would be deleted while one snapshot after the other dies."""
+    cdef Segment* segment = segments.first
+    cdef uint32_t count = 0
+    if segments.reclaim_holds != <uint32_t>dying:
+        return 0
+    while segment is not NULL:
+        if is_dead(segments, segment) and is_settled(segment, sequence) and segment.last_sequence <= segments.kept_from and not segment.cleaning:
+            segment.cleaning = True
+            numbers[count] = segment.number
+            count += 1
+        segment = segment.next
+    return count
+
+
+cdef inline bint is_dead(SegmentTable segments, const Segment* segment) noexcept nogil:
+    return segment.live == 0 and (segments.live_at_checkpoint(segment) == 0 or planted(b"removed_while_needed"))
+
+
+cdef bint remove(Log log, SegmentTable segments, Segment* segment) noexcept nogil:
+    if store_remove(log.open_segments.stores[segment.store], log.reactor, segment.replica) < 0:
+        segment.cleaning = False
+        return False
+    segments.remove(segment)
+    return True
+
+
+cdef bint is_settled(const Segment* segment, uint64_t checkpoint) noexcept nogil:
+    return segment.state == SEGMENT_SEALED and segment.last_sequence <= checkpoint and segment.table_of != checkpoint
