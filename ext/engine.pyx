@@ -1,7 +1,7 @@
 # The engine as Python sees it: see engine.pyi. The only module of it that the rest of iomesh imports.
 #
 # Python's thread makes objects (allocation, validation of arguments); everything that happens to them afterwards happens on their reactor, by a
-# Command (commands.pyx). Objects are kept alive here until the reactor has let go of them.
+# Command (commands/). Objects are kept alive here until the reactor has let go of them.
 
 import atexit
 import os
@@ -12,24 +12,26 @@ import numpy as np
 
 from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENOENT, EROFS
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free as release
+from libc.stdlib cimport free as release
 from libc.string cimport memcpy
 
-from iomesh.engine.volume.cleaning cimport Cleaner, Row
-from iomesh.engine.commands cimport (
-    CHECKPOINT_VOLUME, CHECK_DETACHED, CLEAN_VOLUME, CLOSE_SNAPSHOT, CLOSE_STORE, CLOSE_VOLUME, COPY_INHERITED, CREATE_SNAPSHOTS, CUT_OFF,
-    DELETE_SNAPSHOT, DIFF_SNAPSHOTS, ERASE_VOLUME, EXPECT_SPACE, FORMAT_STORE, GROW_VOLUME, LIST_MAX, LIST_SEALED, LIST_SEGMENTS, LIST_SNAPSHOTS,
-    MEASURE_SPACE, NOTICE, OPEN_SNAPSHOT, OPEN_STORE, OPEN_VOLUME, POINTER_MOVED, RESTORE_VOLUME, RETRACE_VOLUME, SCRUB_SEGMENT, SERVE,
-    UNMARK_SNAPSHOT, Answers, Command, checkpoint_written, command_arrives, free_command, volume_event)
+from iomesh.engine.volume.cleaning cimport Cleaner
+from iomesh.engine.commands.command cimport Command
+from iomesh.engine.commands.connections cimport ServeNbd
+from iomesh.engine.commands.notices cimport Notice, Notices, checkpoint_written, volume_event
+from iomesh.engine.commands.snapshots cimport (
+    CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume, RollVolumeForward,
+    UnmarkSnapshot)
+from iomesh.engine.commands.stores cimport CloseStore, EraseVolume, FormatStore, ListSealed, OpenStore, ScrubSegment, StoreCommand
+from iomesh.engine.commands.volumes cimport (
+    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume, ListSegments, MeasureSpace,
+    MovePointer, OpenVolume)
 from iomesh.engine.volume.checkpoint cimport POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
-from iomesh.engine.history.difference cimport Comparing, Range
-from iomesh.engine.history.snapshots cimport Making, walk_dying
-from iomesh.engine.store.journal cimport REPAIRS_MAX
+from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES_MAX, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
-    SNAPSHOTS_MAX as SNAPSHOTS_MOST, SnapshotEntry, Superblock, VOLUME_BYTES_MAX as VOLUME_MAX)
+    SLAB_BYTES_MAX, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX as SNAPSHOTS_MOST, VOLUME_BYTES_MAX as VOLUME_MAX)
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
@@ -38,10 +40,9 @@ from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.history.roll_forward cimport RollForward
-from iomesh.engine.store.scrub cimport Scrubber, Sealed
+from iomesh.engine.store.scrub cimport Scrubber
 from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, is_zero_id
-from iomesh.engine.volume.space cimport Space
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
@@ -50,7 +51,8 @@ from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT
 from iomesh.engine.format.structures import crc32c, make_claim, read_bitmap, read_claim, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
 from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
-from iomesh.engine.exports.nbd.connection import ENDS
+from iomesh.engine.commands.stores import SEALED_ROW  # no-cython-lint
+from iomesh.engine.commands.volumes import SEGMENT_ROW  # no-cython-lint
 from iomesh.engine.base.uring import RingError, why_no_ring
 
 BLOCK_BYTES = BLOCK
@@ -76,11 +78,9 @@ if len(COUNTER_NAMES) != COUNTERS or len(HISTOGRAM_NAMES) != HISTOGRAMS:
 Answer = namedtuple("Answer", "ticket error reason value")
 Event = namedtuple("Event", "kind volume value")
 Pointer = namedtuple("Pointer", "segment block crc")
-SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])       # volume/cleaning.pxd's Row
-SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # store/scrub.pxd's Sealed
 
 cdef enum:
-    REACTORS_MAX = LIST_MAX
+    REACTORS_MAX = 64
     SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
@@ -140,8 +140,8 @@ cdef class Engine:
     cdef dict scrubs                 # likewise: (Scrubber, its TokenBucket)
     cdef dict volumes                # 16 bytes -> _Open
     cdef dict snapshots              # likewise, of those that are open for reading
-    cdef dict pending                # ticket -> what the answer is about, kept alive
-    cdef Answers answers
+    cdef dict pending                # ticket -> Command, until it is answered
+    cdef Notices notices
     cdef int64_t tickets
     cdef uint64_t devices            # a bit per device number in use
     cdef uint64_t checkpoint_bytes
@@ -168,7 +168,7 @@ cdef class Engine:
         self.pending = {}
         self.checkpoint_bytes = checkpoint_bytes
         try:
-            self.answers = Answers()
+            self.notices = Notices()
         except OSError as error:
             raise EngineError(str(error)) from None
         for number in range(reactors):
@@ -208,45 +208,34 @@ cdef class Engine:
         atexit.unregister(self.stop)
 
     def fileno(self):
-        return self.answers.bell
+        return self.notices.bell
 
     # ------------------------------------------------------------------ asking
 
-    cdef Command* command(self, int kind, _Runner runner, object subject):
-        cdef Command* command = <Command*>calloc(1, sizeof(Command))
-        if command is NULL:
-            raise MemoryError("no memory for a command")
-        self.tickets += 1
-        command.kind = kind
-        command.ticket = self.tickets
-        command.answers = <void*>self.answers
-        command.reactor = <void*>runner.reactor
-        command.subject = <void*>subject
-        command.message.deliver = command_arrives
-        command.message.owner = command
-        self.pending[self.tickets] = (runner, subject)
-        return command
-
-    cdef int64_t post(self, Command* command):
-        (<Reactor>command.reactor).post(&command.message)
+    cdef int64_t ask(self, Command command) except -1:
+        """Has its reactor run it; returns the ticket."""
+        self.prepare(command)
+        command.post()
         return command.ticket
 
-    cdef void name_reactors(self, Command* command):
-        """All of them, each of which is to know a device."""
-        cdef int number
-        command.second = self.reactor_count
-        for number in range(self.reactor_count):
-            command.list[number] = self.reactors[number]
-
-    cdef int64_t refuse(self, int error, str reason):
+    cdef int64_t refuse(self, int error, str reason) except -1:
         """An answer without asking anybody."""
-        cdef Command* command = self.command(NOTICE, self.runners[0], None)
-        encoded = reason.encode()[:511]
-        command.kind = FORMAT_STORE
-        command.error = error
-        memcpy(command.reason, <const char*>encoded, len(encoded))
-        self.answers.put(command)
+        cdef Command command = Command()
+        self.prepare(command)
+        command.refuse(error, reason)
         return command.ticket
+
+    cdef int prepare(self, Command command) except -1:
+        self.tickets += 1
+        command.prepare(self.tickets, self.notices)
+        self.pending[command.ticket] = command
+        return 0
+
+    cdef int64_t ask_store(self, StoreCommand command) except -1:
+        """One that every reactor is to hear of."""
+        command.reactors = self.reactors
+        command.reactor_count = self.reactor_count
+        return self.ask(command)
 
     cdef int take_device(self) except -1:
         cdef int number
@@ -260,9 +249,7 @@ cdef class Engine:
         return self.runners[number % len(self.runners)]
 
     def format_store(self, int fd, *, bytes cluster, bytes device, uint64_t device_bytes, int tier, str label):
-        cdef Command* command
-        cdef Superblock* superblock
-        cdef _Runner runner = self.runner_of(0)
+        cdef FormatStore command = FormatStore(self.runner_of(0).reactor, fd)
         encoded = label.encode()
         if len(cluster) != 16 or len(device) != 16:
             raise ValueError("cluster and device are 16 bytes each")
@@ -270,81 +257,60 @@ cdef class Engine:
             raise ValueError(f"tier is one of {sorted(TIERS)}, not {tier}")
         if len(encoded) > 63:
             raise ValueError(f"a label has at most 63 bytes, not {len(encoded)}")
-        superblock = <Superblock*>calloc(1, sizeof(Superblock))
-        if superblock is NULL:
-            raise MemoryError("no memory for a superblock")
-        if plan_store(superblock, device_bytes) < 0:
-            release(superblock)
+        if plan_store(&command.superblock, device_bytes) < 0:
             raise ValueError(f"a device has at least {DEVICE_BYTES_MIN} bytes, not {device_bytes}")
-        memcpy(superblock.cluster, <const char*>cluster, 16)
-        memcpy(superblock.device, <const char*>device, 16)
-        memcpy(superblock.label, <const char*>encoded, len(encoded))
-        superblock.tier = tier
-        superblock.created_ns = runner.io.unix_ns()
-        command = self.command(FORMAT_STORE, runner, None)
-        command.superblock = superblock
-        command.fd = fd
+        memcpy(command.superblock.cluster, <const char*>cluster, 16)
+        memcpy(command.superblock.device, <const char*>device, 16)
+        memcpy(command.superblock.label, <const char*>encoded, len(encoded))
+        command.superblock.tier = tier
+        command.superblock.created_ns = command.reactor.io.unix_ns()
         command.device = self.take_device()
-        return self.post(command)
+        return self.ask(command)
 
     def open_store(self, int fd, *, cluster, bint volatile_cache):
         cdef uint64_t device_bytes = os.lseek(fd, 0, os.SEEK_END)
-        cdef Command* command
         cdef int device = self.take_device()
         cdef _Runner runner = self.runner_of(len(self.stores))
-        cdef Store store = Store(runner.reactor, device, device_bytes, volatile_cache)
-        command = self.command(OPEN_STORE, runner, store)
-        self.name_reactors(command)
-        command.fd = fd
-        command.device = device
+        cdef OpenStore command = OpenStore(Store(runner.reactor, device, device_bytes, volatile_cache), fd)
+        command.any_cluster = cluster is None
         if cluster is not None:
-            command.first = 1
-            memcpy(command.volume, <const char*>(<bytes>cluster), 16)
-        return self.post(command)
+            memcpy(command.cluster, <const char*>(<bytes>cluster), 16)
+        return self.ask_store(command)
 
     def close_store(self, int store):
-        cdef Command* command
         if store not in self.stores:
             return self.refuse(ENOENT, f"no store has the number {store}")
         if self.volumes:
             return self.refuse(EBUSY, f"store {store} is in use: close the volumes first")
-        runner, it = self.stores[store]
-        command = self.command(CLOSE_STORE, runner, it)
-        self.name_reactors(command)
-        command.helper = <void*>self.scrubs[store][0]
-        command.device = store
-        return self.post(command)
+        return self.ask_store(CloseStore(self.stores[store], self.scrubs[store][0]))
 
     def sealed(self, int store):
         if store not in self.stores:
             return self.refuse(ENOENT, f"no store has the number {store}")
-        cdef Command* command = self.command(LIST_SEALED, self.stores[store][0], self.stores[store][1])
-        command.helper = <void*>self.scrubs[store][0]
-        return self.post(command)
+        return self.ask(ListSealed(self.scrubs[store][0]))
 
     def scrub(self, int store, bytes volume, uint32_t segment, *, uint64_t bytes_per_second=0, uint32_t share=25):
-        cdef Command* command
+        cdef ScrubSegment command
         if store not in self.stores:
             return self.refuse(ENOENT, f"no store has the number {store}")
         if len(volume) != 16:
             raise ValueError("a volume is named by 16 bytes")
-        command = self.command(SCRUB_SEGMENT, self.stores[store][0], self.stores[store][1])
-        command.helper = <void*>self.scrubs[store][0]
-        command.list[0] = <void*>self.scrubs[store][1]
-        command.first, command.second, command.third = segment, bytes_per_second, share
+        command = ScrubSegment(*self.scrubs[store])
+        command.bytes_per_second, command.share = bytes_per_second, share
+        command.segment = segment
         memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        return self.ask(command)
 
     def store_space(self, int store):
         if store not in self.stores:
             raise KeyError(f"no store has the number {store}")
-        cdef Store it = self.stores[store][1]
+        cdef Store it = self.stores[store]
         return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": it.superblock.slab_bytes,
                 "replicas": it.replicas, "failed": it.failed, "flush_failed": it.flusher.failed}
 
     def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None,
                     bytes name=b"", uint32_t window_seconds=0, uint32_t replicas=1):
-        cdef Command* command
+        cdef OpenVolume command
         cdef _Open opened
         cdef _Open parent = None
         cdef _Runner runner
@@ -373,7 +339,7 @@ cdef class Engine:
         runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # whose segments it reads
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
-        log = Log(runner.reactor, runner.pool, segments, [it for _, it in self.stores.values()], volume, epoch, segment_bytes // BLOCK)
+        log = Log(runner.reactor, runner.pool, segments, list(self.stores.values()), volume, epoch, segment_bytes // BLOCK)
         opened.runner = runner
         opened.volume = Volume(volume, runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
         give_counters(opened)
@@ -384,7 +350,7 @@ cdef class Engine:
         opened.volume.checkpoints.writer.description.window_seconds = window_seconds
         opened.volume.checkpoints.writer.description.replicas = <unsigned char>replicas
         opened.volume.checkpoints.writer.description.write_replicas = <unsigned char>replicas
-        opened.volume.listener = <void*>self.answers
+        opened.volume.listener = <void*>self.notices
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
         opened.volume.checkpoints.on_dying = walk_dying
@@ -397,13 +363,11 @@ cdef class Engine:
         opened.copier.stopping = &opened.volume.closing
         log.open_segments.idle_timeout_ns = PATIENCE_NS
         self.volumes[volume] = opened
-        command = self.command(OPEN_VOLUME, runner, opened.volume)
-        command.helper = <void*>opened.recovery
+        command = OpenVolume(opened.volume, opened.recovery)
         if parent is not None:
-            command.list[0] = <void*>parent.volume
-            memcpy(command.id, <const char*>(<bytes>clone_of[1]), 16)
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+            command.parent = parent.volume
+            memcpy(command.snapshot, <const char*>(<bytes>clone_of[1]), 16)
+        return self.ask(command)
 
     cdef _Open opened(self, bytes volume):
         cdef _Open opened = self.volumes.get(volume)
@@ -413,39 +377,31 @@ cdef class Engine:
         cdef _Open reading = self.snapshots.get(id)
         return reading if reading is not None and reading.ready else None
 
-    cdef int64_t ask_volume(self, int kind, bytes volume, uint64_t first):
+    cdef int64_t ask_volume(self, type kind, bytes volume, tuple arguments=()) except -1:
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        command = self.command(kind, opened.runner, opened.volume)
-        command.first = first
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        return self.ask(kind(opened.volume, *arguments))
 
     def close_volume(self, bytes volume, *, bint checkpoint):
         cdef _Open opened = self.opened(volume)
         for id, reading in list(self.snapshots.items()):
             if (<_Open>reading).ready and (<_Open>reading).parent is opened and opened is not None:
                 self.close_snapshot(id)
-        ticket = self.ask_volume(CLOSE_VOLUME, volume, checkpoint)
+        ticket = self.ask_volume(CloseVolume, volume, (checkpoint,))
         if opened is not None:
             opened.ready = False                         # nothing more is asked of it
         return ticket
 
     def checkpoint(self, bytes volume):
-        return self.ask_volume(CHECKPOINT_VOLUME, volume, 0)
+        return self.ask_volume(CheckpointVolume, volume)
 
     def checkpoint_moved(self, bytes volume, uint64_t sequence, int outcome):
         cdef _Open opened = self.volumes.get(volume)
-        cdef Command* command
         if outcome not in (<int>REFUSED, <int>DONE, <int>UNKNOWN):
             raise ValueError(f"{outcome} is no outcome of an update")
         if opened is not None:
-            command = self.command(POINTER_MOVED, opened.runner, opened.volume)
-            command.first = sequence
-            command.second = outcome
-            self.post(command)
+            self.ask(MovePointer(opened.volume, sequence, outcome))
 
     def grow_volume(self, bytes volume, uint64_t size_bytes):
         cdef _Open opened = self.opened(volume)
@@ -453,24 +409,16 @@ cdef class Engine:
             raise ValueError(f"a volume has at most 64 TiB, in steps of 4096, not {size_bytes}")
         if opened is not None and size_bytes < opened.volume.blocks * BLOCK:
             return self.refuse(EINVAL, "a volume cannot shrink")
-        return self.ask_volume(GROW_VOLUME, volume, size_bytes)
+        return self.ask_volume(GrowVolume, volume, (size_bytes,))
 
     def erase_volume(self, bytes volume):
-        cdef Command* command
         if volume in self.volumes:
             return self.refuse(EBUSY, "the volume is open: close it first")
-        stores = [it for _, it in self.stores.values()]
-        command = self.command(ERASE_VOLUME, self.runner_of(0), stores)
-        command.first = len(stores)
-        for i, store in enumerate(stores):
-            command.list[i] = <void*>store
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        return self.ask(EraseVolume(self.runner_of(0).reactor, list(self.stores.values()), volume))
 
     def serve_nbd(self, bytes volume, int fd, *, bint structured, context_id, bint read_only, since=None):
         cdef _Open opened = self.opened(volume) or self.reading(volume)
         cdef NbdConnection connection
-        cdef Command* command
         if opened is None:
             os.close(fd)
             return self.refuse(ENOENT, "the volume is not open")
@@ -486,27 +434,20 @@ cdef class Engine:
             connection.older = Map(opened.runner.cache, opened.runner.io, opened.volume.segments)
             memcpy(connection.since, <const char*>(<bytes>since), 16)
             connection.compared = <void*>opened.parent.volume
-        command = self.command(SERVE, opened.runner, connection)
-        command.fd = fd
-        command.helper = <void*>opened.volume
-        opened.connections[command.ticket] = connection
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        ticket = self.ask(ServeNbd(opened.volume, connection, fd))
+        opened.connections[ticket] = connection
+        return ticket
 
     # ------------------------------------------------------------------ cleaning
 
     def segments(self, bytes volume):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        command = self.command(LIST_SEGMENTS, opened.runner, opened.volume)
-        command.helper = <void*>opened.cleaner
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        return self.ask(ListSegments(opened.volume, opened.cleaner))
 
     def space(self, bytes volume):
-        return self.ask_volume(MEASURE_SPACE, volume, 0)
+        return self.ask_volume(MeasureSpace, volume)
 
     cdef TokenBucket new_bucket(self):
         cdef TokenBucket bucket = TokenBucket()
@@ -520,33 +461,20 @@ cdef class Engine:
 
     def clean(self, bytes volume, segments, *, uint64_t bytes_per_second=0, uint32_t share=25):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
-        numbers = np.ascontiguousarray(segments, np.uint32)
-        cdef const uint32_t[::1] view = numbers
+        cdef CleanVolume command
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        command = self.command(CLEAN_VOLUME, opened.runner, opened.volume)
-        command.helper = <void*>opened.cleaner
-        command.first = len(numbers)
-        command.second, command.third = bytes_per_second, share
-        command.list[0] = <void*>opened.bucket
-        command.memory = calloc(len(numbers) + 1, sizeof(uint32_t))
-        if command.memory is NULL:
-            raise MemoryError("no memory for a list of segments")
-        if len(numbers):
-            memcpy(command.memory, &view[0], len(numbers) * sizeof(uint32_t))
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        command = CleanVolume(opened.volume, opened.cleaner, opened.bucket, segments)
+        command.bytes_per_second, command.share = bytes_per_second, share
+        return self.ask(command)
 
     def expect_space(self, bytes volume, uint64_t milliseconds):
-        return self.ask_volume(EXPECT_SPACE, volume, milliseconds)
+        return self.ask_volume(ExpectSpace, volume, (milliseconds,))
 
     # ------------------------------------------------------------------ snapshots
 
     def create_snapshots(self, snapshots, *, bint mark=False, bint urgent=False):
-        cdef Command* command
-        cdef Making* makings
-        cdef _Open opened
+        cdef CreateSnapshots command
         wanted = sorted(snapshots)
         if not wanted or len({volume for volume, _, _ in wanted}) < len(wanted):
             raise ValueError("snapshots are made of one volume or several, one of each")
@@ -555,30 +483,22 @@ cdef class Engine:
         together = [self.opened(volume) for volume, _, _ in wanted]
         if None in together:
             return self.refuse(ENOENT, "the volume is not open")
-        opened = together[0]
-        command = self.command(CREATE_SNAPSHOTS, opened.runner, together)
-        command.memory = makings = <Making*>calloc(len(wanted), sizeof(Making))
-        command.first = len(wanted)
-        if makings is NULL:
-            raise MemoryError("no memory for the making of snapshots")
+        command = CreateSnapshots([(<_Open>opened).volume for opened in together])
         for i, (_, id, name) in enumerate(wanted):
-            opened = together[i]
-            makings[i].volume = <void*>opened.volume
-            name_snapshot_request(&makings[i].snapshot_request, id, name)
-            makings[i].snapshot_request.entry.flags = SNAPSHOT_MARK if mark else 0
-            makings[i].urgent = urgent
-        return self.post(command)
+            name_snapshot_request(&command.makings[i].snapshot_request, id, name)
+            command.makings[i].snapshot_request.entry.flags = SNAPSHOT_MARK if mark else 0
+            command.makings[i].urgent = urgent
+        return self.ask(command)
 
     def delete_snapshot(self, bytes volume, bytes id):
-        return self.ask_snapshot(DELETE_SNAPSHOT, volume, id)
+        return self.ask_snapshot(DeleteSnapshot, volume, id)
 
     def unmark_snapshot(self, bytes volume, bytes id):
-        return self.ask_snapshot(UNMARK_SNAPSHOT, volume, id)
+        return self.ask_snapshot(UnmarkSnapshot, volume, id)
 
     def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force, mark=None, bint unsettled=False):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
-        cdef SnapshotRequest* snapshot_request
+        cdef RestoreVolume command
         check_snapshot(snapshot, "its name")
         check_snapshot(before, name)
         if mark is not None:
@@ -586,61 +506,39 @@ cdef class Engine:
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
         opened.bucket.hurried = opened.copier.hurried = True     # who cleans it, or copies what it inherits, has to end first
-        command = self.command(RESTORE_VOLUME, opened.runner, opened.volume)
-        command.memory = snapshot_request = <SnapshotRequest*>calloc(2, sizeof(SnapshotRequest))
-        if snapshot_request is NULL:
-            raise MemoryError("no memory for a snapshot")
-        name_snapshot_request(snapshot_request, before, name)
-        snapshot_request.entry.flags = SNAPSHOT_HIDDEN if discard else 0
-        command.first = force
-        command.second = mark is not None
+        command = RestoreVolume(opened.volume, snapshot)
+        name_snapshot_request(&command.before, before, name)
+        command.before.entry.flags = SNAPSHOT_HIDDEN if discard else 0
+        command.force = force
+        command.marked = mark is not None
         if mark is not None:
-            name_snapshot_request(snapshot_request + 1, mark[0], mark[1])
-            snapshot_request[1].entry.flags = SNAPSHOT_MARK | (SNAPSHOT_UNSETTLED if unsettled else 0)
+            name_snapshot_request(&command.mark, mark[0], mark[1])
+            command.mark.entry.flags = SNAPSHOT_MARK | (SNAPSHOT_UNSETTLED if unsettled else 0)
             if unsettled:
-                memcpy(snapshot_request[1].entry.before, <const char*>before, 16)
-        memcpy(command.volume, <const char*>volume, 16)
-        memcpy(command.id, <const char*>snapshot, 16)
-        return self.post(command)
+                memcpy(command.mark.entry.before, <const char*>before, 16)
+        return self.ask(command)
 
     def roll_forward(self, bytes volume, bytes source, bytes mark, *, uint64_t until_ns):
         cdef _Open opened = self.opened(volume)
         cdef _Open followed = self.opened(source)
-        cdef RollForward roll_forward
-        cdef Command* command
         check_snapshot(mark, "its name")
         if opened is None or followed is None:
             return self.refuse(ENOENT, "the volume is not open")
         if followed is not opened and followed is not opened.stands_on:
             raise ValueError("a volume follows its own log, or that of the volume that it is a clone of")
-        roll_forward = RollForward(opened.volume, followed.volume)
-        command = self.command(RETRACE_VOLUME, opened.runner, (opened.volume, roll_forward))
-        command.helper = <void*>roll_forward
-        command.first = until_ns
-        memcpy(command.volume, <const char*>volume, 16)
-        memcpy(command.id, <const char*>mark, 16)
-        return self.post(command)
+        return self.ask(RollVolumeForward(opened.volume, mark, RollForward(opened.volume, followed.volume), until_ns))
 
     def list_snapshots(self, bytes volume):
-        return self.ask_volume(LIST_SNAPSHOTS, volume, 0)
+        return self.ask_volume(ListSnapshots, volume)
 
-    cdef int64_t ask_snapshot(self, int kind, bytes volume, bytes id):
-        cdef _Open opened = self.opened(volume)
-        cdef Command* command
+    cdef int64_t ask_snapshot(self, type kind, bytes volume, bytes id) except -1:
         check_snapshot(id, "its name")
-        if opened is None:
-            return self.refuse(ENOENT, "the volume is not open")
-        command = self.command(kind, opened.runner, opened.volume)
-        memcpy(command.volume, <const char*>volume, 16)
-        memcpy(command.id, <const char*>id, 16)
-        return self.post(command)
+        return self.ask_volume(kind, volume, (id,))
 
     def diff_snapshots(self, bytes volume, bytes older, newer, *, uint64_t offset, uint32_t most):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
-        cdef Comparing* comparing
+        cdef CompareSnapshots command
         cdef MapCache cache
-        cdef Map one, other
         for id in (older,) if newer is None else (older, newer):
             check_snapshot(id, "its name")
         if offset % BLOCK or not 0 < most <= 1 << 20:
@@ -648,54 +546,37 @@ cdef class Engine:
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
         cache = MapCache(DIFF_FRAMES, opened.runner.io)
-        one, other = Map(cache, opened.runner.io, opened.volume.segments), Map(cache, opened.runner.io, opened.volume.segments)
-        command = self.command(DIFF_SNAPSHOTS, opened.runner, (opened.volume, one, other))
-        command.memory = comparing = <Comparing*>calloc(1, sizeof(Comparing) + most * sizeof(Range))
-        if comparing is NULL:
-            raise MemoryError("no memory for the ranges that differ")
-        comparing.ranges = <Range*>(comparing + 1)
-        comparing.room = most
-        comparing.block = offset // BLOCK
-        memcpy(comparing.older, <const char*>older, 16)
+        command = CompareSnapshots(
+            opened.volume, Map(cache, opened.runner.io, opened.volume.segments), Map(cache, opened.runner.io, opened.volume.segments), most)
+        command.comparing.block = offset // BLOCK
+        memcpy(command.comparing.older, <const char*>older, 16)
         if newer is not None:
-            memcpy(comparing.newer, <const char*>(<bytes>newer), 16)
-        command.subject = <void*>opened.volume
-        command.list[0], command.list[1] = <void*>one, <void*>other
-        return self.post(command)
+            memcpy(command.comparing.newer, <const char*>(<bytes>newer), 16)
+        return self.ask(command)
 
     # ------------------------------------------------------------------ detaching
 
     def copy_inherited(self, bytes volume, *, uint64_t bytes_per_second=0, uint32_t share=25):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
+        cdef CopyInherited command
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        command = self.command(COPY_INHERITED, opened.runner, opened.volume)
-        command.first, command.second = bytes_per_second, share
-        command.list[0] = <void*>opened.copier
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        command = CopyInherited(opened.volume, opened.copier)
+        command.bytes_per_second, command.share = bytes_per_second, share
+        return self.ask(command)
 
     def check_detached(self, bytes volume):
         cdef _Open opened = self.opened(volume)
-        cdef Command* command
-        cdef Map tree
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        tree = Map(MapCache(DIFF_FRAMES, opened.runner.io), opened.runner.io, opened.volume.segments)
-        command = self.command(CHECK_DETACHED, opened.runner, (opened.volume, tree))
-        command.subject = <void*>opened.volume
-        command.list[0] = <void*>tree
-        memcpy(command.volume, <const char*>volume, 16)
-        return self.post(command)
+        return self.ask(CheckDetached(opened.volume, Map(MapCache(DIFF_FRAMES, opened.runner.io), opened.runner.io, opened.volume.segments)))
 
     def cut_off(self, bytes volume):
-        return self.ask_volume(CUT_OFF, volume, 0)
+        return self.ask_volume(CutOff, volume)
 
     def open_snapshot(self, bytes volume, bytes id):
         cdef _Open opened = self.opened(volume)
         cdef _Open reading
-        cdef Command* command
         cdef Map map
         cdef _Runner runner
         check_snapshot(id, "its name")
@@ -709,26 +590,19 @@ cdef class Engine:
         reading.runner = runner
         reading.parent = opened
         reading.volume = Volume(id, runner.reactor, runner.pool, None, map, opened.volume.segments, 1)
-        reading.volume.listener = <void*>self.answers
+        reading.volume.listener = <void*>self.notices
         reading.volume.on_event = volume_event
         reading.connections = {}
         give_counters(reading)
         self.snapshots[id] = reading
-        command = self.command(OPEN_SNAPSHOT, runner, reading.volume)
-        command.helper = <void*>opened.volume
-        memcpy(command.volume, <const char*>id, 16)
-        return self.post(command)
+        return self.ask(OpenSnapshot(opened.volume, id, reading.volume))
 
     def close_snapshot(self, bytes id):
         cdef _Open reading = self.snapshots.get(id)
-        cdef Command* command
         if reading is None or not reading.ready:
             return self.refuse(ENOENT, "the snapshot is not open")
         reading.ready = False
-        command = self.command(CLOSE_SNAPSHOT, reading.runner, reading.volume)
-        command.helper = <void*>reading.parent.volume
-        memcpy(command.volume, <const char*>id, 16)
-        return self.post(command)
+        return self.ask(CloseSnapshot(reading.parent.volume, id, reading.volume))
 
     # ------------------------------------------------------------------ looking
 
@@ -753,7 +627,7 @@ cdef class Engine:
 
     cdef int stores_error(self):
         """An errno while no store takes anything new; 0: one does."""
-        return 0 if any(not store.failed for _, store in self.stores.values()) else EIO
+        return 0 if any(not store.failed for store in self.stores.values()) else EIO
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters
@@ -772,114 +646,106 @@ cdef class Engine:
     # ------------------------------------------------------------------ hearing
 
     def collect(self):
-        cdef Command* command
-        cdef Command* following = self.answers.take()
+        cdef Notice* notice
+        cdef Notice* following = self.notices.take()
+        cdef Command command
         heard = []
         while following is not NULL:
-            command = following
-            following = command.next
+            notice = following
+            following = notice.next
             try:
-                if command.kind == NOTICE:
-                    heard.append(self.event(command))
-                elif command.kind == POINTER_MOVED:
-                    self.pending.pop(command.ticket)
-                else:
-                    heard.append(self.answer(command))
+                if notice.ticket == 0:
+                    heard.append(event(notice))
+                    continue
+                command = self.pending.pop(notice.ticket)
+                self.settle(command)
+                if not command.silent:
+                    heard.append(answer(command))
             finally:
-                free_command(command)
+                release(notice)
         return heard
 
-    cdef object event(self, Command* command):
-        volume = command.volume[:16]
-        if command.error == EVENT_CHECKPOINT:
-            return Event("checkpoint", volume, {
-                "pointer": Pointer(command.results[0], command.results[1], command.results[2]), "sequence": command.first,
-                "size_bytes": command.second})
-        if command.error == EVENT_CHECKSUM:
-            return Event("checksum", volume, {"offset_bytes": command.first * BLOCK, "segment": command.second, "block": command.third})
-        if command.error == EVENT_DEVICE:
-            return Event("device", volume, {"store": command.first, "error": command.second})
-        return Event(SPACE_EVENTS[command.error], volume, {})
+    cdef int settle(self, Command command) except -1:
+        """What is open is as the command has left it."""
+        if isinstance(command, FormatStore):
+            self.devices &= ~(<uint64_t>1 << (<FormatStore>command).device)
+        elif isinstance(command, OpenStore):
+            self.store_opened(command)
+        elif isinstance(command, CloseStore):
+            self.store_closed((<CloseStore>command).store.device)
+        elif isinstance(command, OpenVolume):
+            self.volume_opened(command)
+        elif isinstance(command, CloseVolume):
+            self.volumes.pop(name_of((<CloseVolume>command).volume))
+        elif isinstance(command, CutOff) and not command.error:
+            (<_Open>self.volumes[name_of((<CutOff>command).volume)]).stands_on = None
+        elif isinstance(command, OpenSnapshot):
+            self.snapshot_opened(command)
+        elif isinstance(command, CloseSnapshot):
+            self.snapshots.pop(name_of((<CloseSnapshot>command).reading))
+        elif isinstance(command, ServeNbd):
+            self.connection_ended(command)
+        return 0
 
-    cdef object answer(self, Command* command):
-        cdef Store store
-        cdef NbdConnection connection
-        cdef _Open opened
-        subject = self.pending.pop(command.ticket)[1]
-        error, reason, value = command.error, command.reason.decode(errors="replace"), None
-        volume = command.volume[:16]
-        if error and not reason:
-            reason = os.strerror(error)
-        if subject is None:
-            self.devices &= ~(<uint64_t>(1 if command.fd else 0) << command.device)
-        elif command.kind == OPEN_STORE:
-            store = subject
-            if error:
-                self.devices &= ~(<uint64_t>1 << command.device)
-            else:
-                self.stores[command.device] = (self.runner_of(store.home.number), store)
-                self.scrubs[command.device] = (Scrubber(store), self.new_bucket())
-                value = {"store": command.device, "cluster": store.superblock.cluster[:16], "device": store.superblock.device[:16],
-                         "tier": store.superblock.tier, "label": store.superblock.label.decode(errors="replace"),
-                         "device_bytes": store.superblock.device_bytes, "created_ns": store.superblock.created_ns,
-                         "repaired": repaired(store)}
-        elif command.kind == CLOSE_STORE:
-            self.devices &= ~(<uint64_t>1 << command.device)
-            self.stores.pop(command.device)
-            self.scrubs.pop(command.device)
-        elif command.kind == OPEN_VOLUME:
-            opened = self.volumes[volume]
-            opened.recovery = None
-            opened.ready = not error
-            if error:
-                self.volumes.pop(volume)
-            else:
-                value = {"replayed_records": command.results[0], "replayed_bytes": command.results[1], "seconds": command.results[2] / 1e9,
-                         "sequence": command.results[3], "reactor": opened.runner.reactor.number}
-        elif command.kind == CLOSE_VOLUME:
-            self.volumes.pop(volume)
-        elif command.kind == CUT_OFF and not error:
-            opened = self.volumes[volume]
-            opened.stands_on = None
-        elif command.kind == ERASE_VOLUME:
-            value = {"segments": command.results[0]}
-        elif command.kind == SERVE:
-            connection = subject
-            value = {"requests": connection.requests, "end": ENDS[connection.end]}
-            opened = self.volumes.get(volume) or self.snapshots.get(volume)
-            if opened is not None:
-                opened.connections.pop(command.ticket, None)
-        elif command.kind == CLEAN_VOLUME:
-            value = {"compacted": command.results[0], "evacuated": command.results[1], "skipped": command.results[2], "failed": command.results[3],
-                     "postponed": command.results[6], "freed_bytes": command.results[4] * BLOCK, "error": command.results[5]}
-        elif command.kind == LIST_SEALED and not error:
-            value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Sealed)], SEALED_ROW)
-        elif command.kind == SCRUB_SEGMENT and not error:
-            value = {"blocks": command.results[0], "damaged": command.results[1], "first_damaged": command.results[2]}
-        elif command.kind == LIST_SEGMENTS and not error:
-            value = np.frombuffer((<char*>command.memory)[:command.results[0] * sizeof(Row)], SEGMENT_ROW)
-        elif command.kind == MEASURE_SPACE and not error:
-            value = {f"{name}_bytes": blocks * BLOCK for name, blocks in (<Space*>command.memory)[0].items()}
-        elif command.kind == CREATE_SNAPSHOTS and not error:
-            value = {"snapshots": [made(&(<Making*>command.memory)[i]) for i in range(command.first)]}
-        elif command.kind == RETRACE_VOLUME and not error:
-            value = {"records": command.results[0], "bytes": command.results[1] * BLOCK}
-        elif command.kind == LIST_SNAPSHOTS and not error:
-            value = listed(<SnapshotEntry*>command.memory, command.results[0])
-        elif command.kind == DELETE_SNAPSHOT and not error:
-            value = {"hidden": bool(command.results[0])}
-        elif command.kind == DIFF_SNAPSHOTS and not error:
-            value = compared(<Comparing*>command.memory)
-        elif command.kind == OPEN_SNAPSHOT:
-            opened = self.snapshots[volume]
-            opened.ready = not error
-            if error:
-                self.snapshots.pop(volume)
-            else:
-                value = {"size_bytes": opened.volume.blocks * BLOCK}
-        elif command.kind == CLOSE_SNAPSHOT:
-            self.snapshots.pop(volume)
-        return Answer(command.ticket, error, reason, value)
+    cdef int store_opened(self, OpenStore command) except -1:
+        cdef Store store = command.store
+        if command.error:
+            self.devices &= ~(<uint64_t>1 << store.device)
+            return 0
+        self.stores[store.device] = store
+        self.scrubs[store.device] = (Scrubber(store), self.new_bucket())
+        return 0
+
+    cdef int store_closed(self, int store) except -1:
+        self.devices &= ~(<uint64_t>1 << store)
+        self.stores.pop(store)
+        self.scrubs.pop(store)
+        return 0
+
+    cdef int volume_opened(self, OpenVolume command) except -1:
+        cdef _Open opened = self.volumes[name_of(command.volume)]
+        opened.recovery = None
+        opened.ready = not command.error
+        if command.error:
+            self.volumes.pop(name_of(command.volume))
+        return 0
+
+    cdef int snapshot_opened(self, OpenSnapshot command) except -1:
+        cdef _Open reading = self.snapshots[name_of(command.reading)]
+        reading.ready = not command.error
+        if command.error:
+            self.snapshots.pop(name_of(command.reading))
+        return 0
+
+    cdef int connection_ended(self, ServeNbd command) except -1:
+        cdef _Open opened = self.volumes.get(name_of(command.volume)) or self.snapshots.get(name_of(command.volume))
+        if opened is not None:
+            opened.connections.pop(command.ticket, None)
+        return 0
+
+
+cdef object answer(Command command):
+    reason = command.reason.decode(errors="replace")
+    if command.error and not reason:
+        reason = os.strerror(command.error)
+    return Answer(command.ticket, command.error, reason, command.value())
+
+
+cdef object event(const Notice* notice):
+    volume = notice.volume[:16]
+    if notice.event == EVENT_CHECKPOINT:
+        return Event("checkpoint", volume, {
+            "pointer": Pointer(notice.pointer.segment, notice.pointer.block, notice.pointer.crc), "sequence": notice.sequence,
+            "size_bytes": notice.size_bytes})
+    if notice.event == EVENT_CHECKSUM:
+        return Event("checksum", volume, {"offset_bytes": notice.block * BLOCK, "segment": notice.segment, "block": notice.segment_block})
+    if notice.event == EVENT_DEVICE:
+        return Event("device", volume, {"store": notice.store, "error": notice.error})
+    return Event(SPACE_EVENTS[notice.event], volume, {})
+
+
+cdef bytes name_of(Volume volume):
+    return volume.identity[:16]
 
 
 cdef void give_counters(_Open opened):
@@ -910,30 +776,6 @@ cdef object unsettled_before(Volume it):
     return None if mark is NULL else mark.entry.before[:16]
 
 
-cdef dict made(const Making* it):
-    return {"volume": (<Volume>it.volume).identity[:16], "id": it.snapshot_request.entry.id[:16], "sequence": it.snapshot_request.entry.sequence,
-            "time_ns": it.snapshot_request.entry.time_ns}
-
-
-cdef list listed(const SnapshotEntry* entries, uint64_t count):
-    cdef uint64_t i
-    clones = [entries[i].parent[:16] for i in range(count) if entries[i].flags & SNAPSHOT_CLONE]
-    return [{
-        "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence, "time_ns": entries[i].time_ns,
-        "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
-        "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
-        "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
-        "mapped_blocks": entries[i].mapped, "inherited_blocks": entries[i].inherited, "new_blocks": entries[i].own,
-        "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
-    } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
-
-
-cdef dict compared(const Comparing* it):
-    cdef uint32_t i
-    return {"ranges": [(it.ranges[i].block * BLOCK, it.ranges[i].count * BLOCK, bool(it.ranges[i].mapped)) for i in range(it.count)],
-            "next": it.next * BLOCK if it.next < it.blocks else 0, "nodes": it.nodes}
-
-
 def histogram_bounds():
     """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
     cdef object one = 1     # Python's, which does not overflow
@@ -942,7 +784,3 @@ def histogram_bounds():
 
 cdef object to_pointer(PointerStruct pointer):
     return Pointer(pointer.segment, pointer.block, pointer.crc) if pointer.flags & POINTER_PRESENT else None
-
-
-cdef list repaired(Store store):
-    return [store.repairs.lines[i].decode(errors="replace") for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))]

@@ -1,0 +1,88 @@
+# What Python asks of a volume's data connections: to serve one. The command is answered when the connection has ended, or at once when it is refused.
+
+from libc.errno cimport EBUSY, ENOENT
+from libc.stdint cimport int64_t
+
+from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.task cimport wait_in, wake_all
+from iomesh.engine.exports.nbd.connection cimport NbdConnection
+from iomesh.engine.history.difference cimport hold_older, release_older
+from iomesh.engine.volume.volume cimport Volume
+
+from iomesh.engine.exports.nbd.connection import ENDS
+
+cdef extern from "<unistd.h>" nogil:
+    int close_descriptor "close" (int fd)
+
+
+cdef class ServeNbd(VolumeCommand):
+    def __cinit__(self, Volume volume, NbdConnection connection, int fd):
+        self.connection = connection
+        self.fd = fd
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef int number = add_connection(self.volume, self.connection, self.fd)
+        if number < 0:
+            close_descriptor(self.fd)
+            return number
+        self.connection.connection = number
+        self.connection.ended.owner = <void*>self
+        self.connection.ended.done = connection_ended
+        link_connection(self.volume, self.connection)
+        self.connection.start()
+        return 0
+
+    cdef void end(self, int64_t result) noexcept nogil:
+        if result < 0:
+            self.error = <int>-result
+            self.tell()                                  # else connection_over() does
+
+    cdef void connection_over(self) noexcept nogil:
+        unlink_connection(self.volume, self.connection)
+        if self.connection.compared is not NULL:
+            release_older(<Volume>self.connection.compared, self.connection.since, self.connection.older)
+        self.tell()
+
+    cdef object value(self):
+        return {"requests": self.connection.requests, "end": ENDS[self.connection.end]}
+
+
+cdef void connection_ended(Operation* operation) noexcept nogil:
+    (<ServeNbd>operation.owner).connection_over()
+
+
+cdef int add_connection(Volume volume, NbdConnection connection, int fd) noexcept nogil:
+    """The Io's number of it, or a negative errno."""
+    cdef int number
+    if volume.closing or volume.restoring or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL):
+        return -EBUSY
+    if connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
+        return -ENOENT
+    number = volume.io.add_connection(fd)
+    if number < 0 and connection.compared is not NULL:
+        release_older(<Volume>connection.compared, connection.since, connection.older)
+    return number
+
+
+cdef void link_connection(Volume volume, NbdConnection connection) noexcept nogil:
+    connection.next_connection = volume.connection_list
+    volume.connection_list = <void*>connection
+    volume.connections += 1
+
+
+cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept nogil:
+    cdef void** place = &volume.connection_list
+    while place[0] is not <void*>connection:
+        place = &(<NbdConnection>place[0]).next_connection
+    place[0] = connection.next_connection
+    volume.connections -= 1
+    wake_all(&volume.connections_changed, 0)
+
+
+cdef void end_connections(Volume volume) noexcept nogil:
+    cdef void* connection = volume.connection_list
+    while connection is not NULL:
+        (<NbdConnection>connection).stop()
+        connection = (<NbdConnection>connection).next_connection
+    while volume.connections:
+        wait_in(&volume.connections_changed)

@@ -1,0 +1,49 @@
+# What Python asks of stores. See commands/stores.pyx.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.commands.command cimport Command
+from iomesh.engine.format.layout cimport Superblock
+from iomesh.engine.store.scrub cimport Scrubbed, Scrubber, Sealed
+from iomesh.engine.store.store cimport Store
+from iomesh.engine.store.token_bucket cimport TokenBucket
+
+cdef class FormatStore(Command):     # FormatStore(reactor, fd)
+    cdef int fd
+    cdef int device                  # the Io's number of it meanwhile
+    cdef Superblock superblock
+
+cdef class StoreCommand(Command):    # of a device that every reactor's Io is to know: StoreCommand(store, ...)
+    cdef Store store
+    cdef void** reactors             # all of the node's
+    cdef int reactor_count
+
+    cdef int tell_reactors(self, int fd) noexcept nogil
+
+cdef class OpenStore(StoreCommand):  # OpenStore(store, fd)
+    cdef int fd
+    cdef uint8_t cluster[16]
+    cdef bint any_cluster            # ... is not asked for
+
+cdef class CloseStore(StoreCommand):     # CloseStore(store, scrubber)
+    cdef Scrubber scrubber
+
+cdef class ListSealed(Command):      # ListSealed(scrubber)
+    cdef Scrubber scrubber
+    cdef Sealed* rows
+    cdef uint32_t count
+
+cdef class ScrubSegment(Command):    # ScrubSegment(scrubber, bucket)
+    cdef Scrubber scrubber
+    cdef TokenBucket bucket
+    cdef uint64_t bytes_per_second
+    cdef uint32_t share
+    cdef uint8_t volume[16]
+    cdef uint32_t segment
+    cdef Scrubbed found
+
+cdef class EraseVolume(Command):     # EraseVolume(reactor, stores, volume)
+    cdef list kept                   # the stores
+    cdef void** stores
+    cdef int store_count
+    cdef uint8_t volume[16]
+    cdef uint64_t segments           # that were erased

@@ -1,0 +1,65 @@
+# What Python asks of volumes. See commands/volumes.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.commands.command cimport VolumeCommand
+from iomesh.engine.map.map cimport Map
+from iomesh.engine.store.token_bucket cimport TokenBucket
+from iomesh.engine.volume.checkpoint cimport Outcome
+from iomesh.engine.volume.cleaning cimport Cleaned, Cleaner, Row
+from iomesh.engine.volume.recovery cimport Recovery
+from iomesh.engine.volume.space cimport Space
+from iomesh.engine.volume.volume cimport Volume
+
+cdef class OpenVolume(VolumeCommand):        # OpenVolume(volume, recovery)
+    cdef Recovery recovery
+    cdef Volume parent               # of a clone: the volume ...
+    cdef uint8_t snapshot[16]        # ... and its snapshot that it stands on
+    cdef int64_t took_ns
+    cdef uint64_t sequence           # of the log's end
+
+    cdef int branch(self) noexcept nogil
+
+cdef class CloseVolume(VolumeCommand):       # CloseVolume(volume, checkpoint)
+    cdef bint checkpoint             # is to be written first
+
+cdef class CheckpointVolume(VolumeCommand):
+    pass
+
+cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome): what the metadata service has answered
+    cdef uint64_t sequence
+    cdef Outcome outcome
+
+cdef class GrowVolume(VolumeCommand):        # GrowVolume(volume, size_bytes)
+    cdef uint64_t size_bytes
+
+cdef class MeasureSpace(VolumeCommand):
+    cdef Space space
+
+cdef class ExpectSpace(VolumeCommand):       # ExpectSpace(volume, milliseconds)
+    cdef int64_t milliseconds
+
+cdef class ListSegments(VolumeCommand):      # ListSegments(volume, cleaner)
+    cdef Cleaner cleaner
+    cdef Row* rows
+    cdef uint32_t count
+
+cdef class CleanVolume(VolumeCommand):       # CleanVolume(volume, cleaner, bucket, segments)
+    cdef Cleaner cleaner
+    cdef TokenBucket bucket
+    cdef uint64_t bytes_per_second
+    cdef uint32_t share
+    cdef const uint32_t[::1] segments
+    cdef const uint32_t* first       # of them
+    cdef uint32_t count
+    cdef Cleaned cleaned
+
+cdef class CopyInherited(VolumeCommand):     # CopyInherited(volume, bucket)
+    cdef TokenBucket bucket
+    cdef uint64_t bytes_per_second
+    cdef uint32_t share
+
+cdef class CheckDetached(VolumeCommand):     # CheckDetached(volume, tree)
+    cdef Map tree
+
+cdef class CutOff(VolumeCommand):
+    pass

@@ -1,0 +1,200 @@
+# What Python asks of volumes: to open, close, grow, clean and flatten them, and to say what space they take.
+
+from libc.errno cimport EBUSY, ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+import numpy as np
+
+from iomesh.engine.commands.connections cimport end_connections
+from iomesh.engine.format.layout cimport BLOCK_BYTES
+from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_off
+from iomesh.engine.history.snapshots cimport branch_off, let_parent_go, walk_dying
+from iomesh.engine.map.map cimport Map
+from iomesh.engine.base.task cimport wait_in
+from iomesh.engine.store.token_bucket cimport TokenBucket
+from iomesh.engine.volume.checkpoint cimport Outcome
+from iomesh.engine.volume.cleaning cimport Cleaner, Row
+from iomesh.engine.volume.recovery cimport Recovery
+from iomesh.engine.volume.space cimport measure
+from iomesh.engine.volume.volume cimport Volume
+
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])       # volume/cleaning.pxd's Row
+
+
+cdef class OpenVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, Recovery recovery):
+        self.recovery = recovery
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef int64_t began_ns = monotonic_ns()
+        cdef int result
+        self.volume.checkpoints.attach()
+        result = self.branch()
+        if result == 0:
+            result = self.recovery.run()
+            if result < 0:
+                self.fail(self.recovery.reason)
+        self.took_ns = monotonic_ns() - began_ns
+        if result < 0:
+            close_volume(self.volume)
+            return result
+        self.sequence = self.volume.log.sequence
+        walk_dying(<void*>self.volume)
+        return 0
+
+    cdef int branch(self) noexcept nogil:
+        cdef int result = 0
+        if self.parent is not None:
+            result = branch_off(self.volume, self.parent, self.snapshot)
+        if result < 0:
+            self.fail(b"the snapshot that it is a clone of is not there, or its volume is being closed")
+        return result
+
+    cdef object value(self):
+        if self.error:
+            return None
+        return {"replayed_records": self.recovery.replayed_records, "replayed_bytes": self.recovery.replayed_bytes, "seconds": self.took_ns / 1e9,
+                "sequence": self.sequence, "reactor": self.reactor.number}
+
+
+cdef class CloseVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, bint checkpoint):
+        self.checkpoint = checkpoint
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef int result = 0
+        end_connections(self.volume)
+        while self.volume.readings:                      # they are being closed, too
+            wait_in(&self.volume.connections_changed)
+        if self.checkpoint and not self.volume.log.error:
+            result = self.volume.checkpoints.run()
+        close_volume(self.volume)
+        return result
+
+
+cdef void close_volume(Volume volume) noexcept nogil:
+    volume.close()
+    if volume.parent is not NULL:
+        let_parent_go(volume)
+
+
+cdef class CheckpointVolume(VolumeCommand):
+    cdef int64_t run(self) noexcept nogil:
+        return self.volume.checkpoints.run()
+
+
+cdef class MovePointer(VolumeCommand):
+    def __cinit__(self, Volume volume, uint64_t sequence, int outcome):
+        self.sequence = sequence
+        self.outcome = <Outcome>outcome
+        self.silent = True
+
+    cdef int64_t run(self) noexcept nogil:
+        self.volume.checkpoints.moved(self.sequence, self.outcome)
+        return 0
+
+
+cdef class GrowVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, uint64_t size_bytes):
+        self.size_bytes = size_bytes
+
+    cdef int64_t run(self) noexcept nogil:
+        self.volume.blocks = self.size_bytes // BLOCK_BYTES
+        self.volume.checkpoints.writer.size_bytes = self.size_bytes
+        return 0
+
+
+# ---------------------------------------------------------------------- space and cleaning
+
+cdef class MeasureSpace(VolumeCommand):
+    cdef int64_t run(self) noexcept nogil:
+        measure(self.volume, &self.space)
+        return 0
+
+    cdef object value(self):
+        return {f"{name}_bytes": blocks * BLOCK_BYTES for name, blocks in self.space.items()}
+
+
+cdef class ExpectSpace(VolumeCommand):
+    def __cinit__(self, Volume volume, int64_t milliseconds):
+        self.milliseconds = milliseconds
+
+    cdef int64_t run(self) noexcept nogil:
+        self.volume.log.open_segments.expect_space(self.milliseconds * 1000000)
+        return 0
+
+
+cdef class ListSegments(VolumeCommand):
+    def __cinit__(self, Volume volume, Cleaner cleaner):
+        self.cleaner = cleaner
+
+    def __dealloc__(self):
+        release(self.rows)
+
+    cdef int64_t run(self) noexcept nogil:
+        self.count = self.cleaner.list(NULL, 0)
+        self.rows = <Row*>calloc(self.count + 1, sizeof(Row))
+        if self.rows is NULL:
+            return -ENOMEM
+        self.count = self.cleaner.list(self.rows, self.count)
+        return 0
+
+    cdef object value(self):
+        return None if self.error else np.frombuffer((<char*>self.rows)[:self.count * sizeof(Row)], SEGMENT_ROW)
+
+
+cdef class CleanVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, Cleaner cleaner, TokenBucket bucket, segments):
+        self.cleaner = cleaner
+        self.bucket = bucket
+        self.segments = np.array(segments, np.uint32)    # a copy: the caller's may change
+        self.count = <uint32_t>self.segments.shape[0]
+        if self.count:
+            self.first = &self.segments[0]
+
+    cdef int64_t run(self) noexcept nogil:
+        if self.volume.cleaning == 0:
+            self.bucket.start(self.volume.io.now_ns(), self.bytes_per_second, self.share)
+        elif self.bytes_per_second == 0:
+            self.bucket.hurried = True                   # whoever is in haste does not wait for who is not
+        return self.cleaner.clean(self.first, self.count, &self.bucket.throttle, &self.cleaned)
+
+    cdef object value(self):
+        return {"compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated, "skipped": self.cleaned.skipped,
+                "failed": self.cleaned.failed, "postponed": self.cleaned.postponed, "freed_bytes": self.cleaned.freed_blocks * BLOCK_BYTES,
+                "error": -self.cleaned.error}
+
+
+# ---------------------------------------------------------------------- clones
+
+cdef class CopyInherited(VolumeCommand):
+    def __cinit__(self, Volume volume, TokenBucket bucket):
+        self.bucket = bucket
+
+    cdef int64_t run(self) noexcept nogil:
+        if self.volume.copying:
+            return -EBUSY                                # its bucket is in use
+        self.bucket.start(self.volume.io.now_ns(), self.bytes_per_second, self.share)
+        return copy_inherited(self.volume, &self.bucket.throttle)
+
+
+cdef class CheckDetached(VolumeCommand):
+    def __cinit__(self, Volume volume, Map tree):
+        self.tree = tree
+
+    cdef int64_t run(self) noexcept nogil:
+        return check_detached(self.volume, self.tree)
+
+
+cdef class CutOff(VolumeCommand):
+    cdef int64_t run(self) noexcept nogil:
+        cut_off(self.volume)
+        return 0
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
