@@ -199,10 +199,14 @@ class Engine:
         made; as long as volume_state tells "unsettled", the id of `before`, whoever opens the volume takes it back there."""
     def roll_forward(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:
         """A volume that stands on a mark of its own, or of the volume that it is a clone of, does what the log says behind that, up to a
-        moment (Unix time); nobody else writes to it. Answers {"records" (that were followed), "bytes" (that were written)}. ENOENT: the
+        log time; nobody else writes to it. Answers {"records" (that were followed), "bytes" (that were written)}. ENOENT: the
         mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""
+    def log_clock(self, volume: bytes) -> int:
+        """Answers {"time_ns": log time now, "clock_ns": what the wall clock shows more, "until_ns", "since_ns": of the steps since the
+        newest restore point, as in a SnapshotEntry, "recorded_ns": log time of the newest record}."""
     def list_snapshots(self, volume: bytes) -> int:
-        """Answers [{"id", "name", "sequence", "time_ns", "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
+        """Answers [{"id", "name", "sequence", "time_ns" (Unix time by the wall clock), "log_ns" (log time), "clock_ns",
+        "until_ns", "since_ns" (docs/formats.md), "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
         many), "mapped_blocks", "inherited_blocks", "new_blocks" (its parent does not hold), "unsettled"}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
         """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),

@@ -25,7 +25,7 @@ from iomesh.engine.commands.snapshots cimport (
 from iomesh.engine.commands.stores cimport CloseStore, EraseVolume, FormatStore, ListSealed, OpenStore, ScrubSegment, StoreCommand
 from iomesh.engine.commands.volumes cimport (
     CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume, ListSegments, MeasureSpace,
-    MovePointer, OpenVolume)
+    MovePointer, OpenVolume, ReadLogClock)
 from iomesh.engine.volume.checkpoint cimport POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.history.snapshots cimport walk_dying
@@ -527,6 +527,9 @@ cdef class Engine:
         if followed is not opened and followed is not opened.stands_on:
             raise ValueError("a volume follows its own log, or that of the volume that it is a clone of")
         return self.ask(RollVolumeForward(opened.volume, mark, RollForward(opened.volume, followed.volume), until_ns))
+
+    def log_clock(self, bytes volume):
+        return self.ask_volume(ReadLogClock, volume)
 
     def list_snapshots(self, bytes volume):
         return self.ask_volume(ListSnapshots, volume)

@@ -43,7 +43,8 @@ cdef class Io:
     cdef bint cancel(self, Operation* operation) noexcept nogil   # a timer; True: it will not be called
     cdef int64_t now_ns(self) noexcept nogil                     # monotonic, as of the last poll
     cdef int64_t waited_ns(self) noexcept nogil                  # spent waiting in poll, ever
-    cdef int64_t unix_ns(self) noexcept nogil
+    cdef int64_t monotonic_ns(self) noexcept nogil               # now
+    cdef int64_t unix_ns(self) noexcept nogil                    # now, by the wall clock, which may be stepped
     cdef uint64_t random(self) noexcept nogil
     # turning the world
     # submit what was asked, wait up to so long for something (0: not), call what is done; returns how many

@@ -40,6 +40,9 @@ cdef class Io:
     cdef int64_t waited_ns(self) noexcept nogil:
         return 0
 
+    cdef int64_t monotonic_ns(self) noexcept nogil:
+        invariant(False, b"an Io implements monotonic_ns")
+
     cdef int64_t unix_ns(self) noexcept nogil:
         invariant(False, b"an Io implements unix_ns")
 

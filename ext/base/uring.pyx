@@ -283,6 +283,9 @@ cdef class Uring(Io):
     cdef int64_t waited_ns(self) noexcept nogil:
         return self.waited
 
+    cdef int64_t monotonic_ns(self) noexcept nogil:
+        return monotonic_ns()
+
     cdef int64_t unix_ns(self) noexcept nogil:
         cdef timespec time
         clock_gettime(CLOCK_REALTIME, &time)

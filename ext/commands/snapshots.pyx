@@ -42,7 +42,7 @@ cdef class CreateSnapshots(Command):
 
 cdef dict made(const Making* it):
     return {"volume": (<Volume>it.volume).identity[:16], "id": it.snapshot_request.entry.id[:16], "sequence": it.snapshot_request.entry.sequence,
-            "time_ns": it.snapshot_request.entry.time_ns}
+            "time_ns": <int64_t>it.snapshot_request.entry.time_ns + it.snapshot_request.entry.clock_ns}
 
 
 cdef class ListSnapshots(VolumeCommand):
@@ -67,7 +67,9 @@ cdef list listed(const SnapshotEntry* entries, uint32_t count):
     cdef uint32_t i
     clones = [entries[i].parent[:16] for i in range(count) if entries[i].flags & SNAPSHOT_CLONE]
     return [{
-        "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence, "time_ns": entries[i].time_ns,
+        "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence,
+        "time_ns": <int64_t>entries[i].time_ns + entries[i].clock_ns, "log_ns": entries[i].time_ns, "clock_ns": entries[i].clock_ns,
+        "until_ns": entries[i].until_ns, "since_ns": entries[i].since_ns,
         "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
         "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
         "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),

@@ -1,6 +1,7 @@
 # What Python asks of volumes. See commands/volumes.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from iomesh.engine.base.log_clock cimport LogClock
 from iomesh.engine.commands.command cimport VolumeCommand
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.store.token_bucket cimport TokenBucket
@@ -34,6 +35,10 @@ cdef class GrowVolume(VolumeCommand):        # GrowVolume(volume, size_bytes)
 
 cdef class MeasureSpace(VolumeCommand):
     cdef Space space
+
+cdef class ReadLogClock(VolumeCommand):
+    cdef LogClock clock
+    cdef uint64_t recorded_ns
 
 cdef class ExpectSpace(VolumeCommand):       # ExpectSpace(volume, milliseconds)
     cdef int64_t milliseconds

@@ -7,6 +7,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import numpy as np
 
+from iomesh.engine.base.log_clock cimport next_log_time
 from iomesh.engine.commands.connections cimport end_connections
 from iomesh.engine.format.layout cimport BLOCK_BYTES
 from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_off
@@ -115,6 +116,18 @@ cdef class MeasureSpace(VolumeCommand):
 
     cdef object value(self):
         return {f"{name}_bytes": blocks * BLOCK_BYTES for name, blocks in self.space.items()}
+
+
+cdef class ReadLogClock(VolumeCommand):
+    cdef int64_t run(self) noexcept nogil:
+        next_log_time(&self.volume.log.clock, self.volume.log.io)
+        self.clock = self.volume.log.clock
+        self.recorded_ns = self.volume.log.recorded_ns
+        return 0
+
+    cdef object value(self):
+        return {"time_ns": self.clock.newest_ns, "clock_ns": self.clock.offset_ns, "until_ns": self.clock.until_ns, "since_ns": self.clock.since_ns,
+                "recorded_ns": self.recorded_ns}
 
 
 cdef class ExpectSpace(VolumeCommand):

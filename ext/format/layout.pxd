@@ -5,7 +5,7 @@
 # the rest raises `version`, or sets a bit of a `flags` or `features` field: readers refuse bits that they do not know. Reading validates
 # before it trusts: the *_valid functions say whether one may look further.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     BLOCK_BYTES = 4096
@@ -200,8 +200,9 @@ cdef packed struct RecordHeader:     # 4096 bytes
     uint16_t stream
     uint16_t flags                   # none is known
     uint32_t reserved_word
-    uint64_t time_ns                 # Unix time
-    uint8_t reserved[40]
+    uint64_t time_ns                 # log time: later than that of every earlier record
+    int64_t clock_ns                 # the wall clock showed so much more, by what was known
+    uint8_t reserved[32]
     Entry entries[248]
 
 cdef enum:
@@ -294,7 +295,7 @@ cdef packed struct SnapshotEntry:    # 256 bytes
     uint8_t id[16]
     uint8_t parent[16]               # the snapshot that its map grew from; zero: none
     uint64_t sequence                # the map is as it was after this record
-    uint64_t time_ns                 # Unix time
+    uint64_t time_ns                 # log time: later than that of every record up to `sequence`, and than of no other
     uint64_t size_bytes              # of the volume then
     Pointer root                     # of its map
     uint64_t data_cut                # address of the log's end at `sequence`: every data block of it lies below
@@ -308,7 +309,9 @@ cdef packed struct SnapshotEntry:    # 256 bytes
     uint64_t own                     # of them, those that the map of `parent` does not hold, nor the clone's parent
     uint8_t heir[16]                 # while it is FOLLOWED: the snapshot that goes on from it; zero: the head does
     uint8_t before[16]               # of one that is UNSETTLED: the snapshot of what the volume was until then; else zero
-    uint8_t reserved[24]
+    int64_t clock_ns                 # time_ns + clock_ns is Unix time by the wall clock
+    uint64_t until_ns                # of a MARK: `clock_ns` of the mark before it was right until this log time ...
+    uint64_t since_ns                # ... and its own since this one; 0: there was no step in between
 
 cdef enum:
     TABLE_ENTRIES = 64               # of one table block

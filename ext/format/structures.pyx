@@ -18,6 +18,7 @@ cdef enum:
     INDEX_BLOCKS_MAX = 192
 
 cdef frozenset HIDDEN = frozenset(["magic", "padding", "words", "before"])
+cdef frozenset SIGNED = frozenset(["clock_ns"])
 
 
 def crc32c(data: bytes) -> int:
@@ -199,7 +200,7 @@ cdef dict shown(str structure, bytes data, Fault fault):
 
 cdef dict fields_of(str structure, bytes data):
     """What is no longer than a number is one; all else are bytes."""
-    return {name: int.from_bytes(data[offset:offset + size], "little") if size <= 8 else data[offset:offset + size]
+    return {name: int.from_bytes(data[offset:offset + size], "little", signed=name in SIGNED) if size <= 8 else data[offset:offset + size]
             for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and "reserved" not in name}
 
 
@@ -366,6 +367,7 @@ cdef list record_fields():
         ("flags", place(&it.flags), sizeof(it.flags)),
         ("reserved_word", place(&it.reserved_word), sizeof(it.reserved_word)),
         ("time_ns", place(&it.time_ns), sizeof(it.time_ns)),
+        ("clock_ns", place(&it.clock_ns), sizeof(it.clock_ns)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("entries", place(&it.entries), sizeof(it.entries)),
     ]
@@ -471,7 +473,9 @@ cdef list snapshot_fields():
         ("own", place(&it.own), sizeof(it.own)),
         ("heir", place(&it.heir), sizeof(it.heir)),
         ("before", place(&it.before), sizeof(it.before)),
-        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+        ("clock_ns", place(&it.clock_ns), sizeof(it.clock_ns)),
+        ("until_ns", place(&it.until_ns), sizeof(it.until_ns)),
+        ("since_ns", place(&it.since_ns), sizeof(it.since_ns)),
     ]
 
 

@@ -15,7 +15,8 @@ cdef class RollForward:
     cdef AwaitedRequest written      # all that is
     cdef bint under_way              # some of it may be
     cdef uint64_t next_sequence      # the record that comes next
-    cdef uint64_t until_ns           # Unix time
+    cdef uint64_t until_ns           # log time
+    cdef uint64_t newest_ns          # of the record that was followed last
     cdef bint arrived                # what follows is younger
     cdef uint64_t records            # that were followed
     cdef uint64_t blocks             # that were written

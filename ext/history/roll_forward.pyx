@@ -48,6 +48,7 @@ cdef class RollForward:
         if not hold_snapshot(self.source, mark):
             return self.fail(ENOENT, b"the moment before it that is marked is not in the restore window any more", 0, 0)
         self.next_sequence = self.source.snapshots.find(mark).entry.sequence + 1
+        self.newest_ns = self.source.snapshots.find(mark).entry.time_ns
         self.until_ns = until_ns
         self.written.request.finished = end_awaited
         self.written.request.stable = True
@@ -88,6 +89,9 @@ cdef class RollForward:
             if header is NULL or header.sequence > self.next_sequence:
                 return 0                                 # where the log went on in another segment; follow() sees whether it did
             if header.sequence == self.next_sequence:
+                if header.time_ns < self.newest_ns:
+                    return self.fail(EUCLEAN, b"record %lu of the log has an earlier time than the one before it", header.sequence, 0)
+                self.newest_ns = header.time_ns
                 self.arrived = header.time_ns > self.until_ns
                 if not self.arrived or planted(b"moment_overshot"):
                     result = self.repeat(header)

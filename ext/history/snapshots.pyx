@@ -54,7 +54,8 @@ cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcep
     for i in range(count):
         if makings[i].claimed:
             makings[i].result = result
-            makings[i].snapshot_request.entry.time_ns = time_ns
+            if not makings[i].snapshot_request.entry.flags & SNAPSHOT_MARK:  # which has the time of its own log
+                makings[i].snapshot_request.entry.time_ns = time_ns
             waited(&makings[i].ended)
             start(make_body, &makings[i], &makings[i].ended)       # all at once: nobody's checkpoint waits for another's
     for i in range(count):
@@ -118,8 +119,6 @@ cdef int64_t make_step(void* argument) noexcept nogil:
 cdef int make(Volume volume, Making* making) noexcept nogil:
     """It is claimed. With an error, only let go again."""
     cdef int result = making.result
-    if making.snapshot_request.entry.flags & SNAPSHOT_MARK:  # it is among the log's records, whose time does not run back
-        making.snapshot_request.entry.time_ns = max(making.snapshot_request.entry.time_ns, volume.log.newest_ns)
     if result == 0:
         result = volume.checkpoints.go()
         while volume.checkpoints.running and not making.snapshot_request.made:  # who waited for it has begun another one

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.log.flusher cimport Flusher
 from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.log_clock cimport LogClock
 from iomesh.engine.format.layout cimport Entry, Footer, Pointer, RECORD_ENTRIES_MAX, RecordHeader
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.pool cimport Pool
@@ -80,7 +81,8 @@ cdef class Log:
     cdef bint idle_timer_set
     cdef bint idle_flushing          # `idle_flush` is waited for: a slow device may take longer than the timer
     cdef int64_t closed_ns           # when the newest record was closed
-    cdef uint64_t newest_ns          # Unix time in its header, or of the youngest snapshot: no later one is older
+    cdef LogClock clock
+    cdef uint64_t recorded_ns        # log time of the newest record that was closed
     cdef uint64_t marked             # `stable` in the newest header
     # who applies what commits
     cdef void* owner

@@ -32,6 +32,7 @@ from iomesh.engine.base.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES, 
 from iomesh.engine.log.flusher cimport Flusher
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.log_clock cimport next_log_time
 from iomesh.engine.format.footer cimport list_record
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, FORMAT_VERSION, KIND_DATA, KIND_MAP, KIND_ZERO, RECORD_MAGIC, Entry, RecordHeader, block_crc)
@@ -235,7 +236,8 @@ cdef class Log:
         header.stable = self.marked = self.committed if planted(b"stable_is_committed") else self.flusher.stable
         header.entry_count = record.entries
         header.payload_blocks = record.payload
-        header.time_ns = self.newest_ns = max(self.newest_ns, <uint64_t>self.io.unix_ns())    # whoever sets a clock back does not turn history round
+        header.time_ns = self.recorded_ns = next_log_time(&self.clock, self.io)
+        header.clock_ns = self.clock.offset_ns
         self.closed_ns = self.io.now_ns()
         record.next = NULL
         if self.newest is NULL:

@@ -1,6 +1,7 @@
 # The snapshots of one volume: its snapshot table in memory. See map/snapshot_table.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.base.log_clock cimport LogClock
 from iomesh.engine.format.layout cimport Pointer, SnapshotEntry
 from iomesh.engine.map.segment_table cimport SegmentTable
 
@@ -58,7 +59,8 @@ cdef class SnapshotTable:
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil
     cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil         # of the table as it is now
     # A checkpoint's: begun when everything is committed, ...
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil
+    cdef int freeze(self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil
+    cdef uint64_t marked_ns(self) noexcept nogil                               # the log time of the mark that it makes; 0: it makes none
     cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil    # ... told what its map has become, ...
     cdef uint64_t data_pin(self) noexcept nogil                                # (the cuts of what will be the head's parent)
     cdef uint64_t node_pin(self) noexcept nogil

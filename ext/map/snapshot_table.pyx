@@ -28,7 +28,7 @@
 # Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "SnapshotTable".
 
 from libc.errno cimport EEXIST, ENOMEM, ENOSPC
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release, realloc
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
@@ -206,7 +206,7 @@ cdef class SnapshotTable:
 
     # ------------------------------------------------------------------ a checkpoint's copy
 
-    cdef int freeze(self, uint64_t sequence, uint64_t time_ns, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil:
+    cdef int freeze(self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil:
         cdef SnapshotRequest* snapshot_request = self.snapshot_requests
         cdef SnapshotEntry* entry
         cdef uint32_t i, wished = 0
@@ -232,8 +232,11 @@ cdef class SnapshotTable:
             memcpy(entry.parent, self.frozen_parent, 16)
             memcpy(self.frozen_parent, entry.id, 16)
             entry.sequence = sequence
-            if entry.time_ns == 0:
-                entry.time_ns = time_ns
+            # One that was asked for at a Unix time, with others, has that one.
+            entry.clock_ns = clock.offset_ns if entry.time_ns == 0 else <int64_t>entry.time_ns - <int64_t>clock.newest_ns
+            entry.time_ns = clock.newest_ns
+            if entry.flags & SNAPSHOT_MARK:
+                entry.until_ns, entry.since_ns = clock.until_ns, clock.since_ns
             entry.size_bytes = size_bytes
             entry.data_cut = data_cut
             entry.mapped, entry.inherited, entry.own = self.frozen_mapped, self.frozen_inherited, self.frozen_exclusive
@@ -245,6 +248,13 @@ cdef class SnapshotTable:
             if self.frozen[i].flags & SNAPSHOT_FOLLOWED and is_zero_id(self.frozen[i].heir):
                 memcpy(self.frozen[i].heir, self.frozen[self.count].id, 16)
         choose_dying(self)
+        return 0
+
+    cdef uint64_t marked_ns(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.frozen_count - self.frozen_made, self.frozen_count):
+            if self.frozen[i].flags & SNAPSHOT_MARK:
+                return self.frozen[i].time_ns
         return 0
 
     cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil:

@@ -26,6 +26,7 @@ from iomesh.engine.simulation.simulated_volume cimport IS_TO_LEAVE, LEAVES, SHOT
 cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
     cdef SimulatedSnapshot* shot = parent.any_shot(SHOT_MADE)
     cdef PointInTime* moment = any_moment(parent) if parent.marks() and parent.run.draw(2) else NULL
+    cdef int64_t at_ns
     cdef uint32_t i = 0
     if moment is not NULL:
         shot = mark_before(parent, moment.at_ns)
@@ -38,7 +39,9 @@ cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
     parent.run.count(CLONE)
     if moment is not NULL:                               # it may have grown between mark and moment
         plan(<SimulatedVolume>parent.run.volume_pointers[i], parent, shot.id, parent.record.size_blocks, moment.kept)
-        (<SimulatedVolume>parent.run.volume_pointers[i]).will_be_of(moment.at_ns)
+        # What is written after a crash has a later time than the newest record, not than any.
+        at_ns = max(<int64_t>parent.volume.snapshots.find(shot.id).entry.time_ns, min(moment.at_ns, <int64_t>parent.log.recorded_ns))
+        (<SimulatedVolume>parent.run.volume_pointers[i]).will_be_of(at_ns)
     else:
         plan(<SimulatedVolume>parent.run.volume_pointers[i], parent, shot.id, shot.size_blocks, shot.kept)
     parent.run.note(b"volume %lld is to be a clone of volume %lld, snapshot %lld", i, parent.number, shot.number)

@@ -8,6 +8,7 @@ from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.log_clock cimport next_log_time
 from iomesh.engine.history.snapshots cimport delete_snapshot, make_snapshots, unmark_snapshot
 from iomesh.engine.format.layout cimport BLOCK_BYTES, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED
 from iomesh.engine.simulation.run cimport MARK, MOMENT, REWIND
@@ -159,14 +160,13 @@ cdef void begin_point_in_time(SimulatedVolume simulated) noexcept nogil:
 
 cdef void keep_point_in_time(SimulatedVolume simulated) noexcept nogil:
     """What is acknowledged has older records, what comes now has younger ones."""
-    cdef int64_t now_ns = simulated.run.io.unix_ns()
     cdef PointInTime* moment = &simulated.moments[simulated.run.draw(MOMENTS)]
     simulated.pausing = False
-    if <int64_t>simulated.log.newest_ns >= now_ns or simulated.log.error:  # the clock was set back: what comes now would be no younger
+    if simulated.log.error:
         return
     forget_moment(simulated, moment)
     moment.used = True
-    moment.at_ns = now_ns - 1
+    moment.at_ns = <int64_t>next_log_time(&simulated.log.clock, simulated.log.io)
     moment.begun = simulated.oracle.flush_begins()
     moment.kept = simulated.oracle.keep(moment.begun)
     simulated.run.note(b"volume %lld: moment %lld is kept in mind", simulated.number, moment.at_ns, 0)
@@ -186,11 +186,11 @@ cdef void forget_unreachable(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void forget_ambiguous(SimulatedVolume simulated) noexcept nogil:
-    """The volume is open again, and nothing has been written. If nothing was behind a moment either, and the clock was set back meanwhile, then
-    what is written now is no younger than that."""
+    """The volume is open again, and nothing has been written. If nothing was behind a moment either, log time may go on before it, and then
+    what is written now is no later."""
     cdef int i
     for i in range(MOMENTS):
-        if simulated.moments[i].used and <int64_t>simulated.log.newest_ns <= simulated.moments[i].at_ns:
+        if simulated.moments[i].used and <int64_t>simulated.log.clock.opened_ns < simulated.moments[i].at_ns:
             forget_moment(simulated, &simulated.moments[i])
 
 

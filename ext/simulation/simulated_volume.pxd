@@ -48,7 +48,7 @@ cdef enum GoingState:                # of going back to a snapshot
 
 cdef struct PointInTime:                  # of the past
     bint used
-    int64_t at_ns                    # Unix time
+    int64_t at_ns                    # log time
     uint64_t begun                   # on the ledger's clock
     int kept                         # what the volume was then, by the oracle's number
 

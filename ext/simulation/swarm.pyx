@@ -17,7 +17,7 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.run import KIND_NAMES
 
 cdef enum Theme:                     # what a life is about, beside what all are
-    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES
+    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED
 
 cdef enum:
     THEMES_MAX = 16
@@ -103,6 +103,8 @@ cdef object draw_swarm(RunState run, operations):
     if has_theme(run.seed, UNANSWERED):
         run.outage = [16, 64, 160][run.draw(3)]
         run.outage_ns = [1000 * 1000, 100 * 1000 * 1000, 20 * 1000 * 1000 * 1000][run.draw(3)]
+    if has_theme(run.seed, STEPPED):
+        run.faults["clock_jump"] = [0.001, 0.01, 0.1][run.draw(3)]
     run.keeps_nothing_volatile = not volatile or not (run.power or failing_flushes)
     run.drawn = {
         "stores": run.store_count, "journal_bytes": run.journal_bytes, "volatile": bool(volatile), "regions": run.regions, "spread": spread,

@@ -547,6 +547,9 @@ cdef class WorldIo(Io):
     cdef int64_t waited_ns(self) noexcept nogil:
         return self.waited
 
+    cdef int64_t monotonic_ns(self) noexcept nogil:
+        return self.world.event_queue.now + self.world.faces[self.number].clock_ns
+
     cdef int64_t unix_ns(self) noexcept nogil:
         return self.world.unix_ns(self.number)
 

@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from iomesh.engine.base.counters cimport CHECKPOINTS, SEGMENTS_REMOVED
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.log_clock cimport next_log_time, restore_point_made
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
@@ -230,8 +231,8 @@ cdef class Checkpoints:
         self.gathering = False
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has happened since the last one
-        result = self.snapshots.freeze(at, max(<uint64_t>self.log.io.unix_ns(), self.log.newest_ns), self.writer.size_bytes,
-                                       self.log.open_segments.position(), self.segments)
+        next_log_time(&self.log.clock, self.log.io)
+        result = self.snapshots.freeze(at, &self.log.clock, self.writer.size_bytes, self.log.open_segments.position(), self.segments)
         if result < 0:
             return result
         self.map.freeze = at
@@ -296,6 +297,8 @@ cdef class Checkpoints:
             self.segments.reclaim_holds -= 1
         if dying:
             self.segments.reclaim_holds += 1             # until a checkpoint is without it: the walk needs the trees
+        if self.snapshots.marked_ns():
+            restore_point_made(&self.log.clock, self.snapshots.marked_ns())
         self.snapshots.moved()
         self.segments.kept_from = ~<uint64_t>0 if planted(b"window_cleaned") else self.snapshots.oldest_mark
         self.segments.settle(True)

@@ -1,6 +1,6 @@
 # Opening a volume's log after a stop or a crash. See volume/recovery.pyx.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
 from iomesh.engine.volume.log_scan cimport Found, Scan, LogScan
 
@@ -12,6 +12,10 @@ cdef class Recovery(LogScan):
     cdef uint64_t stable             # records up to this one were on stable media before
     cdef uint64_t replayed_records
     cdef uint64_t replayed_bytes
+    cdef uint64_t newest_ns          # log time: the newest of a record or a snapshot ...
+    cdef int64_t clock_ns            # ... and what the wall clock showed beside it
+    cdef uint64_t marked_ns          # likewise of the newest restore point; 0: there is none
+    cdef int64_t marked_clock_ns
 
     cdef int run(self) noexcept nogil              # in a task on the volume's reactor; 0, or a negative errno and `reason`
     cdef int read_checkpoint(self) noexcept nogil

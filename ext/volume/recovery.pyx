@@ -31,10 +31,12 @@ from libc.string cimport memcmp, memset
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.log_clock cimport begin_log_clock
 from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks, list_record
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_DATA, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED, SNAPSHOT_ENTRIES, TABLE_ENTRIES, VOLUME_BYTES_MAX,
-    Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc, checkpoint_fault, snapshot_fault, table_fault)
+    BLOCK_BYTES, KIND_DATA, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED, SNAPSHOT_ENTRIES, SNAPSHOT_HIDDEN,
+    SNAPSHOT_MARK, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
+    checkpoint_fault, snapshot_fault, table_fault)
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
@@ -217,7 +219,10 @@ cdef class Recovery(LogScan):
                     return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
                 if self.volume.snapshots.add(&table[n]) < 0:
                     return self.fail(ENOMEM, b"no memory for %lu snapshots", checkpoint.snapshot_entries, 0, 0)
-                self.volume.log.newest_ns = max(self.volume.log.newest_ns, table[n].time_ns)
+                self.newest_ns = max(self.newest_ns, table[n].time_ns)
+                if table[n].flags & SNAPSHOT_MARK and not table[n].flags & SNAPSHOT_HIDDEN and table[n].time_ns > self.marked_ns:
+                    self.marked_ns = table[n].time_ns
+                    self.marked_clock_ns = self.clock_ns = table[n].clock_ns
         words = self.volume.snapshots.adopt(checkpoint.head_parent, checkpoint.pin_data, checkpoint.pin_nodes)
         if result == 0 and words is not NULL:
             return self.fail(EUCLEAN, words, 0, 0, 0)
@@ -352,7 +357,7 @@ cdef class Recovery(LogScan):
     # ------------------------------------------------------------------ bringing the log up
 
     cdef int find_time(self) noexcept nogil:
-        """No record to come is older than the last one, wherever the clock has been set meanwhile."""
+        """Log time goes on behind the last record, wherever the wall clock has been set meanwhile."""
         cdef RecordHeader* header = <RecordHeader*>self.buffer
         cdef Scan* scan
         cdef Found* found
@@ -360,12 +365,16 @@ cdef class Recovery(LogScan):
         for i in range(self.scan_count):
             scan = &self.scans[i]
             found = &scan.records[scan.record_count - 1] if scan.record_count else NULL
-            if found is NULL or found.sequence != self.end or planted(b"time_runs_back"):
+            if found is NULL or found.sequence != self.end:
                 continue
             if self.read_blocks(scan.replica, found.block, 1, header) < 0:
                 return self.fail(EIO, b"record %lu, the last one of the log, cannot be read", self.end, 0, 0)
             if self.is_of(header, scan.replica, found.block, scan.replica.blocks):
-                self.volume.log.newest_ns = max(self.volume.log.newest_ns, header.time_ns)
+                self.newest_ns = max(self.newest_ns, header.time_ns)
+                self.clock_ns = header.clock_ns
+        self.volume.log.recorded_ns = self.newest_ns
+        begin_log_clock(&self.volume.log.clock, self.io, 0 if planted(b"time_runs_back") else self.newest_ns, self.clock_ns,
+                        self.marked_ns, self.marked_clock_ns)
         return 0
 
     cdef int adopt(self) noexcept nogil:

@@ -46,7 +46,7 @@ def exact_span(seconds: int) -> str:
 
 
 class Moment(NamedTuple):
-    """A point in time as a client asks for it: a Unix time, or how long ago, which the node resolves with its own clock."""
+    """A point in time as a client asks for it: a Unix time, or how long ago, which the node resolves by log time."""
 
     at_ns: int = 0
     ago_ns: int | None = None

@@ -223,8 +223,9 @@ class RemovedTrial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Structure(TypedDict):
-    """A structure of docs/formats.md: beside these keys it has its fields under their names there; `created_ns` and `time_ns` are shown as
-    `created_at` and `written_at`. One that is damaged may lack fields."""
+    """A structure of docs/formats.md: beside these keys it has its fields under their names there; `created_ns` is shown as
+    `created_at`; a record has its log time as `log_time`, and what the wall clock showed as `written_at`. One that is damaged may lack
+    fields."""
 
     valid: bool
     fault: NotRequired[str | None]

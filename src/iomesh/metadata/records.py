@@ -61,6 +61,7 @@ class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: uuid.UUID
     name: str  # of both when the clone was made, VOLUME@SNAPSHOT or VOLUME@MOMENT: for people
     at_ns: int = 0  # Unix time of the moment, and the snapshot is the mark before it; 0: it is a clone of the snapshot
+    until_ns: int = 0  # log time up to which the log is followed from that mark
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -238,6 +238,11 @@ class NodeEngine:
         self.refuse_pending(involved)
         await self._checkpointed(involved, self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
 
+    async def log_clock(self, volume: uuid.UUID) -> dict[str, int]:
+        """What time it is in the volume's log, and what the wall clock shows beside it (docs/decisions/0020-log-time.md)."""
+        clock: dict[str, int] = await self._answer(self._engine.log_clock(volume.bytes), "read the clock of the log")
+        return clock
+
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
         return listed

@@ -24,7 +24,7 @@ from iomesh.node.config import ControlConfig, address_text, parse_address
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, release, restrict
 from iomesh.node.supervisor import end_all, in_thread
-from iomesh.node.windows import resolve
+from iomesh.node.windows import check_point_in_time
 from iomesh.times import time_of
 
 if TYPE_CHECKING:
@@ -130,17 +130,17 @@ async def refuse(context: Context, error: IomeshError) -> NoReturn:
     await context.abort(grpc.StatusCode[meaning(error).grpc_code], error.message)
 
 
-def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> int:
-    """Unix time in nanoseconds of the point in time that is asked for; 0: none is. Raises InvalidArgument."""
+def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> dict[str, int]:
+    """The point in time that is asked for, `at_ns` (Unix time) or `ago_ns`; empty: none is. Raises InvalidArgument."""
     if not request.HasField("at"):
-        return 0
+        return {}
     try:
-        return resolve(
-            at_ns=request.at.time.ToNanoseconds() if request.at.HasField("time") else None,
-            ago_ns=request.at.ago.ToNanoseconds() if request.at.HasField("ago") else None,
-        )
+        at_ns = request.at.time.ToNanoseconds() if request.at.HasField("time") else None
+        ago_ns = request.at.ago.ToNanoseconds() if request.at.HasField("ago") else None
     except ValueError as error:  # of protobuf: out of the range that its types have
         raise InvalidArgument(f"volume {request.volume}: the point in time is invalid: {error}") from None
+    check_point_in_time(at_ns=at_ns, ago_ns=ago_ns)
+    return {"at_ns": at_ns} if at_ns is not None else {"ago_ns": ago_ns or 0}
 
 
 def snake_case(name: str) -> str:
@@ -183,8 +183,8 @@ class NodeService:
         return to_message(pb.Volume, volume)
 
     async def clone_volume(self, request: pb.CloneVolumeRequest) -> pb.Volume:
-        node, at_ns = self._ready(), point_in_time(request)
-        volume = await node.volumes.clone(request.volume, request.name, snapshot=request.snapshot, at_ns=at_ns)
+        node, point = self._ready(), point_in_time(request)
+        volume = await node.volumes.clone(request.volume, request.name, snapshot=request.snapshot, **point)
         return to_message(pb.Volume, volume)
 
     async def flatten_volume(self, request: pb.FlattenVolumeRequest) -> pb.Volume:
@@ -237,14 +237,15 @@ class NodeService:
         return pb.UnexportSnapshotResponse()
 
     async def restore_volume(self, request: pb.RestoreVolumeRequest) -> pb.RestoreVolumeResponse:
-        node, how, at_ns = self._ready(), {"discard": request.discard, "force": request.force}, point_in_time(request)
-        if bool(request.snapshot) == bool(at_ns):
+        node, how, point = self._ready(), {"discard": request.discard, "force": request.force}, point_in_time(request)
+        if bool(request.snapshot) == bool(point):
             raise InvalidArgument(f"volume {request.volume}: name either a snapshot or a point in time to restore")
-        if at_ns:
-            before, at = await node.windows.restore(request.volume, at_ns, **how), time_of(at_ns)
+        if point:
+            done = await node.windows.restore(request.volume, discard=request.discard, force=request.force, **point)
+            answer = RestoreVolumeResponse(before=done.before, at=time_of(done.at_ns))
         else:
-            before, at = await node.snapshots.restore(request.volume, request.snapshot, **how), None
-        return to_message(pb.RestoreVolumeResponse, RestoreVolumeResponse(before=before, at=at))
+            answer = RestoreVolumeResponse(before=await node.snapshots.restore(request.volume, request.snapshot, **how))
+        return to_message(pb.RestoreVolumeResponse, answer)
 
     async def diff_snapshots(self, request: pb.DiffSnapshotsRequest) -> pb.DiffSnapshotsResponse:
         found = await self._ready().snapshots.diff(

@@ -63,7 +63,7 @@ from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.stores import Stores
 from iomesh.node.supervisor import STOP_SECONDS, Supervisor, end_all, settle
 from iomesh.node.volume import OpenVolume, Registry, hide_record, is_hidden, take_over, write_record
-from iomesh.node.windows import Windows, check_window, marks_of
+from iomesh.node.windows import Asked, Windows, check_window, marks_of
 from iomesh.sizes import exact_size
 from iomesh.times import exact_moment, exact_span, time_of
 
@@ -250,35 +250,38 @@ class Volumes:
         log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
         return self._describe(volume)
 
-    async def clone(self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0) -> Volume:
-        """Of a snapshot, or of a moment of the restore window (Unix time)."""
+    async def clone(self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0, ago_ns: int | None = None) -> Volume:
+        """Of a snapshot, or of a moment of the restore window: a Unix time, or so long ago."""
         check_name(name)
-        if bool(snapshot) == bool(at_ns):
+        if bool(snapshot) == bool(at_ns or ago_ns is not None):
             raise InvalidArgument(f"a clone of {source}: name either a snapshot of it or a point in time")
+        asked = Asked(at_ns, ago_ns, time.monotonic_ns())
         async with self._volumes.holding(source) as parent:  # neither it nor the snapshot goes meanwhile
-            entry = await (self._windows.mark_before(parent, at_ns) if at_ns else self._snapshots.find(parent, snapshot))
+            point = None if snapshot else await self._windows.find(parent, asked)
+            entry = point.mark if point else await self._snapshots.find(parent, snapshot)
             of = CloneRecord(
                 volume=parent.record.id,
                 snapshot=uuid.UUID(bytes=entry["id"]),
-                name=f"{source}@{snapshot or exact_moment(at_ns)}",
-                at_ns=at_ns,
+                name=f"{source}@{exact_moment(point.at_ns) if point else snapshot}",
+                at_ns=point.at_ns if point else 0,
+                until_ns=point.log_ns if point else 0,
             )
             existing = self._volumes.get(name)
             if existing is not None:
-                if existing is not parent and existing.log.clone_of == of and existing.state == VolumeState.SERVING:
+                if existing is not parent and _same_clone(existing.log.clone_of, of) and existing.state == VolumeState.SERVING:
                     return self._describe(existing)
                 raise AlreadyExists(f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name")
             record = VolumeRecord(
                 id=uuid.uuid4(),
                 name=name,
                 node=self._node,
-                size_bytes=parent.record.size_bytes if at_ns else entry["size_bytes"],  # it may have grown between mark and moment
+                size_bytes=parent.record.size_bytes if point else entry["size_bytes"],  # it may have grown between mark and moment
                 segment_bytes=parent.record.segment_bytes,
                 state=Lifecycle.MAKING,
                 policy=msgspec.structs.replace(parent.record.policy, window_seconds=0),
                 created_ns=time.time_ns(),
             )
-            if at_ns:  # the records that it will follow are on stable media before anything says that it is being made
+            if point:  # the records that it will follow are on stable media before anything says that it is being made
                 await self._engine.checkpoint(parent.record.id)
             volume = await self._make(record, of)
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
@@ -711,3 +714,8 @@ def _progress(flattening: Flattening, state: dict[str, Any]) -> Flattening:
         return flattening
     left = state["inherited_blocks"] * compiled.BLOCK_BYTES
     return msgspec.structs.replace(flattening, done_bytes=max(flattening.total_bytes - left, 0))
+
+
+def _same_clone(one: CloneRecord | None, other: CloneRecord) -> bool:
+    """Of the same snapshot or moment. `until_ns` of a moment behind which nothing was written yet is that of the newest record then."""
+    return one is not None and msgspec.structs.replace(one, until_ns=other.until_ns) == other

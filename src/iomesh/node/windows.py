@@ -17,7 +17,7 @@ import itertools
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Doors
+from iomesh.node.log_time import TOLERANCE_NS, Sample, ago, available, log_times, mark_sample, stretches
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
 from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_mark, refuse_users, restored_name, visible
@@ -42,7 +43,33 @@ INTERVAL_SECONDS = 10  # ... but not less
 LOG_BYTES = 1 << 30  # of log between two marks, at most, as long as there are few
 MARKS_MAX = 1024  # of a volume; the engine has room for four times as many snapshots
 CHANGES = ("writes", "trims", "zeroes")  # without any of them, one mark is like the other
+MS = 10**6
+RANGES_SHOWN = 8  # of the times that are available, in a message: those that are nearest
 SHORTEST_SECONDS, LONGEST_SECONDS = 10, 366 * 86400
+
+
+class Asked(NamedTuple):
+    """A moment as it is asked for: a Unix time, or how long before `asked_ns` of the monotonic clock."""
+
+    at_ns: int
+    ago_ns: int | None
+    asked_ns: int
+
+    def __str__(self) -> str:
+        return f"at {exact_moment(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
+
+
+class PointInTime(NamedTuple):
+    """A moment of a volume's log: it is reached from `mark` (as the engine lists it) by all that was logged up to `log_ns`."""
+
+    mark: dict[str, Any]
+    log_ns: int
+    at_ns: int  # what the wall clock showed
+
+
+class Restored(NamedTuple):
+    before: str  # the name of the snapshot of what the volume was; empty: that was discarded
+    at_ns: int  # Unix time
 
 
 @dataclass
@@ -89,22 +116,25 @@ class Windows:
             log.info("restore window set", volume=name, window=exact_span(seconds))
             await self.keep(volume)
 
-    async def restore(self, name: str, at_ns: int, *, discard: bool = False, force: bool = False) -> str:
-        """The volume becomes what it was at that moment. The name of the snapshot of what it is now; empty: it is discarded.
+    async def restore(
+        self, name: str, at_ns: int = 0, *, ago_ns: int | None = None, discard: bool = False, force: bool = False
+    ) -> Restored:
+        """The volume becomes what it was at that moment, a Unix time, or so long ago.
 
         Until it is done the volume stands on an unsettled mark; whatever ends it before, the volume goes back to what it is now.
         """
         asked_of = self._volumes.serving(name)
-        attempts = patiently(lambda: self._restore(asked_of, at_ns, discard=discard, force=force))
+        asked = Asked(at_ns, ago_ns, time.monotonic_ns())
+        attempts = patiently(lambda: self._restore(asked_of, asked, discard=discard, force=force))
         return await self._supervisor.carry_through("restore", attempts, volume=name)
 
-    async def _restore(self, asked_of: OpenVolume, at_ns: int, *, discard: bool, force: bool) -> str:
+    async def _restore(self, asked_of: OpenVolume, asked: Asked, *, discard: bool, force: bool) -> Restored:
         name, identity = asked_of.record.name, asked_of.record.id
         async with self._volumes.holding(name) as volume:
             if volume is not asked_of:
                 raise Conflict(f"volume {name} has been replaced by another one meanwhile")
-            begin = await self.mark_before(volume, at_ns)
-            mark = uuid.UUID(bytes=begin["id"])
+            point = await self.find(volume, asked)
+            mark = uuid.UUID(bytes=point.mark["id"])
             if not force:
                 await self._doors.let_leave(name)
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
@@ -113,9 +143,9 @@ class Windows:
                     identity, mark, before=kept, name=kept_name, discard=False, force=force, mark=new_mark(), unsettled=True
                 )
             await self._snapshots.refresh(volume)
-            self._following[identity] = begin["sequence"]
+            self._following[identity] = point.mark["sequence"]
             try:
-                told = await self._engine.roll_forward(identity, identity, mark, until_ns=at_ns)
+                told = await self._engine.roll_forward(identity, identity, mark, until_ns=point.log_ns)
                 await self._engine.create_snapshots([(identity, *new_mark())], mark=True, urgent=True)
             except BaseException:
                 await self.undo(volume)
@@ -125,8 +155,9 @@ class Windows:
             if discard:
                 await self._engine.delete_snapshot(identity, kept)
             await self._snapshots.refresh(volume)
-            log.info("volume restored", volume=name, at=exact_moment(at_ns), before="" if discard else kept_name, **told)
-            return "" if discard else kept_name
+            before = "" if discard else kept_name
+            log.info("volume restored", volume=name, at=exact_moment(point.at_ns), before=before, **told)
+            return Restored(before, point.at_ns)
 
     async def undo(self, volume: OpenVolume) -> None:
         """If it stands on an unsettled mark: what was not done is not done. The caller holds its `changing`."""
@@ -144,30 +175,36 @@ class Windows:
 
     # what happens to a volume; the caller holds its `changing`
 
-    async def mark_before(self, volume: OpenVolume, at_ns: int) -> dict[str, Any]:
-        """The mark from which that moment is reached."""
+    async def find(self, volume: OpenVolume, asked: Asked) -> PointInTime:
+        """Where that moment is in the volume's log. Raises InvalidArgument: it is not in the restore window, or the wall
+        clock was stepped, so that the time came never or more than once."""
         name, window = volume.record.name, volume.record.policy.window_seconds
+        at_ns, what = asked.at_ns, f"volume {name} {asked}"
         await self._snapshots.refresh(volume)
-        marks = marks_of(volume)
+        marks, clock = marks_of(volume), await self._engine.log_clock(volume.record.id)
         if not marks and window:
-            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: its restore window begins once there is space on its device")
+            raise InvalidArgument(f"{what}: its restore window begins once there is space on its device")
         if not marks:
             how = f"`iomesh volume set {name} --window 24h` gives it one, from then on"
             raise InvalidArgument(f"volume {name} has no restore window, so it goes back to snapshots only: {how}")
-        if at_ns > time.time_ns():
-            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: that is in the future")
-        earlier = [mark for mark in marks if mark["time_ns"] <= at_ns]
-        if not earlier:
-            reach = f"its restore window of {exact_span(window)} reaches back to {exact_moment(marks[0]['time_ns'])}"
-            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: {reach}")
-        if earlier[-1]["unsettled"]:
-            was = f"it was being restored from {exact_moment(earlier[-1]['time_ns'])} on"
-            raise InvalidArgument(f"volume {name} at {exact_moment(at_ns)}: {was}: choose a time before or after that")
-        return earlier[-1]
+        samples = [*map(mark_sample, marks), Sample(clock["time_ns"], clock["clock_ns"], clock["until_ns"], clock["since_ns"])]
+        reach = f"its restore window of {exact_span(window)} reaches back to {exact_moment(marks[0]['time_ns'])}"
+        if asked.ago_ns is None:
+            log_ns = _log_time(what, reach, samples, at_ns)
+        elif (found := ago(samples, asked.ago_ns + time.monotonic_ns() - asked.asked_ns)) is None:
+            raise InvalidArgument(f"{what}: that point in time is too long ago: {reach}")
+        else:
+            log_ns, at_ns = found
+        mark = next((mark for mark in reversed(marks) if mark["log_ns"] <= log_ns), marks[0])
+        if mark["unsettled"]:
+            was = f"it was being restored from {exact_moment(mark['time_ns'])} on"
+            raise InvalidArgument(f"{what}: {was}: choose a time before or after that")
+        # What is written after a crash has a later log time than the newest record now, not than any: a clone may be followed anew then.
+        return PointInTime(mark, max(mark["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
         """A clone that was just opened, and stands on a mark, is taken to its moment. Doing it again does no harm."""
-        told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.at_ns)
+        told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns)
         log.info("clone taken to its moment", volume=clone.record.name, at=exact_moment(of.at_ns), **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:
@@ -233,25 +270,30 @@ class Windows:
         """
         await self.undo(volume)
         window = volume.record.policy.window_seconds
-        if window and self._is_due(volume, window):
+        if not window and not volume.snapshots:
+            return
+        clock = await self._engine.log_clock(volume.record.id)
+        if window and self._is_due(volume, window, clock):
             await self._mark_if_there_is_space(volume)
-        unneeded = expired(marks_of(volume), window, time.time_ns())
+        unneeded = expired(marks_of(volume), window, clock["time_ns"])
         unneeded += [entry for entry in volume.snapshots if is_left_over(entry) and not self._clones(volume, entry)]
         for entry in unneeded:
             await self._drop(volume, entry)
         if unneeded:
             await self._snapshots.refresh(volume)
 
-    def _is_due(self, volume: OpenVolume, window: int) -> bool:
+    def _is_due(self, volume: OpenVolume, window: int, clock: dict[str, int]) -> bool:
         marks, marked = marks_of(volume), self._marked.get(volume.record.id)
         if not marks:
             return True
-        age = (time.time_ns() - marks[-1]["time_ns"]) / SECOND_NS
+        is_old: bool = clock["time_ns"] - marks[-1]["log_ns"] >= interval_seconds(window) * SECOND_NS
+        if clock["since_ns"] and (is_old or len(marks) < MARKS_MAX):
+            return True  # the wall clock was stepped: a restore point says when, for as long as that matters
         if marked is None:  # it was made before the node started
-            return bool(abs(age) >= interval_seconds(window))
+            return is_old
         now = self._look(volume)
         much = now.log_bytes - marked.log_bytes >= LOG_BYTES and len(marks) < MARKS_MAX
-        return now.changes != marked.changes and bool(much or abs(age) >= interval_seconds(window))
+        return now.changes != marked.changes and bool(much or is_old)
 
     def _look(self, volume: OpenVolume) -> _Marked:
         counters = counters_by_name(self._engine.counters(volume.record.id))
@@ -284,18 +326,38 @@ class Windows:
             await self._engine.delete_snapshot(volume.record.id, identity)
 
 
-def resolve(*, at_ns: int | None, ago_ns: int | None) -> int:
-    """The point in time that a client asks for, Unix time in nanoseconds: absolute, or how long ago by this node's clock. The times of
-    records are this node's, so a client's clock, which may differ, has no say. Raises InvalidArgument."""
-    if at_ns is not None:
-        if at_ns <= 0:
-            raise InvalidArgument("a point in time is after 1970")
-        return at_ns
-    if ago_ns is None:
+def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
+    """Of a Unix time. Raises InvalidArgument."""
+    found, now = stretches(samples), samples[-1].log_ns + samples[-1].clock_ns
+    if now < at_ns <= now + TOLERANCE_NS:
+        at_ns = now
+    times = log_times(found, at_ns)
+    if len(times) == 1 and times[0] is not None:
+        return times[0]
+    if at_ns > now and not times:
+        raise InvalidArgument(f"{what}: that is in the future")
+    if at_ns < min(stretch.from_ns for stretch in found):
+        raise InvalidArgument(f"{what}: {reach}")
+    how_often = "may have come more than once or never" if None in times else "came more than once" if times else "never came"
+    near = sorted(available(found), key=lambda one: max(one.from_ns - at_ns, at_ns - one.to_ns))[:RANGES_SHOWN]
+    ranges = "; ".join(f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near))
+    raise InvalidArgument(
+        f"{what}: the wall clock of the node was stepped, and that time {how_often}: choose one of {ranges}, or how long ago ('90s ago')"
+    )
+
+
+def check_point_in_time(*, at_ns: int | None, ago_ns: int | None) -> None:
+    """Of what a client asks for: a Unix time, or how long ago by log time, in nanoseconds. Raises InvalidArgument."""
+    if at_ns is None and ago_ns is None:
         raise InvalidArgument("a point in time is a time or how long ago: neither is given")
-    if not 0 <= ago_ns < (now_ns := time.time_ns()):
-        raise InvalidArgument(f"a point in time {ago_ns / SECOND_NS:g} s ago is outside any restore window")
-    return now_ns - ago_ns
+    if at_ns is not None and at_ns <= 0:
+        raise InvalidArgument("a point in time is after 1970")
+    if ago_ns is not None and ago_ns < 0:
+        raise InvalidArgument(f"a point in time {ago_ns / SECOND_NS:g} s ago is in the future")
+
+
+def _round_up(nanoseconds: int) -> int:
+    return -(-nanoseconds // MS) * MS
 
 
 def check_window(seconds: int) -> None:
@@ -315,11 +377,11 @@ def marks_of(volume: OpenVolume) -> list[dict[str, Any]]:
 
 
 def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[str, Any]]:
-    """Those that no moment of the window is reached from; with no window, all."""
+    """Those that no moment of the window is reached from; with no window, all. now_ns: log time, which no wrong clock changes."""
     if not window:
         return marks
     from_ns = now_ns - window * SECOND_NS
-    return [mark for mark, following in itertools.pairwise(marks) if following["time_ns"] <= from_ns]
+    return [mark for mark, following in itertools.pairwise(marks) if following["log_ns"] <= from_ns]
 
 
 def is_left_over(entry: dict[str, Any]) -> bool:

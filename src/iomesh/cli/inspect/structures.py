@@ -29,7 +29,7 @@ def bitmap(data: bytes) -> Fields:
 
 
 def record(data: bytes) -> Fields:
-    found = _timed(engine.read_record(data), "time_ns", "written_at")
+    found = _by_the_wall_clock(engine.read_record(data), "written_at")
     return found | {"entries": [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
 
 
@@ -55,6 +55,13 @@ def crc32c(data: bytes) -> int:
 def _timed(fields: Fields, name: str, shown: str) -> Fields:
     """With the Unix time in `name` as RFC 3339, under the name `shown`. In a damaged structure it may be in no year that has a name."""
     return {shown if key == name else key: _moment(value) if key == name else value for key, value in fields.items()}
+
+
+def _by_the_wall_clock(fields: Fields, shown: str) -> Fields:
+    """With log time, and what the wall clock showed then under the name `shown`; both as RFC 3339."""
+    log_ns, clock_ns = fields["time_ns"], fields["clock_ns"]
+    others = {key: value for key, value in fields.items() if key not in ("time_ns", "clock_ns")}
+    return others | {"log_time": _moment(log_ns), shown: _moment(log_ns + clock_ns)}
 
 
 def _moment(nanoseconds: int) -> str:
