@@ -143,7 +143,7 @@ cdef class Engine:
     cdef dict pending                # ticket -> Command, until it is answered
     cdef Notices notices
     cdef int64_t tickets
-    cdef uint64_t devices            # a bit per device number in use
+    cdef set devices                 # device numbers in use
     cdef uint64_t checkpoint_bytes
     cdef bint started
 
@@ -166,6 +166,7 @@ cdef class Engine:
         self.volumes = {}
         self.snapshots = {}
         self.pending = {}
+        self.devices = set()
         self.checkpoint_bytes = checkpoint_bytes
         try:
             self.notices = Notices()
@@ -240,8 +241,8 @@ cdef class Engine:
     cdef int take_device(self) except -1:
         cdef int number
         for number in range(DEVICES_MAX):
-            if not self.devices >> number & 1:
-                self.devices |= <uint64_t>1 << number
+            if number not in self.devices:
+                self.devices.add(number)
                 return number
         raise ValueError(f"a node has at most {DEVICES_MAX} devices")
 
@@ -671,7 +672,7 @@ cdef class Engine:
     cdef int settle(self, Command command) except -1:
         """What is open is as the command has left it."""
         if isinstance(command, FormatStore):
-            self.devices &= ~(<uint64_t>1 << (<FormatStore>command).device)
+            self.devices.discard((<FormatStore>command).device)
         elif isinstance(command, OpenStore):
             self.store_opened(command)
         elif isinstance(command, CloseStore):
@@ -693,14 +694,14 @@ cdef class Engine:
     cdef int store_opened(self, OpenStore command) except -1:
         cdef Store store = command.store
         if command.error:
-            self.devices &= ~(<uint64_t>1 << store.device)
+            self.devices.discard(store.device)
             return 0
         self.stores[store.device] = store
         self.scrubs[store.device] = (Scrubber(store), self.new_bucket())
         return 0
 
     cdef int store_closed(self, int store) except -1:
-        self.devices &= ~(<uint64_t>1 << store)
+        self.devices.discard(store)
         self.stores.pop(store)
         self.scrubs.pop(store)
         return 0

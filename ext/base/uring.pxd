@@ -6,7 +6,7 @@ cdef extern from "<liburing.h>" nogil:
         int ring_fd
 
 cdef enum:
-    DEVICES_MAX = 64
+    DEVICES_MAX = 256
     CONNECTIONS_MAX = 1024
 
 cdef struct Connection:

@@ -9,7 +9,8 @@
 # On devices without a volatile cache what is committed is stable, and a flush costs nothing.
 
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES
 from iomesh.engine.base.io cimport Operation
@@ -20,29 +21,33 @@ from iomesh.engine.store.store cimport Store
 
 
 cdef class Flusher:
-    """reactor: the log's. stores: list of Store, those that may hold records of it."""
+    """reactor: the log's. stores: list of Store, those that may hold records of it. Raises MemoryError."""
 
     def __cinit__(self, Reactor reactor, list stores):
-        cdef int device
+        cdef uint32_t i
         self.reactor, self.store_list = reactor, stores
-        for device in range(DEVICES_MAX):
-            self.devices[device].operation.done = device_flushed
-            self.devices[device].operation.owner = <void*>self
-            self.devices[device].operation.target = device
-            self.devices[device].caller = <void*>reactor
-        for store in stores:
-            device = (<Store>store).device
-            self.devices[device].store = <void*>store
-            if (<Store>store).volatile_cache:
-                self.volatile |= <uint64_t>1 << device
+        self.store_count = len(stores)
+        self.stores = <StoreFlush*>calloc(self.store_count, sizeof(StoreFlush))
+        if self.stores is NULL:
+            raise MemoryError("no memory for the flushes of a log")
+        for i in range(self.store_count):
+            self.stores[i].operation.done = store_flushed
+            self.stores[i].operation.owner = <void*>self
+            self.stores[i].store = <void*>stores[i]
+            self.stores[i].caller = <void*>reactor
+            self.stores[i].volatile_cache = (<Store>stores[i]).volatile_cache
+            self.any_volatile |= self.stores[i].volatile_cache
 
-    cdef void commits(self, uint64_t sequence, int device) noexcept nogil:
-        """Record `sequence` is committed; it was written to `device`."""
+    def __dealloc__(self):
+        release(self.stores)
+
+    cdef void commits(self, uint64_t sequence, uint32_t store) noexcept nogil:
+        """Record `sequence` is committed; it was written to the store of this number."""
         self.committed = sequence
-        if self.volatile == 0:
+        if not self.any_volatile:
             self.stable = sequence
         else:
-            self.dirty |= self.volatile & (<uint64_t>1 << device)
+            self.stores[store].dirty |= self.stores[store].volatile_cache
 
     cdef void flush(self, Operation* when) noexcept nogil:
         if self.left:
@@ -52,15 +57,17 @@ cdef class Flusher:
         self.start()
 
     cdef void start(self) noexcept nogil:
-        cdef uint64_t devices = 0 if planted(b"flush_skipped") else self.dirty
-        cdef DeviceFlush* flush
-        cdef int device
+        cdef StoreFlush* flush
+        cdef uint32_t i
+        cdef bint asked
         self.target = self.committed
-        self.dirty = self.failed = 0
+        self.failed = 0
         self.left = 1                            # held by this loop
-        for device in range(DEVICES_MAX):
-            if devices >> device & 1:
-                flush = &self.devices[device]
+        for i in range(self.store_count):
+            flush = &self.stores[i]
+            asked = flush.dirty and not planted(b"flush_skipped")
+            flush.dirty = flush.failed = False
+            if asked:
                 self.left += 1
                 self.counters[DEVICE_FLUSHES] += 1
                 if (<Store>flush.store).home is self.reactor:
@@ -72,7 +79,8 @@ cdef class Flusher:
     cdef void step(self, Operation* operation) noexcept nogil:
         """One of a flush's devices, or the loop that asked them, is done."""
         if operation is not NULL and operation.result < 0:
-            self.failed |= <uint64_t>1 << operation.target
+            (<StoreFlush*>operation).failed = True
+            self.failed += 1
         self.left -= 1
         if self.left:
             return
@@ -82,16 +90,22 @@ cdef class Flusher:
             return
         if self.failed == 0:
             self.stable = max(self.stable, self.target)
-        self.dirty |= self.failed
+        self.set_failed_dirty(True)
         self.end(-EIO if self.failed else 0)
 
     cdef void settled(self, int error) noexcept nogil:
         if error:
-            self.dirty |= self.failed
+            self.set_failed_dirty(True)
             self.end(error)
         else:
-            self.dirty &= ~self.failed           # what was written there since is elsewhere, too
+            self.set_failed_dirty(False)         # what was written there since is elsewhere, too
             self.start()
+
+    cdef void set_failed_dirty(self, bint dirty) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.store_count):
+            if self.stores[i].failed:
+                self.stores[i].dirty = dirty
 
     cdef void end(self, int error) noexcept nogil:
         cdef Waiters told = self.served
@@ -103,10 +117,10 @@ cdef class Flusher:
         wake_all(&told, error)
 
 
-cdef void device_flushed(Operation* operation) noexcept nogil:
+cdef void store_flushed(Operation* operation) noexcept nogil:
     (<Flusher>operation.owner).step(operation)
 
 
 cdef int64_t flush_there_body(void* argument) noexcept nogil:
-    cdef DeviceFlush* flush = <DeviceFlush*>argument
+    cdef StoreFlush* flush = <StoreFlush*>argument
     return (<Store>flush.store).flusher.wait_flushed_from(<Reactor>flush.caller)

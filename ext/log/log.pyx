@@ -356,7 +356,7 @@ cdef class Log:
         if self.under_way == 0:
             self.batch_target = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
-        self.flusher.commits(record.sequence, open_segment.segment.replica.device)
+        self.flusher.commits(record.sequence, open_segment.segment.store)
         open_segment.committed_block = record.block + 1 + record.payload
         open_segment.committed_entries += 1 + record.entries
         open_segment.committed_crc = record.header.crc

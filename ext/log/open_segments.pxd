@@ -10,7 +10,6 @@ from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
     TAILS = 4                        # current, prepared, and those being sealed
-    STORES_MAX = 16
 
 cdef enum Urgency:                   # what a segment is for, and so what it may take of a store's reserve
     FOR_WRITES                       # nothing
@@ -48,12 +47,12 @@ cdef class OpenSegments:
     cdef SegmentTable segments
     cdef uint8_t volume[16]
     cdef uint64_t epoch
-    cdef uint32_t segment_blocks
+    cdef uint32_t segment_blocks     # the most that a new segment has; one on a small device has what suits that
     cdef uint32_t next_segment       # the number of the next one
     cdef list store_list             # keeps them alive
-    cdef void* stores[STORES_MAX]    # Store
+    cdef void** stores               # Store
     cdef int store_count
-    cdef uint32_t store_errors[STORES_MAX]    # writes that failed there: it is chosen last
+    cdef uint32_t* store_errors      # writes that failed there: it is chosen last
     cdef OpenSegment all[TAILS]
     cdef OpenSegment* current
     cdef OpenSegment* prepared
@@ -92,6 +91,7 @@ cdef class OpenSegments:
     cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space who makes some is told, too
     cdef void failed(self, int store, int error) noexcept nogil
     cdef int choose_store(self, int urgency) noexcept nogil
+    cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
     cdef void close(self, OpenSegment* open_segment) noexcept nogil       # begins to seal it
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has

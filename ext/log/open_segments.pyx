@@ -16,7 +16,7 @@
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free as release
+from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.base.aligned cimport allocate_aligned
@@ -42,6 +42,8 @@ cdef enum:
     TIGHT = 2                        # times the reserve, and less is free
     STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
     COPY_BLOCKS = 256                # read back and written at once
+    SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
+    DEVICE_SHARE = 64                # a segment has at most this part of its device
     READ_TRIES = 5                   # of what is read back, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... so long after each other
 
@@ -54,8 +56,12 @@ cdef class OpenSegments:
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
         self.store_list = stores
         self.store_count = len(stores)
-        if not 0 < self.store_count <= STORES_MAX:
-            raise ValueError(f"a volume needs 1 to {STORES_MAX} stores, not {self.store_count}")
+        if not stores:
+            raise ValueError("a volume needs a store")
+        self.stores = <void**>calloc(self.store_count, sizeof(void*))
+        self.store_errors = <uint32_t*>calloc(self.store_count, sizeof(uint32_t))
+        if self.stores is NULL or self.store_errors is NULL:
+            raise MemoryError("no memory for a volume's list of stores")
         for i in range(self.store_count):
             self.stores[i] = <void*>stores[i]
         memcpy(self.volume, <const char*>volume, 16)
@@ -73,6 +79,8 @@ cdef class OpenSegments:
         cdef int i
         for i in range(TAILS):
             release(self.all[i].footer)
+        release(self.stores)
+        release(self.store_errors)
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil:
         """Payload blocks that a record begun now in this tail may have, with room left for the footer of all its records."""
@@ -140,7 +148,7 @@ cdef class OpenSegments:
         cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
         cdef Replica* replica
-        cdef uint32_t number
+        cdef uint32_t number, blocks
         cdef int i, store, taken, error = 0
         while open_segment is NULL:
             for i in range(TAILS):
@@ -156,10 +164,13 @@ cdef class OpenSegments:
                 store = self.choose_store(taken)
             if store < 0:
                 return store
+            if self.next_segment == SEGMENTS_END:
+                return -ENOSPC                       # no number is given twice
             number = self.next_segment
+            blocks = self.blocks_on(store, taken)
             self.next_segment += 1
             self.creating = True
-            replica = store_create(self.stores[store], self.reactor, self.volume, number, self.epoch, self.segment_blocks, taken != FOR_WRITES, &error)
+            replica = store_create(self.stores[store], self.reactor, self.volume, number, self.epoch, blocks, taken != FOR_WRITES, &error)
             self.creating = False
             if replica is not NULL:
                 break
@@ -167,7 +178,7 @@ cdef class OpenSegments:
                 return error
             self.failed(store, -error)
         segment = self.segments.add(number)
-        segment.blocks = self.segment_blocks
+        segment.blocks = blocks
         segment.state = SEGMENT_OPEN
         segment.epoch = self.epoch
         segment.replica = replica
@@ -190,22 +201,29 @@ cdef class OpenSegments:
         self.on_device_error(self.owner, store, error)
 
     cdef int choose_store(self, int urgency) noexcept nogil:
-        """The number of the store for the next segment: fewest errors, then most free space; -ENOSPC or, when none works, -EIO."""
+        """The number of the store for the next segment: fewest errors, then the largest share of it free; -ENOSPC or, when none works, -EIO."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
         for i in range(self.store_count):
             if (<Store>self.stores[i]).failed:
                 continue
             any_works = True
-            if not (<Store>self.stores[i]).has_room(self.segment_blocks, urgency != FOR_WRITES):
+            if not (<Store>self.stores[i]).has_room(self.blocks_on(i, urgency), urgency != FOR_WRITES):
                 continue
-            if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.segment_blocks):
+            if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.blocks_on(i, urgency)):
                 continue
             if best < 0 or self.store_errors[i] < self.store_errors[best] or (
-                    self.store_errors[i] == self.store_errors[best]
-                    and (<Store>self.stores[i]).slabs.free > (<Store>self.stores[best]).slabs.free):
+                    self.store_errors[i] == self.store_errors[best] and is_emptier(<Store>self.stores[i], <Store>self.stores[best])):
                 best = i
         return best if any_works else -EIO
+
+    cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil:
+        """Of a new segment on this store. A small device has smaller ones; one that takes of the reserve is as large as the reserve is made for."""
+        cdef uint32_t suits = (<Store>self.stores[store]).segment_blocks
+        cdef uint64_t share = (<Store>self.stores[store]).device_bytes // BLOCK_BYTES // DEVICE_SHARE
+        if urgency == FOR_WRITES:
+            suits = <uint32_t>max(<uint64_t>suits, min(share, <uint64_t>self.segment_blocks))
+        return min(self.segment_blocks, suits)
 
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil:
         return open_segment.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[open_segment.segment.store], 0))
@@ -516,3 +534,8 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
     """Three quarters of the reserve are left when so many are taken: evacuation goes on with that, and checkpoints."""
     return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
+
+
+cdef bint is_emptier(Store one, Store other) noexcept nogil:
+    """A larger share of it is free: so devices of different sizes fill up together."""
+    return <uint64_t>one.slabs.free * other.slabs.total > <uint64_t>other.slabs.free * one.slabs.total

@@ -8,16 +8,16 @@ cdef struct Replica:                 # a node's copy of a segment; stays at its 
     uint32_t segment
     uint32_t blocks                  # `blocks` and `footer_block` are of the segment, whatever a compacted one still has of it
     uint32_t footer_block
-    uint32_t live                    # of a compacted one: how many blocks there are, see layout.Bitmap; 0: it is not compacted
+    uint16_t live                    # of a compacted one: how many blocks there are, see layout.Bitmap; 0: it is not compacted
+    uint16_t device                  # the Io's number of the store's device
     uint64_t epoch
-    uint64_t boot                    # of the node when it was opened, see Io.boot
-    uint32_t fragment
     Replica* next                    # in the directory's bucket
     uint64_t serial                  # no other replica in this process has or had it: what a cache knows it by
     uint64_t slabs_offset
     uint32_t bitmap_crc
-    int device                       # the Io's number of the store's device
+    uint32_t fragment
     uint16_t stream
+    uint16_t boot                    # of an open one: the number of the boot that it was opened under, see boot_of(); 0: not known
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED; 0: not in the journal (yet, or no longer)
     uint8_t extent_count
     uint8_t slab_shift               # a slab of its device has 1 << slab_shift blocks
@@ -41,6 +41,8 @@ cdef class Directory:
     cdef Fence* fences
     cdef uint32_t fence_count
     cdef uint32_t fence_room
+    cdef uint64_t* boots             # that open replicas were opened under, by number; [0] is 0
+    cdef uint32_t boot_count
     cdef uint32_t fences_coming      # for which there is room, and which set_fence() has not had yet
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
@@ -54,6 +56,9 @@ cdef class Directory:
     cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil       # it is as the entry says
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil        # when the journal is read; NULL, or why it cannot be
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
+    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil    # an ENTRY_PUT; returns its length with the extents
+    cdef uint64_t boot_of(self, const Replica* replica) noexcept nogil             # see Io.boot; 0: not known
+    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil                    # 0: there is no memory for it, or it is 0
     cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil               # the lowest epoch that may write; 0: any
     cdef bint make_fence_room(self) noexcept nogil                                 # for one more that is coming; False: no memory
     # One that was coming, once it is durable: a lower epoch than there is changes nothing, 0 removes the fence.
@@ -61,7 +66,6 @@ cdef class Directory:
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef void grow(self) noexcept nogil
 
-cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogil     # an ENTRY_PUT; returns its length with the extents
 cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil   # an ENTRY_FENCE; returns its length
 cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
     cdef uint32_t slabs = 0

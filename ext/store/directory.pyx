@@ -10,12 +10,12 @@
 #
 # Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT
+from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT, SEGMENT_OPEN
 
 cdef extern from *:
     r"""
@@ -48,6 +48,7 @@ cdef class Directory:
                     release(replica)
         release(self.buckets)
         release(self.fences)
+        release(self.boots)
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         return self.place(volume, segment)[0]
@@ -123,11 +124,11 @@ cdef class Directory:
         replica.state = entry.state
         replica.stream = entry.stream
         replica.epoch = entry.epoch
-        replica.boot = entry.boot
+        replica.boot = self.number_of(entry.boot) if entry.state == SEGMENT_OPEN else 0
         replica.fragment = entry.fragment
         replica.blocks = entry.blocks
         replica.footer_block = entry.footer_block
-        replica.live = entry.live
+        replica.live = <uint16_t>entry.live
         replica.bitmap_crc = entry.bitmap_crc
 
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil:
@@ -166,6 +167,47 @@ cdef class Directory:
                     found += 1
                 replica = replica.next
         return found
+
+    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil:
+        memset(into, 0, sizeof(JournalEntry))
+        into.kind = ENTRY_PUT
+        into.state = replica.state
+        into.extent_count = replica.extent_count
+        into.segment = replica.segment
+        memcpy(into.volume, replica.volume, 16)
+        into.epoch = replica.epoch
+        into.boot = self.boot_of(replica)
+        into.fragment = replica.fragment
+        into.blocks = replica.blocks
+        into.footer_block = replica.footer_block
+        into.stream = replica.stream
+        into.bitmap_blocks = BITMAP_COPIES if replica.live else 0
+        into.bitmap_crc = replica.bitmap_crc
+        into.live = replica.live
+        memcpy(<void*>extents_of(into), replica.extents, replica.extent_count * sizeof(Extent))
+        return sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)
+
+    cdef uint64_t boot_of(self, const Replica* replica) noexcept nogil:
+        return self.boots[replica.boot] if replica.boot else 0
+
+    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil:
+        """There are few at once, and a replica takes less memory with a number than with the boot itself."""
+        cdef uint64_t* boots
+        cdef uint32_t i
+        for i in range(1, self.boot_count):
+            if self.boots[i] == boot:
+                return <uint16_t>i
+        i = max(self.boot_count, <uint32_t>1)
+        if boot == 0 or i > 0xFFFF:
+            return 0
+        boots = <uint64_t*>realloc(self.boots, (i + 1) * sizeof(uint64_t))
+        if boots is NULL:
+            return 0
+        self.boots = boots
+        boots[0] = 0
+        boots[i] = boot
+        self.boot_count = i + 1
+        return <uint16_t>i
 
     cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil:
         cdef uint32_t i
@@ -231,26 +273,6 @@ cdef class Directory:
                 place = self.place(replica.volume, replica.segment)
                 place[0] = replica
         release(old)
-
-
-cdef uint32_t entry_of(const Replica* replica, JournalEntry* into) noexcept nogil:
-    memset(into, 0, sizeof(JournalEntry))
-    into.kind = ENTRY_PUT
-    into.state = replica.state
-    into.extent_count = replica.extent_count
-    into.segment = replica.segment
-    memcpy(into.volume, replica.volume, 16)
-    into.epoch = replica.epoch
-    into.boot = replica.boot
-    into.fragment = replica.fragment
-    into.blocks = replica.blocks
-    into.footer_block = replica.footer_block
-    into.stream = replica.stream
-    into.bitmap_blocks = BITMAP_COPIES if replica.live else 0
-    into.bitmap_crc = replica.bitmap_crc
-    into.live = replica.live
-    memcpy(<void*>extents_of(into), replica.extents, replica.extent_count * sizeof(Extent))
-    return sizeof(JournalEntry) + replica.extent_count * sizeof(Extent)
 
 
 cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil:

@@ -20,7 +20,7 @@ from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
-from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, fence_entry
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, fence_entry
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport (
@@ -173,7 +173,7 @@ cdef class Journal:
             replica = self.directory.buckets[i]
             while replica is not NULL:
                 if replica.state != 0:
-                    self.add_to_snapshot(&builder, &entry, entry_of(replica, &entry.entry))
+                    self.add_to_snapshot(&builder, &entry, self.directory.entry_of(replica, &entry.entry))
                 replica = replica.next
         if blocks is not NULL:
             blocks[builder.used].kind = JOURNAL_SNAPSHOT_END

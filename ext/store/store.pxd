@@ -30,6 +30,7 @@ cdef class Store:                    # Store(home, device, device_bytes, volatil
     cdef Journal journal
     cdef DeviceFlusher flusher       # whoever writes to the device makes it stable with this
     cdef readonly uint32_t replicas
+    cdef uint32_t segment_blocks     # of the largest segment that suits the device
     cdef uint32_t slab_blocks        # blocks of a slab ...
     cdef uint8_t slab_shift          # ... which is two to this power
     cdef readonly uint32_t reserve   # slabs that only `urgent` creations may take: checkpoints and trims go on when the device is full

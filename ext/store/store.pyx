@@ -22,7 +22,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
-from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, entry_of, extents_of, fence_entry
+from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, extents_of, fence_entry
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
@@ -155,7 +155,7 @@ cdef class Store:
         for bucket in range(self.directory.bucket_count):
             replica = self.directory.buckets[bucket]
             while replica is not NULL:
-                replica.device = self.device
+                replica.device = <uint16_t>self.device
                 replica.slabs_offset = self.superblock.slabs_offset
                 replica.slab_shift = self.slab_shift
                 for i in range(replica.extent_count):
@@ -166,7 +166,8 @@ cdef class Store:
                         return -EUCLEAN
                 replica = replica.next
         self.replicas = self.directory.count
-        self.reserve = RESERVE_SEGMENTS * self.slabs_for(segment_bytes_of(self.superblock.device_bytes) // BLOCK_BYTES) + \
+        self.segment_blocks = <uint32_t>(segment_bytes_of(self.superblock.device_bytes) // BLOCK_BYTES)
+        self.reserve = RESERVE_SEGMENTS * self.slabs_for(self.segment_blocks) + \
             self.superblock.slabs // RESERVE_SHARE
         return 0
 
@@ -216,10 +217,10 @@ cdef class Store:
             self.slabs.give_back(extents, count)
             error[0] = -ENOMEM
             return NULL
-        change.replica.device = self.device
+        change.replica.device = <uint16_t>self.device
         change.replica.slabs_offset = self.superblock.slabs_offset
         change.replica.slab_shift = self.slab_shift
-        entry_of(change.replica, &change.wanted.entry)
+        self.directory.entry_of(change.replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_OPEN
         change.wanted.entry.epoch = epoch
         change.wanted.entry.boot = self.home.io.boot
@@ -250,7 +251,7 @@ cdef class Store:
         if replica is NULL:
             self.slabs.give_back(extents, count)
             return NULL
-        replica.device = self.device
+        replica.device = <uint16_t>self.device
         replica.slabs_offset = self.superblock.slabs_offset
         replica.slab_shift = self.slab_shift
         return replica
@@ -261,7 +262,7 @@ cdef class Store:
         cdef int error
         change.instead_of = NULL
         change.replica = replica
-        entry_of(replica, &change.wanted.entry)
+        self.directory.entry_of(replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_SEALED
         change.wanted.entry.epoch = epoch
         change.wanted.entry.stream = stream
@@ -289,7 +290,8 @@ cdef class Store:
         invariant(footer_block == 0 or footer_block < blocks, b"the footer lies inside the segment")
         change.replica = replica
         change.instead_of = NULL
-        entry_of(replica, &change.wanted.entry)
+        self.directory.entry_of(replica, &change.wanted.entry)
+        change.wanted.entry.boot = 0
         change.wanted.entry.state = SEGMENT_SEALED
         change.wanted.entry.blocks = blocks
         change.wanted.entry.footer_block = footer_block
@@ -373,7 +375,7 @@ cdef class Store:
                 self.directory.discard(change.replica)
             self.slabs.give_back(extents, count)
             return NULL
-        entry_of(old, &change.wanted.entry)
+        self.directory.entry_of(old, &change.wanted.entry)
         change.wanted.entry.bitmap_blocks = BITMAP_COPIES
         change.wanted.entry.bitmap_crc = compactor.kept.crc
         change.wanted.entry.live = compactor.kept.live

@@ -53,7 +53,7 @@ cdef class Volume:
         self.walk.no_space = &log.open_segments.no_space
         self.checkpoints = Checkpoints(reactor, log, map, segments, self.snapshots)
         self.checkpoints.writer.size_bytes = blocks * BLOCK_BYTES
-        self.volatile_cache = log.flusher.volatile != 0
+        self.volatile_cache = log.flusher.any_volatile
         log.owner = log.open_segments.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted

@@ -2,12 +2,13 @@
 
 import errno
 import random
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from iomesh.engine.format.structures import read_superblock
+from iomesh.engine.format.structures import read_journal_block, read_superblock
 from iomesh.engine.views.store import StoreRefused, StoreView
 from support import forged
 from support.stores import (
@@ -632,3 +633,29 @@ def test_a_device_gets_its_number_once(device: Path) -> None:
         assert store.set_number(12) == 0
         assert store.set_number(13) == errno.EEXIST
     assert [read_superblock(read_head(device)[at : at + BLOCK])["number"] for at in (0, TWIN)] == [12, 12]
+
+
+def boots(path: Path) -> dict[tuple[int, int], int]:
+    """(generation, segment) -> the boot that the newest entry of a replica names."""
+    head = read_head(path)
+    found: dict[tuple[int, int], int] = {}
+    for half in range(2):
+        for index in range(PLACES.blocks):
+            at = PLACES.block(0, half, index)
+            block = read_journal_block(head[at : at + BLOCK])
+            if block["valid"]:
+                found |= {(block["generation"], entry["segment"]): entry["boot"] for entry in block["entries"] if entry["kind"] == 1}
+    return found
+
+
+def test_an_open_replica_names_the_boot_that_it_was_opened_under(device: Path) -> None:
+    boot = int.from_bytes(uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes[:8], "little")
+    with StoreView(device) as store:
+        store.open()
+        assert store.create(V, 1) == store.create(V, 2) == 0
+        assert store.seal(V, 2, 200) == 0
+        assert (boots(device)[1, 1], boots(device)[1, 2]) == (boot, 0)
+        while store.state["journal_generation"] == 1:
+            assert store.create(W, 1) == 0
+            assert store.remove(W, 1) == 0
+    assert (boots(device)[2, 1], boots(device)[2, 2]) == (boot, 0)

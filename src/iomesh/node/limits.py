@@ -10,7 +10,7 @@ from iomesh.sizes import exact_size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)  # what fits into its entry on the device
-SMALLEST_DEVICE_SHARE = 512  # a segment is at most this part of the smallest device, so that a trial behaves like an installation
+LARGEST_DEVICE_SHARE = 512  # a segment is at most this part of the largest device, so that a trial behaves like an installation
 
 
 def check_name(name: str) -> None:
@@ -36,11 +36,12 @@ def check_size(size_bytes: int) -> None:
         raise InvalidArgument(f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}")
 
 
-def choose_segment_bytes(asked: int, smallest_device_bytes: int) -> int:
-    """What was asked for, if it can be; 0: the largest power of two that suits the node's smallest device."""
+def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:
+    """The most that a segment of the volume has; one on a smaller device has less. What was asked for, if it can be; 0: the largest power
+    of two that suits the node's largest device."""
     least, most = compiled.SEGMENT_BYTES_MIN, compiled.SEGMENT_BYTES_MAX
     if not asked:
-        share = max(smallest_device_bytes // SMALLEST_DEVICE_SHARE, 1)
+        share = max(largest_device_bytes // LARGEST_DEVICE_SHARE, 1)
         return min(max(1 << share.bit_length() - 1, least), most)
     if asked & (asked - 1) or not least <= asked <= most:
         raise InvalidArgument(f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed")

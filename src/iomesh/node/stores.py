@@ -230,9 +230,9 @@ class Stores:
         return "; ".join(f"device {record.label or record.id} is missing ({reason})" for record, reason in self._missing.values())
 
     @property
-    def smallest_bytes(self) -> int:
+    def largest_bytes(self) -> int:
         """Of the open devices; 0 if there is none."""
-        return min((store.device.size_bytes for store in self._open.values()), default=0)
+        return max((store.device.size_bytes for store in self._open.values()), default=0)
 
     @property
     def volatile_cache(self) -> bool:

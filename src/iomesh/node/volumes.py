@@ -646,10 +646,10 @@ class Volumes:
             return self._describe(self._volumes.serving(record.name))
 
     def _segment_bytes(self, asked: int) -> int:
-        smallest = self._stores.smallest_bytes
-        if not smallest:
+        largest = self._stores.largest_bytes
+        if not largest:
             raise NoSpace("this node has no device: `iomesh device format` one, and name it in the configuration or add it")
-        return choose_segment_bytes(asked, smallest)
+        return choose_segment_bytes(asked, largest)
 
     def _describe(self, volume: OpenVolume) -> Volume:
         record = volume.record

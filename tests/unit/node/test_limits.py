@@ -1,4 +1,4 @@
-"""Segments are cut to the smallest device."""
+"""Segments are cut to the largest device."""
 
 from __future__ import annotations
 
