@@ -7,8 +7,10 @@ record of another daemon refuses this one, or is over:
 - its process is of this boot and PID namespace and does not run any more;
 - otherwise only its lease tells (it is of another machine, or of an earlier boot), and `take` waits for as long as a lease lasts.
 
-A lease that runs out while the metadata service does not answer is taken again. If another daemon has the name by then, this one reports
-it and goes on: its devices are its own still, and no record of a volume that another one changed is written (volume.py).
+A lease that runs out while the metadata service does not answer is taken again. Likewise, a daemon that finds the record of an earlier
+one with its own state directory goes on when that record cannot be replaced: nobody else has the name, and the task takes it later.
+If another daemon has the name by then, this one reports it and goes on: its devices are its own still, and no record of a volume that
+another one changed is written (volume.py).
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ import time
 import uuid
 
 from iomesh.errors import Conflict, InUse, IomeshError, NotFound
-from iomesh.metadata import Metadata
+from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.nodes import NodeRecord, decode_node, node_key, put_node
 from iomesh.node.logs import logger
-from iomesh.node.metadata_calls import until_answered
+from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.processes import Process, boot_id, this_process
 from iomesh.node.supervisor import BackgroundTask, Supervisor
 from iomesh.times import SECOND_NS, exact_moment
@@ -69,6 +71,9 @@ class Tenure:
                     raise InUse(_taken(other))
                 log.debug("waiting for a lease to run out", node=other.name, host=other.host, process=other.process)
                 await asyncio.sleep(LOOK_SECONDS)
+            elif other and other.state == self.record.state:
+                if await self._replace(entry.version if entry else 0):
+                    break
             elif await until_answered(functools.partial(self._put, entry.version if entry else 0)):
                 break
 
@@ -94,6 +99,14 @@ class Tenure:
         self.lease = lease
         return True
 
+    async def _replace(self, version: int) -> bool:
+        """Replaces the record that a daemon with our state directory has left. True: the name is ours, though maybe not recorded yet."""
+        try:
+            return await answered(self._put(version))
+        except MetadataUnavailable as error:
+            self._report(f"the node's lease cannot be taken: {error.message}")
+            return True
+
     async def _renew(self, task: BackgroundTask) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds / self.renewals)
@@ -110,10 +123,11 @@ class Tenure:
             return
         entry = await self._metadata.get(node_key(self.record.name))
         other = decode_node(entry) if entry else None
-        if other is not None and other.incarnation != self.record.incarnation:
+        taken_over = other is not None and not self.lease and self._is_over(other)
+        if other is not None and other.incarnation != self.record.incarnation and not taken_over:
             self._report(_taken(other))
         elif await self._put(entry.version if entry else 0):
-            log.warning("node's lease had run out and is taken again", node=self.record.name)
+            log.warning("node's lease is taken again", node=self.record.name)
             self.problem = ""
 
     def _report(self, problem: str) -> None:
