@@ -1,12 +1,14 @@
-# What differs between two of a volume's maps: two snapshots, or a snapshot and the volume as it is now.
+# Compares two of a volume's maps: two snapshots, or a snapshot and the head.
 #
 # Always true:
-#   - where both trees have the same pointer nothing below it is looked at, so a comparison reads what differs, not what there is;
-#   - a range differs if it was written or trimmed between the two, also if it was written with the bytes that were there already;
-#   - both trees stay readable meanwhile: snapshots have a reader more, and for the volume as it is now nothing is given up (reclaim_holds).
+#   - where both trees have the same pointer, nothing below it is read, so the cost depends on the differences and not
+#     on the volume's size;
+#   - a range differs if it was written or trimmed between the two maps, even if it was overwritten with the same bytes;
+#   - both trees stay readable during a comparison: a snapshot's reader count is raised, and for the head no space is
+#     reclaimed (reclaim_holds).
 #
-# The volume as it is now is its map of the last checkpoint, and the first piece of a comparison writes one: all that was acknowledged before
-# is there, and of what is written meanwhile some may be.
+# The head is compared as of its last checkpoint. The first call of a comparison writes one, so it includes every write
+# acknowledged before the call; writes during the comparison may or may not be included.
 #
 # Called by the engine, in tasks on the volume's reactor.
 
@@ -22,7 +24,7 @@ from iomesh.engine.base.task cimport wait, waited, wake_all
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
-    STEPS_MAX = 1 << 18              # of one piece: what is left is for the next one
+    STEPS_MAX = 1 << 18              # of one call; the next call continues
 
 
 cdef int64_t compare(Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when) noexcept nogil:
@@ -55,7 +57,7 @@ cdef int64_t compare(Map older, Map newer, uint64_t block, uint64_t most, bint* 
         slot = (block >> (8 * level)) % NODE_POINTERS
         before = pointer_in(one, slot)
         after = pointer_in(other, slot)
-        if level == 0:                                   # a run in one leaf costs one look
+        if level == 0:                                   # one lookup serves a run of blocks in one leaf
             mapped[0] = after.flags & POINTER_PRESENT
             while count < most and slot + count < NODE_POINTERS and joins(
                     before, after, pointer_in(one, slot + <uint32_t>count), pointer_in(other, slot + <uint32_t>count)):
@@ -84,7 +86,7 @@ cdef inline bint same(Pointer one, Pointer other) noexcept nogil:
 
 
 cdef inline bint joins(Pointer before, Pointer after, Pointer next_before, Pointer next_after) noexcept nogil:
-    """The next block is of the same range."""
+    """Whether the next block belongs to the same range."""
     if same(before, after):
         return same(next_before, next_after)
     return not same(next_before, next_after) and (after.flags & POINTER_PRESENT) == (next_after.flags & POINTER_PRESENT)
@@ -191,7 +193,7 @@ cdef void release(Volume volume, const uint8_t* id) noexcept nogil:
     cdef Snapshot* snapshot = volume.snapshots.find(id)
     snapshot.readers -= 1
     volume.readings -= 1
-    if snapshot.entry.flags & SNAPSHOT_HIDDEN:           # it was deleted meanwhile
+    if snapshot.entry.flags & SNAPSHOT_HIDDEN:           # deleted while it was held
         volume.snapshots.changed()
         volume.checkpoints.due = True
         volume.checkpoints.poke()

@@ -1,16 +1,20 @@
-# A clone without its parent: what it inherits is copied into its own log, while it is used, and then nothing holds the parent any more.
+# Flattening: copies what a clone inherits into its own log, while the clone is in use. Afterwards the clone does not
+# need its parent.
 #
-#     copy     the head's map is walked; every block of data that lies below `branch` is written again as what it is, between whatever writes
-#              there are to it, as cleaning's evacuation does; a node whose image lies there is written with the next write-back
-#     check    a checkpoint; then neither its tree nor a snapshot's has a pointer below `branch`
+#     copy     walk the head's map; append every data block in a segment below `branch` to the log again, ordered with
+#              concurrent writes to that block, as evacuation does; a node whose image lies there is written by the next
+#              write-back
+#     check    write a checkpoint, then verify that neither its tree nor a snapshot's has a pointer below `branch`
 #     cut off  once the record in the metadata service names no parent
 #
 # Always true:
-#   - what was copied stays copied, and is counted (SegmentTable.inherited): after a crash, or an error, copying goes on with what is left;
-#   - what the head does not inherit any more it never inherits again, unless it goes back to a snapshot that does. So a check holds as long
-#     as there is no such snapshot: they are part of it;
-#   - a crash finds the record with the parent, or without; a checkpoint that names it serves both, if it inherits nothing (volume/recovery.pyx);
-#   - the space that is kept for checkpoints and cleaning stays theirs.
+#   - what was copied stays copied, and is counted (SegmentTable.inherited): after a crash or an error, copying
+#     continues with the rest;
+#   - the head never inherits a block again after it was copied, unless a snapshot that inherits it is restored. So the
+#     check covers the snapshots too, and its result stays true;
+#   - after a crash the record names the parent or it does not; a checkpoint that names the parent but inherits nothing
+#     opens in both cases (volume/recovery.pyx);
+#   - copying never uses the space reserved for checkpoints and cleaning.
 #
 # Called by the engine. docs/decisions/0016.
 
@@ -33,13 +37,13 @@ from iomesh.engine.base.task cimport wait, waited, wake_all
 from iomesh.engine.volume.volume cimport Volume, is_ending
 
 cdef enum:
-    PACED_BLOCKS = 64                # copied between two looks at the pace
-    SPARE_SEGMENTS = 2               # room beyond the reserve for what users write meanwhile
+    PACED_BLOCKS = 64                # copied between two calls of the throttle
+    SPARE_SEGMENTS = 2               # left free beyond the reserve, for users' writes during the copy
 
 cdef struct Copy:
-    AwaitedRequest written           # its first member; of all blocks that are written again
+    AwaitedRequest written           # its first member; covers all blocks that are copied
     Throttle* throttle
-    uint64_t asked                   # blocks
+    uint64_t asked                   # blocks requested
 
 
 cdef int copy_inherited(Volume volume, Throttle* throttle) noexcept nogil:
@@ -63,7 +67,7 @@ cdef int copy_inherited(Volume volume, Throttle* throttle) noexcept nogil:
 
 
 cdef int copy_below(Volume volume, Copy* copy, int level, uint64_t index, Pointer image) noexcept nogil:
-    """Of a node and what is below it. image: what leads to it."""
+    """Copies a node and everything below it. image: the pointer to the node."""
     cdef uint64_t found[4]
     cdef Node* node
     cdef Pointer one
@@ -87,7 +91,7 @@ cdef int copy_below(Volume volume, Copy* copy, int level, uint64_t index, Pointe
     for slot in range(NODE_POINTERS if level == 0 else 0):
         if result == 0 and found[slot // 64] >> (slot % 64) & 1:
             result = copy_block(volume, copy, index * NODE_POINTERS + slot)
-    if result == 0 and is_inherited(volume, image):      # nothing below it has changed, or the last of what it held is trimmed
+    if result == 0 and is_inherited(volume, image):      # unchanged since, or everything below is trimmed
         result = min(renew_node(volume, level, index, image.segment, image.block), 0)
     return result
 
@@ -114,7 +118,7 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
 
 
 cdef Node* hold(Volume volume, Map tree, int level, uint64_t index, int* error) noexcept nogil:
-    """Pinned. NULL: there is none, or it cannot be had for `error`."""
+    """The node, pinned. NULL: it does not exist, or reading it failed with `error`."""
     cdef Node* node = NULL
     cdef Operation operation
     while node is NULL:
@@ -133,7 +137,7 @@ cdef Node* hold(Volume volume, Map tree, int level, uint64_t index, int* error) 
     return node
 
 
-# ---------------------------------------------------------------------- looking
+# ---------------------------------------------------------------------- the check
 
 cdef int check_detached(Volume volume, Map tree) noexcept nogil:
     cdef int result = volume.checkpoints.claim()
@@ -148,7 +152,7 @@ cdef int check_detached(Volume volume, Map tree) noexcept nogil:
     volume.checkpoints.let_go()
     if result < 0:
         return result
-    volume.segments.reclaim_holds += 1                   # of these trees nothing goes while they are looked at
+    volume.segments.reclaim_holds += 1                   # no block of these trees is reclaimed during the check
     while True:
         version = volume.snapshots.version
         result = look(volume, tree)
@@ -174,7 +178,7 @@ cdef int look(Volume volume, Map tree) noexcept nogil:
 
 
 cdef int look_into(Volume volume, Map tree, Pointer root, uint64_t known) noexcept nogil:
-    """known: nodes below this address are its parent's, too."""
+    """known: nodes below this address are shared with the parent snapshot, which is checked itself."""
     cdef int result
     tree.root = root
     result = look_below(volume, tree, root, MAP_LEVELS - 1, 0, known)
@@ -183,7 +187,7 @@ cdef int look_into(Volume volume, Map tree, Pointer root, uint64_t known) noexce
 
 
 cdef int look_below(Volume volume, Map tree, Pointer image, int level, uint64_t index, uint64_t known) noexcept nogil:
-    """Of nodes; what leads to data is counted."""
+    """Checks pointers to nodes only: inherited data blocks are counted."""
     cdef Node* node
     cdef uint32_t slot
     cdef int result = 0

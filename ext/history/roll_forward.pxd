@@ -1,4 +1,4 @@
-# Taking a volume from a mark on to a moment behind it, along the log. See history/roll_forward.pyx.
+# Rolls a volume forward from a restore point to a later point in time. See history/roll_forward.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport RecordHeader
@@ -7,24 +7,25 @@ from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.volume.volume cimport Volume
 
 cdef class RollForward:
-    cdef Volume volume               # the one that is taken there
-    cdef Volume source               # whose log is followed: the same, or what it is a clone of
+    cdef Volume volume               # the one that is rolled forward
+    cdef Volume source               # whose log is read: the same volume, or the parent of the clone
     cdef char* buffer                # CHUNK_BLOCKS of a segment ...
     cdef uint32_t base               # ... from this block on ...
-    cdef uint32_t held               # ... so many
-    cdef AwaitedRequest written      # all that is
-    cdef bint under_way              # some of it may be
-    cdef uint64_t next_sequence      # the record that comes next
+    cdef uint32_t held               # ... this many
+    cdef AwaitedRequest written      # covers all writes
+    cdef bint under_way              # some writes may not be committed yet
+    cdef uint64_t next_sequence      # of the next record
     cdef uint64_t until_ns           # log time
-    cdef uint64_t newest_ns          # of the record that was followed last
-    cdef bint arrived                # what follows is younger
-    cdef uint64_t records            # that were followed
-    cdef uint64_t blocks             # that were written
+    cdef uint64_t newest_ns          # of the last record applied
+    cdef bint arrived                # the next record is later than `until_ns`
+    cdef uint64_t records            # applied
+    cdef uint64_t blocks             # written
     cdef int error                   # of reading the log
     cdef char reason[256]
 
-    # In a task on the reactor of both. The volume holds what it held at the mark, and nobody else writes to it. 0; -ENOENT: the mark, or some of the
-    # log behind it, is not there any more; -EUCLEAN: some of that is damaged; -ENOSPC, -EIO, -ESHUTDOWN; reason says what and where.
+    # In a task on the reactor of both volumes. The volume's content is that of the restore point, and there are no
+    # other writers. 0; -ENOENT: the restore point or part of the log after it is gone; -EUCLEAN: that part of the log
+    # is damaged; -ENOSPC, -EIO, -ESHUTDOWN. `reason` is the message with the place.
     cdef int run(self, const uint8_t* mark, uint64_t until_ns) noexcept nogil
     cdef int follow(self) noexcept nogil
     cdef int follow_segment(self, const Segment* segment, uint64_t newest) noexcept nogil

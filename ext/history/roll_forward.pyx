@@ -1,16 +1,21 @@
-# Taking a volume to a second between two marks. A mark is a snapshot; behind the oldest one the log is kept whole (SegmentTable.kept_from): no
-# segment is compacted or removed, so every record is where it was written, with the time at which it was. What the log says from the mark on, up
-# to the moment that is wanted, is written again, into the volume that stands on the mark.
+# Rolls a volume forward to a second between two restore points. A restore point is a snapshot; after the oldest one the
+# log is kept whole (SegmentTable.kept_from): no segment is compacted or removed, so every record is still where it was
+# written, with its time. The entries of the records between the restore point and the target time are written again,
+# into the volume whose head is the restore point.
 #
-# Copying keeps the books simple: had the old blocks come to life again, they would have to be counted among those of younger snapshots that have
-# them too. It costs what was written between the mark and the moment, and so as much as there is between two marks (node/windows.py).
+# Copying keeps the block counts simple: if dead blocks were referenced again, they would have to be counted against
+# younger snapshots that share them. The cost is the amount written between the restore point and the target time, so at
+# most what lies between two restore points (node/windows.py).
 #
 # Always true:
-#   - each record is followed once, in the order of their sequence, none is left out; whoever cannot be sure of that fails;
-#   - the cut lies between two records: what was acknowledged until the moment is there, as after a crash at that moment;
-#   - what is written again was verified, and is on stable media when it is done: a clone counts as made from then on.
+#   - each record is applied exactly once, in sequence order; a gap is an error;
+#   - the cut lies between two records: every write acknowledged until the target time is included, as after a crash at
+#     that time;
+#   - every block that is written again was verified, and is on stable media when run() returns: only then does a new
+#     clone exist.
 #
-# Called by the engine. That this is whole or not at all is history's part and the node's: until it is done, the volume stands on an unsettled mark.
+# Called by the engine. Atomicity is up to history/snapshots.pyx and the node: until the roll forward is done, the
+# volume's restore point is unsettled.
 
 from libc.errno cimport EIO, ENOENT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -67,7 +72,7 @@ cdef class RollForward:
         cdef int result = 0
         while result == 0 and segment is not NULL and not self.arrived and self.next_sequence <= newest:
             if segment.last_sequence >= self.next_sequence:
-                segment.cleaning = True                  # it stays, and where it is
+                segment.cleaning = True                  # keeps the segment from being removed or moved
                 result = self.follow_segment(segment, newest)
                 segment.cleaning = False
             segment = segment.next
@@ -87,7 +92,7 @@ cdef class RollForward:
         while result == 0 and block < limit and not self.arrived and self.next_sequence <= newest:
             header = self.record_at(segment, block, limit)
             if header is NULL or header.sequence > self.next_sequence:
-                return 0                                 # where the log went on in another segment; follow() sees whether it did
+                return 0                                 # the log continues elsewhere, or follow() fails
             if header.sequence == self.next_sequence:
                 if header.time_ns < self.newest_ns:
                     return self.fail(EUCLEAN, b"record %lu of the log has an earlier time than the one before it", header.sequence, 0)
@@ -101,8 +106,8 @@ cdef class RollForward:
         return result
 
     cdef RecordHeader* record_at(self, const Segment* segment, uint32_t block, uint32_t limit) noexcept nogil:
-        """With its payload, in the buffer; NULL: there is none that is valid. One of another epoch is left over of an earlier segment that had this
-        number and these slabs (see Recovery.is_of)."""
+        """The record with its payload, in the buffer; NULL: there is no valid one. A record of another epoch is left
+        over from an earlier segment with the same number and slabs (see LogScan.is_of)."""
         cdef RecordHeader* header
         if self.held == 0 or (block + 1 + RECORD_ENTRIES_MAX > self.base + self.held and self.base + self.held < limit):
             self.base = block
@@ -118,7 +123,7 @@ cdef class RollForward:
         return header
 
     cdef int repeat(self, const RecordHeader* header) noexcept nogil:
-        """What a record says is done to the volume: data that lies together is one write."""
+        """Applies a record to the volume; adjacent data blocks become one write."""
         cdef const Entry* entry
         cdef const char* payload = <const char*>header + BLOCK_BYTES
         cdef const char* begin = payload
@@ -169,7 +174,7 @@ cdef class RollForward:
         cdef int64_t taken = 0
         if self.under_way and self.volume.log.wait_committed(self.volume.log.last_appended()) < 0:
             return self.fail(EIO, b"what precedes record %lu of the log cannot be written again", self.next_sequence, 0)
-        self.under_way = False                           # what the map does not have yet would not be trimmed
+        self.under_way = False                           # a trim misses blocks that are not in the map yet
         if block + count > self.volume.blocks:
             return self.fail(EUCLEAN, b"record %lu of the log trims block %lu, beyond the volume's end", self.next_sequence, block)
         while count:

@@ -1,4 +1,4 @@
-# What is done with a volume's snapshots: making them, deleting them, going back to one. See history/snapshots.pyx.
+# Creating, deleting and restoring a volume's snapshots. See history/snapshots.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
@@ -7,37 +7,39 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.volume.volume cimport Volume
 
-cdef struct Making:                  # one of several snapshots that are made at one instant
-    void* volume                     # Volume, on whatever reactor
-    void* caller                     # the reactor of who waits
+cdef struct Making:                  # one of several snapshots created at one instant
+    void* volume                     # Volume, on any reactor
+    void* caller                     # the caller's reactor
     SnapshotRequest snapshot_request            # id and name filled in
-    bint urgent                      # also without space
+    bint urgent                      # create it even without space
     int result
     bint claimed
     Operation ended
 
 # All in tasks on the volume's reactor (make: on the caller's). 0 or a negative errno.
 
-# All of them or none; each volume once, in the order of their identities, so that two callers do not wait for each other. -ENOSPC: one of the
-# volumes is without space, and its snapshot is not urgent.
+# Creates all of them or none; each volume once, ordered by identity, so that two callers cannot deadlock. -ENOSPC: one
+# of the volumes has no space, and its snapshot is not urgent.
 cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcept nogil
-# -ENOENT. hidden: it stays until those that go on from it are gone.
+# -ENOENT. hidden: the snapshot is kept, invisible, until its descendants are gone.
 cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcept nogil
-# A mark is a snapshot like others from now on: nothing of the log is kept for it. -ENOENT
+# Turns a restore point into an ordinary snapshot: the log is no longer kept for it. -ENOENT
 cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil
-# Nobody lets a snapshot go that is held. False: there is none.
+# A held snapshot is not removed. False: there is none.
 cdef bint hold_snapshot(Volume volume, const uint8_t* id) noexcept nogil
 cdef void let_snapshot_go(Volume volume, const uint8_t* id) noexcept nogil
-# The volume is what it was in this snapshot; `before` is a snapshot of what it was until now. Nobody is connected to it: the caller has set
-# volume.restoring. mark: NULL, or one that is made of what it is then, with the same checkpoint; if that is unsettled, nobody connects
-# to the volume until another mark is made. -ENOENT, -ENOSPC (there is no space, and `before` is to be kept); after any error the volume is what it was.
+# Restores the volume to this snapshot; `before` becomes a snapshot of its current state. There are no connections: the
+# caller has set volume.restoring. mark: NULL, or a restore point of the restored state, created by the same checkpoint;
+# if it is unsettled, no connection is accepted until another restore point is created. -ENOENT, -ENOSPC (no space, and
+# `before` is to be kept); after an error the volume is unchanged.
 cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil
-# In no task: one of the snapshots has begun to die.
+# Not in a task: a snapshot has started to die; starts the walk that finds its dead blocks.
 cdef void walk_dying(void* volume) noexcept nogil
-# A Volume without a log becomes readable as a snapshot of `volume`, which keeps it meanwhile.
+# Opens a snapshot of `volume` for reading: `reading` is a Volume without a log. The snapshot is held until
+# close_snapshot().
 cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcept nogil
 cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil
-# A Volume that is about to be recovered becomes a clone of a snapshot of `parent`, on the same reactor; that one stays open and keeps it until the
-# clone is closed, and says so. -ENOENT, -ESHUTDOWN.
+# Makes a volume that is about to be recovered a clone of a snapshot of `parent`, on the same reactor. The parent stays
+# open and holds the snapshot until let_parent_go(). -ENOENT, -ESHUTDOWN.
 cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept nogil
 cdef void let_parent_go(Volume volume) noexcept nogil

@@ -1,22 +1,23 @@
-# What is done with a volume's snapshots. Each of these is a task of steps; what makes them whole is that snapshots change with a checkpoint
-# (map/snapshot_table.pyx, volume/checkpoint.pyx).
+# Creating, deleting and restoring a volume's snapshots. Each operation is a task of several steps. They are atomic
+# because the snapshot table changes only with a checkpoint (map/snapshot_table.pyx, volume/checkpoint.pyx).
 #
-# Several snapshots at one instant, on whatever reactors: claim all volumes (no checkpoint of theirs is running or begins), let the doors of
-# all wait, wait until everything is committed everywhere; that is the instant. Then each volume's checkpoint begins, which opens its doors
-# again at once. Volumes are claimed in the order of their identities, and before any door waits: so nobody waits in a circle, and a
-# volume's writes wait for what is under way in the others' logs, never for their checkpoints.
-
+# Several snapshots at one instant, on any reactors: claim all volumes (no checkpoint of theirs is running or can
+# start), stop new writes on all of them, wait until everything is committed everywhere; that is the instant. Then each
+# volume's checkpoint starts, which admits writes again at once. Volumes are claimed in the order of their identities,
+# and before any writes are stopped: so there is no deadlock, and a volume's writes wait for the writes in flight in the
+# other logs, never for their checkpoints.
 #
-# Going back to a snapshot: two checkpoints of a volume with nothing in between, while its doors stay shut. The first one makes a snapshot of what
-# there is, `before`. So nothing in the map is the head's alone any more, and the head can be put upon another snapshot's tree without that anything
-# is born or dies. The second one makes that durable. A crash finds the first checkpoint, and the volume is what it was, or the second. What is not
-# to be kept is a `before` that is hidden from its beginning: nothing goes on from it, so it dies with the second checkpoint, and what it
-# alone had comes back as with any deletion. The second checkpoint may also make a mark of what the volume is then: the restore window's history
-# goes on from there.
+# Restoring a snapshot: two consecutive checkpoints of a volume, without writes in between. The first one creates a
+# snapshot of the current state, `before`. So no block belongs to the head alone any more, and the head can switch to
+# another snapshot's tree without any block becoming live or dead. The second one makes that durable. After a crash,
+# recovery starts at the first checkpoint, with the volume unchanged, or at the second. If the old state is not to be
+# kept, `before` is hidden from the start: it has no descendants, so it dies with the second checkpoint, and its
+# exclusive blocks are reclaimed as with any deletion. The second checkpoint may also create a restore point of the
+# restored state: the restore window's history continues there.
 #
-# While writes wait for space or are refused, nothing is made that stays: its checkpoint would take from the reserve (store/store.pyx), and what it pins
-# does not come back, so that a few of them would leave no room for what gets space back. What is made in the place of something else, or to be
-# given up at once, is *urgent*.
+# While writes wait for space or are refused, no snapshot is created that is to stay: its checkpoint would use the
+# reserve (store/store.pyx), and the blocks that it pins cannot be reclaimed, so a few such snapshots would leave no
+# room for cleaning. A snapshot that replaces another one, or that is deleted again at once, is *urgent*.
 
 from libc.errno cimport EBUSY, ENOENT, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -34,7 +35,7 @@ from iomesh.engine.volume.volume cimport Volume
 ctypedef int64_t (*Step)(void* making) noexcept nogil
 
 
-# ---------------------------------------------------------------------- making
+# ---------------------------------------------------------------------- creating
 
 cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcept nogil:
     cdef uint32_t i
@@ -54,10 +55,10 @@ cdef int make_snapshots(Reactor caller, Making* makings, uint32_t count) noexcep
     for i in range(count):
         if makings[i].claimed:
             makings[i].result = result
-            if not makings[i].snapshot_request.entry.flags & SNAPSHOT_MARK:  # which has the time of its own log
+            if not makings[i].snapshot_request.entry.flags & SNAPSHOT_MARK:  # a restore point has its own log's time
                 makings[i].snapshot_request.entry.time_ns = time_ns
             waited(&makings[i].ended)
-            start(make_body, &makings[i], &makings[i].ended)       # all at once: nobody's checkpoint waits for another's
+            start(make_body, &makings[i], &makings[i].ended)       # concurrently: none waits for another
     for i in range(count):
         if makings[i].claimed and wait(&makings[i].ended) < 0 and result == 0:
             result = <int>makings[i].ended.result
@@ -90,9 +91,9 @@ cdef int claim(Volume volume, Making* making) noexcept nogil:
 
 
 cdef int objection(Volume volume, const Making* making) noexcept nogil:
-    """Why it is not made now: a negative errno; 0: it is."""
+    """Why the snapshot cannot be created now: a negative errno; 0: it can."""
     if volume.snapshots.unsettled() is not NULL and not making.snapshot_request.entry.flags & SNAPSHOT_MARK:
-        return -EBUSY                                    # it would be of half a restore, and end the restore as if it were whole
+        return -EBUSY                                    # it would capture and settle half a restore
     return 0 if making.urgent else lack_of_space(volume)
 
 
@@ -117,11 +118,11 @@ cdef int64_t make_step(void* argument) noexcept nogil:
 
 
 cdef int make(Volume volume, Making* making) noexcept nogil:
-    """It is claimed. With an error, only let go again."""
+    """The volume is claimed. After an error it is only released."""
     cdef int result = making.result
     if result == 0:
         result = volume.checkpoints.go()
-        while volume.checkpoints.running and not making.snapshot_request.made:  # who waited for it has begun another one
+        while volume.checkpoints.running and not making.snapshot_request.made:  # a waiter has started another one
             wait_in(&volume.checkpoints.ended)
         if making.snapshot_request.made:
             result = 0
@@ -139,7 +140,7 @@ cdef int64_t unmake_step(void* argument) noexcept nogil:
 
 
 cdef void unmake(Volume volume, Making* making) noexcept nogil:
-    """Another one of those that belong together could not be made."""
+    """Deletes a snapshot because another one of its group could not be created."""
     cdef Snapshot* snapshot = volume.snapshots.find(making.snapshot_request.entry.id)
     if snapshot is not NULL:
         snapshot.entry.flags |= SNAPSHOT_HIDDEN
@@ -176,7 +177,7 @@ cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil:
     return volume.checkpoints.run_for(volume.snapshots.version)
 
 
-# ---------------------------------------------------------------------- going back
+# ---------------------------------------------------------------------- restoring
 
 cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil:
     cdef int result
@@ -198,14 +199,14 @@ cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* befor
 
 
 cdef int go_back(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil:
-    """The volume's checkpoints are claimed."""
+    """The caller has claimed the volume's checkpoints."""
     cdef Snapshot* snapshot = volume.snapshots.find(id)
     cdef Snapshot* unsettled
     cdef int result
     if snapshot is NULL or snapshot.entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE):
         return -ENOENT
     unsettled = volume.snapshots.unsettled()
-    if unsettled is not NULL and not planted(b"half_undone_served"):     # and stays so until the second checkpoint: a crash may come between the two
+    if unsettled is not NULL and not planted(b"half_undone_served"):     # until the second checkpoint
         before.entry.flags |= SNAPSHOT_MARK | SNAPSHOT_UNSETTLED
         memcpy(before.entry.before, unsettled.entry.before, 16)
     result = 0 if before.entry.flags & SNAPSHOT_HIDDEN else lack_of_space(volume)
@@ -213,7 +214,7 @@ cdef int go_back(Volume volume, const uint8_t* id, SnapshotRequest* before, Snap
         result = volume.snapshots.snapshot_request(before)
     if result < 0:
         return result
-    snapshot.readers += 1                                # it stays meanwhile
+    snapshot.readers += 1                                # held during the restore
     volume.checkpoints.held = True
     volume.checkpoints.write()
     result = volume.checkpoints.result
@@ -228,19 +229,19 @@ cdef int go_back(Volume volume, const uint8_t* id, SnapshotRequest* before, Snap
         if result == 0 and not planted(b"restore_told_early"):
             volume.checkpoints.write()
             result = volume.checkpoints.result
-        if result < 0:                                   # what counts is the checkpoint before
+        if result < 0:                                   # the first checkpoint is the valid one
             if mark is not NULL:
                 volume.snapshots.withdraw(mark)
             stand_upon(volume, before.entry.id, volume.checkpoints.root)
     snapshot = volume.snapshots.find(id)
     snapshot.readers -= 1
-    if snapshot.entry.flags & SNAPSHOT_HIDDEN:           # it was deleted meanwhile
+    if snapshot.entry.flags & SNAPSHOT_HIDDEN:           # deleted while it was held
         have_it_written(volume)
     return result
 
 
 cdef void stand_upon(Volume volume, const uint8_t* id, Pointer root) noexcept nogil:
-    """The head goes on from this snapshot; until now it was, to the block, the one that it goes on from."""
+    """Switches the head to this snapshot. Until now the head was identical to its parent snapshot, block by block."""
     cdef const Snapshot* snapshot = volume.snapshots.find(id)
     cdef int level
     for level in range(MAP_LEVELS):
@@ -267,7 +268,7 @@ cdef int64_t walk_body(void* volume) noexcept nogil:
 
 
 cdef void give_back(Volume volume) noexcept nogil:
-    """What only the dying snapshot has dies, and the snapshot is gone; the next checkpoint says so."""
+    """Counts the dying snapshot's exclusive blocks as dead and removes it; the next checkpoint makes that durable."""
     cdef SnapshotEntry entry = volume.snapshots.dying()[0]
     cdef Snapshot* parent = volume.snapshots.find(entry.parent)
     cdef Pointer root
@@ -290,7 +291,7 @@ cdef void give_back(Volume volume) noexcept nogil:
 # ---------------------------------------------------------------------- clones
 
 cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept nogil:
-    """On the reactor of both, before the clone is recovered: what its log has not changed is as in the parent's snapshot."""
+    """On the reactor of both, before the clone is recovered: the head starts as the parent's snapshot."""
     cdef Snapshot* snapshot
     if parent.closing:
         return -ESHUTDOWN
@@ -302,7 +303,7 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     memcpy(volume.checkpoints.writer.lineage_volume, parent.identity, 16)
     memcpy(volume.checkpoints.writer.lineage_snapshot, id, 16)
     volume.segments.parent = <void*>parent.segments
-    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # no pointer of the snapshot's tree leads so far
+    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # above the snapshot's segments
     volume.log.open_segments.next_segment = volume.segments.branch
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)
@@ -349,6 +350,6 @@ cdef int open_snapshot(Volume volume, Volume reading, const uint8_t* id) noexcep
 
 
 cdef void close_snapshot(Volume volume, Volume reading) noexcept nogil:
-    """No connection to it is left."""
+    """Its last connection is closed."""
     reading.close()
     let_snapshot_go(volume, reading.identity)

@@ -2,18 +2,20 @@
 # volume/checkpoint_writer.pyx (tables and the checkpoint's block) and volume/removal.pyx.
 #
 # A checkpoint at record S is exact: the map as it was at S, and the counters that belong to it, whatever is written meanwhile.
-#     drain       doors wait until what is under way has committed: one write's time. S is the newest record now; what the counters and the
-#                 snapshot table are now is kept, and the cut of a snapshot that is to be made is the log's end
-#     write map   every node dirty since S or before, leaves first (map/map.pyx says how later changes are kept out); from the drain on nothing else
-#                 is written back, so that every image that commits is the checkpoint's own
+#     drain       new writes wait until those in flight have committed: the time of one write. S is the newest record
+#                 then; the counters and the snapshot table are copied, and the cut of a snapshot to be created is the
+#                 log's end
+#     write map   every node dirty since S or before, leaves first (map/map.pyx: how later changes are kept out); from
+#                 the drain on nothing else is written back, so that every image that commits belongs to the checkpoint
 #     write table the snapshot table, the segment table with the counters of S, then the checkpoint block
 #     flush       all of it is on stable media
-#     move        the metadata service's one pointer. It answers done, or refused: another owner has the volume, and the log ends. While the
-#                 outcome is unknown either checkpoint may be the one that a recovery finds. Both are kept: no segment is removed, cleaning
-#                 keeps the nodes of the old one, and no new one begins; reads, writes and writing back go on
+#     move        the checkpoint pointer in the metadata service. The answer is done, or refused: the volume has another
+#                 owner, and the log ends. While the outcome is unknown, recovery may find either checkpoint. Both are
+#                 kept: no segment is removed, cleaning keeps the nodes of the old one, and no new one starts; reads,
+#                 writes and write-back continue
 #     remove      segments that neither checkpoint nor map nor replay needs any more
-# A snapshot is made by a checkpoint, and begins to die with one (map/snapshot_table.pyx): it is there, or dying, once the pointer was moved.
-# If anything fails, the old checkpoint stays good and the next one tries again.
+# A snapshot is created by a checkpoint, and starts to die with one (map/snapshot_table.pyx): both take effect when the
+# pointer has moved. If a step fails, the old checkpoint stays valid and the next one tries again.
 
 from libc.errno cimport EHOSTUNREACH, ESHUTDOWN, ESTALE
 from libc.stdint cimport int64_t, uint64_t
@@ -34,7 +36,7 @@ from iomesh.engine.volume.removal cimport remove_dead
 from iomesh.engine.volume.write_back cimport WriteBack
 
 cdef enum:
-    GIVE_UP_NS = 10000000000         # a volume that closes waits so long for the metadata service; the next start replays more instead
+    GIVE_UP_NS = 10000000000         # timeout for the metadata service while a volume closes
     PAUSE_NS = 20000000
 
 
@@ -81,7 +83,7 @@ cdef class Checkpoints:
             self.write_back.begin()
 
     cdef int run(self) noexcept nogil:
-        cdef uint64_t needed = self.begun if self.gathering else self.begun + 1      # the one under way will do, until it is fixed what is in it
+        cdef uint64_t needed = self.begun if self.gathering else self.begun + 1      # enough while its content is not fixed
         while self.good < needed and self.over < needed:
             if self.unanswered:
                 return -EHOSTUNREACH
@@ -105,7 +107,7 @@ cdef class Checkpoints:
             self.begin_apart()
             while self.over == over and not self.unanswered:
                 wait_in(&self.ended)
-            if self.over > over and self.result < 0 and not self.running:        # else who waited for it has begun another one
+            if self.over > over and self.result < 0 and not self.running:        # else a waiter started another
                 return self.result
         return 0
 
@@ -144,7 +146,7 @@ cdef class Checkpoints:
         place[0] = self.next_keeper
 
     cdef void begin_apart(self) noexcept nogil:
-        """In a task of its own: who wants it need not wait as long as the metadata service does not answer."""
+        """In its own task, so that the caller need not wait while the metadata service does not answer."""
         self.running = True
         start(checkpoint_body, <void*>self, NULL)
 
@@ -153,11 +155,11 @@ cdef class Checkpoints:
         cdef int result
         self.write()
         result = self.result
-        self.let_go()                                    # who waited for it may begin another one at once
+        self.let_go()                                    # a waiter may start another one at once
         return result
 
     cdef void write(self) noexcept nogil:
-        self.log.open_segments.making_space += 1         # what is dead goes with it
+        self.log.open_segments.making_space += 1         # it deletes dead segments
         self.write_back.held = self.gathering = True
         self.begun += 1
         self.due = False
@@ -173,7 +175,7 @@ cdef class Checkpoints:
         else:
             self.failure = self.result
         self.snapshots.thaw()
-        self.segments.settle(False)                      # nothing is left to settle but after an error
+        self.segments.settle(False)                      # has an effect only after an error
         self.log.open_segments.end_making_space()
 
     cdef void let_go(self) noexcept nogil:
@@ -182,12 +184,12 @@ cdef class Checkpoints:
         self.running = False
         self.map_written()
         if self.log.error:
-            self.map.cache.rouse()                       # who waits for frames that this volume will never clean learns why
+            self.map.cache.rouse()                       # fails waiters for frames that this volume will never clean
         wake_all(&self.log.waiters, 0)
         wake_all(&self.ended, self.result)
 
     cdef void map_written(self) noexcept nogil:
-        """The rest of a checkpoint may take as long as the metadata service does: writing back goes on meanwhile."""
+        """Allows write-back again: the rest of the checkpoint may have to wait long for the metadata service."""
         self.map.freeze = 0
         self.write_back.held = False
         self.poke()
@@ -199,7 +201,7 @@ cdef class Checkpoints:
         while self.write_back.running:
             wait_in(&self.write_back.ended)
         if self.log.last_appended() == 0 and self.snapshots.version != self.snapshots.durable:
-            result = self.log.wait_room()                # a log without a record has no moment that a checkpoint could be of: an empty one
+            result = self.log.wait_room()                # a checkpoint needs a record to refer to: append an empty one
             if result < 0:
                 return result
             self.log.close_record()
@@ -230,7 +232,7 @@ cdef class Checkpoints:
         cdef bint dying
         self.gathering = False
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
-            return 0                                     # nothing has happened since the last one
+            return 0                                     # nothing has changed since the last one
         next_log_time(&self.log.clock, self.log.io)
         result = self.snapshots.freeze(at, &self.log.clock, self.writer.size_bytes, self.log.open_segments.position(), self.segments)
         if result < 0:
@@ -262,7 +264,7 @@ cdef class Checkpoints:
         outcome = self.ask(at, pointer)
         if outcome == POINTER_REFUSED:
             self.lost = True
-            self.log.break_off(-ESTALE)                  # another owner has taken over
+            self.log.break_off(-ESTALE)                  # the volume has another owner
             return -ESTALE
         if outcome == POINTER_GIVEN_UP:
             return -EHOSTUNREACH
@@ -280,7 +282,7 @@ cdef class Checkpoints:
         return 0
 
     cdef Outcome ask(self, uint64_t sequence, Pointer pointer) noexcept nogil:
-        """Has the metadata service's pointer moved, and waits until it is known what came of it."""
+        """Sends the new checkpoint pointer to the metadata service and waits for the outcome."""
         cdef Operation pause
         waited(&self.answer)
         self.answer_for = sequence
@@ -291,12 +293,12 @@ cdef class Checkpoints:
         return <Outcome>wait(&self.answer)
 
     cdef bint settle(self) noexcept nogil:
-        """It counts: what it has done to the snapshots has happened. Whether one begins to die."""
+        """The checkpoint is valid: applies its changes to the snapshots. Returns whether one starts to die."""
         cdef bint dying = self.snapshots.frozen_dying is not NULL
         if self.snapshots.frozen_walked:
             self.segments.reclaim_holds -= 1
         if dying:
-            self.segments.reclaim_holds += 1             # until a checkpoint is without it: the walk needs the trees
+            self.segments.reclaim_holds += 1             # until a checkpoint without it: the walk needs the trees
         if self.snapshots.marked_ns():
             restore_point_made(&self.log.clock, self.snapshots.marked_ns())
         self.snapshots.moved()
@@ -310,8 +312,8 @@ cdef class Checkpoints:
         if outcome == POINTER_UNKNOWN:
             if not self.unanswered:
                 self.unanswered = True
-                self.log.open_segments.end_making_space()        # writes without space are refused: there may be no answer for a long time
-            wake_all(&self.ended, 0)                     # who would rather not wait
+                self.log.open_segments.end_making_space()        # writes get ENOSPC: the answer may take long
+            wake_all(&self.ended, 0)                     # callers that return -EHOSTUNREACH
             return
         if self.unanswered:
             self.unanswered = False
@@ -326,7 +328,7 @@ cdef void begin_due(Operation* operation) noexcept nogil:
 
 
 cdef void begin_for_starving(void* keepers) noexcept nogil:
-    """Any of those who share the cache begins for all."""
+    """Called once for all volumes that share the cache."""
     while keepers is not NULL and not (<Checkpoints>keepers).begin_asked:
         (<Checkpoints>keepers).poke()
         keepers = (<Checkpoints>keepers).next_keeper

@@ -8,11 +8,11 @@ from iomesh.engine.map.snapshot_table cimport SnapshotTable
 
 cdef struct Draft:                   # a checkpoint that is being written
     Checkpoint* checkpoint           # its block; all three are one piece of memory
-    Pointer* pointers                # to the blocks of the segment table: the index blocks, as they stand
+    Pointer* pointers                # to the blocks of the segment table: the content of the index blocks
     TableEntry* table
     Pointer place                    # of the checkpoint's block
 
-cdef struct Description:             # of the volume, for people and for repair: each checkpoint has it
+cdef struct Description:             # of the volume, for operators and repair; in every checkpoint
     char name[136]                   # UTF-8, ended by zero
     uint32_t segment_bytes
     uint32_t window_seconds
@@ -26,9 +26,10 @@ cdef class CheckpointWriter:         # of one volume
     cdef Description description
     cdef uint64_t size_bytes         # of the volume, for the next checkpoint
     cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
-    cdef uint8_t lineage_snapshot[16]    # ... and its snapshot that it stands on
+    cdef uint8_t lineage_snapshot[16]    # ... and the snapshot it was cloned from
 
-    # In a task: of the map with this root, which is as it was after record `sequence`. 0, and where it is, committed; or a negative errno.
+    # In a task: writes the checkpoint of the map with this root, the state after record `sequence`. 0: it has
+    # committed, and `into` points to it; or a negative errno.
     cdef int write(self, uint64_t sequence, Pointer root, Pointer* into) noexcept nogil
     cdef int begin(self, Draft* draft) noexcept nogil
     cdef void list_segments(self, Draft* draft) noexcept nogil

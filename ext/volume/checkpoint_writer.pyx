@@ -1,13 +1,13 @@
-# Writing what a checkpoint consists of besides its map, into the volume's own log:
+# Writes the parts of a checkpoint other than the map, into the volume's own log:
 #
-#     list_segments    the segment table with its counters, of one moment
-#     describe         what the checkpoint's block says
+#     list_segments    the segment table with its counters, at one point in time
+#     describe         the fields of the checkpoint's block
 #     write_snapshots  the snapshot table, then its index block
 #     write_segments   the blocks of the segment table, then the index blocks that point to them
 #     write_block      the checkpoint's block, which points to the index blocks
 #
-# Always true: what points to a block is written when it is known where that block lies, so after it has committed. Memory that blocks in
-# the log point into (`placed`) stays until all of them have committed, also after an error.
+# Always true: a pointer is written after its target has committed, because only then its address is known. The memory
+# that receives addresses (`placed`) stays allocated until all added blocks have committed, also after an error.
 #
 # Called by volume/checkpoint.pyx. Format: docs/formats.md, "Checkpoint".
 
@@ -52,7 +52,7 @@ cdef class CheckpointWriter:
         cdef uint32_t blocks = blocks_for(self.segments.count, TABLE_ENTRIES), indexes = blocks_for(blocks, NODE_POINTERS)
         cdef char* memory
         if indexes > sizeof(draft.checkpoint.index) // sizeof(Pointer):
-            return -ENOSPC                               # more than three million segments; a volume has one million at most, cleaned
+            return -ENOSPC                               # over three million segments; cleaned: one million at most
         memory = <char*>calloc(1 + indexes + blocks, BLOCK_BYTES)
         if memory is NULL:
             return -ENOMEM
@@ -65,7 +65,7 @@ cdef class CheckpointWriter:
         cdef const Segment* segment = self.segments.first
         cdef TableEntry* entry = draft.table
         cdef uint32_t entries = 0
-        while segment is not NULL:                       # all at one moment: nothing waits in this loop
+        while segment is not NULL:                       # one point in time: this loop never waits
             if segment.first_sequence:
                 entry = &draft.table[entries]
                 entry.segment = segment.number
@@ -150,12 +150,12 @@ cdef class CheckpointWriter:
         return self.wait_committed(result)
 
     cdef int write_block(self, Draft* draft) noexcept nogil:
-        draft.checkpoint.next_segment = self.log.open_segments.next_segment    # now: the index may lie in a segment that is younger than the table
+        draft.checkpoint.next_segment = self.log.open_segments.next_segment    # now: the index may be in a newer segment
         draft.checkpoint.crc = block_crc(draft.checkpoint)
         return self.add_block(KIND_CHECKPOINT, draft.checkpoint.sequence, 0, draft.checkpoint, &draft.place)
 
     cdef void keep_segments(self, const Draft* draft) noexcept nogil:
-        """What holds the checkpoint stays until the next one."""
+        """Segments that contain this checkpoint stay until the next one."""
         cdef const Checkpoint* checkpoint = draft.checkpoint
         cdef uint32_t i
         for i in range(checkpoint.table_blocks):
@@ -168,7 +168,7 @@ cdef class CheckpointWriter:
         self.segments.find(block.segment).table_of = sequence
 
     cdef int add_block(self, int kind, uint64_t position, int flags, const void* data, Pointer* into) noexcept nogil:
-        """into: where it is, once it has committed."""
+        """into: receives its address when it commits."""
         cdef Part part
         cdef int result = self.log.wait_room()
         if result < 0:
@@ -179,7 +179,7 @@ cdef class CheckpointWriter:
         return 0
 
     cdef int wait_committed(self, int result) noexcept nogil:
-        """All that was added has committed, or never will. The first error: `result`, or the log's."""
+        """Waits until everything added has committed or failed. Returns the first error: `result`, or the log's."""
         if self.log.wait_committed(self.log.last_appended()) < 0 and result == 0:
             return self.log.error
         return result

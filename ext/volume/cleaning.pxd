@@ -1,4 +1,4 @@
-# Cleaning a volume's segments: space that is dead comes back. See volume/cleaning.pyx.
+# Cleaning a volume's segments: makes the space of dead blocks usable again. See volume/cleaning.pyx.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from iomesh.engine.store.compaction cimport Throttle
@@ -12,89 +12,90 @@ from iomesh.engine.base.task cimport Waiters
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
-    HANDS = 6                        # segments that are being cleaned at once
-    EVACUATION_SHARE = 6             # a segment of which less than this part lives, and no snapshot has any of it, is evacuated
-    EVACUATED_MAX = 16384 / EVACUATION_SHARE             # blocks of one: the largest segment's
+    HANDS = 6                        # workers: segments cleaned concurrently
+    EVACUATION_SHARE = 6             # a segment with less than 1/6 live, and no snapshot's blocks, is evacuated
+    EVACUATED_MAX = 16384 / EVACUATION_SHARE             # live blocks of an evacuated segment, at most
 
-    PIECE_BYTES = 32 * BLOCK_BYTES   # of a segment that is evacuated are read at once
+    PIECE_BYTES = 32 * BLOCK_BYTES   # read at once from a segment that is evacuated
 
 cdef enum:                           # Row.flags
-    ROW_CLEANABLE = 1                # nobody needs more of it than what lives
+    ROW_CLEANABLE = 1                # only its live blocks are needed
     ROW_STRAGGLES = 2                # ... and it would be evacuated
     ROW_COMPACTED = 4
-    ROW_KEPT = 8                     # whole, for the restore window
+    ROW_KEPT = 8                     # kept whole for the restore window
 
 cdef packed struct Row:              # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)
     uint32_t segment
     uint32_t blocks                  # its length
     uint32_t live
-    uint32_t space                   # blocks that its replica's slabs have
-    uint32_t slab                    # blocks of one of them
+    uint32_t space                   # blocks in its replica's slabs
+    uint32_t slab                    # blocks per slab
     uint32_t flags
 
-cdef struct Cleaned:                 # what became of the segments that were asked for
+cdef struct Cleaned:                 # the outcome for the requested segments
     uint32_t compacted
     uint32_t evacuated
-    uint32_t skipped                 # nothing is to be gained
-    uint32_t postponed               # it cannot be told now, or is not to be done now
-    uint32_t failed                  # an error of a device, or what was read is damaged
-    uint64_t freed_blocks            # at once, by compaction
+    uint32_t skipped                 # cleaning would free no slab
+    uint32_t postponed               # not possible now: try again later
+    uint32_t failed                  # a device error, or damaged data
+    uint64_t freed_blocks            # immediately, by compaction
     int error                        # the last one: a negative errno
 
 cdef struct PlannedFooter:
     Footer footer
     char table[(FOOTER_BLOCKS_MAX - 1) * BLOCK_BYTES]
 
-cdef struct Plan:                    # of one segment, and one hand
-    Plan* next                       # of those that are idle
+cdef struct Plan:                    # of one segment and one worker
+    Plan* next                       # in the list of idle plans
     Segment* segment
-    PlannedFooter* footer            # its
-    uint64_t words[256]              # a bit per block of the segment, 1: it lives
-    uint32_t live                    # those that live
-    uint64_t places[EVACUATED_MAX]   # of the first of them: the block of the volume, or NODE_PLACE and the node's position
-    uint32_t at[EVACUATED_MAX]       # ... and where in the segment they are
-    char* piece                      # of the segment, read at once: PIECE_BYTES
-    uint32_t read_to                 # of the first of them, those before this one lie in it, or lay in one before
-    int32_t offsets[EVACUATED_MAX]   # ... where; -1: not in it
+    PlannedFooter* footer            # the segment's
+    uint64_t words[256]              # a bit per block of the segment, 1: live
+    uint32_t live                    # number of live blocks
+    uint64_t places[EVACUATED_MAX]   # of the first live blocks: the volume's block, or NODE_PLACE | position
+    uint32_t at[EVACUATED_MAX]       # ... and their block in the segment
+    char* piece                      # read buffer: PIECE_BYTES of the segment
+    uint32_t read_to                 # index: the live blocks before it were read, in this piece or before
+    int32_t offsets[EVACUATED_MAX]   # ... of each in the piece; -1: not in it
 
-cdef struct Round:                   # of cleaning: one call
+cdef struct Round:                   # one call of clean()
     const uint32_t* segments
     uint32_t count
-    uint32_t next                    # of them, that nobody has taken
+    uint32_t next                    # index of the first segment that no worker has taken
     Throttle* throttle
     Cleaned* told
 
-cdef struct Worker:                    # one of those that take part in it
+cdef struct Worker:                    # takes part in a round
     void* cleaner
     Round* round
     Operation ended
 
-cdef struct Era:                     # addresses of which one tree may have what its parent has not: those born while it grew, and maybe others
+cdef struct Era:                     # superset of the addresses in a tree that are not in its parent's
     uint64_t data_from
     uint64_t data_to
     uint64_t node_from
     uint64_t node_to
 
-# The image of a node of the head's map, if it lies there, is written again elsewhere with the next write-back. In a task. 1: it is to be, 0: it lies
-# elsewhere, or -EIO, -ESHUTDOWN.
+# If the image of this node of the head's map is at this address, makes the node dirty, so that the next write-back
+# writes it elsewhere. In a task. 1: done, 0: the image is elsewhere, or -EIO, -ESHUTDOWN.
 cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil
 
 cdef class Cleaner:                  # of one volume
     cdef Volume volume
-    cdef Plan* plans                 # one for each hand
-    cdef Plan* idle                  # those of hands that are free ...
-    cdef Waiters hands_free          # ... which calls wait for
+    cdef Plan* plans                 # one for each worker
+    cdef Plan* idle                  # the plans of idle workers ...
+    cdef Waiters hands_free          # ... and the workers that wait for one
     cdef PlannedFooter* footers      # one for each plan
-    cdef Map head                    # the volume's own
+    cdef Map head                    # the volume's current map
     cdef Map durable                 # as of the newest checkpoint
     cdef Map past                    # of a snapshot
-    cdef bint deriving               # a hand is: the trees are its
-    cdef Waiters derived             # who waits for its end
-    cdef readonly uint64_t disagreements    # segments in which fewer blocks were found than are counted
+    cdef bint deriving               # a worker is deriving and has exclusive use of the trees
+    cdef Waiters derived             # workers that wait to derive
+    cdef readonly uint64_t disagreements    # segments with fewer live blocks found than counted
 
-    # In a task on the volume's reactor; several may, of different segments. 0, or -ESHUTDOWN, -EBUSY: it goes back to a snapshot. pace: NULL: none.
+    # In a task on the volume's reactor; calls for different segments may run concurrently. 0, or -ESHUTDOWN, -EBUSY: a
+    # snapshot is being restored. throttle: NULL: no limit.
     cdef int clean(self, const uint32_t* segments, uint32_t count, Throttle* throttle, Cleaned* told) noexcept nogil
-    # How many rows there are, whatever the room.
+    # Fills in at most `room` rows; returns how many there are in all.
     cdef uint32_t list(self, Row* rows, uint32_t room) noexcept nogil
     cdef void take_part(self, Round* round) noexcept nogil
     cdef void clean_segment(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil

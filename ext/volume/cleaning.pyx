@@ -1,28 +1,31 @@
-# Cleaning a volume's segments, those that a policy chose: what is dead in them becomes free space, and no address changes.
+# Cleaning a volume's segments that a policy chose: frees the space of their dead blocks by compaction or evacuation.
 #
-#     derive       which blocks live, from the footer and the maps (below)
-#     make stable  the log is flushed: what overwrote the dead blocks is on stable media before they are given up
-#     carry out    compact: the store writes the live blocks again, densely, beneath their addresses; or, where less than a sixth lives and no snapshot
-#                  has any of it, evacuate: the live blocks are appended to the log again, like a user's writes, and the segment dies
+#     derive       find the live blocks, from the footer and the maps (below)
+#     make stable  flush the log: the writes that made blocks dead are on stable media before those blocks are dropped
+#     carry out    compact: the store rewrites the live blocks densely, and their addresses stay. Or, if less than a
+#                  sixth is live and no snapshot has blocks in it, evacuate: append the live blocks to the log again,
+#                  like a user's writes, so that the segment dies
 #
-# A dead segment goes with the next checkpoint. Until then the newest one may need nodes in it, and its segment table says that it is there; but its
-# space need not wait: it is compacted to its footer and those nodes.
+# A dead segment is deleted after the next checkpoint. Until then the newest checkpoint may need nodes in it and lists
+# it in its segment table. Its space is freed earlier: the segment is compacted to its footer and those nodes.
 #
-# What lives is derived each time, never kept: a block lives if a tree points to it. Few trees have to be asked. What lies below the cut of a
-# tree's parent is in that tree only if it is in the parent's, so a tree is asked about its era alone: addresses from its parent's cut up to its own,
-# the head's without an end. As long as a volume never went back to a snapshot, eras do not overlap. Of nodes, instead of the head's newest tree that
-# of the newest checkpoint counts, which recovery may have to read: it has every node of these segments that the head has.
+# Liveness is derived each time and never stored: a block is live if a tree points to it. Few trees have to be searched.
+# An address below the cut of a tree's parent is in that tree only if it is in the parent's, so each tree is searched
+# for its era only: addresses from its parent's cut up to its own; the head's era has no end. In a volume that was never
+# restored to a snapshot, eras do not overlap. For nodes, the newest checkpoint's tree is searched instead of the
+# head's, because recovery may have to read it: it has every node of these segments that the head has.
 #
 # Always true:
-#   - only a sealed segment that is older than the newest checkpoint, holds no table of it and has a footer is cleaned, by one hand; meanwhile
-#     nobody removes it (`Segment.cleaning`);
-#   - what is dead stays dead: a block that no tree points to is never pointed to again. So it does not matter that writes, checkpoints and new
-#     snapshots go on between the look and the deed. What does matter is a snapshot that is made or deleted *while* it is looked: then
-#     the look is thrown away;
-#   - nothing is given up while a snapshot's trees are being compared (SegmentTable.reclaim_holds);
-#   - a few segments are being cleaned at once, of all calls together (HANDS), so that one is read while another is written or made stable; only
-#     the look is one's alone: the trees are in one place;
-#   - a derivation that finds fewer blocks than the segment table counts is a bug or a damaged map: such a segment is left alone, and told.
+#   - a segment is cleaned only if it is sealed, older than the newest checkpoint, holds none of its tables and has a
+#     footer; by one worker, and it is not removed meanwhile (`Segment.cleaning`);
+#   - dead blocks stay dead: a block that no tree points to is never pointed to again. So writes, checkpoints and new
+#     snapshots may happen between the derivation and the rewrite. If a snapshot is created or deleted *during* the
+#     derivation, its result is discarded;
+#   - no block is dropped while a snapshot's trees are being compared (SegmentTable.reclaim_holds);
+#   - at most HANDS segments are cleaned concurrently, over all calls, so that one is read while another is written or
+#     flushed; derivations run one at a time, because they share the trees;
+#   - a derivation that finds fewer live blocks than the segment table counts means a bug or a damaged map: the segment
+#     is left alone and reported.
 #
 # Called by the engine for the policy, in tasks on the volume's reactor. docs/architecture.md, "The store".
 
@@ -64,13 +67,13 @@ cdef extern from *:
     const uint64_t NODE_INDEXES "IOMESH_NODE_INDEXES"
 
 cdef enum:
-    AHEAD = 24                       # leaves that are loaded before they are looked at
+    AHEAD = 24                       # leaves to prefetch
     BREATHER = 512                   # entries after which the reactor serves others for a turn
-    PACED_BLOCKS = 64                # evacuated between two looks at the pace
+    PACED_BLOCKS = 64                # evacuated between two calls of the throttle
 
 
 cdef class Cleaner:
-    """Raises MemoryError. Its buffers are touched by the first cleaning."""
+    """Raises MemoryError. Its buffers are not touched before the first cleaning."""
 
     def __cinit__(self, Volume volume):
         cdef int i
@@ -92,7 +95,7 @@ cdef class Cleaner:
         release(self.plans)
         release(self.footers)
 
-    # ------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------ candidates
 
     cdef bint cleanable(self, const Segment* segment) noexcept nogil:
         return is_settled(segment, self.volume.checkpoints.sequence) and not segment.cleaning and \
@@ -151,7 +154,7 @@ cdef class Cleaner:
         return -ESHUTDOWN if self.volume.closing else 0
 
     cdef void take_part(self, Round* round) noexcept nogil:
-        """One hand's share: whatever nobody has taken yet, one after the other."""
+        """One worker: takes the next segment until none is left."""
         cdef Plan* plan
         while self.idle is NULL:
             wait_in(&self.hands_free)
@@ -184,7 +187,7 @@ cdef class Cleaner:
         if error == 0:
             error = self.make_stable()
         if error == 0 and (is_history_changing(self.volume) or self.volume.snapshots.version != snapshots):
-            error = -EAGAIN                              # what was seen may not be what lives
+            error = -EAGAIN                              # the derivation may be out of date
         if error == -EAGAIN:
             told.postponed += 1
         elif error:
@@ -194,21 +197,21 @@ cdef class Cleaner:
         else:
             self.compact_planned(plan, throttle, told)
 
-    # ------------------------------------------------------------------ which blocks live
+    # ------------------------------------------------------------------ which blocks are live
 
     cdef int derive_now(self, Plan* plan) noexcept nogil:
-        """As derive(); -EAGAIN: it cannot be told now."""
+        """As derive(); -EAGAIN: not possible now."""
         cdef uint64_t snapshots = self.volume.snapshots.version, checkpoint = self.volume.checkpoints.sequence
         cdef int error
         if is_history_changing(self.volume):
             return -EAGAIN
         error = self.derive(plan)
         if error and (self.volume.snapshots.version != snapshots or self.volume.checkpoints.sequence != checkpoint):
-            return -EAGAIN                               # a tree that it was compared with may be gone
+            return -EAGAIN                               # a tree that was searched may have been deleted
         return error
 
     cdef int derive(self, Plan* plan) noexcept nogil:
-        """From a footer that was read. 0, or a negative errno: -EIO, -EUCLEAN when a map cannot be read, -ESHUTDOWN."""
+        """Finds the live blocks; the footer has been read. 0, or -EIO, -EUCLEAN (a map cannot be read), -ESHUTDOWN."""
         cdef Segment* segment = plan.segment
         cdef Snapshot* parent
         cdef SnapshotEntry* entry
@@ -234,11 +237,11 @@ cdef class Cleaner:
                     self.past.forget()
                     self.past.root = entry.root
                 result = self.look(plan, &era, self.past, self.past)
-        # the head last: snapshots stay as they are, so what they have is all there is if it is as much as lives
+        # the head last: snapshots do not change, so when their blocks add up to the live count the search is complete
         era.data_from = self.volume.segments.pins[<int>DATA]
         era.node_from = self.volume.segments.pins[<int>NODE]
         era.data_to = era.node_to = ~<uint64_t>0
-        if result >= 0 and touches(&era, segment):       # also for one that is dead by the count: the newest checkpoint may have nodes in it
+        if result >= 0 and touches(&era, segment):       # even if live is 0: the checkpoint may have nodes in it
             if planted(b"cleaned_by_newest_nodes"):
                 result = self.look(plan, &era, self.head, self.head)
             else:
@@ -249,7 +252,7 @@ cdef class Cleaner:
         return 0
 
     cdef int look(self, Plan* plan, const Era* era, Map data, Map nodes) noexcept nogil:
-        """Marks what a tree has of what was born in its era: data by one map, nodes by another. 0, or a negative errno as above."""
+        """Sets the bits of blocks of an era that its tree points to; data and nodes by their maps. Errors as above."""
         cdef Segment* segment = plan.segment
         cdef const Footer* footer = &plan.footer.footer
         cdef const Entry* table = <const Entry*>plan.footer.table
@@ -269,9 +272,9 @@ cdef class Cleaner:
                 expected += 1
                 later = next_listed(footer, table, &ahead)
                 if later is not NULL and later.kind == KIND_DATA and data is self.head and segment.live and first >= era.data_from:
-                    data.expect(0, later.position // NODE_POINTERS)          # of a snapshot's nodes there are few, for many blocks each
+                    data.expect(0, later.position // NODE_POINTERS)          # a snapshot's leaves serve many blocks each
             address = first | listed.block
-            result = 0                                   # what is neither is of a checkpoint that another has followed
+            result = 0                                   # neither data nor node: tables of an older checkpoint
             if entry.kind == KIND_DATA and segment.live and era.data_from <= address < era.data_to:
                 result = self.points(data, -1, entry.position, segment.number, listed.block)
             elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
@@ -291,7 +294,7 @@ cdef class Cleaner:
         return 0
 
     cdef void list_live(self, Plan* plan) noexcept nogil:
-        """Where the first of those are that live, in the order of the segment."""
+        """Lists the first live blocks, in the order of the segment."""
         cdef const Footer* footer = &plan.footer.footer
         cdef const Entry* table = <const Entry*>plan.footer.table
         cdef Listed read
@@ -322,7 +325,7 @@ cdef class Cleaner:
         return result
 
     cdef int points(self, Map tree, int level, uint64_t index, uint32_t segment, uint32_t block) noexcept nogil:
-        """Whether a tree's pointer to a node (level -1: to a block of data) leads there: 1 or 0, or -EIO."""
+        """Whether a tree's pointer to a node (level -1: to a data block) is this address: 1 or 0, or -EIO."""
         cdef Pointer pointer = tree.root
         cdef Node* node = NULL
         cdef Operation operation
@@ -341,7 +344,7 @@ cdef class Cleaner:
         return pointer.flags & POINTER_PRESENT and pointer.segment == segment and pointer.block == block
 
     cdef int make_stable(self) noexcept nogil:
-        """What the maps were seen to hold is on stable media."""
+        """Flushes the log: every pointer that the derivation read is on stable media."""
         cdef Operation operation
         waited(&operation)
         if planted(b"cleaned_without_flush"):
@@ -349,7 +352,7 @@ cdef class Cleaner:
         self.volume.log.flusher.flush(&operation)
         return <int>min(wait(&operation), <int64_t>0)
 
-    # ------------------------------------------------------------------ giving back
+    # ------------------------------------------------------------------ compaction and evacuation
 
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
         return 0 < plan.segment.live <= plan.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
@@ -387,7 +390,7 @@ cdef class Cleaner:
         if copy is NULL:
             return error
         segment.replica = copy
-        store_retire(store, self.volume.reactor, old)    # what is being read of it is read again
+        store_retire(store, self.volume.reactor, old)    # reads in flight on the old replica are retried
         count(self.volume, SEGMENTS_COMPACTED, 1)
         count(self.volume, COMPACTION_BYTES, <uint64_t>(copy.live + BITMAP_COPIES) * BLOCK_BYTES)
         if self.volume.log.open_segments.no_space:
@@ -395,7 +398,7 @@ cdef class Cleaner:
         return 0
 
     cdef int evacuate(self, Plan* plan, Throttle* throttle) noexcept nogil:
-        """Every block that lives is written again as what it is, between whatever writes there are to it; nodes with the next write-back."""
+        """Appends live blocks to the log, ordered with concurrent writes to them; nodes with the next write-back."""
         cdef AwaitedRequest evacuation
         cdef uint32_t i
         cdef int error = 0
@@ -437,7 +440,7 @@ cdef class Cleaner:
         return 0
 
     cdef void read_ahead(self, Plan* plan, uint32_t which) noexcept nogil:
-        """A piece of the device with this block of the plan and those behind it, as many as it has. What cannot be read is left to who reads it alone."""
+        """Reads this block of the plan and the next ones that fit in a piece. After an error, rewrite() reads each."""
         cdef const Replica* replica = plan.segment.replica
         cdef int64_t first = self.offset_of(plan, which), offset = first, length = 0
         cdef Operation operation
@@ -482,7 +485,7 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
             volume.checkpoints.poke()
             if wait(&operation) < 0:
                 return -EIO
-        elif node is not ABSENT and volume.checkpoints.write_back.held:      # it began while the node was waited for
+        elif node is not ABSENT and volume.checkpoints.write_back.held:      # a checkpoint has started
             volume.map.unpin(node)
             node = NULL
     if node is not ABSENT:
@@ -498,12 +501,12 @@ cdef int64_t hand_body(void* argument) noexcept nogil:
 
 
 cdef inline bint is_history_changing(Volume volume) noexcept nogil:
-    """A snapshot is being made, or gone back to, or the trees of one are being compared: what lives cannot be told, or may not be acted upon."""
+    """A snapshot is being created, restored or compared: liveness is unknown, or must not be used."""
     return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.snapshot_requests is not NULL or volume.snapshots.frozen_made > 0
 
 
 cdef inline bint straggles(const Segment* segment, uint32_t live, uint64_t cut) noexcept nogil:
-    """Little of it lives, and no snapshot, of whatever history, has a block of it."""
+    """Little of it is live, and no snapshot has a block in it."""
     return 0 < live < segment.blocks // EVACUATION_SHARE and <uint64_t>segment.number << 32 >= cut
 
 
@@ -513,7 +516,8 @@ cdef inline bint touches(const Era* era, const Segment* segment) noexcept nogil:
 
 
 cdef bint has_spare(Volume volume) noexcept nogil:
-    """Evacuation takes from the reserve what comes back when the dead segment is compacted; most of it is the checkpoints'. policies/cleaning.py knows."""
+    """Evacuation uses reserve space until the dead segment is compacted; most of the reserve is for checkpoints.
+    policies/cleaning.py accounts for this."""
     cdef int i
     for i in range(volume.log.open_segments.store_count):
         if 4 * (<Store>volume.log.open_segments.stores[i]).slabs.free > 3 * (<Store>volume.log.open_segments.stores[i]).reserve:

@@ -1,4 +1,4 @@
-# What lies of a volume's log on this node's devices. See volume/log_scan.pyx.
+# Scans a volume's log on this node's devices. See volume/log_scan.pyx.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io
@@ -17,7 +17,7 @@ cdef struct Found:                   # a record that was read
     uint16_t count
     bint torn                        # its payload does not match
 
-cdef struct Scan:                    # a local replica, and what is in it
+cdef struct Scan:                    # a local replica and its records
     Replica* replica
     int store
     Found* records
@@ -26,11 +26,11 @@ cdef struct Scan:                    # a local replica, and what is in it
     Entry* entries
     uint32_t entry_count
     uint32_t entry_room
-    uint32_t end                     # block behind the last valid record
-    uint64_t stable                  # the highest that a header in it names
-    uint64_t stray                   # the highest sequence of a valid header behind the end; 0: none
-    uint32_t dropped                 # records behind the end of the log
-    bint useless                     # nothing in it counts
+    uint32_t end                     # block after the last valid record
+    uint64_t stable                  # the highest `stable` of its headers
+    uint64_t stray                   # the highest sequence of a valid header after the end; 0: none
+    uint32_t dropped                 # records after the end of the log
+    bint useless                     # no record in it is valid: remove it
 
 cdef class LogScan:
     cdef Volume volume
@@ -38,13 +38,13 @@ cdef class LogScan:
     cdef Scan* scans                 # by segment number
     cdef uint32_t scan_count
     cdef bint removes_doubles        # the log is being recovered
-    cdef uint32_t tries              # of reads that failed, again
-    cdef char* buffer                # CHUNK_BLOCKS and one more, aligned
+    cdef uint32_t tries              # retries of failed reads, in total
+    cdef char* buffer                # CHUNK_BLOCKS + 1 blocks, aligned
     cdef char reason[512]
 
     cdef int settle_doubles(self) noexcept nogil
     cdef int remove_double(self, Scan* scan) noexcept nogil
-    cdef int list_replicas(self) noexcept nogil              # in a task on the volume's reactor, as all that follows; 0, or a negative errno and `reason`
+    cdef int list_replicas(self) noexcept nogil              # these: in a task; 0, or a negative errno and `reason`
     cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil

@@ -1,11 +1,12 @@
-# What lies of a volume's log on this node's devices: its replicas, and the records in them, by their footers or their headers.
+# Scans a volume's log on this node's devices: lists its replicas, and their records from footers or headers.
 #
-# Nothing is decided here: which replicas are looked into, and which records count, is recovery's to know.
+# volume/recovery.pyx decides which replicas are scanned and which records are valid.
 #
 # Always true:
-#   - a record is one only with the replica's own epoch: numbers of segments that were given back come again, and so do their slabs;
-#   - records of a replica follow each other without a gap; of what lies behind one, headers tell only what was stable;
-#   - an error that passes does not look like the end.
+#   - a record is accepted only with the replica's own epoch: numbers and slabs of deleted segments are reused;
+#   - the records of a replica follow each other without a gap; a header after a gap is used for its `stable` field
+#     only;
+#   - a transient read error is not taken for the log's end.
 
 from libc.errno cimport ENOMEM, EUCLEAN
 from libc.stdint cimport uint32_t, uint64_t
@@ -27,9 +28,9 @@ cdef extern from "<errno.h>" nogil:
     int EPROTONOSUPPORT
 
 cdef enum:
-    TRIES = 10                       # more of one read that fails, ...
-    ALL_TRIES = 500                  # ... and of all of them
-    AGAIN_NS = 20 * 1000 * 1000      # between two
+    TRIES = 10                       # retries of one failed read, ...
+    ALL_TRIES = 500                  # ... and of all reads together
+    AGAIN_NS = 20 * 1000 * 1000      # between two tries
 
 
 cdef class LogScan:
@@ -73,8 +74,9 @@ cdef class LogScan:
         return self.settle_doubles()
 
     cdef int settle_doubles(self) noexcept nogil:
-        """A segment is on two devices when the first one's flush has failed: what it had there was left open and copied to the second, where it is sealed
-        (log/open_segments.pyx). So of replicas of one epoch that which is sealed counts, and the others go; two that are sealed are alike."""
+        """A segment is on two devices if a flush of the first one failed: its replica there was left open, and copied
+        to the second one and sealed there (log/open_segments.pyx). So of the replicas of one epoch a sealed one is
+        valid, and the others are removed; two sealed ones are identical."""
         cdef Scan* kept
         cdef Scan* other
         cdef uint32_t count = 0, i
@@ -99,7 +101,7 @@ cdef class LogScan:
         return 0
 
     cdef int remove_double(self, Scan* scan) noexcept nogil:
-        if not self.removes_doubles:                     # the log is open, and the device that failed changes nothing any more
+        if not self.removes_doubles:                     # the log is open; the failed device stays unchanged
             return 0
         return store_remove(self.volume.log.open_segments.stores[scan.store], self.volume.reactor, scan.replica)
 
@@ -117,7 +119,7 @@ cdef class LogScan:
         return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        """An error that passes must not look like the log's end: it is tried again, but not for ever where much is unreadable."""
+        """Retries: a transient error must not be taken for the log's end. The total is limited."""
         cdef Operation operation
         cdef uint32_t tries = 0
         cdef int result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
@@ -131,7 +133,7 @@ cdef class LogScan:
         return result
 
     cdef int scan_footer(self, Scan* scan) noexcept nogil:
-        """The records of a sealed replica from its footer; 1: it is damaged, the headers must do."""
+        """Reads the records of a sealed replica from its footer; 1: the footer is damaged, use the headers."""
         cdef Replica* replica = scan.replica
         cdef Footer* footer = <Footer*>self.buffer
         cdef Entry* table
@@ -164,7 +166,7 @@ cdef class LogScan:
         return result
 
     cdef int scan_headers(self, Scan* scan) noexcept nogil:
-        """The records of a replica from their headers, payload verified; what lies behind the first that is missing only tells what was stable."""
+        """Reads a replica's records from headers and verifies payloads; after a gap, only `stable` and `stray`."""
         cdef Replica* replica = scan.replica
         cdef uint32_t limit = replica.footer_block if replica.footer_block else replica.blocks
         cdef uint32_t block = 0, k, payload_block, previous_crc = 0
@@ -180,7 +182,7 @@ cdef class LogScan:
                 base = block
                 held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
                 result = self.read_blocks(replica, base, held, self.buffer)
-                if result < 0:                           # a bad sector, or an error that passes: one record, or what else lies there, at a time
+                if result < 0:                           # a bad sector or a transient error: one record or block
                     held = 1
                     result = self.read_blocks(replica, base, held, self.buffer)
                     header = <RecordHeader*>self.buffer
@@ -218,12 +220,12 @@ cdef class LogScan:
         return 0
 
     cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
-        """A record of this replica. One of another epoch is left over of an earlier segment that had this number and these slabs, and was given back."""
+        """A record of this replica. One of another epoch is left from a deleted segment with its number and slabs."""
         return header.epoch == replica.epoch and \
             record_fault(header, self.volume.log.volume, replica.segment, block, limit).words is NULL
 
     cdef bint is_newer(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
-        """A record of this replica that a newer program wrote: to end the log there would lose it."""
+        """A record of this replica that a newer version wrote: ending the log there would lose it."""
         return header.epoch == replica.epoch and record_fault(header, self.volume.log.volume, replica.segment, block, limit).newer
 
     cdef int fail_newer(self, const Replica* replica, uint32_t block) noexcept nogil:
@@ -235,7 +237,7 @@ cdef class LogScan:
         if scan.record_count == scan.record_room:
             scan.record_room = 2 * scan.record_room + 64
             scan.records = <Found*>realloc(scan.records, scan.record_room * sizeof(Found))
-        if scan.entry_count + count >= scan.entry_room:          # also before the first record, which may have none
+        if scan.entry_count + count >= scan.entry_room:          # also for a first record without entries
             scan.entry_room = 2 * scan.entry_room + 1024
             scan.entries = <Entry*>realloc(scan.entries, scan.entry_room * sizeof(Entry))
         if scan.records is NULL or scan.entries is NULL:
@@ -258,7 +260,7 @@ cdef class LogScan:
 
 
 cdef uint32_t record_end(const Scan* scan) noexcept nogil:
-    """The block behind the last record of a scan."""
+    """The block after the last record of a scan."""
     cdef const Found* last
     cdef uint32_t blocks = 1, i
     if scan.record_count == 0:

@@ -9,9 +9,9 @@ from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
-    RUNS = 1024                      # device reads of one volume under way
+    RUNS = 1024                      # device reads of one volume in flight
 
-cdef struct Run:                     # blocks that lie side by side on a device
+cdef struct Run:                     # contiguous blocks on a device
     Operation operation
     Read* read
     uint64_t serial                  # of the replica
@@ -28,7 +28,7 @@ cdef class Reader:
     cdef Run* runs
     cdef Run* free_runs
     cdef uint32_t free_count
-    cdef uint32_t under_way          # reads
+    cdef uint32_t under_way          # reads in progress
     cdef Waiters run_waiters
     cdef void* owner
     cdef void (*on_checksum)(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil

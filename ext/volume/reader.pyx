@@ -1,14 +1,17 @@
-# Reads of a volume. A read's life:
+# Reads of a volume. Steps of a read:
 #
-#     look_up   its leaf is in the cache, or is loaded first; its pointers are copied, so what happens to the map later does not matter
-#     fetch     one device read for each run of blocks that lie side by side; what is not mapped is filled with zeros. Where a compacted
-#               segment's bitmap is not in the cache it is read first; what was asked for before is under way meanwhile
-#     run_done  every block is checked against its pointer's checksum
-#     end       the door is told
+#     look_up   get its leaf, loading it if necessary, and copy its pointers, so that later changes of the map do not
+#               matter
+#     fetch     start one device read for each run of contiguous blocks; fill unmapped blocks with zeros. If the bitmap
+#               of a compacted segment is not in the cache, it is read first; the device reads started before it
+#               continue
+#     run_done  verify every block against its pointer's checksum
+#     end       complete the request
 #
-# Always true: a block whose checksum does not match, or that a compacted segment does not have, is never handed out as data. It is looked
-# up and read once more (its segment may have been given up or compacted between look-up and read), and again if another replica has come
-# in the place of the one that was read; otherwise the request gets EIO, which is counted and reported with the address.
+# Always true: a block whose checksum does not match, or that is missing in a compacted segment, is never returned as
+# data. It is looked up and read once more (its segment may have been deleted or compacted between look-up and read),
+# and again if another replica has replaced the one that was read; otherwise the request fails with EIO, which is
+# counted and reported with the address.
 
 from libc.errno cimport EAGAIN, EIO
 from libc.stdint cimport int64_t, uint32_t
@@ -27,7 +30,7 @@ from iomesh.engine.base.task cimport join, wake_one
 
 
 cdef enum:
-    ATTEMPTS_RESUMED = 4             # of a read whose segments keep changing while it waits for bitmaps
+    ATTEMPTS_RESUMED = 4             # limit for a read whose segments keep changing while it waits for bitmaps
 
 
 cdef class Reader:
@@ -85,16 +88,16 @@ cdef class Reader:
             self.look_up(read)
 
     cdef void fetch(self, Read* read) noexcept nogil:
-        if self.free_count < read.count:                 # the worst case: every block lies elsewhere
+        if self.free_count < read.count:                 # worst case: no two blocks are contiguous
             read.waiting.done = fetch_again
             join(&self.run_waiters, &read.waiting)
             return
-        read.runs_left = 1                               # held until all is asked for
+        read.runs_left = 1                               # one extra until all runs are started
         read.asked = 0
         self.go_on(read, False)
 
     cdef void go_on(self, Read* read, bint resumed) noexcept nogil:
-        """Asks for what was not asked for yet; when a bitmap is needed first, that is waited for and the rest comes then (`resumed`)."""
+        """Starts the remaining device reads. After a bitmap that has to be read, resume() continues (`resumed`)."""
         cdef uint32_t first = read.asked, count, contiguous
         cdef Pointer pointer
         cdef Segment* segment
@@ -110,7 +113,7 @@ cdef class Reader:
             segment = self.segments.locate(pointer.segment)
             if segment is NULL or segment.replica is NULL or pointer.block >= segment.blocks:
                 if resumed and read.attempts < ATTEMPTS_RESUMED:
-                    read.again = True                    # it may have gone while a bitmap was waited for
+                    read.again = True                    # deleted while a bitmap was being read, maybe
                 else:
                     read.error = EIO
                 first += 1
@@ -145,7 +148,7 @@ cdef class Reader:
             self.end_later(read)
 
     cdef void resume(self, Read* read, int64_t result) noexcept nogil:
-        """A bitmap is there, or cannot be had, or runs are free."""
+        """A bitmap was read, reading it failed, or runs are free."""
         if result < 0:
             self.lost(read, read.asked)
             read.asked = read.count
@@ -176,7 +179,7 @@ cdef class Reader:
             wake_one(&self.run_waiters, 0)
 
     cdef void lost(self, Read* read, uint32_t i) noexcept nogil:
-        """A block that the map points to is not there."""
+        """Reports a block that the map points to as unreadable."""
         read.error = EIO
         self.counters[CHECKSUM_ERRORS] += 1
         self.on_checksum(self.owner, read.block + i, read.pointers[i].segment, read.pointers[i].block)
@@ -194,7 +197,7 @@ cdef class Reader:
             read.unmapped = False
             self.counters[READ_ERRORS] += 1
         self.under_way -= 1
-        if self.free_count >= NODE_POINTERS:             # it may have been woken for runs that it did not need after all
+        if self.free_count >= NODE_POINTERS:             # it may have been woken for runs that it did not use
             wake_one(&self.run_waiters, 0)
         read.done(read)
 
@@ -204,12 +207,12 @@ cdef class Reader:
 
 
 cdef inline bint follows(const Pointer* pointer, const Pointer* first, uint32_t count) noexcept nogil:
-    """Whether it points `count` blocks behind `first`, in the same segment."""
+    """Whether it points to `count` blocks after `first`, in the same segment."""
     return pointer.flags & POINTER_PRESENT and pointer.segment == first.segment and pointer.block == first.block + count
 
 
 cdef bint overtaken(Reader reader, const Run* run) noexcept nogil:
-    """Whether its replica is no longer where its segment is read."""
+    """Whether another replica has replaced the one that this run read."""
     cdef Segment* segment = reader.segments.locate(run.read.pointers[run.first].segment)
     return segment is NULL or segment.replica is NULL or segment.replica.serial != run.serial
 
@@ -221,7 +224,7 @@ cdef void look_up_again(Operation* operation) noexcept nogil:
 
 cdef void fetch_again(Operation* operation) noexcept nogil:
     cdef Read* read = <Read*>operation.owner
-    (<Reader>read.volume).look_up(read)      # its pointers may have moved on, and their segments be gone
+    (<Reader>read.volume).look_up(read)      # the pointers may have changed, and their segments may be deleted
 
 
 cdef void go_on_later(Operation* operation) noexcept nogil:

@@ -1,20 +1,20 @@
-# Opening a volume's log after a stop or a crash. See volume/recovery.pyx.
+# Recovery: opens a volume's log after a stop or a crash. See volume/recovery.pyx.
 
 from libc.stdint cimport int64_t, uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
 from iomesh.engine.volume.log_scan cimport Found, Scan, LogScan
 
 cdef class Recovery(LogScan):
-    cdef Pointer checkpoint          # not PRESENT: none was written yet
-    cdef bint detached               # the checkpoint is of a clone that inherited nothing any more, and since then it is none
-    cdef uint64_t start              # replay begins behind this record
+    cdef Pointer checkpoint          # not PRESENT: there is none yet
+    cdef bint detached               # the checkpoint is a clone's that inherited nothing; flattened since
+    cdef uint64_t start              # replay starts after this record
     cdef uint64_t end                # the last record of the log
-    cdef uint64_t stable             # records up to this one were on stable media before
+    cdef uint64_t stable             # records up to this one are known to be on stable media
     cdef uint64_t replayed_records
     cdef uint64_t replayed_bytes
     cdef uint64_t newest_ns          # log time: the newest of a record or a snapshot ...
-    cdef int64_t clock_ns            # ... and what the wall clock showed beside it
-    cdef uint64_t marked_ns          # likewise of the newest restore point; 0: there is none
+    cdef int64_t clock_ns            # ... and the wall clock's time at that record
+    cdef uint64_t marked_ns          # the same for the newest restore point; 0: none
     cdef int64_t marked_clock_ns
 
     cdef int run(self) noexcept nogil              # in a task on the volume's reactor; 0, or a negative errno and `reason`

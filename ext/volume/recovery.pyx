@@ -1,26 +1,30 @@
-# Opening a volume's log after a stop or a crash, as a list of steps:
+# Recovery: opens a volume's log after a stop or a crash, in steps:
 #
 #     list_replicas    every replica of the volume on this node's stores
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
-#     scan_all         the records of every segment that may hold some behind the checkpoint: from footers, or from headers where there are none
-#     check_counted    what the checkpoint stands on was stable when it began to count: no open segment ends before that
-#     find_end         the log ends before the first record that is missing or torn; and before segments that hold nothing of users' at its end: marks
-#                      of an idle log, and what was written for checkpoints that never counted. So opening a volume again and again takes no space
-#     find_time        time does not run back in it
-#     adopt            what is not known to be on stable media is written again; what is left open is sealed at that end, what holds nothing is
-#                      removed, the log opens a new segment
-#     replay           the entries behind the checkpoint go into the map, each leaf once
+#     scan_all         the records of every segment that may have some after the checkpoint: from footers, or else from
+#                      headers
+#     check_counted    everything that the checkpoint refers to was stable when its pointer moved: no open segment ends
+#                      before that
+#     find_end         the log ends before the first record that is missing or torn. Segments at its end without user
+#                      data are dropped too: records that an idle log wrote for `stable`, and parts of checkpoints whose
+#                      pointer never moved. So repeated opens use no space
+#     find_time        log time continues after the last record and never runs back
+#     adopt            write again what is not known to be on stable media, seal open segments at that end, remove empty
+#                      ones, open a new segment
+#     replay           apply the entries after the checkpoint to the map, leaf by leaf
 #
 # Always true:
-#   - nothing that was acknowledged and stable is lost silently: every header says up to where that was so (`stable`); if the
-#     log ends before the highest such word, it is damaged and the volume is not opened;
-#   - what counts is on stable media before anyone builds on it. What was read may be in a device's cache only, and an earlier process may have failed to
-#     flush it: then a later flush says nothing of it, unless it is written again;
+#   - nothing that was acknowledged and stable is lost silently: every header has a `stable` field, the last record
+#     known to be so; if the log ends before the highest of them, it is damaged and the volume is not opened;
+#   - every valid record is on stable media before new records follow it. A record that was read may be in a device's
+#     cache only, and an earlier process may have failed to flush it: then a later successful flush does not cover it,
+#     unless it is written again;
 #   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
-#   - a record counts in a segment of its own epoch only: numbers of segments that were given back come again, and so do their slabs;
-#   - opening takes nothing: a volume opens on a device that has no slab left;
-#   - running it twice, or dying in it and running it again, changes nothing.
+#   - a record is valid only in a segment of its own epoch: numbers and slabs of deleted segments are reused;
+#   - opening needs no space: a volume opens on a device that has no free slab;
+#   - recovery is idempotent: running it twice, or again after a crash during recovery, changes nothing.
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -54,7 +58,7 @@ cdef extern from "<errno.h>" nogil:
 cdef enum:
     PREFETCH = 48                    # leaves loaded ahead of the replay
     BREATHER = 1024                  # leaves after which the reactor serves others for a turn
-    ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for the entry in it
+    ORDER_BITS = 38                  # of an Item's key, below the leaf: 30 for the record, 8 for its entry
 
 cdef struct Item:                    # one entry to replay; sorted by leaf, then by age
     uint64_t key
@@ -91,13 +95,13 @@ cdef class Recovery(LogScan):
         if result == 0:
             result = self.replay()
         self.volume.checkpoints.replayed = result == 0
-        self.volume.checkpoints.poke()                   # without space one is due
+        self.volume.checkpoints.poke()                   # a checkpoint is due if there is no space
         return result
 
     # ------------------------------------------------------------------ the checkpoint
 
     cdef int read_block(self, Pointer pointer, void* into) noexcept nogil:
-        """A block that a pointer of the checkpoint names, verified."""
+        """Reads and verifies a block that the checkpoint points to."""
         cdef Scan* scan = self.scan_of(pointer.segment)
         cdef int result
         if scan is NULL:
@@ -182,7 +186,7 @@ cdef class Recovery(LogScan):
                     segment.replica = scan.replica
                     segment.store = scan.store
                     self.volume.segments.live += entry.live
-        # what holds the checkpoint itself stays until the next one
+        # segments that contain the checkpoint stay until the next one
         for i in range(checkpoint.index_count):
             self.read_block(checkpoint.index[i], index)
             for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
@@ -230,7 +234,7 @@ cdef class Recovery(LogScan):
         self.volume.segments.recount(checkpoint.mapped, checkpoint.inherited, checkpoint.exclusive)
         self.volume.segments.kept_from = self.volume.snapshots.oldest_mark
         if self.volume.snapshots.dying() is not NULL:
-            self.volume.segments.reclaim_holds += 1      # as when it began: nothing is given up before it was walked
+            self.volume.segments.reclaim_holds += 1      # as when it started to die: until its walk
         return result
 
     # ------------------------------------------------------------------ records
@@ -245,23 +249,24 @@ cdef class Recovery(LogScan):
             segment = self.volume.segments.find(scan.replica.segment)
             if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
                 continue
-            if scan.replica.live:                        # every record of it is older than the checkpoint; one that is not in its table is dead
+            if scan.replica.live:                        # compacted: older than the checkpoint; dead if not in it
                 if segment is not NULL:
-                    segment.state = SEGMENT_SEALED       # it was when it was compacted
+                    segment.state = SEGMENT_SEALED       # only sealed segments are compacted
                 continue
             result = self.scan_footer(scan) if scan.replica.state == SEGMENT_SEALED and scan.replica.footer_block else 1
             if result > 0:
                 result = self.scan_headers(scan)
             if result < 0:
                 return result
-            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # sealed when all of it was stable
+            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # all of it was stable
                 return self.fail(EUCLEAN, b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
                                  scan.replica.segment, scan.end, 0)
         return 0
 
     cdef int check_counted(self) noexcept nogil:
-        """Headers say how far the log was stable when they were written, and behind those of a checkpoint there may be none yet. What it has counted,
-        and its own records, were stable all the same: whoever ended the log before them would cut off what its maps point to."""
+        """Headers state how far the log was stable when they were written, and after a checkpoint's records there may
+        be no header yet. But its own records and those it includes were stable too: ending the log before them would lose
+        blocks that its maps point to."""
         cdef Scan* scan
         cdef const Segment* segment
         cdef uint64_t last, counted
@@ -272,9 +277,9 @@ cdef class Recovery(LogScan):
                 continue
             segment = self.volume.segments.find(scan.replica.segment)
             last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
-            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # what was not committed then may lie elsewhere now
+            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # later records may be elsewhere now
             if segment is not NULL and segment.state == SEGMENT_SEALED and segment.live == 0 and last < counted:
-                scan.record_count = 0                    # left where a flush failed: it was sealed elsewhere, and deleted there since the checkpoint
+                scan.record_count = 0                    # left by a failed flush: sealed elsewhere, deleted there since
                 continue
             if (self.checkpoint.flags & POINTER_PRESENT and scan.replica.segment == self.checkpoint.segment and scan.end <= self.checkpoint.block) or (
                     segment is not NULL and segment.first_sequence <= counted and last < counted):
@@ -283,7 +288,8 @@ cdef class Recovery(LogScan):
         return 0
 
     cdef uint64_t record_of_checkpoint(self) noexcept nogil:
-        """The sequence number of the one that it is in: with all before, also in other segments, that was stable when the pointer moved. 0: it is unknown."""
+        """Sequence number of the record with the checkpoint's block: it and all before it were stable when the pointer
+        moved. 0: unknown."""
         cdef uint64_t sequence = 0
         cdef Scan* scan
         cdef uint32_t i, r
@@ -297,7 +303,8 @@ cdef class Recovery(LogScan):
         return sequence
 
     cdef int find_end(self) noexcept nogil:
-        """The log ends before the first record behind the checkpoint that is missing, or torn and not known to be stable. So does each segment."""
+        """Cuts the log, and each segment, before the first record after the checkpoint that is missing, or torn and not
+        known to be stable."""
         cdef uint64_t stable = max(self.start, self.record_of_checkpoint()), missing
         cdef uint32_t i, segment = 0, block = 0
         cdef Scan* scan
@@ -311,19 +318,19 @@ cdef class Recovery(LogScan):
             if planted(b"any_record_is_proof"):
                 stable = max(stable, self.scans[i].stray)
         self.end = self.start
-        while moved:                                     # segments follow each other, so each pass takes a whole one
+        while moved:                                     # each pass handles at least a whole segment
             moved = False
             for i in range(self.scan_count):
                 scan = &self.scans[i]
                 while next_record[i] < scan.record_count:
                     found = &scan.records[next_record[i]]
                     if found.sequence > self.end + 1 or (found.torn and found.sequence > stable):
-                        break                            # also if it is whole elsewhere: after an error it was written twice, and one copy will do
+                        break                            # even if whole elsewhere: written twice, one copy is enough
                     if found.sequence == self.end + 1:
                         self.end += 1
                         moved = True
                     next_record[i] += 1
-        for i in range(self.scan_count):                 # what is behind the end never happened
+        for i in range(self.scan_count):                 # records after the end are dropped
             self.scans[i].dropped = self.scans[i].record_count - next_record[i]
             self.scans[i].record_count = next_record[i]
         release(next_record)
@@ -339,8 +346,8 @@ cdef class Recovery(LogScan):
         return 0
 
     cdef void leave_out(self) noexcept nogil:
-        """SegmentTable at the log's end in which nothing is a user's or the checkpoint's. Whole ones: to write a footer over a record would leave one
-        behind it, for a moment, that calls it stable."""
+        """Drops segments at the log's end without user data and without parts of the checkpoint. Only whole segments: a
+        footer written over a record would leave, for a short time, a later record that states it was stable."""
         cdef uint32_t i = self.scan_count, r
         cdef Scan* scan
         while i:
@@ -354,10 +361,10 @@ cdef class Recovery(LogScan):
                 scan.dropped += scan.record_count
                 scan.record_count = 0
 
-    # ------------------------------------------------------------------ bringing the log up
+    # ------------------------------------------------------------------ opening the log
 
     cdef int find_time(self) noexcept nogil:
-        """Log time goes on behind the last record, wherever the wall clock has been set meanwhile."""
+        """Log time continues after the last record, whatever the wall clock was set to since."""
         cdef RecordHeader* header = <RecordHeader*>self.buffer
         cdef Scan* scan
         cdef Found* found
@@ -397,7 +404,7 @@ cdef class Recovery(LogScan):
             if last == 0 or (segment is NULL and scan.records[last - 1].sequence <= self.start):
                 if segment is not NULL:
                     self.volume.segments.remove(segment)
-                scan.useless = True                      # it holds nothing that counts, or died before the checkpoint
+                scan.useless = True                      # it has no valid record, or died before the checkpoint
                 continue
             if segment is NULL:
                 segment = self.volume.segments.add(scan.replica.segment)
@@ -413,13 +420,13 @@ cdef class Recovery(LogScan):
                     return self.fail(-result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0)
             segment.state = SEGMENT_SEALED
             segment.blocks = scan.replica.blocks
-        for i in range(<int64_t>self.scan_count - 1, -1, -1):      # what calls a record stable goes when that is sealed, or before it
+        for i in range(<int64_t>self.scan_count - 1, -1, -1):      # newest first: their `stable` covers older ones
             if self.scans[i].useless:
                 result = remove_replica(self, &self.scans[i])
                 if result < 0:
                     return self.fail(-result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0)
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
-        for k in range(self.volume.log.open_segments.store_count):  # what was read may still be in a device's cache only
+        for k in range(self.volume.log.open_segments.store_count):  # records read may be in its cache only
             if (<Store>self.volume.log.open_segments.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
                 result = (<Store>self.volume.log.open_segments.stores[k]).flusher.wait_flushed_from(self.volume.reactor)
                 if result < 0:
@@ -428,14 +435,14 @@ cdef class Recovery(LogScan):
         if self.volume.log.open_segments.next_segment == 0:
             self.volume.log.open_segments.next_segment = 1
         result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
-        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # nothing in it to be opened for
+        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # a new volume has nothing to read
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
         self.volume.checkpoints.ready = True
         return 0
 
     cdef int seal(self, Scan* scan) noexcept nogil:
-        """Give a replica that was left open its footer, behind the last record that counts."""
+        """Seals an open replica: writes its footer after the last valid record."""
         cdef Replica* replica = scan.replica
         cdef Footer* footer
         cdef uint32_t entries = 0, end = scan.end, footer_block = 0, blocks, i
@@ -458,14 +465,14 @@ cdef class Recovery(LogScan):
             result = self.write_again(scan)
             if result < 0:
                 return result
-        if (<Store>store).volatile_cache and not planted(b"adopt_without_flush"):     # the journal must not be stable before what it speaks of
+        if (<Store>store).volatile_cache and not planted(b"adopt_without_flush"):     # stable before the journal
             result = (<Store>store).flusher.wait_flushed_from(self.volume.reactor)
             if result < 0:
                 return result
         return store_seal(store, self.volume.reactor, replica, end, footer_block)
 
     cdef int write_again(self, Scan* scan) noexcept nogil:
-        """To the same place, what counts of a segment and is not known to be on stable media: a crash in the midst of it changes nothing."""
+        """Writes valid records not known to be on stable media again, in place: a crash in between changes nothing."""
         cdef uint32_t first, end, block, r = 0, past
         cdef int result = 0
         while r < scan.record_count and scan.records[r].sequence <= self.stable:
@@ -482,7 +489,7 @@ cdef class Recovery(LogScan):
             result = self.read_blocks(scan.replica, first, end - first, self.buffer)
             while r < past:
                 if result == 0 and not self.is_as_read(scan, &scan.records[r], self.buffer + (scan.records[r].block - first) * BLOCK_BYTES):
-                    result = -EIO                        # a moment ago it was
+                    result = -EIO                        # it was valid in the scan
                 r += 1
             if result == 0:
                 result = write_blocks(self.io, scan.replica, first, end - first, self.buffer)
@@ -616,7 +623,7 @@ cdef void keep(Recovery recovery, uint32_t number, uint64_t checkpoint) noexcept
 
 
 cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noexcept nogil:
-    """It holds something of a user's, or is the last of those that the checkpoint consists of."""
+    """Whether a record has user data or trims, or is the checkpoint's last record."""
     cdef const Pointer* checkpoint = &recovery.checkpoint
     cdef uint32_t i, blocks = 1
     for i in range(found.first, found.first + found.count):
@@ -627,7 +634,7 @@ cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noe
 
 
 cdef void build_footer(Footer* footer, const Scan* scan, const uint8_t* volume) noexcept nogil:
-    """Of what counts in a replica; with its table behind it."""
+    """Builds the footer of a replica's valid records, followed by its table."""
     cdef const Replica* replica = scan.replica
     cdef const Found* last = &scan.records[scan.record_count - 1]
     cdef const Found* found

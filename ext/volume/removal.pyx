@@ -1,6 +1,6 @@
-# Deleting segments that nothing needs any more: neither the newest checkpoint, nor its map, nor replay behind it, nor a restore window.
+# Deletes segments that are not needed by the newest checkpoint, its map, the replay after it, or a restore window.
 #
-# Called by volume/checkpoint.pyx once a checkpoint counts.
+# Called by volume/checkpoint.pyx once a checkpoint's pointer has moved.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
@@ -28,8 +28,9 @@ cdef uint64_t remove_dead(Log log, SegmentTable segments, uint64_t sequence, bin
 
 
 cdef uint32_t claim_dead(SegmentTable segments, uint64_t sequence, bint dying, uint32_t* numbers) noexcept nogil:
-    """Those that go; nobody cleans them from now on. What a snapshot's walk will need lives in the checkpoint that it begins to die with, so the hold
-    of that one, the newest, keeps nothing back yet: else nothing would be deleted while one snapshot after the other dies."""
+    """Lists the dead segments and keeps cleaning off them. The blocks that a dying snapshot's walk needs are live in
+    the checkpoint with which it starts to die, so its hold does not count yet: otherwise nothing could be deleted while
+    snapshots die one after another."""
     cdef Segment* segment = segments.first
     cdef uint32_t count = 0
     if segments.reclaim_holds != <uint32_t>dying:

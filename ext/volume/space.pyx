@@ -1,15 +1,16 @@
-# What a volume takes on devices, and what for: numbers that add up.
+# A volume's space on devices, by use; the numbers add up.
 #
 #     mapped   = exclusive + shared + inherited
-#     live     = exclusive + shared + snapshots + pinned + map      (what is inherited is not its own)
+#     live     = exclusive + shared + snapshots + pinned + map      (inherited blocks are in the parents' logs)
 #     physical = live + log + ahead + dead
 #
-# The first line and `snapshots` are counts that are kept (map/segment_table.pyx, map/snapshot_table.pyx).
-# The rest follows from the segment table. While something
-# is under way a block may be in two of the sums, or in none yet: then the larger sum is right, and what would be less than nothing is nothing.
+# The first line and `snapshots` are maintained counts (map/segment_table.pyx, map/snapshot_table.pyx). The rest is
+# computed from the segment table. While operations are in progress, a block may be in two of the sums or in none: then
+# the larger sum is used, and a negative difference counts as 0.
 #
-# What the restore window holds is what is dead in segments that are kept whole for it, and what only its marks' maps hold. The latter is told apart
-# from what users' snapshots hold only where there are none of these: the counts do not know whose a snapshot is.
+# Space of the restore window: dead blocks in segments that are kept whole for it, and blocks in restore points' maps
+# only. The latter are distinguished from blocks of users' snapshots only if there are no such snapshots: the counts do
+# not record the kind of snapshot.
 #
 # Called by the engine, in no task: nothing here waits.
 
@@ -67,7 +68,7 @@ cdef inline uint64_t less_or_nothing(uint64_t of, uint64_t by) noexcept nogil:
 
 
 cdef inline uint64_t written(const Segment* segment, uint64_t end) noexcept nogil:
-    """Of an open one. end: the log's."""
+    """Blocks written in an open segment. end: the log's."""
     cdef uint32_t number = <uint32_t>(end >> 32)
     return 0 if segment.number > number else min(<uint32_t>end, segment.blocks) if segment.number == number else segment.blocks
 

@@ -1,13 +1,14 @@
-# A volume: what its doors ask becomes entries of the log, and what the log commits becomes the map.
+# A volume: turns requests of its exports into log entries, and applies committed records to the map.
 #
-# A write's life: its leaf is pinned in the cache (loaded first if need be), then it is copied into the record that is being built;
-# when the record commits, its pointers go into the leaf, the pin goes, and the request is told. So a commit never waits for I/O and the cache
-# stays bounded: whoever has to wait for a frame waits before it is logged.
+# Steps of a write: its leaf is pinned in the cache (loaded first if necessary), then its data is copied into the record
+# that is being built. When the record commits, the leaf gets the new pointers and is unpinned, and the request is
+# acknowledged. So a commit never waits for I/O and the cache stays bounded: a write that needs a frame waits before it
+# is logged.
 #
 # Always true:
-#   - the map holds what is committed and nothing else; reads see committed data;
-#   - bytes inside a block (merge) are read, merged and written as one step: between its read and its commit no other write to that
-#     block is logged, and everything logged before has committed;
+#   - the map contains committed records only; reads see committed data;
+#   - a write of part of a block (merge) is atomic: between its read and its commit no other write to that block is
+#     logged, and everything logged before its read has committed;
 #   - `segments` counts exactly what the map points to.
 
 from libc.errno cimport EIO, ENOSPC, EPERM, ESHUTDOWN
@@ -36,7 +37,7 @@ from iomesh.engine.map.walk cimport Walk
 
 
 cdef class Volume:
-    """Made of parts that recovery has filled in. blocks: its size. log None: a snapshot, and its map's root is what opening it fills in."""
+    """Recovery fills in its parts. blocks: its size. log None: a snapshot; open_snapshot() sets its map's root."""
 
     def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, SegmentTable segments, uint64_t blocks):
         cdef int i
@@ -75,7 +76,7 @@ cdef class Volume:
     def __dealloc__(self):
         release(self.merge_memory)
 
-    # ------------------------------------------------------------------ what doors ask
+    # ------------------------------------------------------------------ requests of exports
 
     cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil:
         invariant(block + count <= self.blocks, b"a door asks for blocks of the volume")
@@ -94,7 +95,7 @@ cdef class Volume:
         leaf = self.leaf_to_change(block, when, &error)
         if leaf is NULL:
             return error
-        room = self.log.room(FOR_SPACE if merge is not NULL and merge.bytes == 0 else FOR_WRITES)       # what makes space may take from the reserve
+        room = self.log.room(FOR_SPACE if merge is not NULL and merge.bytes == 0 else FOR_WRITES)       # cleaning may use the reserve
         if room <= 0:
             self.map.unpin(leaf)
             if room == 0:
@@ -111,7 +112,7 @@ cdef class Volume:
         return count
 
     cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil:
-        """The pinned leaf of a block, ready to be changed by the record that is being built; NULL: `when` or an error tells the rest."""
+        """The pinned leaf of a block, ready for a change by the next record; NULL: wait for `when`, or `error`."""
         cdef Node* leaf
         error[0] = 0
         if self.log.error:
@@ -142,7 +143,7 @@ cdef class Volume:
             return -EPERM
         if self.closing:
             return -ESHUTDOWN
-        if self.log.error:                               # also where nothing is mapped: recovery may find a write there that has failed
+        if self.log.error:                               # even if unmapped: recovery may find a failed write there
             return self.log.error
         if self.merging and self.conflicts(block, count, when):
             return 0
@@ -175,7 +176,7 @@ cdef class Volume:
             if self.log is not None:
                 self.checkpoints.poke()
             return 0
-        if leaf is ABSENT:                               # so is all that the absent node would cover
+        if leaf is ABSENT:                               # everything under the absent node is unmapped
             mapped[0] = False
             covered = <uint64_t>1 << (8 * (self.map.absent_level + 1))
             return min(most, covered - block % covered)
@@ -239,7 +240,7 @@ cdef class Volume:
         return taken
 
     cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil:
-        """1 without a merge: one is under way that writes the block again in any case."""
+        """1 and no merge: another merge in progress writes the block anyway."""
         cdef Merge* merge = NULL
         cdef int i
         invariant(block < self.blocks, b"a merge is of a block of the volume")
@@ -250,7 +251,7 @@ cdef class Volume:
         if self.log.error:
             return self.log.error
         if again and self.merge_of(block, 1) is not NULL:
-            return 1                                     # it may wait for the space that this one is to make
+            return 1                                     # it may be waiting for the space that this rewrite frees
         if self.merging and self.conflicts(block, 1, when):
             return 0
         for i in range(MERGES if again else MERGES - REWRITES):
@@ -272,7 +273,7 @@ cdef class Volume:
         return 1
 
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil:
-        """Whether a merge of one of these blocks is under way; then `when` is done once it has ended."""
+        """Whether a merge of one of these blocks is in progress; if so, `when` completes when it ends."""
         cdef Merge* merge = NULL if planted(b"merge_conflict_missed") else self.merge_of(block, count)
         if merge is not NULL:
             join(&merge.waiters, when)
@@ -286,7 +287,7 @@ cdef class Volume:
         return NULL
 
     cdef void merge_step(self, Merge* merge) noexcept nogil:
-        """Read the block once everything that was logged before is committed."""
+        """Reads the block once everything logged before has committed."""
         if self.log.error:
             self.merge_end(merge, EIO)
         elif self.log.committed < merge.after:
@@ -302,11 +303,11 @@ cdef class Volume:
 
     cdef void merge_looked(self, Merge* merge, int64_t result) noexcept nogil:
         if result < 0:
-            merge.known = False                          # the reader says what is wrong with the map
+            merge.known = False                          # the reader reports the map's error
         self.merge_step(merge)
 
     cdef void merge_known(self, Merge* merge) noexcept nogil:
-        """What was read before is written again if the map still leads there, and if it is what it should be; else what there is now is read."""
+        """Writes the data read earlier if the map still points there. A checksum mismatch is read again first."""
         cdef Pointer pointer
         cdef Node* leaf
         merge.step.done = merge_looks
@@ -319,7 +320,7 @@ cdef class Volume:
             pointer = leaf.pointers[merge.block % NODE_POINTERS]
             self.map.unpin(leaf)
         if not (pointer.flags & POINTER_PRESENT and address_of(pointer) == merge.there) and not planted(b"rewritten_unlooked"):
-            self.merge_end(merge, 0)                     # it does not hold up its segment any more
+            self.merge_end(merge, 0)                     # the block is not live in that segment any more
         elif crc32c(merge.merged, BLOCK_BYTES) == pointer.crc or planted(b"rewritten_unlooked"):
             self.merge_append(merge)
         else:
@@ -331,7 +332,7 @@ cdef class Volume:
             self.merge_end(merge, merge.read.error)
             return
         if merge.read.unmapped and merge.bytes == 0:
-            self.merge_end(merge, 0)                     # trimmed meanwhile
+            self.merge_end(merge, 0)                     # trimmed since
             return
         if merge.read.unmapped:
             memset(merge.merged, 0, BLOCK_BYTES)
@@ -361,9 +362,9 @@ cdef class Volume:
         self.merging -= 1
         self.part_done(request, error)
         wake_all(&merge.waiters, 0)
-        wake_all(&self.merge_free, 0)                      # not each may take what came free
+        wake_all(&self.merge_free, 0)                      # all: a waiter may not use the free slot
 
-    # ------------------------------------------------------------------ the end of requests
+    # ------------------------------------------------------------------ completing requests
 
     cdef void part_done(self, Request* request, int error) noexcept nogil:
         invariant(request.parts > 0, b"every part ends once")
@@ -404,10 +405,10 @@ cdef class Volume:
         self.map.forget()
 
 
-# ---------------------------------------------------------------------- what the log calls
+# ---------------------------------------------------------------------- callbacks of the log
 
 cdef void committed(void* owner, Record* record) noexcept nogil:
-    """Apply a record to the map, and tell whoever waited for it."""
+    """Applies a record to the map and completes its requests."""
     apply(<Volume>owner, record)
 
 
@@ -440,7 +441,8 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
             entry += 1
         if planted(b"told_while_applied"):
             end_part(volume, part, 0)
-    # Only now: who is told may ask for something that reads the map at once, and the record counts as committed already.
+    # Only after the whole record is applied: a completed request may read the map at once, and expects the record to be
+    # in it.
     for i in range(record.part_count if not planted(b"told_while_applied") else 0):
         end_part(volume, &record.parts[i], 0)
     volume.checkpoints.poke()
@@ -486,12 +488,12 @@ cdef void no_space(void* owner) noexcept nogil:
 
 cdef void space_ran_out(Volume volume) noexcept nogil:
     volume.on_event(<void*>volume, EVENT_NO_SPACE, 0, 0, 0)
-    if not volume.log.open_segments.space_is_coming():   # else who makes it says when a checkpoint is worth it
+    if not volume.log.open_segments.space_is_coming():   # else the work that frees space asks for one
         ask_for_checkpoint(volume)
 
 
 cdef void refused(Volume volume) noexcept nogil:
-    """A write, for there is no space."""
+    """A write was refused for lack of space."""
     volume.counters[NO_SPACE_ERRORS] += 1
     if not volume.log.open_segments.refusing:
         volume.log.open_segments.refusing = True
@@ -503,7 +505,7 @@ cdef void segment_dead(void* owner) noexcept nogil:
 
 
 cdef void ask_for_checkpoint(Volume volume) noexcept nogil:
-    volume.checkpoints.due = True                        # what died since the last one can be deleted after it
+    volume.checkpoints.due = True                        # segments that died since the last one can be deleted after it
     volume.checkpoints.poke()
 
 
@@ -511,7 +513,7 @@ cdef void device_failed(void* owner, int store, int error) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_DEVICE, store, error, 0)
 
 
-# ---------------------------------------------------------------------- what completions call
+# ---------------------------------------------------------------------- completions
 
 cdef void request_deferred(Operation* operation) noexcept nogil:
     cdef Request* request = <Request*>operation.owner

@@ -11,13 +11,13 @@ cdef class WriteBack:                # of one volume
     cdef Log log
     cdef Map map
     cdef SegmentTable segments
-    cdef bint running                # a task writes images to keep frames free
-    cdef bint held                   # nothing is begun: a checkpoint writes the map
-    cdef bint stopping               # nor ever again
+    cdef bint running                # a task is writing images to keep frames free
+    cdef bint held                   # no task is started: a checkpoint is writing the map
+    cdef bint stopping               # no task is started any more
     cdef Waiters ended               # of that task
 
     cdef void begin(self) noexcept nogil                                 # unless it is running, held or stopping
-    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil    # in a task: all that a checkpoint at `up_to` needs; they are committed then
+    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil    # in a task: commits the nodes for a checkpoint at `up_to`
     cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
     cdef void run(self) noexcept nogil

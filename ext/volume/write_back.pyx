@@ -1,7 +1,8 @@
-# Writing nodes of the map back: images of them are appended to the volume's own log.
+# Write-back of map nodes: appends their images to the volume's own log.
 #
-# It keeps frames free: when much of the cache is dirty, a task writes the oldest leaves into the log, then what is above them. A checkpoint
-# writes the map level by level, and nothing else is written back meanwhile (`held`), so that every image that commits is the checkpoint's own.
+# It keeps frames free: when much of the cache is dirty, a task writes the oldest leaves into the log, then the levels
+# above. A checkpoint writes the map level by level, and no other node is written back meanwhile (`held`), so that every
+# image that commits belongs to it.
 #
 # Called by volume/checkpoint.pyx, and by the volume for a leaf that has to be written before it is changed.
 
@@ -17,7 +18,7 @@ from iomesh.engine.map.map cimport Map, Node
 from iomesh.engine.map.segment_table cimport NODE, SegmentTable
 
 cdef enum:
-    BATCH = 480                      # nodes between two looks at whether it is enough: about two full records
+    BATCH = 480                      # nodes between two checks whether enough is clean: about two full records
 
 
 cdef class WriteBack:
@@ -30,7 +31,7 @@ cdef class WriteBack:
             start(write_back_body, <void*>self, NULL)
 
     cdef void run(self) noexcept nogil:
-        """In a task: images of the oldest dirty nodes until enough of the cache is clean."""
+        """In a task: writes images of the oldest dirty nodes until enough of the cache is clean."""
         cdef Node* node
         cdef int level, written = 1, error = 0
         while written and self.map.cache.wants_writeback() and not self.held and not self.stopping and not self.log.error:
@@ -52,7 +53,7 @@ cdef class WriteBack:
     cdef void end(self) noexcept nogil:
         self.running = False
         if self.log.error:
-            self.map.cache.rouse()                       # who waits for frames that this volume will never clean learns why
+            self.map.cache.rouse()                       # fails waiters for frames that this volume will never clean
         wake_all(&self.ended, 0)
 
     cdef int write_level(self, int level, uint64_t up_to) noexcept nogil:
@@ -78,7 +79,7 @@ cdef class WriteBack:
         cdef Part part
         cdef int room
         error[0] = 0
-        if self.map.is_empty(node):                      # needs no block: there is nothing to point to
+        if self.map.is_empty(node):                      # an empty node needs no block
             memset(&nothing, 0, sizeof(nothing))
             self.map.image_taken(node)
             self.image_committed(node.level, node.index, nothing, self.log.committed)
