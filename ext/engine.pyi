@@ -1,8 +1,8 @@
 """The engine of one node: reactors, stores, volumes and data connections, compiled and off the GIL.
 
-This is the only module of the engine that Python imports. Nothing here blocks: a method that asks for something returns a ticket
-(an int) at once, and the outcome comes later from `collect()`, which a caller runs whenever `fileno()` is readable. All methods are
-called from one thread.
+This is the only module of the engine that Python imports. Nothing here blocks: a method that starts a command returns a
+ticket (an int) at once. `collect()` returns the outcome later; call it whenever `fileno()` is readable. All methods
+must be called from one thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,19 +35,22 @@ SEGMENT_ROW: np.dtype[Any]
 SEALED_ROW: np.dtype[Any]
 
 class Answer(NamedTuple):
-    """What became of a ticket: error is 0 or a positive errno, reason says it for people, value depends on what was asked."""
+    """The outcome of a ticket: error is 0 or a positive errno, reason explains it to people, value depends on the
+    command."""
     ticket: int
     error: int
     reason: str
     value: Any
 
 class Event(NamedTuple):
-    """Something that happened unasked.
+    """Something that happened without a command.
 
-    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move the volume's pointer
-    in the metadata service, then call checkpoint_moved. Others, for the log: "checksum" {"segment", "block", "offset_bytes"},
-    "device" {"store", "error"}, "no_space" {}: writes wait for the cleaner, "refused" {}: since then one was refused for want of space.
-    Not for the log: "tight" {}: a segment was begun where space is tight, so one has to be cleaned for the next.
+    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move
+    the volume's pointer in the metadata service, then call checkpoint_moved.
+
+    To be logged: "checksum" {"segment", "block", "offset_bytes"}; "device" {"store", "error"}; "no_space" {}: writes
+    wait for the cleaner; "refused" {}: a write has since failed with ENOSPC. Not to be logged: "tight" {}: a segment
+    was opened while space is tight; clean one before the next.
     """
     kind: str
     volume: bytes | None
@@ -58,35 +61,36 @@ class EngineError(Exception):
 
 @final
 class Engine:
-    warnings: Sequence[str]     # what it goes on without, each with its remedy (locked memory, IOPOLL, ...)
+    warnings: Sequence[str]     # what is unavailable, each with its remedy (locked memory, IOPOLL, ...)
 
     def __init__(self, *, reactors: int = 1, mode: Literal["adaptive", "busy", "sleep"] = "adaptive", poll_microseconds: int = 50,
                  map_cache_bytes: int = 256 << 20, checkpoint_bytes: int = 1 << 30, iopoll: bool = False,
                  register_buffers: bool = True) -> None:
-        """map_cache_bytes: of the node, shared out evenly among the reactors. checkpoint_bytes: of log between two checkpoints of a volume.
-        Raises EngineError (no io_uring, disabled, too old), ValueError."""
+        """map_cache_bytes: for the whole node, divided evenly among the reactors. checkpoint_bytes: log written between
+        two checkpoints of a volume. Raises EngineError (io_uring is missing, disabled or too old), ValueError."""
     def start(self) -> None: ...
     def stop(self) -> None:
-        """Ends the reactors' threads at once, as a crash would: close volumes first. Open tickets stay unanswered."""
+        """End the reactors' threads at once, as a crash would: close volumes first. Open tickets are never answered."""
     def fileno(self) -> int:
         """An eventfd: readable when collect() has something to return."""
     def collect(self) -> list[Answer | Event]: ...
 
     # stores
     def format_store(self, fd: int, *, cluster: bytes, device: bytes, device_bytes: int, tier: int, label: str) -> int:
-        """Write an empty store. fd: O_RDWR | O_DIRECT, kept open by the caller until the answer. Answers None."""
+        """Write an empty store. fd: O_RDWR | O_DIRECT; the caller keeps it open until the answer. Answers None."""
     def open_store(self, fd: int, *, cluster: bytes | None, volatile_cache: bool) -> int:
-        """fd: O_RDWR | O_DIRECT, kept open until close_store is answered. cluster: refuse any other (None: take it as it is). Answers
-        {"store": int, "cluster": bytes, "device": bytes, "tier": int, "label": str, "device_bytes": int, "created_ns": int,
-        "repaired": list[str]}. EUCLEAN: damaged, EMEDIUMTYPE: not an iomesh device or another cluster's,
-        EPROTONOSUPPORT: a newer format."""
+        """fd: O_RDWR | O_DIRECT; the caller keeps it open until close_store is answered. cluster: refuse a device of
+        any other cluster (None: accept all). Answers {"store": int, "cluster": bytes, "device": bytes, "tier": int,
+        "label": str, "device_bytes": int, "created_ns": int, "repaired": list[str]}. EUCLEAN: damaged; EMEDIUMTYPE: not
+        an iomesh device, or of another cluster; EPROTONOSUPPORT: a newer format."""
     def close_store(self, store: int) -> int:
         """EBUSY while a volume is open. Answers None."""
     def store_space(self, store: int) -> dict[str, int]:
-        """{"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed", "flush_failed"}: now, no ticket. failed: an errno;
-        nothing changes there any more until the store is opened again. flush_failed: a flush's."""
+        """Returns {"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed", "flush_failed"} at once,
+        without a ticket. failed: an errno; the store is read-only until it is opened again. flush_failed: the errno of
+        a failed flush."""
 
-    # volumes; all stores of the node are open before the first volume is
+    # volumes; open all stores of the node before the first volume
     def open_volume(
         self,
         volume: bytes,
@@ -100,85 +104,97 @@ class Engine:
         window_seconds: int = 0,
         replicas: int = 1,
     ) -> int:
-        """Recover the volume's log and serve it. epoch: higher than that of any owner before. Answers {"replayed_bytes": int,
-        "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN: its log is damaged, reason says where.
-        name (UTF-8), window_seconds, replicas: each checkpoint has them, so that the devices describe their volumes.
-        clone_of: (volume, snapshot): what the log has not changed is as in that snapshot of that volume, which has to be open (ENOENT).
-        Neither the snapshot nor its volume is to be deleted before the clone is: who calls sees to that."""
+        """Recover the volume's log and serve it. epoch: higher than that of every earlier owner. Answers
+        {"replayed_bytes": int, "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN:
+        the log is damaged; reason gives the place. name (UTF-8), window_seconds, replicas: stored in each checkpoint,
+        so that the devices describe their volumes.
+
+        clone_of: (volume, snapshot). Blocks that the log has not changed are read from that snapshot; its volume must
+        be open (ENOENT). The caller must not delete the snapshot or its volume before the clone."""
     def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:
-        """Ends its connections, writes a checkpoint if asked (an Event like any other: answer it), frees it. Waits until its clones are
-        closed. Answers None."""
+        """End the volume's connections, write a checkpoint if requested (its Event needs checkpoint_moved as usual),
+        free the volume. Waits until its clones are closed. Answers None."""
     def checkpoint(self, volume: bytes) -> int:
-        """Answers None once it was written and moved; joins one that is under way."""
+        """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint."""
     def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int) -> None:
-        """The metadata service's answer: POINTER_DONE, POINTER_REFUSED: another owner has the volume, whose log ends; POINTER_UNKNOWN, any
-        number of times before one of these: the update is being repeated, the volume goes on, and who waits for the checkpoint gets
-        EHOSTUNREACH. Nothing happens if the volume has been closed meanwhile."""
+        """The metadata service's answer. POINTER_DONE; POINTER_REFUSED: another owner has the volume, the log accepts
+        no more writes; POINTER_UNKNOWN, any number of times before one of the other two: the update is being retried,
+        the volume stays in service, and commands that wait for the checkpoint fail with EHOSTUNREACH. No effect if the
+        volume has been closed."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
     def erase_volume(self, volume: bytes) -> int:
-        """Delete every segment of a volume that is not open from all stores. Answers {"segments": int}."""
+        """Delete every segment of a volume from all stores; the volume must not be open. Answers {"segments": int}."""
     def volume_state(self, volume: bytes) -> dict[str, Any]:
-        """{"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks", "inherited_blocks",
-        "head_parent" (the snapshot that it grew from, an id or None), "map_root", "connections",
-        "log_bytes_since_checkpoint", "no_space" (writes wait, or are refused), "space_is_coming" (then they wait), ...}: now, no ticket."""
+        """Returns {"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks",
+        "inherited_blocks", "head_parent" (id of the snapshot that the head is based on, or None), "map_root",
+        "connections", "log_bytes_since_checkpoint", "no_space" (writes wait or fail), "space_is_coming" (they wait),
+        ...} at once, without a ticket."""
     def space(self, volume: bytes) -> int:
-        """Answers what it takes and what for, of one moment (docs/space.md): {"mapped_bytes", of them "exclusive_bytes", "shared_bytes",
-        "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes", "pinned_bytes", "map_bytes", "log_bytes", "ahead_bytes",
-        "dead_bytes", "physical_bytes"}."""
+        """Answers the volume's space usage by purpose, at one point in time (docs/space.md): {"mapped_bytes", of these
+        "exclusive_bytes", "shared_bytes", "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes",
+        "pinned_bytes", "map_bytes", "log_bytes", "ahead_bytes", "dead_bytes", "physical_bytes"}."""
     def counters(self, volume: bytes) -> NDArray[np.uint64]:
-        """A view, in the order of COUNTER_NAMES; it changes as you look."""
+        """A live view of the counters, in the order of COUNTER_NAMES."""
     def histograms(self, volume: bytes) -> NDArray[np.uint64]:
-        """A view of shape (len(HISTOGRAM_NAMES), HISTOGRAM_BUCKETS), counts by nanoseconds; see histogram_bounds."""
+        """A live view of shape (len(HISTOGRAM_NAMES), HISTOGRAM_BUCKETS): counts by latency; see histogram_bounds."""
     def reactor_state(self, reactor: int) -> dict[str, Any]:
-        """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id", ...}"""
+        """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id",
+        ...}"""
 
-    # detaching
+    # flattening a clone
     def copy_inherited(self, volume: bytes, *, bytes_per_second: int = 0, share: int = 25) -> int:
-        """Write what a clone has from its parents into its own log, while it is used: at up to bytes_per_second (0: as fast as it goes),
-        and at `share` percent of that while users' requests come. Answers None once the head inherits nothing. After an error, or a crash,
-        what was copied stays so: ask again. ENOSPC: what is free is kept for users and checkpoints; EBUSY; EINVAL: it is no clone."""
+        """Copy the blocks that a clone inherits into its own log, while the clone is in use, at up to bytes_per_second
+        (0: no limit), and at `share` percent of that while users' requests arrive. Answers None once the head inherits
+        nothing. After an error or a crash, copied blocks stay copied: call again. ENOSPC: the free space is reserved
+        for users and checkpoints; EBUSY: already copying; EINVAL: not a clone."""
     def check_detached(self, volume: bytes) -> int:
-        """Writes a checkpoint. Answers None if neither it nor a snapshot inherits anything; EBUSY: one does."""
+        """Write a checkpoint. Answers None if neither the head nor a snapshot inherits a block; EBUSY: one does."""
     def cut_off(self, volume: bytes) -> int:
-        """It is no clone any more: it is open without its parent, and will be opened without. After check_detached, and once it is
-        durable elsewhere. Answers None."""
+        """Release the clone's parent: from now on the volume is opened without it. Call after check_detached, and once
+        the metadata service has recorded it durably. Answers None."""
 
     # scrub
     def sealed(self, store: int) -> int:
-        """Answers what there is to be scrubbed, a structured array of SEALED_ROW: volume (16 bytes), segment, blocks (on the device)."""
+        """Answers the sealed segments, a structured array of SEALED_ROW: volume (16 bytes), segment, blocks (on the
+        device)."""
     def scrub(self, store: int, volume: bytes, segment: int, *, bytes_per_second: int = 0, share: int = 25) -> int:
-        """Read a sealed segment's replica and compare each block with its checksum, at up to bytes_per_second (0: as fast as it goes), and
-        at `share` percent of that while users' requests come. Answers {"blocks" (that are good), "damaged", "first_damaged"}. ENOENT: it is
-        gone, or was changed meanwhile; EBUSY: the store is scrubbing another."""
+        """Read a sealed segment's replica and compare each block with its checksum, at up to bytes_per_second (0: no
+        limit), and at `share` percent of that while users' requests arrive. Answers {"blocks" (good ones), "damaged",
+        "first_damaged"}. ENOENT: the replica was deleted, or changed during the scrub; EBUSY: the store is scrubbing
+        another segment."""
 
     # cleaning
     def segments(self, volume: bytes) -> int:
-        """Answers the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live, slabs, footer (its blocks),
-        flags (1 cleanable, 2 and to be evacuated, 4 compacted, 8 kept whole for the restore window). A copy, of the moment at which it was
-        made."""
+        """Answers a copy of the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live,
+        slabs, footer (its blocks), flags (1 cleanable, 2 and to be evacuated, 4 compacted, 8 kept whole for the restore
+        window)."""
     def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25) -> int:
-        """Compact these, or evacuate those of which little lives, at up to bytes_per_second (read and written; 0: as fast as it goes), and
-        at `share` percent of that while users' requests come. Answers {"compacted", "evacuated", "skipped" (nothing was to be gained),
-        "postponed" (not now: a snapshot is being made or given back, or too little is free), "failed", "freed_bytes" (at once), "error"
-        (the last one's errno, or 0)}. While others are being cleaned it goes on at their pace, or, without one, they go on without. EBUSY:
-        the volume goes back to a snapshot."""
+        """Compact these segments; evacuate those with few live blocks. Rate: up to bytes_per_second (read and written;
+        0: no limit), and `share` percent of that while users' requests arrive. Answers {"compacted", "evacuated",
+        "skipped" (nothing to gain), "postponed" (a snapshot is being created or deleted, or too little space is free),
+        "failed", "freed_bytes" (at once), "error" (the last errno, or 0)}. If the volume is already being cleaned, the
+        running rate applies to this call as well; a call without a limit lifts it for both. EBUSY: the volume is being
+        restored to a snapshot."""
     def hurry_cleaning(self) -> None:
-        """What is being cleaned is no longer held back by its pace."""
+        """Lift the rate limit of all cleaning that is running."""
     def expect_space(self, volume: bytes, milliseconds: int) -> int:
-        """Writes that find no space wait so long for some before they get ENOSPC. Answers None."""
+        """Move the ENOSPC deadline: until then, writes without space wait for the cleaner. Answers None."""
 
     # snapshots
     def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False, urgent: bool = False) -> int:
-        """(volume, snapshot's id, name) each: all at one instant. Answers {"snapshots": [{"volume", "id", "sequence", "time_ns"}]} once
-        they are durable. With an error none was made. EEXIST: an id or a name is taken, ENOSPC: no room, in
-        the table (SNAPSHOTS_MAX), or on the device, where one of the volumes has "no_space"; EBUSY: the volume is unsettled, which only a
-        mark ends. mark: they are marks of the restore window; behind the oldest one the log is kept whole. urgent: also without space,
-        from what is kept for getting some back: for marks in the place of others, and those that settle a volume."""
+        """Create snapshots (volume, snapshot id, name) of several volumes at one point in time. Answers {"snapshots":
+        [{"volume", "id", "sequence", "time_ns"}]} once they are durable. After an error none exists. EEXIST: an id or a
+        name is taken; ENOSPC: the table is full (SNAPSHOTS_MAX), or one of the volumes has "no_space"; EBUSY: the
+        volume is unsettled, which only a new restore point ends.
+
+        mark: create restore points; behind the oldest one the log is kept whole. urgent: succeed without free space,
+        from the reserve for cleaning; for restore points that replace others or settle a volume."""
     def unmark_snapshot(self, volume: bytes, id: bytes) -> int:
-        """A mark is a snapshot like others from now on. Answers None once that is durable. ENOENT."""
+        """Turn a restore point into an ordinary snapshot. Answers None once that is durable. ENOENT."""
     def delete_snapshot(self, volume: bytes, id: bytes) -> int:
-        """Answers {"hidden": bool} once it is durable that it is gone, or going: what was its alone is given back behind the answer.
-        hidden: it stays, out of sight, for clones or histories that go on from it, or until it is no longer read. ENOENT."""
+        """Answers {"hidden": bool} once the deletion is durable; blocks that only this snapshot used are freed after
+        the answer. hidden: the snapshot stays, invisible, while clones or several histories are based on it or it is
+        being read. ENOENT."""
     def restore_volume(
         self,
         volume: bytes,
@@ -191,41 +207,45 @@ class Engine:
         mark: tuple[bytes, str] | None = None,
         unsettled: bool = False,
     ) -> int:
-        """The volume is what it was in the snapshot, at the size that it has; what it was until now is a snapshot of this id and name, or
-        given back (discard). Answers None once that is durable. After an error, or a crash before the answer, it is wholly what it was or
-        what it was in the snapshot. EBUSY: it has connections, and not force, which ends them; meanwhile none are taken. ENOENT, EEXIST;
-        ENOSPC: as for create_snapshots, but for what is to be discarded.
-        mark: (id, name) of one that is made of what it is then, with it or not at all. unsettled: nobody connects until another mark is
-        made; as long as volume_state tells "unsettled", the id of `before`, whoever opens the volume takes it back there."""
+        """Restore the volume's content from the snapshot; its size does not change. The previous content becomes a
+        snapshot with the id `before` and this name, or is freed (discard). Answers None once that is durable. After an
+        error, or a crash before the answer, the volume has either the previous content or the snapshot's, never a
+        mixture. EBUSY: the volume has connections; force ends them. No connection is accepted meanwhile. ENOENT,
+        EEXIST; ENOSPC: as for create_snapshots, except with discard.
+
+        mark: (id, name) of a restore point of the restored content, created atomically with the restore. unsettled: no
+        connection is accepted until another restore point is created. While volume_state reports "unsettled" (the id
+        `before`), the caller that opens the volume must restore it to that snapshot."""
     def roll_forward(self, volume: bytes, source: bytes, mark: bytes, *, until_ns: int) -> int:
-        """A volume that stands on a mark of its own, or of the volume that it is a clone of, does what the log says behind that, up to a
-        log time; nobody else writes to it. Answers {"records" (that were followed), "bytes" (that were written)}. ENOENT: the
-        mark, or some of the log, is not there any more; EUCLEAN, ENOSPC; then the volume holds some of it. Again is as good as once."""
+        """Roll the volume forward along the log of `source` (the volume itself or its clone parent), from the restore
+        point that the volume was restored to or cloned from, up to a log time. Nothing else may write to the volume.
+        Idempotent. Answers {"records" (replayed), "bytes" (written)}. ENOENT: the restore point or a part of the log is
+        gone; EUCLEAN, ENOSPC. After an error the log is applied in part."""
     def log_clock(self, volume: bytes) -> int:
-        """Answers {"time_ns": log time now, "clock_ns": what the wall clock shows more, "until_ns", "since_ns": of the steps since the
-        newest restore point, as in a SnapshotEntry, "recorded_ns": log time of the newest record}."""
+        """Answers {"time_ns": log time now, "clock_ns": wall clock minus log time, "until_ns", "since_ns": clock steps
+        since the newest restore point, as in a SnapshotEntry, "recorded_ns": log time of the newest record}."""
     def list_snapshots(self, volume: bytes) -> int:
         """Answers [{"id", "name", "sequence", "time_ns" (Unix time by the wall clock), "log_ns" (log time), "clock_ns",
-        "until_ns", "since_ns" (docs/formats.md), "size_bytes", "parent" (an id or None), "hidden", "dying", "mark", "clones" (how
-        many), "mapped_blocks", "inherited_blocks", "new_blocks" (its parent does not hold), "unsettled"}]."""
+        "until_ns", "since_ns" (docs/formats.md), "size_bytes", "parent" (an id or None), "hidden", "dying", "mark",
+        "clones" (count), "mapped_blocks", "inherited_blocks", "new_blocks" (not in its parent), "unsettled"}]."""
     def diff_snapshots(self, volume: bytes, older: bytes, newer: bytes | None, *, offset: int, most: int) -> int:
-        """What was written or trimmed between two snapshots, or since one (newer: None; with offset 0 a checkpoint is written first),
-        from a byte
-        on. Answers {"ranges": [(offset, bytes, whether the newer one has data there)], "next": int (go on from there; 0: that was all),
-        "nodes": int (of the maps, that were read)}, at most so many ranges. ENOENT."""
+        """Find the ranges that were written or trimmed between two snapshots, or since one (newer: None; with offset 0
+        a checkpoint is written first), starting at offset. Answers at most `most` ranges: {"ranges": [(offset, bytes,
+        whether the newer one has data there)], "next": int (offset to continue at; 0: done), "nodes": int (map nodes
+        read)}. ENOENT."""
     def open_snapshot(self, volume: bytes, id: bytes) -> int:
-        """Makes it readable: serve_nbd(id, fd, read_only=True, ...) works with it until close_snapshot, or until its volume is closed.
-        Answers {"size_bytes": int}. ENOENT, EEXIST: it is open."""
+        """Open a snapshot for reading: serve_nbd(id, fd, read_only=True, ...) accepts its id until close_snapshot, or
+        until its volume is closed. Answers {"size_bytes": int}. ENOENT; EEXIST: it is open already."""
     def close_snapshot(self, id: bytes) -> int: ...
 
-    # doors
+    # exports
     def serve_nbd(
         self, volume: bytes, fd: int, *, structured: bool, context_id: int | None, read_only: bool, since: bytes | None = None
     ) -> int:
-        """Take over a connected socket after its handshake (the engine closes it). context_id: that of the metadata context, if one was
-        negotiated. since: of an opened snapshot, an older one: block status tells what has changed since then, not what is allocated.
-        Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed" | "malformed" | "stopped"}. ENOENT: there is no
-        such snapshot."""
+        """Take over a connected socket after its handshake; the engine closes it. context_id: of the metadata context,
+        if one was negotiated. since: for an open snapshot, the id of an older one: block status reports changes since
+        then instead of allocation. Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed"
+        | "malformed" | "stopped"}. ENOENT: no such snapshot."""
 
 def histogram_bounds() -> NDArray[np.uint64]:
     """Upper bounds of the buckets, in nanoseconds."""
@@ -233,8 +253,9 @@ def histogram_bounds() -> NDArray[np.uint64]:
 def transmission_flags(*, read_only: bool, volatile_cache: bool, structured: bool) -> int:
     """The NBD transmission flags that this engine's connections honour."""
 
-# Structures at rest, for `iomesh inspect` and tests. Each takes the bytes of its block(s) and returns its fields; "valid" is False when the
-# magic, version, checksum or a bound is wrong, with "fault" saying which. Kinds, states and tiers are numbers, as they stand there.
+# Structures on a device, for `iomesh inspect` and tests. Each function takes the bytes of its block(s) and returns the
+# fields. "valid" is False when the magic, version, checksum or a bound is wrong; "fault" names the cause. Kinds, states
+# and tiers are the stored numbers.
 def read_superblock(data: bytes) -> dict[str, Any]: ...
 def read_claim(data: bytes) -> dict[str, Any]: ...
 def make_claim(
@@ -250,4 +271,4 @@ def read_table(data: bytes) -> list[dict[str, int]]: ...
 def read_snapshots(data: bytes) -> list[dict[str, Any]]: ...
 def crc32c(data: bytes) -> int: ...
 def structures() -> dict[str, list[tuple[str, int, int]]]:
-    """Name of each on-disk structure -> (field, offset, bytes): what docs/formats.md is held against."""
+    """Name of each on-disk structure -> (field, offset, bytes); a test compares docs/formats.md with this."""

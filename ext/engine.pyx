@@ -1,7 +1,7 @@
 # The engine as Python sees it: see engine.pyi. The only module of it that the rest of iomesh imports.
 #
-# Python's thread makes objects (allocation, validation of arguments); everything that happens to them afterwards happens on their reactor, by a
-# Command (commands/). Objects are kept alive here until the reactor has let go of them.
+# Python's thread creates objects and validates arguments. Afterwards only the object's reactor works on it, through a
+# Command (commands/). The engine keeps a reference to each object until the reactor no longer uses it.
 
 import atexit
 import os
@@ -47,7 +47,7 @@ from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
 
-# Part of engine.pyi, made elsewhere:
+# Part of engine.pyi, defined elsewhere:
 from iomesh.engine.format.structures import crc32c, make_claim, read_bitmap, read_claim, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
 from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
@@ -58,8 +58,8 @@ from iomesh.engine.base.uring import RingError, why_no_ring
 BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
 SEGMENT_BYTES_MAX = SEGMENT_MAX
-VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # a C enum counts as an int
-SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, with the marks of its restore window
+VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # as a C enum it would be an int
+SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, including the restore points of its restore window
 DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
@@ -81,11 +81,11 @@ Pointer = namedtuple("Pointer", "segment block crc")
 
 cdef enum:
     REACTORS_MAX = 64
-    SMALL_BUFFERS = 512              # 8 MiB: reads up to 16 KiB under way on one reactor
+    SMALL_BUFFERS = 512              # 8 MiB: reads of up to 16 KiB in flight on one reactor
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
-    DIFF_FRAMES = 512                # of a comparison's own cache of nodes, 2 MiB
-    PATIENCE_NS = 500 * 1000 * 1000  # of writes without space, until the policy has looked whether there is some to be had
+    DIFF_FRAMES = 512                # map node cache of one comparison, 2 MiB
+    PATIENCE_NS = 500 * 1000 * 1000  # writes without space wait this long for the cleaning policy to look for some
 
 
 class EngineError(Exception):
@@ -93,7 +93,7 @@ class EngineError(Exception):
 
 
 cdef class _Runner:
-    """A reactor with what lives beside it on its thread."""
+    """A reactor and the objects that only its thread uses."""
 
     cdef Reactor reactor
     cdef Uring io
@@ -101,8 +101,8 @@ cdef class _Runner:
     cdef MapCache cache
     cdef object thread
     cdef int thread_id
-    cdef int begun                   # what Io.begin returned, on the thread
-    cdef object ready                # threading.Event: it has
+    cdef int begun                   # result of Io.begin, on the thread
+    cdef object ready                # threading.Event: `begun` is set
 
     def run(self):
         self.thread_id = threading.get_native_id()
@@ -115,20 +115,20 @@ cdef class _Runner:
 
 
 cdef class _Open:
-    """An open volume and what Python may see of it at any time."""
+    """An open volume and the data that Python may read at any time."""
 
     cdef Volume volume
     cdef Recovery recovery
     cdef Cleaner cleaner
     cdef TokenBucket bucket          # the cleaner's
-    cdef TokenBucket copier          # of what copies what it inherits
+    cdef TokenBucket copier          # of the flatten copy
     cdef _Runner runner
     cdef object counters
     cdef object histograms
     cdef dict connections            # ticket -> NbdConnection
     cdef bint ready
-    cdef _Open parent                # of a snapshot that is open for reading: its volume
-    cdef _Open stands_on             # of a clone: the volume that it is one of
+    cdef _Open parent                # of a snapshot open for reading: its volume
+    cdef _Open stands_on             # of a clone: its parent volume
 
 
 cdef class Engine:
@@ -139,7 +139,7 @@ cdef class Engine:
     cdef dict stores                 # number -> Store
     cdef dict scrubs                 # likewise: (Scrubber, its TokenBucket)
     cdef dict volumes                # 16 bytes -> _Open
-    cdef dict snapshots              # likewise, of those that are open for reading
+    cdef dict snapshots              # likewise, snapshots open for reading
     cdef dict pending                # ticket -> Command, until it is answered
     cdef Notices notices
     cdef int64_t tickets
@@ -187,7 +187,7 @@ cdef class Engine:
             self.reactor_count += 1
 
     def start(self):
-        atexit.register(self.stop)                       # nothing of it may be freed while its threads run: until stop() this holds it
+        atexit.register(self.stop)                       # keeps a reference while the threads run
         for runner in self.runners:
             (<_Runner>runner).thread = threading.Thread(
                 target=runner.run, name=f"iomesh-reactor-{(<_Runner>runner).reactor.number}", daemon=True)
@@ -211,16 +211,16 @@ cdef class Engine:
     def fileno(self):
         return self.notices.bell
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ commands
 
     cdef int64_t ask(self, Command command) except -1:
-        """Has its reactor run it; returns the ticket."""
+        """Run the command on its reactor; returns the ticket."""
         self.prepare(command)
         command.post()
         return command.ticket
 
     cdef int64_t refuse(self, int error, str reason) except -1:
-        """An answer without asking anybody."""
+        """Answer with an error without running a command."""
         cdef Command command = Command()
         self.prepare(command)
         command.refuse(error, reason)
@@ -233,7 +233,7 @@ cdef class Engine:
         return 0
 
     cdef int64_t ask_store(self, StoreCommand command) except -1:
-        """One that every reactor is to hear of."""
+        """Run a command that involves every reactor."""
         command.reactors = self.reactors
         command.reactor_count = self.reactor_count
         return self.ask(command)
@@ -337,7 +337,7 @@ cdef class Engine:
                 return self.refuse(ENOENT, "the volume that it is a clone of is not open")
         opened = _Open()
         opened.stands_on = parent
-        runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # whose segments it reads
+        runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # reads its segments
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
         log = Log(runner.reactor, runner.pool, segments, list(self.stores.values()), volume, epoch, segment_bytes // BLOCK)
@@ -391,7 +391,7 @@ cdef class Engine:
                 self.close_snapshot(id)
         ticket = self.ask_volume(CloseVolume, volume, (checkpoint,))
         if opened is not None:
-            opened.ready = False                         # nothing more is asked of it
+            opened.ready = False                         # no further command may use it
         return ticket
 
     def checkpoint(self, bytes volume):
@@ -506,7 +506,7 @@ cdef class Engine:
             check_snapshot(mark[0], mark[1])
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        opened.bucket.hurried = opened.copier.hurried = True     # who cleans it, or copies what it inherits, has to end first
+        opened.bucket.hurried = opened.copier.hurried = True     # cleaning and flattening must end first
         command = RestoreVolume(opened.volume, snapshot)
         name_snapshot_request(&command.before, before, name)
         command.before.entry.flags = SNAPSHOT_HIDDEN if discard else 0
@@ -558,7 +558,7 @@ cdef class Engine:
             memcpy(command.comparing.newer, <const char*>(<bytes>newer), 16)
         return self.ask(command)
 
-    # ------------------------------------------------------------------ detaching
+    # ------------------------------------------------------------------ flattening a clone
 
     def copy_inherited(self, bytes volume, *, uint64_t bytes_per_second=0, uint32_t share=25):
         cdef _Open opened = self.opened(volume)
@@ -608,7 +608,7 @@ cdef class Engine:
         reading.ready = False
         return self.ask(CloseSnapshot(reading.parent.volume, id, reading.volume))
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ state and counters
 
     def volume_state(self, bytes volume):
         cdef _Open opened = self.volumes[volume]
@@ -630,7 +630,7 @@ cdef class Engine:
             "volatile_cache": bool(it.volatile_cache)}
 
     cdef int stores_error(self):
-        """An errno while no store takes anything new; 0: one does."""
+        """An errno while no store accepts new data; 0: at least one does."""
         return 0 if any(not store.failed for store in self.stores.values()) else EIO
 
     def counters(self, bytes volume):
@@ -647,7 +647,7 @@ cdef class Engine:
             "map_hits": runner.cache.hits, "map_misses": runner.cache.misses, "buffers_registered": bool(runner.io.buffers_registered),
             "free_small_buffers": runner.pool.free[0], "free_large_buffers": runner.pool.free[1], "free_record_buffers": runner.pool.free[2]}
 
-    # ------------------------------------------------------------------ hearing
+    # ------------------------------------------------------------------ answers and events
 
     def collect(self):
         cdef Notice* notice
@@ -670,7 +670,7 @@ cdef class Engine:
         return heard
 
     cdef int settle(self, Command command) except -1:
-        """What is open is as the command has left it."""
+        """Update the lists of open stores, volumes, snapshots and connections after a command."""
         if isinstance(command, FormatStore):
             self.devices.discard((<FormatStore>command).device)
         elif isinstance(command, OpenStore):
@@ -782,7 +782,7 @@ cdef object unsettled_before(Volume it):
 
 def histogram_bounds():
     """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
-    cdef object one = 1     # Python's, which does not overflow
+    cdef object one = 1     # a Python int, which does not overflow
     return np.array([min((one * 5 + n % 4) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
 
 

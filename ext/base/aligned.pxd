@@ -1,4 +1,4 @@
-# Memory that a device reads into or writes from: it begins at a multiple of a block, as O_DIRECT wants it.
+# Block-aligned memory for device I/O, as O_DIRECT requires.
 
 cdef extern from *:
     r"""
@@ -8,4 +8,4 @@ cdef extern from *:
         return posix_memalign(&memory, 4096, bytes) == 0 ? memory : NULL;
     }
     """
-    void* allocate_aligned "iomesh_allocate_aligned" (size_t bytes) noexcept nogil     # not zeroed; NULL: no memory. free() releases it
+    void* allocate_aligned "iomesh_allocate_aligned" (size_t bytes) noexcept nogil     # not zeroed; NULL: no memory

@@ -1,4 +1,4 @@
-# CRC32C (Castagnoli), the one checksum of everything that iomesh stores. ISA-L computes it at tens of gigabytes a second.
+# CRC32C (Castagnoli), the only checksum in the on-disk format. ISA-L computes it at tens of gigabytes per second.
 
 from libc.stdint cimport uint32_t
 

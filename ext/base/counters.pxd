@@ -1,4 +1,5 @@
-# What a volume counts. Python sees the same memory as numpy arrays (engine.pyi): names and order are those of COUNTER_NAMES.
+# The counters of a volume. Python maps the same memory as numpy arrays (engine.pyi); names and order are those of
+# COUNTER_NAMES.
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -15,7 +16,7 @@ cdef enum Histogram:
     HISTOGRAMS
 
 cdef enum:
-    HISTOGRAM_BUCKETS = 256          # bucket of n nanoseconds: 4 per power of two, 4 * log2(n) + the two bits behind the highest
+    HISTOGRAM_BUCKETS = 256          # 4 per power of two; n ns: 4 * log2(n) + the two bits after the highest
 
 cdef inline void observe(uint64_t* histograms, Histogram which, int64_t ns) noexcept nogil:
     cdef uint64_t n = <uint64_t>ns if ns > 4 else 4

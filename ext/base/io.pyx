@@ -1,4 +1,4 @@
-# The interface itself. Every method is an implementation's; asking a bare Io for something is a bug.
+# The abstract interface. Implementations override the methods; a call on a bare Io is a bug.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.uio cimport iovec

@@ -7,35 +7,35 @@
 #     log time     0 ---- 1 ---- 2 ---- 3 ---- 4 ----
 #     wall clock  10     11     12 | 62     63     64      a step of 49 between 2 and 3: until_ns = 2, since_ns = 3
 #
-# A new run goes on where the log ends. If the wall clock says that at most CREDIT_SECONDS have passed since, and did not
-# run back, log time advances by that and the offset stays. Otherwise log time stood still while the volume was closed,
-# and the offset is a new one.
+# A new run continues at the end of the log. If the wall clock shows that at most CREDIT_SECONDS have passed since, and
+# did not run back, log time advances by that and the offset stays. Otherwise log time stood still while the volume was
+# closed, and the offset is a new one.
 
 from libc.stdint cimport int64_t, uint64_t
 
 from iomesh.engine.base.io cimport Io
 
 cdef enum:
-    STEP_NS = 5 * 1000 * 1000        # a smaller deviation of the wall clock is not told from noise ...
-    TOGETHER_NS = 250 * 1000         # ... of which two readings of clocks have so much at most
-    READINGS = 8                     # until two are that close together
+    STEP_NS = 5 * 1000 * 1000        # a smaller deviation of the wall clock counts as noise ...
+    TOGETHER_NS = 250 * 1000         # ... two clock readings must be at most this far apart ...
+    READINGS = 8                     # ... and are retried this often
 
 cdef enum:
     CREDIT_SECONDS = 60
 
 cdef struct LogClock:
     uint64_t opened_ns               # log time when the run began; 0: it has not
-    int64_t opened_at_ns             # ... by the monotonic clock
-    int64_t offset_ns                # what the wall clock shows is so much more than log time
-    uint64_t newest_ns               # the last time that was given out
-    uint64_t checked_ns              # the wall clock showed newest_ns + offset_ns then
-    # Of the steps since the newest restore point; since_ns 0: there was none.
+    int64_t opened_at_ns             # ... on the monotonic clock
+    int64_t offset_ns                # wall clock minus log time
+    uint64_t newest_ns               # the last time that was returned
+    uint64_t checked_ns              # log time of the last check that the wall clock shows log time + offset_ns
+    # Clock steps since the newest restore point; since_ns 0: none.
     uint64_t until_ns                # the offset of the newest restore point was right until this log time
     uint64_t since_ns                # offset_ns is right since this one. until_ns + 1: the log was closed in between
 
 
 cdef inline bint read_clocks(Io io, int64_t* monotonic, int64_t* unix) noexcept nogil:
-    """False: they could not be read together, so that they say nothing about each other."""
+    """False: the two clocks could not be read close enough together to be compared."""
     cdef int64_t after = 0
     cdef int _i
     for _i in range(READINGS):
@@ -89,8 +89,8 @@ cdef inline uint64_t next_log_time(LogClock* clock, Io io) noexcept nogil:
 
 
 cdef inline void restore_point_made(LogClock* clock, uint64_t at_ns) noexcept nogil:
-    """A restore point of that log time is durable, and says what steps there were before it."""
+    """A restore point at that log time is durable, with the clock steps before it."""
     if clock.since_ns <= at_ns:
         clock.until_ns = clock.since_ns = 0
     else:
-        clock.until_ns = at_ns                           # the clock was stepped again behind it
+        clock.until_ns = at_ns                           # the clock was stepped again after it

@@ -1,7 +1,8 @@
-# Bugs that are planted, to see whether the simulated world finds them (docs/testing.md, "Planted bugs").
+# Planted bugs, which show that the simulation finds bugs of their kind (docs/testing.md, "Planted bugs").
 #
-# planted(name) is the constant 0, and the name is nowhere, unless the engine was compiled with -DIOMESH_PLANTED (`make planted`): then it is 1 in
-# a process whose environment names this bug in IOMESH_PLANTED. The list, with what each does, is tests/simulation/planted.py.
+# planted(name) is the constant 0, and the binary does not contain the name, unless the engine is compiled with
+# -DIOMESH_PLANTED (`make planted`). Then it is 1 in a process whose environment variable IOMESH_PLANTED has this name.
+# tests/simulation/planted.py lists the bugs and their effects.
 
 cdef extern from *:
     r"""

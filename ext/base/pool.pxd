@@ -1,5 +1,4 @@
-# The buffers that payload passes through: one arena per reactor, cut up once, registered with the ring where that is allowed.
-# See base/pool.pyx.
+# The payload buffers: one arena per reactor, divided once, registered with the ring where permitted. See base/pool.pyx.
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.task cimport Waiters
@@ -20,10 +19,10 @@ cdef class Pool:
     cdef readonly uint64_t arena_bytes
     cdef char* free_lists[3]         # the first bytes of a free buffer point to the next
     cdef uint32_t counts[3]
-    cdef char* starts[4]             # where each kind begins in the arena; the last: its end
+    cdef char* starts[4]             # start of each kind in the arena; the last: the arena's end
     cdef readonly uint32_t free[3]
-    cdef Waiters waiters[3]          # who found none: woken one for each that comes back
-    cdef char* take(self, int kind) noexcept nogil          # 4096-aligned; NULL: none free (then join waiters[kind])
-    cdef void give_back(self, char* buffer) noexcept nogil         # the kind is known from the address
-    cdef void renew(self) noexcept nogil                     # whoever held any is gone: all are free
+    cdef Waiters waiters[3]          # for a buffer; each returned buffer wakes one
+    cdef char* take(self, int kind) noexcept nogil          # 4096-aligned; NULL: none is free (join waiters[kind])
+    cdef void give_back(self, char* buffer) noexcept nogil         # the address determines the kind
+    cdef void renew(self) noexcept nogil                     # all holders are gone: every buffer is free
     cdef void push(self, int kind, char* buffer) noexcept nogil

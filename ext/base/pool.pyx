@@ -1,9 +1,10 @@
-# The buffers that payload passes through: cut from one arena when the reactor is made, never allocated afterwards.
+# The payload buffers: parts of one arena that is allocated when the reactor is created; nothing is allocated later.
 #
-# Always true: a buffer is either in its kind's list of free ones or has exactly one holder. A buffer in a list keeps the list's
-# next pointer in its first bytes; one with a holder is the holder's whole.
+# Always true: a buffer is either in the free list of its kind or has exactly one holder. A free buffer has the list's
+# next pointer in its first bytes; the holder of a buffer may use all of it.
 #
-# The arena's pages are touched lazily unless the ring registers (and so pins) them, so lists are LIFO: what was used last is warm and resident.
+# The kernel allocates the arena's pages on first use, unless the ring registers (and so pins) them. So the lists are
+# LIFO: the buffer that was used last is warm and resident.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -23,7 +24,7 @@ cdef uint32_t buffer_bytes(int kind) noexcept nogil:
 
 
 cdef class Pool:
-    """small, large, record: how many buffers of each kind. Raises MemoryError."""
+    """small, large, record: number of buffers of each kind. Raises MemoryError."""
 
     def __cinit__(self, uint32_t small, uint32_t large, uint32_t record):
         cdef int kind

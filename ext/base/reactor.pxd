@@ -7,7 +7,7 @@ from iomesh.engine.base.task cimport Body
 cdef enum Mode:
     ADAPTIVE, BUSY, SLEEP
 
-cdef struct Message:                 # from any thread to a reactor; stays put until delivered
+cdef struct Message:                 # from any thread to a reactor; must not move until delivered
     void (*deliver)(Message* message) noexcept nogil
     void* owner
     Message* next
@@ -19,15 +19,15 @@ cdef class Reactor:
     cdef int64_t poll_ns             # how long it polls after the last work before it sleeps
     cdef Operation* turn_first
     cdef Operation* turn_last
-    cdef Message* mail               # newest first; taken whole
+    cdef Message* mail               # newest first; a turn takes the whole list
     cdef bint asleep
     cdef bint stopping
     cdef uint64_t turns
     cdef uint64_t sleeps
-    cdef int64_t users_ns            # when a user's request began or ended last
-    cdef uint64_t busy_ns            # time that was work, neither waiting nor polling in vain
+    cdef int64_t users_ns            # when a user's request last began or ended
+    cdef uint64_t busy_ns            # time spent working, not waiting or polling without result
 
-    cdef void at_turn_end(self, Operation* operation) noexcept nogil       # done is called once, before the reactor polls again
+    cdef void at_turn_end(self, Operation* operation) noexcept nogil       # `done` is called once, before the next poll
     cdef void post(self, Message* message) noexcept nogil                  # from any thread
     cdef void run(self) noexcept nogil                                     # until stop()
     cdef void stop(self) noexcept nogil                                    # from any thread
@@ -35,5 +35,5 @@ cdef class Reactor:
     cdef int deliver(self, Message* newest) noexcept nogil
     cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil
 
-# From a task: run body as a task on target's thread, wait for its result.
+# From a task: run `body` as a task on target's thread and wait for its result.
 cdef int64_t call_on(Reactor target, Reactor caller, Body body, void* argument) noexcept nogil

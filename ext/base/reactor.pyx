@@ -1,12 +1,13 @@
-# One polling thread, one core, one Io. Everything that lives on a reactor is touched by its thread alone; other threads post messages.
+# One polling thread, one core, one Io. Only the reactor's thread uses the objects of a reactor; other threads post
+# messages.
 #
-# A turn: poll the Io (its completions run), deliver the mail, then run what asked for the turn's end. Requests that arrive in one turn are
-# so gathered before anything is written: the log closes its record and a connection sends its replies at the turn's end.
+# A turn: poll the Io (completions run), deliver the messages, then run the operations of at_turn_end. So requests that
+# arrive in one turn are batched: the log closes its record and a connection sends its replies at the turn's end.
 #
-# When to sleep: in ADAPTIVE mode after poll_ns without work (20 times that while a device is to answer a read), in SLEEP mode at once, in
-# BUSY mode never; in every mode at once while the kernel needs the core to finish what is under way (Io.core_wanted). A reactor about to
-# sleep says so in `asleep` and then looks at its mail once more; who posts writes the mail and then looks at `asleep`: one of the two sees
-# the other.
+# When it sleeps: in ADAPTIVE mode after poll_ns without work (20 times that while a device read is in flight), in SLEEP
+# mode at once, in BUSY mode never; in every mode at once while the kernel needs the core to finish an operation
+# (Io.core_wanted). Before it sleeps, the reactor sets `asleep` and then checks for messages once more. A sender adds
+# its message and then checks `asleep`. So at least one of the two sees the other.
 
 from libc.stdint cimport int64_t
 
@@ -38,9 +39,9 @@ cdef extern from *:
     void relax() noexcept nogil
 
 cdef enum:
-    LONG_S = 3600                    # of a sleep: whatever ends it comes by itself
-    PATIENCE = 20                    # times poll_ns while a read is under way: a core that slept wakes later than a device answers
-    TURN_END_ROUNDS = 8              # what asks for the turn's end while it runs is run too, but not for ever
+    LONG_S = 3600                    # longest sleep: any event ends it earlier
+    PATIENCE = 20                    # times poll_ns while a read is in flight: a device is faster than waking a core
+    TURN_END_ROUNDS = 8              # limit for operations that are added while the turn's end runs
 
 
 cdef class Reactor:
@@ -85,7 +86,7 @@ cdef class Reactor:
                     self.sleeps += 1
             began_ns = self.io.now_ns() - self.io.waited_ns()
             found = self.io.poll(wait_ns)
-            if found or worked:                          # the time from poll to poll is that of the turn between them, but for the waiting
+            if found or worked:                          # time from poll to poll, without the waiting
                 self.busy_ns += self.io.now_ns() - self.io.waited_ns() - began_ns
             if self.asleep:
                 flag_store(self.asleep, False)
@@ -99,7 +100,7 @@ cdef class Reactor:
                 relax()
 
     cdef int turn(self) noexcept nogil:
-        """The mail and the turn's end; returns how much was found."""
+        """Run the messages and the turn's end; returns how many ran."""
         cdef int found = 0, rounds = 0
         cdef Operation* operation
         cdef Operation* next_one
@@ -134,7 +135,7 @@ cdef class Reactor:
         return count
 
     cdef int64_t may_sleep(self, int64_t last_work_ns) noexcept nogil:
-        """How long the next poll may wait; 0: not at all."""
+        """How long the next poll may wait; 0: it must not."""
         if self.turn_first is not NULL:
             return 0
         if self.io.core_wanted():
@@ -146,7 +147,7 @@ cdef class Reactor:
         return LONG_S * <int64_t>1000000000
 
 
-cdef struct Call:                    # lies on the caller's stack while it waits
+cdef struct Call:                    # on the caller's stack while the caller waits
     Message there
     Message back
     void* target

@@ -1,12 +1,14 @@
-# Tasks: see base/task.pxd for how they are used.
+# Tasks: see base/task.pxd for their use.
 #
 # Always true:
-#   - a task runs only on the thread of the reactor that started it, and only one thing runs there at a time: what it reads does not
-#     change under it between two waits;
-#   - an operation wakes the task that waits for exactly it; one that ends earlier is remembered by its `next` field pointing to itself;
-#   - stacks are kept for reuse; the thread that polls owns them.
+#   - a task runs only on the thread of the reactor that started it, and nothing else runs there at the same time: the
+#     reactor's data does not change between two waits;
+#   - an operation wakes only the task that waits for it; one that is done before the wait has a `next` field that
+#     points to itself;
+#   - stacks are reused; the polling thread owns them.
 #
-# A fiber begins as a ucontext and is switched by _setjmp and _longjmp: swapcontext asks the kernel for the signal mask each time.
+# A fiber starts as a ucontext. _setjmp and _longjmp switch fibers, because swapcontext makes a system call for the
+# signal mask.
 
 from libc.stdint cimport int64_t
 
@@ -149,7 +151,7 @@ cdef extern from *:
 
 
 cdef void start(Body body, void* argument, Operation* ended) noexcept nogil:
-    """Run `body` as a task, up to its first wait; when it returns, `ended` (unless NULL) is done with its result."""
+    """Run `body` as a task, up to its first wait; when it returns, `ended` (unless NULL) completes with its result."""
     cdef Fiber* fiber = fiber_new()
     invariant(fiber is not NULL, b"there is memory for a task's stack")
     fiber.body = body
@@ -163,7 +165,7 @@ cdef bint in_task() noexcept nogil:
 
 
 cdef void waited(Operation* operation) noexcept nogil:
-    """The current task will wait for this operation, which is about to be asked for."""
+    """Prepare an operation that the current task will start and wait for."""
     invariant(current is not NULL, b"only a task waits")
     operation.done = wake
     operation.owner = current
@@ -171,7 +173,7 @@ cdef void waited(Operation* operation) noexcept nogil:
 
 
 cdef int64_t wait(Operation* operation) noexcept nogil:
-    """Returns the operation's result once it is done; others run meanwhile."""
+    """Return the operation's result once it is done; other work runs meanwhile."""
     cdef Fiber* self = current
     if operation.next is not operation:
         self.waits_for = operation
@@ -182,7 +184,8 @@ cdef int64_t wait(Operation* operation) noexcept nogil:
 
 
 cdef void abandon() noexcept nogil:
-    """Every task of this thread is gone where it waits, with what is on its stack: a simulated crash. Nothing that they wait for may be done later."""
+    """A simulated crash: drop every waiting task of this thread with its stack. None of their operations may complete
+    later."""
     invariant(current is NULL, b"no task abandons itself")
     fiber_abandon_all()
 
@@ -232,7 +235,7 @@ cdef void wake_one(Waiters* waiters, int64_t result) noexcept nogil:
 
 
 cdef void wake_all(Waiters* waiters, int64_t result) noexcept nogil:
-    """Wakes those who wait now; one that joins again while the others are woken waits for the next time."""
+    """Wake the present waiters; one that joins again meanwhile waits for the next call."""
     cdef Waiters now = waiters[0]
     waiters.first = waiters.last = NULL
     while now.first is not NULL:

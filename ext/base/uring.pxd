@@ -26,8 +26,8 @@ cdef class Uring(Io):
     cdef uint32_t under_way          # operations in the kernel
     cdef uint32_t polled_under_way
     cdef uint32_t reads              # of devices in the kernel
-    cdef uint32_t workers            # operations in the kernel that end on a worker thread of its
-    cdef bint files[DEVICES_MAX]     # this device is a file
+    cdef uint32_t workers            # operations in the kernel that end on a kernel worker thread
+    cdef bint files[DEVICES_MAX]     # the device is a file
     cdef int bell
     cdef uint64_t bell_count
     cdef Operation bell_operation
@@ -38,7 +38,7 @@ cdef class Uring(Io):
     cdef int64_t waited              # ns
     cdef uint64_t random_state
     cdef readonly uint64_t enters    # system calls made
-    cdef readonly list warnings      # what it goes on without, each with its remedy
+    cdef readonly list warnings      # what is unavailable, each with its remedy
 
     cdef void submit(self, Operation* operation) noexcept nogil
     cdef void ended(self, Operation* operation, int result) noexcept nogil

@@ -1,19 +1,20 @@
-# The kernel's answer to Io: io_uring. No other file of the engine knows it.
+# Implements Io with io_uring. No other file of the engine uses io_uring.
 #
 # Always true:
-#   - one thread, the one that called begin(), asks and polls (SINGLE_ISSUER, DEFER_TASKRUN: completions are worked out when it polls,
-#     never by interrupting it);
-#   - what was asked is submitted in one system call per poll, and only if there is something to submit or to collect;
+#   - only the thread that called begin() submits and polls (SINGLE_ISSUER, DEFER_TASKRUN: the kernel runs completions
+#     when it polls, and never interrupts it);
+#   - operations are submitted in one system call per poll, and only if there is something to submit or to collect;
 #   - an operation is in exactly one place: in the kernel, among the timers, or with its owner;
 #   - a connection's descriptor is closed only when none of its operations is in the kernel.
 #
-# Direct writes to a file end on a worker thread of the kernel, on the core that took the device's interrupt, which is the core that asked:
-# ext4 and XFS finish a write outside of interrupts. A reactor that polls there keeps the worker waiting (measured: until it
-# stopped polling 50 µs later, for a write that the device had done in 25). So while one is under way core_wanted() asks for a wait in
-# the ring. Flushes and discards run on workers as well. Writes to a block device end in the interrupt itself: they are polled for.
+# Direct writes to a file complete on a kernel worker thread, because ext4 and XFS finish a write outside of interrupts.
+# The worker runs on the core that took the device's interrupt, which is the core that submitted the write. A reactor
+# that polls there delays the worker (measured: until it stopped polling 50 µs later, for a write that the device had
+# finished in 25). So while such a write is in flight, core_wanted() requests a wait in the ring. Flushes and discards
+# run on workers as well. Writes to a block device complete in the interrupt itself, so the reactor polls for them.
 #
-# Where the kernel or a limit withholds something (registered buffers: RLIMIT_MEMLOCK; IOPOLL: a device without poll queues), the ring goes on
-# without and says so in `warnings`.
+# If the kernel or a limit denies a feature (registered buffers: RLIMIT_MEMLOCK; IOPOLL: a device without poll queues),
+# the ring works without it and adds a line to `warnings`.
 
 import os
 import resource
@@ -108,12 +109,12 @@ cdef enum OperationKind:             # Operation.kind
 cdef enum:
     SUBMISSIONS = 1024
     COMPLETIONS = 8192
-    BATCH = 64                       # completions looked at together
-    POLLED = 0x100                   # Operation.kind: it went to the polled ring
+    BATCH = 64                       # completions handled together
+    POLLED = 0x100                   # Operation.kind: submitted to the polled ring
 
 
 class RingError(Exception):
-    """io_uring is not there; the message says why and what to do."""
+    """io_uring is unavailable; the message gives the cause and the remedy."""
 
 
 def boot_of(str boot_id) -> int:
@@ -122,7 +123,7 @@ def boot_of(str boot_id) -> int:
 
 
 cdef class Uring(Io):
-    """arena, arena_bytes: the memory to register (0: none). iopoll: ask for it. Raises RingError."""
+    """arena, arena_bytes: the memory to register (0: none). iopoll: use IOPOLL if available. Raises RingError."""
 
     def __cinit__(self, uint64_t arena=0, uint64_t arena_bytes=0, bint iopoll=False):
         cdef io_uring_params parameters
@@ -190,11 +191,11 @@ cdef class Uring(Io):
             result = enable_rings(&self.polled_ring)
         if result < 0:
             return result
-        io_uring_register_ring_fd(&self.ring)            # saves a descriptor look-up per call; going without is no loss worth a word
+        io_uring_register_ring_fd(&self.ring)            # saves a descriptor look-up per call; failure is harmless
         self.listen_bell()
         return 0
 
-    # ------------------------------------------------------------------ what may be asked
+    # ------------------------------------------------------------------ the Io interface
 
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
         operation.kind = READ
@@ -254,7 +255,7 @@ cdef class Uring(Io):
         cdef Connection* it = &self.connections[connection]
         invariant(it.fd >= 0 and not it.closing, b"a connection is closed once")
         it.closing = True
-        shutdown(it.fd, SHUT_RDWR)                       # ends what is under way
+        shutdown(it.fd, SHUT_RDWR)                       # ends the operations in flight
         if it.under_way == 0:
             self.close_now(connection)
 
@@ -315,7 +316,7 @@ cdef class Uring(Io):
                 self.devices[device] = fd
                 self.files[device] = is_file(fd)
                 if self.files_registered and io_uring_register_files_update(&self.ring, device, &fd, 1) < 0:
-                    self.files_registered = False        # plain descriptors from now on; those registered stay valid beside them
+                    self.files_registered = False        # plain descriptors from now on; registered ones stay valid
                 return device
         return -EMFILE
 
@@ -347,7 +348,7 @@ cdef class Uring(Io):
     # ------------------------------------------------------------------ submission
 
     cdef void submit(self, Operation* operation) noexcept nogil:
-        """Prepare what is left of `operation`; the next poll submits it."""
+        """Prepare the rest of `operation`; the next poll submits it."""
         cdef bint on_device = operation.kind <= DISCARD
         cdef bint polled = self.polled and operation.kind <= WRITE
         cdef io_uring* ring = &self.polled_ring if polled else &self.ring
@@ -358,7 +359,7 @@ cdef class Uring(Io):
         cdef bint fixed = self.buffers_registered and not polled and on_device and \
             self.arena <= data and data + bytes <= self.arena + self.arena_bytes
         cdef int fd
-        while sqe is NULL:                               # more was asked in one turn than the ring holds
+        while sqe is NULL:                               # one turn submits more than the ring has room for
             io_uring_submit(ring)
             self.enters += 1
             sqe = io_uring_get_sqe(ring)
@@ -455,7 +456,7 @@ cdef class Uring(Io):
             for i in range(count):
                 operations[i] = <Operation*>completions[i].user_data
                 results[i] = completions[i].res
-            io_uring_cq_advance(ring, count)             # first: what is called below may ask for more
+            io_uring_cq_advance(ring, count)             # first: the calls below may submit operations
             for i in range(count):
                 self.ended(operations[i], results[i])
             found += count
@@ -465,7 +466,7 @@ cdef class Uring(Io):
         return found
 
     cdef void ended(self, Operation* operation, int result) noexcept nogil:
-        """One completion: go on with what was cut short, or hand the operation back."""
+        """One completion: continue a short transfer, or complete the operation."""
         self.under_way -= 1
         self.reads -= (operation.kind & ~POLLED) == READ
         self.workers -= self.ends_on_worker(operation)
@@ -513,7 +514,7 @@ cdef class Uring(Io):
 
 
 cdef void skip(msghdr* message, size_t bytes) noexcept nogil:
-    """Leave out the first `bytes` of a message: they were sent."""
+    """Skip the first `bytes` of a message, which were sent."""
     while bytes:
         if message.msg_iov.iov_len > bytes:
             message.msg_iov.iov_base = <char*>message.msg_iov.iov_base + bytes
@@ -531,7 +532,7 @@ cdef int64_t monotonic_ns() noexcept nogil:
 
 
 def why_no_ring(int error) -> str:
-    """What keeps io_uring from working here, and what to do."""
+    """The reason why io_uring does not work here, and the remedy."""
     if error == ENOSYS:
         return "this kernel has no io_uring: Linux 6.1 or newer is needed"
     if error == EPERM:

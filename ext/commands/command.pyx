@@ -1,14 +1,15 @@
-# What Python asks of the engine: one class for each thing that can be asked.
+# The commands from Python to the engine: one class for each.
 #
-#     made ──prepare, post──> posted ──the message arrives──> running, in a task ──end──> told ──collect──> answered
-#       └────────────────────────────────────refuse─────────────────────────────────────────^
+#     created ──prepare, post──> posted ──the message arrives──> running, in a task ──end──> ended ──collect──> answered
+#       └────────────────────────────────────refuse───────────────────────────────────────────^
 #
 # Always true:
-#   - a command is made, prepared and read by Python's thread alone, and in between it is its reactor's alone;
-#   - what it needs is kept alive by it, and it by the engine, until it is answered.
+#   - only Python's thread creates, prepares and reads a command; in between only its reactor uses it;
+#   - the command has references to the objects that it needs, and the engine to the command, until it is answered.
 #
-# A subclass has typed fields for what is asked, run() for what is done on the reactor, and value() for what Python gets. The engine
-# (engine.pyx) checks arguments, makes commands, and keeps its lists of stores and volumes when they end.
+# A subclass has typed fields for the arguments, run() for the work on the reactor, and value() for the result in
+# Python. The engine (engine.pyx) checks arguments, creates commands, and updates its lists of stores and volumes when
+# they end.
 
 from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
@@ -61,7 +62,7 @@ cdef class Command:
 
     cdef void tell(self) noexcept nogil:
         cdef Notice* notice = self.notice
-        self.notice = NULL                               # the queue's from now on, and then Python's thread may drop the command
+        self.notice = NULL                               # after put(), Python's thread may delete the command
         self.notices.put(notice)
 
     cdef object value(self):

@@ -1,4 +1,5 @@
-# What Python asks of a volume's data connections: to serve one. The command is answered when the connection has ended, or at once when it is refused.
+# Commands on a volume's data connections: serve one. It is answered when the connection has ended, or at once if it is
+# refused.
 
 from libc.errno cimport EBUSY, ENOENT
 from libc.stdint cimport int64_t
@@ -35,7 +36,7 @@ cdef class ServeNbd(VolumeCommand):
     cdef void end(self, int64_t result) noexcept nogil:
         if result < 0:
             self.error = <int>-result
-            self.tell()                                  # else connection_over() does
+            self.tell()                                  # otherwise connection_over() does
 
     cdef void connection_over(self) noexcept nogil:
         unlink_connection(self.volume, self.connection)
@@ -52,7 +53,7 @@ cdef void connection_ended(Operation* operation) noexcept nogil:
 
 
 cdef int add_connection(Volume volume, NbdConnection connection, int fd) noexcept nogil:
-    """The Io's number of it, or a negative errno."""
+    """The connection's number in the Io, or a negative errno."""
     cdef int number
     if volume.closing or volume.restoring or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL):
         return -EBUSY

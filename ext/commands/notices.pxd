@@ -1,9 +1,9 @@
-# What the engine tells Python. See commands/notices.pyx.
+# The queue from the engine to Python. See commands/notices.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer
 
-cdef struct Notice:                  # a command has ended, or something happened to a volume unasked
+cdef struct Notice:                  # a command has ended, or a volume has an event
     Notice* next
     int64_t ticket                   # of the command; 0: it is an event
     uint8_t volume[16]
@@ -11,9 +11,9 @@ cdef struct Notice:                  # a command has ended, or something happene
     uint64_t sequence
     uint64_t size_bytes              # of the volume
     Pointer pointer                  # to the checkpoint. Of an EVENT_CHECKSUM:
-    uint64_t block                   # of the volume, which lies ...
+    uint64_t block                   # of the volume, located ...
     uint32_t segment                 # ... in this segment, ...
-    uint32_t segment_block           # ... in this block of it. Of an EVENT_DEVICE:
+    uint32_t segment_block           # ... at this block. Of an EVENT_DEVICE:
     int store                        # its number among the volume's
     int error                        # errno
 
@@ -21,9 +21,9 @@ cdef class Notices:
     cdef readonly int bell           # an eventfd: readable when there is a notice
     cdef Notice* newest
 
-    cdef void put(self, Notice* notice) noexcept nogil           # from any thread; it is the queue's from now on
-    cdef Notice* take(self) noexcept nogil                       # all there are, the oldest first; they are the caller's to release
+    cdef void put(self, Notice* notice) noexcept nogil           # from any thread; the queue owns it then
+    cdef Notice* take(self) noexcept nogil                       # all notices, oldest first; the caller frees them
 
-# What a Volume calls: its `listener` is a Notices.
+# Callbacks of a Volume; its `listener` is a Notices.
 cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil

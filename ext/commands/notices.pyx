@@ -1,5 +1,5 @@
-# What the engine tells Python: which commands have ended, and what happened to volumes unasked. Reactors put notices, then the bell rings, and
-# Python's thread takes them.
+# The queue from the engine to Python: commands that have ended, and events of volumes. Reactors put notices and signal
+# the eventfd; Python's thread takes them.
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free as release
@@ -32,7 +32,7 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef class Notices:
-    """Raises OSError when there is no descriptor for the bell."""
+    """Raises OSError when no eventfd can be created."""
 
     def __cinit__(self):
         self.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -74,7 +74,7 @@ cdef class Notices:
 cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
     cdef Notice* notice = event_of(volume, kind)
     if notice is NULL:
-        return                                           # the counters tell it too
+        return                                           # the counters have it as well
     if kind == EVENT_CHECKSUM:
         notice.block, notice.segment, notice.segment_block = first, <uint32_t>second, <uint32_t>third
     elif kind == EVENT_DEVICE:

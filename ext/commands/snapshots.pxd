@@ -1,4 +1,4 @@
-# What Python asks of a volume's snapshots. See commands/snapshots.pyx.
+# Commands on a volume's snapshots. See commands/snapshots.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.commands.command cimport Command, VolumeCommand
@@ -10,9 +10,9 @@ from iomesh.engine.map.map cimport Map
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.volume.volume cimport Volume
 
-cdef class CreateSnapshots(Command):         # CreateSnapshots(volumes): one of each, in the order of their identities
+cdef class CreateSnapshots(Command):         # CreateSnapshots(volumes): one of each, sorted by volume id
     cdef list volumes
-    cdef Making* makings             # to be filled in: what each is called
+    cdef Making* makings             # the caller fills in ids and names
     cdef uint32_t count
 
 cdef class ListSnapshots(VolumeCommand):
@@ -23,28 +23,28 @@ cdef class SnapshotCommand(VolumeCommand):   # SnapshotCommand(volume, id, ...)
     cdef uint8_t id[16]
 
 cdef class DeleteSnapshot(SnapshotCommand):
-    cdef bint hidden                 # it stays until what goes on from it is gone
+    cdef bint hidden                 # it stays until nothing is based on it any more
 
 cdef class UnmarkSnapshot(SnapshotCommand):
     pass
 
 cdef class RestoreVolume(SnapshotCommand):
-    cdef SnapshotRequest before      # what the volume was
-    cdef SnapshotRequest mark        # of what it is then
-    cdef bint marked                 # there is to be one
-    cdef bint force                  # clients that are connected are cut off
+    cdef SnapshotRequest before      # for the volume's previous content
+    cdef SnapshotRequest mark        # for a restore point of the restored content
+    cdef bint marked                 # `mark` is to be created
+    cdef bint force                  # end the connections
 
-cdef class RollVolumeForward(SnapshotCommand):       # RollVolumeForward(volume, id of a mark, roll_forward, until_ns)
+cdef class RollVolumeForward(SnapshotCommand):       # RollVolumeForward(volume, restore point, roll_forward, until_ns)
     cdef RollForward roll_forward
     cdef uint64_t until_ns
 
-cdef class CompareSnapshots(VolumeCommand):  # CompareSnapshots(volume, older, newer, room): the maps to look at them with; up to so many ranges
+cdef class CompareSnapshots(VolumeCommand):  # CompareSnapshots(volume, older map, newer map, most ranges)
     cdef Comparing* comparing
     cdef Map older
     cdef Map newer
 
 cdef class OpenSnapshot(SnapshotCommand):    # OpenSnapshot(volume, id, reading)
-    cdef Volume reading              # what the snapshot is read by
+    cdef Volume reading              # the volume that reads the snapshot
 
 cdef class CloseSnapshot(SnapshotCommand):
     cdef Volume reading

@@ -1,4 +1,5 @@
-# What Python asks of a volume's snapshots: to make, list, delete, read and compare them, to go back to one, and forward from there along the log.
+# Commands on a volume's snapshots: create, list, delete, read, compare and restore them, and roll forward along the
+# log.
 
 from libc.errno cimport EBUSY, ENOMEM, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -96,7 +97,7 @@ cdef class UnmarkSnapshot(SnapshotCommand):
         return unmark_snapshot(self.volume, self.id)
 
 
-# ---------------------------------------------------------------------- going back, and forward
+# ---------------------------------------------------------------------- restore and roll forward
 
 cdef class RestoreVolume(SnapshotCommand):
     cdef int64_t run(self) noexcept nogil:

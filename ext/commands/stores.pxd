@@ -1,4 +1,4 @@
-# What Python asks of stores. See commands/stores.pyx.
+# Commands on stores. See commands/stores.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.commands.command cimport Command
@@ -9,12 +9,12 @@ from iomesh.engine.store.token_bucket cimport TokenBucket
 
 cdef class FormatStore(Command):     # FormatStore(reactor, fd)
     cdef int fd
-    cdef int device                  # the Io's number of it meanwhile
+    cdef int device                  # its number in the Io while formatting
     cdef Superblock superblock
 
-cdef class StoreCommand(Command):    # of a device that every reactor's Io is to know: StoreCommand(store, ...)
+cdef class StoreCommand(Command):    # on a device that every reactor's Io registers: StoreCommand(store, ...)
     cdef Store store
-    cdef void** reactors             # all of the node's
+    cdef void** reactors             # all reactors of the node
     cdef int reactor_count
 
     cdef int tell_reactors(self, int fd) noexcept nogil
@@ -22,7 +22,7 @@ cdef class StoreCommand(Command):    # of a device that every reactor's Io is to
 cdef class OpenStore(StoreCommand):  # OpenStore(store, fd)
     cdef int fd
     cdef uint8_t cluster[16]
-    cdef bint any_cluster            # ... is not asked for
+    cdef bint any_cluster            # `cluster` is not checked
 
 cdef class CloseStore(StoreCommand):     # CloseStore(store, scrubber)
     cdef Scrubber scrubber
@@ -46,4 +46,4 @@ cdef class EraseVolume(Command):     # EraseVolume(reactor, stores, volume)
     cdef void** stores
     cdef int store_count
     cdef uint8_t volume[16]
-    cdef uint64_t segments           # that were erased
+    cdef uint64_t segments           # erased

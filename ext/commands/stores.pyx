@@ -1,4 +1,4 @@
-# What Python asks of stores: to format, open, close and scrub them, and to erase what they have of a volume.
+# Commands on stores: format, open, close and scrub them, and erase a volume's segments.
 
 from libc.errno cimport EBUSY, ENOMEM
 from libc.stdint cimport int64_t, uint32_t
@@ -39,7 +39,7 @@ cdef class StoreCommand(Command):
         self.reactor = store.home
 
     cdef int tell_reactors(self, int fd) noexcept nogil:
-        """Every reactor's Io knows the device by the same number. fd: -1: it is to be forgotten."""
+        """Register the device with every reactor's Io, under the same number. fd -1: remove it."""
         cdef DeviceCall call
         cdef int i, result = 0
         call.fd = fd

@@ -1,4 +1,4 @@
-# What Python asks of volumes. See commands/volumes.pyx.
+# Commands on volumes. See commands/volumes.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.log_clock cimport LogClock
@@ -13,20 +13,20 @@ from iomesh.engine.volume.volume cimport Volume
 
 cdef class OpenVolume(VolumeCommand):        # OpenVolume(volume, recovery)
     cdef Recovery recovery
-    cdef Volume parent               # of a clone: the volume ...
-    cdef uint8_t snapshot[16]        # ... and its snapshot that it stands on
+    cdef Volume parent               # of a clone: its parent volume ...
+    cdef uint8_t snapshot[16]        # ... and the snapshot that it is a clone of
     cdef int64_t took_ns
-    cdef uint64_t sequence           # of the log's end
+    cdef uint64_t sequence           # at the end of the log
 
     cdef int branch(self) noexcept nogil
 
 cdef class CloseVolume(VolumeCommand):       # CloseVolume(volume, checkpoint)
-    cdef bint checkpoint             # is to be written first
+    cdef bint checkpoint             # write one first
 
 cdef class CheckpointVolume(VolumeCommand):
     pass
 
-cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome): what the metadata service has answered
+cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome): the metadata service's answer
     cdef uint64_t sequence
     cdef Outcome outcome
 
@@ -54,7 +54,7 @@ cdef class CleanVolume(VolumeCommand):       # CleanVolume(volume, cleaner, buck
     cdef uint64_t bytes_per_second
     cdef uint32_t share
     cdef const uint32_t[::1] segments
-    cdef const uint32_t* first       # of them
+    cdef const uint32_t* first       # of `segments`
     cdef uint32_t count
     cdef Cleaned cleaned
 

@@ -1,4 +1,4 @@
-# What Python asks of volumes: to open, close, grow, clean and flatten them, and to say what space they take.
+# Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
 from libc.errno cimport EBUSY, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -67,7 +67,7 @@ cdef class CloseVolume(VolumeCommand):
     cdef int64_t run(self) noexcept nogil:
         cdef int result = 0
         end_connections(self.volume)
-        while self.volume.readings:                      # they are being closed, too
+        while self.volume.readings:                      # open snapshots and clones are closed by others
             wait_in(&self.volume.connections_changed)
         if self.checkpoint and not self.volume.log.error:
             result = self.volume.checkpoints.run()
@@ -162,7 +162,7 @@ cdef class CleanVolume(VolumeCommand):
     def __cinit__(self, Volume volume, Cleaner cleaner, TokenBucket bucket, segments):
         self.cleaner = cleaner
         self.bucket = bucket
-        self.segments = np.array(segments, np.uint32)    # a copy: the caller's may change
+        self.segments = np.array(segments, np.uint32)    # a copy: the caller may change its own
         self.count = <uint32_t>self.segments.shape[0]
         if self.count:
             self.first = &self.segments[0]
@@ -171,7 +171,7 @@ cdef class CleanVolume(VolumeCommand):
         if self.volume.cleaning == 0:
             self.bucket.start(self.volume.io.now_ns(), self.bytes_per_second, self.share)
         elif self.bytes_per_second == 0:
-            self.bucket.hurried = True                   # whoever is in haste does not wait for who is not
+            self.bucket.hurried = True                   # a call without a limit lifts that of the running one
         return self.cleaner.clean(self.first, self.count, &self.bucket.throttle, &self.cleaned)
 
     cdef object value(self):

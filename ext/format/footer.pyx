@@ -1,8 +1,9 @@
-# Making a segment's footer: a block that says what the segment is, and the table of all its records' entries.
+# Builds a segment's footer: a block that describes the segment, and the table of all its records' entries.
 #
-# A footer is made when the log seals a segment, when recovery seals one that a crash left open, and when compaction writes one anew.
+# Called when the log seals a segment, when recovery seals one that a crash left open, and when compaction rewrites one.
 #
-# Always true: a footer that is complete is valid (layout.footer_fault), and so is its table; what its last block has behind it is zero.
+# Always true: a complete footer and its table are valid (layout.footer_fault); the rest of the table's last block is
+# zero.
 #
 # Format: docs/formats.md, "Footer".
 

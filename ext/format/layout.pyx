@@ -1,16 +1,17 @@
 # Whether a structure read from a device may be trusted.
 #
 # Always true of what passes a *_fault function:
-#   - its checksum matches, so nothing in it was damaged; and whoever wrote it meant this device, volume, segment and block;
-#   - every count lies within the structure, every block number within the segment, every position within a volume: code that
-#     walks it afterwards needs no check of its own;
+#   - its checksum matches, so nothing in it is damaged, and it was written for this device, volume, segment and block;
+#   - every count lies within the structure, every block number within the segment, every position within a volume: code
+#     that walks it afterwards needs no check of its own;
 #   - kinds and states are known: a later version that adds one raises `version` or sets a bit of `features`.
-# What a pointer points to is checked by the pointer's checksum, by whoever reads it.
+# The reader of a pointer checks the block that it points to against the pointer's checksum.
 #
-# The order of the checks is the order of the news: not ours (magic), damaged (checksum), of another version, not what was
-# looked for, impossible. The checksum stands where it is in every version, so that "newer" and "damaged" can be told apart.
+# Order of the checks: not an iomesh structure (magic), damaged (checksum), another version, not the expected one,
+# impossible values. The checksum is at the same place in every version, so that "newer" and "damaged" can be
+# distinguished.
 #
-# Format: docs/formats.md, all of it. The sizes there are held here at compile time, the offsets by a test.
+# Format: docs/formats.md, all of it. The sizes are checked here at compile time, the offsets by a test.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
@@ -30,7 +31,7 @@ cdef extern from *:
     void footer_has "OFFSET_IS"(Footer*, int field, size_t expected) noexcept nogil
     void checkpoint_has "OFFSET_IS"(Checkpoint*, int field, size_t expected) noexcept nogil
     void bitmap_has "OFFSET_IS"(Bitmap*, int field, size_t expected) noexcept nogil
-    int VERSION "version", ENTRIES "entries", INDEX "index", LABEL "label", WORDS "words"       # no variables: the fields' names
+    int VERSION "version", ENTRIES "entries", INDEX "index", LABEL "label", WORDS "words"       # field names
     int bits_of "__builtin_popcountll"(uint64_t word) noexcept nogil
 
 cdef enum:
@@ -95,8 +96,9 @@ cdef inline Fault newer_fault(const char* words) noexcept nogil:
 
 
 cdef Fault frame_and_place_fault(const void* block, uint64_t magic, const char* elsewhere, uint16_t flags) noexcept nogil:
-    """Of a structure in a segment. elsewhere: why it is not of this place, or NULL. A newer version keeps magic, checksum, version and place
-    where they are, so what is whole and of this place is not taken for damage."""
+    """The fault of a structure in a segment. elsewhere: the reason why it does not belong to this place, or NULL. A
+    newer version keeps magic, checksum, version and place at their offsets, so an intact structure of this place is not
+    taken for damage."""
     cdef const Footer* it = <const Footer*>block
     if it.magic != magic:
         return fault(b"its magic is not that of this structure")
@@ -114,8 +116,8 @@ cdef Fault frame_and_place_fault(const void* block, uint64_t magic, const char* 
 
 
 cdef const char* frame_fault(const void* block, uint64_t magic) noexcept nogil:
-    """What every structure that stands alone begins with."""
-    cdef const Footer* it = <const Footer*>block         # magic, crc and version lie alike in all of them
+    """Check the common start of every stand-alone structure."""
+    cdef const Footer* it = <const Footer*>block         # magic, crc and version have the same offsets in all
     if it.magic != magic:
         return b"its magic is not that of this structure"
     if it.crc != block_crc(block):
@@ -189,7 +191,7 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, ui
 
 
 cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint32_t slab_blocks, uint32_t* bytes) noexcept nogil:
-    """bytes: how long the entry is."""
+    """bytes: length of the entry."""
     cdef const Extent* extents = <const Extent*>(it + 1)
     cdef uint64_t slabs = 0
     cdef uint32_t i
@@ -248,7 +250,7 @@ cdef Fault record_fault(const RecordHeader* it, const uint8_t* volume, uint32_t 
         return found
     if it.sequence == 0 or it.stable >= it.sequence:
         return fault(b"its sequence is impossible")
-    if it.entry_count > RECORD_ENTRIES_MAX:              # 0: only its `stable` counts
+    if it.entry_count > RECORD_ENTRIES_MAX:              # 0: only its `stable` matters
         return fault(b"its count of entries is impossible")
     if it.payload_blocks > it.entry_count or <uint64_t>block + 1 + it.payload_blocks > segment_blocks:
         return fault(b"its payload ends beyond the segment")
@@ -273,7 +275,7 @@ cdef const char* place_fault(const uint8_t* volume, const uint8_t* wanted_volume
 
 
 cdef const char* entry_fault(const Entry* it, uint32_t* payload) noexcept nogil:
-    """payload: counts the entries that have some."""
+    """payload: counts the entries that have a payload."""
     cdef uint64_t level
     payload[0] += it.kind != KIND_ZERO
     if it.flags & ~<uint8_t>TABLE_INDEX or (it.flags and it.kind != KIND_TABLE and it.kind != KIND_SNAPSHOT):
@@ -328,7 +330,7 @@ cdef Fault footer_fault(const Footer* it, const uint8_t* volume, uint32_t segmen
 
 
 cdef Fault footer_table_fault(const Footer* it, const Entry* table) noexcept nogil:
-    cdef uint64_t sequence = 0                           # ascending, but with gaps where a volume's streams alternate
+    cdef uint64_t sequence = 0                           # ascending, with gaps where a volume's streams alternate
     cdef uint32_t i, left = 0, block = 0, payload = 0
     cdef const char* words
     if crc32c_of(table, <size_t>it.table_blocks * BLOCK_BYTES) != it.table_crc:
@@ -463,7 +465,7 @@ cdef bint node_valid(const Pointer* node) noexcept nogil:
 
 
 cdef Fault counts_fault(uint64_t mapped, uint64_t inherited, uint64_t own, Pointer root) noexcept nogil:
-    """own: may be more than it is for as long as a snapshot is dying."""
+    """own: may be too high while a snapshot is dying."""
     if mapped > VOLUME_BYTES_MAX // BLOCK_BYTES or inherited > mapped or own > VOLUME_BYTES_MAX // BLOCK_BYTES * SNAPSHOTS_MAX:
         return fault(b"its counts of blocks are impossible")
     if mapped and not root.flags & POINTER_PRESENT:

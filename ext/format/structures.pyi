@@ -1,4 +1,4 @@
-"""Structures at rest: see format/structures.pyx, and engine.pyi, which offers the same."""
+"""Structures on a device: see format/structures.pyx, and engine.pyi, which exports the same."""
 
 from typing import Any
 

@@ -1,8 +1,9 @@
-# Every structure on a device as Python sees it: for `iomesh inspect`, for tests and for fuzzers. Nothing here is on the engine's path.
+# Decodes every structure on a device for Python: for `iomesh inspect`, tests and fuzzers. The engine does not use it.
 #
-# A reader takes the bytes of its block(s) and returns the fields by their names in format/layout.pxd, without what is reserved, and with "valid" and
-# "fault": the word of the same validators that the engine itself trusts. Kinds, states and tiers are numbers, as they stand there. It shows what
-# there is in any case, valid or not, and never reads beyond the bytes it was given.
+# A reader takes the bytes of its block(s) and returns the fields by their names in format/layout.pxd, without reserved
+# ones. It adds "valid" and "fault", the result of the validators that the engine uses. Kinds, states and tiers are the
+# stored numbers. A reader returns the fields of invalid structures as well, and never reads beyond the bytes it was
+# given.
 
 from libc.stdint cimport uint32_t
 
@@ -22,7 +23,7 @@ cdef frozenset SIGNED = frozenset(["clock_ns"])
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum of everything that iomesh stores."""
+    """CRC32C, the checksum of everything that iomesh stores."""
     return crc32c_of(<const char*>data, len(data))
 
 
@@ -42,7 +43,7 @@ def read_claim(data: bytes) -> dict:
 
 
 def make_claim(*, device: bytes, boot: bytes, process_namespace: int, process_started: int, process: int, node: str, path: str) -> bytes:
-    """The block. ValueError: a value does not fit."""
+    """Return the block. Raises ValueError when a value does not fit."""
     cdef bytearray data = bytearray(BLOCK_BYTES)
     cdef Claim* it = <Claim*><char*>data
     fields = {name: (offset, size) for name, offset, size in STRUCTURES["Claim"]}
@@ -62,7 +63,7 @@ def make_claim(*, device: bytes, boot: bytes, process_namespace: int, process_st
 
 
 def read_journal_block(data: bytes, slab_bytes: int = SLAB_BYTES_MAX) -> dict:
-    """slab_bytes: the superblock's. "entries": as far as they can be told apart."""
+    """slab_bytes: from the superblock. "entries": up to the first that cannot be decoded."""
     cdef const JournalBlock* it = <const JournalBlock*>block_of(data, "journal block")
     cdef uint32_t at = 0
     cdef uint32_t start, offset = <uint32_t>(<const char*>it.entries - <const char*>it)
@@ -87,7 +88,7 @@ cdef dict journal_entry(bytes data):
 
 
 def read_bitmap(data: bytes) -> dict:
-    """"live_blocks": the numbers of the blocks that there are."""
+    """"live_blocks": the numbers of the live blocks."""
     cdef const Bitmap* it = <const Bitmap*>block_of(data, "bitmap")
     fields = shown("Bitmap", data, bitmap_fault(it, NULL, it.segment))
     fields["live_blocks"] = [block for block in range(SEGMENT_BLOCKS_MAX) if it.words[block // 64] >> (block % 64) & 1]
@@ -95,7 +96,7 @@ def read_bitmap(data: bytes) -> dict:
 
 
 def read_record(data: bytes) -> dict:
-    """Of its header block."""
+    """data: the header block."""
     cdef const RecordHeader* it = <const RecordHeader*>block_of(data, "record header")
     fields = shown("RecordHeader", data, record_fault(it, NULL, it.segment, it.block, SEGMENT_BLOCKS_MAX))
     fields["entries"] = [logged(&it.entries[i]) for i in range(min(it.entry_count, RECORD_ENTRIES_MAX))]
@@ -103,8 +104,8 @@ def read_record(data: bytes) -> dict:
 
 
 def read_footer(data: bytes) -> dict:
-    """data: the footer's block, or it and the blocks of its table; "entries" is None without them. Each tells its "block" of the
-    segment; a trim that of what comes next."""
+    """data: the footer's block, alone or with the blocks of its table; "entries" is None without them. Each entry has
+    its "block" in the segment; a trim has the block of the next entry."""
     cdef const Footer* it = <const Footer*>block_of(data, "footer", more=True)
     cdef const Entry* table = <const Entry*>(it + 1)
     cdef Fault fault = footer_fault(it, NULL, it.segment, it.block, SEGMENT_BLOCKS_MAX)
@@ -120,7 +121,7 @@ def read_footer(data: bytes) -> dict:
         fields["entries"] = [logged(&table[i]) for i in range(min(it.entry_count, (len(data) - BLOCK_BYTES) // sizeof(Entry)))]
         block = 0
         for entry in fields["entries"]:
-            if it.brief:                                 # there the count is the block
+            if it.brief:                                 # the count is the block number
                 block, entry["count"] = entry["count"], 1
             entry["block"] = block
             block += entry["kind"] != KIND_ZERO
@@ -128,7 +129,7 @@ def read_footer(data: bytes) -> dict:
 
 
 cdef dict logged(const Entry* it):
-    """What a record or a footer says of one thing logged."""
+    """One entry of a record or a footer."""
     fields = {"kind": it.kind, "position": it.position, "count": it.count, "crc": it.crc, "flags": it.flags}
     if it.kind == KIND_MAP:
         fields["level"] = it.position >> 56
@@ -147,7 +148,7 @@ def read_checkpoint(data: bytes) -> dict:
 
 
 def read_node(data: bytes) -> list:
-    """Of a map node, or of an index block of a segment table: pointers as (segment, block, crc), None where nothing is."""
+    """data: a map node, or an index block of a segment table. Pointers are (segment, block, crc); None: absent."""
     cdef const Pointer* it = <const Pointer*>block_of(data, "map node")
     return [pointer(it[i]) for i in range(NODE_POINTERS)]
 
@@ -157,7 +158,7 @@ cdef pointer(Pointer it):
 
 
 def read_table(data: bytes) -> list:
-    """Of a block of a segment table: the entries that name a segment."""
+    """data: a block of a segment table. Returns the entries that name a segment."""
     cdef const TableEntry* it = <const TableEntry*>block_of(data, "table block")
     entries = []
     for i in range(TABLE_ENTRIES):
@@ -169,7 +170,7 @@ def read_table(data: bytes) -> list:
 
 
 def read_snapshots(data: bytes) -> list:
-    """Of a block of a snapshot table: its entries that are used."""
+    """data: a block of a snapshot table. Returns the used entries."""
     cdef const SnapshotEntry* it = <const SnapshotEntry*>block_of(data, "block of a snapshot table")
     entries = []
     for i in range(SNAPSHOT_ENTRIES):
@@ -189,7 +190,7 @@ cdef const char* block_of(bytes data, str name, bint more=False) except NULL:
 
 
 cdef dict shown(str structure, bytes data, Fault fault):
-    """The fields of a structure that stands alone."""
+    """The fields of a stand-alone structure."""
     fields = fields_of(structure, data)
     fields["valid"] = fault.words is NULL
     fields["fault"] = None
@@ -199,14 +200,14 @@ cdef dict shown(str structure, bytes data, Fault fault):
 
 
 cdef dict fields_of(str structure, bytes data):
-    """What is no longer than a number is one; all else are bytes."""
+    """Fields of up to 8 bytes are numbers; longer ones are bytes."""
     return {name: int.from_bytes(data[offset:offset + size], "little", signed=name in SIGNED) if size <= 8 else data[offset:offset + size]
             for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and "reserved" not in name}
 
 
-# ---------------------------------------------------------------------- where each field lies
+# ---------------------------------------------------------------------- offsets of the fields
 
-cdef char[BLOCK_BYTES] ANYWHERE                          # never read or written: fields have an address only in a structure that has one
+cdef char[BLOCK_BYTES] ANYWHERE                          # never read or written: only gives the fields an address
 
 
 cdef size_t place(const void* field):
@@ -214,7 +215,7 @@ cdef size_t place(const void* field):
 
 
 def structures() -> dict:
-    """Each structure's fields as (name, offset, bytes): what docs/formats.md is held against."""
+    """Each structure's fields as (name, offset, bytes); a test compares docs/formats.md with them."""
     return {"Superblock": superblock_fields(), "Claim": claim_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
             "Extent": extent_fields(), "Bitmap": bitmap_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
             "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields(),

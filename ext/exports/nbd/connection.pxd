@@ -1,4 +1,5 @@
-# One client in NBD's transmission phase. See exports/nbd/connection.pyx, which takes requests in, and exports/nbd/read.pyx, which answers reads.
+# One client in NBD's transmission phase. exports/nbd/connection.pyx receives requests; exports/nbd/read.pyx answers
+# reads.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
@@ -12,21 +13,21 @@ from iomesh.engine.volume.volume cimport Volume
 cdef enum ConnectionState:
     OPEN, DRAINING, CLOSED, ENDED
 
-cdef enum ConnectionEnd:             # why it ended; names in ENDS
+cdef enum ConnectionEnd:             # reason for the end; names in ENDS
     BY_DISCONNECT, BY_CLOSE, BY_MALFORMED, BY_STOP
 
 cdef enum:
-    REQUESTS_MAX = 256               # of one connection at a time; those behind wait in its socket
-    RECEIVE_BYTES = 264 * 1024       # what one receive may bring: 64 writes of 4 KiB with their headers
+    REQUESTS_MAX = 256               # of one connection at a time; further ones stay in the socket
+    RECEIVE_BYTES = 264 * 1024       # limit of one receive: 64 writes of 4 KiB with their headers
     STATUS_EXTENTS = 1024            # of one block status reply
 
 cdef class NbdConnection:
     # set before start():
-    cdef int connection              # the Io's number of it
-    cdef Operation ended             # done at the end: the last that is ever heard of this connection; result: a ConnectionEnd
-    cdef void* next_connection       # of its volume's
-    # seen by others:
-    cdef uint64_t requests           # how many came
+    cdef int connection              # its number in the Io
+    cdef Operation ended             # completes once nothing refers to the connection any more; result: a ConnectionEnd
+    cdef void* next_connection       # in the volume's list
+    # read by others:
+    cdef uint64_t requests           # received so far
     cdef ConnectionState state
     cdef ConnectionEnd end
 
@@ -37,42 +38,42 @@ cdef class NbdConnection:
     cdef NbdReader reader
     cdef bint structured
     cdef bint read_only
-    cdef bint has_context            # for block status; what its id is: `context`
-    cdef Map older                   # it tells what has changed since this snapshot; None: what is allocated
-    cdef uint8_t since[16]           # the snapshot's id
-    cdef void* compared              # the Volume that both snapshots are of; NULL: none is compared with
+    cdef bint has_context            # for block status; its id is `context`
+    cdef Map older                   # block status reports changes since this snapshot; None: allocation
+    cdef uint8_t since[16]           # the id of `older`
+    cdef void* compared              # the Volume of both snapshots; NULL: no comparison
     cdef uint32_t context
-    # what came in: received[begin:filled] is not dealt with yet
+    # input: received[begin:filled] is not parsed yet
     cdef char* received
     cdef uint32_t begin
     cdef uint32_t filled
-    cdef uint32_t ahead              # up to here the leaves of writes were announced
+    cdef uint32_t ahead              # the leaves of writes up to here were prefetched
     cdef Operation receive
     cdef bint receiving
-    cdef bint finished_sending       # the client will send nothing more
-    cdef NbdRequest* current         # a write whose payload is still coming in
+    cdef bint finished_sending       # end of input from the client
+    cdef NbdRequest* current         # a write whose payload is still arriving
     cdef bint blocked                # current.when is under way
     # requests
     cdef NbdRequest* table
     cdef NbdRequest* free_requests
     cdef uint32_t open_requests
-    cdef bint starved                # a request waits for a free place in the table
+    cdef bint starved                # input waits for a free entry in the table
     cdef Operation again             # parse at the turn's end
     cdef bint asked_again
     # block status: one at a time
     cdef NbdRequest* status_first
     cdef NbdRequest* status_last
     cdef NbdRequest* status_begun
-    cdef char* status                # its payload: the context's id, then extents
+    cdef char* status                # the reply's payload: the context's id, then extents
     cdef uint32_t status_extents
-    cdef uint32_t status_state       # of the last one
+    cdef uint32_t status_state       # of the last extent
     cdef uint32_t status_length
     # the end
     cdef Operation grace
     cdef bint grace_running
 
     cdef void start(self) noexcept nogil          # on the volume's reactor
-    cdef void stop(self) noexcept nogil           # on the volume's reactor: finish what is under way, then end
+    cdef void stop(self) noexcept nogil           # on the volume's reactor: finish open requests, then end
     # events
     cdef void receive_done(self) noexcept nogil
     cdef void when_done(self, NbdRequest* request) noexcept nogil

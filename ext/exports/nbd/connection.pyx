@@ -1,25 +1,28 @@
-# One client in NBD's transmission phase (docs/nbd.md): bytes come in, requests go to the volume, replies leave. The handshake was Python's.
+# One client in NBD's transmission phase (docs/nbd.md): receives bytes, passes requests to the volume, sends replies.
+# Python does the handshake.
 #
-#     OPEN ---- DISC, end of input, malformed input, stop() ----> DRAINING ---- nothing is under way any more ----> CLOSED ----> ENDED
+#     OPEN ---- DISC, end of input, malformed input, stop() ----> DRAINING ---- no request is open any more ------> CLOSED ----> ENDED
 #       \------------------- the socket broke ----------------------\------------------------------------------------^
 #
-#   OPEN: requests are taken. DRAINING: no further ones; those there are finished and answered. CLOSED: the socket is gone, what the
-#   volume still has comes back and its replies are dropped. ENDED: nothing refers to the connection any more; `ended` is done.
+#   OPEN: requests are accepted. DRAINING: no new ones; open requests are finished and answered. CLOSED: the socket is
+#   gone; requests that the volume still works on complete, and their replies are dropped. ENDED: nothing refers to the
+#   connection any more; `ended` is done.
 #
-# A request's life:
+# The states of a request:
 #
-#     taken ---> payload <-> blocked ---> complete ---> finished ---+      a write: handed over as it comes in, copied once
+#     taken ---> payload <-> blocked ---> complete ---> finished ---+      a write: passed on as it arrives, copied once
 #       |------> advancing <-> waiting -> complete ---> finished ---+      trim, write-zeroes, cache, block status
 #       |------> flushing ------------------------------ finished ---+---> answered ---> over
 #       |------> refused --------------------------------------------+
 #       \------> read: exports/nbd/read.pyx ------------------------------------------------------> over
 #
 # Always true:
-#   - a place in the table is free or holds one request; it is over once, after its reply has left or been dropped;
-#   - received[begin:filled] is all that came in and was not dealt with; it moves only while no receive is under way;
-#   - while the volume takes nothing of a write (`blocked`), nothing behind it is looked at but for the blocks of writes, so that their
-#     leaves of the map are loaded meanwhile;
-#   - what a client sends can end its own connection and nothing else. Bounds are those of docs/nbd.md.
+#   - an entry of the table is free or has one request; a request ends exactly once, after its reply was sent or
+#     dropped;
+#   - received[begin:filled] is the input that is not parsed yet; it is moved only while no receive is under way;
+#   - while the volume accepts nothing of a write (`blocked`), later input is scanned only for the blocks of writes, to
+#     prefetch their map leaves;
+#   - a client's input can end its own connection and nothing else. The limits are those of docs/nbd.md.
 
 from libc.errno cimport EINVAL, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM, ESHUTDOWN
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
@@ -43,16 +46,16 @@ from iomesh.engine.log.request cimport Request
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
-    GRACE_NS = 2 * 1000000000        # for a client to take its last replies once the end was ours to choose
-    COMPACT_BYTES = 8 * 1024         # as much is moved to the front of the buffer without a thought
-    ROOM_BYTES = 64 * 1024           # less room than this is worth moving for
-    STATUS_STEPS = 1024              # looks at the map for one block status: 1 GiB of a densely mapped volume
+    GRACE_NS = 2 * 1000000000        # for a client to receive its last replies when the server ends the connection
+    COMPACT_BYTES = 8 * 1024         # moving this much to the front of the buffer costs little
+    ROOM_BYTES = 64 * 1024           # with less room than this, moving pays
+    STATUS_STEPS = 1024              # map look-ups for one block status: 1 GiB of a densely mapped volume
 
 ENDS = ("disconnect", "closed", "malformed", "stopped")      # by ConnectionEnd
 
 
 def transmission_flags(*, bint read_only, bint volatile_cache, bint structured) -> int:
-    """The NBD transmission flags that this engine's connections honour."""
+    """The NBD transmission flags that this engine's connections support."""
     cdef int flags = HAS_FLAGS | CAN_MULTI_CONN | SEND_CACHE
     if structured:
         flags |= SEND_DF
@@ -64,7 +67,8 @@ def transmission_flags(*, bint read_only, bint volatile_cache, bint structured) 
 
 
 cdef class NbdConnection:
-    """structured: structured replies were negotiated. context_id: the id given to base:allocation, or None. Raises MemoryError."""
+    """structured: structured replies were negotiated. context_id: the id of the metadata context, or None. Raises
+    MemoryError."""
 
     def __cinit__(self, Volume volume, *, bint structured, context_id, bint read_only):
         cdef NbdRequest* request
@@ -118,10 +122,10 @@ cdef class NbdConnection:
             self.give_grace()
             self.ask_again()
 
-    # ------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------ input
 
     cdef void listen(self) noexcept nogil:
-        """Ask for more, if there is room for it."""
+        """Start the next receive, if there is room."""
         cdef uint32_t pending = self.filled - self.begin
         if self.receiving or self.state != OPEN or self.finished_sending:
             return
@@ -150,7 +154,7 @@ cdef class NbdConnection:
     cdef void go_on(self) noexcept nogil:
         self.parse()
         if self.state == OPEN and self.finished_sending and not self.blocked and not self.starved:
-            self.drain(BY_CLOSE)                         # all that came in whole was taken
+            self.drain(BY_CLOSE)                         # every complete request was accepted
             self.ask_again()
         self.listen()
 
@@ -172,7 +176,7 @@ cdef class NbdConnection:
         cdef uint16_t command = get16(header + 6)
         cdef uint32_t bytes = get32(header + 24)
         if get32(header) != REQUEST_MAGIC or (command == CMD_WRITE and bytes > PAYLOAD_BYTES_MAX):
-            self.drain(BY_MALFORMED)                     # nothing says where the next request would begin
+            self.drain(BY_MALFORMED)                     # the start of the next request is unknown
             self.give_grace()
             self.ask_again()
             return
@@ -196,7 +200,7 @@ cdef class NbdConnection:
         request.cookie = get_cookie(header + 8)
         request.offset = request.position = get64(header + 16)
         request.bytes = bytes
-        request.end = request.offset + bytes             # may wrap: oracle() refuses it then
+        request.end = request.offset + bytes             # may wrap; oracle() then refuses the request
         request.began_ns = self.reactor.users_ns = self.io.now_ns()
         request.with_volume = False
         request.pieces = request.under_way = 0
@@ -205,7 +209,7 @@ cdef class NbdConnection:
         request.error = self.oracle(request)
         if command == CMD_WRITE:
             if request.error:
-                request.position = 0                     # its payload is all that counts now, and its end may have wrapped
+                request.position = 0                     # only its payload matters now, and its end may have wrapped
                 request.end = bytes
             self.current = request
         elif request.error:
@@ -214,10 +218,10 @@ cdef class NbdConnection:
             self.dispatch(request)
 
     cdef int oracle(self, const NbdRequest* request) noexcept nogil:
-        """The errno to refuse it with, or 0."""
+        """The errno to refuse the request with, or 0."""
         cdef uint64_t size = self.volume.blocks * BLOCK_BYTES
         cdef uint16_t command = request.command
-        cdef int allowed = FLAG_FUA                      # of every command: clients are known to send it with any
+        cdef int allowed = FLAG_FUA                      # with every command: some clients send it with any
         cdef bint changes = command == CMD_WRITE or command == CMD_TRIM or command == CMD_WRITE_ZEROES
         if command > CMD_BLOCK_STATUS:
             return EINVAL
@@ -240,7 +244,7 @@ cdef class NbdConnection:
         if request.flags & FLAG_DF and request.bytes > UNFRAGMENTED_BYTES:
             return EOVERFLOW
         if request.flags & FLAG_FAST_ZERO and request.flags & FLAG_NO_HOLE:
-            return EOPNOTSUPP                            # blocks that must exist are written, and that is as slow as a write
+            return EOPNOTSUPP                            # blocks that must be allocated are written: not fast
         if command == CMD_BLOCK_STATUS and (not self.has_context or request.bytes == 0):
             return EINVAL
         return 0
@@ -260,7 +264,7 @@ cdef class NbdConnection:
         elif request.command == CMD_BLOCK_STATUS:
             self.queue_status(request)
         else:
-            if request.command == CMD_TRIM:              # whole blocks of it
+            if request.command == CMD_TRIM:              # whole blocks only
                 request.position = (request.position + misfit) & ~misfit
                 request.end = request.end & ~misfit
             elif request.command == CMD_CACHE:
@@ -271,7 +275,8 @@ cdef class NbdConnection:
     # ------------------------------------------------------------------ writes
 
     cdef bint take_payload(self) noexcept nogil:
-        """Worker over what has come in of the current write. False: more must come in first, or the volume takes nothing now."""
+        """Pass the received payload of the current write to the volume. False: more input is needed, or the volume
+        accepts nothing now."""
         cdef NbdRequest* request = self.current
         cdef const char* data
         cdef uint32_t available, left, start, blocks
@@ -283,7 +288,7 @@ cdef class NbdConnection:
             start = request.position % BLOCK_BYTES
             block = request.position // BLOCK_BYTES
             data = self.received + self.begin
-            if request.error:                            # refused or failed: the rest of its payload is passed over
+            if request.error:                            # refused or failed: skip the rest of its payload
                 taken = left if left < available else available
                 if taken == 0:
                     return False
@@ -319,7 +324,7 @@ cdef class NbdConnection:
         return True
 
     cdef void look_ahead(self) noexcept nogil:
-        """While a write waits: have the leaves loaded that those behind it will need."""
+        """While a write waits, prefetch the map leaves of the requests behind it."""
         cdef uint64_t at = self.begin + (self.current.end - self.current.position)
         cdef uint64_t size = self.volume.blocks * BLOCK_BYTES
         cdef uint64_t offset
@@ -350,7 +355,7 @@ cdef class NbdConnection:
     # ------------------------------------------------------------------ trim, write-zeroes, cache
 
     cdef void advance(self, NbdRequest* request) noexcept nogil:
-        """Go on with a request that has no payload, until it is complete or has to wait."""
+        """Continue a request without payload until it is complete or must wait."""
         cdef uint64_t block, left
         cdef uint32_t start, bytes, blocks
         cdef int64_t taken
@@ -361,7 +366,7 @@ cdef class NbdConnection:
             left = request.end - request.position
             if self.state >= CLOSED:
                 taken = -ESHUTDOWN
-            elif request.command == CMD_CACHE:           # there is no cache of data: what it can have warm is the map
+            elif request.command == CMD_CACHE:           # data is not cached: warm the map
                 taken = self.volume.alike(block, left // BLOCK_BYTES, &mapped, &request.when)
             elif start or left < BLOCK_BYTES:
                 bytes = BLOCK_BYTES - start if left > BLOCK_BYTES - start else <uint32_t>left
@@ -380,7 +385,7 @@ cdef class NbdConnection:
                 request.with_volume = True
                 taken = self.volume.zero(&request.request, block, left // BLOCK_BYTES, &request.when)
             if taken == 0:
-                return                                   # when_done() goes on
+                return                                   # when_done() continues
             if taken < 0:
                 request.error = <int>-taken
             else:
@@ -389,7 +394,7 @@ cdef class NbdConnection:
 
     cdef void when_done(self, NbdRequest* request) noexcept nogil:
         if request.when.result < 0 and request.error == 0:
-            request.error = <int>-request.when.result    # trying again is of no use
+            request.error = <int>-request.when.result    # a retry would fail again
         if request is self.current:
             self.blocked = False
             if self.state == OPEN:
@@ -402,7 +407,7 @@ cdef class NbdConnection:
             self.advance(request)
 
     cdef void abandon(self) noexcept nogil:
-        """The rest of the current write's payload will not come."""
+        """Complete the current write: the rest of its payload will not arrive."""
         cdef NbdRequest* request = self.current
         if request is not NULL and not self.blocked:
             self.current = NULL
@@ -421,7 +426,7 @@ cdef class NbdConnection:
             self.status_last = request
 
     cdef void find_status(self) noexcept nogil:
-        """Go on with the first one's extents; `status` is its until its reply has left."""
+        """Continue the first request's extents. The request owns `status` until its reply was sent."""
         cdef NbdRequest* request = self.status_first
         cdef uint32_t extents_max = 1 if request.flags & FLAG_REQ_ONE else STATUS_EXTENTS
         cdef uint32_t state = 0, steps = 0
@@ -433,7 +438,7 @@ cdef class NbdConnection:
             block = request.position // BLOCK_BYTES
             found = self.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &state, &request.when) if self.state < CLOSED else -ESHUTDOWN
             if found == 0:
-                return                                   # when_done() goes on
+                return                                   # when_done() continues
             if found < 0:
                 if self.status_extents == 0:
                     request.error = <int>-found
@@ -454,13 +459,13 @@ cdef class NbdConnection:
             request.position = up_to
             steps += 1
             if steps == STATUS_STEPS:
-                break                                    # fewer extents than asked for are a good answer
+                break                                    # NBD allows fewer extents than requested
         put32(self.status, self.context)
         self.answer(request)
 
     cdef int64_t alike(self, uint64_t block, uint64_t most, uint32_t* state, Operation* when) noexcept nogil:
-        """Blocks from this one on that have the same state in the negotiated context; 0: `when` is done when it is worth asking again; or a
-        negative errno."""
+        """The number of blocks from `block` on with the same state in the negotiated context; 0: `when` completes when
+        a retry makes sense; or a negative errno."""
         cdef bint mapped = False, differ = False
         cdef int64_t found
         if self.compared is NULL:
@@ -471,10 +476,10 @@ cdef class NbdConnection:
             state[0] = STATE_CHANGED if differ else 0
         return found
 
-    # ------------------------------------------------------------------ what goes out
+    # ------------------------------------------------------------------ output
 
     cdef void answer(self, NbdRequest* request) noexcept nogil:
-        """Nothing of it is under way any more: its reply, which carries no data unless it is a block status."""
+        """Queue the reply of a completed request. Only the reply to a block status carries data."""
         cdef Reply* reply = &request.reply
         cdef uint64_t cookie = self.table.cookie if planted(b"cookie_of_another") and self.open_requests > 1 else request.cookie
         if request.error == 0 or request.with_volume:
@@ -484,7 +489,7 @@ cdef class NbdConnection:
             reply.header_bytes = put_simple(reply.header, cookie, wire_error(request.error))
         elif request.error:
             reply.header_bytes = put_error_chunk(reply.header, cookie, True, wire_error(request.error))
-        elif request.command == CMD_READ:                # of no bytes
+        elif request.command == CMD_READ:                # of zero bytes
             reply.header_bytes = put_chunk(reply.header, cookie, CHUNK_NONE, True, 0)
         else:
             reply.data = self.status
@@ -520,7 +525,7 @@ cdef class NbdConnection:
             self.io.after(&self.grace, GRACE_NS)
 
     cdef void close(self) noexcept nogil:
-        """The socket's end, good or bad."""
+        """Close the socket, after draining or after an error."""
         if self.state != DRAINING:
             return
         self.state = CLOSED
@@ -552,7 +557,7 @@ cdef class NbdConnection:
             self.reactor.at_turn_end(&self.again)
 
     cdef void turn_ended(self) noexcept nogil:
-        """Whatever had to wait until nothing else was in the middle of something."""
+        """The steps that must not run inside another callback."""
         self.asked_again = False
         if self.status_first is not self.status_begun:
             self.status_begun = self.status_first
@@ -569,7 +574,7 @@ cdef class NbdConnection:
             self.reactor.at_turn_end(&self.ended)
 
 
-# ---------------------------------------------------------------------- where callbacks arrive
+# ---------------------------------------------------------------------- callbacks
 
 cdef void receive_ends(Operation* operation) noexcept nogil:
     (<NbdConnection>operation.owner).receive_done()

@@ -1,18 +1,19 @@
-# How an NBD connection answers reads. A read is cut into pieces at the leaves of the map; each has a buffer of the reactor's pool until its
-# bytes have left through the socket.
+# Answers the reads of an NBD connection. A read is split into pieces at the leaves of the map. Each piece has a buffer
+# of the reactor's pool until its bytes were sent.
 #
-#     read() -> wanting -> begun: pieces under way <-> being sent -> over
+#     read() -> wanting -> begun: pieces in flight <-> being sent -> over
 #
 # Always true:
-#   - a read that has begun can end without another buffer: it reuses those it has, and takes all it needs at once where it cannot. So reads
-#     never wait for each other in a circle, however small the pool is;
-#   - a request goes back to its owner (`over`) once, when it holds no piece and none of its reply is on its way;
-#   - what was sent was verified: an error is known before a byte of its piece leaves.
+#   - a read that has begun needs no further buffer to finish: it reuses its own, and where it cannot, it takes all that
+#     it needs at once. So reads cannot deadlock on buffers, however small the pool is;
+#   - a request returns to its owner (`over`) exactly once, when it has no piece and no part of its reply is being sent;
+#   - every byte is verified before it is sent: an error is known before the first byte of its piece leaves.
 #
-# With structured replies a piece is a chunk and leaves when it is ready, in any order (SCATTERED); what nothing was ever written to leaves as a
-# hole. A simple reply has one header before all its data: up to four pieces are awaited, so that an error still finds its place in the header
-# (GATHERED; also a read that must not be fragmented and crosses a leaf); a longer one begins with its first piece and an error after that can only
-# end the connection (STREAMED).
+# With structured replies, each piece is a chunk that is sent when it is ready, in any order (SCATTERED); a range that
+# was never written is sent as a hole. A simple reply has one header before all its data. A read of up to four pieces
+# waits for all of them, so that the header can report an error (GATHERED; also a read that must not be fragmented and
+# crosses a leaf). A longer read sends its first piece when it is ready; a later error can only end the connection
+# (STREAMED).
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -42,7 +43,7 @@ cdef class NbdReader:
         self.structured = structured
         self.buffer.done = pool_wakes
         self.buffer.owner = <void*>self
-        self.pieces = <Piece*>calloc(PIECES_MAX, sizeof(Piece))          # their pages come as they are used
+        self.pieces = <Piece*>calloc(PIECES_MAX, sizeof(Piece))          # pages are allocated on first use
         if self.pieces is NULL:
             raise MemoryError("no memory for a connection's reads")
         for i in range(PIECES_MAX):
@@ -54,7 +55,7 @@ cdef class NbdReader:
             self.pieces[i].next = self.free_pieces
             self.free_pieces = &self.pieces[i]
         self.free_count = PIECES_MAX
-        for kind in range(2):                            # half of them: one client that takes no replies leaves enough to the others
+        for kind in range(2):                            # half: one slow client leaves enough to others
             self.held_most[kind] = <uint32_t>((volume.pool.starts[kind + 1] - volume.pool.starts[kind]) // bytes_of[kind] // 2)
             if self.held_most[kind] < PIECES_PER_REQUEST:
                 self.held_most[kind] = PIECES_PER_REQUEST
@@ -88,10 +89,10 @@ cdef class NbdReader:
             self.over(request)
         self.wanting_last = NULL
 
-    # ------------------------------------------------------------------ beginning
+    # ------------------------------------------------------------------ starting a read
 
     cdef void go_on(self) noexcept nogil:
-        """Begin reads in the order in which they came, as far as there is room."""
+        """Start reads in arrival order while there are pieces and buffers."""
         cdef NbdRequest* request
         while self.wanting_first is not NULL and not self.waiting and self.begin(self.wanting_first):
             request = self.wanting_first
@@ -109,7 +110,7 @@ cdef class NbdReader:
         cdef uint32_t wanted = <uint32_t>leaves if leaves < PIECES_PER_REQUEST else PIECES_PER_REQUEST
         cdef Piece* piece
         if self.free_count < needed or self.held[kind] + needed > self.held_most[kind] or (request.form == STREAMED and self.streaming):
-            return False                                 # a piece that comes back, or the stream's end, goes on
+            return False                                 # the release of a piece, or the stream's end, retries
         if self.volume.pool.free[kind] < needed:
             self.waiting = True
             self.waiting_kind = kind
@@ -131,7 +132,7 @@ cdef class NbdReader:
         return True
 
     cdef void issue(self, Piece* piece) noexcept nogil:
-        """Read the request's next piece into this one's buffer."""
+        """Read the next range of the request into this piece's buffer."""
         cdef NbdRequest* request = piece.request
         cdef uint64_t block = request.position // BLOCK_BYTES
         cdef uint64_t end = (block // NODE_POINTERS + 1) * NODE_POINTERS * BLOCK_BYTES
@@ -219,7 +220,7 @@ cdef class NbdReader:
             piece = following
 
     cdef void stream(self, NbdRequest* request) noexcept nogil:
-        """Send what is ready, up to the first piece that is not."""
+        """Send the ready pieces in order, up to the first that is not ready."""
         cdef Piece* piece
         cdef bint last = False
         while not last and request.first is not NULL and request.first.ready:
@@ -239,16 +240,16 @@ cdef class NbdReader:
             self.go_on()
 
     cdef void stream_failed(self, NbdRequest* request) noexcept nogil:
-        """A piece came back after an error in one of them: nothing more is read or sent."""
+        """A piece completed after one of the pieces failed: nothing more is read or sent."""
         if request.header_sent:
-            self.broken(self.owner)                      # closes this Reader; the pieces come back as they end
+            self.broken(self.owner)                      # closes this reader; pieces are released as they complete
         elif not request.failed:
             self.streaming = False
             self.fail(request)
         self.release_ready(request)
 
     cdef void fail(self, NbdRequest* request) noexcept nogil:
-        """The error is all the answer."""
+        """Reply with the error alone."""
         cdef Reply* reply = &request.reply
         account(self.volume.counters, self.volume.latencies, request, self.volume.io.now_ns())
         if self.structured:
@@ -261,10 +262,10 @@ cdef class NbdReader:
         request.failed = request.replying = True
         self.replies.add(reply)
 
-    # ------------------------------------------------------------------ ending
+    # ------------------------------------------------------------------ finishing a read
 
     cdef void release_ready(self, NbdRequest* request) noexcept nogil:
-        """Of pieces in order: those that waited for others before them, and will not be sent."""
+        """Of pieces that are sent in order: release the ready ones, which will not be sent."""
         cdef Piece* piece = request.first
         cdef Piece* following
         request.first = request.last = NULL
@@ -282,7 +283,7 @@ cdef class NbdReader:
             piece = following
 
     cdef void release(self, Piece* piece) noexcept nogil:
-        """Its bytes have left, or never will: it goes on with the request's next ones, or back."""
+        """The piece was sent or dropped: read the request's next range with it, or free it."""
         cdef NbdRequest* request = piece.request
         cdef char* buffer = piece.buffer
         if request.position < request.end and not self.closed and (request.error == 0 or request.form == SCATTERED):
@@ -307,7 +308,7 @@ cdef class NbdReader:
         self.waiting = False
         self.go_on()
         if self.wanting_first is not NULL and not self.waiting:
-            wake_one(&self.volume.pool.waiters[self.waiting_kind], 0)    # it is something else that is missing here: let another have the buffer
+            wake_one(&self.volume.pool.waiters[self.waiting_kind], 0)    # not usable here: let another waiter have it
 
 
 cdef void read_done(Read* read) noexcept nogil:
@@ -331,7 +332,7 @@ cdef void pool_wakes(Operation* operation) noexcept nogil:
 
 
 cdef void leave(Waiters* waiters, Operation* operation) noexcept nogil:
-    """Out of the queue: nobody needs to wake it any more."""
+    """Remove an operation from the queue of waiters."""
     cdef Operation* before = NULL
     cdef Operation* place = waiters.first
     while place is not operation:

@@ -1,14 +1,16 @@
-# The replies of one NBD connection on their way out: what is ready at a turn's end leaves in one send; what becomes ready while that is
-# under way leaves in the next.
+# The send queue of one NBD connection: one send takes the replies that are ready at a turn's end; those that become
+# ready during a send leave with the next.
 #
 # Always true:
 #   - at most one send is under way;
-#   - a Reply is in exactly one place: the queue, the held ones, the send under way (if it has data: headers are copied), or with its owner;
+#   - a Reply is in exactly one place: the queue, the held replies, the current send (if it has data: headers are
+#     copied), or with its owner;
 #   - its owner gets it back exactly once, by `left`, also when the connection breaks;
-#   - a client that takes no replies keeps others from nothing for longer than PATIENCE_NS.
+#   - a client that does not receive its replies withholds buffers from other connections for at most about two periods
+#     of PATIENCE_NS.
 #
-# A simple reply's data must follow its header with nothing in between. One that is larger than what is read at once is a *stream*: while it
-# lasts, its parts are queued as they become ready and every other reply is held back.
+# A simple reply's data must follow its header with nothing in between. A reply that is larger than what is read at once
+# is a *stream*: its parts are queued as they become ready, and every other reply is held until the stream ends.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -19,7 +21,7 @@ from iomesh.engine.base.pool cimport LARGE, SMALL, Pool
 from iomesh.engine.base.reactor cimport Reactor
 
 cdef enum:
-    PATIENCE_NS = 10000000000        # with a client that takes nothing while others wait for the buffers that its replies hold
+    PATIENCE_NS = 10000000000        # timeout for a client that receives nothing while others wait for buffers
 
 
 cdef class Replies:
@@ -83,7 +85,7 @@ cdef class Replies:
             self.reactor.at_turn_end(&self.at_turn)
 
     cdef void send(self) noexcept nogil:
-        """Gather what is ready into one message."""
+        """Send the ready replies as one message."""
         cdef uint32_t parts = 0, used = 0
         cdef uint64_t bytes = 0
         cdef Reply* reply
@@ -92,7 +94,7 @@ cdef class Replies:
             if reply.header_bytes:
                 memcpy(&self.headers[used], reply.header, reply.header_bytes)
                 if parts and <char*>self.parts[parts - 1].iov_base + self.parts[parts - 1].iov_len == &self.headers[used]:
-                    self.parts[parts - 1].iov_len += reply.header_bytes       # headers in a row are one part
+                    self.parts[parts - 1].iov_len += reply.header_bytes       # consecutive headers form one part
                 else:
                     self.parts[parts].iov_base = &self.headers[used]
                     self.parts[parts].iov_len = reply.header_bytes

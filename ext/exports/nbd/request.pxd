@@ -1,5 +1,5 @@
-# One request of an NBD client while the engine has it. The connection owns it (exports/nbd/connection.pyx);
-# a read is lent to its NbdReader (exports/nbd/read.pyx).
+# One open request of an NBD client. The connection owns it (exports/nbd/connection.pyx) and lends reads to its
+# NbdReader (exports/nbd/read.pyx).
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.counters cimport (
@@ -13,43 +13,43 @@ from iomesh.engine.log.request cimport Read, Request
 cdef struct NbdRequest
 
 cdef struct Piece:                   # of a read: at most one leaf of the map, 1 MiB
-    Read read                        # first: the volume hands back a pointer to it
+    Read read                        # first member: the volume returns a pointer to it
     Reply reply
     void* reader
     NbdRequest* request
     Piece* next
     char* buffer
     int kind                         # of buffer
-    uint64_t offset                  # bytes, of the first one that was asked for
+    uint64_t offset                  # of the first requested byte
     uint32_t bytes
     bint ready
 
 cdef struct NbdRequest:
-    Request request                  # first: the volume hands back a pointer to it
-    Operation when                   # the volume's: worth trying again
-    Reply reply                      # its last word; of a read only when there is no data
+    Request request                  # first member: the volume returns a pointer to it
+    Operation when                   # completed by the volume: retry now
+    Reply reply                      # of a read: used only without data
     void* connection
     void* reader
-    NbdRequest* next                 # of whoever holds it
+    NbdRequest* next                 # in the current owner's list
     uint64_t cookie
-    uint64_t offset                  # bytes, as asked
-    uint64_t position                # bytes: from here on it is not dealt with yet
+    uint64_t offset                  # bytes, as requested
+    uint64_t position                # bytes: the part from here on is still to be done
     uint64_t end
     int64_t began_ns
-    uint32_t bytes                   # as asked
+    uint32_t bytes                   # as requested
     uint16_t command
     uint16_t flags
     int error                        # a positive errno; 0: none
-    bint with_volume                 # the volume has seen it and must be told that it is complete
+    bint with_volume                 # passed to the volume, which needs a complete() call
     # of a read:
     int form                         # ReplyForm
     uint32_t pieces                  # held
-    uint32_t under_way               # of them with the volume
-    Piece* first                     # in order, unless it is scattered
+    uint32_t under_way               # of these being read by the volume
+    Piece* first                     # in order; unused in SCATTERED
     Piece* last
     bint header_sent
-    bint failed                      # `reply` says so, and nothing more of it is sent
-    bint replying                    # `reply` is on its way
+    bint failed                      # `reply` reports it, and nothing else is sent
+    bint replying                    # `reply` is queued or being sent
 
 cdef extern from *:
     """
@@ -57,8 +57,8 @@ cdef extern from *:
     """
     const char* ZEROS "nbd_zeros"
 
-# The books: called once for each request that was not refused, when its answer is known. Errors of reads and of what was logged are counted
-# where they happen; a write that the volume did not take is counted here.
+# Updates the counters, once for each request that was not refused, when its result is known. Errors of reads and of
+# logged requests are counted where they occur; a write that the volume did not accept is counted here.
 cdef inline void account(uint64_t* counters, uint64_t* latencies, const NbdRequest* request, int64_t now_ns) noexcept nogil:
     cdef int64_t took_ns = now_ns - request.began_ns
     if request.command == CMD_READ:

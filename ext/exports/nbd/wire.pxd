@@ -1,5 +1,5 @@
-# The NBD protocol's transmission phase as bytes: its numbers, and how they are read and written (docs/nbd.md). All of them are big-endian
-# on the wire; a cookie is the client's and is never looked into.
+# Encoding of the NBD protocol's transmission phase: constants, reading and writing of headers (docs/nbd.md). All
+# numbers are big-endian on the wire; a cookie is opaque.
 
 from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, ENOMEM, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS, ESHUTDOWN
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -33,7 +33,7 @@ cdef enum:                           # command flags
     FLAG_REQ_ONE = 8
     FLAG_FAST_ZERO = 16
 
-cdef enum:                           # types of chunks, and their flag
+cdef enum:                           # chunk types, and their flag
     CHUNK_NONE = 0
     CHUNK_OFFSET_DATA = 1
     CHUNK_OFFSET_HOLE = 2
@@ -82,7 +82,7 @@ cdef extern from *:
     uint64_t get_cookie(const char* at) noexcept nogil
     void put_cookie(char* at, uint64_t n) noexcept nogil
 
-# Each writes a header and returns its length.
+# Each function writes a header and returns its length.
 
 cdef inline uint32_t put_simple(char* at, uint64_t cookie, uint32_t error) noexcept nogil:
     put32(at, SIMPLE_MAGIC)
@@ -122,7 +122,7 @@ cdef inline uint32_t put_error_offset_chunk(char* at, uint64_t cookie, bint last
     put64(at + CHUNK_BYTES + 6, offset)
     return CHUNK_BYTES + 14
 
-# The protocol has few words for errors; whatever else went wrong is EIO to the client.
+# The protocol defines few error codes; every other error is EIO to the client.
 cdef inline uint32_t wire_error(int error) noexcept nogil:
     if error == ENOSPC or error == EDQUOT or error == EFBIG:
         return 28
