@@ -1,7 +1,7 @@
-"""Every error that a user of iomesh can meet, and the one table of what each means outside: a gRPC code and an exit code.
+"""All errors that a user of iomesh can get, and the one table of their external codes: a gRPC code and an exit code.
 
-A message names the thing, says the reason and, where there is one, the remedy: it is printed as it is, without a traceback. What is
-not an IomeshError is a bug, and is shown as one.
+A message names the object, the reason and, where there is one, the remedy: it is printed as it is, without a traceback.
+An exception that is not an IomeshError is a bug, and is shown as one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class IomeshError(Exception):
-    """Base of all errors of the world. Raised itself only for what has no better name."""
+    """Base of all errors of the world. Raised itself only where no subclass fits."""
 
     @property
     def message(self) -> str:
@@ -19,7 +19,7 @@ class IomeshError(Exception):
 
 
 class InvalidArgument(IomeshError):
-    """What was asked for makes no sense: a size that is none, a name with a slash."""
+    """The request is invalid: an impossible size, a name with a slash."""
 
 
 class ConfigError(InvalidArgument):
@@ -27,35 +27,35 @@ class ConfigError(InvalidArgument):
 
 
 class NotFound(IomeshError):
-    """There is no such volume, device or path."""
+    """The volume, device or path does not exist."""
 
 
 class AlreadyExists(IomeshError):
-    """The name is taken by something different."""
+    """Something different has the name already."""
 
 
 class InUse(IomeshError):
-    """Somebody holds it: another daemon a device, a client a volume, a live process a socket path."""
+    """It is held: a device by another daemon, a volume by a client, a socket path by a live process."""
 
 
 class Foreign(IomeshError):
-    """A device holds something that is not ours to touch: a filesystem, another cluster's data, nothing of iomesh at all."""
+    """A device's contents must not be touched: a filesystem, another cluster's data, anything but iomesh's."""
 
 
 class Damaged(IomeshError):
-    """What is on a device fails its checks."""
+    """Data on a device fails its checks."""
 
 
 class NoSpace(IomeshError):
-    """Nothing is free for it."""
+    """There is not enough free space."""
 
 
 class DeviceFailed(IomeshError):
-    """A device answered with an I/O error."""
+    """A device returned an I/O error."""
 
 
 class Unavailable(IomeshError):
-    """Nobody answers at that address, or not yet."""
+    """No answer at that address, or not yet."""
 
 
 class Unreachable(Unavailable):
@@ -64,19 +64,19 @@ class Unreachable(Unavailable):
     def __init__(self, message: str, *, address: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.address = address
-        self.reason = reason  # what the system says of it
+        self.reason = reason  # the system's message
 
 
 class Unsupported(IomeshError):
-    """This machine, kernel or version cannot do it; the message says what is needed."""
+    """This machine, kernel or version does not support it; the message names the requirement."""
 
 
 class Conflict(IomeshError):
-    """Somebody else changed it first; what was read has to be read again."""
+    """It was changed concurrently; it has to be read again."""
 
 
 class PermissionDenied(IomeshError):
-    """The operating system does not let us."""
+    """The operating system denies access."""
 
 
 class Meaning(NamedTuple):
@@ -125,7 +125,7 @@ _BY_ERRNO: dict[int, type[IomeshError]] = {
 
 
 def meaning(error: BaseException) -> Meaning:
-    """What an exception means outside. One that is not ours is a bug: INTERNAL, exit code 1."""
+    """The codes of an exception. One that is not an IomeshError is a bug: INTERNAL, exit code 1."""
     return next((MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS), MEANINGS[IomeshError])
 
 
@@ -135,7 +135,8 @@ def from_errno(number: int, message: str) -> IomeshError:
 
 
 def from_wire(kind: str, grpc_code: str, message: str) -> IomeshError:
-    """The error that a node sent: by the name of its class, or, from a newer node that knows more of them, by its gRPC code."""
+    """The error that a node sent: by the name of its class, or, if a newer node sent an unknown class, by its gRPC
+    code."""
     for error in MEANINGS:
         if error.__name__ == kind:
             return error(message)

@@ -1,20 +1,20 @@
 """Sizes as people write and read them: "10Gi", "100G", "1.5Ti", "4096".
 
-One reading everywhere (flags, configuration, Kubernetes), and it is that of Kubernetes quantities: k, M, G, T, P, E are powers
-of 1000; Ki, Mi, Gi, Ti, Pi, Ei powers of 1024; `1e9` is 10^9. Case matters. "GiB" is taken for "Gi". What other tools read in
-either way (`10K`, `10GB`, `10g`) is refused, and so is Kubernetes' `m`, a thousandth. Fractions are taken when they come to whole
-bytes.
+One syntax everywhere (flags, configuration, Kubernetes), that of Kubernetes quantities: k, M, G, T, P, E are powers of
+1000; Ki, Mi, Gi, Ti, Pi, Ei powers of 1024; `1e9` is 10^9. Case matters. "GiB" is accepted for "Gi". Forms that other
+tools read in either way (`10K`, `10GB`, `10g`) are refused, and so is Kubernetes' `m`, a thousandth. Fractions are
+accepted if they yield whole bytes.
 """
 
 import re
 from fractions import Fraction
 
 POWERS = "KMGTPE"
-LARGEST = 2**63 - 1  # what a file offset can hold
-BLOCK_BYTES = 4096  # volumes and devices have a whole number of them
-WHOLE_BYTES = 1 << 20  # what a size is rounded up to that is not a whole number of blocks: it reads well, and costs next to nothing
+LARGEST = 2**63 - 1  # the largest file offset
+BLOCK_BYTES = 4096  # the sizes of volumes and devices are multiples of it
+WHOLE_BYTES = 1 << 20  # a size that is not a multiple of BLOCK_BYTES is rounded up to this: easy to read, and little waste
 UNITS: dict[str, int] = {"": 1, "B": 1}
-_AMBIGUOUS: dict[str, str] = {}  # in lower case, to the letter that it may mean
+_AMBIGUOUS: dict[str, str] = {}  # lower-case form -> the letter that it may mean
 for _power, _letter in enumerate(POWERS, start=1):
     _decimal = "k" if _letter == "K" else _letter
     UNITS |= {_decimal: 1000**_power, f"{_letter}i": 1024**_power, f"{_letter}iB": 1024**_power}
@@ -24,11 +24,11 @@ _EXAMPLE = "write a number and a unit, such as 10Gi (2^30 bytes each) or 100G (1
 
 
 class SizeError(ValueError):
-    """A text that is no size; the message names it, the reason and what would be one."""
+    """The text is not a size; the message names it, the reason and a valid example."""
 
 
 def parse_size(text: str, *, least: int = 0, most: int = LARGEST) -> int:
-    """The bytes that `text` means. Raises SizeError for anything else than a whole number of them within the bounds."""
+    """The bytes that `text` means. Raises SizeError unless they are a whole number within the bounds."""
     stripped = text.strip()
     if not stripped:
         raise SizeError(f"an empty text is not a size: {_EXAMPLE}")
@@ -58,7 +58,7 @@ def whole_blocks(size: int) -> int:
 
 
 def exact_size(size: int) -> str:
-    """`size` in the largest unit of 1024 that it is a whole number of, so that parse_size gives it back: "10Gi", "4097"."""
+    """`size` in the largest unit of 1024 that divides it, so that parse_size returns it again: "10Gi", "4097"."""
     for power in range(len(POWERS), 0, -1):
         whole, rest = divmod(size, 1024**power)
         if whole and not rest:
@@ -77,7 +77,7 @@ def short_size(size: float) -> str:
 
 
 def _fault(unit: str, number: str) -> str:
-    """What is wrong with a unit, and what to write instead."""
+    """Describes what is wrong with a unit, and what to write instead."""
     letter = _AMBIGUOUS.get(unit.lower())
     if letter is None:
         return f"the unknown unit {unit!r}: use k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024)"

@@ -1,6 +1,7 @@
-"""Spans and moments as people write and read them: "24h", "1h 30m", "7 days"; "2 minutes ago", "2026-11-27T14:05:00Z", "14:05".
+"""Time spans and points in time as people write and read them: "24h", "1h 30m", "7 days"; "2 minutes ago",
+"2026-11-27T14:05:00Z", "14:05".
 
-One reading everywhere (flags, configuration, Kubernetes). A moment without a zone is in this machine's.
+One syntax everywhere (flags, configuration, Kubernetes). A point in time without a zone is in this machine's.
 """
 
 import re
@@ -14,11 +15,11 @@ _PIECE = re.compile(r"(\d+)\s*([a-z]+)[\s,]*", re.ASCII)
 
 
 class TimeError(ValueError):
-    """A text that is no span or no moment; the message names it, the reason and what would be one."""
+    """The text is no span or point in time; the message names it, the reason and a valid example."""
 
 
 def parse_span(text: str) -> int:
-    """The seconds that `text` means, "0" and "off" being none. Raises TimeError."""
+    """The seconds that `text` means; "0" and "off" are 0. Raises TimeError."""
     folded = text.strip().lower()
     if folded in ("0", "off"):
         return 0
@@ -36,7 +37,7 @@ def parse_span(text: str) -> int:
 
 
 def exact_span(seconds: int) -> str:
-    """`seconds` so that parse_span gives it back: "24h", "1h30m", "0"."""
+    """`seconds` as text that parse_span reads back: "24h", "1h30m", "0"."""
     pieces = []
     for unit in ("d", "h", "m", "s"):
         count, seconds = divmod(seconds, UNITS[unit])
@@ -46,14 +47,14 @@ def exact_span(seconds: int) -> str:
 
 
 class Moment(NamedTuple):
-    """A point in time as a client asks for it: a Unix time, or how long ago, which the node resolves by log time."""
+    """A point in time as a client requests it: a Unix time, or how long ago, which the node resolves by log time."""
 
     at_ns: int = 0
     ago_ns: int | None = None
 
 
 def parse_moment(text: str, now_ns: int) -> Moment:
-    """What `text` means: a span and "ago", a time of the day that `now_ns` is in, or RFC 3339. Raises TimeError."""
+    """The meaning of `text`: a span and "ago", a time of the day of `now_ns`, or RFC 3339. Raises TimeError."""
     stripped = text.strip()
     if stripped.lower() == "now":
         return Moment(ago_ns=0)
@@ -72,14 +73,14 @@ def parse_moment(text: str, now_ns: int) -> Moment:
 
 
 def exact_moment(nanoseconds: int) -> str:
-    """A Unix time as RFC 3339, in UTC and to the second or, if that is not all, to the millisecond or further."""
+    """A Unix time as RFC 3339, in UTC, to the second or, if that is not exact, to the millisecond or finer."""
     text = datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f"{nanoseconds % SECOND_NS:09d}".rstrip("0")
     return f"{text}.{fraction:0<3}Z" if fraction else f"{text}Z"
 
 
 def time_of(nanoseconds: int) -> datetime:
-    """A Unix time as a datetime in UTC; what is finer than a microsecond is left out."""
+    """A Unix time as a datetime in UTC, truncated to microseconds."""
     return datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC) + timedelta(microseconds=nanoseconds % SECOND_NS // 1000)
 
 

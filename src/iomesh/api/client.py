@@ -3,7 +3,8 @@
     async with Client("/run/iomesh/control.sock") as node:
         volume = await node.create_volume("db", 10 << 30)
 
-Every error is an IomeshError: the one that the node raised, or Unavailable if nobody answers. A Client is used in one event loop.
+Every error is an IomeshError: the one that the node raised, or Unavailable if there is no answer. A Client is used in
+one event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ AnswerT = TypeVar("AnswerT", bound=Message)
 
 
 def grpc_target(address: str) -> str:
-    """What gRPC calls an address: a path is a unix socket, anything else host:port."""
+    """The gRPC target of an address: a path is a unix socket, anything else host:port."""
     if address.startswith("unix:"):
         address = address.removeprefix("unix:")
         address = "/" + address.lstrip("/") if address.startswith("//") else address
@@ -52,8 +53,8 @@ class Client:
         self._calls: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
-        # A connection to one socket on this machine: no proxy, and no name but the path's. One of its own: another client's may be to a
-        # daemon that was killed since.
+        # A connection to one socket on this machine: no proxy, and no name but the path's. It is not shared: another
+        # client's may lead to a daemon that was killed since.
         self._channel = grpc.aio.insecure_channel(
             self._target,
             options=[
@@ -105,7 +106,7 @@ class Client:
     async def create_volume(
         self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0
     ) -> Volume:
-        """segment_bytes, replicas: 0 is the node's choice. The volume that exists already, if it is what was asked for."""
+        """segment_bytes, replicas: 0 is the node's choice. Returns an existing volume if it matches the request."""
         request = _build(
             pb.CreateVolumeRequest,
             name=name,
@@ -116,7 +117,8 @@ class Client:
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
     async def clone_volume(self, volume: str, snapshot: str, name: str, *, at_ns: int = 0, ago_ns: int | None = None) -> Volume:
-        """Of a snapshot, or with that empty of a point in time of its restore window: Unix time, or how long ago by the node's clock."""
+        """Clones a snapshot, or, if that is empty, a point in time of the restore window: Unix time, or how long ago by
+        the node's clock."""
         request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at=_point_in_time(at_ns, ago_ns))
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
@@ -139,7 +141,7 @@ class Client:
         return to_struct(Volume, await self._call("SetVolume", request, pb.Volume))
 
     async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
-        """snapshots: also when it has some, which go with it."""
+        """snapshots: delete the volume even if it has snapshots, and delete those with it."""
         await self._call("DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force, snapshots=snapshots), pb.DeleteVolumeResponse)
 
     async def export_volume(self, name: str, *, read_only: bool = False) -> Export:
@@ -151,13 +153,13 @@ class Client:
     # snapshots
 
     async def create_snapshots(self, volumes: list[str], name: str) -> list[Snapshot]:
-        """One of each volume, all at one instant. Those that exist already, if they were made together."""
+        """One of each volume, all at one instant. Returns the existing ones if they were created together."""
         request = pb.CreateSnapshotsRequest(volumes=volumes, name=name)
         answer = await self._call("CreateSnapshots", request, pb.CreateSnapshotsResponse)
         return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
 
     async def snapshots(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
-        """Of one volume, or of every one. hidden: also those that were deleted and are still needed."""
+        """Of one volume, or of every volume. hidden: include deleted ones that are still needed."""
         request = pb.ListSnapshotsRequest(volume=volume, hidden=hidden)
         answer = await self._call("ListSnapshots", request, pb.ListSnapshotsResponse)
         return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
@@ -166,7 +168,7 @@ class Client:
         return to_struct(Snapshot, await self._call("GetSnapshot", pb.GetSnapshotRequest(volume=volume, snapshot=snapshot), pb.Snapshot))
 
     async def delete_snapshot(self, volume: str, snapshot: str, *, force: bool = False) -> bool:
-        """Whether it stays, hidden, because something goes on from it."""
+        """Returns whether it stays, hidden, because something depends on it."""
         request = pb.DeleteSnapshotRequest(volume=volume, snapshot=snapshot, force=force)
         return bool((await self._call("DeleteSnapshot", request, pb.DeleteSnapshotResponse)).hidden)
 
@@ -181,18 +183,20 @@ class Client:
     async def restore_volume(
         self, volume: str, snapshot: str, *, at_ns: int = 0, ago_ns: int | None = None, discard: bool = False, force: bool = False
     ) -> RestoreVolumeResponse:
-        """To a snapshot, or with that empty to a point in time of its restore window: Unix time, or how long ago by the node's clock."""
+        """To a snapshot, or, if that is empty, to a point in time of the restore window: Unix time, or how long ago by
+        the node's clock."""
         point = _point_in_time(at_ns, ago_ns)
         request = _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force)
         return to_struct(RestoreVolumeResponse, await self._call("RestoreVolume", request, pb.RestoreVolumeResponse))
 
     async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:
-        """A piece of what differs; other: empty is the volume as it is now. Again with the answer's `next` as offset, until that is 0."""
+        """A part of the differences; an empty `other` is the current volume. Repeat with the answer's `next` as offset
+        until that is 0."""
         request = _build(pb.DiffSnapshotsRequest, volume=volume, snapshot=snapshot, other=other, offset=offset, ranges=ranges)
         return to_struct(Difference, await self._call("DiffSnapshots", request, pb.DiffSnapshotsResponse))
 
     async def checkpoint(self, name: str = "") -> list[str]:
-        """Of one volume, or of every one; the names of those that were written."""
+        """Of one volume, or of every volume; returns the names of those that were written."""
         return list((await self._call("Checkpoint", pb.CheckpointRequest(name=name), pb.CheckpointResponse)).volumes)
 
     async def _call(self, method: str, request: Message, kind: type[AnswerT]) -> AnswerT:
@@ -215,7 +219,7 @@ class Client:
                 f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may still be running"
             )
         if code == "UNAVAILABLE":
-            reason = details.rpartition("error: ")[2]  # gRPC repeats the address, and says first what follows from the last error
+            reason = details.rpartition("error: ")[2]  # gRPC repeats the address, and puts consequences before the last error
             return Unreachable(
                 f"no daemon answers at {self.address} ({reason}): is `iomesh daemon run` running, with this control address?",
                 address=self.address,
@@ -237,7 +241,7 @@ def _point_in_time(at_ns: int, ago_ns: int | None) -> pb.PointInTime | None:
 
 
 def _build(kind: type[AnswerT], **fields: Any) -> AnswerT:
-    """A message whose numbers may be out of range: what protobuf says of that is not for people."""
+    """Builds a message whose numbers may be out of range: protobuf's own error is not meant for users."""
     try:
         return kind(**fields)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Turns a message of iomesh.proto into the struct of the same name in model.py, and back.
+"""Converts a message of iomesh.proto to the struct of the same name in model.py, and back.
 
-Fields go by name. Enum values go by name too: VOLUME_STATE_SERVING is VolumeState.SERVING; a number that only a newer node knows
-becomes UNSPECIFIED. Timestamps are datetimes in UTC; one that is absent is None.
+Fields are matched by name. So are enum values: VOLUME_STATE_SERVING is VolumeState.SERVING; a number that only a newer
+node knows becomes UNSPECIFIED. Timestamps are datetimes in UTC; an absent one is None.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import msgspec
 from google.protobuf.message import Message
 
-UNIONS = (UnionType, Union)  # `A | B` is the one or the other, by what A is
+UNIONS = (UnionType, Union)  # `A | B` is one type or the other, depending on A
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -91,6 +91,6 @@ def _fill(message: Message, struct: msgspec.Struct) -> None:
 
 
 def _enum_prefix(kind: type[enum.Enum]) -> str:
-    """The style of protobuf begins each value of an enum VolumeState with VOLUME_STATE_."""
+    """By protobuf's style, each value of an enum VolumeState begins with VOLUME_STATE_."""
     words = "".join("_" + letter if letter.isupper() else letter for letter in kind.__name__)
     return words.lstrip("_").upper() + "_"

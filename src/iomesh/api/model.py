@@ -1,7 +1,7 @@
-"""What the control API speaks of, as Python values.
+"""The values of the control API as Python structs.
 
-Each struct has the fields of the message of the same name in iomesh.proto, where they are explained; iomesh.api.messages turns one
-into the other. `msgspec.json.encode` gives the form that `--json` prints. Times are in UTC and have microseconds.
+Each struct has the fields of the message of the same name in iomesh.proto, which documents them; iomesh.api.messages
+converts between the two. `msgspec.json.encode` gives the form that `--json` prints. Times are in UTC with microseconds.
 """
 
 from __future__ import annotations
@@ -204,13 +204,14 @@ class Latency(msgspec.Struct, frozen=True):
         return sum(bucket.count for bucket in self.buckets)
 
     def since(self, before: Latency) -> Latency:
-        """What was observed after `before` was read."""
+        """The observations after `before` was read."""
         seen = {bucket.upper_ns: bucket.count for bucket in before.buckets}
         left = (Bucket(bucket.upper_ns, bucket.count - seen.get(bucket.upper_ns, 0)) for bucket in self.buckets)
         return Latency([bucket for bucket in left if bucket.count > 0])
 
     def quantile(self, share: float) -> int:
-        """Nanoseconds that this share of what was observed stayed within (to the width of a bucket); 0 if there was nothing."""
+        """The latency in nanoseconds that this share of the observations stayed within (to the width of a bucket); 0
+        without observations."""
         wanted, seen = share * self.count, 0
         for bucket in self.buckets:
             seen += bucket.count

@@ -1,1 +1,2 @@
-"""The command line: `iomesh`. One module per group of commands; each thin over the control API or, for what is at rest, the engine."""
+"""The command line: `iomesh`. One module per group of commands; each thin over the control API or, for devices at rest,
+the engine."""

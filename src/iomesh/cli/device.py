@@ -1,4 +1,4 @@
-"""`iomesh device`: devices at rest (format, show PATH) and those that the daemon has."""
+"""`iomesh device`: devices at rest (format, show PATH) and devices of the daemon."""
 
 import asyncio
 import uuid
@@ -161,7 +161,7 @@ def state(one: Device) -> Text:
 
 
 def at_rest(one: Device) -> list[tuple[str, object]]:
-    """What a superblock tells."""
+    """The fields of a superblock."""
     return [
         ("path", one.path),
         ("id", one.id),
@@ -174,7 +174,7 @@ def at_rest(one: Device) -> list[tuple[str, object]]:
 
 
 def described(one: Device) -> list[tuple[str, object]]:
-    """What the daemon that has it open tells."""
+    """The fields that the daemon reports for an open device."""
     return [
         *at_rest(one),
         ("free", f"{short_size(one.free_bytes)}, {short_size(one.reserve_bytes)} of it in reserve"),

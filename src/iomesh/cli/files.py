@@ -14,15 +14,15 @@ CHUNK = 4 << 20
 
 
 class Allocation(StrEnum):
-    """How much of a new file is there at once."""
+    """How much of a new file is allocated at once."""
 
-    SPARSE = "sparse"  # nothing: it takes space as it is written
+    SPARSE = "sparse"  # nothing: space is allocated as it is written
     PREALLOCATED = "preallocated"  # its space is reserved; the filesystem still converts it at the first write
     PREWRITTEN = "prewritten"  # every byte was written: measures the device, not the filesystem
 
 
 def make_device_file(path: Path, size: int, allocation: Allocation, progress: Callable[[int], object] = lambda done: None) -> None:
-    """A new file of `size` bytes; `progress` hears the bytes done so far. What fails leaves no file behind."""
+    """Creates a file of `size` bytes; `progress` receives the bytes done so far. A failure leaves no file behind."""
     if allocation is not Allocation.SPARSE:
         free = os.statvfs(path.parent)
         if free.f_bavail * free.f_frsize < size:
@@ -54,7 +54,7 @@ def make_device_file(path: Path, size: int, allocation: Allocation, progress: Ca
 
 
 def require_direct_io(directory: Path) -> None:
-    """Raises Unsupported when files there cannot be opened past the page cache, as the engine does."""
+    """Raises Unsupported when files there cannot be opened for direct I/O, as the engine does."""
     probe = directory / ".direct-io"
     try:
         os.close(os.open(probe, os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600))
@@ -69,10 +69,10 @@ def require_direct_io(directory: Path) -> None:
 
 
 def _write_whole(path: Path, size: int, progress: Callable[[int], object]) -> None:
-    """Direct writes of what does not compress and is not zero: a thin or compressing device below must really store it."""
+    """Writes incompressible, non-zero data with direct I/O: a thin or compressing device below must really store it."""
     fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        with mmap.mmap(-1, CHUNK) as chunk:  # page-aligned, as direct I/O wants it
+        with mmap.mmap(-1, CHUNK) as chunk:  # page-aligned, as direct I/O requires
             chunk.write(os.urandom(CHUNK))
             view = memoryview(chunk)
             done = 0

@@ -1,4 +1,5 @@
-"""The entry point: finds the command, runs it, and turns whatever went wrong into one line (or one JSON document) and an exit code.
+"""The entry point: finds the command, runs it, and turns an error into one line (or one JSON document) and an exit
+code.
 
 A command's module is imported when the command is named and not before, so that `iomesh --help` and completion are quick.
 """
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class Commands(click.Group):
-    """The commands, each imported when it is asked for."""
+    """The commands, each imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -60,7 +61,7 @@ def iomesh() -> None:
 
 
 def nearest(word: str, known: Sequence[str] | dict[str, tuple[str, str]]) -> str:
-    """ ", did you mean ...?" or nothing."""
+    """ ", did you mean ...?", or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno is None:
             raise
         return report(from_errno(error.errno, f"{error.filename or 'the system'}: {error.strerror}"), words)
-    return outcome if isinstance(outcome, int) else 0  # an Exit that a command raised comes back as its code
+    return outcome if isinstance(outcome, int) else 0  # an Exit raised by a command is returned as its code
 
 
 def as_iomesh_error(error: click.ClickException) -> IomeshError:
@@ -107,7 +108,7 @@ def as_iomesh_error(error: click.ClickException) -> IomeshError:
 
 
 def report(error: IomeshError, words: Sequence[str]) -> int:
-    """Says what went wrong in the form that was asked for."""
+    """Prints the error in the requested form."""
     code = meaning(error).exit_code
     if "--json" in words:
         details = ErrorDetails(kind=type(error).__name__, message=error.message, exit_code=code)

@@ -1,7 +1,7 @@
-"""How commands answer: a table for people, or one JSON document on stdout.
+"""The output of commands: a table for people, or one JSON document on stdout.
 
-Always so: with `--json` stdout holds JSON and nothing else; what is said on the way (progress, hints) goes to stderr and only when a person
-is likely to read it. An error is one line that names the thing, the reason and the remedy, or {"error": {...}} with `--json`.
+Always so: with `--json` stdout holds JSON and nothing else; progress and hints go to stderr, and only when a person is
+likely to read them. An error is one line with the object, the reason and the remedy, or {"error": {...}} with `--json`.
 """
 
 import json
@@ -40,7 +40,7 @@ def jsonable(value: Any) -> Any:
 
 
 class Output:
-    """Where one command's answer goes. json: a document on stdout instead of tables."""
+    """The destination of one command's answer. json: a document on stdout instead of tables."""
 
     def __init__(self, *, as_json: bool = False, console: Console | None = None, errors: Console | None = None) -> None:
         self.as_json = as_json
@@ -56,7 +56,7 @@ class Output:
                 self.show(renderable)
 
     def show(self, renderable: RenderableType) -> None:
-        """To a pipe nothing is wrapped, cut or padded: other programs read it."""
+        """Output to a pipe is not wrapped, cut or padded: other programs read it."""
         if self.console.is_terminal:
             self.console.print(renderable)
             return
@@ -74,7 +74,7 @@ class Output:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Something worth knowing beside the answer."""
+        """Prints useful information besides the answer."""
         if not self.as_json:
             self.errors.print(Text(text, style="dim"))
 
@@ -83,7 +83,7 @@ class Output:
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Something that takes a moment; shown while it does."""
+        """A step that takes a while; shown while it runs."""
         if self.as_json or not self.errors.is_terminal:
             yield
             return
@@ -92,7 +92,7 @@ class Output:
 
     @contextmanager
     def bytes_progress(self) -> Iterator[Progress]:
-        """Bars over bytes, for work long enough to be watched; invisible with --json or without a terminal."""
+        """Progress bars in bytes, for long work; invisible with --json or without a terminal."""
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -108,12 +108,12 @@ class Output:
 
 
 def moment(time: datetime | None) -> str:
-    """A time for people, in their zone."""
+    """A time for people, in their time zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if time else "never"
 
 
 def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]] = ()) -> Table:
-    """A plain table. A column whose name begins with ">" is a number's: right-aligned."""
+    """A plain table. A column whose name begins with ">" holds numbers: right-aligned."""
     result = Table(
         title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
     )
@@ -125,7 +125,7 @@ def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]]
 
 
 def fields(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
-    """Names and values below each other: one thing shown whole."""
+    """Names and values below each other: one object with all its fields."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     result.add_column(style="dim")
     result.add_column(overflow="fold")
@@ -135,7 +135,7 @@ def fields(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
 
 
 def cell_of(value: Any) -> Text:
-    """A value as the text of a cell: what a terminal would take for a command (it may come from a damaged device) does not reach it."""
+    """A value as the text of a cell, without terminal control sequences (the value may come from a damaged device)."""
     if isinstance(value, Text):
         return value
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(value)))

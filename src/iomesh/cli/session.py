@@ -1,4 +1,4 @@
-"""What commands have in common: `--json`, `--address`, sizes, names that complete, and the way to the daemon."""
+"""The shared parts of commands: `--json`, `--address`, sizes, completed names, and the connection to the daemon."""
 
 import asyncio
 import functools
@@ -34,7 +34,7 @@ class Session:
         self.timeout_seconds = timeout_seconds
 
     def ask(self, question: Callable[["Client"], Awaitable[Answer]]) -> Answer:
-        """Connects to the daemon, asks, and returns its answer."""
+        """Connects to the daemon, sends one request, and returns the answer."""
 
         async def conversation() -> Answer:
             async with self.connect(self.timeout_seconds) as node:
@@ -43,7 +43,7 @@ class Session:
         return asyncio.run(conversation())
 
     def whole_blocks(self, size: int) -> int:
-        """`size` rounded up to what a volume or a device can have (iomesh.sizes), and said so."""
+        """`size` rounded up to a valid size of a volume or device (iomesh.sizes), with a note if it changed."""
         whole = whole_blocks(size)
         if whole != size:
             self.output.note(f"{size} bytes are rounded up to {exact_size(whole)}")
@@ -51,7 +51,8 @@ class Session:
 
     @asynccontextmanager
     async def connect(self, timeout_seconds: float | None) -> AsyncIterator["Client"]:
-        """A client of the daemon. Raises Unreachable, which says how to name another address, when nothing listens there."""
+        """A client of the daemon. Raises Unreachable, which explains how to name another address, when nothing listens
+        there."""
         from iomesh.api.client import DEFAULT_ADDRESS, Client
 
         try:
@@ -71,10 +72,10 @@ Command = Callable[Concatenate[Session, P], None]
 
 
 def answers(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
-    """Gives a command `--json` and, as its first argument, a Session that is not to talk to a daemon.
+    """Gives a command `--json` and, as its first argument, a Session that must not contact a daemon.
 
-    document: the type of what it prints as JSON, one of iomesh.cli.documents or of the control API. It is kept as the command's
-    `document`; None: what it prints is not JSON.
+    document: the type of the command's JSON output, one of iomesh.cli.documents or of the control API. It is stored as
+    the command's `document`; None: the output is not JSON.
     """
 
     def decorated(command: Command[P]) -> Callable[P, None]:
@@ -90,7 +91,8 @@ def answers(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
 
 
 def asks(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
-    """Gives a command `--json`, `--address` and a Session that may ask the daemon there. document: as for answers()."""
+    """Gives a command `--json`, `--address` and a Session that may contact the daemon there. document: as for
+    answers()."""
 
     def decorated(command: Command[P]) -> Callable[P, None]:
         @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
@@ -117,7 +119,7 @@ def documented(command: Callable[P, None], document: Any) -> Callable[P, None]:
 
 
 class Written(click.ParamType[Value], ABC):
-    """A value that people write in a form of its own: what `read` makes of a text, and its ValueError says what is wrong with it."""
+    """A value with a text form of its own: `read` parses it, and raises a ValueError that describes what is wrong."""
 
     @abstractmethod
     def read(self, text: str) -> Value: ...
@@ -183,7 +185,7 @@ class DeviceName(click.ParamType[str]):
 
 
 def names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Answer]]]) -> list[Answer]:
-    """What the daemon knows, or nothing: completion never complains and never waits long."""
+    """The names that the daemon reports, or none: completion shows no errors and never waits long."""
     try:
         return Session(as_json=True, address=ctx.params.get("address"), timeout_seconds=1.0).ask(question)
     except Exception:

@@ -1,4 +1,5 @@
-"""`iomesh snapshot`: what volumes held at one moment. One is named VOLUME@SNAPSHOT, which is also the name of its export."""
+"""`iomesh snapshot`: volumes as of one point in time. A snapshot is named VOLUME@SNAPSHOT, which is also the name of
+its export."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,8 @@ class Reference(NamedTuple):
 
 
 class SnapshotName(click.ParamType[Reference]):
-    """VOLUME@SNAPSHOT, completed from the daemon. or_volume: also VOLUME, where something else says which moment of it."""
+    """VOLUME@SNAPSHOT, completed from the daemon. or_volume: also VOLUME, where another option gives the point in
+    time."""
 
     name = "volume@snapshot"
 
@@ -50,7 +52,7 @@ class SnapshotName(click.ParamType[Reference]):
 
 
 class NewSnapshotName(SnapshotName):
-    """VOLUME@SNAPSHOT of one that is to be made: the volume is completed."""
+    """VOLUME@SNAPSHOT of a snapshot to be created: the volume is completed."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         if "@" in incomplete:
@@ -166,7 +168,7 @@ def diff(session: Session, older: Reference, newer: Reference | None) -> None:
 
 
 async def all_changes(node: "Client", older: Reference, newer: str) -> list[ChangedRange]:
-    """Of all pieces; what lies at the border of two is one range again."""
+    """The changes from all parts of the answer; ranges that meet at the border of two parts are merged."""
     found: list[ChangedRange] = []
     offset = 0
     while True:

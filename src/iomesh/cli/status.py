@@ -1,4 +1,4 @@
-"""`iomesh status`: the node, its devices and volumes on one page, and in one exit code whether all is well."""
+"""`iomesh status`: the node, its devices and volumes on one page, and the overall health as the exit code."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from iomesh.sizes import short_size
 if TYPE_CHECKING:
     from iomesh.api.client import Client
 
-# The exit code tells the health; an error of the command itself (9: no daemon answers) has a code below these. The worst comes last.
+# The exit code reports the health; an error of the command itself (9: no daemon answers) has a lower code. The worst
+# state comes last.
 EXIT_CODES: dict[Health, int] = {"ready": 0, "starting": 20, "stopping": 20, "degraded": 21, "failed": 22}
 STYLES: dict[Health, str] = {"ready": "green", "starting": "yellow", "stopping": "yellow", "degraded": "yellow", "failed": "red"}
 
@@ -38,7 +39,7 @@ def status(session: Session) -> None:
         except Unavailable:
             if status.state not in (NodeState.STARTING, NodeState.STOPPING):
                 raise
-            return status, [], []  # it does not know them yet, or any more
+            return status, [], []  # the node does not know them yet, or no longer
 
     node, devices, volumes = session.ask(question)
     problems = problems_of(node, devices, volumes)
@@ -95,7 +96,7 @@ def status(session: Session) -> None:
 
 
 def start_rows(node: Status) -> list[tuple[str, object]]:
-    """How far the start of the node is; empty once it has started."""
+    """The progress of the node's start; empty once it has started."""
     if node.state != NodeState.STARTING:
         return []
     progress = f", {node.progress}" if node.progress else ""
@@ -103,7 +104,8 @@ def start_rows(node: Status) -> list[tuple[str, object]]:
 
 
 def problems_of(node: Status, devices: list[Device], volumes: list[Volume]) -> dict[str, Health]:
-    """What is not well, in words, each with what that makes of the node. What the node says of itself comes first."""
+    """The problems in words, each with the health that it implies for the node. Those reported by the node come
+    first."""
     found: dict[str, Health] = dict.fromkeys(node.problems, "degraded")
     for one in devices:
         if one.state != DeviceState.ONLINE:

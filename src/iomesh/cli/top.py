@@ -1,7 +1,7 @@
-"""`iomesh top`: what a node's volumes do right now.
+"""`iomesh top`: the current activity of a node's volumes.
 
-A sample is the difference of two readings of the daemon's counters and histograms, over the time between them; a counter that went
-backwards belongs to a volume or daemon that was opened again, and counts from zero.
+A sample is the difference of two readings of the daemon's counters and histograms, over the time between them; a
+counter that decreased belongs to a volume or daemon that was reopened, and counts from zero.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def sample(before: "Counters", now: "Counters") -> Sample:
-    """What happened between two readings."""
+    """The activity between two readings."""
     seconds = max(1, now.monotonic_ns - before.monotonic_ns) / 1e9
     volumes = {one.volume: one for one in before.volumes}
     reactors = {one.reactor: one for one in before.reactors}
@@ -37,7 +37,7 @@ def sample(before: "Counters", now: "Counters") -> Sample:
 
 
 def since(before: dict[str, int], now: dict[str, int], *names: str) -> int:
-    """How much the named counters rose together."""
+    """The total increase of the named counters."""
     rises = 0
     for name in names:
         was, value = before.get(name, 0), now.get(name, 0)
@@ -93,7 +93,7 @@ def of_reactor(before: "ReactorCounters | None", now: "ReactorCounters", seconds
 
 
 def view(now: Sample, title: str) -> RenderableType:
-    """The screen."""
+    """Renders the screen."""
     rows = [
         (
             one.volume,

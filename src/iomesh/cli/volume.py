@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from iomesh.api.client import Client
 
 AT = "A point in time: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
-POLL_SECONDS = 0.2  # while something is waited for
+POLL_SECONDS = 0.2  # between two polls
 
 STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow", "read-only": "red"}
 
@@ -264,7 +264,7 @@ def checkpoint(session: Session, name: str) -> None:
 
 
 def point_in_time(name: Reference, at: Moment | None) -> Moment:
-    """`at`, or if a snapshot is named an empty one. Raises InvalidArgument unless it is one of the two."""
+    """`at`, or an empty one if a snapshot is named. Raises InvalidArgument unless exactly one of them is given."""
     if bool(name.snapshot) == (at is not None):
         volume = name.volume
         raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'")
@@ -272,7 +272,7 @@ def point_in_time(name: Reference, at: Moment | None) -> Moment:
 
 
 def tell_trouble(session: Session, one: Volume) -> None:
-    """Why it is not served as it should be, and what it goes on without."""
+    """Reports why the volume is not served as it should be, and what it lacks."""
     if one.reason:
         session.output.warn(f"volume {one.name} is {one.state.value}: {one.reason}")
     for warning in one.warnings:
@@ -289,7 +289,7 @@ def flattening(one: Volume) -> str:
 
 
 def space_of(one: Volume) -> Table:
-    """What it takes, and what for."""
+    """The volume's space by use."""
     it = one.space
     times = f", {it.amplification:.2f} times what lives" if it.amplification else ""
     rows = [

@@ -1,1 +1,1 @@
-"""The doors to a volume, as far as Python opens them: handshakes. What comes after is the engine's."""
+"""The exports of volumes, as far as Python implements them: the handshakes. The transmission phase is the engine's."""

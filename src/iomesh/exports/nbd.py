@@ -1,7 +1,8 @@
-"""The NBD server: listens, shakes hands, and gives each connection to its export, whose engine serves it from then on.
+"""The NBD server: listens, does the handshake, and passes each connection to its export, whose engine serves it from
+then on.
 
-A client that does not behave costs a descriptor for as long as a handshake may last, and nothing else: handshakes are limited in
-time, in the length of each message and in number; where there are too many at once, the one that takes longest makes room.
+A misbehaving client costs one descriptor for the duration of a handshake, and nothing else: handshakes are limited in
+time, in the length of each message and in number; when there are too many, the oldest is ended.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ __all__ = ["NbdExport", "NbdServer"]
 BACKLOG = 128
 HANDSHAKE_SECONDS = 30.0
 HANDSHAKES_MAX = 256
-ACCEPT_PAUSE_SECONDS = 0.2  # when there is no descriptor left for another client
+ACCEPT_PAUSE_SECONDS = 0.2  # when no descriptor is left for another client
 SEND_BUFFER_BYTES = 4 << 20  # a whole batch of replies fits: the reactor's send ends at once
-SO_SNDBUFFORCE = 32  # the same beyond net.core.wmem_max, for those who may
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # seconds: a client's machine that vanished is noticed in 90
+SO_SNDBUFFORCE = 32  # the same beyond net.core.wmem_max, with the privilege
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # seconds: a vanished client machine is noticed within 90
 
 log = structlog.get_logger(part="nbd")
 
 
 class NbdServer:
-    """Belongs to the event loop that it is used in. `keep(work)` has `work`, which accepts clients, started again when it fails; without it
-    that is nobody's task."""
+    """Belongs to the event loop that it is used in. `keep(work)` restarts `work`, which accepts clients, when it fails;
+    without it no one restarts it."""
 
     def __init__(self, keep: Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]] | None = None) -> None:
         self._keep = keep or (lambda work: asyncio.get_running_loop().create_task(work()))
         self._exports: dict[str, NbdExport] = {}
         self._listeners: list[socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
-        self._handshakes: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
         self._attached: set[asyncio.Task[None]] = set()
 
     async def listen_unix(self, path: str) -> None:
@@ -48,7 +49,7 @@ class NbdServer:
         self._listen(listener, path)
 
     async def listen_tcp(self, host: str, port: int) -> int:
-        """On all addresses that `host` stands for; returns the port (0 chooses one). Raises OSError."""
+        """On all addresses of `host`; returns the port (0 chooses one). Raises OSError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
@@ -61,17 +62,17 @@ class NbdServer:
         return port
 
     def publish(self, export: NbdExport) -> None:
-        """Clients that come from now on find it."""
+        """New clients can choose it from now on."""
         if export.name in self._exports:
             raise ValueError(f"an export {export.name} is published already: withdraw it first")
         self._exports[export.name] = export
 
     def withdraw(self, name: str) -> None:
-        """No client finds it any more; those that are connected stay."""
+        """New clients cannot choose it any more; connected ones stay."""
         self._exports.pop(name, None)
 
     async def close(self) -> None:
-        """Stops listening and ends handshakes; connections that were given to their exports stay theirs."""
+        """Stops listening and ends handshakes; connections already passed to their exports are not affected."""
         for task in [*self._accepting, *self._handshakes]:
             task.cancel()
         await asyncio.gather(*self._accepting, *self._handshakes, return_exceptions=True)
@@ -96,7 +97,7 @@ class NbdServer:
         while True:
             try:
                 client, _ = await loop.sock_accept(listener)
-            except OSError as error:  # too many open files, or a client that left while it came
+            except OSError as error:  # too many open files, or a client that disconnected before accept
                 log.warning("no connection accepted", reason=error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
@@ -160,5 +161,5 @@ def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> N
 async def _logged(name: str, serve: Coroutine[Any, Any, None]) -> None:
     try:
         await serve
-    except Exception as error:  # of the export's own; the server goes on
+    except Exception as error:  # in the export's own code; the server continues
         log.warning("connection not served", export=name, reason=str(error))

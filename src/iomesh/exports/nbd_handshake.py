@@ -1,7 +1,8 @@
-"""NBD's fixed newstyle handshake, the server's side: from an accepted socket to an export and what was agreed about it.
+"""NBD's fixed newstyle handshake, the server's side: from an accepted socket to an export and its negotiated options.
 
-Bytes are read exactly as many as a message has, from the socket itself: what a client sends behind its last option belongs to the
-transmission phase and stays in the kernel's buffer. What is implemented, and where it leaves a choice to us, is in docs/nbd.md.
+Exactly the bytes of each message are read, from the socket itself: what a client sends after its last option belongs to
+the transmission phase and stays in the kernel's buffer. docs/nbd.md lists what is implemented, and our choices where
+the specification leaves one.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
 
 BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX = 1, 4096, 32 << 20
 ALLOCATION = "base:allocation"
-CHANGED_SINCE = "iomesh:changed-since:"  # and a snapshot's name
+CHANGED_SINCE = "iomesh:changed-since:"  # followed by a snapshot's name
 ALLOCATION_CONTEXT, CHANGED_CONTEXT = 1, 2  # their ids
 
 STRING_BYTES_MAX = 4096  # the specification's: names, queries
-OPTION_BYTES_MAX = 64 << 10  # of one option's data; the largest that makes sense is a few names
-OPTIONS_MAX = 1024  # of one handshake: a client that asks for ever is none
+OPTION_BYTES_MAX = 64 << 10  # of one option's data; the largest useful one is a few names
+OPTIONS_MAX = 1024  # of one handshake: a client that sends options endlessly is cut off
 QUERIES_MAX = 64
 
 
 class NbdExport(Protocol):
-    """A volume as its clients see it. `size_bytes` may grow; who connects then sees it."""
+    """A volume as its clients see it. `size_bytes` may grow; later connections see the new size."""
 
     @property
     def name(self) -> str: ...
@@ -52,29 +53,30 @@ class NbdExport(Protocol):
 
     @property
     def comparable(self) -> Collection[str]:
-        """The snapshots since which this export can tell what has changed."""
+        """The snapshots since which this export can report changes."""
 
     async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
-        """Serve this connection until it ends. Block status tells what has changed `since` that snapshot; None: what is allocated. The
-        descriptor, in blocking mode, is the callee's from now on, whatever happens."""
+        """Serves this connection until it ends. Block status reports what has changed `since` that snapshot; None: what
+        is allocated. The callee owns the descriptor, in blocking mode, from now on, whatever happens."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a handshake ended well."""
+    """The result of a successful handshake."""
 
     export: NbdExport
     structured: bool
     context_id: int | None
-    since: str | None  # the snapshot that a context to compare with names
+    since: str | None  # the snapshot to compare with, from the context's name
 
 
 class HandshakeEnded(Exception):
-    """It ended without an agreement: the client left, or is none. The message is for the log."""
+    """The handshake ended without an agreement: the client left, or is not an NBD client. The message is for the
+    log."""
 
 
 class _Refused(Exception):
-    """An option that gets an error for an answer; the handshake goes on."""
+    """An option that is answered with an error; the handshake continues."""
 
     def __init__(self, kind: int, message: str) -> None:
         super().__init__(message)
@@ -82,7 +84,7 @@ class _Refused(Exception):
 
 
 class _Fields:
-    """Reads an option's data field by field; an option that is shorter than it says is INVALID."""
+    """Reads an option's data field by field; an option shorter than its fields require is INVALID."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -120,8 +122,8 @@ def _text(data: bytes, what: str) -> str:
 
 
 class Handshake:
-    """One client's. `exports` is looked at whenever it asks for one; `flags` says the transmission flags of an export, given whether
-    structured replies were agreed."""
+    """The handshake of one client. `exports` is read whenever the client names one; `flags` returns the transmission
+    flags of an export, given whether structured replies were negotiated."""
 
     def __init__(self, client: socket.socket, exports: Mapping[str, NbdExport], flags: Callable[[NbdExport, bool], int]) -> None:
         self._client = client  # non-blocking
@@ -129,8 +131,8 @@ class Handshake:
         self._flags = flags
         self._no_zeroes = False
         self._structured = False
-        self._context_of: NbdExport | None = None  # a context was chosen, for this one
-        self._since: str | None = None  # which; None: base:allocation
+        self._context_of: NbdExport | None = None  # the export for which a context was chosen
+        self._since: str | None = None  # the context's snapshot; None: base:allocation
 
     async def run(self) -> Agreement:
         """Raises HandshakeEnded."""
@@ -162,7 +164,7 @@ class Handshake:
         return Agreement(export, True, ALLOCATION_CONTEXT if self._since is None else CHANGED_CONTEXT, self._since)
 
     async def _answer(self, option: int, data: bytes) -> NbdExport | None:
-        """Replies to one option; the export if that was the last one."""
+        """Replies to one option; returns the export if that was the last option."""
         if option == EXPORT_NAME:
             return await self._export_name(data)
         try:
@@ -191,7 +193,7 @@ class Handshake:
         return None
 
     async def _export_name(self, data: bytes) -> NbdExport:
-        """The old way to choose: there is no way to say no but to hang up."""
+        """The old way to choose an export: an error can only be reported by closing the connection."""
         try:
             export = self._find(_text(data, "the export's name"))
         except _Refused as refused:
@@ -250,7 +252,7 @@ class Handshake:
             await self._reply(option, META_CONTEXT, struct.pack(">I", identifier) + chosen.encode())
 
     def _find(self, name: str) -> NbdExport:
-        """The one with this name; no name: the only one there is."""
+        """The export with this name; an empty name stands for the only one."""
         if name in self._exports:
             return self._exports[name]
         if name == "" and len(self._exports) == 1:
@@ -264,7 +266,7 @@ class Handshake:
         await asyncio.get_running_loop().sock_sendall(self._client, data)
 
     async def _receive(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Receives exactly `count` bytes."""
         received = bytearray(count)
         view = memoryview(received)
         while view:

@@ -1,4 +1,5 @@
-"""What a cluster has to agree on, and where it is kept. docs/metadata.md lists the keys and says what an implementation promises."""
+"""The state that a cluster has to agree on, and its storage. docs/metadata.md lists the keys and the guarantees of an
+implementation."""
 
 from iomesh.metadata.protocol import Change, Delete, Entry, HistoryLost, Listing, Metadata, MetadataUnavailable, Operation, Put
 

@@ -15,7 +15,7 @@ NODES = "nodes/"
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     name: str
-    incarnation: uuid.UUID  # of this run of the daemon
+    incarnation: uuid.UUID  # of this process of the daemon
     state: uuid.UUID  # of its state directory
     boot: uuid.UUID  # the kernel's boot_id
     process: int

@@ -1,7 +1,8 @@
-"""What is kept under each key, as JSON. docs/metadata.md describes every field.
+"""The records under each key, as JSON. docs/metadata.md describes every field.
 
-A reader ignores fields that it does not know. A change of meaning raises the `format` of its kind of record: a reader refuses formats that
-it does not know, the newer and the older, so that none is misread. What is refused concerns the thing whose record it is, and no other.
+A reader ignores unknown fields. A change of meaning raises the `format` of its kind of record: a reader refuses unknown
+formats, newer and older, so that none is misread. A refused record affects only the volume, device or other object that
+it describes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ DEVICES = "devices/"
 
 
 class Lifecycle(enum.StrEnum):
-    """What is to become of a volume: making -> ready -> deleting -> (no record), or ready -> hidden -> deleting if it was deleted while
-    there were clones of it. What its owner is doing with it is the node's."""
+    """The intended state of a volume: making -> ready -> deleting -> (no record), or ready -> hidden -> deleting if it
+    was deleted while it had clones. What its owner is currently doing with it is the node's state."""
 
     MAKING = "making"
     READY = "ready"
@@ -43,7 +44,7 @@ class CheckpointPointer(msgspec.Struct, frozen=True, kw_only=True):
 
 class PolicyRecord(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
-    window_seconds: int = 0  # any second so far back can be restored; 0: there is no restore window
+    window_seconds: int = 0  # any second within that time can be restored; 0: there is no restore window
 
 
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,45 +60,46 @@ class SnapshotExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
     volume: uuid.UUID
     snapshot: uuid.UUID
-    name: str  # of both when the clone was made, VOLUME@SNAPSHOT or VOLUME@MOMENT: for people
-    at_ns: int = 0  # Unix time of the moment, and the snapshot is the mark before it; 0: it is a clone of the snapshot
-    until_ns: int = 0  # log time up to which the log is followed from that mark
+    name: str  # of both when the clone was created, VOLUME@SNAPSHOT or VOLUME@POINT-IN-TIME: for people
+    at_ns: int = 0  # Unix time of the point in time; `snapshot` is the restore point before it. 0: a clone of the snapshot
+    until_ns: int = 0  # log time up to which the log is rolled forward from that restore point
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """volumes/<id>: what the volume is to be. Any node may change it."""
+    """volumes/<id>: the intended state of the volume. Any node may change it."""
 
     FORMAT: ClassVar[int] = 2
 
     format: int = FORMAT
     id: uuid.UUID
     name: str
-    node: str  # that makes it and deletes it
+    node: str  # that creates and deletes it
     size_bytes: int
     segment_bytes: int
     state: Lifecycle = Lifecycle.READY
     policy: PolicyRecord = PolicyRecord()
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
-    flattening: bool = False  # a clone that is being made independent of its parent
+    flattening: bool = False  # a clone that is becoming independent of its parent
     created_ns: int  # Unix time
 
 
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """logs/<id>: what the volume's log is. Only its owner changes it, or who takes it over by raising the epoch."""
+    """logs/<id>: the state of the volume's log. Only its owner changes it, or a node that takes it over by raising the
+    epoch."""
 
     FORMAT: ClassVar[int] = 1
 
     format: int = FORMAT
     id: uuid.UUID
-    epoch: int  # of the owner's right; raised by whoever opens it; 0: it was never opened
+    epoch: int  # of the owner's right; raised each time the log is opened; 0: never opened
     owner: str  # name of a node
-    checkpoint: CheckpointPointer | None = None  # None: recovery starts at the beginning of the log
+    checkpoint: CheckpointPointer | None = None  # None: recovery starts with the first segment of the log
     clone_of: CloneRecord | None = None
 
 
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """names/<name>: whose the name is."""
+    """names/<name>: the volume that has the name."""
 
     FORMAT: ClassVar[int] = 1
 
@@ -111,14 +113,15 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     id: uuid.UUID
     node: str
-    path: str  # where it was seen last
+    path: str  # where it was last seen
     tier: str
     label: str
     size_bytes: int
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """cluster: the first record that is read. Its format is also that of the keys: 1 had volumes by name, 2 has them by id."""
+    """cluster: the first record that is read. Its format is also that of the keys: 1 had volumes by name, 2 has them by
+    id."""
 
     FORMAT: ClassVar[int] = 2
 
@@ -140,7 +143,7 @@ class _Header(msgspec.Struct):
 
 
 class Glimpse(msgspec.Struct):
-    """What can be told of a record that cannot be read, for people: nothing depends on it."""
+    """What is known of an unreadable record, for people: nothing depends on it."""
 
     name: str = ""
     node: str = ""
@@ -149,7 +152,7 @@ class Glimpse(msgspec.Struct):
 
 
 def decode(kind: type[RecordT], entry: Entry) -> Versioned[RecordT]:
-    """Raises Unsupported (another format than this iomesh knows), Damaged (no such record at all)."""
+    """Raises Unsupported (a format unknown to this version of iomesh), Damaged (not such a record at all)."""
     try:
         header = msgspec.json.decode(entry.value, type=_Header)
         if header.format == kind.FORMAT:
@@ -222,13 +225,13 @@ async def get_name(metadata: Metadata, name: str) -> Versioned[NameRecord] | Non
 
 
 class UnreadableDevice(NamedTuple):
-    id: uuid.UUID | None  # None: not even its key is a device's
+    id: uuid.UUID | None  # None: not even the key is a device's
     seen: Glimpse
     reason: str
 
 
 async def list_devices(metadata: Metadata) -> tuple[list[Versioned[DeviceRecord]], list[UnreadableDevice]]:
-    """Those whose records can be read, and the others."""
+    """The devices with readable records, and the others."""
     devices, unreadable = [], []
     for entry in (await metadata.list_prefix(DEVICES)).entries:
         try:
@@ -239,7 +242,7 @@ async def list_devices(metadata: Metadata) -> tuple[list[Versioned[DeviceRecord]
 
 
 def id_of(key: str) -> uuid.UUID | None:
-    """None: what the key ends in is none, as this iomesh writes them."""
+    """None: the key does not end in an id as this version of iomesh writes them."""
     text = key.rpartition("/")[2]
     with contextlib.suppress(ValueError):
         if str(uuid.UUID(text)) == text:
@@ -248,12 +251,12 @@ def id_of(key: str) -> uuid.UUID | None:
 
 
 async def get_or_create_cluster(metadata: Metadata, wanted: uuid.UUID | None = None) -> ClusterRecord:
-    """The cluster that this metadata service is of. A new service becomes that of `wanted`, or of a new cluster. Raises Unsupported if what
-    it holds is of another iomesh's formats."""
+    """The cluster of this metadata service. A new service gets the cluster `wanted`, or a new one. Raises Unsupported
+    if its contents are in the formats of another version of iomesh."""
     entry = await metadata.get(CLUSTER_KEY)
     if entry is None:
         record = ClusterRecord(id=wanted or uuid.uuid4(), created_ns=time.time_ns())
-        with contextlib.suppress(Conflict):  # somebody else was first: then it is theirs
+        with contextlib.suppress(Conflict):  # another process was first: then its cluster counts
             await metadata.commit(Put(CLUSTER_KEY, msgspec.json.encode(record), 0))
         entry = await metadata.get(CLUSTER_KEY)
         assert entry is not None

@@ -2,11 +2,12 @@
 
 - A commit is on stable media when it has been answered (WAL, synchronous=FULL).
 - Every change is also a row of `changes`, from which watches read; the newest CHANGES_KEPT are kept.
-- A lock that is not had within BUSY_SECONDS, a full file system and an I/O error are MetadataUnavailable: whether the commit took place is
-  unknown, since a COMMIT that fails may have been written. The transaction is over then, whatever SQLite has done about it.
-- A lease ends by the clock that counts since boot, so setting the time changes nothing; leases of an earlier boot are over. Whoever
-  comes first after its end, a commit or a read, removes what was put under it.
-- SQLite is called in one thread of its own: nothing here stops the event loop.
+- A lock that is not acquired within BUSY_SECONDS, a full file system and an I/O error are MetadataUnavailable: whether
+  the commit took place is unknown, since a COMMIT that fails may have been written. The transaction is ended in any
+  case, whatever SQLite has done about it.
+- A lease ends by the clock that counts since boot, so setting the time has no effect; leases of an earlier boot have
+  expired. The first commit or read after its end removes the entries under it.
+- SQLite is called in one thread of its own: nothing here blocks the event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from iomesh.metadata.protocol import (
 SCHEMA_VERSION = 1
 CHANGES_KEPT = 10_000
 BUSY_SECONDS = 5.0  # another process holds the write lock for milliseconds; longer means that something is wrong
-WATCH_SECONDS = 0.2  # how often a watch looks for what other processes did; our own commits wake it at once
+WATCH_SECONDS = 0.2  # how often a watch polls for commits of other processes; our own commits wake it at once
 
 _SCHEMA = f"""
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, lease INTEGER) WITHOUT ROWID;
@@ -57,13 +58,13 @@ class SqliteMetadata:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
-        self._committed = asyncio.Event()  # replaced by every commit of ours: wakes the watches
+        self._committed = asyncio.Event()  # replaced by each of our commits: wakes the watches
         self._database: sqlite3.Connection | None = None
-        self._usable = False  # it has been opened, and not closed: without a connection, another one is made
+        self._usable = False  # opened and not closed: without a connection, the next call opens a new one
 
     @classmethod
     async def open(cls, path: Path) -> SqliteMetadata:
-        """Opens the file, and creates it where there is none (its folder has to be there)."""
+        """Opens the file, or creates it (its folder must exist)."""
         metadata = cls(path)
         try:
             await metadata._run(metadata._open)
@@ -183,7 +184,7 @@ class SqliteMetadata:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """What is read within is of one moment."""
+        """All reads inside show one point in time."""
         self._sql.execute("BEGIN")
         try:
             yield
@@ -191,8 +192,9 @@ class SqliteMetadata:
             self._end_transaction()
 
     def _end_transaction(self) -> None:
-        """Takes back what was not committed. SQLite ends a transaction itself after some errors and leaves it open after others, such as
-        a COMMIT that finds a lock. A connection whose transaction cannot be ended is of no use: the next call makes another one."""
+        """Rolls back what was not committed. SQLite itself ends a transaction after some errors and leaves it open
+        after others, such as a COMMIT that finds a lock. A connection whose transaction cannot be ended is useless: the
+        next call opens a new one."""
         database = self._sql
         try:
             if database.in_transaction:
@@ -269,7 +271,7 @@ class SqliteMetadata:
 
     def _renew(self, lease: int) -> None:
         self._expire()
-        # Not worth a flush: what a power cut could take back is a lease of a boot that is over.
+        # Needs no flush: a power cut can only undo a renewal, and it ends the boot, and with it the lease, anyway.
         self._sql.execute("PRAGMA synchronous = NORMAL")
         try:
             with self._transaction():
@@ -305,7 +307,7 @@ class SqliteMetadata:
 
 
 def _range(prefix: str) -> tuple[str, str]:
-    """The keys that begin with it are those from the first on and before the second. Keys are ASCII."""
+    """The keys with this prefix are those from the first on and before the second. Keys are ASCII."""
     return prefix, prefix + "\x7f"
 
 

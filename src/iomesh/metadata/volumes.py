@@ -1,19 +1,21 @@
-"""A volume's three records, each changed by a compare-and-swap of its own, and what a crash between two of these leaves.
+"""A volume's three records, each changed by a compare-and-swap of its own, and what a crash between two of them
+leaves behind.
 
-    volumes/<id>    what the volume is to be     written first, removed last
-    names/<name>    whose the name is            exists only while volumes/<id> does
-    logs/<id>       what its log is              exists only while both do, or while the volume is hidden
+    volumes/<id>    its intended state           written first, removed last
+    names/<name>    which volume has the name    exists only while volumes/<id> does
+    logs/<id>       the state of its log         exists only while both do, or while the volume is hidden
 
     create   volumes (making), names, logs, (open), volumes (ready)
-    hide     volumes (hidden, without its name), (what it exports is withdrawn), names removed
+    hide     volumes (hidden, without its name), (its exports are withdrawn), names removed
     delete   volumes (deleting), (erase), logs removed, names removed, volumes removed
 
-After a crash the volume's own record says what was going on:
+After a crash the volume's own record shows the interrupted operation:
 
     making, without a log    nothing was ever written to it: its records are removed
-    making, with its log     it is opened, and made further
-    deleting                 it is erased further; without a log, only its records are left to be removed
-    a name whose volume is not there, or is hidden or being deleted under another name: free. The next one who wants it removes it, too
+    making, with its log     it is opened, and its creation continues
+    deleting                 its erasure continues; without a log, only its records are left to be removed
+    a name whose volume does not exist, or is hidden or being deleted under another name:
+                             free. The next volume that reserves the name removes the record, too
 """
 
 from __future__ import annotations
@@ -52,42 +54,42 @@ NAME_ATTEMPTS = 5
 
 
 class Stored(NamedTuple):
-    """A volume as it is stored. log: None while it is being made or deleted."""
+    """A volume as it is stored. log: None while it is being created or deleted."""
 
     volume: Versioned[VolumeRecord]
     log: Versioned[LogRecord] | None
 
 
 class Unreadable(NamedTuple):
-    """A volume of which a record cannot be read: it is kept closed, and no other is."""
+    """A volume with an unreadable record: it stays closed; other volumes are not affected."""
 
-    id: uuid.UUID | None  # None: the key is not even that of a volume
-    name: str  # its own, where it certainly has one, else its id or its key
-    node: str  # its owner's, as far as that can be told, else empty
+    id: uuid.UUID | None  # None: not even the key is a volume's
+    name: str  # its own, if that is certain, else its id or its key
+    node: str  # its owner's, if known, else empty
     reason: str
-    log: LogRecord | None  # None: it may be a clone of any
+    log: LogRecord | None  # None: it may be a clone of any volume
 
 
 class StaleName(NamedTuple):
-    """A reservation that does not count."""
+    """A reservation without effect."""
 
     entry: Entry
-    holder: VolumeRecord | None  # it has another name; None: it is not there
+    holder: VolumeRecord | None  # it has another name; None: it does not exist
 
 
 @dataclass
 class Inventory:
-    """Everything that there is of volumes."""
+    """The records of all volumes."""
 
     volumes: list[Stored] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     stale_names: list[StaleName] = field(default_factory=list)
-    unnamed: set[uuid.UUID] = field(default_factory=set)  # volumes whose name is not reserved, or by another
+    unnamed: set[uuid.UUID] = field(default_factory=set)  # volumes whose name is not reserved, or reserved by another
 
 
 async def read_volumes(metadata: Metadata) -> Inventory:
-    """At the start of a node, while others may change what is theirs. So names are read first: the volume of a name that is no leftover is
-    there then, and is so later, too."""
+    """At the start of a node, while other nodes may change their volumes. So names are read first: unless a name is
+    stale, its volume exists at that time, and still does when volumes are read."""
     names = (await metadata.list_prefix(NAMES)).entries
     volumes = {entry.key.removeprefix(VOLUMES): entry for entry in (await metadata.list_prefix(VOLUMES)).entries}
     logs = {entry.key.removeprefix(LOGS): entry for entry in (await metadata.list_prefix(LOGS)).entries}
@@ -95,7 +97,7 @@ async def read_volumes(metadata: Metadata) -> Inventory:
     inventory = Inventory()
     for tail in sorted(volumes.keys() | logs.keys()):
         entry, log = volumes.get(tail), logs.get(tail)
-        if entry is None or log is None:  # as it is, or because somebody is making or removing it
+        if entry is None or log is None:  # as it is, or because it is being created or removed
             entry, log = await metadata.get(VOLUMES + tail), await metadata.get(LOGS + tail)
         if entry is not None or log is not None:
             _read(inventory, tail, entry, log, holders, broken)
@@ -115,7 +117,7 @@ async def read_volumes(metadata: Metadata) -> Inventory:
 
 
 def _holders(names: list[Entry]) -> tuple[dict[str, uuid.UUID], dict[str, str]]:
-    """Whose each name is; and of those where that cannot be read, why."""
+    """The volume of each name; for unreadable ones, the reason."""
     holders, broken = {}, {}
     for entry in names:
         name = entry.key.removeprefix(NAMES)
@@ -179,8 +181,8 @@ async def find_volume(metadata: Metadata, name: str) -> Stored | None:
 
 
 async def reserve_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None:
-    """For a volume whose record is there. Raises AlreadyExists if the name is another's; one that is free but for what a crash left, is
-    cleared. Doing it again does no harm."""
+    """For a volume whose record exists. Raises AlreadyExists if another volume has the name; a stale reservation left
+    by a crash is cleared. Idempotent."""
     for _ in range(NAME_ATTEMPTS):
         try:
             await metadata.commit(put_name(name, volume, 0))
@@ -199,26 +201,26 @@ async def reserve_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None
 
 
 async def _is_stale(metadata: Metadata, name: str, holder: uuid.UUID) -> bool:
-    """A volume's record is there before its name is. So a name without one belongs to nobody; nor does that of a volume that has given it
-    up for good."""
+    """A volume's record is written before its name. So a name without a record belongs to no volume; neither does that
+    of a volume that has given it up for good."""
     found = await get_volume(metadata, holder)
     return found is None or (found.record.name != name and found.record.state in (Lifecycle.HIDDEN, Lifecycle.DELETING))
 
 
 async def release_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None:
-    """If it is this volume's. Doing it again does no harm."""
+    """Removes the name if it is this volume's. Idempotent."""
     found = await get_name(metadata, name)
     if found is not None and found.record.volume == volume:
         await _remove(metadata, name_key(name), found.version)
 
 
 async def release_stale(metadata: Metadata, name: StaleName) -> None:
-    """Unless somebody has it by now."""
+    """Removes the name unless another volume has reserved it meanwhile."""
     await _remove(metadata, name.entry.key, name.entry.version)
 
 
 async def _remove(metadata: Metadata, key: str, version: int) -> None:
-    """Unless somebody has changed it meanwhile: then it is another's."""
+    """Removes the entry unless it was changed meanwhile: then it belongs to another volume."""
     try:
         await metadata.commit(Delete(key, version))
     except Conflict:
@@ -226,8 +228,8 @@ async def _remove(metadata: Metadata, key: str, version: int) -> None:
 
 
 async def create_records(metadata: Metadata, record: VolumeRecord, log: LogRecord) -> tuple[int, int]:
-    """Of a volume that there was not: it is MAKING afterwards. The versions of the two. Raises AlreadyExists; then its own record is gone
-    again. Whatever else is raised, `remove_records` clears up."""
+    """Creates the records of a new volume, which is MAKING afterwards. Returns the versions of the two. Raises
+    AlreadyExists; its own record is removed again then. After any other error, `remove_records` cleans up."""
     version = await metadata.commit(put_volume(record, 0))
     try:
         await reserve_name(metadata, record.name, record.id)
@@ -238,14 +240,15 @@ async def create_records(metadata: Metadata, record: VolumeRecord, log: LogRecor
 
 
 async def remove_records(metadata: Metadata, record: VolumeRecord) -> None:
-    """Of a volume of which nothing else is left. An id does not come again, so it needs no versions, and doing it again does no harm."""
+    """Removes the records of a volume of which nothing else is left. An id is never reused, so this needs no versions,
+    and is idempotent."""
     await metadata.commit(Delete(log_key(record.id), None))
     await release_name(metadata, record.name, record.id)
     await metadata.commit(Delete(volume_key(record.id), None))
 
 
 def hidden_name(volume: uuid.UUID) -> str:
-    """That no user can give, and nobody reserves."""
+    """A name that no user can choose, and that is never reserved."""
     return f"deleted:{volume}"
 
 

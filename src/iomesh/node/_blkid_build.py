@@ -1,4 +1,5 @@
-"""What iomesh asks of libblkid: which filesystem, array member or partition table a device holds. Compiled by meson.build."""
+"""The libblkid calls that iomesh needs: which filesystem, array member or partition table a device holds. Compiled by
+meson.build."""
 
 import sys
 

@@ -1,9 +1,10 @@
-"""What lies below a block device as far as the kernel says: the file or the device of a loop device.
+"""What lies below a block device as far as the kernel reports it: the file or the device of a loop device.
 
-The kernel lets a file and its loop device be opened side by side, each with a lock of its own. So whoever opens a loop device also holds
-what is below it: a shared lock on the whole file (whoever opens the file itself takes it exclusively), and a lock on the bytes that the
-loop device covers, which keeps out another loop device over the same bytes. Partitions, device mapper and arrays need no lock: the kernel
-gives exclusive access to them and to what they lie on to one holder.
+The kernel lets a file and its loop device be opened side by side, each with a lock of its own. So a process that opens
+a loop device also locks what is below it: a shared lock on the whole file (a process that opens the file itself takes
+it exclusively), and a lock on the bytes that the loop device covers, which keeps out another loop device over the same
+bytes. Partitions, device mapper and arrays need no lock: the kernel gives exclusive access to them and to the devices
+below them to one holder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SECTOR_BYTES = 512
 
 
 class LockTaken(OSError):
-    """Somebody else has the lock of `path`."""
+    """The lock of `path` is held by another descriptor, of this process or another one."""
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -31,7 +32,7 @@ class LockTaken(OSError):
 
 
 class Loop(NamedTuple):
-    """What a loop device, or a partition of one, leads to."""
+    """The target of a loop device, or of a partition of one."""
 
     path: str  # of the file or block device below
     offset: int  # in it, in bytes
@@ -46,8 +47,8 @@ def lock_file(path: str, descriptor: int, *, exclusive: bool) -> None:
 
 
 def hold_below(status: os.stat_result, size_bytes: int) -> list[int]:
-    """Holds what is below a block device of `size_bytes` bytes, until the descriptors that it returns are closed. Raises LockTaken,
-    and OSError (EBUSY) when a block device below is held by another."""
+    """Holds what is below a block device of `size_bytes` bytes until the returned descriptors are closed. Raises
+    LockTaken, and OSError (EBUSY) when a block device below is held already."""
     loop = loop_of(status)
     if loop is None:
         return []
@@ -69,7 +70,8 @@ def hold_below(status: os.stat_result, size_bytes: int) -> list[int]:
 
 
 def loop_of(status: os.stat_result) -> Loop | None:
-    """None if it is no loop device, or if the file below it has no path here (it was deleted, or is in another mount namespace)."""
+    """None if it is not a loop device, or if the file below it has no path here (it was deleted, or is in another mount
+    namespace)."""
     if not stat.S_ISBLK(status.st_mode):
         return None
     device = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
@@ -86,7 +88,7 @@ def loop_of(status: os.stat_result) -> Loop | None:
 
 
 def loops_over(status: os.stat_result) -> list[str]:
-    """The loop devices that lie on a file or block device."""
+    """The loop devices on top of a file or block device."""
     found = []
     for backing_file in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
         device = Path("/dev", backing_file.parents[1].name)
@@ -96,7 +98,7 @@ def loops_over(status: os.stat_result) -> list[str]:
 
 
 def other_names(path: str) -> list[str]:
-    """Names, besides `path`, under which loop devices lead to the same bytes or part of them."""
+    """Names, besides `path`, of loop devices that lead to the same bytes or part of them."""
     try:
         status = Path(path).stat()
         loop = loop_of(status)
@@ -107,14 +109,15 @@ def other_names(path: str) -> list[str]:
 
 
 def _is_below(device: Path, status: os.stat_result) -> bool:
-    """Whether the loop device lies on what has this status. The kernel's word counts: a path may lead elsewhere by now."""
+    """Whether the loop device is on top of what has this status. The kernel's data counts: a path may lead elsewhere by
+    now."""
     try:
         descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
         info = fcntl.ioctl(descriptor, LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
-    except OSError:  # it has no file (any more)
+    except OSError:  # it has no file, or no longer
         return False
     finally:
         os.close(descriptor)

@@ -1,4 +1,5 @@
-"""Pauses between attempts: exponential backoff with jitter, so that those who wait for the same service do not ask all at once."""
+"""Pauses between attempts: exponential backoff with jitter, so that the clients of one service do not retry all at
+once."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 
 
 def pauses(first_seconds: float, longest_seconds: float) -> Iterator[float]:
-    """Seconds, without an end."""
+    """Yields seconds, endlessly."""
     most = first_seconds
     while True:
         yield random.uniform(most / 2, most)

@@ -1,9 +1,9 @@
-"""Names of one device that the kernel does not connect: two paths of a disk, a file seen through an overlay. What tells them apart is
-written on the device itself (docs/formats.md, "Claim and probe").
+"""Detects several names of one device that the kernel does not connect: two paths of a disk, a file seen through an
+overlay. They are told apart by what is written on the device itself (docs/formats.md, "Claim and probe").
 
-- A probe decides whether two paths lead to one device: random bytes that are written through one are read through the other, or not.
-  Two devices with one identity that are not one device are a device and its copy.
-- A claim on the device names the process that has it open, so that another process finds the path to probe.
+- A probe decides whether two paths lead to one device: random bytes written through one path can be read through the
+  other, or not. If two paths have one identity but are not one device, they are a device and its copy.
+- A claim on the device names the process that has it open, so that another process knows which path to probe.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ZEROS = bytes(_BLOCK)
 
 
 class Storage(enum.Enum):
-    """What a path leads to, seen from a device that is open."""
+    """What a path leads to, compared with an open device."""
 
     SAME = "same"
     OTHER = "other"
@@ -39,7 +39,8 @@ class Storage(enum.Enum):
 
 
 def compare(device: OpenDevice, path: str) -> Storage:
-    """Whether `path` leads to the device. Writes to its probe block, so it must be an iomesh device. Raises DeviceFailed."""
+    """Whether `path` leads to the device. Writes to the device's probe block, so it must be an iomesh device. Raises
+    DeviceFailed."""
     try:
         if Path(path).samefile(f"/proc/self/fd/{device.descriptor}"):
             return Storage.SAME
@@ -103,7 +104,8 @@ def clear(device: OpenDevice) -> None:
 
 
 def _is_live(claim: dict[str, Any]) -> bool:
-    """Of a process in another PID namespace nothing can be said; that one is kept out by the kernel's locks alone."""
+    """Whether the claiming process runs. In another PID namespace that is unknown; only the kernel's locks keep such a
+    process out."""
     process = Process(claim["process"], claim["process_namespace"], claim["process_started"])
     return claim["boot"] == boot_id().bytes and process.runs is True
 
@@ -128,6 +130,6 @@ def _write(device: OpenDevice, offset: int, block: bytes) -> None:
 
 @contextmanager
 def _buffer() -> Iterator[mmap.mmap]:
-    """One block, aligned as direct I/O needs it."""
+    """One block, aligned for direct I/O."""
     with mmap.mmap(-1, _BLOCK) as buffer:
         yield buffer

@@ -1,8 +1,10 @@
-"""The cleaner's clock: looks at every volume's segment table, lets the policy choose, and has the engine clean what it chose.
+"""The cleaner: in rounds, it reads every volume's segment table, lets the policy choose victims, and has the engine
+clean them.
 
-When space runs out writes wait for the cleaner (Engine.expect_space) as long as it finds something worth cleaning, in whichever volume;
-only when there is no dead space any more do they get ENOSPC. Volumes share their devices: all are cleaned for the one that needs most.
-While there is plenty, cleaning keeps to a pace and gives way to users (ext/store/token_bucket.pyx).
+When space runs out, writes wait for the cleaner (Engine.expect_space) as long as it finds segments worth cleaning, in
+any volume; they fail with ENOSPC only when no dead space is left. Volumes share their devices: all are cleaned for the
+one that needs space most. While there is plenty of space, cleaning is throttled and yields to users' I/O
+(ext/store/token_bucket.pyx).
 """
 
 from __future__ import annotations
@@ -30,23 +32,23 @@ from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, choose
 
 log = logger("cleaning")
 
-LOOK_SECONDS = 1.0  # between two looks while there is plenty
+LOOK_SECONDS = 1.0  # between two rounds while there is plenty
 SOON_SECONDS = 0.1
-CHECKPOINT_SECONDS = 0.5  # between two checkpoints that are asked for to get at dead segments while there is nothing else to clean
-CHECKPOINT_SEGMENTS = 64  # of log between two while there is
-AT_ONCE = 8  # segments that are asked for in one go; in haste the next go is asked for before the last has ended
-HOPE_MILLISECONDS = 2000  # writes wait so long for what was found, and for longer when more is
-WORTH_SEGMENTS = 2  # of dead space are worth waiting for: as much as open segments may look like, which have still to be written
+CHECKPOINT_SECONDS = 0.5  # between two checkpoints requested to release dead segments when nothing else can be cleaned
+CHECKPOINT_SEGMENTS = 64  # of log between two such checkpoints while something can be
+AT_ONCE = 8  # segments per request; when urgent, the next request is sent before the last has ended
+HOPE_MILLISECONDS = 2000  # deadline of waiting writes once dead space was found; extended when more is found
+WORTH_SEGMENTS = 2  # of dead space are worth waiting for: open segments may seem to have as much, in blocks not yet written
 
 
 @dataclass
 class Cleaned:
-    """What came of it, since the volume was opened."""
+    """The results since the volume was opened."""
 
     memory: Memory = field(default_factory=Memory)
     need: Need = Need.NONE
-    spare_blocks: float = 0.0  # that cleaning would give back, beyond WORTH_SEGMENTS
-    kept_blocks: float = 0.0  # that a shorter restore window would
+    spare_blocks: float = 0.0  # dead space that cleaning would free, beyond WORTH_SEGMENTS
+    kept_blocks: float = 0.0  # that a shorter restore window would free
     chosen: int = 0
     compacted: int = 0
     evacuated: int = 0
@@ -54,8 +56,8 @@ class Cleaned:
     failed: int = 0
     freed_bytes: int = 0
     checkpoint_at: float = 0.0
-    in_hand: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # the segments asked for last
-    under_way: asyncio.Task[bool] | None = None  # that they are cleaned
+    in_hand: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # the segments requested last
+    under_way: asyncio.Task[bool] | None = None  # cleaning them
 
 
 class Cleaning:
@@ -83,11 +85,11 @@ class Cleaning:
             self._task = None
 
     def wake(self) -> None:
-        """Space is tight, and there is less of it: look now."""
+        """Space is tight and shrinking: start a round now."""
         self._wake.set()
 
     def hurry(self) -> None:
-        """Space has run out: look now, and what is being cleaned at leisure is hurried."""
+        """Space has run out: start a round now, and lift the throttle of running cleaning."""
         self._engine.hurry_cleaning()
         self._wake.set()
 
@@ -104,7 +106,8 @@ class Cleaning:
                 continue
 
     async def _look(self) -> Need:
-        """One round over all volumes; how soon the next one is needed. It ends when that of every volume has, so rounds never overlap."""
+        """One round over all volumes; returns how soon the next one is needed. It waits for every volume, so rounds
+        never overlap."""
         volumes = [volume for volume in self._volumes.values() if volume.in_engine]
         identities = {volume.record.id for volume in volumes}
         self.cleaned = {
@@ -115,18 +118,18 @@ class Cleaning:
         return max(needs, default=Need.NONE)
 
     async def _clean_if_open(self, volume: OpenVolume, largest_blocks: int) -> Need:
-        """What a volume fails with keeps no other from being cleaned."""
+        """A failure of one volume keeps no other from being cleaned."""
         try:
             return await self._clean(volume, largest_blocks)
         except MetadataUnavailable:
             return Need.NONE  # pointers.py reports it
-        except IomeshError as error:  # it was closed meanwhile, or its device fails: that is reported elsewhere
+        except IomeshError as error:  # it was closed concurrently, or its device fails: that is reported elsewhere
             log.info("cleaning interrupted", volume=volume.record.name, reason=error.message)
             return Need.NONE
 
     async def _clean(self, volume: OpenVolume, largest_blocks: int) -> Need:
-        """One round of one volume. NONE when nothing can be done for it, whatever it needs. largest_blocks: the largest segment here,
-        of any volume's."""
+        """One round of one volume. NONE when nothing can be done for it, whatever its need. largest_blocks: the largest
+        segment of any volume of the node."""
         identity = volume.record.id
         cleaned = self.cleaned.setdefault(identity, Cleaned())
         table = await self._engine.segments(identity)
@@ -135,7 +138,7 @@ class Cleaning:
             return Need.NONE
         segment_blocks = _segment_blocks(volume)
         spaces = self._stores.spaces()
-        cleaned.need = min(space.need(largest_blocks) for space in spaces)  # of several devices, the log takes the emptiest
+        cleaned.need = min(space.need(largest_blocks) for space in spaces)  # of several devices, the log uses the emptiest
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))
@@ -145,7 +148,7 @@ class Cleaning:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
             wanted &= mostly_dead & (seen.rest_seconds >= self._config.rest_seconds)
             if all(space.is_tight() for space in spaces) and seen.quiet_seconds < self._config.rest_seconds:
-                wanted[:] = False  # it will be urgent soon, and until then more of them dies
+                wanted[:] = False  # cleaning becomes urgent soon, and more blocks die until then
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
         coming = freed_blocks(table)[in_hand].sum()
@@ -164,8 +167,8 @@ class Cleaning:
         return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
 
     async def _give_hope(self, volume: OpenVolume, cleaned: Cleaned) -> None:
-        """Has a volume's writes wait if there is space to be had for them, in whichever volume. Where only restore windows keep it, that is
-        shortened which keeps most."""
+        """Extends the deadline of a volume's waiting writes if any volume has space to free. If only restore windows
+        keep space, shortens the one that keeps most."""
         segment_blocks = _segment_blocks(volume)
         spare = sum(max(each.spare_blocks, 0.0) for each in self.cleaned.values())
         most_kept = max(each.kept_blocks for each in self.cleaned.values())
@@ -177,8 +180,8 @@ class Cleaning:
             await self._windows.shorten(volume)
 
     async def _go_on(self, volume: OpenVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
-        """Begins to clean these, and waits for those before: the engine is busy while the next are chosen. At leisure it waits for these
-        too. False: nothing was done, or something was postponed."""
+        """Starts cleaning these segments and waits for the previous ones: the engine stays busy while the next are
+        chosen. Unless urgent, waits for these too. False: nothing was done, or something was postponed."""
         before, cleaned.in_hand = cleaned.under_way, segments
         cleaned.under_way = None
         if len(segments):
@@ -191,14 +194,14 @@ class Cleaning:
         return done
 
     async def _carry_out(self, volume: OpenVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
-        """Cleans what is in hand. False: some of it was postponed, and is to be asked for again a little later."""
+        """Cleans the requested segments. False: some were postponed, and are to be requested again a little later."""
         segments = cleaned.in_hand
         try:
             told = await self._engine.clean(volume.record.id, segments, bytes_per_second=0 if urgent else self._config.bytes_per_second)
-        except InUse:  # it goes back to a snapshot
+        except InUse:  # it is being restored to a snapshot
             cleaned.memory.retry(segments)
             return False
-        except IomeshError as error:  # the volume was closed meanwhile, or its device fails: that is told elsewhere
+        except IomeshError as error:  # the volume was closed concurrently, or its device fails: that is reported elsewhere
             log.info("cleaning interrupted", reason=error.message)
             return False
         cleaned.chosen += len(segments)
@@ -214,8 +217,9 @@ class Cleaning:
         return told["postponed"] == 0
 
     async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool) -> None:
-        """Writes one when there is much to be had behind it: segments that are dead as a whole go with it, and younger ones can be cleaned
-        then. It writes what changed of the map, so not before much was logged, unless it is pressing."""
+        """Writes a checkpoint when much space depends on it: completely dead segments are deleted after it, and younger
+        segments become cleanable. It writes the changed part of the map, so unless pressing, only after much was
+        logged."""
         state = self._engine.volume_state(volume.record.id)
         now = time.monotonic()
         much = CHECKPOINT_SEGMENTS * volume.record.segment_bytes

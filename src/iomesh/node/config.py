@@ -1,7 +1,8 @@
-"""The daemon's configuration: a TOML file, and settings that go before it (flags). docs/configuration.md lists every key.
+"""The daemon's configuration: a TOML file, and settings that override it (flags). docs/configuration.md lists every
+key.
 
-A key that does not exist is an error that names the nearest one that does; so is a value of the wrong kind or out of bounds. What is read
-here is only looked at: nothing is created or opened.
+An unknown key is an error that names the nearest known key; a value of the wrong type or out of bounds is an error too.
+This module only reads: nothing is created or opened.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
-    bytes_per_second: Bytes = 200 << 20  # 0: as fast as it goes
+    bytes_per_second: Bytes = 200 << 20  # 0: unlimited
     rest_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
         3.0  # a segment in which nothing has died for so long is cleaned before space is short
     )
@@ -47,7 +48,7 @@ class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 class ScrubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
-    bytes_per_second: Bytes = 8 << 20  # of each device; 0: as fast as it goes
+    bytes_per_second: Bytes = 8 << 20  # of each device; 0: unlimited
     interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = 7 * 24 * 3600.0  # from the end of one pass over a device to the next
 
 
@@ -79,7 +80,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str = ""  # empty: the machine's host name
     state_dir: str = "/var/lib/iomesh"
     run_dir: str = "/run/iomesh"
-    cluster: uuid.UUID | None = None  # None: whichever the metadata service is of
+    cluster: uuid.UUID | None = None  # None: the metadata service's
     devices: list[str] = []
     engine: EngineConfig = EngineConfig()
     cleaning: CleaningConfig = CleaningConfig()
@@ -92,8 +93,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def load_config(file: Path | None = None, settings: Mapping[str, Any] | None = None) -> Config:
-    """The configuration in `file` (None: /etc/iomesh/node.toml if it is there), with `settings` before it: {"engine.reactors": 2}. Their
-    values are as in TOML; text is also taken for numbers and booleans, as flags give it."""
+    """The configuration in `file` (None: /etc/iomesh/node.toml if it exists), overridden by `settings`:
+    {"engine.reactors": 2}. Setting values are as in TOML; numbers and booleans may also be text, as flags give them."""
     explicit = file is not None
     file = file or DEFAULT_FILE
     source = str(file)
@@ -149,7 +150,7 @@ def _convert(values: dict[str, Any], source: str, *, strict: bool) -> Config:
 
 
 def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, table: str) -> dict[str, Any]:
-    """Finds keys that do not exist and turns sizes into numbers; the rest is msgspec's."""
+    """Rejects unknown keys and converts sizes to numbers; msgspec checks the rest."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     prepared = {}
     for name, value in values.items():

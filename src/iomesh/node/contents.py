@@ -1,4 +1,4 @@
-"""What a device holds, found out without writing to it: so that nothing of anyone else's is overwritten by mistake.
+"""What a device holds, found out without writing to it, so that no foreign data is overwritten by mistake.
 
 libblkid knows filesystems, partition tables, RAID, LVM and encryption; iomesh's own superblock is read with the engine's code.
 """
@@ -26,7 +26,8 @@ class Superblock(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """`foreign`: words for what is not ours, empty if nothing was found. `damaged`: an iomesh device, but neither superblock is whole."""
+    """`foreign`: describes data that is not iomesh's, empty if none was found. `damaged`: an iomesh device without a
+    valid superblock."""
 
     superblock: Superblock | None
     foreign: str
@@ -44,7 +45,7 @@ def identify(path: str) -> Contents:
 
 
 def read_superblocks(path: str) -> tuple[Superblock | None, str]:
-    """The first whole one, or none and what is wrong with those that are there. Raises OSError."""
+    """The first valid superblock, or None and what is wrong with those that exist. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return _superblock(descriptor)

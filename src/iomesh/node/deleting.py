@@ -1,7 +1,7 @@
-"""Deletions that an error held up go on in the background until they end: a device that did not answer may do so later.
+"""Interrupted deletions continue in the background until they end: a device that did not answer may do so later.
 
-A volume in DELETING serves nobody, and no command but `delete` can do anything for it; without this task it would stay until somebody asks
-again, or the node is started anew.
+A volume in DELETING is not served, and accepts no command but `delete`; without this task it would stay until a user
+repeats the command, or the node is restarted.
 """
 
 from __future__ import annotations

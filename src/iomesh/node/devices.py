@@ -1,8 +1,10 @@
-"""Block devices and files as the engine needs them: open for direct I/O, held by us alone, and what the kernel says about them.
+"""Block devices and files as the engine needs them: open for direct I/O, held exclusively, with the kernel's data about
+them.
 
-A device is held twice: O_EXCL keeps out mounts, arrays and other programs that ask for the block device exclusively, and a lock
-(flock) keeps out a second daemon, which is all there is for a file. What lies below a loop device is held as well (backing.py). All of it
-ends with the process. Names that the kernel does not connect are found by what is written on the device (claims.py).
+A device is held twice: O_EXCL keeps out mounts, arrays and other programs that open the block device exclusively, and a
+lock (flock) keeps out a second daemon; a file has only the lock. The storage below a loop device is held as well
+(backing.py). The kernel releases all of it when the process ends. Names that the kernel does not connect are found by
+what is written on the device (claims.py).
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from iomesh.node.backing import LockTaken, hold_below, lock_file, other_names
 BLKGETSIZE64 = 0x80081272  # linux/fs.h
 BLKSSZGET = 0x1268
 BLOCK_BYTES = 4096
-# How long to wait for a device that is held: udev holds a lock on a block device for as long as it looks at it.
+# How long to wait for a device that is held: udev locks a block device while it probes it.
 HELD_SECONDS = 3.0
-# And for one whose holder is dead. The kernel takes a ring apart after its process has gone, and closes the ring's files in one queue for
-# the whole machine, behind, for one, the discards of large files that were deleted: seconds, when it is busy with those.
+# How long to wait when the holder is dead. The kernel tears a ring down after its process has ended, and closes the
+# ring's files in one queue for the whole machine, behind, among others, the discards of large deleted files: seconds on
+# a busy machine.
 HELD_BY_DEAD_SECONDS = 45.0
 HELD_PAUSE_SECONDS = 0.02
 
@@ -37,8 +40,8 @@ class OpenDevice:
     size_bytes: int
     block_device: bool
     volatile_cache: bool
-    tier: str  # what it looks like: nvme, ssd or hdd; a superblock that says otherwise is right
-    held: tuple[int, ...] = ()  # descriptors that hold what is below it
+    tier: str  # the detected tier: nvme, ssd or hdd; a different one in the superblock takes precedence
+    held: tuple[int, ...] = ()  # descriptors that hold the storage below it
 
     def close(self) -> None:
         for descriptor in (self.descriptor, *self.held):
@@ -46,8 +49,8 @@ class OpenDevice:
 
 
 def open_device(path: str) -> OpenDevice:
-    """Opens for reading and writing, and holds it until closed. Waits for a moment if it is held: not to be called in an event loop.
-    Raises NotFound, InUse, PermissionDenied, InvalidArgument, Unsupported."""
+    """Opens for reading and writing, and holds the device until closed. Waits a little if it is held: not to be called
+    in an event loop. Raises NotFound, InUse, PermissionDenied, InvalidArgument, Unsupported."""
     try:
         status = Path(path).stat()
     except OSError as error:
@@ -76,7 +79,7 @@ def open_device(path: str) -> OpenDevice:
 
 
 def _hold(path: str, flags: int) -> list[int]:
-    """The device's descriptor, then those that hold what is below it."""
+    """The device's descriptor, then those that hold the storage below it."""
     began, patience = time.monotonic(), HELD_SECONDS
     while True:
         try:
@@ -87,7 +90,7 @@ def _hold(path: str, flags: int) -> list[int]:
                 patience = HELD_BY_DEAD_SECONDS
                 held = InUse(f"{path} is still being let go by process {holder}, which is dead: try again in a moment")
             else:
-                if holder is not None:  # else it may have let go just now: what was known of it still holds
+                if holder is not None:  # else it may have been released just now: the previous holder still counts
                     patience = HELD_SECONDS
                 held = InUse(_held_words(path, taken.path, holder))
         except OSError as error:
@@ -110,7 +113,7 @@ def _open_and_lock(path: str, flags: int) -> list[int]:
 
 
 def _held_words(path: str, locked: str, holder: int | None) -> str:
-    """locked: whose lock is taken, `path` or what lies below it."""
+    """locked: the path whose lock is taken, `path` or something below it."""
     which = f"process {holder} has its lock" if holder is not None else "its lock is taken"
     if locked != path:
         which = f"it lies on {locked}, and " + which.replace("its lock", "that one's lock")
@@ -120,7 +123,8 @@ def _held_words(path: str, locked: str, holder: int | None) -> str:
 
 
 def _lock_holder(path: str) -> int | None:
-    """The process that took the lock, alive or not; None where the kernel does not tell (it is in another container)."""
+    """The process that took the lock, alive or not; None where the kernel does not report it (it is in another
+    container)."""
     status = Path(path).stat()
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in _read(Path("/proc/locks")).splitlines():
@@ -143,13 +147,14 @@ def _block_device_bytes(path: str, descriptor: int) -> int:
 
 
 def _queue(status: os.stat_result) -> Path | None:
-    """The block queue in sysfs; a partition has its disk's."""
+    """The block queue in sysfs; for a partition, its disk's."""
     device = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
     return next((queue for queue in (device / "queue", device.parent / "queue") if queue.is_dir()), None)
 
 
 def _volatile_cache(queue: Path | None) -> bool:
-    """Whether a power cut may lose what a write has completed. A file's is that of everything below it, which nobody tells: yes."""
+    """Whether a power cut may lose completed writes. For a file that depends on everything below it, which is unknown:
+    yes."""
     return queue is None or _read(queue / "write_cache") != "write through"
 
 
@@ -182,7 +187,7 @@ def _error(path: str, error: OSError) -> IomeshError:
 
 
 def _holder(path: str) -> str:
-    """Words for who holds a block device, as far as the kernel tells."""
+    """Describes the holder of a block device, as far as the kernel reports it."""
     number = Path(path).stat().st_rdev
     device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
     names = {device.name, *(part.name for part in device.glob("*/partition") for part in [part.parent])}

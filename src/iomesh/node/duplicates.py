@@ -1,4 +1,5 @@
-"""Two paths with one identity: one device under two names, or a device and its copy. Either would lose data; the messages say which it is.
+"""Two paths with one identity: one device under two names, or a device and its copy. Using either would lose data; the
+messages name the case.
 
 Nothing but the probe block is written (claims.py), and only if two paths do have one identity.
 """
@@ -16,7 +17,7 @@ from iomesh.node.devices import OpenDevice, open_device
 
 
 def identity_at(path: str) -> uuid.UUID | None:
-    """Of the device there; None if none can be read."""
+    """The identity of the device at `path`; None if none can be read."""
     try:
         superblock, _ = read_superblocks(path)
     except OSError:
@@ -25,8 +26,8 @@ def identity_at(path: str) -> uuid.UUID | None:
 
 
 def refuse_duplicates(paths: Iterable[str]) -> None:
-    """Raises InUse for one device under two names, AlreadyExists for a device and its copy. Opens devices for a moment: not to be called in
-    an event loop."""
+    """Raises InUse for one device under two names, AlreadyExists for a device and its copy. Opens the devices briefly:
+    not to be called in an event loop."""
     names: dict[uuid.UUID, list[str]] = {}
     for path in paths:
         if identity := identity_at(path):
@@ -42,8 +43,9 @@ def refuse_duplicates(paths: Iterable[str]) -> None:
 
 
 def refuse_copies(paths: Iterable[str], seen: Mapping[uuid.UUID, str]) -> None:
-    """Raises AlreadyExists if a device at one of the paths is a copy of the one that is where `seen` says that this identity was seen last.
-    Another name of that one is right. Opens devices for a moment: not to be called in an event loop."""
+    """Raises AlreadyExists if a device at one of the paths is a copy of the device last seen at the path in `seen` for
+    this identity. Another name of that device is allowed. Opens the devices briefly: not to be called in an event
+    loop."""
     for path in paths:
         identity = identity_at(path)
         before = seen.get(identity) if identity else None

@@ -1,7 +1,7 @@
-"""The engine for asyncio: what it is asked becomes an awaitable, what happens unasked becomes a call.
+"""The engine for asyncio: a command returns an awaitable, an event of the engine becomes a call.
 
-The engine's tickets are answered by `collect()`, run whenever its eventfd is readable; everything is in the event loop's thread, so
-a ticket's future is in place before its answer can be looked at.
+`collect()` reads the answers to the engine's tickets whenever its eventfd is readable. Everything runs in the event
+loop's thread, so a ticket's future exists before its answer can be read.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from iomesh.node.supervisor import in_thread
 log = logger("engine")
 
 LOOK_SECONDS = 0.25
-UNANSWERED_SECONDS = 5.0  # so long a command that needs a checkpoint waits for a metadata service that does not answer
+UNANSWERED_SECONDS = 5.0  # how long a command that needs a checkpoint waits for an unresponsive metadata service
 
 
 class Outcome(enum.Enum):
-    """What came of the update of a checkpoint pointer."""
+    """The outcome of an update of a checkpoint pointer."""
 
     REFUSED = compiled.POINTER_REFUSED  # another epoch or version is stored: the right to the volume is lost
     DONE = compiled.POINTER_DONE
-    UNKNOWN = compiled.POINTER_UNKNOWN  # the metadata service does not answer: it is asked again, and the volume goes on
+    UNKNOWN = compiled.POINTER_UNKNOWN  # the metadata service does not answer: the update is repeated, and the volume stays served
 
 
 class _Unanswered(NamedTuple):
@@ -85,11 +85,11 @@ class NodeEngine:
         self._loop.add_reader(self._engine.fileno(), self._collect)
 
     async def stop(self) -> None:
-        """Ends the reactors as a crash would: whoever still waits for an answer gets ESHUTDOWN."""
+        """Ends the reactors as a crash would: pending calls get ESHUTDOWN."""
         if self._loop is None:
             return
         self._loop.remove_reader(self._engine.fileno())
-        await in_thread(self._engine.stop)  # it joins the reactors' threads
+        await in_thread(self._engine.stop)  # joins the reactors' threads
         self._loop = None
         for what, future in self._pending.values():
             if not future.done():
@@ -113,7 +113,7 @@ class NodeEngine:
         await self._answer(self._engine.close_store(store), "close")
 
     async def sealed(self, store: int) -> NDArray[void]:
-        """What there is to be scrubbed, of compiled.SEALED_ROW."""
+        """The sealed segments to scrub, as rows of compiled.SEALED_ROW."""
         rows: NDArray[void] = await self._answer(self._engine.sealed(store), "list the sealed segments")
         return rows
 
@@ -140,7 +140,8 @@ class NodeEngine:
         window_seconds: int,
         replicas: int,
     ) -> dict[str, Any]:
-        """name, window_seconds and replicas are written to the device with each checkpoint, to describe the volume."""
+        """name, window_seconds and replicas are written to the device with each checkpoint, as a description of the
+        volume."""
         ticket = self._engine.open_volume(
             volume.bytes,
             size_bytes=size_bytes,
@@ -165,7 +166,7 @@ class NodeEngine:
         await self._checkpointed([volume], self._engine.checkpoint(volume.bytes), "write a checkpoint")
 
     def checkpoint_moved(self, volume: uuid.UUID, sequence: int, outcome: Outcome, reason: str = "") -> None:
-        """reason: of Outcome.UNKNOWN, for who waits for a checkpoint of this volume."""
+        """reason: of Outcome.UNKNOWN, for callers that wait for a checkpoint of this volume."""
         if outcome is Outcome.UNKNOWN:
             since = self._unanswered[volume].since if volume in self._unanswered else time.monotonic()
             self._unanswered[volume] = _Unanswered(since, reason)
@@ -174,8 +175,8 @@ class NodeEngine:
         self._engine.checkpoint_moved(volume.bytes, sequence, outcome.value)
 
     def refuse_pending(self, volumes: Iterable[uuid.UUID]) -> None:
-        """Raises MetadataUnavailable while a command of one of these volumes, which was answered before its outcome was known, is under
-        way: another one could do the same a second time."""
+        """Raises MetadataUnavailable while a command of one of these volumes is still running after its caller got an
+        unknown outcome: repeating it could carry it out twice."""
         self._left = [(wanted, future) for wanted, future in self._left if not future.done()]
         if any(wanted & set(volumes) for wanted, _ in self._left):
             raise MetadataUnavailable(
@@ -186,10 +187,10 @@ class NodeEngine:
         await self._answer(self._engine.grow_volume(volume.bytes, size_bytes), "grow the volume")
 
     async def erase_volume(self, volume: uuid.UUID) -> int:
-        """How many segments it had."""
+        """Returns how many segments it had."""
         return int((await self._answer(self._engine.erase_volume(volume.bytes), "erase the volume"))["segments"])
 
-    # Of a volume that is not open, which may have been closed meanwhile, these raise NotFound.
+    # These raise NotFound for a volume that is not open; it may have been closed concurrently.
 
     def volume_state(self, volume: uuid.UUID) -> dict[str, Any]:
         with _not_open(volume):
@@ -232,14 +233,14 @@ class NodeEngine:
     async def create_snapshots(
         self, snapshots: list[tuple[uuid.UUID, uuid.UUID, str]], *, mark: bool = False, urgent: bool = False
     ) -> None:
-        """(volume, snapshot's id, name) each, all at one instant. urgent: also without space."""
+        """(volume, snapshot's id, name) each, all at one instant. urgent: even without space."""
         wanted = [(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]
         involved = [volume for volume, _, _ in snapshots]
         self.refuse_pending(involved)
         await self._checkpointed(involved, self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
 
     async def log_clock(self, volume: uuid.UUID) -> dict[str, int]:
-        """What time it is in the volume's log, and what the wall clock shows beside it (docs/decisions/0020-log-time.md)."""
+        """The current time in the volume's log, and the wall clock's (docs/decisions/0020-log-time.md)."""
         clock: dict[str, int] = await self._answer(self._engine.log_clock(volume.bytes), "read the clock of the log")
         return clock
 
@@ -248,7 +249,7 @@ class NodeEngine:
         return listed
 
     async def delete_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> bool:
-        """Whether it stays, hidden."""
+        """Returns whether it stays, hidden."""
         self.refuse_pending([volume])
         ticket = self._engine.delete_snapshot(volume.bytes, snapshot.bytes)
         return bool((await self._checkpointed([volume], ticket, "delete the snapshot"))["hidden"])
@@ -312,7 +313,7 @@ class NodeEngine:
     async def cut_off(self, volume: uuid.UUID) -> None:
         await self._answer(self._engine.cut_off(volume.bytes), "flatten the clone")
 
-    # doors
+    # exports
 
     async def serve_nbd(
         self,
@@ -324,7 +325,7 @@ class NodeEngine:
         read_only: bool,
         since: uuid.UUID | None = None,
     ) -> dict[str, Any]:
-        """Hands a connected socket over; ends when the connection has ended."""
+        """Passes a connected socket to the engine; returns when the connection has ended."""
         ticket = self._engine.serve_nbd(
             volume.bytes,
             descriptor,
@@ -337,14 +338,14 @@ class NodeEngine:
         return ended
 
     async def _checkpointed(self, volumes: list[uuid.UUID], ticket: int, what: str) -> Any:
-        """The answer to a command that needs a checkpoint of these volumes. Raises MetadataUnavailable if the metadata service has not
-        answered for UNANSWERED_SECONDS; the command may still be carried out once it does."""
+        """The answer to a command that needs a checkpoint of these volumes. Raises MetadataUnavailable if the metadata
+        service has not answered for UNANSWERED_SECONDS; the command may still be carried out once it does."""
         future = self._answer(ticket, what)
         while not (await asyncio.wait({future}, timeout=LOOK_SECONDS))[0]:
             missed = [self._unanswered[volume] for volume in volumes if volume in self._unanswered]
             if missed and time.monotonic() - min(each.since for each in missed) > UNANSWERED_SECONDS:
                 self._left.append((set(volumes), future))
-                future.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
+                future.add_done_callback(asyncio.Future.exception)  # retrieves the exception: the future has no other reader
                 raise MetadataUnavailable(
                     f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be done once it does"
                 )
@@ -366,7 +367,7 @@ class NodeEngine:
                 self._handle(happened)
                 continue
             what, future = self._pending.pop(happened.ticket)
-            if future.done():  # nobody waits any more
+            if future.done():  # the caller was cancelled
                 continue
             if happened.error:
                 future.set_exception(_error(happened.error, happened.reason, what))
@@ -374,7 +375,7 @@ class NodeEngine:
                 future.set_result(happened.value)
 
     def _handle(self, event: Event) -> None:
-        """What a handler fails with keeps no answer of the same batch from whoever waits for it."""
+        """A failing handler does not keep other answers of the same batch from their callers."""
         try:
             self._on_event(event)
         except Exception:

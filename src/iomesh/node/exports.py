@@ -1,7 +1,7 @@
-"""The doors of this node's volumes: which are published, under which addresses, and who is connected.
+"""The exports of this node's volumes: which are published, at which addresses, and how many clients are connected.
 
-A connection belongs to the engine once its handshake is done. What stays here is a second descriptor of its socket, for one purpose:
-to cut it when its export is withdrawn.
+A connection belongs to the engine once its handshake is done. A second descriptor of its socket stays here for one
+purpose: to cut the connection when its export is withdrawn.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread
 log = logger("exports")
 NBD = "nbd"
 END_SECONDS = 10.0  # for the engine to notice that connections were cut
-LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last words to arrive
+LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last requests to arrive
 
 
 class Connections:
-    """Those that came through one door and are still there."""
+    """The open connections of one export."""
 
     def __init__(self) -> None:
         self.sockets: set[socket.socket] = set()
-        self.ended = False  # no other comes
+        self.ended = False  # no new connection is accepted
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -54,10 +54,11 @@ class Connections:
                 self._none_left.set()
 
     async def end(self) -> None:
-        """Cuts every one, and waits until the engine has let go of them. One whose handshake is under way is cut when that is over."""
+        """Cuts every connection and waits until the engine has released them. One in its handshake is cut when that is
+        over."""
         self.ended = True
         for connection in self.sockets:
-            with suppress(OSError):  # it has ended by itself
+            with suppress(OSError):  # it ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -87,8 +88,8 @@ class VolumeExport:
         earlier: Callable[[], Mapping[str, uuid.UUID]],
         before: VolumeExport | None = None,
     ) -> None:
-        """earlier: of a snapshot, those that it can be compared with, by name; asked for whenever a client may want to know.
-        before: an export of that name that was withdrawn, and whose connections have not ended yet."""
+        """earlier: of a snapshot, the snapshots that it can be compared with, by name; called whenever a client may
+        request them. before: a withdrawn export of that name whose connections have not ended yet."""
         self.name = name
         self.size_bytes = size_bytes
         self.read_only = read_only
@@ -109,9 +110,9 @@ class VolumeExport:
         return self._earlier().keys()
 
     async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
-        """Hands a connected socket to the engine, which closes it; returns when the connection has ended."""
+        """Passes a connected socket to the engine, which closes it; returns when the connection has ended."""
         older = None if since is None else self._earlier().get(since)
-        if self._connections.ended or (since is not None and older is None):  # withdrawn, or deleted, since it was chosen
+        if self._connections.ended or (since is not None and older is None):  # withdrawn, or the snapshot deleted, since then
             os.close(fd)
             return
         with self._connections.hold(fd):
@@ -133,7 +134,8 @@ class VolumeExport:
 
 
 class Doors:
-    """The NBD server of the node: one unix socket, and TCP if asked, for all volumes; the export's name is the volume's."""
+    """The node's NBD server: one unix socket, and TCP if configured, for all volumes; an export is named after its
+    volume."""
 
     def __init__(self, config: NbdConfig, engine: NodeEngine, supervisor: Supervisor) -> None:
         self._config = config
@@ -158,7 +160,7 @@ class Doors:
 
     def _keep_accepting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         async def accept(task: BackgroundTask) -> None:
-            task.progress()  # it listens; when a client comes nobody knows
+            task.progress()  # it listens; when the next client connects is unknown
             await work()
 
         return self._supervisor.start("accept clients", accept).handle
@@ -181,7 +183,7 @@ class Doors:
         volatile_cache: bool,
         earlier: Callable[[], Mapping[str, uuid.UUID]] = dict,
     ) -> None:
-        """Opens the door; if it is open, those who come from now on see the new size."""
+        """Publishes the export; if it is published already, new connections see the new size."""
         export = self._published.get(name)
         if export is not None and not export.withdrawn:
             export.size_bytes = size_bytes
@@ -200,8 +202,8 @@ class Doors:
         self._published[name] = export
 
     async def withdraw(self, name: str) -> None:
-        """Withdraws the export, and ends its connections. Raises Unavailable if the engine does not let go of them in time: nobody can
-        connect from then on, and the next call waits for them again."""
+        """Withdraws the export and ends its connections. Raises Unavailable if the engine does not release them in
+        time: no client can connect from then on, and the next call waits for the connections again."""
         export = self._published.get(name)
         if export is None:
             return
@@ -227,7 +229,8 @@ class Doors:
         return 0 if export is None else export.connections
 
     async def let_leave(self, *names: str) -> None:
-        """Waits a moment for those who are about to be gone: to disconnect and then to ask for what wants nobody there is no mistake."""
+        """Waits up to LEAVE_SECONDS for connections to end: a user may disconnect and at once run a command that
+        requires no connections."""
         exports = [self._published[name] for name in names if name in self._published]
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):

@@ -1,12 +1,16 @@
-"""Flattening: a clone becomes independent of its parent. What it inherits is copied at a limited rate; then its record names no parent.
+"""Flattening: a clone becomes independent of its parent. Inherited blocks are copied at a limited rate; then its record
+names no parent.
 
     (clone) --asked--> flattening --copied, no snapshot inherits, record--> (no clone)
 
-- The volume's record says that it is wanted; so it goes on after a restart, with what is left, until it is done or the clone is gone.
-- The log's record that names no parent is written while nothing changes the volume's snapshots, and after a checkpoint of which the engine
-  has seen that it needs no other log. The engine lets go of the parent behind it; a crash between the two is the same as after both.
-- Of the clone's own restore window what was before it had all is given up then: those marks inherit.
-- What keeps it from going on (no space, a snapshot that inherits) is told, and looked at again after a while.
+- The volume's record has the request, so flattening continues after a restart, with the rest, until it is done or the
+  clone is deleted.
+- The log's record without a parent is written while nothing changes the volume's snapshots, and after a checkpoint for
+  which the engine has verified that it needs no other log. The engine releases the parent after that; a crash between
+  the two has the same result as one after both.
+- The part of the clone's own restore window from before it had all blocks is deleted then: those restore points
+  inherit.
+- A reason not to continue (no space, a snapshot that inherits) is reported, and checked again after a while.
 """
 
 from __future__ import annotations
@@ -34,11 +38,11 @@ from iomesh.node.windows import Windows, marks_of
 
 log = logger("flattening")
 
-AGAIN_SECONDS = 2.0  # after something that kept it from going on
+AGAIN_SECONDS = 2.0  # after an interruption
 
 
 class Flattening:
-    """config: of cleaning, whose pace it keeps."""
+    """config: of cleaning, whose throttle it shares."""
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class Flattening:
         self._tasks.clear()
 
     async def flatten(self, name: str) -> Volume:
-        """Begins; or answers how far it is."""
+        """Starts flattening, or returns its progress."""
         async with self._registry.holding(name) as volume:
             of = volume.log.clone_of
             if of is None:
@@ -100,7 +104,7 @@ class Flattening:
         while self._is_wanted(volume):
             volume.flattening = msgspec.structs.replace(volume.flattening, reason="")
             try:
-                if volume.log.clone_of is not None:  # else only the record that says so is left to be written
+                if volume.log.clone_of is not None:  # else only the volume's record is left to be written
                     await self._engine.copy_inherited(volume.record.id, bytes_per_second=self._config.bytes_per_second)
                 if await self._finish(volume):
                     return
@@ -112,7 +116,8 @@ class Flattening:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _finish(self, volume: OpenVolume) -> bool:
-        """Nothing is left to be copied. The log's record first: from then on it is no clone, whatever the volume's says."""
+        """Nothing is left to copy. The log's record is written first: from then on it is no clone, whatever the
+        volume's record states."""
         async with volume.changing:
             if not self._is_wanted(volume):
                 return True
@@ -128,7 +133,7 @@ class Flattening:
         return True
 
     async def _cut_off(self, volume: OpenVolume, of: CloneRecord) -> bool:
-        """False: something inherits still."""
+        """False: a snapshot still inherits."""
         await self._snapshots.refresh(volume)
         if marks := up_to_inheriting(marks_of(volume)):
             await self._windows.forget(volume, marks)
@@ -153,11 +158,11 @@ class Flattening:
 
 
 def up_to_inheriting(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those up to the newest that inherits. (An older one that does not is from before the volume went back: without those
-    behind it, the log would be followed from there as if it had not.)"""
+    """Those up to the newest that inherits. (An older one that does not inherit is from before a restore of the volume:
+    without those after it, the log would be rolled forward from there as if there had been no restore.)"""
     return marks[: max((place for place, mark in enumerate(marks, 1) if mark["inherited_blocks"]), default=0)]
 
 
 def inheriting(volume: OpenVolume) -> list[dict[str, Any]]:
-    """The snapshots that do, as the engine listed them last; one that was deleted and is not gone yet, too."""
+    """The snapshots that inherit, as the engine listed them last, including deleted ones that still exist."""
     return [entry for entry in volume.snapshots if entry["inherited_blocks"]]

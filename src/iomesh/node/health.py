@@ -1,7 +1,7 @@
-"""Whether the node is well: what /healthz, /readyz, the status and the metrics say of it, computed in one place from what is so now.
+"""The node's health for /healthz, /readyz, the status and the metrics, computed in one place from the current state.
 
-- live: the event loop answers. A restart cures nothing that is not live, and costs every client its connection, so /healthz does not fail
-  for anything else; its `status` says what is wrong.
+- live: the event loop answers. A restart helps only a node that is not live, and costs every client its connection, so
+  /healthz fails for nothing else; its `status` describes other problems.
 - ready: the start has ended, every volume of the node can be read and written, every background task is up.
 """
 
@@ -24,12 +24,13 @@ class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: VolumeState
     writable: bool
-    reason: str  # why it is not served or not writable; empty: it is
-    warnings: list[str] = []  # what it goes on without
+    reason: str  # why it is not served or not writable; empty: it is both
+    warnings: list[str] = []  # what is missing although it is served
 
 
 def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]:
-    """By name. Hidden volumes serve nobody but their clones, and are left out. Volumes whose records cannot be read are failed."""
+    """Sorted by name. Hidden volumes serve only their clones and are left out. Volumes with unreadable records count as
+    failed."""
     unreadable = [
         VolumeHealth(name=each.name, state=VolumeState.FAILED, writable=False, reason=each.reason) for each in registry.unreadable.values()
     ]
@@ -50,7 +51,7 @@ def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
 
 
 def volume_warnings(volume: OpenVolume) -> list[str]:
-    """What it goes on without, and needs in the long run."""
+    """What the volume works without, but needs in the long run."""
     if (missed := volume.unanswered) is None:
         return []
     since = exact_moment(missed.since_ns)
@@ -65,7 +66,7 @@ def warnings(volumes: list[VolumeHealth]) -> list[str]:
 
 
 def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
-    """Of a volume that is served: why its writes fail now. Empty: they do not."""
+    """Why the writes of a served volume fail now. Empty: they do not."""
     state = engine.volume_state(volume.record.id)
     if state["error"]:
         return why_log_failed(state)
@@ -75,7 +76,7 @@ def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
 
 
 def why_log_failed(state: Mapping[str, Any]) -> str:
-    """Of a volume whose engine's `state` has an error."""
+    """For a volume whose engine `state` has an error."""
     return f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
 
 

@@ -5,7 +5,7 @@ The variable names a file, which is read anew each time a hook is passed. Its li
     fail NAME       a background task of that name fails at its start and in every round
     hold NAME       the daemon waits: before a step of its start of that name, or before it opens a volume ("volume db")
 
-docs/testing.md lists them for those who write tests.
+docs/testing.md lists them for authors of tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.01
 
 
 class InjectedFailure(Exception):
-    """Raised for tests alone."""
+    """Raised only for tests."""
 
 
 class Hooks:

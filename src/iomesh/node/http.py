@@ -1,4 +1,4 @@
-"""The HTTP server for machines that watch: /metrics for Prometheus, /healthz and /readyz for whoever manages the daemon.
+"""The HTTP server for monitoring: /metrics for Prometheus, /healthz and /readyz for the service manager.
 
 A dozen lines of HTTP/1.1, one answer per connection: for three fixed pages a web framework would be more than the rest of the daemon.
 """
@@ -50,7 +50,7 @@ class HttpServer:
                 writer.write(self._answer(head))
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-            pass  # not a request; nobody is owed an answer
+            pass  # no complete request: no answer is owed
         finally:
             writer.close()
 

@@ -1,4 +1,4 @@
-"""What a volume may be called, how large it may be, and into what segments its log is cut."""
+"""Limits of a volume: its name, its size, and the segment size of its log."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def check_size(size_bytes: int) -> None:
 
 
 def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:
-    """The most that a segment of the volume has; one on a smaller device has less. What was asked for, if it can be; 0: the largest power
-    of two that suits the node's largest device."""
+    """The largest size of the volume's segments; segments on a smaller device are smaller. The requested size, if
+    valid; for 0, the largest power of two that suits the node's largest device."""
     least, most = compiled.SEGMENT_BYTES_MIN, compiled.SEGMENT_BYTES_MAX
     if not asked:
         share = max(largest_device_bytes // LARGEST_DEVICE_SHARE, 1)

@@ -1,12 +1,14 @@
-"""Which log time a Unix time stands for, as a volume's restore points and its clock tell (docs/decisions/0020-log-time.md).
+"""The log time that a Unix time stands for, derived from a volume's restore points and its clock
+(docs/decisions/0020-log-time.md).
 
-The engine counts log time, which never runs back. The wall clock showed log time plus an offset that changed with each step of it:
+The engine counts log time, which never runs back. The wall clock showed log time plus an offset, which each step of
+that clock changed:
 
     log time     0 ---- 1 ---- 2 ---- 3 ---- 4
     wall clock  10     11     12 | 62     63     a step forward: no time between 12 and 62 ever came
     wall clock  10     11     12 | 11     12     a step back: 11.5 came twice
 
-Nothing here asks a clock. All times are in nanoseconds.
+Nothing here reads a clock. All times are in nanoseconds.
 """
 
 from __future__ import annotations
@@ -15,25 +17,25 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-TOLERANCE_NS = 5 * 10**6  # the engine does not tell a smaller step of the wall clock from noise
+TOLERANCE_NS = 5 * 10**6  # the engine cannot distinguish a smaller step of the wall clock from noise
 SEEN, STILL, UNKNOWN = range(3)
 
 
 class Sample(NamedTuple):
-    """A restore point, or the present. Between it and the sample before it there may have been steps."""
+    """A restore point, or the present. The wall clock may have been stepped between it and the sample before it."""
 
     log_ns: int
-    clock_ns: int  # what the wall clock showed more than log time
-    until_ns: int  # the offset of the sample before was right until this log time ...
+    clock_ns: int  # wall clock minus log time
+    until_ns: int  # the offset of the sample before was valid until this log time ...
     since_ns: int  # ... and this one's since this one; 0: there was no step in between. until_ns + 1: the volume was closed meanwhile
 
 
 class Stretch(NamedTuple):
-    """Unix times from `from_ns` up to and without `to_ns`, which the wall clock showed one after the other."""
+    """Unix times from `from_ns` up to and without `to_ns`, which the wall clock showed in sequence."""
 
     from_ns: int
     to_ns: int
-    log_ns: int | None  # log time at `from_ns`; None: it is not known whether, and when, the wall clock showed these
+    log_ns: int | None  # log time at `from_ns`; None: unknown whether, and when, the wall clock showed these
     still: bool = False  # the volume was closed: log time stood still
 
     def log_time(self, at_ns: int) -> int | None:
@@ -53,7 +55,8 @@ def mark_sample(mark: dict[str, Any]) -> Sample:
 
 
 def stretches(samples: Sequence[Sample]) -> list[Stretch]:
-    """What the wall clock showed between the first sample and the last one, which is the present. In the order of log time."""
+    """What the wall clock showed between the first sample and the last one, which is the present. Ordered by log
+    time."""
     found = [stretch for before, after in itertools.pairwise(samples) for stretch in _between(before, after)]
     now = samples[-1]
     found.append(Stretch(now.log_ns + now.clock_ns, now.log_ns + now.clock_ns + 1, now.log_ns))
@@ -64,7 +67,7 @@ def _between(before: Sample, after: Sample) -> Iterator[Stretch]:
     if not after.since_ns:
         if before.clock_ns == after.clock_ns:
             yield Stretch(before.log_ns + before.clock_ns, after.log_ns + before.clock_ns, before.log_ns)
-        else:  # a restore point in between, which would tell, was given up
+        else:  # a restore point in between, which would show it, was deleted
             yield from _unknown(before.log_ns, after.log_ns, before, after)
         return
     until = max(before.log_ns, after.until_ns)
@@ -86,15 +89,15 @@ def _was_closed(after: Sample) -> bool:
 
 
 def log_times(found: Sequence[Stretch], at_ns: int) -> list[int | None]:
-    """Each log time at which the wall clock showed `at_ns`; None stands for one that is not known. What it may have shown while the volume
-    was closed, which nobody saw, counts only if it showed that time at no other."""
+    """Each log time at which the wall clock showed `at_ns`; None stands for an unknown one. Times that it may have
+    shown, unobserved, while the volume was closed count only if it showed `at_ns` at no other time."""
     covering = [stretch for stretch in found if stretch.from_ns <= at_ns < stretch.to_ns]
     seen = [stretch for stretch in covering if not stretch.still]
     return [stretch.log_time(at_ns) for stretch in seen or covering]
 
 
 def available(found: Sequence[Stretch]) -> list[Range]:
-    """The Unix times that stand for one log time. In their order."""
+    """The Unix times that stand for exactly one log time, in order."""
     ends = sorted(end for one in found for end in ((one.from_ns, 1, _kind(one)), (one.to_ns, -1, _kind(one))))
     ranges: list[Range] = []
     covering, began = [0, 0, 0], 0
@@ -118,9 +121,10 @@ def _kind(stretch: Stretch) -> int:
 
 
 def ago(samples: Sequence[Sample], ago_ns: int) -> tuple[int, int] | None:
-    """(log time, what the wall clock showed then) of that long ago; None: that is before the first sample.
+    """(log time, wall clock then) of `ago_ns` before the present; None: that is before the first sample.
 
-    Log time tells how long it is; the wall clock only how long the volume was closed, if that clock did not run back meanwhile.
+    The span is measured in log time; while the volume was closed, only by the wall clock, provided that it did not run
+    back meanwhile.
     """
     for before, after in reversed(list(itertools.pairwise(samples))):
         began = after.since_ns or before.log_ns

@@ -22,7 +22,7 @@ def configure(config: LogConfig) -> None:
     as_json = config.format == "json" or (config.format == "auto" and not terminal)
     renderer: list[Processor]
     if as_json:
-        # Without the values of local variables: a log goes further than one thinks.
+        # Without the values of local variables: logs are often passed on.
         traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         renderer = [structlog.processors.ExceptionRenderer(traces), structlog.processors.JSONRenderer(default=str)]
     else:
@@ -40,17 +40,17 @@ def configure(config: LogConfig) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries that log in the standard way (grpc, asyncio) say only what is wrong.
+    # Libraries with standard logging (grpc, asyncio) only log warnings and errors.
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
 def _ordered(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """What every line has comes first."""
+    """Puts the fields that every line has first."""
     first = {key: event.pop(key) for key in ("time", "level", "part", "event") if key in event}
     return first | dict(event)
 
 
 def logger(part: str) -> FilteringBoundLogger:
-    """Takes effect when it is first used: a module has its logger before anything is configured."""
+    """Configured on first use: a module creates its logger before logging is configured."""
     lazy: FilteringBoundLogger = structlog.get_logger(part=part)
     return lazy

@@ -1,4 +1,4 @@
-"""`iomesh daemon run`: brings a node up, serves until it is told to stop, takes it down."""
+"""`iomesh daemon run`: brings a node up, serves until it is stopped, takes it down."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STUCK_EXIT_CODE = 14  # of a stop that did not end in time, most likely because 
 
 
 def run_node(config: Config) -> int:
-    """Returns 0 after a clean stop by SIGTERM or SIGINT. Raises the IomeshError that kept it from coming up."""
+    """Returns 0 after a clean stop by SIGTERM or SIGINT. Raises the IomeshError that made the start fail."""
     logs.configure(config.log)
-    os.umask(0o077)  # sockets and files are the daemon's own, unless it says otherwise
+    os.umask(0o077)  # sockets and files are private to the daemon unless it sets other modes
     asyncio.run(_serve(config))
     return 0
 
@@ -33,19 +33,19 @@ async def _serve(config: Config) -> None:
         await _until(node, stopping)
     finally:
         if node.stuck:
-            # Threads that wait for a device would keep the process for as long as it does. The log is what it is after a crash.
+            # Threads that wait for a device would keep the process alive as long. The log is in the state of a crash.
             log.error("the process ends although something of it hangs: the next start recovers")
             os._exit(STUCK_EXIT_CODE)
     log.info("stopped")
 
 
 async def _until(node: Node, stopping: asyncio.Event) -> None:
-    """Brings the node up, and takes it down once it is to stop. Raises what kept it from coming up."""
+    """Brings the node up, and takes it down once it is to stop. Raises the error that made the start fail."""
     up = asyncio.create_task(node.up(), name="bring-up")
     stop = asyncio.create_task(stopping.wait(), name="stop")
     await asyncio.wait((up, stop), return_when=asyncio.FIRST_COMPLETED)
     if not up.done():
-        up.cancel()  # it undoes what it has done
+        up.cancel()  # it undoes its finished steps
         await asyncio.wait((up,))
     else:
         up.result()

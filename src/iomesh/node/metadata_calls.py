@@ -1,4 +1,4 @@
-"""Calls of a metadata service that may not answer: bounded, or repeated until it does."""
+"""Calls of a metadata service that may not answer: bounded in time, or repeated until it does."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from iomesh.metadata import MetadataUnavailable
 from iomesh.node.backoff import pauses
 from iomesh.node.logs import logger
 
-ANSWER_SECONDS = 15.0  # a call that takes longer is one that was not answered
+ANSWER_SECONDS = 15.0  # a longer call counts as unanswered
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
-LOG_SECONDS = 60.0  # between two lines that say the same
+LOG_SECONDS = 60.0  # between two equal lines
 
 log = logger("metadata")
 
@@ -21,7 +21,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 async def answered(call: Awaitable[AnswerT]) -> AnswerT:
-    """What the metadata service answers within ANSWER_SECONDS. Raises MetadataUnavailable."""
+    """The metadata service's answer within ANSWER_SECONDS. Raises MetadataUnavailable."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             return await call
@@ -30,8 +30,8 @@ async def answered(call: Awaitable[AnswerT]) -> AnswerT:
 
 
 async def until_answered(call: Callable[[], Awaitable[AnswerT]], waits: Callable[[str], None] = lambda reason: None) -> AnswerT:
-    """Repeats a call, which has to be one that can be repeated, until it is answered: for steps of the start, which cannot go on
-    without. `waits` is told the reason."""
+    """Repeats a call, which must be repeatable, until it is answered: for steps of the start that cannot continue
+    without it. `waits` receives the reason."""
     logged = float("-inf")
     for pause in pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
         try:

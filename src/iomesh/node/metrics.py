@@ -1,4 +1,4 @@
-"""What Prometheus is told: the engine's counters and histograms, read when it asks. docs/metrics.md lists them.
+"""The metrics for Prometheus: the engine's counters and histograms, read at each scrape. docs/metrics.md lists them.
 
 Everything is read from the engine's memory in place; no reactor stops for it. Base units: seconds and bytes.
 """
@@ -19,8 +19,8 @@ from iomesh.engine import engine as compiled
 if TYPE_CHECKING:
     from iomesh.node.node import Node
 
-SMALLEST_BOUND_NS = 1 << 12  # 4 µs: nothing is faster than a turn of the reactor
-LARGEST_BOUND_NS = 1 << 36  # 69 s: nothing that takes longer is told apart
+SMALLEST_BOUND_NS = 1 << 12  # 4 µs: nothing is faster than one iteration of the reactor
+LARGEST_BOUND_NS = 1 << 36  # 69 s: longer times share a bucket
 
 _REACTOR_GAUGES = {
     "map_frames": "Nodes of the map that its cache has room for.",
@@ -54,7 +54,7 @@ class NodeCollector:
         self._node = node
 
     def describe(self) -> Iterable[Metric]:
-        return []  # what there is depends on the volumes
+        return []  # the metrics depend on the volumes
 
     def collect(self) -> Iterator[Metric]:
         node = self._node
@@ -234,8 +234,8 @@ class NodeCollector:
 def prometheus_buckets(counts: NDArray[np.uint64], bounds_ns: NDArray[np.uint64]) -> tuple[list[tuple[str, float]], float]:
     """Cumulative buckets, one per power of two, and the sum of all observations in seconds.
 
-    The engine has four buckets per power of two, so these are exact; the sum takes each observation for the middle of its bucket,
-    which is right to within an eighth.
+    The engine has four buckets per power of two, so these are exact; the sum counts each observation as the middle of
+    its bucket, with an error of at most an eighth.
     """
     cumulative = np.cumsum(counts)
     buckets = []

@@ -1,8 +1,8 @@
-"""One node: its parts in the order in which they come up, each with its way down.
+"""One node: its parts in the order in which they are started, each with its shutdown.
 
-Bring-up is a list of named steps. If one fails, those before it are undone in reverse, and the daemon ends with the error; a stop is the
-same way down. Health, metrics and the control API are served from the first steps on: until the last one they show how far the start is,
-and the state of each device and volume as it becomes known.
+Bring-up is a list of named steps. If one fails, the steps before it are undone in reverse, and the daemon ends with the
+error; a stop undoes all of them the same way. Health, metrics and the control API are served from the first steps on:
+until the last step they report the progress of the start, and the state of each device and volume once it is known.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ log = logger("node")
 VERSION = installed_version("iomesh")  # reads a file
 
 
-STEP_DOWN_SECONDS = 120.0  # for one step of a stop; what is left then is as after a crash, which the next start recovers from
+STEP_DOWN_SECONDS = 120.0  # for one step of a stop; after that the state is as after a crash, and the next start recovers
 
 
 class Step(NamedTuple):
@@ -102,7 +102,7 @@ class Node:
         self.name = config.name
         self.phase = NodeState.STARTING
         self.started_ns = time.time_ns()
-        self.assembled = False  # the engine runs, and there are the parts that use it
+        self.assembled = False  # the engine runs, and the parts that use it exist
         self._hooks = Hooks()
         self._step = ""
         self._steps_done = 0
@@ -136,7 +136,7 @@ class Node:
 
     @property
     def serving(self) -> bool:
-        """It has started, and does not stop yet: users may ask for everything."""
+        """The start is complete and no stop has begun: all commands are accepted."""
         return self.phase == NodeState.READY
 
     async def up(self) -> None:
@@ -154,7 +154,7 @@ class Node:
             self._done.append(step)
 
     async def down(self) -> None:
-        """Every step is undone, whatever becomes of the others."""
+        """Undoes every step, even if others fail."""
         self.phase = NodeState.STOPPING
         while self._done:
             step = self._done.pop()
@@ -173,7 +173,7 @@ class Node:
                     exc_info=not isinstance(error, IomeshError),
                 )
 
-    # what users ask that is of no one part
+    # commands of users that span several parts
 
     async def add_device(self, path: str) -> Device:
         def check() -> None:
@@ -254,7 +254,7 @@ class Node:
         return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._metrics)
 
     def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
-        """That it is answered says all: the node is live."""
+        """An answer is enough: it shows that the node is live."""
         return HTTPStatus.OK, JSON, self._health()[1]
 
     def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
@@ -275,8 +275,9 @@ class Node:
             self._state_lock.close()
 
     async def _look_at_devices(self) -> None:
-        """Before anything is written: a node that is refused for a device that is not there, or is held, leaves nothing behind. Where
-        nobody says which cluster the node is of, its devices do: a new metadata service must not become that of another one."""
+        """Before anything is written: a node that is refused because a device is missing or held leaves nothing behind.
+        If no cluster is configured, the devices determine it: a new metadata service must not become that of another
+        cluster."""
         for path in self.config.devices:
             (await in_thread(functools.partial(open_device, path), discard=OpenDevice.close)).close()
         await in_thread(functools.partial(refuse_duplicates, self.config.devices))
@@ -370,7 +371,7 @@ class Node:
     async def _open_volumes(self) -> None:
         try:
             await self.volumes.open_all()
-        except BaseException:  # a stop while it starts: volumes that are open are closed as in any stop
+        except BaseException:  # a stop during the start: open volumes are closed as in any stop
             await self.volumes.close_all()
             raise
 
@@ -425,11 +426,11 @@ class Node:
 
 
 async def _nothing() -> None:
-    """What has no way down."""
+    """The shutdown of a step without one."""
 
 
 def state_identity(lock: IO[bytes]) -> uuid.UUID:
-    """Of the state directory, kept in its lock, which the caller holds; made where there is none."""
+    """The identity of the state directory, stored in its lock file, which the caller holds; created if missing."""
     lock.seek(0)
     try:
         return uuid.UUID(lock.read().decode().strip())
@@ -442,7 +443,7 @@ def state_identity(lock: IO[bytes]) -> uuid.UUID:
 
 
 def lock_directory(path: str) -> IO[bytes]:
-    """The directory, created where there is none, held by this process until the file is closed."""
+    """The directory, created if missing, and locked by this process until the file is closed."""
     try:
         Path(path).mkdir(mode=0o750, parents=True, exist_ok=True)
         lock = Path(path, "lock").open("a+b")  # noqa: SIM115 (open as long as the daemon runs)

@@ -1,4 +1,5 @@
-"""Tells systemd, or whatever stands in for it, how far the daemon is: sd_notify(3). Without NOTIFY_SOCKET nothing is sent."""
+"""Reports the daemon's progress to systemd or a compatible service manager: sd_notify(3). Without NOTIFY_SOCKET nothing
+is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import socket
 
 
 def notify(*assignments: str) -> bool:
-    """Sends assignments such as "READY=1", "STATUS=recovering volumes". False if nobody wanted to know."""
+    """Sends assignments such as "READY=1", "STATUS=recovering volumes". False if no service manager listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address or address[0] not in "/@":
         return False
@@ -17,5 +18,5 @@ def notify(*assignments: str) -> bool:
         try:
             sender.sendto("\n".join(assignments).encode(), address)
         except OSError:
-            return False  # a service manager that is gone is no reason to fail
+            return False  # a missing service manager is no reason to fail
     return True

@@ -1,4 +1,4 @@
-"""What is done to a device without a daemon: making it one of iomesh's, and saying whose it is."""
+"""Operations on a device without a daemon: formatting it, and reading whose it is."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from iomesh.times import time_of
 
 LABEL_BYTES_MAX = 63
 _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
-# Enough for one device at rest; nothing of it is kept.
+# Enough for one device at rest; none of it is kept.
 _ENGINE = EngineConfig(mode="sleep", map_cache_bytes=8 << 20, register_buffers=False)
 
 
 async def format_device(
     path: str, *, cluster: uuid.UUID | None, tier: str | None = None, label: str = "", force: bool = False, new_identity: bool = False
 ) -> Device:
-    """Writes an empty store. Whatever the device holds is left alone without `force`; a device in use is, even with it.
-    new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and nothing else."""
+    """Writes an empty store. Without `force`, a device with recognizable contents is refused; a device in use always is.
+    new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and nothing
+    else."""
     if len(label.encode()) > LABEL_BYTES_MAX or "\0" in label:
         raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
     if tier is not None and tier not in compiled.TIERS:
@@ -65,7 +66,7 @@ async def format_device(
 
 
 def refuse_contents(path: str) -> None:
-    """Raises Foreign, with what is there, unless the device holds nothing that anyone knows."""
+    """Raises Foreign, naming the contents, unless the device has no recognizable contents."""
     contents = identify(path)
     advice = "`--force` formats it all the same, and what it holds is lost"
     if contents.superblock is not None:
@@ -97,7 +98,7 @@ def superblock_at(path: str) -> Superblock:
 
 
 def inspect_device(path: str) -> Device:
-    """What the superblock says; reads nothing else and holds nothing, so it can be asked of a device in use."""
+    """The superblock's contents; reads nothing else and holds nothing, so it also works on a device in use."""
     superblock = superblock_at(path)
     return Device(
         id=str(superblock.device),

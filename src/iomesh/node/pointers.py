@@ -1,7 +1,9 @@
-"""Moves the checkpoint pointers of this node's volumes in the metadata service, and tells the engine what came of each update.
+"""Moves the checkpoint pointers of this node's volumes in the metadata service, and reports the outcome of each update
+to the engine.
 
-An update has three outcomes. Done. Refused: another node has taken the volume over. Unknown: it is repeated until one of the other two is
-known, the volume goes on meanwhile, and `OpenVolume.unanswered` says so to whoever asks. Only one update of a volume is under way.
+An update has three outcomes. Done. Refused: another node has taken the volume over. Unknown: it is repeated until one
+of the other two is known; the volume stays served meanwhile, and `OpenVolume.unanswered` reports it. Only one update of
+a volume is in flight.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from iomesh.node.logs import logger
 from iomesh.node.supervisor import Supervisor, end_all
 from iomesh.node.volume import OpenVolume, Unanswered, write_log
 
-SLOW_SECONDS = 2.0  # an answer that takes longer is missed: nobody waits for it without a bound
+SLOW_SECONDS = 2.0  # a longer call counts as unanswered: no caller waits without a bound
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
-LOG_SECONDS = 60.0  # between two lines that say the same of one volume
+LOG_SECONDS = 60.0  # between two equal lines about one volume
 
 log = logger("pointers")
 
@@ -41,17 +43,18 @@ class Pointers:
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
 
     def move(self, volume: OpenVolume, value: dict[str, Any]) -> None:
-        """Begins the update that the engine asks for (`value` of its event "checkpoint")."""
+        """Starts the update that the engine requests (`value` of its event "checkpoint")."""
         pointer, sequence = value["pointer"], value["sequence"]
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
         if before := self._jobs.get(volume.record.id):
-            before.cancel()  # the engine, which closes the volume, has given that one up
+            before.cancel()  # the engine, which is closing the volume, has abandoned that one
         job = self._supervisor.spawn("record checkpoint", self._move(volume, checkpoint), volume=volume.record.name)
         self._jobs[volume.record.id] = job
         job.add_done_callback(lambda _: self._forget(volume.record.id, job))
 
     async def end(self, volume: OpenVolume) -> None:
-        """The engine has closed the volume: an update whose outcome is not known is given up, and the next opening finds out."""
+        """The engine has closed the volume: an update with unknown outcome is abandoned, and the next opening finds
+        out."""
         if job := self._jobs.get(volume.record.id):
             await end_all([job])
         volume.unanswered = None
@@ -67,13 +70,13 @@ class Pointers:
                     return
             except IomeshError as error:
                 self._unknown(volume, checkpoint, error.message)
-            except Exception as error:  # a bug: not a reason to give the volume up
+            except Exception as error:  # a bug: no reason to stop serving the volume
                 log.exception("a bug", volume=volume.record.name)
                 self._unknown(volume, checkpoint, f"internal error: {error!r}")
             await asyncio.sleep(pause)
 
     async def _attempt(self, volume: OpenVolume, checkpoint: CheckpointPointer) -> bool:
-        """Whether the outcome is known. Raises what makes it unknown."""
+        """Returns whether the outcome is known. Raises the error that makes it unknown."""
         update = asyncio.ensure_future(write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint)))
         try:
             done, _ = await asyncio.wait({update}, timeout=SLOW_SECONDS)

@@ -1,4 +1,4 @@
-"""Processes of this machine as records name them, so that a later reader can tell whether they still run."""
+"""Processes of this machine as stored in records, so that a later reader can check whether they still run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Process(NamedTuple):
-    """One process for good: its number is used again after its end, the moment of its start is not."""
+    """Identifies one process for ever: its number is reused after its end, its start time is not."""
 
     number: int
     namespace: int  # inode of the PID namespace in which `number` is one
@@ -17,7 +17,7 @@ class Process(NamedTuple):
 
     @property
     def runs(self) -> bool | None:
-        """None: it cannot be told, because it is in another PID namespace. Only to be asked of a process of this boot."""
+        """None: unknown, because it is in another PID namespace. Only for a process of this boot."""
         if self.namespace != _namespace():
             return None
         return _started(self.number) == self.started
@@ -28,7 +28,7 @@ def this_process() -> Process:
 
 
 def boot_id() -> uuid.UUID:
-    """Of the running kernel: another after every boot."""
+    """The id of the running kernel's boot: different after every boot."""
     return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
 
 
@@ -37,7 +37,7 @@ def _namespace() -> int:
 
 
 def _started(number: int) -> int:
-    """0 if there is no such process, or it is dead."""
+    """The start time of the process; 0 if there is no such process, or it is dead."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:

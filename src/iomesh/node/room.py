@@ -1,8 +1,8 @@
-"""Whether there is room for a snapshot: none is made of a volume whose writes wait for space or are refused.
+"""Whether there is space for a snapshot: no snapshot is created of a volume whose writes wait for space or are refused.
 
-It would pin what has to come back, and be written into what the store keeps for getting space back: a few of them, and nothing comes back
-any more. Space that is coming is waited for, as writes do, and nobody holds a volume's `changing` meanwhile: a window may have to become
-shorter.
+A snapshot pins space that has to be freed, and is written into the reserve that the store keeps for freeing space:
+after a few of them, no more space could be freed. If space is being freed, the call waits as writes do, without holding
+a volume's `changing`: a window may have to become shorter.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ AnswerT = TypeVar("AnswerT")
 
 
 class SpaceIsComing(NoSpace):
-    """What was refused is worth asking for again."""
+    """The refused call is worth repeating."""
 
 
 async def patiently(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
-    """One that has done nothing yet when it says that space is coming."""
+    """Repeats `attempt`, which must have had no effect when it raises SpaceIsComing."""
     until = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -42,7 +42,8 @@ async def patiently(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
 
 @contextmanager
 def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], remedy: str = "") -> Iterator[None]:
-    """Says what to do when the engine makes no snapshot of these for want of space. remedy: another one."""
+    """Adds a remedy to the error when the engine refuses a snapshot of these for lack of space. remedy: one to use
+    instead."""
     try:
         yield
     except NoSpace:
@@ -52,7 +53,7 @@ def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], reme
                 most = f"{compiled.SNAPSHOTS_MAX} snapshots, the marks of its restore window among them"
                 raise NoSpace(f"volume {name} has {most}: delete some, or shorten the window") from None
         short = [name for name, state in states.items() if state["no_space"]]
-        if all(states[name]["space_is_coming"] for name in short):  # or has come meanwhile
+        if all(states[name]["space_is_coming"] for name in short):  # or was freed since the refusal
             raise SpaceIsComing(refusal(short or list(states), remedy)) from None
         raise NoSpace(refusal(short, remedy)) from None
 

@@ -1,7 +1,8 @@
-"""Scrub: every sealed segment of every device is read at a trickle, again and again, and compared with its checksums (ext/store/scrub.pyx).
+"""Scrub: every sealed segment of every device is read at a low rate, again and again, and verified against its
+checksums (ext/store/scrub.pyx).
 
-A pass over a large device takes days, so how far it has come and what it has found is kept in the state directory, a file for each device.
-It is written now and then: after a crash a pass goes on a little before where it was.
+A pass over a large device takes days, so its progress and its findings are stored in the state directory, one file per
+device. The file is written periodically: after a crash, a pass continues a little before the point where it was.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread, settle
 log = logger("scrub")
 
 BLOCK_BYTES = 4096
-LOOK_SECONDS = 1.0  # between two looks whether a pass is due
-KEEP_SECONDS = 10.0  # between two writings of the file
+LOOK_SECONDS = 1.0  # between two checks whether a pass is due
+KEEP_SECONDS = 10.0  # between two writes of the file
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one device, as JSON."""
+    """The state of one device, as JSON."""
 
     format: int = 1
     ended_ns: int
@@ -38,12 +39,12 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scrub:
-    """A task that goes over the devices, one segment of each at a time."""
+    """A task that reads the devices, one segment of each at a time."""
 
     def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path, supervisor: Supervisor) -> None:
         self._config = config
         self._directory = directory
-        self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was written last
+        self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was last written
         self._engine = engine
         self._stores = stores
         self._supervisor = supervisor
@@ -58,7 +59,7 @@ class Scrub:
             await self._task.stop()
             self._task = None
             for store in self._stores.online():
-                if store.record.id in self._kept:  # else what the file has is not known
+                if store.record.id in self._kept:  # else the file's contents are unknown
                     await self._keep(store)
 
     async def _run(self, task: BackgroundTask) -> None:
@@ -95,14 +96,14 @@ class Scrub:
                 progress.end(time.time_ns())
                 await self._keep(store)
                 log.info("pass complete", device=str(store.record.id), segments=len(rows), damaged_blocks=progress.damaged_blocks)
-        except IomeshError as error:  # the device is being closed, or fails: that is told elsewhere
+        except IomeshError as error:  # the device is being closed, or fails: that is reported elsewhere
             log.info("pass interrupted", device=str(store.record.id), reason=error.message)
 
     async def _verify(self, store: OpenStore, volume: bytes, segment: int) -> None:
         progress = store.scrub
         try:
             told = await self._engine.scrub(store.number, uuid.UUID(bytes=volume), segment, bytes_per_second=self._config.bytes_per_second)
-        except NotFound:  # it was compacted or deleted meanwhile: the next pass sees what there is then
+        except NotFound:  # it was compacted or deleted concurrently: the next pass reads its new state
             progress.damaged.pop((volume, segment), None)
             return
         progress.verified_bytes += told["blocks"] * BLOCK_BYTES
@@ -121,13 +122,13 @@ class Scrub:
             )
         progress.damaged[volume, segment] = told["damaged"]
 
-    # what a restart does not forget
+    # state that survives a restart
 
     def _file(self, store: OpenStore) -> Path:
         return self._directory / f"{store.record.id}.json"
 
     async def _keep(self, store: OpenStore) -> None:
-        """Replaces the file as a whole. That it cannot be written is told, and costs a part of a pass after the next start."""
+        """Replaces the file atomically. A failure is reported, and costs a part of a pass after the next start."""
         progress = store.scrub
         self._kept[store.record.id] = time.monotonic()
         kept = Kept(

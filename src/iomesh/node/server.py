@@ -1,6 +1,6 @@
-"""Serves the control API: turns messages into calls of the node, and errors into codes.
+"""Serves the control API: translates messages into calls of the node, and errors into codes.
 
-What a client has asked for is carried through even if the client goes away meanwhile: every call runs in a task of its own.
+Every call runs in a task of its own: a request is completed even if its client disconnects meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from iomesh.node.node import Node
 
 log = logger("control")
-GRACE_SECONDS = 5.0  # for the answers of calls that are under way when the daemon stops
+GRACE_SECONDS = 5.0  # for the answers of running calls when the daemon stops
 DRAIN_SECONDS = 30.0  # for the calls themselves: then they are cancelled
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any], Awaitable[Message]]
@@ -68,7 +68,7 @@ class ControlServer:
         release(self._config.socket)
 
     async def drain(self) -> None:
-        """Waits for the calls that are under way, DRAIN_SECONDS at most, and cancels what is left."""
+        """Waits for the running calls, DRAIN_SECONDS at most, and cancels the rest."""
         if not self._tasks:
             return
         _, left = await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
@@ -95,7 +95,7 @@ class ControlServer:
             try:
                 return await asyncio.shield(task)
             except asyncio.CancelledError:
-                if not task.cancelled():  # the client went away: the call is carried through
+                if not task.cancelled():  # the client disconnected: the call is completed
                     raise
                 log.info("refused", call=name, error="Unavailable", reason="the node stops")
                 await refuse(context, Unavailable(f"{name} was not finished: the node stops"))
@@ -111,7 +111,7 @@ class ControlServer:
     def _ended(self, task: asyncio.Task[Message]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # it is seen by whoever waits for the answer, or by nobody
+            task.exception()  # mark it as retrieved: the caller, if any is left, gets it from the answer
 
 
 async def _run(handler: Handler, request: Message) -> Message:
@@ -121,7 +121,7 @@ async def _run(handler: Handler, request: Message) -> Message:
 def _bind(server: grpc.aio.Server, address: str, what: str) -> None:
     try:
         server.add_insecure_port(address)
-    except RuntimeError:  # gRPC tells the reason in its own log
+    except RuntimeError:  # gRPC logs the reason itself
         raise InUse(f"{what}: cannot listen there, most likely because another process does: set another address") from None
 
 
@@ -131,13 +131,14 @@ async def refuse(context: Context, error: IomeshError) -> NoReturn:
 
 
 def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> dict[str, int]:
-    """The point in time that is asked for, `at_ns` (Unix time) or `ago_ns`; empty: none is. Raises InvalidArgument."""
+    """The requested point in time, `at_ns` (Unix time) or `ago_ns`; empty: none is requested. Raises
+    InvalidArgument."""
     if not request.HasField("at"):
         return {}
     try:
         at_ns = request.at.time.ToNanoseconds() if request.at.HasField("time") else None
         ago_ns = request.at.ago.ToNanoseconds() if request.at.HasField("ago") else None
-    except ValueError as error:  # of protobuf: out of the range that its types have
+    except ValueError as error:  # from protobuf: outside the range of its types
         raise InvalidArgument(f"volume {request.volume}: the point in time is invalid: {error}") from None
     check_point_in_time(at_ns=at_ns, ago_ns=ago_ns)
     return {"at_ns": at_ns} if at_ns is not None else {"ago_ns": ago_ns or 0}
@@ -262,7 +263,7 @@ class NodeService:
         return self._node
 
     def _assembled(self) -> Node:
-        """For what can be answered while the node starts, too."""
+        """For calls that can also be answered while the node starts."""
         if not self._node.assembled:
             raise self._unavailable()
         return self._node

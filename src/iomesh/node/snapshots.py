@@ -1,8 +1,10 @@
-"""The snapshots of this node's volumes, and their doors. The engine keeps them, each in its volume's own log.
+"""The snapshots of this node's volumes, and their exports. The engine stores each snapshot in its volume's own log.
 
-- A snapshot is made by the engine under an id that is drawn here; it exists once the engine has answered, and not before.
-- An exported one is open in the engine and listed in its volume's record, so that it is exported again after a restart.
-- Everything that changes a volume's snapshots holds the volume's `changing`.
+- The engine creates a snapshot under an id that is generated here; the snapshot exists once the engine has answered,
+  not before.
+- An exported snapshot is open in the engine and listed in its volume's record, so that it is exported again after a
+  restart.
+- Every change to a volume's snapshots is made with the volume's `changing` held.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ class Snapshots:
         self._doors = doors
         self._volumes = volumes
 
-    # what users ask
+    # commands of users
 
     async def create(self, volumes: list[str], name: str) -> list[Snapshot]:
-        """Of several volumes: all at one instant. The ones that are there already, if they are of one call."""
+        """Of several volumes: all at one instant. Returns the existing snapshots if one earlier call created them."""
         check_snapshot_name(name)
         if not volumes or len(set(volumes)) < len(volumes):
             raise InvalidArgument(f"snapshot {name}: name one volume, or several different ones")
@@ -55,10 +57,10 @@ class Snapshots:
     async def _create(self, volumes: list[str], name: str) -> list[Snapshot]:
         async with AsyncExitStack() as held:
             by_name = {}
-            for each in sorted(volumes):  # one order for everybody: no two wait for each other
+            for each in sorted(volumes):  # one order for all calls: no two wait for each other
                 by_name[each] = await held.enter_async_context(self._volumes.holding(each))
             opened = [by_name[each] for each in volumes]
-            self._engine.refuse_pending([volume.record.id for volume in opened])  # one of them may be what is asked for
+            self._engine.refuse_pending([volume.record.id for volume in opened])  # one of the pending commands may create these snapshots
             existing = [found for volume in opened if (found := await self._look_for(volume, name)) is not None]
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
@@ -74,7 +76,8 @@ class Snapshots:
             return made
 
     async def list(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
-        """Of one volume, or of all that are served, the oldest first. hidden: also those that were deleted and are still needed."""
+        """The snapshots of one volume, or of all served volumes, oldest first. hidden: include deleted ones that are
+        still needed."""
         wanted = [self._volumes.serving(volume)] if volume else [each for each in self._volumes.named() if each.in_engine]
         found = []
         for each in wanted:
@@ -82,7 +85,7 @@ class Snapshots:
                 await self.refresh(each)
             except IomeshError:
                 if not volume and not each.in_engine:
-                    continue  # it was deleted meanwhile
+                    continue  # the volume was deleted concurrently
                 raise
             found += [self._describe(each, entry) for entry in each.snapshots if hidden or visible(entry)]
         return found
@@ -92,7 +95,7 @@ class Snapshots:
         return self._describe(opened, await self.find(opened, name))
 
     async def delete(self, volume: str, name: str, *, force: bool = False) -> bool:
-        """Whether it stays, hidden, because something goes on from it. Its space comes back behind the answer."""
+        """Returns whether it stays, hidden, because something depends on it. Its space is freed after the answer."""
         async with self._volumes.holding(volume) as opened:
             entry = await self.find(opened, name)
             await self._refuse_connections(opened, name, "delete", force)
@@ -127,7 +130,8 @@ class Snapshots:
             await self._withdraw(opened, uuid.UUID(bytes=entry["id"]), name)
 
     async def restore(self, volume: str, name: str, *, discard: bool = False, force: bool = False) -> str:
-        """The volume becomes what it was in a snapshot. The name of the one that is made of what it is now; empty: it is discarded."""
+        """Restores the volume to a snapshot. Returns the name of the snapshot of its state before; empty: that was
+        discarded."""
         return await patiently(lambda: self._restore(volume, name, discard=discard, force=force))
 
     async def _restore(self, volume: str, name: str, *, discard: bool, force: bool) -> str:
@@ -147,7 +151,7 @@ class Snapshots:
             return kept
 
     async def diff(self, volume: str, older: str, newer: str, *, offset: int, ranges: int) -> Difference:
-        """newer: empty is the volume as it is now."""
+        """newer: empty stands for the current volume."""
         if offset % compiled.BLOCK_BYTES:
             block = compiled.BLOCK_BYTES
             raise InvalidArgument(f"offset {offset} is not a multiple of {block}: begin at 0, then where the last answer ended")
@@ -167,21 +171,22 @@ class Snapshots:
         return Difference(ranges=changed, next=found["next"], nodes=found["nodes"])
 
     def made_ns(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Of every volume that is served, its name and when its snapshots were made, as the engine listed them last."""
+        """For every served volume: its name and the creation times of its snapshots, as the engine listed them last."""
         for volume in self._volumes.named():
             if volume.state == VolumeState.SERVING:
                 yield volume.record.name, [entry["time_ns"] for entry in volume.snapshots if visible(entry)]
 
-    # what happens to their volume; the caller holds its `changing`
+    # steps for their volume; the caller holds its `changing`
 
     async def opened(self, volume: OpenVolume) -> None:
-        """Publishes what was exported. What cannot be is told, and keeps nothing else from being served."""
+        """Publishes the recorded exports. One that cannot be published is reported, and keeps no other from being
+        served."""
         await self.refresh(volume)
         entries = {uuid.UUID(bytes=entry["id"]): entry for entry in volume.snapshots}
         for export in volume.record.snapshot_exports:
             entry = entries.get(export.snapshot)
             if entry is None or not visible(entry):
-                continue  # it was deleted, and the daemon killed before its record said so
+                continue  # it was deleted, but the daemon was killed before the record was updated
             try:
                 await self._engine.open_snapshot(volume.record.id, export.snapshot)
                 self._publish(volume, entry)
@@ -189,7 +194,7 @@ class Snapshots:
                 log.error("snapshot not exported", volume=volume.record.name, snapshot=entry["name"], reason=error.message)
 
     async def closing(self, volume: OpenVolume) -> None:
-        """Ends their connections and closes them; what is exported stays so in the record."""
+        """Ends their connections and closes them; the record still lists them as exported."""
         for entry in volume.snapshots:
             door = door_name(volume.record.name, entry["name"])
             if self._doors.describe(door):
@@ -197,8 +202,9 @@ class Snapshots:
                 await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
 
     async def hide(self, volume: OpenVolume, name: str) -> None:
-        """The volume, which had this name, is hidden for its clones: ends exports, gives up its head, deletes what no clone stands on. A
-        failure is told, and what is left tried again when the next clone goes or the node starts."""
+        """The volume, which had this name, is hidden for its clones: ends exports, gives up its head, deletes snapshots
+        that no clone needs. A failure is reported; the rest is retried when the next clone is deleted or the node
+        starts."""
         if not volume.in_engine:
             return
         try:
@@ -220,8 +226,8 @@ class Snapshots:
             log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
 
     async def _give_up_head(self, volume: OpenVolume) -> None:
-        """A hidden volume goes back to a snapshot that has clones, whole or not at all, and what it was is discarded: so it holds
-        nothing that they do not need."""
+        """Restores a hidden volume to a snapshot that has clones, completely or not at all, and discards its head: so
+        it holds no space that they do not need."""
         needed = [entry for entry in volume.snapshots if self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))]
         state = self._engine.volume_state(volume.record.id)
         if not needed or (state["head_parent"] in [entry["id"] for entry in needed] and not state["exclusive_blocks"]):
@@ -298,22 +304,22 @@ class Snapshots:
 
 
 def visible(entry: dict[str, Any]) -> bool:
-    """Whether it is a user's, and theirs still."""
+    """Whether it was created by a user and is not deleted."""
     return is_kept(entry) and not entry["name"].startswith(MARK)
 
 
 def is_kept(entry: dict[str, Any]) -> bool:
-    """Whether it is not deleted. One may be so and still be there, for what goes on from it."""
+    """Whether it is not deleted. A deleted snapshot may stay listed while something depends on it."""
     return not (entry["hidden"] or entry["dying"])
 
 
 def new_mark() -> tuple[uuid.UUID, str]:
-    """Id and name of a mark of a restore window: a name that no user can give."""
+    """Id and name of a restore point: a name that no user can choose."""
     return uuid.uuid4(), f"{MARK}{time.time_ns()}"
 
 
 def door_name(volume: str, snapshot: str) -> str:
-    """The name of its export. No volume's name has an @."""
+    """The name of a snapshot's export. No volume's name has an @."""
     return f"{volume}@{snapshot}"
 
 
@@ -323,7 +329,7 @@ def restored_name() -> str:
 
 @contextmanager
 def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
-    """Says what to do when the engine does not go back because somebody is connected."""
+    """Adds a remedy to the error when the engine refuses to go back because clients are connected."""
     try:
         yield
     except InUse:
@@ -335,7 +341,7 @@ def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
 
 
 def free_name(volume: OpenVolume, name: str) -> str:
-    """This one, or if there is such a snapshot, with a number behind it."""
+    """`name`; if there is such a snapshot, with a number appended."""
     taken = {entry["name"] for entry in volume.snapshots if visible(entry)}
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return next(each for each in itertools.chain([name], numbered) if each not in taken)

@@ -13,8 +13,8 @@ CONNECT_SECONDS = 2.0
 
 
 def claim_unix_socket(path: str, key: str) -> None:
-    """Makes the path free to bind to, its folder included. Raises InUse if somebody listens there or it is something else than a
-    socket; `key` is the configuration's, for the message."""
+    """Makes the path free to bind to, its folder included. Raises InUse if a process listens there or it is something
+    else than a socket; `key` is the configuration's, for the message."""
     place = Path(path)
     try:
         place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -32,17 +32,17 @@ def claim_unix_socket(path: str, key: str) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            place.unlink(missing_ok=True)  # whoever bound it has died
+            place.unlink(missing_ok=True)  # the process that bound it has died
             return
         except PermissionError:
             raise PermissionDenied(f"{key}: {path} belongs to somebody else: set another path, or remove it") from None
         except OSError:
-            pass  # somebody is there and slow
+            pass  # a process listens there but is slow
     raise InUse(f"{key}: a process listens on {path} (another iomesh daemon?): stop it, or set another path")
 
 
 def restrict(path: str) -> None:
-    """Who may connect: the daemon's user and group."""
+    """Restricts connections to the daemon's user and group."""
     Path(path).chmod(0o660)
 
 
@@ -51,7 +51,7 @@ def release(path: str) -> None:
 
 
 def listen_error(error: OSError, what: str) -> IomeshError:
-    """Names the address, which the system's message does not."""
+    """Adds the address, which the system's message lacks."""
     if error.errno == errno.EADDRINUSE:
         return InUse(f"{what}: another process listens there: stop it, or set another address")
     return from_errno(error.errno or 0, f"{what}: {error.strerror or error}")

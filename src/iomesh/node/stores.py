@@ -1,9 +1,10 @@
-"""The node's devices with their stores: which are open, which are missing, what space they have.
+"""The node's devices with their stores: which are open, which are missing, how much space they have.
 
 A device is open under one name only, and never together with a copy of it (duplicates.py).
 
-Every device that was ever attached is in the metadata service. That is what makes a missing one visible: a volume is only opened when
-all of the node's stores are, because a log that lacks the end of it looks exactly like a shorter log.
+The metadata service has a record of every device that was ever attached, so a missing device is noticed. A volume is
+opened only when all of the node's stores are open: a log that lacks its newest segments looks exactly like a shorter
+log.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
 
 @dataclass
 class ScrubProgress:
-    """How far the scrub of a device has come. What a restart does not forget is in scrub.Kept."""
+    """The scrub progress of a device. scrub.Kept is the part that survives a restart."""
 
     running: bool = False
-    reached: tuple[bytes, int] = (b"", 0)  # volume and segment that the pass under way has behind it; none yet
-    pass_bytes: int = 0  # that the pass under way, or the last one, has to read
-    done_bytes: int = 0  # of them
-    ended_ns: int = 0  # when the last complete pass ended, Unix time; 0: none has
-    verified_bytes: int = 0  # by all passes since the daemon was started, and found good
+    reached: tuple[bytes, int] = (b"", 0)  # volume and segment of the newest one that this pass has verified; none yet
+    pass_bytes: int = 0  # to be read by the current pass, or the last one
+    done_bytes: int = 0  # of pass_bytes
+    ended_ns: int = 0  # end of the last complete pass, Unix time; 0: none yet
+    verified_bytes: int = 0  # by all passes since the daemon started, and found intact
     damaged: dict[tuple[bytes, int], int] = field(default_factory=dict)  # blocks, by volume and segment
 
     @property
@@ -77,13 +78,14 @@ class Stores:
         self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
         self._starting = True  # until `open_all` has ended
         self._changing = asyncio.Lock()  # held while a device is added or removed; no volume is opened meanwhile
-        # Every device that the engine may use. One is closed once the engine has answered that it does not, or has been stopped: a
-        # descriptor that is closed before is the number of another file soon, and the engine writes to that.
+        # Every device that the engine may use. A device is closed only after the engine has answered that it does not
+        # use it, or has been stopped: the number of a descriptor closed earlier is soon reused for another file, and
+        # the engine would write to that.
         self._held: list[OpenDevice] = []
-        self._claimed: list[OpenDevice] = []  # of these, those that have our claim (claims.py)
+        self._claimed: list[OpenDevice] = []  # those of them that carry our claim (claims.py)
 
     async def open_all(self, paths: Iterable[str]) -> None:
-        """Opens the devices at `paths`, which have to be there, and those attached before, which may be missing."""
+        """Opens the devices at `paths`, which must be present, and those attached before, which may be missing."""
         paths = list(paths)
         devices, unreadable = await until_answered(lambda: list_devices(self._metadata))
         records = [record for record, _ in devices if record.node == self._node]
@@ -104,8 +106,9 @@ class Stores:
         self._starting = False
 
     def _take_note(self, unreadable: UnreadableDevice) -> None:
-        """Of a device whose record cannot be read. If it is open, all is well, and the record stays as it is. If not, it is as good as
-        missing, unless it is another node's: a log may lack its end without it."""
+        """Handles a device whose record cannot be read. If the device is open, nothing is wrong, and the record stays
+        as it is. If not, it counts as missing unless it belongs to another node: without it, a log may lack its newest
+        segments."""
         identity, seen = unreadable.id, unreadable.seen
         is_open = identity in self._open
         log.error("device record not readable", device=str(identity or ""), path=seen.path, is_open=is_open, reason=unreadable.reason)
@@ -115,14 +118,15 @@ class Stores:
         self._missing[identity] = record, unreadable.reason
 
     async def open_at(self, path: str) -> Device | None:
-        """The device, if it is one of ours already."""
+        """The open device at `path`; None if it is not one of this node's."""
         for store in list(self._open.values()):
             if await _same_file(store.device.path, path):
                 return self._describe(store)
         return None
 
     async def add(self, path: str, check: Callable[[], None]) -> Device:
-        """check: raises an error if none can be added now. Nothing that it looks at changes until the device is there."""
+        """check: raises an error if no device can be added now. Nothing that it checks changes until the device is
+        added."""
         async with self._changing:
             if held := await self.open_at(path):
                 return held
@@ -143,12 +147,13 @@ class Stores:
         await in_thread(lambda: refuse_duplicate(device, identity, path))
 
     def refuse_while_changing(self) -> None:
-        """Raises Unavailable while a device is added or removed: a volume that is opened has all of them, or none that is going."""
+        """Raises Unavailable while a device is added or removed: a volume is opened with all devices, and none that is
+        being removed."""
         if self._changing.locked():
             raise Unavailable("a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a moment")
 
     async def remove(self, words: str) -> None:
-        """Forgets a missing device, or closes one that holds nothing."""
+        """Removes the record of a missing device, or closes an open device without segments."""
         async with self._changing:
             device = await self.find(words)
             identity = uuid.UUID(device.id)
@@ -168,7 +173,8 @@ class Stores:
             log.info("device removed", device=device.id, path=device.path)
 
     async def close_all(self) -> None:
-        """One that the engine does not let go of, because a volume is open on it, is left to `release`."""
+        """Closes all devices. A device that the engine still uses, because a volume is open on it, is left to
+        `release`."""
         for identity, store in list(self._open.items()):
             try:
                 await self._engine.close_store(store.number)
@@ -181,13 +187,14 @@ class Stores:
                 await self._drop(store.device)
 
     async def release(self) -> None:
-        """Gives up the devices as they are. The engine has been stopped."""
+        """Releases the devices as they are, after the engine has been stopped."""
         self._open.clear()
         for device in list(self._held):
             await self._drop(device)
 
     async def _drop(self, device: OpenDevice) -> None:
-        """Closes it, and gives up the claim to it first: one that stays is no longer live once this process has ended."""
+        """Closes the device after clearing its claim. A claim that could not be cleared is not live once this process
+        has ended."""
         self._held.remove(device)
         claimed = device in self._claimed
         if claimed:
@@ -198,7 +205,7 @@ class Stores:
         return list(self._open.values())
 
     def spaces(self) -> list[Space]:
-        """Of each open store."""
+        """The space of each open store."""
         return [self._space(store) for store in self._open.values()]
 
     def _space(self, store: OpenStore) -> Space:
@@ -211,7 +218,7 @@ class Stores:
         return sorted(online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path)
 
     async def find(self, words: str) -> Device:
-        """By UUID, label or path."""
+        """Finds a device by UUID, label or path."""
         devices = self.list()
         for device in devices:
             if words in (device.id, device.path) or (device.state != DeviceState.MISSING and await _same_file(device.path, words)):
@@ -226,12 +233,12 @@ class Stores:
 
     @property
     def missing(self) -> str:
-        """Words for what is missing, empty if nothing is."""
+        """Describes what is missing; empty if nothing is."""
         return "; ".join(f"device {record.label or record.id} is missing ({reason})" for record, reason in self._missing.values())
 
     @property
     def largest_bytes(self) -> int:
-        """Of the open devices; 0 if there is none."""
+        """The size of the largest open device; 0 if there is none."""
         return max((store.device.size_bytes for store in self._open.values()), default=0)
 
     @property
@@ -245,7 +252,7 @@ class Stores:
             if await in_thread(lambda: self._claim(device)):
                 self._claimed.append(device)
             store = await self._open_store(device)
-        except IomeshError:  # the engine has answered that it does not use it; anything else says nothing
+        except IomeshError:  # the engine has answered that it does not use it; any other error proves nothing
             await self._drop(device)
             raise
         try:
@@ -253,7 +260,8 @@ class Stores:
                 await self._refuse_duplicate(store.record.id, path)
             if expected is not None and store.record.id != expected:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
-            # Before anything is written to it: a device without a record would not be missed when it is not there.
+            # Before anything is written to the device: a device without a record would not be noticed when it is
+            # missing.
             await (
                 until_answered(lambda: self._write_record(store.record)) if self._starting else answered(self._write_record(store.record))
             )
@@ -266,8 +274,9 @@ class Stores:
         return store
 
     async def _write_record(self, record: DeviceRecord) -> None:
-        """Unless it is recorded like this already, so that a start needs no metadata service that can be written. One of another format is
-        another iomesh's, and stays; what is none at all is replaced."""
+        """Skipped when the stored record is already equal, so that a start works with a metadata service that cannot be
+        written. A record of another format belongs to another version of iomesh and stays; one that cannot be decoded
+        at all is replaced."""
         entry, put = await self._metadata.get(device_key(record.id)), put_device(record, None)
         try:
             if entry is not None:
@@ -280,15 +289,15 @@ class Stores:
             await self._metadata.commit(put)
 
     def _claim(self, device: OpenDevice) -> bool:
-        """Before anything is written to it: another process may have it open under a name that only the device itself tells. Whether
-        there is a claim to give up."""
+        """Claims the device before anything is written to it: another process may have it open under a name that only
+        the device itself reveals. Returns whether there is a claim to clear."""
         claims.refuse_claimed(device)
         superblock, _ = read_superblocks(device.path)
         if superblock is None or superblock.cluster != self._cluster:
-            return False  # the engine refuses it, with the reason
+            return False  # the engine refuses it and reports the reason
         try:
             claims.take(device, superblock.device, self._node)
-        except NoSpace as error:  # a sparse file: it is read all the same, and the kernel's locks hold
+        except NoSpace as error:  # a sparse file: it is still readable, and the kernel's locks apply
             log.warning("device not claimed", path=device.path, reason=error.message)
         return True
 
@@ -375,7 +384,7 @@ def _describe_missing(record: DeviceRecord, reason: str) -> Device:
 
 
 def absolute(path: str) -> str:
-    """Links stay as they are: those under /dev/disk/by-id name a device for longer than what they point to."""
+    """Symbolic links are kept: those under /dev/disk/by-id identify a device for longer than their targets."""
     return str(Path(path).absolute())
 
 

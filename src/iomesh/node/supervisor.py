@@ -1,14 +1,16 @@
 """Owns every background task of the daemon: no task is started anywhere else.
 
 A *task* runs as long as the daemon does: cleaning, restore windows, scrub. It reports each round that succeeded with `progress()`.
-When it raises, or returns although nobody stopped it, the supervisor logs the reason, counts it, and starts it again after a pause that
-doubles from BACKOFF_SECONDS to BACKOFF_MAX_SECONDS. The task is *down* from the failure until its next successful round; while a task is
+When it raises, or returns without having been stopped, the supervisor logs the reason, counts it, and restarts it after
+a pause that doubles from BACKOFF_SECONDS to BACKOFF_MAX_SECONDS. The task is *down* from the failure until its next
+successful round; while a task is down, the node is not ready.
 down, the node is not ready.
 
-A *job* ends by itself: one pass of compaction, the record of one checkpoint. Its starter may await it. A failure is logged and counted
-whether anybody awaits it or not.
+A *job* ends by itself: one pass of compaction, the record of one checkpoint. Its starter may await it. A failure is
+logged and counted whether it is awaited or not.
 
-`settle` replaces asyncio.gather: every piece of work runs to its end, also when another one fails, and only then the failure is raised.
+`settle` replaces asyncio.gather: all work runs to its end, even when some of it fails, and only then the failure is
+raised.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ class TaskState(NamedTuple):
 
 
 class Stopped(Exception):
-    """A task returned although nobody stopped it."""
+    """A task returned without having been stopped."""
 
 
 @dataclass(eq=False)
 class BackgroundTask:
-    """Made by Supervisor.start. `until_done`: the task has an end of its own, and returning is no failure."""
+    """Created by Supervisor.start. `until_done`: the task has an end of its own, and returning is no failure."""
 
     name: str
     work: Callable[[BackgroundTask], Awaitable[None]]
@@ -75,7 +77,7 @@ class BackgroundTask:
             self.reason = ""
 
     async def stop(self) -> None:
-        """Cancels it and waits until it has ended, STOP_SECONDS at most. Doing it again does no harm."""
+        """Cancels it and waits until it has ended, STOP_SECONDS at most. Idempotent."""
         await end_all([self.handle])
 
     async def run(self) -> None:
@@ -125,7 +127,7 @@ class Supervisor:
     def start(
         self, name: str, work: Callable[[BackgroundTask], Awaitable[None]], *, until_done: bool = False, **about: str
     ) -> BackgroundTask:
-        """Starts a task. Several may have one name; `about` tells them apart in the log."""
+        """Starts a task. Several may have one name; `about` distinguishes them in the log."""
 
         def restarted() -> None:
             self._restarts[name] += 1
@@ -146,7 +148,7 @@ class Supervisor:
             if job.cancelled() or (error := job.exception()) is None:
                 return
             self.failed_jobs[name] += 1
-            if isinstance(error, IomeshError):  # an error of the world: whoever awaits the job handles it
+            if isinstance(error, IomeshError):  # an error of the world: the awaiting caller handles it
                 log.info("job failed", job=name, **about, reason=error.message)
             else:
                 log.error("job failed", job=name, **about, reason=describe(error), exc_info=error)
@@ -155,7 +157,7 @@ class Supervisor:
         return job
 
     async def carry_through(self, name: str, work: Coroutine[Any, Any, ResultT], **about: str) -> ResultT:
-        """Runs a job and returns its result. If the caller is cancelled meanwhile, the job goes on, and stays the supervisor's."""
+        """Runs a job and returns its result. If the caller is cancelled, the job continues under the supervisor."""
         return await asyncio.shield(self.spawn(name, work, **about))
 
     def tasks(self) -> dict[str, TaskState]:
@@ -189,7 +191,7 @@ async def settle(work: Iterable[Coroutine[Any, Any, ResultT]], *, at_once: int =
             failures.append(error)
             return []
         finally:
-            one.close()  # one that was cancelled before its turn has never begun
+            one.close()  # one cancelled before its turn was never started
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(outcome(one)) for one in pending]
@@ -215,10 +217,10 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], seconds: float = STOP_SECO
 
 
 async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT], None] | None = None) -> ResultT:
-    """Runs what blocks in a thread of its own, which does not keep the process from ending.
+    """Runs blocking work in a thread of its own, which does not keep the process from ending.
 
     If the caller is cancelled, it waits for the thread, STOP_SECONDS at most: what `work` uses is in use until then. With `discard` it does
-    not wait, and `discard` gets a result that comes later.
+    not wait, and `discard` receives a later result.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultT] = loop.create_future()
@@ -237,7 +239,7 @@ async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT],
             failure = error
         try:
             loop.call_soon_threadsafe(done, result, failure)
-        except RuntimeError:  # the event loop has been closed: nobody waits any more
+        except RuntimeError:  # the event loop is closed: no caller waits
             if discard is not None and failure is None:
                 discard(result)  # type: ignore[arg-type]
 
@@ -249,7 +251,7 @@ async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT],
             future.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
         else:
             await asyncio.wait((future,), timeout=STOP_SECONDS)
-            future.add_done_callback(asyncio.Future.exception)  # it is seen, and nobody's
+            future.add_done_callback(asyncio.Future.exception)  # retrieves the exception: the future has no other reader
         raise
 
 

@@ -1,16 +1,17 @@
-"""The node's name in the metadata service: one daemon at a time runs under it.
+"""The node's name in the metadata service: only one daemon at a time runs under it.
 
-`take` puts `nodes/<name>` under a lease before any volume is opened, a task renews the lease from `start` on, and `give_up` ends it. The
-record of another daemon refuses this one, or is over:
+`take` writes `nodes/<name>` under a lease before any volume is opened, a task renews the lease from `start` on, and
+`give_up` ends it. The record of another daemon either refuses this one or has expired:
 
 - it has our state directory, whose lock we hold, and is of this boot: that daemon was killed;
 - its process is of this boot and PID namespace and does not run any more;
-- otherwise only its lease tells (it is of another machine, or of an earlier boot), and `take` waits for as long as a lease lasts.
+- otherwise only its lease decides (it is of another machine, or of an earlier boot), and `take` waits for as long as a
+  lease lasts.
 
-A lease that runs out while the metadata service does not answer is taken again. Likewise, a daemon that finds the record of an earlier
-one with its own state directory goes on when that record cannot be replaced: nobody else has the name, and the task takes it later.
-If another daemon has the name by then, this one reports it and goes on: its devices are its own still, and no record of a volume that
-another one changed is written (volume.py).
+A lease that expires while the metadata service does not answer is taken again. Likewise, a daemon that finds the record
+of an earlier one with its own state directory continues when that record cannot be replaced: no other daemon has the
+name, and the task takes it later. If another daemon has the name by then, this one reports it and continues: its
+devices are still its own, and no record of a volume that another daemon changed is written (volume.py).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from iomesh.times import SECOND_NS, exact_moment
 
 log = logger("tenure")
 LEASE_SECONDS = 15.0
-RENEWALS = 4  # attempts within one lease: a metadata service may be away for most of it
-LOOK_SECONDS = 0.2  # between two looks whether another's lease has run out
+RENEWALS = 4  # attempts within one lease: a metadata service may be unavailable for most of it
+LOOK_SECONDS = 0.2  # between two checks whether another daemon's lease has expired
 
 
 class Tenure:
@@ -45,7 +46,7 @@ class Tenure:
         self._lease_seconds = lease_seconds
         self.renewals = RENEWALS
         self.lease = 0  # of the metadata service
-        self.problem = ""  # words for what users should know; empty: the name is ours
+        self.problem = ""  # describes what users should know; empty: the name is ours
         self.record = NodeRecord(
             name=name,
             incarnation=uuid.uuid4(),
@@ -60,7 +61,7 @@ class Tenure:
         )
 
     async def take(self) -> None:
-        """Raises InUse if another daemon has the name, and what the metadata service raises."""
+        """Raises InUse if another daemon has the name, and the errors of the metadata service."""
         began = time.monotonic()
         while True:
             entry = await until_answered(lambda: self._metadata.get(node_key(self.record.name)))
@@ -85,11 +86,11 @@ class Tenure:
         if self.lease:
             try:
                 await self._metadata.revoke(self.lease)
-            except IomeshError as error:  # it runs out by itself
+            except IomeshError as error:  # it expires by itself
                 log.warning("node's lease not given up", reason=error.message)
 
     async def _put(self, version: int) -> bool:
-        """Whether the name is ours now; otherwise somebody was faster."""
+        """Whether the name is ours now; otherwise another daemon was faster."""
         lease = await self._metadata.grant(self._lease_seconds)
         try:
             await self._metadata.commit(put_node(self.record, version, lease))
@@ -100,7 +101,8 @@ class Tenure:
         return True
 
     async def _replace(self, version: int) -> bool:
-        """Replaces the record that a daemon with our state directory has left. True: the name is ours, though maybe not recorded yet."""
+        """Replaces the record left by a daemon with our state directory. True: the name is ours, though maybe not
+        recorded yet."""
         try:
             return await answered(self._put(version))
         except MetadataUnavailable as error:
@@ -112,12 +114,12 @@ class Tenure:
             await asyncio.sleep(self._lease_seconds / self.renewals)
             try:
                 await self._keep()
-            except IomeshError as error:  # a metadata service that does not answer stops no volume
+            except IomeshError as error:  # an unresponsive metadata service stops no volume
                 self._report(f"the node's lease cannot be renewed: {error.message}")
             task.progress()
 
     async def _keep(self) -> None:
-        with contextlib.suppress(NotFound):  # it has run out
+        with contextlib.suppress(NotFound):  # it has expired
             await self._metadata.renew(self.lease)
             self.problem = ""
             return

@@ -1,7 +1,7 @@
-"""One volume of this node as everything here holds it: its records, what it is at, and the locks under which that changes.
+"""One volume of this node as all parts share it: its records, its state, and the locks under which that changes.
 
-`changing` is held by whoever moves it from state to state, or changes what belongs to it; `writing` only while a record is written, so
-that the checkpoint which closing waits for can be recorded.
+A task that changes the volume's state, or what belongs to the volume, holds `changing`; `writing` is held only while a
+record is written, so that the checkpoint which closing waits for can be recorded.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from iomesh.metadata.volumes import Unreadable, hidden_name
 from iomesh.node.backoff import pauses
 from iomesh.node.metadata_calls import answered
 
-ATTEMPTS = 12  # of a change of a record that others change, too: about ten seconds
-CHANGE_SECONDS = 60.0  # to wait for whoever changes the volume; an operation itself may take longer
+ATTEMPTS = 12  # to change a record with concurrent writers: about ten seconds
+CHANGE_SECONDS = 60.0  # to wait for `changing`; the operation itself may take longer
 QUIET_SECONDS = 60.0
 
 
 @dataclass
 class Phase:
-    """Something that comes and goes many times a second, and is told once: when it comes after it stayed away for a while."""
+    """A condition that starts and stops many times a second. It is reported once: when it starts after a longer
+    absence."""
 
     seen: float = -math.inf
 
     def begins(self, now: float) -> bool:
-        """It is there at this moment (seconds, monotonic): whether that is new."""
+        """The condition holds at `now` (seconds, monotonic). Returns whether it is to be reported as new."""
         begins = now - self.seen > QUIET_SECONDS
         self.seen = now
         return begins
 
 
 class ChangeLock(asyncio.Lock):
-    """Whoever enters waits CHANGE_SECONDS at most, then gets Unavailable with the name of the task that holds it."""
+    """Acquiring waits at most CHANGE_SECONDS, then raises Unavailable with the name of the task that holds the lock."""
 
     def __init__(self, of: str, seconds: float = CHANGE_SECONDS) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class ChangeLock(asyncio.Lock):
 
 @dataclass
 class Unanswered:
-    """Since when the metadata service has not said whether the pointer of a checkpoint was moved, and why."""
+    """Since when, and why, the metadata service has not confirmed whether a checkpoint pointer was moved."""
 
     since: float  # monotonic
     since_ns: int  # Unix time
@@ -76,20 +77,20 @@ class Unanswered:
 class OpenVolume:
     record: VolumeRecord
     log: LogRecord
-    version: int = 0  # of its record; 0: it is not stored yet
+    version: int = 0  # of its record; 0: not stored yet
     log_version: int = 0
     state: VolumeState = VolumeState.OPENING
     reason: str = ""
     recovery: dict[str, Any] = field(default_factory=dict)
-    opening: bool = False  # the engine has been asked to
+    opening: bool = False  # an open request to the engine is in flight
     in_engine: bool = False
-    awaits_metadata: bool = False  # it is not opened, or not deleted, because the metadata service did not answer: tried again
+    awaits_metadata: bool = False  # opening or deleting failed because the metadata service did not answer; it is retried
     unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
-    waiting: Phase = field(default_factory=Phase)  # writes, for space
-    refusing: Phase = field(default_factory=Phase)  # ... them, for want of it
-    unmarked: Phase = field(default_factory=Phase)  # marks are due, and there is no space
+    waiting: Phase = field(default_factory=Phase)  # writes wait for space
+    refusing: Phase = field(default_factory=Phase)  # writes are refused for lack of space
+    unmarked: Phase = field(default_factory=Phase)  # restore points are due, but there is no space
     changing: ChangeLock = field(init=False)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -98,23 +99,24 @@ class OpenVolume:
 
 
 def is_hidden(volume: OpenVolume) -> bool:
-    """Deleted, and kept for its clones."""
+    """Whether the volume was deleted but is kept for its clones."""
     return volume.record.state == Lifecycle.HIDDEN
 
 
 class Registry:
-    """The volumes of this node, and the one table of who has which name.
+    """The volumes of this node, and the only table of their names.
 
-    - A volume is in it from before its record is written until after the record is gone; a hidden one is in it without a name.
-    - `add` reserves the name: between that and whatever the caller checked before, nothing has to be assumed.
-    - `remove` and `hide` change the entry of that very volume, never that of another one that has the name by now.
-    - A command that waits works on a volume inside `holding`, not on what it found before it waited.
+    - A volume is listed from before its record is written until after the record is deleted; a hidden one is listed
+      without a name.
+    - `add` reserves the name: the caller need not check first.
+    - `remove` and `hide` change the entry of that same volume, never that of another volume that has taken the name.
+    - A command that waits uses the volume inside `holding`, not one that it looked up before waiting.
     """
 
     def __init__(self) -> None:
         self._volumes: dict[uuid.UUID, OpenVolume] = {}
         self._names: dict[str, OpenVolume] = {}
-        self.unreadable: dict[str, Unreadable] = {}  # volumes of which a record cannot be read, by name
+        self.unreadable: dict[str, Unreadable] = {}  # volumes with an unreadable record, by name
 
     def add(self, volume: OpenVolume) -> None:
         """Raises AlreadyExists if another volume has its name."""
@@ -126,12 +128,12 @@ class Registry:
             self._names[name] = volume
 
     def remove(self, volume: OpenVolume) -> None:
-        """It is gone, and its name is free."""
+        """Removes a deleted volume and frees its name."""
         self.release(volume)
         self._volumes.pop(volume.record.id, None)
 
     def release(self, volume: OpenVolume) -> None:
-        """Its name is free; it stays."""
+        """Frees its name; the volume stays listed."""
         for name in [name for name, each in self._names.items() if each is volume]:
             del self._names[name]
 
@@ -145,17 +147,18 @@ class Registry:
         return self._volumes.get(identity)
 
     def values(self) -> list[OpenVolume]:
-        """All of them, hidden ones too, by name, as they are now: one may be gone as soon as the caller has awaited something."""
+        """All volumes, hidden ones included, by name. A snapshot in time: after an await of the caller, some may be
+        deleted."""
         return sorted(self._volumes.values(), key=lambda volume: volume.record.name)
 
     def named(self) -> list[OpenVolume]:
-        """Those that users see, by name."""
+        """The volumes visible to users, by name."""
         return [volume for _, volume in sorted(self._names.items())]
 
     @asynccontextmanager
     async def holding(self, name: str, *, serving: bool = True) -> AsyncIterator[OpenVolume]:
-        """The volume of that name, with its `changing` held. Waits for who holds it, and if the name belongs to another volume by then,
-        for that one. serving: it has to be served. Raises NotFound, Unavailable."""
+        """The volume of that name, with its `changing` held. Waits for the current holder; if the name belongs to
+        another volume by then, waits for that one. serving: require that it is served. Raises NotFound, Unavailable."""
         volume = self.serving(name) if serving else self.find(name)
         while True:
             async with volume.changing:
@@ -164,7 +167,7 @@ class Registry:
                         self.serving(name)
                     yield volume
                     return
-            volume = self.find(name)  # one that is being made is waited for, too
+            volume = self.find(name)  # also waits for a volume that is being created
 
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
@@ -181,7 +184,8 @@ class Registry:
         return volume
 
     def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
-        """The names of those that stand on a snapshot of it, or on this one. One whose record cannot be read may be a clone of any."""
+        """The names of the volumes that stand on a snapshot of it, or on this snapshot. A volume with an unreadable
+        record may be a clone of any volume."""
         logs = [(other.record.name, other.log) for other in self._volumes.values()]
         found = [
             name
@@ -191,12 +195,13 @@ class Registry:
         return sorted([*found, *(each.name for each in self.unreadable.values() if each.log is None)])
 
 
-# Changes of a volume's records have three outcomes. Done: they return. Refused: Conflict. Unknown: MetadataUnavailable, or any other error;
-# then a change is repeated, and one that finds itself stored is done.
+# A change of a volume's records has three outcomes. Done: the call returns. Refused: Conflict. Unknown:
+# MetadataUnavailable, or any other error; the change is then repeated, and one that finds its own value stored is done.
 
 
 async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
-    """Writes what the volume is to be; if somebody else wrote it meanwhile, changes what they left. Raises Conflict if they removed it."""
+    """Writes the volume's record; after a concurrent write, applies the change to the newer record. Raises Conflict if
+    it was removed."""
     async with volume.writing:
         async for _ in _attempts(f"volume {volume.record.name}: its record"):
             record = change(volume.record)
@@ -208,15 +213,15 @@ async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[
                     raise Conflict(f"volume {record.name} has been removed by somebody else") from None
                 volume.record, volume.version = found if found is not None else (volume.record, 0)
                 if found is not None and change(found.record) == found.record:
-                    return  # an answer was lost
+                    return  # the answer to an earlier attempt was lost
             else:
                 volume.record = record
                 return
 
 
 async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord]) -> None:
-    """Writes what the volume's log is, provided that it is still ours. Raises Conflict if the right to it is lost: another epoch or
-    owner is stored, or no record at all."""
+    """Writes the record of the volume's log, provided that this node still has the right to it. Raises Conflict if that
+    is lost: another epoch or owner is stored, or no record at all."""
     ours = volume.log
 
     def check(found: LogRecord) -> None:
@@ -230,8 +235,8 @@ async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[Lo
 
 
 async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> None:
-    """Raises the epoch above what is stored, which may be that of an earlier attempt whose outcome was unknown. Raises InUse if another
-    node owns the volume, Conflict if its record is gone."""
+    """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome. Raises InUse
+    if another node owns the volume, Conflict if its record is deleted."""
 
     def check(found: LogRecord) -> None:
         if found.owner != node:
@@ -243,7 +248,7 @@ async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> None:
 async def _write_log(
     metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord], check: Callable[[LogRecord], None]
 ) -> None:
-    """check: raises if what was found may not be changed."""
+    """check: raises if the stored record may not be changed."""
     async with volume.writing:
         async for _ in _attempts(f"volume {volume.record.name}: the record of its log"):
             log = change(volume.log)
@@ -256,14 +261,14 @@ async def _write_log(
                 check(found.record)
                 volume.log, volume.log_version = found
                 if found.record == change(found.record):
-                    return  # an answer was lost
+                    return  # the answer to an earlier attempt was lost
             else:
                 volume.log = log
                 return
 
 
 async def _attempts(what: str) -> AsyncIterator[None]:
-    """With pauses between them. Raises MetadataUnavailable when there have been too many."""
+    """Yields once per attempt, with pauses between them. Raises MetadataUnavailable after too many."""
     for _, pause in zip(range(ATTEMPTS), pauses(0.01, 2.0), strict=False):
         yield
         await asyncio.sleep(pause)
@@ -271,11 +276,11 @@ async def _attempts(what: str) -> AsyncIterator[None]:
 
 
 def _right(log: LogRecord) -> tuple[int, str]:
-    """By which its owner may write and change it."""
+    """The owner's right to write and change the log: its epoch and its name."""
     return log.epoch, log.owner
 
 
 async def hide_record(metadata: Metadata, volume: OpenVolume) -> None:
-    """It has no name and no exports from now on; what it was called stays reserved until `release_name`."""
+    """Removes its name and exports from the record; the old name stays reserved until `release_name`."""
     hidden = {"name": hidden_name(volume.record.id), "state": Lifecycle.HIDDEN, "exports": [], "snapshot_exports": []}
     await write_record(metadata, volume, lambda record: msgspec.structs.replace(record, **hidden))

@@ -1,18 +1,19 @@
-"""The volumes that this node owns, from their record in the metadata service to an open door and back.
+"""The volumes that this node owns, from their record in the metadata service to a published export and back.
 
     (none) --create--> OPENING --recovered--> SERVING --delete--> DELETING --erased--> (none)
                           |                      |                   ^
                           '--error--> FAILED ----'------delete-------'
 
-A volume that is deleted while there are clones of it is hidden: it has lost its name and its doors, is served to them, and is deleted with
-the last of them. A clone is opened after the volume that it is one of, and closed before.
+A volume that is deleted while it has clones is hidden: it loses its name and its exports, still serves its clones, and
+is deleted with the last of them. A clone is opened after its parent and closed before it.
 
-- Records are written first (iomesh.metadata.volumes has their order). What the engine is then asked can be repeated, so a crash between the
-  two leaves work, never a doubt: at the next start a READY volume is opened, a MAKING one made further, a DELETING one erased further.
-- Opening raises the epoch in the log's record, once all of the node's devices are open; every later change of that asks that epoch and
-  owner are still ours.
-- A metadata service that does not answer ends nothing: what is served goes on, what is to be opened or deleted is tried again.
-- A volume of which a record cannot be read is listed as FAILED, and is left alone. No other is kept from being served.
+- Records are written first (iomesh.metadata.volumes has the order). The engine's part can be repeated, so a crash
+  between the two leaves unfinished work but no ambiguity: the next start opens a READY volume, continues to create a
+  MAKING one, and continues to erase a DELETING one.
+- Opening raises the epoch in the log's record, once all of the node's devices are open; every later change of that
+  record requires that epoch and owner still match.
+- A metadata service that does not answer stops nothing: served volumes stay served; opening and deleting are retried.
+- A volume with an unreadable record is listed as FAILED and left alone. It keeps no other volume from being served.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Volumes:
     # bring-up and shutdown
 
     async def open_all(self) -> None:
-        """Opens every volume of this node; one that cannot be is FAILED and keeps no other from being served."""
+        """Opens every volume of this node. A volume that cannot be opened is FAILED and keeps no other from being
+        served."""
         inventory = await until_answered(lambda: read_volumes(self._metadata))
         for unreadable in inventory.unreadable:
             self._keep_closed(unreadable)
@@ -116,7 +118,8 @@ class Volumes:
         await self.retry()
 
     async def _take_up(self, stored: Stored, *, named: bool) -> None:
-        """At the start. Of what a crash left of a creation or a deletion, and has no log, only the records are left to be removed."""
+        """At the start. If a crash left an unfinished creation or deletion without a log, only its records are left to
+        be removed."""
         record, version = stored.volume
         if stored.log is None and record.node == self._node:
             await until_answered(lambda: remove_records(self._metadata, record))
@@ -138,7 +141,7 @@ class Volumes:
         log.error("volume failed", volume=unreadable.name, id=str(unreadable.id or ""), reason=unreadable.reason)
 
     async def retry(self) -> None:
-        """Brings up what is not up: at the start, and once a missing device has come."""
+        """Opens volumes that are not open: at the start, and when a missing device has returned."""
         await self._bring_up_all([volume for volume in self._volumes.values() if not volume.in_engine])
 
     async def _retry_until_answered(self) -> None:
@@ -150,7 +153,7 @@ class Volumes:
             await self._bring_up_all(waiting)
 
     async def _bring_up_all(self, left: list[OpenVolume]) -> None:
-        """A clone after the volume that it is one of."""
+        """Opens each clone after its parent."""
         while left:
             ids = {volume.record.id for volume in left}
             later = [volume for volume in left if volume.log.clone_of is not None and volume.log.clone_of.volume in ids]
@@ -164,7 +167,7 @@ class Volumes:
         if self._retrying is not None:
             await end_all([self._retrying])
         left = [volume for volume in self._volumes.values() if volume.in_engine]
-        while left:  # clones first: the engine closes no volume before them
+        while left:  # clones first: the engine does not close a parent before its clones
             parents = {volume.log.clone_of.volume for volume in left if volume.log.clone_of is not None}
             await settle(self._close(volume) for volume in left if volume.record.id not in parents)
             left = [volume for volume in left if volume.record.id in parents]
@@ -175,7 +178,7 @@ class Volumes:
         await self._hooks.hold(f"volume {volume.record.name}")
         async with volume.changing:
             if (volume.in_engine and not volume.awaits_metadata) or not self._volumes.has(volume):
-                return  # by whoever held it before
+                return  # done by the task that held the lock before
             try:
                 if volume.log.owner != self._node:
                     raise InUse(f"volume {volume.record.name} is owned by node {volume.log.owner}, and this is {self._node}")
@@ -198,7 +201,8 @@ class Volumes:
                 self._fail(volume, IomeshError(f"internal error ({error!r}): see the node's log"))
 
     def _lost(self, volume: OpenVolume, error: Conflict) -> None:
-        """Another node has it: nothing is served any more, neither writes nor what may have been overwritten elsewhere."""
+        """Another node owns the volume: serving stops at once, for writes and for reads of what that node may have
+        overwritten."""
         self._fail(volume, error)
         job = self._supervisor.spawn("withdraw exports", self._withdraw(volume), volume=volume.record.name)
         self._withdrawing.add(job)
@@ -217,14 +221,14 @@ class Volumes:
                 await self._snapshots.closing(volume)
                 await self._engine.close_volume(volume.record.id, checkpoint=True)
         except IomeshError as error:
-            # Nothing is lost by it: the log is what it was, and the next start replays more of it.
+            # No data is lost: the log is unchanged, and the next start replays more of it.
             log.error("volume closed without a checkpoint", volume=name, reason=error.message)
         finally:
             await self._pointers.end(volume)
             volume.in_engine = False
             volume.state = VolumeState.OPENING
 
-    # what users ask
+    # commands of users
 
     async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0) -> Volume:
         check_name(name)
@@ -251,12 +255,13 @@ class Volumes:
         return self._describe(volume)
 
     async def clone(self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0, ago_ns: int | None = None) -> Volume:
-        """Of a snapshot, or of a moment of the restore window: a Unix time, or so long ago."""
+        """Clones a snapshot, or a point in time of the restore window, given as a Unix time or as a time span before
+        now."""
         check_name(name)
         if bool(snapshot) == bool(at_ns or ago_ns is not None):
             raise InvalidArgument(f"a clone of {source}: name either a snapshot of it or a point in time")
         asked = Asked(at_ns, ago_ns, time.monotonic_ns())
-        async with self._volumes.holding(source) as parent:  # neither it nor the snapshot goes meanwhile
+        async with self._volumes.holding(source) as parent:  # keeps the parent and the snapshot from being deleted meanwhile
             point = None if snapshot else await self._windows.find(parent, asked)
             entry = point.mark if point else await self._snapshots.find(parent, snapshot)
             of = CloneRecord(
@@ -275,13 +280,13 @@ class Volumes:
                 id=uuid.uuid4(),
                 name=name,
                 node=self._node,
-                size_bytes=parent.record.size_bytes if point else entry["size_bytes"],  # it may have grown between mark and moment
+                size_bytes=parent.record.size_bytes if point else entry["size_bytes"],  # it may have grown after the restore point
                 segment_bytes=parent.record.segment_bytes,
                 state=Lifecycle.MAKING,
                 policy=msgspec.structs.replace(parent.record.policy, window_seconds=0),
                 created_ns=time.time_ns(),
             )
-            if point:  # the records that it will follow are on stable media before anything says that it is being made
+            if point:  # the records to be rolled forward are on stable media before the creation is recorded
                 await self._engine.checkpoint(parent.record.id)
             volume = await self._make(record, of)
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
@@ -294,7 +299,7 @@ class Volumes:
                 raise InvalidArgument(
                     f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to {exact_size(size_bytes)}"
                 )
-            # The record first: a volume that was seen at a size is never smaller after a crash.
+            # The record first: after a crash, a volume is never smaller than a size that a client has seen.
             if size_bytes > volume.record.size_bytes:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
             await self._engine.grow_volume(volume.record.id, size_bytes)
@@ -302,11 +307,11 @@ class Volumes:
             return self._describe(volume)
 
     async def delete(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
-        """snapshots: also when it has some, which go with it."""
+        """snapshots: delete the volume even if it has snapshots, and delete those with it."""
         volume = self._volumes.find(name)
         async with volume.changing:
             if self._volumes.get(name) is not volume:
-                return  # somebody else has deleted it meanwhile
+                return  # it was deleted concurrently
             await self._refuse_connections(name, "delete", force, self._snapshots.door_names(volume))
             self._refuse_snapshots(volume, snapshots)
             if volume.log.owner != self._node:
@@ -341,7 +346,8 @@ class Volumes:
         log.info("volume not exported any more", volume=name)
 
     async def checkpoint(self, name: str = "") -> list[str]:
-        """Of one, or of all that are served; one of these that is deleted meanwhile needs none. Their names."""
+        """Writes a checkpoint of one volume, or of all that are served; volumes deleted meanwhile are skipped. Returns
+        their names."""
         if name:
             await self._engine.checkpoint(self._volumes.serving(name).record.id)
             return [name]
@@ -350,7 +356,7 @@ class Volumes:
         return [volume.record.name for volume, done in zip(volumes, written, strict=True) if done]
 
     async def _checkpoint_if_served(self, volume: OpenVolume) -> bool:
-        """False: it was deleted meanwhile."""
+        """False: the volume was deleted meanwhile."""
         try:
             await self._engine.checkpoint(volume.record.id)
         except IomeshError:
@@ -360,7 +366,7 @@ class Volumes:
         return True
 
     async def show(self, name: str) -> Volume:
-        """With what it takes on devices, which the engine is asked for."""
+        """Includes the space on devices, which the engine is asked for."""
         if (unreadable := self._volumes.unreadable.get(name)) is not None:
             return _describe_unreadable(unreadable)
         volume = self._volumes.find(name)
@@ -377,27 +383,27 @@ class Volumes:
         return sorted([*unreadable, *map(self._describe, self._volumes.named())], key=lambda volume: volume.name)
 
     def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
-        """Of every volume that users see, its name, and for how long the metadata service has not answered for it."""
+        """For every visible volume: its name, and for how long the metadata service has not answered for it."""
         now = time.monotonic()
         return ((each.record.name, now - each.unanswered.since if each.unanswered else 0.0) for each in self._volumes.named())
 
     @property
     def progress(self) -> str:
-        """Of the start, in words."""
+        """Describes the progress of the start."""
         volumes = self._volumes.values()
         done = sum(volume.state != VolumeState.OPENING for volume in volumes)
         return f"{done} of {len(volumes)} volumes" if volumes else ""
 
     @property
     def open_in_engine(self) -> int:
-        """How many are, or will be when the engine answers."""
+        """The number of volumes that are open in the engine, or will be when it answers."""
         return sum(volume.in_engine or volume.opening for volume in self._volumes.values())
 
     def serving(self) -> Iterator[tuple[str, uuid.UUID]]:
         """Name and id of every volume that the engine can be asked about."""
         return ((volume.record.name, volume.record.id) for volume in self._volumes.values() if volume.state == VolumeState.SERVING)
 
-    # what the engine says
+    # events of the engine
 
     def on_event(self, event: Event) -> None:
         volume = self._volumes.by_id(uuid.UUID(bytes=event.volume)) if event.volume else None
@@ -422,7 +428,8 @@ class Volumes:
     # steps
 
     async def _make(self, record: VolumeRecord, of: CloneRecord | None = None) -> OpenVolume:
-        """One that there was not: it is open, or nothing is left of it. Raises AlreadyExists if the name is taken."""
+        """Creates a volume. Afterwards it is open, or nothing is left of it. Raises AlreadyExists if the name is
+        taken."""
         self._stores.refuse_while_changing()
         volume = OpenVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of))
         self._volumes.add(volume)
@@ -440,9 +447,9 @@ class Volumes:
         return volume
 
     async def _open(self, volume: OpenVolume) -> None:
-        """Takes the volume over under a new epoch, recovers it, opens its door."""
+        """Takes ownership under a new epoch, recovers the volume, publishes its export."""
         volume.state, volume.reason = VolumeState.OPENING, ""
-        if not volume.in_engine:  # else it was opened before, and what follows was not done
+        if not volume.in_engine:  # else a previous attempt opened it but failed in a later step
             await self._recover(volume)
         record, of = volume.record, volume.log.clone_of
         await self._windows.undo(volume)
@@ -492,7 +499,8 @@ class Volumes:
             )
 
     async def _delete(self, volume: OpenVolume) -> None:
-        """If the metadata service does not answer, the volume may be one that is deleted: then it is, once it does."""
+        """If the metadata service does not answer, the volume may already be recorded as deleted: then it is erased
+        once the service answers."""
         try:
             await write_record(
                 self._metadata,
@@ -510,12 +518,12 @@ class Volumes:
             raise
 
     async def go_on_deleting(self, volume: OpenVolume) -> None:
-        """Of a deletion that an error held up: tries again what is left of it."""
+        """Retries the rest of a deletion that was interrupted by an error."""
         async with volume.changing:
             if not self._volumes.has(volume) or volume.record.state != Lifecycle.DELETING:
                 return
             if volume.log.owner != self._node or self._stores.missing:
-                return  # it is not ours, or not all of it is here
+                return  # another node owns it, or some of its devices are missing
             try:
                 await self._erase(volume)
             except IomeshError as error:
@@ -524,8 +532,8 @@ class Volumes:
         await self._delete_needless_parent(volume)
 
     async def _hide(self, volume: OpenVolume) -> None:
-        """It has clones: only its name and its doors go now, and the snapshots that no clone stands on. The name is free only when nothing
-        has a door under it any more."""
+        """The volume has clones: only its name, its exports, and the snapshots that no clone needs are removed now. The
+        name becomes free only when no export uses it any more."""
         name = volume.record.name
         await hide_record(self._metadata, volume)
         try:
@@ -536,12 +544,12 @@ class Volumes:
             self._volumes.release(volume)
 
     async def _delete_needless_parent(self, volume: OpenVolume) -> None:
-        """Of a clone that is gone."""
+        """After a clone is deleted."""
         if volume.log.clone_of is not None:
             await self.delete_needless(volume.log.clone_of.volume)
 
     async def delete_needless(self, parent: uuid.UUID) -> None:
-        """The volume that was kept for its clones, if none is left; else what it kept for the one that is gone."""
+        """Deletes a hidden parent without clones; if it still has some, deletes what it kept for the deleted clone."""
         volume = self._volumes.by_id(parent)
         if volume is not None:
             await self._delete_if_needless(volume)
@@ -562,9 +570,9 @@ class Volumes:
         await self._delete_needless_parent(volume)
 
     async def _erase(self, volume: OpenVolume) -> None:
-        """From any state to none; its own record, which says DELETING, goes last."""
+        """Erases a volume in any state; its own record, in state DELETING, is removed last."""
         name = volume.record.name
-        if volume.state != VolumeState.DELETING:  # else what has held it up may still do so
+        if volume.state != VolumeState.DELETING:  # else the error that interrupted the deletion may still apply
             volume.state, volume.reason = VolumeState.DELETING, ""
         await self._doors.withdraw(name)
         if volume.in_engine:
@@ -578,8 +586,8 @@ class Volumes:
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
     async def _discard(self, volume: OpenVolume) -> None:
-        """Of a creation that failed nothing is left; what cannot be undone now is undone once the metadata service answers, or when the
-        node starts again."""
+        """Removes everything of a creation that failed. What cannot be removed now is removed once the metadata service
+        answers, or at the next start of the node."""
         volume.state = VolumeState.DELETING
         try:
             if volume.log_version:
@@ -592,7 +600,7 @@ class Volumes:
             self._fail(volume, error)
 
     def _fail(self, volume: OpenVolume, error: IomeshError) -> None:
-        """One for which only the metadata service has to answer is tried again, in the background."""
+        """A volume that only lacks an answer of the metadata service is retried in the background."""
         awaited, told = volume.awaits_metadata, (volume.state, volume.reason)
         volume.reason = error.message
         volume.awaits_metadata = isinstance(error, MetadataUnavailable)
@@ -617,7 +625,7 @@ class Volumes:
             raise InUse(f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too")
 
     async def _refuse_connections(self, name: str, what: str, force: bool, snapshots: Iterable[str] = ()) -> None:
-        """snapshots: the names of their doors."""
+        """snapshots: the names of their exports."""
         if force:
             return
         doors = [name, *snapshots]
@@ -626,7 +634,8 @@ class Volumes:
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
     async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume | None:
-        """The answer to a creation that has happened, or is happening, already. None: its name has gone to another, or to nobody."""
+        """The answer to a repeated creation, finished or in progress. None: the name now belongs to another volume, or
+        to none."""
         record = volume.record
         if is_hidden(volume):
             async with volume.changing:  # until its name is free
@@ -640,7 +649,7 @@ class Volumes:
                 f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s), a restore window of "
                 f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` that one"
             )
-        async with volume.changing:  # until it is open, or has failed to
+        async with volume.changing:  # until it is open or has failed
             if self._volumes.get(record.name) is not volume:
                 return None
             return self._describe(self._volumes.serving(record.name))
@@ -679,12 +688,12 @@ class Volumes:
             clone_of=volume.log.clone_of.name if volume.log.clone_of else "",
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
-            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),  # rounded up, to what can be restored
+            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),  # rounded up to a restorable time
         )
 
 
 def _describe_unreadable(unreadable: Unreadable) -> Volume:
-    """Of it nothing else is known."""
+    """Nothing else is known of it."""
     return Volume(
         name=unreadable.name,
         id=str(unreadable.id or ""),
@@ -699,7 +708,7 @@ def _describe_unreadable(unreadable: Unreadable) -> Volume:
 
 
 def _mapped(state: dict[str, Any]) -> Space:
-    """What can be told without asking the engine's reactor."""
+    """What is known without asking the engine's reactor."""
     mapped, exclusive, inherited = (state[f"{name}_blocks"] * compiled.BLOCK_BYTES for name in ("mapped", "exclusive", "inherited"))
     return Space(
         mapped_bytes=mapped,
@@ -717,5 +726,6 @@ def _progress(flattening: Flattening, state: dict[str, Any]) -> Flattening:
 
 
 def _same_clone(one: CloneRecord | None, other: CloneRecord) -> bool:
-    """Of the same snapshot or moment. `until_ns` of a moment behind which nothing was written yet is that of the newest record then."""
+    """Whether both are of the same snapshot or point in time. If nothing was written after that point yet, `until_ns`
+    is the newest record's."""
     return one is not None and msgspec.structs.replace(one, until_ns=other.until_ns) == other

@@ -1,13 +1,15 @@
-"""The restore windows of this node's volumes: the spans of time in which any second can be gone back to.
+"""The restore windows of this node's volumes: the spans of time in which any second can be restored.
 
-Behind the oldest *mark*, a snapshot that no user sees, the engine keeps the log whole. Going to a moment means going to the mark before it,
-and along the log from there (ext/history/roll_forward.pyx). So marks bound two things: how far back one can go, and how much of the log
-has to be followed. One is made every so often while something is written; the oldest goes once the one behind it is older than the window.
+The engine keeps the whole log behind the oldest *mark*: a restore point, a snapshot that is not visible to users.
+Restoring a point in time means going back to the restore point before it and rolling the log forward from there
+(ext/history/roll_forward.pyx). So restore points bound two things: how far back a restore can go, and how much of the
+log it has to replay. They are created at intervals while the volume is written; the oldest is deleted once the next one
+is older than the window.
 
-    made ──> oldest ──> deleted                      its part of the log may be cleaned from then on
+    created ──> oldest ──> deleted                      its part of the log may be cleaned from then on
                    '──> (a clone stands on it) ──> a snapshot without a mark, deleted after the clone
 
-What the window keeps is space that users may need: when a device runs out of it, windows become shorter before writes fail.
+A window keeps space that users may need: when a device runs out of space, windows are shortened before writes fail.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ from iomesh.times import SECOND_NS, exact_moment, exact_span
 log = logger("windows")
 
 LOOK_SECONDS = 1.0
-MARKS = 512  # of one window: its length over so many is how far they are apart, ...
-INTERVAL_SECONDS = 10  # ... but not less
-LOG_BYTES = 1 << 30  # of log between two marks, at most, as long as there are few
+MARKS = 512  # per window: its length divided by this is the interval between two, ...
+INTERVAL_SECONDS = 10  # ... but at least this
+LOG_BYTES = 1 << 30  # of log between two restore points, at most, while there are few of them
 MARKS_MAX = 1024  # of a volume; the engine has room for four times as many snapshots
-CHANGES = ("writes", "trims", "zeroes")  # without any of them, one mark is like the other
+CHANGES = ("writes", "trims", "zeroes")  # without any of these, two restore points would be equal
 MS = 10**6
-RANGES_SHOWN = 8  # of the times that are available, in a message: those that are nearest
+RANGES_SHOWN = 8  # available ranges listed in a message: the nearest ones
 SHORTEST_SECONDS, LONGEST_SECONDS = 10, 366 * 86400
 
 
 class Asked(NamedTuple):
-    """A moment as it is asked for: a Unix time, or how long before `asked_ns` of the monotonic clock."""
+    """A point in time as requested: a Unix time, or a span before `asked_ns` of the monotonic clock."""
 
     at_ns: int
     ago_ns: int | None
@@ -60,21 +62,21 @@ class Asked(NamedTuple):
 
 
 class PointInTime(NamedTuple):
-    """A moment of a volume's log: it is reached from `mark` (as the engine lists it) by all that was logged up to `log_ns`."""
+    """A point in time in a volume's log: reached from `mark` (as the engine lists it) by all records up to `log_ns`."""
 
     mark: dict[str, Any]
     log_ns: int
-    at_ns: int  # what the wall clock showed
+    at_ns: int  # the wall clock at that point
 
 
 class Restored(NamedTuple):
-    before: str  # the name of the snapshot of what the volume was; empty: that was discarded
+    before: str  # the name of the snapshot of the volume's previous state; empty: discarded
     at_ns: int  # Unix time
 
 
 @dataclass
 class _Marked:
-    """What the counters were when the newest mark was made."""
+    """The counters when the newest restore point was created."""
 
     changes: int
     log_bytes: int
@@ -90,7 +92,7 @@ class Windows:
         self._volumes = volumes
         self._snapshots = snapshots
         self._marked: dict[uuid.UUID, _Marked] = {}
-        # Of those that are being restored along their log: the sequence of the mark at which that began.
+        # For volumes being restored by rolling forward: the sequence of the restore point at which that began.
         self._following: dict[uuid.UUID, int] = {}
         self._supervisor = supervisor
         self._task: BackgroundTask | None = None
@@ -103,7 +105,7 @@ class Windows:
             await self._task.stop()
             self._task = None
 
-    # what users ask
+    # commands of users
 
     async def set(self, name: str, seconds: int) -> None:
         check_window(seconds)
@@ -119,9 +121,10 @@ class Windows:
     async def restore(
         self, name: str, at_ns: int = 0, *, ago_ns: int | None = None, discard: bool = False, force: bool = False
     ) -> Restored:
-        """The volume becomes what it was at that moment, a Unix time, or so long ago.
+        """Restores the volume to a point in time, given as a Unix time or as a time span before now.
 
-        Until it is done the volume stands on an unsettled mark; whatever ends it before, the volume goes back to what it is now.
+        Until the restore is complete the volume stands on an unsettled mark; if it is interrupted, the volume goes back
+        to its state before.
         """
         asked_of = self._volumes.serving(name)
         asked = Asked(at_ns, ago_ns, time.monotonic_ns())
@@ -160,7 +163,8 @@ class Windows:
             return Restored(before, point.at_ns)
 
     async def undo(self, volume: OpenVolume) -> None:
-        """If it stands on an unsettled mark: what was not done is not done. The caller holds its `changing`."""
+        """If the volume stands on an unsettled mark, an unfinished restore is undone. The caller holds its
+        `changing`."""
         identity = volume.record.id
         before = self._engine.volume_state(identity)["unsettled"]
         if before is None:
@@ -173,11 +177,11 @@ class Windows:
         await self._snapshots.refresh(volume)
         log.warning("a restore that was not finished is undone: the volume is what it was before", volume=volume.record.name)
 
-    # what happens to a volume; the caller holds its `changing`
+    # steps for one volume; the caller holds its `changing`
 
     async def find(self, volume: OpenVolume, asked: Asked) -> PointInTime:
-        """Where that moment is in the volume's log. Raises InvalidArgument: it is not in the restore window, or the wall
-        clock was stepped, so that the time came never or more than once."""
+        """Finds that point in time in the volume's log. Raises InvalidArgument if it is outside the restore window, or
+        if the wall clock was stepped, so that it never showed that time or showed it more than once."""
         name, window = volume.record.name, volume.record.policy.window_seconds
         at_ns, what = asked.at_ns, f"volume {name} {asked}"
         await self._snapshots.refresh(volume)
@@ -199,21 +203,22 @@ class Windows:
         if mark["unsettled"]:
             was = f"it was being restored from {exact_moment(mark['time_ns'])} on"
             raise InvalidArgument(f"{what}: {was}: choose a time before or after that")
-        # What is written after a crash has a later log time than the newest record now, not than any: a clone may be followed anew then.
+        # After a crash, new records are only later than the current newest record: a clone may have to roll forward
+        # again then.
         return PointInTime(mark, max(mark["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
-        """A clone that was just opened, and stands on a mark, is taken to its moment. Doing it again does no harm."""
+        """Rolls a newly opened clone that stands on a restore point forward to its point in time. Idempotent."""
         told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns)
         log.info("clone taken to its moment", volume=clone.record.name, at=exact_moment(of.at_ns), **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:
-        """Of one that is being restored, only what lies before the mark where that began."""
+        """While a volume is being restored, only restore points before the one where that began can be deleted."""
         return any(mark["sequence"] < self._following.get(volume.record.id, mark["sequence"] + 1) for mark in marks_of(volume))
 
     async def shorten(self, volume: OpenVolume) -> None:
-        """Gives up the oldest part of a window for its space, or all of it up to now. The caller does not hold its `changing`; who holds it
-        for something else has it done later."""
+        """Deletes the oldest part of a window for its space, or all of it up to now. The caller does not hold
+        `changing`; if another task does, it is done later."""
         if volume.record.id in self._following:
             if self.can_shorten(volume):
                 await self._give_up_oldest(volume)
@@ -238,14 +243,15 @@ class Windows:
         )
 
     async def forget(self, volume: OpenVolume, marks: list[dict[str, Any]]) -> None:
-        """These marks are given up; if there are no others, the window begins anew now. The caller holds its `changing`."""
+        """Deletes these restore points; if they are all, the window starts anew now. The caller holds its
+        `changing`."""
         if len(marks) == len(marks_of(volume)):
             await self._mark(volume, urgent=True)
         for mark in marks:
             await self._drop(volume, mark)
         await self._snapshots.refresh(volume)
 
-    # keeping them
+    # keeping restore points
 
     async def _run(self, task: BackgroundTask) -> None:
         while True:
@@ -257,16 +263,18 @@ class Windows:
                         if volume.state == VolumeState.SERVING and not is_hidden(volume):
                             await self.keep(volume)
                 except MetadataUnavailable:
-                    continue  # told by pointers.py; the next look tries again
+                    continue  # reported by pointers.py; the next round tries again
                 except IomeshError as error:
                     log.error("restore window not kept", volume=volume.record.name, reason=error.message)
             task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def keep(self, volume: OpenVolume) -> None:
-        """Makes the mark that is due, if there is space, and deletes those that are not needed any more. The caller holds its `changing`.
+        """Creates the restore point that is due, if there is space, and deletes those no longer needed. The caller
+        holds its `changing`.
 
-        A restore that could not even be undone is undone now, or tried again with the next look: nobody is served until then.
+        A restore whose undoing has failed is undone now, or retried in the next round: the volume is not served until
+        then.
         """
         await self.undo(volume)
         window = volume.record.policy.window_seconds
@@ -288,8 +296,8 @@ class Windows:
             return True
         is_old: bool = clock["time_ns"] - marks[-1]["log_ns"] >= interval_seconds(window) * SECOND_NS
         if clock["since_ns"] and (is_old or len(marks) < MARKS_MAX):
-            return True  # the wall clock was stepped: a restore point says when, for as long as that matters
-        if marked is None:  # it was made before the node started
+            return True  # the wall clock was stepped: a restore point records when, for as long as that matters
+        if marked is None:  # it was created before the node started
             return is_old
         now = self._look(volume)
         much = now.log_bytes - marked.log_bytes >= LOG_BYTES and len(marks) < MARKS_MAX
@@ -300,7 +308,7 @@ class Windows:
         return _Marked(sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"])
 
     async def _mark_if_there_is_space(self, volume: OpenVolume) -> None:
-        """If not, the next look tries again."""
+        """Without space, the next round tries again."""
         try:
             await self._mark(volume)
         except NoSpace:
@@ -308,8 +316,8 @@ class Windows:
                 log.warning("no space: a mark of the restore window that is due is made when there is", volume=volume.record.name)
 
     async def _mark(self, volume: OpenVolume, *, urgent: bool = False) -> None:
-        """urgent: in the place of others, which are given up then."""
-        await self.undo(volume)  # a mark would end a restore that is not finished as if it were
+        """urgent: replace other restore points, which are deleted then."""
+        await self.undo(volume)  # a new mark would settle an unfinished restore
         now = self._look(volume)
         await self._engine.create_snapshots([(volume.record.id, *new_mark())], mark=True, urgent=urgent)
         self._marked[volume.record.id] = now
@@ -327,7 +335,7 @@ class Windows:
 
 
 def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
-    """Of a Unix time. Raises InvalidArgument."""
+    """The log time of a Unix time. Raises InvalidArgument."""
     found, now = stretches(samples), samples[-1].log_ns + samples[-1].clock_ns
     if now < at_ns <= now + TOLERANCE_NS:
         at_ns = now
@@ -347,7 +355,8 @@ def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
 
 
 def check_point_in_time(*, at_ns: int | None, ago_ns: int | None) -> None:
-    """Of what a client asks for: a Unix time, or how long ago by log time, in nanoseconds. Raises InvalidArgument."""
+    """Validates a client's request: a Unix time, or a span of log time before now, in nanoseconds. Raises
+    InvalidArgument."""
     if at_ns is None and ago_ns is None:
         raise InvalidArgument("a point in time is a time or how long ago: neither is given")
     if at_ns is not None and at_ns <= 0:
@@ -372,12 +381,13 @@ def interval_seconds(window: int) -> float:
 
 
 def marks_of(volume: OpenVolume) -> list[dict[str, Any]]:
-    """The oldest first, as the engine listed them last."""
+    """Oldest first, as the engine listed them last."""
     return [entry for entry in volume.snapshots if entry["mark"] and is_kept(entry)]
 
 
 def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[str, Any]]:
-    """Those that no moment of the window is reached from; with no window, all. now_ns: log time, which no wrong clock changes."""
+    """Those that no point in time of the window needs; with no window, all. now_ns: log time, which a wrong clock does
+    not affect."""
     if not window:
         return marks
     from_ns = now_ns - window * SECOND_NS
@@ -385,5 +395,5 @@ def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[
 
 
 def is_left_over(entry: dict[str, Any]) -> bool:
-    """It was a mark that a clone stood on."""
+    """It was a restore point that a clone stood on."""
     return is_kept(entry) and not visible(entry) and not entry["mark"]

@@ -1,15 +1,17 @@
 """Which segments are worth cleaning, and when.
 
-The cost of cleaning a segment is the blocks that have to be written for the space that comes free: live over freed. It falls while
-one waits, since more of the segment dies, and the more slowly it falls the less there is to wait for. So the segment comes first
-whose cost declines least: the square of its cost, times the rate at which its blocks die (Lomet and Luo, "Efficiently Reclaiming
-Space in a Log Structured Store", 2021, section 4, "minimum declining cost"). The rate is that of all the time that it was looked at: a
-segment of which half has died in some time is likely to lose half of the rest in as much. Of segments that die alike those with the
-most dead space come first, as is best when writes are uniform; of those with as much dead space those that have come to rest.
+The cost of cleaning a segment is the number of blocks written per block freed: live over freed. It falls over time,
+since more of the segment dies, and the more slowly it falls, the less is gained by waiting. So the segment is chosen
+first whose cost declines least: the square of its cost, times the rate at which its blocks die (Lomet and Luo,
+"Efficiently Reclaiming Space in a Log Structured Store", 2021, section 4, "minimum declining cost"). The rate is the
+average since the segment was first observed: a segment of which half has died in some time is likely to lose half of
+the rest in the same time. Among segments with equal rates, those with the most dead space come first, as is best for
+uniform writes; among those with equal dead space, those in which nothing dies any more.
 
-Space is a means of waiting: the more of it is dead before a segment is cleaned, the less has to be copied. So segments are cleaned
-when space is running out (`URGENT`), the best scores first and no more than needed; and when there is plenty, or the volume is not
-written to, only those that have come to rest: of which much is dead and nothing has died for a while, as after a trim.
+Dead space that is not cleaned yet saves work: the more of a segment is dead when it is cleaned, the less has to be
+copied. So segments are cleaned when space is running out (`URGENT`), the best scores first and no more than needed; and
+when there is plenty, or the volume is not written to, only segments at rest: mostly dead, with no recent deaths, as
+after a trim.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; what straggles is evacuated, all else compacted
+CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; straggling segments are evacuated, all others compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
-FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each block that lives
-MARGIN_SEGMENTS = 1.5  # of free space above the reserve: less is urgent
+FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each live block
+MARGIN_SEGMENTS = 1.5  # of free space above the reserve: with less, cleaning is urgent
 MARGIN_SHARE = 0.0015  # likewise, of the device
 TIGHT = 2  # times the reserve
-LEAST_DEAD = 0.001  # of a segment's blocks: as if at least so many had died since it was first looked at
-REST_SHARE = 0.25  # of a segment's space must come free for cleaning it at rest
+LEAST_DEAD = 0.001  # of a segment's blocks: at least this share counts as died since it was first observed
+REST_SHARE = 0.25  # of a segment's space must become free to clean it at rest
 
 Table = NDArray[np.void]  # rows of engine.SEGMENT_ROW
 
@@ -47,15 +49,16 @@ class Space:
     reserve: int
 
     def missing(self, segment_blocks: int) -> float:
-        """Blocks that would have to come free for it not to be urgent; negative: that many are left until then."""
+        """Blocks that must be freed until cleaning is not urgent; negative: that many are left before it is."""
         return self.reserve + max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total) - self.free
 
     def is_tight(self) -> bool:
-        """Whether segments have to be cleaned for each that is begun, as the engine sees it (Tails.is_tight)."""
+        """Whether each new segment requires cleaning, by the engine's rule (Tails.is_tight)."""
         return self.free <= TIGHT * self.reserve
 
     def has_spare(self) -> bool:
-        """Whether something may be evacuated: what that takes comes back in the next round only. The engine keeps to it."""
+        """Whether evacuation is allowed: the space that it takes is freed only in the next round. The engine enforces
+        this."""
         return 4 * self.free > 3 * self.reserve
 
     def need(self, segment_blocks: int) -> Need:
@@ -65,12 +68,13 @@ class Space:
 
 
 def freed_blocks(table: Table) -> NDArray[np.float64]:
-    """Blocks that each row would give back, whether or not it can be cleaned now; nothing of what the restore window keeps."""
+    """Blocks that each row would free, whether or not it can be cleaned now; without those that the restore window
+    keeps."""
     return np.where(is_kept(table), 0.0, _freed_blocks(table))
 
 
 def kept_blocks(table: Table) -> NDArray[np.float64]:
-    """Blocks that each row would give back, were it not for the restore window."""
+    """Blocks that each row would free, were it not for the restore window."""
     return np.where(is_kept(table), _freed_blocks(table), 0.0)
 
 
@@ -100,8 +104,8 @@ def scores(table: Table, rate: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose(table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], most: int, enough: float) -> NDArray[np.intp]:
-    """Rows of up to `most` allowed segments, the best ones, and no more than free `enough` blocks. What is evacuated comes last: it takes
-    space before it gives some."""
+    """Rows of up to `most` allowed segments, the best ones, and no more than needed to free `enough` blocks. Segments
+    to be evacuated come last: evacuation takes space before it frees some."""
     score = np.where(allowed, scores(table, rate), 0.0)
     order = np.argsort(-score, kind="stable")[:most]
     order = order[score[order] > 0]
@@ -113,17 +117,18 @@ def choose(table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is remembered of each row of a table."""
+    """The history of each row of a table."""
 
-    rest_seconds: NDArray[np.float64]  # since when nothing has died in it
-    rate: NDArray[np.float64]  # at which its blocks die: the logarithm of how many have been there for one that is, per segment of log
-    tried: NDArray[np.bool_]  # it was cleaned, or tried, as it is
-    quiet_seconds: float  # since when no segment was begun
+    rest_seconds: NDArray[np.float64]  # how long no block of it has died
+    rate: NDArray[np.float64]  # at which its blocks die: the logarithm of former blocks per remaining block, per segment of log
+    tried: NDArray[np.bool_]  # it was cleaned, or that was tried, in its current state
+    quiet_seconds: float  # how long no segment was opened
 
 
 class Memory:
-    """Remembers of one volume's segments since when nothing has died in each, how fast its blocks have died since it was first looked
-    at, and which were cleaned, or tried, since something had. Tables are in the order of numbers; the newest is the log's clock.
+    """Remembers for each segment of one volume since when no block has died, how fast its blocks have died since it was
+    first observed, and whether it was cleaned, or that was tried, since the last death. Tables are ordered by segment
+    number; the newest number is the log's clock.
     """
 
     def __init__(self) -> None:
@@ -138,7 +143,7 @@ class Memory:
         self._first_clock = np.empty(0, np.uint32)
 
     def look(self, table: Table, now: float) -> Seen:
-        self._born = self._born or now  # seconds are told from here: they are kept as 32-bit numbers
+        self._born = self._born or now  # seconds count from here: they are stored as 32-bit numbers
         now -= self._born
         clock = table["segment"].max(initial=0)
         if clock != self._clock:
@@ -150,7 +155,7 @@ class Memory:
             known = self._segments[at] == table["segment"]
             same = known & (self._live[at] == table["live"])
             since, tried = np.where(same, self._since[at], now), same & self._tried[at]
-            dying = known & (self._first_live[at] >= table["live"])  # one that is still written to is as if it were new
+            dying = known & (self._first_live[at] >= table["live"])  # a segment that is still being written counts as new
             first_live, first_clock = np.where(dying, self._first_live[at], first_live), np.where(dying, self._first_clock[at], first_clock)
         self._segments, self._live, self._since, self._tried = table["segment"].copy(), table["live"].copy(), since, tried
         self._first_live, self._first_clock = first_live, first_clock
@@ -159,7 +164,7 @@ class Memory:
         return Seen(np.float64(now) - since, rate, tried.copy(), now - self._quiet_since)
 
     def try_rows(self, rows: NDArray[np.intp]) -> None:
-        """These rows of the table that was looked at last are being cleaned."""
+        """These rows of the last observed table are being cleaned."""
         self._tried[rows] = True
 
     def retry(self, segments: NDArray[np.uint32]) -> None:

@@ -1,1 +1,1 @@
-"""`iomesh inspect`: what is on a device at rest, structure by structure, sound or damaged."""
+"""`iomesh inspect`: the structures on a device at rest, valid or damaged."""

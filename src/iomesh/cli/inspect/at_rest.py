@@ -1,8 +1,8 @@
-"""A device as it lies there, read without the engine's reactors and without trust.
+"""A device at rest, read without the engine's reactors and without trusting its contents.
 
-Always so: the device is opened read-only; whatever its bytes say, reading ends (no offset or count found on it is followed beyond the
-device's end, no walk takes more steps than there are blocks) and damage is reported as a `fault`, never as an exception. The structures
-themselves are parsed by `iomesh.engine`; this file only knows where they lie (docs/formats.md).
+Always so: the device is opened read-only; whatever its bytes are, reading ends (no offset or count found on it is
+followed beyond the device's end, no walk takes more steps than there are blocks) and damage is reported as a `fault`,
+never as an exception. `iomesh.engine` parses the structures; this file only knows their places (docs/formats.md).
 """
 
 import os
@@ -21,7 +21,7 @@ AREAS = ("half 0", "half 1", "mirror of half 0", "mirror of half 1")
 
 @dataclass(frozen=True)
 class Replica:
-    """A segment's copy on this device, as the directory tells it."""
+    """A segment's copy on this device, as listed in the directory."""
 
     volume: bytes
     segment: int
@@ -32,7 +32,7 @@ class Replica:
     footer_block: int
     extents: tuple[tuple[int, int], ...]
     slab_blocks: int  # of each slab of an extent
-    live: int = 0  # of a compacted one the blocks that it still has
+    live: int = 0  # of a compacted replica: the blocks that it still has
 
     @property
     def slabs(self) -> int:
@@ -44,13 +44,13 @@ class Replica:
 
     @property
     def room(self) -> int:
-        """Blocks that its extents hold."""
+        """The blocks of its extents."""
         return self.slabs * self.slab_blocks
 
 
 @dataclass
 class Directory:
-    """What the journal says: the segments of the device. notes: what was odd on the way."""
+    """The contents of the journal: the segments of the device. notes: irregularities found while reading."""
 
     half: int | None = None
     generation: int = 0
@@ -64,7 +64,7 @@ class DeviceAtRest:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nonblocking: a pipe must not hold us up
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nonblocking: opening a pipe must not block
         try:
             mode = os.fstat(self.fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -84,7 +84,7 @@ class DeviceAtRest:
         os.close(self.fd)
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes there, as many as the device has and gives; a bad sector reads as nothing."""
+        """The bytes there, as many as the device has and returns; a bad sector reads as nothing."""
         if offset < 0 or offset >= self.size or size <= 0:
             return b""
         try:
@@ -112,7 +112,7 @@ class DeviceAtRest:
         return found
 
     def superblock(self) -> Fields:
-        """The one that counts. Raises Foreign."""
+        """The current superblock. Raises Foreign."""
         if self._superblock is not None:
             return self._superblock
         sound = [one for one in self.superblocks() if one["valid"]]
@@ -126,7 +126,8 @@ class DeviceAtRest:
     # journal
 
     def journal_area(self, area: int) -> Iterator[tuple[int, Fields]]:
-        """Blocks of one of the four areas, with their offsets, up to the first that does not belong to it. Raises NotFound."""
+        """Blocks of one of the four areas, with their offsets, up to the first that does not belong to it. Raises
+        NotFound."""
         superblock = self.superblock()
         start, size = int(superblock["journal_offset"]) + area * int(superblock["journal_bytes"]), int(superblock["journal_bytes"])
         generation: int | None = None
@@ -153,7 +154,8 @@ class DeviceAtRest:
         return found
 
     def directory(self) -> Directory:
-        """Replays the newest whole half, each block from the area or, when that is damaged, from its mirror. Raises NotFound."""
+        """Replays the newest complete half, each block from the area or, when that is damaged, from its mirror. Raises
+        NotFound."""
         if self._directory is None:
             superblock = self.superblock()
             halves = [self._replay(half, superblock) for half in (0, 1)]
@@ -217,7 +219,7 @@ class DeviceAtRest:
         return sorted({volume for volume, _ in self.directory().replicas})
 
     def volume(self, prefix: str | None) -> bytes:
-        """The volume whose id begins so; without a prefix the only one there is. Raises NotFound."""
+        """The volume whose id begins with `prefix`; without a prefix, the only one on the device. Raises NotFound."""
         known = self.volumes()
         wanted = (prefix or "").replace("-", "").lower()
         matching = [one for one in known if one.hex().startswith(wanted)]
@@ -253,15 +255,15 @@ class DeviceAtRest:
         return places is not None and block < replica.blocks and block not in places
 
     def absent(self, replica: Replica, block: int) -> str:
-        """Words for why a block was not read."""
+        """Describes why a block was not read."""
         return "dropped by compaction" if self.dropped(replica, block) else "unreadable or behind the segment's end"
 
     def bitmap_fault(self, replica: Replica) -> str | None:
-        """Of a compacted replica."""
+        """The fault of a compacted replica's bitmap."""
         return "neither copy of its bitmap is valid" if self._places(replica) is None else None
 
     def _places(self, replica: Replica) -> dict[int, int] | None:
-        """Where the blocks of a compacted replica are in it; None if neither bitmap is valid."""
+        """The position of each remaining block in a compacted replica; None if neither bitmap is valid."""
         if replica not in self._bitmaps:
             copies = [self._stored(replica, at, 1) for at in (0, replica.live + 1)]
             bitmaps = [structures.bitmap(data) for data in copies if len(data) == BLOCK]
@@ -270,7 +272,7 @@ class DeviceAtRest:
         return self._bitmaps[replica]
 
     def _stored(self, replica: Replica, block: int, count: int) -> bytes:
-        """The same of blocks as the replica has them."""
+        """The same, addressed by the blocks' positions in the replica."""
         superblock = self.superblock()
         result, position = bytearray(), 0
         for first, slabs in replica.extents:
@@ -287,7 +289,7 @@ class DeviceAtRest:
         return bytes(result)
 
     def record(self, replica: Replica, block: int) -> Fields:
-        """The record whose header stands at `block`, with what contradicts its place as a fault."""
+        """The record whose header is at `block`; contradictions to its place are faults."""
         data = self.blocks(replica, block, 1)
         if len(data) < BLOCK:
             return {"valid": False, "fault": self.absent(replica, block)}
@@ -304,7 +306,8 @@ class DeviceAtRest:
         return found
 
     def records(self, replica: Replica) -> Iterator[tuple[int, Fields]]:
-        """Headers from the segment's first block on, up to the footer or the first that is not valid; that one is the last given."""
+        """Headers from the segment's first block on, up to the footer or the first invalid one, which is the last
+        returned."""
         block, previous = 0, 0
         end = replica.footer_block or replica.room
         while block < end:
@@ -318,7 +321,8 @@ class DeviceAtRest:
             block += 1 + int(found["payload_blocks"])
 
     def payload_faults(self, replica: Replica, block: int, record: Fields) -> list[str]:
-        """Which payload blocks of a valid record do not have the checksum that its header tells. What compaction dropped is no fault."""
+        """The payload blocks of a valid record that do not match the checksum in its header. A block dropped by
+        compaction is no fault."""
         faults, at = [], block + 1
         payload = b"" if replica.compacted else self.blocks(replica, at, int(record["payload_blocks"]))
         for entry in record["entries"]:
@@ -335,8 +339,9 @@ class DeviceAtRest:
         return faults
 
     def listed_blocks(self, replica: Replica, footer: Fields, *, verify: bool) -> list[Fields]:
-        """The payload blocks that the footer of a compacted segment lists, in order, each "live" or "dropped", and with a fault where it is
-        not what the footer says. verify: also read what lives, and compare checksums. A brief footer lists what lives alone."""
+        """The payload blocks that the footer of a compacted segment lists, in order, each "live" or "dropped", with a
+        fault where it contradicts the footer. verify: also read live blocks and compare checksums. A brief footer lists
+        only live blocks."""
         found = []
         for entry in footer["entries"] or ():
             if entry["kind"] in ("record", "zero"):

@@ -1,6 +1,6 @@
 """`iomesh inspect superblock|journal|directory|segment|record|footer|checkpoint|node DEVICE ...`.
 
-Each command ends with exit code 7 (damaged) when what it was asked to print is not valid; it is printed all the same.
+Each command ends with exit code 7 (damaged) when the requested structure is not valid; it is printed all the same.
 """
 
 import errno
@@ -145,7 +145,7 @@ def whole_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
 
 
 def compacted_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
-    """It has no records any more: their headers are dropped with the rest of what nothing points to."""
+    """A compacted segment has no records: their headers are dropped like all blocks without a pointer to them."""
     footer = it.footer(replica) if replica.footer_block else None
     blocks = it.listed_blocks(replica, footer, verify=verify) if footer is not None and footer["valid"] else []
     compacted = {

@@ -11,7 +11,8 @@ LEVELS = 5
 
 
 def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int]]:
-    """Where the volume's checkpoints lie, each with the sequence of its record: from footers, and from headers where there is no footer."""
+    """The places of the volume's checkpoints, each with the sequence of its record: from footers, and from headers
+    where there is no footer."""
     found = []
     for (owner, _), replica in sorted(it.directory().replicas.items()):
         if owner == volume:
@@ -20,7 +21,8 @@ def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int
 
 
 def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]:
-    """All that a segment logs: (record's sequence, payload block, entry); what has no payload has the block that comes next."""
+    """All entries of a segment: (record's sequence, payload block, entry); an entry without payload has the next
+    block."""
     footer = it.footer(replica) if replica.footer_block else None
     if footer is not None and footer["valid"] and footer["entries"] is not None:
         return from_footer(footer["entries"])
@@ -36,7 +38,7 @@ def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]
 
 
 def from_footer(table: list[Fields]) -> list[tuple[int, int, Fields]]:
-    """Of a compacted segment, whose footer tells of no records, the sequences are 0."""
+    """For a compacted segment, whose footer lists no records, the sequences are 0."""
     found, sequence = [], 0
     for entry in table:
         if entry["kind"] == "record":
@@ -47,7 +49,7 @@ def from_footer(table: list[Fields]) -> list[tuple[int, int, Fields]]:
 
 
 def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) -> Fields:
-    """A payload block as a `what` ("checkpoint" or "node"), judged by the checksum that its record tells."""
+    """A payload block as a `what` ("checkpoint" or "node"), verified by the checksum in its record."""
     at = f"{replica.segment}:{block}"
     data = it.blocks(replica, block, 1)
     if len(data) < BLOCK:
@@ -69,7 +71,7 @@ def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) ->
 
 
 def walk_map(it: DeviceAtRest, volume: bytes, checkpoint: Fields, block: int) -> list[Fields]:
-    """The nodes from the root down to the leaf of a volume's block, as far as they are there and sound."""
+    """The nodes from the root down to the leaf of a volume's block, as far as they are present and valid."""
     nodes: list[Fields] = []
     pointer: Any = checkpoint.get("root")
     for level in range(LEVELS - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Structures at rest as tables for people. What is not valid says so first, in red, with the fault."""
+"""Structures at rest as tables for people. An invalid structure shows its fault first, in red."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -138,7 +138,7 @@ def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
 
 
 def compacted(found: Fields, with_entries: bool) -> Iterator[RenderableType]:
-    """What a compacted segment kept. Without entries only the faults are listed."""
+    """The remaining blocks of a compacted segment. Without entries only the faults are listed."""
     kept, dropped = found["live_blocks"], found["dropped_blocks"]
     yield Text(f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' headers")
     if found["fault"]:
@@ -222,7 +222,7 @@ def node(found: Fields, *, whole: bool) -> Iterator[RenderableType]:
 
 
 def covers(level: int | None, index: int | None, slot: int) -> str:
-    """Where in the volume a slot's range begins."""
+    """The offset in the volume where a slot's range begins."""
     if level is None or index is None:
         return "-"
     return f"from {exact_size(((index << 8) + slot << 8 * level) * 4096)}"
@@ -234,7 +234,7 @@ def pointer_text(pointer: Any) -> str:
 
 
 def holds(found: Fields) -> str:
-    """How many of each kind a record logs."""
+    """The number of entries of each kind in a record."""
     counts: dict[str, int] = {}
     for entry in found.get("entries", []):
         kind = entry["kind"]

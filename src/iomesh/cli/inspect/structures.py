@@ -1,4 +1,4 @@
-"""The engine's readers of structures at rest, with names for its numbers: a kind that has none stays the number."""
+"""The engine's readers of structures at rest, with names for its numbers: a kind without a name stays a number."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def record(data: bytes) -> Fields:
 
 
 def footer(data: bytes) -> Fields:
-    """data: the footer's block, or it and all blocks of its table; without these "entries" is None."""
+    """data: the footer's block, alone or with all blocks of its table; without these "entries" is None."""
     found = engine.read_footer(data)
     return found | {"entries": None if found["entries"] is None else [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
 
@@ -44,7 +44,7 @@ def checkpoint(data: bytes) -> Fields:
 
 
 def node(data: bytes) -> Fields:
-    """A map node has nothing of its own to be judged by: whoever points to it has its checksum."""
+    """A map node has no checksum of its own: the pointer to it has it."""
     return {"valid": True, "fault": None, "pointers": list(engine.read_node(data))}
 
 
@@ -53,12 +53,13 @@ def crc32c(data: bytes) -> int:
 
 
 def _timed(fields: Fields, name: str, shown: str) -> Fields:
-    """With the Unix time in `name` as RFC 3339, under the name `shown`. In a damaged structure it may be in no year that has a name."""
+    """Shows the Unix time in `name` as RFC 3339 under the name `shown`. In a damaged structure the year may be out of
+    range."""
     return {shown if key == name else key: _moment(value) if key == name else value for key, value in fields.items()}
 
 
 def _by_the_wall_clock(fields: Fields, shown: str) -> Fields:
-    """With log time, and what the wall clock showed then under the name `shown`; both as RFC 3339."""
+    """Adds log time, and the wall clock's time then under the name `shown`; both as RFC 3339."""
     log_ns, clock_ns = fields["time_ns"], fields["clock_ns"]
     others = {key: value for key, value in fields.items() if key not in ("time_ns", "clock_ns")}
     return others | {"log_time": _moment(log_ns), shown: _moment(log_ns + clock_ns)}

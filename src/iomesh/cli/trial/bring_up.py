@@ -1,4 +1,5 @@
-"""`iomesh trial up` as a list of named steps. What fails ends the daemon and removes the directory: nothing half done stays."""
+"""`iomesh trial up` as a list of named steps. A failure ends the daemon and removes the directory: nothing half done is
+left."""
 
 import asyncio
 import json
@@ -18,7 +19,7 @@ NODE = "node-0"
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for."""
+    """The requested trial."""
 
     devices: int
     device_size: int
@@ -27,7 +28,7 @@ class Plan:
     volume: str
     volume_size: int
     segment_size: int
-    engine: dict[str, Any]  # settings of the engine that were given
+    engine: dict[str, Any]  # engine settings given as options
     start_seconds: float
 
 
@@ -84,7 +85,7 @@ def write_configuration(trial: Installation, plan: Plan, output: Output) -> None
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # what is JSON here is TOML too
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # this JSON is also valid TOML
     trial.config.write_text("\n".join(lines) + "\n")
 
 

@@ -229,7 +229,7 @@ def document(there: Installation) -> documents.Trial:
 
 
 def say(session: Session, there: Installation, told: documents.Trial | None = None) -> None:
-    """Every command's answer: the trial as it is now."""
+    """Prints the answer of every command: the current trial."""
     rows: list[tuple[str, object]] = [("directory", there.directory), ("devices", len(there.devices))]
     rows += [(node.name, f"process {node.pid}, control {node.control}" if node.alive else "not running") for node in there.nodes]
     rows += [(volume.name, f"{exact_size(volume.size)}, {volume.uri}") for volume in there.volumes]
@@ -238,5 +238,5 @@ def say(session: Session, there: Installation, told: documents.Trial | None = No
 
 
 def option(there: Installation) -> str:
-    """What to add to a command that shall mean this trial."""
+    """The option that makes another command use this trial."""
     return "" if there.path == default_directory().absolute() else f" --dir {there.directory}"

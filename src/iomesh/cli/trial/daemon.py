@@ -1,4 +1,4 @@
-"""The life of a trial's daemon: started in the background, waited for, stopped, killed."""
+"""A trial's daemon: started in the background, waited for, stopped, killed."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,8 @@ LOG_LINES = 15
 
 
 def start(trial: Installation, node: TrialNode) -> None:
-    """Starts the daemon as a process of its own session, its output appended to the log, and remembers it in the marker."""
+    """Starts the daemon as a process in a session of its own, appends its output to the log, and records it in the
+    marker."""
     with trial.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "iomesh.cli.main", "daemon", "run", "--config", str(trial.config)],
@@ -34,7 +35,8 @@ def start(trial: Installation, node: TrialNode) -> None:
 
 
 def wait_until_serving(trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float) -> list[Volume]:
-    """Waits until the daemon is ready and serves these volumes. Raises Unavailable, with the log's end, when it dies or time runs out."""
+    """Waits until the daemon is ready and serves these volumes. Raises Unavailable, with the log's tail, when it dies
+    or at the timeout."""
     return asyncio.run(_until_serving(trial, node, volumes, timeout_seconds))
 
 
@@ -58,7 +60,7 @@ async def _until_serving(trial: Installation, node: TrialNode, volumes: list[str
 
 
 async def _volumes(node: TrialNode) -> list[Volume] | None:
-    """The daemon's volumes; None while it is not ready to tell."""
+    """The daemon's volumes; None while it is not ready to list them."""
     try:
         async with Client(node.control, timeout_seconds=5.0) as client:
             return None if (await client.status()).state == NodeState.STARTING else await client.volumes()
@@ -67,12 +69,12 @@ async def _volumes(node: TrialNode) -> list[Volume] | None:
 
 
 def stop(node: TrialNode, timeout_seconds: float) -> bool:
-    """Asks the daemon to end; whether it did in time."""
+    """Asks the daemon to end; returns whether it did in time."""
     return _signal(node, signal.SIGTERM, timeout_seconds)
 
 
 def kill(node: TrialNode) -> None:
-    """Ends the daemon as a crash would; returns once it is gone."""
+    """Ends the daemon as a crash would; returns once it has ended."""
     if not _signal(node, signal.SIGKILL, 60.0):
         raise IomeshError(f"process {node.pid} does not die of SIGKILL: it hangs in the kernel, see /proc/{node.pid}/stack")
 
@@ -89,14 +91,14 @@ def last_lines(log: Path) -> str:
 
 
 def _alive(node: TrialNode) -> bool:
-    """Also reaps it, when it is a child of this process."""
+    """Also reaps the process if it is a child of this one."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(node.pid, os.WNOHANG)
     return node.alive
 
 
 def _signal(node: TrialNode, number: signal.Signals, timeout_seconds: float) -> bool:
-    """Through a pidfd: the process that is looked at is the one that is signalled."""
+    """Uses a pidfd: the process that was checked is the one that is signalled."""
     try:
         pidfd = os.pidfd_open(node.pid)
     except ProcessLookupError:

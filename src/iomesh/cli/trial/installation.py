@@ -1,7 +1,7 @@
-"""A trial's directory: what is in it, and what is remembered about it.
+"""A trial's directory: its files, and the stored state of the trial.
 
-Always so: a directory is a trial's if, and only if, it holds the marker file that `trial up` put there first; nothing else is ever
-removed. What the marker says of a daemon (its process id) counts only while that very process lives.
+Always so: a directory is a trial's if, and only if, it holds the marker file that `trial up` put there first; nothing
+else is ever removed. The marker's data about a daemon (its process id) counts only while that same process runs.
 """
 
 import os
@@ -20,7 +20,8 @@ SOCKET_PATH_MAX = 107  # sun_path without its final zero
 
 
 class TrialNode(msgspec.Struct):
-    """One daemon. pid: 0 when none was started. born: its start in the kernel's clock ticks, to tell it from a later process."""
+    """One daemon. pid: 0 when none was started. born: its start time in the kernel's clock ticks, to distinguish it
+    from a later process."""
 
     name: str
     control: str
@@ -29,7 +30,7 @@ class TrialNode(msgspec.Struct):
 
     @property
     def alive(self) -> bool:
-        return self.born > 0 and birth(self.pid) == self.born  # it may have ended before it was asked when it began
+        return self.born > 0 and birth(self.pid) == self.born  # it may have ended before its start time was read
 
 
 class TrialVolume(msgspec.Struct):
@@ -39,7 +40,7 @@ class TrialVolume(msgspec.Struct):
 
 
 class Installation(msgspec.Struct):
-    """One trial, as its marker file remembers it."""
+    """One trial, as stored in its marker file."""
 
     directory: str
     cluster: str
@@ -108,13 +109,13 @@ class Installation(msgspec.Struct):
         return found
 
     def save(self) -> None:
-        """Replaces the marker in one step."""
+        """Replaces the marker atomically."""
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix=MARKER, delete=False) as file:
             file.write(msgspec.json.format(msgspec.json.encode(self), indent=2))
         Path(file.name).replace(self.marker)
 
     def remove(self) -> None:
-        """The whole directory. Raises InUse while something is mounted in it or a daemon of it lives."""
+        """Removes the whole directory. Raises InUse while something is mounted in it or a daemon of it runs."""
         mounted = mounts_below(self.path)
         if mounted:
             raise InUse(f"{mounted[0]} is mounted inside the trial {self.directory}: unmount it first")
@@ -123,20 +124,20 @@ class Installation(msgspec.Struct):
         if not self.marker.is_file():
             raise Foreign(f"{self.directory} holds no {MARKER}: it is not a trial's and stays")
         for entry in self.path.iterdir():
-            if entry.name != MARKER:  # last, so that what is interrupted can be done again
+            if entry.name != MARKER:  # last, so that an interrupted removal can be repeated
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self.marker.unlink()
         self.path.rmdir()
 
 
 def default_directory() -> Path:
-    """Where a trial lives unless --dir says otherwise."""
+    """The directory of a trial without --dir."""
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state") / "iomesh" / "trial"
 
 
 def birth(pid: int) -> int:
-    """When a living process began, in clock ticks since boot; 0 when there is none (a zombie is none)."""
+    """The start time of a running process, in clock ticks since boot; 0 if there is none (a zombie is none)."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -145,7 +146,7 @@ def birth(pid: int) -> int:
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Mount points inside a directory, the directory itself not among them."""
+    """Mount points inside a directory, without the directory itself."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
