@@ -1,4 +1,4 @@
-"""What every test may ask for: a trial installation, its volume, a disk over it, and random numbers that can be repeated."""
+"""Fixtures of all tests: a trial installation, its volume, a disk over it, and seeded random numbers."""
 
 import asyncio
 import itertools
@@ -33,8 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "logs(words, ...): a daemon's log may hold these words, which are else taken for a bug's")
-    rooms.seed(config)  # before processes are started that share the work: it is one for all of them ...
-    config.option.seeds_of = config.option.seeds_of or seeds.today()  # ... and so is this, also over midnight
+    rooms.seed(config)  # before the worker processes start: all share one seed ...
+    config.option.seeds_of = config.option.seeds_of or seeds.today()  # ... and one day, also past midnight
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -43,8 +43,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """With --dist loadfile: a module's tests run in one process, which shares its installations. Runs of the simulated world share nothing;
-    they come last, one by one, and fill whichever core is free."""
+    """With --dist loadfile, a module's tests run in one process and share its installations. Simulation runs share
+    nothing; they run last, one by one, on whichever core is free.
+    """
     return ByModule(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
@@ -62,7 +63,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def draw(seed: int, request: pytest.FixtureRequest) -> random.Random:
-    """Random numbers of this test: the seed's and the test's name's."""
+    """Random generator of this test, seeded with the run's seed and the test's name."""
     return random.Random(f"{seed}/{request.node.name}")
 
 
@@ -78,13 +79,13 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 
 @pytest.fixture
 def expected_in_logs(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """What daemons may log in this test although it tells of a bug (support/logs.py)."""
+    """Log messages that daemons may log in this test although they are signs of a bug (support/logs.py)."""
     return tuple(word for mark in request.node.iter_markers("logs") for word in mark.args)
 
 
 @pytest.fixture
 def room(request: pytest.FixtureRequest, expected_in_logs: tuple[str, ...]) -> Iterator[Path]:
-    """A folder for a test and its daemons; the test fails if their logs tell of a bug."""
+    """A folder for a test and its daemons; the test fails if their logs show a bug."""
     with rooms.room(request.config) as folder:
         yield folder
         logs.check(folder, expected_in_logs)
@@ -92,7 +93,7 @@ def room(request: pytest.FixtureRequest, expected_in_logs: tuple[str, ...]) -> I
 
 @pytest.fixture
 def new_trial(request: pytest.FixtureRequest, room: Path, expected_in_logs: tuple[str, ...]) -> Iterator[Callable[..., Trial]]:
-    """Makes trials: new_trial("--size", "1Gi", ...) takes what `trial up` takes."""
+    """Creates trials: new_trial("--size", "1Gi", ...) takes the arguments of `trial up`."""
     made: list[Trial] = []
 
     def make(*options: str) -> Trial:
@@ -119,7 +120,7 @@ def trial(new_trial: Callable[..., Trial]) -> Trial:
 
 @pytest.fixture(scope="session")
 def installation(request: pytest.FixtureRequest) -> Iterator[Trial]:
-    """One trial for all tests that only want a volume."""
+    """One trial, shared by all tests that need only a volume."""
     with rooms.room(request.config) as folder:
         trial = Trial(folder / "trial", ["--device-size", "64Gi", "--size", "16Mi"])
         trial.up()
@@ -134,8 +135,8 @@ def volume_bytes() -> int:
 
 @pytest.fixture
 def volume(installation: Trial, volume_bytes: int, expected_in_logs: tuple[str, ...]) -> Iterator[str]:
-    """The NBD URI of a volume of the test's own."""
-    if not installation.running():  # a test before ended the daemon; it has failed for that, not this one
+    """The NBD URI of a volume that only this test uses."""
+    if not installation.running():  # an earlier test ended the daemon and has failed for it; this one has not
         installation.start()
     name = f"volume-{next(_numbers)}"
     yield asyncio.run(installation.make_volume(name, volume_bytes))
@@ -146,7 +147,7 @@ def volume(installation: Trial, volume_bytes: int, expected_in_logs: tuple[str, 
 
 @pytest.fixture
 def new_disk(room: Path, new_trial: Callable[..., Trial]) -> Iterator[Callable[[str], Disk]]:
-    """Makes block devices of NBD URIs; all are taken down afterwards, before the trials, also when their servers are dead."""
+    """Creates block devices from NBD URIs. All are removed before the trials, also when their servers have ended."""
     made: list[Disk] = []
 
     def make(uri: str) -> Disk:

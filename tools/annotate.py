@@ -1,9 +1,9 @@
-"""The engine's nogil functions make no call into Python: `make annotate` reads the C that Cython wrote for them and fails where one does.
+"""The engine's nogil functions never call into Python: `make annotate` checks the C that Cython generated for them.
 
-What `cython --annotate` shows as yellow lines, made into a check. Under it is every function whose header says `nogil`, in every part
-of the engine: the path of a read or a write, and also bring-up, recovery and checkpoints, which run on the same threads. Not under it is
-what Python itself calls: constructors, properties, and the methods of engine.pyx and of the views for tests. Cython does not let a nogil
-function call those.
+It turns the yellow lines of `cython --annotate` into a check. It covers every function declared `nogil`, in every part
+of the engine: reads and writes, and also bring-up, recovery and checkpoints, which run on the same threads. It excludes
+what Python calls: constructors, properties, and the methods of engine.pyx and of the views for tests. Cython does not
+allow a nogil function to call those.
 
     tools/annotate.py BUILD_DIRECTORY
 """
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def nogil_functions(path: Path) -> list[Function]:
-    """Those that a file defines: headers that say nogil and end in a colon."""
+    """Nogil functions that a file defines: their headers contain `nogil` and end in a colon."""
     functions = []
     lines = [line.split("#")[0].rstrip() for line in path.read_text().splitlines()]
     owner = ""

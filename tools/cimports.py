@@ -1,7 +1,7 @@
-"""Checks the order of the engine's folders, and of the parts in each: a part cimports only what stands before it.
+"""Checks the order of the engine's folders, and of the parts in each: a part cimports only earlier parts.
 
-The order is `[tool.iomesh.engine]` in pyproject.toml; "." is ext/ itself. io_uring appears in one part only, so that another Io can
-take its place.
+The order is `[tool.iomesh.engine]` in pyproject.toml; "." is ext/ itself. io_uring appears in one part only, so that
+another Io can replace it.
 """
 
 import re

@@ -57,7 +57,7 @@ TITLE = "\niomesh over NBD beside the raw file (one short run each; `make bench`
 
 
 class Story:
-    """Tells the steps as they happen."""
+    """Prints the steps as they run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -109,14 +109,14 @@ def arguments() -> argparse.Namespace:
 
 
 def interrupt(number: int, frame: object) -> None:
-    """Once: what follows is the way down, and that is not to be interrupted."""
+    """Acts on the first signal only: teardown follows, and must not be interrupted."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def require(directory: Path) -> None:
-    """Raises DemoError with everything that is missing, in one message."""
+    """Raises DemoError with all missing tools in one message."""
     missing = []
     if os.geteuid() != 0:
         missing.append("root, for mounts and loop devices: run `sudo make demo`")
@@ -143,7 +143,7 @@ def require(directory: Path) -> None:
 @contextlib.contextmanager
 def scratch(parent: Path, console: Console) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="iomesh-demo-", dir=parent))
-    directory.chmod(0o755)  # PostgreSQL's user goes through it
+    directory.chmod(0o755)  # so that PostgreSQL's user can traverse it
     try:
         yield directory
     finally:
@@ -237,7 +237,9 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
 
 
 def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) -> None:
-    """A table is lost by a mistake, and comes back: the volume goes back to the second before. PostgreSQL runs before and after."""
+    """A table is dropped by mistake and restored: the volume is restored to the second before. PostgreSQL runs before
+    and after.
+    """
     with story.step(f"Run pgbench for {LOAD_SECONDS} s, with a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"):
         iomesh("volume", "set", trial.volume, "--window", "1h", "--address", trial.control)
         seen: list[tuple[float, int]] = []
@@ -281,7 +283,7 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
 
 
 def clone_story(story: Story, trial: Trial, directory: Path, database: Database) -> None:
-    """The snapshot becomes a volume of its own, with a second PostgreSQL on it beside the first."""
+    """The snapshot is cloned, with a second PostgreSQL on the clone beside the first."""
     with contextlib.ExitStack() as down:
         with story.step("Clone the snapshot; start a second PostgreSQL on the clone, beside the first, and run pgbench on both"):
             began = time.monotonic()
@@ -319,7 +321,7 @@ def transactions(database: Database) -> int:
 
 
 def look_for_the_table(database: Database) -> int:
-    """How many transactions are there. Raises DemoError if the accounts are not, or anything is wrong with the database."""
+    """Number of transactions. Raises DemoError if the accounts are missing, or if any check of the database fails."""
     accounts = int(database.ask("SELECT count(*) FROM pgbench_accounts"))
     if accounts != ACCOUNTS or not database.balanced():
         raise DemoError(f"pgbench_accounts has {accounts} rows and not {ACCOUNTS}, or the balances do not add up")
@@ -337,7 +339,7 @@ def judge(
     rows: int,
     sums: bool,
 ) -> None:
-    """Says what was found; raises DemoError if it is not what must be."""
+    """Prints the result; raises DemoError if it is not the expected one."""
     table = Table("", "acknowledged", "in the database", "missing", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -370,7 +372,7 @@ def trial_uri(trial: Trial) -> str:
 
 
 def measure(raw: Path, uri: str) -> list[tuple[str, fio.Run, fio.Run]]:
-    """Each workload on the raw file, then on the volume; both were written from end to end before."""
+    """Each workload on the raw file, then on the volume; both were fully written before."""
     make_device_file(raw, BENCH_BYTES, Allocation.PREWRITTEN)
     doors = (fio.File(raw), fio.Nbd(uri))
     fio.run(fio.Workload("write", random=False, block_bytes=MIB, depth=8), doors[1], fio.Extent(BENCH_BYTES, most_bytes=BENCH_BYTES))

@@ -1,7 +1,8 @@
-"""PostgreSQL on a directory, load on it, and the ledger that knows which commits were acknowledged.
+"""PostgreSQL on a directory, a load on it, and a ledger of acknowledged commits.
 
-The ledger lies outside of the volume. A client writes a line into it after PostgreSQL has acknowledged the commit and before it sends
-the next one; so after any crash every line of the ledger must be a row of the table, and of each client at most one row more.
+The ledger is outside the volume. A client appends a line to it after PostgreSQL has acknowledged the commit and before
+it sends the next one; so after any crash every line of the ledger must be a row of the table, and the table has at most
+one more row per client.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ SETTINGS = ["listen_addresses=", "shared_buffers=128MB", "max_wal_size=1GB"]
 
 
 def postgres_programs() -> Path | None:
-    """The newest installed PostgreSQL's programs."""
+    """The programs of the newest installed PostgreSQL."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if installed:
         return installed[-1].parent
@@ -61,11 +62,11 @@ class Database:
         return subprocess.run(words, check=False, cwd="/").returncode == 0
 
     def stop(self) -> None:
-        """Cleanly."""
+        """A clean shutdown."""
         self._end(signal.SIGINT, 60)
 
     def give_up(self) -> None:
-        """At once: it may be unable to write."""
+        """An immediate shutdown: the server may be unable to write."""
         self._end(signal.SIGQUIT, 15)
         end_processes_in(self.data)
 
@@ -112,7 +113,7 @@ class Database:
             pgbench.wait()
 
     def balanced(self) -> bool:
-        """pgbench's balances add up, which they do after every whole transaction."""
+        """pgbench's balances add up, as they do after every complete transaction."""
         history = "(SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
         sums = {"accounts": "abalance", "branches": "bbalance", "tellers": "tbalance"}
         return (
@@ -120,7 +121,7 @@ class Database:
         )
 
     def amcheck(self) -> None:
-        """Every table against its indexes, every page against its checksum. Raises DemoError with what is wrong."""
+        """Checks tables against their indexes and pages against their checksums. Raises DemoError with the fault."""
         run(
             self.programs / "pg_amcheck",
             "-h",
@@ -164,7 +165,7 @@ class Load:
             self.threads[-1].start()
 
     def _commit(self, client: int, session: subprocess.Popen[str]) -> None:
-        """One commit after the other, each into the ledger once it was acknowledged; ends with the session."""
+        """Commits one after the other, each recorded in the ledger once acknowledged; ends with the session."""
         assert session.stdin is not None
         assert session.stdout is not None
         number = 0
@@ -181,7 +182,7 @@ class Load:
                     self.committed += 1
 
     def end(self) -> None:
-        """Waits until everything has noticed that the database is gone; ends what has not."""
+        """Waits until all processes have noticed the end of the database; kills those that have not."""
         processes: list[subprocess.Popen[str] | subprocess.Popen[bytes]] = [*self.sessions]
         if self.pgbench is not None:
             processes.append(self.pgbench)
@@ -196,12 +197,12 @@ class Load:
 
     @property
     def transactions(self) -> int:
-        """Of pgbench, acknowledged: it logs each after its commit."""
+        """pgbench's acknowledged transactions: it logs each after its commit."""
         return sum(log.read_bytes().count(b"\n") for log in self.ledger.parent.glob(f"{self.transaction_log.name}.*"))
 
 
 def missing_commits(database: Database, ledger: Path) -> tuple[int, set[tuple[int, int]], set[tuple[int, int]]]:
-    """How many commits the ledger has; those that the database lacks; those that it has beside the ledger's."""
+    """Number of commits in the ledger; those missing in the database; those only in the database."""
     acknowledged = {(int(client), int(number)) for client, number in (line.split() for line in ledger.read_text().splitlines())}
     rows = database.ask("SELECT client, number FROM ledger").splitlines()
     there = {(int(client), int(number)) for client, number in (row.split("|") for row in rows)}

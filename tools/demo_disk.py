@@ -1,7 +1,8 @@
-"""A volume as a disk of this machine, with XFS on it: by the kernel's NBD client where there is one, else by nbdfuse and a loop device.
+"""A volume as a local disk with XFS on it: through the kernel's NBD client where available, else nbdfuse and a loop
+device.
 
-Always so: what was set up is remembered before the next thing is tried, so `give_up` can take down any half of it; and `give_up` works when
-the server is dead and every I/O fails, because that is what it is for.
+Each setup step is recorded before the next is tried, so `give_up` can remove any partial setup. `give_up` works when
+the server has ended and every I/O fails; that is its purpose.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ COMMAND_SECONDS = 120
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; the message says why."""
+    """The demonstration cannot continue; the message is the reason."""
 
 
 def run(*words: str | Path, check: bool = True, user: str | None = None, seconds: float = COMMAND_SECONDS) -> str:
-    """Runs a program to its end; what it printed. Raises DemoError with its own words."""
+    """Runs a program to completion and returns its output. Raises DemoError with its output if it fails."""
     command = [str(word) for word in words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, user=user, group=user, cwd="/")
@@ -58,7 +59,7 @@ class Disk:
             return free
         self.fuse.mkdir(exist_ok=True)
         file = self.fuse / "disk"
-        # In a session of its own: Ctrl-C is for the demonstration, which then unmounts first.
+        # In its own session: Ctrl-C is for the demonstration, which then unmounts first.
         self.nbdfuse = subprocess.Popen(
             ["nbdfuse", "-C", "4", str(file), self.uri], start_new_session=True, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -73,16 +74,16 @@ class Disk:
     def mount(self) -> Path:
         assert self.device is not None
         self.mount_point.mkdir(exist_ok=True)
-        run("mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point)  # a clone has the UUID of what it is one of
+        run("mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point)  # a clone has the same UUID as its parent
         return self.mount_point
 
     def unmount(self) -> None:
-        """In order, with everything written back."""
+        """Removes all layers in order, after writing everything back."""
         run("umount", self.mount_point)
         self.detach()
 
     def give_up(self) -> None:
-        """Takes down what stands, as far as it stands, whether I/O works or not."""
+        """Removes whatever was set up, whether or not I/O works."""
         if is_mounted(self.mount_point):
             run("umount", self.mount_point, check=False, seconds=30)
         if is_mounted(self.mount_point):
@@ -108,7 +109,7 @@ class Disk:
 
 
 def free_nbd_device() -> Path | None:
-    """A kernel NBD device that nobody uses, if the machine has the driver and nbd-client."""
+    """A free kernel NBD device, if the machine has the driver and nbd-client."""
     if shutil.which("nbd-client") is None:
         return None
     if not Path("/sys/block/nbd0").exists():
@@ -121,12 +122,12 @@ def free_nbd_device() -> Path | None:
 
 
 def is_mounted(path: Path) -> bool:
-    """As the kernel lists it: a filesystem that lost its disk does not answer when it is asked itself."""
+    """Reads the kernel's list: a filesystem that lost its disk may not answer."""
     return any(line.split(" ")[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True, seconds: float = 30.0) -> None:
-    """Polls until it holds. Raises DemoError when it does not in time, or who should bring it about has ended."""
+    """Polls until the condition holds. Raises DemoError after the timeout, or when `alive` turns false."""
     deadline = time.monotonic() + seconds
     while not condition():
         if not alive() or time.monotonic() > deadline:
@@ -135,7 +136,7 @@ def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool]
 
 
 def end_processes_in(directory: Path) -> None:
-    """Kills whoever works in a directory that is ours alone."""
+    """Kills every process that works in a directory of our own."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (entry / "cwd").readlink().is_relative_to(directory):

@@ -1,6 +1,7 @@
-"""Writes iomesh_pb2.py and its stub from iomesh.proto; with --check only says whether they are what it would write.
+"""Writes iomesh_pb2.py and its stub from iomesh.proto; --check only reports whether they are up to date.
 
-They are committed, so that a type checker and an editor see them without a build. What generates them is pinned in pyproject.toml (dev).
+They are committed, so that type checkers and editors see them without a build. The generator is pinned in
+pyproject.toml (dev).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Writes docs/cli-schema.json, the JSON Schema of what each command prints with --json; with --check only says whether it is up to date."""
+"""Writes docs/cli-schema.json, the JSON Schema of every command's --json output; --check only reports whether it is up
+to date.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "cli-schema.json"
 
 
 def commands(group: click.Group = iomesh, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command that does something, with its words: ("volume", "list")."""
+    """Every command that performs an action, by its words: ("volume", "list")."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -29,7 +31,7 @@ def commands(group: click.Group = iomesh, before: tuple[str, ...] = ()) -> Itera
 
 
 def documents() -> dict[str, Any]:
-    """The type of what each command prints as JSON, by its words; a command without one is not among them."""
+    """The type of each command's JSON output, by its words; commands without one are omitted."""
     return {" ".join(words): found for words, command in commands() if (found := getattr(command.callback, "document", None)) is not None}
 
 

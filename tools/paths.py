@@ -1,4 +1,4 @@
-"""No file of the repository names a place on the machine that it was written on: `make lint` looks for absolute paths of that kind."""
+"""No file of the repository contains a path of its author's machine: `make lint` searches for such absolute paths."""
 
 import re
 import subprocess

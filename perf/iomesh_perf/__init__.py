@@ -1,1 +1,3 @@
-"""How fast iomesh is, beside the raw file and qemu-storage-daemon: `make bench`. docs/performance.md says what each figure means."""
+"""Speed of iomesh compared with the raw file and qemu-storage-daemon: `make bench`. docs/performance.md explains each
+figure.
+"""

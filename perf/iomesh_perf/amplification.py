@@ -1,7 +1,7 @@
-"""Write amplification: how much is written to the device for what a client writes, once a log has to clean as fast as it is written.
+"""Write amplification: device writes per client write, once the log must clean as fast as it is written.
 
-The volume is 80 % of its device and full. Then a client overwrites three times the device's capacity in 4 KiB blocks at depth 32. Samples
-are taken all the while; the figures are of the last third, when the log is in its steady state.
+The volume is 80 % of its device and full. A client then overwrites three times the device's capacity in 4 KiB blocks at
+depth 32. Samples are taken throughout; the figures are of the last third, when the log is in its steady state.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from iomesh_perf.targets import FILL, RawFile
 from iomesh_perf.trial import Trial
 
 BLOCK = 4096
-FILLED = 0.8  # of the device, by the volume
-FRESH_SHARE, FRESH_RUNS = 0.02, 5  # of the device, in each of several runs: they are short, and one alone may meet another's load
-STEADY_FROM = 2 / 3  # of what is written
+FILLED = 0.8  # share of the device that the volume takes
+FRESH_SHARE, FRESH_RUNS = 0.02, 5  # share of the device per run; several, because short runs are noisy
+STEADY_FROM = 2 / 3  # share of what is written before the steady state
 SAMPLE_SECONDS = 2.0
-CLEANING = fio.Workload("rw", random=True, block_bytes=128 << 10, depth=8)  # as compaction asks of a device
+CLEANING = fio.Workload("rw", random=True, block_bytes=128 << 10, depth=8)  # compaction's access pattern
 CLEANING_SECONDS = 10.0
 OVERWRITE = fio.Workload("write", random=True, block_bytes=BLOCK, depth=32)
 
-# Where the writes go, by name: fio's words for it.
+# Distributions of the writes, by name, in fio's syntax.
 SHAPES: dict[str, str] = {"uniform": "", "90 % of writes to 10 % of blocks": "zoned:90/10:10/90"}
 
-# What is told apart, by name: the counters that tell it, and the bytes of one. All else that the device got is "other".
+# Parts by name: their counters, and the bytes of one count. Everything else that reached the device is "other".
 PARTS: dict[str, tuple[tuple[str, ...], int]] = {
     "user data": (("written_bytes",), 1),
     "headers": (("records",), BLOCK),
@@ -43,11 +43,11 @@ PARTS: dict[str, tuple[tuple[str, ...], int]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """All but the last two are counted since the node was started."""
+    """All but the last two fields count from the node's start."""
 
-    at: float  # seconds, of a clock that only goes forward
+    at: float  # monotonic clock, seconds
     parts: dict[str, int]  # bytes
-    read_bytes: int  # from the device, by the node's process; of one in memory none are counted
+    read_bytes: int  # read from the device by the node's process; none are counted for one in memory
     device_bytes: int  # written to it likewise
     free_bytes: int
     segments: int
@@ -59,8 +59,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Course:
-    """Of one shape: what was seen from the first overwrite on; how fast the first were, with nothing to clean yet (median); and how many
-    bytes fio moves on the same file system, half of them read and half written, as compaction does."""
+    """The results of one distribution: samples from the first overwrite on; the speed of the first overwrites, with
+    nothing to clean yet (median); and the bytes that fio moves on the same file system, half reads and half writes, as
+    compaction does.
+    """
 
     shape: str
     capacity_bytes: int
@@ -115,7 +117,7 @@ def amplification(begin: Sample, end: Sample) -> dict[str, float]:
 
 
 def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float, Sample, Sample], None]) -> Course:
-    """progress: is told the share that is done, the sample before and the newest one."""
+    """progress: called with the completed share, the previous sample and the newest one."""
     capacity = settings.amplification_device_bytes
     volume = int(capacity * FILLED) // MIB * MIB
     need_room(settings.directory, capacity)

@@ -1,4 +1,4 @@
-"""What iomesh costs beside I/O: memory of a large volume, time to start after a crash, CPU when nothing happens."""
+"""Costs besides I/O: memory of a large volume, start time after a crash, CPU when idle."""
 
 import shutil
 import time
@@ -16,7 +16,7 @@ RANDOM_WRITES = fio.Workload("write", random=True, block_bytes=4096, depth=32)
 
 
 def resident_memory(settings: Settings, say: Say) -> list[Measure]:
-    """The most that the node ever held (VmHWM), with 4 KiB writes at random all over a volume whose map is far larger than its cache."""
+    """Peak memory of the node (VmHWM), under 4 KiB random writes over a volume whose map far exceeds its cache."""
     need_room(settings.directory, settings.memory_device_bytes)
     volume, written = settings.memory_volume_bytes, settings.memory_written_bytes
     say(f"memory: {written / GIB:g} GiB at random over {volume / GIB:g} GiB with a map cache of 64 MiB")
@@ -36,7 +36,9 @@ def resident_memory(settings: Settings, say: Say) -> list[Measure]:
 
 
 def start_after_crash(settings: Settings, say: Say) -> list[Measure]:
-    """SIGKILL with so much log behind the last checkpoint, then the time from the new process's birth to its first answer to a read."""
+    """SIGKILL with this much log since the last checkpoint, then the time from the new process's start to its first
+    read reply.
+    """
     wanted = settings.restart_log_bytes
     need_room(settings.directory, 3 * wanted)
     say(f"restart: {wanted / GIB:g} GiB of log since the checkpoint, in 4 KiB writes at random")
@@ -61,7 +63,7 @@ def start_after_crash(settings: Settings, say: Say) -> list[Measure]:
 
 
 def idle_cpu(settings: Settings, say: Say) -> list[Measure]:
-    """A client is connected and silent."""
+    """CPU with a client connected and idle."""
     say(f"idle: {settings.idle_seconds:g} s with a connected client that does nothing")
     with Trial(settings.directory / "idle", device_bytes=4 * GIB, volume_bytes=GIB, prewrite=False) as trial, Client(trial.uri) as client:
         client.read(0, 4096)
@@ -74,7 +76,7 @@ def idle_cpu(settings: Settings, say: Say) -> list[Measure]:
 
 
 def need_room(directory: Path, wanted: int) -> None:
-    """Refuse before anything is written, rather than when the file system is full."""
+    """Fail before anything is written, not when the file system is full."""
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if free < wanted + GIB:

@@ -1,7 +1,7 @@
-"""fio: what it is asked to do, and what it says it did.
+"""fio: its command line and its results.
 
-One command line for every target: only the door differs (a file through io_uring with direct I/O, or an NBD URI). Buffers, seeds and
-offsets are alike, so a run over iomesh does exactly what the run over the raw file did.
+One command line for every target: only the connection differs (a file through io_uring with direct I/O, or an NBD URI).
+Buffers, seeds and offsets are identical, so a run over iomesh does exactly what the run over the raw file did.
 """
 
 import json
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Direction = Literal["read", "write", "rw"]  # the last: as many reads as writes
+Direction = Literal["read", "write", "rw"]  # "rw": as many reads as writes
 
 
 class FioError(Exception):
-    """fio could not run, or reports an error; the message has its own words."""
+    """fio could not run, or reports an error; the message is fio's own."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ Door = File | Nbd
 
 @dataclass(frozen=True)
 class Workload:
-    """What fio does. `span_bytes` from the start of the target is where it does it."""
+    """fio's workload. `span_bytes` from the start of the target is the range it uses."""
 
     direction: Direction
     random: bool
@@ -55,25 +55,25 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """As the tables call it: "4 KiB random write, depth 32"."""
+        """Its name in tables: "4 KiB random write, depth 32"."""
         size = f"{self.block_bytes >> 20} MiB" if self.block_bytes >= 1 << 20 else f"{self.block_bytes >> 10} KiB"
         return f"{size} {'random' if self.random else 'sequential'} {self.direction}, depth {self.depth}"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a run goes: over the first `span_bytes` of the target, ending after `seconds` or `most_bytes`, whichever comes first."""
+    """Length of a run: over the first `span_bytes` of the target, until `seconds` or `most_bytes`."""
 
     span_bytes: int
     seconds: float | None = None
     most_bytes: int | None = None
     seed: int = 1
-    distribution: str = ""  # of random offsets, in fio's words; uniform by default
+    distribution: str = ""  # of random offsets, in fio's syntax; uniform by default
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of fio came to. Latencies are from submission to completion, in microseconds."""
+    """The result of one fio run. Latencies are from submission to completion, in microseconds."""
 
     ios: int
     seconds: float
@@ -97,7 +97,8 @@ def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
         f"--bs={workload.block_bytes}",
         f"--iodepth={workload.depth}",
         f"--size={extent.span_bytes}",
-        # Random offsets without fio's map of blocks done: it costs the client time, and "each block once" is not what a database does.
+        # Random offsets without fio's map of written blocks: it costs client time, and databases do not write each
+        # block once.
         "--norandommap=1",
         "--randrepeat=1",
         f"--randseed={extent.seed}",
@@ -117,7 +118,7 @@ def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
 
 
 def run(workload: Workload, door: Door, extent: Extent) -> Run:
-    """Run fio to its end."""
+    """Run fio to completion."""
     return parse(output(workload, door, extent), workload.direction)
 
 

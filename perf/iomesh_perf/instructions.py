@@ -1,12 +1,12 @@
 """User-space instructions of the reactor's thread, counted while fio writes.
 
-Hardware counters do it where there are any (`perf stat`), which is rarely so in virtual machines. Elsewhere the thread is single-stepped:
-ptrace stops it after each instruction and notes where it is. That is some ten thousand times slower and exact. So slow a reactor always
-finds all of the client's queue and finds every device write done when it looks: records are full, and polling for nothing, which real
-time has and which costs nothing that anyone waits for, is not in the figure.
+Hardware counters are used where available (`perf stat`), which is rare in virtual machines. Elsewhere the thread is
+single-stepped: ptrace stops it after each instruction and records its address. That is exact and some ten thousand
+times slower. So slow a reactor always finds the client's whole queue, and every device write complete when it polls:
+records are full, and the figure excludes idle polling, which occurs in real time and delays no request.
 
-(callgrind would be faster, but valgrind 3.19, Debian 12's, holds its one lock through io_uring_enter: a reactor that sleeps there stops
-the whole process.)
+(callgrind would be faster, but valgrind 3.19, Debian 12's, holds its one lock through io_uring_enter: a sleeping
+reactor stops the whole process.)
 """
 
 import bisect
@@ -34,7 +34,7 @@ libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_
 
 
 class Mappings:
-    """Which file lies at an address."""
+    """Maps addresses to files."""
 
     def __init__(self, text: str) -> None:
         """text: of /proc/PID/maps."""
@@ -54,7 +54,7 @@ class Mappings:
 
 
 def counters_there() -> bool:
-    """Whether this machine can count instructions in user space."""
+    """Whether this machine can count user-space instructions."""
     try:
         outcome = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def counters_there() -> bool:
 
 
 def parse_stat(text: str) -> int | None:
-    """Instructions from `perf stat -x,`; None: they were not counted."""
+    """Instructions from `perf stat -x,`; None if they were not counted."""
     for line in text.splitlines():
         fields = line.split(",")
         if len(fields) > 2 and fields[2].startswith("instructions"):
@@ -86,7 +86,7 @@ def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, e
 
 
 def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[Counter[str], int]:
-    """Instructions of `thread` by the file they lie in, and operations of fio, in one run of which every instruction is stepped."""
+    """Instructions of `thread` by object file, and operations of fio, in one single-stepped run."""
     if platform.machine() != "x86_64":
         raise TrialError(
             f"instructions are stepped on x86-64 only and this is {platform.machine()}: a machine with hardware counters needs no steps"
@@ -98,7 +98,7 @@ def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, exte
 
         def end_with_fio() -> None:
             printed.extend(load.communicate())
-            process.signal_thread(pid, thread, signal.SIGSTOP)  # it may be asleep in the kernel, where there is nothing to step
+            process.signal_thread(pid, thread, signal.SIGSTOP)  # it may sleep in the kernel, where nothing can be stepped
 
         waiter = threading.Thread(target=end_with_fio)
         waiter.start()
@@ -119,7 +119,7 @@ def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, exte
 
 @contextlib.contextmanager
 def traced(pid: int, thread: int) -> Iterator[None]:
-    """The thread is ours to step, and about to stop for it; afterwards it runs on as if nothing had been."""
+    """Seizes the thread and interrupts it, for single-stepping; afterwards it runs on normally."""
     _ptrace(PTRACE_SEIZE, thread)
     try:
         _ptrace(PTRACE_INTERRUPT, thread)
@@ -130,7 +130,7 @@ def traced(pid: int, thread: int) -> Iterator[None]:
 
 
 def step_until_stopped(thread: int, at: Counter[int]) -> None:
-    """Step a seized thread, one instruction at a time, until somebody sends it SIGSTOP."""
+    """Step a seized thread, one instruction at a time, until it receives SIGSTOP."""
     ptrace, waitpid = libc.ptrace, os.waitpid
     begun = False
     while True:

@@ -146,7 +146,7 @@ def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
 
 
 def speed_with_table(settings: Settings, workloads: Sequence[fio.Workload], console: Console, say: Callable[[str], None]) -> list[Measure]:
-    """The table grows as the runs go, with a bar below."""
+    """The table grows with each run, above a progress bar."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
     )
@@ -266,7 +266,7 @@ def amplify_with_bar(settings: Settings, shape: str, console: Console, say: cost
 
 
 class Scratch:
-    """A directory of our own that is gone at the end; its place is chosen by `where`, or is the build directory's file system."""
+    """A temporary directory in `where`, or in the build directory; removed at the end."""
 
     def __init__(self, where: Path | None) -> None:
         self.where = where if where is not None else Path("build")
@@ -291,7 +291,7 @@ def version() -> str:
 
 
 def machine(directory: Path | None) -> str:
-    """What it runs on, in one line."""
+    """The machine in one line."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), platform.machine())
     words = f"{cpuinfo.count('processor' + chr(9))} × {model}, Linux {platform.release().split('-')[0]}"

@@ -1,4 +1,4 @@
-"""A client of NBD in a few lines, for what fio cannot do: ask whether a volume is served yet, and hold a connection that does nothing."""
+"""A minimal NBD client for what fio cannot do: poll whether a volume is served, and hold an idle connection."""
 
 import contextlib
 import socket
@@ -20,7 +20,7 @@ COMMAND_READ, COMMAND_DISCONNECT = 0, 2
 
 
 class NbdError(Exception):
-    """The server does not speak as it should, or refuses."""
+    """The server violates the protocol, or refuses."""
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""Which part of the engine a function belongs to: every part is a module of its own, so its file's name says it."""
+"""The engine part that a function belongs to: every part is a module of its own, so its file's name identifies it."""
 
 import re
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ def part_of(object_file: str, function: str) -> str:
     if "kernel" in object_file or name in ("vmlinux", "[guest.kernel.kallsyms]"):
         return "kernel"
     if match := _MANGLED.search(function):
-        # Cython writes a name's length before it: 3log_3Log_append is append of the class Log in the module log.
+        # Cython prefixes each name with its length: 3log_3Log_append is append of the class Log in the module log.
         return function[match.end() :][: int(match[1])]
     return re.split(r"\.so|\.cpython", name)[0] or "?"
 
 
 def short(function: str) -> str:
-    """A Cython function's own words: __pyx_f_6iomesh_6engine_3log_3Log_append -> Log.append."""
+    """The readable name of a Cython function: __pyx_f_6iomesh_6engine_3log_3Log_append -> Log.append."""
     match = _MANGLED.search(function)
     if match is None:
         return function

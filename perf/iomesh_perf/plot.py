@@ -1,6 +1,7 @@
-"""build/bench.png: the ratios at a glance.
+"""build/bench.png: a chart of the ratios.
 
-Throughput beside raw and qemu-storage-daemon above, mean latency below; one group of bars per workload, raw is always 1.
+Throughput relative to raw and qemu-storage-daemon above, mean latency below; one group of bars per workload, raw is
+always 1.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ def latency_of(measures: Sequence[Measure]) -> list[Measure]:
 
 
 def draw(measures: Sequence[Measure], path: Path, title: str) -> bool:
-    """False: there is nothing to draw."""
+    """Returns False if there is nothing to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,6 +66,6 @@ def draw(measures: Sequence[Measure], path: Path, title: str) -> bool:
 
 
 def label_of(measure: Measure) -> str:
-    """ "4 KiB random write, depth 32, mean latency" in two short lines, with the unit of its marks."""
+    """ "4 KiB random write, depth 32, mean latency" in two short lines, with the unit."""
     words = measure.measure.removesuffix(", mean latency").split(", ")
     return f"{words[0]}\n{', '.join(words[1:])}  [{measure.unit}]"

@@ -1,4 +1,4 @@
-"""What Linux knows about a process: CPU time and memory, from /proc."""
+"""Process statistics of Linux: CPU time and memory, from /proc."""
 
 import ctypes
 import os
@@ -26,7 +26,9 @@ class Cpu:
 
 
 def parse_stat(text: str) -> Cpu:
-    """CPU time from /proc/PID/stat. The command's name may hold spaces and parentheses: fields are counted behind its last one."""
+    """CPU time from /proc/PID/stat. The command's name may contain spaces and parentheses: fields are counted after the
+    last one.
+    """
     fields = text[text.rindex(")") + 2 :].split()
     return Cpu(int(fields[11]) / TICKS_PER_SECOND, int(fields[12]) / TICKS_PER_SECOND)
 
@@ -57,7 +59,7 @@ def memory(pid: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes that a process has had read from storage, and written to it; of files in memory none are counted as read."""
+    """Bytes read from and written to storage by a process; reads of files in memory are not counted."""
 
     read: int
     written: int
@@ -70,7 +72,7 @@ def parse_io(text: str) -> Storage:
 
 
 def storage(pid: int) -> Storage:
-    """Its threads, and children that have ended, included."""
+    """Includes threads, and children that have ended."""
     return parse_io(Path(f"/proc/{pid}/io").read_text())
 
 
@@ -79,7 +81,7 @@ def threads(pid: int) -> list[int]:
 
 
 def busiest_thread(pid: int, seconds: float = 1.0) -> int:
-    """The thread that used most CPU while we looked: under load the reactor's."""
+    """The thread that used most CPU during the sample: under load the reactor's."""
     before = {thread: thread_cpu(pid, thread).total for thread in threads(pid)}
     time.sleep(seconds)
     used = {
@@ -89,12 +91,12 @@ def busiest_thread(pid: int, seconds: float = 1.0) -> int:
 
 
 def signal_thread(pid: int, thread: int, number: signal.Signals) -> None:
-    """tgkill: Python has it for its own threads only."""
+    """tgkill: Python offers it for its own threads only."""
     ctypes.CDLL(None).syscall(234 if os.uname().machine == "x86_64" else 131, pid, thread, int(number))
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; a zombie does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -103,7 +105,7 @@ def alive(pid: int) -> bool:
 
 
 def end(pid: int, with_signal: signal.Signals = signal.SIGTERM, patience_seconds: float = 60) -> None:
-    """Send a signal and wait until the process is gone. It need not be our child."""
+    """Send a signal and wait until the process has ended. It need not be our child."""
     try:
         os.kill(pid, with_signal)
     except ProcessLookupError:
@@ -116,7 +118,7 @@ def end(pid: int, with_signal: signal.Signals = signal.SIGTERM, patience_seconds
 
 
 def parse_born(text: str) -> float:
-    """When the process began, in seconds since the machine's start, from /proc/PID/stat."""
+    """Start time of the process, in seconds since boot, from /proc/PID/stat."""
     return int(text[text.rindex(")") + 2 :].split()[19]) / TICKS_PER_SECOND
 
 

@@ -1,6 +1,6 @@
-"""Where the reactor's thread spends its time under load: `perf record` samples by the part of the engine they fall into.
+"""CPU profile of the reactor's thread under load: `perf record` samples by engine part.
 
-Sampling is by the kernel's CPU clock, which works where there are no hardware counters (most virtual machines).
+Sampling uses the kernel's CPU clock, which works without hardware counters (most virtual machines).
 """
 
 import re
@@ -12,13 +12,13 @@ from iomesh_perf import fio, process
 from iomesh_perf.parts import by_part, short
 from iomesh_perf.trial import TrialError
 
-SAMPLES_PER_SECOND = 2999  # not a divisor of anything that might beat with it
+SAMPLES_PER_SECOND = 2999  # an odd rate avoids aliasing with periodic work
 _ROW = re.compile(r"^\s*([\d.]+)%\s*\|\s*([^|]+?)\s*\|\s*\[([.kguH])\]\s*(.+?)\s*$")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Shares of the thread's time, which add up to 1, and what fio saw meanwhile."""
+    """Shares of the thread's time, which add up to 1, and fio's results meanwhile."""
 
     workload: str
     iops: float
@@ -29,7 +29,7 @@ class Profile:
         return by_part(self.shares)
 
     def functions(self, most: int) -> list[tuple[str, str, float]]:
-        """(object file, function, share), the greatest first."""
+        """(object file, function, share), largest first."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1])
         return [(Path(where).name, short(function), share) for (where, function), share in ordered[:most]]
 

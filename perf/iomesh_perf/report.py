@@ -1,4 +1,4 @@
-"""Tables for people: what was measured, what was to be reached, what changed since an older run."""
+"""Tables for people: results, goals, and changes since an older run."""
 
 from collections.abc import Iterable, Sequence
 
@@ -42,7 +42,7 @@ def verdict_lines(verdicts: Iterable[Verdict]) -> list[Text]:
 
 
 def comparison(old: Sequence[Measure], new: Sequence[Measure]) -> Table:
-    """What is in both, side by side; the ratio's colour says which way it went, beyond what runs differ by anyway (5 %)."""
+    """Measures that both runs have, side by side; the ratio's colour is the direction of changes above noise (5 %)."""
     table = Table(title="compared with the older run", title_justify="left")
     table.add_column("measure")
     for heading in ("before", "now"):

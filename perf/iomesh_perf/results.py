@@ -1,4 +1,4 @@
-"""What was measured, and what was to be reached. `build/bench.json` is a list of these."""
+"""Measures and goals. `build/bench.json` is a list of measures."""
 
 import json
 import statistics
@@ -12,9 +12,10 @@ Better = Literal["more", "less"]
 
 @dataclass
 class Measure:
-    """One figure: the median of its runs, and the same of what it is compared with.
+    """One figure: the median of its runs, and of the runs it is compared with.
 
-    `over_raw` and `over_qemu` are value / raw and value / qemu, whatever the unit; None where there is nothing to compare with.
+    `over_raw` and `over_qemu` are value / raw and value / qemu, whatever the unit; None if there is nothing to compare
+    with.
     """
 
     measure: str
@@ -48,7 +49,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Goal:
-    """What one measure is to reach. Bounds that are None do not apply."""
+    """The goal of one measure. Bounds that are None do not apply."""
 
     measure: str
     least_over_raw: float | None = None
@@ -91,7 +92,7 @@ GOALS: Sequence[Goal] = (
 
 
 def verdicts(measures: Iterable[Measure]) -> list[Verdict]:
-    """One for each goal whose measure is there."""
+    """One result for each goal whose measure exists."""
     by_name = {measure.measure: measure for measure in measures}
     return [judge(goal, by_name[goal.measure]) for goal in GOALS if goal.measure in by_name]
 
@@ -137,7 +138,7 @@ def judge(goal: Goal, measure: Measure) -> Verdict:
 
 
 def figure(value: float) -> str:
-    """A number with the digits that mean something: 123456 -> "123,456", 12.345 -> "12.3", 0.01234 -> "0.012"."""
+    """A number with its significant digits: 123456 -> "123,456", 12.345 -> "12.3", 0.01234 -> "0.012"."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) >= 10:
@@ -159,7 +160,7 @@ def save(measures: Iterable[Measure], path: Path) -> None:
 
 
 def load(path: Path) -> list[Measure]:
-    """Read what save() wrote; keys that a later version added are skipped."""
+    """Read a file of save(); keys that a later version added are skipped."""
     known = set(Measure.__dataclass_fields__)
     document: list[dict[str, Any]] = json.loads(path.read_text())
     return [Measure(**{"better": "more", **{key: value for key, value in record.items() if key in known}}) for record in document]

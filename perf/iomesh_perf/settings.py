@@ -1,4 +1,4 @@
-"""How much a benchmark does, and where."""
+"""Size and location of a benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ GIB = 1 << 30
 class Settings:
     directory: Path  # scratch; everything in it is removed at the end
     runs: int = 5
-    seconds: float = 5.0  # of one run
+    seconds: float = 5.0  # per run
     calibration_seconds: float = 3.0
-    span_bytes: int = 4 * GIB  # of the raw file and of the volume: what the runs go over
-    # A run of writes ends after so many bytes even if its time is not over: the device file has to hold them all.
+    span_bytes: int = 4 * GIB  # range of the raw file and of the volume that runs use
+    # A run of writes ends after this many bytes even if its time is not over: they must all fit in the device file.
     most_written_bytes: int = 4 * GIB
     device_bytes: int = 18 * GIB
     memory_volume_bytes: int = 100 * GIB
@@ -24,10 +24,10 @@ class Settings:
     idle_seconds: float = 30.0
     instruction_writes: int = 1_000
     amplification_device_bytes: int = 8 * GIB
-    amplification_times: float = 3.0  # so many capacities are overwritten
+    amplification_times: float = 3.0  # overwrites this many times the capacity
 
 
-# Everything short: shows that it works, not how fast it is.
+# Short runs: they show that the benchmark works, not how fast the engine is.
 QUICK: dict[str, int | float] = {
     "runs": 2,
     "seconds": 1.0,

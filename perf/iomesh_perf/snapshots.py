@@ -1,4 +1,4 @@
-"""What a hundred snapshots of a volume cost whoever uses it: the same runs on it and on a volume without, in turn."""
+"""Cost of a hundred snapshots for a volume's clients: the same runs on it and on a volume without, in turn."""
 
 import statistics
 from contextlib import ExitStack
@@ -12,12 +12,12 @@ from iomesh_perf.targets import Iomesh, measured
 from iomesh_perf.trial import iomesh
 
 SNAPSHOTS = 100
-CHANGED_SHARE = 400  # of the volume, one part in so many is overwritten between two
+CHANGED_SHARE = 400  # one part in this many of the volume is overwritten between two
 WORKLOADS = [fio.Workload(direction, random=True, block_bytes=4096, depth=depth) for direction in ("write", "read") for depth in (1, 32)]
 
 
 class Changed(Iomesh):
-    """A volume that is overwritten here and there; if it is to have snapshots, each holds something that the next one does not."""
+    """A volume with scattered overwrites; with snapshots, each differs from the next."""
 
     def __init__(self, directory: Path, size_bytes: int, device_bytes: int, *, snapshots: bool) -> None:
         super().__init__(directory, size_bytes, device_bytes)
@@ -45,7 +45,7 @@ def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
             runs: dict[str, list[float]] = {"without": [], "with": []}
             for number in range(settings.runs):
                 turn = (("without", plain), ("with", many))
-                for name, target in turn if number % 2 else reversed(turn):  # who comes second may find the machine as the first left it
+                for name, target in turn if number % 2 else reversed(turn):  # alternating: the first run may affect the second
                     most = span if workload.direction == "write" else None
                     if most:
                         target.make_room(most * 9 // 4)

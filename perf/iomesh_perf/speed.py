@@ -1,7 +1,7 @@
 """Speed and CPU per I/O: every workload on every target in turn.
 
-The targets take turns within each run, so whatever else the machine does, and whatever its disk does by the hour, hits all of them alike;
-medians of the runs then forget the outliers.
+The targets alternate within each run, so other load on the machine, and slow changes of its disk, affect all of them
+alike; medians of the runs remove outliers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ from iomesh_perf.results import Better, Measure
 from iomesh_perf.settings import Settings
 from iomesh_perf.targets import GIB, IOMESH, MIB, Iomesh, Qemu, RawFile, Target, better_aio, measured
 
-# Reads come behind the random writes: a log's reads are to be measured on blocks that lie where overwriting left them.
+# Reads run after the random writes: they are to be measured on blocks in the places that overwriting left them in.
 WORKLOADS: Sequence[fio.Workload] = (
     *(fio.Workload(direction, random=False, block_bytes=MIB, depth=8) for direction in ("write", "read")),
     *(fio.Workload("write", random=True, block_bytes=4096, depth=depth) for depth in (1, 32, 128)),
     *(fio.Workload("read", random=True, block_bytes=4096, depth=depth) for depth in (1, 32, 128)),
 )
 
-# What one figure of a run is called behind the workload's name, its unit, and which way is better.
+# The figures of a run: suffix to the workload's name, unit, and which direction is better.
 FIGURES: Sequence[tuple[str, str, Better]] = (
     ("", "IOPS", "more"),
     (", mean latency", "µs", "less"),
@@ -34,7 +34,7 @@ FIGURES: Sequence[tuple[str, str, Better]] = (
 
 @dataclass
 class Series:
-    """The runs of one workload so far: figures by target."""
+    """The completed runs of one workload: figures by target."""
 
     workload: fio.Workload
     runs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {suffix: {} for suffix, _, _ in FIGURES})
@@ -54,7 +54,7 @@ class Series:
             self.runs[suffix].setdefault(target, []).append(value)
 
     def measures(self) -> Iterator[Measure]:
-        """What is known so far; empty before iomesh had its first run."""
+        """The measures so far; empty before iomesh's first run."""
         for suffix, unit, better in FIGURES:
             if IOMESH in self.runs[suffix]:
                 unit = unit if self.workload.random or suffix else "MiB/s"
@@ -64,7 +64,7 @@ class Series:
 def measure_speed(
     settings: Settings, workloads: Sequence[fio.Workload], say: Callable[[str], None], progress: Callable[[Series, int], None]
 ) -> list[Measure]:
-    """Runs all of it. `say` gets a line for people now and then, `progress` the series and how many runs of fio are done."""
+    """Executes all runs. `say` gets progress messages, `progress` the series and the number of completed fio runs."""
     span, series, done = settings.span_bytes, [], 0
     with ExitStack() as targets_up:
         say(f"writing the raw file, {span / GIB:g} GiB")
@@ -85,7 +85,7 @@ def measure_speed(
                         span, settings.seconds, settings.most_written_bytes if workload.direction == "write" else None, seed=number + 1
                     )
                     if workload.direction == "write":
-                        # At depth 1 every block takes a header block with it; the map's nodes and footers are on top.
+                        # At depth 1 every block is written with a header block; map nodes and footers are extra.
                         target.make_room(settings.most_written_bytes * (9 if workload.depth == 1 else 5) // 4)
                     run, cpu = measured(target, workload, extent)
                     current.add(target.name, run, cpu.total * 1e6 if cpu else None)

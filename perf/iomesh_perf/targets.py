@@ -1,7 +1,7 @@
-"""The three things that fio runs on: the raw file, iomesh over NBD, qemu-storage-daemon over NBD on the raw file.
+"""The three targets of fio: the raw file, iomesh over NBD, qemu-storage-daemon over NBD on the raw file.
 
-Raw file and iomesh's device file lie on the same file system, and every block of them was written before anything is measured: a file's
-first write allocates extents or converts unwritten ones, which would compare the file system and not us.
+The raw file and iomesh's device file are on the same file system, and every block was written before the measurement: a
+file's first write allocates extents or converts unwritten ones, which would measure the file system instead.
 """
 
 import subprocess
@@ -30,14 +30,14 @@ class Target(Protocol):
     def door(self) -> fio.Door: ...
     @property
     def server_pid(self) -> int | None:
-        """The process that serves it; None: only the kernel does."""
+        """The serving process; None: only the kernel."""
 
     def make_room(self, bytes_to_write: int) -> None:
-        """Called before a run that writes as much."""
+        """Called before a run that writes this much."""
 
 
 def write_through(path: Path, size_bytes: int) -> None:
-    """Make `path` a file of which every block was allocated and written."""
+    """Create `path` as a file whose blocks are all allocated and written."""
     path.unlink(missing_ok=True)
     fio.run(FILL, fio.File(path), fio.Extent(size_bytes, seed=7))
 
@@ -71,8 +71,8 @@ class RawFile:
 class Qemu:
     """qemu-storage-daemon on a file, with direct I/O, one export on a unix socket.
 
-    `aio` is qemu's way to reach the file. Its export runs in the main loop: in the version that Debian 12 has, an export in an iothread
-    aborts when its client leaves (blockdev-nbd.c asserts that this happens in the main thread).
+    `aio` is qemu's I/O method for the file. The export runs in the main loop: in Debian 12's version, an export in an
+    iothread aborts when its client disconnects (blockdev-nbd.c asserts that this happens in the main thread).
     """
 
     def __init__(self, path: Path, aio: str) -> None:
@@ -117,11 +117,11 @@ class Qemu:
 
 
 class Iomesh:
-    """A volume of `size_bytes` on a device file that every run of this benchmark fits in.
+    """A volume of `size_bytes` on a device file large enough for every run of this benchmark.
 
-    Overwriting takes new space on a log; what is dead comes back when a whole segment is. So before a run that might not fit, the volume is
-    written once from front to back, which leaves everything older dead, and the pattern of random overwrites that reads shall meet is laid
-    on it again. If that does not free enough, the trial is built anew.
+    Overwriting a log takes new space; dead space is freed when a whole segment is dead. So before a run that might not
+    fit, the volume is written once sequentially, which leaves everything older dead, and then the random-overwrite
+    pattern that reads are measured on is written again. If that frees too little, the trial is recreated.
     """
 
     def __init__(self, directory: Path, size_bytes: int, device_bytes: int) -> None:
@@ -157,14 +157,14 @@ class Iomesh:
         self._up()
 
     def precondition(self) -> None:
-        """Every block written in order, then a quarter of as many at random."""
+        """Writes every block in order, then a quarter of as many at random."""
         fio.run(FILL, self.door, fio.Extent(self.size_bytes, seed=11))
         scatter = fio.Workload("write", random=True, block_bytes=4096, depth=128)
         fio.run(scatter, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // 4, seed=13))
 
 
 def better_aio(path: Path, span_bytes: int, seconds: float) -> tuple[str, dict[str, float]]:
-    """The way to reach the file with which qemu-storage-daemon does more: the sum of random writes and reads per second at depth 32."""
+    """qemu's faster I/O method for the file: the highest sum of random writes and reads per second at depth 32."""
     iops = {}
     for aio in ("io_uring", "native"):
         with Qemu(path, aio) as qemu:
@@ -177,7 +177,7 @@ def better_aio(path: Path, span_bytes: int, seconds: float) -> tuple[str, dict[s
 
 
 def measured(target: Target, workload: fio.Workload, extent: fio.Extent) -> tuple[fio.Run, process.Cpu | None]:
-    """One run, and the CPU time that the serving process spent on it."""
+    """One run, and the serving process's CPU time for it."""
     pid = target.server_pid
     before = process.cpu(pid) if pid is not None else None
     run = fio.run(workload, target.door, extent)

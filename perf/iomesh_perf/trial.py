@@ -1,4 +1,4 @@
-"""A throw-away iomesh, as `iomesh trial` makes it: one node, one file-backed device, one volume served over NBD."""
+"""A temporary iomesh, as created by `iomesh trial`: one node, one file-backed device, one volume served over NBD."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import Any, Self
 
 
 class TrialError(Exception):
-    """`iomesh` failed; the message has what it said."""
+    """`iomesh` failed; the message is its output."""
 
 
 def iomesh(*words: str) -> str:
-    """Run the `iomesh` that is installed beside this Python; what it printed."""
+    """Run the `iomesh` installed beside this Python; returns its output."""
     program = Path(sys.executable).parent / "iomesh"
     if not program.exists():
         raise TrialError(f"{program} does not exist: `make build` installs it")
@@ -26,7 +26,7 @@ def iomesh(*words: str) -> str:
 
 
 class Trial:
-    """Up while the `with` lasts. Its device file lies in `directory`, which must be empty or not exist."""
+    """Runs while the `with` lasts. Its device file is in `directory`, which must be empty or not exist."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Trial:
         self._learn(self._trial("start"))
 
     def free_bytes(self) -> int:
-        """What is free on the device."""
+        """Free bytes of the device."""
         devices = json.loads(iomesh("device", "list", "--json", "--address", self.control))
         return sum(int(device["free_bytes"]) for device in devices["devices"])
 
@@ -87,7 +87,7 @@ class Trial:
         return int(self._volume()["log_bytes_since_checkpoint"])
 
     def recovery_seconds(self) -> float:
-        """Of the volume's last start."""
+        """Duration of recovery at the volume's last start."""
         return float(self._volume()["recovery_seconds"])
 
     def _volume(self) -> dict[str, Any]:

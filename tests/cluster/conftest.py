@@ -1,4 +1,4 @@
-"""Daemons of the tests here: each a process of its own, gone when its test is over."""
+"""Daemons of these tests: each a separate process, ended after its test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.daemon import Daemon
 
 @pytest.fixture
 async def daemon(expected_in_logs: tuple[str, ...]) -> AsyncIterator[Daemon]:
-    """With one formatted device; not started."""
+    """A daemon with one formatted device; not started."""
     # Not tmp_path: a socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="iomesh-"))
     daemon = Daemon(directory)
@@ -30,6 +30,6 @@ async def daemon(expected_in_logs: tuple[str, ...]) -> AsyncIterator[Daemon]:
 
 @pytest.fixture
 async def node(daemon: Daemon) -> Daemon:
-    """The same, started."""
+    """The daemon of `daemon`, started."""
     daemon.start()
     return daemon

@@ -1,4 +1,4 @@
-"""Background work while volumes come and go: rounds of cleaning end before the next begins, and no failure spreads to what is beside it."""
+"""Background work while volumes are created and deleted: cleaning rounds never overlap, failures do not spread."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def node(room: Path) -> AsyncIterator[Node]:
 
 @pytest.fixture
 def failing(daemon: Daemon, room: Path) -> Iterator[FailingDevice]:
-    """In the place of the daemon's device; the daemon is killed before it is removed."""
+    """Replaces the daemon's device; the daemon is killed before the device is removed."""
     device = FailingDevice(Path(daemon.devices[0]), room)
     yield device
     device.thaw()
@@ -47,7 +47,7 @@ def failing(daemon: Daemon, room: Path) -> Iterator[FailingDevice]:
 
 
 async def test_no_round_of_cleaning_begins_before_the_last_has_ended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two volumes are looked at when one of them is deleted, while the engine takes its time with the other."""
+    """A round checks two volumes; one is deleted while the engine delays its answer for the other."""
     monkeypatch.setattr(cleaning, "LOOK_SECONDS", 0.001)
     kept, gone = [uuid.UUID((await node.volumes.create(name, SIZE)).id) for name in ("kept", "gone")]
     asked: dict[uuid.UUID, int] = {kept: 0, gone: 0}
@@ -74,7 +74,7 @@ async def test_no_round_of_cleaning_begins_before_the_last_has_ended(node: Node,
         await looked.wait()
         await node.volumes.delete("gone")
         gates[gone].set()
-        for _ in range(200):  # rounds that overlap would begin here
+        for _ in range(200):  # overlapping rounds would begin here
             await asyncio.sleep(0.002)
         assert (asked[kept], most) == (1, 1)
         gates[kept].set()
@@ -94,7 +94,7 @@ async def test_a_volume_that_is_closed_in_a_round_of_cleaning_ends_that_round_an
     await connection.write(0, os.urandom(4 << 20))
     await connection.flush()
     await connection.close()
-    with Gate(node.cleaning, "_checkpoint_for") as gate:  # the last question that a round asks about a volume
+    with Gate(node.cleaning, "_checkpoint_for") as gate:  # the last query of a round about a volume
         async with asyncio.timeout(DEADLINE_SECONDS):
             await gate.reached()
             await node.volumes.delete("gone")
@@ -128,7 +128,7 @@ async def test_an_event_whose_handler_fails_costs_no_answer(room: Path) -> None:
         await connection.write(0, b"x" * 4096)
         checkpoint = asyncio.ensure_future(bench.engine.checkpoint(bench.volume))
         await asyncio.sleep(0)
-        time.sleep(0.3)  # nothing is collected meanwhile: the event waits, and what is answered now comes behind it
+        time.sleep(0.3)  # no events are collected meanwhile: the event is queued, and the new answer behind it
         asked = [asyncio.ensure_future(bench.engine.segments(bench.volume)) for _ in range(5)]
         await asyncio.sleep(0)
         time.sleep(0.3)
@@ -168,7 +168,7 @@ async def test_a_deletion_that_a_device_holds_up_says_so_and_can_be_repeated(dae
         await connection.write(0, b"x" * 4096)
         await connection.flush()
         failing.freeze()
-        writing = asyncio.create_task(connection.write(0, b"y" * 4096, flags=1))  # with FUA: it is not answered
+        writing = asyncio.create_task(connection.write(0, b"y" * 4096, flags=1))  # with FUA: it gets no answer
         with pytest.raises(Unavailable, match=r"export db: 1 connection.* not ended .* a device does not answer"):
             await client.delete_volume("db", force=True)
         volume = await client.volume("db")

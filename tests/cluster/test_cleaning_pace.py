@@ -1,4 +1,4 @@
-"""Cleaning keeps to the pace that the configuration gives it while there is space."""
+"""Cleaning keeps to its configured rate limit while there is space."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ PACE = 8 * MIB  # bytes a second
 
 
 def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., Trial]) -> None:
-    """A quarter of each segment is left: it is read and written again, and no faster, however fast the machine is."""
+    """A quarter of each segment is live: rewriting it stays within the limit, however fast the machine is."""
     trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
@@ -23,7 +23,7 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
     trial.start()
 
     async def trim_and_watch() -> list[tuple[float, int, float]]:
-        """Right before each look, what it saw, and right after it."""
+        """Samples of (time before the query, bytes, time after it)."""
         door = await Connection.connect(trial.uri)
         for offset in range(0, VOLUME, MIB):
             await door.write(offset, os.urandom(MIB))
@@ -42,9 +42,9 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
         return seen
 
     seen = asyncio.run(trim_and_watch())
-    (began, first, _), (_, last, ended) = seen[1], seen[-1]  # however long an answer took: it was cleaned between these two
+    (began, first, _), (_, last, ended) = seen[1], seen[-1]  # the cleaning was between these two times, however slow the answers
     moved = 2 * (last - first)  # what is written was read before
     assert moved > VOLUME // 8, f"cleaning was seen at {seen} only: this shows nothing"
     rate = moved / (ended - began)
     print(f"{moved / MIB:.0f} MiB moved in {ended - began:.1f} s: {rate / MIB:.1f} MiB/s")
-    assert rate < 1.5 * PACE  # a step that has begun is not cut short, and segments count when they are done
+    assert rate < 1.5 * PACE  # a step in progress is completed, and segments count when complete

@@ -1,4 +1,4 @@
-"""Steps of the wall clock: a time is the state that it stood for, or it is refused, and no window ends."""
+"""Steps of the wall clock: a time names the state it stood for, or is refused, and no restore window ends."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ HOUR = 3600
 DAYS = 3 * 86400
 APART_SECONDS = 0.01  # so that a point in time lies between two writes
 ASKED_WITHIN_SECONDS = 1.0
-LOOKS_SECONDS = 2.5  # the node looks after its restore windows more than once in it
+LOOKS_SECONDS = 2.5  # the node checks its restore windows more than once in it
 
 
 class Volume:
-    """One that texts are written to, and when each was there by the daemon's wall clock."""
+    """A volume that texts are written to, with the daemon's wall-clock time of each."""
 
     def __init__(self, client: Client, uri: str, clock: WallClock) -> None:
         self.client, self.uri, self._clock = client, uri, clock
         self._looks = 0
 
     async def step(self, seconds: int) -> None:
-        """Steps the clock, and waits for the restore point that tells of it."""
+        """Steps the clock, and waits for the restore point that records the step."""
         points = await self._points()
         self._clock.step(seconds)
         async with asyncio.timeout(60):
@@ -43,7 +43,7 @@ class Volume:
         return len(await self.client.snapshots("db", hidden=True))
 
     async def holds(self, text: bytes) -> int:
-        """Writes it. A Unix time at which it is there; the log goes on behind it before anything else happens to the clock."""
+        """Writes the text. Returns a Unix time at which the volume has it; log time advances before the next event."""
         await fill(self.uri, text)
         await asyncio.sleep(APART_SECONDS)
         at_ns = self._clock.now_ns()
@@ -52,7 +52,7 @@ class Volume:
         return at_ns
 
     async def held(self, *, at_ns: int = 0, ago_ns: int | None = None) -> bytes:
-        """The text that it held then."""
+        """The text at that time."""
         name = f"look{self._looks}"
         self._looks += 1
         await self.client.clone_volume("db", "", name, at_ns=at_ns, ago_ns=ago_ns)
@@ -66,7 +66,7 @@ class Volume:
 
 @pytest.fixture
 def clock(daemon: Daemon) -> WallClock:
-    """The daemon's, which is started with it."""
+    """The clock of the daemon, which is started with it."""
     clock = WallClock(daemon.directory)
     daemon.variables = clock.variables
     daemon.start()
@@ -79,7 +79,7 @@ async def make(client: Client, clock: WallClock, *, window_seconds: int = HOUR) 
 
 
 def offered(message: str) -> list[tuple[datetime, datetime]]:
-    """The times that a refusal says are available."""
+    """The available times that a refusal lists."""
     moments = [datetime.fromisoformat(one) for one in re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", message.partition("choose one of ")[2])]
     return list(zip(moments[::2], moments[1::2], strict=True))
 
@@ -137,7 +137,7 @@ async def test_a_time_that_came_twice_is_refused_and_how_long_ago_is_not(daemon:
         with pytest.raises(InvalidArgument, match=r"stepped.*came more than once"):
             await volume.held(at_ns=first)
         async with asyncio.timeout(60):
-            while True:  # until the node was asked before so much time had passed that it would have been another state's
+            while True:  # until the query is early enough to still name this state
                 asked = time.monotonic_ns()
                 held = await volume.held(ago_ns=asked - began)
                 if time.monotonic_ns() - asked < ASKED_WITHIN_SECONDS * SECOND_NS:
@@ -162,7 +162,7 @@ async def test_a_clock_that_is_days_off_ends_no_window(daemon: Daemon, clock: Wa
 
 
 async def test_a_clock_that_is_days_off_at_a_start_ends_no_window(daemon: Daemon, clock: WallClock) -> None:
-    """And back at the next one, after a kill as after a stop."""
+    """And back at the next start, after a kill and after a stop."""
     uri = ""
     times = {}
     for text, step, stop in ((b"monday..", 0, daemon.kill), (b"tuesday.", DAYS, daemon.stop), (b"friday..", -DAYS, daemon.kill)):
@@ -184,7 +184,7 @@ async def test_a_clock_that_is_days_off_at_a_start_ends_no_window(daemon: Daemon
 
 
 async def test_a_time_at_which_the_volume_was_closed_is_the_state_in_which_it_was(daemon: Daemon, clock: WallClock) -> None:
-    """However long that was: the clock goes on by an hour while the daemon is not there."""
+    """However long it was closed: the clock advances by an hour while the daemon is not running."""
     async with daemon.client() as client:
         volume = await make(client, clock)
         await fill(volume.uri, b"monday..")

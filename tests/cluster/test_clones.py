@@ -1,4 +1,4 @@
-"""Clones: what they hold beside the volume that they come from, in which order both may go, and that they outlive the daemon."""
+"""Clones: their contents beside the parent's, deletion in either order, and that they survive a restart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def fill(client: Client, name: str, text: bytes, length: int = SIZE) -> No
 
 
 async def holds(client: Client, name: str, *texts: tuple[bytes, int]) -> None:
-    """Of each text so many bytes, from the front."""
+    """Checks that the volume consists of these texts, each repeated over the given number of bytes, from offset 0."""
     connection = await Connection.connect((await client.export_volume(name)).uris[0])
     assert connection.size == sum(length for _, length in texts)
     at = 0
@@ -44,7 +44,7 @@ async def holds(client: Client, name: str, *texts: tuple[bytes, int]) -> None:
 
 
 async def answers(client: Client) -> None:
-    """gRPC waits a moment before it tries a socket again that was refused while the daemon was down."""
+    """Waits for the daemon: gRPC delays its retry of a socket that was refused."""
     async with asyncio.timeout(300):
         while True:
             with contextlib.suppress(Unavailable):
@@ -58,9 +58,9 @@ async def free_bytes(client: Client) -> int:
 
 
 async def comes_back(client: Client, free: int, but: int = 4 * MIB) -> None:
-    """The space that was free is so again, but for what logs have open."""
+    """Waits until the free space is back, except for open segments."""
     async with asyncio.timeout(300):
-        while await free_bytes(client) < free - but:  # noqa: ASYNC110  # the daemon does not tell
+        while await free_bytes(client) < free - but:  # noqa: ASYNC110  # the daemon sends no event for this
             await asyncio.sleep(0.05)
 
 
@@ -172,7 +172,7 @@ async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: 
 
 
 async def test_a_deleted_parent_keeps_only_the_snapshots_that_clones_stand_on(node: Daemon) -> None:
-    """Neither what it held itself, nor what other snapshots of it did; and with the clone, its snapshot goes."""
+    """The parent's own data and its other snapshots are freed; deleting the clone deletes the snapshot."""
     async with node.client() as client:
         free = await free_bytes(client)
         await client.create_volume("db", SIZE)
@@ -225,7 +225,7 @@ async def test_the_parent_is_hidden_whole_or_its_rest_goes_after_a_kill(node: Da
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8, 16])
 async def test_a_clone_is_made_or_not_after_a_kill(node: Daemon, milliseconds: int) -> None:
-    """And if nobody was told, it can be made again, or its parent deleted, as if nothing had been."""
+    """An unanswered clone can be created again, or its parent deleted."""
     async with node.client() as client:
         free = await free_bytes(client)
         await client.create_volume("db", SIZE)
@@ -270,7 +270,7 @@ async def test_a_snapshot_stays_while_there_are_clones_of_it(node: Daemon) -> No
 
 
 async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemon, draw: random.Random) -> None:
-    """Parent, clone, and a clone of the clone, each held against a model of its own."""
+    """Parent, clone, and a clone of the clone, each compared with a model of its own."""
     node.settings = {"engine.checkpoint_bytes": 4 * MIB}
     node.kill()
     node.start()
@@ -286,7 +286,7 @@ async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemo
                 loads.append(Load(uri, model, draw.getrandbits(32), connections=1, depth=8))
             running = [asyncio.create_task(load.run()) for load in loads]
             async with asyncio.timeout(300):
-                while any(load.counts.acknowledged < LOADED // len(loads) for load in loads):  # noqa: ASYNC110  # it counts, it does not tell
+                while any(load.counts.acknowledged < LOADED // len(loads) for load in loads):  # noqa: ASYNC110  # only a counter
                     await asyncio.sleep(0.01)
             for load in loads:
                 load.expect_end()
@@ -297,7 +297,7 @@ async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemo
             for name, model in models.items():
                 uri = (await client.export_volume(name)).uris[0]
                 model.settle_with(await asyncio.to_thread(read_volume, uri, SIZE))
-            if round_ < 2:  # a clone of what is certain now
+            if round_ < 2:  # a clone of the state that is now certain
                 parent, name = ("db", "copy") if round_ == 0 else ("copy", "copy-of-copy")
                 await client.create_snapshots([parent], f"round-{round_}")
                 await client.clone_volume(parent, f"round-{round_}", name)

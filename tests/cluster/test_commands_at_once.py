@@ -1,4 +1,4 @@
-"""Random commands of all sorts at once, against a model of the registry: support/commands.py says what may come of them."""
+"""Random concurrent commands of all kinds, checked against a model of the registry (support/commands.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command prints with --json, asked of a real daemon, is as its schema says."""
+"""The --json output of every command of a real daemon matches its schema."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 class Told:
-    """Runs commands and holds their documents to the schema; knows which were asked."""
+    """Runs commands, validates their documents, and records which commands ran."""
 
     def __init__(self, *more: str) -> None:
         self.more = more
@@ -41,7 +41,7 @@ DURATIONS = {"p50_ns", "p99_ns", "p999_ns"}
 
 
 def times_in_numbers(value: Any) -> list[str]:
-    """Keys of what may be Unix times in numbers."""
+    """Keys of fields that may be Unix times as numbers."""
     if isinstance(value, dict):
         here = [key for key in value if key.endswith("_ns") and key not in DURATIONS]
         return here + [key for item in value.values() for key in times_in_numbers(item)]

@@ -1,4 +1,4 @@
-"""Clones that become volumes of their own: while they are used, over kills, and what becomes of their parents."""
+"""Flattening of clones: under load, across kills, and the effect on their parents."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ async def content(client: Client, name: str) -> bytes:
 
 async def flattened(client: Client, name: str) -> None:
     async with asyncio.timeout(300):
-        while (await client.volume(name)).clone_of:  # noqa: ASYNC110  # it goes on behind the answer
+        while (await client.volume(name)).clone_of:  # noqa: ASYNC110  # continues after the answer
             await asyncio.sleep(0.05)
 
 
 async def alone(client: Client, name: str) -> None:
-    """Wait until there is no other volume, nor one that is kept hidden for it or being erased."""
+    """Wait until this is the only volume: none is hidden for it or being erased."""
     async with asyncio.timeout(300):
-        while [one.name for one in await client.volumes()] != [name]:  # noqa: ASYNC110  # that goes on behind the answer, too
+        while [one.name for one in await client.volumes()] != [name]:  # noqa: ASYNC110  # that too continues after the answer
             await asyncio.sleep(0.05)
 
 
@@ -112,7 +112,7 @@ async def test_a_parent_that_was_not_deleted_stays(node: Daemon) -> None:
 
 
 async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
-    """Those that are there are told at once; those that come meanwhile are waited for."""
+    """Existing ones are reported at once; the flattening waits for those created later."""
     node.settings = dict(SLOWLY)
     node.kill()
     node.start()
@@ -130,7 +130,7 @@ async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
                 try:
                     await client.flatten_volume("copy")
                     break
-                except InUse:  # it is being given back
+                except InUse:  # its space is being freed
                     await asyncio.sleep(0.05)
         await client.create_snapshots(["copy"], "late")
     node.settings = {}
@@ -167,7 +167,7 @@ async def test_a_restore_window_of_the_clone_begins_anew(node: Daemon) -> None:
 
 
 async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.Random) -> None:
-    """What is read of the clone is what was acknowledged, whatever was copied when the daemon was killed."""
+    """Reads of the clone return what was acknowledged, whatever was copied when the daemon was killed."""
     node.settings = {"engine.checkpoint_bytes": 4 * MIB, **SLOWLY}
     node.kill()
     node.start()
@@ -188,7 +188,7 @@ async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.R
             load = Load((await client.export_volume("copy")).uris[0], model, draw.getrandbits(32), connections=1, depth=8)
             running = asyncio.create_task(load.run())
             async with asyncio.timeout(300):
-                while load.counts.acknowledged < 300:  # noqa: ASYNC110  # it counts, it does not tell
+                while load.counts.acknowledged < 300:  # noqa: ASYNC110  # only a counter
                     await asyncio.sleep(0.01)
             load.expect_end()
         node.kill()
@@ -235,7 +235,7 @@ async def test_a_kill_at_any_moment_leaves_a_clone_or_a_volume_of_its_own(node: 
 
 
 async def test_the_middle_of_a_line_of_clones_is_flattened(node: Daemon) -> None:
-    """What is a clone of it goes on reading from it."""
+    """Its clone keeps reading from it."""
     async with node.client() as client:
         await client.create_volume("a", SIZE)
         await fill(client, "a", b"all of a")
@@ -276,7 +276,7 @@ async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) ->
 
 
 async def test_a_full_device_is_waited_for_and_users_keep_what_is_left(node: Daemon) -> None:
-    """The last space is not copied into; and once some comes back, copying goes on by itself."""
+    """Copying leaves the last space free, and continues by itself when space is freed."""
     async with node.client() as client:
         await client.create_volume("db", SIZE * 3)
         await fill(client, "db", b"snapshot", SIZE * 3)

@@ -1,4 +1,6 @@
-"""What a node says of itself while it starts, serves, and does not serve: /healthz, /readyz, the status, the metrics."""
+"""The reported status of a node while it starts, serves, and fails to serve: /healthz, /readyz, `iomesh status`,
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ TASKS = ("windows", "cleaning", "delete", "scrub")
 
 
 class Pages:
-    """Of a daemon that may be starting: its address is in its log."""
+    """The health pages of a daemon that may be starting: their address is in its log."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Status code and document; code 0 while nobody answers."""
+        """Status code and document; code 0 while there is no answer."""
         served = self._daemon.logged("serving health and metrics")
         if not served:
             return 0, {}
@@ -43,7 +45,7 @@ class Pages:
             return 0, {}
 
     async def until(self, path: str, wanted: Callable[[int, dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first answer that is as wanted."""
+        """The first answer that satisfies the condition."""
         seen: tuple[int, dict[str, Any]] = 0, {}
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -57,7 +59,7 @@ class Pages:
 
 
 async def test_nothing_that_blocks_stops_the_event_loop(daemon: Daemon) -> None:
-    """A read of the scrub's file that does not return: the file is a pipe which nobody writes to."""
+    """A read of the scrub's file that hangs: the file is a pipe without a writer."""
     daemon.start()
     async with daemon.client() as client:
         (device,) = await client.devices()
@@ -121,7 +123,7 @@ async def test_the_status_is_answered_before_the_node_knows_its_volumes(daemon: 
 
 
 def status_of(daemon: Daemon, *flags: str, code: int = 20) -> str:
-    """What the status prints; code: with which it must end, 20 while the daemon starts."""
+    """Output of `iomesh status`; code: the expected exit code, 20 while the daemon starts."""
     command = [iomesh_command(), "status", "--address", daemon.control, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_SECONDS)
     assert done.returncode == code, done.stdout + done.stderr

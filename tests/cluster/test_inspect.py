@@ -1,4 +1,6 @@
-"""`iomesh inspect` of a device that a daemon has cleaned: what compaction dropped is told and is no fault, what it kept is verified."""
+"""`iomesh inspect` of a cleaned device: blocks dropped by compaction are reported and are no fault, kept ones are
+verified.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from support.trial import iomesh_command
 
 BLOCK = 4096
 SIZE = 32 * MIB
-DEADLINE_SECONDS = 120.0  # against hangs; it says nothing about speed
+DEADLINE_SECONDS = 120.0  # against hangs; not a performance limit
 
 
 def inspect(*words: str, code: int = 0) -> Any:
@@ -32,7 +34,7 @@ def shown(*words: str, code: int = 0) -> str:
 
 
 async def compacted(daemon: Daemon) -> list[int]:
-    """Has the daemon compact segments of which half is dead; their numbers, once it has been killed."""
+    """Lets the daemon compact half-dead segments, kills it, and returns their numbers."""
     daemon.settings = {"cleaning.rest_seconds": "0", "cleaning.bytes_per_second": "0"}
     daemon.start()
     async with daemon.client() as client:
@@ -84,7 +86,7 @@ async def test_damage_in_what_compaction_kept_is_found(daemon: Daemon) -> None:
         first, _ = replica.extents[0]
         bitmap = int(it.superblock()["slabs_offset"]) + first * int(it.superblock()["slab_bytes"])
     with Path(device).open("r+b") as file:
-        file.seek(bitmap + BLOCK)  # the first block that lives is behind the bitmap
+        file.seek(bitmap + BLOCK)  # the first live block is behind the bitmap
         assert file.read(BLOCK) == damaged
         file.seek(bitmap + BLOCK)
         file.write(b"\xa5")

@@ -1,4 +1,4 @@
-"""A kernel that withholds what the engine would like to have: a clear refusal, or a warning with a remedy and the daemon goes on."""
+"""A kernel without a feature that the engine uses: a clear refusal, or a warning with a remedy and the daemon runs."""
 
 from __future__ import annotations
 

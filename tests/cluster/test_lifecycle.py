@@ -1,4 +1,4 @@
-"""A node from its start to its end: what lasts, what is recovered, what is left behind."""
+"""A node from start to stop: what persists, what is recovered, what is left behind."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None
         await connection.flush()
     node.kill()
     await connection.close()
-    # As a crash would leave it between the mark and the end.
+    # The state after a crash between the first commit of the deletion and its end.
     async with node.metadata() as metadata:
         await rewrite(metadata, volume_key, "db", b'"ready"', b'"deleting"')
 
@@ -269,7 +269,7 @@ async def test_an_idle_node_costs_next_to_nothing(node: Daemon) -> None:
     await connection.write(0, b"x" * 4096)
     await asyncio.sleep(1.0)
     assert node.process is not None
-    for _ in range(10):  # what its start has left to do may take a busy machine longer
+    for _ in range(10):  # the remaining work of the start may take a busy machine longer
         before, began = cpu_seconds(node.process.pid), time.monotonic()
         await asyncio.sleep(5.0)
         share = (cpu_seconds(node.process.pid) - before) / (time.monotonic() - began)

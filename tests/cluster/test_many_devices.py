@@ -1,4 +1,4 @@
-"""A node with more devices than a word has bits, of very different sizes, uses all of them."""
+"""A node with more devices than a machine word has bits, of very different sizes, uses all of them."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ async def make_device(daemon: Daemon, name: str, size: int) -> None:
 
 
 def taken(path: str) -> int:
-    """Bytes of the device's file that take space."""
+    """Allocated bytes of the device's file."""
     return Path(path).stat().st_blocks * 512
 
 
@@ -35,7 +35,7 @@ async def test_every_device_of_many_takes_segments_and_a_volume_may_be_as_large_
     async with daemon.client() as client:
         volume = await client.create_volume("db", 64 << 40, segment_bytes=0)
         assert volume.size_bytes == 64 << 40
-        assert volume.segment_bytes == 2 * MIB  # what suits the large one
+        assert volume.segment_bytes == 2 * MIB  # the size that suits the large device
         uri = (await client.export_volume("db")).uris[0]
     written = {}
     connection = await Connection.connect(uri)

@@ -1,4 +1,6 @@
-"""One device under two names, and a device beside its copy, are refused with both names, before anything is written to either."""
+"""One device under two names, or a device beside its copy, is refused with both names, before anything is written to
+either.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def alias(request: pytest.FixtureRequest) -> Alias:
 
 
 def second_daemon(daemon: Daemon, *devices: str) -> Daemon:
-    """Of the same cluster, with a name, state and sockets of its own."""
+    """A daemon of the same cluster, with its own name, state and sockets."""
     second = copy.copy(daemon)
     second.process, second.name, second.devices = None, "node-b", list(devices)
     second.settings = {"state_dir": f"{daemon.directory}/second", "run_dir": f"{daemon.directory}/second/run"}
@@ -104,7 +106,7 @@ async def test_a_second_daemon_is_told_which_name_is_open(daemon: Daemon, opened
         code, message = second_daemon(daemon, other).refuse()
         assert (code, opened in message, other in message) == (5, True, True), message
         daemon.kill()
-        daemon.start()  # what a daemon that was killed had claimed is no hindrance
+        daemon.start()  # the claim of a killed daemon does not block it
         assert daemon.stop() == 0
 
 
@@ -132,7 +134,7 @@ async def test_a_running_daemon_is_given_no_second_name(node: Daemon, alias: Ali
     path = node.devices[0]
     with alias(node, path) as other:
         async with node.client() as client:
-            if Path(other).samefile(path):  # a link is answered with the device that it names
+            if Path(other).samefile(path):  # a link is reported as the device that it names
                 assert (await client.add_device(other)).path == path
             else:
                 with pytest.raises(InUse, match=f"{path} and {other} are one device .* under two names"):
@@ -158,14 +160,14 @@ async def test_a_device_and_its_copy_are_refused_at_the_start(daemon: Daemon) ->
 async def test_a_copy_does_not_take_the_place_of_the_original(daemon: Daemon) -> None:
     path = daemon.devices[0]
     daemon.start()
-    other = await copied(daemon)  # while it is open, with its claim
+    other = await copied(daemon)  # copied while it is open, with its claim
     async with daemon.client() as client:
         await client.create_volume("db", 16 * MIB)
         with pytest.raises(AlreadyExists, match=f"{path} and {other} are both device"):
             await client.add_device(other)
     assert daemon.stop() == 0
     daemon.devices = [other]
-    for _ in range(2):  # a refusal leaves nothing behind that would let the next start pass
+    for _ in range(2):  # a refusal must not leave anything that lets the next start pass
         code, message = daemon.refuse()
         assert (code, f"{other} and {path} are both device" in message) == (4, True), message
     daemon.devices = [path]
@@ -182,7 +184,7 @@ async def test_a_device_that_was_moved_is_no_copy(daemon: Daemon) -> None:
     moved = daemon.directory / "moved.img"
     Path(daemon.devices[0]).rename(moved)
     with loop_device(str(moved)) as loop:
-        for names in ([str(moved)], [loop], [str(moved)]):  # both are there: another name of what was seen last is right
+        for names in ([str(moved)], [loop], [str(moved)]):  # both names exist: another name of the last known one is correct
             daemon.devices = names
             daemon.start()
             async with daemon.client() as client:

@@ -1,4 +1,4 @@
-"""A second daemon under the name of one that runs takes nothing from it; one that was killed is followed at once."""
+"""A second daemon under the name of a running one takes nothing from it; a killed one is replaced at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 def same_name(daemon: Daemon) -> Daemon:
-    """With the same metadata, and a state directory of its own."""
+    """A daemon with the same metadata, and its own state directory."""
     second = copy.copy(daemon)
     second.process, second.devices = None, []
     second.settings = {
@@ -38,7 +38,7 @@ async def test_a_second_daemon_of_the_same_name_is_refused_and_takes_no_epoch(no
         assert message.startswith("name: a daemon runs as node node-a already, with the same metadata: ")
         assert f"process {node.process.pid} on" in message and f"state_dir {node.directory}/state," in message
         assert await epochs(node) == before
-        await client.checkpoint("db")  # its epoch is still its own
+        await client.checkpoint("db")  # its epoch is still the current one
         assert (await client.status()).warnings == []
 
 
@@ -48,7 +48,7 @@ async def test_after_a_kill_the_name_is_free_at_once(node: Daemon) -> None:
     node.kill()
     node.start()
     node.kill()
-    second = same_name(node)  # finds the devices in the metadata
+    second = same_name(node)  # reads the devices from the metadata
     second.start()
     try:
         assert not node.logged("waiting for a lease to run out")

@@ -1,4 +1,4 @@
-"""A node that cannot run says why, which key or device it is, and what to do; and it leaves nothing behind."""
+"""A node that cannot run reports why, which key or device is concerned, and what to do; it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_a_device_of_another_cluster_is_refused_with_both(daemon: Daemon) 
 
 async def test_without_a_configured_cluster_the_node_is_of_that_of_its_devices(daemon: Daemon) -> None:
     cluster, daemon.cluster = daemon.cluster, None  # its one device is of that
-    for _ in range(2):  # the metadata is made, and is there already
+    for _ in range(2):  # the metadata is created, and exists the second time
         daemon.start()
         async with daemon.client() as client:
             assert (await client.status()).cluster == str(cluster)

@@ -1,4 +1,6 @@
-"""Commands at once: a name belongs to one volume, and a command that fails or comes too late leaves what belongs to others alone."""
+"""Concurrent commands: a name belongs to one volume, and a failed or late command does not affect what belongs to
+others.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ async def node(room: Path) -> AsyncIterator[Node]:
 
 
 async def with_window(node: Node, name: str) -> int:
-    """Makes a volume, and says of which moment there can be a clone."""
+    """Creates a volume; returns a time of which it can be cloned."""
     await node.volumes.create(name, SIZE, window_seconds=3600)
     return time.time_ns()
 
@@ -114,7 +116,7 @@ async def test_a_command_that_waited_is_about_the_volume_that_has_the_name_by_th
 
 
 async def test_a_restore_that_waited_is_not_of_the_volume_that_has_the_name_by_then(node: Node) -> None:
-    """It would give up what that one holds."""
+    """It would discard the new volume's data."""
     at_ns = await with_window(node, "db")
     _, command = await replaced_while_it_waits(node, lambda: node.windows.restore("db", at_ns), window_seconds=3600)
     with pytest.raises(Conflict, match="replaced"):
@@ -124,7 +126,7 @@ async def test_a_restore_that_waited_is_not_of_the_volume_that_has_the_name_by_t
 async def replaced_while_it_waits(
     node: Node, command: Callable[[], Awaitable[Any]], window_seconds: int = 0
 ) -> tuple[Volume, asyncio.Future[Any]]:
-    """Asks for a command while `db` grows; before it, others have asked that the volume is deleted and created again."""
+    """Queues a command while `db` grows, behind a deletion and a re-creation of the volume."""
     with Gate(node.engine, "grow_volume") as gate:
         growing = asyncio.create_task(node.volumes.grow("db", 2 * SIZE))
         await gate.reached()
@@ -139,7 +141,7 @@ async def replaced_while_it_waits(
 
 
 async def test_a_hidden_volume_keeps_its_name_until_its_snapshots_have_no_exports(node: Node) -> None:
-    """Else it would withdraw those that the next volume of this name has."""
+    """Otherwise it would withdraw the exports of the next volume of this name."""
     await node.volumes.create("db", SIZE)
     await node.snapshots.create(["db"], "monday")
     await node.snapshots.export("db", "monday")
@@ -201,7 +203,7 @@ async def test_a_client_that_shook_hands_while_its_export_was_withdrawn_is_not_s
 
 @pytest.mark.parametrize("stored", [True, False], ids=["answer-lost", "request-lost"])
 async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(room: Path, stored: bool) -> None:
-    """Whether or not that commit took place. The same again succeeds."""
+    """Whether or not that commit was applied. A retry succeeds."""
     commits = 0
     while True:
         folder = room / str(commits)
@@ -230,7 +232,7 @@ async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(roo
 
 
 class Unanswered:
-    """Of a node's commits, that of this number: it is carried out or not, and Unavailable is answered."""
+    """Answers the node's commit with this number with Unavailable; the commit is applied or not."""
 
     def __init__(self, metadata: SqliteMetadata, number: int, *, stored: bool) -> None:
         self._metadata = metadata
@@ -299,7 +301,7 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
 
 @pytest.mark.parametrize("what", ["create", "clone", "clone-at", "delete", "hide", "flatten"])
 async def test_a_crash_before_any_commit_leaves_the_old_state_or_the_new_one(room: Path, what: str) -> None:
-    """The process ends there; what the next start makes of it is whole, and the command can be given again."""
+    """The process ends there; the next start leaves a consistent state, and the command can be retried."""
     commits = 0
     while True:
         folder = room / str(commits)
@@ -324,8 +326,8 @@ async def test_a_crash_before_any_commit_leaves_the_old_state_or_the_new_one(roo
 
 
 async def check_after(node: Node, what: str, *, done: bool) -> None:
-    async with asyncio.timeout(60):  # for what goes on in the background
-        while any(volume.flattening.running for volume in node.volumes.list()):  # noqa: ASYNC110  # the node does not tell
+    async with asyncio.timeout(60):  # for background work
+        while any(volume.flattening.running for volume in node.volumes.list()):  # noqa: ASYNC110  # the node sends no event for this
             await asyncio.sleep(0.01)
     volumes = {volume.name: volume for volume in node.volumes.list()}
     assert all(volume.state is VolumeState.SERVING for volume in volumes.values())
@@ -406,8 +408,9 @@ async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Pa
 
 @pytest.mark.parametrize("how", ["newer", "garbage"])
 async def test_a_device_record_that_cannot_be_read_keeps_the_daemon_from_nothing(room: Path, how: str) -> None:
-    """Of a device that is there nothing is missed. One that may be this node's, and is not there, is missing, as it would be with its
-    record, until it is removed."""
+    """An attached device loses nothing. One that may be this node's and is not attached is missing, as it would be with
+    its record, until it is removed.
+    """
     async with node_in(room) as node:
         await node.volumes.create("db", SIZE)
         (device,) = node.stores.list()
@@ -434,7 +437,7 @@ async def test_a_device_record_that_cannot_be_read_keeps_the_daemon_from_nothing
 
 
 async def test_metadata_of_an_earlier_iomesh_is_refused_and_left_as_it_is(room: Path) -> None:
-    """It had volumes by name."""
+    """Volumes were keyed by name."""
     async with node_in(room):
         pass
     metadata = await SqliteMetadata.open(room / "state" / "metadata.db")

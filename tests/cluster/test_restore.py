@@ -1,4 +1,4 @@
-"""What the control API promises of going back to a snapshot in place: what is there then, what is kept, who may be connected."""
+"""The control API's contract for in-place restore to a snapshot: the result, the kept state, connected clients."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ async def test_clients_that_are_connected_are_a_reason_to_refuse_or_lose_their_c
 
 
 async def leaves_meanwhile(client: Client, uri: str) -> None:
-    """A client leaves while a restore waits for it. It waits a second: where the machine took longer to let us leave, once more."""
+    """A client disconnects while a restore waits for it. The wait is one second; if the disconnect took longer, it
+    tries again.
+    """
     async with asyncio.timeout(300):
         while True:
             connection = await Connection.connect(uri)

@@ -1,4 +1,4 @@
-"""Scrub finds what has changed on a device, and nothing where nothing has."""
+"""Scrub finds every change on a device, and nothing on an unchanged one."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ SLOWLY = 1_000_000  # bytes a second: a pass takes half a minute
 
 
 def configure(trial: Trial, bytes_per_second: int) -> None:
-    """Restarts the trial with a scrub that begins anew as soon as it has ended; 0: as fast as it can."""
+    """Restarts the trial with a scrub that restarts as soon as it has ended; 0: no rate limit."""
     trial.stop()
     path = trial.directory / "node.toml"
     config = path.read_text().partition("\n[scrub]\n")[0]
@@ -30,14 +30,14 @@ def configure(trial: Trial, bytes_per_second: int) -> None:
 
 
 def scrubbing(new_trial: Callable[..., Trial]) -> Trial:
-    """A trial that scrubs all the time."""
+    """A trial that scrubs continuously."""
     trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     configure(trial, 0)
     return trial
 
 
 async def fill(trial: Trial, marked: bytes) -> None:
-    """All of the volume, twice; `marked` is block 1000 in the end. What is overwritten is compacted meanwhile."""
+    """Writes the volume twice; block 1000 is `marked` in the end. Overwritten segments are compacted meanwhile."""
     door = await Connection.connect(trial.uri)
     for _ in range(2):
         for offset in range(0, VOLUME, MIB):
@@ -52,7 +52,7 @@ async def fill(trial: Trial, marked: bytes) -> None:
 
 
 async def passes(trial: Trial, ended_before: datetime | None, count: int) -> Scrub:
-    """What is known once so many passes have been completed."""
+    """The scrub's status after this many completed passes."""
     ended = ended_before
     async with asyncio.timeout(300), Client(trial.control) as client:
         while count:
@@ -64,7 +64,7 @@ async def passes(trial: Trial, ended_before: datetime | None, count: int) -> Scr
 
 
 def damage(device: Path, block: bytes) -> None:
-    """One bit of it, wherever it lies on the device."""
+    """Flips one bit of the block, wherever it lies on the device."""
     with device.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
         found = image.find(block)
         assert found >= 0, "the block is not on the device"
@@ -90,7 +90,7 @@ def test_a_block_that_has_changed_on_the_device_is_found(new_trial: Callable[...
 
 
 def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[..., Trial]) -> None:
-    """A segment that is compacted or deleted under the scrub's hands is no damage."""
+    """A segment that is compacted or deleted during its scrub is no damage."""
     trial = scrubbing(new_trial)
 
     async def overwrite() -> Scrub:
@@ -112,14 +112,14 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
 
 
 def test_a_pass_goes_on_where_it_was_after_a_restart(new_trial: Callable[..., Trial]) -> None:
-    """And when the last one ended is not forgotten."""
+    """The time of the last complete pass is kept too."""
     trial = scrubbing(new_trial)
     asyncio.run(fill(trial, os.urandom(BLOCK)))
-    asyncio.run(passes(trial, None, 2))  # what is overwritten has gone by then
+    asyncio.run(passes(trial, None, 2))  # overwritten segments are gone by then
     configure(trial, SLOWLY)
 
     async def on_its_way(done_bytes: int) -> Scrub:
-        """Some of a pass has been done, and not the most of it."""
+        """Waits until a pass is in progress, past `done_bytes` and below 80 %."""
         async with asyncio.timeout(300), Client(trial.control) as client:
             while True:
                 scrub = (await client.devices())[0].scrub

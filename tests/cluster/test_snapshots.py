@@ -1,4 +1,4 @@
-"""What the control API promises of snapshots: what they hold, who may have them, and that they outlive the daemon."""
+"""The control API's contract for snapshots: contents, exports, and that they survive a restart."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SIZE = 32 * MIB
 
 
 async def acknowledged(load: Load, operations: int) -> None:
-    """Waits for so many, not for a time: a fast machine would fill the device."""
-    while load.counts.acknowledged < operations:  # noqa: ASYNC110  # the load counts, it does not tell
+    """Waits for a count, not for a time: a fast machine would fill the device."""
+    while load.counts.acknowledged < operations:  # noqa: ASYNC110  # the load counts, it sends no event
         await asyncio.sleep(0.01)
 
 
@@ -91,7 +91,7 @@ async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> 
         ended = asyncio.Event()
 
         async def write() -> None:
-            """Each number to the log, and once that was answered, to the data."""
+            """Writes each number to the log, and after its acknowledgement to the data."""
             number = 0
             while not ended.is_set():
                 number += 1
@@ -198,7 +198,7 @@ async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> No
 
 
 async def changes(client: Client, older: str, newer: str = "", *, ranges: int = 0) -> tuple[list[tuple[int, int]], int]:
-    """(offset, length) of all that `diff` tells, piece by piece, and how many nodes were read for it."""
+    """All ranges of `diff`, piece by piece, as (offset, length), and the number of nodes read for it."""
     found, offset, nodes = [], 0, 0
     while True:
         piece = await client.diff_snapshots("db", older, newer, offset=offset, ranges=ranges)
@@ -241,7 +241,7 @@ async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_byte
                     found, _ = await changes(client, f"s{older}", f"s{newer}", ranges=draw.choice((0, 7)))
                     missed = other_blocks(held[older], held[newer]) - blocks_in(found)
                     assert not missed, f"s{older} and s{newer} differ at blocks {sorted(missed)[:9]}, which is not told"
-                    if older + 1 == newer:  # over more than one step a block may be trimmed, written and trimmed again
+                    if older + 1 == newer:  # across several steps a block may be trimmed, written and trimmed again
                         assert blocks_in(found) == other_blocks(held[older], held[newer])
                     if older < newer:
                         by_nbd = changes_by_nbd((await client.export_snapshot("db", f"s{newer}")).uris[0], f"s{older}")
@@ -254,7 +254,7 @@ async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_byte
 
 
 def changes_by_nbd(uri: str, since: str) -> list[tuple[int, int]]:
-    """As a tool for incremental backups learns it."""
+    """As a tool for incremental backups reads it."""
     extents = json.loads(run([tool("nbdinfo", "libnbd-bin"), f"--map=iomesh:changed-since:{since}", "--json", uri]).stdout)
     assert sum(extent["length"] for extent in extents) == SIZE
     return [(extent["offset"], extent["length"]) for extent in extents if extent["type"] == 1]

@@ -1,4 +1,4 @@
-"""What `volume show` tells of space, of volumes that a daemon serves; and what is made and not made when there is none left."""
+"""Space in `volume show`, for volumes that a daemon serves; and which creations are refused when space runs out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def write_until_full(client: Client, name: str, at: int = 0) -> int:
-    """Returns where ENOSPC came."""
+    """Returns the offset of the first ENOSPC."""
     connection = await Connection.connect((await client.export_volume(name)).uris[0])
     while True:
         assert at < LARGE, "the device never became full"
@@ -53,7 +53,7 @@ async def trim(client: Client, name: str, at: int, length: int) -> None:
 
 
 async def once_there_is_space(make: Callable[[], Awaitable[list[Snapshot]]]) -> list[Snapshot]:
-    """It comes back behind what gave it up, and is asked for again until then."""
+    """Space is freed with a delay, so the request is repeated until then."""
     async with asyncio.timeout(300):
         while True:
             try:
@@ -74,7 +74,7 @@ async def write(client: Client, name: str, at: int, length: int) -> None:
 
 
 async def space(client: Client, name: str) -> Space:
-    """Which adds up."""
+    """Space figures; they must add up."""
     it = (await client.volume(name)).space
     held = it.exclusive_bytes + it.shared_bytes
     assert it.mapped_bytes == held + it.inherited_bytes
@@ -101,7 +101,7 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
         assert shown == {"one": (16 * MIB, 16 * MIB), "two": (16 * MIB, 4 * MIB)}
         await client.delete_snapshot("db", "two")
         async with asyncio.timeout(300):
-            while (await space(client, "db")).exclusive_bytes != 4 * MIB:  # noqa: ASYNC110  # it is given back behind the answer
+            while (await space(client, "db")).exclusive_bytes != 4 * MIB:  # noqa: ASYNC110  # it is freed after the answer
                 await asyncio.sleep(0.05)
         await client.clone_volume("db", "one", "copy")
         await write(client, "copy", 0, MIB)
@@ -125,7 +125,7 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
 
 
 async def test_what_is_dead_in_one_volume_is_space_for_another_one_with_larger_segments(daemon: Daemon) -> None:
-    """The one is not cleaned for its own sake: it has room for many of its segments, and is never looked at as being at rest."""
+    """The first volume is not cleaned for itself: it has room for many of its segments, and never counts as idle."""
     daemon.settings["cleaning.rest_seconds"] = HOUR
     daemon.start()
     piece = MIB // 16
@@ -146,7 +146,9 @@ async def test_what_is_dead_in_one_volume_is_space_for_another_one_with_larger_s
 
 
 async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_is(node: Daemon) -> None:
-    """However often it is asked for, of one volume or of several: nothing of the reserve goes, so deletion and trims get space back."""
+    """However often it is requested, for one volume or several: the reserve stays, so deletion and trims can free
+    space.
+    """
     async with node.client() as client:
         await client.create_volume("db", LARGE)
         await client.create_volume("wal", SIZE)
@@ -200,7 +202,7 @@ async def test_a_restore_window_begins_once_there_is_space(node: Daemon) -> None
         async with asyncio.timeout(300):
             while not node.logged(told):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        await asyncio.sleep(2)  # more looks for marks that are due
+        await asyncio.sleep(2)  # more checks for due restore points
         assert (await client.volume("db")).window_from is None
         assert "restore window  1h\n" in iomesh(node, "volume", "show", "db").stdout
         assert len(node.logged(told)) == 1, "it is told once"

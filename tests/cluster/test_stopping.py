@@ -1,4 +1,4 @@
-"""A stop at any moment of a start: the process ends, nothing is used after it was closed, nothing is lost."""
+"""A stop at any time during a start: the process ends, nothing is used after it was closed, no data is lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_stop_at_each_step_of_the_start_is_a_stop(daemon: Daemon) -> Non
         for name in VOLUMES:
             await client.create_volume(name, GIB)
             await write((await client.export_volume(name)).uris[0])
-    daemon.kill()  # so that there is something to recover
+    daemon.kill()  # so that there is a log to recover
     Path(daemon.control).unlink()
 
     for place in [*steps, *(f"volume {name}" for name in VOLUMES)]:
@@ -81,7 +81,7 @@ async def test_a_stop_at_each_step_of_the_start_is_a_stop(daemon: Daemon) -> Non
 
 @pytest.mark.parametrize("asked", ["open_store", "open_volume"])
 async def test_no_device_is_closed_while_the_engine_uses_it(room: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    """The start is cancelled just after the engine was asked to open a device or a volume, before it has answered."""
+    """The start is cancelled right after the engine got the request to open a device or volume, before it answers."""
     async with node_in(room) as node:
         await node.volumes.create("db", GIB)
     await stop_after(room, monkeypatch, asked)
@@ -152,7 +152,9 @@ async def test_a_stop_in_the_midst_of_a_recovery_closes_the_volumes_that_are_ope
 
 
 async def test_asyncio_finds_nothing_forgotten_in_a_daemon_s_life(daemon: Daemon) -> None:
-    """In asyncio's debug mode. It also lists callbacks that took long; a busy machine can make any of them slow, so they are only shown."""
+    """In asyncio's debug mode. It also lists slow callbacks; a busy machine can slow any of them, so they are only
+    printed.
+    """
     daemon.variables = {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1"}
     daemon.start()
     async with daemon.client() as client:

@@ -1,4 +1,4 @@
-"""What the control API promises of volumes and exports (docs/api.md)."""
+"""The control API's contract for volumes and exports (docs/api.md)."""
 
 from __future__ import annotations
 
@@ -237,10 +237,10 @@ async def test_the_control_api_is_reached_over_tcp_too(daemon: Daemon, unused_tc
 
 async def test_what_a_client_asked_for_is_done_though_it_did_not_wait(node: Daemon) -> None:
     async with node.client() as client:
-        await client.status()  # connected: what is sent from now on arrives at once
+        await client.status()  # connects first: later requests arrive at once
         for number in range(1000):
             call = asyncio.create_task(client.create_volume(f"db{number}", GIB))
-            await asyncio.sleep(number / 1000)  # longer and longer, until what was asked for is under way
+            await asyncio.sleep(number / 1000)  # increasing delays, until the request is in progress
             call.cancel()
             await asyncio.wait((call,))
             if number >= 10 and await client.volumes():

@@ -1,4 +1,4 @@
-"""Restore windows: a volume, or a clone of it, is what it was at any moment of its window; what that costs, and what is refused."""
+"""Restore windows: a volume, or a clone of it, has its state of any time in the window; cost and refusals."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from support.trial import iomesh_command
 
 SIZE = 16 * MIB
 BLOCK = 4096
-APART_SECONDS = 0.003  # two operations, so that a moment lies between them and not in one
+APART_SECONDS = 0.003  # two operations, so that a point in time lies between them
 HOUR = 3600
 SECOND_NS = 10**9
 
 
 class History:
-    """A volume that one operation after the other changes, and what it held at moments between them."""
+    """A volume changed by one operation after the other, and its contents at times between them."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
@@ -54,7 +54,7 @@ class History:
 
 
 async def test_clones_are_what_the_volume_was_at_any_moment(node: Daemon) -> None:
-    """Of operations of every kind and alignment, with checkpoints, cleaning and a crash in between."""
+    """After operations of every kind and alignment, with checkpoints, cleaning and a crash in between."""
     history = History(7)
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
@@ -77,7 +77,7 @@ async def test_clones_are_what_the_volume_was_at_any_moment(node: Daemon) -> Non
 
 
 async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon) -> None:
-    """To moments before and behind others to which it went back, forward again, and the same after a restart."""
+    """To times before and after earlier targets, forward again, and the same after a restart."""
     history = History(8)
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
@@ -173,7 +173,7 @@ async def test_what_cannot_be_gone_back_to_is_refused_and_says_why(node: Daemon)
 
 
 async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemon) -> None:
-    """What is overwritten is kept for the window, and not longer."""
+    """Overwritten data is kept for the window, not longer."""
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
@@ -212,7 +212,7 @@ async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(n
 
 
 async def test_a_volume_goes_back_on_a_device_that_its_window_has_filled(node: Daemon) -> None:
-    """Again and again, and what is followed along the log meanwhile is not what is given up."""
+    """Repeatedly; the log is not deleted while the restore rolls forward along it."""
     async with node.client() as client:
         device = (await client.devices())[0]
         await client.create_volume("db", SIZE, window_seconds=HOUR)

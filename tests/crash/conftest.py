@@ -1,4 +1,4 @@
-"""Daemons that the tests here kill: each a process of its own, gone when its test is over."""
+"""Daemons that these tests kill: each a separate process, ended after its test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.daemon import Daemon
 
 @pytest.fixture
 async def daemon(room: Path) -> AsyncIterator[Daemon]:
-    """With one formatted device; not started."""
+    """A daemon with one formatted device; not started."""
     daemon = Daemon(room)
     await daemon.format()
     yield daemon

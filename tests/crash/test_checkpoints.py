@@ -1,4 +1,4 @@
-"""Checkpoints of the engine itself, without a daemon around it: exact whatever is written meanwhile, and in nobody's way."""
+"""Checkpoints of the engine, without a daemon: exact under concurrent writes, and they never block writes."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ async def bench(room: Path, draw: random.Random) -> Bench:
 
 
 async def test_writes_go_on_while_the_metadata_service_does_not_answer(bench: Bench) -> None:
-    """Many times what the map's cache holds is written while a checkpoint waits to be moved."""
+    """Many times the map cache's size is written while a checkpoint waits for the metadata service."""
     async with bench.served() as connection:
         await bench.write(connection, 400)
         bench.answers = False
@@ -37,7 +37,7 @@ async def test_writes_go_on_while_the_metadata_service_does_not_answer(bench: Be
 
 
 async def test_checkpoints_are_exact_while_everything_changes(bench: Bench) -> None:
-    """What recovery counts as alive, from a checkpoint's counters and the log behind it, is what is alive; whenever the crash comes."""
+    """The live blocks that recovery counts, from a checkpoint and the log after it, are exact wherever the crash is."""
     for _ in range(4):
         async with bench.served(checkpoint_bytes=1 << 20) as connection:
             await bench.compare(connection)

@@ -1,5 +1,5 @@
-"""Cleaning under load on a device that is much smaller than what is written to it: nothing that was acknowledged is lost, whenever the
-daemon is killed, and no write is refused while there is dead space to be had.
+"""Cleaning under load on a device that is much smaller than what is written to it: no acknowledged write is lost,
+whenever the daemon is killed, and no write is refused while dead space can be reclaimed.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def counted(trial: Trial) -> dict[str, int]:
 
 
 async def load_and_strike(trial: Trial, load: Load, enough: int, snapshots: Iterator[str]) -> dict[str, int]:
-    """What was counted right before the daemon was killed, once `enough` bytes were written. Meanwhile snapshots come and go."""
+    """Counters right before the kill, after `enough` bytes. Meanwhile snapshots are created and deleted."""
     told: dict[str, int] = {}
 
     async def strike() -> None:
@@ -117,7 +117,7 @@ async def export_again(trial: Trial, name: str) -> str:
 
 
 def test_space_that_is_trimmed_comes_back_by_itself(trial: Trial) -> None:
-    """Three of four blocks of a full volume are trimmed: no segment dies as a whole, and each is left with two slabs of its four."""
+    """Three of four blocks of a full volume are trimmed: no segment dies, each keeps two slabs of its four."""
 
     async def fill_and_trim() -> tuple[int, int]:
         door = await Connection.connect(trial.uri)

@@ -1,8 +1,10 @@
-"""SIGKILL between a command and its completion: afterwards each is wholly done or wholly not done, and asking again succeeds.
+"""SIGKILL between a command and its completion: afterwards each command is applied completely or not at all, and a
+retry succeeds.
 
-Rounds of commands (create, grow, delete, export, unexport, checkpoint), up to four at once on different volumes; the daemon is killed
-within the time that they take. What was answered must hold after the restart. What was not may hold or not, but nothing in between: a
-volume is served at its old size or its new one with its data, or it is gone together with every segment that it had.
+Rounds of commands (create, grow, delete, export, unexport, checkpoint), up to four at once on different volumes; the
+daemon is killed while they run. Answered commands must hold after the restart. An unanswered command is applied or not,
+without a state in between: a volume is served with its data at its old or new size, or it is gone together with all of
+its segments.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SIZES = [16 * MIB * number for number in range(1, 5)]
 
 @dataclass(frozen=True)
 class State:
-    """What a command leaves of a volume. None stands for no volume."""
+    """A volume's state before or after a command; None: there is no volume."""
 
     size: int
     exported: bool = False
@@ -48,7 +50,7 @@ class Command:
 
 
 def choose(draw: random.Random, name: str, before: State | None) -> Command:
-    """A command that changes this volume (but for a checkpoint)."""
+    """A random command that changes this volume (or a checkpoint, which does not)."""
     if before is None:
         size = draw.choice(SIZES)
         return Command(f"create {name} {size}", name, None, State(size), lambda node: node.create_volume(name, size))
@@ -84,7 +86,7 @@ async def test_a_command_that_a_kill_cuts_short_is_done_or_not_and_can_be_repeat
     async with node.client() as client:
         (empty,) = await client.devices()
     held: dict[str, State | None] = dict.fromkeys(NAMES)
-    took = 0.02  # seconds, of the round before: so that most kills come in the middle
+    took = 0.02  # seconds, of the round before: so that most kills fall in the middle
     cut_short = 0
     for round_number in itertools.count():
         if round_number >= 2 * amount.kills and cut_short > amount.kills / 2:
@@ -128,7 +130,7 @@ async def run_whole(node: Daemon, commands: list[Command]) -> float:
 
 
 async def run_and_kill(node: Daemon, commands: list[Command], seconds: float) -> set[Command]:
-    """Those that were answered."""
+    """Returns the commands that were answered."""
     answered = set()
 
     async def ask(client: Client, command: Command) -> None:
@@ -136,7 +138,7 @@ async def run_and_kill(node: Daemon, commands: list[Command], seconds: float) ->
             answered.add(command)
 
     async with node.client() as client:
-        await client.status()  # connected: the commands arrive at once
+        await client.status()  # connects first, so that the commands arrive at once
         tasks = [asyncio.create_task(ask(client, command)) for command in commands]
         await asyncio.sleep(seconds)
         node.kill()
@@ -152,7 +154,7 @@ async def repeat(client: Client, command: Command) -> None:
 
 
 async def look(client: Client, name: str, what: str) -> State | None:
-    """What is there of a volume; fails the test where that is something in between. One that is not exported is for a moment."""
+    """The volume's state; fails the test if it is inconsistent. A volume without an export is exported meanwhile."""
     try:
         volume = await client.volume(name)
     except NotFound:
@@ -170,12 +172,12 @@ async def look(client: Client, name: str, what: str) -> State | None:
             marked = end
     await connection.close()
     if not exported:
-        await client.unexport_volume(name, force=True)  # the daemon may hear later than we that our connection has ended
+        await client.unexport_volume(name, force=True)  # the daemon may notice the end of our connection later
     return State(volume.size_bytes, exported, marked)
 
 
 async def mark(client: Client, name: str, state: State) -> State:
-    """Writes into the part of the volume that is new."""
+    """Writes into the new part of the volume."""
     if state.marked == state.size:
         return state
     volume = await client.volume(name)

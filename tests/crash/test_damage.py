@@ -1,12 +1,12 @@
-"""Damage on purpose, on a device at rest: every case ends in repair or in a clear error, never in wrong data and never in a crash.
+"""Injected damage on a device at rest: each case ends in repair or a clear error, never in wrong data or a crash.
 
-A volume is written and its daemon stopped (cleanly, or by SIGKILL, so that recovery has to read much of what is damaged). Then, case by
-case, one structure on the device is damaged, the daemon started, and the whole volume read:
+A volume is written and its daemon stopped (cleanly, or by SIGKILL, so that recovery has to read much of what is
+damaged). Then, case by case, one structure on the device is damaged, the daemon started, and the whole volume read:
 
-* what has a twin (superblocks, journal) is repaired: everything is there;
-* a damaged payload block is an I/O error for the volume's block that it holds, and for nothing else;
-* a damaged map node is an I/O error for what lies under it, or the volume is refused with a reason;
-* anything else leaves everything readable, or the volume is refused with a reason.
+* structures with a twin (superblocks, journal) are repaired: all data is readable;
+* a damaged payload block is an I/O error for its block of the volume, and for no other;
+* a damaged map node is an I/O error for the blocks below it, or the volume is refused with a reason;
+* after any other damage everything is readable, or the volume is refused with a reason.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ from support.trial import Trial
 
 VOLUME = 16 << 20
 FILL = 30 << 20  # bytes written before the daemon is stopped
-FILL_SOAK = 400 << 20  # so that the journal has changed its half
+FILL_SOAK = 400 << 20  # enough for the journal to switch halves
 SAMPLE = 1  # places of each kind in `make test`
-ALL = 4  # and with --soak, where every form of damage is tried at each, and every field of it
+ALL = 4  # and with --soak, which tries every form of damage and every field at each
 REPAIRED = {"superblock", "superblock twin", "journal", "journal mirror"}
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Turns the right bytes of a place into wrong ones."""
+    """Turns a structure's bytes into damaged ones."""
 
     name: str
     apply: Callable[[bytes, random.Random], bytes]
@@ -49,7 +49,7 @@ class Damage:
 
 
 def flip(data: bytes, first: int, count: int, draw: random.Random) -> bytes:
-    """One bit, somewhere in `count` bytes from `first` on."""
+    """Flips one bit among `count` bytes from `first` on."""
     wrong = bytearray(data)
     wrong[first + draw.randrange(count)] ^= 1 << draw.randrange(8)
     return bytes(wrong)
@@ -71,7 +71,7 @@ FORMS = [
 
 @dataclass
 class AtRest:
-    """A trial that was written and stopped, kept so that each case begins with the same bytes."""
+    """A trial that was written and stopped; each case starts with a copy of its bytes."""
 
     trial: Trial
     model: Model
@@ -120,7 +120,7 @@ def at_rest(request: pytest.FixtureRequest, amount: Amount) -> Iterator[AtRest]:
 
 
 async def fill(uri: str, model: Model, seed: int, enough: int) -> None:
-    """All kinds of operations, over several checkpoints, and a rest in which the log says that all of it is stable."""
+    """Operations of all kinds over several checkpoints, then idle until the log records that all of it is stable."""
     load = Load(uri, model, seed, enough=enough)
     async with asyncio.timeout(600):
         await load.run()
@@ -133,14 +133,16 @@ async def fill(uri: str, model: Model, seed: int, enough: int) -> None:
 @dataclass(frozen=True)
 class Outcome:
     refused: str = ""  # why the volume was not served
-    unreadable: frozenset[int] = frozenset()  # blocks that were answered with EIO
+    unreadable: frozenset[int] = frozenset()  # blocks that fail with EIO
 
     def __str__(self) -> str:
         return f"refused: {self.refused.strip().splitlines()[-1]}" if self.refused else f"{len(self.unreadable)} blocks cannot be read"
 
 
 def outcome(at_rest: AtRest) -> Outcome:
-    """Starts the daemon on what there is now and reads everything; fails on wrong data, on an end by a signal, on an unclear message."""
+    """Starts the daemon on the device and reads everything; fails on wrong data, death by a signal, or an unclear
+    message.
+    """
     trial = at_rest.trial
     started = trial.try_to_start()
     if started.returncode != 0:
@@ -156,7 +158,7 @@ def outcome(at_rest: AtRest) -> Outcome:
 
 
 async def read_and_compare(uri: str, model: Model) -> frozenset[int]:
-    """Which blocks cannot be read; all others must be right."""
+    """Returns the unreadable blocks; all others must be correct."""
     door = await Connection.connect(uri)
     unreadable = set()
     for start in range(0, model.size, 1 << 20):
@@ -197,7 +199,7 @@ def judge(place: Place, got: Outcome, case: str) -> None:
 
 
 def chosen(places: list[Place], draw: random.Random, amount: Amount) -> Iterator[Place]:
-    """Some of each kind, the last one of each always among them: recovery depends on the end of things."""
+    """A sample of each kind, always including the last of each: recovery depends on the end."""
     for kind in sorted({place.kind for place in places}):
         of_kind = [place for place in places if place.kind == kind]
         yield of_kind[-1]
@@ -230,7 +232,7 @@ def test_damage_anywhere_ends_in_repair_or_a_clear_error(at_rest: AtRest, draw: 
         "footer table",
     }
     stable = device.stable()
-    if at_rest.how == "killed":  # what no header calls stable cannot be told from a torn tail: docs/decisions/0005
+    if at_rest.how == "killed":  # an end that no header calls stable looks torn: docs/decisions/0005
         places = [place for place in places if place.sequence <= stable]
     failures = []
     for place in chosen(places, draw, amount):
@@ -267,7 +269,7 @@ def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw:
     places = DeviceAtRest(at_rest.device).places()
     mirrors = [place for place in places if place.kind == "journal mirror"]
     newest = max(place.position for place in mirrors)
-    mirror = draw.choice([place for place in mirrors if place.position == newest][:-1])  # without its last block it is as if never written
+    mirror = draw.choice([place for place in mirrors if place.position == newest][:-1])  # without it the half counts as never written
     journal = next(place for place in places if place.kind == "journal" and place.what == mirror.what)
     for place in (journal, mirror):
         at_rest.overwrite(place.offset, draw.randbytes(BLOCK))
@@ -305,18 +307,18 @@ def test_a_device_cut_short_gives_no_wrong_data(at_rest: AtRest, share: float) -
 
 
 def live(at_rest: AtRest, places: list[Place]) -> set[Place]:
-    """The places of data that the volume holds now: the newest of their block, and not overwritten or trimmed since."""
+    """Places of the volume's current data: the newest version of each block, neither overwritten nor trimmed since."""
     newest: dict[int, Place] = {}
     for place in sorted((place for place in places if place.kind == "data"), key=lambda place: place.sequence):
         newest[place.position] = place
-    written = (place for place in newest.values() if any(at_rest.bytes_at(place)))  # zeros may have been trimmed since
+    written = (place for place in newest.values() if any(at_rest.bytes_at(place)))  # blocks of zeros may have been trimmed
     content = at_rest.model.content
     return {place for place in written if at_rest.bytes_at(place) == content[place.position * BLOCK :][:BLOCK].tobytes()}
 
 
 @pytest.mark.parametrize("megabytes", [1, 8])
 def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Random, amount: Amount, megabytes: int) -> None:
-    """What it held cannot be read, and nothing else; or the volume is refused with a reason."""
+    """Exactly its blocks are unreadable, or the volume is refused."""
     at_rest.restore()
     places = DeviceAtRest(at_rest.device).places()
     held = live(at_rest, places)
@@ -325,7 +327,7 @@ def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Rando
     def wiped(start: Place) -> list[Place]:
         return [place for place in places if start.offset <= place.offset < start.offset + (megabytes << 20)]
 
-    # The last header stays, since it says what was stable: without it the log merely ends earlier.
+    # The last header stays because it records what was stable: without it the log only ends earlier.
     starts = [place for place in places if place.kind == "header" and last not in (gone := wiped(place)) and held & set(gone)]
     assert starts, "no stretch holds anything that the volume has: this shows nothing"
     for start in draw.sample(starts, min(len(starts), 20 if amount.soak else 1)):

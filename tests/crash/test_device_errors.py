@@ -1,4 +1,4 @@
-"""Devices that answer with I/O errors, and devices that are full: what was acknowledged stays right, and what cannot be done is said."""
+"""Devices with I/O errors, and full devices: acknowledged data stays correct, and failures are reported."""
 
 import asyncio
 import errno
@@ -20,7 +20,7 @@ from support.trial import Trial
 
 VOLUME = 64 << 20
 MIB = 1 << 20
-DEVICE = 256 * MIB  # of tests that fill it
+DEVICE = 256 * MIB  # for tests that fill it
 SOME = 200  # requests
 
 
@@ -29,7 +29,7 @@ def failing(room: Path) -> Iterator[Callable[..., FailingDevice]]:
     made: list[FailingDevice] = []
 
     def make(trial: Trial, number: int = 0, **rates: str) -> FailingDevice:
-        """Puts a failing device in the place of one of the trial's; the trial is restarted on it."""
+        """Replaces one of the trial's devices by a failing one; restarts the trial."""
         trial.stop()
         device = FailingDevice(Path(trial.described["devices"][number]), room, **rates)
         made.append(device)
@@ -56,7 +56,7 @@ def new_trial(new_trial: Callable[..., Trial], failing: Callable[..., FailingDev
 
 
 async def under_load(load: Load, during: Callable[[], None], enough: Callable[[], bool]) -> None:
-    """Runs a load, does something once some of it was acknowledged, and goes on until there is enough."""
+    """Runs a load, calls `during` after SOME acknowledged requests, and stops when `enough` is true."""
 
     async def reached(condition: Callable[[], bool]) -> None:
         while not condition() and not load.ended:  # noqa: ASYNC110
@@ -74,7 +74,7 @@ async def under_load(load: Load, during: Callable[[], None], enough: Callable[[]
 
 
 def more_than(load: Load, count: int) -> Callable[[], bool]:
-    """Whether so many requests have been acknowledged since this was first asked."""
+    """Whether this many requests were acknowledged since the first call."""
     before: list[int] = []
 
     def enough() -> bool:
@@ -112,7 +112,7 @@ def test_writes_go_on_elsewhere_when_one_device_of_two_fails(
     trial = new_trial("--devices", "2", "--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial, 0)
     model = Model(VOLUME)
-    load = Load(trial.uri, model, draw.getrandbits(32))  # not one error may reach the client
+    load = Load(trial.uri, model, draw.getrandbits(32))  # no error may reach the client
     after = more_than(load, SOME)
     asyncio.run(under_load(load, lambda: device.fail("write"), lambda: device.injected("write") > 0 and after()))
     assert device.injected("write"), "no write of the device failed: this shows nothing"
@@ -153,7 +153,7 @@ def test_a_read_error_is_an_error_of_that_request_alone(new_trial: Callable[...,
             await door.read(0, MIB)
         assert caught.value.errno == errno.EIO
         assert not any(await door.read(8 * MIB, MIB)), "what is not mapped needs no device"
-        await door.write(MIB, b"b" * MIB)  # whole blocks: nothing has to be read
+        await door.write(MIB, b"b" * MIB)  # whole blocks: no read is needed
         device.heal()
         assert await door.read(0, MIB) == b"a" * MIB
         assert await door.read(MIB, MIB) == b"b" * MIB
@@ -234,7 +234,7 @@ async def write_often(door: Connection) -> None:
 
 
 async def fill(uri: str, model: Model) -> int:
-    """Writes until the device is full; returns the offset at which ENOSPC came."""
+    """Writes until the device is full; returns the offset of the first ENOSPC."""
     door = await Connection.connect(uri)
     offset = 0
     while True:
@@ -269,7 +269,7 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
             await door.trim(offset, MIB)
             model.acknowledge(operation)
         written = 0
-        for offset in range(0, half // 2, MIB):  # there is room again, perhaps a moment later
+        for offset in range(0, half // 2, MIB):  # there is space again, perhaps after a delay
             operation = model.begin("write", offset, MIB)
             assert operation is not None
             deadline = time.monotonic() + 120
@@ -309,7 +309,7 @@ def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_tria
 
 
 def test_overwriting_a_full_device_under_load_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
-    """Some writes find space that cleaning has made, others are refused."""
+    """Some writes find space that cleaning has freed, others are refused."""
     trial = new_trial("--device-size", str(DEVICE), "--size", str(DEVICE), "--checkpoint-bytes", "16Mi")
     model = Model(DEVICE)
     asyncio.run(fill(trial.uri, model))

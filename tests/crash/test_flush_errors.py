@@ -1,4 +1,4 @@
-"""Devices that answer a flush with an error: no later flush is believed, and what was flushed is there after a power cut."""
+"""Devices that fail a flush: no later flush is trusted, and flushed data survives a power cut."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ def cached(room: Path) -> Iterator[Cached]:
     made: list[tuple[Trial, CachedDevice]] = []
 
     def make(trial: Trial, number: int) -> CachedDevice:
-        """Puts a device with a cache in the place of one of the trial's; the trial is restarted on it."""
+        """Replaces one of the trial's devices by one with a volatile cache; restarts the trial."""
         trial.stop()
         device = CachedDevice(Path(trial.described["devices"][number]), room)
         made.append((trial, device))
@@ -48,7 +48,7 @@ async def fails(request: Callable[[], asyncio.Future[None] | object]) -> None:
 
 
 async def fail_a_flush(trial: Trial, device: CachedDevice, how: str) -> None:
-    """b is flushed, c is acknowledged when one flush fails; from then on nothing is written, and what is there is read."""
+    """b is flushed, c is acknowledged, then one flush fails; from then on writes fail, and reads go on."""
     door = await Connection.connect(trial.uri)
     await door.write(0, b"b" * MIB)
     await door.flush()
@@ -56,7 +56,7 @@ async def fail_a_flush(trial: Trial, device: CachedDevice, how: str) -> None:
     device.fail_flushes(how, most=1)
     await fails(door.flush)
     assert device.failures == 1, "no flush failed"
-    await fails(door.flush)  # the device would answer that all is well
+    await fails(door.flush)  # the device would report success
     await fails(lambda: door.write(2 * MIB, b"d" * BLOCK))
     assert await door.read(0, MIB) == b"b" * MIB
     if how != DROPS:
@@ -119,13 +119,13 @@ def test_a_log_goes_on_on_another_device_and_takes_with_it_what_was_not_stable(
     trial = new_trial("--devices", "2", "--reactors", str(reactors), "--device-size", "1G", "--size", str(VOLUME))
     devices = [cached(trial, number) for number in range(2)]
     model = Model(VOLUME)
-    load = Load(trial.uri, model, draw.getrandbits(32), connections=2, depth=8)  # not one error may reach the client
+    load = Load(trial.uri, model, draw.getrandbits(32), connections=2, depth=8)  # no error may reach the client
 
     async def scenario() -> None:
         async with asyncio.timeout(300), asyncio.TaskGroup() as group:
             group.create_task(load.run())
             devices[0].fail_flushes(how)
-            await until(lambda: devices[0].failures > 0)  # the log's next flush of it, or a segment's end
+            await until(lambda: devices[0].failures > 0)  # the log's next flush of the device, or the end of a segment
             so_far = load.counts.acknowledged
             await until(lambda: load.counts.acknowledged >= so_far + 200)
             load.stop()

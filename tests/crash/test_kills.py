@@ -1,8 +1,9 @@
-"""SIGKILL at any moment: whatever was acknowledged is there afterwards, and what was not is there whole or not at all, block by block.
+"""SIGKILL at any time: acknowledged writes survive; each other write is applied or not, block by block.
 
-A load of our own keeps many requests of every kind in flight and notes each. The daemon is killed under it, right after its start, in
-the middle of a recovery (once or several times), or while it stops cleanly; checkpoints are made every few MiB, so kills fall on those
-too. After each kill the whole volume is read and compared with the model, and from then on what was read must stay.
+Our own load keeps many requests of every kind in flight and records each. The daemon is killed under it, right after
+its start, during a recovery (once or several times), or during a clean stop; checkpoints are written every few MiB, so
+kills hit them too. After each kill the whole volume is read and compared with the model; what was read must not change
+later.
 """
 
 import asyncio
@@ -24,12 +25,12 @@ from support.trial import Trial
 
 VOLUME = 64 << 20
 MOMENTS = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
-ACKNOWLEDGED = (50, 1500)  # requests before a kill, at least and at most
-CLEAR_EVERY = 12  # rounds after which the whole volume is trimmed, so that the device's space comes back
+ACKNOWLEDGED = (50, 1500)  # minimum and maximum number of requests before a kill
+CLEAR_EVERY = 12  # rounds between trims of the whole volume, which free the device's space
 
 
 async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, acknowledged: int, seconds: float = 0) -> None:
-    """Runs the load and sends the daemon a signal, once so many requests were acknowledged and then so much time has passed."""
+    """Runs the load and signals the daemon, after this many acknowledged requests and then this much time."""
 
     async def strike() -> None:
         while load.counts.acknowledged < acknowledged and not load.ended:  # noqa: ASYNC110
@@ -44,7 +45,7 @@ async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, ac
 
 
 def kill_in_recovery(trial: Trial, draw: random.Random) -> None:
-    """Starts the daemon and kills it at some point before or after it is ready."""
+    """Starts the daemon and kills it before or after it is ready."""
     starting = trial.begin_to_start()
     daemon = trial.await_daemon(starting)
     assert daemon is not None, f"the daemon did not start:\n{starting.communicate()}"
@@ -54,7 +55,7 @@ def kill_in_recovery(trial: Trial, draw: random.Random) -> None:
 
 
 def _finish(starting: subprocess.Popen[str]) -> None:
-    """The command that started a daemon which was then killed ends by itself, and without a traceback."""
+    """The command that started a daemon exits by itself, without a traceback, if the daemon is killed."""
     said = starting.communicate(timeout=60)
     assert "Traceback" not in said[0] + said[1], said
 
@@ -84,7 +85,7 @@ def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial
 
 
 async def clear(uri: str, model: Model) -> None:
-    """Trims everything."""
+    """Trims the whole volume."""
     door = await Connection.connect(uri)
     for offset in range(0, model.size, 1 << 24):
         operation = model.begin("trim", offset, 1 << 24)

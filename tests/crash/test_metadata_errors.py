@@ -1,5 +1,6 @@
-"""A metadata service that fails while the checkpoint pointer of a volume is updated: the engine, and the node's update of the pointer,
-over a real metadata service whose calls fail when they are told to."""
+"""Errors of the metadata service during the update of a checkpoint pointer: the engine and the node's update of the
+pointer, over a real metadata service with injected faults.
+"""
 
 import asyncio
 import errno
@@ -28,7 +29,7 @@ CHECKPOINT_BYTES = 1 << 20
 
 
 class Pointed(Bench):
-    """A bench whose pointers are in a real metadata service, moved as the node moves them."""
+    """A bench whose pointers are in a real metadata service, updated by the node's code."""
 
     metadata: FaultyMetadata
     opened: OpenVolume
@@ -46,7 +47,7 @@ class Pointed(Bench):
 
     @asynccontextmanager
     async def node(self) -> AsyncIterator[Connection]:
-        """The volume taken over, recovered from the pointer that is stored, and served; ends as a crash does."""
+        """The volume taken over, recovered from the stored pointer, and served; it ends with a crash."""
         await take_over(self.metadata, self.opened, "node-a")
         at = self.opened.log.checkpoint
         self.pointer = Pointer(at.segment, at.block, at.crc) if at else None
@@ -74,7 +75,7 @@ class Pointed(Bench):
 async def until(condition: Callable[[], object], what: str) -> None:
     try:
         async with asyncio.timeout(60):
-            while not condition():  # noqa: ASYNC110  # the engine does not tell
+            while not condition():  # noqa: ASYNC110  # the engine sends no event for this
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"it never happened that {what}") from None
@@ -104,7 +105,7 @@ async def test_one_error_while_the_pointer_is_moved_is_repeated_and_nobody_notic
 
 @pytest.mark.parametrize("fault", Fault)
 async def test_while_the_outcome_is_unknown_the_volume_goes_on_and_a_crash_loses_nothing(bench: Pointed, fault: Fault) -> None:
-    """Whether the pointer that was stored is the old one or the new one."""
+    """Whether the old or the new pointer was stored."""
     async with bench.node() as connection:
         await bench.write_until(connection, lambda: bench.counter("checkpoints") >= 2, "checkpoints are written")
         bench.metadata.down = fault

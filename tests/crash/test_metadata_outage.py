@@ -1,4 +1,6 @@
-"""A daemon whose metadata cannot be written, or is locked by another process: writes go on, everything says so, and nothing is lost."""
+"""A daemon whose metadata is unwritable or locked by another process: writes go on, the outage is reported everywhere,
+no data is lost.
+"""
 
 import asyncio
 import random
@@ -20,7 +22,7 @@ from support.small_file_system import SmallFileSystem
 
 SIZE = 32 << 20
 LOGGED = "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again"
-LOCK_SECONDS = 14.0  # longer than SQLite waits for a lock
+LOCK_SECONDS = 14.0  # longer than SQLite's lock timeout
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def small(room: Path) -> Iterator[SmallFileSystem]:
 async def until(condition: Callable[[], Awaitable[object]], what: str) -> None:
     try:
         async with asyncio.timeout(120):
-            while not await condition():  # noqa: ASYNC110  # the daemon does not tell
+            while not await condition():  # noqa: ASYNC110  # the daemon sends no event for this
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise AssertionError(f"it never happened that {what}") from None
@@ -41,7 +43,7 @@ async def until(condition: Callable[[], Awaitable[object]], what: str) -> None:
 
 @asynccontextmanager
 async def loaded(daemon: Daemon, model: Model, seed: int) -> AsyncIterator[Load]:
-    """A verifying load on the volume; it has to go on until the end of the block."""
+    """A verifying load on the volume; it must not stop before the end of the block."""
     async with daemon.client() as client:
         uri = (await client.volume("db")).exports[0].uris[0]
     load = Load(uri, model, seed, connections=2, depth=4)
@@ -142,7 +144,7 @@ async def test_a_lock_that_another_process_holds_stops_no_volume(daemon: Daemon,
     model = Model(SIZE)
 
     async def write_some() -> None:
-        """In bursts: while nothing can be given back, a load without a pause would fill the device."""
+        """In bursts: no space is freed meanwhile, so a continuous load would fill the device."""
         async with loaded(daemon, model, draw.getrandbits(32)) as load:
             await goes_on(load)
 
@@ -185,7 +187,7 @@ async def test_a_daemon_that_stops_while_its_metadata_is_full_loses_nothing(
 
 
 async def test_a_volume_is_made_and_deleted_once_the_metadata_service_answers(daemon: Daemon, small: SmallFileSystem) -> None:
-    """A deletion that was answered with UNAVAILABLE is carried through; of a creation nothing is left, and it can be repeated."""
+    """A deletion answered with UNAVAILABLE is completed later; a creation leaves nothing and can be repeated."""
     await start(daemon, small.path / "metadata.db")
     async with daemon.client() as client:
         small.fill()

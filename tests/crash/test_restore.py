@@ -1,6 +1,6 @@
-"""Going back to a snapshot in place: what is there afterwards, what is kept, and what a crash in between leaves.
+"""In-place restore to a snapshot: the result, the snapshot of the state before, and crashes in between.
 
-Counts are held against a walk of every tree from outside (support/trees.py).
+Counts are compared with an independent walk of every tree (support/trees.py).
 """
 
 import asyncio
@@ -30,7 +30,7 @@ async def bench(room: Path, draw: random.Random) -> Bench:
 
 
 async def compare_all(bench: Bench, everything: set[int]) -> None:
-    """What the volume should hold, and zeros in every other block of these."""
+    """Compares the volume with its expected contents; the others of these blocks must be zeros."""
     async with bench.connected() as connection:
         await bench.compare(connection)
         for block in everything - bench.held.keys():
@@ -43,7 +43,7 @@ async def compare_snapshot(bench: Bench, identity: bytes, held: Held) -> None:
 
 
 async def alone(bench: Bench, *kept: str) -> None:
-    """Wait until these are all the snapshots that there are, the hidden ones included."""
+    """Wait until exactly these snapshots exist, including hidden ones."""
     for _ in range(3000):
         if set(await bench.snapshots()) == set(kept):
             break
@@ -59,7 +59,7 @@ async def write(bench: Bench, times: int) -> None:
 
 
 async def test_a_volume_goes_back_and_what_was_there_is_kept(bench: Bench) -> None:
-    """And forward again, to what is kept; counted to the block each time, and the same after a crash."""
+    """And forward again, to the kept state; exact counts each time, and the same after a crash."""
     async with bench.running():
         await write(bench, 400)
         one, first = await bench.snapshot("one"), dict(bench.held)
@@ -147,7 +147,7 @@ async def test_what_is_not_there_or_taken_is_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("answered", [0, 1, 2])
 async def test_a_crash_finds_the_volume_as_it_was_or_as_it_shall_be(bench: Bench, answered: int) -> None:
-    """In the midst of going back; the metadata service has moved the volume's pointer so often by then."""
+    """During the restore, after the metadata service has moved the volume's pointer `answered` times."""
     async with bench.running():
         await write(bench, 400)
         one, first = await bench.snapshot("one"), dict(bench.held)
@@ -178,7 +178,9 @@ async def test_a_crash_finds_the_volume_as_it_was_or_as_it_shall_be(bench: Bench
 
 
 async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
-    """The second checkpoint is refused, as if another owner had taken over: the volume is given up, and reads as it was until it is."""
+    """The second checkpoint is refused, as after a takeover: the volume fails, and reads return the old state until
+    then.
+    """
     async with bench.running():
         await write(bench, 400)
         one, first = await bench.snapshot("one"), dict(bench.held)
@@ -209,9 +211,10 @@ async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
 
 
 async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) -> None:
-    """Snapshots come and go in any order, the volume goes back and forth, segments are cleaned meanwhile, and the engine crashes.
+    """Snapshots are created and deleted in any order, the volume is restored back and forth, segments are cleaned
+    concurrently, and the engine crashes.
 
-    A segment in which the cleaner finds fewer blocks than are counted is told as failed.
+    A segment in which the cleaner finds fewer live blocks than were counted is reported as failed.
     """
     kept: dict[str, tuple[bytes, Held]] = {}
     blocks: set[int] = set()
@@ -269,7 +272,7 @@ async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) ->
 
 @pytest.mark.timeout(1200)
 async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
-    """Killed at any moment of the time that it takes, to be kept or discarded, back and forth between what there is."""
+    """Killed at a random time during restores that keep or discard the current state, back and forth between states."""
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE)

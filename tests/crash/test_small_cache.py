@@ -1,6 +1,7 @@
-"""A volume whose map is far larger than the cache: 16 TiB, written and read a block here and there, with room for 256 nodes of the map.
+"""A volume whose map is far larger than the cache: 16 TiB, random single-block I/O, and a cache of 256 map nodes.
 
-Every write then waits for nodes to be read, evicted and written back, while checkpoints run, and a kill finds the map in pieces.
+Every write waits for nodes to be read, evicted and written back, while checkpoints run, and a kill leaves a partly
+written map.
 """
 
 import asyncio
@@ -27,11 +28,11 @@ def block_of(stamp: int, block: int) -> bytes:
 
 @dataclass
 class Sparse:
-    """What each block holds: a stamp, or 0 for nothing. Every worker has blocks of its own."""
+    """Stamp of each block, 0 for an empty one. Each worker has blocks of its own."""
 
     draw: random.Random
     held: dict[int, int] = field(default_factory=dict)
-    in_doubt: dict[int, int] = field(default_factory=dict)  # what was asked for and not answered
+    in_doubt: dict[int, int] = field(default_factory=dict)  # requests without an answer
     stamp: int = 0
     reads: int = 0
 

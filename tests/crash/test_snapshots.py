@@ -1,6 +1,6 @@
-"""Snapshots of the engine itself: what they hold, what they cost, what is left of them after a crash.
+"""Snapshots of the engine: contents, cost, and state after a crash.
 
-Counts are held against a walk of every tree from outside (support/trees.py).
+Counts are compared with an independent walk of every tree (support/trees.py).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ async def bench(room: Path, draw: random.Random) -> Bench:
 
 
 async def test_a_snapshot_keeps_what_was_there(bench: Bench) -> None:
-    """While the volume changes, after a crash, and counted to the block."""
+    """Under changes of the volume and after a crash; with exact counts."""
     async with bench.served() as connection:
         await bench.write(connection, 400)
         one, held_then = await bench.snapshot("one"), dict(bench.held)
@@ -82,7 +82,7 @@ async def test_a_volume_without_a_record_has_snapshots_too(bench: Bench) -> None
 
 
 async def test_many_snapshots_under_load_count_to_the_block(bench: Bench) -> None:
-    """Made while writes are under way, one after the other, with crashes between."""
+    """Created one after the other under writes, with crashes between."""
     for turn in range(3):
         async with bench.served(checkpoint_bytes=1 << 20) as connection:
             writing = asyncio.ensure_future(bench.write(connection, 1600))
@@ -98,7 +98,7 @@ async def test_many_snapshots_under_load_count_to_the_block(bench: Bench) -> Non
 
 
 async def test_a_checkpoint_that_fails_leaves_no_snapshot_and_exact_counts(bench: Bench) -> None:
-    """The engine crashes while the metadata service has not answered: there is no snapshot then."""
+    """The engine crashes before the metadata service answers: then there is no snapshot."""
     async with bench.served() as connection:
         await bench.write(connection, 800)
         await bench.snapshot("one")
@@ -117,7 +117,7 @@ async def test_a_checkpoint_that_fails_leaves_no_snapshot_and_exact_counts(bench
 
 
 async def test_making_one_hardly_stalls_writes(bench: Bench) -> None:
-    """A busy machine only adds to what it costs, so the least of several is what counts."""
+    """Other load on the machine only adds to the cost, so the minimum counts."""
     stalled: list[int] = []
     async with bench.served() as connection:
         await bench.write(connection, 4000)
@@ -132,7 +132,7 @@ async def test_making_one_hardly_stalls_writes(bench: Bench) -> None:
 
 
 async def gone(bench: Bench, *names: str) -> None:
-    """Wait until what was deleted has been walked and is in no checkpoint any more."""
+    """Wait until deleted snapshots have been walked and are in no checkpoint."""
     async with asyncio.timeout(300):
         while set(names) & (await bench.snapshots()).keys():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -143,7 +143,7 @@ async def gone(bench: Bench, *names: str) -> None:
 
 
 async def test_deleting_gives_back_what_was_its_alone(bench: Bench) -> None:
-    """In any order; counted to the block each time, and when none is left only the head is alive."""
+    """In any order; exact counts each time, and at the end only the head is live."""
     async with bench.served() as connection:
         made = {}
         for number in range(5):
@@ -193,7 +193,9 @@ async def test_a_snapshot_that_is_read_stays_until_it_is_not(bench: Bench) -> No
 
 @pytest.mark.timeout(1200)
 async def test_kills_during_making_and_deleting_leave_each_there_or_not(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
-    """Of the daemon, at any moment of the time that they take, under writes. One that is there holds what it held, and no space is lost."""
+    """Of the daemon, at a random time during both, under writes. A snapshot that exists has its contents, and no space
+    leaks.
+    """
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE)

@@ -1,4 +1,4 @@
-"""What a volume takes and what for: numbers that add up, at any moment of its life, and are what a look at every block finds."""
+"""Space by purpose: the numbers always add up, and equal those of a walk over every block."""
 
 import asyncio
 import random
@@ -14,13 +14,13 @@ PHYSICAL = (*LIVE, "log_bytes", "ahead_bytes", "dead_bytes")
 
 
 async def space(bench: Bench) -> dict[str, int]:
-    """Which adds up."""
+    """Space figures; they must add up."""
     lived = bench.engine.volume_state(bench.volume)["live_blocks"] * BLOCK
     told: dict[str, int] = await bench.engine.space(bench.volume)
     live = bench.engine.volume_state(bench.volume)["live_blocks"] * BLOCK
     assert sum(told[name] for name in MAPPED) == told["mapped_bytes"], told
     assert sum(told[name] for name in PHYSICAL) == told["physical_bytes"], told
-    if live == lived:  # no deleted snapshot was given back meanwhile, and no checkpoint wrote nodes
+    if live == lived:  # no deleted snapshot was freed meanwhile, and no checkpoint wrote nodes
         assert sum(told[name] for name in LIVE) == live, told
     assert told["mapped_bytes"] == len(bench.held) * BLOCK, told
     assert min(told.values()) >= 0, told
@@ -28,7 +28,7 @@ async def space(bench: Bench) -> dict[str, int]:
 
 
 async def given_back(bench: Bench) -> None:
-    """All snapshots are deleted, and what they held is given back."""
+    """Deletes all snapshots and waits until their space is free."""
     async with asyncio.timeout(300):
         while await bench.snapshots():
             await bench.engine.checkpoint(bench.volume)
@@ -52,7 +52,7 @@ async def test_what_is_shared_and_what_only_snapshots_hold(room: Path) -> None:
         told = await space(bench)
         assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (30 * BLOCK, 60 * BLOCK, 40 * BLOCK)
         second = await bench.snapshot("second")
-        await connection.write(20 * BLOCK, bytes([3]) * 20 * BLOCK)  # 10 of the second's own, and 10 that both hold
+        await connection.write(20 * BLOCK, bytes([3]) * 20 * BLOCK)  # 10 that only the second has, and 10 shared by both
         told = await space(bench)
         assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (20 * BLOCK, 70 * BLOCK, 60 * BLOCK)
         await bench.delete(first)
@@ -73,7 +73,7 @@ async def test_what_is_shared_and_what_only_snapshots_hold(room: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_life_of_snapshots_restores_and_crashes(room: Path, seed: int) -> None:
-    """In any order, with what is deleted half walked when the engine crashes; the checkpoint's counts are those of a walk."""
+    """In any order, with deletions in progress at a crash; the checkpoint's counts equal those of a walk."""
     draw = random.Random(seed)
     bench = Bench(room, draw)
     await bench.format(512 << 20)

@@ -1,4 +1,4 @@
-"""Going back to a moment of the restore window: what a kill in between leaves, and an end that is not reached."""
+"""Point-in-time restore: kills during the restore, and a target that cannot be reached."""
 
 import asyncio
 import random
@@ -20,12 +20,12 @@ SIZE = 64 * MIB
 BLOCK = 4096
 HOUR = 3600
 ROUNDS = 5
-WRITES = 600  # between two moments: enough that following them takes a while
+WRITES = 600  # between two points in time: enough that rolling forward takes a while
 PAUSE_SECONDS = 0.01
 
 
 async def scribble(uri: str, content: bytearray, draw: random.Random) -> tuple[int, bytes]:
-    """Writes here and there, many at once but never two to the same block; a moment behind them, and what the volume held at it."""
+    """Concurrent random writes, never two to the same block; returns a later point in time and the contents at it."""
     connection = await Connection.connect(uri)
     blocks = draw.sample(range(SIZE // BLOCK), WRITES)
     for first in range(0, WRITES, 50):
@@ -113,7 +113,9 @@ async def test_kills_during_the_making_of_a_clone_leave_it_whole_or_not_there(da
 
 
 async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random.Random) -> None:
-    """What the log has behind the mark is damaged on the device: the volume stays what it is, and says which record it was."""
+    """A log record behind the restore point is damaged on the device: the volume keeps its state, and the error names
+    the record.
+    """
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
@@ -144,7 +146,7 @@ async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random
 
 
 async def test_only_a_mark_settles_a_volume_that_is_being_restored(room: Path, draw: random.Random) -> None:
-    """Until then nobody is served, no snapshot of half a restore is made, and after a crash it is told what the volume was."""
+    """Until then no client is served and no snapshot can be created; after a crash the state before is known."""
     bench = Bench(room, draw)
     await bench.format(1 << 30)
 

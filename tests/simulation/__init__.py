@@ -1,1 +1,1 @@
-"""Lives of volumes in the simulated world, seed by seed: `python -m simulation`."""
+"""Simulation runs of volumes, one per seed: `python -m simulation`."""

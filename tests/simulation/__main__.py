@@ -1,10 +1,10 @@
-"""`make simulate`: whole lives of volumes in the simulated world, one for each seed.
+"""`make simulate`: complete simulation runs, one for each seed.
 
-python -m simulation --seed 7 --trace 200        one life, its last events
-python -m simulation --seeds 0..1999             many; the exit code is 1 when any of them went wrong
-python -m simulation --seeds-of 2026-11-30       those that `make test` draws on a day
-python -m simulation --soak                      new seeds until it is stopped; with --covered in the build that `make simulate-soak` makes
-python -m simulation --planted NAME --seed 7     with a bug that is planted (planted.py), in the build that `make planted` makes
+python -m simulation --seed 7 --trace 200        one run and its last events
+python -m simulation --seeds 0..1999             many runs; the exit code is 1 if any of them failed
+python -m simulation --seeds-of 2026-11-30       the seeds that `make test` draws on a day
+python -m simulation --soak                      new seeds until stopped; --covered needs the build of `make simulate-soak`
+python -m simulation --planted NAME --seed 7     with a planted bug (planted.py), in the build of `make planted`
 """
 
 import argparse
@@ -20,7 +20,7 @@ from simulation.seeds import of_day
 
 PROGRESS_SECONDS = 10
 COVERAGE_SECONDS = 300
-LIVES_EACH = 50  # of a process, which tells what it has reached when it ends
+LIVES_EACH = 50  # runs per process; a process writes its coverage counts when it exits
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def plant(bug: str) -> None:
-    """Go on as a process in which this bug is planted."""
+    """Re-execute as a process in which this bug is planted."""
     from simulation.planted import BUGS, ENGINE
 
     if bug not in BUGS:

@@ -1,4 +1,4 @@
-"""What the tests of the simulated world share."""
+"""Fixtures of the simulation tests."""
 
 import os
 
@@ -15,5 +15,5 @@ def day(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def processes() -> int:
-    """How many runs at once: pytest-xdist's workers share the cores already."""
+    """Number of parallel runs: pytest-xdist's workers already share the cores."""
     return 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1

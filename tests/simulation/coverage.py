@@ -1,7 +1,7 @@
-"""Which lines and branches of the engine lives have reached, by part: of a build that counts them (`make covered`).
+"""Line and branch coverage of the engine by simulation runs, per part. Needs a build that counts (`make covered`).
 
-A process adds its counts to files beside the objects when it ends by itself. gcov, the compiler's own, reads them; the generated C names
-the lines of the .pyx.
+A process adds its counts to files beside the objects when it exits normally. The compiler's gcov reads them; the
+generated C names the lines of the .pyx.
 """
 
 import json
@@ -32,12 +32,12 @@ ELSEWHERE = {
     "views.store",
     "views.map",
 }  # not part of simulation runs, or Python's view of a part
-NOGIL = "__pyx_f_"  # how Cython calls functions of C ...
-SET_UP = "__Pyx_"  # ... and what sets up a module
+NOGIL = "__pyx_f_"  # prefix of Cython's C functions ...
+SET_UP = "__Pyx_"  # ... and of module initialization
 
 
 class Part(NamedTuple):
-    """How many there are, and how many of them were reached."""
+    """Total count, and how many of them were reached."""
 
     name: str
     lines: int
@@ -47,14 +47,15 @@ class Part(NamedTuple):
 
 
 def forget() -> None:
-    """What was counted before."""
+    """Delete earlier counts."""
     for file in OBJECTS.rglob("*.gcda"):
         file.unlink()
 
 
 def parts() -> list[Part]:
-    """Of the engine's parts that lives are made of; of each, the functions that run without Python. What sets up a module is told by the
-    compiler as if it stood in the file: a few lines may seem to be reached that were not."""
+    """Coverage of the engine parts that simulation runs use; in each, the functions that run without Python.
+    The compiler attributes module initialization to the same file: a few lines may seem reached that were not.
+    """
     lines: dict[str, dict[int, bool]] = defaultdict(dict)
     branches: dict[str, list[bool]] = defaultdict(list)
     for counts in OBJECTS.rglob("*.gcda"):
@@ -76,7 +77,7 @@ def parts() -> list[Part]:
 
 
 def dotted(source: Path) -> str:
-    """ext/store/journal.pyx is `store.journal`; of any other file, nothing."""
+    """ext/store/journal.pyx is `store.journal`; any other file is an empty string."""
     if source.suffix != ".pyx" or "ext" not in source.parts:
         return ""
     return ".".join(source.with_suffix("").parts[source.parts.index("ext") + 1 :])

@@ -1,4 +1,4 @@
-"""Lives, in this process or in many. A life that breaks an invariant of the engine ends its process: the parent tells which seed it was."""
+"""Simulation runs, in this process or in many. A violated invariant ends the process; the parent reports the seed."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LIFE_SECONDS = 120  # of processor time, however busy the machine is; more is a life that never ends
+LIFE_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
 END_SECONDS = 30  # for an idle process to end
-KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}  # for the next life: new pages are slow
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}  # reuse memory: new pages are slow
 SCRIPT = "from simulation.lives import serve; serve()"
 
 
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
-    from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine that PYTHONPATH names
+    from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine on PYTHONPATH
 
     if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
         raise RuntimeError("no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted")
@@ -43,16 +43,16 @@ def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome
 
 
 def serve() -> None:
-    """A child: one line of JSON for each that comes."""
+    """Main loop of a child: one line of JSON in, one line out."""
     for line in sys.stdin:
         seed, operations = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, LIFE_SECONDS)  # its signal ends the process, whatever the engine is at
+        signal.setitimer(signal.ITIMER_PROF, LIFE_SECONDS)  # SIGPROF ends the process, whatever the engine is doing
         outcome = live(seed, operations)
         print(json.dumps([outcome.seed, outcome.wrong, outcome.digest, outcome.told]), flush=True)
 
 
 class Child:
-    """A process of lives. `seed`: the one that it is at; None: idle."""
+    """A process that executes simulation runs. `seed`: the current run; None: idle."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child
@@ -89,7 +89,7 @@ class Child:
         return f"{said[-1] if said else 'no words'} ({how})"
 
     def end(self) -> None:
-        """An idle one ends by itself, and so leaves what it has counted (coverage.py); no other is waited for."""
+        """An idle child exits by itself, so it writes its coverage counts (coverage.py); any other is killed."""
         if self.process.stdin and self.seed is None and self.process.poll() is None:
             self.process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,8 +110,9 @@ def run_all(
     engine: Path | None = None,
     lives_each: int = 0,
 ) -> Iterator[Outcome]:
-    """Outcomes as they come, in no order. engine: the folder of another build; planted: a bug that is planted in it (planted.py).
-    lives_each: of one process, before another one takes its place; 0: as many as there are."""
+    """Yields outcomes in order of completion. engine: folder of another build; planted: the bug to plant (planted.py).
+    lives_each: runs per process before it is replaced; 0: unlimited.
+    """
     folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted} | KEEPS_MEMORY
     wanted = iter(seeds)

@@ -1,4 +1,4 @@
-"""Bugs planted in the engine to see that the simulated world finds them: their names in `planted(...)`, and what each does."""
+"""Planted bugs, to check that the simulation finds them: their names in `planted(...)`, and the effect of each."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from simulation.lives import Outcome, run_all
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "planted"  # `make planted`
-SEEDS_MAX = 2000  # each bug is found within so many
+SEEDS_MAX = 2000  # each bug is found within this many seeds
 
 BUGS = {
     "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
@@ -71,7 +71,7 @@ BUGS = {
 
 
 def find(bug: str, seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> tuple[Outcome | None, int]:
-    """The first life that goes wrong with this bug, and how many were lived by then."""
+    """The first failing run with this bug, and the number of runs until then."""
     lives = 0
     for outcome in run_all(seeds, processes, planted=bug, engine=ENGINE):
         lives += 1
@@ -86,7 +86,7 @@ def find_all(bugs: Iterable[str], seeds: Iterable[int] = range(SEEDS_MAX), proce
 
 
 def in_sources() -> set[str]:
-    """The names that the engine's sources plant."""
+    """The names planted in the engine's sources."""
     found: set[str] = set()
     for path in (ROOT / "ext").rglob("*.pyx"):
         for piece in path.read_text().split('planted(b"')[1:]:

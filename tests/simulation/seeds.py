@@ -1,4 +1,4 @@
-"""Which seeds are run: those of a day, and those that once found a fault (seeds.toml)."""
+"""Which seeds are run: those of a day, and those that have found a fault (seeds.toml)."""
 
 import datetime
 import random
@@ -15,17 +15,19 @@ PLANTED_BEFORE: dict[str, list[int]] = _RECORDED["planted_before"]
 
 
 def today() -> str:
-    """As `of_day` takes it; in UTC, so that every machine draws the same."""
+    """Today's date as `of_day` takes it; in UTC, so that every machine draws the same."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def of_day(day: str, count: int = PER_DAY) -> list[int]:
-    """The seeds that a day draws, such as "2026-11-30": the first `count` of them, each once. Raises ValueError for what is no date."""
+    """The seeds of a day such as "2026-11-30": the first `count` of them, without repetition. Raises ValueError if it
+    is no date.
+    """
     draw = random.Random(datetime.date.fromisoformat(day).isoformat())
     return draw.sample(range(LARGEST), count)
 
 
 def recorded() -> dict[int, str]:
-    """Every seed that ever found a fault, and what it found."""
+    """Every seed that has found a fault, and the fault."""
     before = {seed: f"planted: {bug}" for bug, seeds in PLANTED_BEFORE.items() for seed in seeds}
     return before | {seed: f"planted: {bug}" for bug, seed in PLANTED.items()} | FAULTS

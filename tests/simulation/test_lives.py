@@ -1,4 +1,4 @@
-"""Lives of volumes in the simulated world: whatever was drawn, nothing that was promised is broken."""
+"""Simulation runs of volumes: no random history breaks a guarantee."""
 
 import pytest
 
@@ -6,9 +6,9 @@ from simulation import lives, seeds
 from simulation.lives import Outcome, live, run_all
 from support.amount import Amount
 
-SLICES = 5  # of the day's seeds: tests of their own, so that pytest-xdist spreads them over the cores
+SLICES = 5  # the day's seeds in slices, each a test, so that pytest-xdist spreads them over the cores
 SEEDS_SOAK = 20_000
-EVERY_KIND = 100  # seeds in which, with those recorded, everything occurs that a run can do
+EVERY_KIND = 100  # number of seeds in which, with the recorded ones, every kind of event occurs
 HAPPENED = (
     "crashes power_cuts stops moves refusals damages astray excused struck read "
     "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
@@ -17,7 +17,9 @@ HAPPENED = (
 
 
 def wrong(outcomes: list[Outcome], wanted: list[int], where: str) -> list[str]:
-    """What went wrong, each with the command that repeats it. Every seed was run once, and reads were compared."""
+    """All failures, each with the command that repeats it. Also checks that every seed ran once and reads were
+    compared.
+    """
     assert sorted(outcome.seed for outcome in outcomes) == sorted(wanted), "every seed is run once"
     again = 'make simulate ARGS="--seed {}" runs it again; it goes into seeds.toml ({})'
     failed = [f"{outcome}: {again.format(outcome.seed, where)}" for outcome in outcomes if outcome.wrong]

@@ -1,4 +1,4 @@
-"""Bugs planted in the engine: the simulated world finds every one, and a build for use has none."""
+"""Planted bugs: the simulation finds every one, and a release build contains none."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def test_the_build_for_use_has_no_planted_bug() -> None:
     for library in ROOT.glob(".venv/lib/python*/site-packages/iomesh/engine/*.so"):
         content = library.read_bytes()
         assert b"iomesh_planted" not in content and b"IOMESH_PLANTED" not in content, library
-        # Cython's names of constants that are gone, such as __pyx_k_flush_skipped, stay in what is there for debuggers.
+        # Cython's names of removed constants, such as __pyx_k_flush_skipped, stay in the debug information.
         assert [bug for bug in BUGS if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)] == [], library
 
 

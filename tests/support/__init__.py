@@ -1,1 +1,3 @@
-"""What the tests stand on: a trial installation, a disk over it, a database on that, an NBD client of our own and a model of a volume."""
+"""Shared parts of the tests: a trial installation, a disk over it, a database on that, our own NBD client, a model of a
+volume.
+"""

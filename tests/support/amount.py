@@ -1,4 +1,4 @@
-"""How much of the long tests is run: a sample by default, all with --soak."""
+"""How much of the long tests runs: a sample by default, everything with --soak."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,7 @@
-"""A volume on a device, the engine that serves it, and a metadata service that answers when it likes; no daemon around them.
+"""A volume on a device and the engine that serves it, without a daemon. The test controls when the metadata service
+answers.
 
-An engine that is stopped has crashed, as far as its volume can tell.
+Stopping the engine is a crash for its volume.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ LEVELS = 5
 
 
 class Bench:
-    """A device, a volume on it, and the engine that serves it now."""
+    """A device, a volume on it, and the engine that serves it."""
 
     def __init__(self, room: Path, draw: random.Random) -> None:
         self.draw = draw
@@ -34,9 +35,9 @@ class Bench:
         self.path = room / "device"
         self.pointer: Pointer | None = None
         self.epoch = 0
-        self.answers = True  # whether the metadata service does
+        self.answers = True  # whether the metadata service answers at once
         self.unanswered: list[Event] = []
-        self.asked = asyncio.Event()  # the metadata service was
+        self.asked = asyncio.Event()  # set when the metadata service is called
         self.held: dict[int, int] = {}
         self.stamp = 0
 
@@ -66,13 +67,13 @@ class Bench:
 
     @asynccontextmanager
     async def served(self, *, checkpoint_bytes: int = 1 << 30) -> AsyncIterator[Connection]:
-        """The volume recovered and served; ends as a crash does."""
+        """The volume, recovered and served; it ends with a crash."""
         async with self.running(checkpoint_bytes=checkpoint_bytes), self.connected() as connection:
             yield connection
 
     @asynccontextmanager
     async def running(self, *, checkpoint_bytes: int = 1 << 30) -> AsyncIterator[None]:
-        """The volume recovered, and nobody connected; ends as a crash does."""
+        """The volume, recovered and without a connection; it ends with a crash."""
         config = EngineConfig(map_cache_bytes=1 << 20, checkpoint_bytes=checkpoint_bytes, register_buffers=False)
         self.engine = NodeEngine(config, self.on_event)
         await self.engine.start()
@@ -111,11 +112,11 @@ class Bench:
             serving.cancel()
 
     def some_block(self, worker: int) -> int:
-        """Of this worker alone, here and there in the volume."""
+        """A random block that only this worker writes."""
         return self.draw.randrange(2 ** self.draw.choice((12, 18, 24, 32))) // 8 * 8 + worker
 
     async def write(self, connection: Connection, times: int) -> None:
-        """By eight workers; one operation in eight is a trim."""
+        """Eight workers write at random; one operation in eight is a trim."""
 
         async def work(worker: int) -> None:
             mine: list[int] = []
@@ -139,7 +140,7 @@ class Bench:
             assert data == stamp.to_bytes(8, "little") * 512, f"block {block}: {int.from_bytes(data[:8], 'little')} instead of {stamp}"
 
     async def ask(self, ask: Callable[[Any], int]) -> Any:
-        """Something of the engine's own face."""
+        """Calls a method of the engine's internal interface."""
         return await self.engine._answer(ask(self.engine._engine), "ask")
 
     async def snapshot(self, name: str) -> bytes:
@@ -149,7 +150,7 @@ class Bench:
         return identity
 
     async def restore(self, snapshot: bytes, name: str, *, discard: bool = False, force: bool = False) -> bytes:
-        """The identity of the snapshot of what was there before."""
+        """Returns the id of the snapshot of the state before."""
         before = self.draw.randbytes(16)
         await self.ask(
             lambda engine: engine.restore_volume(self.volume.bytes, snapshot, before=before, name=name, discard=discard, force=force)
@@ -157,7 +158,7 @@ class Bench:
         return before
 
     async def clean(self) -> dict[str, int]:
-        """Every segment that can be."""
+        """Cleans every segment that can be cleaned."""
         rows = await self.ask(lambda engine: engine.segments(self.volume.bytes))
         wanted = rows["segment"][rows["flags"] & 1 != 0]
         cleaned: dict[str, int] = await self.ask(lambda engine: engine.clean(self.volume.bytes, wanted))
@@ -167,7 +168,7 @@ class Bench:
         return {one["name"]: one for one in await self.ask(lambda engine: engine.list_snapshots(self.volume.bytes))}
 
     async def delete(self, identity: bytes) -> bool:
-        """Whether it is only hidden."""
+        """Returns whether the snapshot is only hidden."""
         answer = await self.ask(lambda engine: engine.delete_snapshot(self.volume.bytes, identity))
         return bool(answer["hidden"])
 
@@ -186,11 +187,11 @@ class Bench:
         await self.ask(lambda engine: engine.close_snapshot(identity))
 
     async def check(self) -> Walked:
-        """Write a checkpoint and hold its counts against what is there."""
+        """Write a checkpoint and compare its counts with a walk of the trees."""
         await self.engine.checkpoint(self.volume)
         assert self.pointer is not None
         return check(str(self.path), self.volume.bytes, self.pointer)
 
     def blocks_in_use(self) -> int:
-        """What is mapped, and every node of the tree above it."""
+        """Mapped blocks, and all map nodes above them."""
         return len(self.held) + sum(len({block >> 8 * (level + 1) for block in self.held}) for level in range(LEVELS))

@@ -1,7 +1,8 @@
-"""A device with a volatile write cache that can be lost, and whose flushes fail when they are told to.
+"""A device with a volatile write cache that can be lost, and with injected flush errors.
 
-A trial's device file behind an NBD server of our own, and nbdfuse in its place: the daemon opens what looks like the same file. What
-it writes stays in the server's memory until a flush succeeds. The server is a process of its own: the kernel must not wait for the test's.
+Our own NBD server serves a trial's device file, and nbdfuse replaces the file: the daemon opens what looks like the
+same file. Its writes stay in the server's memory until a flush succeeds. The server is a separate process, so the
+kernel never waits for the test's process.
 """
 
 import asyncio
@@ -19,18 +20,18 @@ from support.run import end, eventually, run, tool
 
 BLOCK = 4096
 READ, WRITE, DISCONNECT, FLUSH = range(4)
-FLAGS = 0b101  # it has flags; it takes flushes
+FLAGS = 0b101  # NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH
 OPTION_EXPORT_NAME, OPTION_ABORT, OPTION_GO = 1, 2, 7
 REPLY_ACK, REPLY_INFO, REPLY_UNSUPPORTED = 1, 3, 0x80000001
 
-# What a flush that fails does to what was written and not flushed:
-KEEPS = "keeps"  # nothing: the next one may make it stable
-DROPS = "drops"  # it is gone
-FORGETS = "forgets"  # it is read as before, and no flush makes it stable
+# Effect of a failed flush on unflushed writes:
+KEEPS = "keeps"  # no effect: the next flush may make them stable
+DROPS = "drops"  # they are lost
+FORGETS = "forgets"  # reads still return them, but no flush makes them stable
 
 
 class CachedDevice:
-    """Takes the place of `device` (of a trial that is not running) until `remove`."""
+    """Replaces `device` (of a trial that is not running) until `remove`."""
 
     def __init__(self, device: Path, room: Path) -> None:
         if os.geteuid() != 0 or not Path("/dev/fuse").exists():
@@ -48,7 +49,7 @@ class CachedDevice:
         self.switch_on()
 
     def fail_flushes(self, how: str, *, most: int = 0) -> None:
-        """From now on; most: so many, then they succeed (0: all)."""
+        """Flushes fail from now on; most: after this many they succeed (0: no limit)."""
         waiting = self._trigger.with_suffix(".new")
         waiting.write_text(f"{how} {most or 1 << 60}")
         waiting.rename(self._trigger)
@@ -58,7 +59,7 @@ class CachedDevice:
 
     @property
     def failures(self) -> int:
-        """Flushes that have failed so far."""
+        """Number of failed flushes so far."""
         log = self.folder / "failures"
         return len(log.read_text().splitlines()) if log.exists() else 0
 
@@ -75,12 +76,12 @@ class CachedDevice:
         eventually((self._mount / "disk").exists, what="nbdfuse makes a file of the device")
 
     def cut_power(self) -> None:
-        """What was not flushed is gone, and the device is there again; the daemon must not run."""
+        """Drops unflushed writes and reconnects the device; the daemon must not run."""
         self._end()
         self.switch_on()
 
     def remove(self) -> None:
-        """Puts the plain file back; the daemon must not run."""
+        """Restores the plain file; the daemon must not run."""
         self._end()
         if self._backing.exists():
             self.device.unlink(missing_ok=True)
@@ -107,8 +108,8 @@ class _Server:
         self._file = os.open(backing, os.O_RDWR)
         self._size = os.fstat(self._file).st_size
         self._folder = Path(folder)
-        self._cache: dict[int, bytes] = {}  # by block: written, and not flushed
-        self._forgotten: dict[int, bytes] = {}  # ... and never will be
+        self._cache: dict[int, bytes] = {}  # by block: written, not flushed
+        self._forgotten: dict[int, bytes] = {}  # by block: written, lost to every later flush
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -1,4 +1,4 @@
-"""The wall clock of a daemon, stepped while it runs by libfaketime. The monotonic clock stays the kernel's."""
+"""The wall clock of a running daemon, stepped with libfaketime. The monotonic clock stays the kernel's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SECOND_NS = 10**9
 
 
 class WallClock:
-    """That of the daemon whose environment has `variables`. It shows this machine's time and `ahead_seconds`."""
+    """The clock of the daemon whose environment has `variables`: this machine's time plus `ahead_seconds`."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "wall-clock"
@@ -30,7 +30,7 @@ class WallClock:
         }
 
     def step(self, seconds: int) -> None:
-        """Forward, or back if `seconds` is negative. It is done when this returns."""
+        """Steps forward, or back if `seconds` is negative. The step is complete on return."""
         self.ahead_seconds += seconds
         following = self._file.with_suffix(".new")
         following.write_text(f"{self.ahead_seconds:+d}\n")

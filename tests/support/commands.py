@@ -1,9 +1,9 @@
-"""Commands of all sorts given to a node at once, and a model of its registry that says whether what came of them can be.
+"""Concurrent commands of all kinds on one node, and a model of its registry that checks the outcome.
 
-The model carries out one command at a time. A round of concurrent commands is right if there is an order of them, in which none comes
-before one that had ended when it began, that explains every answer and leads to what is there afterwards (linearizability). A flattened
-clone ceases to be one at any moment after the command. A command may also be refused because another one is under way with the same name
-(`in_flux`): it has done nothing then.
+The model executes one command at a time. A round of concurrent commands is correct if it is linearizable: there is an
+order that explains every answer and leads to the final state, and in which no command precedes one that had ended
+before it began. A flattened clone may stop being a clone at any time after the command. A command may also be refused
+because another command with the same name is in progress (`in_flux`); then it has had no effect.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NAMES = ["a", "b", "c", "d"]
 SNAPSHOTS = ["one", "two"]
 SIZES = [4 * MIB, 8 * MIB, 16 * MIB]
 WINDOWS = [0, 3600]
-PAUSE_SECONDS = 0.004  # at most, before a command begins: so that it finds others in all their steps
+PAUSE_SECONDS = 0.004  # longest delay before a command, so that it overlaps with all steps of others
 MAKES_AND_ENDS = {"create", "clone", "clone_at", "delete"}
 CHANGES_MARKS = {"create", "set", "restore", "restore_at", *MAKES_AND_ENDS}
 
 
 @dataclass(frozen=True)
 class Snap:
-    token: str  # one and no other, also when its name comes again
+    token: str  # unique, also when the name is reused
     size: int
     exported: bool = False
 
@@ -40,9 +40,9 @@ class Vol:
     id: str
     size: int
     window: int = 0
-    export: bool | None = None  # read-only or not
+    export: bool | None = None  # whether it is read-only; None: no export
     snaps: tuple[tuple[str, Snap], ...] = ()
-    parent: tuple[str, str] | None = None  # id of the volume, token of the snapshot; that of a mark is empty
+    parent: tuple[str, str] | None = None  # volume id and snapshot token; the token is empty for a restore point
     flattening: bool = False
 
     def snap(self, name: str) -> Snap | None:
@@ -70,7 +70,7 @@ class State:
         return [each for each in everything if each.parent and each.parent[0] == volume.id and token in (None, each.parent[1])]
 
     def without(self, name: str) -> State:
-        """The volume is deleted, or hidden for its clones; with the last clone of a hidden one, that goes too."""
+        """Deletes the volume, or hides it for its clones. A hidden parent is deleted with its last clone."""
         volume = self.get(name)
         assert volume is not None
         left = self.put(name, None)
@@ -98,7 +98,7 @@ class Command:
     number: int = 0
     began: float = 0.0
     ended: float = 0.0
-    answer: Any = None  # an IomeshError, or what there was
+    answer: Any = None  # an IomeshError, or the result
 
     def touches(self, name: str) -> bool:
         return name in (self.name, self.arguments.get("new"), self.arguments.get("second"))
@@ -118,7 +118,7 @@ class Command:
 
 
 def draw_commands(draw: random.Random, numbers: Iterator[int]) -> list[Command]:
-    """Of one round: most of them about two names."""
+    """The commands of one round: most of them use two names."""
     names = draw.sample(NAMES, 2)
     return [draw_command(draw, [*names, *names, draw.choice(NAMES)], next(numbers)) for _ in range(draw.randint(2, 5))]
 
@@ -148,7 +148,7 @@ def draw_command(draw: random.Random, names: list[str], number: int) -> Command:
 
 
 async def give(node: Node, commands: list[Command], draw: random.Random) -> None:
-    """All at once, but for a moment each. What is raised besides an IomeshError is an error of the node."""
+    """Runs all concurrently, each after a short delay. Any exception but an IomeshError is a fault of the node."""
 
     async def one(command: Command, pause: float) -> None:
         await asyncio.sleep(pause)
@@ -188,7 +188,7 @@ def ask(node: Node, command: Command) -> Awaitable[Any]:
 
 
 def carry_out(state: State, command: Command, others: list[Command]) -> Iterator[State]:
-    """What may be after this command, if its answer is right. others: of the same round."""
+    """Possible states after this command, if its answer is correct. others: commands of the same round."""
     error = command.answer if isinstance(command.answer, Exception) else None
     if error is not None and in_flux(state, command, others):
         yield state
@@ -202,7 +202,7 @@ def carry_out(state: State, command: Command, others: list[Command]) -> Iterator
 
 
 def in_flux(state: State, command: Command, others: list[Command]) -> bool:
-    """The command was refused because another one makes or ends what it is about."""
+    """The command was refused because another one creates or deletes its object."""
     busy = [other for other in others if other.kind in MAKES_AND_ENDS]
     if isinstance(command.answer, Unavailable | Conflict):
         return any(other.touches(name) for other in busy for name in (command.name, command.arguments.get("second", command.name)))
@@ -212,7 +212,7 @@ def in_flux(state: State, command: Command, others: list[Command]) -> bool:
 
 
 def consequences(state: State, command: Command, others: list[Command]) -> Iterator[tuple[type[IomeshError] | None, State]]:
-    """The errors that the command can meet, or None with what is after it."""
+    """The errors that the command can meet, or None with the state after it."""
     name, given = command.name, command.arguments
     volume = state.get(name)
     if command.kind == "create":
@@ -225,7 +225,7 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
             yield AlreadyExists, state
         return
     if command.kind == "delete" and any(other.kind == "delete" and other.name == name and other.answer is None for other in others):
-        yield None, state  # the other one has deleted it
+        yield None, state  # the other command has deleted it
     if volume is None:
         yield NotFound, state
         return
@@ -269,7 +269,7 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
 
 
 def _at(state: State, command: Command, volume: Vol, others: list[Command]) -> Iterator[tuple[type[IomeshError] | None, State]]:
-    """Of a moment: there has to be a window that reaches so far back, and in this round it may have begun anew."""
+    """A restore to a time: a window must reach back to it, and the window may have restarted in this round."""
     if not volume.window or any(other.kind in CHANGES_MARKS and other.touches(command.name) for other in others):
         yield InvalidArgument, state
     if volume.window:
@@ -315,7 +315,7 @@ def _snapshot(state: State, command: Command, names: list[str]) -> Iterator[tupl
 
 
 def explain(before: State, commands: list[Command], is_right: Callable[[State], bool]) -> State | None:
-    """A state that `is_right` of, and that some order of these commands leads to."""
+    """A state that `is_right` accepts and that some order of these commands produces."""
     seen: set[tuple[State, frozenset[int]]] = set()
 
     def search(state: State, left: frozenset[int]) -> State | None:
@@ -341,9 +341,9 @@ def explain(before: State, commands: list[Command], is_right: Callable[[State], 
 
 
 async def observe(node: Node) -> dict[str, Any]:
-    """What users see, once nothing goes on in the background; and how many volumes are hidden."""
+    """The state visible to users once background work has ended, and the number of hidden volumes."""
     async with asyncio.timeout(60):
-        while any(volume.flattening.running for volume in node.volumes.list()):  # noqa: ASYNC110  # the node does not tell
+        while any(volume.flattening.running for volume in node.volumes.list()):  # noqa: ASYNC110  # the node sends no event for this
             await asyncio.sleep(0.002)
     seen: dict[str, Any] = {}
     for volume in node.volumes.list():
@@ -356,7 +356,7 @@ async def observe(node: Node) -> dict[str, Any]:
 
 
 def view(state: State) -> dict[str, Any]:
-    """The same of the model."""
+    """The same state of the model."""
     seen: dict[str, Any] = {}
     for name, volume in state.volumes:
         snapshots = {each: (snap.size, snap.exported, len(state.clones(volume, snap.token))) for each, snap in volume.snaps}

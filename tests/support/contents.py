@@ -1,4 +1,4 @@
-"""All of an export at once: one text over and over, and back."""
+"""The contents of a whole export: one repeated text, written and read back."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from support.nbd import Connection
 
 
 async def fill(uri: str, text: bytes) -> None:
-    """`text` fits a MiB a whole number of times."""
+    """The length of `text` divides a MiB."""
     connection = await Connection.connect(uri)
     await asyncio.gather(*(connection.write(at, text * (MIB // len(text))) for at in range(0, connection.size, MIB)))
     await connection.close()

@@ -1,4 +1,4 @@
-"""One `iomesh daemon run` process of a test: configured, started, asked, stopped or killed."""
+"""One `iomesh daemon run` process of a test: configure, start, query, stop, kill."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from support.trial import iomesh_command
 
 MIB = 1 << 20
 DEVICE_BYTES = 256 * MIB
-START_SECONDS = 180.0  # against hangs; it says nothing about speed
+START_SECONDS = 180.0  # against hangs; not a performance limit
 
 
 async def names_of_records(metadata: Metadata) -> list[str]:
-    """Of the volumes that are stored; each has to be whole, and nothing else there."""
+    """The stored volumes. Fails if a record is incomplete, or if there are other keys."""
     inventory = await read_volumes(metadata)
     assert not inventory.unreadable and not inventory.stale_names and not inventory.unnamed, inventory
     assert all(stored.log is not None for stored in inventory.volumes), inventory
@@ -39,7 +39,7 @@ async def names_of_records(metadata: Metadata) -> list[str]:
 
 
 async def rewrite(metadata: Metadata, key: Callable[[uuid.UUID], str], name: str, old: bytes, new: bytes) -> None:
-    """Changes words in a record of the volume, as another node or an earlier crash would have."""
+    """Edits a record of the volume, as another node or an earlier crash would have."""
     found = await find_volume(metadata, name)
     assert found is not None
     entry = await metadata.get(key(found.volume.record.id))
@@ -49,7 +49,7 @@ async def rewrite(metadata: Metadata, key: Callable[[uuid.UUID], str], name: str
 
 @dataclass
 class Daemon:
-    """`settings` are flags of `--set`, by key. `under`: a command that runs the daemon's, as prlimit(1) does."""
+    """`settings`: `--set` flags by key. `under`: a command that runs the daemon's command, as prlimit(1) does."""
 
     directory: Path
     devices: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Daemon:
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = "node-a"
     under: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)  # of its environment
+    variables: dict[str, str] = field(default_factory=dict)  # added to the daemon's environment
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -69,7 +69,7 @@ class Daemon:
         return self.directory / f"{self.name}.log"
 
     async def format(self, name: str = "device.img", **options: Any) -> str:
-        """Makes a device of the daemon's cluster, and one of the daemon's."""
+        """Formats a device for the daemon's cluster and adds it to the daemon."""
         path = await self.make_device(name, **options)
         self.devices.append(path)
         return path
@@ -83,7 +83,7 @@ class Daemon:
 
     @property
     def hooks(self) -> Path:
-        """What the daemon is to do for tests; see iomesh.node.hooks."""
+        """Sets test hooks of the daemon; see iomesh.node.hooks."""
         return self.directory / "hooks"
 
     @property
@@ -102,7 +102,7 @@ class Daemon:
         return [*self.under, iomesh_command(), "daemon", "run", "--config", str(config), *flags]
 
     def start(self) -> None:
-        """Returns when it says, as to systemd, that it is ready."""
+        """Returns when the daemon reports ready, as to systemd."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
             address = f"\0iomesh-test-{uuid.uuid4()}"
             notified.bind(address)
@@ -121,12 +121,12 @@ class Daemon:
                 os.close(pidfd)
 
     def start_in_background(self) -> None:
-        """Returns at once."""
+        """Starts it without waiting."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment)
 
     def refuse(self) -> tuple[int, str]:
-        """Starts it where it must not come up: its exit code and its message."""
+        """Expects the start to fail; returns exit code and message."""
         done = subprocess.run(self.command(), capture_output=True, text=True, timeout=START_SECONDS, check=False)
         words = [line for line in done.stderr.splitlines() if line.startswith("iomesh: ")]
         assert len(words) == 1, done.stderr
@@ -177,7 +177,7 @@ class Daemon:
         return [line for line in self._lines() if line["event"] == event]
 
     def wrong(self) -> list[dict[str, Any]]:
-        """What it has logged as an error."""
+        """The logged errors."""
         return [line for line in self._lines() if line["level"] not in ("debug", "info", "warning")]
 
     def _lines(self) -> list[dict[str, Any]]:

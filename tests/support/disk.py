@@ -1,6 +1,7 @@
-"""A volume as a block device of this machine: nbdfuse makes a file of it, a loop device (direct I/O) a disk of that.
+"""A volume as a local block device: nbdfuse presents it as a file, a loop device (direct I/O) presents the file as a
+disk.
 
-Also over a server that was killed: then everything above returns errors, and taking the disk down must work all the same.
+Teardown must also work after the server was killed, when every layer above returns errors.
 """
 
 import os
@@ -33,7 +34,7 @@ class Disk:
         self.device = run([tool("losetup", "mount"), "--direct-io=on", "--find", "--show", self.file]).stdout.strip()
 
     def make(self, kind: str) -> None:
-        """Makes a filesystem: xfs or ext4."""
+        """Creates a filesystem: xfs or ext4."""
         if kind == "xfs":
             run([tool("mkfs.xfs", "xfsprogs"), "-q", "-f", self.device])
         else:
@@ -47,14 +48,16 @@ class Disk:
         run(["umount", self.mount_point])
 
     def check(self, kind: str) -> None:
-        """fsck without repair: fails the test if the filesystem is not clean."""
+        """fsck without repair; fails the test if the filesystem is not clean."""
         if kind == "xfs":
             run([tool("xfs_repair", "xfsprogs"), "-n", self.device])
         else:
             run([tool("e2fsck", "e2fsprogs"), "-fn", self.device])
 
     def detach(self) -> None:
-        """Takes everything down, alive or dead. What refuses is unmounted lazily and goes with the last process that holds it."""
+        """Removes all layers, whether or not the server runs. What fails to unmount is unmounted lazily and removed
+        when the last process closes it.
+        """
         if os.path.ismount(self.mount_point) and run(["umount", self.mount_point], succeeds=False).returncode != 0:
             run(["umount", "-l", self.mount_point], succeeds=False)
         if self.device:

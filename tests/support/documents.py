@@ -1,4 +1,4 @@
-"""The JSON Schema of what commands print, for tests: closed, so that a key which no type lists is an error too."""
+"""The JSON Schema of command output, for tests: closed, so a key that no type lists is an error."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 @FORMATS.checks("date-time", raises=ValueError)
 def is_time(value: object) -> bool:
-    """In UTC, as all times of documents are."""
+    """The schema's time format: UTC, as in all documents."""
     return RFC_3339.fullmatch(str(value)) is not None and bool(datetime.fromisoformat(str(value)))
 
 
 def validator(command: str) -> Draft202012Validator:
-    """Of the document of a command, "volume list"; "error" is that of one that fails."""
+    """The schema of a command's document ("volume list"); "error" is the document of a failed command."""
     whole = schema(documents())
     for name, found in whole["$defs"].items():
         if "properties" in found and name not in {kind.__name__ for kind in OPEN}:
@@ -33,5 +33,5 @@ def validator(command: str) -> Draft202012Validator:
 
 
 def faults(command: str, document: Any) -> list[str]:
-    """What of a command's document is not as its schema says."""
+    """Violations of the command's schema in a document."""
     return [f"{error.json_path}: {error.message}" for error in validator(command).iter_errors(document)]

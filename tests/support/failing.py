@@ -1,7 +1,7 @@
-"""A device that fails when it is told to: a trial's device file behind nbdkit's error filter, and nbdfuse in its place.
+"""A device with injected I/O errors: a trial's device file behind nbdkit's error filter, with nbdfuse in its place.
 
-The daemon opens what looks like the same file. While a trigger file exists, writes or reads of the device below end with EIO, all of
-them or a share.
+The daemon opens what looks like the same file. While a trigger file exists, all or some writes or reads of the device
+below fail with EIO.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from support.run import end, eventually, run, tool
 
 
 class FailingDevice:
-    """Takes the place of `device` (of a trial that is not running) until `remove`."""
+    """Replaces `device` (of a trial that is not running) until `remove`."""
 
     def __init__(self, device: Path, room: Path, *, write_rate: str = "100%", read_rate: str = "100%") -> None:
         if os.geteuid() != 0 or not Path("/dev/fuse").exists():
@@ -57,18 +57,18 @@ class FailingDevice:
         device.symlink_to(self._mount / "disk")
 
     def fail(self, what: str) -> None:
-        """From now on: "write" or "read"."""
+        """Fails "write" or "read" requests from now on."""
         self._trigger(what).touch()
 
     def freeze(self) -> None:
-        """From now on no request is answered, neither with data nor with an error."""
+        """From now on requests hang: neither data nor an error is returned."""
         self._server.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._server.send_signal(signal.SIGCONT)
 
     def injected(self, what: str) -> int:
-        """How many writes or reads it has failed so far."""
+        """Number of writes or reads that have failed so far."""
         return self._said.read_bytes().count(b"injecting EIO error into " + {"write": b"pwrite", "read": b"pread"}[what])
 
     def heal(self) -> None:
@@ -76,7 +76,7 @@ class FailingDevice:
             self._trigger(what).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Puts the plain file back; the daemon must not run."""
+        """Restores the plain file; the daemon must not run."""
         if run(["umount", self._mount], succeeds=False).returncode != 0:
             run(["umount", "-l", self._mount], succeeds=False)
         with contextlib.suppress(subprocess.TimeoutExpired):

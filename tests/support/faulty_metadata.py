@@ -1,4 +1,4 @@
-"""A metadata service whose calls fail when they are told to, over a real one."""
+"""A wrapper of a real metadata service with injected faults."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from iomesh.metadata import Change, Entry, Listing, Metadata, MetadataUnavailabl
 
 
 class Fault(enum.Enum):
-    """Of a commit. Its outcome is unknown to the caller either way."""
+    """A fault of a commit. In both cases the outcome is unknown to the caller."""
 
     NOT_DONE = "the request is lost"
     DONE = "the commit takes place, and its answer is lost"
 
 
 class FaultyMetadata:
-    """`faults` are those of the next commits, one each. While `down` is set, every call fails that way."""
+    """`faults` apply to the next commits, one each. While `down` is set, every call fails with it."""
 
     def __init__(self, real: Metadata) -> None:
         self.real = real
         self.faults: list[Fault] = []
         self.down: Fault | None = None
-        self.failed = 0  # calls
+        self.failed = 0  # number of failed calls
 
     async def get(self, key: str) -> Entry | None:
         self._fail_if_down()

@@ -1,4 +1,4 @@
-"""Structures of a device, made by hand from docs/formats.md: valid ones, and ones with one field wrong under a right checksum."""
+"""Device structures built from docs/formats.md: valid ones, and ones with one wrong field and a correct checksum."""
 
 import struct
 from collections.abc import Collection
@@ -23,7 +23,9 @@ DATA, ZERO, MAP, TABLE, CHECKPOINT, RECORD = 1, 2, 3, 4, 6, 7
 
 
 def forged(structure: str, **fields: Any) -> bytes:
-    """A structure with these fields, zeros elsewhere; if it stands alone, with its magic and version and a checksum that matches."""
+    """A structure with these fields, zeros elsewhere. A block with its own header also gets magic, version and a valid
+    checksum.
+    """
     places = {name: (offset, size) for name, offset, size in structures()[structure]}
     data = bytearray(sum(size for _, size in places.values()))
     if structure in MAGICS:
@@ -37,7 +39,7 @@ def forged(structure: str, **fields: Any) -> bytes:
 
 
 def resealed(data: bytes) -> bytes:
-    """With the checksum of what it says now, as an enemy would make it."""
+    """Recomputes the checksum after a change, as an attacker would."""
     return data[:8] + crc32c(data[12:BLOCK]).to_bytes(4, "little") + data[12:]
 
 
@@ -100,7 +102,7 @@ def record(entries: list[bytes], **changes: Any) -> bytes:
 
 
 def footer(table: list[bytes], *, table_data: bytes | None = None, **changes: Any) -> bytes:
-    """With its table. table: for each record an entry of kind RECORD, then the record's."""
+    """A footer with its table. table: for each record an entry of kind RECORD, then the record's entries."""
     together = b"".join(table)
     blocks = -(-len(together) // BLOCK)
     padded = together.ljust(blocks * BLOCK, b"\0") if table_data is None else table_data

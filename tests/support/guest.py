@@ -1,7 +1,7 @@
-"""A real Linux kernel that is another one than this machine's: a Debian kernel in QEMU, with busybox and a few programs of this machine in
-its memory, and the network of QEMU's user mode: what listens on this machine's 127.0.0.1 is at 10.0.2.2 in there.
+"""A real Linux kernel other than this machine's: a Debian kernel in QEMU. Busybox and a few of this machine's programs
+are in its initramfs. QEMU's user-mode network maps this machine's 127.0.0.1 to 10.0.2.2 in the guest.
 
-It is emulated: KVM is not to be had everywhere, and where a machine is itself a guest it may be there and not work.
+The guest is emulated: KVM is not available everywhere, and nested KVM may be present and not work.
 
 The kernel's package is downloaded and unpacked, never installed.
 """
@@ -20,9 +20,9 @@ import pytest
 
 from support.run import tool
 
-KERNEL = "linux-image-cloud-amd64"  # a meta package: it names the newest
+KERNEL = "linux-image-cloud-amd64"  # a meta package: depends on the newest kernel
 MODULES = ("virtio_pci", "virtio_net", "nbd", "ext4", "crc32c_generic")
-PROGRAMS = {  # and the package that it is in
+PROGRAMS = {  # program, and the package that contains it
     "nbd-client": "nbd-client",
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
@@ -30,7 +30,7 @@ PROGRAMS = {  # and the package that it is in
     "blockdev": "util-linux",
 }
 ENDED = "the guest has ended with"
-SECONDS = 300  # for all that a guest does
+SECONDS = 300  # limit for everything a guest does
 
 INIT = f"""#!/bin/sh
 mkdir -p /proc /sys /dev /tmp /run /mnt /etc
@@ -56,7 +56,7 @@ class Kernel:
 
 
 def fetch_kernel(cache: Path) -> Kernel:
-    """Downloads and unpacks it, unless that has been done. Skips the test where there is no package to be had."""
+    """Downloads and unpacks the kernel once. Skips the test if the package cannot be downloaded."""
     tool("apt-get", "apt")
     shown = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Depends: (linux-image-\S+)", shown)
@@ -80,7 +80,7 @@ def fetch_kernel(cache: Path) -> Kernel:
 
 
 def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
-    """The guest's file system, from which it boots and in which it stays."""
+    """The initramfs that the guest boots from and stays in."""
     root = room / "root"
     for folder in ("bin", "sbin", "usr/bin", "usr/sbin", "modules.d"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
 
 
 def add_program(root: Path, program: Path) -> None:
-    """It replaces busybox' own of that name, and its libraries come with it."""
+    """Replaces busybox' program of the same name; its libraries are copied too."""
     into = root / "bin" / program.name
     into.unlink(missing_ok=True)
     shutil.copy(program, into)
@@ -123,7 +123,7 @@ def add_program(root: Path, program: Path) -> None:
 
 @contextmanager
 def guest(room: Path, cache: Path, script: str) -> Iterator[Iterator[str]]:
-    """Boots, runs the script (sh -e) and yields the lines that it prints, as they come. The script has to end well."""
+    """Boots, runs the script (sh -e) and yields its output lines as they are printed. The script has to succeed."""
     qemu = tool("qemu-system-x86_64", "qemu-system-x86")
     kernel = fetch_kernel(cache)
     words = [

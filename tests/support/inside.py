@@ -1,4 +1,4 @@
-"""A node in the test's own process, for what has to happen between two steps of a command: real engine, real devices, real metadata."""
+"""A node in the test's process, for events between two steps of a command: real engine, real devices, real metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def make_device(folder: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def node_in(folder: Path) -> AsyncIterator[Node]:
-    """With one device, which is made where there is none; up, and down afterwards. Its path has to be short: sockets are in there."""
+    """A running node with one device, created if missing. The path must be short because sockets are in it."""
     if not (folder / "device.img").exists():
         await make_device(folder)
     node = Node(node_config(folder))
@@ -39,7 +39,7 @@ async def node_in(folder: Path) -> AsyncIterator[Node]:
 
 
 def node_config(folder: Path) -> Config:
-    """Of a node with the device in that folder."""
+    """Configuration of a node with the device in that folder."""
     settings: dict[str, Any] = {
         "name": "node-a",
         "state_dir": str(folder / "state"),
@@ -54,7 +54,7 @@ def node_config(folder: Path) -> Config:
 
 
 class Gate:
-    """Stands before a step of a node, and lets it happen when the test says so: `with Gate(node.engine, "checkpoint") as gate`."""
+    """Holds a step of a node until the test releases it: `with Gate(node.engine, "checkpoint") as gate`."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self._owner = owner

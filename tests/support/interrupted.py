@@ -1,4 +1,4 @@
-"""Commands whose daemon is killed before it has answered."""
+"""Commands whose daemon is killed before it answers."""
 
 from collections.abc import Awaitable
 from typing import Any
@@ -10,8 +10,9 @@ from iomesh.errors import Unavailable
 
 
 async def was_answered(command: Awaitable[Any]) -> bool:
-    """Whether the command was answered; False if its daemon went away before. What the daemon refused it with is raised, also where that is
-    Unavailable: a volume that has failed is no kill."""
+    """Whether the command was answered; False if the daemon ended first. Raises the daemon's own errors, also
+    Unavailable: a failed volume is no kill.
+    """
     try:
         await command
     except Unavailable as error:
@@ -22,6 +23,6 @@ async def was_answered(command: Awaitable[Any]) -> bool:
 
 
 def _went_away(error: Unavailable) -> bool:
-    """Nobody answered: an answer would name the error in its trailing metadata."""
+    """The error is the transport's: an error of the daemon names its kind in the trailing metadata."""
     call = error.__context__
     return isinstance(call, grpc.aio.AioRpcError) and ERROR_KIND not in {key for key, _ in call.trailing_metadata() or ()}

@@ -1,8 +1,9 @@
-"""Clients of a database that note every commit they were told of, outside the database: what the ledger has, the database must have.
+"""Database clients that record each acknowledged commit outside the database. The database must have every commit in
+the ledger.
 
-Client c commits transactions 1, 2, 3, ...; transaction n inserts the row (c, n, text) and adds n to the client's total. So afterwards
-the client's rows are 1..m without a gap, m is the last number noted or one more (its answer was under way), the texts are as they
-were drawn, and the total is the sum: half a transaction shows as well as a missing one.
+Client c commits transactions 1, 2, 3, ...; transaction n inserts the row (c, n, text) and adds n to the client's total.
+Afterwards the client's rows are 1..m without a gap, m is the last recorded number or one more (its answer was in
+flight), the texts match, and the total is the sum: so half a transaction is detected as well as a missing one.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ TABLES = (
 
 
 def text_of(client: int, number: int) -> str:
-    """Between 32 and 3232 characters, told by client and number."""
+    """32 to 3232 characters, determined by client and number."""
     digest = hashlib.sha256(f"{client}/{number}".encode()).hexdigest()
     return digest[:32] * (1 + int(digest[:2], 16) % 101)
 
@@ -30,7 +31,7 @@ def text_of(client: int, number: int) -> str:
 class Ledger:
     sockets: Path
     clients: int
-    committed: dict[int, int] = field(default_factory=dict)  # the last number that the server acknowledged, by client
+    committed: dict[int, int] = field(default_factory=dict)  # by client: the last acknowledged number
 
     async def make(self) -> None:
         connection = await self._connect()
@@ -41,12 +42,14 @@ class Ledger:
         self.committed = dict.fromkeys(range(self.clients), 0)
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Commits until the server goes away (then `ended` must be set or come soon)."""
+        """Commits until the server ends (then `ended` must be set within 10 seconds)."""
         await asyncio.gather(*(self._commit(client) for client in range(self.clients)))
         await asyncio.wait_for(ended.wait(), 10)
 
     async def verify(self) -> None:
-        """Compares the database with the ledger, and goes on from what it has: a commit whose answer was under way counts from now on."""
+        """Compares the database with the ledger, then adopts its state: a commit whose answer was in flight counts from
+        now on.
+        """
         connection = await self._connect()
         for client, noted in self.committed.items():
             rows = await connection.fetch("SELECT number, text FROM entries WHERE client = $1 ORDER BY number", client)

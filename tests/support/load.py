@@ -1,6 +1,7 @@
-"""A load on a volume that notes every operation: many in flight over several connections, of every kind, size and alignment.
+"""A load on a volume that records every operation: many in flight over several connections, of every kind, size and
+alignment.
 
-Each worker draws from its own random numbers, so a seed repeats what every worker asks for; how they interleave is the machine's.
+Each worker has its own random generator, so a seed repeats each worker's requests; their interleaving is not repeated.
 """
 
 import asyncio
@@ -41,13 +42,13 @@ class Load:
         self.counts = Counts()
         self._uri, self._model, self._seed = uri, model, seed
         self._connections, self._depth = connections, depth
-        self._tolerate = tolerate  # errnos that the test expects of the server
-        self._enough = enough  # bytes written after which it stops by itself
+        self._tolerate = tolerate  # errnos that the test expects from the server
+        self._enough = enough  # stop after this many bytes written
         self._stopping = False
         self._end_expected = False
 
     async def run(self) -> None:
-        """Returns when the server went away as expected, or after stop(); raises the first thing that a worker found wrong."""
+        """Returns after stop(), or when the server ended as expected; raises the first fault that a worker found."""
         try:
             doors = [await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)]
         except (OSError, EOFError):
@@ -69,16 +70,16 @@ class Load:
                 raise error
 
     def stop(self) -> None:
-        """Nothing new is asked for; what is in flight is still awaited."""
+        """Sends no more requests; requests in flight are still awaited."""
         self._stopping = True
 
     @property
     def ended(self) -> bool:
-        """Nothing new is asked for: it was stopped, has written enough, or has found something wrong."""
+        """No more requests are sent: it was stopped, has written enough, or has found a fault."""
         return self._stopping
 
     def expect_end(self) -> None:
-        """The server is about to be killed: from now on connections may end."""
+        """The server is about to be killed: connections may end from now on."""
         self._end_expected = True
 
     async def _work(self, door: Connection, draw: random.Random) -> None:
@@ -113,7 +114,7 @@ class Load:
             return
         try:
             await self._send(door, operation, flags)
-        except NbdError as error:  # it stays open in the model: old or new, settle_with() will see
+        except NbdError as error:  # stays open in the model, old or new: settle_with() decides
             self._tolerated(error, str(operation))
             await asyncio.sleep(0.01)
             return
@@ -148,8 +149,9 @@ class Load:
         self.counts.note(number)
 
     def _range(self, draw: random.Random, kind: str) -> tuple[int, int]:
-        """Most are one block, some many, some not aligned at all; a quarter falls on a small hot part. Trims keep to whole blocks, because
-        NBD leaves open what becomes of a trim's edges."""
+        """Most ranges are one block, some many, some unaligned; a quarter is in a small hot region. Trims are whole
+        blocks, because NBD does not define what happens at a trim's edges.
+        """
         size = self._model.size
         space = size // 64 if draw.random() < 0.25 else size
         shape = draw.random()
@@ -170,9 +172,9 @@ class Load:
 
 
 def read_volume(uri: str, size: int) -> bytearray:
-    """The whole volume, over one connection, some requests at a time."""
+    """Reads the whole volume over one connection, several requests at a time."""
     into = bytearray(size)
-    asyncio.run(_read_into(uri, into))  # which returns nothing large: asyncio.run makes text of its result, in passing
+    asyncio.run(_read_into(uri, into))  # returns no data: asyncio.run formats its result as text
     return into
 
 

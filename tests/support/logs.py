@@ -1,4 +1,5 @@
-"""What no daemon's log may say, whatever a test does to the daemon: signs of a bug. A test that provokes one declares it:
+"""Log messages that are signs of a bug. No daemon may log them, whatever the test does. A test that provokes one
+declares it:
 `@pytest.mark.logs("stop step failed")`.
 """
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 BUGS = (
-    "a bug",  # server.py: a call failed with something that is no IomeshError
+    "a bug",  # server.py: a call failed with an exception that is no IomeshError
     "stop step failed",
     "invariant broken",
     "Traceback (most recent call last)",
@@ -22,7 +23,7 @@ LINES_MAX = 20
 
 
 def complaints(text: str, expected: Iterable[str] = ()) -> list[str]:
-    """The lines of a log that tell of a bug, but for those that hold something expected."""
+    """Log lines that are signs of a bug, except those that contain an expected text."""
     allowed = tuple(expected)
     return [
         line
@@ -32,12 +33,12 @@ def complaints(text: str, expected: Iterable[str] = ()) -> list[str]:
 
 
 def check(folder: Path, expected: Iterable[str] = ()) -> None:
-    """Fails the test if a log anywhere in the folder tells of a bug."""
+    """Fails the test if any log in the folder has a sign of a bug."""
     check_after(lambda: None, folder, expected)
 
 
 def check_after(end: Callable[[], None], folder: Path, expected: Iterable[str] = ()) -> None:
-    """The same once `end` has run, which may remove the folder."""
+    """Checks logs after `end` has run, which may remove the folder."""
     with contextlib.ExitStack() as files:
         logs = [files.enter_context(path.open(errors="replace")) for path in sorted(folder.rglob("*.log"))]
         end()

@@ -1,10 +1,11 @@
-"""What a volume must hold: every acknowledged operation applied, every other one old or new, block by block.
+"""The oracle for a volume's contents: each acknowledged operation is applied, each other one is old or new, block by
+block.
 
-Data is self-describing: each 16 bytes written are {tag of the write, offset / 16}, so a wrong block can say which write it comes from.
-Operations in flight never overlap in bytes (a claim is refused), but they do share blocks: so the state of every byte is known, and
-two writes into one block at the same time must both be there. An operation that was not answered, or answered with an error, stays
-open until `settle_with` is given what became of it: within one block all of it or nothing, and from then on it counts as acknowledged or as
-never sent.
+Data is self-describing: each 16 bytes written are {tag of the write, offset / 16}, so a wrong block identifies the
+write it is from. Operations in flight never overlap in bytes (a claim is refused), but they do share blocks: so the
+state of every byte is known, and two concurrent writes to one block must both be present. An operation without an
+answer, or with an error, stays open until `settle_with` compares the volume: in each block all of it or nothing was
+applied, and from then on it counts as acknowledged or as never sent.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class Operation:
-    """A write (tag > 0) or something that makes zeros (tag 0)."""
+    """A write (tag > 0) or an operation that zeroes (tag 0)."""
 
     number: int
     kind: str  # write, zero, trim: for messages
@@ -33,7 +34,7 @@ class Operation:
 
 
 def content(tag: int, offset: int, length: int) -> bytes:
-    """What a write with this tag puts at a place."""
+    """The bytes that a write with this tag puts at an offset."""
     if tag == 0:
         return bytes(length)
     first, last = offset // 16, (offset + length - 1) // 16
@@ -45,7 +46,7 @@ def content(tag: int, offset: int, length: int) -> bytes:
 
 
 class Mismatch(AssertionError):
-    """The volume holds something that no history of acknowledged and open operations explains."""
+    """No history of acknowledged and open operations explains the volume's contents."""
 
 
 class Model:
@@ -62,7 +63,7 @@ class Model:
         return len(self.content)
 
     def begin(self, kind: str, offset: int, length: int) -> Operation | None:
-        """Claims a range for an operation; None while another one is open there."""
+        """Claims a range for an operation; None while another operation in it is open."""
         if not self.claim(offset, length):
             return None
         self._numbers += 1
@@ -78,11 +79,11 @@ class Model:
         self._close(operation)
 
     def abandon(self, operation: Operation) -> None:
-        """It was refused before anything was sent, or refused whole by contract: it never happened."""
+        """The operation was not sent, or was refused as a whole by contract: it has no effect."""
         self._close(operation)
 
     def claim(self, offset: int, length: int) -> bool:
-        """Keeps operations off a range: a reader that wants to know what it must find there claims it too."""
+        """Reserves a range; a reader that must know the expected data claims it too."""
         place = self._claimed[offset : offset + length]
         if place.any():
             return False
@@ -93,14 +94,14 @@ class Model:
         self._claimed[offset : offset + length] = False
 
     def check(self, offset: int, data: bytes) -> None:
-        """Fails unless `data`, read at `offset`, is what no open operation touches there."""
+        """Fails unless `data`, read at `offset`, is as expected. No open operation may overlap it."""
         actual = np.frombuffer(data, np.uint8)
         expected = self.content[offset : offset + len(data)]
         if not np.array_equal(actual, expected):
             raise Mismatch(self.describe(offset, actual, expected))
 
     def settle_with(self, volume: bytes | bytearray) -> None:
-        """Compares the whole volume, decides what became of open operations, and closes them."""
+        """Compares the whole volume, decides the outcome of open operations, and closes them."""
         actual = np.frombuffer(volume, np.uint8)
         assert len(actual) == self.size, f"the volume is {len(actual)} bytes long, not {self.size}"
         for operation in list(self.open.values()):
@@ -123,7 +124,7 @@ class Model:
         self.content[offset : offset + length] = np.frombuffer(content(operation.tag, offset, length), np.uint8)
 
     def _decide(self, operation: Operation, actual: NDArray[np.uint8]) -> None:
-        """Per block: if all of the operation's bytes there are new, it took place; whatever else is there is left for the comparison."""
+        """Per block: the operation was applied if all of its bytes are new. Anything else is left to the comparison."""
         offset, end = operation.offset, operation.offset + operation.length
         while offset < end:
             length = min(end, (offset // BLOCK + 1) * BLOCK) - offset
@@ -136,7 +137,7 @@ class Model:
         self.release(operation.offset, operation.length)
 
     def _name(self, data: NDArray[np.uint8], place: int, offset: int) -> str:
-        """The write that 16 bytes come from, if they tell."""
+        """The write that these 16 bytes are from, if they identify one."""
         start = place // 16 * 16 - offset
         piece = data[max(start, 0) : start + 16].tobytes()
         if not any(piece):

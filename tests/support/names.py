@@ -1,5 +1,6 @@
-"""Other names of a device, as administrators and disks make them. Each is a context that ends with its name, and skips, with the reason,
-where this machine cannot make it."""
+"""Other names of a device, as administrators and disks create them. Each is a context manager that removes the name at
+the end, and skips the test, with the reason, where this machine cannot create it.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def bind_mount(path: str, target: Path) -> Iterator[str]:
 
 @contextmanager
 def overlay(path: str) -> Iterator[str]:
-    """The file through an overlay whose upper layer has it: another filesystem and another inode, the same bytes."""
+    """The file through an overlay whose upper layer contains it: another filesystem and inode, the same bytes."""
     upper = Path(path).parent
     with tempfile.TemporaryDirectory(prefix="iomesh-overlay-", dir=upper.parent) as made:  # not below `upper`, and on its filesystem
         lower, work, merged = (Path(made, name) for name in ("lower", "work", "merged"))
@@ -71,7 +72,7 @@ def device_mapper(path: str, name: str) -> Iterator[str]:
 
 @contextmanager
 def device_node(path: str, node: Path) -> Iterator[str]:
-    """Another node of a block device."""
+    """A second device node of a block device."""
     number = Path(path).stat().st_rdev
     _run("a device node", "mknod", node, "b", str(os.major(number)), str(os.minor(number)))
     try:

@@ -1,7 +1,7 @@
-"""An NBD client of our own, so that a test knows exactly what was sent and what was answered: asyncio, many requests in flight.
+"""An NBD client that shows exactly what was sent and answered: asyncio, many requests in flight.
 
-Simple replies or structured ones; fixed newstyle. A connection that ends fails everything that was in flight with ConnectionError; an
-error of the server raises NbdError with its number.
+Simple or structured replies; fixed newstyle. When a connection ends, everything in flight fails with ConnectionError;
+an error of the server raises NbdError with its number.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ FLAG_FUA, FLAG_NO_HOLE, FLAG_DF, FLAG_REQ_ONE, FLAG_FAST_ZERO = 1, 2, 4, 8, 16
 
 _OPTION_GO, _OPTION_STRUCTURED, _OPTION_SET_META_CONTEXT = 7, 8, 10
 _REPLY_ACK, _REPLY_INFO, _REPLY_META_CONTEXT = 1, 3, 4
-CLOSE_SECONDS = 5  # that a server may take to end a connection
+CLOSE_SECONDS = 5  # limit for the server to end a connection
 _SIMPLE_MAGIC, _STRUCTURED_MAGIC, _REQUEST_MAGIC = 0x67446698, 0x668E33EF, 0x25609513
 _CHUNK_DATA, _CHUNK_HOLE, _CHUNK_STATUS, _CHUNK_ERROR_BIT = 1, 2, 5, 0x8000
 _CHUNK_DONE = 1
@@ -34,7 +34,7 @@ class _Pending:
     offset: int
     data: bytearray
     error: int = 0
-    covered: int = 0  # bytes of a structured read that chunks have told
+    covered: int = 0  # bytes of a structured read that chunks have covered
 
 
 class Connection:
@@ -63,7 +63,7 @@ class Connection:
 
     @classmethod
     async def over(cls, connected: socket.socket) -> Self:
-        """On a socket whose other end is past the handshake."""
+        """A connection on a socket whose peer is past the handshake."""
         connection = cls(*await asyncio.open_connection(sock=connected, limit=1 << 22))
         connection._replies = asyncio.create_task(connection._receive())
         return connection
@@ -89,7 +89,7 @@ class Connection:
         return [(int(count), int(state)) for count, state in words]
 
     def request(self, kind: int, offset: int, length: int, flags: int = 0, data: bytes = b"") -> asyncio.Future[bytes]:
-        """Sends at once; the future is done when the server has answered."""
+        """Sends at once; the future completes with the server's answer."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         if self._replies is None or self._replies.done() or self._writer.transport.is_closing():
             answer.set_exception(ConnectionError("the connection has ended"))
@@ -101,16 +101,16 @@ class Connection:
         return answer
 
     def leave(self) -> None:
-        """Disconnects, as the protocol wants it, and does not wait until the server has noticed."""
+        """Disconnects with NBD_CMD_DISC, without waiting for the server to notice."""
         self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
         self._writer.close()
 
     async def close(self) -> None:
         if self._replies is not None and not self._replies.done():
             self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-            await asyncio.wait({self._replies}, timeout=CLOSE_SECONDS)  # the server closes, and then knows of no connection any more
+            await asyncio.wait({self._replies}, timeout=CLOSE_SECONDS)  # after the server's close it no longer counts the connection
         self._writer.close()
-        with contextlib.suppress(OSError):  # when it was the server that went away first
+        with contextlib.suppress(OSError):  # if the server closed first
             await self._writer.wait_closed()
         if self._replies is not None:
             self._replies.cancel()
@@ -179,7 +179,7 @@ class Connection:
             pending.data[start : start + length - 8] = body[8:]
             pending.covered += length - 8
         elif kind == _CHUNK_HOLE:
-            pending.covered += int.from_bytes(body[8:12], "big")  # the buffer is zeros already
+            pending.covered += int.from_bytes(body[8:12], "big")  # the buffer is already zeros
         elif kind == _CHUNK_STATUS:
             pending.data[:] = body[4:]
         elif kind & _CHUNK_ERROR_BIT:

@@ -1,6 +1,7 @@
-"""Where everything lies on a device at rest: each superblock, journal block, header, payload block, footer, with its byte offset.
+"""Where every structure lies on a device at rest: superblocks, journal blocks, headers, payload blocks, footers, with
+byte offsets.
 
-The parsers are the engine's; the walk is of its own, over the directory that the journal tells (docs/formats.md).
+The parsers are the engine's; the walk is independent of it, over the journal's directory (docs/formats.md).
 """
 
 import mmap
@@ -21,19 +22,20 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """One structure on the device. `kind`: superblock, superblock twin, journal, journal mirror, header, footer, footer table, or what a
-    payload block is: data, map, table, checkpoint."""
+    """One structure on the device. `kind`: superblock, superblock twin, journal, journal mirror, header, footer, footer
+    table, or the type of a payload block: data, map, table, checkpoint.
+    """
 
     kind: str
     offset: int
     length: int
-    what: str  # for messages: which one of its kind
+    what: str  # which one of its kind, for messages
     position: int = 0  # of data: the volume's block; of map: level << 56 | index
     sequence: int = 0  # of the record that it belongs to
 
     @property
     def structure(self) -> str | None:
-        """Its name in engine.structures(), where it has fields."""
+        """Its name in engine.structures(), if it has fields."""
         return {
             "superblock": "Superblock",
             "superblock twin": "Superblock",
@@ -74,7 +76,7 @@ class DeviceAtRest:
         ]
 
     def stable(self) -> int:
-        """The highest sequence number of which a header says that everything up to it was acknowledged and on stable media."""
+        """The highest `stable` of all headers: everything up to this sequence was acknowledged and stable."""
         return max((record["stable"] for segment in self.segments for _, record in self._records(segment)), default=0)
 
     def last_sequence(self) -> int:
@@ -131,7 +133,7 @@ class DeviceAtRest:
         return Segment(entry["segment"], entry["state"] == SEALED, entry["footer_block"], tuple(offsets[: entry["blocks"]]))
 
     def _records(self, segment: Segment) -> Iterator[tuple[int, Fields]]:
-        """Each valid record's block and header, as far as they follow each other."""
+        """Block and header of each valid record, up to the first break in the chain."""
         block, previous = 0, 0
         while block < len(segment.offsets) and (not segment.footer_block or block < segment.footer_block):
             record = engine.read_record(self._block(segment.offsets[block]))

@@ -1,4 +1,4 @@
-"""A PostgreSQL server on a folder: made, started, stopped, and ended by force when the disk under it is gone."""
+"""A PostgreSQL server on a folder: create, start, stop, and kill when the disk under it has failed."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ USER = "postgres"
 SETTINGS = {
     "listen_addresses": "''",
     "shared_buffers": "64MB",  # small, so that the disk is read
-    "max_wal_size": "128MB",  # checkpoints often, so that one is under way when the disk dies
+    "max_wal_size": "128MB",  # frequent checkpoints, so that one is in progress when the disk fails
     "checkpoint_timeout": "30s",
     "wal_compression": "off",
     "restart_after_crash": "off",
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def binaries() -> Path:
-    """Where PostgreSQL's programs are: Debian keeps the server's off PATH."""
+    """The folder of PostgreSQL's programs: Debian keeps the server's off PATH."""
     folders: list[Path] = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True)
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         folders.append(Path(subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip()))
@@ -38,12 +38,12 @@ def binaries() -> Path:
 class Postgres:
     def __init__(self, data: Path, sockets: Path) -> None:
         self.data = data
-        self.sockets = sockets  # off the volume: the clients' way in
+        self.sockets = sockets  # outside the volume: the clients' sockets
         self._binaries = binaries()
         self._server: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:
-        """initdb, with checksums on, in a folder that the server's user owns."""
+        """initdb, with checksums on, in a folder owned by the server's user."""
         user = pwd.getpwnam(USER)
         for folder in (self.data, self.sockets):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -54,11 +54,11 @@ class Postgres:
         with (self.data / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
             file.flush()
-            os.fsync(file.fileno())  # initdb makes its files durable; what is added has to be, too
+            os.fsync(file.fileno())  # initdb syncs its files; the added file must be synced too
 
     def start(self) -> None:
-        """Starts the server and waits until it answers, that is: until its recovery is done."""
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of a server that we know is gone
+        """Starts the server and waits until it accepts connections, that is, until its recovery is complete."""
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a server that has certainly ended
         self._server = subprocess.Popen(
             [self._binaries / "postgres", "-D", self.data, "-k", self.sockets],
             user=USER,
@@ -78,7 +78,7 @@ class Postgres:
             self._server = None
 
     def kill(self) -> None:
-        """Ends every process of the server, by force, however its disk is."""
+        """Kills every process of the server, whatever the state of its disk."""
         if self._server is None:
             return
         children = [int(pid) for pid in run(["ps", "-o", "pid=", "--ppid", str(self._server.pid)], succeeds=False).stdout.split()]
@@ -108,7 +108,7 @@ class Postgres:
         return done.stdout
 
     def begin(self, name: str, *words: str | Path) -> subprocess.Popen[bytes]:
-        """Starts one of PostgreSQL's programs, for instance a load that runs until the server is gone."""
+        """Starts one of PostgreSQL's programs, for instance a load that runs until the server has ended."""
         return subprocess.Popen(
             [self._binaries / name, *words],
             user=USER,
@@ -125,7 +125,7 @@ class Postgres:
         return self.program("psql", "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", *_each("--command", statements))
 
     def check(self) -> None:
-        """Every index against its table, every table's structure; fails the test on the first fault."""
+        """Checks every index against its table and every table's structure; fails the test on the first fault."""
         self.program("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check", timeout=600)
 
     def environment(self) -> dict[str, str]:

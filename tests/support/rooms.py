@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def room(config: pytest.Config) -> Iterator[Path]:
-    """A folder on a real disk (direct I/O) with a short path (for sockets), that others may enter (PostgreSQL's user)."""
+    """A folder on a real disk (direct I/O) with a short path (for sockets), open to PostgreSQL's user."""
     folder = Path(tempfile.mkdtemp(prefix="iomesh-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")))
     folder.chmod(0o755)
     try:
@@ -25,7 +25,7 @@ def room(config: pytest.Config) -> Iterator[Path]:
 
 
 def seed(config: pytest.Config) -> int:
-    """What --seed says, or one number for the whole run."""
+    """The value of --seed, or one random number for the whole run."""
     given = config.getoption("--seed")
     if given is None:
         given = config.option.seed = int.from_bytes(os.urandom(4), "big")

@@ -1,4 +1,4 @@
-"""Running other people's programs: each either does what it was asked or fails the test with everything it said."""
+"""Runs external programs: each succeeds, or fails the test with all of its output."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user'
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a program; a test that needs one which is not installed is skipped, and says what to install."""
+    """The path of a program. Skips the test with an install hint if it is not installed."""
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(SYSTEM_FOLDERS))
     if found is None:
         pytest.skip(f"{name} is not installed: apt-get install {package}")
@@ -24,7 +24,7 @@ def tool(name: str, package: str) -> str:
 def run(
     command: Sequence[str | Path], *, timeout: float = 300, stdin: str | None = None, succeeds: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; fails the test unless it succeeds (or, with `succeeds` False, leaves that to the caller)."""
+    """Runs a command to completion; fails the test unless it succeeds (with `succeeds` False the caller checks)."""
     words = [str(word) for word in command]
     done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
     if succeeds and done.returncode != 0:
@@ -33,7 +33,7 @@ def run(
 
 
 def eventually(true: Callable[[], bool], *, what: str, seconds: float = 120) -> None:
-    """Waits until something is true; the limit is there to end a hung test, it says nothing about speed."""
+    """Waits until a condition is true. The limit only ends hung tests; it is not a performance limit."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
@@ -50,7 +50,7 @@ def alive(pid: int) -> bool:
 
 
 def end(pid: int, sign: signal.Signals = signal.SIGKILL, *, seconds: float = 120) -> None:
-    """Ends a process, whoever its parent is, and returns once it is gone."""
+    """Ends a process, whoever its parent is, and returns once it has ended."""
     try:
         os.kill(pid, sign)
     except ProcessLookupError:

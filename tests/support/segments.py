@@ -1,11 +1,11 @@
-"""Sealed segments on a store's device, whose blocks say where they belong."""
+"""Sealed segments on a store's device, whose blocks contain their own address."""
 
 from pathlib import Path
 
 from iomesh.engine.views.store import StoreView
 from support.stores import BLOCK, V, write_at
 
-FOOTER_BLOCKS = 4  # of each: what a compaction keeps always
+FOOTER_BLOCKS = 4  # blocks per footer: compaction always keeps them
 
 
 def block_of(segment: int, number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A file system that is full when it is told to be."""
+"""A file system that a test can fill up."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ class SmallFileSystem:
             pytest.skip("a tmpfs cannot be mounted here")
 
     def fill(self) -> None:
-        """Not a byte is free."""
+        """Fills it to the last byte."""
         with self._filler.open("ab", buffering=0) as file:
             for size in (1 << 20, 4096, 1):
                 while _written(file, bytes(size)):
@@ -37,7 +37,7 @@ class SmallFileSystem:
 
 
 def _written(file: BinaryIO, data: bytes) -> bool:
-    """False if there is no space."""
+    """Returns False if there is no space."""
     try:
         file.write(data)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Blocks of an export that are all one number, and which are there."""
+"""Blocks of an export that are filled with one number each, written and read back."""
 
 from support.daemon import MIB
 from support.nbd import Connection
@@ -15,7 +15,7 @@ async def put(uri: str, blocks: Held) -> None:
 
 
 async def holding(uri: str) -> Held:
-    """Every block that is not empty, by the stamp that it holds."""
+    """The stamp of every block that is not empty."""
     connection = await Connection.connect(uri)
     found = {}
     for at in range(0, connection.size, MIB):

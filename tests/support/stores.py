@@ -1,4 +1,4 @@
-"""A store on a file, its journal as bytes, and what a crash or damage makes of it: always the same for the same seed."""
+"""A store on a file, its journal as bytes, and the effects of crashes and damage; deterministic for a seed."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def formatted(path: Path, size: int = SMALLEST) -> Path:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the parts of the journal lie, for a device of the smallest size unless told otherwise."""
+    """Offsets of the journal's parts, by default for a device of the smallest size."""
 
     journal_bytes: int = MEBIBYTE
 
@@ -56,7 +56,7 @@ PLACES = Places()
 
 
 def read_head(path: Path) -> bytes:
-    """Superblocks and journal: all that a store reads when it opens."""
+    """Superblocks and journal: everything a store reads on open."""
     with path.open("rb") as file:
         return file.read(PLACES.end)
 
@@ -66,11 +66,11 @@ def write_at(path: Path, offset: int, data: bytes) -> None:
         file.seek(offset)
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # the store reads past the page cache
+        os.fsync(file.fileno())  # the store bypasses the page cache
 
 
 def opened(path: Path) -> Directory | StoreRefused:
-    """The directory as a new process finds it, or why it does not."""
+    """The directory as a new process reads it, or the reason for refusal."""
     with StoreView(path) as store:
         try:
             store.open()
@@ -80,10 +80,10 @@ def opened(path: Path) -> Directory | StoreRefused:
 
 
 def crashes(history: list[Event], draw: random.Random, per_point: int) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """What a power cut may leave of what was written.
+    """Possible contents after a power cut.
 
-    For every point of the history: what was flushed before it, and of the writes since then any choice, in any order, each possibly torn
-    between its sectors. Yields the number of events before the cut, and sectors by their offset.
+    For every point of the history: everything flushed before it, and any subset of the writes since then, in any order,
+    each possibly torn between its sectors. Yields the number of events before the cut, and sectors by their offset.
     """
     flushed: dict[int, bytes] = {}
     since: list[tuple[int, bytes]] = []
@@ -114,7 +114,7 @@ def with_sectors(head: bytes, sectors: dict[int, bytes]) -> bytes:
 
 
 def damages(data: bytes, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Every kind of wrong that a range may go."""
+    """Every kind of damage to a range."""
     flipped = bytearray(data)
     flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     yield "a bit flipped", bytes(flipped)

@@ -1,6 +1,7 @@
-"""What a volume's checkpoint says is alive, and what is: a walk of every tree that it names, read from the device from outside.
+"""Live blocks by the checkpoint's counts, and by an independent walk of every tree that the checkpoint names.
 
-The engine counts live blocks as they are born and die; here they are counted by looking. Nothing of the engine's own walking is used.
+The engine counts live blocks incrementally; here they are counted by walking the device, without the engine's own
+walks.
 """
 
 from collections import Counter
@@ -17,17 +18,17 @@ LEVELS = 5
 
 @dataclass(frozen=True)
 class Walked:
-    counted: dict[int, int]  # segment -> live, by the checkpoint's segment table
-    found: dict[int, int]  # segment -> blocks that a tree of it reaches
+    counted: dict[int, int]  # segment -> live blocks, by the checkpoint's segment table
+    found: dict[int, int]  # segment -> blocks reachable from its trees
     snapshots: list[dict[str, Any]]
 
 
 class Trees:
-    """Of one volume on one device."""
+    """The trees of one volume on one device."""
 
     def __init__(self, device: DeviceAtRest, volume: bytes) -> None:
         self.device, self.volume = device, volume
-        self.data: set[Address] = set()  # of what was reached, the blocks of data
+        self.data: set[Address] = set()  # the reached blocks that are data
         self.replicas = {one.segment: one for one in device.directory().replicas.values() if one.volume == volume}
 
     def block(self, pointer: tuple[int, int, int]) -> bytes:
@@ -38,7 +39,7 @@ class Trees:
         return data
 
     def reach(self, root: tuple[int, int, int] | None, level: int = LEVELS - 1) -> set[Address]:
-        """Every block of a tree, nodes and data; data blocks are verified, too."""
+        """Every block of a tree, nodes and data; data blocks are verified too."""
         if root is None:
             return set()
         reached = {root[:2]}
@@ -70,7 +71,7 @@ def walk(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
         assert len(snapshots) == head["snapshot_entries"]
         alive = trees.reach(head["root"])
         for snapshot in snapshots:
-            if snapshot["flags"] & DYING:  # what grew from it answers for what they have in common
+            if snapshot["flags"] & DYING:  # shared blocks count for its successor
                 alive |= trees.reach(snapshot["root"]) - trees.reach(snapshot["successor"])
             elif not snapshot["flags"] & CLONE:
                 alive |= trees.reach(snapshot["root"])
@@ -81,7 +82,7 @@ def walk(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
 
 
 def check_counts(trees: Trees, head: dict[str, Any], snapshots: list[dict[str, Any]]) -> None:
-    """What every map holds, and what of it its parent does not, as the checkpoint counts them and as they are found."""
+    """Compares each map's block counts, total and not shared with its parent, with the checkpoint's counts."""
     entries = {one["id"]: one for one in snapshots if not one["flags"] & CLONE}
 
     def data(root: tuple[int, int, int] | None) -> set[Address]:

@@ -1,4 +1,4 @@
-"""A trial installation (`iomesh trial`) for a test: its own directory, its own daemons, gone afterwards whatever happened in between."""
+"""A trial installation (`iomesh trial`) for a test: its own directory and daemons, always removed afterwards."""
 
 import json
 import os
@@ -32,14 +32,14 @@ class Trial:
         self.described = json.loads(self._iomesh("trial", "start", "--dir", str(self.directory), "--json"))
 
     def try_to_start(self) -> subprocess.CompletedProcess[str]:
-        """Starts the daemons when that may rightly be refused: the caller looks at what came of it."""
+        """Starts the daemons where a refusal may be correct: the caller checks the result."""
         done = run([iomesh_command(), "trial", "start", "--dir", self.directory, "--json"], timeout=300, succeeds=False)
         if done.returncode == 0:
             self.described = json.loads(done.stdout)
         return done
 
     def begin_to_start(self) -> subprocess.Popen[str]:
-        """Starts the daemons and returns at once, to do something to them meanwhile."""
+        """Starts the daemons without waiting, so the test can interfere."""
         return subprocess.Popen(
             [iomesh_command(), "trial", "start", "--dir", str(self.directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -50,18 +50,18 @@ class Trial:
             end(pid)
 
     def stop(self) -> None:
-        """A clean stop, as an administrator's: SIGTERM, and the daemons end by themselves."""
+        """A clean stop, as by an administrator: SIGTERM, and the daemons end by themselves."""
         for pid in self.pids():
             end(pid, signal.SIGTERM)
 
     def down(self) -> None:
-        """Ends everything. Never raises: it runs after a test that failed too."""
+        """Ends all processes. Never raises: it also runs after a failed test."""
         run([iomesh_command(), "trial", "down", "--dir", str(self.directory)], timeout=300, succeeds=False)
         for pid in self.running():
             end(pid)
 
     async def make_volume(self, name: str, size_bytes: int) -> str:
-        """Another volume beside the trial's own; its NBD URI."""
+        """Creates another volume beside the trial's own; returns its NBD URI."""
         async with Client(self.control) as client:
             await client.create_volume(name, size_bytes)
             return (await client.export_volume(name)).uris[0]
@@ -90,7 +90,7 @@ class Trial:
         return int(self.described["volumes"][0]["size"])
 
     def running(self) -> list[int]:
-        """Daemons of this trial, told by their command lines, so that one which no one has announced yet is found too."""
+        """Daemons of this trial, identified by command line, so that one that is not yet registered is found too."""
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -104,7 +104,7 @@ class Trial:
         return found
 
     def await_daemon(self, starting: subprocess.Popen[str]) -> int | None:
-        """The process of a daemon that is being started; None if the start ended without one."""
+        """The process of a starting daemon; None if the start ended without one."""
         eventually(lambda: bool(self.running()) or starting.poll() is not None, what="a daemon of the trial appears")
         running = self.running()
         return running[0] if running else None

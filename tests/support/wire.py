@@ -1,7 +1,7 @@
-"""NBD byte by byte: a client that sends whatever a test wants, right or wrong, and shows every reply as it came.
+"""NBD byte by byte: a client that sends anything, valid or not, and returns every reply as received.
 
-Blocking sockets and no thread: what is in flight is what was sent and not yet received. Who sends more than sockets hold must receive
-in between; `sending` does both at once.
+Blocking sockets, no thread: requests in flight are those sent and not yet received. A caller that sends more than the
+socket buffers take must receive in between; `sending` does both at once.
 """
 
 import select
@@ -16,7 +16,7 @@ READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR, ERROR_OFFSET = 1, 2, 5, 0x8001, 0x8002
 SIMPLE_MAGIC, CHUNK_MAGIC = 0x67446698, 0x668E33EF
-SECONDS = 60.0  # until a test that waits for a reply gives up
+SECONDS = 60.0  # timeout of a test that waits for a reply
 
 
 @dataclass
@@ -32,11 +32,11 @@ class Chunk:
 
 @dataclass
 class Answer:
-    """All that was said to one request."""
+    """The complete answer to one request."""
 
     error: int = 0
-    data: bytes = b""  # of a read, put together
-    chunks: list[Chunk] = field(default_factory=list)  # none: a simple reply
+    data: bytes = b""  # of a read, reassembled
+    chunks: list[Chunk] = field(default_factory=list)  # empty for a simple reply
 
     @property
     def extents(self) -> list[tuple[int, int]]:
@@ -83,7 +83,7 @@ class Wire:
 
     @classmethod
     def over(cls, connected: socket.socket, *, structured: bool) -> Self:
-        """Where hands are shaken already."""
+        """A connection on a socket that is past the handshake."""
         wire = cls.__new__(cls)
         wire.socket = connected
         wire._begin(structured)
@@ -92,7 +92,7 @@ class Wire:
     def _begin(self, structured: bool) -> None:
         self.structured = structured
         self.asked: dict[int, Asked] = {}
-        self._chunks: dict[int, list[Chunk]] = {}  # of answers that are not complete
+        self._chunks: dict[int, list[Chunk]] = {}  # of incomplete answers
         self._cookies = 0
 
     def __enter__(self) -> Self:
@@ -101,7 +101,7 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    # what is sent
+    # sending
 
     def ask(self, command: int, offset: int, length: int, *, flags: int = 0, data: bytes = b"", cookie: int | None = None) -> int:
         """Sends a request and returns its cookie."""
@@ -110,7 +110,7 @@ class Wire:
         return int.from_bytes(header[8:16], "big")
 
     def header(self, command: int, offset: int, length: int, *, flags: int = 0, cookie: int | None = None) -> bytes:
-        """A request as bytes, whose answer will be understood."""
+        """A request as bytes; its answer is registered as expected."""
         self._cookies += 1
         cookie = self._cookies if cookie is None else cookie
         assert cookie not in self.asked
@@ -118,7 +118,7 @@ class Wire:
         return request(command, offset, length, flags=flags, cookie=cookie)
 
     def sending(self, data: bytes, answered: Callable[[int, Answer], None]) -> None:
-        """Sends all of it, taking answers as they come."""
+        """Sends everything and passes each answer to `answered` as it arrives."""
         view = memoryview(data)
         while view:
             readable, writable, _ = select.select([self.socket], [self.socket], [], SECONDS)
@@ -128,7 +128,7 @@ class Wire:
             if writable:
                 view = view[self.socket.send(view[:65536], socket.MSG_DONTWAIT) :]
 
-    # what is received
+    # receiving
 
     def do(self, command: int, offset: int, length: int, *, flags: int = 0, data: bytes = b"") -> Answer:
         """One request and its answer, with nothing else in flight."""
@@ -147,7 +147,7 @@ class Wire:
         return answer.data
 
     def answers(self) -> dict[int, Answer]:
-        """Of everything in flight, by cookie."""
+        """The answers to everything in flight, by cookie."""
         answered = {}
         while self.asked:
             cookie, answer = self.next_answer()
@@ -155,7 +155,7 @@ class Wire:
         return answered
 
     def next_answer(self) -> tuple[int, Answer]:
-        """The next one that is complete; chunks of others may come between its own."""
+        """The next complete answer; its chunks may be interleaved with chunks of others."""
         while True:
             magic = int.from_bytes(self.receive(4), "big")
             if magic == SIMPLE_MAGIC:
@@ -187,7 +187,7 @@ class Wire:
         return bytes(received)
 
     def ended(self) -> bool:
-        """Waits for the end; False if something comes instead."""
+        """Waits for the connection's end; False if data arrives instead."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -205,7 +205,7 @@ class Wire:
 
 
 def assembled(asked: Asked, chunks: Iterable[Chunk]) -> Answer:
-    """Chunks as the specification allows them, put together."""
+    """Reassembles chunks and checks them against the specification."""
     answer = Answer(chunks=list(chunks))
     data, covered = bytearray(asked.length if asked.command == READ else 0), 0
     told: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""Runs a command on what looks like a kernel without io_uring: `python withheld.py ENOSYS command ...`.
+"""Runs a command as on a kernel without io_uring: `python withheld.py ENOSYS command ...`.
 
-A seccomp filter answers io_uring_setup(2) with the error that is named, as an old kernel (ENOSYS), an administrator or a container's
-profile (EPERM) does; every other call passes.
+A seccomp filter answers io_uring_setup(2) with the given error, as an old kernel (ENOSYS), an administrator or a
+container's profile (EPERM) does; every other call passes.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ class Program(ctypes.Structure):
 
 
 def withhold(error: int) -> None:
-    """From now on, and for whatever this process becomes."""
+    """Installs the filter for this process and every program that it executes."""
     instructions = b"".join(
         struct.pack("=HBBI", code, if_true, if_false, operand)
         for code, if_true, if_false, operand in (
-            (LOAD_WORD, 0, 0, 0),  # the number of the call
+            (LOAD_WORD, 0, 0, 0),  # system call number
             (JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
             (RETURN, 0, 0, SECCOMP_RET_ERRNO | error),
             (RETURN, 0, 0, SECCOMP_RET_ALLOW),

@@ -1,4 +1,4 @@
-"""Simulated worlds: one with a device, made and asked from Python."""
+"""Simulated worlds with one device, created and driven from Python."""
 
 import math
 
@@ -29,7 +29,7 @@ def finished(view: WorldView, *asks: Ask) -> list[int]:
 
 
 def torn(contents: bytes) -> list[int]:
-    """Which byte fills each sector; fails if one is mixed."""
+    """The fill byte of each sector; fails if a sector is mixed."""
     sectors = [contents[at : at + SECTOR] for at in range(0, len(contents), SECTOR)]
     for sector in sectors:
         assert len(set(sector)) == 1, "a sector is written whole or not at all"
@@ -37,5 +37,5 @@ def torn(contents: bytes) -> list[int]:
 
 
 def about(count: int, expected: float) -> bool:
-    """Within five standard deviations of a binomial draw: a seed that fails here is no accident."""
+    """Within five standard deviations of a binomial draw: a failing seed is no accident."""
     return abs(count - expected) < 5 * math.sqrt(expected) + 1
