@@ -1,12 +1,13 @@
-# Stable media for one log: which devices hold what is committed only in their caches, and how far the log is stable.
+# Flushes for one log: tracks which devices hold committed records only in their volatile caches, and up to which
+# record the log is stable.
 #
 # Always true:
-#   - a flush makes stable what was committed when it began; who asks while one is under way is served by the next, together with
-#     everyone else who asked meanwhile;
-#   - a device whose flush has failed is not asked again: a later success would prove nothing (store/device_flusher.pyx). The log takes what it has
-#     there to another device (on_failure), and the flush begins anew; or the log cannot, and the flush fails, as each one will from then on.
+#   - a flush makes stable what was committed when it began; requests that arrive while one is under way share the next;
+#   - a device whose flush has failed is never flushed again: a later success would prove nothing
+#     (store/device_flusher.pyx). The log moves its data to another device (on_failure) and the flush restarts. If the
+#     log cannot move it, this flush and all later ones fail.
 #
-# On devices without a volatile cache what is committed is stable, and a flush costs nothing.
+# On devices without a volatile cache, committed records are stable at once and a flush costs nothing.
 
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -21,7 +22,7 @@ from iomesh.engine.store.store cimport Store
 
 
 cdef class Flusher:
-    """reactor: the log's. stores: list of Store, those that may hold records of it. Raises MemoryError."""
+    """reactor: the log's. stores: list of the Stores that may hold its records. Raises MemoryError."""
 
     def __cinit__(self, Reactor reactor, list stores):
         cdef uint32_t i
@@ -42,7 +43,7 @@ cdef class Flusher:
         release(self.stores)
 
     cdef void commits(self, uint64_t sequence, uint32_t store) noexcept nogil:
-        """Record `sequence` is committed; it was written to the store of this number."""
+        """Record `sequence` is committed; it was written to store number `store`."""
         self.committed = sequence
         if not self.any_volatile:
             self.stable = sequence
@@ -77,7 +78,7 @@ cdef class Flusher:
         self.step(NULL)
 
     cdef void step(self, Operation* operation) noexcept nogil:
-        """One of a flush's devices, or the loop that asked them, is done."""
+        """One device of the flush has finished, or the loop in start() has."""
         if operation is not NULL and operation.result < 0:
             (<StoreFlush*>operation).failed = True
             self.failed += 1
@@ -98,7 +99,7 @@ cdef class Flusher:
             self.set_failed_dirty(True)
             self.end(error)
         else:
-            self.set_failed_dirty(False)         # what was written there since is elsewhere, too
+            self.set_failed_dirty(False)         # what was written there since has been moved, too
             self.start()
 
     cdef void set_failed_dirty(self, bint dirty) noexcept nogil:

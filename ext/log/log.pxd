@@ -1,4 +1,4 @@
-# A volume's log: records gathered per turn, written to the open segment, committed in order. See log/log.pyx.
+# A volume's log: batches records per reactor turn, writes them to the open segment, commits in order. See log/log.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.log.flusher cimport Flusher
@@ -14,16 +14,16 @@ from iomesh.engine.log.open_segments cimport OpenSegment, OpenSegments, Transfer
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
-    RECORDS_MAX = 16                 # of one log under way
+    RECORDS_MAX = 16                 # per log, in flight
 
 cdef enum RecordState:
     RECORD_IDLE, RECORD_BUILDING, RECORD_WRITING, RECORD_WRITTEN
 
-cdef struct Part:                    # what one append added to a record, and who is to be told when it commits
-    Request* request                 # NULL: nobody's
-    Node* leaf                       # pinned until the commit; NULL: a map node or a block of a checkpoint
-    void* merge                      # the Merge that this finishes; NULL: none
-    Pointer* placed                  # told where the blocks are, in order; NULL: nobody asks
+cdef struct Part:                    # what one append added to a record, and what to notify at the commit
+    Request* request                 # NULL: none
+    Node* leaf                       # pinned until the commit; NULL: the part is a map node or a checkpoint block
+    void* merge                      # the Merge that this completes; NULL: none
+    Pointer* placed                  # receives the blocks' addresses, in order; NULL: not needed
     uint16_t first                   # entry
     uint16_t count
 
@@ -35,10 +35,10 @@ cdef struct Record:
     uint32_t block                   # where in the segment
     uint32_t entries
     uint32_t payload                 # blocks
-    uint32_t room                    # payload blocks it may have
+    uint32_t room                    # payload blocks that fit
     uint32_t part_count
     void* log
-    Record* next                     # of those under way: the order of the log
+    Record* next                     # the next record under way, in log order
     Transfer transfer
     Part parts[RECORD_ENTRIES_MAX]
 
@@ -51,53 +51,53 @@ cdef class Log:
     cdef Flusher flusher
     cdef uint8_t volume[16]
     cdef uint64_t epoch
-    cdef uint64_t sequence           # of the newest record that was closed
-    cdef uint64_t committed          # of the newest one that is committed
-    cdef uint64_t bytes              # of records, written since the volume was opened
+    cdef uint64_t sequence           # of the newest closed record
+    cdef uint64_t committed          # of the newest committed record
+    cdef uint64_t bytes              # bytes of records written since the volume was opened
     cdef uint64_t bytes_at_checkpoint
-    cdef int error                   # the log is broken: a negative errno, for good
-    cdef bint failing                # an error is being worked around; appends wait
-    cdef bint draining               # a checkpoint waits for what is under way: doors append nothing meanwhile (they wait in `waiters`)
+    cdef int error                   # a negative errno: the log has failed permanently
+    cdef bint failing                # an error is being handled; appends wait
+    cdef bint draining               # a checkpoint waits for records under way; user writes wait in `waiters`
     cdef Record records[RECORDS_MAX]
-    cdef uint32_t under_way          # entries of records that are closed and not committed
+    cdef uint32_t under_way          # entries of closed, uncommitted records
     cdef Record* building
-    cdef Record* oldest              # of those under way
+    cdef Record* oldest              # of the records under way
     cdef Record* newest
     cdef Waiters waiters             # for room
     cdef Waiters commits             # for any commit
     cdef Operation pool_wait
     cdef bint pool_wait_asked
-    cdef uint64_t content            # the newest record that is more than a mark
-    cdef uint64_t changed            # the newest one with data or zeros
+    cdef uint64_t content            # the newest record with entries (an idle log's record has none)
+    cdef uint64_t changed            # the newest record with data or zeros
     cdef Operation turn_end
     cdef bint turn_end_asked
-    cdef uint32_t batch_target       # entries that were under way or being gathered when the last record under way committed
+    cdef uint32_t batch_target       # entries in flight or being batched when the last record under way committed
     cdef Operation gather_timer
     cdef bint gather_timer_set
     cdef uint64_t* counters
-    # the mark that is written when the log falls idle
+    # the empty record that is written when the log falls idle
     cdef Operation idle_timer
     cdef Operation idle_flush
     cdef bint idle_timer_set
-    cdef bint idle_flushing          # `idle_flush` is waited for: a slow device may take longer than the timer
+    cdef bint idle_flushing          # `idle_flush` is pending; a slow device may take longer than the timer
     cdef int64_t closed_ns           # when the newest record was closed
     cdef LogClock clock
-    cdef uint64_t recorded_ns        # log time of the newest record that was closed
+    cdef uint64_t recorded_ns        # log time of the newest closed record
     cdef uint64_t marked             # `stable` in the newest header
-    # who applies what commits
+    # the volume, which applies committed records
     cdef void* owner
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
-    cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # it will never commit: the log is broken
+    cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # the record will never commit: the log has failed
 
-    cdef int room(self, int urgency) noexcept nogil                # payload blocks that may be appended now; 0: wait in `waiters`; or a negative errno
+    cdef int room(self, int urgency) noexcept nogil                # payload blocks that fit now; 0: wait in `waiters`; or a negative errno
     cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil      # data NULL: zeros
     cdef void add_zero(self, uint64_t block, uint32_t count, Part part) noexcept nogil
     cdef void add_block(self, int kind, uint64_t position, uint8_t flags, const void* data, Part part) noexcept nogil
     # for tasks
     cdef int wait_room(self) noexcept nogil                        # FOR_SPACE; 0 or a negative errno
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil
-    cdef uint64_t last_appended(self) noexcept nogil               # the sequence of the building record or of the newest one
-    cdef void finish(self) noexcept nogil                          # commits what is under way, seals the open segment
+    cdef uint64_t last_appended(self) noexcept nogil               # sequence of the record being built, if it has entries, else of the newest
+    cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside
     cdef int begin_record(self, int urgency) noexcept nogil
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil

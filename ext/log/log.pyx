@@ -1,27 +1,29 @@
 # A volume's log: one writer, one sequence of records.
 #
-# A record's life:
+# States of a record:
 #
 #     IDLE -> BUILDING -> WRITING -> WRITTEN -> (committed) IDLE
 #
-#   BUILDING  what arrives in this turn of the reactor is copied behind its header (group commit); at the turn's end, or when it is
-#             full, it is closed: it gets its sequence number, its place and its checksum, and is written
+#   BUILDING  writes that arrive in this reactor turn are copied behind its header (group commit). At the end of the
+#             turn, or when it is full, it is closed: it gets its sequence number, place and checksum, and is written
 #   WRITTEN   its write is complete; it commits once every earlier record has
-#   committed the owner applies it to the map and acknowledges; its buffer goes back to the pool
+#   committed the owner applies it to the map and acknowledges it; its buffer returns to the pool
 #
 # Always true:
-#   - records commit in the order of their sequence numbers, without gaps; nothing is acknowledged before;
-#   - a record is appended only while the open segment has room for it and for the footer that all its records need;
-#   - what a failed write did not commit is still in its records' buffers: the segment is sealed before it and the records are
-#     written again, with the same numbers, in another segment (work_around);
-#   - nothing is appended where a flush has failed (leave_failed). What was appended there moves to another device before anybody is told that it is
-#     stable (settle); if it cannot, the log is broken, and all that is asked of it fails until the volume is opened again.
+#   - records commit in the order of their sequence numbers, without gaps; a write is acknowledged only after its
+#     commit;
+#   - a record is appended only if the open segment has room for it and for the footer of all records in the segment;
+#   - uncommitted records are still in their buffers. After a failed write the segment is sealed before the first
+#     uncommitted record, and these are written to another segment with the same sequence numbers (work_around);
+#   - nothing is appended on a device whose flush has failed (leave_failed). What was appended there moves to another
+#     device before it is reported stable (settle). If that fails, the log has failed: every request returns an error
+#     until the volume is opened again.
 #
-# When a log falls idle it writes an empty record: its `stable` says that everything before it was acknowledged and durable, so recovery
-# can tell a tail that was torn (and never acknowledged) from one that was damaged.
+# An idle log writes an empty record. Its `stable` field states that everything before it was acknowledged and durable.
+# With it, recovery distinguishes a torn, never acknowledged tail from a damaged one.
 #
-# The segments themselves are log/open_segments.pyx's, stable media log/flusher.pyx's. Format: docs/formats.md, "Record". Called by volume, checkpoint and
-# recovery, on the volume's reactor.
+# log/open_segments.pyx manages the segments, log/flusher.pyx the flushes. Format: docs/formats.md, "Record". Called by
+# volume, checkpoint and recovery, on the volume's reactor.
 
 from libc.errno cimport EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -43,14 +45,14 @@ from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, T
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
-    IDLE_NS = 50 * 1000 * 1000       # a log is idle when nothing was appended for so long
+    IDLE_NS = 50 * 1000 * 1000       # without an append for this long, a log is idle
     HEADER_FIXED = 128               # bytes of a header before its entries
-    FULL_ENTRIES = 62                # a quarter of what a record may have: its header is a small share of it
-    GATHER_NS = 200 * 1000           # where space is tight, a record waits so long for those whose writes were just acknowledged
+    FULL_ENTRIES = 62                # a quarter of the maximum: the header is then a small share of the record
+    GATHER_NS = 200 * 1000           # when space is tight, a record waits this long for clients just acknowledged
 
 
 cdef class Log:
-    """volume: 16 bytes. stores: list of Store. The rest is filled in by recovery before begin()."""
+    """volume: 16 bytes. stores: list of Store. Recovery sets the other fields before begin()."""
 
     def __cinit__(self, Reactor reactor, Pool pool, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
@@ -95,7 +97,7 @@ cdef class Log:
         return result if result <= 0 else <int>self.building.room
 
     cdef int begin_record(self, int urgency) noexcept nogil:
-        """A new record to build: 1; 0: wait in `waiters`; or a negative errno."""
+        """Start building a record. 1: started; 0: wait in `waiters`; or a negative errno."""
         cdef OpenSegment* open_segment
         cdef Record* record = NULL
         cdef char* buffer
@@ -113,7 +115,7 @@ cdef class Log:
                     return self.error
                 if self.open_segments.prepare_error and self.open_segments.prepare_error != -ENOSPC or urgency == FOR_SPACE:
                     return self.open_segments.prepare_error if self.open_segments.prepare_error else -ENOSPC
-                return no_room(self)                     # it ended at once: none is to be had
+                return no_room(self)                     # prepare() ended at once without a segment
             open_segment = self.open_segments.change()
         if not self.open_segments.admits(open_segment, urgency):
             return no_room(self)
@@ -153,7 +155,7 @@ cdef class Log:
                 memcpy(into, data, BLOCK_BYTES)
                 data += BLOCK_BYTES
             entry.position = block + i
-            entry.crc = crc32c(into, BLOCK_BYTES)        # of the copy: it is in the cache now, and the sender may change what it sent
+            entry.crc = crc32c(into, BLOCK_BYTES)        # of the copy: it is cached, and the client may change its buffer
             entry.count = 1
             entry.kind = KIND_DATA
             entry.flags = 0
@@ -251,7 +253,7 @@ cdef class Log:
         self.place(record, record.open_segment)
 
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
-        """Give a closed record its place in `tail` and write it there."""
+        """Assign a closed record its place in `open_segment` and write it there."""
         cdef RecordHeader* header = record.header
         cdef uint32_t blocks = 1 + record.payload
         record.open_segment = open_segment
@@ -276,21 +278,23 @@ cdef class Log:
         self.open_segments.write(&record.transfer, open_segment, record.block, <const char*>header, blocks)
 
     cdef void turn_ends(self) noexcept nogil:
-        """Write what was gathered, unless more is under way than that: then it waits for the next turn's, or for a commit.
+        """Write the batch, unless more entries are in flight than it has: then it waits for the next turn or a commit.
 
-        A record costs a header block, a submission and a completion, some 10 µs that one of 32 writes shares with 31 others: a reactor that
-        writes whatever a turn brings spends its core on records of one to five writes. Waiting for as many as are under way keeps half of
-        a busy client's queue at the device and half in the next record, whatever the depth of either; who has the log for himself
-        never waits, and nobody waits for longer than the device takes to write what is before it.
+        A record costs a header block, a submission and a completion: some 10 µs, which 32 writes in one record share. A
+        reactor that writes each turn's batch at once spends its core on records of one to five writes. Waiting for as
+        many entries as are in flight keeps half of a busy client's queue at the device and half in the next record, at
+        any queue depth. A write to an idle log never waits, and no write waits longer than the device takes for the
+        records before it.
 
-        Where space is tight, each header costs several blocks of cleaning as well. A small record waits there until nothing is under way, and
-        then a moment for the writers that were just told, who are about to come back (gathers): a busy client's whole queue shares one header.
+        When space is tight, each header also costs several blocks of cleaning. Then a small record waits until nothing
+        is in flight, and briefly for the next writes of the clients just acknowledged (gathers): a busy client's whole
+        queue shares one header.
         """
         cdef uint32_t least = self.under_way
         self.turn_end_asked = False
         if self.building is NULL:
             return
-        if self.building.entries == 0:                   # whoever began it has nothing to append after all, and another log may wait for its buffer
+        if self.building.entries == 0:                   # another log may wait for its buffer
             if not planted(b"empty_record_kept"):
                 self.give_up_record()
             return
@@ -305,7 +309,7 @@ cdef class Log:
         self.free_record(record)
 
     cdef bint gathers(self) noexcept nogil:
-        """Whether the record that is being built waits for writers to come back."""
+        """Whether the record being built waits for more writes of the clients just acknowledged."""
         if self.under_way or self.draining or self.building.entries >= self.batch_target or not self.open_segments.is_tight():
             return False
         if not self.gather_timer_set:
@@ -314,7 +318,7 @@ cdef class Log:
         return True
 
     cdef void gathered(self) noexcept nogil:
-        """Who has not come back by now is not waited for."""
+        """The wait for further writes is over."""
         self.gather_timer_set = False
         self.batch_target = 0
         if self.building is not NULL:
@@ -323,13 +327,13 @@ cdef class Log:
     cdef void buffer_came(self) noexcept nogil:
         self.pool_wait_asked = False
         wake_all(&self.waiters, 0)
-        if self.pool.free[<int>RECORD]:                  # not taken after all: the next one's turn
+        if self.pool.free[<int>RECORD]:                  # not taken after all: wake the next waiter
             wake_one(&self.pool.waiters[<int>RECORD], 0)
 
     # ------------------------------------------------------------------ committing
 
     cdef void advance(self) noexcept nogil:
-        """Commit what is written, in order."""
+        """Commit written records, in order."""
         cdef bint progress = False
         while self.oldest is not NULL and self.oldest.state == RECORD_WRITTEN and not self.failing:
             if self.oldest.transfer.error:
@@ -370,12 +374,12 @@ cdef class Log:
         cdef char* buffer = <char*>record.header
         record.header = NULL
         record.state = RECORD_IDLE
-        self.pool.give_back(buffer)                      # wakes who waits for one, who may begin this very record
+        self.pool.give_back(buffer)                      # may wake a waiter that reuses this record at once
 
     # ------------------------------------------------------------------ errors of devices
 
     cdef void segments_changed(self, int error) noexcept nogil:
-        """There may be room in a new segment; or, with an error, there will be none for what comes."""
+        """A new segment may have room; with an error, there will be no further segment."""
         if error and self.open_segments.current is NULL and self.oldest is NULL:
             self.break_off(error)
         wake_all(&self.waiters, 0)
@@ -389,7 +393,8 @@ cdef class Log:
         return False
 
     cdef int work_around(self) noexcept nogil:
-        """In a task: a write failed. Seal what is committed, write the rest again elsewhere. 0 or a negative errno."""
+        """In a task, after a failed write: seal the committed part, rewrite the rest elsewhere. 0 or a negative
+        errno."""
         cdef Record* record
         cdef OpenSegment* open_segment
         cdef int i
@@ -398,7 +403,7 @@ cdef class Log:
         while self.writes_left():
             wait_in(&self.commits)
         if self.error:
-            return self.error                            # a flush has failed, too
+            return self.error                            # a flush has failed meanwhile
         record = self.oldest
         while record is not NULL:
             if record.transfer.error:
@@ -430,7 +435,7 @@ cdef class Log:
         return 0
 
     cdef void break_off(self, int error) noexcept nogil:
-        """In a task: nothing can be written any more. What is under way ends first, and will never commit."""
+        """In a task: fail the log permanently. Waits for writes under way; their records never commit."""
         cdef Record* record
         cdef OpenSegment* open_segment
         cdef int i
@@ -462,7 +467,7 @@ cdef class Log:
         wake_all(&self.open_segments.changes, error)
 
     cdef void leave_failed(self) noexcept nogil:
-        """Nothing more is appended to segments on devices of which a flush has failed."""
+        """Stop appending to segments on devices whose flush has failed."""
         cdef OpenSegment* current = self.open_segments.current
         cdef OpenSegment* prepared = self.open_segments.prepared
         if prepared is not NULL and self.open_segments.has_failed(prepared):
@@ -476,7 +481,7 @@ cdef class Log:
         if self.open_segments.current is current:
             self.open_segments.close(current)
 
-    # ------------------------------------------------------------------ the mark of an idle log
+    # ------------------------------------------------------------------ the empty record of an idle log
 
     cdef void watch_idle(self) noexcept nogil:
         if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.open_segments.ending:
@@ -494,17 +499,17 @@ cdef class Log:
 
     cdef void fell_idle(self) noexcept nogil:
         if self.oldest is not NULL or self.building is not NULL or self.failing or self.open_segments.ending or self.error:
-            return                                       # not idle after all: the next commit sets the timer again
+            return                                       # not idle: the next commit sets the timer again
         if self.marked >= self.content:
             return
         if self.io.now_ns() - self.closed_ns < IDLE_NS:
-            self.watch_idle()                            # it was busy since the timer was set
+            self.watch_idle()                            # there was an append since the timer was set
         elif self.flusher.stable < self.content:
             if not self.idle_flushing or planted(b"idle_flush_twice"):
                 self.idle_flushing = True
                 self.flusher.flush(&self.idle_flush)
         elif self.begin_record(FOR_TRIMS) == 1:
-            self.close_record()                          # empty: its header says what is stable
+            self.close_record()                          # an empty record: its header states what is stable
 
     # ------------------------------------------------------------------ for tasks
 
@@ -549,7 +554,7 @@ cdef class Log:
 
 
 cdef inline int no_room(Log log) noexcept nogil:
-    """Of a write when space has run out: it waits in `waiters` as long as a cleaner is making some, and is refused otherwise."""
+    """Result for a write without space: 0 (wait in `waiters`) while a cleaner is making space, otherwise -ENOSPC."""
     return 0 if log.open_segments.space_is_coming() else -ENOSPC
 
 
@@ -605,18 +610,18 @@ cdef int64_t settle_body(void* argument) noexcept nogil:
 
 
 cdef void settle(Log log) noexcept nogil:
-    """A flush of a device has failed: what is not stable there moves to another one, or the log is broken."""
+    """A device flush has failed: move what is not stable there to another device, or fail the log."""
     log.leave_failed()
     while log.error == 0 and log.open_segments.any_failed():
         wait_in(&log.open_segments.changes)
-        log.leave_failed()                               # one may have been prepared there
+        log.leave_failed()                               # a segment may have been prepared there meanwhile
     log.flusher.settled(log.error)
 
 
 cdef int go_on_elsewhere(Log log) noexcept nogil:
     cdef int result = log.work_around()
     if log.error:
-        return result                                    # whoever broke it off meanwhile goes on with that
+        return result                                    # break_off() has run meanwhile and handles the rest
     log.failing = False
     if result < 0:
         log.break_off(result)

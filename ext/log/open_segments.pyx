@@ -1,16 +1,17 @@
-# The segments that a volume's log is appended to, from the store's "create" to its "seal".
+# A volume's open segments, from the store's create() to its seal().
 #
 #     free ---prepare---> prepared ---change---> current ---close---> sealing ---footer, stable media, journal---> free
 #                                                                        '----copy on another device, the same----^
 #
 # Always true:
-#   - at most one tail is current and one prepared to follow it, so changing segments waits for nothing;
-#   - a sealed segment is complete, on stable media and recorded in its store's journal, in this order;
-#   - what is not stable yet lies in segments that are open or being sealed, and of each of these the checksums of all blocks are in memory. So when a
-#     flush of their device fails, they are read back, compared, and written to another device beneath the same addresses (seal_elsewhere). Where
-#     that is impossible the log is broken (on_lost): only recovery may say what is left;
-#   - without space a tail is taken from the store's reserve, and only what makes space is appended to it (`Urgency`): a checkpoint finds room
-#     then, unless more than two volumes have taken of the reserve.
+#   - at most one segment is current and one prepared to follow it, so changing segments costs no wait;
+#   - a segment is sealed in this order: complete, on stable media, recorded in its store's journal;
+#   - data that is not stable yet lies in segments that are open or being sealed, and the checksums of all their blocks
+#     are in memory. When a flush of their device fails, they are read back, verified, and written to another device
+#     under the same addresses (seal_elsewhere). If that is impossible, the log has failed (on_lost), and only recovery
+#     can determine what is left;
+#   - without space a segment is taken from the store's reserve, and only appends that make space may use it
+#     (`Urgency`). So a checkpoint finds room, unless more than two volumes use the reserve.
 #
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
@@ -38,18 +39,19 @@ cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
 cdef enum:
-    SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log that found no space looks again
-    TIGHT = 2                        # times the reserve, and less is free
-    STORE_ERRORS_MAX = 64            # of one store before a log that found no other gives up
-    COPY_BLOCKS = 256                # read back and written at once
+    SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log without space checks again
+    TIGHT = 2                        # space is tight when at most this many times the reserve is free
+    STORE_ERRORS_MAX = 64            # of one store, before the log gives up
+    COPY_BLOCKS = 256                # copied per read and write
     SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
-    DEVICE_SHARE = 64                # a segment has at most this part of its device
-    READ_TRIES = 5                   # of what is read back, ...
-    READ_AGAIN_NS = 20 * 1000 * 1000     # ... so long after each other
+    DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
+    READ_TRIES = 5                   # attempts to read back a piece, ...
+    READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
 
 
 cdef class OpenSegments:
-    """volume: 16 bytes. stores: list of Store. segment_blocks: of every new segment. Raises MemoryError, ValueError."""
+    """volume: 16 bytes. stores: list of Store. segment_blocks: maximum of a new segment. Raises MemoryError,
+    ValueError."""
 
     def __cinit__(self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
         cdef int i
@@ -83,7 +85,7 @@ cdef class OpenSegments:
         release(self.store_errors)
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil:
-        """Payload blocks that a record begun now in this tail may have, with room left for the footer of all its records."""
+        """Payload blocks that fit in a record started now, with room left for the footer of all records."""
         cdef uint32_t entries = open_segment.table_count + 1 + RECORD_ENTRIES_MAX
         cdef uint32_t needed = open_segment.next_block + 1 + footer_blocks(entries)
         if entries > open_segment.table_room or needed >= open_segment.segment.blocks:
@@ -105,10 +107,10 @@ cdef class OpenSegments:
             self.io.write(operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset)
         invariant(run.left == 0, b"a segment has slabs for its blocks")
 
-    # ------------------------------------------------------------------ the next one
+    # ------------------------------------------------------------------ the next segment
 
     cdef OpenSegment* change(self) noexcept nogil:
-        """The prepared tail is the current one from now on; NULL: none is prepared. The one before is sealed."""
+        """Make the prepared segment current and seal the previous one; NULL: none is prepared."""
         if self.prepared is NULL:
             return NULL
         if self.current is not NULL:
@@ -119,7 +121,7 @@ cdef class OpenSegments:
         return self.current
 
     cdef OpenSegment* replace(self) noexcept nogil:
-        """In a task: a fresh tail in the place of the current one; NULL: there is none to be had."""
+        """In a task: replace the current segment by a new one; NULL: none can be created."""
         if self.current is not NULL:
             self.close(self.current)
         while self.preparing:
@@ -144,7 +146,7 @@ cdef class OpenSegments:
         return prepare_next(self)
 
     cdef int prepare_one(self, int urgency) noexcept nogil:
-        """In a task: create the segment that will follow. 0 or a negative errno."""
+        """In a task: create the next segment. 0 or a negative errno."""
         cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
         cdef Replica* replica
@@ -165,7 +167,7 @@ cdef class OpenSegments:
             if store < 0:
                 return store
             if self.next_segment == SEGMENTS_END:
-                return -ENOSPC                       # no number is given twice
+                return -ENOSPC                       # segment numbers are never reused
             number = self.next_segment
             blocks = self.blocks_on(store, taken)
             self.next_segment += 1
@@ -196,12 +198,13 @@ cdef class OpenSegments:
         return 0
 
     cdef void failed(self, int store, int error) noexcept nogil:
-        """A write there failed: it is chosen last from now on."""
+        """A write to this store failed: from now on stores with fewer errors are preferred."""
         self.store_errors[store] += 1
         self.on_device_error(self.owner, store, error)
 
     cdef int choose_store(self, int urgency) noexcept nogil:
-        """The number of the store for the next segment: fewest errors, then the largest share of it free; -ENOSPC or, when none works, -EIO."""
+        """Store number for the next segment: fewest errors, then the largest free share. -ENOSPC; -EIO if no store
+        works."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
         for i in range(self.store_count):
@@ -218,7 +221,8 @@ cdef class OpenSegments:
         return best if any_works else -EIO
 
     cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil:
-        """Of a new segment on this store. A small device has smaller ones; one that takes of the reserve is as large as the reserve is made for."""
+        """Length of a new segment on this store: smaller on a small device; with the reserve, the size it is planned
+        for."""
         cdef uint32_t suits = (<Store>self.stores[store]).segment_blocks
         cdef uint64_t share = (<Store>self.stores[store]).device_bytes // BLOCK_BYTES // DEVICE_SHARE
         if urgency == FOR_WRITES:
@@ -248,7 +252,7 @@ cdef class OpenSegments:
         return False
 
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil:
-        """In a task, and nothing of it is under way. 0; or a negative errno: it is not sealed, and what is in it is not on stable media."""
+        """In a task, without records under way. 0, or a negative errno: it is not sealed and its data is not stable."""
         cdef uint32_t footer_length = self.build_footer(open_segment)
         cdef int result = self.seal_here(open_segment, footer_length)
         if result < 0:
@@ -259,8 +263,8 @@ cdef class OpenSegments:
         return result
 
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
-        """The footer, then stable media, then the journal. A footer that cannot be written is left out: recovery reads headers then. A negative errno:
-        the device cannot be flushed."""
+        """Write the footer, flush, then journal. A footer that cannot be written is left out: recovery reads the
+        headers instead. 0, or a negative errno: the device cannot be flushed."""
         cdef Transfer transfer
         cdef Operation operation
         cdef uint32_t end, footer_block
@@ -278,13 +282,14 @@ cdef class OpenSegments:
         if error and not planted(b"sealed_unflushed"):
             return error
         if store_seal(self.stores[open_segment.segment.store], self.reactor, open_segment.segment.replica, end, footer_block) < 0:
-            self.failed(open_segment.segment.store, EIO)         # it stays open in the journal: recovery will read its headers
+            self.failed(open_segment.segment.store, EIO)         # it stays open in the journal: recovery reads its headers
         self.is_sealed(open_segment, end)
         return 0
 
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
-        """Its device has failed a flush: the same segment, sealed, on another one, and nothing of it depends on the first any more. -EUCLEAN: what is read
-        back is not what was written; others: no device takes it."""
+        """After a failed flush of its device: write the same segment, sealed, to another device. 0: nothing depends on
+        the first device any more; -EUCLEAN: the data read back is not what was written; other errno: no device takes
+        it."""
         cdef Segment* segment = open_segment.segment
         cdef uint32_t end = open_segment.next_block + footer_length
         cdef Replica* copy
@@ -333,7 +338,8 @@ cdef class OpenSegments:
         return error
 
     cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil:
-        """Blocks that were written, compared with their checksums. entry: of the footer's table, where these begin. 0 or -EUCLEAN."""
+        """Read written blocks and verify their checksums. entry: index of the first in the footer's table. 0 or
+        -EUCLEAN."""
         cdef Operation operation
         cdef uint32_t first = entry[0]
         cdef int tries = 0
@@ -348,7 +354,7 @@ cdef class OpenSegments:
         return 0
 
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil:
-        """In `footer`, with its table behind it: how many blocks the two have."""
+        """Complete `footer` and its table. Returns the length of both in blocks."""
         cdef Footer* footer = open_segment.footer
         begin_footer(footer, self.volume, open_segment.segment.number, open_segment.segment.epoch, open_segment.segment.stream)
         footer.block = open_segment.next_block
@@ -359,7 +365,7 @@ cdef class OpenSegments:
         return complete_footer(footer, open_segment.table, open_segment.table_count)
 
     cdef int make_stable(self, int store) noexcept nogil:
-        """In a task: what was written to a device so far. 0 or a negative errno."""
+        """In a task: make all completed writes to a device stable. 0 or a negative errno."""
         if not (<Store>self.stores[store]).volatile_cache:
             return 0
         self.counters[DEVICE_FLUSHES] += 1
@@ -371,8 +377,8 @@ cdef class OpenSegments:
         self.counters[SEGMENTS_SEALED] += 1
 
     cdef void drop(self, Segment* segment) noexcept nogil:
-        """In a task: a segment without a record is gone."""
-        store_remove(self.stores[segment.store], self.reactor, segment.replica)    # if that fails, recovery finds it empty and drops it then
+        """In a task: delete a segment without records."""
+        store_remove(self.stores[segment.store], self.reactor, segment.replica)    # if that fails, recovery finds it empty and drops it
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:
@@ -383,7 +389,7 @@ cdef class OpenSegments:
         return <uint64_t>(self.next_segment - self.creating) << 32
 
     cdef bint any_dead(self) noexcept nogil:
-        """Whether a checkpoint might let a segment be deleted."""
+        """Whether a checkpoint might allow a segment to be deleted."""
         cdef Segment* segment = self.segments.first
         while segment is not NULL and (segment.live or segment.state != SEGMENT_SEALED):
             segment = segment.next
@@ -400,7 +406,8 @@ cdef class OpenSegments:
         return self.making_space > 0 or self.io.now_ns() < self.enospc_deadline_ns
 
     cdef void end_making_space(self) noexcept nogil:
-        """What it was hoped for may be long ago: writes wait on until the policy has looked whether there is more to be had."""
+        """The deadline may have passed: extend it until the cleaning policy has checked whether more space can be
+        freed."""
         self.making_space -= 1
         self.enospc_deadline_ns = max(self.enospc_deadline_ns, self.io.now_ns() + self.idle_timeout_ns)
 
@@ -408,7 +415,7 @@ cdef class OpenSegments:
         self.enospc_deadline_ns = self.io.now_ns() + ns
 
     cdef void space_ran_out(self) noexcept nogil:
-        """Says so once, and looks again from time to time: whoever waits for space that is coming is woken by that."""
+        """Report it once, then poll for space; the poll wakes the waiting writes."""
         if not self.no_space:
             self.no_space = True
             self.enospc_deadline_ns = self.io.now_ns() + self.idle_timeout_ns
@@ -457,7 +464,7 @@ cdef int prepare_next(OpenSegments open_segments) noexcept nogil:
     open_segments.prepare_ended = True
     if result == -ENOSPC:
         open_segments.space_ran_out()
-    if result < 0:                                       # at once, maybe: who asked is in the midst of an append, and must not find another's record begun
+    if result < 0:                                       # the caller may still be inside an append: no other record may start during it
         waited(&turn)
         open_segments.reactor.at_turn_end(&turn)
         wait(&turn)
@@ -480,7 +487,7 @@ cdef void watch_space(OpenSegments open_segments) noexcept nogil:
         wait(&timer)
         open_segments.space_freed()
         if open_segments.no_space and not open_segments.space_is_coming():
-            open_segments.on_change(open_segments.log, 0)  # who waits for space learns that there is none
+            open_segments.on_change(open_segments.log, 0)  # the waiting writes now fail with ENOSPC
             if open_segments.any_dead():
                 open_segments.on_dead(open_segments.owner)
     open_segments.watching_space = False
@@ -501,7 +508,7 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
         open_segments.drop(open_segment.segment)
     else:
         error = open_segments.seal(open_segment)
-        if error < 0:                                    # at once, maybe: who appends must not be told in the midst of it
+        if error < 0:                                    # the log may still be inside an append, and must not fail there
             waited(&turn)
             open_segments.reactor.at_turn_end(&turn)
             wait(&turn)
@@ -512,7 +519,7 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
 
 
 cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t blocks, uint32_t* at) noexcept nogil:
-    """Whether these blocks are those that the footer's table has from entry `at` on; it is then that behind them."""
+    """Whether these blocks match the footer's table from entry `at` on; advances `at` past them."""
     cdef const Entry* entry
     cdef uint32_t _i
     for _i in range(blocks):
@@ -532,10 +539,11 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
 
 
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
-    """Three quarters of the reserve are left when so many are taken: evacuation goes on with that, and checkpoints."""
+    """Whether three quarters of the reserve stay free after `blocks` are taken: enough for evacuation and
+    checkpoints."""
     return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
 
 
 cdef bint is_emptier(Store one, Store other) noexcept nogil:
-    """A larger share of it is free: so devices of different sizes fill up together."""
+    """Whether a larger share of `one` is free, so that devices of different sizes fill up together."""
     return <uint64_t>one.slabs.free * other.slabs.total > <uint64_t>other.slabs.free * one.slabs.total

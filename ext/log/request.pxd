@@ -1,20 +1,20 @@
-# What a door asks of a volume. The door owns these structures and keeps them in place until they are finished.
+# Requests of an export to a volume. The export owns these structures and does not move them until they are finished.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport NODE_POINTERS, Pointer
 
-cdef struct Request:                 # a write, trim, write-zeroes or flush; all zero but `finished` and `stable` when the door begins
+cdef struct Request:                 # a write, trim, write-zeroes or flush; initially zero except `finished`, `stable`
     void (*finished)(Request* request) noexcept nogil
-    bint stable                      # FUA: finished only when it is on stable media
-    bint complete                    # nothing more of it will come
-    int error                        # the first one: a positive errno; 0: none
-    uint32_t parts                   # under way in records
-    Request* next                    # of whoever holds it
+    bint stable                      # FUA: finished only once it is on stable media
+    bint complete                    # no further parts will be added
+    int error                        # the first error, a positive errno; 0: none
+    uint32_t parts                   # parts in uncommitted records
+    Request* next                    # link for the list it is in
     Operation deferred               # the volume's, with flush_of
     void* flush_of
 
-cdef struct AwaitedRequest:          # of a task that writes much and waits for all of it at the end
+cdef struct AwaitedRequest:          # for a task that issues many writes and waits for all at the end
     Request request                  # its first member
     Operation ended
 
@@ -23,18 +23,18 @@ cdef inline void end_awaited(Request* request) noexcept nogil:
 
 cdef struct Read:
     void (*done)(Read* read) noexcept nogil
-    void* owner                      # the door's
+    void* owner                      # the export's
     uint64_t block
-    uint32_t count                   # 1 to 256, all under one leaf
+    uint32_t count                   # 1 to 256, all in one map leaf
     char* into                       # count * 4096 bytes, aligned to 4096, in the reactor's pool
     int error                        # a positive errno; 0: none
-    bint unmapped                    # nothing is there: `into` was not touched and may be NULL when the door knew
-    # the volume's:
+    bint unmapped                    # no block is mapped: `into` was not written; it may be NULL if the export knew
+    # private to the volume:
     Read* next
     Operation waiting
     uint32_t runs_left
-    uint32_t asked                   # blocks, from the front, that a run was begun for or that need none
+    uint32_t asked                   # leading blocks whose run was started or that need none
     uint32_t attempts
-    bint again                       # a checksum did not match: look up and read once more
+    bint again                       # a checksum did not match: look up and read again
     void* volume
     Pointer pointers[NODE_POINTERS]

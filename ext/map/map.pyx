@@ -1,10 +1,10 @@
-# The map: a copy-on-write radix tree of 4 KiB nodes, and the cache that its nodes are paged in. docs/formats.md, "Map nodes".
+# The map: a copy-on-write radix tree of 4 KiB nodes, and the cache of its nodes. docs/formats.md, "Map nodes".
 #
-# A node of level L at index i has its pointer in slot i % 256 of the node of level L + 1 at index i / 256; the root, level 4 index 0, has
-# its pointer in `root`. A pointer tells where the last committed *image* of a node is; the newest state of a node that differs is in
-# the cache, so a dirty node is never evicted.
+# The pointer to the node of level L at index i is in slot i % 256 of the node of level L + 1 at index i / 256; the
+# pointer to the root (level 4, index 0) is in `root`. A pointer addresses the last committed *image* of a node. The
+# newest state of a node that differs from it is in the cache, so a dirty node is never evicted.
 #
-# The life of a frame:
+# States of a frame:
 #
 #     FREE ──get, absent and create──────────> READY <──pins, sets, images──┐
 #       ├───get, present──> LOADING ──read──────> │ ────────────────────────┘
@@ -12,34 +12,39 @@
 #       └───────────────────────────────┴─evicted─┘     only READY, clean, unpinned, no image in the log
 #
 # Always true:
-#   - a cached node's parent is cached, READY and pinned by it: writing a node back never has to read or to find a frame;
-#   - only get() makes nodes and only take() evicts them, and neither calls anyone back: who waits is woken from the Io's poll, and
-#     `on_starving` only asks for a write-back at the turn's end;
-#   - leaves change by set(), the levels above only by image_committed(), both in the order of the log;
-#   - whoever is in `starved` will be woken: there is one only while no frame can be evicted (`barren`, and `on_starving` was told), or the loads
-#     are at their limit, or the rousal is under way; every change that ends the first or the second starts the third. The rousal
-#     wakes one after another until one starves again, so that nobody sleeps beside a free frame and a crowd is not woken for one;
-#   - a load holds five frames at most (its own and its ancestors'), and the limit on loads keeps all of them within half of the cache: who
-#     waits for a load gets a frame for the next level as long as users' pins and dirty nodes leave some.
+#   - a cached node's parent is cached, READY and pinned by it: write-back never has to read a node or find a frame;
+#   - only get() creates nodes and only take() evicts them. Neither runs callbacks: waiters are woken from the Io's
+#     poll, and `on_starving` only requests a write-back at the end of the turn;
+#   - only set() changes leaves and only image_committed() the levels above, both in the order of the log;
+#   - every waiter in `starved` is woken. There are waiters only while no frame can be evicted (`barren`, and
+#     `on_starving` was called), or the loads are at their limit, or `rousal` is pending; when either of the first two
+#     ends, `rousal` is started. It wakes one waiter after another until one starves again: no waiter sleeps while a
+#     frame is free, and one free frame does not wake all of them;
+#   - a load holds at most five frames (its own and its ancestors'), and the limit on loads keeps these within half of
+#     the cache: a waiter for a load gets a frame for the next level as long as pins and dirty nodes leave some.
 #
-# Writing back, and exact checkpoints. An image of a node goes through the log like a write: image_taken() when it is copied, and from then
-# on a change makes the node dirty again; image_committed() when its record is, and the parent's slot changes then, which makes the parent
-# dirty. Images commit in the order in which they were taken. `dirty_since` is the record that made a clean node dirty:
-#   - a level's dirty list is in the order of dirty_since, since records apply in order; the oldest is its head;
-#   - a checkpoint at S sets `freeze` to S, the newest record that is committed. What it needs is every node that is dirty since S or
-#     before, as it was at S, and no other: a node that became dirty after S, also one that was written for this checkpoint
-#     and then changed, has a younger dirty_since and waits for the next one;
-#   - so before a leaf of the set changes (must_write_first) its image is taken, whether or not an older image of it is still on its way;
-#     set() holds the caller to this;
-#   - while freeze is set, every image that commits belongs to the checkpoint: those taken before S are of a state at S or before, and those taken
-#     since are of the set. So a parent that such a commit makes dirty belongs to the set too, whatever the number of the record that
-#     carried the image: it is dirty since min(record, S). Above the leaves nothing that happens after S is ever mixed in;
-#   - the set is finite and shrinks: a leaf leaves it once, a node above once for each time that images of its children commit. The checkpoint is over when
-#     next_dirty() has none at any level and no image is in the log (`images`): then `root` is the tree at S.
-# A node without any pointer is not written: its image is the zero pointer, committed at once. That overtakes an image of it that
-# is still in the log, so is_empty() says no while there is one.
+# Write-back and exact checkpoints. An image of a node is logged like a write. image_taken() is called when it is
+# copied; after that a change makes the node dirty again. image_committed() is called when its record commits: the
+# parent's slot changes, which makes the parent dirty. Images commit in the order in which they were taken.
+# `dirty_since` is the record that made a clean node dirty:
+#   - a level's dirty list is ordered by dirty_since, oldest first, since records apply in order;
+#   - a checkpoint at S sets `freeze` to S, the newest committed record. It needs exactly the nodes that are dirty since
+#     S or before, in their state at S (the set). A node that became dirty after S, even after it was written for this
+#     checkpoint, has a later dirty_since and waits for the next one;
+#   - so before a leaf of the set changes, its image is taken (must_write_first), even if an older image of it is still
+#     in flight; set() asserts this;
+#   - while freeze is set, every image that commits belongs to the checkpoint: those taken before S show a state at S or
+#     before, and those taken since are of the set. So a parent that such a commit makes dirty belongs to the set, too,
+#     whatever the number of the image's record: it is dirty since min(record, S). Above the leaves, changes after S are
+#     never mixed in;
+#   - the set is finite and shrinks: a leaf leaves it once, an inner node once per commit of its children's images. The
+#     checkpoint ends when next_dirty() has none at any level and no image is in the log (`images`): then `root` is the
+#     tree at S.
+# A node without pointers is not written: its image is the zero pointer, committed at once. That would overtake an image
+# of the node that is still in the log, so is_empty() is False while there is one.
 #
-# Nothing is allocated after construction; frames, hash and nodes are mapped lazily and used from the front, so what a small volume touches is small.
+# Nothing is allocated after construction. Frames, hash table and nodes are mapped lazily and used from the front, so a
+# small volume touches little memory.
 # A hit costs one probe: its bucket, the first 64 bytes of the node.
 
 from libc.errno cimport EAGAIN, EILSEQ, EIO
@@ -66,7 +71,7 @@ ABSENT = &absent
 
 
 cdef class Map:
-    """A volume's map. `root` and what it points to through `segments` are the caller's to fill in."""
+    """A volume's map. The caller sets `root` and fills `segments`."""
 
     def __cinit__(self, MapCache cache, Io io, SegmentTable segments):
         self.cache = cache
@@ -202,7 +207,7 @@ cdef class Map:
                 starve(self.cache, when)
         if node is NULL:
             if parent is not NULL:
-                parent.pins -= 1     # as it was before: no frame that others could use came free by this
+                parent.pins -= 1     # undoes the pin of get() above: this frees no frame for others
             if not present and not create:
                 self.absent_level = level
                 return ABSENT
@@ -247,7 +252,7 @@ cdef class Map:
             node.load.done = load_done
             self.io.read(&node.load, segment.replica.device, node.pointers, BLOCK_BYTES, offset)
         elif offset != -EAGAIN:
-            node.load.done = load_lost   # a damaged log: it points to what is not there
+            node.load.done = load_lost   # a damaged log: the address does not exist
             self.io.after(&node.load, 1)
 
     cdef void ask_again(self, Node* node, int64_t result) noexcept nogil:
@@ -267,12 +272,12 @@ cdef class Map:
         if result < 0:
             segment = self.segments.locate(pointer.segment)
             if segment is not NULL and segment.replica is not NULL and segment.replica.serial != node.serial:
-                self.ask(node)           # it was compacted meanwhile, and what was read are others' slabs
+                self.ask(node)           # it was compacted meanwhile, and the slabs that were read may have been reused
                 return
         self.cache.loading -= 1
         if result == 0:
             node.state = NODE_READY
-            node.pins = 1            # so that nobody evicts it before all who waited had their turn
+            node.pins = 1            # so that it is not evicted before all waiters have run
             wake_all(&node.waiters, 0)
             self.unpin(node)
             self.cache.rouse()
@@ -285,7 +290,7 @@ cdef class Map:
             wake_all(&waiters, result)
         self.ended()
 
-    # ------------------------------------------------------------------ ahead of time
+    # ------------------------------------------------------------------ prefetch
 
     cdef void expect(self, int level, uint64_t index) noexcept nogil:
         cdef Expectation* expectation = self.cache.free_expectations
@@ -307,7 +312,7 @@ cdef class Map:
             self.forgo(expectation)
 
     cdef void pursue(self, Expectation* expectation) noexcept nogil:
-        """On its way down, until the node is there or cannot be had."""
+        """Descend until the node is cached or cannot be loaded."""
         cdef Node* node
         expectation.when.result = 0
         node = self.get(expectation.level, expectation.index, False, &expectation.when)
@@ -328,7 +333,7 @@ cdef class Map:
         if self.under_way == 0:
             wake_all(&self.quiet, 0)
 
-    # ------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------ closing
 
     cdef void forget(self) noexcept nogil:
         cdef Node* node
@@ -342,7 +347,7 @@ cdef class Map:
         for i in range(self.cache.touched):
             node = &self.cache.nodes[i]
             if node.state != NODE_FREE and node.map == <void*>self:
-                node.in_log = 0      # images that a broken log will not commit
+                node.in_log = 0      # images that a failed log does not commit
                 hash_out(self.cache, node)
                 if node.parent is not NULL:
                     node.parent.pins -= 1
@@ -394,7 +399,7 @@ cdef inline bint is_zero(const Pointer* pointer) noexcept nogil:
 cdef class MapCache:
     """The frames of one reactor's maps.
 
-    frames: how many nodes it holds, 4 KiB each. Raises ValueError, MemoryError.
+    frames: number of nodes it holds, 4 KiB each. Raises ValueError, MemoryError.
     """
 
     def __cinit__(self, uint32_t frames, Io io):
@@ -459,14 +464,14 @@ cdef class MapCache:
             self.rousing = True
             self.rousal.done = roused
             self.rousal.owner = <void*>self
-            self.io.after(&self.rousal, 1)   # not 0: what they do is seen by the next poll, not by this one
+            self.io.after(&self.rousal, 1)   # not 0: the next poll, not this one, handles what the waiters do
 
     cdef bint wants_writeback(self) noexcept nogil:
         return self.dirty > self.frames // 2 or (self.dirty > 0 and self.barren and self.starved.first is not NULL)
 
 
 cdef Node* evict(MapCache cache) noexcept nogil:
-    """The clock: a node that was used since the hand last passed is spared once."""
+    """The clock algorithm: a node used since the clock hand last passed is skipped once."""
     cdef Node* node
     cdef uint64_t _step
     for _step in range(2 * <uint64_t>cache.frames):
@@ -483,11 +488,11 @@ cdef Node* evict(MapCache cache) noexcept nogil:
 
 
 cdef void starve(MapCache cache, Operation* when) noexcept nogil:
-    """There is no frame, or no load may begin, for whoever is told by `when`."""
+    """Queue `when` in `starved`: there is no frame, or no load may begin."""
     if when is NULL:
         return
     if when.done is expectation_woken:
-        when.result = -EAGAIN        # it may as well not come true: who really needs the node asks for it later
+        when.result = -EAGAIN        # a prefetch is given up: the node is loaded when it is needed
         return
     join(&cache.starved, when)
     cache.starvations += 1
@@ -500,15 +505,15 @@ cdef inline bint evictable(const Node* node) noexcept nogil:
 
 
 cdef void unhook(MapCache cache, Node* node) noexcept nogil:
-    """It is not found any more and lets go of its parent."""
+    """Remove a node from the hash table and unpin its parent."""
     cdef Node* parent = node.parent
     hash_out(cache, node)
     if parent is not NULL:
-        parent.pins -= 1             # where someone starves meanwhile, the caller has a frame for them
+        parent.pins -= 1             # no rouse(): the caller gets this node's frame
 
 
 cdef void fell_idle(MapCache cache, const Node* node) noexcept nogil:
-    """Its last pin went, or its last image was committed, while no frame could be had."""
+    """A node was unpinned or its image committed while no frame was available: it may be evictable now."""
     if evictable(node):
         cache.barren = False
         cache.rouse()

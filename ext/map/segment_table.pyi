@@ -1,4 +1,4 @@
-"""A segment table by itself, for tests: see map/segment_table.pyx."""
+"""A segment table as a Python object, for tests: see map/segment_table.pyx."""
 
 from collections.abc import Iterator
 

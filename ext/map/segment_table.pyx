@@ -1,20 +1,22 @@
-# The segments of one volume's log and how many blocks of each live: the segment table in memory.
+# The segment table in memory: the segments of one volume's log and the number of live blocks in each.
 #
 # Always true:
-#   - a segment is in the hash table and in the list, which is in the order of numbers;
-#   - `live` of the table is the sum of `live` of its segments; a segment's is how many blocks of it a pointer of the head's map or of a
-#     snapshot's, or to a node of one, points to. It is derived, never durable by itself: checkpoints carry it, replay goes on from there;
-#   - a Segment stays at its address until it is removed.
+#   - each segment is in the hash table and in the list, which is ordered by number;
+#   - a segment's `live` is the number of its blocks that the head's map or a snapshot's references, map nodes included;
+#     the table's `live` is the sum. It is derived data: checkpoints store it, and replay continues from there;
+#   - a Segment's address is fixed until it is removed.
 #
-# A pointer to a segment that is not in the table counts for nothing: replaying old records meets segments that died and were
-# deleted since. So does a pointer to a segment below a clone's branch: it counts in the parent.
+# A pointer to a segment that is not in the table is not counted: replay meets old records whose segments were deleted
+# since. Nor is a pointer to a segment below a clone's branch: it counts in the parent.
 #
-# Pins: a volume's log has one stream, so addresses grow with time, and what the head's map held when its parent snapshot was made lies below
-# that snapshot's cut. What the head lets go of dies iff it lies above. While a snapshot is being made the cut is not final: if the
-# checkpoint fails, there is no snapshot. So what dies between the old cut and the new is `undecided` until settle(), and lives meanwhile.
+# Pins: a volume's log has one stream, so addresses grow with time, and the blocks of the head's map at the time of its
+# parent snapshot lie below that snapshot's cut. A block that the head drops dies iff it lies above. While a snapshot is
+# being created the cut is not final: if the checkpoint fails, there is no snapshot. So deaths between the old cut and
+# the new are `undecided` until settle(), and the blocks count as live meanwhile.
 #
-# What the head's map holds is counted by the same rule: what lies above the cut is its alone (`exclusive`). Addresses tell, and every change
-# of the map is counted when it is made, so the counts are exact after a replay, too; docs/decisions/0014.
+# The blocks of the head's map are counted by the same rule: those above the cut are in no snapshot (`exclusive`). The
+# address decides, and every change of the map is counted when it is made, so the counts are exact after a replay, too;
+# docs/decisions/0014.
 #
 # Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
 # they neither allocate nor fail: memory and the growth of the hash table belong to add().
@@ -103,7 +105,7 @@ cdef class SegmentTable:
         return (<SegmentTable>owner).find(number)
 
     cdef bint lives(self, Pointer pointer) noexcept nogil:
-        """Before retire(), where a pointer comes from a device: its map and its table may disagree."""
+        """Check before retire() for a pointer read from a device, where map and table may disagree."""
         cdef Segment* segment = self.find(pointer.segment) if pointer.flags & POINTER_PRESENT else NULL
         return segment is NULL or segment.live > segment.undecided
 
@@ -194,7 +196,7 @@ cdef class SegmentTable:
         if happened:
             self.exclusive = self.wanted_exclusive
         self.wanted_exclusive = self.exclusive
-        while segment is not NULL:                       # they live, and so are still there
+        while segment is not NULL:                       # undecided blocks count as live, so their segments still exist
             if rising != happened:
                 self.change_live(segment, -<int64_t>segment.undecided)
             segment.undecided = 0
@@ -211,14 +213,14 @@ cdef class SegmentTable:
         bucket[0] = segment
 
     cdef void grow(self) noexcept nogil:
-        """Twice the buckets; every segment but the newest, which is not in the table yet, is hashed again."""
+        """Double the buckets and rehash every segment but the newest, which is not in the hash table yet."""
         cdef Segment** buckets = <Segment**>calloc(2 * <size_t>self.bucket_count, sizeof(Segment*))
         cdef uint32_t old_count = self.bucket_count, i
         cdef Segment** old = self.buckets
         cdef Segment* segment
         cdef Segment* after
         if buckets is NULL:
-            return                                                                # longer chains do no harm
+            return                                                                # longer chains are acceptable
         self.buckets = buckets
         self.bucket_count = 2 * old_count
         for i in range(old_count):
@@ -231,7 +233,7 @@ cdef class SegmentTable:
 
 
 cdef class SegmentTableView:
-    """The same, for tests."""
+    """A SegmentTable as a Python object, for tests."""
 
     segment_bytes = sizeof(Segment)
     replica_bytes = sizeof(Replica) - (EXTENTS_MAX - 1) * sizeof(Extent)         # of one extent
@@ -267,7 +269,7 @@ cdef class SegmentTableView:
         return self.segments.find(number) is not NULL
 
     def __iter__(self):
-        """(number, live) in the order of numbers; __reversed__ follows the list the other way."""
+        """(number, live), ordered by number; __reversed__ follows the list backwards."""
         cdef Segment* segment = self.segments.first
         while segment is not NULL:
             yield segment.number, segment.live

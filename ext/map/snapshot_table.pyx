@@ -1,29 +1,32 @@
-# The snapshots of one volume: its snapshot table in memory.
+# The snapshot table of one volume, in memory.
 #
-# A snapshot is an exact checkpoint whose root is kept (docs/architecture.md). The table on the device belongs to a checkpoint as the segment
-# table does: what happens to snapshots happens with a checkpoint, all of it or nothing. So a checkpoint works on a copy:
+# A snapshot is an exact checkpoint whose root is kept (docs/architecture.md). Like the segment table, the table on the
+# device belongs to a checkpoint, so changes to snapshots are atomic with a checkpoint. A checkpoint works on a copy:
 #
-#     freeze       at its record S: the table as it is now, the snapshots wished for, and the one that begins to die
-#     map_written  their root and their cut, once they are known
-#     moved        the metadata service points to the checkpoint: the table in memory follows
+#     freeze       at its record S: the current table, the requested snapshots, and the snapshot that becomes DYING
+#     map_written  root and cut of the new snapshots, once they are known
+#     moved        the metadata service points to the checkpoint: the changes are applied to the table in memory
 #
-# The life of an entry:
+# States of an entry:
 #
-#     wished for ──moved──> visible ──deleted──> HIDDEN ──(no clone, no reader, fewer than two children), moved──> DYING ──walked, moved──> gone
+#     requested ──moved──> visible ──deleted──> HIDDEN ──(no clone, no reader, fewer than two children), moved──> DYING ──walked, moved──> gone
 #
-# History is a tree: every snapshot has the parent that its map grew from, and so has the head. Deleting a snapshot needs to know what
-# only it has, which is what neither its parent nor its one child has; with more children than one it waits.
+# Snapshots form a tree: the parent of a snapshot, or of the head, is the snapshot from which its map evolved. Deleting
+# a snapshot frees the blocks that only it has: those that neither its parent nor its only child has. With more than one
+# child, deletion waits.
 #
-# What is whose is counted, not looked for. An entry's `own` is how many blocks its map holds that its parent's does not, and the head's `exclusive`
-# is the same; when a snapshot is made, the one becomes the other. When P dies, whose parent is G, its one child C holds what it did of
-# G's, and of P's own all but what P had alone, which is what the walk finds: own(C) += own(P) - alone(P). C is P's heir; the first summand is added when P
-# begins to die, with the checkpoint that says so, the second when it was walked. If the head is the heir and a snapshot is made of it
-# meanwhile, that one is. A block has one history, so all `own` and `exclusive` together are the blocks that there are.
+# Ownership is counted, not searched. An entry's `own` is the number of blocks in its map that are not in its parent's;
+# the head's `exclusive` is the same for the head, and becomes the `own` of a snapshot made of it. When P with parent G
+# dies, its only child C still shares the same blocks with G, and it has all of P's own blocks except those that P had
+# alone, which the walk finds: own(C) += own(P) - alone(P). C is P's heir. own(P) is added with the checkpoint that
+# makes P DYING, alone(P) is subtracted after the walk. If the head is the heir and a snapshot of it is created
+# meanwhile, that snapshot becomes the heir. Each block is counted once, so the sum of all `own` and `exclusive` is the
+# total number of blocks.
 #
 # Always true:
-#   - every parent named in the table is in it, but for the zero one, and no loop leads upwards (an entry's parent was there before it);
-#   - at most one is DYING, so that its neighbours stay what they are while it is walked; it is nobody's parent but a snapshot's;
-#   - what becomes of the head's pins follows from its parent: they are that one's cuts.
+#   - every non-zero parent in the table is in it, and there are no cycles (an entry's parent existed before it);
+#   - at most one is DYING, so that its neighbours do not change during the walk; only a snapshot can have it as parent;
+#   - the head's pins are its parent's cuts.
 #
 # Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "SnapshotTable".
 
@@ -39,7 +42,7 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef enum:
-    LOOKED_AT = 64                   # hidden ones, for one that may die, by one checkpoint
+    LOOKED_AT = 64                   # hidden snapshots that a checkpoint examines for deletion
 
 
 cdef class SnapshotTable:
@@ -118,7 +121,7 @@ cdef class SnapshotTable:
             self.find(entry.heir).entry.own -= alone
             return
         head.exclusive -= alone
-        if self.frozen_made:                             # if they come to be, the first of them is the heir
+        if self.frozen_made:                             # if they are created, the first of them is the heir
             self.frozen_disowned = alone
         else:
             head.wanted_exclusive -= alone
@@ -127,7 +130,7 @@ cdef class SnapshotTable:
         cdef uint64_t blocks = head.exclusive
         cdef uint32_t i
         for i in range(self.count):
-            if not self.all[i].entry.flags & SNAPSHOT_FOLLOWED:      # else its heir has them
+            if not self.all[i].entry.flags & SNAPSHOT_FOLLOWED:      # else its heir counts them
                 blocks += self.all[i].entry.own
         return blocks
 
@@ -148,7 +151,7 @@ cdef class SnapshotTable:
             return b"two snapshots of the checkpoint's table are dying at once"
         return NULL
 
-    # ------------------------------------------------------------------ what is wanted
+    # ------------------------------------------------------------------ requests
 
     cdef int snapshot_request(self, SnapshotRequest* snapshot_request) noexcept nogil:
         cdef SnapshotRequest** last = &self.snapshot_requests
@@ -232,7 +235,7 @@ cdef class SnapshotTable:
             memcpy(entry.parent, self.frozen_parent, 16)
             memcpy(self.frozen_parent, entry.id, 16)
             entry.sequence = sequence
-            # One that was asked for at a Unix time, with others, has that one.
+            # A snapshot that was requested with a Unix time, as one of a group, gets that time.
             entry.clock_ns = clock.offset_ns if entry.time_ns == 0 else <int64_t>entry.time_ns - <int64_t>clock.newest_ns
             entry.time_ns = clock.newest_ns
             if entry.flags & SNAPSHOT_MARK:
@@ -274,7 +277,7 @@ cdef class SnapshotTable:
         return 0 if parent is NULL else parent.node_cut
 
     cdef void moved(self) noexcept nogil:
-        """Only what this checkpoint has changed: a walk may have ended meanwhile."""
+        """Apply only what this checkpoint has changed: a walk may have ended meanwhile."""
         cdef SnapshotRequest* snapshot_request
         cdef uint32_t i
         cdef Snapshot* snapshot
@@ -292,11 +295,11 @@ cdef class SnapshotTable:
             snapshot.entry.flags = self.frozen_dying.flags
             snapshot.entry.successor = self.frozen_dying.successor
             snapshot = self.find(self.frozen_dying.heir)
-            if snapshot is not NULL and not self.successor_pending:      # one that is made now has it
+            if snapshot is not NULL and not self.successor_pending:      # else the new snapshot's frozen entry has them already
                 snapshot.entry.own += self.frozen_dying.own
         for i in range(self.frozen_count - self.frozen_made):
             snapshot = self.find(self.frozen[i].id)
-            if snapshot is not NULL:                     # else it was walked meanwhile
+            if snapshot is not NULL:                     # NULL: its walk has ended meanwhile
                 memcpy(snapshot.entry.heir, self.frozen[i].heir, 16)
         memcpy(self.head_parent, self.frozen_parent, 16)
         self.oldest_mark = ~<uint64_t>0
@@ -316,7 +319,7 @@ cdef class SnapshotTable:
 
 
 cdef void choose_dying(SnapshotTable self) noexcept nogil:
-    """The first of the frozen table that may die, unless one is dying: it begins to with this checkpoint."""
+    """Make the first deletable snapshot of the frozen table DYING with this checkpoint, unless another is DYING."""
     cdef SnapshotEntry* entry
     cdef SnapshotEntry* child
     cdef Snapshot* snapshot
@@ -346,8 +349,8 @@ cdef void choose_dying(SnapshotTable self) noexcept nogil:
             memcpy(entry.heir, child.id, 16)
             child.own += entry.own
             entry.successor = child.root
-            self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made     # made right now: its root is not known yet
-        elif children:                                   # the head: what grew from it is frozen in this checkpoint
+            self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made     # created now: its root is not known yet
+        elif children:                                   # the head is the heir: its map is frozen in this checkpoint
             memcpy(self.frozen_parent, entry.parent, 16)
             self.frozen_exclusive += entry.own
             self.successor_pending = True
@@ -367,7 +370,7 @@ cdef inline uint64_t mark_of(const SnapshotEntry* entry) noexcept nogil:
 
 
 cdef bint clash(const SnapshotEntry* one, const SnapshotEntry* other) noexcept nogil:
-    """Both are visible and have the same name."""
+    """Whether both are visible and have the same name."""
     return not (one.flags | other.flags) & (SNAPSHOT_HIDDEN | SNAPSHOT_CLONE) and strcmp(one.name, other.name) == 0
 
 

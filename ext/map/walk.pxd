@@ -1,4 +1,4 @@
-# Comparing the trees of a volume's maps: what is only in one of them. See map/walk.pyx.
+# Comparing the trees of a volume's maps: finds the blocks that only one of them has. See map/walk.pyx.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io
@@ -7,28 +7,28 @@ from iomesh.engine.map.map cimport Map, MapCache, Node
 from iomesh.engine.map.segment_table cimport SegmentTable
 
 cdef enum:
-    WALK_FRAMES = 512                # of a walk's own cache, 2 MiB of it at most: users' nodes stay where they are
+    WALK_FRAMES = 512                # of a walk's own cache, at most 2 MiB: it evicts no nodes of users
 
-cdef class Walk:                     # of one volume; one walk at a time
+cdef class Walk:                     # one per volume; one walk at a time
     cdef Io io
     cdef SegmentTable segments
-    cdef const bint* no_space        # whether writes wait for space: then it does not wait for nodes; NULL: they never do
-    cdef int64_t patient_until_ns    # until when unreadable nodes are tried again; 0: there was none
+    cdef const bint* no_space        # writes wait for space: then unreadable nodes are retried briefly; NULL: never
+    cdef int64_t patient_until_ns    # deadline for retrying unreadable nodes; 0: there was none
     cdef MapCache cache
     cdef Map own
     cdef Map parent
     cdef Map child
     cdef bint running
     cdef bint stopping
-    cdef uint64_t nodes              # of the tree that were looked at
-    cdef uint64_t doomed_data        # blocks of data that the newest walk has found
-    cdef uint64_t disagreements      # blocks found that by the counts were dead
-    cdef uint64_t unreadable         # subtrees that were left out, because a node of one of the trees stayed unreadable
+    cdef uint64_t nodes              # nodes visited
+    cdef uint64_t doomed_data        # data blocks that the newest walk has found
+    cdef uint64_t disagreements      # blocks found that are already dead by the counts
+    cdef uint64_t unreadable         # subtrees skipped because a node of one of the trees stayed unreadable
 
-    # In a task: marks as doomed, in their segments, the blocks and nodes that `own` reaches and neither `parent` nor `child` does. 0; or
-    # -ESHUTDOWN, when it was stopped: then nothing is doomed.
+    # In a task: counts as `doomed`, in their segments, the blocks and nodes that `own` reaches and neither `parent` nor
+    # `child` does. 0; or -ESHUTDOWN if it was stopped: then nothing is doomed.
     cdef int doom(self, Pointer own, Pointer parent, Pointer child) noexcept nogil
-    # What is doomed dies; how many blocks. In a segment that by its count has fewer: `disagreements`.
+    # Makes doomed blocks dead. Returns their number; adds those that exceed a segment's count to `disagreements`.
     cdef uint64_t carry_out(self, uint64_t* disagreements) noexcept nogil
     cdef void spare(self) noexcept nogil
     cdef Node* fetch(self, Map map, int level, uint64_t index) noexcept nogil

@@ -1,13 +1,15 @@
-# Comparing the trees of a volume's maps. They are immutable, and a node that two of them share has the same address in both; so a subtree
-# whose pointers are equal is skipped whole, and a walk costs what differs, not what there is.
+# Comparing the trees of a volume's maps. They are immutable, and a shared node has the same address in both trees. So a
+# subtree with equal pointers is skipped, and the cost of a walk is proportional to the difference, not to the size.
 #
 # Always true:
-#   - the walk reads through a cache of its own, a few nodes ahead, and its reactor serves others while it waits;
-#   - nothing is counted until the walk is over: what it finds is marked (`doomed`) in the segments and dies all at once;
-#   - where a node cannot be read, it is tried again: for minutes, unless writes wait for space. What stays unreadable, or is damaged, counts as
-#     shared with all that is below it: space may be lost then, never a block that someone needs.
+#   - the walk reads through its own cache, a few nodes ahead, and its reactor serves other requests meanwhile;
+#   - live counts do not change before the walk has ended: blocks found are counted in the segments as `doomed` and
+#     become dead all at once;
+#   - an unreadable node is retried for minutes, unless writes wait for space. A node that stays unreadable or is
+#     damaged counts as shared, with everything below it: this may leak space, but never loses a block in use.
 #
-# Called by history, in tasks on the volume's reactor. Nothing that the trees reach may be given up meanwhile (SegmentTable.reclaim_holds).
+# Called by history, in tasks on the volume's reactor. Segments that the trees reach must not be removed meanwhile
+# (SegmentTable.reclaim_holds).
 
 from libc.errno cimport EILSEQ, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -21,12 +23,12 @@ from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.base.task cimport wait, waited
 
 cdef enum:
-    AHEAD = 12                       # children whose nodes are asked for ahead, in each tree
-    AGAIN_NS = 100 * 1000 * 1000     # between two tries of a node
-    DAMAGED_TRIES = 3                # of one whose checksum is wrong
-    TRIES = 10                       # of any other, whatever waits
+    AHEAD = 12                       # children prefetched in each tree
+    AGAIN_NS = 100 * 1000 * 1000     # between two attempts to read a node
+    DAMAGED_TRIES = 3                # attempts, if the checksum is wrong
+    TRIES = 10                       # attempts after any other error, even if writes wait for space
 
-cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)      # of one walk, from its first error on: as long as a device may be away
+cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)      # per walk, from its first error: a device may be absent this long
 
 
 cdef class Walk:
@@ -56,7 +58,7 @@ cdef class Walk:
         return result
 
     cdef int below(self, int level, uint64_t index, bint in_parent, bint in_child) noexcept nogil:
-        """Of a node that is only `own`'s. in_parent, in_child: they have another one in its place."""
+        """Visit a node that only `own` has. in_parent, in_child: that tree has a different node in its place."""
         cdef Node* node
         cdef Node* theirs = NULL
         cdef Node* its = NULL
@@ -110,7 +112,7 @@ cdef class Walk:
         return result
 
     cdef Node* fetch(self, Map map, int level, uint64_t index) noexcept nogil:
-        """In a task: a pinned node that the tree has; NULL: it stays unreadable, or the walk is stopped."""
+        """In a task: an existing node, pinned; NULL: it stays unreadable, or the walk is stopped."""
         cdef Node* node = NULL
         cdef Operation operation
         cdef uint32_t tries = 0, damaged = 0

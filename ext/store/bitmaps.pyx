@@ -1,17 +1,17 @@
-# The bitmaps of compacted replicas, as many as fit, and where their blocks lie.
+# A cache of the bitmaps of compacted replicas; locates the replicas' blocks.
 #
-#     FREE ──get──> LOADING ──a copy that is valid──> READY ──the clock──> FREE
-#                     └──── neither copy is ─────────────────────────────> FREE
+#     FREE ──get──> LOADING ──a valid copy──> READY ──evicted──> FREE
+#                     └──── no valid copy ─────────────────────> FREE
 #
 # Always true:
-#   - a bitmap in READY was verified against what the directory said of its replica: whatever rank is read from it lies in its slabs;
-#   - a frame is known by its replica's serial, which no other ever has. So nothing has to be forgotten when a replica is replaced or
-#     removed: nobody asks for that serial again, and the clock takes its frame;
-#   - whoever waits for a bitmap finds it when woken, however few frames there are: it is held until all who waited had their turn;
-#   - whoever is in `starved` will be woken: a load is under way then.
+#   - a READY bitmap was verified against its replica's directory entry, so every rank read from it lies in the slabs;
+#   - frames are keyed by the replica's serial, which is never reused. So a replaced or removed replica needs no
+#     invalidation: its serial is not looked up again, and the clock evicts the frame;
+#   - a waiter finds the bitmap when woken, however few frames there are: it is held until all waiters have run;
+#   - a load is in flight while `starved` has waiters, so they are woken.
 #
-# Nothing is allocated after construction; memory is mapped lazily. Called by reader, map and recovery on their reactor, from which nobody is
-# called back but from the Io's poll. Format: docs/formats.md, "Compacted replicas".
+# Nothing is allocated after construction; memory is mapped lazily. Called by reader, map and recovery on their reactor;
+# callbacks run only from the Io's poll. Format: docs/formats.md, "Compacted replicas".
 
 from libc.errno cimport EIO, EUCLEAN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -33,7 +33,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 
 cdef class Bitmaps:
-    """frames: how many, 4 KiB each; at least 16. Raises MemoryError."""
+    """frames: number of bitmaps, 4 KiB each; at least 16. Raises MemoryError."""
 
     def __cinit__(self, uint32_t frames, Io io):
         cdef uint32_t buckets = 16
@@ -186,7 +186,7 @@ cdef class Bitmaps:
         wake_all(&self.starved, 0)
 
     cdef Frame* take(self) noexcept nogil:
-        """One that is in no bucket; a bitmap that was used since the hand last passed is spared once. NULL: all are being read."""
+        """A frame outside the hash table, by the clock algorithm. NULL: every frame is being loaded or is held."""
         cdef Frame* frame = self.free_list
         cdef uint64_t _step
         if frame is not NULL:
@@ -215,7 +215,7 @@ cdef inline bint has_block(const Bitmap* bitmap, const Replica* replica, uint32_
 
 
 cdef inline uint32_t place_in(const Bitmap* bitmap, uint32_t block) noexcept nogil:
-    """Among a compacted replica's blocks on the device."""
+    """Index among a compacted replica's blocks on the device."""
     return 1 + rank_in(bitmap, block) + (planted(b"rank_off_by_one") if block % 64 == 63 else 0)
 
 

@@ -1,4 +1,4 @@
-# What a task asks of a store from any reactor. See store/calls.pyx.
+# Store methods, callable in a task on any reactor. See store/calls.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
@@ -11,7 +11,7 @@ cdef Replica* store_create(void* store, Reactor caller, const uint8_t* volume, u
 cdef int store_seal(void* store, Reactor caller, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
 cdef int store_remove(void* store, Reactor caller, Replica* replica) noexcept nogil
 cdef Replica* store_compact(void* store, Reactor caller, Replica* old, const uint64_t* live, Throttle* throttle, int* error) noexcept nogil
-# Of a copy of a segment on another device:
+# For a copy of a segment on another device:
 cdef Replica* store_reserve_copy(void* store, Reactor caller, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil
 cdef int store_keep_copy(void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil
 cdef void store_discard_copy(void* store, Reactor caller, Replica* copy) noexcept nogil

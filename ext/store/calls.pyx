@@ -1,5 +1,5 @@
-# What a task asks of a store from any reactor: each call runs the Store's method of that name as a task on the store's home, and the caller
-# waits for its result. Arguments lie on the caller's stack meanwhile.
+# Store methods, callable in a task on any reactor: each call runs the Store's method of that name as a task on the
+# store's home reactor and waits for its result. The arguments stay on the caller's stack meanwhile.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

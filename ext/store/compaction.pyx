@@ -1,13 +1,15 @@
-# Writing a replica again without its dead blocks: the bitmap, the live blocks one behind the other, the bitmap once more.
+# Rewriting a replica without its dead blocks: the bitmap, the live blocks in order, a second copy of the bitmap.
 #
 # Always true:
-#   - the old replica is only read, the copy only written: whoever is interrupted has changed nothing that counts;
-#   - blocks are copied as they are, a rotten one too: whoever reads it has its checksum. Only the bitmap is verified, since every
-#     address depends on it, and the footer, which is made anew: its table lists what the copy has. One that is damaged stays as it is;
-#   - what is asked of the device is as long as a piece: gaps of dead blocks are read over as long as they are shorter than another read is
-#     worth. The next piece is read while the last one is being written.
+#   - the old replica is only read and the copy only written, so an interrupted compaction has changed nothing;
+#   - blocks are copied unverified, even corrupt ones: readers have their checksums. Verified are only the bitmap, since
+#     every address depends on it, and the footer, which is rebuilt: its table lists the copy's blocks. A damaged
+#     footer is copied unchanged;
+#   - requests are at most a piece long. A read includes gaps of dead blocks if they cost less than another read. The
+#     next piece is read while the last one is being written.
 #
-# Which blocks live is the caller's to know. Called by store; a Compactor makes one copy at a time. Format: docs/formats.md, "Compacted replicas".
+# The caller knows which blocks are live. Called by store; a Compactor makes one copy at a time. Format:
+# docs/formats.md, "Compacted replicas".
 
 from libc.errno cimport EIO, EUCLEAN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -26,13 +28,13 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.base.task cimport wait, waited
 
 cdef enum:
-    PIECE_BLOCKS = 32                # read or written at once: 128 KiB; behind longer ones a user's write would wait for milliseconds
-    GAP_BLOCKS = 32                  # of dead blocks that are read over: 128 KiB take a disk or a flash drive less than one more read
-    WORDS = 256                      # of a bitmap
+    PIECE_BLOCKS = 32                # per read or write: 128 KiB; longer ones would delay users' writes by milliseconds
+    GAP_BLOCKS = 32                  # longest gap that a read includes: 128 KiB cost less than another read
+    WORDS = 256                      # per bitmap
 
 
 cdef class Compactor:
-    """Raises MemoryError. Its memory (912 KiB) is touched by the first copy."""
+    """Raises MemoryError. The first copy touches its memory (912 KiB)."""
 
     def __cinit__(self, Io io):
         self.io = io
@@ -80,7 +82,7 @@ cdef class Compactor:
         return 0
 
     cdef int make_footer(self, const Replica* old) noexcept nogil:
-        """That of the copy: a table of what is kept. Its length with the table in blocks; 0: the old one is damaged; or a negative errno."""
+        """Build the copy's footer and table. Their length in blocks; 0: the old one is damaged; or a negative errno."""
         cdef Footer* footer = <Footer*>self.footer
         cdef Entry* table = <Entry*>(self.footer + BLOCK_BYTES)
         cdef const Entry* entry
@@ -100,7 +102,7 @@ cdef class Compactor:
         entry = next_listed(footer, table, &read)
         while entry is not NULL:
             if lives_in(self.kept, read.block):
-                table[listed] = entry[0]                 # what is read lies behind what is written
+                table[listed] = entry[0]                 # in place: the entry read lies behind the entry written
                 table[listed].count = read.block
                 listed += 1
             entry = next_listed(footer, table, &read)
@@ -144,14 +146,15 @@ cdef class Compactor:
         return error
 
     cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil:
-        """`count` of the old one's blocks on the device from `first` on, in which live those of the segment from `block` up to `end`."""
+        """Read `count` of the old replica's blocks on the device, from `first` on. They hold the segment's live blocks
+        from `block` up to `end`."""
         cdef uint32_t place
         cdef int error = throttle.step(throttle.owner, self.io, count * BLOCK_BYTES) if throttle is not NULL else 0
         if error:
             return error
         if read_blocks(self.io, old, first, count, self.incoming) == 0:
             return 0
-        while block < end and error == 0:                # a bad sector among the dead must not keep the living
+        while block < end and error == 0:                # a bad sector in a dead block must not prevent the copy
             place = self.place_in(old, block)
             error = read_blocks(self.io, old, place, 1, self.incoming + <size_t>(place - first) * BLOCK_BYTES)
             block = next_live(self.kept, block + 1)
@@ -166,7 +169,7 @@ cdef class Compactor:
         return error
 
     cdef int write_out(self, const Replica* copy, Throttle* throttle) noexcept nogil:
-        """Begins to write what was gathered, once what is being written is."""
+        """Wait for the piece in flight, then start writing the next one."""
         cdef ExtentRun run = extent_run(copy, self.written, self.gathered, self.outgoing)
         cdef char* written = self.outgoing
         cdef int error = self.await_writes()
@@ -194,7 +197,7 @@ cdef class Compactor:
         return error
 
     cdef uint32_t place_in(self, const Replica* old, uint32_t block) noexcept nogil:
-        """Among the old one's blocks on the device."""
+        """Index among the old replica's blocks on the device."""
         return 1 + rank_in(self.there, block) if old.live else block
 
 
@@ -204,7 +207,7 @@ cdef inline void keep(Bitmap* kept, uint32_t block, bint is_kept) noexcept nogil
 
 
 cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
-    """The first from this one on; the segment's end: there is none."""
+    """The first live block from `block` on; if there is none, the segment's end."""
     cdef uint32_t word = block // 64
     cdef uint64_t left
     if block >= bitmap.blocks:
@@ -216,7 +219,7 @@ cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
     return word * 64 + lowest_bit(left) if left else bitmap.blocks
 
 
-# ---------------------------------------------------------------------- what is at rest
+# ---------------------------------------------------------------------- bitmaps on the device
 
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil:
     cdef int which, error = -EUCLEAN

@@ -5,19 +5,19 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport Waiters
 
 cdef class DeviceFlusher:            # DeviceFlusher(home, device, volatile_cache)
-    cdef readonly int failed         # errno of the flush that failed, for good; 0: none has. Other threads read it, too
+    cdef readonly int failed         # errno of the failed flush, never reset; 0: none. Read by other threads, too
     cdef Reactor home
-    cdef int device                  # the Io's number
+    cdef int device                  # the Io's device number
     cdef bint volatile_cache
     cdef bint flushing
     cdef Operation operation         # the flush under way
-    cdef Waiters served              # by it
-    cdef Waiters following           # asked since it began: the next one serves them
+    cdef Waiters served              # waiters of the flush under way
+    cdef Waiters following           # waiters of the next flush
     cdef void* owner
     cdef void (*on_failure)(void* owner) noexcept nogil      # once, on the home reactor
 
-    # `when` is done with 0 once every write that was complete before this call is on stable media, or with a negative errno. It may be done
-    # before this returns. On the home reactor.
+    # `when` completes with 0 once every write completed before this call is on stable media, or with a negative errno;
+    # perhaps before this returns. On the home reactor.
     cdef void flush(self, Operation* when) noexcept nogil
     cdef int wait_flushed(self) noexcept nogil                       # the same in a task there: 0 or a negative errno
     cdef int wait_flushed_from(self, Reactor caller) noexcept nogil  # ... in a task of any reactor

@@ -1,11 +1,12 @@
-# Flushes of one device's volatile write cache, for everyone who writes to it: the store's journal, its compaction, every volume's log.
+# Flushes of one device's volatile write cache, for all its writers: the store's journal, compaction, every volume's
+# log.
 #
 # Always true:
-#   - one flush of a device is under way at a time; those who ask meanwhile share the next one. So it is never in doubt which writes a flush that
-#     failed was to make stable: all that were complete when it began, and were not stable by then;
-#   - a flush that failed is never made good by a later one. The device may have dropped what it held, or may keep it to itself, whatever it
-#     answers from then on. Each flush fails until the store is opened again, and the store changes nothing (`on_failure`);
-#   - a device without a volatile cache needs none.
+#   - at most one flush of a device is in flight; requests that arrive meanwhile share the next one. So the writes that
+#     a failed flush covered are known: all that were complete, and not yet stable, when it began;
+#   - a later success does not repair a failed flush: the device may have dropped its cached data, or may still hold it,
+#     whatever it reports. All flushes fail until the store is opened again, and the store is read-only (`on_failure`);
+#   - a device without a volatile cache needs no flush.
 #
 # docs/decisions/0019-a-failed-flush-is-final.md. Called by store, journal, flusher, open_segments and recovery.
 
@@ -18,7 +19,7 @@ from iomesh.engine.base.task cimport join, wait, waited, wake_all
 
 
 cdef class DeviceFlusher:
-    """home: the reactor on which it flushes. device: the Io's number."""
+    """home: the reactor on which it flushes. device: the Io's device number."""
 
     def __cinit__(self, Reactor home, int device, bint volatile_cache):
         self.home, self.device, self.volatile_cache = home, device, volatile_cache

@@ -1,67 +1,69 @@
-# Which segment replicas a device holds, and where, and which epochs may write. See store/directory.pyx.
+# A device's segment replicas, their extents, and the volumes' fences. See store/directory.pyx.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, JournalEntry
 
-cdef struct Replica:                 # a node's copy of a segment; stays at its address until it is dropped
+cdef struct Replica:                 # a device's copy of a segment; its address is fixed until it is dropped
     uint8_t volume[16]
     uint32_t segment
-    uint32_t blocks                  # `blocks` and `footer_block` are of the segment, whatever a compacted one still has of it
+    uint32_t blocks                  # `blocks` and `footer_block` are the segment's, also in a compacted replica
     uint32_t footer_block
-    uint16_t live                    # of a compacted one: how many blocks there are, see layout.Bitmap; 0: it is not compacted
-    uint16_t device                  # the Io's number of the store's device
+    uint16_t live                    # of a compacted one: number of kept blocks, see layout.Bitmap; 0: not compacted
+    uint16_t device                  # the Io's device number
     uint64_t epoch
     Replica* next                    # in the directory's bucket
-    uint64_t serial                  # no other replica in this process has or had it: what a cache knows it by
+    uint64_t serial                  # never reused in this process: the key in caches
     uint64_t slabs_offset
     uint32_t bitmap_crc
     uint32_t fragment
     uint16_t stream
-    uint16_t boot                    # of an open one: the number of the boot that it was opened under, see boot_of(); 0: not known
-    uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED; 0: not in the journal (yet, or no longer)
+    uint16_t boot                    # of an open one: number of the boot that opened it, see boot_of(); 0: unknown
+    uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED; 0: not in the journal, yet or any more
     uint8_t extent_count
     uint8_t slab_shift               # a slab of its device has 1 << slab_shift blocks
-    uint8_t changing                 # a change of it is on its way into the journal
-    Extent extents[EXTENTS_MAX]      # only as many are there as it had when it was made: 88 bytes with one
+    uint8_t changing                 # a change of it is being journaled
+    Extent extents[EXTENTS_MAX]      # allocated only for its initial number of extents: 88 bytes with one
 
-cdef struct Fence:                   # epochs of this volume below this one may not create segments here
+cdef struct Fence:                   # no segment of this volume is created here with a lower epoch
     uint8_t volume[16]
     uint64_t epoch
 
-cdef union EntryBytes:               # a journal entry with the room for its extents
+cdef union EntryBytes:               # a journal entry with room for its extents
     JournalEntry entry
     char bytes[320]
 
 cdef class Directory:
     cdef readonly uint32_t count     # replicas whose state is not 0
-    cdef uint64_t entry_bytes        # of a journal entry for each, those of state 0 included: what a snapshot takes at most
+    cdef uint64_t entry_bytes        # upper bound of a snapshot's entries, including those of state 0
     cdef Replica** buckets
     cdef uint32_t bucket_count
     cdef uint32_t filled             # replicas in the buckets
     cdef Fence* fences
     cdef uint32_t fence_count
     cdef uint32_t fence_room
-    cdef uint64_t* boots             # that open replicas were opened under, by number; [0] is 0
+    cdef uint64_t* boots             # boots in which open replicas were opened, by number; [0] is 0
     cdef uint32_t boot_count
-    cdef uint32_t fences_coming      # for which there is room, and which set_fence() has not had yet
+    cdef uint32_t fences_coming      # room reserved by make_fence_room() and not used by set_fence() yet
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil   # of state 0; NULL: no memory
     cdef void drop(self, Replica* replica) noexcept nogil                          # of state 0
-    # Another copy of the same segment, not to be found yet: of state 0; NULL: no memory. Then one of the two:
+    # A new replica of the same segment, of state 0 and not in the hash table; NULL: no memory. Then replace() or
+    # discard():
     cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil
-    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil            # the old one is of state 0 from now on, and the caller's to release
+    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil            # the old one's state becomes 0; the caller frees it
     cdef void discard(self, Replica* copy) noexcept nogil
     cdef Replica* new(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil
-    cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil       # it is as the entry says
-    cdef const char* replay(self, const JournalEntry* entry) noexcept nogil        # when the journal is read; NULL, or why it cannot be
+    cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil       # sets its fields from the entry
+    cdef const char* replay(self, const JournalEntry* entry) noexcept nogil        # during journal replay; NULL, or the reason for failure
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
-    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil    # an ENTRY_PUT; returns its length with the extents
-    cdef uint64_t boot_of(self, const Replica* replica) noexcept nogil             # see Io.boot; 0: not known
-    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil                    # 0: there is no memory for it, or it is 0
-    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil               # the lowest epoch that may write; 0: any
-    cdef bint make_fence_room(self) noexcept nogil                                 # for one more that is coming; False: no memory
-    # One that was coming, once it is durable: a lower epoch than there is changes nothing, 0 removes the fence.
+    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil    # an ENTRY_PUT; returns its length including the extents
+    cdef uint64_t boot_of(self, const Replica* replica) noexcept nogil             # see Io.boot; 0: unknown
+    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil                    # 0: no memory or number for it, or boot is 0
+    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil               # the lowest epoch that may create segments; 0: any
+    cdef bint make_fence_room(self) noexcept nogil                                 # reserves room for one more fence; False: no memory
+    # Sets a fence that is durable and has its room. An epoch below the current one changes nothing; 0 removes the
+    # fence.
     cdef void set_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef void grow(self) noexcept nogil
@@ -77,8 +79,8 @@ cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
 cdef inline const Extent* extents_of(const JournalEntry* entry) noexcept nogil:
     return <const Extent*>(entry + 1)
 
-# Where the n-th block of a replica's slabs lies on its device, in bytes, and how many from it on are contiguous; 0: it has no such. Of one
-# that is not compacted that is block n of the segment; of any that may be compacted, ask store/bitmaps.pyx.
+# Device offset, in bytes, of the n-th block of a replica's slabs, and the number of contiguous blocks from it on; 0:
+# there is no such block. Without compaction that is block n of the segment; otherwise use store/bitmaps.pyx.
 cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
     cdef uint32_t first = 0, blocks
     cdef int i

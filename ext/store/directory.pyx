@@ -1,12 +1,13 @@
-# Which segment replicas a device holds, and where, and which volumes are fenced: the directory, in memory.
+# The directory, in memory: a device's segment replicas, their extents, and the volumes' fences.
 #
 # Always true:
-#   - a replica whose state is not 0 is exactly what the journal, read now, would say of it; it changes by apply() alone, which the journal
-#     calls once the change is durable. So a snapshot of the directory can be taken at any moment between two changes;
-#   - a replica of state 0 is being created (its slabs are taken, its entry is on the way) or was just deleted; nobody finds it but the store;
-#   - a Replica stays at its address until it is dropped, whatever the hash table does;
-#   - of a segment there is one replica in the hash table. A copy of it that is being written (compaction) is outside until the
-#     journal has it; then replace() puts it in the place of the old one, which is the store's to release when nobody uses it any more.
+#   - a replica whose state is not 0 equals what a replay of the journal would yield; only apply() changes it, which the
+#     journal calls once the change is durable. So a snapshot of the directory can be taken between any two changes;
+#   - a replica of state 0 is being created (its slabs are taken, its entry is being journaled) or was just deleted;
+#     only the store sees it;
+#   - a Replica's address is fixed until it is dropped, even when the hash table grows;
+#   - the hash table has one replica per segment. A compacted copy stays outside until the journal has it; then
+#     replace() puts it in the place of the old one, which the store releases when it is no longer in use.
 #
 # Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
 
@@ -107,7 +108,7 @@ cdef class Directory:
         release(copy)
 
     cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil:
-        # Another reactor may look up blocks in the extents meanwhile: those that stay, stay where they are.
+        # Another reactor may look up blocks in the extents meanwhile, so unchanged extents are not rewritten.
         cdef const Extent* extents = extents_of(entry)
         cdef int i
         self.count -= replica.state != 0
@@ -139,7 +140,7 @@ cdef class Directory:
             self.set_fence(entry.volume, entry.epoch)
             return NULL
         replica = self.find(entry.volume, entry.segment)
-        if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy in more pieces: there is no room for them
+        if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy with more extents
             replica.state = 0
             self.count -= 1
             self.drop(replica)
@@ -191,7 +192,7 @@ cdef class Directory:
         return self.boots[replica.boot] if replica.boot else 0
 
     cdef uint16_t number_of(self, uint64_t boot) noexcept nogil:
-        """There are few at once, and a replica takes less memory with a number than with the boot itself."""
+        """Number of a boot id. Boots are few, and a number takes less memory in a replica than the id."""
         cdef uint64_t* boots
         cdef uint32_t i
         for i in range(1, self.boot_count):
@@ -246,10 +247,10 @@ cdef class Directory:
             self.entry_bytes += sizeof(JournalEntry)
 
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
-        """Where the pointer to it is or would be."""
+        """The link in the hash table that points to the replica, or would."""
         cdef uint64_t[2] words
         memcpy(words, volume, 16)
-        cdef uint64_t mixed = (words[0] ^ words[1] ^ segment) * <uint64_t>0x9E3779B97F4A7C15      # the golden ratio: spreads what differs little
+        cdef uint64_t mixed = (words[0] ^ words[1] ^ segment) * <uint64_t>0x9E3779B97F4A7C15      # the golden ratio: spreads similar keys
         cdef Replica** place = &self.buckets[(mixed >> 32) & (self.bucket_count - 1)]
         while place[0] is not NULL and (place[0].segment != segment or memcmp(place[0].volume, volume, 16) != 0):
             place = &place[0].next
@@ -262,7 +263,7 @@ cdef class Directory:
         cdef Replica* replica
         cdef uint32_t i, old_count = self.bucket_count
         if buckets is NULL:
-            return                                       # longer chains do no harm
+            return                                       # longer chains are acceptable
         self.buckets = buckets
         self.bucket_count = 2 * old_count
         for i in range(old_count):

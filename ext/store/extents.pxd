@@ -1,23 +1,24 @@
-# Reading and writing runs of a replica's blocks, wherever its extents lie. See store/extents.pyx.
+# Reading and writing runs of a replica's blocks across its extents. See store/extents.pyx.
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io
 from iomesh.engine.store.directory cimport Replica, replica_offset
 
-# In a task: so many blocks of a replica's slabs from the n-th on. 0, or a negative errno: of the device, or -ENODATA: it has no such blocks.
+# In a task: `count` blocks of a replica's slabs from number `block` on. 0; a device's negative errno; -ENODATA: beyond
+# the slabs.
 cdef int read_blocks(Io io, const Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
 cdef int write_blocks(Io io, const Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil
 
-cdef struct ExtentRun:               # a run of a replica's blocks, cut where its extents end
+cdef struct ExtentRun:               # a run of a replica's blocks, split at the ends of its extents
     const Replica* replica
-    uint32_t left                    # blocks, this piece's included
-    uint32_t block                   # this piece: where it begins among the replica's blocks, ...
-    uint32_t blocks                  # ... how many it has, ...
-    uint64_t offset                  # ... where it lies on the device, in bytes, ...
-    char* data                       # ... and in memory
+    uint32_t left                    # blocks, including this piece
+    uint32_t block                   # this piece: its first block in the replica, ...
+    uint32_t blocks                  # ... its length, ...
+    uint64_t offset                  # ... its device offset in bytes, ...
+    char* data                       # ... and its memory
 
-# for each piece:  run = extent_run(...); while next_extent(&run): ask the device for run.blocks at run.offset
-# `left` is 0 afterwards, unless the run ends beyond the replica's slabs.
+# Usage:  run = extent_run(...); while next_extent(&run): read or write run.blocks at run.offset
+# Afterwards `left` is 0, unless the run ends beyond the replica's slabs.
 cdef inline ExtentRun extent_run(const Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
     cdef ExtentRun run
     run.replica = replica

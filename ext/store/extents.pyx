@@ -1,9 +1,11 @@
-# Reading and writing runs of a replica's blocks: a run is cut where an extent of the replica ends, and each piece is one request to the device.
+# Reading and writing runs of a replica's blocks: a run is split at the ends of extents, and each piece is one device
+# request.
 #
-# Blocks are counted in the replica's slabs. Of one that is not compacted these are the segment's blocks; of any that may be compacted, ask
+# Block numbers count the replica's slabs. Without compaction they are the segment's block numbers; otherwise use
 # store/bitmaps.pyx.
 #
-# Called in tasks, on any reactor: a replica's extents stay where they are until it is retired. The log cuts its writes by ExtentRun, without a task.
+# Called in tasks, on any reactor: a replica's extents do not move until it is retired. The log splits its writes with
+# ExtentRun, without a task.
 
 from libc.stdint cimport uint32_t
 

@@ -1,4 +1,4 @@
-# The log of a directory's changes, on the device. See store/journal.pyx.
+# The on-device log of changes to the directory. See store/journal.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
@@ -12,25 +12,25 @@ cdef enum:
     REPAIRS_MAX = 16
     REPAIR_BYTES = 160
 
-cdef struct Repairs:                 # what was found damaged and restored, for people
-    uint32_t count                   # may exceed REPAIRS_MAX: the rest is not described
+cdef struct Repairs:                 # text about what was damaged and restored
+    uint32_t count                   # may exceed REPAIRS_MAX: the excess has no text
     char lines[REPAIRS_MAX][REPAIR_BYTES]
 
-cdef struct Change:                  # of the task that asks for it, until commit() returns
-    Replica* replica                 # NULL: of a fence
-    Replica* instead_of              # in whose place in the directory it comes; NULL: it is there already
+cdef struct Change:                  # owned by the requesting task, valid until commit() returns
+    Replica* replica                 # NULL: the change is a fence
+    Replica* instead_of              # the replica that it replaces in the directory; NULL: none
     EntryBytes wanted
     Operation done
     Change* next
 
-cdef struct SnapshotBuilder:         # of a directory, as the beginning of a half
-    JournalBlock* blocks             # NULL: only counted
+cdef struct SnapshotBuilder:         # a snapshot of the directory, at the start of a half
+    JournalBlock* blocks             # NULL: only count blocks
     uint64_t generation
     uint32_t used                    # full blocks
-    uint32_t filled                  # bytes of entries in the next one
+    uint32_t filled                  # bytes of entries in the next block
 
 cdef class Journal:
-    cdef readonly int failed         # errno that stopped it; 0: none
+    cdef readonly int failed         # errno of the error that stopped the journal; 0: none
     cdef Reactor home
     cdef Directory directory
     cdef int device
@@ -39,17 +39,17 @@ cdef class Journal:
     cdef uint64_t offset             # of the first area
     cdef uint32_t slab_blocks
     cdef uint32_t area_blocks
-    cdef uint32_t half               # the one that is written
-    cdef uint32_t next_index         # in it
-    cdef uint64_t generation         # of it
-    cdef uint64_t highest_generation     # on the device: an unfinished snapshot may have a higher one
-    cdef JournalBlock* block         # the one that is being written
-    cdef Change* first               # not yet in a block
+    cdef uint32_t half               # the half in use
+    cdef uint32_t next_index         # next block in it
+    cdef uint64_t generation         # the half's generation
+    cdef uint64_t highest_generation     # highest on the device; an unfinished snapshot's may exceed `generation`
+    cdef JournalBlock* block         # the block that is being written
+    cdef Change* first               # queued, not in a block yet
     cdef Change* last
-    cdef bint writing                # a task writes blocks until no change is left
+    cdef bint writing                # a task is writing blocks until the queue is empty
 
-    cdef int commit(self, Change* change) noexcept nogil          # 0 once it is durable and applied to the directory, or a negative errno
-    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil  # a snapshot of the directory, longer by so much, fits
+    cdef int commit(self, Change* change) noexcept nogil          # 0 once durable and applied to the directory, or a negative errno
+    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil  # a snapshot of the directory with `more_bytes` more fits
     cdef void write_changes(self) noexcept nogil
     cdef Change* fill_block(self) noexcept nogil
     cdef int write_block(self) noexcept nogil
@@ -58,7 +58,7 @@ cdef class Journal:
     cdef void add_to_snapshot(self, SnapshotBuilder* builder, const EntryBytes* entry, uint32_t bytes) noexcept nogil
     cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil
-    cdef int write_newest(self) noexcept nogil                    # once it is replayed: the last block of it is on stable media, or a negative errno
+    cdef int write_newest(self) noexcept nogil                    # after replay: rewrites the last block and flushes; 0 or a negative errno
     cdef int flush(self) noexcept nogil
 
 cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil

@@ -1,18 +1,21 @@
-# The log of a directory's changes, on the device.
+# The on-device log of changes to the directory.
 #
 # Always true:
-#   - every block is written twice, to its half and to the half's mirror far from it, at the same time; a change is durable once both
-#     are written and, if the device has a volatile cache, flushed;
-#   - blocks of a half follow each other by index, each written only after the one before it is durable. So a block that is in neither copy while a
-#     later one of its generation is in one was not torn by a crash: it was damaged, and nobody may guess what it said;
-#   - a half begins with a snapshot of the whole directory; it counts from its last block (SNAPSHOT_END) on, which is written after
-#     all others are durable. Until then the other half is untouched, so that one of them is always whole;
-#   - a generation is used for one half once: what an unfinished snapshot left behind never looks like a part of a later one.
+#   - every block is written twice, concurrently: to its half and to the half's mirror far from it. A change is durable
+#     once both are written and, if the device has a volatile cache, flushed;
+#   - the blocks of a half are written in the order of their indexes, each only after the previous one is durable. So if
+#     neither copy has a block and a later one of its generation exists, a crash did not tear it: it was damaged, and
+#     its content must not be guessed;
+#   - a half begins with a snapshot of the whole directory. It becomes valid with the snapshot's last block
+#     (SNAPSHOT_END), written after all others are durable. Until then the other half is untouched, so one half is
+#     always intact;
+#   - a generation is used for one half once: remains of an unfinished snapshot never pass for part of a later one.
 #
-# Changes that are asked for while a block is being written share the next one (group commit). An error of any write stops the journal for good: what
-# stands on the device is not known then, and only opening it again finds out. So does any failed flush of the device, whoever asked for it.
+# Changes requested while a block is being written share the next one (group commit). Any write error stops the journal
+# permanently: the device's content is unknown until it is opened again. So does any failed flush of the device.
 #
-# Called by store on its reactor, in tasks; reading it at opening is store/journal_replay.pyx. Format: docs/formats.md, "Journal".
+# Called by store on its reactor, in tasks. store/journal_replay.pyx reads it at open. Format: docs/formats.md,
+# "Journal".
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -34,12 +37,12 @@ cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum:
-    PIECE_BLOCKS = 256               # written at once when a half begins: 1 MiB
-    BLOCK_ROOM = 4032 - 312          # of a block, at least, is filled with entries before one does not fit: the longest has 320 bytes
+    PIECE_BLOCKS = 256               # per write when a half begins: 1 MiB
+    BLOCK_ROOM = 4032 - 312          # bytes of entries in a full block, at least: the longest entry has 320 bytes
 
 
 cdef class Journal:
-    """home: the reactor of all its work. device: the Io's number. Raises MemoryError."""
+    """home: the reactor it runs on. device: the Io's device number. Raises MemoryError."""
 
     def __cinit__(self, Reactor home, Directory directory, int device, DeviceFlusher flusher):
         self.home = home
@@ -69,7 +72,7 @@ cdef class Journal:
         return wait(&change.done)
 
     cdef bint has_room(self, uint64_t more_bytes) noexcept nogil:
-        # A quarter of the half stays for changes, so that halves are not switched all the time.
+        # A quarter of the half is kept for changes, so that switching halves stays rare.
         return (self.directory.entry_bytes + more_bytes) // BLOCK_ROOM + 2 <= self.area_blocks // 4 * 3
 
     cdef void write_changes(self) noexcept nogil:
@@ -85,7 +88,7 @@ cdef class Journal:
             if error:
                 self.failed = -error
             while change is not NULL:
-                after = change.next                      # the change is gone once its task goes on
+                after = change.next                      # the change is invalid once its task resumes
                 if error == 0 and change.instead_of is not NULL:
                     self.directory.replace(change.instead_of, change.replica)
                 if change.replica is NULL and error:
@@ -100,7 +103,7 @@ cdef class Journal:
         self.writing = False
 
     cdef Change* fill_block(self) noexcept nogil:
-        """As many changes as fit, in the order in which they were asked for; returns them as a list of their own."""
+        """Move the queued changes that fit into the block, in order. Returns them as a list."""
         cdef Change* taken = self.first
         cdef Change* newest = NULL
         cdef uint32_t bytes
@@ -128,7 +131,7 @@ cdef class Journal:
     # ------------------------------------------------------------------ the other half
 
     cdef int switch_half(self) noexcept nogil:
-        """Begin the other half with a snapshot of the directory and go on there."""
+        """Start the other half with a snapshot of the directory and continue there."""
         cdef uint64_t generation = self.highest_generation + 1
         cdef uint32_t blocks = self.build_snapshot(NULL, generation), done = 0, piece
         cdef JournalBlock* snapshot
@@ -158,7 +161,7 @@ cdef class Journal:
         return error
 
     cdef uint32_t build_snapshot(self, JournalBlock* blocks, uint64_t generation) noexcept nogil:
-        """How many blocks it has; blocks NULL: only that."""
+        """Returns the snapshot's length in blocks; with blocks NULL it only counts."""
         cdef EntryBytes entry
         cdef Replica* replica
         cdef SnapshotBuilder builder
@@ -198,13 +201,14 @@ cdef class Journal:
         return write_both(self.home.io, self.device, data, blocks * BLOCK_BYTES, self.place(0, half, index), self.place(1, half, index))
 
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil:
-        """Where on the device a block lies. copy: 0, or 1 for the mirror."""
+        """Device offset of a block. copy: 0, or 1 for the mirror."""
         invariant(index < self.area_blocks, b"a block lies inside its half")
         return self.offset + (<uint64_t>(2 * copy + half) * self.area_blocks + index) * BLOCK_BYTES
 
     cdef int write_newest(self) noexcept nogil:
-        """The newest block is the only one that may not be on stable media: each was flushed before the next one was written. Its flush may have
-        failed, and then a later one does not make it stable. So it is written again. It is what it was: a crash in the midst of it tears nothing."""
+        """Only the newest block may not be stable: each block was flushed before the next was written. Its flush may
+        have failed, and then a later flush does not make it stable. So it is written again, with the same content,
+        which a crash cannot tear."""
         cdef int error = 0
         if self.flusher.volatile_cache and not planted(b"journal_not_rewritten"):
             error = self.write_twice(self.half, self.next_index - 1, self.block, 1)
@@ -242,7 +246,8 @@ cdef int write_both(Io io, int device, const void* data, uint32_t bytes, uint64_
 
 
 cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil:
-    """Four empty areas, but for the snapshot of an empty directory that the first begins with. The caller flushes."""
+    """Write four empty areas; the first half and its mirror begin with a snapshot of an empty directory. The caller
+    flushes."""
     cdef uint64_t done = 0, length = 4 * superblock.journal_bytes
     cdef uint32_t piece = PIECE_BLOCKS * BLOCK_BYTES
     cdef Operation operation

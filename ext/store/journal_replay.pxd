@@ -3,6 +3,7 @@
 from iomesh.engine.store.journal cimport Journal, Repairs
 from iomesh.engine.format.layout cimport Superblock
 
-# In a task: fills the journal's directory and makes the journal ready for changes. 0, or a negative errno and `reason` (REASON_BYTES).
+# In a task: fills the journal's directory and prepares the journal for changes. 0, or a negative errno and `reason`
+# (REASON_BYTES).
 cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs, char* reason) noexcept nogil
-cdef char* new_repair(Repairs* repairs) noexcept nogil         # where REPAIR_BYTES of words go
+cdef char* new_repair(Repairs* repairs) noexcept nogil         # buffer for REPAIR_BYTES of text

@@ -1,12 +1,13 @@
 # Reading a journal when its store opens.
 #
-#   1. survey both halves, each block in both copies: which generation is the newest there, where does its snapshot end, which is its last
-#      block, does one before it lack;
-#   2. choose the half with the newest complete snapshot, and refuse where anything shows that a newer state existed and is lost;
-#   3. replay it: apply every entry in order, restore each block that is good in one copy only.
+#   1. survey both halves, each block in both copies: the newest generation, the end of its snapshot, its last block,
+#   and
+#      whether an earlier block is missing;
+#   2. choose the half with the newest complete snapshot; refuse if there is evidence of a newer state that is lost;
+#   3. replay it: apply every entry in order, and restore each block that is valid in one copy only.
 #
-# What must come out: the directory as of the last change that was durable, or a refusal that says which block is damaged. Never an older state.
-# (A change that was under way in a crash may count or not: no one was told of it.)
+# The result is the directory as of the last durable change, or a refusal that names the damaged block; never an older
+# state. (A change in flight at a crash may be included or not: it was never acknowledged.)
 #
 # Called by store. Format and reasons: docs/formats.md, "Journal".
 
@@ -29,14 +30,14 @@ cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum:
-    PIECE_BLOCKS = 128               # read at once of each copy: 512 KiB
+    PIECE_BLOCKS = 128               # per read, of each copy: 512 KiB
 
-cdef struct Half:                    # what a survey found of its newest generation
-    uint64_t generation              # 0: no valid block at all
+cdef struct Half:                    # result of a survey, for the half's newest generation
+    uint64_t generation              # 0: no valid block
     int64_t snapshot_end             # index of the SNAPSHOT_END; -1: none
     int64_t last                     # the highest index
-    int64_t lacking                  # the lowest index at which no copy has a block of it; -1: none
-    bint changes                     # it has changes
+    int64_t lacking                  # lowest index without a block of it in either copy; -1: none
+    bint changes                     # it has JOURNAL_CHANGES blocks
 
 cdef struct Pieces:                  # the same blocks of both copies
     JournalBlock* copies[2]
@@ -44,7 +45,7 @@ cdef struct Pieces:                  # the same blocks of both copies
     uint32_t first
     uint32_t count
 
-cdef struct Restored:                # blocks in a row that were restored, to be told in one line
+cdef struct Restored:                # consecutive restored blocks, reported in one line
     uint32_t copy
     uint32_t first
     uint32_t count
@@ -110,7 +111,7 @@ cdef Half survey(Journal journal, Pieces* pieces, uint32_t half) noexcept nogil:
 
 
 cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t first) noexcept nogil:
-    """What cannot be read is zeros, and so not valid."""
+    """Unreadable blocks become zeros, which are not valid."""
     cdef Operation[2] operations
     cdef uint32_t copy, i
     cdef JournalBlock* block
@@ -138,7 +139,7 @@ cdef bint valid_at(Journal journal, const JournalBlock* block, uint32_t index) n
 
 
 cdef JournalBlock* newest_valid(Journal journal, Pieces* pieces, uint32_t i) noexcept nogil:
-    """Of the two copies of a block; NULL: neither is valid."""
+    """The valid copy of a block, the newer one of two; NULL: neither is valid."""
     cdef JournalBlock* block = pieces.copies[0] + i
     cdef JournalBlock* mirrored = pieces.copies[1] + i
     cdef bint valid = valid_at(journal, block, pieces.first + i), mirrored_valid = valid_at(journal, mirrored, pieces.first + i)
@@ -198,14 +199,14 @@ cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* f
                                  index + i, half)
                         return -EUCLEAN
                     restore(journal, block, half, copy, index + i, &restored, repairs)
-            memcpy(journal.block, block, BLOCK_BYTES)    # in the end, the newest: write_newest()
+            memcpy(journal.block, block, BLOCK_BYTES)    # after the loop the newest block, for write_newest()
         index += pieces.count
     tell_restored(&restored, half, repairs)
     return 0
 
 
 cdef const char* apply_block(Journal journal, const JournalBlock* block, const Half* found, uint32_t index) noexcept nogil:
-    """Into the directory; NULL, or what is wrong with it."""
+    """Apply a block to the directory. NULL, or what is wrong with it."""
     cdef uint32_t at = 0
     cdef const JournalEntry* entry
     cdef const char* words
@@ -214,7 +215,7 @@ cdef const char* apply_block(Journal journal, const JournalBlock* block, const H
         return b"it cannot be read a second time"
     if block.kind != expected:
         return b"it is not of the kind that belongs there"
-    while at < block.bytes:                              # valid: the entries fill it to the byte
+    while at < block.bytes:                              # the block is valid: its entries end exactly at `bytes`
         entry = <const JournalEntry*>(block.entries + at)
         words = journal.directory.replay(entry)
         if words is not NULL:
@@ -255,6 +256,6 @@ cdef void tell_restored(Restored* restored, uint32_t half, Repairs* repairs) noe
 
 
 cdef char* new_repair(Repairs* repairs) noexcept nogil:
-    cdef uint32_t number = min(repairs.count, <uint32_t>(REPAIRS_MAX - 1))       # too many: the last line is overwritten
+    cdef uint32_t number = min(repairs.count, <uint32_t>(REPAIRS_MAX - 1))       # excess ones overwrite the last line
     repairs.count += 1
     return repairs.lines[number]

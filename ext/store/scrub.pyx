@@ -1,11 +1,12 @@
-# Scrub: every block of a sealed segment is read and compared with the checksum in the segment's footer, so that damage is found while there
-# is still something to repair it from, not when somebody needs the block.
+# Scrub: reads every block of a sealed segment and compares it with the checksum in the segment's footer, so that damage
+# is found while it can still be repaired, not when the block is needed.
 #
 # Always true:
-#   - one segment at a time, at the pace that is asked for; nobody waits for a scrub;
-#   - what was found counts only if the replica is still the one that it was when the scrub began: one that was compacted or deleted
-#     meanwhile has given its slabs to others;
-#   - blocks that a compaction has left out are not there to be verified; dead ones that it has not are, since the footer cannot tell.
+#   - one segment at a time, at the throttle's rate; no request waits for a scrub;
+#   - a result is valid only if the replica is the same as at the start: if it was compacted or deleted meanwhile, its
+#     slabs may have been reused;
+#   - blocks dropped by a compaction are not verified; other dead blocks are, since the footer does not distinguish
+#     them.
 #
 # Called by the engine's commands. Format: docs/formats.md, "Footers".
 
@@ -61,7 +62,7 @@ cdef class Scrubber:
         if result == 0 and (found is NULL or found.serial != replica.serial):
             result = -ENOENT
         self.busy = False
-        wake_all(&self.ended, 0)                         # the last of all: who waited for it may release the store and this
+        wake_all(&self.ended, 0)                         # last: a waiter may release the store and this object
         return result
 
     cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil:
@@ -95,7 +96,7 @@ cdef class Scrubber:
         cdef bint good
         self.piece_blocks = 0
         if replica.live and read_bitmap(self.store.home.io, replica, self.bitmap) < 0:
-            note(told, 0)                                # without it nothing of the segment can be found
+            note(told, 0)                                # without it no block of the segment can be located
             return 0
         place = place_of(self.bitmap, replica, replica.footer_block)
         end = replica.live + 1 if replica.live else replica.blocks
@@ -103,7 +104,7 @@ cdef class Scrubber:
             footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
         good = good and read_blocks(self.store.home.io, replica, place + 1, footer.table_blocks, table) == 0
         if not good or not footer_table_valid(footer, table):
-            note(told, replica.footer_block)             # recovery reads the headers instead; what they say is not verified here
+            note(told, replica.footer_block)             # recovery reads the headers instead; they are not verified here
             return 0
         told.blocks = 1 + footer.table_blocks
         memset(&listed, 0, sizeof(listed))
@@ -121,7 +122,7 @@ cdef class Scrubber:
         return 0
 
     cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil:
-        """NULL: it cannot be read. Places are asked for in ascending order."""
+        """The block at index `place`; NULL: it cannot be read. Calls come in ascending order."""
         cdef uint32_t count
         if not self.piece_from <= place < self.piece_from + self.piece_blocks:
             count = min(end - place, <uint32_t>PIECE_BLOCKS)
@@ -131,7 +132,7 @@ cdef class Scrubber:
             self.piece_from = place
             self.piece_blocks = count
             if read_blocks(self.store.home.io, replica, place, count, self.piece) < 0:
-                self.piece_blocks = 1                    # one by one: which of them is it?
+                self.piece_blocks = 1                    # read singly to find the bad block
                 if read_blocks(self.store.home.io, replica, place, 1, self.piece) < 0:
                     return NULL
         return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
@@ -150,5 +151,5 @@ cdef inline bint is_as_written(const char* block, const Entry* entry) noexcept n
 
 
 cdef inline uint32_t place_of(const Bitmap* bitmap, const Replica* replica, uint32_t block) noexcept nogil:
-    """Among the replica's blocks on the device; of a compacted one, a block that is there."""
+    """Index among the replica's blocks on the device; a compacted replica must have the block."""
     return 1 + rank_in(bitmap, block) if replica.live else block

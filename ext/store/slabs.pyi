@@ -1,4 +1,4 @@
-"""Free space by itself, for tests: see store/slabs.pyx."""
+"""Slabs as a Python object, for tests: see store/slabs.pyx."""
 
 class SlabsView:
     free: int

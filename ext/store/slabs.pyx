@@ -3,14 +3,15 @@
 # Always true:
 #   - a slab is free, or it belongs to exactly one segment replica;
 #   - `free` is the number of zero bits in `taken`;
-#   - nothing here is durable: the store rebuilds it from its directory when it opens, so it can never disagree with it for longer
-#     than a process lives.
+#   - nothing here is durable: the store rebuilds it from its directory when it opens, so a disagreement cannot outlive
+#     the process.
 #
 # Called by the store alone, on the reactor's thread. Format: none (docs/formats.md, "Slabs").
 #
-# SegmentTable are taken whole and want long runs, so that a record never crosses an extent's end more often than it must: each take
-# looks once around the bitmap for the longest run, starting where the last one ended, and steps over equal bits at once. The worst case, a 16 TiB
-# device (8 MiB of bitmap) with every word mixed, takes 4 ms a look (measured), at most a few times per 64 MiB written.
+# A segment's slabs are taken at once, in long runs, so that few records span extents. Each take searches the bitmap
+# once around for the longest run, from the end of the last one, and skips runs of equal bits. The worst case, a 16 TiB
+# device (8 MiB of bitmap) with every word mixed, takes 4 ms per search (measured), at most a few times per 64 MiB
+# written.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
@@ -40,8 +41,8 @@ cdef class Slabs:
         return True
 
     cdef int take(self, uint32_t wanted, Extent* into, int room) noexcept nogil:
-        """Take `wanted` slabs as few extents; returns how many were written to `into`, or 0 when that many slabs, in at most
-        `room` extents, are not free (then nothing was taken)."""
+        """Take `wanted` slabs in few extents. Returns the number of extents written to `into`; 0: that many slabs are
+        not free in at most `room` extents, and nothing was taken."""
         cdef uint32_t got = 0
         cdef int count = 0
         if wanted > self.free:
@@ -62,7 +63,8 @@ cdef class Slabs:
             self.mark(extents[i], False)
 
     cdef bint claim(self, Extent extent) noexcept nogil:
-        """Take exactly these, as the directory says. False, and nothing taken: they do not all lie on the device, or one is taken already."""
+        """Take exactly these slabs, for the directory. False: one lies beyond the device or is taken; nothing was
+        taken."""
         cdef uint32_t slab
         if extent.count == 0 or extent.first >= self.total or extent.count > self.total - extent.first:
             return False
@@ -77,14 +79,14 @@ cdef class Slabs:
         return (self.taken[slab // 64] >> (slab % 64)) & 1
 
     cdef Extent longest_run(self, uint32_t wanted) noexcept nogil:
-        """The longest free run, at most `wanted` slabs of it; the first one that is long enough ends the search."""
+        """The longest free run, cut to `wanted` slabs; a run that is long enough ends the search."""
         cdef Extent best, run
         cdef uint32_t looked, word, bit, length
         best.first = best.count = run.first = run.count = 0
         for looked in range(self.words + 1):                  # the first word twice: a run may begin in it and end at the cursor
             word = (self.cursor + looked) % self.words
             if word == 0:
-                run.count = 0                                 # no run goes on from the device's end to its beginning
+                run.count = 0                                 # a run does not wrap around at the device's end
             bit = 0
             while bit < 64 and best.count < wanted:
                 length = equal_bits(self.taken[word], bit)
@@ -117,7 +119,7 @@ cdef class Slabs:
 
 
 cdef inline uint32_t equal_bits(uint64_t word, uint32_t start) noexcept nogil:
-    """How many bits of `word` from `start` on equal the one at `start`."""
+    """The number of bits of `word` from `start` on that equal the bit at `start`."""
     cdef uint64_t differing = (word if word >> start & 1 == 0 else ~word) >> start
     return 64 - start if differing == 0 else trailing_zeros(differing)
 

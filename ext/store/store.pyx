@@ -1,17 +1,19 @@
 # The segment store on one device.
 #
 # Always true once open() has returned 0:
-#   - a slab belongs to exactly one replica or is free; slabs of a deleted replica are free only once the deletion is durable;
-#   - a replica is found only once its creation is durable; what is found is what the journal says (store/directory.pyx);
-#   - a compacted replica comes in the place of the one it was made of with one entry of the journal: a crash leaves one of the two, and
-#     the other's slabs are free when the store opens;
-#   - `reserve` slabs are left for urgent creations: a full device can still checkpoint, seal and so become less full;
+#   - a slab is free or belongs to exactly one replica; a deleted replica's slabs are free only once the deletion is
+#     durable;
+#   - find() returns a replica only once its creation is durable, in the state that the journal has
+#     (store/directory.pyx);
+#   - one journal entry replaces a replica by its compacted copy: after a crash one of the two exists, and the other's
+#     slabs are free when the store opens;
+#   - `reserve` slabs are kept for urgent creations: a full device can still write checkpoints, seal, and so free space;
 #   - no segment is created for an epoch below its volume's fence;
-#   - after an error of the journal, or of any flush of the device, nothing changes any more (`failed`), and everything that exists stays readable;
-#   - what open() has read is on stable media before anyone builds on it: a crash may have left the journal's newest block in the device's cache, and
-#     an earlier process may have failed to flush it. It is written again.
+#   - after an error of the journal or of any device flush the store is read-only (`failed`); everything stays readable;
+#   - what open() has read is stable before it is used. A crash may have left the journal's newest block in the device's
+#     cache, and an earlier process may have failed to flush it; so open() writes it again.
 #
-# Opening is a list of steps, in open(). Until the superblocks have shown whose device this is, nothing is written.
+# open() is a list of steps. Nothing is written until the superblocks have shown which cluster owns the device.
 # Format: docs/formats.md, "The device", "Superblock".
 
 from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, ENOSPC
@@ -48,8 +50,8 @@ cdef extern from *:
 
 cdef enum:
     JOURNAL_BYTES_MIN = 1024 * 1024
-    RESERVE_SEGMENTS = 4             # a volume's checkpoint, its log's next segment, and as much again for a second volume
-    RESERVE_SHARE = 256              # ... and this part of all slabs: as much as all leaves of a map of the whole device
+    RESERVE_SEGMENTS = 4             # a volume's checkpoint and its log's next segment, for two volumes
+    RESERVE_SHARE = 256              # ... plus 1/256 of all slabs: the size of all map leaves for the whole device
 
 
 cdef class Store:
@@ -90,14 +92,14 @@ cdef class Store:
         if error == 0:
             self.restore_superblock(&twins[0], 0)
             self.restore_superblock(&twins[1], 1)
-            error = self.journal.write_newest()          # and flush: what was replayed and restored, before anyone builds on it
+            error = self.journal.write_newest()          # and flush: all of it is stable before it is used
             if error:
                 snprintf(self.reason, sizeof(self.reason), b"the device cannot be written or flushed (error %d)", -error)
         release(twins)
         return error
 
     cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil:
-        """Whose device it is and whether it can be opened here: its superblock, or a refusal."""
+        """Choose the valid superblock and check cluster, version and features. 0, or a negative errno and `reason`."""
         cdef const Superblock* best = NULL
         cdef const char* words
         cdef int i, ours = 0
@@ -145,7 +147,7 @@ cdef class Store:
         return 0
 
     cdef int claim_slabs(self) noexcept nogil:
-        """Every slab of every replica has one owner and lies on the device; what is left is free."""
+        """Check that every replica's slabs lie on the device and have one owner; the other slabs are free."""
         cdef uint32_t bucket
         cdef int i
         cdef Replica* replica
@@ -192,7 +194,8 @@ cdef class Store:
 
     cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
                          int* error) noexcept nogil:
-        """One of `blocks` blocks, open and durably there; NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
+        """Create an open, durable replica of `blocks` blocks; NULL and a negative errno: EEXIST, ESTALE, ENOSPC,
+        ENOMEM, EIO."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
         cdef int count = 0
@@ -257,7 +260,8 @@ cdef class Store:
         return replica
 
     cdef int keep_copy(self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil:
-        """0 once that is durable; or a negative errno, and the replica is gone: its slabs stay taken, since the entry may be on the device."""
+        """0 once that is durable; or a negative errno: the replica is dropped, but its slabs stay taken, since the
+        journal entry may be on the device."""
         cdef Change change
         cdef int error
         change.instead_of = NULL
@@ -310,7 +314,7 @@ cdef class Store:
         return error
 
     cdef int remove(self, Replica* replica) noexcept nogil:
-        """0 once that is durable and the replica gone, or a negative errno."""
+        """0 once that is durable and the replica is freed, or a negative errno."""
         cdef Change change
         cdef int error
         invariant(replica.state != 0, b"a replica that exists is removed")
@@ -351,7 +355,7 @@ cdef class Store:
         return copy
 
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil:
-        """A copy as it was planned: written, on stable media, then in the journal, which is the moment from which it counts."""
+        """Write the planned copy, flush, then journal it; the journal entry makes it valid."""
         cdef Change change
         cdef Extent[EXTENTS_MAX] extents
         cdef uint32_t slabs = self.slabs_for(compactor.blocks())
@@ -419,7 +423,7 @@ cdef class Store:
         if error:
             self.failed = self.journal.failed
             return error
-        return -ESTALE if epoch and self.directory.fenced(volume) > epoch else 0     # a higher one was under way, too
+        return -ESTALE if epoch and self.directory.fenced(volume) > epoch else 0     # set by a concurrent call
 
     cdef int set_number(self, uint32_t number) noexcept nogil:
         if self.superblock.number and self.superblock.number != number:
@@ -427,8 +431,9 @@ cdef class Store:
         return self.rewrite_superblock(0, number)
 
     cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil:
-        """Both, with this feature and this number. A feature is there before anything that needs it: a program that does not know it refuses the
-        device. One change at a time: two superblocks of one generation must not differ."""
+        """Write both superblocks with this feature and number. The feature flag is durable before anything that needs
+        it, so a program that does not know it refuses the device. Changes are serialized: two superblocks of one
+        generation must not differ."""
         cdef Superblock* wanted
         cdef int error
         while self.rewriting:
@@ -455,7 +460,7 @@ cdef class Store:
         return error
 
     cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil:
-        """... and flush: of the two, one is whole at any moment."""
+        """Write and flush: at any time, one of the two is intact."""
         cdef int error = write_block(self.home.io, self.device, block, offset)
         return error if error else self.flusher.wait_flushed()
 
@@ -480,7 +485,7 @@ cdef class Store:
         cdef Replica** replicas = <Replica**>calloc(count + 1, sizeof(Replica*))
         cdef int64_t result = 0 if replicas is not NULL else -ENOMEM
         if self.failed:
-            result = -EIO                                # a creation that failed may be in the journal all the same
+            result = -EIO                                # a failed creation may still be in the journal
         if result == 0:
             self.list(volume, replicas, count)
         for i in range(count):
@@ -498,7 +503,7 @@ cdef class Store:
         return <uint32_t>((blocks + self.slab_blocks - 1) >> self.slab_shift)
 
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil:
-        """For a segment of so many blocks, as far as the count of free slabs and the journal tell."""
+        """Whether free slabs and the journal suffice for a segment of `blocks` blocks."""
         cdef uint64_t slabs = self.slabs_for(blocks)
         return not self.failed and slabs + (0 if urgent else self.reserve) <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes))
 
@@ -506,13 +511,14 @@ cdef class Store:
 # ---------------------------------------------------------------------- formatting
 
 cdef uint64_t segment_bytes_of(uint64_t device_bytes) noexcept nogil:
-    """The largest segment that suits a device: a small one behaves like a large one."""
+    """The largest segment that suits a device; proportional to its size, so that a small device behaves like a large
+    one."""
     return min(max(device_bytes // 512 // SLAB_BYTES_MAX * SLAB_BYTES_MAX, <uint64_t>SEGMENT_BYTES_MIN), <uint64_t>SEGMENT_BYTES_MAX)
 
 
 cdef uint32_t slab_bytes_of(uint64_t device_bytes) noexcept nogil:
-    """At most a 256th of a segment: a compacted one wastes half a slab, and its live blocks are written again the sooner for it. Smaller ones would
-    break segments of a full device into more extents."""
+    """At most 1/256 of a segment. A compacted replica wastes half a slab, which makes cleaning rewrite its live blocks
+    sooner; smaller slabs would split the segments of a full device into more extents."""
     cdef uint32_t bytes = SLAB_BYTES_MAX
     while bytes > SLAB_BYTES_MIN and bytes > segment_bytes_of(device_bytes) // 256:
         bytes //= 2
@@ -537,7 +543,8 @@ cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
 
 
 cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil:
-    # First nothing there can be opened, then the journal is written, then the superblocks: a crash leaves a device that is whole or not ours.
+    # Order: erase the superblocks, write the journal, write the superblocks. After a crash the device is either
+    # completely formatted or not an iomesh device.
     cdef Superblock* block = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
     cdef int error
     if block is NULL:
@@ -575,7 +582,7 @@ cdef int read_superblock(Io io, int device, Superblock* into, uint64_t offset) n
 
 
 cdef int write_superblock(Io io, int device, const Superblock* block, uint64_t offset) noexcept nogil:
-    """... and flush: the device is being formatted."""
+    """Write and flush, while the device is being formatted."""
     cdef int error = write_block(io, device, block, offset)
     return error if error else flush(io, device)
 

@@ -1,14 +1,16 @@
-# A token bucket: work asks before each step, and waits until what it has moved so far is what it may have moved by then.
+# A token bucket: work calls it before each step and waits until the bytes it has moved so far fit the rate.
 #
 # Always true:
-#   - a step may begin as soon as nothing is owed, however long it is, and is owed afterwards: steps larger than the bucket get through, and
-#     the mean is kept;
-#   - while a user's request has begun or ended within the last USERS_NS on one of `reactors`, bytes come at `share` percent;
-#   - nobody sleeps longer than NAP_NS without looking whether it is to stop, to hurry, or may go faster because the users have gone;
-#   - time is the Io's: the simulated world's drives it, too.
+#   - a step of any size may begin once the debt is paid, and adds its size to the debt. So steps larger than the bucket
+#     are possible, and the mean rate holds;
+#   - while a user's request has begun or ended within the last USERS_NS on one of `reactors`, the rate is `share`
+#     percent;
+#   - at least every NAP_NS a waiting step checks `stopping`, `hurried`, and whether users are still active;
+#   - time is the Io's, so it also runs in the simulated world.
 #
-# Several tasks may ask, of several reactors: the bucket is taken for the few instructions that a look takes. The times of the users are read
-# without that, as is `hurried`: who sees them a moment late is late by one nap. Called in tasks, by compaction, cleaning, detaching and scrub.
+# Tasks on several reactors may call it: a spin lock is held for the few instructions of take(). `users_ns` and
+# `hurried` are read without synchronization: a stale value costs one nap. Called in tasks, by compaction, cleaning,
+# flatten and scrub.
 
 from libc.errno cimport ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -27,12 +29,12 @@ cdef extern from *:
 
 cdef enum:
     NAP_NS = 5 * 1000 * 1000
-    USERS_NS = 20 * 1000 * 1000      # longer than one request takes, so that one at a time counts as well
-    BURST_NS = 20 * 1000 * 1000      # of bytes that an idle bucket holds
+    USERS_NS = 20 * 1000 * 1000      # longer than a request takes, so that queue depth 1 counts as active, too
+    BURST_NS = 20 * 1000 * 1000      # an idle bucket holds the bytes of this time
 
 
 cdef class TokenBucket:
-    """reactors: an array that outlives it, of Reactors."""
+    """reactors: an array of Reactors that outlives it."""
 
     def __cinit__(self):
         self.throttle.step = bucket_step
@@ -71,7 +73,7 @@ cdef class TokenBucket:
             wait(&nap)
 
     cdef int64_t take(self, int64_t now_ns, uint32_t bytes) noexcept nogil:
-        """0: they are taken; or how long to wait before asking again."""
+        """0: `bytes` are taken; otherwise the time to wait before the next call."""
         cdef double rate = <double>self.bytes_per_second / 1e9
         if self.users_there(now_ns):
             rate = rate * self.share / 100
