@@ -1,4 +1,4 @@
-# A walk from outside over everything that simulated volumes hold. See simulation/checker.pyx.
+# The checker: a walk from outside over everything that simulated volumes hold on devices. See simulation/checker.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer
@@ -12,16 +12,16 @@ cdef enum:
     CHECKED_VOLUMES_MAX = 8
     CHECKER_WORDS = 256              # of bits, one per block of a segment
 
-cdef struct Marks:                   # of one segment
+cdef struct Marks:                   # the blocks found in one segment
     uint32_t segment
-    uint32_t count                   # distinct blocks that something points to
+    uint32_t count                   # distinct blocks with a pointer to them
     uint64_t pointed[CHECKER_WORDS]
-    uint64_t walked[CHECKER_WORDS]   # nodes of snapshots whose pointers have been followed
-    uint64_t heads[CHECKER_WORDS]    # blocks of data that the head holds, and no snapshot as far as it was walked
+    uint64_t walked[CHECKER_WORDS]   # nodes of snapshots whose pointers were followed
+    uint64_t heads[CHECKER_WORDS]    # data blocks that the head holds and no snapshot walked so far
 
 cdef struct CheckedVolume:
     void* volume                     # Volume
-    Marks* marks                     # of its segments, in the order of numbers
+    Marks* marks                     # of its segments, by ascending number
     uint32_t count
 
 cdef class Checker:
@@ -31,26 +31,27 @@ cdef class Checker:
     cdef uint8_t closed[CHECKED_VOLUMES_MAX][16]  # volumes that may have segments and are not open
     cdef uint32_t closed_count
     cdef Marks* marks
-    cdef readonly uint64_t blocks    # looked at, ever
-    cdef bint in_head                # what is walked is the head's
-    cdef uint64_t mapped             # blocks of data that the head holds, ...
-    cdef uint64_t inherited          # ... of them those of other volumes' logs, ...
-    cdef uint64_t exclusive          # ... and its own that no snapshot holds
-    cdef uint64_t data               # blocks of data of its own log that something holds
-    cdef char words[256]             # what is wrong
+    cdef readonly uint64_t blocks    # visited, in total
+    cdef bint in_head                # the walk is in the head's map
+    cdef uint64_t mapped             # data blocks that the head holds, ...
+    cdef uint64_t inherited          # ... of them those in other volumes' logs, ...
+    cdef uint64_t exclusive          # ... and those of its own log that no snapshot holds
+    cdef uint64_t data               # data blocks of its own log that the head or a snapshot holds
+    cdef char words[256]             # the error message
 
-    # What there is: every open volume, a clone after the one that it comes from; and those that are not open.
+    # Registers the volumes: every open one, each clone after its parent; then those that are not open.
     cdef void begin(self) noexcept nogil
     cdef void add(self, Volume volume) noexcept nogil
     cdef void add_closed(self, const uint8_t* identity) noexcept nogil
-    # No checkpoint, no change of snapshots and no cleaning may be under way. False, and words: something does not add up.
+    # No checkpoint, snapshot change or cleaning may be in progress. False, and words, when a check fails.
     cdef bint walk(self) noexcept nogil
-    # closed: no volume creates or removes a segment any more.
+    # Checks a store's slabs and replicas. closed: no volume creates or deletes segments any more.
     cdef bint add_up(self, Store store, bint closed) noexcept nogil
-    # After a walk, while nothing has changed: the blocks of a segment that a bitmap says live are those that it found.
+    # After a walk, with nothing changed since: a segment's live blocks by this bitmap are those that the walk found.
     cdef bint agrees(self, Volume volume, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil
-    # Whether what a read or a change of these blocks needs is not what its pointer says, on a device: nodes on the way, and the blocks if `data`. Of the
-    # head's map (nodes that are cached are as they are there), or of one with this root.
+    # Whether a block that a read or a change of these blocks needs does not match its pointer's checksum on the device:
+    # map nodes on the path and, with `data`, the blocks themselves. root: of the map; NULL: the head's map, with cached
+    # nodes taken from memory.
     cdef bint is_damaged(self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil
     cdef bint path_is_damaged(self, Volume volume, const Pointer* root, uint64_t block, bint data) noexcept nogil
     cdef bint walk_one(self, Volume volume, const CheckedVolume* audited) noexcept nogil

@@ -1,19 +1,20 @@
-# A walk from outside over everything that simulated volumes hold, as another oracle than what is read: that reads come out right does not show
-# that space is counted right.
+# The checker: a walk from outside over everything that simulated volumes hold on devices. It complements the oracle:
+# correct reads do not show that space is counted correctly.
 #
-# It follows every pointer of each volume's head and of every snapshot's, straight in the memory of the simulated devices, and finds out for
-# itself where a block of a compacted segment lies. Of the engine's memory it takes what is not on a device yet: the cached nodes of the head's map.
+# It follows every pointer of each volume's head and snapshots, directly in the memory of the simulated devices, and
+# computes by itself where a block of a compacted segment lies. From the engine's memory it takes only what is not on a
+# device yet: the cached nodes of the head's map.
 #
-# Checked are:
-#   - every pointer leads to a segment that is there, into it, to a block with its checksum;
-#   - what the segments count as live is what was found, for each segment and in all;
-#   - what the head holds, what of it is its alone, and what is held in all are what was found;
-#   - a compacted segment has every block that something points to;
-#   - what a clone inherits is held by the volume that it comes from, and counts there;
-#   - every slab of a store is free, or of one replica, and the two add up to all there are;
-#   - once they are closed, every replica is of a segment of a volume that there is.
+# It checks that
+#   - every pointer leads into an existing segment, to a block with the pointer's checksum;
+#   - the live counts match the blocks found, for each segment and in total;
+#   - the counts of mapped, exclusive and held data blocks match the blocks found;
+#   - a compacted segment has every block with a pointer to it;
+#   - the volume that a clone comes from holds every block that the clone inherits, and counts it;
+#   - every slab of a store is free or belongs to exactly one replica, and both add up to the total;
+#   - once the volumes are closed, every replica belongs to a segment of an existing volume.
 #
-# Called by simulation, at moments when nothing is half done; nothing here waits.
+# Called by simulation, while no change is in progress; nothing here waits.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -112,7 +113,8 @@ cdef class Checker:
             return self.wrong(b"%llu blocks are inherited by the count, and %llu are found", volume.segments.inherited, self.inherited, 0)
         if held != self.data:
             return self.wrong(b"%llu blocks of data are held by the counts, and %llu are found", held, self.data, 0)
-        if exclusive != self.exclusive and volume.snapshots.dying() is NULL:      # else its heir may still have what it has alone
+        # While a snapshot is dying, its heir may still own its exclusive blocks.
+        if exclusive != self.exclusive and volume.snapshots.dying() is NULL:
             return self.wrong(b"%llu blocks are the head's alone by the count, and %llu are found", exclusive, self.exclusive, 0)
         return True
 
@@ -140,7 +142,7 @@ cdef class Checker:
                 content = NULL
                 if segment is not NULL and segment.replica is not NULL and pointer.block < segment.blocks:
                     content = self.content(segment.replica, pointer.block)
-                if content is NULL:                      # that was no damage: somebody has taken it away
+                if content is NULL:                      # not damage: the block was removed
                     return False
                 if self.world.sum_of(segment.replica.device, content) != pointer.crc:
                     return True
@@ -150,7 +152,7 @@ cdef class Checker:
         return False
 
     cdef bint head(self, Volume volume) noexcept nogil:
-        """The map as it is in memory: cached nodes as they are, others as they are on the device."""
+        """Walks the head's map: cached nodes from memory, others from the device."""
         cdef Node* node
         cdef Pointer pointer
         cdef const char* content
@@ -178,7 +180,7 @@ cdef class Checker:
         return True
 
     cdef void hold(self, Volume volume, Pointer pointer, bint anew) noexcept nogil:
-        """A block of data that was visited, for the first time or not."""
+        """Counts a visited data block. anew: this is its first visit."""
         cdef Marks* marks = self.find(volume.segments, pointer.segment)
         cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
         if pointer.segment < volume.segments.branch:
@@ -195,7 +197,7 @@ cdef class Checker:
             self.exclusive -= 1
 
     cdef bint below(self, Volume volume, Pointer pointer, int level) noexcept nogil:
-        """A node on the device (level -1: a block of data), and what it points to."""
+        """Walks a node on the device (level -1: a data block) and everything below it."""
         cdef const char* content = NULL
         cdef bint again = False
         cdef uint32_t slot
@@ -215,7 +217,8 @@ cdef class Checker:
         return True
 
     cdef bint alone(self, Volume volume, Pointer pointer, Pointer successor, int level) noexcept nogil:
-        """Of a snapshot that is dying: what it shares with its successor lives and dies with that one's history."""
+        """Walks the blocks that a dying snapshot does not share with its successor; shared ones belong to the
+        successor's history."""
         cdef const char* content = NULL
         cdef const char* followed = NULL
         cdef bint again = False
@@ -246,8 +249,10 @@ cdef class Checker:
         return True
 
     cdef bint visit(self, Volume volume, Pointer pointer, bint node, const char** content, bint* again) noexcept nogil:
-        """Something points there. node: its pointers will be followed; again: they have been, or of a block of data: it has been visited. (Of a
-        cached node what is on the device is not. The head's nodes are followed once, whoever shares them; what a snapshot inherits is not.)"""
+        """Checks and marks the block that a pointer leads to. node: its pointers will be followed. again: they were
+        followed already, or, for a data block, it was visited already. (The device's copy of a cached node is not
+        followed. The head's nodes are followed once, even if snapshots share them; nodes that a snapshot inherits are
+        not.)"""
         cdef Marks* marks = self.find(volume.segments, pointer.segment)
         cdef Segment* segment = volume.segments.locate(pointer.segment)
         cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
@@ -283,7 +288,8 @@ cdef class Checker:
         return True
 
     cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil:
-        """NULL: it is not there. Bits are counted one by one: what the engine does for speed is what is checked."""
+        """Returns the block's content; NULL: the replica does not have it. It counts bits one by one, to check the
+        engine's faster way."""
         cdef char* memory = self.world.contents(replica.device)
         cdef const Bitmap* bitmap
         cdef uint32_t contiguous = 0, place = block, i
@@ -305,7 +311,7 @@ cdef class Checker:
     cdef bint agrees(self, Volume volume, uint32_t segment, uint32_t blocks, const uint64_t* live) noexcept nogil:
         cdef Marks* marks = self.find(volume.segments, segment)
         cdef uint32_t block
-        for block in range(blocks if marks is not NULL else 0):      # NULL: it came after the walk
+        for block in range(blocks if marks is not NULL else 0):      # NULL: the segment was created after the walk
             if (live[block // 64] ^ marks.pointed[block // 64]) >> (block % 64) & 1:
                 return self.wrong(b"block %llu of segment %llu is derived to be dead or alive (%llu), and it is not", block, segment,
                                   live[block // 64] >> (block % 64) & 1)
@@ -346,7 +352,7 @@ cdef class Checker:
         return right
 
     cdef bint belongs(self, const Replica* replica) noexcept nogil:
-        """... to a volume that there is, as what that knows of."""
+        """Whether the replica belongs to an existing volume, and an open volume has it in its segment table."""
         cdef Segment* segment
         cdef uint32_t i
         for i in range(self.closed_count):

@@ -1,4 +1,4 @@
-# Clients of a simulated life, connected to its volume over the world's network. See simulation/clients.pyx.
+# Clients of a simulation run, connected to its volumes over the world's network. See simulation/clients.pyx.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
@@ -18,49 +18,49 @@ cdef enum:
 cdef enum ClientState:
     AWAY, CONNECTED, LEAVING
 
-cdef struct ClientCall:              # a request that a client has made
-    void* tag                        # its asker's; NULL: free
+cdef struct ClientCall:              # a client's request
+    void* tag                        # the caller's; NULL: free
     uint16_t command
     uint64_t cookie
     uint64_t offset                  # bytes
     uint32_t bytes
-    uint32_t came                    # of a read's data
-    int error                        # of a read's chunks
-    char* data                       # to be written, or where a read's data go
+    uint32_t came                    # received of a read's data
+    int error                        # of a read, from its chunks
+    char* data                       # to write, or the buffer for a read's data
     char header[32]
-    ClientCall* next                 # of those that are not sent yet
+    ClientCall* next                 # in the list of unsent ones
 
 cdef struct Client:
     void* all                        # Clients
     uint32_t place
     ClientState state
-    int connection                   # its end of it
-    void* server                     # NbdConnection, the engine's end; NULL: it has ended and is gone
+    int connection                   # the client's end
+    void* server                     # NbdConnection, the engine's end; NULL: ended and released
     bint server_ended
     bint structured
-    bint parting                     # it was told to leave
-    bint over                        # nothing more will be heard
+    bint parting                     # it is to disconnect
+    bint over                        # nothing more will be received
     bint receiving
     bint sending
-    bint watching                    # `clock` is under way
+    bint watching                    # the timer `clock` is running
     Operation receive
     Operation send
     Operation clock
-    int64_t heard_ns                 # when something was, or the first of its calls was made
+    int64_t heard_ns                 # when data was last received, or the first call made
     int64_t left_ns
     iovec parts[2 * CALLS_PER_SEND]
     ClientCall calls[CALLS]
     uint32_t open_calls
     ClientCall* unsent_first
     ClientCall* unsent_last
-    # the reply that is coming in
+    # the reply being received
     char reply[REPLY_BYTES_MAX]
-    uint32_t have                    # bytes of its header, of those it takes to go on: `need`
+    uint32_t have                    # bytes of its header so far, of `need`
     uint32_t need
     ClientCall* reading              # whose data follow
     char* into
     uint32_t left
-    bint ends                        # with these data its answer is complete
+    bint ends                        # its answer is complete with this data
     char received[RECEIVED_BYTES]
 
 cdef class Clients:
@@ -74,19 +74,19 @@ cdef class Clients:
     cdef Prng prng
     cdef uint64_t cookies
     cdef bint leaving
-    cdef bint lossy                  # what is sent may never arrive: they do not wait for ever
+    cdef bint lossy                  # sent data may never arrive: clients give up after a timeout
     cdef readonly uint64_t connections
     cdef readonly uint64_t calls
-    cdef readonly uint64_t lost      # of them: no one will ever tell
-    cdef char words[128]             # what is wrong; empty: nothing
+    cdef readonly uint64_t lost      # calls that are never answered
+    cdef char words[128]             # the error message; empty: none
     cdef void* owner
-    cdef void (*answered)(void* owner, void* tag, int error) noexcept nogil      # error: as the wire has it, 0: none
-    cdef void (*vanished)(void* owner, void* tag) noexcept nogil                 # no answer will come; what the engine did of it is over
+    cdef void (*answered)(void* owner, void* tag, int error) noexcept nogil      # error: of the protocol, 0: none
+    cdef void (*vanished)(void* owner, void* tag) noexcept nogil                 # never answered, and ended
 
     # A request of a block device's client: command and flags are NBD's. False: not now.
     cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil
-    cdef void turn(self) noexcept nogil                  # between two turns of the reactor: who is gone is forgotten
-    cdef bint leave(self) noexcept nogil                 # all of them; call it until it says that nobody is left
+    cdef void turn(self) noexcept nogil                  # between two turns of the reactor: releases ended clients
+    cdef bint leave(self) noexcept nogil                 # all disconnect; call it until it returns True: none is left
     cdef bint connect(self, Client* client) noexcept with gil
     cdef void forget(self, Client* client) noexcept with gil
     cdef uint64_t draw(self, uint64_t limit) noexcept nogil

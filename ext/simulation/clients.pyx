@@ -1,18 +1,18 @@
 # Clients of a simulation run: they speak NBD's transmission phase over the world's network, and the engine's own code
 # (exports/nbd/connection.pyx) answers them.
 #
-#     AWAY ── a request wants to be made ──> CONNECTED ── reset, or no answer comes any more ──> LEAVING ── the engine's side has ended ──> AWAY
-#                                                └─ leave(): by DISC, or by the engine's stop() ──────^
+#     AWAY ── a request ──> CONNECTED ── reset, or timeout ──> LEAVING ── the engine's side has ended ──> AWAY
+#                               └─ leave(): DISC or stop() ─────^
 #
 # Always true:
-#   - a call is answered once, or it vanishes once; it vanishes only when the engine's side of its connection has ended. So what it has not done by
-#     then it will never do, and the oracle can take it as something that failed;
-#   - replies are what the protocol says: each to a call that is open, of a read all of its bytes or an error;
+#   - a call is answered once or vanishes once; it vanishes only when the engine's side of its connection has ended. So
+#     it has no effect after that, and the oracle can treat it as failed;
+#   - replies follow the protocol: each is to an open call, and a read gets all of its bytes or an error;
 #   - a connection that has ended holds no request;
-#   - a connection whose other end is dead, silently, is cut by the network in the end, as the kernel does it for TCP; one that is alive and takes
-#     nothing is left by its client.
+#   - if the other end of a connection dies silently, the network cuts the connection in the end, as the kernel does for
+#     TCP; if it is alive and takes nothing, the client disconnects.
 #
-# Called by simulation/simulated_volume.pyx, on the thread of the life.
+# Called by simulation/simulated_volume.pyx, on the run's thread.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -27,16 +27,16 @@ from iomesh.engine.exports.nbd.wire cimport (
 
 cdef enum:
     MAGIC_BYTES = 4
-    CONNECTIONS_MAX = 40             # of one beginning: each costs some memory
-    LEAVES_OF_256 = 1                # calls after which a client is gone without a word
+    CONNECTIONS_MAX = 40             # in one process: each costs some memory
+    LEAVES_OF_256 = 1                # calls after which a client closes without DISC
 
-cdef int64_t PATIENCE_NS = 20 * <int64_t>(1000 * 1000 * 1000)         # of a client that hears nothing
-cdef int64_t KEEPALIVE_NS = 20 * <int64_t>(1000 * 1000 * 1000)        # after which the network knows that the other end is dead
+cdef int64_t PATIENCE_NS = 20 * <int64_t>(1000 * 1000 * 1000)         # the client's receive timeout
+cdef int64_t KEEPALIVE_NS = 20 * <int64_t>(1000 * 1000 * 1000)        # the network's timeout for a dead other end
 
 
 cdef class Clients:
-    """io: of a face of `world`, on which `volume` is served, too. most: clients at once. seed: of what they draw. lossy: the network may lose what it
-    took. Raises MemoryError."""
+    """io: of a face of `world`, which `volume` uses, too. most: clients at once. seed: of their random generator.
+    lossy: the network may lose data. Raises MemoryError."""
 
     def __cinit__(self, World world, Io io, int face, Volume volume, uint32_t most, uint64_t seed, *, bint lossy):
         cdef uint32_t i
@@ -62,7 +62,7 @@ cdef class Clients:
     cdef uint64_t draw(self, uint64_t limit) noexcept nogil:
         return below(&self.prng, limit)
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ requests
 
     cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil:
         cdef Client* client = &self.all[self.draw(self.most)]
@@ -153,7 +153,7 @@ cdef class Clients:
         client.receiving = True
         self.io.receive(&client.receive, client.connection, client.received, RECEIVED_BYTES if self.draw(4) else 1 + <uint32_t>self.draw(4096))
 
-    # ------------------------------------------------------------------ what is heard
+    # ------------------------------------------------------------------ replies
 
     cdef void heard(self, Client* client, const char* data, uint32_t bytes) noexcept nogil:
         cdef uint32_t piece
@@ -176,7 +176,7 @@ cdef class Clients:
             bytes -= piece
 
     cdef void header_came(self, Client* client) noexcept nogil:
-        """As much of a reply as says how it goes on."""
+        """Handles the header bytes received so far: the magic first, then the rest."""
         cdef uint32_t magic = get32(client.reply), length
         cdef uint16_t kind
         cdef bint last
@@ -276,7 +276,7 @@ cdef class Clients:
         self.watch(client)
 
     cdef void hang_up(self, Client* client) noexcept nogil:
-        """Its own end is closed, whatever may still come."""
+        """Closes the client's end, even if more data may arrive."""
         if client.state != CONNECTED:
             return
         client.state = LEAVING
@@ -309,7 +309,7 @@ cdef class Clients:
                 self.settle(&self.all[i], <NbdConnection>self.all[i].server)
 
     cdef void settle(self, Client* client, NbdConnection server) noexcept nogil:
-        """Both ends are closed."""
+        """Releases a client with both ends closed."""
         cdef void* tag
         cdef uint32_t i
         if client.watching and self.io.cancel(&client.clock):
@@ -339,7 +339,7 @@ cdef class Clients:
             snprintf(self.words, sizeof(self.words), words, <unsigned long long>a, <unsigned long long>b)
 
 
-# ---------------------------------------------------------------------- what completions call
+# ---------------------------------------------------------------------- completion callbacks
 
 cdef void received(Operation* operation) noexcept nogil:
     take_in(<Clients>(<Client*>operation.owner).all, <Client*>operation.owner)
@@ -357,7 +357,7 @@ cdef void take_in(Clients self, Client* client) noexcept nogil:
 cdef void sent(Operation* operation) noexcept nogil:
     cdef Client* client = <Client*>operation.owner
     client.sending = False
-    (<Clients>client.all).begin_send(client)             # if it failed, the receive tells
+    (<Clients>client.all).begin_send(client)             # an error is reported by the receive
 
 
 cdef void clock_rang(Operation* operation) noexcept nogil:

@@ -1,10 +1,12 @@
-# Clones in a life in the simulated world, and the deletion of volumes: what node/volumes.py and node/snapshots.py have done, with the same calls of
-# the engine in the same order, and with the same moments at which the metadata service is told.
+# Clones in a simulation run, and the deletion of volumes, as in node/volumes.py and node/snapshots.py: with the same
+# engine calls and metadata updates in the same order.
 #
 #     (none) --record, opened--> serving --record: deleting--> closed, erased --> (none)
-#                                   '--it has clones; record: hidden--> its head and what no clone stands on given up --the last clone gone--^
+#                                   '--it has clones; record: hidden--> discards its head and
+#                                       snapshots without clones --last clone deleted--^
 #
-# A clone is opened after the volume that it is one of, and closed before. A snapshot stays while a record says that there is a clone of it.
+# Always true: a clone is opened after its parent and closed before it. A snapshot stays while a record names a clone of
+# it.
 
 from libc.errno cimport ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -21,7 +23,7 @@ from iomesh.engine.base.task cimport start, wait_in
 from iomesh.engine.simulation.simulated_volume cimport IS_TO_LEAVE, LEAVES, SHOT_MADE, SHOTS, SHOTS_AND_MARKS, PointInTime, SimulatedSnapshot
 
 
-# ---------------------------------------------------------------------- making
+# ---------------------------------------------------------------------- creation
 
 cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
     cdef SimulatedSnapshot* shot = parent.any_shot(SHOT_MADE)
@@ -37,9 +39,9 @@ cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
     parent.changing = True
     parent.begin_change()
     parent.run.count(CLONE)
-    if moment is not NULL:                               # it may have grown between mark and moment
+    if moment is not NULL:                               # it may have grown after the restore point
         plan(<SimulatedVolume>parent.run.volume_pointers[i], parent, shot.id, parent.record.size_blocks, moment.kept)
-        # What is written after a crash has a later time than the newest record, not than any.
+        # Records written after a crash are later than the newest surviving record, not than every lost one.
         at_ns = max(<int64_t>parent.volume.snapshots.find(shot.id).entry.time_ns, min(moment.at_ns, <int64_t>parent.log.recorded_ns))
         (<SimulatedVolume>parent.run.volume_pointers[i]).will_be_of(at_ns)
     else:
@@ -50,7 +52,7 @@ cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
 
 
 cdef bint is_taken(SimulatedVolume simulated) noexcept nogil:
-    return simulated.record.exists or simulated.planned or simulated.between or simulated.copying  # for the one before
+    return simulated.record.exists or simulated.planned or simulated.between or simulated.copying  # for the previous volume
 
 
 cdef void plan(SimulatedVolume simulated, SimulatedVolume parent, const uint8_t* snapshot, uint64_t size_blocks, int kept) noexcept nogil:
@@ -68,10 +70,10 @@ cdef int64_t make_body(void* argument) noexcept nogil:
 
 
 cdef void make(SimulatedVolume simulated, SimulatedVolume parent) noexcept nogil:
-    """As volumes.py makes one that there was not: it is open, or nothing is left of it."""
+    """Creates a clone as volumes.py does: afterwards it is open, or nothing is left of it."""
     cdef int result = 0
     if simulated.record.making:
-        result = parent.volume.checkpoints.run()         # what is followed survives whatever comes
+        result = parent.volume.checkpoints.run()         # the log to roll forward over survives any crash
     if result == 0:
         simulated.run.pass_time()
         simulated.record.exists = True
@@ -100,7 +102,7 @@ cdef void make(SimulatedVolume simulated, SimulatedVolume parent) noexcept nogil
 
 
 cdef int take_to_point_in_time(SimulatedVolume simulated) noexcept nogil:
-    """Doing it again does no harm."""
+    """Idempotent."""
     cdef int result = follow(simulated, <SimulatedVolume>simulated.record.parent, simulated.record.snapshot, simulated.record.at_ns)
     if result == 0:
         simulated.run.pass_time()
@@ -109,7 +111,7 @@ cdef int take_to_point_in_time(SimulatedVolume simulated) noexcept nogil:
     return result
 
 
-# ---------------------------------------------------------------------- deleting
+# ---------------------------------------------------------------------- deletion
 
 cdef void begin_leaving(SimulatedVolume simulated) noexcept nogil:
     cdef uint32_t i, serving = 0
@@ -118,7 +120,7 @@ cdef void begin_leaving(SimulatedVolume simulated) noexcept nogil:
     if serving < 2 or simulated.changing:
         return
     simulated.run.count(DROP)
-    simulated.leaving = IS_TO_LEAVE                      # nobody begins anything that would have to be waited for
+    simulated.leaving = IS_TO_LEAVE                      # no new operation starts that it would have to wait for
     simulated.changing = True
     simulated.begin_task()
     simulated.run.note(b"volume %lld is to be deleted", simulated.number, 0, 0)
@@ -137,7 +139,7 @@ cdef int64_t leave_body(void* argument) noexcept nogil:
 
 
 cdef void delete(SimulatedVolume simulated) noexcept nogil:
-    """As volumes.py does it, `changing` held."""
+    """As in volumes.py, with `changing` held."""
     cdef bint needed = simulated.clones(NULL) > 0
     simulated.run.pass_time()
     if needed:
@@ -171,7 +173,7 @@ cdef void delete_needless(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void hide(SimulatedVolume simulated) noexcept nogil:
-    """Gives up its head, and the snapshots that no clone stands on."""
+    """Discards its head and the snapshots without clones."""
     cdef int i
     if not give_up_head(simulated):
         return
@@ -181,7 +183,7 @@ cdef void hide(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint give_up_head(SimulatedVolume simulated) noexcept nogil:
-    """It goes back to the newest snapshot that has clones, and what it was is discarded."""
+    """Restores the newest snapshot that has clones and discards the previous state."""
     cdef SimulatedSnapshot* needed = NULL
     cdef SimulatedSnapshot* shot
     cdef SnapshotRequest snapshot_request
@@ -203,11 +205,11 @@ cdef bint give_up_head(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void shut(SimulatedVolume simulated) noexcept nogil:
-    """It is closed without a checkpoint."""
+    """Closes the volume without a checkpoint."""
     simulated.open = False
     simulated.between = True
     simulated.await_clients()
-    while simulated.volume.readings:                     # of who is about to let go of it
+    while simulated.volume.readings:                     # readers that are about to release it
         wait_in(&simulated.volume.connections_changed)
     simulated.volume.close()
     simulated.await_metadata()
@@ -216,7 +218,7 @@ cdef void shut(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef int erase(SimulatedVolume simulated) noexcept nogil:
-    """From any state to none; the record goes last. With an error the next beginning tries again."""
+    """Deletes a volume in any state; the record last. After an error the next process retries."""
     cdef int64_t result = 0
     cdef int i
     leave_stray(simulated)

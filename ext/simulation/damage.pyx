@@ -1,19 +1,22 @@
-# Damage that no device tells of, in a life in the simulated world: blocks that are not any more what they were, and writes that never arrived.
+# Silent damage in a simulation run, which no device reports: damaged blocks, and stray writes, lost or misdirected.
 #
 # Always true:
-#   - of a sealed segment any block may be damaged. Its checksum says so, and a read fails that needs it;
-#   - of the segment that the log is written to, one write may be lost, or arrive a little behind its place. As long as the process lives nothing
-#     else is different. If it dies before the segment is sealed, recovery finds that write's record missing: it refuses the volume, if a later
-#     header or the checkpoint says that the record was stable, or the log ends there (docs/decisions/0005). So from such a write on nothing is
-#     promised (`doubtful_from`), but that what is there is a prefix of what was acknowledged; and nobody takes what arrived elsewhere for a record;
-#   - a checkpoint that counts says that all before it was stable. So whatever a snapshot holds is in doubt no more, and a snapshot that was made is
-#     there, as it was made, or the volume is refused;
-#   - where recovery has ended the log, nothing is left of such a write: from then on nothing fails for it. So nothing is cleaned in between: what a
-#     lost write had overwritten would be given up, and could not be read when the log ends before it.
+#   - any block of a sealed segment may be damaged. Its checksum shows that, and a read that needs the block fails;
+#   - one write to the log's open segment may be lost, or arrive a little behind its place. While the process lives this
+#     has no other effect. If the process dies before the segment is sealed, recovery finds the write's record missing:
+#     it refuses the volume if a later header or the checkpoint shows that the record was stable; otherwise the log ends
+#     there (docs/decisions/0005). So from such a write on (`doubtful_from`) the only guarantee is that the surviving
+#     writes are a prefix of the acknowledged ones; and recovery never takes misdirected data for a record;
+#   - a checkpoint in force shows that everything before it was stable. So a snapshot's content is no longer in doubt:
+#     a created snapshot exists unchanged, or the volume is refused;
+#   - once recovery has ended the log before such a write, nothing is left of it, and nothing fails because of it. So
+#     there is no cleaning in between: it would delete the blocks that the lost write had overwritten, which are needed
+#     when the log ends before it.
 #
-# A write's way:
+# States of a stray write:
 #
-#     HOME --lead_astray--> TO_STRAY --the device loses it--> ASTRAY --the process dies, the segment is open--> MISSED --it is opened--> HOME
+#     HOME --lead_astray--> TO_STRAY --the device loses it--> ASTRAY
+#     ASTRAY --the process dies, the segment is open--> MISSED --the volume is opened--> HOME
 #
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -32,7 +35,7 @@ cdef extern from *:
     const uint64_t NEVER "UINT64_MAX"
 
 cdef enum:
-    BESIDE_BLOCKS = 8                # a write arrives less than so many behind its place
+    BESIDE_BLOCKS = 8                # a misdirected write arrives fewer blocks than this behind its place
 
 
 cdef void damage(RunState run, SimulatedVolume simulated) noexcept nogil:
@@ -48,7 +51,7 @@ cdef void damage(RunState run, SimulatedVolume simulated) noexcept nogil:
     if segment is NULL or segment.replica is NULL or segment.state != SEGMENT_SEALED or segment.blocks == 0:
         return
     if segment.replica.footer_block == 0:
-        return                                           # what is damaged there cannot be told from what was torn (docs/decisions/0005)
+        return                                           # damage there looks like a torn write (docs/decisions/0005)
     block = <uint32_t>run.draw(segment.blocks)
     content = <char*>simulated.checker.content(segment.replica, block)
     if content is NULL:
@@ -77,7 +80,7 @@ cdef void lead_astray(RunState run, SimulatedVolume simulated) noexcept nogil:
     if open_segment is NULL or simulated.stray.state != HOME or simulated.volume.cleaning:
         return
     disk = &run.world.disks[open_segment.segment.replica.device]
-    if disk.stray != STRAY_NONE:                         # another volume's is on its way
+    if disk.stray != STRAY_NONE:                         # another volume's stray write is pending
         return
     disk.stray_from = replica_offset(open_segment.segment.replica, open_segment.next_block, &contiguous)
     if contiguous == 0:
@@ -113,7 +116,7 @@ cdef void notice_stray(RunState run, int device) noexcept nogil:
         (<SimulatedVolume>run.volume_pointers[i]).stray.state = ASTRAY
         run.astray += 1
         note_damage(run)
-    elif not is_open(<SimulatedVolume>run.volume_pointers[i]):    # nothing more is written there; and its place may soon be another one's
+    elif not is_open(<SimulatedVolume>run.volume_pointers[i]):    # no more writes go there
         call_back(<SimulatedVolume>run.volume_pointers[i])
 
 
@@ -124,8 +127,8 @@ cdef void call_back(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint is_open(SimulatedVolume simulated) noexcept nogil:
-    """Whether recovery would have to find by the headers what the segment has that a write was to. The journal knows of its footer, or not: the log
-    may think that it is sealed."""
+    """Whether recovery would have to find the segment's records by their headers. The journal may or may not know its
+    footer: the log may take it for sealed."""
     cdef Segment* segment = simulated.segments.find(simulated.stray.segment)
     return segment is not NULL and segment.replica is not NULL and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
 
@@ -138,7 +141,7 @@ cdef void miss_stray(SimulatedVolume simulated) noexcept nogil:
         call_back(simulated)
     elif simulated.stray.state == ASTRAY and is_open(simulated):
         simulated.stray.state = MISSED
-    elif simulated.stray.state == ASTRAY:                # its footer, or the journal, says what was written
+    elif simulated.stray.state == ASTRAY:                # its footer, or the journal, lists what was written
         leave_stray(simulated)
         simulated.oracle.doubtful_from = NEVER
 
@@ -162,14 +165,14 @@ cdef void forget_strays(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint is_left(SimulatedVolume simulated, const Segment* segment) noexcept nogil:
-    """Whether the segment has a place for what went astray: it is sealed, and not at that place."""
+    """Whether the sealed segment covers the stray write's place, with its footer elsewhere."""
     cdef uint32_t footer
     if segment is NULL or segment.replica is NULL:
         return False
     footer = segment.replica.footer_block
     if footer == 0:
         return simulated.stray.block < segment.replica.blocks
-    return footer > simulated.stray.block or (footer == simulated.stray.block and not footer_valid(  # itself it was that went astray
+    return footer > simulated.stray.block or (footer == simulated.stray.block and not footer_valid(  # was the footer stray?
         <const Footer*>simulated.checker.content(segment.replica, footer), simulated.record.id, segment.number, footer, segment.replica.blocks))
 
 
@@ -178,14 +181,14 @@ cdef bint refusal_is_due(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint checkpoint_follows(SimulatedVolume simulated) noexcept nogil:
-    """Whether the checkpoint that counts was written behind the write that went astray."""
+    """Whether the checkpoint in force was written after the stray write."""
     cdef Pointer checkpoint = simulated.record.checkpoint
     return checkpoint.flags & POINTER_PRESENT and (
         checkpoint.segment > simulated.stray.segment or (checkpoint.segment == simulated.stray.segment and checkpoint.block > simulated.stray.block))
 
 
 cdef bint is_called_stable(SimulatedVolume simulated) noexcept nogil:
-    """Whether anything on the devices says so of the record that went astray."""
+    """Whether anything on the devices shows that the stray record was stable."""
     cdef uint32_t bucket
     cdef int i
     for i in range(simulated.run.store_count):

@@ -1,19 +1,20 @@
 # A device of the simulated world: memory with a volatile write cache in front of it.
 #
-# `memory` is what reads find. What a write replaces is kept in a ring (`undo`) until it is durable, so that a flush moves a number and a
-# power cut restores. A cache that is full destages its oldest quarter, as a real one would.
+# Reads return the content of `memory`. A ring (`undo`) keeps the content that a write replaces until the write is
+# durable: a flush only moves an index, and a power cut restores from the ring. A full cache destages its oldest
+# quarter.
 #
 # Always true:
 #   - a block outside of undo[tail:head] is durable as it is in memory; so is one whose newest entry there is `durable`;
-#   - two entries for one block stand in the order of the writes, each with what the one before left;
+#   - entries for one block are in the order of the writes, each with the content that the previous write left;
 #   - a block that was never written is zeros and has no memory yet;
-#   - a checksum that is kept (`sums`) is of what the block holds: whatever changes that forgets it.
+#   - a cached checksum (`sums`) matches the block's content: every change of the block drops it.
 #
-# A power cut decides for each sector which of its writes since it was durable is the last one kept, if any: nothing, all, a prefix of
-# the writes torn at its end, any of the writes, or any of the sectors. What stays is durable then.
+# A power cut decides for each sector which of its non-durable writes is the last one kept, if any: nothing, all, a
+# prefix of the writes torn at its end, any of the writes, or any of the sectors. The result is durable.
 #
-# Taint is for a oracle: a tainted block may read as something that was never written there, or as something older, by a fault that no device tells
-# of. A power cut that restores a block restores its taint; a taint that came later stays.
+# Taint is for an oracle: a tainted block may read as data that was never written there, or as older data, by a fault
+# that no device reports. A power cut that restores a block restores its taint; a taint that came later stays.
 
 from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -31,8 +32,8 @@ cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
 
 cdef enum:
-    NEAR_BLOCKS = 64                 # a misdirected write that does not hit a recent one arrives within so many
-    SPARES = 32                      # pieces of memory that are kept for the next devices: there are six to each
+    NEAR_BLOCKS = 64                 # a misdirected write to no recent place arrives within this distance
+    SPARES = 32                      # memory areas kept for the next devices; each uses six
     SPARE_BYTES_MAX = 64 * 1024 * 1024
 
 cdef struct Spare:
@@ -88,7 +89,7 @@ cdef void disk_free(Disk* disk) noexcept nogil:
     memset(disk, 0, sizeof(Disk))
 
 
-# ---------------------------------------------------------------------- what is asked of it
+# ---------------------------------------------------------------------- operations
 
 
 cdef int64_t disk_read(Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset) noexcept nogil:
@@ -135,7 +136,7 @@ cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const c
 
 
 cdef int64_t disk_discard(Disk* disk, uint64_t bytes, uint64_t offset) noexcept nogil:
-    """Reads find zeros then, as after the kernel's FALLOC_FL_PUNCH_HOLE."""
+    """Reads return zeros afterwards, as after the kernel's FALLOC_FL_PUNCH_HOLE."""
     cdef uint64_t block, run = 0
     if not within(disk, offset, bytes):
         return -EIO
@@ -191,13 +192,13 @@ cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset
 
 
 cdef void keep(Disk* disk, uint64_t block) noexcept nogil:
-    """Remember what `block` is before it is written."""
+    """Saves the state of `block` before a write."""
     cdef Undo* undo
     cdef uint64_t place
     if not disk.volatile_cache:
         return
     if disk.head == disk.tail:
-        disk.base = disk.head            # a ring that is empty begins again where its memory is warm
+        disk.base = disk.head            # an empty ring restarts where its memory is warm
     elif disk.head - disk.tail == disk.capacity:
         disk.tail += disk.capacity // 4
     place = (disk.head - disk.base) % disk.capacity
@@ -216,7 +217,7 @@ cdef void keep(Disk* disk, uint64_t block) noexcept nogil:
 
 
 cdef void put_sectors(Disk* disk, const char* data, uint64_t bytes, uint64_t offset, Prng* prng) noexcept nogil:
-    """Part of a write: its first sectors, or any."""
+    """Writes a part of a write: its first sectors, or any."""
     cdef uint64_t sectors = bytes // SECTOR_BYTES, sector, first
     cdef bint any_of_them = draw(prng) & 1
     disk.writes += 1
@@ -230,7 +231,7 @@ cdef void put_sectors(Disk* disk, const char* data, uint64_t bytes, uint64_t off
 
 
 cdef uint64_t another_place(Disk* disk, Prng* prng, uint32_t bytes, uint64_t offset) noexcept nogil:
-    """Where a misdirected write arrives: at a recent one's place, or near its own; `offset` itself: neither is possible."""
+    """Where a misdirected write arrives: at a recent write's place, or near its own; else `offset` itself."""
     cdef uint64_t place
     if draw(prng) & 1 and disk.writes:
         place = disk.recent[below(prng, min(disk.writes, RECENT))]
@@ -309,7 +310,7 @@ cdef bint kept(const Cut* cut, uint64_t position, uint64_t write, int sector) no
 
 
 cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
-    """Lose what is lost, newest first: a sector is settled when a write of it is kept, else it becomes what it was before."""
+    """Undoes lost writes, newest first: a sector settles once a write of it is kept; else it gets its old content."""
     cdef uint64_t position = disk.head, place
     cdef Undo* undo
     cdef int sector
@@ -342,7 +343,7 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
 
 
 cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil:
-    """A write that was under way when the power went; `position`: the next block's, for KEEPS_FIRST."""
+    """Applies a write that was in flight at the power cut; `position`: the next block's, for KEEPS_FIRST."""
     cdef uint64_t block, first = offset // DISK_BLOCK_BYTES
     cdef int sector
     if not within(disk, offset, bytes):
@@ -378,7 +379,7 @@ cdef inline void set_bit(uint64_t* bits, uint64_t at) noexcept nogil:
 
 
 cdef inline void clear(uint64_t* bits, uint64_t at) noexcept nogil:
-    if is_set(bits, at):                 # else a page of a bitmap that holds nothing would be touched
+    if is_set(bits, at):                 # else an empty page of the bitmap would be touched
         bits[at // 64] &= ~(<uint64_t>1 << (at % 64))
 
 
@@ -391,13 +392,13 @@ cdef inline uint64_t bits_bytes(const Disk* disk) noexcept nogil:
     return (disk.bytes // DISK_BLOCK_BYTES + 63) // 64 * 8
 
 
-# Memory of devices that are gone, for those that come: a page that is touched anew costs more than the block that is written there. Worlds are made
-# and dropped with the GIL.
+# Memory of deleted devices, reused for new ones: a page fault costs more than writing the block. Worlds are created and
+# deleted with the GIL held.
 cdef Spare[SPARES] spares
 
 
 cdef void* lazy(uint64_t bytes, bint zeros) noexcept nogil:
-    """Memory that is taken where it is touched; NULL: none is left. zeros: else it may hold anything."""
+    """Returns memory that is allocated on first touch; NULL: none is left. zeros: else its content is undefined."""
     cdef void* memory
     cdef int i
     for i in range(SPARES):

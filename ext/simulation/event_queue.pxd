@@ -1,12 +1,12 @@
-# What is to happen in the simulated world, soonest first, and its clock. See simulation/event_queue.pyx.
+# The simulated world's event queue, earliest first, and its clock. See simulation/event_queue.pyx.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 
 cdef enum EventKind:
     EVENT_READ, EVENT_WRITE, EVENT_FLUSH, EVENT_DISCARD, EVENT_TIMER, EVENT_RECEIVE, EVENT_SEND
-    EVENT_ARRIVAL                    # bytes reach an end of a connection
-    EVENT_FIN                        # the peer's orderly end does
+    EVENT_ARRIVAL                    # bytes arrive at an end of a connection
+    EVENT_FIN                        # the peer's orderly close arrives
     EVENT_RESET
 
 cdef enum EventState:
@@ -17,8 +17,8 @@ cdef enum:
 
 cdef struct Event:
     int64_t due_ns
-    Operation* operation             # NULL: of the world itself
-    uint64_t mark                    # FLUSH: the cache's head when it was asked; READ: 1 if the data was taken then; ARRIVAL: bytes
+    Operation* operation             # NULL: an event of the world itself
+    uint64_t mark                    # FLUSH: the cache's head at its start; READ: 1: data read then; ARRIVAL: bytes
     int64_t result                   # of RECEIVE and SEND
     uint32_t heap_at
     uint32_t next                    # in the list of free ones or of ready ones
@@ -30,11 +30,11 @@ cdef struct Event:
 
 cdef struct Due:
     int64_t due_ns
-    uint64_t order                   # of asking: between equals
+    uint64_t order                   # of insertion: breaks ties
     uint32_t event
 
 cdef class EventQueue:
-    cdef Event* events               # numbers stay, addresses do not: put() may move them
+    cdef Event* events               # refer to them by number: put() may move them
     cdef Due* heap
     cdef uint32_t capacity
     cdef uint32_t count              # in the heap
@@ -43,8 +43,8 @@ cdef class EventQueue:
     cdef int64_t now
 
     cdef uint32_t put(self, EventKind kind, int face, int target, Operation* operation, int64_t due_ns) noexcept nogil
-    cdef uint32_t first(self) noexcept nogil                     # NO_EVENT: nothing is to happen
-    cdef void take(self, uint32_t event) noexcept nogil          # out of the heap; it is whoever's took it
+    cdef uint32_t first(self) noexcept nogil                     # NO_EVENT: the queue is empty
+    cdef void take(self, uint32_t event) noexcept nogil          # out of the heap; the caller owns it
     cdef void drop(self, uint32_t event) noexcept nogil          # free again; not in the heap
     cdef void grow(self) noexcept nogil
     cdef void sift_up(self, uint32_t place, Due due) noexcept nogil

@@ -1,12 +1,12 @@
-# What is to happen in the simulated world, soonest first, and its clock.
+# The simulated world's event queue, earliest first, and its clock.
 #
 # Always true:
-#   - an event is free, in the heap (EVENT_DUE), or ready and held by a face (EVENT_READY); whoever changes that says so in `state`;
-#   - of two events due at the same time the one that was asked for first comes first;
-#   - the clock never goes back, and nothing but World.advance moves it.
+#   - an event is free, in the heap (EVENT_DUE), or ready and held by a face (EVENT_READY), as `state` says;
+#   - events due at the same time come in the order in which they were put;
+#   - the clock never runs back, and only World.advance moves it.
 #
-# A heap in which each has four children: half the levels of a binary one, and the children lie in two cache lines. Memory grows by
-# doubling and is kept, so that an operation allocates nothing.
+# A 4-ary heap: half the levels of a binary one, and the four children lie in two cache lines. Memory grows by doubling
+# and is never released, so that operations do not allocate.
 
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free as release, realloc
@@ -88,7 +88,7 @@ cdef class EventQueue:
         self.unused = event
 
     cdef void sift_up(self, uint32_t place, Due due) noexcept nogil:
-        """Put `due` at `place`, or where it belongs above."""
+        """Puts `due` at `place`, or above it where it belongs."""
         cdef uint32_t parent
         while place:
             parent = (place - 1) // 4

@@ -1,5 +1,5 @@
-# What may go wrong in the simulated world, how often, and what did. Everything here is drawn from a Prng of its own: a fault that is
-# switched off leaves the order of the others' events as it was until the first one that it would have hit.
+# The simulated world's faults: their probabilities and counts. They are drawn from a Prng of their own: switching a
+# fault off leaves the order of events unchanged up to the first event that it would have hit.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.simulation.prng cimport Prng, happens
@@ -7,19 +7,19 @@ from iomesh.engine.simulation.prng cimport Prng, happens
 cdef enum FaultKind:                 # in the order of the fields of Faults
     READ_ERROR                       # EIO for this one read
     WRITE_ERROR                      # EIO; nothing or any of its sectors were written
-    FLUSH_ERROR                      # EIO; nothing more is durable than before, and the next flush may succeed
-    DROPPING_FLUSH_ERROR             # EIO; of what was not durable all, some or nothing is lost at once, as in a power cut. The next flush may succeed
-    FORGETTING_FLUSH_ERROR           # EIO; what was not durable is read as before, and no later flush makes it durable
+    FLUSH_ERROR                      # EIO; makes nothing durable, and the next flush may succeed
+    DROPPING_FLUSH_ERROR             # EIO; loses any part of the cache, as a power cut does. The next flush may succeed
+    FORGETTING_FLUSH_ERROR           # EIO; cached data stays readable, but no later flush makes it durable
     LOST_WRITE                       # acknowledged, never arrives
     MISDIRECTED_WRITE                # acknowledged, arrives elsewhere on the device
-    ROT                              # of what is being read, for good: a bit, a sector or a block
-    SLOW                             # this operation takes up to 100 times as long
-    HANG                             # this one half a minute to ten
+    ROT                              # permanent, of data being read: a bit, a sector or a block
+    SLOW                             # the operation takes up to 100 times as long
+    HANG                             # the operation takes 30 s to 10 min
     TIMER_EARLY                      # by up to a sixteenth
     TIMER_LATE                       # by up to a quarter and 10 ms
-    CLOCK_JUMP                       # a face's unix_ns goes back or on by up to 10 s
-    CONNECTION_CUT                   # both ends are reset, what is under way is lost; per send
-    CONNECTION_HALF_OPEN             # what is sent from now on never arrives, silently; per send
+    CLOCK_JUMP                       # a face's unix_ns jumps by up to 10 s, either way
+    CONNECTION_CUT                   # both ends are reset, data in flight is lost; per send
+    CONNECTION_HALF_OPEN             # sent data never arrives from then on, silently; per send
     NETWORK_SLOW                     # up to 100 times the delay
     FAULTS
 
@@ -48,8 +48,8 @@ cdef struct FaultRecord:
     int64_t time_ns
     int fault                        # a Fault
     int target                       # device or connection
-    uint64_t offset                  # where it struck (a misdirected write: where it arrived)
-    uint64_t intended                # a misdirected write: where it should have
+    uint64_t offset                  # where it occurred (a misdirected write: where it arrived)
+    uint64_t intended                # a misdirected write: where it should have arrived
     uint32_t bytes
 
 cdef struct Injector:

@@ -1,7 +1,7 @@
-# Clones that become volumes of their own, in a life in the simulated world: what node/detaching.py has done, with the same calls of the engine in the
-# same order, while the clone is used, cleaned, gone back with, deleted, and crashed.
+# Flattening of clones in a simulation run, as in node/flattening.py: with the same engine calls in the same order,
+# while the clone is used, cleaned, restored, deleted and crashed.
 #
-#     (clone) --record: detaching--> copied, looked at --record: no parent--> cut off; the parent that was kept for it goes
+#     (clone) --record: detaching--> copied, checked --record: no parent--> flattened; a hidden parent is deleted
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -15,9 +15,9 @@ from iomesh.engine.base.task cimport start, wait, waited
 from iomesh.engine.simulation.simulated_volume cimport SHOT_MADE, SHOTS, SHOTS_AND_MARKS, STAYS, SimulatedSnapshot
 
 cdef enum:
-    ATTEMPTS = 4                     # of one task: another one, or the next beginning, goes on
+    ATTEMPTS = 4                     # of one task; another task, or the next process, continues
     AGAIN_NS = 50 * 1000 * 1000
-    TRICKLE_NS = 500 * 1000          # between two steps, at most
+    TRICKLE_NS = 500 * 1000          # the longest pause between two steps
 
 
 cdef void begin_detaching(SimulatedVolume simulated) noexcept nogil:
@@ -88,11 +88,11 @@ cdef void sleep(SimulatedVolume simulated, int64_t most_ns) noexcept nogil:
 
 
 cdef bint finish(SimulatedVolume simulated) noexcept nogil:
-    """Nothing is left to be copied; False: it is tried again."""
+    """Completes flattening after all is copied. False: the caller retries."""
     cdef void* parent = simulated.record.parent
     cdef bint done = False
     simulated.take()
-    while simulated.changes and simulated.open:          # what was begun before
+    while simulated.changes and simulated.open:          # changes that started earlier
         sleep(simulated, AGAIN_NS)
     if not is_wanted(simulated) or simulated.record.parent is NULL:
         simulated.let_go()
@@ -117,14 +117,15 @@ cdef bint finish(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void forget_marks(SimulatedVolume simulated) noexcept nogil:
-    """Of its restore window, what lies before it had all: the marks up to the newest that inherits."""
+    """Shortens the restore window to where the clone had all its blocks: drops the restore points up to the newest that
+    inherits."""
     cdef uint64_t newest = 0
     cdef bint begun = True
     cdef int i
     for i in range(SHOTS, SHOTS_AND_MARKS):
         if is_mark(simulated, &simulated.shots[i]) and inherits(simulated, &simulated.shots[i]):
             newest = max(newest, sequence_of(simulated, &simulated.shots[i]))
-    if newest and newest_mark(simulated) == newest:      # all of them: the window begins anew
+    if newest and newest_mark(simulated) == newest:      # all would go: the window starts again
         begun = mark_now(simulated, True)
     for i in range(SHOTS, SHOTS_AND_MARKS):
         if begun and newest and is_mark(simulated, &simulated.shots[i]) and sequence_of(simulated, &simulated.shots[i]) <= newest:
@@ -146,7 +147,7 @@ cdef bint inherits(SimulatedVolume simulated, const SimulatedSnapshot* shot) noe
 
 
 cdef bint any_inherits(SimulatedVolume simulated) noexcept nogil:
-    """One that was deleted and is not gone yet, too."""
+    """Whether any snapshot inherits, dying ones included."""
     cdef uint32_t i
     for i in range(simulated.volume.snapshots.count):
         if simulated.volume.snapshots.all[i].entry.inherited:

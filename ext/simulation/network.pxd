@@ -8,21 +8,21 @@ from iomesh.engine.base.io cimport Operation
 
 cdef enum:
     ENDS_MAX = 1024
-    PIPE_BYTES = 256 * 1024          # what one direction holds, under way or not received yet
+    PIPE_BYTES = 256 * 1024          # the capacity of one direction, in flight or not yet received
 
 cdef struct ConnectionSide:
     bint used
-    bint closing                     # by its own side
+    bint closing                     # by its own node
     int face
-    int peer                         # -1: gone
+    int peer                         # -1: none any more
     uint32_t generation
-    int error                        # of whatever is asked from now on: -ECONNRESET
-    bint finished                    # the peer's orderly end has arrived
-    bint deaf                        # what is sent to it vanishes, silently
-    uint32_t endings                 # of its operations that are ready and not handed back
-    char* pipe                       # what comes to it: bytes of [taken, sent) at place % PIPE_BYTES
+    int error                        # of every further operation: -ECONNRESET
+    bint finished                    # the peer's orderly close has arrived
+    bint deaf                        # data sent to it is lost, silently
+    uint32_t endings                 # its operations that are ready and not completed
+    char* pipe                       # incoming data: bytes of [taken, sent) at place % PIPE_BYTES
     uint64_t sent, arrived, taken
-    int64_t last_ns                  # when what was sent last arrives
+    int64_t last_ns                  # arrival time of the data sent last
     Operation* receiving
     Operation* sending
 
@@ -38,10 +38,10 @@ cdef class Network:
     cdef void send(self, int number, Operation* operation) noexcept nogil
     cdef void close(self, int number) noexcept nogil
     cdef void cut(self, int number) noexcept nogil               # the whole connection: both ends are reset
-    cdef void half_open(self, int number) noexcept nogil         # what this end sends from now on never arrives
-    cdef void leave(self, int face, bint silently) noexcept nogil        # a node is gone; its operations are the world's to drop
-    cdef bint occur(self, uint32_t event) noexcept nogil         # an event of the world itself has come
-    cdef void handed_back(self, int number) noexcept nogil       # an operation of it was
+    cdef void half_open(self, int number) noexcept nogil         # data that this end sends from now on never arrives
+    cdef void leave(self, int face, bint silently) noexcept nogil        # a node ended; the world drops its operations
+    cdef bint occur(self, uint32_t event) noexcept nogil         # an event of the world itself is due
+    cdef void handed_back(self, int number) noexcept nogil       # an operation of it was completed
     cdef int take_end(self) noexcept nogil
     cdef void pump(self, int number) noexcept nogil
     cdef void put_into(self, int number, const char* data, uint32_t bytes) noexcept nogil

@@ -1,15 +1,16 @@
 # The simulated world's connections: two ends, and for each direction a pipe of bounded length.
 #
-# What is sent goes into the pipe at once, as far as there is room, and arrives in one or two pieces after a random delay: in order within a
-# direction, in any order between connections. A send is done when all of it is in the pipe, a receive when anything has arrived.
+# Sent data enters the pipe at once, as far as there is room, and arrives in one or two pieces after a random delay: in
+# order within a direction, in any order between connections. A send completes when all of it is in the pipe, a receive
+# when any data has arrived.
 #
-#     open ── close ──▶ closing ── its operations were handed back ──▶ free      the peer: what was under way, then its end (0)
+#     open ── close ──▶ closing ── its operations completed ──▶ free      the peer gets data in flight, then the end (0)
 #     open ── cut ────▶ failed: every operation gives ECONNRESET, until it is closed
-#     half open: what one end sends never arrives; its sends go on until the pipe is full, then wait for ever
-#     the peer's node is gone: silently, until something is sent to it; or with a reset
+#     half open: data that one end sends never arrives; its sends complete until the pipe is full, then wait for ever
+#     the peer's node has ended: silently, until data is sent to it; or with a reset
 #
-# Always true: an end has at most one receive and one send under way. A number is given again only after its generation has changed, and
-# an event of an older generation means nothing.
+# Always true: an end has at most one receive and one send in flight. A number is reused only after its generation has
+# changed, and an event of an older generation is ignored.
 
 from libc.errno cimport ECONNRESET, EMFILE, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -34,7 +35,7 @@ cdef class Network:
         for end in range(ENDS_MAX):
             release(self.ends[end].pipe)
 
-    # ------------------------------------------------------------------ what may be asked
+    # ------------------------------------------------------------------ operations
 
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil:
         a[0] = self.take_end()
@@ -101,7 +102,7 @@ cdef class Network:
     # ------------------------------------------------------------------ events
 
     cdef bint occur(self, uint32_t event) noexcept nogil:
-        """False: it came too late for anyone."""
+        """Handles an arrival. False: the end is closed, failed or reused."""
         cdef Event* it = &self.event_queue.events[event]
         cdef ConnectionSide* end = &self.ends[it.target]
         cdef EventKind kind = it.kind
@@ -136,7 +137,7 @@ cdef class Network:
             if end.used:
                 continue
             if end.pipe is NULL:
-                end.pipe = <char*>malloc(PIPE_BYTES)     # kept for the next that gets this number
+                end.pipe = <char*>malloc(PIPE_BYTES)     # reused by the next end with this number
                 if end.pipe is NULL:
                     return -ENOMEM
             end.used = True
@@ -159,7 +160,7 @@ cdef class Network:
         end.receiving = end.sending = NULL
 
     cdef void pump(self, int number) noexcept nogil:
-        """Go on with a send, as far as the pipe has room."""
+        """Continues a send, as far as the pipe has room."""
         cdef ConnectionSide* end = &self.ends[number]
         cdef Operation* operation = end.sending
         cdef iovec* part
@@ -173,7 +174,7 @@ cdef class Network:
             self.end_operation(number, operation, -EPIPE)
             return
         if end.peer < 0 or self.ends[end.peer].closing:
-            self.reset(number)                           # it is told later that no one listens any more
+            self.reset(number)                           # the reset arrives later
             self.end_operation(number, operation, operation.bytes)
             return
         room = <uint32_t>(PIPE_BYTES - (self.ends[end.peer].sent - self.ends[end.peer].taken))
@@ -202,7 +203,7 @@ cdef class Network:
     cdef void arriving(self, int number, uint64_t bytes) noexcept nogil:
         cdef uint64_t first = bytes
         if self.ends[number].deaf:
-            return                                       # the bytes stay in the pipe: no one acknowledges them
+            return                                       # the bytes stay in the pipe, never acknowledged
         if draw(self.prng) % 8 == 0:
             first = below(self.prng, bytes) + 1
         self.arriving_event(number, EVENT_ARRIVAL, first)
@@ -210,7 +211,7 @@ cdef class Network:
             self.arriving_event(number, EVENT_ARRIVAL, bytes - first)
 
     cdef void arriving_event(self, int number, EventKind kind, uint64_t bytes) noexcept nogil:
-        """Behind everything that was sent to this end before."""
+        """Arrives after all data that was sent to this end before."""
         cdef ConnectionSide* end = &self.ends[number]
         cdef uint32_t event
         end.last_ns = max(end.last_ns, self.event_queue.now + self.delay(number))
@@ -219,12 +220,12 @@ cdef class Network:
         self.event_queue.events[event].generation = end.generation
 
     cdef void reset(self, int number) noexcept nogil:
-        """It overtakes what was sent."""
+        """Resets the end; the reset overtakes sent data."""
         cdef uint32_t event = self.event_queue.put(EVENT_RESET, self.ends[number].face, number, NULL, self.event_queue.now + self.delay(number))
         self.event_queue.events[event].generation = self.ends[number].generation
 
     cdef void deliver(self, int number) noexcept nogil:
-        """End a receive with what has arrived."""
+        """Completes a receive with the data that has arrived."""
         cdef ConnectionSide* end = &self.ends[number]
         cdef Operation* operation = end.receiving
         cdef uint32_t bytes, at, piece

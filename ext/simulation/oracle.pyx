@@ -1,22 +1,23 @@
-# What simulated volumes may hold: the model that every read of a simulation is compared with.
+# The oracle: the model of a volume's content that every read of a simulation is compared with.
 #
-# It knows of each sector (512 bytes) which operations may be what is read there. Nothing of their content is kept: it follows from the
-# operation's number and the place. Operations may overlap while they are under way; then either may win.
+# For each sector (512 bytes) it knows which operations a read may return. It stores no data: the content follows from
+# the operation's number and the address. Operations may overlap while they are in flight; then either may win.
 #
-# The clock counts what happens. W follows V when V had ended before W began; then, if W took place, V cannot be read any more. So of a sector:
-#   - V may be read unless a W that follows it is known to have taken place;
-#   - after a process has died that is so of every W that was acknowledged; after a power cut of every W that was stable. What was under way or
-#     not stable lapses: it may have taken place or not;
-#   - what was under way when something ended counts as following nothing that ended later: it never takes place after that.
+# The clock counts events. W follows V when V ended before W began; then, if W took place, V cannot be read any more.
+# So for each sector:
+#   - a read may return V unless a W that follows it is known to have taken place;
+#   - after a process crash every acknowledged W is known to have taken place; after a power cut, every stable W.
+#     Operations that were in flight or not stable lapse: each may have taken place or not;
+#   - an operation in flight at a crash ends at the crash: it never takes effect after that.
 #
-# A snapshot holds, of each sector, what a read might have found that began when its making did and ended when it was made. To go back to one is an
-# operation of its own, the newest of every sector, with the snapshot's content.
+# A snapshot holds, for each sector, any content that a read could return if it began and ended with the snapshot's
+# creation. Restoring one is an operation of its own, the newest of every sector, with the snapshot's content.
 #
-# A volume has a Oracle; those of one life share a Ledger, which numbers the operations of all. So what a clone has of its parent is known by the
-# parent's numbers: a clone begins as if it had gone back to the parent's snapshot.
+# Each volume has an Oracle; those of one simulation run share a Ledger, which numbers the operations of all. So content
+# that a clone inherits keeps the parent's numbers: a clone starts as if it had been restored to the parent's snapshot.
 #
-# Besides: within one block an operation took place whole or not at all; after a power cut what survived is a prefix of the log: if
-# W is there and V was acknowledged before W began, V is there; what was seen after a recovery stays.
+# In addition: within one block an operation took place whole or not at all; after a power cut the surviving log is a
+# prefix: if W survived and V was acknowledged before W began, V survived; content seen after a recovery stays.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -33,7 +34,7 @@ cdef extern from *:
 
 cdef enum:
     WORDS = SECTOR_BYTES // 8
-    UNKNOWN = -1                     # content that no operation made
+    UNKNOWN = -1                     # content that no operation wrote
     DISALLOWED = -2
 
 cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
@@ -70,7 +71,7 @@ cdef class Ledger:
 
 
 cdef class Oracle:
-    """sectors_max: of the largest that the volume may become. Raises MemoryError."""
+    """sectors_max: the volume's largest size. Raises MemoryError."""
 
     def __cinit__(self, Ledger ledger, uint32_t sectors_max):
         self.ledger = ledger
@@ -105,7 +106,7 @@ cdef class Oracle:
         self.oldest_read = NEVER
         self.prefix_known = False
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ operations, flushes and crashes
 
     cdef uint32_t begin(self, uint32_t sector, uint32_t count, bint zeros) noexcept nogil:
         cdef uint32_t number = self.ledger.count, i
@@ -129,7 +130,7 @@ cdef class Oracle:
         wrote.flags |= OP_ACKNOWLEDGED
         if stable or self.keeps_nothing_volatile:
             wrote.flags |= OP_STABLE
-        if stable and wrote.begun - 1 > self.stable:     # the log is a prefix: what was acknowledged before it began
+        if stable and wrote.begun - 1 > self.stable:     # the log is a prefix: as is all acknowledged before
             self.stable = wrote.begun - 1
 
     cdef void fail(self, uint32_t number) noexcept nogil:
@@ -181,7 +182,7 @@ cdef class Oracle:
         self.newest_survivor = self.survivor = self.loss = 0
         self.oldest_loss = NEVER
 
-    # ------------------------------------------------------------------ what is read
+    # ------------------------------------------------------------------ reads
 
     cdef bint check(self, uint32_t sector, const char* data, uint64_t place, uint64_t begun) noexcept nogil:
         cdef int64_t seen = self.identify(data, place)
@@ -192,7 +193,7 @@ cdef class Oracle:
         return False
 
     cdef bint settle(self, uint32_t sector, const char* data, uint64_t place) noexcept nogil:
-        """A block's eight sectors at once."""
+        """Checks a block's eight sectors at once."""
         cdef int64_t[BLOCK_SECTORS] seen
         cdef uint32_t[BLOCK_SECTORS] content
         cdef uint32_t i, k
@@ -216,7 +217,8 @@ cdef class Oracle:
                 return False
         if single:
             return True
-        for i in range(BLOCK_SECTORS):                   # whole or not: where W is in one sector, no other that it wrote has what it follows
+        # All or nothing: if one sector has W, no other sector that W wrote may have an operation that W follows.
+        for i in range(BLOCK_SECTORS):
             wrote = &self.wrote[seen[i]]
             for k in range(BLOCK_SECTORS):
                 if wrote.flags & OP_ZERO or seen[k] == seen[i]:
@@ -317,7 +319,7 @@ cdef class Oracle:
         return operation
 
     cdef void copy(self, Oracle of, int32_t from_first, int32_t* first, uint32_t number) noexcept nogil:
-        """Versions of a sector. number: of the operation that makes them so; 0: those that did."""
+        """Copies a sector's versions. number: the operation that they get; 0: each keeps its own."""
         cdef int32_t at
         while from_first >= 0:
             at = self.new_version(number if number else of.versions[from_first].wrote, of.versions[from_first].content)
@@ -342,7 +344,7 @@ cdef class Oracle:
             if at < 0:
                 self.complain(first[0], seen, data + i * SECTOR_BYTES, place + i)
                 return False
-            if self.versions[first[0]].next >= 0:        # from now on it is this one
+            if self.versions[first[0]].next >= 0:        # from now on only the content seen is allowed
                 self.ledger.ambiguous += 1
                 self.forget(first)
                 first[0] = self.new_version(<uint32_t>seen, <uint32_t>seen)
@@ -351,7 +353,7 @@ cdef class Oracle:
     # ------------------------------------------------------------------ versions
 
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil:
-        """The operation that made a sector's content; 0: zeros; UNKNOWN."""
+        """Returns the operation that wrote a sector's content; 0: zeros; UNKNOWN."""
         cdef const uint64_t* words = <const uint64_t*>data
         cdef uint64_t number = words[0]
         if number == 0:
@@ -361,7 +363,8 @@ cdef class Oracle:
         return <int64_t>number if memcmp(words + 2, words + 3, SECTOR_BYTES - 24) == 0 else UNKNOWN
 
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil:
-        """The version that `seen` is (zeros: that ended last); or DISALLOWED, UNKNOWN. Only what had ended by `horizon` is known to have taken place."""
+        """Returns the version that `seen` is (of several zeros: the last to end), or DISALLOWED or UNKNOWN. Only
+        operations that ended by `horizon` are known to have taken place."""
         cdef int32_t at = self.first[sector]
         cdef uint64_t newest = 0
         cdef int64_t found = DISALLOWED
@@ -387,7 +390,8 @@ cdef class Oracle:
         return found
 
     cdef void prune(self, uint32_t sector) noexcept nogil:
-        """Forget what can never be read again: something stable follows it, and so does every read under way."""
+        """Drops the versions that can never be read again: a stable operation follows them and ended before every read
+        in flight began."""
         cdef int32_t at = self.first[sector], after
         cdef int32_t* place = &self.first[sector]
         cdef uint64_t newest = 0
@@ -444,7 +448,7 @@ cdef class Oracle:
         first[0] = -1
 
     cdef void replace(self, uint32_t sector, uint32_t number, uint32_t content) noexcept nogil:
-        """... all versions by one."""
+        """Replaces all versions by one."""
         cdef int32_t at = self.first[sector], last = at
         if at < 0:
             return
@@ -459,7 +463,7 @@ cdef class Oracle:
         self.versions[at].content = content
 
     cdef void complain(self, int32_t at, int64_t seen, const char* data, uint64_t place) noexcept nogil:
-        """at: the first of the versions that are known."""
+        """Writes the error message. at: the first of the sector's versions."""
         cdef const uint64_t* words = <const uint64_t*>data
         cdef Wrote* wrote
         cdef int length

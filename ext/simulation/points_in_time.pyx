@@ -1,8 +1,10 @@
-# Restore windows in a life in the simulated world: marks are made and let go, the volume goes back to moments between them, clones are taken to
-# moments; what node/windows.py has done, with the same calls of the engine in the same order.
+# Restore windows in a simulation run: restore points are created and deleted, the volume is restored to points in time
+# between them, and clones are rolled forward to points in time, as in node/windows.py: with the same engine calls in
+# the same order.
 #
-# A moment is one at which nothing was under way, and the oracle keeps what the volume was then. So whoever goes there must find exactly
-# that. Before the settling mark is in the metadata, whatever happens, the volume is what it was before it began to go back.
+# Always true: at a recorded point in time nothing was in flight, and the oracle keeps the volume's content then. So a
+# restore must give exactly that content. Until the settling restore point is in the metadata, the volume keeps the
+# content that it had before the restore, whatever fails.
 
 from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -19,10 +21,10 @@ from iomesh.engine.simulation.simulated_volume cimport (
     GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going, Shortages)
 
 cdef enum:
-    SPARE_MARKS = 4                  # of those that there may be: for restores, and what undoes them
+    SPARE_MARKS = 4                  # of the restore points: reserved for restores and for undoing them
 
 
-# ---------------------------------------------------------------------- marks
+# ---------------------------------------------------------------------- restore points
 
 cdef void begin_mark(SimulatedVolume simulated) noexcept nogil:
     if simulated.changing:
@@ -41,7 +43,8 @@ cdef int64_t mark_body(void* argument) noexcept nogil:
 
 
 cdef void keep_window(SimulatedVolume simulated) noexcept nogil:
-    """A mark that is due, or the end of the oldest, or (a window that was switched off) of all; and of those that clones needed."""
+    """Creates a restore point, or deletes the oldest, or all (the window was switched off); also deletes those that
+    were kept for clones that have been deleted."""
     cdef uint32_t marks = simulated.marks(), _i
     cdef int i
     cdef bint dropped = True
@@ -52,7 +55,7 @@ cdef void keep_window(SimulatedVolume simulated) noexcept nogil:
         mark_now(simulated, False)
         return
     if marks == 1:
-        dropped = mark_now(simulated, True)              # else there would be no window
+        dropped = mark_now(simulated, True)              # keeps the window from becoming empty
     for _i in range(1 if simulated.run.draw(8) else marks):
         dropped = dropped and drop_mark(simulated, oldest_mark(simulated))
     forget_unreachable(simulated)
@@ -81,7 +84,7 @@ cdef bint mark_now(SimulatedVolume simulated, bint urgent) noexcept nogil:
 
 
 cdef void has_made(SimulatedVolume simulated, SimulatedSnapshot* shot, bint made) noexcept nogil:
-    """... or not. What it holds may be known already."""
+    """Records whether the snapshot was created. The oracle may have its content already."""
     if made:
         simulated.oracle.holds(shot.begun)
     if made and shot.kept < 0:
@@ -108,7 +111,7 @@ cdef bint drop_mark(SimulatedVolume simulated, SimulatedSnapshot* shot) noexcept
     result = unmark_snapshot(simulated.volume, shot.id)
     simulated.run.note(b"mark %lld is none any more, error %lld", shot.number, -result, 0)
     simulated.run.fail(b"letting a mark go", result)
-    shot.unmarked = True                                 # with an error, too: nothing is to be reached from it
+    shot.unmarked = True                                 # also after an error: no restore may start from it
     return result == 0
 
 
@@ -149,7 +152,7 @@ cdef uint64_t sequence_of(SimulatedVolume simulated, const SimulatedSnapshot* sh
     return simulated.volume.snapshots.find(shot.id).entry.sequence
 
 
-# ---------------------------------------------------------------------- moments
+# ---------------------------------------------------------------------- points in time
 
 cdef void begin_point_in_time(SimulatedVolume simulated) noexcept nogil:
     if simulated.changing or simulated.marks() == 0:
@@ -159,7 +162,7 @@ cdef void begin_point_in_time(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void keep_point_in_time(SimulatedVolume simulated) noexcept nogil:
-    """What is acknowledged has older records, what comes now has younger ones."""
+    """Nothing is in flight: acknowledged writes have earlier log times, and writes from now on have later ones."""
     cdef PointInTime* moment = &simulated.moments[simulated.run.draw(MOMENTS)]
     simulated.pausing = False
     if simulated.log.error:
@@ -186,8 +189,8 @@ cdef void forget_unreachable(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void forget_ambiguous(SimulatedVolume simulated) noexcept nogil:
-    """The volume is open again, and nothing has been written. If nothing was behind a moment either, log time may go on before it, and then
-    what is written now is no later."""
+    """Called when the volume is open again and nothing was written yet. Without a record after a point in time, log
+    time may resume before it; then new writes would not be later. Such points in time are forgotten."""
     cdef int i
     for i in range(MOMENTS):
         if simulated.moments[i].used and <int64_t>simulated.log.clock.opened_ns < simulated.moments[i].at_ns:
@@ -195,7 +198,7 @@ cdef void forget_ambiguous(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void doubt_moments(SimulatedVolume simulated, bint power) noexcept nogil:
-    """A power cut may have taken the end of the log, and so may a write that went astray."""
+    """Forgets points in time that the log may not reach: a power cut or a stray write may have cut off its end."""
     cdef int i
     simulated.pausing = False
     for i in range(MOMENTS):
@@ -212,7 +215,7 @@ cdef PointInTime* any_moment(SimulatedVolume simulated) noexcept nogil:
     return NULL
 
 
-# ---------------------------------------------------------------------- going there
+# ---------------------------------------------------------------------- restore
 
 cdef void begin_rewind(SimulatedVolume simulated) noexcept nogil:
     cdef PointInTime* moment = any_moment(simulated)
@@ -244,7 +247,7 @@ cdef int64_t rewind_body(void* argument) noexcept nogil:
 
 
 cdef void go_to_moment(SimulatedVolume simulated, Going* going) noexcept nogil:
-    """As windows.py does it."""
+    """Restores a point in time as windows.py does."""
     cdef SimulatedSnapshot* begin = mark_before(simulated, going.at_ns)
     cdef SimulatedSnapshot* before = simulated.any_shot(SHOT_NONE)
     cdef uint8_t[16] id
@@ -257,9 +260,9 @@ cdef void go_to_moment(SimulatedVolume simulated, Going* going) noexcept nogil:
         if result == 0:
             result = follow(simulated, simulated, id, going.at_ns)
             if result == 0 and not settle(simulated, going):
-                result = -ENOENT                         # no error of its own: it was checked already
+                result = -ENOENT                         # the cause was checked already
             if result < 0 and not going.moved and undo(simulated) < 0:
-                simulated.stuck = True                   # nobody is served until the next beginning
+                simulated.stuck = True                   # no requests are served until the next process
     simulated.run.note(b"volume %lld goes to moment %lld: error %lld", simulated.number, going.at_ns, -result)
     if going.moved:
         simulated.run.rewinds += 1
@@ -271,7 +274,7 @@ cdef void go_to_moment(SimulatedVolume simulated, Going* going) noexcept nogil:
 
 
 cdef int stand_upon(SimulatedVolume simulated, SimulatedSnapshot* begin, SimulatedSnapshot* before) noexcept nogil:
-    """... a mark, unsettled. `before` is what was there."""
+    """Restores the restore point `begin`, unsettled, with a snapshot `before` of the previous state."""
     cdef SimulatedSnapshot* unsettled = simulated.free_mark()
     cdef SnapshotRequest snapshot_request
     cdef SnapshotRequest mark
@@ -290,7 +293,7 @@ cdef int stand_upon(SimulatedVolume simulated, SimulatedSnapshot* begin, Simulat
     simulated.check_making(shortages, result)
     has_made(simulated, unsettled, result == 0)
     has_made(simulated, before, result == 0)
-    if result < 0 and snapshot_request.made:             # it is given up again, and may still be there after the next beginning
+    if result < 0 and snapshot_request.made:             # it is being deleted, and may exist in the next process
         before.kept = simulated.oracle.keep(before.begun)
         before.state = SHOT_DELETING
     simulated.run.fail(b"going back to a mark", result)

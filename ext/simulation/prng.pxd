@@ -1,4 +1,5 @@
-# Prng that a seed repeats: xoshiro256** fed by splitmix64. Whoever must not disturb another's draws has a Prng of its own.
+# A repeatable random generator: xoshiro256** seeded by splitmix64. A part whose draws must not affect another's has a
+# Prng of its own.
 
 from libc.stdint cimport uint64_t
 
@@ -6,7 +7,7 @@ cdef struct Prng:
     uint64_t state[4]
 
 cdef inline uint64_t stirred(uint64_t value) noexcept nogil:
-    """splitmix64's finish: every bit of the answer depends on every bit of `value`."""
+    """splitmix64's finalizer: every bit of the result depends on every bit of `value`."""
     value = (value ^ (value >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
     value = (value ^ (value >> 27)) * <uint64_t>0x94D049BB133111EB
     return value ^ (value >> 31)
@@ -39,5 +40,5 @@ cdef inline double fraction(Prng* prng) noexcept nogil:
     return <double>(draw(prng) >> 11) * (1.0 / 9007199254740992.0)
 
 cdef inline bint happens(Prng* prng, double probability) noexcept nogil:
-    """Draws only where the answer is open."""
+    """Draws nothing at probability 0."""
     return probability > 0 and fraction(prng) < probability

@@ -1,5 +1,6 @@
-# What all of a life in the simulated world share: chance, what was drawn, the process in which its volumes are open, and the trace of what
-# happened. Who uses it: simulated volume (a volume), shots (its snapshots) and what else a volume may live through; simulation makes one and drives it.
+# The shared state of a simulation run: the random generator, the drawn parameters, the process in which its volumes are
+# open, and the trace of events. Used by simulated_volume, snapshots and the other parts of a run; simulation extends it
+# and drives the run.
 
 from libc.errno cimport EHOSTUNREACH, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -29,7 +30,7 @@ cdef class RunState:
         memcpy(self.cluster, <const char*>(<bytes>CLUSTER), 16)
         self.ledger = Ledger()
         global spare_memory
-        self.memory = spare_memory                       # of a life that is over
+        self.memory = spare_memory                       # of a finished run
         spare_memory = NULL
         if self.memory is NULL:
             self.memory = <char*>allocate_aligned((SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES)
@@ -62,13 +63,13 @@ cdef class RunState:
         self.done[kind] += 1
 
     cdef void crash_soon(self, uint64_t within) noexcept nogil:
-        """After a turn, or in the midst of one: when a device is asked for something or has done it."""
+        """Schedules a crash after a turn, or during one: when a device operation is issued or completes."""
         if self.draw(2):
             self.crash_step = self.step + 1 + self.draw(within)
         else:
             self.armed_power = self.chance(self.power)
             self.world.crash_at(self.world.boundaries + 1 + self.draw(within), self.armed_power)
-            self.crash_step = self.step + 4096           # if no device is asked for anything any more
+            self.crash_step = self.step + 4096           # in case no more device operations are issued
 
     cdef void hurry(self) noexcept nogil:
         if not self.last and self.crash_step == NEVER_CRASHES and self.chance(96):
@@ -78,7 +79,7 @@ cdef class RunState:
         return self.leaves[sector // REGION_SECTORS] * REGION_SECTORS + sector % REGION_SECTORS
 
     cdef uint32_t regions_below(self, uint64_t size_blocks) noexcept nogil:
-        """Those that a volume, or a snapshot, of this size has."""
+        """The number of regions that a volume or snapshot of this size has."""
         cdef uint32_t count = 0
         while count < self.regions and (self.leaves[count] + 1) * NODE_POINTERS <= size_blocks:
             count += 1
@@ -104,7 +105,7 @@ cdef class RunState:
         return slot
 
     cdef int64_t oldest_ns(self) noexcept nogil:
-        """For how long the operation that has been under way the longest has been."""
+        """The age of the oldest operation in flight."""
         cdef int64_t oldest = self.io.now_ns()
         cdef int i
         for i in range(SLOTS):
@@ -113,7 +114,7 @@ cdef class RunState:
         return self.io.now_ns() - oldest
 
     cdef void pass_time(self) noexcept nogil:
-        """In a task: as long as the metadata service may take."""
+        """In a task: waits as long as the metadata service may take."""
         cdef Operation operation
         waited(&operation)
         self.io.after(&operation, <int64_t>self.draw(self.metadata_ns))
@@ -128,15 +129,15 @@ cdef class RunState:
         event.words, event.a, event.b, event.c = words, a, b, c
 
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil:
-        """The first one counts."""
+        """Records a failure; only the first one is kept."""
         if not self.wrong:
             self.wrong = True
             snprintf(self.words, sizeof(self.words), words, a, b)
             self.note(b"WRONG", 0, 0, 0)
 
     cdef void fail(self, const char* what, int error) noexcept nogil:
-        """Something ended with this error (negative; 0: none), which is lawful when there is no space, devices fail, the metadata service does not
-        answer, or its volume closes."""
+        """An operation ended with this error (negative; 0: none), which is allowed when there is no space, devices fail,
+        the metadata service does not answer, or its volume closes."""
         if error == -EHOSTUNREACH and self.outage:
             return
         if error < 0 and error != -ENOSPC and error != -ESHUTDOWN and not self.errors_allowed and not self.wrong:

@@ -1,4 +1,4 @@
-# One volume of a life in the simulated world. See simulation/simulated_volume.pyx.
+# One volume of a simulation run. See simulation/simulated_volume.pyx.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.simulation.checker cimport Checker
@@ -22,12 +22,12 @@ from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
     SHOTS = 6                        # snapshots at once
-    SHOTS_AND_MARKS = SHOTS + 9      # behind those of users the marks of the restore window
-    MOMENTS = 4                      # that are kept in mind
+    SHOTS_AND_MARKS = SHOTS + 9      # the user's snapshots, then the restore points
+    MOMENTS = 4                      # points in time that are remembered
 
-cdef enum SimulatedSnapshotState:                 # of a snapshot, as its user knows it
+cdef enum SimulatedSnapshotState:                 # of a snapshot, as its user sees it
     SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
-    SHOT_UNKNOWN                     # a crash came while it was made or deleted
+    SHOT_UNKNOWN                     # a crash interrupted its creation or deletion
 
 cdef struct SimulatedSnapshot:
     SimulatedSnapshotState state
@@ -36,35 +36,35 @@ cdef struct SimulatedSnapshot:
     uint32_t number
     uint64_t begun                   # on the ledger's clock
     uint64_t size_blocks
-    int kept                         # what it may hold, by the oracle's number
-    bint looked_at                   # someone reads it
-    bint unmarked                    # it was a mark, and stays for a clone
+    int kept                         # its allowed content, by the oracle's number
+    bint looked_at                   # it is being read
+    bint unmarked                    # it was a restore point and stays for a clone
     Making making
 
-cdef enum GoingState:                # of going back to a snapshot
+cdef enum GoingState:                # of a restore
     GOING_NOWHERE,
-    GOING_WAITS,                     # until nothing is under way: nobody is connected then
+    GOING_WAITS,                     # until nothing is in flight and no client is connected
     GOING_BACK
 
-cdef struct PointInTime:                  # of the past
+cdef struct PointInTime:                  # a remembered one
     bint used
     int64_t at_ns                    # log time
     uint64_t begun                   # on the ledger's clock
-    int kept                         # what the volume was then, by the oracle's number
+    int kept                         # the volume's content then, by the oracle's number
 
 cdef struct Going:
     GoingState state
-    bint to_point_in_time            # not to a snapshot, ...
-    int64_t at_ns                    # ... but to what was then; ...
-    uint8_t settling[16]             # ... the mark with which it is done
+    bint to_point_in_time            # the target is a point in time, not a snapshot: ...
+    int64_t at_ns                    # ... its log time; ...
+    uint8_t settling[16]             # ... the restore point that completes the restore
     SimulatedSnapshot* target
     uint8_t id[16]                   # the target's
-    int kept                         # what it may hold, by the oracle's number: the snapshot itself may go meanwhile
-    SimulatedSnapshot* before                     # what was there until then; NULL: it is not to be kept
-    SnapshotRequest snapshot_request            # ... as the engine is asked for it
-    SimulatedSnapshot* mark                       # of a volume with a restore window: what is there from then on
+    int kept                         # its allowed content, by the oracle's number: the snapshot may be deleted meanwhile
+    SimulatedSnapshot* before                     # a snapshot of the state before the restore; NULL: none is kept
+    SnapshotRequest snapshot_request            # ... the engine's request for it
+    SimulatedSnapshot* mark                       # with a restore window: the restore point of the restored state
     SnapshotRequest mark_request
-    bint moved                       # the metadata service has been told: from now on the volume is what the target holds
+    bint moved                       # the metadata service has the new pointer: the volume now has the target's content
 
 cdef struct Shortages:               # of space
     uint64_t begun
@@ -79,23 +79,23 @@ cdef struct StrayWrite:              # a write to the log's open segment that do
     uint32_t segment
     uint32_t block
     uint64_t sequence                # of the record, unless it was the footer
-    bint lost                        # a deleted snapshot's tree could not be read meanwhile: what it had is counted for ever (map/walk.pyx)
+    bint lost                        # a deleted snapshot's tree was unreadable: its blocks stay counted (map/walk.pyx)
     uint32_t left                    # earlier ones that sealed segments lack
 
-cdef enum Leaving:                   # of a volume that is to be deleted
+cdef enum Leaving:                   # of a volume being deleted
     STAYS,
-    IS_TO_LEAVE,                     # once nothing is under way
+    IS_TO_LEAVE,                     # once nothing is in flight
     LEAVES
 
-cdef struct MetadataRecord:          # what the metadata service has of a volume
+cdef struct MetadataRecord:          # a volume's record in the metadata service
     bint exists
     bint deleting
-    bint hidden                      # it is deleted, and stays for its clones
-    void* parent                     # of a clone: the SimulatedVolume that it is one of ...
-    uint8_t snapshot[16]             # ... and the snapshot of that one
-    bint making                      # that snapshot is a mark, and the clone is yet to be taken ...
-    int64_t at_ns                    # ... to this moment
-    bint detaching                   # it is to be a clone no more
+    bint hidden                      # deleted, but kept for its clones
+    void* parent                     # of a clone: its parent, a SimulatedVolume, ...
+    uint8_t snapshot[16]             # ... and the parent's snapshot
+    bint making                      # that snapshot is a restore point, and the clone is still to be rolled forward ...
+    int64_t at_ns                    # ... to this point in time
+    bint detaching                   # the clone is being flattened
     uint8_t id[16]
     uint64_t epoch
     Pointer checkpoint
@@ -107,80 +107,80 @@ cdef class SimulatedVolume:
     cdef Oracle oracle
     cdef MetadataRecord record
     cdef StrayWrite stray
-    cdef readonly uint32_t number    # among those that the life has at once
-    # what lives until the process dies
+    cdef readonly uint32_t number    # among the volumes that the run has at once
+    # of the process
     cdef SegmentTable segments
     cdef Map map
     cdef Log log
     cdef Volume volume
     cdef Recovery recovery
     cdef Cleaner cleaner
-    cdef Clients clients             # None: all requests are given to the volume, with no door between
-    cdef Volume reading              # a snapshot, one at a time; None: this life has none
-    cdef uint32_t tasks              # control tasks of it under way
-    cdef uint32_t changes            # ... that change its history
-    cdef bint open                   # it is recovered, and not closed
-    cdef bint between                # it is being opened, or closed and erased
+    cdef Clients clients             # None: all requests go to the volume directly, not through an export
+    cdef Volume reading              # for reading snapshots, one at a time; None: the run has none
+    cdef uint32_t tasks              # its running control tasks
+    cdef uint32_t changes            # ... of them those that change its history
+    cdef bint open                   # recovered and not closed
+    cdef bint between                # being opened, or closed and erased
     cdef bint planned                # its record is being written
     cdef Leaving leaving
-    cdef bint changing               # somebody changes what it is, and no one else changes its history meanwhile
-    cdef Waiters changed             # who waits for the end of that
-    cdef bint wants_in               # Python is to settle it in, ...
-    cdef Operation settled           # ... and then this is done
-    cdef void* follows               # or to make `retrace`, for the log of this SimulatedVolume
+    cdef bint changing               # held by the task that changes it; no other task changes its history meanwhile
+    cdef Waiters changed             # tasks that wait for its release
+    cdef bint wants_in               # Python is to create its objects; ...
+    cdef Operation settled           # ... this completes afterwards
+    cdef void* follows               # or to create `roll_forward`, for the log of this SimulatedVolume
     cdef RollForward roll_forward
-    cdef bint wants_tree             # or to make `tree`
-    cdef Map tree                    # to look at others than the head's with
-    cdef bint copying                # a task of it detaches it
+    cdef bint wants_tree             # or to create `tree`
+    cdef Map tree                    # for reading maps other than the head's
+    cdef bint copying                # a task flattens it
     cdef Throttle throttle
     cdef Read look
     cdef Operation looked
     # the metadata service, while its pointer is moved
     cdef Operation metadata          # the request to it, then its answer
     cdef uint64_t moving_sequence
-    cdef uint64_t stored_sequence    # of the pointer that it has, if this process wrote it
-    cdef bint asking                 # a request or its answer is under way
+    cdef uint64_t stored_sequence    # of the stored pointer, if this process wrote it
+    cdef bint asking                 # a request or its answer is in flight
     cdef Pointer moving
-    # its doors
-    cdef uint32_t busy               # operations under way
-    cdef uint32_t usable             # regions inside the volume as it is
-    cdef uint32_t verify_next        # the next region to be read after a recovery, and the one behind the last
+    # client requests
+    cdef uint32_t busy               # operations in flight
+    cdef uint32_t usable             # regions inside the volume's current size
+    cdef uint32_t verify_next        # the next region to read after a recovery; below, the end of the range
     cdef uint32_t verify_end
     # its history
     cdef SimulatedSnapshot shots[SHOTS_AND_MARKS]
     cdef PointInTime moments[MOMENTS]
-    cdef bint pausing                # nobody asks anything until nothing is under way: that is to be a moment
-    cdef bint shortening             # its device is full, and its window becomes shorter
+    cdef bint pausing                # no new requests until nothing is in flight: then a point in time is recorded
+    cdef bint shortening             # its device is full, and its restore window is being shortened
     cdef uint64_t shortages_begun    # since it was opened
-    cdef bint stuck                  # a restore could not be undone: nobody is served
+    cdef bint stuck                  # a restore could not be undone: no requests are served
     cdef Going going
 
-    cdef object settle_in(self)      # in a new process: everything that an open volume consists of; it is not open yet
+    cdef object settle_in(self)      # in a new process: creates the objects of an open volume; it is not open yet
     cdef object make_reading(self)
-    cdef object move_out(self)       # the process is gone
+    cdef object move_out(self)       # the process has ended
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
     cdef void await_metadata(self) noexcept nogil
     cdef void begin_task(self) noexcept nogil
     cdef void end_task(self) noexcept nogil
-    cdef void begin_change(self) noexcept nogil          # a task that changes its history
+    cdef void begin_change(self) noexcept nogil          # starts a task that changes its history
     cdef void end_change(self) noexcept nogil
-    cdef void take(self) noexcept nogil                  # in a task: from now on it is `changing`
+    cdef void take(self) noexcept nogil                  # in a task: waits for `changing` and takes it
     cdef void let_go(self) noexcept nogil
-    cdef void await_settling(self) noexcept nogil        # in a task, in the midst of a process
+    cdef void await_settling(self) noexcept nogil        # in a task, while the process runs
     cdef object make_retrace(self)
     cdef object make_tree(self)
     cdef void await_tree(self) noexcept nogil
     cdef void await_retrace(self, SimulatedVolume source) noexcept nogil
     cdef void has_settled(self) noexcept nogil
-    cdef bint is_idle(self) noexcept nogil               # nothing is under way that its doors or its history wait for
+    cdef bint is_idle(self) noexcept nogil               # no request and no change of its history is in flight
     cdef uint32_t ancestors(self) noexcept nogil
     cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil     # of it, or of all its snapshots (NULL)
-    cdef int come_up(self) noexcept nogil                # in a task: it is recovered and open; or a negative errno, and recovery.reason
+    cdef int come_up(self) noexcept nogil                # in a task: recovers and opens it; 0 or a negative errno
     cdef void choose_verified(self) noexcept nogil
-    cdef void will_be_of(self, int64_t at_ns) noexcept nogil     # a clone that is planned: not of the mark, but of this moment
-    cdef bint serves(self) noexcept nogil                # its doors are open
-    cdef void operate(self, int kind) noexcept nogil     # a read, write, trim or flush
-    cdef bint verify(self) noexcept nogil                # reads the next region; False: all are asked for
+    cdef void will_be_of(self, int64_t at_ns) noexcept nogil     # a planned clone: to be rolled forward to this time
+    cdef bint serves(self) noexcept nogil                # it accepts requests
+    cdef void operate(self, int kind) noexcept nogil     # issues a read, write, trim or flush
+    cdef bint verify(self) noexcept nogil                # reads the next region; False: all reads are issued
     cdef void grow(self) noexcept nogil
     cdef Slot* take_slot(self, int kind) noexcept nogil
     cdef void note_oldest_read(self) noexcept nogil
@@ -189,13 +189,14 @@ cdef class SimulatedVolume:
     cdef void place(self, Slot* slot) noexcept nogil
     cdef void give(self, Slot* slot) noexcept nogil
     cdef bint give_to_client(self, Slot* slot) noexcept nogil
-    cdef bint let_clients_leave(self) noexcept nogil     # call it until nobody is left
-    cdef void await_clients(self) noexcept nogil         # in a task: until they have all left
+    cdef bint let_clients_leave(self) noexcept nogil     # call it until it returns True: no client is left
+    cdef void await_clients(self) noexcept nogil         # in a task: waits until all clients have disconnected
     cdef void turn_clients(self) noexcept nogil          # between two turns of the reactor
     cdef void write_more(self, Slot* slot) noexcept nogil
     cdef void write_done(self, Slot* slot) noexcept nogil
     cdef void read_done(self, Slot* slot) noexcept nogil
-    cdef int go_back(self, const uint8_t* id, SnapshotRequest* snapshot_request, SnapshotRequest* mark) noexcept nogil  # as engine.pyx has it done; in a task
+    # In a task; restores as engine.pyx does.
+    cdef int go_back(self, const uint8_t* id, SnapshotRequest* snapshot_request, SnapshotRequest* mark) noexcept nogil
     cdef Shortages shortages(self) noexcept nogil
     cdef void check_making(self, Shortages before, int result) noexcept nogil            # of a snapshot that was not urgent
     cdef void name_shot(self, SimulatedSnapshot* shot) noexcept nogil

@@ -1,8 +1,9 @@
-# One volume of a life in the simulated world: its record in the metadata service, what it consists of while a process has it open, as engine.pyx sets that
-# up, its doors, and the model that judges what they answer. What happens to its snapshots is in shots.
+# One volume of a simulation run: its record in the metadata service, its engine objects while a process has it open
+# (set up as in engine.pyx), its client requests, and the oracle that checks their results. Its snapshots are in
+# snapshots.pyx.
 #
-# Always true: what the engine holds in memory goes with a crash (the tasks as well, see task.abandon); what stays is the devices, the record
-# and the oracle.
+# Always true: a crash loses everything that the engine holds in memory (tasks included, see task.abandon); the devices,
+# the record and the oracle stay.
 
 from libc.errno cimport EILSEQ, EIO, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -33,11 +34,11 @@ from iomesh.engine.simulation.world cimport WorldIo
 
 cdef enum:
     TREE_FRAMES = 64
-    AGAIN_NS = 1000 * 1000           # between two looks whether all clients are gone
+    AGAIN_NS = 1000 * 1000           # between two checks whether all clients have disconnected
 
 
 cdef class SimulatedVolume:
-    """number: of all volumes that the life may have at once. Raises MemoryError."""
+    """number: among the volumes that the run may have at once. Raises MemoryError."""
 
     def __cinit__(self, RunState run, Checker checker, uint32_t number):
         cdef int i
@@ -47,7 +48,7 @@ cdef class SimulatedVolume:
             self.shots[i].simulated = <void*>self
 
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil:
-        """A new volume, all zeros, which is not in the metadata yet."""
+        """Sets up a new volume, all zeros, that is not in the metadata yet."""
         cdef int i
         memset(&self.record, 0, sizeof(MetadataRecord))
         memcpy(self.record.id, VOLUME_WORDS, 16)
@@ -141,17 +142,17 @@ cdef class SimulatedVolume:
         return result
 
     cdef void choose_verified(self) noexcept nogil:
-        """What of it is read before it is used."""
+        """Draws which regions are read before the volume is used."""
         self.verify_next = 0
         self.verify_end = self.usable
         if not self.run.last and self.run.volume_count > 1 and self.run.chance(176):           # for speed
             self.verify_end = 0
-        elif not self.run.last and self.run.chance(192):       # a part of it
+        elif not self.run.last and self.run.chance(192):       # only some regions
             self.verify_next = <uint32_t>self.run.draw(self.usable)
             self.verify_end = min(self.usable, self.verify_next + 1 + <uint32_t>self.run.draw(3))
 
     cdef void await_metadata(self) noexcept nogil:
-        """In a task: until what it was asked by a volume that has closed meanwhile is over."""
+        """In a task: waits until a metadata request of a volume that has been closed since is over."""
         while self.asking:
             self.run.pass_time()
 
@@ -221,7 +222,7 @@ cdef class SimulatedVolume:
             found += is_clone(<SimulatedVolume>self.run.volume_pointers[i], self, snapshot)
         return found
 
-    # ------------------------------------------------------------------ its doors
+    # ------------------------------------------------------------------ client requests
 
     cdef bint serves(self) noexcept nogil:
         return self.open and self.going.state == GOING_NOWHERE and self.leaving == STAYS and not (
@@ -277,7 +278,7 @@ cdef class SimulatedVolume:
         return so_far
 
     cdef void check_making(self, Shortages before, int result) noexcept nogil:
-        """None is made while there is no space, and none is refused for want of it while there is some."""
+        """Checks that no snapshot was created without space, and none was refused with ENOSPC while there was space."""
         cdef Shortages after = self.shortages()
         if result == 0 and before.now and after.now and before.begun == after.begun:
             self.run.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
@@ -286,7 +287,7 @@ cdef class SimulatedVolume:
         self.run.unmade += result == -ENOSPC
 
     cdef void note_oldest_read(self) noexcept nogil:
-        """Whoever looks at the volume as it was at some moment keeps the judge from forgetting what was there."""
+        """A read, or a snapshot being created, keeps the oracle from dropping versions that it may still return."""
         cdef int i
         self.oracle.oldest_read = ~<uint64_t>0
         for i in range(SLOTS):
@@ -297,7 +298,7 @@ cdef class SimulatedVolume:
                 self.oracle.oldest_read = min(self.oracle.oldest_read, self.shots[i].begun)
 
     cdef bint meets_damage(self, Slot* slot) noexcept nogil:
-        """Whether what it needs is damaged, as things are now."""
+        """Whether a block that the operation needs is damaged now."""
         cdef uint32_t sector = slot.sector, piece
         cdef uint64_t place, end
         if self.run.damages == 0 or slot.kind == FLUSH:
@@ -312,17 +313,17 @@ cdef class SimulatedVolume:
         return False
 
     cdef bint excuses(self, Slot* slot, int error) noexcept nogil:
-        """Whether an operation may have ended with this error."""
+        """Whether an operation may end with this error."""
         cdef bint right = error == ENOSPC and slot.kind != READ and slot.kind != VERIFY
         if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.run.damaged_at or self.meets_damage(slot)):
             self.run.excused += 1
             right = True
         if error == ESHUTDOWN and self.clients is not None and self.clients.leaving:
-            right = True                                 # the engine ends its connection, and the rest of a write is not taken
+            right = True                                 # the engine closes the connection in mid-write
         return right or self.run.errors_allowed
 
     cdef void place(self, Slot* slot) noexcept nogil:
-        """Where and how long; inside leaves that follow each other."""
+        """Draws the address and length; inside adjacent map leaves."""
         cdef uint32_t limit = self.usable * REGION_SECTORS, whole, region
         if self.run.chance(self.run.hot):
             limit = min(limit, self.run.hot_sectors)
@@ -331,7 +332,7 @@ cdef class SimulatedVolume:
             slot.sectors = 1 + <uint32_t>self.run.draw(3 * BLOCK_SECTORS)
         else:
             slot.sector -= slot.sector % BLOCK_SECTORS
-            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.run.draw(1 + self.run.draw(self.run.size_max)))          # more are small
+            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.run.draw(1 + self.run.draw(self.run.size_max)))          # mostly small
         if slot.kind == ZERO and self.run.chance(32):
             slot.sectors = REGION_SECTORS
         region = slot.sector // REGION_SECTORS
@@ -343,7 +344,7 @@ cdef class SimulatedVolume:
             slot.request.stable = self.run.chance(self.run.stable)
 
     cdef void give(self, Slot* slot) noexcept nogil:
-        """... it to the volume."""
+        """Issues the operation, through a client or to the volume directly."""
         cdef uint32_t sector, i
         cdef uint64_t place
         self.run.note(KIND_WORDS[slot.kind], slot.sector, slot.sectors, self.run.ledger.count)
@@ -372,7 +373,7 @@ cdef class SimulatedVolume:
                 self.write_more(slot)
 
     cdef bint give_to_client(self, Slot* slot) noexcept nogil:
-        """False: it is asked of the volume, with no door between."""
+        """False: the caller issues it to the volume directly, not through an export."""
         cdef uint64_t place = self.run.place_of(slot.sector), offset = place * SECTOR_BYTES
         cdef uint32_t bytes = slot.sectors * SECTOR_BYTES
         cdef uint16_t flags = FLAG_FUA if slot.request.stable else 0
@@ -407,7 +408,7 @@ cdef class SimulatedVolume:
             snprintf(self.run.words, sizeof(self.run.words), b"a client: %s", self.clients.words)
 
     cdef void write_more(self, Slot* slot) noexcept nogil:
-        """As a door does it: as much as the volume takes now, the rest when it says so."""
+        """Writes as an export does: as much as the volume takes now, the rest when it has room."""
         cdef uint64_t place
         cdef uint32_t left, count
         cdef int64_t taken
@@ -501,7 +502,7 @@ cdef class SimulatedVolume:
         return count
 
     cdef SimulatedSnapshot* any_shot(self, SimulatedSnapshotState state) noexcept nogil:
-        """One that nobody reads; NULL: there is none."""
+        """Returns a snapshot in this state that is not being read; NULL: there is none."""
         cdef uint32_t i, first = <uint32_t>self.run.draw(SHOTS)
         for i in range(SHOTS):
             if self.shots[(first + i) % SHOTS].state == state and not self.shots[(first + i) % SHOTS].looked_at:
@@ -534,7 +535,7 @@ KIND_WORDS[3] = b"flush"
 KIND_WORDS[<int>VERIFY] = b"verifies %lld, %lld sectors"
 
 
-# ---------------------------------------------------------------------- what completions call
+# ---------------------------------------------------------------------- completion callbacks
 
 cdef void more(Operation* operation) noexcept nogil:
     cdef Slot* slot = <Slot*>operation.owner
@@ -570,7 +571,7 @@ cdef void call_vanished(void* simulated, void* tag) noexcept nogil:
 
 
 cdef void let_go(SimulatedVolume simulated, Slot* slot) noexcept nogil:
-    """Nobody will ever say whether it took place."""
+    """The operation's outcome will never be known."""
     simulated.busy -= 1
     simulated.run.busy -= 1
     slot.busy = False
@@ -607,7 +608,8 @@ cdef void ask_metadata(SimulatedVolume simulated, uint64_t sequence, Pointer poi
     simulated.run.note(b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block)
     simulated.moving_sequence = sequence
     simulated.moving = pointer
-    if not simulated.asking:                                # else the answer to the one before is not awaited any more: this one follows it
+    # While a request is in flight, its answer is ignored and this one follows it.
+    if not simulated.asking:
         ask_again(simulated, simulated.run.metadata_ns)
 
 
@@ -623,7 +625,8 @@ cdef void metadata_asked(Operation* operation) noexcept nogil:
 
 
 cdef void update_pointer(SimulatedVolume simulated) noexcept nogil:
-    """It takes place, unless the request is lost; and is answered, unless that or the answer is lost. One that has taken place is done."""
+    """Moves the pointer unless the request is lost, and answers unless the request or the answer is lost. A retry of an
+    update that took place changes nothing."""
     cdef bint silent = simulated.run.outage and simulated.run.chance(simulated.run.outage)
     if simulated.stored_sequence != simulated.moving_sequence and not (silent and simulated.run.chance(128)):
         pointer_moves(simulated)
@@ -643,7 +646,7 @@ cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint makes(SnapshotTable snapshots, const uint8_t* id) noexcept nogil:
-    """Whether the checkpoint that is being written makes this snapshot."""
+    """Whether the checkpoint being written creates this snapshot."""
     cdef uint32_t i
     for i in range(snapshots.frozen_count - snapshots.frozen_made, snapshots.frozen_count):
         if same_id(snapshots.frozen[i].id, id):
@@ -662,7 +665,7 @@ cdef void was_silent(SimulatedVolume simulated) noexcept nogil:
         ask_again(simulated, simulated.run.outage_ns)
         simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_UNKNOWN)
     else:
-        simulated.asking = False                            # it was given up: nobody asks again
+        simulated.asking = False                            # the checkpoint was abandoned: no retry
 
 
 cdef void metadata_answered(Operation* operation) noexcept nogil:
@@ -671,7 +674,7 @@ cdef void metadata_answered(Operation* operation) noexcept nogil:
 
 cdef void was_answered(SimulatedVolume simulated) noexcept nogil:
     if simulated.stored_sequence != simulated.moving_sequence:
-        ask_again(simulated, simulated.run.metadata_ns)       # that was the one before
+        ask_again(simulated, simulated.run.metadata_ns)       # the answer was to the previous request
         return
     simulated.asking = False
     simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_DONE)

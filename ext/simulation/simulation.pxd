@@ -1,4 +1,4 @@
-# One seed's life in the simulated world. See simulation/simulation.pyx.
+# One seed's simulation run. See simulation/simulation.pyx.
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.simulation.checker cimport Checker
@@ -12,7 +12,7 @@ cdef enum Phase:
 
 cdef enum RunEnd:
     END_STOPPED, END_CRASHED, END_POWER_CUT, END_REFUSED, END_WRONG,
-    END_WANTING                      # it goes on once Python has done something
+    END_WANTING                      # it continues once Python has created objects
 
 cdef class Simulation(RunState):
     cdef Checker checker

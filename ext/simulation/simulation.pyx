@@ -1,17 +1,19 @@
-# One seed's life in the simulated world: devices are formatted, a volume is opened, used, stopped, crashed in the midst of anything
-# and opened again, over and over; whatever it answers is checked (simulation/oracle.pyx), and its structures are walked from outside (simulation/checker.pyx).
+# One seed's simulation run: it formats devices, then opens, uses, stops or crashes and reopens volumes, over and over.
+# The oracle checks every result (simulation/oracle.pyx), and the checker walks their structures from outside
+# (simulation/checker.pyx).
 #
-#     life = Simulation(seed)
-#     life.run()                                None, or what went wrong
+#     simulation = Simulation(seed)
+#     simulation.run()                          None, or the failure
 #
-# Store, Recovery, Volume and what they consist of are the engine's, as engine.pyx sets them up; this and its parts (life, simulated volume, shots) play the
-# doors, the metadata service and fate, on one thread. The Io is the World: everything that happens follows from the seed. What is common in this life,
-# and what fails, is drawn once (simulation/swarm.pyx).
+# Store, Recovery, Volume and their parts are the engine's, set up as in engine.pyx; this class and its parts (run,
+# simulated_volume, snapshots, ...) play the clients, the metadata service and the faults, on one thread. The Io is the
+# World's: every event follows from the seed. Which operations are common and what fails is drawn once
+# (simulation/swarm.pyx).
 #
-# One beginning after the other:
+# One process after the other:
 #
-#     boot ──> recovery ──> everything is read and settled ──> operations ──> stop or crash
-#       └───────┴──────────────┴── crash at any step ─────────────┴────────────┘
+#     boot ──> recovery ──> everything is read and verified ──> operations ──> stop or crash
+#       └───────┴──────────────┴── crash at any step ──────────────┴────────────┘
 
 from libc.errno cimport EBUSY, EILSEQ, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -50,10 +52,10 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     LONG_NS = 1000 * 1000 * 1000
-    HANG_S = 600                     # of the world's time: nothing may take so long, ...
-    HANGS = 200                      # ... or so often that where devices hang
-    IDLE_POLLS_MAX = 64              # in a row in which nothing happens
-    RESTLESS_MAX = 20000             # turns in a row that something asks for and nothing comes in
+    HANG_S = 600                     # of the world's time: no operation may take longer, ...
+    HANGS = 200                      # ... or this many times longer where devices hang
+    IDLE_POLLS_MAX = 64              # in a row without an event
+    RESTLESS_MAX = 20000             # turns in a row that are requested and bring no event
     ROWS_MAX = 256
     CLEANED_AT_ONCE = 12
 
@@ -61,7 +63,7 @@ PLANTABLE = bool(CAN_PLANT)          # whether bugs can be planted in this build
 
 
 cdef class Simulation(RunState):
-    """seed: 0 to 2**64 - 1. operations: of the whole life, drawn unless given. Raises MemoryError."""
+    """seed: 0 to 2**64 - 1. operations: of the whole run, drawn unless given. Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
         cdef SimulatedVolume first
@@ -74,10 +76,10 @@ cdef class Simulation(RunState):
         while self.cloning and self.volume_count < VOLUMES_MAX:
             self.make_volume()
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------------------ the run
 
     cdef SimulatedVolume make_volume(self):
-        """One more volume that this life may have; there is none yet."""
+        """Adds a slot for a volume; the volume does not exist yet."""
         cdef SimulatedVolume simulated = SimulatedVolume(self, self.checker, len(self.simulated_volumes))
         self.simulated_volumes.append(simulated)
         self.volume_pointers[self.volume_count] = <void*>simulated
@@ -85,7 +87,7 @@ cdef class Simulation(RunState):
         return simulated
 
     def run(self):
-        """The whole life; None, or what went wrong."""
+        """Runs the whole simulation; returns None, or the failure."""
         cdef uint64_t left = self.operations
         cdef RunEnd end
         self.operations = 0
@@ -107,7 +109,7 @@ cdef class Simulation(RunState):
                 self.refusals += 1
                 left -= min(left, <uint64_t>20)
             if end == END_WRONG or (end == END_REFUSED and (self.damages or self.last)):
-                break                                    # what is damaged stays so
+                break                                    # damage is permanent
             if (<WorldIo>self.io).alive:
                 self.world.crash(-1, end == END_POWER_CUT)
             self.world.crash_at(0, False)
@@ -121,17 +123,17 @@ cdef class Simulation(RunState):
                     break
         abandon()
         self.drop()
-        self.simulated_volumes.clear()                   # they know of this one
+        self.simulated_volumes.clear()                   # breaks the reference cycle
         self.volume_count = 0
         return self.words.decode(errors="replace") if self.wrong else None
 
     cdef bint has_dropped(self) noexcept nogil:
-        """A device has, in this process, with a flush that failed: what was not stable may be gone, as after a power cut. Until the volume is opened
-        again the map points to it."""
+        """Whether a device dropped its cache in this process, by a failed flush: unstable data may be lost, as after a
+        power cut. The map points to it until the volume is opened again."""
         return self.world.dropped != self.dropped
 
     cdef void doubt(self, bint power) noexcept nogil:
-        """The processes have died, or the power was cut, or a device has dropped its cache: what stays of what was under way is in doubt."""
+        """The process crashed, the power was cut, or a device dropped its cache: operations in flight may be lost."""
         cdef int i
         for i in range(self.volume_count):
             (<SimulatedVolume>self.volume_pointers[i]).planned = False
@@ -142,7 +144,7 @@ cdef class Simulation(RunState):
                 (<SimulatedVolume>self.volume_pointers[i]).oracle.crashed(power)
 
     cdef object set_faults(self):
-        """Those of the next beginning: in the last one devices work, and all must be well."""
+        """Sets the faults of the next process. In the last one, devices work and no operation may fail."""
         self.world.faults = {name: 0 if self.last else probability for name, probability in self.faults.items()}
         self.errors_allowed = not self.last and any(name.endswith("error") for name in self.faults)
         self.damage_allowed = self.errors_allowed and ("read_error" in self.faults or "write_error" in self.faults)
@@ -183,11 +185,11 @@ cdef class Simulation(RunState):
                 raise RuntimeError("the world counts its devices otherwise")
 
     cdef object boot(self):
-        """A process with everything in it, as engine.pyx sets it up; nothing has happened yet."""
+        """Creates a process with all its objects, as engine.pyx does; nothing runs yet."""
         cdef Store store
         cdef int i
         self.enter()
-        self.pool.renew()                                # its memory is as good as new, and new memory is slow
+        self.pool.renew()                                # reused: new memory is slow
         self.cache = MapCache(self.frames, self.io)
         self.stores = []
         for i in range(self.store_count):
@@ -199,7 +201,7 @@ cdef class Simulation(RunState):
                 (<SimulatedVolume>simulated).settle_in()
 
     cdef object settle(self):
-        """... whoever has come in the midst of a process."""
+        """Creates the objects of volumes that were added while the process runs."""
         for simulated in self.simulated_volumes:
             if (<SimulatedVolume>simulated).wants_in:
                 if (<SimulatedVolume>simulated).follows is not NULL:
@@ -211,7 +213,7 @@ cdef class Simulation(RunState):
                     (<SimulatedVolume>simulated).between = (<SimulatedVolume>simulated).wants_in = True
 
     cdef object drop(self):
-        """The process is gone."""
+        """Ends the process."""
         for simulated in self.simulated_volumes:
             (<SimulatedVolume>simulated).move_out()
         self.stores = None
@@ -219,7 +221,7 @@ cdef class Simulation(RunState):
         self.reactor = None
         self.io = None
 
-    # ------------------------------------------------------------------ one beginning
+    # ------------------------------------------------------------------ one process
 
     cdef RunEnd live(self) noexcept nogil:
         cdef int i
@@ -319,7 +321,7 @@ cdef class Simulation(RunState):
         self.phase = REFUSED
 
     cdef void issue(self) noexcept nogil:
-        """What the doors bring in this turn."""
+        """Issues this turn's requests."""
         notice_strays(self)
         if self.phase == VERIFYING:
             self.verify_more()
@@ -330,7 +332,7 @@ cdef class Simulation(RunState):
             start(stop_body, <void*>self, NULL)
 
     cdef bint let_clients_leave(self) noexcept nogil:
-        """All clients of all volumes; nothing of theirs stays."""
+        """Disconnects all clients of all volumes; none of their requests stays."""
         cdef bint gone = True
         cdef int i, kind
         for i in range(self.volume_count):
@@ -364,14 +366,14 @@ cdef class Simulation(RunState):
         for i in range(self.volume_count):
             if (<SimulatedVolume>self.volume_pointers[i]).busy == 0:
                 self.is_quiet(<SimulatedVolume>self.volume_pointers[i])
-        if self.hungry and self.tasks < 4:               # as the policy does it: urgently, whatever it does otherwise
+        if self.hungry and self.tasks < 4:               # urgent, as the cleaning policy does it
             self.hungry = False
             self.make_space(self.any_open())
         while self.left and self.busy < self.depth and self.tasks < 4 and not self.paused:
             simulated = self.any_serving()
             if simulated is NULL:
                 if self.busy == 0 and self.tasks == 0 and self.is_calm():
-                    self.left = 0                        # nobody is served any more
+                    self.left = 0                        # no requests are served any more
                 break
             self.left -= 1
             self.operations += 1
@@ -396,7 +398,7 @@ cdef class Simulation(RunState):
             begin_mark(<SimulatedVolume>simulated)
 
     cdef void* any_serving(self) noexcept nogil:
-        """A volume whose doors are open; NULL: there is none."""
+        """Returns a volume that accepts requests; NULL: there is none."""
         cdef uint32_t i, at = <uint32_t>self.draw(self.volume_count) if self.volume_count > 1 else 0
         for i in range(self.volume_count):
             if (<SimulatedVolume>self.volume_pointers[(at + i) % self.volume_count]).serves():
@@ -411,7 +413,7 @@ cdef class Simulation(RunState):
         return NULL
 
     cdef bint is_calm(self) noexcept nogil:
-        """No volume's doors are shut for what it is going through."""
+        """Whether no volume rejects requests because of a restore or deletion."""
         cdef int i
         for i in range(self.volume_count):
             if (<SimulatedVolume>self.volume_pointers[i]).going.state != GOING_NOWHERE or (<SimulatedVolume>self.volume_pointers[i]).leaving == IS_TO_LEAVE:
@@ -420,7 +422,7 @@ cdef class Simulation(RunState):
                 return False
         return True
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ actions
 
     cdef void begin(self, void* simulated, int kind) noexcept nogil:
         if kind == PAUSE:
@@ -466,14 +468,14 @@ cdef class Simulation(RunState):
         start(checkpoint_body if kind == CHECKPOINT else clean_body, simulated, NULL)
 
     cdef void is_quiet(self, SimulatedVolume simulated) noexcept nogil:
-        """Nothing that its doors were asked is under way; whoever has waited for that begins."""
+        """No request to the volume is in flight: starts the action that waited for that."""
         if simulated.leaving == IS_TO_LEAVE and simulated.changes == 0:
             leave(simulated)
         elif simulated.pausing:
             keep_point_in_time(simulated)
         elif simulated.going.state == GOING_WAITS and not simulated.going.to_point_in_time:
             self.go_back(simulated)
-        elif simulated.going.state == GOING_WAITS and simulated.changes == 1:  # its own
+        elif simulated.going.state == GOING_WAITS and simulated.changes == 1:  # only the restore itself
             rewind(simulated)
 
     cdef void go_back(self, SimulatedVolume simulated) noexcept nogil:
@@ -487,7 +489,7 @@ cdef class Simulation(RunState):
     # ------------------------------------------------------------------ the walk
 
     cdef bint walk(self) noexcept nogil:
-        """Everything from outside, if nothing is half done just now."""
+        """Checks everything from outside, unless a change is in progress."""
         cdef int i
         cdef bint right = True
         if self.has_dropped():
@@ -496,7 +498,7 @@ cdef class Simulation(RunState):
             if is_half_done(<SimulatedVolume>self.volume_pointers[i]):
                 return True
         self.show_volumes()
-        if self.damages == 0:                            # else there are nodes that cannot be followed
+        if self.damages == 0:                            # else damaged nodes cannot be followed
             self.walks += 1
             right = self.checker.walk()
         right = right and self.stores_add_up(False)
@@ -514,10 +516,10 @@ cdef class Simulation(RunState):
                       snapshots.all[i].entry.flags)
 
     cdef void show_volumes(self) noexcept nogil:
-        """... to the walk."""
+        """Registers the volumes with the checker."""
         cdef uint32_t i, depth
         self.checker.begin()
-        for depth in range(self.volume_count):           # a clone after the volume that it is one of
+        for depth in range(self.volume_count):           # each clone after its parent
             for i in range(self.volume_count):
                 if (<SimulatedVolume>self.volume_pointers[i]).open and (<SimulatedVolume>self.volume_pointers[i]).ancestors() == depth:
                     self.checker.add((<SimulatedVolume>self.volume_pointers[i]).volume)
@@ -529,7 +531,7 @@ cdef class Simulation(RunState):
         cdef int i
         for i in range(self.store_count):
             if not (<Store>self.store_pointers[i]).failed and \
-                    not self.checker.add_up(<Store>self.store_pointers[i], closed):    # a failed one's journal may know of what its memory does not
+                    not self.checker.add_up(<Store>self.store_pointers[i], closed):    # a failed store's journal may be ahead
                 return False
         return True
 
@@ -624,7 +626,7 @@ cdef void boot_process(Simulation run) noexcept nogil:
 
 
 cdef int finish_restores(Simulation run) noexcept nogil:
-    """Before anybody is served: what was begun is undone, or done again."""
+    """Before requests are served: undoes or repeats what the last process left unfinished."""
     cdef uint32_t i, depth
     cdef int result = 0
     for depth in range(run.volume_count):
@@ -647,7 +649,7 @@ cdef bint can_open(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef int open_one(Simulation run, SimulatedVolume simulated) noexcept nogil:
-    """... or erase it further."""
+    """Opens a volume, or continues to erase it."""
     cdef int result
     if simulated.record.deleting:
         result = erase(simulated)
@@ -690,7 +692,7 @@ cdef int64_t clean_body(void* argument) noexcept nogil:
 
 
 cdef void clean_some(SimulatedVolume simulated) noexcept nogil:
-    """What a policy might choose: some of those that can be cleaned, worthwhile or not."""
+    """Chooses as a policy might: some segments that can be cleaned, worthwhile or not."""
     cdef Row[ROWS_MAX] rows
     cdef uint32_t[CLEANED_AT_ONCE] chosen
     cdef Cleaned told
@@ -709,7 +711,7 @@ cdef void clean_some(SimulatedVolume simulated) noexcept nogil:
     simulated.run.cleaned.evacuated += told.evacuated
     simulated.run.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
     if told.compacted and simulated.run.chance(32):
-        simulated.run.hurry()                            # what has overwritten the dead has to be there by now
+        simulated.run.hurry()                            # the blocks that replaced the dead ones must be stable by now
     if told.failed and not simulated.run.damages:
         simulated.run.fail(b"cleaning", told.error)
 
@@ -738,7 +740,7 @@ cdef void stop(Simulation run) noexcept nogil:
         if (<SimulatedVolume>run.volume_pointers[i]).open and run.chance(192) and not (<SimulatedVolume>run.volume_pointers[i]).log.error:
             result = (<SimulatedVolume>run.volume_pointers[i]).volume.checkpoints.run()
             run.fail(b"the last checkpoint", result)
-            if result == -ENOSPC and not (run.errors_allowed or run.cloning):        # the reserve is one for two volumes' checkpoints (store/store.pyx)
+            if result == -ENOSPC and not (run.errors_allowed or run.cloning):        # the reserve is for the checkpoints of two volumes (store/store.pyx)
                 run.fault(b"there is no room for the last checkpoint", 0, 0)
     if run.last or run.chance(64):
         for i in range(run.volume_count):
@@ -753,7 +755,7 @@ cdef void stop(Simulation run) noexcept nogil:
 
 
 cdef bint close_one(Simulation run) noexcept nogil:
-    """A clone before the volume that it is one of. False: there is none left."""
+    """Closes one volume, each clone before its parent. False: there is none left."""
     cdef int i, k
     cdef bint needed
     for i in range(run.volume_count):
@@ -769,7 +771,7 @@ cdef bint close_one(Simulation run) noexcept nogil:
 
 
 cdef bint compare_derived(Simulation run, SimulatedVolume simulated) noexcept nogil:
-    """What cleaning would take to be dead is what the walk has found to be."""
+    """Checks that the blocks that cleaning takes to be dead are those that the walk found dead."""
     cdef Segment* segment = simulated.volume.segments.first
     cdef Plan* plan = &simulated.cleaner.plans[0]
     cdef uint64_t committed = simulated.volume.log.committed, snapshots = simulated.volume.snapshots.version
@@ -781,7 +783,7 @@ cdef bint compare_derived(Simulation run, SimulatedVolume simulated) noexcept no
         return not run.wrong
     if simulated.volume.map.cache.dirty or simulated.volume.segments.reclaim_holds:
         return not run.wrong
-    while segment is not NULL:                           # as long as nothing changes
+    while segment is not NULL:                           # while nothing changes
         number = segment.number
         if simulated.cleaner.cleanable(segment):
             plan.segment = segment
@@ -793,7 +795,7 @@ cdef bint compare_derived(Simulation run, SimulatedVolume simulated) noexcept no
             segment.cleaning = False
             if simulated.volume.log.committed != committed or simulated.volume.snapshots.version != snapshots or \
                     simulated.volume.checkpoints.sequence != checkpoint:
-                break                                    # something has changed meanwhile
+                break                                    # a segment changed meanwhile
             if result < 0:
                 run.fault(b"which blocks of segment %lld live cannot be derived (error %lld)", number, -result)
                 return False

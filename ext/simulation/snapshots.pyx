@@ -1,5 +1,5 @@
-# A volume's snapshots in a life in the simulated world: they are made, deleted, looked at, and gone back to, as the engine's commands and doors
-# do it; and after a crash it is found out which there are.
+# A volume's snapshots in a simulation run: they are created, deleted, read and restored, as the engine's commands and
+# exports do it; after a crash it is determined which of them exist.
 
 from libc.errno cimport ENOENT, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t
@@ -19,7 +19,7 @@ cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nog
     cdef SimulatedSnapshot* shot = NULL
     if kind == SNAPSHOT:
         shot = simulated.any_shot(SHOT_NONE)
-    elif kind != RESTORE or simulated.run.chance(64):      # to go back wants all others to wait: not too often
+    elif kind != RESTORE or simulated.run.chance(64):      # a restore stalls the others: rarely
         shot = simulated.any_shot(SHOT_MADE)
     if shot is NULL or (kind == LOOK and simulated.run.looking) or simulated.changing or (kind == DELETE and simulated.clones(shot.id)):
         return
@@ -42,7 +42,8 @@ cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nog
 
 
 cdef bint begin_restore(SimulatedVolume simulated) noexcept nogil:
-    """Nobody is connected any more; whatever else may be going on goes on. False: the snapshot is gone, or there is no room for a mark that is needed."""
+    """Starts a restore once no client is connected; other tasks continue. False: the snapshot was deleted, or there is
+    no room for a restore point that is needed."""
     cdef Going* going = &simulated.going
     if going.target.state != SHOT_MADE or (simulated.marks() and simulated.free_mark() is NULL):
         going.state = GOING_NOWHERE
@@ -117,7 +118,7 @@ cdef int64_t restore_body(void* argument) noexcept nogil:
 
 
 cdef void restore(SimulatedVolume simulated) noexcept nogil:
-    """As engine.pyx has it done, when nobody is connected."""
+    """Restores as engine.pyx does, with no client connected."""
     cdef Going* going = &simulated.going
     cdef Shortages shortages = simulated.shortages()
     cdef int result = simulated.go_back(going.id, &going.snapshot_request, NULL if going.mark is NULL else &going.mark_request)
@@ -131,7 +132,7 @@ cdef void restore(SimulatedVolume simulated) noexcept nogil:
             simulated.oracle.let_go(going.mark.kept)
     if going.before is not NULL:
         going.before.state = SHOT_NONE
-    if going.before is not NULL and going.snapshot_request.made:  # with an error it is given up again, and may still be there after the next beginning
+    if going.before is not NULL and going.snapshot_request.made:  # after an error it is dying
         going.before.kept = simulated.oracle.keep(going.before.begun)
         simulated.oracle.holds(going.before.begun)
         going.before.size_blocks = going.snapshot_request.entry.size_bytes // BLOCK_BYTES
@@ -177,7 +178,7 @@ cdef void look(SimulatedVolume simulated, SimulatedSnapshot* shot) noexcept nogi
 
 
 cdef void look_at_all(SimulatedVolume simulated) noexcept nogil:
-    """After a recovery, when the heads have been read: the snapshots, sometimes."""
+    """After a recovery, once the heads are verified: reads the snapshots, sometimes."""
     cdef int i
     cdef uint32_t often = 64 if simulated.run.volume_count == 1 else 16  # for speed
     cdef bint whole = simulated.run.last or simulated.run.chance(often)
@@ -189,7 +190,7 @@ cdef void look_at_all(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef void look_at(SimulatedVolume simulated, SimulatedSnapshot* shot, bint whole) noexcept nogil:
-    """Read a snapshot, or a part of it, as a door does that serves it."""
+    """Reads a snapshot, or a part of it, as an export of it does."""
     cdef uint32_t region, first, count = simulated.run.regions_below(shot.size_blocks), i, sector
     cdef int result
     memcpy(simulated.reading.identity, shot.id, 16)
@@ -244,19 +245,19 @@ cdef void end_look(SimulatedVolume simulated) noexcept nogil:
 # ---------------------------------------------------------------------- crashes
 
 cdef void went_back(SimulatedVolume simulated) noexcept nogil:
-    """All that the volume holds is from now on what the snapshot held."""
+    """The restore took place: the volume now has the snapshot's content."""
     simulated.run.restores += 1
     simulated.run.note(b"it has gone back: operation %lld", simulated.oracle.go_back(simulated.oracle, simulated.going.kept), 0, 0)
 
 
 cdef void doubt_shots(SimulatedVolume simulated) noexcept nogil:
-    """The process ends: what was being made or deleted may be there or not."""
+    """The process has ended: snapshots that were being created or deleted may exist or not."""
     cdef int i
     cdef SimulatedSnapshot* shot
     for i in range(SHOTS_AND_MARKS):
         shot = &simulated.shots[i]
         shot.looked_at = False
-        if shot.state == SHOT_MAKING and shot.kept < 0:      # else it is known
+        if shot.state == SHOT_MAKING and shot.kept < 0:      # else the oracle has its content
             shot.kept = simulated.oracle.keep(shot.begun)
         if shot.state == SHOT_MAKING or shot.state == SHOT_DELETING:
             shot.state = SHOT_UNKNOWN
@@ -269,7 +270,7 @@ cdef void doubt_shots(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint settle_shots(SimulatedVolume simulated) noexcept nogil:
-    """... and now it is known."""
+    """Determines which of those snapshots exist."""
     cdef uint32_t i
     cdef int visible = 0
     cdef SimulatedSnapshot* shot

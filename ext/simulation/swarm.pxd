@@ -1,4 +1,4 @@
-# What one life in the simulated world is like. See simulation/swarm.pyx.
+# The drawn parameters of a simulation run. See simulation/swarm.pyx.
 
 from iomesh.engine.simulation.run cimport RunState
 

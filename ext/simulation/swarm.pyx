@@ -1,6 +1,6 @@
-# What one life in the simulated world is like: which operations are common, how large they are, how much is under way, what the devices are like
-# and what fails. It is drawn once (swarm testing: Groce et al., "Swarm Testing", 2012): a life in which everything happens shows little of what
-# needs many of one kind. All of it follows from the seed.
+# The drawn parameters of a simulation run: which operations are common, their sizes, the queue depth, the devices and
+# the faults. They are drawn once per run (swarm testing: Groce et al., "Swarm Testing", 2012): a run in which
+# everything happens rarely finds a bug that needs many operations of one kind. All of it follows from the seed.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -16,16 +16,16 @@ from iomesh.engine.simulation.world cimport World
 
 from iomesh.engine.simulation.run import KIND_NAMES
 
-cdef enum Theme:                     # what a life is about, beside what all are
+cdef enum Theme:                     # the focus of a run, in addition to the common parameters
     CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED
 
 cdef enum:
     THEMES_MAX = 16
-    LONG_LIFE = 3                    # times the operations, where few of them end a process: the log comes round the device several times
+    LONG_LIFE = 3                    # times the operations, with few process ends: the log reuses the device
 
 
 cdef object draw_swarm(RunState run, operations):
-    """operations: of the whole life, drawn unless given."""
+    """operations: of the whole run, drawn unless given."""
     cdef int i
     cdef uint64_t leaf = 0
     run.world = World(run.draw(1 << 62))
@@ -35,7 +35,7 @@ cdef object draw_swarm(RunState run, operations):
     for i in range(run.store_count):
         if run.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or run.draw(2)), [4, 32, 256][run.draw(3)] * <uint64_t>(1 << 18)) != i:
             raise MemoryError("no memory for a device")
-    run.journal_bytes = [256, 256, 256, 1024][run.draw(4)] << 10        # short ones go from one half to the other
+    run.journal_bytes = [256, 256, 256, 1024][run.draw(4)] << 10        # short ones often switch halves
     run.regions = [1, 2, 4, 8, 12, 16][run.draw(6)]
     spread = [1, 1, 1, 3, 300, 70000][run.draw(6)]           # leaves between two regions, at most
     for i in range(run.regions):
@@ -80,7 +80,7 @@ cdef object draw_swarm(RunState run, operations):
     run.interval = <uint64_t>[1, 2, 4, 16, 64][run.draw(5)] << 20
     run.metadata_ns = [1000, 1000 * 1000, 100 * 1000 * 1000][run.draw(3)]
     run.power = [0, 128, 200, 256][run.draw(4)] if volatile else [0, 128][run.draw(2)]
-    if run.power:                                    # without, what a power cut may leave grows and grows
+    if run.power:                                    # unflushed, the outcomes to allow grow without limit
         run.weights[<int>FLUSH] += 1
         run.weight += 1
     run.stops = [0, 32, 128][run.draw(3)]
@@ -116,7 +116,8 @@ cdef object draw_swarm(RunState run, operations):
 
 
 cdef object draw_clients(RunState run):
-    """How much is asked by clients, how many there are, and what their connections are like; the longer these delay, the more they overtake each other."""
+    """Draws the share of client requests, the number of clients and their connections' delays; longer delays cause more
+    reordering."""
     run.by_clients = [48, 160, 256][run.draw(3)]
     run.clients_most = 1 + <uint32_t>run.draw(CLIENTS)
     run.clients_seed = run.draw(1 << 62)
@@ -127,5 +128,5 @@ cdef object draw_clients(RunState run):
 
 
 cdef bint has_theme(uint64_t seed, Theme theme) noexcept nogil:
-    """One life in five; the others are as if there were no such theme."""
+    """Applies to one run in five; the others are as without this theme."""
     return stirred(seed * THEMES_MAX + <int>theme) % 5 == 0

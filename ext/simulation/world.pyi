@@ -1,4 +1,4 @@
-"""The simulated world's settings and what came of them: see simulation/world.pyx."""
+"""The simulated world's settings and counts: see simulation/world.pyx."""
 
 import os
 from typing import TypedDict

@@ -1,16 +1,21 @@
-# The simulated world: the second answer to Io. Devices in memory, connections, one virtual clock and one order of events, all from one seed.
+# The simulated world: the second implementation of Io. Devices in memory, connections, one virtual clock and one order
+# of events, all from one seed. A face is one node's access to it.
 #
 # Always true:
-#   - the same seed and the same asking give the same history, and `digest` says so: nothing here looks at a clock or at an address;
-#   - `done` is called from poll() of the face that asked, never from inside the call that asked;
-#   - time stands still but in poll(): a face that has nothing ready moves the clock to the next event (of any face, not beyond what it would wait),
-#     and only while no other face has anything ready. A poll that does not wait takes POLL_NS, so that a loop of them ends;
-#   - a write is in its device's cache when it completes, and durable when a flush that was asked for after that completes;
-#   - who crashed is never called again. Its operations are forgotten, not freed: they lie in whoever asked.
+#   - the same seed and the same operations give the same history, which `digest` shows: nothing here depends on a clock
+#     or an address;
+#   - `done` is called from poll() of the face that issued the operation, never from inside the issuing call;
+#   - time passes only in poll(): a face without ready operations moves the clock to the next event (of any face, at
+#     most by its wait), and only while no other face has any ready. A poll that does not wait takes POLL_NS, so that a
+#     loop of polls ends;
+#   - a write is in its device's cache when it completes, and durable when a flush issued after that completes;
+#   - a crashed face gets no more callbacks. Its operations are forgotten, not freed: the caller owns their memory.
 #
-# What goes wrong is drawn in `faults`, `disk` and `network`; here is what happens when. One thread drives a world, all faces of it.
+# `faults`, `disk` and `network` draw what goes wrong; this file draws when events occur. One thread drives a world with
+# all its faces.
 #
-# Several faces: turn them one after the other (io.poll, reactor.turn), each until all of them find nothing, and let the last poll wait.
+# With several faces: turn them one after the other (io.poll, reactor.turn), until all of them find nothing, and let the
+# last poll wait.
 
 import os
 
@@ -37,10 +42,10 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.simulation.network cimport ENDS_MAX
 
 cdef enum:
-    POLL_NS = 200                    # what a poll that finds nothing takes
+    POLL_NS = 200                    # the duration of a poll that finds nothing
     SECOND_NS = 1000000000
-    LONGEST_WAIT_S = 1000000         # whatever is asked for: the clock must not run over
-    FIRST_UNIX_S = 1767225600        # 2026-01-01: the world begins within a year of it
+    LONGEST_WAIT_S = 1000000         # limits every wait: the clock must not overflow
+    FIRST_UNIX_S = 1767225600        # 2026-01-01: a world starts within a year after it
 
 FAULT_NAMES = ("read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "lost_write", "misdirected_write", "rot",
                "slow", "hang", "timer_early", "timer_late", "clock_jump", "connection_cut", "connection_half_open", "network_slow")
@@ -48,7 +53,7 @@ LATENCY_NAMES = ("read_ns", "write_ns", "flush_ns", "discard_ns", "network_ns", 
 
 
 cdef class World:
-    """seed: of everything. Nothing goes wrong until `faults` is set."""
+    """seed: of all draws. There are no faults until `faults` is set."""
 
     def __cinit__(self, uint64_t seed):
         cdef int face
@@ -76,11 +81,11 @@ cdef class World:
         for device in range(DISKS_MAX):
             disk_free(&self.disks[device])
 
-    # ------------------------------------------------------------------ Python's: what goes wrong, and what did
+    # ------------------------------------------------------------------ for Python: settings and fault counts
 
     @property
     def faults(self) -> dict[str, float]:
-        """Probabilities; assigning changes those that are named."""
+        """Probabilities; assignment changes only those that it names."""
         return {name: (<double*>&self.injector.probability)[i] for i, name in enumerate(FAULT_NAMES)}
 
     @faults.setter
@@ -95,7 +100,7 @@ cdef class World:
 
     @property
     def latencies(self) -> dict[str, int]:
-        """Averages; assigning changes those that are named."""
+        """Averages; assignment changes only those that it names."""
         return {name: (<int64_t*>&self.latency)[i] for i, name in enumerate(LATENCY_NAMES)}
 
     @latencies.setter
@@ -110,7 +115,7 @@ cdef class World:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each fault struck."""
+        """How often each fault occurred."""
         return {name: self.injector.counts[i] for i, name in enumerate(FAULT_NAMES)}
 
     @property
@@ -129,7 +134,8 @@ cdef class World:
         return self.event_queue.now
 
     def make_device(self, uint64_t bytes, *, bint volatile_cache=True, uint64_t cache_bytes=16 << 20) -> int:
-        """Its number. bytes: multiple of 4096; memory is taken where it is written. cache_bytes: more than this is destaged, the oldest first."""
+        """Returns the device's number. bytes: multiple of 4096; memory is allocated on write. cache_bytes: data beyond
+        it is destaged, the oldest first."""
         if bytes % DISK_BLOCK_BYTES or not bytes:
             raise ValueError(f"a device is whole blocks of {DISK_BLOCK_BYTES} bytes, not {bytes}")
         cdef int device = self.add_disk(bytes, volatile_cache, cache_bytes)
@@ -138,18 +144,18 @@ cdef class World:
         return device
 
     def corruptible(self, int device, uint64_t start, uint64_t end) -> None:
-        """Lost writes, misdirected ones and rot happen only to what lies within from now on."""
+        """From now on lost writes, misdirected ones and rot occur only within this range."""
         self.existing(device)
         self.disks[device].corrupt_from = start
         self.disks[device].corrupt_to = end
 
     def peek(self, int device, uint64_t offset, uint64_t bytes) -> bytes:
-        """What a read would find."""
+        """What a read would return."""
         self.existing(device, offset, bytes)
         return self.disks[device].memory[offset:offset + bytes]
 
     def poke(self, int device, uint64_t offset, const unsigned char[::1] data) -> None:
-        """Damage it: taints what it touches, and no power cut takes it back unless a write of the place is under way."""
+        """Damages the device: taints the blocks; no power cut reverts it unless a write to them is in flight."""
         cdef uint64_t i
         self.existing(device, offset, len(data))
         for i in range(<uint64_t>len(data)):
@@ -157,17 +163,17 @@ cdef class World:
         disk_mark_damaged(&self.disks[device], offset, len(data))
 
     def is_tainted(self, int device, uint64_t offset, uint64_t bytes) -> bool:
-        """Whether a lost write, a misdirected one or rot hit any block of it since it was last written whole."""
+        """Whether a lost write, a misdirected one or rot hit any of the blocks since it was last written whole."""
         self.existing(device, offset, bytes)
         return disk_tainted(&self.disks[device], offset, bytes)
 
     def unflushed(self, int device) -> int:
-        """Blocks whose last write a power cut may take back."""
+        """Blocks whose last write a power cut may revert."""
         self.existing(device)
         return self.disks[device].head - self.disks[device].tail
 
     def save(self, int device, path: str | os.PathLike[str]) -> None:
-        """What reads would find, as a sparse file."""
+        """Saves what reads would return, as a sparse file."""
         cdef uint64_t block
         self.existing(device)
         with open(path, "wb") as file:
@@ -183,7 +189,7 @@ cdef class World:
         if bytes > self.disks[device].bytes or offset > self.disks[device].bytes - bytes:
             raise ValueError(f"device {device} has {self.disks[device].bytes} bytes: not {bytes} from {offset} on")
 
-    # ------------------------------------------------------------------ the driver's and the oracle's
+    # ------------------------------------------------------------------ for the driver and the checks
 
     cdef int add_disk(self, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil:
         cdef int device, error
@@ -224,7 +230,7 @@ cdef class World:
                 self.forget(one)
 
     cdef void land(self, Disk* disk, int face, bint power) noexcept nogil:
-        """What becomes of the writes that are in the cache or under way."""
+        """Draws what survives of the writes in the cache or in flight."""
         cdef uint64_t position, blocks = 0
         cdef uint32_t i
         cdef Operation* operation
@@ -245,16 +251,16 @@ cdef class World:
                     disk_discard(disk, <uint64_t>operation.buffer, operation.offset)
             elif power:
                 disk_land(disk, &cut, &position, operation.buffer, operation.bytes, operation.offset)
-            else:                                        # the kernel has all of it, its first blocks, or nothing yet
+            else:                                        # the kernel took all of it, its first blocks, or nothing
                 blocks = below(&self.crash_chance, operation.bytes // DISK_BLOCK_BYTES * 3 + 1)
                 blocks = min(blocks, operation.bytes // DISK_BLOCK_BYTES) if draw(&self.crash_chance) & 1 else 0
                 if operation.offset + operation.bytes <= disk.bytes:
                     disk_put(disk, operation.buffer, blocks * DISK_BLOCK_BYTES, operation.offset)
         if power:
-            disk_flushed(disk, disk.head)                # what is there now is on the medium
+            disk_flushed(disk, disk.head)                # the current content is on the medium
 
     cdef bint under_way(self, const Event* event, const Disk* disk, int face) noexcept nogil:
-        """A write or discard of `disk` that has not come yet."""
+        """Whether the event is a write or discard of `disk` in flight."""
         return event.state == EVENT_DUE and (event.kind == EVENT_WRITE or event.kind == EVENT_DISCARD) and event.target == disk.number \
             and (face < 0 or event.face == face)
 
@@ -290,7 +296,7 @@ cdef class World:
             self.crash(-1, self.armed_power)
 
     cdef void occur(self, uint32_t event) noexcept nogil:
-        """It has come: what it does is done here, its asker hears of it when it polls."""
+        """Applies an event that is due; the face that issued it gets the completion in its next poll."""
         cdef Event* it = &self.event_queue.events[event]
         cdef Operation* operation = it.operation
         cdef Disk* disk
@@ -301,7 +307,7 @@ cdef class World:
         self.events += 1
         if operation is NULL:
             self.note(who, <uint64_t>self.event_queue.now, it.mark)
-            self.network.occur(event)                    # may put events: `it` is gone
+            self.network.occur(event)                    # may put events: `it` is invalid
             self.event_queue.drop(event)
             return
         if kind == EVENT_RECEIVE or kind == EVENT_SEND:
@@ -354,7 +360,7 @@ cdef class World:
         cdef Operation* operation
         cdef EventKind kind
         cdef int target, found = 0
-        while it.first_ready != NO_EVENT:                # what is called below makes nothing ready
+        while it.first_ready != NO_EVENT:                # the callbacks make nothing ready
             event = it.first_ready
             it.first_ready = self.event_queue.events[event].next
             self.ready -= 1
@@ -389,7 +395,7 @@ cdef class World:
         self.forget(face)
 
     cdef void forget(self, int face) noexcept nogil:
-        """Its operations are never handed back, and it asks nothing any more."""
+        """The face's operations never complete, and it issues no more."""
         cdef uint32_t event
         cdef EventState state
         for event in range(self.event_queue.capacity):
@@ -418,7 +424,7 @@ cdef class World:
         event = self.event_queue.put(kind, face, operation.target, operation, self.event_queue.now + latency_ns)
         if kind == EVENT_FLUSH:
             self.event_queue.events[event].mark = disk.head
-        elif kind == EVENT_READ and draw(&self.prng) & 1:        # what it finds is of any moment while it is under way: of its first, or its last
+        elif kind == EVENT_READ and draw(&self.prng) & 1:        # it reads the state at its start, or at its end
             self.event_queue.events[event].mark = 1
             self.event_queue.events[event].result = disk_read(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
 
@@ -426,7 +432,7 @@ cdef class World:
         cdef int64_t average_ns = self.latency.read_ns if kind == EVENT_READ else self.latency.write_ns if kind == EVENT_WRITE else \
             self.latency.flush_ns if kind == EVENT_FLUSH else self.latency.discard_ns
         cdef int64_t latency_ns = average_ns // 4 + <int64_t>below(&self.prng, average_ns * 3 // 2 + 1) + operation.bytes // 4
-        if draw(&self.prng) % 32 == 0:                   # the tail that every device has
+        if draw(&self.prng) % 32 == 0:                   # tail latency
             latency_ns *= 1 + below(&self.prng, 16)
         if strikes(&self.injector, SLOW):
             record_fault(&self.injector, SLOW, self.event_queue.now, operation.target, operation.offset, operation.bytes)
@@ -449,12 +455,12 @@ cdef class World:
         operation.offset = self.event_queue.put(EVENT_TIMER, face, 0, operation, operation.due_ns)
 
     cdef bint cancel(self, Operation* operation) noexcept nogil:
-        cdef uint32_t event = <uint32_t>operation.offset         # may be of an earlier timer, or no timer's at all
+        cdef uint32_t event = <uint32_t>operation.offset         # may belong to an earlier timer, or to none
         if operation.offset >= self.event_queue.capacity or self.event_queue.events[event].operation is not operation \
                 or self.event_queue.events[event].kind != EVENT_TIMER:
             return False
         if self.event_queue.events[event].state == EVENT_READY:
-            self.event_queue.events[event].operation = NULL  # poll leaves it out
+            self.event_queue.events[event].operation = NULL  # poll skips it
             return True
         self.event_queue.take(event)
         self.event_queue.drop(event)
@@ -471,7 +477,7 @@ cdef class World:
 
 
 cdef class WorldIo(Io):
-    """One node's face on `world`, from its start to its crash. Raises OSError: there are FACES_MAX already."""
+    """One node's face on `world`, from its start to its crash. Raises OSError if there are FACES_MAX already."""
 
     def __cinit__(self, World world):
         self.world = world
@@ -560,19 +566,19 @@ cdef class WorldIo(Io):
         cdef int64_t before = self.world.event_queue.now
         if not self.alive:
             return CRASHED
-        if self.world.ready == 0:                        # else someone is to do something at this time
+        if self.world.ready == 0:                        # else a face has work to do at this time
             self.world.advance(before + min(max(wait_ns, POLL_NS), LONGEST_WAIT_S * <int64_t>SECOND_NS))
             if not self.alive:
                 return CRASHED
-        self.now = self.world.event_queue.now + self.world.faces[self.number].clock_ns  # before anyone is called
+        self.now = self.world.event_queue.now + self.world.faces[self.number].clock_ns  # before the callbacks
         self.waited += self.world.event_queue.now - before
         return self.world.poll(self.number)
 
     cdef int wake_fd(self) noexcept nogil:
-        return -1                        # one thread drives the world: no one sleeps
+        return -1                        # one thread drives the world: none sleeps
 
     cdef int add_device(self, int fd) noexcept nogil:
-        """fd: the number of a device of the world, which is its number here as well."""
+        """fd: the world's number of the device, which is its number here, too."""
         if not 0 <= fd < DISKS_MAX or self.world.disks[fd].bytes == 0:
             return -EBADF
         self.world.faces[self.number].devices = self.world.faces[self.number].devices | <uint64_t>1 << fd
@@ -582,7 +588,7 @@ cdef class WorldIo(Io):
         self.world.faces[self.number].devices = self.world.faces[self.number].devices & ~(<uint64_t>1 << device)
 
     cdef int add_connection(self, int fd) noexcept nogil:
-        """fd: the number of an end of a connection of the world that World.connect gave this face."""
+        """fd: the number of a connection's end, which World.connect gave this face."""
         if not 0 <= fd < ENDS_MAX or not self.world.network.ends[fd].used or self.world.network.ends[fd].face != self.number:
             return -EBADF
         return fd

@@ -1,11 +1,11 @@
-# A map by itself, for tests: over an Io that reads from memory, with a log that the test plays. Nothing of the engine uses this.
+# A map by itself, for tests: over an Io that reads from memory; the test plays the log. The engine does not use it.
 #
 #     cache = CacheView(frames=16, seed=1)          the cache, its device and its segments
 #     tree = MapView(cache)                         a volume's map; several may share a cache
-#     ask = tree.ask(0, leaf, create=True)          get(): looks again by itself when it is woken, unless `eager` is off
+#     ask = tree.ask(0, leaf, create=True)          get(): retries by itself when it is woken, unless `eager` is off
 #     cache.poll()                                  completions, in an order drawn from the seed
 #
-# What a hit and a change cost: python -c 'from iomesh.engine.views.map import cost; print(cost())'
+# To measure a hit and a change: python -c 'from iomesh.engine.views.map import cost; print(cost())'
 
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -28,18 +28,18 @@ cdef enum:
     ASKED_MAX = 1024
     SEGMENTS = 8                     # numbered from 1
     SEGMENT_SLABS = 32               # each an extent of its own, in any order
-    DEVICE = 3                       # the Io's number of it
+    DEVICE = 3                       # its number in the Io
 
 
 cdef class MemoryIo(Io):
-    """Reads from memory, and timers; each poll is done with some of what was asked, in any order."""
+    """Reads from memory, and timers; each poll completes some of the operations, in any order."""
 
     cdef char* device
     cdef bint* failing               # per block
     cdef Operation* asked[ASKED_MAX]
     cdef int count
     cdef uint64_t state
-    cdef int failures                # reads to fail, whatever they read
+    cdef int failures                # the number of reads to fail, of any block
 
     def __cinit__(self, uint64_t device_bytes, uint64_t seed):
         self.device = <char*>calloc(device_bytes, 1)
@@ -77,7 +77,7 @@ cdef class MemoryIo(Io):
         cdef uint64_t drawn
         cdef Operation* operation
         while left:
-            drawn = self.random() % (<uint64_t>left)     # what is asked meanwhile comes behind
+            drawn = self.random() % (<uint64_t>left)     # operations issued meanwhile are appended
             operation = self.asked[drawn]
             left -= 1
             self.count -= 1
@@ -163,7 +163,8 @@ cdef class CacheView:
 
 
 cdef class Ask:
-    """One get(). `state` is "waiting", "woken" (ask again), "ready" (pinned until release), "absent", "failed" (then `error`), or "released"."""
+    """One get(). `state` is "waiting", "woken" (retry), "ready" (pinned until release), "absent", "failed" (see
+    `error`), or "released"."""
 
     cdef MapView tree
     cdef Node* node
@@ -214,7 +215,7 @@ cdef void ask_done(Operation* operation) noexcept with gil:
 
 
 cdef class MapView:
-    """A map. Pointers are (segment, block, crc), or None for none; `eager`: who is woken asks again at once."""
+    """A map. Pointers are (segment, block, crc) or None; `eager`: a woken get() retries at once."""
 
     cdef Map map
     cdef set asks

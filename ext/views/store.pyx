@@ -1,12 +1,13 @@
-# A store by itself, for tests: on a real file through a real ring, with a witness in between. Nothing of the engine uses this.
+# A store by itself, for tests: on a real file through a real ring, with a recording Io in between. The engine does not
+# use it.
 #
 #     view = StoreView(path)                        a device, its ring and its reactor
 #     view.format(cluster=..., device=...)          view.open() raises StoreRefused
 #     view.create(volume, segment, blocks)          each runs as a task to its end
-#     view.compact(volume, segment, live)           view.retire() releases what was replaced
-#     view.together([("create", volume, 1, 256), ("seal", volume, 2, 100, 90), ("remove", volume, 3)])   at once: they share blocks of the journal
-#     view.history                                  every ("write", offset, data) and ("flush",) that the store asked for, in order
-#     view.fail_writes(after=3)                     view.break_range(offset, length): what is there gives EIO
+#     view.compact(volume, segment, live)           view.retire() releases the replaced replicas
+#     view.together([("create", volume, 1, 256), ("seal", volume, 2, 100, 90)])   concurrent: they share journal blocks
+#     view.history                                  every ("write", offset, data) and ("flush",) of the store, in order
+#     view.fail_writes(after=3)                     view.break_range(offset, length): reads and writes there give EIO
 
 import errno
 import os
@@ -40,13 +41,13 @@ cdef enum CallKind:
 cdef enum:
     TOGETHER_MAX = 256
 
-cdef struct PlannedWrite:            # one that was asked for; bytes 0: a flush
+cdef struct PlannedWrite:            # a write that was issued; bytes 0: a flush
     PlannedWrite* next
     uint64_t offset
     uint32_t bytes
     char data[1]
 
-cdef struct Order:                   # what a task is to do, and what became of it
+cdef struct Order:                   # a task's parameters and result
     CallKind kind
     void* view
     uint8_t volume[16]
@@ -61,21 +62,21 @@ cdef struct Order:                   # what a task is to do, and what became of 
     Superblock* superblock
     Replica* replica
     uint64_t live[256]
-    char* buffer                     # of blocks that are read, each on its own
+    char* buffer                     # of blocks that are read one by one
     int error
     Operation ended
     uint32_t* under_way
 
 
 cdef class Witness(Io):
-    """Passes on what is asked, remembers writes and flushes, and fails what a test wants to fail."""
+    """Forwards operations, records writes and flushes, and fails those that a test wants to fail."""
 
     cdef Uring inner
     cdef PlannedWrite* first
     cdef PlannedWrite* last
-    cdef int64_t writes_left         # before all fail; -1: they do not
+    cdef int64_t writes_left         # before all fail; -1: none fails
     cdef uint64_t broken_from, broken_to
-    cdef Operation* failed           # to be ended by the next poll
+    cdef Operation* failed           # the next poll completes them
     cdef bint recording
 
     def __cinit__(self):
@@ -175,7 +176,7 @@ class StoreRefused(Exception):
 
 
 cdef class StoreView:
-    """volatile_cache: whether the store flushes. device_bytes: what it believes of the device's length, else it is asked."""
+    """volatile_cache: whether the store flushes. device_bytes: the device's length for the store; None: the file's."""
 
     cdef Witness io
     cdef Reactor reactor
@@ -183,7 +184,7 @@ cdef class StoreView:
     cdef Bitmaps bitmaps
     cdef Replica* replaced[TOGETHER_MAX]     # and not yet retired
     cdef int replaced_count
-    cdef int64_t steps_left          # before the pace gives up; -1: it does not
+    cdef int64_t steps_left          # before the throttle aborts; -1: never
     cdef int fd
     cdef uint64_t device_bytes
 
@@ -201,7 +202,7 @@ cdef class StoreView:
         self.store = Store(self.reactor, device, self.device_bytes, volatile_cache)
 
     def close(self) -> None:
-        """Ends it as a crash would."""
+        """Ends the store as a crash would."""
         if self.fd >= 0:
             self.store = None
             self.reactor = None
@@ -219,7 +220,7 @@ cdef class StoreView:
 
     def format(self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "", created_ns: int = 0,
                slab_bytes: int = SLAB_BYTES_MAX) -> None:
-        """slab_bytes: those of a large device, unless told otherwise; 0: what suits this one."""
+        """slab_bytes: by default that of a large device; 0: chosen for this device."""
         cdef Order order
         cdef Superblock superblock
         cdef bytes name = label.encode()
@@ -270,7 +271,7 @@ cdef class StoreView:
         return self.together([("remove", volume, segment)])[0]
 
     def compact(self, volume: bytes, segment: int, live: Iterable[int], *, retire: bool = True, give_up_after: int | None = None) -> int:
-        """give_up_after: so many steps the pace says no."""
+        """give_up_after: the throttle aborts after this many steps."""
         self.steps_left = -1 if give_up_after is None else give_up_after
         error = self.together([("compact", volume, segment, live)])[0]
         if retire:
@@ -278,7 +279,8 @@ cdef class StoreView:
         return error
 
     def read(self, volume: bytes, segments: Sequence[int], block: int, count: int) -> list[list[bytes | int]]:
-        """So many blocks of each segment as a volume reads them, all segments at once; an errno in the place of a block that cannot be had."""
+        """Reads `count` blocks of each segment as a volume does, all segments at once; an errno in place of a block
+        that cannot be read."""
         cdef Order* all = <Order*>calloc(len(segments), sizeof(Order))
         cdef char* memory = <char*>aligned_alloc(4096, <size_t>len(segments) * <size_t>count * 4096)
         try:
@@ -302,7 +304,7 @@ cdef class StoreView:
             release(memory)
 
     def run_of(self, volume: bytes, segment: int, block: int) -> int:
-        """How many blocks from this one on are told to be contiguous; its bitmap is in the cache."""
+        """The number of blocks from this one on that place_of() returns as contiguous; its bitmap must be cached."""
         cdef Operation unused
         cdef uint32_t contiguous
         cdef Replica* replica = self.store.find(sixteen(volume), segment)
@@ -317,7 +319,7 @@ cdef class StoreView:
         return {"frames": self.bitmaps.frames, "hits": self.bitmaps.hits, "misses": self.bitmaps.misses, "errors": self.bitmaps.errors}
 
     def retire(self) -> None:
-        """All that were replaced and are still there."""
+        """Releases all replaced replicas."""
         cdef Order* orders = <Order*>calloc(self.replaced_count + 1, sizeof(Order))
         for i in range(self.replaced_count):
             orders[i].kind = RETIRE
@@ -327,7 +329,7 @@ cdef class StoreView:
         release(orders)
 
     def together(self, orders: list[tuple]) -> list[int]:
-        """All as tasks that begin in the same turn; each one's error, a positive errno or 0."""
+        """Runs all as tasks that start in the same turn; returns each one's error, a positive errno or 0."""
         cdef Order* all = <Order*>calloc(len(orders), sizeof(Order))
         cdef Order* order
         try:
@@ -378,7 +380,8 @@ cdef class StoreView:
             release(found)
 
     def place(self, volume: bytes, segment: int, block: int) -> tuple[int, int] | None:
-        """Where the n-th block of its slabs lies on the device, and how many from it on are contiguous; None: there is no such replica."""
+        """The device offset of the n-th block of its slabs, and how many from it on are contiguous; None: no such
+        replica."""
         cdef uint32_t contiguous
         cdef Replica* replica = self.store.find(sixteen(volume), segment)
         cdef uint64_t offset
@@ -400,7 +403,7 @@ cdef class StoreView:
     def repaired(self) -> list[str]:
         return [self.store.repairs.lines[i].decode() for i in range(min(self.store.repairs.count, 16))]
 
-    # ------------------------------------------------------------------ the witness
+    # ------------------------------------------------------------------ the recording Io
 
     @property
     def history(self) -> list[tuple]:
@@ -415,11 +418,11 @@ cdef class StoreView:
         self.io.forget()
 
     def fail_writes(self, after: int) -> None:
-        """So many more succeed, then none does, and no flush."""
+        """After this many more, all writes and flushes fail."""
         self.io.writes_left = after
 
     def break_range(self, offset: int, length: int) -> None:
-        """Reads and writes that touch it give EIO."""
+        """Reads and writes that touch the range give EIO."""
         self.io.broken_from = offset
         self.io.broken_to = offset + length
 

@@ -1,4 +1,4 @@
-"""The simulated world as Python sees it, for tests: see views/world.pyx."""
+"""The simulated world for Python, for tests: see views/world.pyx."""
 
 from iomesh.engine.simulation.world import World
 

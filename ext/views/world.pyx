@@ -1,10 +1,10 @@
-# The simulated world as Python sees it, for tests. Nothing of the engine uses this.
+# The simulated world for Python, for tests. The engine does not use it.
 #
 #     world = World(seed)
-#     view = WorldView(world)                       a face; asks through it are Asks, which its poll() ends
+#     view = WorldView(world)                       a face; its operations are Asks, which its poll() completes
 #     ask = view.write(device, 0, data)             view.settle(); ask.over, ask.result
 #     a, b = connect(view, other)                   numbers of the two ends
-#     view.churn(device, 1000000, 32)               a load without Python, to see how fast the world turns
+#     view.churn(device, 1000000, 32)               a load without Python, to measure the world's speed
 
 import os
 
@@ -21,7 +21,7 @@ cdef enum:
     LONG_S = 100000
     SECOND_NS = 1000000000
 
-cdef struct Load:                    # what a churn does, and how far it is
+cdef struct Load:                    # a churn's parameters and progress
     Operation* operations
     void* io
     char* buffers
@@ -33,7 +33,7 @@ cdef struct Load:                    # what a churn does, and how far it is
 
 
 cdef class Ask:
-    """One operation. over: it was handed back, with this result, at this time (ns) of the world."""
+    """One operation. over: it completed, with this result, at this time (ns) of the world."""
 
     cdef Operation operation
     cdef iovec part
@@ -63,7 +63,7 @@ cdef class Ask:
 
     @property
     def data(self) -> bytes:
-        """What was read or received."""
+        """The data read or received."""
         return self.buffer[:max(self.result, 0)]
 
 
@@ -75,7 +75,7 @@ cdef void ask_over(Operation* operation) noexcept nogil:
 cdef class WorldView:
     cdef readonly World world
     cdef WorldIo io
-    cdef list asks                   # under way: they stay put
+    cdef list asks                   # in flight: their addresses must not change
 
     def __init__(self, World world) -> None:
         self.world = world
@@ -159,13 +159,13 @@ cdef class WorldView:
         return found
 
     def settle(self) -> None:
-        """Poll until nothing that this view asked for is under way."""
+        """Polls until no operation of this view is in flight."""
         while self.asks and self.io.alive:
             if self.poll() == 0 and self.world.event_queue.count == 0 and self.world.ready == 0:
                 raise RuntimeError(f"{len(self.asks)} operations are under way and nothing is to happen any more")
 
     def churn(self, int device, uint64_t operations, uint32_t depth, uint64_t blocks) -> int:
-        """Reads and writes of 4 KiB in random places of the first `blocks`, a flush among 64; returns how many were handed back."""
+        """Reads and writes 4 KiB at random in the first `blocks`, one flush in 64; returns how many completed."""
         cdef Load load
         cdef uint32_t i
         load.operations = <Operation*>calloc(depth, sizeof(Operation))
@@ -188,7 +188,7 @@ cdef class WorldView:
                 churn_on(&load.operations[i])
             while load.under_way and self.io.alive:
                 self.io.poll(<int64_t>LONG_S * SECOND_NS)
-        if not self.io.alive:            # the world has forgotten what was under way
+        if not self.io.alive:            # the world has dropped operations in flight
             load.left += load.under_way
         release(load.operations)
         release(load.buffers)
@@ -220,7 +220,7 @@ cdef void churn_on(Operation* operation) noexcept nogil:
 
 
 def crash(World world, *, WorldView view=None, bint power=True) -> None:
-    """The power of everything goes, or of one face; without power: its process is killed."""
+    """Cuts the power of all faces or of one; without `power`: only kills the processes."""
     world.crash(-1 if view is None else view.io.number, power)
 
 
@@ -237,10 +237,10 @@ def connect(WorldView one, WorldView other) -> tuple[int, int]:
 
 
 def cut(World world, int connection) -> None:
-    """Both ends are reset."""
+    """Resets both ends."""
     world.network.cut(connection)
 
 
 def half_open(World world, int connection) -> None:
-    """What this end sends from now on never arrives."""
+    """Data that this end sends from now on never arrives."""
     world.network.half_open(connection)
