@@ -153,6 +153,7 @@ cdef class Recovery(LogScan):
         cdef TableEntry* entry
         cdef Segment* segment
         cdef Scan* scan
+        cdef Fault fault
         cdef uint32_t i, k, n = 0
         cdef int result
         for i in range(checkpoint.index_count):
@@ -165,9 +166,10 @@ cdef class Recovery(LogScan):
                     return result
                 for n in range(min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)):
                     entry = &table[n]
-                    if table_fault(entry, checkpoint).words is not NULL:
-                        return self.fail(EUCLEAN, b"entry %lu of the segment table is impossible",
-                                         (i * NODE_POINTERS + k) * TABLE_ENTRIES + n, 0, 0)
+                    fault = table_fault(entry, checkpoint)
+                    if fault.words is not NULL:
+                        snprintf(self.reason, sizeof(self.reason), b"segment %u in the segment table of the checkpoint: %s", entry.segment, fault.words)
+                        return -EUCLEAN
                     scan = self.scan_of(entry.segment)
                     if scan is NULL:
                         if entry.live == 0:
