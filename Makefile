@@ -147,6 +147,12 @@ packages-build packages-test packages-bench packages-fuzz: packages-%:
 	$(BIN)/pip install -q --group dev
 	touch $@
 
-.venv/installed.stamp: .venv/requirements.stamp $(SOURCES)
+# A build directory that was set up with other options cannot be given the new ones: it begins anew.
+build/options.stamp: meson.options
+	rm -rf $(ENGINE)
+	mkdir -p build
+	touch $@
+
+.venv/installed.stamp: .venv/requirements.stamp build/options.stamp $(SOURCES)
 	$(INSTALL) .
 	touch $@

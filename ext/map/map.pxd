@@ -62,7 +62,7 @@ cdef class MapCache:                 # one per reactor
     cdef uint32_t clock_hand
     cdef uint32_t loading
     cdef uint32_t loads_max
-    cdef bint barren                 # the last search found no free frame, and none has become free since
+    cdef bint no_free_frame          # the last search found none, and none has become free since
     cdef void* keepers               # the Checkpoints of the volumes that share the cache, see volume/checkpoint.pyx
     cdef void (*on_starving)(void* keepers) noexcept nogil           # there is a new waiter in `starved`; called inside get()
     cdef Waiters starved             # waiters that found no frame, or too many loads in flight

@@ -16,7 +16,7 @@
 #   - only get() creates nodes and only take() evicts them. Neither runs callbacks: waiters are woken from the Io's
 #     poll, and `on_starving` only requests a write-back at the end of the turn;
 #   - only set() changes leaves and only image_committed() the levels above, both in the order of the log;
-#   - every waiter in `starved` is woken. There are waiters only while no frame can be evicted (`barren`, and
+#   - every waiter in `starved` is woken. There are waiters only while no frame can be evicted (`no_free_frame`, and
 #     `on_starving` was called), or the loads are at their limit, or `rousal` is pending; when either of the first two
 #     ends, `rousal` is started. It wakes one waiter after another until one starves again: no waiter sleeps while a
 #     frame is free, and one free frame does not wake all of them;
@@ -100,7 +100,7 @@ cdef class Map:
     cdef void unpin(self, Node* node) noexcept nogil:
         invariant(node.pins > 0, b"a node is unpinned as often as it was pinned")
         node.pins -= 1
-        if node.pins == 0 and self.cache.barren:
+        if node.pins == 0 and self.cache.no_free_frame:
             fell_idle(self.cache, node)
 
     cdef Pointer set(self, Node* node, uint32_t slot, Pointer pointer, uint64_t sequence) noexcept nogil:
@@ -156,7 +156,7 @@ cdef class Map:
             self.mark_dirty(parent, self.freeze if 0 < self.freeze < sequence else sequence)
         node.in_log -= 1
         self.images -= 1
-        if self.cache.barren:
+        if self.cache.no_free_frame:
             fell_idle(self.cache, node)
         return before
 
@@ -446,9 +446,9 @@ cdef class MapCache:
             node.pointers = <Pointer*>(self.memory + self.touched * <uint64_t>BLOCK_BYTES)
             self.touched += 1
             self.used += 1
-        elif not self.barren:
+        elif not self.no_free_frame:
             node = evict(self)
-            self.barren = node is NULL
+            self.no_free_frame = node is NULL
         return node
 
     cdef void give_back(self, Node* node) noexcept nogil:
@@ -456,7 +456,7 @@ cdef class MapCache:
         node.hash_next = self.free_list
         self.free_list = node
         self.used -= 1
-        self.barren = False
+        self.no_free_frame = False
         self.rouse()
 
     cdef void rouse(self) noexcept nogil:
@@ -467,7 +467,7 @@ cdef class MapCache:
             self.io.after(&self.rousal, 1)   # not 0: the next poll, not this one, handles what the waiters do
 
     cdef bint wants_writeback(self) noexcept nogil:
-        return self.dirty > self.frames // 2 or (self.dirty > 0 and self.barren and self.starved.first is not NULL)
+        return self.dirty > self.frames // 2 or (self.dirty > 0 and self.no_free_frame and self.starved.first is not NULL)
 
 
 cdef Node* evict(MapCache cache) noexcept nogil:
@@ -496,7 +496,7 @@ cdef void starve(MapCache cache, Operation* when) noexcept nogil:
         return
     join(&cache.starved, when)
     cache.starvations += 1
-    if cache.on_starving is not NULL and cache.barren:
+    if cache.on_starving is not NULL and cache.no_free_frame:
         cache.on_starving(cache.keepers)
 
 
@@ -515,7 +515,7 @@ cdef void unhook(MapCache cache, Node* node) noexcept nogil:
 cdef void fell_idle(MapCache cache, const Node* node) noexcept nogil:
     """A node was unpinned or its image committed while no frame was available: it may be evictable now."""
     if evictable(node):
-        cache.barren = False
+        cache.no_free_frame = False
         cache.rouse()
 
 
