@@ -147,9 +147,9 @@ packages-build packages-test packages-bench packages-fuzz: packages-%:
 	$(BIN)/pip install -q --group dev
 	touch $@
 
-# A build directory that was set up with other options cannot be given the new ones: it begins anew.
+# A build directory that was set up with other options cannot be given the new ones: all begin anew.
 build/options.stamp: meson.options
-	rm -rf $(ENGINE)
+	rm -rf $(ENGINE) build/plant build/sanitize build/cover build/fuzz
 	mkdir -p build
 	touch $@
 
