@@ -8,16 +8,19 @@ import asyncio
 import json
 import os
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from iomesh.api.model import NodeState, VolumeState
 from iomesh.errors import Unavailable
 from iomesh.metadata.records import log_key
+from iomesh.node.scrub import Kept
 from support.daemon import START_SECONDS, Daemon, rewrite
 from support.trial import iomesh_command
 
@@ -65,7 +68,7 @@ async def test_nothing_that_blocks_stops_the_event_loop(daemon: Daemon) -> None:
         (device,) = await client.devices()
     assert daemon.stop() == 0
     kept = daemon.directory / "state" / "scrub" / f"{device.id}.json"
-    content = kept.read_bytes()
+    content = msgspec.structs.replace(msgspec.json.decode(kept.read_bytes(), type=Kept), ended_ns=time.time_ns())
     kept.unlink()
     os.mkfifo(kept)
     daemon.start_in_background()
@@ -73,8 +76,12 @@ async def test_nothing_that_blocks_stops_the_event_loop(daemon: Daemon) -> None:
     await pages.until("/readyz", lambda code, document: code == 200)
     async with daemon.client() as client:
         await client.create_volume("db", GIB)
-    assert (await asyncio.to_thread(pages.get, "/healthz"))[0] == 200
-    await asyncio.to_thread(kept.write_bytes, content)
+        assert (await asyncio.to_thread(pages.get, "/healthz"))[0] == 200
+        assert (await client.devices())[0].scrub.ended_at is None, "scrub still reads its file"
+        await asyncio.to_thread(kept.write_bytes, msgspec.json.encode(content))
+        async with asyncio.timeout(START_SECONDS):
+            while (await client.devices())[0].scrub.ended_at is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     assert daemon.stop() == 0
     assert kept.is_file(), "scrub went on, and wrote its file"
 
