@@ -22,23 +22,36 @@ _numbers = itertools.count(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("iomesh")
     group.addoption(
-        "--soak", action="store_true", help="the long forms: 200 kills under load, 20 under a database, every kind of damage everywhere"
+        "--soak",
+        action="store_true",
+        help="the long forms: 200 kills under load, 20 under a database, every kind of damage everywhere",
     )
     group.addoption("--seed", type=int, help="repeat a run: the number that its first lines and every failure name")
-    group.addoption("--seeds-of", metavar="DAY", help="the simulated world's seeds of another day than today, such as 2026-11-30")
-    group.addoption("--keep", action="store_true", help="leave trials as they are after a test, their daemons killed, to look into them")
+    group.addoption(
+        "--seeds-of", metavar="DAY", help="the simulated world's seeds of another day than today, such as 2026-11-30"
+    )
+    group.addoption(
+        "--keep",
+        action="store_true",
+        help="leave trials as they are after a test, their daemons killed, to look into them",
+    )
     group.addoption("--kills", type=int, help="SIGKILLs under load (10, with --soak 200)")
     group.addoption("--database-kills", type=int, help="SIGKILLs under PostgreSQL (2, with --soak 20)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "logs(words, ...): a daemon's log may hold these words, which are else taken for a bug's")
+    config.addinivalue_line(
+        "markers", "logs(words, ...): a daemon's log may hold these words, which are else taken for a bug's"
+    )
     rooms.seed(config)  # before the worker processes start: all share one seed ...
     config.option.seeds_of = config.option.seeds_of or seeds.today()  # ... and one day, also past midnight
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    return [f"seed: {rooms.seed(config)} (repeat with --seed)", f"simulated: seeds of {config.option.seeds_of} (repeat with --seeds-of)"]
+    return [
+        f"seed: {rooms.seed(config)} (repeat with --seed)",
+        f"simulated: seeds of {config.option.seeds_of} (repeat with --seeds-of)",
+    ]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -92,7 +105,9 @@ def room(request: pytest.FixtureRequest, expected_in_logs: tuple[str, ...]) -> I
 
 
 @pytest.fixture
-def new_trial(request: pytest.FixtureRequest, room: Path, expected_in_logs: tuple[str, ...]) -> Iterator[Callable[..., Trial]]:
+def new_trial(
+    request: pytest.FixtureRequest, room: Path, expected_in_logs: tuple[str, ...]
+) -> Iterator[Callable[..., Trial]]:
     """Creates trials: new_trial("--size", "1Gi", ...) takes the arguments of `trial up`."""
     made: list[Trial] = []
 

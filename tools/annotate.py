@@ -17,7 +17,9 @@ ENGINE = Path("ext")
 PACKAGE = "iomesh.engine"
 
 CLASS = re.compile(r"^cdef\s+class\s+(\w+)")
-START = re.compile(r"^(\s*)cdef\s+(?!class\b|extern\b|struct\b|packed\b|enum\b|union\b|public\b|readonly\b)[^=]*?(\w+)\s*\(")
+START = re.compile(
+    r"^(\s*)cdef\s+(?!class\b|extern\b|struct\b|packed\b|enum\b|union\b|public\b|readonly\b)[^=]*?(\w+)\s*\("
+)
 C_FUNCTION = re.compile(
     r"^(?:static|CYTHON_INLINE|__PYX_EXTERN_C)[^;={}]*?\b(?P<name>__pyx_f_\w+)\([^;{}]*\)\s*\{\n(?P<body>.*?)^\}$",
     re.MULTILINE | re.DOTALL,
@@ -73,7 +75,11 @@ def nogil_functions(path: Path) -> list[Function]:
             header += " " + lines[following].strip()
             following += 1
         if header.endswith(":") and re.search(r"\)[^()]*\bnogil:$", header):
-            words = [*PACKAGE.split("."), *path.relative_to(ENGINE).with_suffix("").parts, *([owner] if start[1] else [])]
+            words = [
+                *PACKAGE.split("."),
+                *path.relative_to(ENGINE).with_suffix("").parts,
+                *([owner] if start[1] else []),
+            ]
             c_name = "__pyx_f_" + "".join(f"{len(word)}{word}_" for word in words) + start[2]
             functions.append(Function(path, number + 1, f"{owner}.{start[2]}" if start[1] else start[2], c_name))
     return functions

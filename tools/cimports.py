@@ -42,7 +42,11 @@ def main() -> int:
 
 def ordered(folders: dict[str, list[str]]) -> list[str]:
     """The dotted names of all parts, first to last."""
-    return [part if folder == "." else f"{folder.replace('/', '.')}.{part}" for folder, parts in folders.items() for part in parts]
+    return [
+        part if folder == "." else f"{folder.replace('/', '.')}.{part}"
+        for folder, parts in folders.items()
+        for part in parts
+    ]
 
 
 def dotted(path: Path) -> str:

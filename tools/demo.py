@@ -75,7 +75,9 @@ class Story:
             self.console.print(heading)
             yield
         seconds = f"[dim]{time.monotonic() - began:.1f} s[/]"
-        self.console.print(f"[green]✓[/] {heading}  {seconds}" if self.console.is_terminal else f"       done, {seconds}")
+        self.console.print(
+            f"[green]✓[/] {heading}  {seconds}" if self.console.is_terminal else f"       done, {seconds}"
+        )
 
     def say(self, text: str) -> None:
         self.console.print(f"       {text}", highlight=False, markup=False)
@@ -97,14 +99,26 @@ def main() -> int:
     except (DemoError, TrialError, fio.FioError, IomeshError, OSError) as error:
         console.print(f"\n[red]The demonstration failed:[/] {escape(str(error))}")
         return 1
-    console.print(f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left behind.")
+    console.print(
+        f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left behind."
+    )
     return 0
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where its scratch directory is made (default: /var/tmp)")
-    parser.add_argument("--seconds", type=int, default=20, help="how long pgbench runs; the engine is killed in the middle (default: 20)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("/var/tmp"),
+        help="where its scratch directory is made (default: /var/tmp)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=20,
+        help="how long pgbench runs; the engine is killed in the middle (default: 20)",
+    )
     return parser.parse_args()
 
 
@@ -156,7 +170,9 @@ def scratch(parent: Path, console: Console) -> Iterator[Path]:
 def demonstrate(story: Story, directory: Path, seconds: int) -> None:
     with contextlib.ExitStack() as down:
         with story.step("Make a device (a file), format it, start the engine, create a volume, serve it over NBD"):
-            trial = down.enter_context(Trial(directory / "trial", device_bytes=DEVICE_BYTES, volume_bytes=VOLUME_BYTES, prewrite=True))
+            trial = down.enter_context(
+                Trial(directory / "trial", device_bytes=DEVICE_BYTES, volume_bytes=VOLUME_BYTES, prewrite=True)
+            )
         story.say(f"device {exact_size(DEVICE_BYTES)}, replica-1 volume {exact_size(VOLUME_BYTES)} at {trial.uri}")
 
         with story.step("fio writes 256 MiB at random in mixed sizes and reads them back, each block by its CRC32C"):
@@ -192,12 +208,16 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
             database.create()
             database.start()
             database.fill(SCALE)
-        story.say(f"{database.ask('SHOW server_version')}, {short_size(int(database.ask('SELECT pg_database_size(current_database())')))}")
+        story.say(
+            f"{database.ask('SHOW server_version')}, {short_size(int(database.ask('SELECT pg_database_size(current_database())')))}"
+        )
 
         ledger = outside / "ledger"
         load = Load(database, ledger)
         down.callback(load.end)
-        with story.step(f"Run pgbench and clients that keep a ledger outside; after {seconds // 2} s kill the engine with SIGKILL"):
+        with story.step(
+            f"Run pgbench and clients that keep a ledger outside; after {seconds // 2} s kill the engine with SIGKILL"
+        ):
             load.start(seconds)
             time.sleep(max(1, seconds // 2))
             committed = load.committed
@@ -220,7 +240,9 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
             database.start()
         recovery = short_time(trial.recovery_seconds() * 1e9)
         up = time.monotonic() - began
-        story.say(f"served {served:.2f} s after the start, {recovery} of it recovery of the volume; database up after {up:.1f} s")
+        story.say(
+            f"served {served:.2f} s after the start, {recovery} of it recovery of the volume; database up after {up:.1f} s"
+        )
 
         with story.step("Compare with the ledger; check every table, index and page"):
             acknowledged, missing, beside = missing_commits(database, ledger)
@@ -240,7 +262,9 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
     """A table is dropped by mistake and restored: the volume is restored to the second before. PostgreSQL runs before
     and after.
     """
-    with story.step(f"Run pgbench for {LOAD_SECONDS} s, with a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"):
+    with story.step(
+        f"Run pgbench for {LOAD_SECONDS} s, with a snapshot under it; then DROP TABLE pgbench_accounts, by mistake"
+    ):
         iomesh("volume", "set", trial.volume, "--window", "1h", "--address", trial.control)
         seen: list[tuple[float, int]] = []
         with database.under_load():
@@ -254,7 +278,9 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
             seen.append((time.time(), transactions(database)))
         database.ask("DROP TABLE pgbench_accounts; CHECKPOINT")
         dropped = time.time()
-    story.say(f"snapshot {trial.volume}@{SNAPSHOT}: the command took {short_time(took * 1e9)}, at {seen[2][1]} transactions")
+    story.say(
+        f"snapshot {trial.volume}@{SNAPSHOT}: the command took {short_time(took * 1e9)}, at {seen[2][1]} transactions"
+    )
     story.say(f"the table is gone, after {seen[-1][1]} transactions")
 
     with story.step(f"Stop PostgreSQL, unmount, take the volume back to {BACK_SECONDS} seconds ago"):
@@ -262,13 +288,19 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
         disk.unmount()
         time.sleep(max(0.0, dropped + 1 - time.time()))
         began = time.monotonic()
-        done = json.loads(iomesh("volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--address", trial.control))
+        done = json.loads(
+            iomesh(
+                "volume", "restore", trial.volume, "--at", f"{BACK_SECONDS}s ago", "--json", "--address", trial.control
+            )
+        )
         took = time.monotonic() - began
         moment = datetime.fromisoformat(done["at"]).timestamp()
     if moment > dropped:
         raise DemoError("the table was dropped more than a moment ago: this machine is too slow for the demonstration")
     kept = f"what was there is kept as {trial.volume}@{done['before']}"
-    story.say(f"restored to {dropped - moment:.1f} s before the mistake: the command took {short_time(took * 1e9)}; {kept}")
+    story.say(
+        f"restored to {dropped - moment:.1f} s before the mistake: the command took {short_time(took * 1e9)}; {kept}"
+    )
 
     with story.step("Mount; PostgreSQL recovers from its log; look for the table"):
         disk.attach()
@@ -279,16 +311,29 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
     most = min((count for at, count in seen if at > moment), default=seen[-1][1])
     if not least <= rows <= most:
         raise DemoError(f"{rows} transactions are there, and at that second there were {least} to {most}")
-    story.say(f"the table is back with {ACCOUNTS} rows, {rows} transactions are there; balances add up, pg_amcheck is clean")
+    story.say(
+        f"the table is back with {ACCOUNTS} rows, {rows} transactions are there; balances add up, pg_amcheck is clean"
+    )
 
 
 def clone_story(story: Story, trial: Trial, directory: Path, database: Database) -> None:
     """The snapshot is cloned, with a second PostgreSQL on the clone beside the first."""
     with contextlib.ExitStack() as down:
-        with story.step("Clone the snapshot; start a second PostgreSQL on the clone, beside the first, and run pgbench on both"):
+        with story.step(
+            "Clone the snapshot; start a second PostgreSQL on the clone, beside the first, and run pgbench on both"
+        ):
             began = time.monotonic()
             made = json.loads(
-                iomesh("volume", "clone", f"{trial.volume}@{SNAPSHOT}", "second", "--export", "--json", "--address", trial.control)
+                iomesh(
+                    "volume",
+                    "clone",
+                    f"{trial.volume}@{SNAPSHOT}",
+                    "second",
+                    "--export",
+                    "--json",
+                    "--address",
+                    trial.control,
+                )
             )
             took = time.monotonic() - began
             beside = directory / "second"
@@ -308,7 +353,9 @@ def clone_story(story: Story, trial: Trial, directory: Path, database: Database)
             after, after_second = look_for_the_table(database), look_for_the_table(second)
         if not (after > before and after_second > before_second):
             raise DemoError("one of the two databases has not gone on")
-        story.say(f"cloned: the command took {short_time(took * 1e9)}; the second began with {before_second} transactions")
+        story.say(
+            f"cloned: the command took {short_time(took * 1e9)}; the second began with {before_second} transactions"
+        )
         story.say(f"the first went from {before} to {after}, the second to {after_second}; both are whole")
         with story.step("Stop the second PostgreSQL, delete the clone"):
             second.stop()
@@ -375,7 +422,11 @@ def measure(raw: Path, uri: str) -> list[tuple[str, fio.Run, fio.Run]]:
     """Each workload on the raw file, then on the volume; both were fully written before."""
     make_device_file(raw, BENCH_BYTES, Allocation.PREWRITTEN)
     doors = (fio.File(raw), fio.Nbd(uri))
-    fio.run(fio.Workload("write", random=False, block_bytes=MIB, depth=8), doors[1], fio.Extent(BENCH_BYTES, most_bytes=BENCH_BYTES))
+    fio.run(
+        fio.Workload("write", random=False, block_bytes=MIB, depth=8),
+        doors[1],
+        fio.Extent(BENCH_BYTES, most_bytes=BENCH_BYTES),
+    )
     results = []
     for workload, most in WORKLOADS:
         one, other = (fio.run(workload, door, fio.Extent(BENCH_BYTES, seconds=4, most_bytes=most)) for door in doors)

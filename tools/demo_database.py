@@ -39,12 +39,26 @@ class Database:
         self.programs, self.data, self.outside = programs, data, outside
         self.log = outside / "postgresql.log"
         self.server: subprocess.Popen[bytes] | None = None
-        self.environment = {"PGHOST": str(outside), "PGUSER": USER, "PGDATABASE": DATABASE, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+        self.environment = {
+            "PGHOST": str(outside),
+            "PGUSER": USER,
+            "PGDATABASE": DATABASE,
+            "PATH": os.environ["PATH"],
+            "LC_ALL": "C.UTF-8",
+        }
 
     def create(self) -> None:
         self.data.mkdir(mode=0o700)
         shutil.chown(self.data, USER, USER)
-        run(self.programs / "initdb", "-D", self.data, "--auth=trust", "--data-checksums", "--no-instructions", user=USER)
+        run(
+            self.programs / "initdb",
+            "-D",
+            self.data,
+            "--auth=trust",
+            "--data-checksums",
+            "--no-instructions",
+            user=USER,
+        )
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -53,7 +67,12 @@ class Database:
                 user=USER, group=USER, extra_groups=[], start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
             )  # fmt: skip
         try:
-            wait_for(self.ready, "PostgreSQL takes connections", lambda: self.server is not None and self.server.poll() is None, 120)
+            wait_for(
+                self.ready,
+                "PostgreSQL takes connections",
+                lambda: self.server is not None and self.server.poll() is None,
+                120,
+            )
         except DemoError as error:
             raise DemoError(f"{error}; the end of its log:\n{self.log.read_text(errors='replace')[-2000:]}") from None
 
@@ -83,12 +102,35 @@ class Database:
 
     def ask(self, question: str, database: str = DATABASE) -> str:
         return run(
-            self.programs / "psql", "-XAtq", "-h", self.outside, "-U", USER, "-d", database, "-v", "ON_ERROR_STOP=1", "-c", question
+            self.programs / "psql",
+            "-XAtq",
+            "-h",
+            self.outside,
+            "-U",
+            USER,
+            "-d",
+            database,
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            question,
         ).strip()
 
     def fill(self, scale: int) -> None:
         self.ask(f"CREATE DATABASE {DATABASE}", "postgres")
-        run(self.programs / "pgbench", "-h", self.outside, "-U", USER, "-q", "-i", "-s", str(scale), DATABASE, seconds=600)
+        run(
+            self.programs / "pgbench",
+            "-h",
+            self.outside,
+            "-U",
+            USER,
+            "-q",
+            "-i",
+            "-s",
+            str(scale),
+            DATABASE,
+            seconds=600,
+        )
         self.ask("CREATE TABLE ledger (client int, number int, PRIMARY KEY (client, number))")
 
     @contextlib.contextmanager
@@ -117,7 +159,11 @@ class Database:
         history = "(SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
         sums = {"accounts": "abalance", "branches": "bbalance", "tellers": "tbalance"}
         return (
-            self.ask("SELECT " + " AND ".join(f"(SELECT sum({of}) FROM pgbench_{table}) = {history}" for table, of in sums.items())) == "t"
+            self.ask(
+                "SELECT "
+                + " AND ".join(f"(SELECT sum({of}) FROM pgbench_{table}) = {history}" for table, of in sums.items())
+            )
+            == "t"
         )
 
     def amcheck(self) -> None:
@@ -203,7 +249,9 @@ class Load:
 
 def missing_commits(database: Database, ledger: Path) -> tuple[int, set[tuple[int, int]], set[tuple[int, int]]]:
     """Number of commits in the ledger; those missing in the database; those only in the database."""
-    acknowledged = {(int(client), int(number)) for client, number in (line.split() for line in ledger.read_text().splitlines())}
+    acknowledged = {
+        (int(client), int(number)) for client, number in (line.split() for line in ledger.read_text().splitlines())
+    }
     rows = database.ask("SELECT client, number FROM ledger").splitlines()
     there = {(int(client), int(number)) for client, number in (row.split("|") for row in rows)}
     return len(acknowledged), acknowledged - there, there - acknowledged

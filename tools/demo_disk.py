@@ -25,13 +25,17 @@ def run(*words: str | Path, check: bool = True, user: str | None = None, seconds
     """Runs a program to completion and returns its output. Raises DemoError with its output if it fails."""
     command = [str(word) for word in words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, user=user, group=user, cwd="/")
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds, user=user, group=user, cwd="/"
+        )
     except subprocess.TimeoutExpired:
         if not check:
             return ""
         raise DemoError(f"{' '.join(command)} has not ended within {seconds:g} s") from None
     if check and done.returncode:
-        raise DemoError(f"{' '.join(command)} failed with status {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise DemoError(
+            f"{' '.join(command)} failed with status {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}"
+        )
     return done.stdout
 
 
@@ -61,9 +65,16 @@ class Disk:
         file = self.fuse / "disk"
         # In its own session: Ctrl-C is for the demonstration, which then unmounts first.
         self.nbdfuse = subprocess.Popen(
-            ["nbdfuse", "-C", "4", str(file), self.uri], start_new_session=True, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            ["nbdfuse", "-C", "4", str(file), self.uri],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
-        wait_for(file.exists, "nbdfuse shows the volume as a file", lambda: self.nbdfuse is None or self.nbdfuse.poll() is None)
+        wait_for(
+            file.exists,
+            "nbdfuse shows the volume as a file",
+            lambda: self.nbdfuse is None or self.nbdfuse.poll() is None,
+        )
         self.device = Path(run("losetup", "--direct-io=on", "--show", "-f", file).strip())
         return self.device
 
@@ -74,7 +85,9 @@ class Disk:
     def mount(self) -> Path:
         assert self.device is not None
         self.mount_point.mkdir(exist_ok=True)
-        run("mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point)  # a clone has the same UUID as its parent
+        run(
+            "mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point
+        )  # a clone has the same UUID as its parent
         return self.mount_point
 
     def unmount(self) -> None:
@@ -126,7 +139,9 @@ def is_mounted(path: Path) -> bool:
     return any(line.split(" ")[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
-def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True, seconds: float = 30.0) -> None:
+def wait_for(
+    condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True, seconds: float = 30.0
+) -> None:
     """Polls until the condition holds. Raises DemoError after the timeout, or when `alive` turns false."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -38,7 +38,8 @@ def main() -> int:
         stale = [
             name
             for name in WRITTEN
-            if not (ROOT / "src" / name).exists() or not filecmp.cmp(Path(target) / name, ROOT / "src" / name, shallow=False)
+            if not (ROOT / "src" / name).exists()
+            or not filecmp.cmp(Path(target) / name, ROOT / "src" / name, shallow=False)
         ]
         if "--check" in sys.argv[1:]:
             for name in stale:

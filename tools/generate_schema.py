@@ -18,7 +18,9 @@ from iomesh.cli.main import iomesh
 WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "cli-schema.json"
 
 
-def commands(group: click.Group = iomesh, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(
+    group: click.Group = iomesh, before: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command that performs an action, by its words: ("volume", "list")."""
     context = click.Context(group)
     for name in group.list_commands(context):
@@ -32,7 +34,11 @@ def commands(group: click.Group = iomesh, before: tuple[str, ...] = ()) -> Itera
 
 def documents() -> dict[str, Any]:
     """The type of each command's JSON output, by its words; commands without one are omitted."""
-    return {" ".join(words): found for words, command in commands() if (found := getattr(command.callback, "document", None)) is not None}
+    return {
+        " ".join(words): found
+        for words, command in commands()
+        if (found := getattr(command.callback, "document", None)) is not None
+    }
 
 
 def main() -> int:
@@ -40,7 +46,10 @@ def main() -> int:
     if WRITTEN.exists() and WRITTEN.read_text() == text:
         return 0
     if "--check" in sys.argv[1:]:
-        print(f"{WRITTEN.name} is not what iomesh.cli.documents says: run python tools/generate_schema.py", file=sys.stderr)
+        print(
+            f"{WRITTEN.name} is not what iomesh.cli.documents says: run python tools/generate_schema.py",
+            file=sys.stderr,
+        )
         return 1
     WRITTEN.write_text(text)
     print(f"wrote {WRITTEN}")

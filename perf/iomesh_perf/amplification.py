@@ -104,7 +104,11 @@ class Course:
                 f"{moved / MIB:.0f} MiB/s of the {self.device_bytes_per_second / MIB:.0f} that fio moves, half read, half written, "
                 f"128 KiB at depth {CLEANING.depth}: all of them would be {most:.0%} of fresh"
             )
-            told.append(Measure(f"what the device does in steady state, {self.shape}", used * 100, "% of fio's", "more", note=note))
+            told.append(
+                Measure(
+                    f"what the device does in steady state, {self.shape}", used * 100, "% of fio's", "more", note=note
+                )
+            )
         return told
 
 
@@ -122,7 +126,9 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
     volume = int(capacity * FILLED) // MIB * MIB
     need_room(settings.directory, capacity)
     say(f"{shape}: filling {volume / GIB:.1f} of {capacity / GIB:.1f} GiB")
-    with Trial(settings.directory / "amplification", device_bytes=capacity, volume_bytes=volume, prewrite=True) as trial:
+    with Trial(
+        settings.directory / "amplification", device_bytes=capacity, volume_bytes=volume, prewrite=True
+    ) as trial:
         door = fio.Nbd(trial.uri)
         fio.run(FILL, door, fio.Extent(volume))
         extent = fio.Extent(volume, most_bytes=int(FRESH_SHARE * capacity), distribution=SHAPES[shape])
@@ -156,7 +162,9 @@ def sample(trial: Trial) -> Sample:
         async with Client(trial.control) as client:
             told = await client.counters()
         counters, device = told.volumes[0].counters, told.devices[0]
-        parts = {part: bytes_each * sum(counters[name] for name in names) for part, (names, bytes_each) in PARTS.items()}
+        parts = {
+            part: bytes_each * sum(counters[name] for name in names) for part, (names, bytes_each) in PARTS.items()
+        }
         moved = process.storage(trial.pid)
         return Sample(time.monotonic(), parts, moved.read, moved.written, device.free_bytes, device.replicas)
 
@@ -171,15 +179,21 @@ def draw(courses: Sequence[Course], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     colours = ["#1f6feb", "#8c959f", "#8250df", "#e3a008", "#cf222e", "#d0d7de"]
-    figure, axes = pyplot.subplots(2, len(courses), figsize=(7 * len(courses), 7), squeeze=False, sharex="col", height_ratios=[2, 1])
+    figure, axes = pyplot.subplots(
+        2, len(courses), figsize=(7 * len(courses), 7), squeeze=False, sharex="col", height_ratios=[2, 1]
+    )
     figure.suptitle(title, fontsize=12)
     for column, course in enumerate(courses):
         pairs = list(zip(course.samples, course.samples[1:], strict=False))
         written = [(end.client_bytes - course.samples[0].client_bytes) / course.capacity_bytes for _, end in pairs]
         shares = [amplification(begin, end) for begin, end in pairs]
         above, below = axes[0, column], axes[1, column]
-        above.stackplot(written, *([each[part] for each in shares] for part in shares[0]), labels=list(shares[0]), colors=colours)
-        above.set_title(f"{course.shape}: {course.measures()[0].value:.2f} × in the steady state", loc="left", fontsize=11)
+        above.stackplot(
+            written, *([each[part] for each in shares] for part in shares[0]), labels=list(shares[0]), colors=colours
+        )
+        above.set_title(
+            f"{course.shape}: {course.measures()[0].value:.2f} × in the steady state", loc="left", fontsize=11
+        )
         above.set_ylabel("bytes written per byte of the client")
         above.set_ylim(0, 8)
         speeds = [(end.client_bytes - begin.client_bytes) / (end.at - begin.at) / MIB for begin, end in pairs]
@@ -189,7 +203,13 @@ def draw(courses: Sequence[Course], path: Path, title: str) -> None:
         below.set_ylabel("MiB/s")
         below.set_xlabel("written by the client, in capacities of the device")
         free = below.twinx()
-        free.plot(written, [end.free_bytes / course.capacity_bytes * 100 for _, end in pairs], color="#57606a", linewidth=0.8, label="free")
+        free.plot(
+            written,
+            [end.free_bytes / course.capacity_bytes * 100 for _, end in pairs],
+            color="#57606a",
+            linewidth=0.8,
+            label="free",
+        )
         free.set_ylim(0, 20)
         free.set_ylabel("% of the device free")
         for axis in (above, below):

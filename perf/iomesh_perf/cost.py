@@ -31,7 +31,9 @@ def resident_memory(settings: Settings, say: Say) -> list[Measure]:
         fio.run(RANDOM_WRITES, fio.Nbd(trial.uri), fio.Extent(volume, most_bytes=written))
         after = process.memory(trial.pid)
     name = f"resident memory, {volume / GIB:g} GiB volume, {written / GIB:g} GiB written at random, 64 MiB map cache"
-    note = f"the peak; {after['VmRSS'] / MIB:.0f} MiB at the end, {before['VmRSS'] / MIB:.0f} MiB before the first write"
+    note = (
+        f"the peak; {after['VmRSS'] / MIB:.0f} MiB at the end, {before['VmRSS'] / MIB:.0f} MiB before the first write"
+    )
     return [Measure(name, after["VmHWM"] / MIB, "MiB", "less", note=note)]
 
 
@@ -43,7 +45,11 @@ def start_after_crash(settings: Settings, say: Say) -> list[Measure]:
     need_room(settings.directory, 3 * wanted)
     say(f"restart: {wanted / GIB:g} GiB of log since the checkpoint, in 4 KiB writes at random")
     with Trial(
-        settings.directory / "restart", device_bytes=3 * wanted, volume_bytes=wanted, prewrite=False, checkpoint_bytes=1 << 40
+        settings.directory / "restart",
+        device_bytes=3 * wanted,
+        volume_bytes=wanted,
+        prewrite=False,
+        checkpoint_bytes=1 << 40,
     ) as trial:
         seed, log = 1, 0
         while log < wanted:
@@ -65,14 +71,21 @@ def start_after_crash(settings: Settings, say: Say) -> list[Measure]:
 def idle_cpu(settings: Settings, say: Say) -> list[Measure]:
     """CPU with a client connected and idle."""
     say(f"idle: {settings.idle_seconds:g} s with a connected client that does nothing")
-    with Trial(settings.directory / "idle", device_bytes=4 * GIB, volume_bytes=GIB, prewrite=False) as trial, Client(trial.uri) as client:
+    with (
+        Trial(settings.directory / "idle", device_bytes=4 * GIB, volume_bytes=GIB, prewrite=False) as trial,
+        Client(trial.uri) as client,
+    ):
         client.read(0, 4096)
         time.sleep(2)
         before, began = process.cpu(trial.pid), time.monotonic()
         time.sleep(settings.idle_seconds)
         spent, seconds = process.cpu(trial.pid) - before, time.monotonic() - began
     note = f"{spent.total * 1000:.0f} ms in {seconds:.0f} s"
-    return [Measure("CPU of an idle node with an attached volume", spent.total / seconds * 100, "% of a core", "less", note=note)]
+    return [
+        Measure(
+            "CPU of an idle node with an attached volume", spent.total / seconds * 100, "% of a core", "less", note=note
+        )
+    ]
 
 
 def need_room(directory: Path, wanted: int) -> None:

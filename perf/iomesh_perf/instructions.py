@@ -56,7 +56,9 @@ class Mappings:
 def counters_there() -> bool:
     """Whether this machine can count user-space instructions."""
     try:
-        outcome = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True, check=False)
+        outcome = subprocess.run(
+            ["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return False
     return outcome.returncode == 0 and parse_stat(outcome.stderr) is not None
@@ -73,7 +75,9 @@ def parse_stat(text: str) -> int | None:
 
 def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[int, int]:
     """Instructions of `thread` and operations of fio in one run."""
-    watch = subprocess.Popen(["perf", "stat", "-x,", "-e", "instructions:u", "-t", str(thread)], stderr=subprocess.PIPE, text=True)
+    watch = subprocess.Popen(
+        ["perf", "stat", "-x,", "-e", "instructions:u", "-t", str(thread)], stderr=subprocess.PIPE, text=True
+    )
     try:
         run = fio.run(workload, door, extent)
     finally:
@@ -85,7 +89,9 @@ def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, e
     return counted, run.ios
 
 
-def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[Counter[str], int]:
+def by_steps(
+    pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent
+) -> tuple[Counter[str], int]:
     """Instructions of `thread` by object file, and operations of fio, in one single-stepped run."""
     if platform.machine() != "x86_64":
         raise TrialError(
@@ -94,11 +100,15 @@ def by_steps(pid: int, thread: int, workload: fio.Workload, door: fio.Door, exte
     at: Counter[int] = Counter()
     printed: list[str] = []
     with traced(pid, thread):
-        load = subprocess.Popen(fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        load = subprocess.Popen(
+            fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
         def end_with_fio() -> None:
             printed.extend(load.communicate())
-            process.signal_thread(pid, thread, signal.SIGSTOP)  # it may sleep in the kernel, where nothing can be stepped
+            process.signal_thread(
+                pid, thread, signal.SIGSTOP
+            )  # it may sleep in the kernel, where nothing can be stepped
 
         waiter = threading.Thread(target=end_with_fio)
         waiter.start()

@@ -51,11 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="iomesh-perf", description="How fast iomesh is, beside the raw file and qemu-storage-daemon.")
+    top = argparse.ArgumentParser(
+        prog="iomesh-perf", description="How fast iomesh is, beside the raw file and qemu-storage-daemon."
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser("bench", help="measure; writes bench.json and bench.png (the default command)")
     bench.set_defaults(run=run_bench)
-    bench.add_argument("--quick", action="store_true", help="short runs: shows that everything works, not how fast it is")
+    bench.add_argument(
+        "--quick", action="store_true", help="short runs: shows that everything works, not how fast it is"
+    )
     bench.add_argument(
         "--only", action="append", metavar="WORD", default=[],
         help="only these: speed, instructions, memory, restart, idle, snapshots, or the end of a part of a workload's name",
@@ -63,24 +67,37 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--runs", type=positive, help="of each workload on each target (5)")
     bench.add_argument("--seconds", type=positive, help="of one run (5)")
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="an older bench.json to set this run beside")
-    bench.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="where bench.json and bench.png go (build)")
+    bench.add_argument(
+        "--output", type=Path, default=Path("build"), metavar="DIR", help="where bench.json and bench.png go (build)"
+    )
     profile = commands.add_parser("profile", help="profile the reactor's thread under load, by part of the engine")
     profile.set_defaults(run=run_profile)
     profile.add_argument(
-        "--mode", choices=["randwrite", "randread", "write", "read"], default="randwrite", help="what fio does (randwrite)"
+        "--mode",
+        choices=["randwrite", "randread", "write", "read"],
+        default="randwrite",
+        help="what fio does (randwrite)",
     )
     profile.add_argument("--depth", type=positive, default=32)
     profile.add_argument("--seconds", type=positive, default=10)
     profile.add_argument("--functions", type=positive, default=25, help="how many to list (25)")
-    amplify = commands.add_parser("amplification", help="overwrite a full volume; writes amplification.json and amplification.png")
+    amplify = commands.add_parser(
+        "amplification", help="overwrite a full volume; writes amplification.json and amplification.png"
+    )
     amplify.set_defaults(run=run_amplification)
-    amplify.add_argument("--quick", action="store_true", help="a small device, written once: shows that everything works")
+    amplify.add_argument(
+        "--quick", action="store_true", help="a small device, written once: shows that everything works"
+    )
     amplify.add_argument("--only", choices=["uniform", "skewed"], help="one of the two ways to write")
     amplify.add_argument("--device-gib", type=positive, help="size of the device file (8)")
     amplify.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="where the files go (build)")
     for command in (bench, profile, amplify):
-        command.add_argument("--json", action="store_true", help="results as JSON on standard output, the rest on standard error")
-        command.add_argument("--directory", type=Path, help="where the files lie that are measured on (a directory made under build/)")
+        command.add_argument(
+            "--json", action="store_true", help="results as JSON on standard output, the rest on standard error"
+        )
+        command.add_argument(
+            "--directory", type=Path, help="where the files lie that are measured on (a directory made under build/)"
+        )
     return top
 
 
@@ -101,7 +118,9 @@ def run_bench(options: argparse.Namespace, console: Console) -> int:
         settings = Settings(directory)
         if options.quick:
             settings = replace(settings, **QUICK)  # type: ignore[arg-type]
-        settings = replace(settings, runs=options.runs or settings.runs, seconds=float(options.seconds or settings.seconds))
+        settings = replace(
+            settings, runs=options.runs or settings.runs, seconds=float(options.seconds or settings.seconds)
+        )
         console.print(machine(directory), style="dim")
         say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731
         measures: list[Measure] = []
@@ -133,10 +152,14 @@ def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
     costs = [name for name in COSTS if name in words]
     names = [word for word in words if word not in COSTS]
     workloads = [
-        workload for workload in WORKLOADS if any(word == SPEED or f"{word.lower()}," in f"{workload.name.lower()}," for word in names)
+        workload
+        for workload in WORKLOADS
+        if any(word == SPEED or f"{word.lower()}," in f"{workload.name.lower()}," for word in names)
     ]
     unknown = [
-        word for word in names if word != SPEED and not any(f"{word.lower()}," in f"{workload.name.lower()}," for workload in WORKLOADS)
+        word
+        for word in names
+        if word != SPEED and not any(f"{word.lower()}," in f"{workload.name.lower()}," for workload in WORKLOADS)
     ]
     if unknown:
         raise TrialError(
@@ -145,10 +168,17 @@ def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
     return workloads, costs
 
 
-def speed_with_table(settings: Settings, workloads: Sequence[fio.Workload], console: Console, say: Callable[[str], None]) -> list[Measure]:
+def speed_with_table(
+    settings: Settings, workloads: Sequence[fio.Workload], console: Console, say: Callable[[str], None]
+) -> list[Measure]:
     """The table grows with each run, above a progress bar."""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
     )
     task = bar.add_task("preparing", total=len(workloads) * settings.runs * 3)
     finished: dict[str, list[Measure]] = {}
@@ -185,9 +215,17 @@ def instructions_per_write(settings: Settings, say: cost.Say) -> list[Measure]:
             files, writes = instructions.by_steps(trial.pid, reactor, workload, door, extent)
             total = files.total() / writes
             parts = by_part({(file, ""): spent / writes for file, spent in files.items()})
-            note = f"stepped through {writes:,} writes: " + ", ".join(f"{part} {spent:,.0f}" for part, spent in parts.items() if spent >= 1)
+            note = f"stepped through {writes:,} writes: " + ", ".join(
+                f"{part} {spent:,.0f}" for part, spent in parts.items() if spent >= 1
+            )
     return [
-        Measure(f"user-space instructions of the engine per 4 KiB write, depth {workload.depth}", total, "instructions", "less", note=note)
+        Measure(
+            f"user-space instructions of the engine per 4 KiB write, depth {workload.depth}",
+            total,
+            "instructions",
+            "less",
+            note=note,
+        )
     ]
 
 
@@ -204,17 +242,31 @@ def run_profile(options: argparse.Namespace, console: Console) -> int:
         console.print(f"profiling {workload.name}", style="dim")
         with Trial(directory / "profile", device_bytes=14 * GIB, volume_bytes=span, prewrite=True) as trial:
             fio.run(FILL, fio.Nbd(trial.uri), fio.Extent(span))
-            found = profiler.take(trial.pid, workload, fio.Nbd(trial.uri), fio.Extent(span, options.seconds), directory / "perf")
+            found = profiler.take(
+                trial.pid, workload, fio.Nbd(trial.uri), fio.Extent(span, options.seconds), directory / "perf"
+            )
     if options.json:
         parts = [{"part": part, "share": share} for part, share in found.parts().items()]
-        functions = [{"object": where, "function": name, "share": share} for where, name, share in found.functions(options.functions)]
+        functions = [
+            {"object": where, "function": name, "share": share}
+            for where, name, share in found.functions(options.functions)
+        ]
         print(
             json.dumps(
-                {"workload": found.workload, "iops": found.iops, "busy": found.busy, "parts": parts, "functions": functions}, indent=1
+                {
+                    "workload": found.workload,
+                    "iops": found.iops,
+                    "busy": found.busy,
+                    "parts": parts,
+                    "functions": functions,
+                },
+                indent=1,
             )
         )
         return 0
-    console.print(f"{found.workload}: {figure(found.iops)} operations per second, the reactor's thread used {found.busy:.0%} of a core")
+    console.print(
+        f"{found.workload}: {figure(found.iops)} operations per second, the reactor's thread used {found.busy:.0%} of a core"
+    )
     parts_table, functions_table = Table("part", "share", "µs per operation"), Table("function", "of", "share")
     for part, share in found.parts().items():
         if share >= 0.002:
@@ -253,7 +305,9 @@ def run_amplification(options: argparse.Namespace, console: Console) -> int:
 
 
 def amplify_with_bar(settings: Settings, shape: str, console: Console, say: cost.Say) -> amplification.Course:
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+    )
     task = bar.add_task(shape, total=1.0)
     with bar:
 
@@ -293,7 +347,10 @@ def version() -> str:
 def machine(directory: Path | None) -> str:
     """The machine in one line."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
     words = f"{cpuinfo.count('processor' + chr(9))} × {model}, Linux {platform.release().split('-')[0]}"
     if directory is None:
         return words

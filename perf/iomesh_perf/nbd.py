@@ -71,7 +71,9 @@ class Client:
             raise NbdError("the server does not greet as NBD's newstyle does")
         name = export.encode()
         data = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        self._socket.sendall(struct.pack(">I", CLIENT_FLAGS) + struct.pack(">QII", OPTION_MAGIC, OPTION_GO, len(data)) + data)
+        self._socket.sendall(
+            struct.pack(">I", CLIENT_FLAGS) + struct.pack(">QII", OPTION_MAGIC, OPTION_GO, len(data)) + data
+        )
         size = None
         while True:
             magic, _, kind, length = struct.unpack(">QIII", self._receive(20))

@@ -19,7 +19,9 @@ def throughput_of(measures: Sequence[Measure]) -> list[Measure]:
 
 def latency_of(measures: Sequence[Measure]) -> list[Measure]:
     return [
-        measure for measure in measures if measure.measure.endswith(", mean latency") and " depth 8" not in measure.measure and measure.raw
+        measure
+        for measure in measures
+        if measure.measure.endswith(", mean latency") and " depth 8" not in measure.measure and measure.raw
     ]
 
 

@@ -85,7 +85,9 @@ def busiest_thread(pid: int, seconds: float = 1.0) -> int:
     before = {thread: thread_cpu(pid, thread).total for thread in threads(pid)}
     time.sleep(seconds)
     used = {
-        thread: thread_cpu(pid, thread).total - spent for thread, spent in before.items() if Path(f"/proc/{pid}/task/{thread}").exists()
+        thread: thread_cpu(pid, thread).total - spent
+        for thread, spent in before.items()
+        if Path(f"/proc/{pid}/task/{thread}").exists()
     }
     return max(used, key=lambda thread: used[thread])
 

@@ -38,7 +38,9 @@ def take(pid: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent, s
     """Profile the busiest thread of `pid` while fio runs for `extent.seconds`."""
     scratch.mkdir(parents=True, exist_ok=True)
     data, seconds = scratch / "perf.data", extent.seconds or 10
-    load = subprocess.Popen(fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    load = subprocess.Popen(
+        fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         thread = process.busiest_thread(pid, min(1.0, seconds / 4))
         before = process.thread_cpu(pid, thread).total
@@ -50,7 +52,9 @@ def take(pid: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent, s
         except FileNotFoundError:
             raise TrialError("perf is not installed: apt-get install linux-perf") from None
         if outcome.returncode:
-            raise TrialError(f"perf record failed: {outcome.stderr.strip()[-500:]} (sysctl kernel.perf_event_paranoid=1 may be missing)")
+            raise TrialError(
+                f"perf record failed: {outcome.stderr.strip()[-500:]} (sysctl kernel.perf_event_paranoid=1 may be missing)"
+            )
         busy = (process.thread_cpu(pid, thread).total - before) / watched
         printed, complaints = load.communicate()
     except BaseException:
@@ -59,7 +63,18 @@ def take(pid: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent, s
         raise
     if load.returncode:
         raise fio.FioError(f"fio failed with status {load.returncode}: {complaints.strip()[-500:]}")
-    shown = ["--stdio", "--no-children", "--fields", "overhead,dso,sym", "--percent-limit", "0", "-g", "none", "-t", "|"]
+    shown = [
+        "--stdio",
+        "--no-children",
+        "--fields",
+        "overhead,dso,sym",
+        "--percent-limit",
+        "0",
+        "-g",
+        "none",
+        "-t",
+        "|",
+    ]
     report = subprocess.run(["perf", "report", "-i", str(data), *shown], capture_output=True, text=True, check=True)
     return Profile(workload.name, fio.parse(printed, workload.direction).iops, busy, parse_report(report.stdout))
 

@@ -110,7 +110,9 @@ def judge(goal: Goal, measure: Measure) -> Verdict:
             words.append(f"not compared with {name} (≥ {least:g} ×)")
             continue
         reached = reached and over >= least
-        words.append(f"{over:.2f} × {name} (≥ {least:g})" + ("" if over >= least else f", {1 - over / least:.0%} short"))
+        words.append(
+            f"{over:.2f} × {name} (≥ {least:g})" + ("" if over >= least else f", {1 - over / least:.0%} short")
+        )
     if goal.most_above_raw is not None:
         if measure.raw is None:
             reached = False
@@ -163,4 +165,7 @@ def load(path: Path) -> list[Measure]:
     """Read a file of save(); keys that a later version added are skipped."""
     known = set(Measure.__dataclass_fields__)
     document: list[dict[str, Any]] = json.loads(path.read_text())
-    return [Measure(**{"better": "more", **{key: value for key, value in record.items() if key in known}}) for record in document]
+    return [
+        Measure(**{"better": "more", **{key: value for key, value in record.items() if key in known}})
+        for record in document
+    ]

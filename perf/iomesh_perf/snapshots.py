@@ -13,7 +13,11 @@ from iomesh_perf.trial import iomesh
 
 SNAPSHOTS = 100
 CHANGED_SHARE = 400  # one part in this many of the volume is overwritten between two
-WORKLOADS = [fio.Workload(direction, random=True, block_bytes=4096, depth=depth) for direction in ("write", "read") for depth in (1, 32)]
+WORKLOADS = [
+    fio.Workload(direction, random=True, block_bytes=4096, depth=depth)
+    for direction in ("write", "read")
+    for depth in (1, 32)
+]
 
 
 class Changed(Iomesh):
@@ -29,7 +33,11 @@ class Changed(Iomesh):
         for number in range(SNAPSHOTS):
             if self.snapshots:
                 iomesh("snapshot", "create", f"{self.trial.volume}@s{number}", "--address", self.trial.control)
-            fio.run(change, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number))
+            fio.run(
+                change,
+                self.door,
+                fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number),
+            )
 
 
 def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
@@ -45,7 +53,9 @@ def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
             runs: dict[str, list[float]] = {"without": [], "with": []}
             for number in range(settings.runs):
                 turn = (("without", plain), ("with", many))
-                for name, target in turn if number % 2 else reversed(turn):  # alternating: the first run may affect the second
+                for name, target in (
+                    turn if number % 2 else reversed(turn)
+                ):  # alternating: the first run may affect the second
                     most = span if workload.direction == "write" else None
                     if most:
                         target.make_room(most * 9 // 4)
@@ -53,7 +63,9 @@ def with_snapshots(settings: Settings, say: Say) -> list[Measure]:
                     runs[name].append(run.iops)
             without, there = statistics.median(runs["without"]), statistics.median(runs["with"])
             note = f"{there:,.0f} IOPS, and {without:,.0f} without"
-            measures.append(Measure(name_of(workload), 100 * there / without, "% of without", "more", runs=runs, note=note))
+            measures.append(
+                Measure(name_of(workload), 100 * there / without, "% of without", "more", runs=runs, note=note)
+            )
     return measures
 
 

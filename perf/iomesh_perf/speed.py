@@ -62,7 +62,10 @@ class Series:
 
 
 def measure_speed(
-    settings: Settings, workloads: Sequence[fio.Workload], say: Callable[[str], None], progress: Callable[[Series, int], None]
+    settings: Settings,
+    workloads: Sequence[fio.Workload],
+    say: Callable[[str], None],
+    progress: Callable[[Series, int], None],
 ) -> list[Measure]:
     """Executes all runs. `say` gets progress messages, `progress` the series and the number of completed fio runs."""
     span, series, done = settings.span_bytes, [], 0
@@ -73,7 +76,9 @@ def measure_speed(
         iomesh = targets_up.enter_context(Iomesh(settings.directory / "trial", span, settings.device_bytes))
         aio, iops = better_aio(raw.path, span, settings.calibration_seconds)
         say(
-            "qemu-storage-daemon: " + ", ".join(f"aio={name} does {value / 2:,.0f} IOPS" for name, value in iops.items()) + f"; {aio} it is"
+            "qemu-storage-daemon: "
+            + ", ".join(f"aio={name} does {value / 2:,.0f} IOPS" for name, value in iops.items())
+            + f"; {aio} it is"
         )
         targets: list[Target] = [raw, iomesh, targets_up.enter_context(Qemu(raw.path, aio))]
         for workload in workloads:
@@ -82,7 +87,10 @@ def measure_speed(
             for number in range(settings.runs):
                 for target in targets:
                     extent = fio.Extent(
-                        span, settings.seconds, settings.most_written_bytes if workload.direction == "write" else None, seed=number + 1
+                        span,
+                        settings.seconds,
+                        settings.most_written_bytes if workload.direction == "write" else None,
+                        seed=number + 1,
                     )
                     if workload.direction == "write":
                         # At depth 1 every block is written with a header block; map nodes and footers are extra.

@@ -25,7 +25,9 @@ class Target(Protocol):
     name: str
 
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     @property
     def door(self) -> fio.Door: ...
     @property
@@ -132,7 +134,9 @@ class Iomesh:
         self._up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.trial.__exit__(kind, error, trace)
 
     @property
@@ -149,7 +153,9 @@ class Iomesh:
         self._up_again()
 
     def _up(self) -> None:
-        self.trial = Trial(self.directory, device_bytes=self.device_bytes, volume_bytes=self.size_bytes, prewrite=True).__enter__()
+        self.trial = Trial(
+            self.directory, device_bytes=self.device_bytes, volume_bytes=self.size_bytes, prewrite=True
+        ).__enter__()
         self.precondition()
 
     def _up_again(self) -> None:
@@ -169,7 +175,11 @@ def better_aio(path: Path, span_bytes: int, seconds: float) -> tuple[str, dict[s
     for aio in ("io_uring", "native"):
         with Qemu(path, aio) as qemu:
             runs = [
-                fio.run(fio.Workload(direction, random=True, block_bytes=4096, depth=32), qemu.door, fio.Extent(span_bytes, seconds))
+                fio.run(
+                    fio.Workload(direction, random=True, block_bytes=4096, depth=32),
+                    qemu.door,
+                    fio.Extent(span_bytes, seconds),
+                )
                 for direction in ("write", "read")
             ]
         iops[aio] = sum(run.iops for run in runs)

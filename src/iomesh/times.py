@@ -81,7 +81,9 @@ def exact_moment(nanoseconds: int) -> str:
 
 def time_of(nanoseconds: int) -> datetime:
     """A Unix time as a datetime in UTC, truncated to microseconds."""
-    return datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC) + timedelta(microseconds=nanoseconds % SECOND_NS // 1000)
+    return datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC) + timedelta(
+        microseconds=nanoseconds % SECOND_NS // 1000
+    )
 
 
 def _unit(word: str) -> str | None:

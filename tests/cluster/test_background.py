@@ -46,7 +46,9 @@ def failing(daemon: Daemon, room: Path) -> Iterator[FailingDevice]:
     device.remove()
 
 
-async def test_no_round_of_cleaning_begins_before_the_last_has_ended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_round_of_cleaning_begins_before_the_last_has_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A round checks two volumes; one is deleted while the engine delays its answer for the other."""
     monkeypatch.setattr(cleaning, "LOOK_SECONDS", 0.001)
     kept, gone = [uuid.UUID((await node.volumes.create(name, SIZE)).id) for name in ("kept", "gone")]
@@ -159,7 +161,9 @@ async def test_who_waits_for_a_volume_waits_not_for_ever_and_learns_for_what() -
     assert not lock.locked()
 
 
-async def test_a_deletion_that_a_device_holds_up_says_so_and_can_be_repeated(daemon: Daemon, failing: FailingDevice) -> None:
+async def test_a_deletion_that_a_device_holds_up_says_so_and_can_be_repeated(
+    daemon: Daemon, failing: FailingDevice
+) -> None:
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE)

@@ -80,11 +80,16 @@ async def make(client: Client, clock: WallClock, *, window_seconds: int = HOUR) 
 
 def offered(message: str) -> list[tuple[datetime, datetime]]:
     """The available times that a refusal lists."""
-    moments = [datetime.fromisoformat(one) for one in re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", message.partition("choose one of ")[2])]
+    moments = [
+        datetime.fromisoformat(one)
+        for one in re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", message.partition("choose one of ")[2])
+    ]
     return list(zip(moments[::2], moments[1::2], strict=True))
 
 
-async def test_a_step_forward_and_back_leads_to_no_other_state_than_the_one_asked_for(daemon: Daemon, clock: WallClock) -> None:
+async def test_a_step_forward_and_back_leads_to_no_other_state_than_the_one_asked_for(
+    daemon: Daemon, clock: WallClock
+) -> None:
     async with daemon.client() as client:
         volume = await make(client, clock)
         before = await volume.holds(b"monday..")
@@ -112,7 +117,9 @@ async def test_a_time_that_never_came_is_refused_with_those_that_did(daemon: Dae
         await volume.step(HOUR)
         after = await volume.holds(b"tuesday.")
         never = before + HOUR // 2 * SECOND_NS
-        with pytest.raises(InvalidArgument, match=f"db at {re.escape(exact_moment(never))}.*stepped.*never came") as refused:
+        with pytest.raises(
+            InvalidArgument, match=f"db at {re.escape(exact_moment(never))}.*stepped.*never came"
+        ) as refused:
             await volume.held(at_ns=never)
         ranges = offered(refused.value.message)
         for one in (before, after):
@@ -165,7 +172,11 @@ async def test_a_clock_that_is_days_off_at_a_start_ends_no_window(daemon: Daemon
     """And back at the next start, after a kill and after a stop."""
     uri = ""
     times = {}
-    for text, step, stop in ((b"monday..", 0, daemon.kill), (b"tuesday.", DAYS, daemon.stop), (b"friday..", -DAYS, daemon.kill)):
+    for text, step, stop in (
+        (b"monday..", 0, daemon.kill),
+        (b"tuesday.", DAYS, daemon.stop),
+        (b"friday..", -DAYS, daemon.kill),
+    ):
         if text != b"monday..":
             clock.step(step)
             daemon.start()
@@ -183,7 +194,9 @@ async def test_a_clock_that_is_days_off_at_a_start_ends_no_window(daemon: Daemon
             assert await volume.held(at_ns=at_ns) == text
 
 
-async def test_a_time_at_which_the_volume_was_closed_is_the_state_in_which_it_was(daemon: Daemon, clock: WallClock) -> None:
+async def test_a_time_at_which_the_volume_was_closed_is_the_state_in_which_it_was(
+    daemon: Daemon, clock: WallClock
+) -> None:
     """However long it was closed: the clock advances by an hour while the daemon is not running."""
     async with daemon.client() as client:
         volume = await make(client, clock)

@@ -72,7 +72,12 @@ async def test_a_clone_is_the_snapshot_and_each_goes_its_own_way(node: Daemon) -
         await fill(client, "db", b"headhead")
         free = await free_bytes(client)
         made = await client.clone_volume("db", "monday", "copy")
-        assert (made.name, made.size_bytes, made.clone_of, made.state) == ("copy", SIZE, "db@monday", VolumeState.SERVING)
+        assert (made.name, made.size_bytes, made.clone_of, made.state) == (
+            "copy",
+            SIZE,
+            "db@monday",
+            VolumeState.SERVING,
+        )
         assert await free_bytes(client) >= free - 4 * MIB, "it takes no copy"
         assert (await client.clone_volume("db", "monday", "copy")).id == made.id, "twice is once"
         assert (await client.snapshot("db", "monday")).clones == 1
@@ -150,7 +155,9 @@ async def test_a_clone_of_a_clone_and_a_snapshot_of_a_clone(node: Daemon) -> Non
         assert await names_of_records(metadata) == []
 
 
-@pytest.mark.parametrize("order", [("db", "one", "two"), ("one", "db", "two"), ("two", "one", "db"), ("one", "two", "db")])
+@pytest.mark.parametrize(
+    "order", [("db", "one", "two"), ("one", "db", "two"), ("two", "one", "db"), ("one", "two", "db")]
+)
 async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: Daemon, order: tuple[str, ...]) -> None:
     async with node.client() as client:
         free = await free_bytes(client)
@@ -330,7 +337,9 @@ async def test_parent_and_clone_go_back_beside_each_other(node: Daemon) -> None:
 
 async def test_the_command_line_makes_shows_and_guards_clones(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
 
     assert iomesh("volume", "create", "db", "32Mi").returncode == 0
     assert iomesh("snapshot", "create", "db@monday").returncode == 0

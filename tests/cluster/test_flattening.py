@@ -42,7 +42,7 @@ async def content(client: Client, name: str) -> bytes:
 async def flattened(client: Client, name: str) -> None:
     """Wait until the volume is no clone and no flattening is under way: its own record is written after its log's."""
     async with asyncio.timeout(300):
-        while (volume := await client.volume(name)).clone_of or volume.flattening.running:
+        while (volume := await client.volume(name)).clone_of or volume.flattening.running:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -185,7 +185,9 @@ async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.R
     for round_ in range(4):
         async with node.client() as client:
             left.append((await client.volume("copy")).space.inherited_bytes)
-            load = Load((await client.export_volume("copy")).uris[0], model, draw.getrandbits(32), connections=1, depth=8)
+            load = Load(
+                (await client.export_volume("copy")).uris[0], model, draw.getrandbits(32), connections=1, depth=8
+            )
             running = asyncio.create_task(load.run())
             async with asyncio.timeout(300):
                 while load.counts.acknowledged < 300:  # noqa: ASYNC110  # only a counter
@@ -261,7 +263,9 @@ async def test_the_middle_of_a_line_of_clones_is_flattened(node: Daemon) -> None
 
 async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
 
     async with node.client() as client:
         await client.create_volume("db", SIZE)

@@ -95,7 +95,9 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     daemon.hooks.write_text("hold volume wal\n")
     daemon.start_in_background()
     pages = Pages(daemon)
-    seen = await pages.until("/readyz", lambda code, document: "serving" in {one["state"] for one in document.get("volumes", [])})
+    seen = await pages.until(
+        "/readyz", lambda code, document: "serving" in {one["state"] for one in document.get("volumes", [])}
+    )
     assert (seen["status"], seen["step"], seen["progress"]) == ("starting", "recover the volumes", "1 of 2 volumes")
     assert {volume["name"]: (volume["state"], volume["writable"]) for volume in seen["volumes"]} == {
         "db": ("serving", True),
@@ -105,7 +107,14 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     assert (await asyncio.to_thread(pages.get, "/readyz")) == (503, seen)
 
     shown = status_of(daemon)
-    for words in ("node-a  starting", "recover the volumes (10 of 16), 1 of 2 volumes", "db ", "serving", "wal ", "opening"):
+    for words in (
+        "node-a  starting",
+        "recover the volumes (10 of 16), 1 of 2 volumes",
+        "db ",
+        "serving",
+        "wal ",
+        "opening",
+    ):
         assert words in shown
     document = json.loads(status_of(daemon, "--json"))
     assert (document["node"]["state"], document["node"]["ready"]) == ("starting", False)
@@ -169,7 +178,9 @@ async def test_a_volume_that_cannot_be_opened_makes_the_node_degraded_and_no_mor
 
 
 @pytest.mark.parametrize("task", TASKS)
-async def test_a_background_task_that_fails_is_started_again_and_the_node_is_not_ready_meanwhile(daemon: Daemon, task: str) -> None:
+async def test_a_background_task_that_fails_is_started_again_and_the_node_is_not_ready_meanwhile(
+    daemon: Daemon, task: str
+) -> None:
     daemon.start()
     pages = Pages(daemon)
     await pages.until("/readyz", lambda code, document: code == 200)

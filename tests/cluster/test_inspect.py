@@ -73,7 +73,9 @@ async def test_what_compaction_dropped_is_no_fault(daemon: Daemon) -> None:
     found = inspect("record", device, f"{first}:0", code=7)
     assert found["fault"] == "dropped by compaction"
     assert inspect("node", device, f"{first}:0", code=7)["nodes"][0]["fault"] == "dropped by compaction"
-    assert inspect("node", device, "--offset", str(BLOCK))["nodes"][-1]["valid"], "the map is walked through what was compacted"
+    assert inspect("node", device, "--offset", str(BLOCK))["nodes"][-1]["valid"], (
+        "the map is walked through what was compacted"
+    )
 
 
 async def test_damage_in_what_compaction_kept_is_found(daemon: Daemon) -> None:
@@ -91,7 +93,11 @@ async def test_damage_in_what_compaction_kept_is_found(daemon: Daemon) -> None:
         file.seek(bitmap + BLOCK)
         file.write(b"\xa5")
     inspect("segment", device, str(number))
-    damaged_blocks = [one for one in inspect("segment", device, str(number), "--verify", code=7)["compacted"]["blocks"] if one["fault"]]
+    damaged_blocks = [
+        one
+        for one in inspect("segment", device, str(number), "--verify", code=7)["compacted"]["blocks"]
+        if one["fault"]
+    ]
     assert [one["at"] for one in damaged_blocks] == [kept[0]["at"]]
     assert "has checksum" in shown("segment", device, str(number), "--verify", code=7)
     with Path(device).open("r+b") as file:

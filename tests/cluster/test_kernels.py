@@ -27,12 +27,18 @@ async def test_without_io_uring_the_daemon_says_what_is_needed(daemon: Daemon, e
     assert words in message
 
 
-async def test_with_too_little_locked_memory_it_says_which_limit_and_serves_without_registration(daemon: Daemon) -> None:
+async def test_with_too_little_locked_memory_it_says_which_limit_and_serves_without_registration(
+    daemon: Daemon,
+) -> None:
     daemon.under = ["prlimit", f"--memlock={8 * MIB}", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
     daemon.start()
     warnings = [line for line in daemon.log.read_text().splitlines() if "buffers are not registered" in line]
     assert len(warnings) == 1, daemon.log.read_text()
-    assert "RLIMIT_MEMLOCK is 8 MiB" in warnings[0] and "LimitMEMLOCK=, ulimit -l" in warnings[0] and "CAP_IPC_LOCK" in warnings[0]
+    assert (
+        "RLIMIT_MEMLOCK is 8 MiB" in warnings[0]
+        and "LimitMEMLOCK=, ulimit -l" in warnings[0]
+        and "CAP_IPC_LOCK" in warnings[0]
+    )
     async with daemon.client() as client:
         await client.create_volume("db", 64 * MIB)
         door = await Connection.connect((await client.export_volume("db")).uris[0])

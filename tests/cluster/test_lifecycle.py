@@ -258,7 +258,9 @@ async def test_the_documentation_names_every_metric(node: Daemon) -> None:
             first = names[0]
             area = "_".join(first.split("_")[:2])
             documented |= {first, *(area + name for name in names[1:])}
-    served = {line.split()[2] for line in (await node.page("/metrics")).splitlines() if line.startswith("# TYPE iomesh_")}
+    served = {
+        line.split()[2] for line in (await node.page("/metrics")).splitlines() if line.startswith("# TYPE iomesh_")
+    }
     assert served == documented
 
 
@@ -275,7 +277,9 @@ async def test_an_idle_node_costs_next_to_nothing(node: Daemon) -> None:
         share = (cpu_seconds(node.process.pid) - before) / (time.monotonic() - began)
         if share < 0.05:
             break
-    assert share < 0.05, f"an idle node took {share:.1%} of a core; it is to take less than 1 %, and five times that is no noise"
+    assert share < 0.05, (
+        f"an idle node took {share:.1%} of a core; it is to take less than 1 %, and five times that is no noise"
+    )
     await connection.close()
 
 

@@ -75,7 +75,9 @@ async def test_two_names_of_one_device_are_refused_at_the_start(daemon: Daemon, 
     daemon.start()
 
 
-async def test_a_running_daemon_keeps_its_device_from_a_second_one_under_another_name(node: Daemon, alias: Alias) -> None:
+async def test_a_running_daemon_keeps_its_device_from_a_second_one_under_another_name(
+    node: Daemon, alias: Alias
+) -> None:
     path = node.devices[0]
     async with node.client() as client:
         await client.create_volume("db", 16 * MIB)
@@ -184,7 +186,11 @@ async def test_a_device_that_was_moved_is_no_copy(daemon: Daemon) -> None:
     moved = daemon.directory / "moved.img"
     Path(daemon.devices[0]).rename(moved)
     with loop_device(str(moved)) as loop:
-        for names in ([str(moved)], [loop], [str(moved)]):  # both names exist: another name of the last known one is correct
+        for names in (
+            [str(moved)],
+            [loop],
+            [str(moved)],
+        ):  # both names exist: another name of the last known one is correct
             daemon.devices = names
             daemon.start()
             async with daemon.client() as client:

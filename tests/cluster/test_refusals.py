@@ -53,7 +53,10 @@ async def test_a_second_daemon_on_the_same_device_is_refused(node: Daemon) -> No
     second.settings = {"state_dir": f"{node.directory}/other", "run_dir": f"{node.directory}/other"}
     assert node.process
     holder = f"process {node.process.pid} has its lock"
-    assert second.refuse() == (5, f"{node.devices[0]} is held by another iomesh process ({holder}): stop that one first")
+    assert second.refuse() == (
+        5,
+        f"{node.devices[0]} is held by another iomesh process ({holder}): stop that one first",
+    )
     assert not list((node.directory / "other").glob("*.db")), (
         "a node that was refused has left nothing that would bind the next one to its cluster"
     )
@@ -170,7 +173,10 @@ async def test_a_key_that_does_not_exist_is_named_with_the_nearest(daemon: Daemo
     daemon.settings = {"engine.reactor": 2}
     assert daemon.refuse() == (2, "settings: there is no key 'engine.reactor'; did you mean 'engine.reactors'?")
     done = subprocess.run(
-        [iomesh_command(), "daemon", "run", "--config", f"{daemon.directory}/absent.toml"], capture_output=True, text=True, check=False
+        [iomesh_command(), "daemon", "run", "--config", f"{daemon.directory}/absent.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 3
     assert "absent.toml is not there" in done.stderr

@@ -212,7 +212,9 @@ async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(roo
             moment = await with_window(node, "db")
             before = await names_of_records(node.metadata)
             with Unanswered(node.metadata, commits, stored=stored) as unanswered:
-                outcome = (await asyncio.gather(node.volumes.clone("db", "new", at_ns=moment), return_exceptions=True))[0]
+                outcome = (await asyncio.gather(node.volumes.clone("db", "new", at_ns=moment), return_exceptions=True))[
+                    0
+                ]
             if not unanswered.happened:
                 break
             if isinstance(outcome, BaseException):
@@ -313,7 +315,13 @@ async def test_a_crash_before_any_commit_leaves_the_old_state_or_the_new_one(roo
             await node.snapshots.create(["db"], "monday")
             await node.volumes.clone("db", "copy", snapshot="monday")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", COMMANDS, str(folder), str(commits), what, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            sys.executable,
+            "-c",
+            COMMANDS,
+            str(folder),
+            str(commits),
+            what,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert await process.wait() in (0, 9)
         async with node_in(folder) as node:
@@ -389,7 +397,11 @@ async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Pa
         assert listed["kept"].state is listed["clone"].state is VolumeState.SERVING
         status = node.status()
         assert not status.ready
-        assert [problem for problem in status.problems if problem.startswith(f"volume {name} has failed: ") and key in problem]
+        assert [
+            problem
+            for problem in status.problems
+            if problem.startswith(f"volume {name} has failed: ") and key in problem
+        ]
         with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
             await node.volumes.export(name)
         with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
@@ -402,7 +414,9 @@ async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Pa
         assert (hidden is not None) == (what == "log"), "it is kept while what cannot be read might be a clone of it"
         await node.metadata.commit(Put(key, good.value, None))
     async with node_in(room) as node:
-        assert [(volume.name, volume.id, volume.state) for volume in node.volumes.list()] == [("bad", bad.id, VolumeState.SERVING)]
+        assert [(volume.name, volume.id, volume.state) for volume in node.volumes.list()] == [
+            ("bad", bad.id, VolumeState.SERVING)
+        ]
         assert await names_of_records(node.metadata) == ["bad"]
 
 
@@ -455,7 +469,9 @@ async def test_metadata_of_an_earlier_iomesh_is_refused_and_left_as_it_is(room: 
     await metadata.commit(Put("volumes/db", json.dumps(old | {"created_ns": 1}).encode(), 0))
     await metadata.commit(Put("cluster", cluster.value.replace(b'"format":2', b'"format":1'), cluster.version))
     before = await metadata.list_prefix("")
-    with pytest.raises(Unsupported, match="metadata key cluster has format 1 of an earlier iomesh, which this one does not read"):
+    with pytest.raises(
+        Unsupported, match="metadata key cluster has format 1 of an earlier iomesh, which this one does not read"
+    ):
         async with node_in(room):
             pass
     assert await metadata.list_prefix("") == before

@@ -124,7 +124,9 @@ async def test_clients_that_have_just_left_or_leave_in_a_moment_are_no_reason_to
 
 async def test_the_command_line_goes_back(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
 
     assert iomesh("volume", "create", "db", "32Mi", "--export").returncode == 0
     assert iomesh("snapshot", "create", "db@monday").returncode == 0

@@ -83,9 +83,13 @@ def test_a_block_that_has_changed_on_the_device_is_found(new_trial: Callable[...
     damage(trial.directory / "devices" / "0.img", marked)
     after = asyncio.run(passes(trial, before.ended_at, 2))
     assert after.damaged_blocks == 1
-    shown = run([iomesh_command(), "device", "show", trial.directory / "devices" / "0.img", "--address", trial.control]).stdout
+    shown = run(
+        [iomesh_command(), "device", "show", trial.directory / "devices" / "0.img", "--address", trial.control]
+    ).stdout
     assert "1 damaged block" in shown, shown
-    found = [json.loads(line) for line in (trial.directory / "node.log").read_text().splitlines() if "damage found" in line]
+    found = [
+        json.loads(line) for line in (trial.directory / "node.log").read_text().splitlines() if "damage found" in line
+    ]
     assert [(event["level"], event["blocks"]) for event in found] == [("error", 1)], found
 
 

@@ -29,7 +29,9 @@ async def acknowledged(load: Load, operations: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_so(node: Daemon, room: Path, draw: random.Random) -> None:
+async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_so(
+    node: Daemon, room: Path, draw: random.Random
+) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         uri = (await client.export_volume("db")).uris[0]
@@ -37,7 +39,10 @@ async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_s
         load = Load(uri, model, draw.getrandbits(32), connections=2, depth=8)
         running = asyncio.create_task(load.run())
         await acknowledged(load, 1000)
-        ((made,), (more,)) = (await client.create_snapshots(["db"], "monday"), await client.create_snapshots(["db"], "tuesday"))
+        ((made,), (more,)) = (
+            await client.create_snapshots(["db"], "monday"),
+            await client.create_snapshots(["db"], "tuesday"),
+        )
         assert made.sequence <= more.sequence and made.created_at <= more.created_at
         door = (await client.export_snapshot("db", "monday")).uris[0]
         copy = room / "monday.raw"
@@ -76,7 +81,11 @@ async def test_a_snapshot_holds_what_was_answered_before_and_nothing_that_was_se
             await writer.close()
         page = await node.page("/metrics")
         assert 'iomesh_volume_snapshots{volume="db"} 5.0' in page
-        (newest,) = [line for line in page.splitlines() if line.startswith('iomesh_volume_newest_snapshot_timestamp_seconds{volume="db"}')]
+        (newest,) = [
+            line
+            for line in page.splitlines()
+            if line.startswith('iomesh_volume_newest_snapshot_timestamp_seconds{volume="db"}')
+        ]
         assert float(newest.split()[1]) == pytest.approx(made.created_at.timestamp(), abs=2e-6)
 
 
@@ -112,7 +121,9 @@ async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> 
         for in_log, in_data in pairs:
             assert in_data <= in_log <= in_data + 1, f"the log holds {in_log}, the data {in_data}: never at one instant"
         assert pairs[0][0] < pairs[-1][0], "nothing was written meanwhile: this shows nothing"
-        assert await client.create_snapshots(names, "both-0") == [await client.snapshot(name, "both-0") for name in names]
+        assert await client.create_snapshots(names, "both-0") == [
+            await client.snapshot(name, "both-0") for name in names
+        ]
         await client.create_snapshots(["log"], "alone")
         with pytest.raises(AlreadyExists, match="not of one instant"):
             await client.create_snapshots(names, "alone")
@@ -133,7 +144,11 @@ async def test_doing_it_again_is_the_same_and_what_makes_no_sense_is_named(node:
             await client.create_snapshots(["db", "db"], "twice")
         with pytest.raises(NotFound, match="there is no volume 'x'"):
             await client.create_snapshots(["x"], "monday")
-        for call in (client.snapshot("db", "x"), client.unexport_snapshot("db", "x"), client.export_snapshot("db", "x")):
+        for call in (
+            client.snapshot("db", "x"),
+            client.unexport_snapshot("db", "x"),
+            client.export_snapshot("db", "x"),
+        ):
             with pytest.raises(NotFound, match="volume db has no snapshot 'x'"):
                 await call
         with pytest.raises(InUse, match=r"volume db has 1 snapshot\(s\)"):
@@ -170,7 +185,9 @@ async def test_an_export_lasts_until_it_is_withdrawn_and_one_in_use_by_force_alo
 
 async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
 
     for name in ("db", "log"):
         assert iomesh("volume", "create", name, "32Mi").returncode == 0
@@ -217,7 +234,9 @@ def other_blocks(before: bytes, after: bytes) -> set[int]:
     return {at // 4096 for at in range(0, len(after), 4096) if before[at : at + 4096] != after[at : at + 4096]}
 
 
-async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_bytes_finds(node: Daemon, draw: random.Random) -> None:
+async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_bytes_finds(
+    node: Daemon, draw: random.Random
+) -> None:
     held: list[bytes] = []
     async with node.client() as client:
         await client.create_volume("db", SIZE)
@@ -255,7 +274,9 @@ async def test_what_differs_between_snapshots_is_what_a_comparison_of_their_byte
 
 def changes_by_nbd(uri: str, since: str) -> list[tuple[int, int]]:
     """As a tool for incremental backups reads it."""
-    extents = json.loads(run([tool("nbdinfo", "libnbd-bin"), f"--map=iomesh:changed-since:{since}", "--json", uri]).stdout)
+    extents = json.loads(
+        run([tool("nbdinfo", "libnbd-bin"), f"--map=iomesh:changed-since:{since}", "--json", uri]).stdout
+    )
     assert sum(extent["length"] for extent in extents) == SIZE
     return [(extent["offset"], extent["length"]) for extent in extents if extent["type"] == 1]
 
@@ -285,4 +306,7 @@ async def test_comparing_reads_what_differs_and_not_what_there_is(node: Daemon) 
             await client.diff_snapshots("db", "one", "two", ranges=65537)
     command = [iomesh_command(), "snapshot", "diff", "db@one", "db@two", "--json", "--address", str(node.control)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert told["ranges"] == [{"offset": 5 * MIB, "length": 8192, "zero": False}, {"offset": 9 * MIB, "length": 4096, "zero": True}]
+    assert told["ranges"] == [
+        {"offset": 5 * MIB, "length": 8192, "zero": False},
+        {"offset": 9 * MIB, "length": 4096, "zero": True},
+    ]

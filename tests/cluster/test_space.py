@@ -27,7 +27,9 @@ REFUSED = f"volume db has no space left on the node's devices, and a snapshot wo
 
 
 def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+    )
 
 
 async def write_until_full(client: Client, name: str, at: int = 0) -> int:
@@ -88,14 +90,21 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         it = await space(client, "db")
-        assert (it.mapped_bytes, it.physical_bytes, it.amplification) == (0, it.ahead_bytes, 0), "nothing was ever written"
+        assert (it.mapped_bytes, it.physical_bytes, it.amplification) == (0, it.ahead_bytes, 0), (
+            "nothing was ever written"
+        )
         await write(client, "db", 0, 16 * MIB)
         it = await space(client, "db")
         assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes) == (16 * MIB, 16 * MIB, 0)
         await client.create_snapshots(["db"], "one")
         await write(client, "db", 0, 4 * MIB)
         it = await space(client, "db")
-        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.snapshots_bytes) == (16 * MIB, 4 * MIB, 12 * MIB, 4 * MIB)
+        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.snapshots_bytes) == (
+            16 * MIB,
+            4 * MIB,
+            12 * MIB,
+            4 * MIB,
+        )
         await client.create_snapshots(["db"], "two")
         shown = {one.name: (one.mapped_bytes, one.new_bytes) for one in await client.snapshots("db")}
         assert shown == {"one": (16 * MIB, 16 * MIB), "two": (16 * MIB, 4 * MIB)}
@@ -106,14 +115,29 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
         await client.clone_volume("db", "one", "copy")
         await write(client, "copy", 0, MIB)
         it = await space(client, "copy")
-        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.inherited_bytes) == (16 * MIB, MIB, 0, 15 * MIB)
+        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.inherited_bytes) == (
+            16 * MIB,
+            MIB,
+            0,
+            15 * MIB,
+        )
     node.kill()
     node.start()
     async with node.client() as client:
         it = await space(client, "db")
-        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.snapshots_bytes) == (16 * MIB, 4 * MIB, 12 * MIB, 4 * MIB)
+        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.snapshots_bytes) == (
+            16 * MIB,
+            4 * MIB,
+            12 * MIB,
+            4 * MIB,
+        )
         it = await space(client, "copy")
-        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.inherited_bytes) == (16 * MIB, MIB, 0, 15 * MIB)
+        assert (it.mapped_bytes, it.exclusive_bytes, it.shared_bytes, it.inherited_bytes) == (
+            16 * MIB,
+            MIB,
+            0,
+            15 * MIB,
+        )
 
     def show(*words: str) -> str:
         command = [iomesh_command(), "volume", "show", *words, "--address", node.control]
@@ -163,19 +187,25 @@ async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_
         done = iomesh(node, "snapshot", "create", "db@monday")
         assert (done.returncode, done.stderr) == (8, f"iomesh: {REFUSED}\n")
         assert (await names(client, "db"), await names(client, "wal")) == ([], [])
-        assert (await client.devices())[0].free_bytes >= device.free_bytes - MIB, "the reserve was taken for what was not made"
+        assert (await client.devices())[0].free_bytes >= device.free_bytes - MIB, (
+            "the reserve was taken for what was not made"
+        )
         await trim(client, "db", 0, full // 2)
         made = await once_there_is_space(lambda: client.create_snapshots(["wal", "db"], "tuesday"))
         assert [one.volume for one in made] == ["wal", "db"]
 
 
-async def test_without_space_a_volume_goes_back_if_what_it_is_is_discarded_and_snapshots_are_deleted(node: Daemon) -> None:
+async def test_without_space_a_volume_goes_back_if_what_it_is_is_discarded_and_snapshots_are_deleted(
+    node: Daemon,
+) -> None:
     async with node.client() as client:
         await client.create_volume("db", LARGE)
         await write(client, "db", 0, 8 * MIB)
         await client.create_snapshots(["db"], "monday")
         await write_until_full(client, "db", 8 * MIB)
-        with pytest.raises(NoSpace, match=re.escape(f"must free: discard what the volume is now (`--discard`), {REMEDY}")):
+        with pytest.raises(
+            NoSpace, match=re.escape(f"must free: discard what the volume is now (`--discard`), {REMEDY}")
+        ):
             await client.restore_volume("db", "monday")
         assert await names(client, "db") == ["monday"]
         done = iomesh(node, "volume", "restore", "db@monday")

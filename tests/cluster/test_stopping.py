@@ -80,7 +80,9 @@ async def test_a_stop_at_each_step_of_the_start_is_a_stop(daemon: Daemon) -> Non
 
 
 @pytest.mark.parametrize("asked", ["open_store", "open_volume"])
-async def test_no_device_is_closed_while_the_engine_uses_it(room: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+async def test_no_device_is_closed_while_the_engine_uses_it(
+    room: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
     """The start is cancelled right after the engine got the request to open a device or volume, before it answers."""
     async with node_in(room) as node:
         await node.volumes.create("db", GIB)
@@ -148,7 +150,9 @@ async def test_a_stop_in_the_midst_of_a_recovery_closes_the_volumes_that_are_ope
         for name, closed in (("db", True), ("wal", False)):
             found = await find_volume(metadata, name)
             assert found is not None and found.log is not None
-            assert (found.log.record.checkpoint is not None) == closed, f"{name}: closed with a checkpoint, or never opened"
+            assert (found.log.record.checkpoint is not None) == closed, (
+                f"{name}: closed with a checkpoint, or never opened"
+            )
 
 
 async def test_asyncio_finds_nothing_forgotten_in_a_daemon_s_life(daemon: Daemon) -> None:

@@ -20,7 +20,12 @@ GIB = 1 << 30
 async def test_creating_what_exists_is_the_same_volume_or_an_error(node: Daemon) -> None:
     async with node.client() as client:
         volume = await client.create_volume("db", GIB)
-        assert (volume.state, volume.size_bytes, volume.owner, volume.policy.replicas) == (VolumeState.SERVING, GIB, "node-a", 1)
+        assert (volume.state, volume.size_bytes, volume.owner, volume.policy.replicas) == (
+            VolumeState.SERVING,
+            GIB,
+            "node-a",
+            1,
+        )
         assert (await client.create_volume("db", GIB)).id == volume.id
         assert (await client.create_volume("db", GIB, segment_bytes=volume.segment_bytes, replicas=1)).id == volume.id
         for different in ({"size_bytes": 2 * GIB}, {"size_bytes": GIB, "segment_bytes": 4 * MIB}):
@@ -142,7 +147,11 @@ async def test_who_is_connected_reaches_the_grown_part_and_learns_of_it_on_a_sec
         uri = (await client.export_volume("db")).uris[0]
         connections = [await Connection.connect(uri), await Connection.connect(uri, block_status=True)]
         for connection in connections:
-            for reaches_beyond in (connection.read(GIB, 4096), connection.write(GIB, b"early" * 4096), connection.trim(GIB, 4096)):
+            for reaches_beyond in (
+                connection.read(GIB, 4096),
+                connection.write(GIB, b"early" * 4096),
+                connection.trim(GIB, 4096),
+            ):
                 with pytest.raises(OSError, match="error"):
                     await reaches_beyond
         await client.grow_volume("db", 2 * GIB)
@@ -270,7 +279,9 @@ async def test_a_device_that_holds_segments_is_not_removed_and_an_empty_one_is(d
 
 async def test_the_command_line_says_the_same_with_its_exit_code(node: Daemon) -> None:
     def iomesh(*words: str) -> tuple[int, str]:
-        done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stderr
 
     assert iomesh("volume", "create", "db", "1Gi") == (0, "")

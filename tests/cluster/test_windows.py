@@ -41,7 +41,9 @@ class History:
             at = self.draw.randrange(0, SIZE - length, 512)
             if self.draw.random() < 0.25:
                 await connection.trim(at - at % BLOCK, length + BLOCK - length % BLOCK)
-                self.content[at - at % BLOCK : at - at % BLOCK + length + BLOCK - length % BLOCK] = bytes(length + BLOCK - length % BLOCK)
+                self.content[at - at % BLOCK : at - at % BLOCK + length + BLOCK - length % BLOCK] = bytes(
+                    length + BLOCK - length % BLOCK
+                )
             else:
                 data = self.draw.randbytes(length)
                 await connection.write(at, data)
@@ -96,7 +98,9 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
         assert await everything(uri) == history.content
         names = {one.name for one in await client.snapshots("db")}
         for at_ns, content in history.moments:
-            assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == RestoreVolumeResponse(at=time_of(at_ns))
+            assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == RestoreVolumeResponse(
+                at=time_of(at_ns)
+            )
             assert await everything(uri) == content
         assert {one.name for one in await client.snapshots("db")} == names, "no mark is a user's snapshot"
         for name in names:
@@ -184,9 +188,21 @@ async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemo
         await asyncio.sleep(2)
         assert (await client.devices())[0].free_bytes < free - 4 * SIZE + MIB, "nothing of it may be cleaned"
         space = (await client.volume("db")).space
-        assert (space.mapped_bytes, space.exclusive_bytes, space.shared_bytes, space.snapshots_bytes) == (SIZE, SIZE, 0, 0)
+        assert (space.mapped_bytes, space.exclusive_bytes, space.shared_bytes, space.snapshots_bytes) == (
+            SIZE,
+            SIZE,
+            0,
+            0,
+        )
         assert 3 * SIZE <= space.pinned_bytes <= 3 * SIZE + MIB
-        parts = space.exclusive_bytes + space.pinned_bytes + space.map_bytes + space.log_bytes + space.ahead_bytes + space.dead_bytes
+        parts = (
+            space.exclusive_bytes
+            + space.pinned_bytes
+            + space.map_bytes
+            + space.log_bytes
+            + space.ahead_bytes
+            + space.dead_bytes
+        )
         assert parts == space.physical_bytes
         assert (await client.set_volume("db", window_seconds=0)).window_from is None
         async with asyncio.timeout(300):
@@ -204,7 +220,9 @@ async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(n
         written = 0
         connection = await Connection.connect(uri)
         while written < 2 * device.size_bytes:
-            await asyncio.gather(*(connection.write(at, bytes([written >> 24 & 255]) * MIB) for at in range(0, SIZE, MIB)))
+            await asyncio.gather(
+                *(connection.write(at, bytes([written >> 24 & 255]) * MIB) for at in range(0, SIZE, MIB))
+            )
             written += SIZE
         await connection.close()
         moment = (await client.volume("db")).window_from
@@ -273,7 +291,9 @@ async def test_a_deleted_volume_keeps_no_window_for_its_clones(node: Daemon) -> 
 
 def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> None:
     def run(*words: str) -> str:
-        done = subprocess.run([iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
+        )
         return done.stdout + done.stderr
 
     assert "db: 16Mi" in run("volume", "create", "db", "16Mi", "--window", "24h", "--export")

@@ -21,7 +21,14 @@ from support.trial import Trial
 
 DEVICE = 128 << 20
 VOLUME = 48 << 20  # twice that, which a snapshot may need, still fits the device
-NAMES = ("segments_compacted", "segments_evacuated", "segments_removed", "checksum_errors", "read_errors", "no_space_errors")
+NAMES = (
+    "segments_compacted",
+    "segments_evacuated",
+    "segments_removed",
+    "checksum_errors",
+    "read_errors",
+    "no_space_errors",
+)
 
 
 @pytest.fixture
@@ -59,7 +66,9 @@ async def load_and_strike(trial: Trial, load: Load, enough: int, snapshots: Iter
 
 
 @pytest.mark.timeout(3600)
-def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: random.Random, seed: int, amount: Amount) -> None:
+def test_kills_while_segments_are_cleaned_lose_nothing(
+    trial: Trial, draw: random.Random, seed: int, amount: Amount
+) -> None:
     model = Model(VOLUME, run=seed & 0xFFFFF or 1)
     names = (f"s{number}" for number in range(1 << 30))
     total = dict.fromkeys(NAMES, 0)
@@ -79,7 +88,9 @@ def test_kills_while_segments_are_cleaned_lose_nothing(trial: Trial, draw: rando
     assert (total["checksum_errors"], total["read_errors"], total["no_space_errors"]) == (0, 0, 0)
 
 
-def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(
+    new_trial: Callable[..., Trial], draw: random.Random
+) -> None:
     size = 24 << 20
     trial = new_trial("--device-size", str(DEVICE), "--size", str(size), "--checkpoint-bytes", "16Mi")
     model = Model(size)

@@ -105,7 +105,9 @@ async def test_a_command_that_a_kill_cuts_short_is_done_or_not_and_can_be_repeat
             for command in commands:
                 found = await look(client, command.volume, f"`{command.words}`")
                 wanted = [command.after] if command in answered else [command.before, command.after]
-                assert found in wanted, f"`{command.words}` was {'' if command in answered else 'not '}answered, and left {found}"
+                assert found in wanted, (
+                    f"`{command.words}` was {'' if command in answered else 'not '}answered, and left {found}"
+                )
                 if found != command.after or draw.random() < 0.5:
                     await repeat(client, command)
                 found = await look(client, command.volume, f"`{command.words}` twice")
@@ -113,7 +115,9 @@ async def test_a_command_that_a_kill_cuts_short_is_done_or_not_and_can_be_repeat
                 held[command.volume] = found if found is None else await mark(client, command.volume, found)
             for name in set(NAMES) - {command.volume for command in commands}:
                 assert await look(client, name, "commands to others") == held[name], f"nobody touched {name}"
-        print(f"round {round_number}: {len(answered)} of {len(commands)} answered: {', '.join(command.words for command in commands)}")
+        print(
+            f"round {round_number}: {len(answered)} of {len(commands)} answered: {', '.join(command.words for command in commands)}"
+        )
     async with node.client() as client:
         for name in NAMES:
             if held[name] is not None:

@@ -136,7 +136,11 @@ class Outcome:
     unreadable: frozenset[int] = frozenset()  # blocks that fail with EIO
 
     def __str__(self) -> str:
-        return f"refused: {self.refused.strip().splitlines()[-1]}" if self.refused else f"{len(self.unreadable)} blocks cannot be read"
+        return (
+            f"refused: {self.refused.strip().splitlines()[-1]}"
+            if self.refused
+            else f"{len(self.unreadable)} blocks cannot be read"
+        )
 
 
 def outcome(at_rest: AtRest) -> Outcome:
@@ -190,7 +194,9 @@ def judge(place: Place, got: Outcome, case: str) -> None:
         assert not got.refused, f"{case}: has a twin, and was refused: {got.refused}"
         assert not got.unreadable, f"{case}: has a twin, and blocks {sorted(got.unreadable)[:8]} cannot be read"
     elif got.refused:
-        assert place.kind != "data", f"{case}: one block of data is damaged, and the whole volume was refused: {got.refused}"
+        assert place.kind != "data", (
+            f"{case}: one block of data is damaged, and the whole volume was refused: {got.refused}"
+        )
     elif place.kind in ("data", "map"):
         beside = [block for block in sorted(got.unreadable) if block not in blocks_under(place)]
         assert not beside, f"{case}: blocks {beside[:8]} cannot be read"
@@ -269,7 +275,9 @@ def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw:
     places = DeviceAtRest(at_rest.device).places()
     mirrors = [place for place in places if place.kind == "journal mirror"]
     newest = max(place.position for place in mirrors)
-    mirror = draw.choice([place for place in mirrors if place.position == newest][:-1])  # without it the half counts as never written
+    mirror = draw.choice(
+        [place for place in mirrors if place.position == newest][:-1]
+    )  # without it the half counts as never written
     journal = next(place for place in places if place.kind == "journal" and place.what == mirror.what)
     for place in (journal, mirror):
         at_rest.overwrite(place.offset, draw.randbytes(BLOCK))
@@ -279,7 +287,9 @@ def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw:
 
 
 @pytest.mark.parametrize(("field", "value"), [("version", 2), ("flags", 1)])
-def test_a_record_that_a_newer_program_wrote_is_refused_and_not_cut_off(at_rest: AtRest, field: str, value: int) -> None:
+def test_a_record_that_a_newer_program_wrote_is_refused_and_not_cut_off(
+    at_rest: AtRest, field: str, value: int
+) -> None:
     if at_rest.how == "stopped":
         pytest.skip("a volume that was stopped is read by its footers")
     at_rest.restore()
@@ -311,13 +321,19 @@ def live(at_rest: AtRest, places: list[Place]) -> set[Place]:
     newest: dict[int, Place] = {}
     for place in sorted((place for place in places if place.kind == "data"), key=lambda place: place.sequence):
         newest[place.position] = place
-    written = (place for place in newest.values() if any(at_rest.bytes_at(place)))  # blocks of zeros may have been trimmed
+    written = (
+        place for place in newest.values() if any(at_rest.bytes_at(place))
+    )  # blocks of zeros may have been trimmed
     content = at_rest.model.content
-    return {place for place in written if at_rest.bytes_at(place) == content[place.position * BLOCK :][:BLOCK].tobytes()}
+    return {
+        place for place in written if at_rest.bytes_at(place) == content[place.position * BLOCK :][:BLOCK].tobytes()
+    }
 
 
 @pytest.mark.parametrize("megabytes", [1, 8])
-def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Random, amount: Amount, megabytes: int) -> None:
+def test_a_wiped_stretch_gives_no_wrong_data(
+    at_rest: AtRest, draw: random.Random, amount: Amount, megabytes: int
+) -> None:
     """Exactly its blocks are unreadable, or the volume is refused."""
     at_rest.restore()
     places = DeviceAtRest(at_rest.device).places()
@@ -328,7 +344,9 @@ def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Rando
         return [place for place in places if start.offset <= place.offset < start.offset + (megabytes << 20)]
 
     # The last header stays because it records what was stable: without it the log only ends earlier.
-    starts = [place for place in places if place.kind == "header" and last not in (gone := wiped(place)) and held & set(gone)]
+    starts = [
+        place for place in places if place.kind == "header" and last not in (gone := wiped(place)) and held & set(gone)
+    ]
     assert starts, "no stretch holds anything that the volume has: this shows nothing"
     for start in draw.sample(starts, min(len(starts), 20 if amount.soak else 1)):
         at_rest.restore()
@@ -339,7 +357,9 @@ def test_a_wiped_stretch_gives_no_wrong_data(at_rest: AtRest, draw: random.Rando
         if got.refused:
             continue
         must = {place.position for place in held.intersection(gone)}
-        assert must <= got.unreadable, f"{case}: blocks {sorted(must - got.unreadable)[:8]} are not on the device and were read"
+        assert must <= got.unreadable, (
+            f"{case}: blocks {sorted(must - got.unreadable)[:8]} are not on the device and were read"
+        )
         under = [blocks_under(place) for place in gone if place.kind in ("data", "map")]
         beside = [block for block in got.unreadable if not any(block in blocks for blocks in under)]
         assert not beside, f"{case}: blocks {sorted(beside)[:8]} cannot be read"

@@ -140,7 +140,9 @@ def test_when_nothing_can_be_written_clients_are_told_and_nothing_acknowledged_i
     settle(trial, model)
 
 
-def test_a_read_error_is_an_error_of_that_request_alone(new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]) -> None:
+def test_a_read_error_is_an_error_of_that_request_alone(
+    new_trial: Callable[..., Trial], failing: Callable[..., FailingDevice]
+) -> None:
     trial = new_trial("--device-size", "4Gi", "--size", str(VOLUME))
     device = failing(trial)
 
@@ -280,7 +282,9 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
                 except NbdError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-                    assert time.monotonic() < deadline, f"after {half} bytes were trimmed and {written} written there is still no room"
+                    assert time.monotonic() < deadline, (
+                        f"after {half} bytes were trimmed and {written} written there is still no room"
+                    )
                     await asyncio.sleep(0.05)
             model.acknowledge(operation)
             written += MIB
@@ -308,7 +312,9 @@ def test_a_full_device_is_still_all_there_after_a_kill_and_after_a_stop(new_tria
     settle(trial, model)
 
 
-def test_overwriting_a_full_device_under_load_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random) -> None:
+def test_overwriting_a_full_device_under_load_loses_nothing(
+    new_trial: Callable[..., Trial], draw: random.Random
+) -> None:
     """Some writes find space that cleaning has freed, others are refused."""
     trial = new_trial("--device-size", str(DEVICE), "--size", str(DEVICE), "--checkpoint-bytes", "16Mi")
     model = Model(DEVICE)

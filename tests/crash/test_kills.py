@@ -29,7 +29,9 @@ ACKNOWLEDGED = (50, 1500)  # minimum and maximum number of requests before a kil
 CLEAR_EVERY = 12  # rounds between trims of the whole volume, which free the device's space
 
 
-async def load_until(signal_number: signal.Signals, trial: Trial, load: Load, acknowledged: int, seconds: float = 0) -> None:
+async def load_until(
+    signal_number: signal.Signals, trial: Trial, load: Load, acknowledged: int, seconds: float = 0
+) -> None:
     """Runs the load and signals the daemon, after this many acknowledged requests and then this much time."""
 
     async def strike() -> None:
@@ -61,12 +63,16 @@ def _finish(starting: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(7200)
-def test_every_acknowledged_write_survives_a_kill(new_trial: Callable[..., Trial], draw: random.Random, seed: int, amount: Amount) -> None:
+def test_every_acknowledged_write_survives_a_kill(
+    new_trial: Callable[..., Trial], draw: random.Random, seed: int, amount: Amount
+) -> None:
     trial = new_trial("--device-size", "16Gi", "--size", str(VOLUME), "--checkpoint-bytes", "4Mi")
     model = Model(VOLUME, run=seed & 0xFFFFF or 1)
     for kill in range(amount.kills):
         moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        load = Load(trial.uri, model, draw.getrandbits(32), connections=draw.randint(1, 4), depth=draw.choice((1, 4, 16, 32)))
+        load = Load(
+            trial.uri, model, draw.getrandbits(32), connections=draw.randint(1, 4), depth=draw.choice((1, 4, 16, 32))
+        )
         at_least = 0 if moment == "right after the start" else draw.randint(*ACKNOWLEDGED)
         sign = signal.SIGTERM if moment == "in a clean stop" else signal.SIGKILL
         asyncio.run(load_until(sign, trial, load, at_least, draw.uniform(0, 0.05)))

@@ -38,7 +38,9 @@ class Pointed(Bench):
 
     async def begin(self, room: Path) -> None:
         self.metadata = FaultyMetadata(await SqliteMetadata.open(room / "metadata.db"))
-        record = VolumeRecord(id=self.volume, name="db", node="node-a", size_bytes=VOLUME, segment_bytes=2 << 20, created_ns=1)
+        record = VolumeRecord(
+            id=self.volume, name="db", node="node-a", size_bytes=VOLUME, segment_bytes=2 << 20, created_ns=1
+        )
         self.opened = OpenVolume(record, LogRecord(id=self.volume, epoch=0, owner="node-a"))
 
     def on_event(self, event: Event) -> None:
@@ -54,7 +56,9 @@ class Pointed(Bench):
         self.epoch = self.opened.log.epoch - 1
         self.refused = []
         async with self.running(checkpoint_bytes=CHECKPOINT_BYTES):
-            self.pointers = Pointers(self.engine, self.metadata, Supervisor(), lambda _, error: self.refused.append(error))
+            self.pointers = Pointers(
+                self.engine, self.metadata, Supervisor(), lambda _, error: self.refused.append(error)
+            )
             try:
                 async with self.connected() as connection:
                     yield connection
@@ -91,7 +95,9 @@ async def bench(room: Path, draw: random.Random) -> AsyncIterator[Pointed]:
 
 
 @pytest.mark.parametrize("fault", Fault)
-async def test_one_error_while_the_pointer_is_moved_is_repeated_and_nobody_notices(bench: Pointed, fault: Fault) -> None:
+async def test_one_error_while_the_pointer_is_moved_is_repeated_and_nobody_notices(
+    bench: Pointed, fault: Fault
+) -> None:
     async with bench.node() as connection:
         bench.metadata.faults = [fault]
         await bench.write_until(connection, lambda: bench.counter("checkpoints") >= 3, "checkpoints go on")
@@ -104,7 +110,9 @@ async def test_one_error_while_the_pointer_is_moved_is_repeated_and_nobody_notic
 
 
 @pytest.mark.parametrize("fault", Fault)
-async def test_while_the_outcome_is_unknown_the_volume_goes_on_and_a_crash_loses_nothing(bench: Pointed, fault: Fault) -> None:
+async def test_while_the_outcome_is_unknown_the_volume_goes_on_and_a_crash_loses_nothing(
+    bench: Pointed, fault: Fault
+) -> None:
     """Whether the old or the new pointer was stored."""
     async with bench.node() as connection:
         await bench.write_until(connection, lambda: bench.counter("checkpoints") >= 2, "checkpoints are written")
@@ -142,7 +150,10 @@ async def test_a_snapshot_is_refused_with_the_reason_and_at_most_one_is_made(ben
     async with bench.node() as connection:
         await bench.write(connection, 80)
         bench.metadata.down = Fault.NOT_DONE
-        with pytest.raises(MetadataUnavailable, match=r"the metadata service does not answer \(.*disk I/O error\); it may still be done"):
+        with pytest.raises(
+            MetadataUnavailable,
+            match=r"the metadata service does not answer \(.*disk I/O error\); it may still be done",
+        ):
             await bench.engine.create_snapshots([(bench.volume, bench.volume, "one")])
         with pytest.raises(MetadataUnavailable):
             await bench.engine.create_snapshots([(bench.volume, bench.volume, "one")])

@@ -87,13 +87,17 @@ async def settle(daemon: Daemon, model: Model) -> None:
     model.settle_with(await asyncio.to_thread(read_volume, uri, SIZE))
 
 
-async def test_a_full_metadata_file_system_stops_no_volume(daemon: Daemon, small: SmallFileSystem, draw: random.Random) -> None:
+async def test_a_full_metadata_file_system_stops_no_volume(
+    daemon: Daemon, small: SmallFileSystem, draw: random.Random
+) -> None:
     model = Model(SIZE)
     await start(daemon, small.path / "metadata.db")
     async with daemon.client() as client:
         async with loaded(daemon, model, draw.getrandbits(32)) as load:
             small.fill()
-            await until(lambda: is_warned(client), "the volume's description says that the metadata service does not answer")
+            await until(
+                lambda: is_warned(client), "the volume's description says that the metadata service does not answer"
+            )
             await goes_on(load)
             volume = await client.volume("db")
             assert volume.state is VolumeState.SERVING
@@ -107,7 +111,11 @@ async def test_a_full_metadata_file_system_stops_no_volume(daemon: Daemon, small
             assert health["volumes"][0]["writable"]
             assert health["volumes"][0]["warnings"][0].startswith("the metadata service has not answered")
             metrics = await daemon.page("/metrics")
-            line = next(line for line in metrics.splitlines() if line.startswith('iomesh_volume_metadata_unanswered_seconds{volume="db"}'))
+            line = next(
+                line
+                for line in metrics.splitlines()
+                if line.startswith('iomesh_volume_metadata_unanswered_seconds{volume="db"}')
+            )
             assert float(line.split()[1]) > 0
             assert 'iomesh_volume_writable{volume="db"} 1.0' in metrics
             with pytest.raises(Unavailable, match=r"the metadata service does not answer \(.*full"):
@@ -117,7 +125,11 @@ async def test_a_full_metadata_file_system_stops_no_volume(daemon: Daemon, small
             daemon.kill()
         assert (
             1
-            <= len(daemon.logged("metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again"))
+            <= len(
+                daemon.logged(
+                    "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again"
+                )
+            )
             <= 2
         )
     daemon.start()
@@ -140,7 +152,9 @@ async def test_a_full_metadata_file_system_stops_no_volume(daemon: Daemon, small
     await settle(daemon, model)
 
 
-async def test_a_lock_that_another_process_holds_stops_no_volume(daemon: Daemon, room: Path, draw: random.Random) -> None:
+async def test_a_lock_that_another_process_holds_stops_no_volume(
+    daemon: Daemon, room: Path, draw: random.Random
+) -> None:
     model = Model(SIZE)
 
     async def write_some() -> None:
@@ -154,7 +168,9 @@ async def test_a_lock_that_another_process_holds_stops_no_volume(daemon: Daemon,
         other.execute("BEGIN IMMEDIATE")
         held = time.monotonic()
         await write_some()
-        await until(lambda: is_warned(client), "the volume's description says that the metadata service does not answer")
+        await until(
+            lambda: is_warned(client), "the volume's description says that the metadata service does not answer"
+        )
         await write_some()
         await asyncio.sleep(LOCK_SECONDS - (time.monotonic() - held))
         await write_some()
@@ -178,7 +194,9 @@ async def test_a_daemon_that_stops_while_its_metadata_is_full_loses_nothing(
     async with daemon.client() as client:
         async with loaded(daemon, model, draw.getrandbits(32)) as load:
             small.fill()
-            await until(lambda: is_warned(client), "the volume's description says that the metadata service does not answer")
+            await until(
+                lambda: is_warned(client), "the volume's description says that the metadata service does not answer"
+            )
             await goes_on(load)
         assert daemon.stop() == 0
     small.free()
@@ -186,7 +204,9 @@ async def test_a_daemon_that_stops_while_its_metadata_is_full_loses_nothing(
     await settle(daemon, model)
 
 
-async def test_a_volume_is_made_and_deleted_once_the_metadata_service_answers(daemon: Daemon, small: SmallFileSystem) -> None:
+async def test_a_volume_is_made_and_deleted_once_the_metadata_service_answers(
+    daemon: Daemon, small: SmallFileSystem
+) -> None:
     """A deletion answered with UNAVAILABLE is completed later; a creation leaves nothing and can be repeated."""
     await start(daemon, small.path / "metadata.db")
     async with daemon.client() as client:

@@ -271,7 +271,9 @@ async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) ->
 
 
 @pytest.mark.timeout(1200)
-async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(
+    daemon: Daemon, draw: random.Random, amount: Amount
+) -> None:
     """Killed at a random time during restores that keep or discard the current state, back and forth between states."""
     daemon.start()
     async with daemon.client() as client:

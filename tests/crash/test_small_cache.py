@@ -99,8 +99,21 @@ class Sparse:
 
 
 @pytest.mark.timeout(1800)
-def test_a_map_larger_than_its_cache_loses_nothing(new_trial: Callable[..., Trial], draw: random.Random, amount: Amount) -> None:
-    trial = new_trial("--device-size", "8Gi", "--size", str(VOLUME), "--map-cache", "1Mi", "--reactors", "1", "--checkpoint-bytes", "8Mi")
+def test_a_map_larger_than_its_cache_loses_nothing(
+    new_trial: Callable[..., Trial], draw: random.Random, amount: Amount
+) -> None:
+    trial = new_trial(
+        "--device-size",
+        "8Gi",
+        "--size",
+        str(VOLUME),
+        "--map-cache",
+        "1Mi",
+        "--reactors",
+        "1",
+        "--checkpoint-bytes",
+        "8Mi",
+    )
     blocks = Sparse(draw)
     asyncio.run(asyncio.wait_for(blocks.run(trial.uri, 100), 300))
     asyncio.run(asyncio.wait_for(blocks.compare(trial.uri), 300))

@@ -58,7 +58,12 @@ async def test_a_snapshot_refuses_writes(bench: Bench) -> None:
     async with bench.served() as connection:
         await bench.write(connection, 80)
         async with bench.reading(await bench.snapshot("one")) as snapshot:
-            for change in (snapshot.write(0, bytes(BLOCK)), snapshot.trim(0, BLOCK), snapshot.zero(0, BLOCK), snapshot.write(1, b"x")):
+            for change in (
+                snapshot.write(0, bytes(BLOCK)),
+                snapshot.trim(0, BLOCK),
+                snapshot.zero(0, BLOCK),
+                snapshot.write(1, b"x"),
+            ):
                 with pytest.raises(NbdError):
                     await change
 
@@ -192,7 +197,9 @@ async def test_a_snapshot_that_is_read_stays_until_it_is_not(bench: Bench) -> No
 
 
 @pytest.mark.timeout(1200)
-async def test_kills_during_making_and_deleting_leave_each_there_or_not(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+async def test_kills_during_making_and_deleting_leave_each_there_or_not(
+    daemon: Daemon, draw: random.Random, amount: Amount
+) -> None:
     """Of the daemon, at a random time during both, under writes. A snapshot that exists has its contents, and no space
     leaks.
     """

@@ -50,17 +50,31 @@ async def test_what_is_shared_and_what_only_snapshots_hold(room: Path) -> None:
         await connection.trim(90 * BLOCK, 10 * BLOCK)
         bench.held = dict.fromkeys(range(90), 2)
         told = await space(bench)
-        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (30 * BLOCK, 60 * BLOCK, 40 * BLOCK)
+        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (
+            30 * BLOCK,
+            60 * BLOCK,
+            40 * BLOCK,
+        )
         second = await bench.snapshot("second")
-        await connection.write(20 * BLOCK, bytes([3]) * 20 * BLOCK)  # 10 that only the second has, and 10 shared by both
+        await connection.write(
+            20 * BLOCK, bytes([3]) * 20 * BLOCK
+        )  # 10 that only the second has, and 10 shared by both
         told = await space(bench)
-        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (20 * BLOCK, 70 * BLOCK, 60 * BLOCK)
+        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (
+            20 * BLOCK,
+            70 * BLOCK,
+            60 * BLOCK,
+        )
         await bench.delete(first)
         async with asyncio.timeout(300):
             while "first" in await bench.snapshots():
                 await bench.engine.checkpoint(bench.volume)
         told = await space(bench)
-        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (20 * BLOCK, 70 * BLOCK, 20 * BLOCK)
+        assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (
+            20 * BLOCK,
+            70 * BLOCK,
+            20 * BLOCK,
+        )
         await bench.delete(second)
         await given_back(bench)
         told = await space(bench)
@@ -84,7 +98,9 @@ async def test_a_life_of_snapshots_restores_and_crashes(room: Path, seed: int) -
         async with bench.running():
             await space(bench)
             for number in range(6):
-                match draw.choice(["write", "write", "snapshot", "snapshot", "delete", "restore", "checkpoint", "clean"]):
+                match draw.choice(
+                    ["write", "write", "snapshot", "snapshot", "delete", "restore", "checkpoint", "clean"]
+                ):
                     case "write":
                         async with bench.connected() as connection:
                             await bench.write(connection, 400)

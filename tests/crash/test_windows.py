@@ -83,7 +83,9 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment
     print(f"{done} restored, {undone} as before")
 
 
-async def test_kills_during_the_making_of_a_clone_leave_it_whole_or_not_there(daemon: Daemon, draw: random.Random, amount: Amount) -> None:
+async def test_kills_during_the_making_of_a_clone_leave_it_whole_or_not_there(
+    daemon: Daemon, draw: random.Random, amount: Amount
+) -> None:
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
@@ -126,7 +128,9 @@ async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random
         await scribble(uri, content, draw)
     daemon.stop()
     overwritten = next(
-        block for block in range(0, SIZE, BLOCK) if first[block : block + BLOCK] not in (bytes(BLOCK), content[block : block + BLOCK])
+        block
+        for block in range(0, SIZE, BLOCK)
+        if first[block : block + BLOCK] not in (bytes(BLOCK), content[block : block + BLOCK])
     )
     device = Path(daemon.devices[0])
     image = bytearray(device.read_bytes())
@@ -136,7 +140,9 @@ async def test_a_way_that_ends_in_damage_leads_back(daemon: Daemon, draw: random
     device.write_bytes(image)
     daemon.start()
     async with daemon.client() as client:
-        with pytest.raises(IomeshError, match=rf"block {overwritten // BLOCK} as record \d+ of the log has it is damaged"):
+        with pytest.raises(
+            IomeshError, match=rf"block {overwritten // BLOCK} as record \d+ of the log has it is damaged"
+        ):
             await client.restore_volume("db", "", at_ns=at_ns)
         assert await client.snapshots("db") == []
         assert await everything(uri) == content
@@ -157,10 +163,21 @@ async def test_only_a_mark_settles_a_volume_that_is_being_restored(room: Path, d
     async with bench.running():
         async with bench.connected() as connection:
             await bench.write(connection, 80)
-        target, before, unsettled = await bench.snapshot("target"), draw.randbytes(16), (draw.randbytes(16), "@unsettled")
+        target, before, unsettled = (
+            await bench.snapshot("target"),
+            draw.randbytes(16),
+            (draw.randbytes(16), "@unsettled"),
+        )
         await bench.ask(
             lambda engine: engine.restore_volume(
-                bench.volume.bytes, target, before=before, name="before", discard=False, force=False, mark=unsettled, unsettled=True
+                bench.volume.bytes,
+                target,
+                before=before,
+                name="before",
+                discard=False,
+                force=False,
+                mark=unsettled,
+                unsettled=True,
             )
         )
         with pytest.raises(InUse, match="busy"):

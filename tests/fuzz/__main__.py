@@ -55,12 +55,16 @@ def fuzz(name: str, seconds: int) -> Run:
     FINDINGS.mkdir(parents=True, exist_ok=True)
     for seed in target(name).seeds() if not any(corpus.iterdir()) else ():
         (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    with tempfile.TemporaryDirectory(prefix="iomesh-fuzz-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="iomesh-fuzz-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")
+    ) as folder:
         tried, merged = Path(folder) / "tried", Path(folder) / "merged"
         tried.mkdir()
         merged.mkdir()
         before = {path.name for path in FINDINGS.iterdir()}
-        said = libfuzzer(name, folder, f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS / name}-", str(tried), str(corpus))
+        said = libfuzzer(
+            name, folder, f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS / name}-", str(tried), str(corpus)
+        )
         numbers = PROGRESS.findall(said)
         findings = [path for path in sorted(FINDINGS.iterdir()) if path.name not in before]
         if not numbers:
@@ -70,7 +74,11 @@ def fuzz(name: str, seconds: int) -> Run:
         for path in corpus.iterdir():
             shutil.copy(path, merged)
         libfuzzer(name, folder, "-merge=1", str(merged), str(tried))
-        new = [path for path in merged.iterdir() if not (corpus / path.name).exists() and path.stat().st_size <= INPUT_BYTES_MAX]
+        new = [
+            path
+            for path in merged.iterdir()
+            if not (corpus / path.name).exists() and path.stat().st_size <= INPUT_BYTES_MAX
+        ]
         for path in new:
             shutil.copy(path, corpus)
     executions, coverage, features = map(int, numbers[-1])
@@ -81,8 +89,18 @@ def fuzz(name: str, seconds: int) -> Run:
 
 def libfuzzer(name: str, folder: str, *arguments: str) -> str:
     """All that it said."""
-    command = [sys.executable, "-m", "fuzz.one", name, f"-max_len={target(name).MAX_BYTES}", f"-timeout={HANG_SECONDS}", *arguments]
-    done = subprocess.run(command, env=os.environ | {"IOMESH_TEST_FOLDER": folder}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [
+        sys.executable,
+        "-m",
+        "fuzz.one",
+        name,
+        f"-max_len={target(name).MAX_BYTES}",
+        f"-timeout={HANG_SECONDS}",
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"IOMESH_TEST_FOLDER": folder}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     return done.stdout.decode(errors="replace")
 
 

@@ -19,7 +19,11 @@ class Driver:
 
     def __init__(self, *, checkpoint_bytes: int = 1 << 30) -> None:
         self.engine = Engine(
-            mode="sleep", map_cache_bytes=1 << 20, checkpoint_bytes=checkpoint_bytes, register_buffers=False, poll_microseconds=0
+            mode="sleep",
+            map_cache_bytes=1 << 20,
+            checkpoint_bytes=checkpoint_bytes,
+            register_buffers=False,
+            poll_microseconds=0,
         )
         self.engine.start()
         self.pointer: Pointer | None = None
@@ -49,7 +53,9 @@ class Driver:
         self.pointer = event.value["pointer"]
         self.engine.checkpoint_moved(event.volume, event.value["sequence"], POINTER_DONE)
 
-    def connect(self, *, structured: bool = False, context: bool = False, read_only: bool = False) -> tuple[socket.socket, int]:
+    def connect(
+        self, *, structured: bool = False, context: bool = False, read_only: bool = False
+    ) -> tuple[socket.socket, int]:
         """A client's socket, and the ticket that is answered when the connection ends."""
         ours, theirs = socket.socketpair()
         ours.settimeout(SECONDS)
@@ -76,5 +82,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 def scratch() -> Path:
     """A folder for this process. `make fuzz` gives the fuzzer one that outlives it: libFuzzer ends its process without a word."""
-    _folders.append(tempfile.TemporaryDirectory(prefix="iomesh-fuzz-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp")))
+    _folders.append(
+        tempfile.TemporaryDirectory(prefix="iomesh-fuzz-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp"))
+    )
     return Path(_folders[-1].name)

@@ -12,9 +12,13 @@ from fuzz.targets import target
 
 
 def main() -> None:
-    with atheris.instrument_imports(include=["iomesh.exports"]):  # the one part that is Python; the compiler has instrumented the engine
+    with atheris.instrument_imports(
+        include=["iomesh.exports"]
+    ):  # the one part that is Python; the compiler has instrumented the engine
         chosen = target(sys.argv[1])
-    itself = shlex.join([sys.executable, "-m", "fuzz.one", sys.argv[1]])  # as a shell would start it again: -merge=1 does
+    itself = shlex.join(
+        [sys.executable, "-m", "fuzz.one", sys.argv[1]]
+    )  # as a shell would start it again: -merge=1 does
     atheris.Setup([itself, *sys.argv[2:]], chosen.fuzz_one)
     atheris.Fuzz()
 

@@ -53,7 +53,9 @@ def await_free(trial: Trial, wanted: int) -> None:
 
 
 def attach(port: int, device: str) -> str:
-    return f"nbd-client 10.0.2.2 {port} {device} -N trial -C 4 -t 30 >/tmp/attach 2>&1 || {{ cat /tmp/attach; exit 1; }}\n"
+    return (
+        f"nbd-client 10.0.2.2 {port} {device} -N trial -C 4 -t 30 >/tmp/attach 2>&1 || {{ cat /tmp/attach; exit 1; }}\n"
+    )
 
 
 @pytest.mark.timeout(600)

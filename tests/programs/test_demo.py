@@ -10,7 +10,9 @@ import pytest
 
 from support.amount import Amount
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse: mounts")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse: mounts"
+)
 DEMO = Path(__file__).parents[2] / "tools" / "demo.py"
 
 
@@ -19,9 +21,15 @@ def left_behind(room: Path) -> list[str]:
     found = [str(entry) for entry in room.iterdir()]
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(room) in line]
     found += [
-        f"{file.parts[3]}: {text}" for file in Path("/sys/block").glob("loop*/loop/backing_file") if str(room) in (text := text_of(file))
+        f"{file.parts[3]}: {text}"
+        for file in Path("/sys/block").glob("loop*/loop/backing_file")
+        if str(room) in (text := text_of(file))
     ]
-    found += [words for entry in Path("/proc").glob("[0-9]*/cmdline") if str(room) in (words := text_of(entry).replace("\0", " "))]
+    found += [
+        words
+        for entry in Path("/proc").glob("[0-9]*/cmdline")
+        if str(room) in (words := text_of(entry).replace("\0", " "))
+    ]
     return found
 
 

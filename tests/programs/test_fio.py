@@ -49,7 +49,15 @@ def test_random_sizes_verify(volume: str, room: Path, sizes: str) -> None:
 
 
 def test_mixed_sizes_verify_under_mixed_reads_and_writes(volume: str, room: Path) -> None:
-    fio(volume, room, "--rw=randrw", "--rwmixread=30", "--bssplit=4k/50:8k/10:16k/20:64k/15:512k/5", "--iodepth=64", "--size=128M")
+    fio(
+        volume,
+        room,
+        "--rw=randrw",
+        "--rwmixread=30",
+        "--bssplit=4k/50:8k/10:16k/20:64k/15:512k/5",
+        "--iodepth=64",
+        "--size=128M",
+    )
 
 
 def test_sequential_writes_verify(volume: str, room: Path) -> None:
@@ -62,7 +70,16 @@ def test_overwriting_everything_verifies_the_newest(volume: str, room: Path) -> 
 
 
 def test_several_connections_verify_each_their_own_part(volume: str, room: Path) -> None:
-    answer = fio(volume, room, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=32", "--size=32M", "--numjobs=4", "--offset_increment=32M")
+    answer = fio(
+        volume,
+        room,
+        "--rw=randwrite",
+        "--bsrange=4k-64k",
+        "--iodepth=32",
+        "--size=32M",
+        "--numjobs=4",
+        "--offset_increment=32M",
+    )
     assert len(answer["jobs"]) == 4
 
 

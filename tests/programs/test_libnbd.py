@@ -36,14 +36,33 @@ def extents(uri: str) -> list[tuple[int, int, str]]:
 
 def qemu_io(uri: str, *commands: str) -> None:
     """Writes, zeroes and discards at given places, by qemu-io."""
-    run([tool("qemu-io", "qemu-utils"), "-f", "raw", "-d", "unmap", *(word for command in commands for word in ("-c", command)), uri])
+    run(
+        [
+            tool("qemu-io", "qemu-utils"),
+            "-f",
+            "raw",
+            "-d",
+            "unmap",
+            *(word for command in commands for word in ("-c", command)),
+            uri,
+        ]
+    )
 
 
 def test_the_export_says_what_it_can_do(volume: str) -> None:
     said = export(volume)
     assert said["export-size"] == 256 << 20
     assert said["is_read_only"] is False
-    for ability in ("can_cache", "can_df", "can_fast_zero", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_flush"):
+    for ability in (
+        "can_cache",
+        "can_df",
+        "can_fast_zero",
+        "can_fua",
+        "can_multi_conn",
+        "can_trim",
+        "can_zero",
+        "can_flush",
+    ):
         assert said[ability] is True, f"the export says that it has not {ability}"
     assert "base:allocation" in said["contexts"]
     assert said["block_size_maximum"] >= 32 << 20
@@ -103,7 +122,9 @@ def test_what_nbdcopy_brings_in_it_brings_out(volume: str, room: Path, connectio
 
 def test_nbdcopy_streams_a_whole_volume_out(volume: str) -> None:
     qemu_io(volume, "write -P 5 3M 20M", "write -P 6 100M 1M")
-    packed = subprocess.run([tool("nbdcopy", "libnbd-bin"), volume, "-"], stdout=subprocess.PIPE, check=True, timeout=120).stdout
+    packed = subprocess.run(
+        [tool("nbdcopy", "libnbd-bin"), volume, "-"], stdout=subprocess.PIPE, check=True, timeout=120
+    ).stdout
     assert len(packed) == 256 << 20
     expected = bytes(3 << 20) + b"\5" * (20 << 20) + bytes(77 << 20) + b"\6" * (1 << 20) + bytes(155 << 20)
     assert hashlib.sha256(packed).digest() == hashlib.sha256(expected).digest()

@@ -118,7 +118,13 @@ def test_what_lies_beyond_the_end_is_refused(volume: str, structured: bool) -> N
             (2**64 - BLOCK, 2 * BLOCK),
             (1, 2**32 - 1),
         ]
-        errors = {READ: errno.EINVAL, TRIM: errno.EINVAL, CACHE: errno.EINVAL, BLOCK_STATUS: errno.EINVAL, WRITE_ZEROES: errno.ENOSPC}
+        errors = {
+            READ: errno.EINVAL,
+            TRIM: errno.EINVAL,
+            CACHE: errno.EINVAL,
+            BLOCK_STATUS: errno.EINVAL,
+            WRITE_ZEROES: errno.ENOSPC,
+        }
         for offset, length in beyond:
             for command, error in errors.items():
                 assert wire.do(command, offset, length).error == error, f"command {command}, {length} bytes at {offset}"
@@ -132,7 +138,9 @@ def test_a_refused_writes_payload_is_passed_over(volume: str, draw: random.Rando
         for _ in range(40):
             length = draw.choice([1, 27, 28, 4096, 70000, MIB])
             offset = draw.choice([wire.size, wire.size - length + 1, 2**64 - 1, 2**64 - length])
-            payload = request(WRITE, 0, length) * (length // 28 + 1)  # looks like requests, and must not be taken for any
+            payload = request(WRITE, 0, length) * (
+                length // 28 + 1
+            )  # looks like requests, and must not be taken for any
             flags = draw.choice([0, 0x8000])
             cookie = wire.ask(WRITE, offset, length, flags=flags, data=payload[:length])
             refused[cookie] = errno.EINVAL if flags else errno.ENOSPC
@@ -186,7 +194,9 @@ def test_chunks_end_where_leaves_do(wire: Wire) -> None:
     assert [chunk.last for chunk in answer.chunks] == [False, False, False, True]
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 1), (5, 65536), (LEAF - 10, 20), (LEAF - 40000, 65536), (1, MIB), (0, MIB)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 1), (5, 65536), (LEAF - 10, 20), (LEAF - 40000, 65536), (1, MIB), (0, MIB)]
+)
 def test_an_unfragmented_read_is_one_chunk(wire: Wire, offset: int, length: int) -> None:
     content = os.urandom(MIB // 2)
     assert wire.write(LEAF - MIB // 4, content) == 0  # data on both sides of a leaf's end, holes around it
@@ -220,7 +230,9 @@ def test_long_reads_at_once_do_not_wait_for_each_other_for_ever(volume: str, str
         for offset in range(0, len(content), 8 * MIB):
             assert wire.write(offset, content[offset : offset + 8 * MIB]) == 0
         lengths = [32 * MIB, 3 * MIB, BLOCK, 20 * MIB, 512, 4 * MIB, 5 * MIB, 16 * MIB, 17000] * 3
-        asked = {wire.ask(READ, number * 4099, length): (number * 4099, length) for number, length in enumerate(lengths)}
+        asked = {
+            wire.ask(READ, number * 4099, length): (number * 4099, length) for number, length in enumerate(lengths)
+        }
         for cookie, answer in wire.answers().items():
             offset, length = asked[cookie]
             assert answer.data == content[offset : offset + length], f"{length} bytes at {offset}"
@@ -288,7 +300,9 @@ def test_five_hundred_requests_in_flight(volume: str, structured: bool, draw: ra
 
 
 @FORMS
-def test_any_sequence_of_requests_is_what_a_byte_array_would_be(volume: str, structured: bool, draw: random.Random) -> None:
+def test_any_sequence_of_requests_is_what_a_byte_array_would_be(
+    volume: str, structured: bool, draw: random.Random
+) -> None:
     """Sequences in flight that touch disjoint ranges, so that the outcome is certain; their answers come in any order."""
     with Wire(volume, context=structured) as wire:
         content = bytearray(24 * MIB)
@@ -296,7 +310,10 @@ def test_any_sequence_of_requests_is_what_a_byte_array_would_be(volume: str, str
             asked: dict[int, tuple[int, int, int]] = {}
             stream, place = b"", draw.randrange(5000)
             while place < len(content) and len(asked) < 300:
-                length = min(draw.choice([1, 511, 512, 4095, 4096, 4097, 8192, 16384, 20000, 65536, 300000, 2 * MIB]), len(content) - place)
+                length = min(
+                    draw.choice([1, 511, 512, 4095, 4096, 4097, 8192, 16384, 20000, 65536, 300000, 2 * MIB]),
+                    len(content) - place,
+                )
                 command = draw.choice([READ, READ, WRITE, WRITE, WRITE, WRITE_ZEROES, TRIM, CACHE])
                 flags = draw.choice([0, 0, FUA, NO_HOLE if command == WRITE_ZEROES else 0])
                 data = os.urandom(length) if command == WRITE else b""
@@ -324,7 +341,9 @@ def test_any_sequence_of_requests_is_what_a_byte_array_would_be(volume: str, str
 
 def test_a_request_may_come_byte_by_byte(volume: str) -> None:
     with Wire(volume) as wire:
-        stream = wire.header(WRITE, 4000, 200) + bytes(range(200)) + wire.header(READ, 4000, 200) + wire.header(FLUSH, 0, 0)
+        stream = (
+            wire.header(WRITE, 4000, 200) + bytes(range(200)) + wire.header(READ, 4000, 200) + wire.header(FLUSH, 0, 0)
+        )
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         for byte in stream:
             wire.socket.sendall(bytes([byte]))
@@ -455,7 +474,9 @@ def test_a_request_that_ends_in_the_middle(volume: str, kept: int) -> None:
         for block in range(8):
             piece = content[block * BLOCK : (block + 1) * BLOCK]
             arrived = kept >= 28 + (block + 1) * BLOCK
-            assert piece in ([b"a" * BLOCK, b"b" * BLOCK] if arrived else [b"a" * BLOCK]), f"block {block} holds {set(piece)}"
+            assert piece in ([b"a" * BLOCK, b"b" * BLOCK] if arrived else [b"a" * BLOCK]), (
+                f"block {block} holds {set(piece)}"
+            )
 
 
 def test_connections_leave_nothing_behind(trial: Trial, draw: random.Random) -> None:
@@ -472,7 +493,9 @@ def test_connections_leave_nothing_behind(trial: Trial, draw: random.Random) -> 
         for _ in range(draw.randrange(12)):
             kinds = [(READ, 16 * MIB), (READ, BLOCK), (WRITE, 30000), (TRIM, MIB), (FLUSH, 0), (WRITE_ZEROES, 2 * MIB)]
             command, length = draw.choice(kinds)
-            wire.ask(command, 0 if command == FLUSH else 17, length, data=os.urandom(length) if command == WRITE else b"")
+            wire.ask(
+                command, 0 if command == FLUSH else 17, length, data=os.urandom(length) if command == WRITE else b""
+            )
         match number % 4:
             case 0:
                 wire.socket.sendall(os.urandom(28))

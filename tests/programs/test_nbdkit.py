@@ -36,7 +36,15 @@ def nbdkit_over(uri: str, room: Path, *words: str | Path, filters: Sequence[str]
 
 def qemu_io(uri: str, *commands: str) -> None:
     said = run(
-        [tool("qemu-io", "qemu-utils"), "-f", "raw", "-d", "unmap", *(word for command in commands for word in ("-c", command)), uri]
+        [
+            tool("qemu-io", "qemu-utils"),
+            "-f",
+            "raw",
+            "-d",
+            "unmap",
+            *(word for command in commands for word in ("-c", command)),
+            uri,
+        ]
     ).stdout
     assert "verification failed" not in said.lower(), said
 
@@ -53,7 +61,10 @@ def test_four_connections_through_nbdkit_copy_the_volume(volume: str, room: Path
     copy = room / "copy"
     with nbdkit_over(volume, room) as through:
         run([tool("nbdcopy", "libnbd-bin"), "--connections=4", through, copy])
-    assert "identical" in run([tool("qemu-img", "qemu-utils"), "compare", "-f", "raw", "-F", "raw", volume, copy], timeout=120).stdout
+    assert (
+        "identical"
+        in run([tool("qemu-img", "qemu-utils"), "compare", "-f", "raw", "-F", "raw", volume, copy], timeout=120).stdout
+    )
 
 
 def test_block_by_block_and_without_extents_it_is_the_same_volume(volume: str, room: Path) -> None:

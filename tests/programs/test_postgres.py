@@ -29,7 +29,9 @@ VOLUME = "trial"
 @contextmanager
 def pgbench(postgres: Postgres, clients: int = 4) -> Iterator[None]:
     """A load beside the ledger's, until the server goes away."""
-    load: subprocess.Popen[bytes] = postgres.begin("pgbench", "--client", str(clients), "--jobs=1", "--time=3600", "--no-vacuum")
+    load: subprocess.Popen[bytes] = postgres.begin(
+        "pgbench", "--client", str(clients), "--jobs=1", "--time=3600", "--no-vacuum"
+    )
     try:
         yield
     finally:
@@ -92,7 +94,9 @@ def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_databa
     trial = new_trial("--device-size", "16Gi", "--size", "1Gi")
 
     def iomesh(*words: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(run([iomesh_command(), *words, "--json", "--address", trial.control]).stdout)
+        answer: dict[str, Any] = json.loads(
+            run([iomesh_command(), *words, "--json", "--address", trial.control]).stdout
+        )
         return answer
 
     def transactions(database: Postgres) -> int:

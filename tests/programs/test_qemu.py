@@ -18,7 +18,15 @@ def qemu_img(*words: str | Path) -> str:
 def qemu_io(uri: str, *commands: str) -> str:
     """Every `read -P` among the commands must find its pattern: qemu-io says so on its output and goes on, so that is looked at."""
     said = run(
-        [tool("qemu-io", "qemu-utils"), "-f", "raw", "-d", "unmap", *(word for command in commands for word in ("-c", command)), uri]
+        [
+            tool("qemu-io", "qemu-utils"),
+            "-f",
+            "raw",
+            "-d",
+            "unmap",
+            *(word for command in commands for word in ("-c", command)),
+            uri,
+        ]
     ).stdout
     assert "verification failed" not in said.lower(), said
     return said
@@ -84,7 +92,14 @@ def test_qemu_img_bench_runs_to_its_end(volume: str, writes: bool) -> None:
 
 
 def test_odd_places_hold_what_was_written_there(volume: str) -> None:
-    qemu_io(volume, "write -P 1 0 16k", "write -P 2 4095 2", "write -P 3 8191 4098", "write -P 4 12289 511", "write -P 5 511 1")
+    qemu_io(
+        volume,
+        "write -P 1 0 16k",
+        "write -P 2 4095 2",
+        "write -P 3 8191 4098",
+        "write -P 4 12289 511",
+        "write -P 5 511 1",
+    )
     qemu_io(
         volume,
         "read -P 1 0 511",
@@ -129,12 +144,22 @@ def test_trimmed_blocks_read_as_zeros_and_can_be_written_again(volume: str) -> N
 
 def test_the_end_of_the_volume_is_the_end(volume: str) -> None:
     qemu_io(volume, f"write -P 8 {VOLUME_BYTES - 4097} 4097", f"read -P 8 {VOLUME_BYTES - 4097} 4097")
-    beyond = run([tool("qemu-io", "qemu-utils"), "-f", "raw", "-c", f"write -P 8 {VOLUME_BYTES} 512", volume], succeeds=False)
+    beyond = run(
+        [tool("qemu-io", "qemu-utils"), "-f", "raw", "-c", f"write -P 8 {VOLUME_BYTES} 512", volume], succeeds=False
+    )
     assert beyond.returncode != 0
 
 
 def test_writes_with_fua_and_flushes_are_there(volume: str) -> None:
-    qemu_io(volume, "write -f -P 1 0 1M", "write -z -f 4k 4k", "flush", "read -P 1 0 4k", "read -P 0 4k 4k", "read -P 1 8k 1016k")
+    qemu_io(
+        volume,
+        "write -f -P 1 0 1M",
+        "write -z -f 4k 4k",
+        "flush",
+        "read -P 1 0 4k",
+        "read -P 0 4k 4k",
+        "read -P 1 8k 1016k",
+    )
 
 
 def test_neighbours_in_flight_that_share_blocks_are_all_there(volume: str) -> None:

@@ -13,7 +13,9 @@ from support.nbd import CACHE, FLAG_FUA, FLAG_NO_HOLE, READ, TRIM, WRITE, Connec
 MIB = 1 << 20
 
 
-async def refused(connection: Connection, kind: int, offset: int, length: int, flags: int = 0, data: bytes = b"") -> int:
+async def refused(
+    connection: Connection, kind: int, offset: int, length: int, flags: int = 0, data: bytes = b""
+) -> int:
     """The error that a request is answered with."""
     with pytest.raises(NbdError) as caught:
         await connection.request(kind, offset, length, flags, data)
@@ -21,7 +23,9 @@ async def refused(connection: Connection, kind: int, offset: int, length: int, f
 
 
 @pytest.mark.parametrize("structured", [False, True])
-async def test_overlapping_writes_in_flight_leave_no_block_of_both(volume: str, draw: random.Random, structured: bool) -> None:
+async def test_overlapping_writes_in_flight_leave_no_block_of_both(
+    volume: str, draw: random.Random, structured: bool
+) -> None:
     door = await Connection.connect(volume, structured=structured)
     for _ in range(20):
         patterns = [(draw.randrange(64) * BLOCK, draw.randint(1, 32) * BLOCK, 1 + number) for number in range(40)]
@@ -44,7 +48,9 @@ async def test_a_read_sees_each_block_before_or_after_a_write(volume: str) -> No
         while not write.done():
             data = await reader.read(0, MIB)
             for block in range(0, MIB, BLOCK):
-                assert data[block : block + BLOCK] in (bytes([mark - 1]) * BLOCK, bytes([mark]) * BLOCK), f"block {block // BLOCK} is torn"
+                assert data[block : block + BLOCK] in (bytes([mark - 1]) * BLOCK, bytes([mark]) * BLOCK), (
+                    f"block {block // BLOCK} is torn"
+                )
         await write
     await writer.close()
     await reader.close()
@@ -52,7 +58,9 @@ async def test_a_read_sees_each_block_before_or_after_a_write(volume: str) -> No
 
 async def test_what_one_connection_wrote_another_reads(volume: str, draw: random.Random) -> None:
     doors = [await Connection.connect(volume, structured=bool(number % 2)) for number in range(4)]
-    assert all(door.flags & 1 << 8 for door in doors), "the export does not say that it can be used by several connections"
+    assert all(door.flags & 1 << 8 for door in doors), (
+        "the export does not say that it can be used by several connections"
+    )
     for _ in range(200):
         offset, data = draw.randrange(16 * MIB), os.urandom(draw.randint(1, 20000))
         await draw.choice(doors).write(offset, data)
@@ -130,7 +138,9 @@ async def test_a_client_that_vanishes_mid_request_disturbs_no_one(volume: str) -
     await steady.write(0, b"z" * MIB)
     for _ in range(20):
         gone = await Connection.connect(volume)
-        requests = [gone.request(WRITE, (8 + number) * MIB, MIB, 0, b"g" * MIB) for number in range(4)] + [gone.request(READ, 0, MIB)]
+        requests = [gone.request(WRITE, (8 + number) * MIB, MIB, 0, b"g" * MIB) for number in range(4)] + [
+            gone.request(READ, 0, MIB)
+        ]
         gone._writer.transport.abort()
         await asyncio.gather(*requests, return_exceptions=True)
         assert await steady.read(0, MIB) == b"z" * MIB

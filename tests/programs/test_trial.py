@@ -19,7 +19,9 @@ from support.trial import Trial, iomesh_command
 
 def told(*words: str, code: int = 0) -> Any:
     """What a command says with --json."""
-    done = subprocess.run([iomesh_command(), *words, "--json"], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [iomesh_command(), *words, "--json"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -33,7 +35,9 @@ def shown(*words: str, code: int = 0) -> str:
 
 def qemu_io(uri: str, *commands: str) -> str:
     words = [word for command in commands for word in ("-c", command)]
-    done = subprocess.run(["qemu-io", "-f", "raw", *words, uri], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["qemu-io", "-f", "raw", *words, uri], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout, done.stdout
     return done.stdout
@@ -93,9 +97,13 @@ def test_a_clean_stop_keeps_the_data_and_leaves_nothing_to_recover(directory: Pa
 def test_what_does_not_fit_the_trials_state_is_refused_with_the_next_step(directory: Path) -> None:
     up(directory)
     assert "end it with `iomesh trial down`" in shown("trial", "up", "--dir", str(directory), code=5)
-    assert f"`iomesh trial status --dir {directory}` shows it" in shown("trial", "start", "--dir", str(directory), code=5)
+    assert f"`iomesh trial status --dir {directory}` shows it" in shown(
+        "trial", "start", "--dir", str(directory), code=5
+    )
     told("trial", "crash", "--dir", str(directory))
-    assert f"start it with `iomesh trial start --dir {directory}`" in shown("trial", "crash", "--dir", str(directory), code=3)
+    assert f"start it with `iomesh trial start --dir {directory}`" in shown(
+        "trial", "crash", "--dir", str(directory), code=3
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +116,9 @@ def test_what_does_not_fit_the_trials_state_is_refused_with_the_next_step(direct
     ],
     ids=str,
 )
-def test_a_trial_that_cannot_be_set_up_leaves_nothing(directory: Path, options: tuple[str, ...], code: int, reason: str) -> None:
+def test_a_trial_that_cannot_be_set_up_leaves_nothing(
+    directory: Path, options: tuple[str, ...], code: int, reason: str
+) -> None:
     error = told("trial", "up", "--dir", str(directory), *options, code=code)["error"]
     assert reason in error["message"]
     assert not directory.exists()
@@ -141,11 +151,14 @@ def test_several_devices_and_the_engines_settings_reach_the_daemon(directory: Pa
     assert len(made["devices"]) == 3
     control = made["nodes"][0]["control"]
     devices = told("device", "list", "--address", control)["devices"]
-    assert [(one["path"], one["tier"], one["label"], one["state"]) for one in sorted(devices, key=lambda one: str(one["path"]))] == [
-        (str(directory / "devices" / f"{number}.img"), "ssd", f"trial-{number}", "online") for number in range(3)
-    ]
+    assert [
+        (one["path"], one["tier"], one["label"], one["state"])
+        for one in sorted(devices, key=lambda one: str(one["path"]))
+    ] == [(str(directory / "devices" / f"{number}.img"), "ssd", f"trial-{number}", "online") for number in range(3)]
     checked = told("daemon", "run", "--check", "--config", str(directory / "node.toml"))
-    assert {name: checked["engine"][name] for name in ("map_cache_bytes", "mode", "poll_microseconds", "checkpoint_bytes")} == {
+    assert {
+        name: checked["engine"][name] for name in ("map_cache_bytes", "mode", "poll_microseconds", "checkpoint_bytes")
+    } == {
         "map_cache_bytes": 32 << 20,
         "mode": "sleep",
         "poll_microseconds": 10,
@@ -163,7 +176,10 @@ def test_volumes_go_through_their_life_from_the_command_line(trial: Trial) -> No
     qemu_io(made["exports"][0]["uris"][0], "write -P 0x11 0 1M")
     assert told("volume", "grow", "db", "+64Mi", *control)["size_bytes"] == 128 << 20
     assert told("volume", "grow", "db", "64Mi", *control, code=2)["error"]["kind"] == "InvalidArgument"
-    assert [one["name"] for one in told("volume", "list", *control)["volumes"]] == ["db", trial.described["volumes"][0]["name"]]
+    assert [one["name"] for one in told("volume", "list", *control)["volumes"]] == [
+        "db",
+        trial.described["volumes"][0]["name"],
+    ]
     assert "128 Mi" in shown("volume", "list", *control)
     assert told("volume", "checkpoint", "db", *control) == {"name": "db", "checkpoint": True}
     assert told("volume", "unexport", "db", *control) == {"name": "db", "exported": False}
@@ -188,7 +204,10 @@ def test_status_and_devices_are_shown_to_people(trial: Trial) -> None:
 def test_top_shows_what_is_written_while_it_looks(trial: Trial) -> None:
     control = ("--address", trial.described["nodes"][0]["control"])
     top = subprocess.Popen(
-        [iomesh_command(), "top", "--interval", "0.5", "--json", *control], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+        [iomesh_command(), "top", "--interval", "0.5", "--json", *control],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.PIPE,
     )
     try:
         assert top.stdout is not None
@@ -209,7 +228,9 @@ def test_names_complete_from_the_daemon(trial: Trial) -> None:
     for words, expected in ((("volume", "show", ""), "trial"), (("device", "show", "/"), "0.img")):
         environment = {**os.environ, "_IOMESH_COMPLETE": "bash_complete", "IOMESH_ADDRESS": control}
         environment |= {"COMP_WORDS": " ".join(["iomesh", *words]), "COMP_CWORD": str(len(words))}
-        done = subprocess.run([iomesh_command()], env=environment, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            [iomesh_command()], env=environment, capture_output=True, text=True, check=False, timeout=30
+        )
         assert expected in done.stdout
 
 
@@ -244,10 +265,15 @@ def test_a_device_is_formatted_once_and_again_only_by_force(room: Path) -> None:
     assert (made["cluster"], made["label"], made["tier"], made["size_bytes"]) == (cluster, "first", "hdd", 64 << 20)
     assert told("device", "show", path)["id"] == made["id"]
     assert "--force" in told("device", "format", path, "--cluster", "new", code=6)["error"]["message"]
-    assert told("device", "format", path, "--cluster", cluster, "--size", "64Mi", code=4)["error"]["kind"] == "AlreadyExists"
+    assert (
+        told("device", "format", path, "--cluster", cluster, "--size", "64Mi", code=4)["error"]["kind"]
+        == "AlreadyExists"
+    )
     again = told("device", "format", path, "--cluster", "new", "--force")
     assert again["id"] != made["id"]
-    assert told("inspect", "superblock", path)["superblocks"][0]["device"].replace("-", "") == again["id"].replace("-", "")
+    assert told("inspect", "superblock", path)["superblocks"][0]["device"].replace("-", "") == again["id"].replace(
+        "-", ""
+    )
 
 
 def test_a_foreign_filesystem_is_not_touched(room: Path) -> None:

@@ -24,19 +24,31 @@ LIVES_EACH = 50  # runs per process; a process writes its coverage counts when i
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m simulation", description="Lives of volumes in the simulated world.")
+    parser = argparse.ArgumentParser(
+        prog="python -m simulation", description="Lives of volumes in the simulated world."
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one life, and what happened in it")
     which.add_argument("--seeds", metavar="A..B", help="all from A to B")
-    which.add_argument("--seeds-of", metavar="DAY", type=of_day, help="those that `make test` draws on a day, such as 2026-11-30")
+    which.add_argument(
+        "--seeds-of", metavar="DAY", type=of_day, help="those that `make test` draws on a day, such as 2026-11-30"
+    )
     which.add_argument("--soak", action="store_true", help="until stopped, from a seed on that the clock gives")
     parser.add_argument("--processes", type=int, default=2, help="at once (2)")
     parser.add_argument("--operations", type=int, help="of each life; drawn unless given")
     parser.add_argument(
-        "--trace", type=int, default=0, metavar="N", help="with --seed: the last N events (a life that goes wrong shows 60)"
+        "--trace",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --seed: the last N events (a life that goes wrong shows 60)",
     )
-    parser.add_argument("--covered", action="store_true", help="with --soak: tell now and then what of the engine was reached")
-    parser.add_argument("--planted", metavar="NAME", default="", help="a bug that is planted in the engine (`make planted`)")
+    parser.add_argument(
+        "--covered", action="store_true", help="with --soak: tell now and then what of the engine was reached"
+    )
+    parser.add_argument(
+        "--planted", metavar="NAME", default="", help="a bug that is planted in the engine (`make planted`)"
+    )
     given = parser.parse_args()
     if given.planted:
         plant(given.planted)
@@ -79,7 +91,11 @@ def one(seed: int, operations: int | None, trace: int) -> int:
 def many(wanted: Iterable[int], processes: int, operations: int | None, *, covered: bool) -> int:
     began = told = looked = time.monotonic()
     lives = done = wrong = 0
-    how = {"engine": coverage.ENGINE, "lives_each": LIVES_EACH} if covered else {"planted": os.environ.get("IOMESH_PLANTED", "")}
+    how = (
+        {"engine": coverage.ENGINE, "lives_each": LIVES_EACH}
+        if covered
+        else {"planted": os.environ.get("IOMESH_PLANTED", "")}
+    )
     if covered:
         coverage.forget()
     try:

@@ -60,20 +60,28 @@ def parts() -> list[Part]:
     branches: dict[str, list[bool]] = defaultdict(list)
     for counts in OBJECTS.rglob("*.gcda"):
         done = subprocess.run(
-            ["gcov", "--json-format", "--stdout", "--branch-probabilities", str(counts)], capture_output=True, cwd=OBJECTS, check=True
+            ["gcov", "--json-format", "--stdout", "--branch-probabilities", str(counts)],
+            capture_output=True,
+            cwd=OBJECTS,
+            check=True,
         )
         for file in json.loads(done.stdout)["files"]:
             part = dotted(Path(file["file"]))
             if part in ELSEWHERE or not part:
                 continue
-            starts = sorted((each["start_line"], each["name"]) for each in file["functions"] if not each["name"].startswith(SET_UP))
+            starts = sorted(
+                (each["start_line"], each["name"]) for each in file["functions"] if not each["name"].startswith(SET_UP)
+            )
             for line in file["lines"]:
                 number, place = line["line_number"], bisect_right(starts, (line["line_number"], "~")) - 1
                 if place < 0 or not starts[place][1].startswith(NOGIL):
                     continue
                 lines[part][number] = lines[part].get(number, False) or line["count"] > 0
                 branches[part] += [branch["count"] > 0 for branch in line["branches"]]
-    return [Part(name, len(lines[name]), sum(lines[name].values()), len(branches[name]), sum(branches[name])) for name in sorted(lines)]
+    return [
+        Part(name, len(lines[name]), sum(lines[name].values()), len(branches[name]), sum(branches[name]))
+        for name in sorted(lines)
+    ]
 
 
 def dotted(source: Path) -> str:
@@ -88,7 +96,9 @@ def table(found: Iterable[Part]) -> Table:
     for column in result.columns[1:]:
         column.justify = "right"
     found = list(found)
-    together = Part("all", *(sum(numbers) for numbers in zip(*(part[1:] for part in found), strict=True))) if found else None
+    together = (
+        Part("all", *(sum(numbers) for numbers in zip(*(part[1:] for part in found), strict=True))) if found else None
+    )
     for part in [*found, *([together] if together else [])]:
         result.add_row(
             part.name,

@@ -15,7 +15,10 @@ from typing import Any
 
 LIFE_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
 END_SECONDS = 30  # for an idle process to end
-KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}  # reuse memory: new pages are slow
+KEEPS_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+}  # reuse memory: new pages are slow
 SCRIPT = "from simulation.lives import serve; serve()"
 
 
@@ -36,7 +39,9 @@ def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome
     from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine on PYTHONPATH
 
     if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
-        raise RuntimeError("no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted")
+        raise RuntimeError(
+            "no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted"
+        )
     life = Simulation(seed, operations)
     wrong = life.run()
     return Outcome(seed, wrong, life.digest, life.told, life.drawn, life.trace(trace) if trace else [])
@@ -57,7 +62,12 @@ class Child:
     def __init__(self, environment: dict[str, str]) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
+            [sys.executable, "-c", SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=environment,
         )
         self.seed: int | None = None
         self.lives = 0
@@ -122,7 +132,9 @@ def run_all(
         for child in children:
             give(child, wanted, operations)
         while any(child.seed is not None for child in children):
-            busy = {child.process.stdout: child for child in children if child.seed is not None and child.process.stdout}
+            busy = {
+                child.process.stdout: child for child in children if child.seed is not None and child.process.stdout
+            }
             ready, _, _ = select.select(list(busy), [], [])
             for stream in ready:
                 child = busy[stream]

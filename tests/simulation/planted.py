@@ -80,7 +80,9 @@ def find(bug: str, seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) 
     return None, lives
 
 
-def find_all(bugs: Iterable[str], seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> Iterator[tuple[str, Outcome | None, int]]:
+def find_all(
+    bugs: Iterable[str], seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2
+) -> Iterator[tuple[str, Outcome | None, int]]:
     for bug in bugs:
         yield bug, *find(bug, seeds, processes)
 

@@ -59,7 +59,9 @@ def test_a_day_draws_the_same_seeds_again_and_another_day_others() -> None:
 
 def test_a_life_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "import itertools; lives.live = lambda *_: all(map(lambda _: True, itertools.count()))"
-    monkeypatch.setattr(lives, "SCRIPT", f"from simulation import lives; lives.LIFE_SECONDS = 0.01; {endless}; lives.serve()")
+    monkeypatch.setattr(
+        lives, "SCRIPT", f"from simulation import lives; lives.LIFE_SECONDS = 0.01; {endless}; lives.serve()"
+    )
     (outcome,) = lives.run_all([7], processes=1)
     assert outcome.seed == 7
     assert outcome.wrong == f"the life does not end within {lives.LIFE_SECONDS} s of processor time"

@@ -43,10 +43,15 @@ def test_the_build_for_use_has_no_planted_bug() -> None:
         content = library.read_bytes()
         assert b"iomesh_planted" not in content and b"IOMESH_PLANTED" not in content, library
         # Cython's names of removed constants, such as __pyx_k_flush_skipped, stay in the debug information.
-        assert [bug for bug in BUGS if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)] == [], library
+        assert [
+            bug for bug in BUGS if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)
+        ] == [], library
 
 
 def plantable(engine: str) -> bool:
     script = "from iomesh.engine.simulation.simulation import PLANTABLE; print(PLANTABLE)"
     environment = {"PYTHONPATH": engine} if engine else {}
-    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout == "True\n"
+    return (
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout
+        == "True\n"
+    )

@@ -61,7 +61,9 @@ class Bench:
         await engine.start()
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         device = uuid.UUID(int=self.draw.getrandbits(128))
-        await engine.format_store(descriptor, cluster=self.cluster, device=device, size_bytes=size_bytes, tier="nvme", label="bench")
+        await engine.format_store(
+            descriptor, cluster=self.cluster, device=device, size_bytes=size_bytes, tier="nvme", label="bench"
+        )
         await engine.stop()
         os.close(descriptor)
 
@@ -122,7 +124,10 @@ class Bench:
             mine: list[int] = []
             for _ in range(times // 8):
                 self.stamp += 1
-                block, stamp = self.draw.choice(mine) if mine and self.draw.random() < 0.4 else self.some_block(worker), self.stamp
+                block, stamp = (
+                    self.draw.choice(mine) if mine and self.draw.random() < 0.4 else self.some_block(worker),
+                    self.stamp,
+                )
                 mine.append(block)
                 if stamp % 8:
                     await connection.write(block * BLOCK, stamp.to_bytes(8, "little") * 512)
@@ -137,7 +142,9 @@ class Bench:
     async def compare(self, connection: Connection, held: dict[int, int] | None = None) -> None:
         for block, stamp in (self.held if held is None else held).items():
             data = await connection.read(block * BLOCK, BLOCK)
-            assert data == stamp.to_bytes(8, "little") * 512, f"block {block}: {int.from_bytes(data[:8], 'little')} instead of {stamp}"
+            assert data == stamp.to_bytes(8, "little") * 512, (
+                f"block {block}: {int.from_bytes(data[:8], 'little')} instead of {stamp}"
+            )
 
     async def ask(self, ask: Callable[[Any], int]) -> Any:
         """Calls a method of the engine's internal interface."""
@@ -153,7 +160,9 @@ class Bench:
         """Returns the id of the snapshot of the state before."""
         before = self.draw.randbytes(16)
         await self.ask(
-            lambda engine: engine.restore_volume(self.volume.bytes, snapshot, before=before, name=name, discard=discard, force=force)
+            lambda engine: engine.restore_volume(
+                self.volume.bytes, snapshot, before=before, name=name, discard=discard, force=force
+            )
         )
         return before
 
@@ -178,7 +187,9 @@ class Bench:
         await self.ask(lambda engine: engine.open_snapshot(self.volume.bytes, identity))
         ours, theirs = socket.socketpair()
         serving = asyncio.ensure_future(
-            self.engine.serve_nbd(uuid.UUID(bytes=identity), theirs.detach(), structured=False, context_id=None, read_only=True)
+            self.engine.serve_nbd(
+                uuid.UUID(bytes=identity), theirs.detach(), structured=False, context_id=None, read_only=True
+            )
         )
         connection = await Connection.over(ours)
         yield connection

@@ -72,7 +72,9 @@ class CachedDevice:
             env=os.environ | {"PYTHONPATH": "."},
         )
         eventually(socket.exists, what="the device's server listens")
-        self._fuse = subprocess.Popen([tool("nbdfuse", "nbdfuse"), self._mount / "disk", f"nbd+unix:///?socket={socket}"])
+        self._fuse = subprocess.Popen(
+            [tool("nbdfuse", "nbdfuse"), self._mount / "disk", f"nbd+unix:///?socket={socket}"]
+        )
         eventually((self._mount / "disk").exists, what="nbdfuse makes a file of the device")
 
     def cut_power(self) -> None:

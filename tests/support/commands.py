@@ -67,7 +67,11 @@ class State:
 
     def clones(self, volume: Vol, token: str | None = None) -> list[Vol]:
         everything = [*dict(self.volumes).values(), *self.hidden]
-        return [each for each in everything if each.parent and each.parent[0] == volume.id and token in (None, each.parent[1])]
+        return [
+            each
+            for each in everything
+            if each.parent and each.parent[0] == volume.id and token in (None, each.parent[1])
+        ]
 
     def without(self, name: str) -> State:
         """Deletes the volume, or hides it for its clones. A hidden parent is deleted with its last clone."""
@@ -205,13 +209,19 @@ def in_flux(state: State, command: Command, others: list[Command]) -> bool:
     """The command was refused because another one creates or deletes its object."""
     busy = [other for other in others if other.kind in MAKES_AND_ENDS]
     if isinstance(command.answer, Unavailable | Conflict):
-        return any(other.touches(name) for other in busy for name in (command.name, command.arguments.get("second", command.name)))
+        return any(
+            other.touches(name)
+            for other in busy
+            for name in (command.name, command.arguments.get("second", command.name))
+        )
     if isinstance(command.answer, AlreadyExists) and command.kind in ("create", "clone", "clone_at"):
         return any(other.touches(command.makes) for other in busy)
     return False
 
 
-def consequences(state: State, command: Command, others: list[Command]) -> Iterator[tuple[type[IomeshError] | None, State]]:
+def consequences(
+    state: State, command: Command, others: list[Command]
+) -> Iterator[tuple[type[IomeshError] | None, State]]:
     """The errors that the command can meet, or None with the state after it."""
     name, given = command.name, command.arguments
     volume = state.get(name)
@@ -224,7 +234,9 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
         else:
             yield AlreadyExists, state
         return
-    if command.kind == "delete" and any(other.kind == "delete" and other.name == name and other.answer is None for other in others):
+    if command.kind == "delete" and any(
+        other.kind == "delete" and other.name == name and other.answer is None for other in others
+    ):
         yield None, state  # the other command has deleted it
     if volume is None:
         yield NotFound, state
@@ -247,7 +259,10 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
         case "restore":
             kept = command.answer if isinstance(command.answer, str) else ""
             if bool(kept) != given["discard"]:
-                yield None, state.put(name, volume.with_snap(kept, Snap(f"{command.number}", volume.size)) if kept else volume)
+                yield (
+                    None,
+                    state.put(name, volume.with_snap(kept, Snap(f"{command.number}", volume.size)) if kept else volume),
+                )
         case "restore_at":
             yield from _at(state, command, volume, others)
         case "grow":
@@ -257,7 +272,11 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
             yield None, state.put(name, replace(volume, window=given["window"]))
         case "export":
             different = volume.export not in (None, given["read_only"])
-            yield (AlreadyExists, state) if different else (None, state.put(name, replace(volume, export=given["read_only"])))
+            yield (
+                (AlreadyExists, state)
+                if different
+                else (None, state.put(name, replace(volume, export=given["read_only"])))
+            )
         case "unexport":
             yield None, state.put(name, replace(volume, export=None))
         case "export_snapshot" | "unexport_snapshot":
@@ -265,10 +284,16 @@ def consequences(state: State, command: Command, others: list[Command]) -> Itera
             changed = replace(snapshot, exported=command.kind == "export_snapshot")
             yield None, state.put(name, volume.with_snap(given["snapshot"], changed))
         case "flatten":
-            yield (InvalidArgument, state) if volume.parent is None else (None, state.put(name, replace(volume, flattening=True)))
+            yield (
+                (InvalidArgument, state)
+                if volume.parent is None
+                else (None, state.put(name, replace(volume, flattening=True)))
+            )
 
 
-def _at(state: State, command: Command, volume: Vol, others: list[Command]) -> Iterator[tuple[type[IomeshError] | None, State]]:
+def _at(
+    state: State, command: Command, volume: Vol, others: list[Command]
+) -> Iterator[tuple[type[IomeshError] | None, State]]:
     """A restore to a time: a window must reach back to it, and the window may have restarted in this round."""
     if not volume.window or any(other.kind in CHANGES_MARKS and other.touches(command.name) for other in others):
         yield InvalidArgument, state
@@ -348,9 +373,19 @@ async def observe(node: Node) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for volume in node.volumes.list():
         assert volume.state.value == "serving", volume
-        snapshots = {each.name: (each.size_bytes, bool(each.exports), each.clones) for each in await node.snapshots.list(volume.name)}
+        snapshots = {
+            each.name: (each.size_bytes, bool(each.exports), each.clones)
+            for each in await node.snapshots.list(volume.name)
+        }
         export = volume.exports[0].read_only if volume.exports else None
-        seen[volume.name] = (volume.id, volume.size_bytes, volume.policy.window_seconds, export, bool(volume.clone_of), snapshots)
+        seen[volume.name] = (
+            volume.id,
+            volume.size_bytes,
+            volume.policy.window_seconds,
+            export,
+            bool(volume.clone_of),
+            snapshots,
+        )
     seen["hidden"] = node.volumes.open_in_engine - len(seen)
     return seen
 
@@ -359,7 +394,9 @@ def view(state: State) -> dict[str, Any]:
     """The same state of the model."""
     seen: dict[str, Any] = {}
     for name, volume in state.volumes:
-        snapshots = {each: (snap.size, snap.exported, len(state.clones(volume, snap.token))) for each, snap in volume.snaps}
+        snapshots = {
+            each: (snap.size, snap.exported, len(state.clones(volume, snap.token))) for each, snap in volume.snaps
+        }
         seen[name] = (volume.id, volume.size, volume.window, volume.export, volume.parent is not None, snapshots)
     seen["hidden"] = len(state.hidden)
     return seen

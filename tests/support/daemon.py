@@ -97,7 +97,9 @@ class Daemon:
         if self.cluster is not None:
             values["cluster"] = str(self.cluster)
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        config.write_text("\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n']))
+        config.write_text(
+            "\n".join([*lines, '[metrics]\nlisten = "127.0.0.1:0"', '[log]\nformat = "json"\nlevel = "debug"\n'])
+        )
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]
         return [*self.under, iomesh_command(), "daemon", "run", "--config", str(config), *flags]
 
@@ -183,4 +185,8 @@ class Daemon:
     def _lines(self) -> list[dict[str, Any]]:
         if not self.log.exists():
             return []
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+        return [
+            json.loads(line)
+            for line in self.log.read_text().splitlines()
+            if line.startswith("{") and line.endswith("}")
+        ]

@@ -28,7 +28,9 @@ class Disk:
             pytest.skip("needs root and /dev/fuse: loop devices and mounts")
         for folder in (self.folder, self.mount_point):
             folder.mkdir(parents=True, exist_ok=True)
-        self._fuse = subprocess.Popen([tool("nbdfuse", "nbdfuse"), "-C", str(self.connections), str(self.file), self.uri])
+        self._fuse = subprocess.Popen(
+            [tool("nbdfuse", "nbdfuse"), "-C", str(self.connections), str(self.file), self.uri]
+        )
         eventually(lambda: self.file.exists() or self._fuse_ended(), what=f"nbdfuse makes a file of {self.uri}")
         assert not self._fuse_ended(), f"nbdfuse could not connect to {self.uri}"
         self.device = run([tool("losetup", "mount"), "--direct-io=on", "--find", "--show", self.file]).stdout.strip()
@@ -38,7 +40,16 @@ class Disk:
         if kind == "xfs":
             run([tool("mkfs.xfs", "xfsprogs"), "-q", "-f", self.device])
         else:
-            run([tool(f"mkfs.{kind}", "e2fsprogs"), "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.device])
+            run(
+                [
+                    tool(f"mkfs.{kind}", "e2fsprogs"),
+                    "-q",
+                    "-F",
+                    "-E",
+                    "lazy_itable_init=0,lazy_journal_init=0",
+                    self.device,
+                ]
+            )
 
     def mount(self) -> Path:
         run(["mount", self.device, self.mount_point])

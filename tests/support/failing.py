@@ -50,7 +50,8 @@ class FailingDevice:
         )
         uri = f"nbd+unix:///?socket={socket}"
         eventually(
-            lambda: run([tool("nbdinfo", "libnbd-bin"), "--size", uri], succeeds=False).returncode == 0, what="nbdkit serves the device"
+            lambda: run([tool("nbdinfo", "libnbd-bin"), "--size", uri], succeeds=False).returncode == 0,
+            what="nbdkit serves the device",
         )
         self._fuse = subprocess.Popen([tool("nbdfuse", "nbdfuse"), "-C", "4", self._mount / "disk", uri])
         eventually((self._mount / "disk").exists, what="nbdfuse makes a file of the device")
@@ -69,7 +70,9 @@ class FailingDevice:
 
     def injected(self, what: str) -> int:
         """Number of writes or reads that have failed so far."""
-        return self._said.read_bytes().count(b"injecting EIO error into " + {"write": b"pwrite", "read": b"pread"}[what])
+        return self._said.read_bytes().count(
+            b"injecting EIO error into " + {"write": b"pwrite", "read": b"pread"}[what]
+        )
 
     def heal(self) -> None:
         for what in ("write", "read"):

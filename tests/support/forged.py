@@ -63,7 +63,15 @@ def superblock(**changes: Any) -> bytes:
 
 
 def journal_entry(extents: list[tuple[int, int]], **changes: Any) -> bytes:
-    fields = {"kind": 1, "state": 1, "extent_count": len(extents), "segment": 7, "volume": VOLUME, "epoch": 1, "blocks": 64}
+    fields = {
+        "kind": 1,
+        "state": 1,
+        "extent_count": len(extents),
+        "segment": 7,
+        "volume": VOLUME,
+        "epoch": 1,
+        "blocks": 64,
+    }
     return forged("JournalEntry", **(fields | changes)) + b"".join(struct.pack("<II", *extent) for extent in extents)
 
 

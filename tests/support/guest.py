@@ -65,7 +65,9 @@ def fetch_kernel(cache: Path) -> Kernel:
     tree = cache / found[1]
     if not tree.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        got = subprocess.run(["apt-get", "download", "-qq", found[1]], cwd=cache, capture_output=True, text=True, check=False)
+        got = subprocess.run(
+            ["apt-get", "download", "-qq", found[1]], cwd=cache, capture_output=True, text=True, check=False
+        )
         if got.returncode:
             pytest.skip(f"{found[1]} cannot be downloaded: {got.stderr.strip()[-300:]}")
         package = next(cache.glob(f"{found[1]}_*.deb"))
@@ -106,7 +108,13 @@ def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
     image = room / "memory.cpio"
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     with image.open("wb") as into:
-        subprocess.run([tool("cpio", "cpio"), "-o", "-H", "newc", "--quiet"], cwd=root, input=names.encode(), stdout=into, check=True)
+        subprocess.run(
+            [tool("cpio", "cpio"), "-o", "-H", "newc", "--quiet"],
+            cwd=root,
+            input=names.encode(),
+            stdout=into,
+            check=True,
+        )
     return image
 
 
@@ -115,7 +123,9 @@ def add_program(root: Path, program: Path) -> None:
     into = root / "bin" / program.name
     into.unlink(missing_ok=True)
     shutil.copy(program, into)
-    for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout):
+    for library in re.findall(
+        r"(/\S+) \(0x", subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    ):
         copy = root / library.lstrip("/")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, copy)

@@ -25,4 +25,6 @@ async def was_answered(command: Awaitable[Any]) -> bool:
 def _went_away(error: Unavailable) -> bool:
     """The error is the transport's: an error of the daemon names its kind in the trailing metadata."""
     call = error.__context__
-    return isinstance(call, grpc.aio.AioRpcError) and ERROR_KIND not in {key for key, _ in call.trailing_metadata() or ()}
+    return isinstance(call, grpc.aio.AioRpcError) and ERROR_KIND not in {
+        key for key, _ in call.trailing_metadata() or ()
+    }

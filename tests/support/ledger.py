@@ -54,7 +54,9 @@ class Ledger:
         for client, noted in self.committed.items():
             rows = await connection.fetch("SELECT number, text FROM entries WHERE client = $1 ORDER BY number", client)
             numbers = [int(row["number"]) for row in rows]
-            assert numbers == list(range(1, len(numbers) + 1)), f"client {client}: transactions are missing in the middle"
+            assert numbers == list(range(1, len(numbers) + 1)), (
+                f"client {client}: transactions are missing in the middle"
+            )
             assert noted <= len(numbers) <= noted + 1, (
                 f"client {client}: {noted} commits were acknowledged, the database has {len(numbers)}"
             )
@@ -72,11 +74,17 @@ class Ledger:
                 while True:
                     number = self.committed[client] + 1
                     async with connection.transaction():
-                        await connection.execute("INSERT INTO entries VALUES ($1, $2, $3)", client, number, text_of(client, number))
-                        await connection.execute("UPDATE totals SET total = total + $2 WHERE client = $1", client, number)
+                        await connection.execute(
+                            "INSERT INTO entries VALUES ($1, $2, $3)", client, number, text_of(client, number)
+                        )
+                        await connection.execute(
+                            "UPDATE totals SET total = total + $2 WHERE client = $1", client, number
+                        )
                     self.committed[client] = number
             finally:
                 connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(host=str(self.sockets), user="postgres", database="postgres", timeout=30, statement_cache_size=20)
+        return await asyncpg.connect(
+            host=str(self.sockets), user="postgres", database="postgres", timeout=30, statement_cache_size=20
+        )

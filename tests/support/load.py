@@ -50,7 +50,9 @@ class Load:
     async def run(self) -> None:
         """Returns after stop(), or when the server ended as expected; raises the first fault that a worker found."""
         try:
-            doors = [await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)]
+            doors = [
+                await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)
+            ]
         except (OSError, EOFError):
             if self._end_expected:
                 return
@@ -187,5 +189,7 @@ async def _read_into(uri: str, into: bytearray) -> None:
         into[offset : offset + len(data)] = data
 
     for start in range(0, len(into), 8 * _LARGEST):
-        await asyncio.gather(*(piece(offset) for offset in range(start, min(len(into), start + 8 * _LARGEST), _LARGEST)))
+        await asyncio.gather(
+            *(piece(offset) for offset in range(start, min(len(into), start + 8 * _LARGEST), _LARGEST))
+        )
     await door.close()

@@ -46,11 +46,22 @@ def bind_mount(path: str, target: Path) -> Iterator[str]:
 def overlay(path: str) -> Iterator[str]:
     """The file through an overlay whose upper layer contains it: another filesystem and inode, the same bytes."""
     upper = Path(path).parent
-    with tempfile.TemporaryDirectory(prefix="iomesh-overlay-", dir=upper.parent) as made:  # not below `upper`, and on its filesystem
+    with tempfile.TemporaryDirectory(
+        prefix="iomesh-overlay-", dir=upper.parent
+    ) as made:  # not below `upper`, and on its filesystem
         lower, work, merged = (Path(made, name) for name in ("lower", "work", "merged"))
         for each in (lower, work, merged):
             each.mkdir()
-        _run("an overlay", "mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", merged)
+        _run(
+            "an overlay",
+            "mount",
+            "-t",
+            "overlay",
+            "overlay",
+            "-o",
+            f"lowerdir={lower},upperdir={upper},workdir={work}",
+            merged,
+        )
         try:
             yield str(merged / Path(path).name)
         finally:

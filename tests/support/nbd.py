@@ -57,7 +57,9 @@ class Connection:
         else:
             streams = await asyncio.open_connection(parts.hostname, parts.port or 10809, limit=1 << 22)
         connection = cls(*streams)
-        await connection._handshake(unquote(parts.path.removeprefix("/")).encode(), structured or block_status, block_status)
+        await connection._handshake(
+            unquote(parts.path.removeprefix("/")).encode(), structured or block_status, block_status
+        )
         connection._replies = asyncio.create_task(connection._receive())
         return connection
 
@@ -108,7 +110,9 @@ class Connection:
     async def close(self) -> None:
         if self._replies is not None and not self._replies.done():
             self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-            await asyncio.wait({self._replies}, timeout=CLOSE_SECONDS)  # after the server's close it no longer counts the connection
+            await asyncio.wait(
+                {self._replies}, timeout=CLOSE_SECONDS
+            )  # after the server's close it no longer counts the connection
         self._writer.close()
         with contextlib.suppress(OSError):  # if the server closed first
             await self._writer.wait_closed()
@@ -126,9 +130,12 @@ class Connection:
         if block_status:
             context = b"base:allocation"
             await self._option(
-                _OPTION_SET_META_CONTEXT, struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(context)) + context
+                _OPTION_SET_META_CONTEXT,
+                struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(context)) + context,
             )
-        for kind, data in await self._option(_OPTION_GO, struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, 3)):
+        for kind, data in await self._option(
+            _OPTION_GO, struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, 3)
+        ):
             if kind == _REPLY_INFO and data[:2] == b"\0\0":
                 self.size, self.flags = struct.unpack(">QH", data[2:12])
             elif kind & 0x80000000:

@@ -63,7 +63,9 @@ class DeviceAtRest:
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.superblock: Fields = next(
-            fields for fields in map(engine.read_superblock, (self._block(0), self._block(128 << 10))) if fields["valid"]
+            fields
+            for fields in map(engine.read_superblock, (self._block(0), self._block(128 << 10)))
+            if fields["valid"]
         )
         self.segments = self._directory()
 
@@ -93,7 +95,11 @@ class DeviceAtRest:
             for index in range(size // BLOCK):
                 offset = self.superblock["journal_offset"] + area * size + index * BLOCK
                 fields = engine.read_journal_block(self._block(offset), self.superblock["slab_bytes"])
-                if not fields["valid"] or fields["index"] != index or (blocks and fields["generation"] != blocks[0][1]["generation"]):
+                if (
+                    not fields["valid"]
+                    or fields["index"] != index
+                    or (blocks and fields["generation"] != blocks[0][1]["generation"])
+                ):
                     break
                 blocks.append((offset, fields))
             yield area, blocks
@@ -130,14 +136,21 @@ class DeviceAtRest:
             for number in range(first, first + count)
             for block in range(slab // BLOCK)
         ]
-        return Segment(entry["segment"], entry["state"] == SEALED, entry["footer_block"], tuple(offsets[: entry["blocks"]]))
+        return Segment(
+            entry["segment"], entry["state"] == SEALED, entry["footer_block"], tuple(offsets[: entry["blocks"]])
+        )
 
     def _records(self, segment: Segment) -> Iterator[tuple[int, Fields]]:
         """Block and header of each valid record, up to the first break in the chain."""
         block, previous = 0, 0
         while block < len(segment.offsets) and (not segment.footer_block or block < segment.footer_block):
             record = engine.read_record(self._block(segment.offsets[block]))
-            if not record["valid"] or record["segment"] != segment.number or record["block"] != block or record["previous_crc"] != previous:
+            if (
+                not record["valid"]
+                or record["segment"] != segment.number
+                or record["block"] != block
+                or record["previous_crc"] != previous
+            ):
                 return
             yield block, record
             previous = record["crc"]
@@ -165,5 +178,8 @@ class DeviceAtRest:
             yield Place("footer", segment.offsets[segment.footer_block], BLOCK, f"of segment {segment.number}")
             for number in range(footer["table_blocks"]):
                 yield Place(
-                    "footer table", segment.offsets[segment.footer_block + 1 + number], BLOCK, f"{number} of segment {segment.number}"
+                    "footer table",
+                    segment.offsets[segment.footer_block + 1 + number],
+                    BLOCK,
+                    f"{number} of segment {segment.number}",
                 )

@@ -26,9 +26,13 @@ SETTINGS = {
 
 def binaries() -> Path:
     """The folder of PostgreSQL's programs: Debian keeps the server's off PATH."""
-    folders: list[Path] = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True)
+    folders: list[Path] = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
+    )
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        folders.append(Path(subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip()))
+        folders.append(
+            Path(subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip())
+        )
     for folder in folders:
         if (folder / "initdb").exists() and (folder / "pg_amcheck").exists():
             return folder
@@ -49,7 +53,14 @@ class Postgres:
             folder.mkdir(mode=0o700, exist_ok=True)
             os.chown(folder, user.pw_uid, user.pw_gid)
         self.program(
-            "initdb", "--pgdata", self.data, "--data-checksums", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"
+            "initdb",
+            "--pgdata",
+            self.data,
+            "--data-checksums",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
         )
         with (self.data / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
@@ -81,7 +92,10 @@ class Postgres:
         """Kills every process of the server, whatever the state of its disk."""
         if self._server is None:
             return
-        children = [int(pid) for pid in run(["ps", "-o", "pid=", "--ppid", str(self._server.pid)], succeeds=False).stdout.split()]
+        children = [
+            int(pid)
+            for pid in run(["ps", "-o", "pid=", "--ppid", str(self._server.pid)], succeeds=False).stdout.split()
+        ]
         self._server.kill()
         self._server.wait()
         self._server = None
@@ -122,14 +136,27 @@ class Postgres:
         )
 
     def sql(self, *statements: str) -> str:
-        return self.program("psql", "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", *_each("--command", statements))
+        return self.program(
+            "psql",
+            "--no-psqlrc",
+            "--tuples-only",
+            "--no-align",
+            "--set=ON_ERROR_STOP=1",
+            *_each("--command", statements),
+        )
 
     def check(self) -> None:
         """Checks every index against its table and every table's structure; fails the test on the first fault."""
         self.program("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check", timeout=600)
 
     def environment(self) -> dict[str, str]:
-        return {"PGHOST": str(self.sockets), "PGUSER": USER, "PGDATABASE": "postgres", "PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+        return {
+            "PGHOST": str(self.sockets),
+            "PGUSER": USER,
+            "PGDATABASE": "postgres",
+            "PATH": os.environ.get("PATH", ""),
+            "LC_ALL": "C",
+        }
 
     def log(self) -> str:
         path = self.sockets / "server.log"

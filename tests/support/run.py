@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on every user's PATH, though mkfs and losetup are there
+SYSTEM_FOLDERS = (
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+)  # not on every user's PATH, though mkfs and losetup are there
 
 
 def tool(name: str, package: str) -> str:

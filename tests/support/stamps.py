@@ -22,7 +22,9 @@ async def holding(uri: str) -> Held:
         data = await connection.read(at, MIB)
         for start in range(0, MIB, BLOCK):
             stamp = int.from_bytes(data[start : start + 8], "little")
-            assert data[start : start + BLOCK] == stamp.to_bytes(8, "little") * 512, f"block {(at + start) // BLOCK} is torn"
+            assert data[start : start + BLOCK] == stamp.to_bytes(8, "little") * 512, (
+                f"block {(at + start) // BLOCK} is torn"
+            )
             if stamp:
                 found[(at + start) // BLOCK] = stamp
     await connection.close()

@@ -18,7 +18,12 @@ W = b"another-another-"
 
 Replica = tuple[str, int, int, list[tuple[int, int]]]  # state (open, sealed, compacted), blocks, footer_block, extents
 Event = tuple[str, int, bytes] | tuple[str]  # ("write", offset, data) or ("flush",)
-Order = tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int] | tuple[str, bytes, int, Iterable[int]]
+Order = (
+    tuple[str, bytes, int]
+    | tuple[str, bytes, int, int]
+    | tuple[str, bytes, int, int, int]
+    | tuple[str, bytes, int, Iterable[int]]
+)
 Directory = dict[tuple[bytes, int], Replica]
 
 

@@ -104,7 +104,9 @@ def check_counts(trees: Trees, head: dict[str, Any], snapshots: list[dict[str, A
         held = data(entry["root"])
         inherited = {address for address in held if address[0] < head["branch"]}
         assert entry["mapped"] == len(held), f"{name} holds {len(held)} blocks, and {entry['mapped']} by the count"
-        assert entry["inherited"] == len(inherited), f"{name} inherits {len(inherited)} blocks, and {entry['inherited']} by the count"
+        assert entry["inherited"] == len(inherited), (
+            f"{name} inherits {len(inherited)} blocks, and {entry['inherited']} by the count"
+        )
         alone = len(held - inherited - of(parent)) + owed.get(identity, 0)
         assert own == alone, f"{name} holds {alone} blocks that its parent does not, and {own} by the count"
 
@@ -113,5 +115,7 @@ def check(path: str, volume: bytes, checkpoint: Pointer) -> Walked:
     walked = walk(path, volume, checkpoint)
     for segment in walked.counted | walked.found:
         counted, found = walked.counted.get(segment, 0), walked.found.get(segment, 0)
-        assert counted == found, f"segment {segment}: {counted} blocks live by the checkpoint's count, {found} are reachable"
+        assert counted == found, (
+            f"segment {segment}: {counted} blocks live by the checkpoint's count, {found} are reachable"
+        )
     return walked

@@ -41,7 +41,10 @@ class Trial:
     def begin_to_start(self) -> subprocess.Popen[str]:
         """Starts the daemons without waiting, so the test can interfere."""
         return subprocess.Popen(
-            [iomesh_command(), "trial", "start", "--dir", str(self.directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [iomesh_command(), "trial", "start", "--dir", str(self.directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def crash(self) -> None:
@@ -99,7 +102,11 @@ class Trial:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"daemon" in words and any(os.fsencode(self.directory) in word for word in words) and alive(int(entry.name)):
+            if (
+                b"daemon" in words
+                and any(os.fsencode(self.directory) in word for word in words)
+                and alive(int(entry.name))
+            ):
                 found.append(int(entry.name))
         return found
 

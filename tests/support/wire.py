@@ -56,7 +56,9 @@ class Ended(Exception):
     """The server closed the connection."""
 
 
-def request(command: int, offset: int, length: int, *, flags: int = 0, cookie: int = 0, magic: int = 0x25609513) -> bytes:
+def request(
+    command: int, offset: int, length: int, *, flags: int = 0, cookie: int = 0, magic: int = 0x25609513
+) -> bytes:
     return struct.pack(">IHHQQI", magic, flags, command, cookie, offset, length)
 
 
@@ -103,7 +105,9 @@ class Wire:
 
     # sending
 
-    def ask(self, command: int, offset: int, length: int, *, flags: int = 0, data: bytes = b"", cookie: int | None = None) -> int:
+    def ask(
+        self, command: int, offset: int, length: int, *, flags: int = 0, data: bytes = b"", cookie: int | None = None
+    ) -> int:
         """Sends a request and returns its cookie."""
         header = self.header(command, offset, length, flags=flags, cookie=cookie)
         self.socket.sendall(header + data)
@@ -161,7 +165,9 @@ class Wire:
             if magic == SIMPLE_MAGIC:
                 error, cookie = struct.unpack(">IQ", self.receive(12))
                 asked = self.asked.pop(cookie)
-                assert not (self.structured and asked.command in (READ, BLOCK_STATUS)), "a simple reply where a structured one was agreed"
+                assert not (self.structured and asked.command in (READ, BLOCK_STATUS)), (
+                    "a simple reply where a structured one was agreed"
+                )
                 return cookie, Answer(error, self.receive(asked.length) if asked.command == READ and not error else b"")
             assert magic == CHUNK_MAGIC, f"a reply begins with {magic:#x}"
             assert self.structured, "a chunk, and structured replies were not agreed"

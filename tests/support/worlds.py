@@ -15,7 +15,9 @@ def filled(byte: int, blocks: int = 1) -> bytes:
     return bytes([byte]) * (blocks * BLOCK)
 
 
-def made(seed: int = 1, *, volatile_cache: bool = True, size: int = 64 * MEBIBYTE, **options: int) -> tuple[World, WorldView, int]:
+def made(
+    seed: int = 1, *, volatile_cache: bool = True, size: int = 64 * MEBIBYTE, **options: int
+) -> tuple[World, WorldView, int]:
     world = World(seed)
     device = world.make_device(size, volatile_cache=volatile_cache, **options)
     view = WorldView(world)

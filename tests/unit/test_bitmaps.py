@@ -43,7 +43,9 @@ def test_live_blocks_are_data_and_dead_ones_an_error(device: Path) -> None:
         live = compacted(store, device, 1, 1000, range(0, 1000, 3))
         assert store.read(V, [1], 0, 1000) == [expected(1, live, range(1000))]
         behind = [errno.ENODATA] * 2
-        assert store.read(V, [1], 998, 4) == [[block_of(1, 998), block_of(1, 999), *behind]], "nothing is behind its end"
+        assert store.read(V, [1], 998, 4) == [[block_of(1, 998), block_of(1, 999), *behind]], (
+            "nothing is behind its end"
+        )
         assert store.bitmap_cache == {"frames": 16, "hits": store.bitmap_cache["hits"], "misses": 1, "errors": 0}
 
 
@@ -81,7 +83,9 @@ def test_any_pattern_is_found_as_a_naive_count_finds_it(device: Path, amount: Am
             for number in sorted(live):
                 run = store.run_of(V, segment, number)
                 rank = 1 + sum(one < number for one in live) if blocks < 200 else None
-                assert 1 <= run <= naive_run(live, number, 256), f"block {number} of segment {segment}: contiguous in the segment"
+                assert 1 <= run <= naive_run(live, number, 256), (
+                    f"block {number} of segment {segment}: contiguous in the segment"
+                )
                 if len(extents) == 1:
                     assert run == naive_run(live, number, 256), f"block {number} of segment {segment}"
                 if rank is not None:
@@ -95,9 +99,14 @@ def test_more_segments_than_bitmaps_fit_are_read_at_once(device: Path) -> None:
     """40 readers, 16 frames: whoever waits for a bitmap finds it when woken."""
     with StoreView(device) as store:
         store.open()
-        live = {segment: compacted(store, device, segment, 70, range(segment % 5, 60, 1 + segment % 4)) for segment in range(40)}
+        live = {
+            segment: compacted(store, device, segment, 70, range(segment % 5, 60, 1 + segment % 4))
+            for segment in range(40)
+        }
         for _ in range(3):
-            assert store.read(V, range(40), 0, 70) == [expected(segment, live[segment], range(70)) for segment in range(40)]
+            assert store.read(V, range(40), 0, 70) == [
+                expected(segment, live[segment], range(70)) for segment in range(40)
+            ]
         assert store.bitmap_cache["misses"] >= 3 * 40 - 16 * 3
         assert store.bitmap_cache["errors"] == 0
 
@@ -149,7 +158,11 @@ def test_a_bitmap_of_another_segment_is_none(device: Path) -> None:
     with StoreView(device) as store:
         store.open()
         live = {segment: compacted(store, device, segment, 200, range(segment, 190, 2)) for segment in (1, 2)}
-        places = {(segment, number): store.place(V, segment, number) for segment in (1, 2) for number in (0, 1 + len(live[segment]))}
+        places = {
+            (segment, number): store.place(V, segment, number)
+            for segment in (1, 2)
+            for number in (0, 1 + len(live[segment]))
+        }
         other = places[2, 0]
         assert other is not None
         with device.open("rb") as file:

@@ -15,7 +15,20 @@ from support.forged import DATA, RECORD, entry, resealed
 from support.forged import footer as forged_footer
 from support.segments import FOOTER_BLOCKS, block_of
 from support.segments import fill as fill_blocks
-from support.stores import BLOCK, MEBIBYTE, SMALLEST, TWIN, Directory, V, W, formatted, new_device, opened, read_head, write_at
+from support.stores import (
+    BLOCK,
+    MEBIBYTE,
+    SMALLEST,
+    TWIN,
+    Directory,
+    V,
+    W,
+    formatted,
+    new_device,
+    opened,
+    read_head,
+    write_at,
+)
 
 BLOCKS = 1000
 FOOTER = BLOCKS - FOOTER_BLOCKS
@@ -337,14 +350,18 @@ def assert_one_of_both(path: Path, before: Directory, after: Directory, live: se
         if found[V, 1][0] == "compacted":
             assert_holds(store, path, 1, live)
         else:
-            assert [at(store, path, 1, number) for number in range(0, 200, 7)] == [block_of(1, number) for number in range(0, 200, 7)], case
+            assert [at(store, path, 1, number) for number in range(0, 200, 7)] == [
+                block_of(1, number) for number in range(0, 200, 7)
+            ], case
         assert store.create(W, 999, 1) == 0
     return found == after
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("full_half", [False, True], ids=["", "journal switches"])
-def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new_whole(tmp_path: Path, again: bool, full_half: bool, amount: Amount) -> None:
+def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new_whole(
+    tmp_path: Path, again: bool, full_half: bool, amount: Amount
+) -> None:
     path = new_device(tmp_path / "device", SMALLEST)
     live = set(range(0, 200, 3)) | set(range(196, 200))
     with StoreView(path) as store:

@@ -74,5 +74,7 @@ def test_errnos_of_the_engine_have_names(number: int, kind: type[IomeshError]) -
 def test_the_documentation_has_the_same_table() -> None:
     text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
-    documented = {name.strip("` "): (code, int(exit_code)) for names, code, exit_code in rows for name in names.split(",")}
+    documented = {
+        name.strip("` "): (code, int(exit_code)) for names, code, exit_code in rows for name in names.split(",")
+    }
     assert documented == {kind.__name__: tuple(means) for kind, means in MEANINGS.items() if kind is not IomeshError}

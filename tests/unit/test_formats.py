@@ -15,7 +15,10 @@ def documented() -> dict[str, list[tuple[str, int, int]]]:
     """The tables below headings that are a structure's name."""
     parts = re.split(r"^### `(\w+)`\n", PAGE, flags=re.MULTILINE)[1:]
     return {
-        name: [(field, int(offset), int(size)) for offset, size, field in ROW.findall(re.split(r"^#", body, flags=re.MULTILINE)[0])]
+        name: [
+            (field, int(offset), int(size))
+            for offset, size, field in ROW.findall(re.split(r"^#", body, flags=re.MULTILINE)[0])
+        ]
         for name, body in zip(parts[::2], parts[1::2], strict=True)
     }
 

@@ -24,7 +24,9 @@ def settled(cache: CacheView, ask: Ask) -> Ask:
             ask.again()
         else:
             cache.poll()
-    raise AssertionError(f"get of level {ask.level} index {ask.index} is still {ask.state} after 1000 polls: {cache.state}")
+    raise AssertionError(
+        f"get of level {ask.level} index {ask.index} is still {ask.state} after 1000 polls: {cache.state}"
+    )
 
 
 def leaf(cache: CacheView, tree: MapView, index: int, *, create: bool = False) -> Ask:
@@ -43,7 +45,9 @@ class Images:
 
     def __init__(self, cache: CacheView) -> None:
         self.cache = cache
-        self.room = iter([(segment, block) for segment in cache.segment_numbers for block in range(cache.segment_blocks)])
+        self.room = iter(
+            [(segment, block) for segment in cache.segment_numbers for block in range(cache.segment_blocks)]
+        )
 
     def write(self, data: bytes) -> Pointer:
         segment, block = next(self.room)
@@ -72,9 +76,13 @@ class Images:
         if pointer is None:
             return
         data = self.cache.read_block(*pointer[:2])
-        assert checksum(data) == pointer[2], f"the image of level {level} index {index} at {pointer} is not what its pointer says"
+        assert checksum(data) == pointer[2], (
+            f"the image of level {level} index {index} at {pointer} is not what its pointer says"
+        )
         for slot in range(256):
-            segment, block, crc, flags = (int.from_bytes(data[slot * 16 + at : slot * 16 + at + 4], "little") for at in range(0, 16, 4))
+            segment, block, crc, flags = (
+                int.from_bytes(data[slot * 16 + at : slot * 16 + at + 4], "little") for at in range(0, 16, 4)
+            )
             if flags:
                 yield (level, index * 256 + slot), (segment, block, crc)
                 if level:
@@ -551,7 +559,9 @@ class Volume:
             self.end_checkpoint(self.checkpoint)
 
     def end_checkpoint(self, checkpoint: Checkpoint) -> None:
-        assert self.images.read(self.tree.root) == checkpoint.blocks, f"the checkpoint is not the map at record {checkpoint.sequence}"
+        assert self.images.read(self.tree.root) == checkpoint.blocks, (
+            f"the checkpoint is not the map at record {checkpoint.sequence}"
+        )
         self.checkpoint = None
         self.tree.freeze = 0
         self.checkpoints += 1

@@ -119,7 +119,14 @@ def test_a_short_size_has_three_figures(size: int, text: str) -> None:
 
 
 def test_counts_and_times_change_their_unit() -> None:
-    assert [short_count(n) for n in (0, 999, 1000, 12345, 999_600, 4_560_000)] == ["0", "999", "1k", "12.3k", "1M", "4.56M"]
+    assert [short_count(n) for n in (0, 999, 1000, 12345, 999_600, 4_560_000)] == [
+        "0",
+        "999",
+        "1k",
+        "12.3k",
+        "1M",
+        "4.56M",
+    ]
     assert [short_time(n) for n in (0, 850, 12_345, 4_560_000, 1_200_000_000, 65e9)] == [
         "0 ns",
         "850 ns",

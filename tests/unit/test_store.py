@@ -65,14 +65,24 @@ def test_both_superblocks_say_the_same_and_what_was_asked(tmp_path: Path) -> Non
     assert head[:BLOCK] == head[TWIN : TWIN + BLOCK]
     fields = read_superblock(head[:BLOCK])
     assert fields["valid"]
-    assert (fields["cluster"], fields["device"], fields["tier"], fields["label"]) == (b"C" * 16, b"D" * 16, 3, "the slow one")
+    assert (fields["cluster"], fields["device"], fields["tier"], fields["label"]) == (
+        b"C" * 16,
+        b"D" * 16,
+        3,
+        "the slow one",
+    )
     assert (fields["device_bytes"], fields["created_ns"], fields["generation"]) == (100 * MEBIBYTE + 4096, 5, 1)
     assert fields["slabs_offset"] + (fields["slabs"] + 1) * (256 << 10) > fields["device_bytes"]
 
 
 @pytest.mark.parametrize(
     ("size", "journal_bytes"),
-    [(SMALLEST, MEBIBYTE), (64 << 30, MEBIBYTE), ((64 << 30) + (16 << 30), MEBIBYTE + (256 << 10)), (4 << 40, 64 << 20)],
+    [
+        (SMALLEST, MEBIBYTE),
+        (64 << 30, MEBIBYTE),
+        ((64 << 30) + (16 << 30), MEBIBYTE + (256 << 10)),
+        (4 << 40, 64 << 20),
+    ],
 )
 def test_the_journal_grows_with_the_device(tmp_path: Path, size: int, journal_bytes: int) -> None:
     path = new_device(tmp_path / "device", size)
@@ -86,7 +96,10 @@ def test_the_journal_grows_with_the_device(tmp_path: Path, size: int, journal_by
 
 
 def test_a_device_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    with StoreView(new_device(tmp_path / "device", SMALLEST - BLOCK)) as store, pytest.raises(StoreRefused, match="too small"):
+    with (
+        StoreView(new_device(tmp_path / "device", SMALLEST - BLOCK)) as store,
+        pytest.raises(StoreRefused, match="too small"),
+    ):
         store.format()
 
 
@@ -358,7 +371,12 @@ def test_no_two_replicas_share_a_slab_whatever_is_done(device: Path) -> None:
                 for order, error in zip(orders, store.together(orders), strict=True):
                     assert error == 0 or (order[0] == "create" and error == errno.ENOSPC)
                 model = store.replicas()
-                slabs = [slab for *_, extents in model.values() for first, count in extents for slab in range(first, first + count)]
+                slabs = [
+                    slab
+                    for *_, extents in model.values()
+                    for first, count in extents
+                    for slab in range(first, first + count)
+                ]
                 assert len(slabs) == len(set(slabs)) == store.state["slabs"] - store.state["free"]
                 assert all(slab < store.state["slabs"] for slab in slabs)
                 assert store.state["replicas"] == len(model)
@@ -476,7 +494,9 @@ def test_an_error_of_the_journal_stops_changes_and_nothing_else(device: Path, wr
         assert store.replicas() == before
         assert store.place(V, 1, 5) == place
         store.fail_writes(after=-1)
-        assert store.together(orders) == [errno.EIO] * 3, "what stands on the device is not known: only opening finds out"
+        assert store.together(orders) == [errno.EIO] * 3, (
+            "what stands on the device is not known: only opening finds out"
+        )
     found = opened(device)
     assert isinstance(found, dict)
     assert {key: found[key] for key in before} == before
@@ -530,7 +550,9 @@ def test_a_bad_sector_in_one_copy_of_the_journal_does_not_hide_its_neighbours(de
         store.open()
         assert store.replicas() == before
         assert len(store.repaired) == 3
-        assert "blocks 5 to 5 of half 0 are damaged and cannot be rewritten" in " ".join(" ".join(store.repaired).split())
+        assert "blocks 5 to 5 of half 0 are damaged and cannot be rewritten" in " ".join(
+            " ".join(store.repaired).split()
+        )
 
 
 def test_slabs_that_two_segments_own_are_refused(device: Path) -> None:
@@ -644,7 +666,11 @@ def boots(path: Path) -> dict[tuple[int, int], int]:
             at = PLACES.block(0, half, index)
             block = read_journal_block(head[at : at + BLOCK])
             if block["valid"]:
-                found |= {(block["generation"], entry["segment"]): entry["boot"] for entry in block["entries"] if entry["kind"] == 1}
+                found |= {
+                    (block["generation"], entry["segment"]): entry["boot"]
+                    for entry in block["entries"]
+                    if entry["kind"] == 1
+                }
     return found
 
 

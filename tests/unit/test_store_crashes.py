@@ -50,7 +50,9 @@ class Written:
         write_at(self.path, 0, with_sectors(self.head, sectors))
         found = opened(self.path)
         assert not isinstance(found, StoreRefused), f"{case}: refused: {found}"
-        assert found in self.allowed(events), f"{case}: neither the directory before the change under way nor the one after"
+        assert found in self.allowed(events), (
+            f"{case}: neither the directory before the change under way nor the one after"
+        )
         with StoreView(self.path) as store:  # what was opened once opens again the same, with nothing left to restore
             store.open()
             assert store.replicas() == found, case
@@ -102,7 +104,9 @@ def test_a_power_cut_at_any_moment_keeps_every_acknowledged_change(
         written.judge(events, sectors, f"case {number}, after {events} of {len(written.history)} events")
 
 
-def test_a_kill_at_any_moment_keeps_what_was_acknowledged_without_a_volatile_cache(tmp_path: Path, amount: Amount) -> None:
+def test_a_kill_at_any_moment_keeps_what_was_acknowledged_without_a_volatile_cache(
+    tmp_path: Path, amount: Amount
+) -> None:
     """Each pair of writes is awaited before the next: at most one pair is in doubt."""
     draw = random.Random(2)
     written = changes(formatted(tmp_path / "device"), nothing, 12, volatile_cache=False)
@@ -144,7 +148,9 @@ def test_a_power_cut_in_the_middle_of_many_changes_keeps_them_up_to_one(
     assert directories[-1] == end
     for number, (events, sectors) in enumerate(stores.crashes(history, draw, 100 if amount.soak else 10)):
         write_at(path, 0, with_sectors(head, sectors))
-        assert opened(path) in directories, f"case {number}, after {events} events: not all changes up to one, and none behind"
+        assert opened(path) in directories, (
+            f"case {number}, after {events} events: not all changes up to one, and none behind"
+        )
 
 
 def test_any_end_of_the_journal_may_be_lost(tmp_path: Path) -> None:
@@ -193,14 +199,18 @@ def snapshot_and_changes(path: Path) -> int:
         return store.state["journal_next"]
 
 
-def test_a_damaged_range_of_superblocks_or_journal_is_repaired(used: tuple[Path, bytes, Directory], amount: Amount) -> None:
+def test_a_damaged_range_of_superblocks_or_journal_is_repaired(
+    used: tuple[Path, bytes, Directory], amount: Amount
+) -> None:
     path, head, directory = used
     draw = random.Random(3)
     blocks = snapshot_and_changes(path)
     ranges = [(0, BLOCK), (TWIN, BLOCK), (0, TWIN), (TWIN, TWIN)]
     ranges += [(PLACES.block(copy, 1, index), BLOCK) for copy in range(2) for index in range(blocks)]
     ranges += [(PLACES.block(copy, half, 0), MEBIBYTE) for copy in range(2) for half in range(2)]
-    ranges += [(PLACES.block(0, 0, 128), 2 * MEBIBYTE)]  # everything between the middle of one half and the middle of the other's mirror
+    ranges += [
+        (PLACES.block(0, 0, 128), 2 * MEBIBYTE)
+    ]  # everything between the middle of one half and the middle of the other's mirror
     if amount.soak:
         ranges += [(start, 512) for start in range(0, PLACES.end, 512) if any(head[start : start + 512])]
     for offset, length in ranges:
@@ -212,13 +222,17 @@ def test_a_damaged_range_of_superblocks_or_journal_is_repaired(used: tuple[Path,
                 assert store.replicas() == directory, case
                 told = store.repaired
             first = slice(offset, offset + min(BLOCK, length))
-            of_the_chosen_half = any(PLACES.block(copy, 1, 0) <= offset < PLACES.block(copy, 1, blocks) for copy in range(2))
+            of_the_chosen_half = any(
+                PLACES.block(copy, 1, 0) <= offset < PLACES.block(copy, 1, blocks) for copy in range(2)
+            )
             if (of_the_chosen_half or offset in (0, TWIN)) and wrong[:BLOCK] != head[first]:
                 assert told, f"{case}: restored without a word"
                 assert read_head(path)[first] == head[first], f"{case}: not restored"
 
 
-def test_a_block_that_is_damaged_in_both_copies_is_refused_unless_it_is_the_last(used: tuple[Path, bytes, Directory]) -> None:
+def test_a_block_that_is_damaged_in_both_copies_is_refused_unless_it_is_the_last(
+    used: tuple[Path, bytes, Directory],
+) -> None:
     path, head, directory = used
     blocks = snapshot_and_changes(path)
     draw = random.Random(4)
@@ -229,7 +243,9 @@ def test_a_block_that_is_damaged_in_both_copies_is_refused_unless_it_is_the_last
             image[place + draw.randrange(BLOCK)] ^= 1
         write_at(path, 0, bytes(image))
         found = opened(path)
-        if index == blocks - 1:  # as a crash in the middle of its two writes would leave it: no one was told of the change
+        if (
+            index == blocks - 1
+        ):  # as a crash in the middle of its two writes would leave it: no one was told of the change
             assert isinstance(found, dict)
             assert set(directory) - set(found) == {(V, 9)}
             continue
@@ -309,7 +325,9 @@ def test_blocks_of_another_device_are_no_part_of_the_journal(tmp_path: Path) -> 
     assert opened(path) == {}
 
 
-def test_a_journal_that_an_enemy_wrote_opens_or_is_refused_with_a_reason(used: tuple[Path, bytes, Directory], amount: Amount) -> None:
+def test_a_journal_that_an_enemy_wrote_opens_or_is_refused_with_a_reason(
+    used: tuple[Path, bytes, Directory], amount: Amount
+) -> None:
     """Any fields wrong, under right checksums, alike in both copies: nothing is taken on trust."""
     path, head, _ = used
     blocks = snapshot_and_changes(path)
@@ -335,7 +353,12 @@ def test_a_journal_that_an_enemy_wrote_opens_or_is_refused_with_a_reason(used: t
             assert found.errno == errno.EUCLEAN
             reasons.add(found.reason.split(": ")[-1])
         else:
-            slabs = [slab for *_, extents in found.values() for first, count in extents for slab in range(first, first + count)]
+            slabs = [
+                slab
+                for *_, extents in found.values()
+                for first, count in extents
+                for slab in range(first, first + count)
+            ]
             assert len(slabs) == len(set(slabs))
             assert all(slab < 239 for slab in slabs)
     assert len(reasons) > 5, reasons

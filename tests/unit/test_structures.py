@@ -12,7 +12,13 @@ from support.forged import BLOCK, CHECKPOINT, DATA, MAP, RECORD, TABLE, ZERO, en
 
 Reader = Callable[[bytes], dict[str, Any]]
 
-RECORDS = [entry(RECORD, 10, 2, crc=1), entry(DATA, 5), entry(ZERO, 256, 256), entry(RECORD, 12, 1, crc=2), entry(MAP, 0)]
+RECORDS = [
+    entry(RECORD, 10, 2, crc=1),
+    entry(DATA, 5),
+    entry(ZERO, 256, 256),
+    entry(RECORD, 12, 1, crc=2),
+    entry(MAP, 0),
+]
 BRIEF = [entry(DATA, 5, 1), entry(MAP, 0, 2), entry(DATA, 9, 15999)]  # the count is the block
 
 
@@ -26,9 +32,14 @@ WHOLE: dict[str, tuple[Reader, bytes]] = {
     "claim": (structures.read_claim, forged.forged("Claim", process=7, node=b"node-a", path=b"/dev/sdb")),
     "journal block": (
         structures.read_journal_block,
-        forged.journal_block([journal_entry([(0, 1), (5, 1)], blocks=128), journal_entry([], kind=2, state=0, blocks=0)]),
+        forged.journal_block(
+            [journal_entry([(0, 1), (5, 1)], blocks=128), journal_entry([], kind=2, state=0, blocks=0)]
+        ),
     ),
-    "record": (structures.read_record, forged.record([entry(DATA, 5, crc=77), entry(ZERO, 0, 256), entry(MAP, 4 << 56)])),
+    "record": (
+        structures.read_record,
+        forged.record([entry(DATA, 5, crc=77), entry(ZERO, 0, 256), entry(MAP, 4 << 56)]),
+    ),
     "footer": (structures.read_footer, forged.footer(RECORDS)),
     "footer without its table": (structures.read_footer, forged.footer(RECORDS)[:BLOCK]),
     "empty record": (structures.read_record, forged.record([])),
@@ -126,7 +137,11 @@ def test_a_record_is_shown_with_its_entries() -> None:
     read, data = WHOLE["record"]
     fields = read(data)
     assert (fields["sequence"], fields["stable"], fields["payload_blocks"]) == (10, 9, 2)
-    assert [(one["kind"], one["position"], one["count"]) for one in fields["entries"]] == [(DATA, 5, 1), (ZERO, 0, 256), (MAP, 4 << 56, 1)]
+    assert [(one["kind"], one["position"], one["count"]) for one in fields["entries"]] == [
+        (DATA, 5, 1),
+        (ZERO, 0, 256),
+        (MAP, 4 << 56, 1),
+    ]
     assert (fields["entries"][2]["level"], fields["entries"][2]["index"]) == (4, 0)
 
 
@@ -148,7 +163,12 @@ def test_a_checkpoint_is_shown_with_its_pointers() -> None:
 
 def test_a_bitmap_is_shown_with_the_blocks_that_live() -> None:
     fields = structures.read_bitmap(forged.bitmap([0, 5, 63, 64, 200]))
-    assert (fields["segment"], fields["blocks"], fields["live"], fields["live_blocks"]) == (7, 201, 5, [0, 5, 63, 64, 200])
+    assert (fields["segment"], fields["blocks"], fields["live"], fields["live_blocks"]) == (
+        7,
+        201,
+        5,
+        [0, 5, 63, 64, 200],
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,9 +248,14 @@ def test_no_structure_has_a_byte_that_no_field_tells_of() -> None:
         for field, offset, size in fields:
             assert offset == end, f"{name}.{field} begins at {offset}, and what is before it ends at {end}"
             end += size
-        assert end == {"Extent": 8, "JournalEntry": 64, "TableEntry": 64, "SnapshotEntry": 256, "Pointer": 16, "Entry": 16}.get(
-            name, BLOCK
-        ), f"{name} is {end} bytes"
+        assert end == {
+            "Extent": 8,
+            "JournalEntry": 64,
+            "TableEntry": 64,
+            "SnapshotEntry": 256,
+            "Pointer": 16,
+            "Entry": 16,
+        }.get(name, BLOCK), f"{name} is {end} bytes"
 
 
 def test_the_checksum_is_castagnoli() -> None:
@@ -243,7 +268,11 @@ NEAR = 2**64 - 1
 IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_superblock, forged.superblock(version=2), "format version"),
     (structures.read_superblock, forged.superblock(features=1 << 63), "features"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], flags=1)]), "entry 0: its flags are not known"),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], flags=1)]),
+        "entry 0: its flags are not known",
+    ),
     (
         structures.read_journal_block,
         forged.journal_block([journal_entry([], kind=3, state=0, blocks=0, segment=5)]),
@@ -277,11 +306,27 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_journal_block, forged.journal_block([], kind=0), "kind"),
     (structures.read_journal_block, forged.journal_block([], kind=4), "kind"),
     (structures.read_journal_block, forged.journal_block([], bytes=4033), "longer than the block"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])], bytes=60), "entry 0: it is cut off"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])], bytes=64), "entry 0: its extents are cut off"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)])] * 2, bytes=140), "entry 1: its extents are cut off"),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)])], bytes=60),
+        "entry 0: it is cut off",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)])], bytes=64),
+        "entry 0: its extents are cut off",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)])] * 2, bytes=140),
+        "entry 1: its extents are cut off",
+    ),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], kind=4)]), "entry 0: its kind"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], kind=2)]), "entry 0: it deletes and has extents"),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], kind=2)]),
+        "entry 0: it deletes and has extents",
+    ),
     (
         structures.read_journal_block,
         forged.journal_block([journal_entry([], kind=2)], kind=1),
@@ -289,14 +334,46 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     ),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], state=0)]), "entry 0: its state"),
     (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], state=3)]), "entry 0: its state"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(i, 1) for i in range(33)])]), "entry 0: it has more than 32"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1), (1, 0)])]), "entry 0: one of its extents is empty"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 257)])]), "entry 0: it has more slabs than a segment"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 2**32 - 1)] * 2)]), "entry 0: it has more slabs than a"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], blocks=65)]), "entry 0: it has more blocks than"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], blocks=0)]), "entry 0: it is open and has no room"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], footer_block=9)]), "entry 0: its footer"),
-    (structures.read_journal_block, forged.journal_block([journal_entry([(0, 1)], state=2, footer_block=64)]), "entry 0: its footer"),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(i, 1) for i in range(33)])]),
+        "entry 0: it has more than 32",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1), (1, 0)])]),
+        "entry 0: one of its extents is empty",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 257)])]),
+        "entry 0: it has more slabs than a segment",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 2**32 - 1)] * 2)]),
+        "entry 0: it has more slabs than a",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], blocks=65)]),
+        "entry 0: it has more blocks than",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], blocks=0)]),
+        "entry 0: it is open and has no room",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], footer_block=9)]),
+        "entry 0: its footer",
+    ),
+    (
+        structures.read_journal_block,
+        forged.journal_block([journal_entry([(0, 1)], state=2, footer_block=64)]),
+        "entry 0: its footer",
+    ),
     (structures.read_record, forged.record([entry(DATA)], version=0), "format version"),
     (structures.read_record, forged.record([entry(DATA)], sequence=0, stable=0), "sequence"),
     (structures.read_record, forged.record([entry(DATA)], stable=10), "sequence"),
@@ -313,14 +390,26 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_record, forged.record([entry(MAP, 5 << 56)]), "entry 0: its level"),
     (structures.read_record, forged.record([entry(MAP, 1 << 26)]), "entry 0: its node lies beyond"),
     (structures.read_record, forged.record([entry(MAP, 4 << 56 | 1)]), "entry 0: its node lies beyond"),
-    (structures.read_record, forged.record([entry(TABLE, 192 * 256)]), "entry 0: its block lies beyond any segment table"),
-    (structures.read_record, forged.record([entry(TABLE, 192, flags=1)]), "entry 0: its block lies beyond any segment table"),
+    (
+        structures.read_record,
+        forged.record([entry(TABLE, 192 * 256)]),
+        "entry 0: its block lies beyond any segment table",
+    ),
+    (
+        structures.read_record,
+        forged.record([entry(TABLE, 192, flags=1)]),
+        "entry 0: its block lies beyond any segment table",
+    ),
     (structures.read_record, forged.record([entry(0)]), "entry 0: its kind"),
     (structures.read_record, forged.record([entry(5, 256)]), "entry 0: its block lies beyond any snapshot table"),
     (structures.read_record, forged.record([entry(RECORD, 1)]), "entry 0: its kind"),
     (structures.read_footer, forged.footer(RECORDS, entry_count=257), "table is not as long"),
     (structures.read_footer, forged.footer(RECORDS, table_blocks=2**32 - 1), "table is not as long"),
-    (structures.read_footer, forged.footer(RECORDS, entry_count=2**32 - 1, table_blocks=1 << 24), "table ends beyond the segment"),
+    (
+        structures.read_footer,
+        forged.footer(RECORDS, entry_count=2**32 - 1, table_blocks=1 << 24),
+        "table ends beyond the segment",
+    ),
     (structures.read_footer, forged.footer(RECORDS, block=16383), "table ends beyond the segment"),
     (structures.read_footer, forged.footer([], first_sequence=1), "holds no record"),
     (structures.read_footer, forged.footer([], block=1), "holds no record"),
@@ -329,15 +418,27 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_footer, forged.footer(RECORDS, table_crc=1), "checksum of its table"),
     (structures.read_footer, forged.footer(RECORDS[1:], first_sequence=10), "entry 0: it is not the record"),
     (structures.read_footer, forged.footer(RECORDS, first_sequence=9), "entry 0: it is not the record"),
-    (structures.read_footer, forged.footer([*RECORDS[:3], entry(RECORD, 10, 1), RECORDS[4]], last_sequence=12), "entry 3: it is not the"),
+    (
+        structures.read_footer,
+        forged.footer([*RECORDS[:3], entry(RECORD, 10, 1), RECORDS[4]], last_sequence=12),
+        "entry 3: it is not the",
+    ),
     (structures.read_footer, forged.footer([entry(RECORD, 10, 3), *RECORDS[1:]]), "entry 3: its kind"),
-    (structures.read_footer, forged.footer([*RECORDS[:3], entry(RECORD, 12, 2), RECORDS[4]]), "entry 3: its count of entries"),
+    (
+        structures.read_footer,
+        forged.footer([*RECORDS[:3], entry(RECORD, 12, 2), RECORDS[4]]),
+        "entry 3: its count of entries",
+    ),
     (structures.read_footer, forged.footer([entry(RECORD, 10, 0), *RECORDS[1:]]), "entry 1: it is not the record"),
     (structures.read_footer, forged.footer(RECORDS, last_sequence=13), "does not end with its last record"),
     (structures.read_footer, forged.footer(RECORDS, block=5), "do not fill the blocks before it"),
     (structures.read_footer, forged.footer(RECORDS, brief=2), "its form"),
     (structures.read_footer, brief([entry(RECORD, 1, 7)]), "entry 0: it has no block that a compaction keeps"),
-    (structures.read_footer, brief([entry(DATA, 1, 7), entry(ZERO, 1, 8)]), "entry 1: it has no block that a compaction keeps"),
+    (
+        structures.read_footer,
+        brief([entry(DATA, 1, 7), entry(ZERO, 1, 8)]),
+        "entry 1: it has no block that a compaction keeps",
+    ),
     (structures.read_footer, brief([entry(DATA, 1, 7), entry(DATA, 2, 7)]), "entry 1: its block does not lie"),
     (structures.read_footer, brief([entry(DATA, 1, 7), entry(DATA, 2, 5)]), "entry 1: its block does not lie"),
     (structures.read_footer, brief([entry(DATA, 1, 16000)]), "entry 0: its block does not lie"),
@@ -349,7 +450,11 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
     (structures.read_checkpoint, forged.checkpoint(root=forged.pointer(8, 1)), "root of its map"),
     (structures.read_checkpoint, forged.checkpoint(root=forged.pointer(7, 16384)), "root of its map"),
     (structures.read_checkpoint, forged.checkpoint(table_blocks=3), "segment table is not as long"),
-    (structures.read_checkpoint, forged.checkpoint(table_entries=NEAR >> 32, table_blocks=1 << 26), "segment table is not as long"),
+    (
+        structures.read_checkpoint,
+        forged.checkpoint(table_entries=NEAR >> 32, table_blocks=1 << 26),
+        "segment table is not as long",
+    ),
     (structures.read_checkpoint, forged.checkpoint(index_count=0), "index is not as long"),
     (structures.read_checkpoint, forged.checkpoint(index_count=193), "index is not as long"),
     (structures.read_checkpoint, forged.checkpoint(index=bytes(16)), "entry 0: its index block"),
@@ -357,7 +462,9 @@ IMPOSSIBLE: list[tuple[Reader, bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("read", "data", "words"), IMPOSSIBLE, ids=[f"{n}: {words}" for n, (_, _, words) in enumerate(IMPOSSIBLE)])
+@pytest.mark.parametrize(
+    ("read", "data", "words"), IMPOSSIBLE, ids=[f"{n}: {words}" for n, (_, _, words) in enumerate(IMPOSSIBLE)]
+)
 def test_what_cannot_be_true_is_refused_under_a_right_checksum(read: Reader, data: bytes, words: str) -> None:
     if read is structures.read_footer:
         try:
@@ -371,7 +478,13 @@ def test_what_cannot_be_true_is_refused_under_a_right_checksum(read: Reader, dat
 
 
 def test_every_kind_may_be_logged() -> None:
-    entries = [entry(DATA, (1 << 34) - 1), entry(ZERO, 255), entry(MAP, (1 << 26) - 1), entry(MAP, 4 << 56), entry(TABLE, 49151)]
+    entries = [
+        entry(DATA, (1 << 34) - 1),
+        entry(ZERO, 255),
+        entry(MAP, (1 << 26) - 1),
+        entry(MAP, 4 << 56),
+        entry(TABLE, 49151),
+    ]
     entries += [entry(TABLE, 191, flags=1), entry(CHECKPOINT)]
     assert structures.read_record(forged.record(entries))["fault"] is None
     assert structures.read_record(forged.record([entry(DATA)] * 248, block=16384 - 249))["fault"] is None

@@ -57,7 +57,9 @@ def test_spans_are_printed_so_that_they_read_back() -> None:
 )
 def test_moments_are_how_long_ago_or_when(text: str, before_seconds: float) -> None:
     moment, before_ns = parse_moment(text, NOW), int(before_seconds * SECOND_NS)
-    assert moment == (Moment(ago_ns=before_ns) if text == "now" or text.endswith("ago") else Moment(at_ns=NOW - before_ns))
+    assert moment == (
+        Moment(ago_ns=before_ns) if text == "now" or text.endswith("ago") else Moment(at_ns=NOW - before_ns)
+    )
 
 
 def test_a_moment_without_a_zone_is_in_this_machines() -> None:

@@ -72,7 +72,9 @@ class Client:
             )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
@@ -116,10 +118,14 @@ class Client:
         )
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
-    async def clone_volume(self, volume: str, snapshot: str, name: str, *, at_ns: int = 0, ago_ns: int | None = None) -> Volume:
+    async def clone_volume(
+        self, volume: str, snapshot: str, name: str, *, at_ns: int = 0, ago_ns: int | None = None
+    ) -> Volume:
         """Clones a snapshot, or, if that is empty, a point in time of the restore window: Unix time, or how long ago by
         the node's clock."""
-        request = _build(pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at=_point_in_time(at_ns, ago_ns))
+        request = _build(
+            pb.CloneVolumeRequest, volume=volume, snapshot=snapshot, name=name, at=_point_in_time(at_ns, ago_ns)
+        )
         return to_struct(Volume, await self._call("CloneVolume", request, pb.Volume))
 
     async def flatten_volume(self, name: str) -> Volume:
@@ -133,7 +139,10 @@ class Client:
         return to_struct(Volume, await self._call("GetVolume", pb.GetVolumeRequest(name=name), pb.Volume))
 
     async def grow_volume(self, name: str, size_bytes: int) -> Volume:
-        return to_struct(Volume, await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume))
+        return to_struct(
+            Volume,
+            await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume),
+        )
 
     async def set_volume(self, name: str, *, window_seconds: int) -> Volume:
         """0: no restore window."""
@@ -142,10 +151,14 @@ class Client:
 
     async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
         """snapshots: delete the volume even if it has snapshots, and delete those with it."""
-        await self._call("DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force, snapshots=snapshots), pb.DeleteVolumeResponse)
+        await self._call(
+            "DeleteVolume", pb.DeleteVolumeRequest(name=name, force=force, snapshots=snapshots), pb.DeleteVolumeResponse
+        )
 
     async def export_volume(self, name: str, *, read_only: bool = False) -> Export:
-        return to_struct(Export, await self._call("ExportVolume", pb.ExportVolumeRequest(name=name, read_only=read_only), pb.Export))
+        return to_struct(
+            Export, await self._call("ExportVolume", pb.ExportVolumeRequest(name=name, read_only=read_only), pb.Export)
+        )
 
     async def unexport_volume(self, name: str, *, force: bool = False) -> None:
         await self._call("UnexportVolume", pb.UnexportVolumeRequest(name=name, force=force), pb.UnexportVolumeResponse)
@@ -165,7 +178,10 @@ class Client:
         return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
 
     async def snapshot(self, volume: str, snapshot: str) -> Snapshot:
-        return to_struct(Snapshot, await self._call("GetSnapshot", pb.GetSnapshotRequest(volume=volume, snapshot=snapshot), pb.Snapshot))
+        return to_struct(
+            Snapshot,
+            await self._call("GetSnapshot", pb.GetSnapshotRequest(volume=volume, snapshot=snapshot), pb.Snapshot),
+        )
 
     async def delete_snapshot(self, volume: str, snapshot: str, *, force: bool = False) -> bool:
         """Returns whether it stays, hidden, because something depends on it."""
@@ -181,18 +197,31 @@ class Client:
         await self._call("UnexportSnapshot", request, pb.UnexportSnapshotResponse)
 
     async def restore_volume(
-        self, volume: str, snapshot: str, *, at_ns: int = 0, ago_ns: int | None = None, discard: bool = False, force: bool = False
+        self,
+        volume: str,
+        snapshot: str,
+        *,
+        at_ns: int = 0,
+        ago_ns: int | None = None,
+        discard: bool = False,
+        force: bool = False,
     ) -> RestoreVolumeResponse:
         """To a snapshot, or, if that is empty, to a point in time of the restore window: Unix time, or how long ago by
         the node's clock."""
         point = _point_in_time(at_ns, ago_ns)
-        request = _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force)
+        request = _build(
+            pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force
+        )
         return to_struct(RestoreVolumeResponse, await self._call("RestoreVolume", request, pb.RestoreVolumeResponse))
 
-    async def diff_snapshots(self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0) -> Difference:
+    async def diff_snapshots(
+        self, volume: str, snapshot: str, other: str = "", *, offset: int = 0, ranges: int = 0
+    ) -> Difference:
         """A part of the differences; an empty `other` is the current volume. Repeat with the answer's `next` as offset
         until that is 0."""
-        request = _build(pb.DiffSnapshotsRequest, volume=volume, snapshot=snapshot, other=other, offset=offset, ranges=ranges)
+        request = _build(
+            pb.DiffSnapshotsRequest, volume=volume, snapshot=snapshot, other=other, offset=offset, ranges=ranges
+        )
         return to_struct(Difference, await self._call("DiffSnapshots", request, pb.DiffSnapshotsResponse))
 
     async def checkpoint(self, name: str = "") -> list[str]:
@@ -219,7 +248,9 @@ class Client:
                 f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may still be running"
             )
         if code == "UNAVAILABLE":
-            reason = details.rpartition("error: ")[2]  # gRPC repeats the address, and puts consequences before the last error
+            reason = details.rpartition("error: ")[
+                2
+            ]  # gRPC repeats the address, and puts consequences before the last error
             return Unreachable(
                 f"no daemon answers at {self.address} ({reason}): is `iomesh daemon run` running, with this control address?",
                 address=self.address,
@@ -245,5 +276,7 @@ def _build(kind: type[AnswerT], **fields: Any) -> AnswerT:
     try:
         return kind(**fields)
     except ValueError:
-        wrong = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, int) and not 0 <= value < 1 << 63)
+        wrong = ", ".join(
+            f"{name} {value}" for name, value in fields.items() if isinstance(value, int) and not 0 <= value < 1 << 63
+        )
         raise InvalidArgument(f"{wrong or 'a number'} is out of range") from None

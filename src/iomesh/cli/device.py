@@ -46,7 +46,11 @@ def device() -> None:
 
 @device.command("format")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--cluster", type=Cluster(), help="UUID of the cluster, or `new` for the first device of a cluster. Optional for a copy.")
+@click.option(
+    "--cluster",
+    type=Cluster(),
+    help="UUID of the cluster, or `new` for the first device of a cluster. Optional for a copy.",
+)
 @click.option("--tier", type=click.Choice(TIERS), help="Storage tier.  [default: detected]")
 @click.option("--label", default="", help="Human-readable name, at most 63 bytes.")
 @click.option("--size", type=Size(), help="Create PATH as a file of this size first.")
@@ -74,21 +78,32 @@ def format_(
 ) -> None:
     """Write an empty store onto PATH, a block device or a file. No daemon is needed, and none may have it open."""
     if cluster is None and not new_identity:
-        raise InvalidArgument("--cluster is missing: the UUID that `iomesh status` shows, or `new` for a cluster's first device")
+        raise InvalidArgument(
+            "--cluster is missing: the UUID that `iomesh status` shows, or `new` for a cluster's first device"
+        )
     if new_identity and (force or size is not None):
-        raise InvalidArgument("--new-identity is for a device that is a copy of another one: leave out --force and --size")
+        raise InvalidArgument(
+            "--new-identity is for a device that is a copy of another one: leave out --force and --size"
+        )
     made = size is not None
     if size is None and (preallocate or prewrite):
         raise InvalidArgument("--preallocate and --prewrite are for a new file: give its --size too")
     if size is not None:
         size = session.whole_blocks(size)
-        make(session, path, size, Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE)
+        make(
+            session,
+            path,
+            size,
+            Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE,
+        )
     from iomesh.node.offline import format_device
 
     try:
         with session.output.step(f"formatting {path}"):
             formatted = asyncio.run(
-                format_device(str(path), cluster=cluster, tier=tier, label=label, force=force, new_identity=new_identity)
+                format_device(
+                    str(path), cluster=cluster, tier=tier, label=label, force=force, new_identity=new_identity
+                )
             )
     except BaseException:
         if made:
@@ -112,7 +127,9 @@ def make(session: Session, path: Path, size: int, allocation: Allocation) -> Non
 def list_(session: Session) -> None:
     """List the devices of the node."""
     found = session.ask(lambda node: node.devices())
-    session.output.answer(documents.Devices(devices=found), table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices")
+    session.output.answer(
+        documents.Devices(devices=found), table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices"
+    )
 
 
 @device.command("show")
@@ -153,7 +170,15 @@ def remove(session: Session, device: str) -> None:
 
 
 def row(one: Device) -> tuple[object, ...]:
-    return one.path, one.tier, one.label or "-", short_size(one.size_bytes), short_size(one.free_bytes), one.replicas, state(one)
+    return (
+        one.path,
+        one.tier,
+        one.label or "-",
+        short_size(one.size_bytes),
+        short_size(one.free_bytes),
+        one.replicas,
+        state(one),
+    )
 
 
 def state(one: Device) -> Text:
@@ -189,7 +214,11 @@ def scrubbed(scrub: Scrub) -> str:
     words = []
     if scrub.running and scrub.pass_bytes:
         words.append(f"{scrub.done_bytes / scrub.pass_bytes:.0%} of {short_size(scrub.pass_bytes)}")
-    words.append(f"last pass ended {moment(scrub.ended_at)}" if scrub.ended_at else "no pass has ended since the daemon was started")
+    words.append(
+        f"last pass ended {moment(scrub.ended_at)}"
+        if scrub.ended_at
+        else "no pass has ended since the daemon was started"
+    )
     plural = "s" if scrub.damaged_blocks > 1 else ""
     words.append(f"{scrub.damaged_blocks} damaged block{plural}" if scrub.damaged_blocks else "no damage is known")
     return ", ".join(words)

@@ -328,7 +328,9 @@ OPEN = (Structure,)  # types with more keys than are listed here
 
 def schema(documents: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of documents, by command: {"volume list": Volumes} gives "properties" with that name, and "$defs"."""
-    (*found, error), components = msgspec.json.schema_components([*documents.values(), Error], ref_template="#/$defs/{name}")
+    (*found, error), components = msgspec.json.schema_components(
+        [*documents.values(), Error], ref_template="#/$defs/{name}"
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "What iomesh prints with --json, by command; with an error, `error`",

@@ -21,7 +21,9 @@ class Allocation(StrEnum):
     PREWRITTEN = "prewritten"  # every byte was written: measures the device, not the filesystem
 
 
-def make_device_file(path: Path, size: int, allocation: Allocation, progress: Callable[[int], object] = lambda done: None) -> None:
+def make_device_file(
+    path: Path, size: int, allocation: Allocation, progress: Callable[[int], object] = lambda done: None
+) -> None:
     """Creates a file of `size` bytes; `progress` receives the bytes done so far. A failure leaves no file behind."""
     if allocation is not Allocation.SPARSE:
         free = os.statvfs(path.parent)
@@ -44,7 +46,9 @@ def make_device_file(path: Path, size: int, allocation: Allocation, progress: Ca
             raise InvalidArgument(
                 f"{path}: {exact_size(size)} is more than a file may have here, by its filesystem or by `ulimit -f`: choose a smaller size"
             ) from error
-        raise from_errno(error.errno or errno.EIO, f"{path}: {error.strerror} while {exact_size(size)} of it were made") from error
+        raise from_errno(
+            error.errno or errno.EIO, f"{path}: {error.strerror} while {exact_size(size)} of it were made"
+        ) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -13,7 +13,15 @@ from typing import Any
 
 import msgspec
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -65,7 +73,9 @@ class Output:
         sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
     def document(self, value: Any) -> None:
-        sys.stdout.write(json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n")
+        sys.stdout.write(
+            json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n"
+        )
         sys.stdout.flush()
 
     def line(self, value: Any) -> None:
@@ -115,10 +125,18 @@ def moment(time: datetime | None) -> str:
 def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]] = ()) -> Table:
     """A plain table. A column whose name begins with ">" holds numbers: right-aligned."""
     result = Table(
-        title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     for column in columns:
-        result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold", no_wrap=False)
+        result.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold", no_wrap=False
+        )
     for row in rows:
         result.add_row(*(cell_of(value) for value in row))
     return result
@@ -126,7 +144,15 @@ def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[Any]]
 
 def fields(rows: Iterable[tuple[str, Any]], title: str | None = None) -> Table:
     """Names and values below each other: one object with all its fields."""
-    result = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    result = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     result.add_column(style="dim")
     result.add_column(overflow="fold")
     for name, value in rows:

@@ -131,7 +131,13 @@ class Written(click.ParamType[Value], ABC):
             return self.read(value)
         except ValueError as error:
             option = param is not None and param.opts[0].startswith("-")
-            place = param.opts[0] if param is not None and option else (param.name or "").upper() if param is not None else self.name
+            place = (
+                param.opts[0]
+                if param is not None and option
+                else (param.name or "").upper()
+                if param is not None
+                else self.name
+            )
             raise InvalidArgument(f"{place}: {error}") from None
 
 
@@ -171,7 +177,11 @@ class VolumeName(click.ParamType[str]):
     name = "name"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(one.name) for one in names(ctx, lambda node: node.volumes()) if one.name.startswith(incomplete)]
+        return [
+            CompletionItem(one.name)
+            for one in names(ctx, lambda node: node.volumes())
+            if one.name.startswith(incomplete)
+        ]
 
 
 class DeviceName(click.ParamType[str]):

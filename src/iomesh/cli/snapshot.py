@@ -76,9 +76,13 @@ def create(session: Session, wanted: tuple[Reference, ...]) -> None:
     """
     different = sorted({one.snapshot for one in wanted})
     if len(different) > 1:
-        raise InvalidArgument(f"snapshots of one instant have one name, not {' and '.join(different)}: use one command for each name")
+        raise InvalidArgument(
+            f"snapshots of one instant have one name, not {' and '.join(different)}: use one command for each name"
+        )
     made = session.ask(lambda node: node.create_snapshots([one.volume for one in wanted], different[0]))
-    lines = [f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.created_at)}" for one in made]
+    lines = [
+        f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.created_at)}" for one in made
+    ]
     session.output.answer(documents.Snapshots(snapshots=made), *lines)
 
 
@@ -126,7 +130,9 @@ def delete(session: Session, name: Reference, force: bool) -> None:
     """
     hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
     words = "deleted; it stays hidden while it is still needed" if hidden else "deleted"
-    session.output.answer(documents.DeletedSnapshot(volume=name.volume, name=name.snapshot, hidden=hidden), f"snapshot {name}: {words}")
+    session.output.answer(
+        documents.DeletedSnapshot(volume=name.volume, name=name.snapshot, hidden=hidden), f"snapshot {name}: {words}"
+    )
 
 
 @snapshot.command("export")
@@ -135,7 +141,9 @@ def delete(session: Session, name: Reference, force: bool) -> None:
 def export(session: Session, name: Reference) -> None:
     """Export a snapshot over NBD, read-only, now and after every restart, and print its URIs."""
     door = session.ask(lambda node: node.export_snapshot(*name))
-    session.output.answer(documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(door)), *door.uris)
+    session.output.answer(
+        documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(door)), *door.uris
+    )
 
 
 @snapshot.command("unexport")
@@ -145,7 +153,9 @@ def export(session: Session, name: Reference) -> None:
 def unexport(session: Session, name: Reference, force: bool) -> None:
     """End the export of a snapshot."""
     session.ask(lambda node: node.unexport_snapshot(*name, force=force))
-    session.output.answer(documents.UnexportedSnapshot(volume=name.volume, name=name.snapshot), f"snapshot {name}: not exported")
+    session.output.answer(
+        documents.UnexportedSnapshot(volume=name.volume, name=name.snapshot), f"snapshot {name}: not exported"
+    )
 
 
 @snapshot.command("diff")
@@ -190,7 +200,10 @@ def described(one: Snapshot) -> list[tuple[str, object]]:
         ("id", one.id),
         ("made", moment(one.created_at)),
         ("size", exact_size(one.size_bytes)),
-        ("mapped", f"{short_size(one.mapped_bytes)}, of which {short_size(one.new_bytes)} are new since the snapshot before"),
+        (
+            "mapped",
+            f"{short_size(one.mapped_bytes)}, of which {short_size(one.new_bytes)} are new since the snapshot before",
+        ),
         ("last record", one.sequence),
         ("parent", one.parent or "-"),
         ("clones", one.clones),

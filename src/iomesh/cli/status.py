@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 # The exit code reports the health; an error of the command itself (9: no daemon answers) has a lower code. The worst
 # state comes last.
 EXIT_CODES: dict[Health, int] = {"ready": 0, "starting": 20, "stopping": 20, "degraded": 21, "failed": 22}
-STYLES: dict[Health, str] = {"ready": "green", "starting": "yellow", "stopping": "yellow", "degraded": "yellow", "failed": "red"}
+STYLES: dict[Health, str] = {
+    "ready": "green",
+    "starting": "yellow",
+    "stopping": "yellow",
+    "degraded": "yellow",
+    "failed": "red",
+}
 
 
 @click.command()
@@ -49,7 +55,10 @@ def status(session: Session) -> None:
         ("node", Text.assemble(node.node, "  ", (health, STYLES[health]))),
         *start_rows(node),
         *[("problem", words) for words in problems],
-        ("version", f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {moment(node.started_at)}"),
+        (
+            "version",
+            f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {moment(node.started_at)}",
+        ),
         ("cluster", node.cluster),
         (
             "capacity",
@@ -121,5 +130,9 @@ def problems_of(node: Status, devices: list[Device], volumes: list[Volume]) -> d
 
 
 def worst(node: Status, problems: dict[str, Health]) -> Health:
-    own: dict[NodeState, Health] = {NodeState.STARTING: "starting", NodeState.STOPPING: "stopping", NodeState.DEGRADED: "degraded"}
+    own: dict[NodeState, Health] = {
+        NodeState.STARTING: "starting",
+        NodeState.STOPPING: "stopping",
+        NodeState.DEGRADED: "degraded",
+    }
     return max([own.get(node.state, "ready"), *problems.values()], key=EXIT_CODES.__getitem__)

@@ -29,7 +29,9 @@ def sample(before: "Counters", now: "Counters") -> Sample:
     reactors = {one.reactor: one for one in before.reactors}
     return Sample(
         seconds=seconds,
-        volumes=[of_volume(volumes.get(one.volume), one, seconds) for one in sorted(now.volumes, key=lambda one: one.volume)],
+        volumes=[
+            of_volume(volumes.get(one.volume), one, seconds) for one in sorted(now.volumes, key=lambda one: one.volume)
+        ],
         reactors=[of_reactor(reactors.get(one.reactor), one, seconds) for one in now.reactors],
         capacity_bytes=sum(one.size_bytes for one in now.devices),
         free_bytes=sum(one.free_bytes for one in now.devices),
@@ -152,7 +154,9 @@ def percentiles(one: LatencySample) -> str:
 
 
 @click.command()
-@click.option("--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample."
+)
 @click.option("--once", is_flag=True, help="Take one sample and exit.")
 @asks(Sample)
 def top(session: Session, interval: float, once: bool) -> None:
@@ -183,7 +187,10 @@ async def watch(session: Session, interval: float, once: bool) -> None:
                 if once:
                     return
         with Live(
-            Text(f"{name}: the first sample is being taken", style="dim"), console=output.console, screen=True, auto_refresh=False
+            Text(f"{name}: the first sample is being taken", style="dim"),
+            console=output.console,
+            screen=True,
+            auto_refresh=False,
         ) as live:
             while True:
                 await asyncio.sleep(interval)

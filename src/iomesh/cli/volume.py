@@ -41,7 +41,12 @@ def volume() -> None:
     default=0,
     help="Size of a segment of its log, a power of two.  [default: chosen by the sizes of the devices]",
 )
-@click.option("--window", type=Span(), default=0, help="Restore window: how far back any point in time can be restored (24h, 90m, 7d).")
+@click.option(
+    "--window",
+    type=Span(),
+    default=0,
+    help="Restore window: how far back any point in time can be restored (24h, 90m, 7d).",
+)
 @click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
 def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
@@ -61,7 +66,11 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 
     made = session.ask(question)
     session.output.answer(
-        made, *([f"volume {made.name}: {exact_size(made.size_bytes)}"] + [uri for export in made.exports for uri in export.uris])
+        made,
+        *(
+            [f"volume {made.name}: {exact_size(made.size_bytes)}"]
+            + [uri for export in made.exports for uri in export.uris]
+        ),
     )
 
 
@@ -88,7 +97,11 @@ def clone(session: Session, source: Reference, name: str, at: Moment | None, exp
 
     made = session.ask(question)
     session.output.answer(
-        made, *([f"volume {made.name}: a clone of {made.clone_of}"] + [uri for export in made.exports for uri in export.uris])
+        made,
+        *(
+            [f"volume {made.name}: a clone of {made.clone_of}"]
+            + [uri for export in made.exports for uri in export.uris]
+        ),
     )
 
 
@@ -117,7 +130,11 @@ def flatten(session: Session, name: str, background: bool) -> None:
         return one
 
     one = session.ask(question)
-    left = f"{short_size(one.space.inherited_bytes)} of {one.clone_of} still to copy" if one.clone_of else "independent of its parent"
+    left = (
+        f"{short_size(one.space.inherited_bytes)} of {one.clone_of} still to copy"
+        if one.clone_of
+        else "independent of its parent"
+    )
     session.output.answer(one, f"volume {name}: {left}")
 
 
@@ -180,7 +197,10 @@ def grow(session: Session, name: str, size: str) -> None:
 @volume.command("set")
 @click.argument("name", type=VolumeName())
 @click.option(
-    "--window", type=Span(), required=True, help="Restore window: how far back any point in time can be restored (24h, 7d), or off."
+    "--window",
+    type=Span(),
+    required=True,
+    help="Restore window: how far back any point in time can be restored (24h, 7d), or off.",
 )
 @asks(Volume)
 def set_(session: Session, name: str, window: int) -> None:
@@ -223,13 +243,17 @@ def restore(session: Session, name: Reference, at: Moment | None, discard: bool,
 @volume.command("delete")
 @click.argument("name", type=VolumeName())
 @click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
-@click.option("--snapshots", is_flag=True, help="Also delete its snapshots; otherwise a volume that has some is refused.")
+@click.option(
+    "--snapshots", is_flag=True, help="Also delete its snapshots; otherwise a volume that has some is refused."
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @asks(documents.DeletedVolume)
 def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool) -> None:
     """Delete the volume NAME and all its data, for good."""
     if not yes and not session.output.as_json and sys.stdin.isatty():
-        click.confirm(f"delete volume {name} and all its data{', snapshots included' if snapshots else ''}?", abort=True, err=True)
+        click.confirm(
+            f"delete volume {name} and all its data{', snapshots included' if snapshots else ''}?", abort=True, err=True
+        )
     session.ask(lambda node: node.delete_volume(name, force=force, snapshots=snapshots))
     session.output.answer(documents.DeletedVolume(name=name), f"volume {name}: deleted")
 
@@ -267,7 +291,9 @@ def point_in_time(name: Reference, at: Moment | None) -> Moment:
     """`at`, or an empty one if a snapshot is named. Raises InvalidArgument unless exactly one of them is given."""
     if bool(name.snapshot) == (at is not None):
         volume = name.volume
-        raise InvalidArgument(f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'")
+        raise InvalidArgument(
+            f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'"
+        )
     return at or Moment()
 
 

@@ -26,7 +26,11 @@ HANDSHAKES_MAX = 256
 ACCEPT_PAUSE_SECONDS = 0.2  # when no descriptor is left for another client
 SEND_BUFFER_BYTES = 4 << 20  # a whole batch of replies fits: the reactor's send ends at once
 SO_SNDBUFFORCE = 32  # the same beyond net.core.wmem_max, with the privilege
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # seconds: a vanished client machine is noticed within 90
+KEEPALIVE = {
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 6,
+}  # seconds: a vanished client machine is noticed within 90
 
 log = structlog.get_logger(part="nbd")
 
@@ -35,7 +39,9 @@ class NbdServer:
     """Belongs to the event loop that it is used in. `keep(work)` restarts `work`, which accepts clients, when it fails;
     without it no one restarts it."""
 
-    def __init__(self, keep: Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]] | None = None) -> None:
+    def __init__(
+        self, keep: Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]] | None = None
+    ) -> None:
         self._keep = keep or (lambda work: asyncio.get_running_loop().create_task(work()))
         self._exports: dict[str, NbdExport] = {}
         self._listeners: list[socket.socket] = []
@@ -129,7 +135,9 @@ class NbdServer:
                 return
             client.setblocking(True)
             fd = client.detach()
-        serve = agreement.export.attach(fd, structured=agreement.structured, context_id=agreement.context_id, since=agreement.since)
+        serve = agreement.export.attach(
+            fd, structured=agreement.structured, context_id=agreement.context_id, since=agreement.since
+        )
         _start(_logged(agreement.export.name, serve), self._attached)
 
 

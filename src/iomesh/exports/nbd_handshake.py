@@ -20,7 +20,17 @@ REPLY_MAGIC = 0x3E889045565A9
 
 FIXED_NEWSTYLE, NO_ZEROES = 1, 2  # flags of the handshake, the same bits in both directions
 
-EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT = 1, 2, 3, 5, 6, 7, 8, 9, 10
+EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT = (
+    1,
+    2,
+    3,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+)
 
 ACK, SERVER, INFORMATION, META_CONTEXT = 1, 2, 3, 4
 ERROR = 1 << 31
@@ -125,7 +135,9 @@ class Handshake:
     """The handshake of one client. `exports` is read whenever the client names one; `flags` returns the transmission
     flags of an export, given whether structured replies were negotiated."""
 
-    def __init__(self, client: socket.socket, exports: Mapping[str, NbdExport], flags: Callable[[NbdExport, bool], int]) -> None:
+    def __init__(
+        self, client: socket.socket, exports: Mapping[str, NbdExport], flags: Callable[[NbdExport, bool], int]
+    ) -> None:
         self._client = client  # non-blocking
         self._exports = exports
         self._flags = flags
@@ -184,7 +196,9 @@ class Handshake:
             elif option in (LIST_META_CONTEXT, SET_META_CONTEXT):
                 await self._meta_context(option, data)
             elif option == STARTTLS:
-                raise _Refused(UNSUPPORTED, "this server does not encrypt NBD: use a unix socket or a network that you trust")
+                raise _Refused(
+                    UNSUPPORTED, "this server does not encrypt NBD: use a unix socket or a network that you trust"
+                )
             else:
                 raise _Refused(UNSUPPORTED, f"this server does not know option {option}")
             await self._reply(option, ACK)
@@ -209,7 +223,10 @@ class Handshake:
     async def _info(self, option: int, data: bytes) -> NbdExport:
         fields = _Fields(data)
         name = fields.string("the export's name")
-        wanted = {fields.number(2, "the information requests") for _ in range(fields.number(2, "the number of information requests"))}
+        wanted = {
+            fields.number(2, "the information requests")
+            for _ in range(fields.number(2, "the number of information requests"))
+        }
         fields.end()
         export = self._find(name)
         information = struct.pack(">HQH", INFO_EXPORT, export.size_bytes, self._flags(export, self._structured))
@@ -217,7 +234,9 @@ class Handshake:
         if INFO_NAME in wanted:
             await self._reply(option, INFORMATION, struct.pack(">H", INFO_NAME) + export.name.encode())
         if INFO_DESCRIPTION in wanted:
-            await self._reply(option, INFORMATION, struct.pack(">H", INFO_DESCRIPTION) + f"iomesh volume {export.name}".encode())
+            await self._reply(
+                option, INFORMATION, struct.pack(">H", INFO_DESCRIPTION) + f"iomesh volume {export.name}".encode()
+            )
         if INFO_BLOCK_SIZE in wanted:
             sizes = struct.pack(">HIII", INFO_BLOCK_SIZE, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX)
             await self._reply(option, INFORMATION, sizes)
@@ -241,7 +260,9 @@ class Handshake:
         known = [*(CHANGED_SINCE + snapshot for snapshot in export.comparable), ALLOCATION]
         if not choose:
             for context in known:
-                if not count or any(query == context or (query.endswith(":") and context.startswith(query)) for query in queries):
+                if not count or any(
+                    query == context or (query.endswith(":") and context.startswith(query)) for query in queries
+                ):
                     await self._reply(option, META_CONTEXT, struct.pack(">I", 0) + context.encode())
             return
         chosen = next((context for context in known if context in queries), None)

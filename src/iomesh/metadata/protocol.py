@@ -104,9 +104,13 @@ def check_operation(operation: Operation) -> None:
     """What every implementation refuses in the same way."""
     check_key(operation.key)
     if isinstance(operation, Put) and len(operation.value) > VALUE_BYTES_MAX:
-        raise InvalidArgument(f"the value of {operation.key!r} has {len(operation.value)} bytes, more than {VALUE_BYTES_MAX}")
+        raise InvalidArgument(
+            f"the value of {operation.key!r} has {len(operation.value)} bytes, more than {VALUE_BYTES_MAX}"
+        )
 
 
 def check_key(key: str) -> None:
     if len(key) > KEY_LENGTH_MAX or not KEY.fullmatch(key):
-        raise InvalidArgument(f"{key!r} is not a key: words of letters, digits and . _ : - with slashes between, {KEY_LENGTH_MAX} in all")
+        raise InvalidArgument(
+            f"{key!r} is not a key: words of letters, digits and . _ : - with slashes between, {KEY_LENGTH_MAX} in all"
+        )

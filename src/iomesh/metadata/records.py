@@ -61,7 +61,9 @@ class CloneRecord(msgspec.Struct, frozen=True, kw_only=True):
     volume: uuid.UUID
     snapshot: uuid.UUID
     name: str  # of both when the clone was created, VOLUME@SNAPSHOT or VOLUME@POINT-IN-TIME: for people
-    at_ns: int = 0  # Unix time of the point in time; `snapshot` is the restore point before it. 0: a clone of the snapshot
+    at_ns: int = (
+        0  # Unix time of the point in time; `snapshot` is the restore point before it. 0: a clone of the snapshot
+    )
     until_ns: int = 0  # log time up to which the log is rolled forward from that restore point
 
 

@@ -148,11 +148,15 @@ class SqliteMetadata:
                         database.execute(statement)
         except sqlite3.OperationalError as error:
             if "unable to open" in str(error) or "readonly" in str(error):
-                raise PermissionDenied(f"metadata {self.path}: {error}; it and its folder have to be writable") from error
+                raise PermissionDenied(
+                    f"metadata {self.path}: {error}; it and its folder have to be writable"
+                ) from error
             raise
         if version > SCHEMA_VERSION:
             self._close()
-            raise Unsupported(f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows {SCHEMA_VERSION})")
+            raise Unsupported(
+                f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows {SCHEMA_VERSION})"
+            )
         self._usable = True
 
     def _connect(self) -> sqlite3.Connection:
@@ -211,7 +215,9 @@ class SqliteMetadata:
     def _list(self, prefix: str) -> Listing:
         self._expire()
         with self._reading():
-            rows = self._sql.execute("SELECT key, value, version FROM entries WHERE key >= ? AND key < ? ORDER BY key", _range(prefix))
+            rows = self._sql.execute(
+                "SELECT key, value, version FROM entries WHERE key >= ? AND key < ? ORDER BY key", _range(prefix)
+            )
             return Listing([Entry(*row) for row in rows], self._revision())
 
     def _commit(self, operation: Operation) -> int:
@@ -234,9 +240,14 @@ class SqliteMetadata:
             raise Conflict(f"{operation.key} has version {found}, not {operation.version}: somebody changed it")
 
     def _put(self, put: Put, revision: int) -> None:
-        if put.lease is not None and not self._sql.execute("SELECT 1 FROM leases WHERE id = ?", (put.lease,)).fetchone():
+        if (
+            put.lease is not None
+            and not self._sql.execute("SELECT 1 FROM leases WHERE id = ?", (put.lease,)).fetchone()
+        ):
             raise NotFound(f"lease {put.lease} has run out")
-        self._sql.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", (put.key, put.value, revision, put.lease))
+        self._sql.execute(
+            "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", (put.key, put.value, revision, put.lease)
+        )
         self._sql.execute("INSERT INTO changes VALUES (?, ?, ?)", (revision, put.key, put.value))
 
     def _remove(self, key: str, revision: int) -> None:
@@ -267,7 +278,9 @@ class SqliteMetadata:
     def _grant(self, seconds: float) -> int:
         with self._transaction():
             row = (seconds, _since_boot() + seconds, _boot())
-            return int(self._sql.execute("INSERT INTO leases (seconds, ends, boot) VALUES (?, ?, ?)", row).lastrowid or 0)
+            return int(
+                self._sql.execute("INSERT INTO leases (seconds, ends, boot) VALUES (?, ?, ?)", row).lastrowid or 0
+            )
 
     def _renew(self, lease: int) -> None:
         self._expire()
@@ -275,7 +288,9 @@ class SqliteMetadata:
         self._sql.execute("PRAGMA synchronous = NORMAL")
         try:
             with self._transaction():
-                if not self._sql.execute("UPDATE leases SET ends = ? + seconds WHERE id = ?", (_since_boot(), lease)).rowcount:
+                if not self._sql.execute(
+                    "UPDATE leases SET ends = ? + seconds WHERE id = ?", (_since_boot(), lease)
+                ).rowcount:
                     raise NotFound(f"lease {lease} has run out")
         finally:
             self._sql.execute("PRAGMA synchronous = FULL")
@@ -291,7 +306,10 @@ class SqliteMetadata:
                 self._remove_expired()
 
     def _expired(self) -> list[int]:
-        return [row[0] for row in self._sql.execute("SELECT id FROM leases WHERE ends <= ? OR boot != ?", (_since_boot(), _boot()))]
+        return [
+            row[0]
+            for row in self._sql.execute("SELECT id FROM leases WHERE ends <= ? OR boot != ?", (_since_boot(), _boot()))
+        ]
 
     def _remove_expired(self) -> None:
         self._remove_leases(self._expired())

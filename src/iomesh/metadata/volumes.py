@@ -111,7 +111,9 @@ async def read_volumes(metadata: Metadata) -> Inventory:
         if record is None or name_key(record.name) != entry.key:
             inventory.stale_names.append(StaleName(entry, record))
     inventory.unnamed = {
-        record.id for record in known.values() if holders.get(record.name) != record.id and not is_hidden_name(record.name)
+        record.id
+        for record in known.values()
+        if holders.get(record.name) != record.id and not is_hidden_name(record.name)
     }
     return inventory
 
@@ -167,7 +169,9 @@ def _read(
     its_own = identity is not None and (holders.get(name) == identity or name in broken)
     node = log.record.owner if log is not None else seen.node
     inventory.unreadable.append(
-        Unreadable(identity, name if its_own else str(identity or VOLUMES + tail), node, "; ".join(reasons), log and log.record)
+        Unreadable(
+            identity, name if its_own else str(identity or VOLUMES + tail), node, "; ".join(reasons), log and log.record
+        )
     )
 
 

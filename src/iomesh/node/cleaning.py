@@ -38,7 +38,9 @@ CHECKPOINT_SECONDS = 0.5  # between two checkpoints requested to release dead se
 CHECKPOINT_SEGMENTS = 64  # of log between two such checkpoints while something can be
 AT_ONCE = 8  # segments per request; when urgent, the next request is sent before the last has ended
 HOPE_MILLISECONDS = 2000  # deadline of waiting writes once dead space was found; extended when more is found
-WORTH_SEGMENTS = 2  # of dead space are worth waiting for: open segments may seem to have as much, in blocks not yet written
+WORTH_SEGMENTS = (
+    2  # of dead space are worth waiting for: open segments may seem to have as much, in blocks not yet written
+)
 
 
 @dataclass
@@ -62,7 +64,13 @@ class Cleaned:
 
 class Cleaning:
     def __init__(
-        self, config: CleaningConfig, engine: NodeEngine, stores: Stores, volumes: Registry, windows: Windows, supervisor: Supervisor
+        self,
+        config: CleaningConfig,
+        engine: NodeEngine,
+        stores: Stores,
+        volumes: Registry,
+        windows: Windows,
+        supervisor: Supervisor,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -111,10 +119,14 @@ class Cleaning:
         volumes = [volume for volume in self._volumes.values() if volume.in_engine]
         identities = {volume.record.id for volume in volumes}
         self.cleaned = {
-            identity: cleaned for identity, cleaned in self.cleaned.items() if identity in identities or _is_under_way(cleaned.under_way)
+            identity: cleaned
+            for identity, cleaned in self.cleaned.items()
+            if identity in identities or _is_under_way(cleaned.under_way)
         }
         largest_blocks = max((_segment_blocks(volume) for volume in volumes), default=0)
-        needs = await settle((self._clean_if_open(volume, largest_blocks) for volume in volumes), at_once=max(len(volumes), 1))
+        needs = await settle(
+            (self._clean_if_open(volume, largest_blocks) for volume in volumes), at_once=max(len(volumes), 1)
+        )
         return max(needs, default=Need.NONE)
 
     async def _clean_if_open(self, volume: OpenVolume, largest_blocks: int) -> Need:
@@ -138,7 +150,9 @@ class Cleaning:
             return Need.NONE
         segment_blocks = _segment_blocks(volume)
         spaces = self._stores.spaces()
-        cleaned.need = min(space.need(largest_blocks) for space in spaces)  # of several devices, the log uses the emptiest
+        cleaned.need = min(
+            space.need(largest_blocks) for space in spaces
+        )  # of several devices, the log uses the emptiest
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))
@@ -197,11 +211,15 @@ class Cleaning:
         """Cleans the requested segments. False: some were postponed, and are to be requested again a little later."""
         segments = cleaned.in_hand
         try:
-            told = await self._engine.clean(volume.record.id, segments, bytes_per_second=0 if urgent else self._config.bytes_per_second)
+            told = await self._engine.clean(
+                volume.record.id, segments, bytes_per_second=0 if urgent else self._config.bytes_per_second
+            )
         except InUse:  # it is being restored to a snapshot
             cleaned.memory.retry(segments)
             return False
-        except IomeshError as error:  # the volume was closed concurrently, or its device fails: that is reported elsewhere
+        except (
+            IomeshError
+        ) as error:  # the volume was closed concurrently, or its device fails: that is reported elsewhere
             log.info("cleaning interrupted", reason=error.message)
             return False
         cleaned.chosen += len(segments)
@@ -216,14 +234,20 @@ class Cleaning:
             cleaned.memory.retry(segments)
         return told["postponed"] == 0
 
-    async def _checkpoint_for(self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool) -> None:
+    async def _checkpoint_for(
+        self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool
+    ) -> None:
         """Writes a checkpoint when much space depends on it: completely dead segments are deleted after it, and younger
         segments become cleanable. It writes the changed part of the map, so unless pressing, only after much was
         logged."""
         state = self._engine.volume_state(volume.record.id)
         now = time.monotonic()
         much = CHECKPOINT_SEGMENTS * volume.record.segment_bytes
-        due = state["log_bytes_since_checkpoint"] >= much if not pressing else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
+        due = (
+            state["log_bytes_since_checkpoint"] >= much
+            if not pressing
+            else now - cleaned.checkpoint_at >= CHECKPOINT_SECONDS
+        )
         if gain >= WORTH_SEGMENTS * segment_blocks and due and state["committed"] > state["checkpoint_sequence"]:
             cleaned.checkpoint_at = now
             await self._engine.checkpoint(volume.record.id)

@@ -83,7 +83,12 @@ def _foreign(descriptor: int) -> str:
             return ""  # an empty file
         lib.blkid_probe_enable_superblocks(probe, 1)
         lib.blkid_probe_set_superblocks_flags(
-            probe, lib.BLKID_SUBLKS_TYPE | lib.BLKID_SUBLKS_USAGE | lib.BLKID_SUBLKS_LABEL | lib.BLKID_SUBLKS_UUID | lib.BLKID_SUBLKS_MAGIC
+            probe,
+            lib.BLKID_SUBLKS_TYPE
+            | lib.BLKID_SUBLKS_USAGE
+            | lib.BLKID_SUBLKS_LABEL
+            | lib.BLKID_SUBLKS_UUID
+            | lib.BLKID_SUBLKS_MAGIC,
         )
         lib.blkid_probe_enable_partitions(probe, 1)
         found = lib.blkid_do_safeprobe(probe)
@@ -99,13 +104,17 @@ def _values(probe: object) -> dict[str, str]:
     name, data, size = ffi.new("const char **"), ffi.new("const char **"), ffi.new("size_t *")
     for number in range(lib.blkid_probe_numof_values(probe)):
         if lib.blkid_probe_get_value(probe, number, name, data, size) == 0:
-            values[ffi.string(name[0]).decode()] = ffi.buffer(data[0], size[0])[:].rstrip(b"\0").decode(errors="replace")
+            values[ffi.string(name[0]).decode()] = (
+                ffi.buffer(data[0], size[0])[:].rstrip(b"\0").decode(errors="replace")
+            )
     return values
 
 
 def _describe(values: dict[str, str]) -> str:
     if kind := values.get("TYPE"):
-        usage = {"filesystem": "filesystem", "raid": "array member", "crypto": "encrypted volume"}.get(values.get("USAGE", ""), "signature")
+        usage = {"filesystem": "filesystem", "raid": "array member", "crypto": "encrypted volume"}.get(
+            values.get("USAGE", ""), "signature"
+        )
         label = f" labelled {values['LABEL']!r}" if values.get("LABEL") else ""
         return f"a {kind} {usage}{label}"
     if table := values.get("PTTYPE"):

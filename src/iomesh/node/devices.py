@@ -18,7 +18,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from iomesh.errors import DeviceFailed, InUse, InvalidArgument, IomeshError, NotFound, PermissionDenied, Unsupported, from_errno
+from iomesh.errors import (
+    DeviceFailed,
+    InUse,
+    InvalidArgument,
+    IomeshError,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+    from_errno,
+)
 from iomesh.node.backing import LockTaken, hold_below, lock_file, other_names
 
 BLKGETSIZE64 = 0x80081272  # linux/fs.h
@@ -178,9 +187,13 @@ def _error(path: str, error: OSError) -> IomeshError:
         case errno.ENOENT | errno.ENOTDIR | errno.ENXIO | errno.ENODEV:
             return NotFound(f"{path}: there is no such device or file")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return PermissionDenied(f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user the right")
+            return PermissionDenied(
+                f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user the right"
+            )
         case errno.EINVAL:
-            return Unsupported(f"{path} cannot be opened with direct I/O: put the file on a filesystem that has it (ext4, XFS, btrfs)")
+            return Unsupported(
+                f"{path} cannot be opened with direct I/O: put the file on a filesystem that has it (ext4, XFS, btrfs)"
+            )
         case errno.EIO:
             return DeviceFailed(f"{path} cannot be opened: {error.strerror}")
     return from_errno(error.errno or errno.EIO, f"{path}: {error.strerror}")
@@ -199,4 +212,6 @@ def _holder(path: str) -> str:
         if Path(line.split()[0]).resolve().name in names:
             return "used as swap; swapoff it first"
     holders = [holder.name for name in names for holder in Path("/sys/class/block", name, "holders").glob("*")]
-    return f"part of {', '.join(holders)}" if holders else "another program holds it exclusively (another iomesh daemon?)"
+    return (
+        f"part of {', '.join(holders)}" if holders else "another program holds it exclusively (another iomesh daemon?)"
+    )

@@ -38,7 +38,9 @@ class Outcome(enum.Enum):
 
     REFUSED = compiled.POINTER_REFUSED  # another epoch or version is stored: the right to the volume is lost
     DONE = compiled.POINTER_DONE
-    UNKNOWN = compiled.POINTER_UNKNOWN  # the metadata service does not answer: the update is repeated, and the volume stays served
+    UNKNOWN = (
+        compiled.POINTER_UNKNOWN
+    )  # the metadata service does not answer: the update is repeated, and the volume stays served
 
 
 class _Unanswered(NamedTuple):
@@ -98,14 +100,23 @@ class NodeEngine:
 
     # stores
 
-    async def format_store(self, descriptor: int, *, cluster: uuid.UUID, device: uuid.UUID, size_bytes: int, tier: str, label: str) -> None:
+    async def format_store(
+        self, descriptor: int, *, cluster: uuid.UUID, device: uuid.UUID, size_bytes: int, tier: str, label: str
+    ) -> None:
         ticket = self._engine.format_store(
-            descriptor, cluster=cluster.bytes, device=device.bytes, device_bytes=size_bytes, tier=compiled.TIERS[tier], label=label
+            descriptor,
+            cluster=cluster.bytes,
+            device=device.bytes,
+            device_bytes=size_bytes,
+            tier=compiled.TIERS[tier],
+            label=label,
         )
         await self._answer(ticket, "format")
 
     async def open_store(self, descriptor: int, *, cluster: uuid.UUID | None, volatile_cache: bool) -> dict[str, Any]:
-        ticket = self._engine.open_store(descriptor, cluster=cluster.bytes if cluster else None, volatile_cache=volatile_cache)
+        ticket = self._engine.open_store(
+            descriptor, cluster=cluster.bytes if cluster else None, volatile_cache=volatile_cache
+        )
         opened: dict[str, Any] = await self._answer(ticket, "open")
         return opened
 
@@ -237,7 +248,9 @@ class NodeEngine:
         wanted = [(volume.bytes, snapshot.bytes, name) for volume, snapshot, name in snapshots]
         involved = [volume for volume, _, _ in snapshots]
         self.refuse_pending(involved)
-        await self._checkpointed(involved, self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot")
+        await self._checkpointed(
+            involved, self._engine.create_snapshots(wanted, mark=mark, urgent=urgent), "make a snapshot"
+        )
 
     async def log_clock(self, volume: uuid.UUID) -> dict[str, int]:
         """The current time in the volume's log, and the wall clock's (docs/decisions/0020-log-time.md)."""
@@ -245,7 +258,9 @@ class NodeEngine:
         return clock
 
     async def list_snapshots(self, volume: uuid.UUID) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = await self._answer(self._engine.list_snapshots(volume.bytes), "list the snapshots")
+        listed: list[dict[str, Any]] = await self._answer(
+            self._engine.list_snapshots(volume.bytes), "list the snapshots"
+        )
         return listed
 
     async def delete_snapshot(self, volume: uuid.UUID, snapshot: uuid.UUID) -> bool:
@@ -285,30 +300,40 @@ class NodeEngine:
         )
         await self._checkpointed([volume], ticket, "restore the volume")
 
-    async def roll_forward(self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int) -> dict[str, int]:
+    async def roll_forward(
+        self, volume: uuid.UUID, source: uuid.UUID, mark: uuid.UUID, *, until_ns: int
+    ) -> dict[str, int]:
         ticket = self._engine.roll_forward(volume.bytes, source.bytes, mark.bytes, until_ns=until_ns)
         told: dict[str, int] = await self._answer(ticket, "follow the log")
         return told
 
     async def unmark_snapshot(self, volume: uuid.UUID, mark: uuid.UUID) -> None:
         self.refuse_pending([volume])
-        await self._checkpointed([volume], self._engine.unmark_snapshot(volume.bytes, mark.bytes), "unmark the snapshot")
+        await self._checkpointed(
+            [volume], self._engine.unmark_snapshot(volume.bytes, mark.bytes), "unmark the snapshot"
+        )
 
     async def diff_snapshots(
         self, volume: uuid.UUID, older: uuid.UUID, newer: uuid.UUID | None, *, offset: int, most: int
     ) -> dict[str, Any]:
-        ticket = self._engine.diff_snapshots(volume.bytes, older.bytes, newer.bytes if newer else None, offset=offset, most=most)
+        ticket = self._engine.diff_snapshots(
+            volume.bytes, older.bytes, newer.bytes if newer else None, offset=offset, most=most
+        )
         found: dict[str, Any] = await self._checkpointed([volume], ticket, "compare the snapshots")
         return found
 
     # flattening
 
     async def copy_inherited(self, volume: uuid.UUID, *, bytes_per_second: int) -> None:
-        await self._answer(self._engine.copy_inherited(volume.bytes, bytes_per_second=bytes_per_second), "copy what the clone inherits")
+        await self._answer(
+            self._engine.copy_inherited(volume.bytes, bytes_per_second=bytes_per_second), "copy what the clone inherits"
+        )
 
     async def check_detached(self, volume: uuid.UUID) -> None:
         self.refuse_pending([volume])
-        await self._checkpointed([volume], self._engine.check_detached(volume.bytes), "look whether the clone inherits anything")
+        await self._checkpointed(
+            [volume], self._engine.check_detached(volume.bytes), "look whether the clone inherits anything"
+        )
 
     async def cut_off(self, volume: uuid.UUID) -> None:
         await self._answer(self._engine.cut_off(volume.bytes), "flatten the clone")
@@ -345,7 +370,9 @@ class NodeEngine:
             missed = [self._unanswered[volume] for volume in volumes if volume in self._unanswered]
             if missed and time.monotonic() - min(each.since for each in missed) > UNANSWERED_SECONDS:
                 self._left.append((set(volumes), future))
-                future.add_done_callback(asyncio.Future.exception)  # retrieves the exception: the future has no other reader
+                future.add_done_callback(
+                    asyncio.Future.exception
+                )  # retrieves the exception: the future has no other reader
                 raise MetadataUnavailable(
                     f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be done once it does"
                 )
@@ -379,7 +406,9 @@ class NodeEngine:
         try:
             self._on_event(event)
         except Exception:
-            log.exception("an event was not handled", kind=event.kind, volume=event.volume.hex() if event.volume else None)
+            log.exception(
+                "an event was not handled", kind=event.kind, volume=event.volume.hex() if event.volume else None
+            )
 
 
 @contextmanager

@@ -112,7 +112,9 @@ class VolumeExport:
     async def attach(self, fd: int, *, structured: bool, context_id: int | None, since: str | None) -> None:
         """Passes a connected socket to the engine, which closes it; returns when the connection has ended."""
         older = None if since is None else self._earlier().get(since)
-        if self._connections.ended or (since is not None and older is None):  # withdrawn, or the snapshot deleted, since then
+        if self._connections.ended or (
+            since is not None and older is None
+        ):  # withdrawn, or the snapshot deleted, since then
             os.close(fd)
             return
         with self._connections.hold(fd):
@@ -221,7 +223,9 @@ class Doors:
         return (
             []
             if export is None
-            else [Export(protocol=NBD, uris=self._uris(name), read_only=export.read_only, connections=export.connections)]
+            else [
+                Export(protocol=NBD, uris=self._uris(name), read_only=export.read_only, connections=export.connections)
+            ]
         )
 
     def connections(self, name: str) -> int:

@@ -86,14 +86,20 @@ class Flattening:
                         f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a snapshot holds is never "
                         "written again, so delete those first"
                     )
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=True))
+                await write_record(
+                    self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=True)
+                )
                 log.info("flattening", volume=name, parent=of.name)
             self._go_on(volume)
         return await self._volumes.show(name)
 
     def _go_on(self, volume: OpenVolume) -> None:
         identity = volume.record.id
-        if volume.record.flattening and volume.in_engine and (identity not in self._tasks or self._tasks[identity].ended):
+        if (
+            volume.record.flattening
+            and volume.in_engine
+            and (identity not in self._tasks or self._tasks[identity].ended)
+        ):
             inherited = self._engine.volume_state(identity)["inherited_blocks"] * compiled.BLOCK_BYTES
             volume.flattening = Progress(running=True, total_bytes=inherited)
             self._tasks[identity] = self._supervisor.start(
@@ -109,7 +115,9 @@ class Flattening:
                 if await self._finish(volume):
                     return
             except NoSpace:
-                self._wait_for(volume, "what is free is kept for users and checkpoints: it goes on when there is more space")
+                self._wait_for(
+                    volume, "what is free is kept for users and checkpoints: it goes on when there is more space"
+                )
             except IomeshError as error:
                 self._wait_for(volume, error.message)
             task.progress()
@@ -128,7 +136,9 @@ class Flattening:
             await self._volumes.delete_needless(of.volume)
         async with volume.changing:
             if self._is_wanted(volume):
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=False))
+                await write_record(
+                    self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=False)
+                )
                 volume.flattening = Progress()
         return True
 

@@ -32,9 +32,12 @@ def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]
     """Sorted by name. Hidden volumes serve only their clones and are left out. Volumes with unreadable records count as
     failed."""
     unreadable = [
-        VolumeHealth(name=each.name, state=VolumeState.FAILED, writable=False, reason=each.reason) for each in registry.unreadable.values()
+        VolumeHealth(name=each.name, state=VolumeState.FAILED, writable=False, reason=each.reason)
+        for each in registry.unreadable.values()
     ]
-    return sorted([*unreadable, *(_volume_health(volume, engine) for volume in registry.named())], key=lambda health: health.name)
+    return sorted(
+        [*unreadable, *(_volume_health(volume, engine) for volume in registry.named())], key=lambda health: health.name
+    )
 
 
 def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
@@ -77,7 +80,9 @@ def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
 
 def why_log_failed(state: Mapping[str, Any]) -> str:
     """For a volume whose engine `state` has an error."""
-    return f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
+    return (
+        f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
+    )
 
 
 def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[str]:
@@ -97,7 +102,8 @@ def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[s
 
 def background_tasks(supervisor: Supervisor) -> list[BackgroundTask]:
     return [
-        BackgroundTask(name=name, up=state.up, restarts=state.restarts, reason=state.reason) for name, state in supervisor.tasks().items()
+        BackgroundTask(name=name, up=state.up, restarts=state.restarts, reason=state.reason)
+        for name, state in supervisor.tasks().items()
     ]
 
 

@@ -68,7 +68,11 @@ class HttpServer:
             except Exception:
                 log.exception("internal error", page=path)
                 status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"internal error: see the node's log\n"
-        header = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        lines = (
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
         )
+        header = "\r\n".join(lines) + "\r\n\r\n"
         return header.encode() + (b"" if method == "HEAD" else body)

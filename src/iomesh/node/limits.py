@@ -10,12 +10,16 @@ from iomesh.sizes import exact_size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)  # what fits into its entry on the device
-LARGEST_DEVICE_SHARE = 512  # a segment is at most this part of the largest device, so that a trial behaves like an installation
+LARGEST_DEVICE_SHARE = (
+    512  # a segment is at most this part of the largest device, so that a trial behaves like an installation
+)
 
 
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first")
+        raise InvalidArgument(
+            f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first"
+        )
 
 
 def check_snapshot_name(name: str) -> None:
@@ -33,7 +37,9 @@ def check_size(size_bytes: int) -> None:
         raise InvalidArgument(f"a volume of {exact_size(size_bytes)} is too large: at most {exact_size(most)}")
     if size_bytes % compiled.BLOCK_BYTES:
         above = size_bytes + -size_bytes % compiled.BLOCK_BYTES
-        raise InvalidArgument(f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}")
+        raise InvalidArgument(
+            f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}"
+        )
 
 
 def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:
@@ -44,5 +50,7 @@ def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:
         share = max(largest_device_bytes // LARGEST_DEVICE_SHARE, 1)
         return min(max(1 << share.bit_length() - 1, least), most)
     if asked & (asked - 1) or not least <= asked <= most:
-        raise InvalidArgument(f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed")
+        raise InvalidArgument(
+            f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed"
+        )
     return asked

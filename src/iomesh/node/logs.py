@@ -41,7 +41,9 @@ def configure(config: LogConfig) -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries with standard logging (grpc, asyncio) only log warnings and errors.
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 def _ordered(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -29,7 +29,9 @@ async def answered(call: Awaitable[AnswerT]) -> AnswerT:
         raise MetadataUnavailable(f"the metadata service has not answered for {ANSWER_SECONDS:g} seconds") from None
 
 
-async def until_answered(call: Callable[[], Awaitable[AnswerT]], waits: Callable[[str], None] = lambda reason: None) -> AnswerT:
+async def until_answered(
+    call: Callable[[], Awaitable[AnswerT]], waits: Callable[[str], None] = lambda reason: None
+) -> AnswerT:
     """Repeats a call, which must be repeatable, until it is answered: for steps of the start that cannot continue
     without it. `waits` receives the reason."""
     logged = float("-inf")

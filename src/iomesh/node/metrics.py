@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 
 from iomesh.api.model import BackgroundTask, DeviceState, NodeState, VolumeState
 from iomesh.engine import engine as compiled
@@ -59,9 +65,13 @@ class NodeCollector:
     def collect(self) -> Iterator[Metric]:
         node = self._node
         status = node.status()
-        yield InfoMetricFamily("iomesh_node", "Who this is.", {"node": status.node, "cluster": status.cluster, "version": status.version})
+        yield InfoMetricFamily(
+            "iomesh_node", "Who this is.", {"node": status.node, "cluster": status.cluster, "version": status.version}
+        )
         yield GaugeMetricFamily(
-            "iomesh_node_ready", "1 while every volume can be read and written and every background task is up.", float(status.ready)
+            "iomesh_node_ready",
+            "1 while every volume can be read and written and every background task is up.",
+            float(status.ready),
         )
         state = GaugeMetricFamily("iomesh_node_state", "1 for the state that the node is in.", labels=["state"])
         for each in NodeState:
@@ -78,9 +88,15 @@ class NodeCollector:
             yield from self._reactors()
 
     def _tasks(self, tasks: list[BackgroundTask]) -> Iterator[Metric]:
-        up = GaugeMetricFamily("iomesh_background_task_up", "0 from a failure to the next round that succeeds.", labels=["task"])
-        restarts = CounterMetricFamily("iomesh_background_task_restarts", "Times that it failed and was started again.", labels=["task"])
-        failures = CounterMetricFamily("iomesh_background_job_failures", "Jobs that ended with an error.", labels=["job"])
+        up = GaugeMetricFamily(
+            "iomesh_background_task_up", "0 from a failure to the next round that succeeds.", labels=["task"]
+        )
+        restarts = CounterMetricFamily(
+            "iomesh_background_task_restarts", "Times that it failed and was started again.", labels=["task"]
+        )
+        failures = CounterMetricFamily(
+            "iomesh_background_job_failures", "Jobs that ended with an error.", labels=["job"]
+        )
         for task in tasks:
             up.add_metric([task.name], float(task.up))
             restarts.add_metric([task.name], task.restarts)
@@ -91,16 +107,30 @@ class NodeCollector:
     def _devices(self) -> Iterator[Metric]:
         labels = ["device", "label", "path", "tier"]
         size = GaugeMetricFamily("iomesh_device_size_bytes", "Size of the device.", labels=labels)
-        free = GaugeMetricFamily("iomesh_device_free_bytes", "Space that no segment has, the reserve included.", labels=labels)
-        reserve = GaugeMetricFamily("iomesh_device_reserve_bytes", "Space kept for checkpoints and the journal.", labels=labels)
-        replicas = GaugeMetricFamily("iomesh_device_replicas", "Segment replicas on the device.", labels=labels)
-        online = GaugeMetricFamily("iomesh_device_online", "1 if it is open and without errors, 0 if missing or failed.", labels=labels)
-        verified = CounterMetricFamily("iomesh_device_scrubbed_bytes", "What scrub has read and found good.", labels=labels)
-        done = GaugeMetricFamily("iomesh_device_scrub_progress_ratio", "How far the pass of scrub has come, 1: to its end.", labels=labels)
-        ended = GaugeMetricFamily(
-            "iomesh_device_scrub_ended_timestamp_seconds", "When scrub last came to the device's end, in Unix time.", labels=labels
+        free = GaugeMetricFamily(
+            "iomesh_device_free_bytes", "Space that no segment has, the reserve included.", labels=labels
         )
-        damaged = GaugeMetricFamily("iomesh_device_damaged_blocks", "Blocks that scrub has found damaged.", labels=labels)
+        reserve = GaugeMetricFamily(
+            "iomesh_device_reserve_bytes", "Space kept for checkpoints and the journal.", labels=labels
+        )
+        replicas = GaugeMetricFamily("iomesh_device_replicas", "Segment replicas on the device.", labels=labels)
+        online = GaugeMetricFamily(
+            "iomesh_device_online", "1 if it is open and without errors, 0 if missing or failed.", labels=labels
+        )
+        verified = CounterMetricFamily(
+            "iomesh_device_scrubbed_bytes", "What scrub has read and found good.", labels=labels
+        )
+        done = GaugeMetricFamily(
+            "iomesh_device_scrub_progress_ratio", "How far the pass of scrub has come, 1: to its end.", labels=labels
+        )
+        ended = GaugeMetricFamily(
+            "iomesh_device_scrub_ended_timestamp_seconds",
+            "When scrub last came to the device's end, in Unix time.",
+            labels=labels,
+        )
+        damaged = GaugeMetricFamily(
+            "iomesh_device_damaged_blocks", "Blocks that scrub has found damaged.", labels=labels
+        )
         for device in self._node.stores.list():
             values = [device.id, device.label, device.path, device.tier]
             size.add_metric(values, device.size_bytes)
@@ -118,8 +148,12 @@ class NodeCollector:
         yield from (size, free, reserve, replicas, online, verified, done, ended, damaged)
 
     def _volumes(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily("iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"])
-        writable = GaugeMetricFamily("iomesh_volume_writable", "1 while it is served and its writes succeed.", labels=["volume"])
+        state = GaugeMetricFamily(
+            "iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"]
+        )
+        writable = GaugeMetricFamily(
+            "iomesh_volume_writable", "1 while it is served and its writes succeed.", labels=["volume"]
+        )
         for health in self._node.volumes_health():
             writable.add_metric([health.name], float(health.writable))
         yield writable
@@ -131,27 +165,47 @@ class NodeCollector:
         for name, seconds in self._node.volumes.unanswered_seconds():
             unanswered.add_metric([name], seconds)
         yield unanswered
-        size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"])
-        live = GaugeMetricFamily("iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"])
+        size = GaugeMetricFamily(
+            "iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"]
+        )
+        live = GaugeMetricFamily(
+            "iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"]
+        )
         mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "What it holds for its users.", labels=["volume"])
-        exclusive = GaugeMetricFamily("iomesh_volume_exclusive_bytes", "Of what it holds, what nothing else does.", labels=["volume"])
-        shared = GaugeMetricFamily("iomesh_volume_shared_bytes", "Of what it holds, what a snapshot of it does, too.", labels=["volume"])
+        exclusive = GaugeMetricFamily(
+            "iomesh_volume_exclusive_bytes", "Of what it holds, what nothing else does.", labels=["volume"]
+        )
+        shared = GaugeMetricFamily(
+            "iomesh_volume_shared_bytes", "Of what it holds, what a snapshot of it does, too.", labels=["volume"]
+        )
         inherited = GaugeMetricFamily(
             "iomesh_volume_inherited_bytes",
             "Of what it holds, what is in the logs of the volumes that it is a clone of.",
             labels=["volume"],
         )
-        behind = GaugeMetricFamily("iomesh_volume_replay_bytes", "Log since the checkpoint: what a recovery would read.", labels=["volume"])
+        behind = GaugeMetricFamily(
+            "iomesh_volume_replay_bytes", "Log since the checkpoint: what a recovery would read.", labels=["volume"]
+        )
         segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of its log.", labels=["volume"])
-        connections = GaugeMetricFamily("iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"])
-        recovery = GaugeMetricFamily("iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"])
+        connections = GaugeMetricFamily(
+            "iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"]
+        )
+        recovery = GaugeMetricFamily(
+            "iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"]
+        )
         snapshots = GaugeMetricFamily("iomesh_volume_snapshots", "Snapshots of the volume.", labels=["volume"])
         newest = GaugeMetricFamily(
-            "iomesh_volume_newest_snapshot_timestamp_seconds", "When its newest snapshot was made, in Unix time.", labels=["volume"]
+            "iomesh_volume_newest_snapshot_timestamp_seconds",
+            "When its newest snapshot was made, in Unix time.",
+            labels=["volume"],
         )
-        window = GaugeMetricFamily("iomesh_volume_window_seconds", "The restore window that it is to have, 0: none.", labels=["volume"])
+        window = GaugeMetricFamily(
+            "iomesh_volume_window_seconds", "The restore window that it is to have, 0: none.", labels=["volume"]
+        )
         restorable = GaugeMetricFamily(
-            "iomesh_volume_window_from_timestamp_seconds", "The earliest moment that can be restored, in Unix time.", labels=["volume"]
+            "iomesh_volume_window_from_timestamp_seconds",
+            "The earliest moment that can be restored, in Unix time.",
+            labels=["volume"],
         )
         for name, made_ns in self._node.snapshots.made_ns():
             snapshots.add_metric([name], len(made_ns))
@@ -176,13 +230,29 @@ class NodeCollector:
                 window.add_metric([volume.name], volume.policy.window_seconds)
                 if volume.window_from:
                     restorable.add_metric([volume.name], volume.window_from.timestamp())
-        yield from (state, size, live, mapped, exclusive, shared, inherited, behind, segments, connections, recovery, snapshots, newest)
+        yield from (
+            state,
+            size,
+            live,
+            mapped,
+            exclusive,
+            shared,
+            inherited,
+            behind,
+            segments,
+            connections,
+            recovery,
+            snapshots,
+            newest,
+        )
         yield from (window, restorable)
 
     def _counters(self) -> Iterator[Metric]:
         families = [
             CounterMetricFamily(
-                f"iomesh_volume_{name}", f"{name.replace('_', ' ').capitalize()} since the volume was opened.", labels=["volume"]
+                f"iomesh_volume_{name}",
+                f"{name.replace('_', ' ').capitalize()} since the volume was opened.",
+                labels=["volume"],
             )
             for name in compiled.COUNTER_NAMES
         ]
@@ -211,7 +281,9 @@ class NodeCollector:
         bounds = compiled.histogram_bounds()
         families = [
             HistogramMetricFamily(
-                f"iomesh_volume_{name}_seconds", f"{name.replace('_', ' ').capitalize()}, in the engine.", labels=["volume"]
+                f"iomesh_volume_{name}_seconds",
+                f"{name.replace('_', ' ').capitalize()}, in the engine.",
+                labels=["volume"],
             )
             for name in compiled.HISTOGRAM_NAMES
         ]
@@ -224,14 +296,21 @@ class NodeCollector:
     def _reactors(self) -> Iterator[Metric]:
         states = [self._node.engine.reactor_state(reactor) for reactor in range(self._node.engine.reactors)]
         for key, words in _REACTOR_COUNTERS.items():
-            yield _per_reactor(CounterMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]), [state[key] for state in states])
+            yield _per_reactor(
+                CounterMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]),
+                [state[key] for state in states],
+            )
         for key, words in _REACTOR_GAUGES.items():
-            yield _per_reactor(GaugeMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]), [state[key] for state in states])
+            yield _per_reactor(
+                GaugeMetricFamily(f"iomesh_reactor_{key}", words, labels=["reactor"]), [state[key] for state in states]
+            )
         busy = CounterMetricFamily("iomesh_reactor_busy_seconds", "Time it spent on work.", labels=["reactor"])
         yield _per_reactor(busy, [state["busy_ns"] / 1e9 for state in states])
 
 
-def prometheus_buckets(counts: NDArray[np.uint64], bounds_ns: NDArray[np.uint64]) -> tuple[list[tuple[str, float]], float]:
+def prometheus_buckets(
+    counts: NDArray[np.uint64], bounds_ns: NDArray[np.uint64]
+) -> tuple[list[tuple[str, float]], float]:
     """Cumulative buckets, one per power of two, and the sum of all observations in seconds.
 
     The engine has four buckets per power of two, so these are exact; the sum counts each observation as the middle of

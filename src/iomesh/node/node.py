@@ -69,7 +69,9 @@ log = logger("node")
 VERSION = installed_version("iomesh")  # reads a file
 
 
-STEP_DOWN_SECONDS = 120.0  # for one step of a stop; after that the state is as after a crash, and the next start recovers
+STEP_DOWN_SECONDS = (
+    120.0  # for one step of a stop; after that the state is as after a crash, and the next start recovers
+)
 
 
 class Step(NamedTuple):
@@ -112,7 +114,9 @@ class Node:
         self._cluster: uuid.UUID | None = None
         self._control = ControlServer(config.control, self)
         self._metrics = metrics.registry(self)
-        self._http = HttpServer({"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page})
+        self._http = HttpServer(
+            {"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page}
+        )
         self._done: list[Step] = []
         self.stuck = False  # a step of the stop did not end in time
         self.steps = [
@@ -208,7 +212,11 @@ class Node:
             free_bytes=sum(device.free_bytes for device in devices),
             volumes=len(self.volumes.list()) if assembled else 0,
             devices=len(devices),
-            warnings=[*self.engine.warnings, *health.warnings(self.volumes_health()), *filter(None, [self.tenure.problem])]
+            warnings=[
+                *self.engine.warnings,
+                *health.warnings(self.volumes_health()),
+                *filter(None, [self.tenure.problem]),
+            ]
             if assembled
             else [],
             state=state,
@@ -240,15 +248,25 @@ class Node:
         for name, identity in self.volumes.serving():
             latencies = {}
             for which, counts in zip(compiled.HISTOGRAM_NAMES, self.engine.histograms(identity).tolist(), strict=True):
-                latencies[which] = Latency([Bucket(upper, count) for upper, count in zip(bounds, counts, strict=True) if count])
+                latencies[which] = Latency(
+                    [Bucket(upper, count) for upper, count in zip(bounds, counts, strict=True) if count]
+                )
             counters = counters_by_name(self.engine.counters(identity))
-            volumes.append(VolumeCounters(volume=name, counters=counters, latencies=latencies, connections=self.doors.connections(name)))
+            volumes.append(
+                VolumeCounters(
+                    volume=name, counters=counters, latencies=latencies, connections=self.doors.connections(name)
+                )
+            )
         reactors = [
-            ReactorCounters(reactor=reactor, counters={key: int(value) for key, value in state.items() if isinstance(value, int)})
+            ReactorCounters(
+                reactor=reactor, counters={key: int(value) for key, value in state.items() if isinstance(value, int)}
+            )
             for reactor in range(self.engine.reactors)
             for state in [self.engine.reactor_state(reactor)]
         ]
-        return Counters(monotonic_ns=time.monotonic_ns(), volumes=volumes, reactors=reactors, devices=self.stores.list())
+        return Counters(
+            monotonic_ns=time.monotonic_ns(), volumes=volumes, reactors=reactors, devices=self.stores.list()
+        )
 
     def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
         return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._metrics)
@@ -282,10 +300,14 @@ class Node:
             (await in_thread(functools.partial(open_device, path), discard=OpenDevice.close)).close()
         await in_thread(functools.partial(refuse_duplicates, self.config.devices))
         if self.config.cluster is None:
-            found = {path: (await in_thread(functools.partial(inspect_device, path))).cluster for path in self.config.devices}
+            found = {
+                path: (await in_thread(functools.partial(inspect_device, path))).cluster for path in self.config.devices
+            }
             if len(set(found.values())) > 1:
                 each = ", ".join(f"{path} of {cluster}" for path, cluster in found.items())
-                raise Foreign(f"devices: they are of several clusters ({each}): a node has one, so name those of that one alone")
+                raise Foreign(
+                    f"devices: they are of several clusters ({each}): a node has one, so name those of that one alone"
+                )
             self._cluster_of_devices = next((uuid.UUID(cluster) for cluster in found.values()), None)
 
     async def _open_metadata(self) -> None:
@@ -299,7 +321,9 @@ class Node:
         try:
             self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster or self._cluster_of_devices)
             if self.config.cluster not in (None, self.cluster.id):
-                raise Foreign(f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of {self.cluster.id}")
+                raise Foreign(
+                    f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of {self.cluster.id}"
+                )
         except BaseException:
             await self.metadata.close()
             raise
@@ -310,14 +334,18 @@ class Node:
 
     async def _take_name(self) -> None:
         assert self._state_lock is not None
-        self.tenure = Tenure(self.metadata, self.name, state_identity(self._state_lock), absolute(self.config.state_dir))
+        self.tenure = Tenure(
+            self.metadata, self.name, state_identity(self._state_lock), absolute(self.config.state_dir)
+        )
         await self.tenure.take()
 
     async def _give_up_name(self) -> None:
         await self.tenure.give_up()
 
     async def _start_engine(self) -> None:
-        self.engine = await in_thread(lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event)))
+        self.engine = await in_thread(
+            lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event))
+        )
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.supervisor = Supervisor(self._hooks)
         self.doors = Doors(self.config.nbd, self.engine, self.supervisor)
@@ -337,14 +365,25 @@ class Node:
             self._hooks,
             self.name,
         )
-        self.cleaning = Cleaning(self.config.cleaning, self.engine, self.stores, registry, self.windows, self.supervisor)
+        self.cleaning = Cleaning(
+            self.config.cleaning, self.engine, self.stores, registry, self.windows, self.supervisor
+        )
         self.volumes.on_no_space = self.cleaning.hurry
         self.volumes.on_tight = self.cleaning.wake
         self.flattening = Flattening(
-            self.config.cleaning, self.engine, self.metadata, registry, self.volumes, self.snapshots, self.windows, self.supervisor
+            self.config.cleaning,
+            self.engine,
+            self.metadata,
+            registry,
+            self.volumes,
+            self.snapshots,
+            self.windows,
+            self.supervisor,
         )
         self.deleting = Deleting(self.volumes, registry, self.supervisor)
-        self.scrub = Scrub(self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor)
+        self.scrub = Scrub(
+            self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
+        )
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:
@@ -416,7 +455,13 @@ class Node:
     async def _report_ready(self) -> None:
         self.phase, self._step, self._steps_done = NodeState.READY, "", len(self.steps)
         await in_thread(functools.partial(notify, "READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)"))
-        log.info("ready", node=self.name, cluster=str(self.cluster.id), control=self.config.control.socket, metrics=self._http.address)
+        log.info(
+            "ready",
+            node=self.name,
+            cluster=str(self.cluster.id),
+            control=self.config.control.socket,
+            metrics=self._http.address,
+        )
 
     async def _report_stopping(self) -> None:
         self.phase = NodeState.STOPPING
@@ -448,10 +493,14 @@ def lock_directory(path: str) -> IO[bytes]:
         Path(path).mkdir(mode=0o750, parents=True, exist_ok=True)
         lock = Path(path, "lock").open("a+b")  # noqa: SIM115 (open as long as the daemon runs)
     except OSError as error:
-        raise PermissionDenied(f"state_dir: {path} is not ours to write to ({error.strerror}): run as root, or set another one") from None
+        raise PermissionDenied(
+            f"state_dir: {path} is not ours to write to ({error.strerror}): run as root, or set another one"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InUse(f"state_dir: another iomesh daemon is running with {path}: stop it, or set another state_dir") from None
+        raise InUse(
+            f"state_dir: another iomesh daemon is running with {path}: stop it, or set another state_dir"
+        ) from None
     return lock

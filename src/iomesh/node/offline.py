@@ -24,7 +24,13 @@ _ENGINE = EngineConfig(mode="sleep", map_cache_bytes=8 << 20, register_buffers=F
 
 
 async def format_device(
-    path: str, *, cluster: uuid.UUID | None, tier: str | None = None, label: str = "", force: bool = False, new_identity: bool = False
+    path: str,
+    *,
+    cluster: uuid.UUID | None,
+    tier: str | None = None,
+    label: str = "",
+    force: bool = False,
+    new_identity: bool = False,
 ) -> Device:
     """Writes an empty store. Without `force`, a device with recognizable contents is refused; a device in use always is.
     new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and nothing
@@ -93,7 +99,8 @@ def superblock_at(path: str) -> Superblock:
         raise Damaged(f"{path}: neither superblock is whole: {fault}")
     foreign = identify(path).foreign
     raise Foreign(
-        f"{path} is not an iomesh device" + (f": it holds {foreign}" if foreign else f": `iomesh device format {path}` makes it one")
+        f"{path} is not an iomesh device"
+        + (f": it holds {foreign}" if foreign else f": `iomesh device format {path}` makes it one")
     )
 
 
@@ -115,7 +122,9 @@ async def _write(device: OpenDevice, *, cluster: uuid.UUID, identity: uuid.UUID,
     engine = NodeEngine(_ENGINE, lambda event: None)
     await engine.start()
     try:
-        await engine.format_store(device.descriptor, cluster=cluster, device=identity, size_bytes=device.size_bytes, tier=tier, label=label)
+        await engine.format_store(
+            device.descriptor, cluster=cluster, device=identity, size_bytes=device.size_bytes, tier=tier, label=label
+        )
     except IomeshError as error:
         raise type(error)(f"{device.path}: {error.message}") from None
     finally:

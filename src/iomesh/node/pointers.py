@@ -34,7 +34,11 @@ log = logger("pointers")
 
 class Pointers:
     def __init__(
-        self, engine: NodeEngine, metadata: Metadata, supervisor: Supervisor, on_refused: Callable[[OpenVolume, Conflict], None]
+        self,
+        engine: NodeEngine,
+        metadata: Metadata,
+        supervisor: Supervisor,
+        on_refused: Callable[[OpenVolume, Conflict], None],
     ) -> None:
         self._engine = engine
         self._metadata = metadata
@@ -77,7 +81,9 @@ class Pointers:
 
     async def _attempt(self, volume: OpenVolume, checkpoint: CheckpointPointer) -> bool:
         """Returns whether the outcome is known. Raises the error that makes it unknown."""
-        update = asyncio.ensure_future(write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint)))
+        update = asyncio.ensure_future(
+            write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint))
+        )
         try:
             done, _ = await asyncio.wait({update}, timeout=SLOW_SECONDS)
             if not done:
@@ -97,9 +103,14 @@ class Pointers:
             volume.unanswered = None
             seconds = round(time.monotonic() - missed.since, 1)
             log.info(
-                "metadata service answers again: checkpoint recorded", volume=name, sequence=checkpoint.sequence, after_seconds=seconds
+                "metadata service answers again: checkpoint recorded",
+                volume=name,
+                sequence=checkpoint.sequence,
+                after_seconds=seconds,
             )
-        log.debug("checkpoint", volume=name, sequence=checkpoint.sequence, segment=checkpoint.segment, block=checkpoint.block)
+        log.debug(
+            "checkpoint", volume=name, sequence=checkpoint.sequence, segment=checkpoint.segment, block=checkpoint.block
+        )
         self._engine.checkpoint_moved(identity, checkpoint.sequence, Outcome.DONE)
 
     def _refused(self, volume: OpenVolume, checkpoint: CheckpointPointer, error: Conflict) -> None:

@@ -41,7 +41,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class Scrub:
     """A task that reads the devices, one segment of each at a time."""
 
-    def __init__(self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path, supervisor: Supervisor) -> None:
+    def __init__(
+        self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path, supervisor: Supervisor
+    ) -> None:
         self._config = config
         self._directory = directory
         self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was last written
@@ -95,14 +97,21 @@ class Scrub:
             if rows:
                 progress.end(time.time_ns())
                 await self._keep(store)
-                log.info("pass complete", device=str(store.record.id), segments=len(rows), damaged_blocks=progress.damaged_blocks)
+                log.info(
+                    "pass complete",
+                    device=str(store.record.id),
+                    segments=len(rows),
+                    damaged_blocks=progress.damaged_blocks,
+                )
         except IomeshError as error:  # the device is being closed, or fails: that is reported elsewhere
             log.info("pass interrupted", device=str(store.record.id), reason=error.message)
 
     async def _verify(self, store: OpenStore, volume: bytes, segment: int) -> None:
         progress = store.scrub
         try:
-            told = await self._engine.scrub(store.number, uuid.UUID(bytes=volume), segment, bytes_per_second=self._config.bytes_per_second)
+            told = await self._engine.scrub(
+                store.number, uuid.UUID(bytes=volume), segment, bytes_per_second=self._config.bytes_per_second
+            )
         except NotFound:  # it was compacted or deleted concurrently: the next pass reads its new state
             progress.damaged.pop((volume, segment), None)
             return
@@ -159,6 +168,9 @@ class Scrub:
             pass
         except (OSError, msgspec.MsgspecError, ValueError) as error:
             log.warning(
-                "progress forgotten: a pass begins anew", device=str(store.record.id), path=str(self._file(store)), reason=str(error)
+                "progress forgotten: a pass begins anew",
+                device=str(store.record.id),
+                path=str(self._file(store)),
+                reason=str(error),
             )
         self._kept[store.record.id] = time.monotonic()

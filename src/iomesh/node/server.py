@@ -73,7 +73,9 @@ class ControlServer:
             return
         _, left = await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
         if left:
-            log.warning("calls cancelled: the node stops", calls=sorted(task.get_name() for task in left), seconds=DRAIN_SECONDS)
+            log.warning(
+                "calls cancelled: the node stops", calls=sorted(task.get_name() for task in left), seconds=DRAIN_SECONDS
+            )
         await end_all(left)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
@@ -122,7 +124,9 @@ def _bind(server: grpc.aio.Server, address: str, what: str) -> None:
     try:
         server.add_insecure_port(address)
     except RuntimeError:  # gRPC logs the reason itself
-        raise InUse(f"{what}: cannot listen there, most likely because another process does: set another address") from None
+        raise InUse(
+            f"{what}: cannot listen there, most likely because another process does: set another address"
+        ) from None
 
 
 async def refuse(context: Context, error: IomeshError) -> NoReturn:
@@ -161,7 +165,9 @@ class NodeService:
         return to_message(pb.Counters, self._ready().counters())
 
     async def list_devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
-        return pb.ListDevicesResponse(devices=[to_message(pb.Device, device) for device in self._assembled().stores.list()])
+        return pb.ListDevicesResponse(
+            devices=[to_message(pb.Device, device) for device in self._assembled().stores.list()]
+        )
 
     async def get_device(self, request: pb.GetDeviceRequest) -> pb.Device:
         return to_message(pb.Device, await self._ready().stores.find(request.device))
@@ -192,7 +198,9 @@ class NodeService:
         return to_message(pb.Volume, await self._ready().flattening.flatten(request.name))
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
-        return pb.ListVolumesResponse(volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list()])
+        return pb.ListVolumesResponse(
+            volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list()]
+        )
 
     async def get_volume(self, request: pb.GetVolumeRequest) -> pb.Volume:
         return to_message(pb.Volume, await self._ready().volumes.show(request.name))

@@ -60,11 +60,15 @@ class Snapshots:
             for each in sorted(volumes):  # one order for all calls: no two wait for each other
                 by_name[each] = await held.enter_async_context(self._volumes.holding(each))
             opened = [by_name[each] for each in volumes]
-            self._engine.refuse_pending([volume.record.id for volume in opened])  # one of the pending commands may create these snapshots
+            self._engine.refuse_pending(
+                [volume.record.id for volume in opened]
+            )  # one of the pending commands may create these snapshots
             existing = [found for volume in opened if (found := await self._look_for(volume, name)) is not None]
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
-                    raise AlreadyExists(f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another name")
+                    raise AlreadyExists(
+                        f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another name"
+                    )
                 return [self._describe(volume, entry) for volume, entry in zip(opened, existing, strict=True)]
             with refuse_without_space(self._engine, opened):
                 await self._engine.create_snapshots([(volume.record.id, uuid.uuid4(), name) for volume in opened])
@@ -72,13 +76,21 @@ class Snapshots:
             for volume in opened:
                 entry = await self.find(volume, name)
                 made.append(self._describe(volume, entry))
-                log.info("snapshot made", volume=volume.record.name, snapshot=name, id=made[-1].id, sequence=entry["sequence"])
+                log.info(
+                    "snapshot made",
+                    volume=volume.record.name,
+                    snapshot=name,
+                    id=made[-1].id,
+                    sequence=entry["sequence"],
+                )
             return made
 
     async def list(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
         """The snapshots of one volume, or of all served volumes, oldest first. hidden: include deleted ones that are
         still needed."""
-        wanted = [self._volumes.serving(volume)] if volume else [each for each in self._volumes.named() if each.in_engine]
+        wanted = (
+            [self._volumes.serving(volume)] if volume else [each for each in self._volumes.named() if each.in_engine]
+        )
         found = []
         for each in wanted:
             try:
@@ -141,9 +153,18 @@ class Snapshots:
             mark = new_mark() if opened.record.policy.window_seconds else None
             if not force:
                 await self._doors.let_leave(volume)
-            with refuse_users(opened, self._doors), refuse_without_space(self._engine, [opened], "" if discard else DISCARD):
+            with (
+                refuse_users(opened, self._doors),
+                refuse_without_space(self._engine, [opened], "" if discard else DISCARD),
+            ):
                 await self._engine.restore_volume(
-                    opened.record.id, identity, before=uuid.uuid4(), name=before, discard=discard, force=force, mark=mark
+                    opened.record.id,
+                    identity,
+                    before=uuid.uuid4(),
+                    name=before,
+                    discard=discard,
+                    force=force,
+                    mark=mark,
                 )
             await self.refresh(opened)
             kept = "" if discard else before
@@ -154,7 +175,9 @@ class Snapshots:
         """newer: empty stands for the current volume."""
         if offset % compiled.BLOCK_BYTES:
             block = compiled.BLOCK_BYTES
-            raise InvalidArgument(f"offset {offset} is not a multiple of {block}: begin at 0, then where the last answer ended")
+            raise InvalidArgument(
+                f"offset {offset} is not a multiple of {block}: begin at 0, then where the last answer ended"
+            )
         if ranges > RANGES_MAX:
             raise InvalidArgument(f"{ranges} ranges are too many for one answer: ask for {RANGES_MAX} at most")
         opened = self._volumes.serving(volume)
@@ -191,7 +214,9 @@ class Snapshots:
                 await self._engine.open_snapshot(volume.record.id, export.snapshot)
                 self._publish(volume, entry)
             except IomeshError as error:
-                log.error("snapshot not exported", volume=volume.record.name, snapshot=entry["name"], reason=error.message)
+                log.error(
+                    "snapshot not exported", volume=volume.record.name, snapshot=entry["name"], reason=error.message
+                )
 
     async def closing(self, volume: OpenVolume) -> None:
         """Ends their connections and closes them; the record still lists them as exported."""
@@ -233,14 +258,18 @@ class Snapshots:
         if not needed or (state["head_parent"] in [entry["id"] for entry in needed] and not state["exclusive_blocks"]):
             return
         identity = uuid.UUID(bytes=needed[-1]["id"])
-        await self._engine.restore_volume(volume.record.id, identity, before=uuid.uuid4(), name="given-up", discard=True, force=True)
+        await self._engine.restore_volume(
+            volume.record.id, identity, before=uuid.uuid4(), name="given-up", discard=True, force=True
+        )
         await self.refresh(volume)
 
     def door_names(self, volume: OpenVolume) -> Sequence[str]:
         return [door_name(volume.record.name, entry["name"]) for entry in volume.snapshots]
 
     async def refresh(self, volume: OpenVolume) -> None:
-        volume.snapshots = sorted(await self._engine.list_snapshots(volume.record.id), key=lambda entry: int(entry["sequence"]))
+        volume.snapshots = sorted(
+            await self._engine.list_snapshots(volume.record.id), key=lambda entry: int(entry["sequence"])
+        )
 
     # helpers
 
@@ -251,7 +280,9 @@ class Snapshots:
     async def find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
         entry = await self._look_for(volume, name)
         if entry is None:
-            raise NotFound(f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there are")
+            raise NotFound(
+                f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there are"
+            )
         return entry
 
     def _publish(self, volume: OpenVolume, entry: dict[str, Any]) -> None:
@@ -349,8 +380,12 @@ def free_name(volume: OpenVolume, name: str) -> str:
 
 def _with_export(record: VolumeRecord, snapshot: uuid.UUID) -> VolumeRecord:
     others = _without_export(record, snapshot).snapshot_exports
-    return msgspec.structs.replace(record, snapshot_exports=[*others, SnapshotExportRecord(snapshot=snapshot, protocol=NBD)])
+    return msgspec.structs.replace(
+        record, snapshot_exports=[*others, SnapshotExportRecord(snapshot=snapshot, protocol=NBD)]
+    )
 
 
 def _without_export(record: VolumeRecord, snapshot: uuid.UUID) -> VolumeRecord:
-    return msgspec.structs.replace(record, snapshot_exports=[each for each in record.snapshot_exports if each.snapshot != snapshot])
+    return msgspec.structs.replace(
+        record, snapshot_exports=[each for each in record.snapshot_exports if each.snapshot != snapshot]
+    )

@@ -22,7 +22,9 @@ def claim_unix_socket(path: str, key: str) -> None:
     except FileNotFoundError:
         return
     except PermissionError:
-        raise PermissionDenied(f"{key}: {place.parent} is not ours to create or look into: run as root, or set another path") from None
+        raise PermissionDenied(
+            f"{key}: {place.parent} is not ours to create or look into: run as root, or set another path"
+        ) from None
     except (FileExistsError, NotADirectoryError):
         raise NotFound(f"{key}: {place.parent} is not a folder") from None
     if not stat.S_ISSOCK(mode):

@@ -102,7 +102,9 @@ class Stores:
                 await self._attach(record.path, expected=record.id)
             except IomeshError as error:
                 self._missing[record.id] = record, error.message
-                log.error("device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message)
+                log.error(
+                    "device missing", device=str(record.id), label=record.label, path=record.path, reason=error.message
+                )
         self._starting = False
 
     def _take_note(self, unreadable: UnreadableDevice) -> None:
@@ -111,7 +113,13 @@ class Stores:
         segments."""
         identity, seen = unreadable.id, unreadable.seen
         is_open = identity in self._open
-        log.error("device record not readable", device=str(identity or ""), path=seen.path, is_open=is_open, reason=unreadable.reason)
+        log.error(
+            "device record not readable",
+            device=str(identity or ""),
+            path=seen.path,
+            is_open=is_open,
+            reason=unreadable.reason,
+        )
         if identity is None or is_open or (seen.node and seen.node != self._node):
             return
         record = DeviceRecord(id=identity, node=self._node, path=seen.path, tier="", label=seen.label, size_bytes=0)
@@ -150,7 +158,9 @@ class Stores:
         """Raises Unavailable while a device is added or removed: a volume is opened with all devices, and none that is
         being removed."""
         if self._changing.locked():
-            raise Unavailable("a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a moment")
+            raise Unavailable(
+                "a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a moment"
+            )
 
     async def remove(self, words: str) -> None:
         """Removes the record of a missing device, or closes an open device without segments."""
@@ -159,7 +169,9 @@ class Stores:
             identity = uuid.UUID(device.id)
             if identity in self._open:
                 if device.replicas:
-                    raise InUse(f"device {words} holds {device.replicas} segment replicas: delete the volumes on it first")
+                    raise InUse(
+                        f"device {words} holds {device.replicas} segment replicas: delete the volumes on it first"
+                    )
                 store = self._open[identity]
                 try:
                     await self._engine.close_store(store.number)
@@ -179,7 +191,11 @@ class Stores:
             try:
                 await self._engine.close_store(store.number)
             except InUse:  # the node stops while a volume is being opened
-                log.info("device in use: it is closed after the engine has stopped", device=str(identity), path=store.device.path)
+                log.info(
+                    "device in use: it is closed after the engine has stopped",
+                    device=str(identity),
+                    path=store.device.path,
+                )
             except IomeshError as error:
                 log.error("device not closed", device=str(identity), path=store.device.path, reason=error.message)
             else:
@@ -215,13 +231,17 @@ class Stores:
 
     def list(self) -> list[Device]:
         online = [self._describe(store) for store in self._open.values()]
-        return sorted(online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path)
+        return sorted(
+            online + [_describe_missing(*missing) for missing in self._missing.values()], key=lambda device: device.path
+        )
 
     async def find(self, words: str) -> Device:
         """Finds a device by UUID, label or path."""
         devices = self.list()
         for device in devices:
-            if words in (device.id, device.path) or (device.state != DeviceState.MISSING and await _same_file(device.path, words)):
+            if words in (device.id, device.path) or (
+                device.state != DeviceState.MISSING and await _same_file(device.path, words)
+            ):
                 return device
         labelled = [device for device in devices if device.label and device.label == words]
         if len(labelled) > 1:
@@ -234,7 +254,9 @@ class Stores:
     @property
     def missing(self) -> str:
         """Describes what is missing; empty if nothing is."""
-        return "; ".join(f"device {record.label or record.id} is missing ({reason})" for record, reason in self._missing.values())
+        return "; ".join(
+            f"device {record.label or record.id} is missing ({reason})" for record, reason in self._missing.values()
+        )
 
     @property
     def largest_bytes(self) -> int:
@@ -263,7 +285,9 @@ class Stores:
             # Before anything is written to the device: a device without a record would not be noticed when it is
             # missing.
             await (
-                until_answered(lambda: self._write_record(store.record)) if self._starting else answered(self._write_record(store.record))
+                until_answered(lambda: self._write_record(store.record))
+                if self._starting
+                else answered(self._write_record(store.record))
             )
         except IomeshError:
             await self._engine.close_store(store.number)
@@ -303,7 +327,9 @@ class Stores:
 
     async def _open_store(self, device: OpenDevice) -> OpenStore:
         try:
-            opened = await self._engine.open_store(device.descriptor, cluster=self._cluster, volatile_cache=device.volatile_cache)
+            opened = await self._engine.open_store(
+                device.descriptor, cluster=self._cluster, volatile_cache=device.volatile_cache
+            )
         except IomeshError as error:
             raise type(error)(f"{device.path}: {error.message}{self._remedy(error)}") from None
         for repair in opened["repaired"]:
@@ -316,7 +342,13 @@ class Stores:
             label=opened["label"],
             size_bytes=opened["device_bytes"],
         )
-        log.info("device open", device=str(record.id), path=device.path, tier=record.tier, volatile_cache=device.volatile_cache)
+        log.info(
+            "device open",
+            device=str(record.id),
+            path=device.path,
+            tier=record.tier,
+            volatile_cache=device.volatile_cache,
+        )
         return OpenStore(opened["store"], device, record, uuid.UUID(bytes=opened["cluster"]), opened["created_ns"])
 
     def _remedy(self, error: IomeshError) -> str:

@@ -201,7 +201,9 @@ async def settle(work: Iterable[Coroutine[Any, Any, ResultT]], *, at_once: int =
     if len(failures) == 1:
         raise first
     if isinstance(first, IomeshError) and all(isinstance(failure, IomeshError) for failure in failures):
-        raise type(first)(f"{first.message} (and {len(failures) - 1} more failed)") from ExceptionGroup("all of them", failures)
+        raise type(first)(f"{first.message} (and {len(failures) - 1} more failed)") from ExceptionGroup(
+            "all of them", failures
+        )
     raise ExceptionGroup(f"{len(failures)} of {len(pending)} failed", failures)
 
 
@@ -251,7 +253,9 @@ async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT],
             future.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
         else:
             await asyncio.wait((future,), timeout=STOP_SECONDS)
-            future.add_done_callback(asyncio.Future.exception)  # retrieves the exception: the future has no other reader
+            future.add_done_callback(
+                asyncio.Future.exception
+            )  # retrieves the exception: the future has no other reader
         raise
 
 

@@ -39,7 +39,9 @@ LOOK_SECONDS = 0.2  # between two checks whether another daemon's lease has expi
 
 
 class Tenure:
-    def __init__(self, metadata: Metadata, name: str, state: uuid.UUID, state_dir: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self, metadata: Metadata, name: str, state: uuid.UUID, state_dir: str, *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
         """state: the identity of the state directory, whose lock the caller holds."""
         process = this_process()
         self._metadata = metadata

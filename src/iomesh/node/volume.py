@@ -57,7 +57,9 @@ class ChangeLock(asyncio.Lock):
             async with asyncio.timeout(self.seconds):
                 await super().acquire()
         except TimeoutError:
-            raise Unavailable(f"volume {self.of} is busy: {self._holder} has not ended within {self.seconds:g} s: try again") from None
+            raise Unavailable(
+                f"volume {self.of} is busy: {self._holder} has not ended within {self.seconds:g} s: try again"
+            ) from None
         task = asyncio.current_task()
         self._holder = task.get_name() if task is not None else "something"
         return True
@@ -84,7 +86,9 @@ class OpenVolume:
     recovery: dict[str, Any] = field(default_factory=dict)
     opening: bool = False  # an open request to the engine is in flight
     in_engine: bool = False
-    awaits_metadata: bool = False  # opening or deleting failed because the metadata service did not answer; it is retried
+    awaits_metadata: bool = (
+        False  # opening or deleting failed because the metadata service did not answer; it is retried
+    )
     unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
@@ -180,7 +184,9 @@ class Registry:
     def serving(self, name: str) -> OpenVolume:
         volume = self.find(name)
         if volume.state != VolumeState.SERVING:
-            raise Unavailable(f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else ""))
+            raise Unavailable(
+                f"volume {name} is {volume.state.value}" + (f": {volume.reason}" if volume.reason else "")
+            )
         return volume
 
     def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
@@ -189,7 +195,10 @@ class Registry:
         logs = [(other.record.name, other.log) for other in self._volumes.values()]
         found = [
             name
-            for name, log in [*logs, *((each.name, each.log) for each in self.unreadable.values() if each.log is not None)]
+            for name, log in [
+                *logs,
+                *((each.name, each.log) for each in self.unreadable.values() if each.log is not None),
+            ]
             if (of := log.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)
         ]
         return sorted([*found, *(each.name for each in self.unreadable.values() if each.log is None)])

@@ -30,7 +30,16 @@ import msgspec
 from iomesh.api.model import Export, Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NoSpace, Unavailable, Unsupported
+from iomesh.errors import (
+    AlreadyExists,
+    Conflict,
+    InUse,
+    InvalidArgument,
+    IomeshError,
+    NoSpace,
+    Unavailable,
+    Unsupported,
+)
 from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import (
     CloneRecord,
@@ -181,14 +190,18 @@ class Volumes:
                 return  # done by the task that held the lock before
             try:
                 if volume.log.owner != self._node:
-                    raise InUse(f"volume {volume.record.name} is owned by node {volume.log.owner}, and this is {self._node}")
+                    raise InUse(
+                        f"volume {volume.record.name} is owned by node {volume.log.owner}, and this is {self._node}"
+                    )
                 if self._stores.missing:
                     raise Unavailable(
                         f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
                     )
                 if not self._stores.online():
                     raise Unavailable(f"volume {volume.record.name} is not opened: no device of this node is there")
-                if volume.record.state == Lifecycle.DELETING or (volume.state == VolumeState.DELETING and not volume.log_version):
+                if volume.record.state == Lifecycle.DELETING or (
+                    volume.state == VolumeState.DELETING and not volume.log_version
+                ):
                     await self._erase(volume)
                 elif volume.state == VolumeState.DELETING:
                     await self._delete(volume)
@@ -230,7 +243,9 @@ class Volumes:
 
     # commands of users
 
-    async def create(self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0) -> Volume:
+    async def create(
+        self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0
+    ) -> Volume:
         check_name(name)
         check_size(size_bytes)
         check_window(window_seconds)
@@ -251,17 +266,23 @@ class Volumes:
             created_ns=time.time_ns(),
         )
         volume = await self._make(record)
-        log.info("volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes)
+        log.info(
+            "volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes
+        )
         return self._describe(volume)
 
-    async def clone(self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0, ago_ns: int | None = None) -> Volume:
+    async def clone(
+        self, source: str, name: str, *, snapshot: str = "", at_ns: int = 0, ago_ns: int | None = None
+    ) -> Volume:
         """Clones a snapshot, or a point in time of the restore window, given as a Unix time or as a time span before
         now."""
         check_name(name)
         if bool(snapshot) == bool(at_ns or ago_ns is not None):
             raise InvalidArgument(f"a clone of {source}: name either a snapshot of it or a point in time")
         asked = Asked(at_ns, ago_ns, time.monotonic_ns())
-        async with self._volumes.holding(source) as parent:  # keeps the parent and the snapshot from being deleted meanwhile
+        async with self._volumes.holding(
+            source
+        ) as parent:  # keeps the parent and the snapshot from being deleted meanwhile
             point = None if snapshot else await self._windows.find(parent, asked)
             entry = point.mark if point else await self._snapshots.find(parent, snapshot)
             of = CloneRecord(
@@ -273,14 +294,22 @@ class Volumes:
             )
             existing = self._volumes.get(name)
             if existing is not None:
-                if existing is not parent and _same_clone(existing.log.clone_of, of) and existing.state == VolumeState.SERVING:
+                if (
+                    existing is not parent
+                    and _same_clone(existing.log.clone_of, of)
+                    and existing.state == VolumeState.SERVING
+                ):
                     return self._describe(existing)
-                raise AlreadyExists(f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name")
+                raise AlreadyExists(
+                    f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name"
+                )
             record = VolumeRecord(
                 id=uuid.uuid4(),
                 name=name,
                 node=self._node,
-                size_bytes=parent.record.size_bytes if point else entry["size_bytes"],  # it may have grown after the restore point
+                size_bytes=parent.record.size_bytes
+                if point
+                else entry["size_bytes"],  # it may have grown after the restore point
                 segment_bytes=parent.record.segment_bytes,
                 state=Lifecycle.MAKING,
                 policy=msgspec.structs.replace(parent.record.policy, window_seconds=0),
@@ -301,7 +330,9 @@ class Volumes:
                 )
             # The record first: after a crash, a volume is never smaller than a size that a client has seen.
             if size_bytes > volume.record.size_bytes:
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes))
+                await write_record(
+                    self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes)
+                )
             await self._engine.grow_volume(volume.record.id, size_bytes)
             self._publish(volume)
             return self._describe(volume)
@@ -317,10 +348,17 @@ class Volumes:
             if volume.log.owner != self._node:
                 raise InUse(f"volume {name} is owned by node {volume.log.owner}: delete it there")
             if self._stores.missing and not force:
-                raise Unavailable(f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}")
+                raise Unavailable(
+                    f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}"
+                )
             if clones := self._volumes.clones(volume):
                 await self._hide(volume)
-                log.info("volume deleted, and hidden until its clones are", volume=name, id=str(volume.record.id), clones=clones)
+                log.info(
+                    "volume deleted, and hidden until its clones are",
+                    volume=name,
+                    id=str(volume.record.id),
+                    clones=clones,
+                )
                 return
             await self._delete(volume)
         await self._delete_needless_parent(volume)
@@ -332,7 +370,9 @@ class Volumes:
                 how = "read-only" if volume.record.exports[0].read_only else "for reading and writing"
                 raise AlreadyExists(f"volume {name} is exported {how} already: unexport it first")
             if not volume.record.exports:
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[wanted]))
+                await write_record(
+                    self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[wanted])
+                )
                 self._publish(volume)
                 log.info("volume exported", volume=name, read_only=read_only)
             return self._doors.describe(name)[0]
@@ -379,13 +419,18 @@ class Volumes:
         return msgspec.structs.replace(described, live_bytes=live, space=space)
 
     def list(self) -> list[Volume]:
-        unreadable = (_describe_unreadable(each) for each in self._volumes.unreadable.values() if not is_hidden_name(each.name))
+        unreadable = (
+            _describe_unreadable(each) for each in self._volumes.unreadable.values() if not is_hidden_name(each.name)
+        )
         return sorted([*unreadable, *map(self._describe, self._volumes.named())], key=lambda volume: volume.name)
 
     def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
         """For every visible volume: its name, and for how long the metadata service has not answered for it."""
         now = time.monotonic()
-        return ((each.record.name, now - each.unanswered.since if each.unanswered else 0.0) for each in self._volumes.named())
+        return (
+            (each.record.name, now - each.unanswered.since if each.unanswered else 0.0)
+            for each in self._volumes.named()
+        )
 
     @property
     def progress(self) -> str:
@@ -401,7 +446,11 @@ class Volumes:
 
     def serving(self) -> Iterator[tuple[str, uuid.UUID]]:
         """Name and id of every volume that the engine can be asked about."""
-        return ((volume.record.name, volume.record.id) for volume in self._volumes.values() if volume.state == VolumeState.SERVING)
+        return (
+            (volume.record.name, volume.record.id)
+            for volume in self._volumes.values()
+            if volume.state == VolumeState.SERVING
+        )
 
     # events of the engine
 
@@ -421,7 +470,10 @@ class Volumes:
                 self.on_no_space()
             case "refused":
                 if volume is None or volume.refusing.begins(time.monotonic()):
-                    log.error("no space: writes are refused until there is; delete or trim something, or add a device", volume=name)
+                    log.error(
+                        "no space: writes are refused until there is; delete or trim something, or add a device",
+                        volume=name,
+                    )
             case _:
                 log.info(event.kind.replace("_", " "), volume=name, **event.value)
 
@@ -439,8 +491,12 @@ class Volumes:
                 await self._open(volume)
                 if record.policy.window_seconds:
                     await self._windows.keep(volume)
-                if self._engine.volume_state(record.id)["no_space"]:  # a clone opens without, to be read: after a crash it must
-                    raise NoSpace(f"cannot create volume {record.name}: no device of this node has space for one segment")
+                if self._engine.volume_state(record.id)[
+                    "no_space"
+                ]:  # a clone opens without, to be read: after a crash it must
+                    raise NoSpace(
+                        f"cannot create volume {record.name}: no device of this node has space for one segment"
+                    )
             except BaseException:
                 await self._discard(volume)
                 raise
@@ -456,7 +512,9 @@ class Volumes:
         if record.state == Lifecycle.MAKING:
             if of is not None and of.at_ns:
                 await self._windows.follow(volume, of)
-            await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
+            await write_record(
+                self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY)
+            )
         volume.state, volume.awaits_metadata = VolumeState.SERVING, False
         await self._snapshots.opened(volume)
         self._publish(volume)
@@ -466,7 +524,9 @@ class Volumes:
         of = volume.log.clone_of
         parent = self._volumes.by_id(of.volume) if of is not None else None
         if of is not None and parent is not None and parent.awaits_metadata:
-            raise MetadataUnavailable(f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service")
+            raise MetadataUnavailable(
+                f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service"
+            )
         await take_over(self._metadata, volume, self._node)
         record, at = volume.record, volume.log.checkpoint
         self._stores.refuse_while_changing()
@@ -505,7 +565,9 @@ class Volumes:
             await write_record(
                 self._metadata,
                 volume,
-                lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]),
+                lambda record: msgspec.structs.replace(
+                    record, state=Lifecycle.DELETING, exports=[], snapshot_exports=[]
+                ),
             )
             await self._erase(volume)
         except MetadataUnavailable as error:
@@ -565,7 +627,9 @@ class Volumes:
             try:
                 await self._delete(volume)
             except IomeshError as error:
-                log.error("hidden volume not deleted; tried again when the node starts", volume=name, reason=error.message)
+                log.error(
+                    "hidden volume not deleted; tried again when the node starts", volume=name, reason=error.message
+                )
                 return
         await self._delete_needless_parent(volume)
 
@@ -591,7 +655,9 @@ class Volumes:
         volume.state = VolumeState.DELETING
         try:
             if volume.log_version:
-                await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING))
+                await write_record(
+                    self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.DELETING)
+                )
                 await self._erase(volume)
             else:  # it was never opened
                 await remove_records(self._metadata, volume.record)
@@ -607,7 +673,10 @@ class Volumes:
         if volume.awaits_metadata:
             if not awaited:
                 log.warning(
-                    "volume waits for the metadata service", volume=volume.record.name, state=volume.state.value, reason=error.message
+                    "volume waits for the metadata service",
+                    volume=volume.record.name,
+                    state=volume.state.value,
+                    reason=error.message,
                 )
             if self._retrying is None or self._retrying.done():
                 self._retrying = self._supervisor.spawn("wait for the metadata service", self._retry_until_answered())
@@ -622,7 +691,9 @@ class Volumes:
     def _refuse_snapshots(self, volume: OpenVolume, snapshots: bool) -> None:
         count = sum(visible(entry) for entry in volume.snapshots)
         if count and not snapshots:
-            raise InUse(f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too")
+            raise InUse(
+                f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too"
+            )
 
     async def _refuse_connections(self, name: str, what: str, force: bool, snapshots: Iterable[str] = ()) -> None:
         """snapshots: the names of their exports."""
@@ -633,7 +704,9 @@ class Volumes:
         if connections := sum(self._doors.connections(door) for door in doors):
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
-    async def _identical(self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord) -> Volume | None:
+    async def _identical(
+        self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord
+    ) -> Volume | None:
         """The answer to a repeated creation, finished or in progress. None: the name now belongs to another volume, or
         to none."""
         record = volume.record
@@ -657,7 +730,9 @@ class Volumes:
     def _segment_bytes(self, asked: int) -> int:
         largest = self._stores.largest_bytes
         if not largest:
-            raise NoSpace("this node has no device: `iomesh device format` one, and name it in the configuration or add it")
+            raise NoSpace(
+                "this node has no device: `iomesh device format` one, and name it in the configuration or add it"
+            )
         return choose_segment_bytes(asked, largest)
 
     def _describe(self, volume: OpenVolume) -> Volume:
@@ -688,7 +763,9 @@ class Volumes:
             clone_of=volume.log.clone_of.name if volume.log.clone_of else "",
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
-            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),  # rounded up to a restorable time
+            window_from=next(
+                (time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None
+            ),  # rounded up to a restorable time
         )
 
 
@@ -709,7 +786,9 @@ def _describe_unreadable(unreadable: Unreadable) -> Volume:
 
 def _mapped(state: dict[str, Any]) -> Space:
     """What is known without asking the engine's reactor."""
-    mapped, exclusive, inherited = (state[f"{name}_blocks"] * compiled.BLOCK_BYTES for name in ("mapped", "exclusive", "inherited"))
+    mapped, exclusive, inherited = (
+        state[f"{name}_blocks"] * compiled.BLOCK_BYTES for name in ("mapped", "exclusive", "inherited")
+    )
     return Space(
         mapped_bytes=mapped,
         exclusive_bytes=exclusive,

@@ -58,7 +58,9 @@ class Asked(NamedTuple):
     asked_ns: int
 
     def __str__(self) -> str:
-        return f"at {exact_moment(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
+        return (
+            f"at {exact_moment(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
+        )
 
 
 class PointInTime(NamedTuple):
@@ -84,7 +86,13 @@ class _Marked:
 
 class Windows:
     def __init__(
-        self, engine: NodeEngine, metadata: Metadata, doors: Doors, volumes: Registry, snapshots: Snapshots, supervisor: Supervisor
+        self,
+        engine: NodeEngine,
+        metadata: Metadata,
+        doors: Doors,
+        volumes: Registry,
+        snapshots: Snapshots,
+        supervisor: Supervisor,
     ) -> None:
         self._engine = engine
         self._metadata = metadata
@@ -113,7 +121,9 @@ class Windows:
             await write_record(
                 self._metadata,
                 volume,
-                lambda record: msgspec.structs.replace(record, policy=msgspec.structs.replace(record.policy, window_seconds=seconds)),
+                lambda record: msgspec.structs.replace(
+                    record, policy=msgspec.structs.replace(record.policy, window_seconds=seconds)
+                ),
             )
             log.info("restore window set", volume=name, window=exact_span(seconds))
             await self.keep(volume)
@@ -143,7 +153,14 @@ class Windows:
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._doors), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
-                    identity, mark, before=kept, name=kept_name, discard=False, force=force, mark=new_mark(), unsettled=True
+                    identity,
+                    mark,
+                    before=kept,
+                    name=kept_name,
+                    discard=False,
+                    force=force,
+                    mark=new_mark(),
+                    unsettled=True,
                 )
             await self._snapshots.refresh(volume)
             self._following[identity] = point.mark["sequence"]
@@ -171,11 +188,19 @@ class Windows:
             return
         discarded, mark = new_mark(), new_mark()
         await self._engine.restore_volume(
-            identity, uuid.UUID(bytes=before), before=discarded[0], name=discarded[1], discard=True, force=True, mark=mark
+            identity,
+            uuid.UUID(bytes=before),
+            before=discarded[0],
+            name=discarded[1],
+            discard=True,
+            force=True,
+            mark=mark,
         )
         await self._engine.delete_snapshot(identity, uuid.UUID(bytes=before))
         await self._snapshots.refresh(volume)
-        log.warning("a restore that was not finished is undone: the volume is what it was before", volume=volume.record.name)
+        log.warning(
+            "a restore that was not finished is undone: the volume is what it was before", volume=volume.record.name
+        )
 
     # steps for one volume; the caller holds its `changing`
 
@@ -191,7 +216,10 @@ class Windows:
         if not marks:
             how = f"`iomesh volume set {name} --window 24h` gives it one, from then on"
             raise InvalidArgument(f"volume {name} has no restore window, so it goes back to snapshots only: {how}")
-        samples = [*map(mark_sample, marks), Sample(clock["time_ns"], clock["clock_ns"], clock["until_ns"], clock["since_ns"])]
+        samples = [
+            *map(mark_sample, marks),
+            Sample(clock["time_ns"], clock["clock_ns"], clock["until_ns"], clock["since_ns"]),
+        ]
         reach = f"its restore window of {exact_span(window)} reaches back to {exact_moment(marks[0]['time_ns'])}"
         if asked.ago_ns is None:
             log_ns = _log_time(what, reach, samples, at_ns)
@@ -209,12 +237,16 @@ class Windows:
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
         """Rolls a newly opened clone that stands on a restore point forward to its point in time. Idempotent."""
-        told = await self._engine.roll_forward(clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns)
+        told = await self._engine.roll_forward(
+            clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns
+        )
         log.info("clone taken to its moment", volume=clone.record.name, at=exact_moment(of.at_ns), **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:
         """While a volume is being restored, only restore points before the one where that began can be deleted."""
-        return any(mark["sequence"] < self._following.get(volume.record.id, mark["sequence"] + 1) for mark in marks_of(volume))
+        return any(
+            mark["sequence"] < self._following.get(volume.record.id, mark["sequence"] + 1) for mark in marks_of(volume)
+        )
 
     async def shorten(self, volume: OpenVolume) -> None:
         """Deletes the oldest part of a window for its space, or all of it up to now. The caller does not hold
@@ -305,7 +337,9 @@ class Windows:
 
     def _look(self, volume: OpenVolume) -> _Marked:
         counters = counters_by_name(self._engine.counters(volume.record.id))
-        return _Marked(sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"])
+        return _Marked(
+            sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"]
+        )
 
     async def _mark_if_there_is_space(self, volume: OpenVolume) -> None:
         """Without space, the next round tries again."""
@@ -313,7 +347,10 @@ class Windows:
             await self._mark(volume)
         except NoSpace:
             if volume.unmarked.begins(time.monotonic()):
-                log.warning("no space: a mark of the restore window that is due is made when there is", volume=volume.record.name)
+                log.warning(
+                    "no space: a mark of the restore window that is due is made when there is",
+                    volume=volume.record.name,
+                )
 
     async def _mark(self, volume: OpenVolume, *, urgent: bool = False) -> None:
         """urgent: replace other restore points, which are deleted then."""
@@ -346,9 +383,13 @@ def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
         raise InvalidArgument(f"{what}: that is in the future")
     if at_ns < min(stretch.from_ns for stretch in found):
         raise InvalidArgument(f"{what}: {reach}")
-    how_often = "may have come more than once or never" if None in times else "came more than once" if times else "never came"
+    how_often = (
+        "may have come more than once or never" if None in times else "came more than once" if times else "never came"
+    )
     near = sorted(available(found), key=lambda one: max(one.from_ns - at_ns, at_ns - one.to_ns))[:RANGES_SHOWN]
-    ranges = "; ".join(f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near))
+    ranges = "; ".join(
+        f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near)
+    )
     raise InvalidArgument(
         f"{what}: the wall clock of the node was stepped, and that time {how_often}: choose one of {ranges}, or how long ago ('90s ago')"
     )

@@ -22,7 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CLEANABLE, STRAGGLES, COMPACTED, KEPT = 1, 2, 4, 8  # flags of a row; straggling segments are evacuated, all others compacted
+CLEANABLE, STRAGGLES, COMPACTED, KEPT = (
+    1,
+    2,
+    4,
+    8,
+)  # flags of a row; straggling segments are evacuated, all others compacted
 BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each live block
 MARGIN_SEGMENTS = 1.5  # of free space above the reserve: with less, cleaning is urgent
@@ -103,7 +108,9 @@ def scores(table: Table, rate: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where((freed > 0) & (table["flags"] & CLEANABLE > 0), (freed / live) ** 2 / rate, 0.0)
 
 
-def choose(table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], most: int, enough: float) -> NDArray[np.intp]:
+def choose(
+    table: Table, allowed: NDArray[np.bool_], rate: NDArray[np.float64], most: int, enough: float
+) -> NDArray[np.intp]:
     """Rows of up to `most` allowed segments, the best ones, and no more than needed to free `enough` blocks. Segments
     to be evacuated come last: evacuation takes space before it frees some."""
     score = np.where(allowed, scores(table, rate), 0.0)
@@ -120,7 +127,9 @@ class Seen:
     """The history of each row of a table."""
 
     rest_seconds: NDArray[np.float64]  # how long no block of it has died
-    rate: NDArray[np.float64]  # at which its blocks die: the logarithm of former blocks per remaining block, per segment of log
+    rate: NDArray[
+        np.float64
+    ]  # at which its blocks die: the logarithm of former blocks per remaining block, per segment of log
     tried: NDArray[np.bool_]  # it was cleaned, or that was tried, in its current state
     quiet_seconds: float  # how long no segment was opened
 
@@ -155,9 +164,19 @@ class Memory:
             known = self._segments[at] == table["segment"]
             same = known & (self._live[at] == table["live"])
             since, tried = np.where(same, self._since[at], now), same & self._tried[at]
-            dying = known & (self._first_live[at] >= table["live"])  # a segment that is still being written counts as new
-            first_live, first_clock = np.where(dying, self._first_live[at], first_live), np.where(dying, self._first_clock[at], first_clock)
-        self._segments, self._live, self._since, self._tried = table["segment"].copy(), table["live"].copy(), since, tried
+            dying = known & (
+                self._first_live[at] >= table["live"]
+            )  # a segment that is still being written counts as new
+            first_live, first_clock = (
+                np.where(dying, self._first_live[at], first_live),
+                np.where(dying, self._first_clock[at], first_clock),
+            )
+        self._segments, self._live, self._since, self._tried = (
+            table["segment"].copy(),
+            table["live"].copy(),
+            since,
+            tried,
+        )
         self._first_live, self._first_clock = first_live, first_clock
         dead = np.log(np.maximum(first_live, 1) / np.maximum(table["live"], 1))
         rate = np.maximum(dead, LEAST_DEAD) / np.maximum(clock - first_clock, 1)

@@ -78,14 +78,18 @@ def framed(data: bytes) -> bytes:
     return sent
 
 
-async def shake_hands(exports: dict[str, NbdExport], sent: bytes, *, hangs_up: bool) -> tuple[bytes, Agreement | HandshakeEnded]:
+async def shake_hands(
+    exports: dict[str, NbdExport], sent: bytes, *, hangs_up: bool
+) -> tuple[bytes, Agreement | HandshakeEnded]:
     """All that the server said, and how it ended."""
     loop = asyncio.get_running_loop()
     client, server = socket.socketpair()
     with client, server:
         client.setblocking(False)
         server.setblocking(False)
-        handshake = loop.create_task(Handshake(server, exports, lambda export, structured: 0x0581 if structured else 0x0501).run())
+        handshake = loop.create_task(
+            Handshake(server, exports, lambda export, structured: 0x0581 if structured else 0x0501).run()
+        )
         await loop.sock_sendall(client, sent)  # fits the socket's buffer
         if hangs_up:
             client.close()
@@ -140,7 +144,12 @@ def option(number: int, data: bytes = b"") -> bytes:
 def seeds() -> list[bytes]:
     name = struct.pack(">I", 1) + b"a"
     context = name + struct.pack(">II", 1, 15) + b"base:allocation"
-    begin = option(STRUCTURED_REPLY) + option(LIST) + option(LIST_META_CONTEXT, name + bytes(4)) + option(SET_META_CONTEXT, context)
+    begin = (
+        option(STRUCTURED_REPLY)
+        + option(LIST)
+        + option(LIST_META_CONTEXT, name + bytes(4))
+        + option(SET_META_CONTEXT, context)
+    )
     ends = [
         option(GO, name + struct.pack(">H4H", 4, 0, 1, 2, 3)),
         option(INFO, name + bytes(2)),
@@ -150,5 +159,13 @@ def seeds() -> list[bytes]:
         option(5) + option(99, b"data"),
     ]
     found = [bytes([how, 3]) + begin + end for how in (0, ONE_EXPORT, HANGS_UP) for end in ends]
-    found += [bytes([0, 0]) + end for end in ends] + [bytes([0, 3]) + option(GO, bytes(6)), bytes([ONE_EXPORT, 3]) + option(GO, bytes(6))]
-    return [*found, bytes([RAW]) + framed(b"\3" + begin + ends[0]), bytes([RAW]) + framed(b"\3" + begin)[:50], bytes([RAW])]
+    found += [bytes([0, 0]) + end for end in ends] + [
+        bytes([0, 3]) + option(GO, bytes(6)),
+        bytes([ONE_EXPORT, 3]) + option(GO, bytes(6)),
+    ]
+    return [
+        *found,
+        bytes([RAW]) + framed(b"\3" + begin + ends[0]),
+        bytes([RAW]) + framed(b"\3" + begin)[:50],
+        bytes([RAW]),
+    ]

@@ -118,7 +118,9 @@ def check(store: StoreView, replicas: Directory) -> None:
     taken = [slab for first, count in extents for slab in range(first, first + count)]
     assert len(taken) == len(set(taken)), "a slab is taken twice"
     assert all(slab < store.state["slabs"] for slab in taken), "a slab lies beyond the device"
-    assert len(taken) + store.state["free"] == store.state["slabs"], f"{len(taken)} slabs taken, {store.state['free']} free"
+    assert len(taken) + store.state["free"] == store.state["slabs"], (
+        f"{len(taken)} slabs taken, {store.state['free']} free"
+    )
 
 
 def use(store: StoreView, replicas: Directory) -> None:
@@ -140,10 +142,16 @@ def seeds() -> list[bytes]:
     superblock, block, entry = places_of["Superblock"], places_of["JournalBlock"], places_of["JournalEntry"]
     found = [b""]
     for place in (0, 1):
-        found += [patch(place, offset, b"\1") for field, offset in superblock.items() if field not in ("padding", "magic", "crc")]
+        found += [
+            patch(place, offset, b"\1")
+            for field, offset in superblock.items()
+            if field not in ("padding", "magic", "crc")
+        ]
     for place in (2, 3, 2 + len(INDICES), 3 + len(INDICES)):
         found += [patch(place, block[field], b"\2") for field in ("generation", "index", "kind", "bytes", "device")]
-        found += [patch(place, block["entries"] + offset, b"\1") for field, offset in entry.items() if field != "reserved"]
+        found += [
+            patch(place, block["entries"] + offset, b"\1") for field, offset in entry.items() if field != "reserved"
+        ]
         found += [
             patch(place, block["entries"] + 64, b"\3\0\0\0", ONE_COPY),
             patch(place, 9, b"torn", ONE_COPY | 0x80),

@@ -53,10 +53,14 @@ class Served:
         path, descriptor = new_device(DEVICE_BYTES)
         engine = self.driver.engine
         self.driver.done(
-            engine.format_store(descriptor, cluster=CLUSTER, device=DEVICE, device_bytes=path.stat().st_size, tier=1, label="fuzz")
+            engine.format_store(
+                descriptor, cluster=CLUSTER, device=DEVICE, device_bytes=path.stat().st_size, tier=1, label="fuzz"
+            )
         )
         self.driver.done(engine.open_store(descriptor, cluster=CLUSTER, volatile_cache=False))
-        self.driver.done(engine.open_volume(VOLUME, size_bytes=VOLUME_BYTES, epoch=1, segment_bytes=1 << 20, checkpoint=None))
+        self.driver.done(
+            engine.open_volume(VOLUME, size_bytes=VOLUME_BYTES, epoch=1, segment_bytes=1 << 20, checkpoint=None)
+        )
         self.witness, _ = self.driver.wire()
 
     def check(self) -> None:
@@ -84,7 +88,9 @@ def fuzz_one(data: bytes) -> None:
         if how & RAW:
             send_raw(client, data[1:])
         elif how & IN_TURN:
-            in_turn(Wire.over(client, structured=structured), list(operations(data[1:])), read_only=how & READ_ONLY != 0)
+            in_turn(
+                Wire.over(client, structured=structured), list(operations(data[1:])), read_only=how & READ_ONLY != 0
+            )
         else:
             at_once(Wire.over(client, structured=structured), list(operations(data[1:])))
         end(client, ENDINGS[how >> 3 & 3])
@@ -101,7 +107,11 @@ def operations(data: bytes) -> Iterator[Asked]:
         if command & 15 == READ:
             bytes_asked %= 2 * REQUEST_PAYLOAD_BYTES_MAX  # who asks provides the memory
         asked = Asked(
-            command & 15, flags & 31 | flags >> 5 << 8, int.from_bytes(offset, "big") * OFFSET_UNITS[command >> 4 & 3], bytes_asked, b""
+            command & 15,
+            flags & 31 | flags >> 5 << 8,
+            int.from_bytes(offset, "big") * OFFSET_UNITS[command >> 4 & 3],
+            bytes_asked,
+            b"",
         )
         if asked.command == WRITE and not asked.malformed:
             asked.payload = bytes([number + 1]) * min(left, bytes_asked)
@@ -120,7 +130,9 @@ def at_once(wire: Wire, asked: list[Asked]) -> None:
     """All requests one behind the other, answers taken as they come; a second answer to one would be an answer to none."""
     for each in asked:
         taken = each.command != DISCONNECT and not each.malformed and each.whole
-        header = wire.header(each.command, each.offset, each.length, flags=each.flags, cookie=None if taken else CUT_OFF)
+        header = wire.header(
+            each.command, each.offset, each.length, flags=each.flags, cookie=None if taken else CUT_OFF
+        )
         wire.sending(header + each.payload, lambda _cookie, _answer: None)
     wire.socket.shutdown(socket.SHUT_WR)
     while wire.asked.keys() - {CUT_OFF}:
@@ -148,9 +160,13 @@ def compare(asked: Asked, answer: Answer, model: bytearray, *, read_only: bool) 
     if answer.error:
         return
     if asked.command in (READ, WRITE, TRIM, WRITE_ZEROES):
-        assert end <= VOLUME_BYTES, f"{asked.command} of {asked.length} bytes at {asked.offset}, beyond the volume's end, was done"
+        assert end <= VOLUME_BYTES, (
+            f"{asked.command} of {asked.length} bytes at {asked.offset}, beyond the volume's end, was done"
+        )
     if asked.command == READ:
-        assert answer.data == model[asked.offset : end], f"{asked.length} bytes at {asked.offset} are not what was written"
+        assert answer.data == model[asked.offset : end], (
+            f"{asked.length} bytes at {asked.offset} are not what was written"
+        )
     elif asked.command == WRITE:
         model[asked.offset : end] = asked.payload
     elif asked.command == WRITE_ZEROES:

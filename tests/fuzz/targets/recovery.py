@@ -52,7 +52,9 @@ class Image:
     descriptor: int
     blocks: dict[int, bytes]  # by offset; all others are zeros
     places: list[tuple[str, int]]  # kind, offset
-    reached: list[int] = field(default_factory=list)  # numbers of places that inputs change: of all kinds, not each of the many headers
+    reached: list[int] = field(
+        default_factory=list
+    )  # numbers of places that inputs change: of all kinds, not each of the many headers
     links: dict[int, list[Link]] = field(default_factory=dict)  # by number of the place whose checksum it is
     order: list[int] = field(default_factory=list)  # places, each before those that have its checksum
     pointer: Pointer | None = None
@@ -95,7 +97,9 @@ class Store:
         """None, or why it is not opened."""
         self.driver.pointer = checkpoint
         answer = self.driver.wait(
-            self.driver.engine.open_volume(VOLUME, size_bytes=VOLUME_BYTES, epoch=epoch, segment_bytes=SEGMENT_BYTES, checkpoint=checkpoint)
+            self.driver.engine.open_volume(
+                VOLUME, size_bytes=VOLUME_BYTES, epoch=epoch, segment_bytes=SEGMENT_BYTES, checkpoint=checkpoint
+            )
         )
         assert not answer.error or answer.reason, f"refused without a reason: {answer}"
         return answer.reason if answer.error else None
@@ -122,7 +126,9 @@ def image() -> Image:
     made = Store(path)
     driver = made.driver
     driver.done(
-        driver.engine.format_store(made.descriptor, cluster=CLUSTER, device=DEVICE, device_bytes=DEVICE_BYTES, tier=1, label="fuzz")
+        driver.engine.format_store(
+            made.descriptor, cluster=CLUSTER, device=DEVICE, device_bytes=DEVICE_BYTES, tier=1, label="fuzz"
+        )
     )
     made.open()
     assert made.open_volume(1, None) is None
@@ -166,7 +172,12 @@ def as_it_is(path: Path, pointer: Pointer | None) -> Image:
         if number in footer_of:
             it.links[number].append(Link(footer_of[number], TABLE))
     headers = [number for number, (kind, _) in enumerate(places) if kind == "header"]
-    it.reached = [number for number in range(len(places)) if number not in headers] + headers[:8] + headers[-24:] + headers[8:-24:6]
+    it.reached = (
+        [number for number in range(len(places)) if number not in headers]
+        + headers[:8]
+        + headers[-24:]
+        + headers[8:-24:6]
+    )
     begun: set[int] = set()
 
     def visit(number: int) -> None:
@@ -247,7 +258,9 @@ def use(it: Store, how: int, *, writes: bool) -> None:
     if writes:
         if wire.write(5 * BLOCK, b"anew" * 1024) == 0:
             again = wire.do(READ, 5 * BLOCK, BLOCK)
-            assert again.error == 0 and again.data == b"anew" * 1024, f"what was written is not there: error {again.error}"
+            assert again.error == 0 and again.data == b"anew" * 1024, (
+                f"what was written is not there: error {again.error}"
+            )
         wire.do(TRIM, VOLUME_BYTES // 2, VOLUME_BYTES // 4)
     wire.socket.close()
     it.driver.done(ticket)

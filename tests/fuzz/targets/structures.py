@@ -40,9 +40,13 @@ def fuzz_one(data: bytes) -> None:
         assert name == "Footer", f"{name}: a whole block was refused for its length"
         return
     if name in forged.MAGICS:
-        assert fields["valid"] == (fields["fault"] is None), f"{name}: valid is {fields['valid']}, its fault is {fields['fault']!r}"
+        assert fields["valid"] == (fields["fault"] is None), (
+            f"{name}: valid is {fields['valid']}, its fault is {fields['fault']!r}"
+        )
         if fields["valid"] and fields.get("entries") is not None and "entry_count" in fields:
-            assert len(fields["entries"]) == fields["entry_count"], f"{name}: valid, with {len(fields['entries'])} entries shown"
+            assert len(fields["entries"]) == fields["entry_count"], (
+                f"{name}: valid, with {len(fields['entries'])} entries shown"
+            )
 
 
 def sealed(name: str, block: bytes) -> bytes:

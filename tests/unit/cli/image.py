@@ -10,9 +10,17 @@ JOURNAL_OFFSET, JOURNAL_BYTES = 256 << 10, 256 << 10
 SLABS_OFFSET = 2 << 20
 SLAB = 256 << 10
 CLUSTER, DEVICE, VOLUME = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
-MAGICS = {"Superblock": b"IOMSBLK", "JournalBlock": b"IOMJNL", "RecordHeader": b"IOMRCD", "Footer": b"IOMFOTR", "Checkpoint": b"IOMCKPT"}
+MAGICS = {
+    "Superblock": b"IOMSBLK",
+    "JournalBlock": b"IOMJNL",
+    "RecordHeader": b"IOMRCD",
+    "Footer": b"IOMFOTR",
+    "Checkpoint": b"IOMCKPT",
+}
 DATA, ZERO, MAP, CHECKPOINT, RECORD = 1, 2, 3, 6, 7
-OFFSETS = {structure: {name: (offset, size) for name, offset, size in fields} for structure, fields in structures().items()}
+OFFSETS = {
+    structure: {name: (offset, size) for name, offset, size in fields} for structure, fields in structures().items()
+}
 
 Entry = tuple[int, int, int, bytes]  # kind, position, count, payload
 
@@ -22,7 +30,9 @@ def structure(name: str, size: int, **fields: int | bytes) -> bytes:
     data = bytearray(size)
     for field, value in fields.items():
         offset, length = OFFSETS[name][field]
-        data[offset : offset + length] = value.to_bytes(length, "little") if isinstance(value, int) else value.ljust(length, b"\0")[:length]
+        data[offset : offset + length] = (
+            value.to_bytes(length, "little") if isinstance(value, int) else value.ljust(length, b"\0")[:length]
+        )
     if name in MAGICS:
         data[0:8] = MAGICS[name].ljust(8, b"\0")
         data[12:16] = (1).to_bytes(4, "little")
@@ -48,7 +58,14 @@ def put(segment: int, state: int, blocks: int, footer_block: int, extents: list[
 
 def journal_block(generation: int, index: int, kind: int, entries: bytes) -> bytes:
     return structure(
-        "JournalBlock", BLOCK, device=DEVICE, generation=generation, index=index, kind=kind, bytes=len(entries), entries=entries
+        "JournalBlock",
+        BLOCK,
+        device=DEVICE,
+        generation=generation,
+        index=index,
+        kind=kind,
+        bytes=len(entries),
+        entries=entries,
     )
 
 
@@ -71,7 +88,9 @@ class Segment:
         self.previous_crc = 0
 
     def record(self, *logged: Entry) -> None:
-        entries = b"".join(entry(kind, at, count, crc32c(payload) if payload else 0) for kind, at, count, payload in logged)
+        entries = b"".join(
+            entry(kind, at, count, crc32c(payload) if payload else 0) for kind, at, count, payload in logged
+        )
         payloads = b"".join(payload for *_, payload in logged)
         header = structure(
             "RecordHeader", BLOCK, volume=VOLUME, epoch=3, segment=self.number, block=len(self.data) // BLOCK, sequence=self.sequence,

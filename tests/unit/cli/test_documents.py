@@ -20,7 +20,9 @@ AT_REST = [
 
 @pytest.mark.parametrize("words", [words for words, _ in commands() if words not in WITHOUT], ids=" ".join)
 def test_a_command_has_a_type_for_its_document(words: tuple[str, ...]) -> None:
-    assert " ".join(words) in documents(), "name the document's type where the command is declared: @asks(documents.Something)"
+    assert " ".join(words) in documents(), (
+        "name the document's type where the command is declared: @asks(documents.Something)"
+    )
 
 
 def test_the_published_schema_is_that_of_the_commands() -> None:
@@ -37,7 +39,9 @@ def test_an_unknown_key_and_a_wrong_type_are_seen() -> None:
         assert faults("volume delete", wrong)
 
 
-@pytest.mark.parametrize("words", [("volume", "create", "db", "10Q"), ("status", "--address", "/nowhere.sock")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("volume", "create", "db", "10Q"), ("status", "--address", "/nowhere.sock")], ids=" ".join
+)
 def test_an_error_is_a_document_of_its_own(iomesh: Run, words: tuple[str, ...]) -> None:
     assert faults("error", iomesh(*words, "--json").document) == []
 
@@ -53,7 +57,10 @@ def test_what_is_on_a_device_at_rest_is_as_the_schema_says_also_when_it_is_damag
     assert sound.code == 0
     assert faults(f"inspect {words[0]}", sound.document) == []
     with device.open("r+b") as file:  # the newer superblock, the first record of segment 1, its checkpoint, a map node
-        for offset in (128 << 10, *(image.SLABS_OFFSET + 3 * image.SLAB + block * 4096 for block in (0, 4, 12, 14, 15))):
+        for offset in (
+            128 << 10,
+            *(image.SLABS_OFFSET + 3 * image.SLAB + block * 4096 for block in (0, 4, 12, 14, 15)),
+        ):
             file.seek(offset + 40)
             file.write(b"\xff" * 60)
     damaged = iomesh(*whole)

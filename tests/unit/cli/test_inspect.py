@@ -44,7 +44,10 @@ def test_a_sound_device_is_shown_to_people_and_to_programs(iomesh: Run, device: 
 
 def test_both_superblocks_are_shown_and_which_one_counts(iomesh: Run, device: Path) -> None:
     document = iomesh(*words(device, ("superblock",)), "--json").document
-    assert [(one["offset"], one["generation"], one["valid"]) for one in document["superblocks"]] == [(0, 1, True), (131072, 2, True)]
+    assert [(one["offset"], one["generation"], one["valid"]) for one in document["superblocks"]] == [
+        (0, 1, True),
+        (131072, 2, True),
+    ]
     assert document["current"] == 131072
     assert document["superblocks"][0]["label"] == "first"
     assert document["superblocks"][0]["cluster"] == image.CLUSTER.hex()
@@ -94,7 +97,11 @@ def test_the_map_is_walked_from_the_root_to_the_block(iomesh: Run, device: Path)
         (image.SLABS_OFFSET + 3 * image.SLAB + 100, ("record", "1:0"), "its checksum does not match"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 5000, ("record", "1:0"), "1:1 has checksum"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 15 * 4096 + 50, ("footer", "1"), "its checksum does not match"),
-        (image.SLABS_OFFSET + 3 * image.SLAB + 16 * 4096 + 50, ("footer", "1"), "the checksum of its table does not match"),
+        (
+            image.SLABS_OFFSET + 3 * image.SLAB + 16 * 4096 + 50,
+            ("footer", "1"),
+            "the checksum of its table does not match",
+        ),
         (image.SLABS_OFFSET + 3 * image.SLAB + 14 * 4096 + 50, ("checkpoint",), "its checksum"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 12 * 4096 + 50, ("node", "--offset", "20Ki"), "the pointer to it tells"),
         (image.SLABS_OFFSET + 3 * image.SLAB + 4 * 4096 + 50, ("node", "1:4"), "its record tells"),
@@ -139,12 +146,16 @@ def test_what_is_not_there_is_said(iomesh: Run, device: Path, command: tuple[str
     assert ran.code == code
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"IOMSBLK\0" + b"\xff" * 8192], ids=["empty", "zeros", "magic alone"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 4096, b"IOMSBLK\0" + b"\xff" * 8192], ids=["empty", "zeros", "magic alone"]
+)
 def test_what_is_no_device_is_said_to_be_none(iomesh: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
     ran = iomesh(*words(tmp_path / "other", ("superblock",)))
     assert ran.code == 7
-    assert ("empty" if content == b"\0" * 4096 else f"behind the end: {tmp_path}/other has {len(content)} bytes") in ran.out
+    assert (
+        "empty" if content == b"\0" * 4096 else f"behind the end: {tmp_path}/other has {len(content)} bytes"
+    ) in ran.out
     for command in COMMANDS[1:]:
         ran = iomesh(*words(tmp_path / "other", command))
         assert ran.code == 6
@@ -165,7 +176,9 @@ def test_random_damage_never_ends_in_a_crash_nor_in_silence(iomesh: Run, device:
     for _ in range(draw.randint(1, 40)):
         start, length = draw.choice(written(device))
         size = draw.choice([1, 1, 2, 16, 512])
-        damage(device, start + draw.randrange(length), draw.choice([draw.randbytes(size), b"\0" * size, b"\xff" * size]))
+        damage(
+            device, start + draw.randrange(length), draw.choice([draw.randbytes(size), b"\0" * size, b"\xff" * size])
+        )
     if draw.random() < 0.2:
         with device.open("r+b") as file:
             file.truncate(draw.randrange(1, image.DEVICE_BYTES))

@@ -29,7 +29,8 @@ def test_an_empty_directory_may_be_there_already(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error"), [("notes.txt", "mine", Foreign), (MARKER, "{", Damaged), (MARKER, '{"directory": 5}', Damaged)]
+    ("name", "content", "error"),
+    [("notes.txt", "mine", Foreign), (MARKER, "{", Damaged), (MARKER, '{"directory": 5}', Damaged)],
 )
 def test_a_directory_of_someone_else_is_refused_and_left_as_it_is(
     tmp_path: Path, name: str, content: str, error: type[IomeshError]
@@ -89,7 +90,9 @@ def test_a_daemon_counts_while_its_very_process_lives(tmp_path: Path) -> None:
             created(tmp_path)
         daemon.kill(node)
         assert birth(process.pid) == 0
-        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid)).alive, "it ended before it was looked at"
+        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid)).alive, (
+            "it ended before it was looked at"
+        )
         assert process.wait() in (0, -signal.SIGKILL)
     finally:
         process.kill()

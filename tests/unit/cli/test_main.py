@@ -34,7 +34,11 @@ def test_every_command_explains_itself(iomesh: Run, words: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize(
     "words",
-    [words for words in EVERY if words not in [("daemon", "run"), ("completion",)] and len(words) + (words[0] in ("status", "top")) == 2],
+    [
+        words
+        for words in EVERY
+        if words not in [("daemon", "run"), ("completion",)] and len(words) + (words[0] in ("status", "top")) == 2
+    ],
     ids=" ".join,
 )
 def test_every_command_that_answers_takes_json(iomesh: Run, words: tuple[str, ...]) -> None:
@@ -75,7 +79,11 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("volume", "create", "db", "9999999P"), 2, "SIZE: '9999999P' is too large"),
         (("volume", "create", "db", "1G", "--segment-size", "x"), 2, "--segment-size: 'x' is not a size"),
         (("volume", "grow", "db", "+"), 2, "SIZE: an empty text is not a size"),
-        (("volume", "list", "--address", "nonsense"), 2, "'nonsense' is neither the path of a unix socket nor host:port"),
+        (
+            ("volume", "list", "--address", "nonsense"),
+            2,
+            "'nonsense' is neither the path of a unix socket nor host:port",
+        ),
         (("volume", "list", "--address", "/nowhere/control.sock"), 9, "no daemon answers at /nowhere/control.sock ("),
         (("status", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
         (("top", "--once", "--address", "/nowhere/control.sock"), 9, "no daemon answers"),
@@ -122,7 +130,9 @@ def test_bad_input_gets_one_line_and_an_exit_code(iomesh: Run, words: tuple[str,
     assert ran.code == code
     if words[0] != "completion" and words[-1] not in ("volum", "creat"):
         told = iomesh(
-            *words[: words.index("--")] if "--" in words else words, "--json", *words[words.index("--") :] if "--" in words else ()
+            *words[: words.index("--")] if "--" in words else words,
+            "--json",
+            *words[words.index("--") :] if "--" in words else (),
         )
         assert told.code == code
         assert set(told.document) == {"error"}
@@ -133,7 +143,8 @@ def test_bad_input_gets_one_line_and_an_exit_code(iomesh: Run, words: tuple[str,
 
 
 @pytest.mark.parametrize(
-    ("shell", "says"), [("bash", "complete -o nosort -F"), ("zsh", "#compdef iomesh"), ("fish", "complete --no-files --command iomesh")]
+    ("shell", "says"),
+    [("bash", "complete -o nosort -F"), ("zsh", "#compdef iomesh"), ("fish", "complete --no-files --command iomesh")],
 )
 def test_completion_scripts_are_printed(iomesh: Run, shell: str, says: str) -> None:
     ran = iomesh("completion", shell)
@@ -144,8 +155,31 @@ def test_completion_scripts_are_printed(iomesh: Run, shell: str, says: str) -> N
 def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text('name = "of-the-file"\nrun_dir = "/run/of-the-file"\n[engine]\nreactors = 7\nmode = "busy"\n')
-    flags = ("--name", "of-the-flag", "--reactors", "2", "--map-cache", "64Mi", "--poll-us", "9", "--checkpoint-bytes", "32Mi", "--iopoll")
-    more = ("--device", "/dev/a", "--device", "/dev/b", "--nbd-listen", "127.0.0.1:1", "--metrics-listen", "", "--set", "log.level=debug")
+    flags = (
+        "--name",
+        "of-the-flag",
+        "--reactors",
+        "2",
+        "--map-cache",
+        "64Mi",
+        "--poll-us",
+        "9",
+        "--checkpoint-bytes",
+        "32Mi",
+        "--iopoll",
+    )
+    more = (
+        "--device",
+        "/dev/a",
+        "--device",
+        "/dev/b",
+        "--nbd-listen",
+        "127.0.0.1:1",
+        "--metrics-listen",
+        "",
+        "--set",
+        "log.level=debug",
+    )
     held = iomesh("daemon", "run", "--check", "--config", str(file), *flags, *more, "--json").document
     assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])
     assert held["engine"] == {
@@ -170,7 +204,9 @@ def test_without_an_address_the_installed_daemon_is_asked_and_never_the_trial(
         assert way in ran.err
 
 
-def test_the_address_is_taken_from_the_environment_and_the_option_goes_before_it(iomesh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_is_taken_from_the_environment_and_the_option_goes_before_it(
+    iomesh: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IOMESH_ADDRESS", "/of/the/environment.sock")
     assert "no daemon answers at /of/the/environment.sock (" in iomesh("status").err
     assert "no daemon answers at /of/the/option.sock (" in iomesh("status", "--address", "/of/the/option.sock").err

@@ -11,7 +11,9 @@ from iomesh.cli.top import sample, view
 def reading(at: int, counters: dict[str, int], latency: list[Bucket], reactor: dict[str, int]) -> Counters:
     return Counters(
         monotonic_ns=at,
-        volumes=[VolumeCounters(volume="db", counters=counters, latencies={"write_latency": Latency(latency)}, connections=2)],
+        volumes=[
+            VolumeCounters(volume="db", counters=counters, latencies={"write_latency": Latency(latency)}, connections=2)
+        ],
         reactors=[ReactorCounters(reactor=0, counters=reactor)],
         devices=[Device(id="0", path="/dev/x", tier="ssd", label="", size_bytes=1000, free_bytes=400)],
     )
@@ -33,7 +35,13 @@ AFTER = reading(
 
 def test_rates_are_differences_over_the_time_between() -> None:
     (volume,) = sample(BEFORE, AFTER).volumes
-    assert (volume.write_iops, volume.written_bytes_per_second, volume.log_bytes_per_second, volume.read_iops, volume.clients) == (
+    assert (
+        volume.write_iops,
+        volume.written_bytes_per_second,
+        volume.log_bytes_per_second,
+        volume.read_iops,
+        volume.clients,
+    ) == (
         10_000,
         40_960_000,
         43_000_000,
@@ -44,13 +52,23 @@ def test_rates_are_differences_over_the_time_between() -> None:
 
 def test_latencies_are_those_of_the_interval_alone() -> None:
     (volume,) = sample(BEFORE, AFTER).volumes
-    assert (volume.write_latency.count, volume.write_latency.p50_ns, volume.write_latency.p99_ns) == (20_000, 20_000, 500_000)
+    assert (volume.write_latency.count, volume.write_latency.p50_ns, volume.write_latency.p99_ns) == (
+        20_000,
+        20_000,
+        500_000,
+    )
     assert volume.read_latency.count == 0
 
 
 def test_the_reactors_share_of_time_and_its_cache_are_told() -> None:
     (reactor,) = sample(BEFORE, AFTER).reactors
-    assert (reactor.busy, reactor.map_frames, reactor.map_used, reactor.map_dirty, reactor.map_hits) == (0.25, 64, 32, 4, 0.9)
+    assert (reactor.busy, reactor.map_frames, reactor.map_used, reactor.map_dirty, reactor.map_hits) == (
+        0.25,
+        64,
+        32,
+        4,
+        0.9,
+    )
     assert sample(AFTER, AFTER).reactors[0].map_hits is None
 
 
@@ -64,5 +82,14 @@ def test_the_screen_shows_it_to_people() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(view(sample(BEFORE, AFTER), "node-0"))
     shown = console.export_text()
-    for word in ("db", "10k", "39.1 Mi", "20 µs / 500 µs / 500 µs", "25.0%", "32 of 64 nodes", "90.0%", "600 B of 1000 B used"):
+    for word in (
+        "db",
+        "10k",
+        "39.1 Mi",
+        "20 µs / 500 µs / 500 µs",
+        "25.0%",
+        "32 of 64 nodes",
+        "90.0%",
+        "600 B of 1000 B used",
+    ):
         assert word in shown

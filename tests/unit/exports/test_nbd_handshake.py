@@ -10,7 +10,17 @@ import pytest
 
 from iomesh.exports.nbd_handshake import Agreement, Handshake, HandshakeEnded, NbdExport
 
-EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT = 1, 2, 3, 5, 6, 7, 8, 9, 10
+EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT = (
+    1,
+    2,
+    3,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+)
 EXTENDED_HEADERS = 11
 ACK, SERVER, INFORMATION, META_CONTEXT = 1, 2, 3, 4
 UNSUPPORTED, INVALID, UNKNOWN, TOO_BIG = (2**31 + kind for kind in (1, 3, 6, 9))
@@ -113,7 +123,10 @@ def error_kinds(replies: list[tuple[int, bytes]]) -> list[int]:
 
 async def test_go_names_an_export_and_tells_its_size_and_flags(client: Client) -> None:
     await client.greet()
-    assert await client.option(GO, info(b"books")) == [(INFORMATION, struct.pack(">HQH", 0, 1 << 30, FLAGS_PLAIN)), (ACK, b"")]
+    assert await client.option(GO, info(b"books")) == [
+        (INFORMATION, struct.pack(">HQH", 0, 1 << 30, FLAGS_PLAIN)),
+        (ACK, b""),
+    ]
     agreed = await client.agreement()
     assert (agreed.export.name, agreed.structured, agreed.context_id) == ("books", False, None)
 
@@ -186,7 +199,10 @@ async def test_abort_is_acknowledged_and_ends_it(client: Client) -> None:
 async def test_structured_replies_are_agreed_and_change_the_flags(client: Client) -> None:
     await client.greet()
     assert await client.option(STRUCTURED_REPLY) == [(ACK, b"")]
-    assert (await client.option(GO, info(b"books")))[0] == (INFORMATION, struct.pack(">HQH", 0, 1 << 30, FLAGS_STRUCTURED))
+    assert (await client.option(GO, info(b"books")))[0] == (
+        INFORMATION,
+        struct.pack(">HQH", 0, 1 << 30, FLAGS_STRUCTURED),
+    )
     assert (await client.agreement()).structured
 
 
@@ -216,7 +232,9 @@ async def test_choosing_selects_only_what_is_named_in_full(client: Client, queri
     assert (await client.agreement()).context_id is None
 
 
-async def test_a_snapshot_tells_what_has_changed_since_an_older_one(client: Client, exports: dict[str, NbdExport]) -> None:
+async def test_a_snapshot_tells_what_has_changed_since_an_older_one(
+    client: Client, exports: dict[str, NbdExport]
+) -> None:
     exports["books@friday"] = Volume("books@friday", 1 << 30, read_only=True, comparable=("monday", "tuesday"))
     since = b"iomesh:changed-since:"
     await client.greet()

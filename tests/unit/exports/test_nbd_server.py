@@ -72,7 +72,9 @@ async def go(client: socket.socket, name: bytes = b"books", ahead: bytes = b"") 
     return size, flags
 
 
-async def test_a_connection_arrives_at_its_export_with_all_that_was_sent_ahead(server: NbdServer, tmp_path: Path) -> None:
+async def test_a_connection_arrives_at_its_export_with_all_that_was_sent_ahead(
+    server: NbdServer, tmp_path: Path
+) -> None:
     volume = Volume()
     server.publish(volume)
     await server.listen_unix(str(tmp_path / "nbd"))
@@ -110,7 +112,9 @@ async def test_over_tcp_too_and_at_once(server: NbdServer) -> None:
     ],
     ids=["stable", "volatile", "read-only"],
 )
-async def test_flags_tell_what_the_volume_can_do(server: NbdServer, tmp_path: Path, volume: Volume, present: int, absent: int) -> None:
+async def test_flags_tell_what_the_volume_can_do(
+    server: NbdServer, tmp_path: Path, volume: Volume, present: int, absent: int
+) -> None:
     server.publish(volume)
     await server.listen_unix(str(tmp_path / "nbd"))
     with await connect(tmp_path / "nbd") as client:
@@ -149,7 +153,9 @@ async def test_a_handshake_has_its_time(server: NbdServer, tmp_path: Path, monke
             await receive(silent, 1)
 
 
-async def test_the_oldest_of_too_many_handshakes_makes_room(server: NbdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oldest_of_too_many_handshakes_makes_room(
+    server: NbdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nbd, "HANDSHAKES_MAX", 8)
     volume = Volume()
     server.publish(volume)

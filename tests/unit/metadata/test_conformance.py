@@ -63,7 +63,13 @@ async def test_a_put_without_a_version_always_writes(metadata: Metadata) -> None
 async def test_a_commit_that_meets_another_version_changes_nothing_and_says_which(metadata: Metadata) -> None:
     version = await metadata.commit(Put("a", b"1", 0))
     before = (await metadata.list_prefix("")).revision
-    for operation in (Put("a", b"2", 0), Put("a", b"2", version + 1), Delete("a", version + 1), Put("b", b"2", 7), Delete("b", 7)):
+    for operation in (
+        Put("a", b"2", 0),
+        Put("a", b"2", version + 1),
+        Delete("a", version + 1),
+        Put("b", b"2", 7),
+        Delete("b", 7),
+    ):
         with pytest.raises(Conflict, match=operation.key):
             await metadata.commit(operation)
     assert await metadata.list_prefix("") == ([("a", b"1", version)], before)
@@ -73,7 +79,8 @@ async def test_a_name_is_reserved_by_one_and_free_for_the_next(client: Opener) -
     """As volumes' names are: the entry holds whose it is, and only who has seen that takes it away."""
     clients = [await client() for _ in range(4)]
     tried = await asyncio.gather(
-        *(each.commit(Put("names/db", b"%d" % number, 0)) for number, each in enumerate(clients)), return_exceptions=True
+        *(each.commit(Put("names/db", b"%d" % number, 0)) for number, each in enumerate(clients)),
+        return_exceptions=True,
     )
     (winner,) = [number for number, outcome in enumerate(tried) if isinstance(outcome, int)]
     assert all(isinstance(outcome, Conflict) for number, outcome in enumerate(tried) if number != winner)

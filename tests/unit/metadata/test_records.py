@@ -88,10 +88,14 @@ async def test_a_device_whose_record_cannot_be_read_hides_no_other(metadata: Met
 async def test_all_who_ask_a_new_service_at_once_are_of_one_cluster(metadata: Metadata) -> None:
     records = await asyncio.gather(*(get_or_create_cluster(metadata) for _ in range(8)))
     assert len({record.id for record in records}) == 1
-    assert (await get_or_create_cluster(metadata, uuid.uuid4())).id == records[0].id, "a cluster does not change by asking"
+    assert (await get_or_create_cluster(metadata, uuid.uuid4())).id == records[0].id, (
+        "a cluster does not change by asking"
+    )
 
 
 async def test_a_service_whose_keys_are_of_an_earlier_iomesh_is_refused(metadata: Metadata) -> None:
     await metadata.commit(Put(CLUSTER_KEY, changed(CLUSTER, format=1).value, 0))
-    with pytest.raises(Unsupported, match=r"cluster has format 1 of an earlier iomesh, which this one does not read .*begin anew"):
+    with pytest.raises(
+        Unsupported, match=r"cluster has format 1 of an earlier iomesh, which this one does not read .*begin anew"
+    ):
         await get_or_create_cluster(metadata)

@@ -133,7 +133,9 @@ async def test_a_full_file_system_is_unavailable_and_works_again_once_there_is_s
         small.remove()
 
 
-async def test_a_lock_that_another_process_holds_is_unavailable_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_that_another_process_holds_is_unavailable_until_it_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(implementation, "BUSY_SECONDS", 0.05)
     metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
     version = await metadata.commit(Put("a", b"1", 0))
@@ -148,7 +150,9 @@ async def test_a_lock_that_another_process_holds_is_unavailable_until_it_is_let_
     await metadata.close()
 
 
-async def test_a_commit_that_fails_in_the_end_leaves_no_transaction_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_that_fails_in_the_end_leaves_no_transaction_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader that does not end makes COMMIT fail where there is no WAL, as on a file system without shared memory."""
     monkeypatch.setattr(implementation, "BUSY_SECONDS", 0.05)
     metadata = await SqliteMetadata.open(tmp_path / "metadata.db")

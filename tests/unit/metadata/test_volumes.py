@@ -47,7 +47,9 @@ POINTER = CheckpointPointer(segment=1, block=2, crc=3, sequence=4)
 
 def records(name: str, number: int, state: Lifecycle = Lifecycle.MAKING) -> tuple[VolumeRecord, LogRecord]:
     identity = uuid.UUID(int=number)
-    volume = VolumeRecord(id=identity, name=name, node="a", size_bytes=1 << 30, segment_bytes=1 << 20, state=state, created_ns=1)
+    volume = VolumeRecord(
+        id=identity, name=name, node="a", size_bytes=1 << 30, segment_bytes=1 << 20, state=state, created_ns=1
+    )
     return volume, LogRecord(id=identity, epoch=0, owner="a")
 
 
@@ -211,7 +213,11 @@ async def test_what_lies_under_a_key_that_is_no_volumes_is_told_and_no_more(meta
     await metadata.commit(put_log(msgspec.structs.replace(log, id=uuid.UUID(int=8)), 0))
     inventory = await read_volumes(metadata)
     assert [stored.volume.record.name for stored in inventory.volumes] == ["db"]
-    assert sorted(each.name for each in inventory.unreadable) == [str(uuid.UUID(int=7)), str(uuid.UUID(int=8)), "volumes/old"]
+    assert sorted(each.name for each in inventory.unreadable) == [
+        str(uuid.UUID(int=7)),
+        str(uuid.UUID(int=8)),
+        "volumes/old",
+    ]
 
 
 async def test_only_the_owner_of_the_epoch_changes_the_record_of_a_log(client: Opener) -> None:

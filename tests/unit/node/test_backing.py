@@ -29,7 +29,9 @@ sys.stdin.read()
 
 @contextmanager
 def held_by_another_process(path: str) -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         yield holder.pid
@@ -63,7 +65,10 @@ def test_a_file_and_its_loop_device_are_held_by_one_process(names: tuple[str, st
 def test_two_loop_devices_over_one_file_are_held_by_one_process(names: tuple[str, str]) -> None:
     path, loop = names
     with loop_device(path) as second:
-        with held_by_another_process(loop), pytest.raises(InUse, match=f"{second} is held by another iomesh process .*{path}"):
+        with (
+            held_by_another_process(loop),
+            pytest.raises(InUse, match=f"{second} is held by another iomesh process .*{path}"),
+        ):
             open_device(second)
         open_device(second).close()
 
@@ -91,7 +96,11 @@ def test_what_lies_two_loop_devices_below_is_held_too(names: tuple[str, str]) ->
 
 def test_a_bind_mount_of_a_file_is_the_file(file_of: Maker, tmp_path: Path) -> None:
     path = file_of(64 * MIB)
-    with bind_mount(path, tmp_path / "bound") as bound, held_by_another_process(path), pytest.raises(InUse, match="has its lock"):
+    with (
+        bind_mount(path, tmp_path / "bound") as bound,
+        held_by_another_process(path),
+        pytest.raises(InUse, match="has its lock"),
+    ):
         open_device(bound)
 
 

@@ -62,13 +62,19 @@ def test_a_file_is_read_whole(written: Any) -> None:
     assert (config.name, config.cluster, config.devices) == ("node-a", cluster, ["/dev/a", "/dev/b"])
     assert (config.engine.reactors, config.engine.mode, config.engine.iopoll) == (2, "busy", True)
     assert (config.engine.map_cache_bytes, config.engine.checkpoint_bytes) == (64 << 20, 1 << 30)
-    assert (config.control.socket, config.nbd.socket, config.metadata.path) == ("/r/control.sock", "/r/nbd.sock", "/s/metadata.db")
+    assert (config.control.socket, config.nbd.socket, config.metadata.path) == (
+        "/r/control.sock",
+        "/r/nbd.sock",
+        "/s/metadata.db",
+    )
     assert (config.nbd.listen, config.metrics.listen, config.log.level) == ("127.0.0.1:10809", "", "debug")
 
 
 def test_settings_go_before_the_file_and_may_be_text(written: Any) -> None:
     path = written('name = "a"\n[engine]\nreactors = 2\niopoll = true\n')
-    config = load_config(path, {"engine.reactors": "3", "engine.map_cache_bytes": "1Gi", "engine.iopoll": "false", "devices": ["/dev/x"]})
+    config = load_config(
+        path, {"engine.reactors": "3", "engine.map_cache_bytes": "1Gi", "engine.iopoll": "false", "devices": ["/dev/x"]}
+    )
     assert (config.name, config.engine.reactors, config.engine.map_cache_bytes) == ("a", 3, 1 << 30)
     assert config.engine.iopoll is False
     assert config.devices == ["/dev/x"]
@@ -85,7 +91,9 @@ def test_settings_go_before_the_file_and_may_be_text(written: Any) -> None:
         ('[control]\nsockets = "x"', "control.sockets", "control.socket"),
     ],
 )
-def test_a_key_that_does_not_exist_is_named_with_the_nearest_that_does(written: Any, text: str, key: str, nearest: str) -> None:
+def test_a_key_that_does_not_exist_is_named_with_the_nearest_that_does(
+    written: Any, text: str, key: str, nearest: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(written(text))
     assert f"there is no key {key!r}; did you mean {nearest!r}?" in raised.value.message
@@ -147,7 +155,9 @@ def test_a_file_that_is_not_ours_to_read_is_named(written: Any) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize(("text", "host", "port"), [("127.0.0.1:1", "127.0.0.1", 1), ("[::1]:0", "::1", 0), ("name:65535", "name", 65535)])
+@pytest.mark.parametrize(
+    ("text", "host", "port"), [("127.0.0.1:1", "127.0.0.1", 1), ("[::1]:0", "::1", 0), ("name:65535", "name", 65535)]
+)
 def test_addresses_are_host_and_port(text: str, host: str, port: int) -> None:
     assert parse_address(text, "key") == (host, port)
     assert address_text(host, port) == text

@@ -48,7 +48,11 @@ async def test_a_filesystem_is_refused_by_its_name_and_left_alone(device: str, c
 
 @pytest.mark.parametrize("table", ["gpt", "dos"])
 async def test_a_partition_table_is_refused(device: str, table: str) -> None:
-    overwrite(device, 446, struct.pack("<BxxxBxxxII", 0, 0xEE if table == "gpt" else 0x83, 1 if table == "gpt" else 2048, 200_000))
+    overwrite(
+        device,
+        446,
+        struct.pack("<BxxxBxxxII", 0, 0xEE if table == "gpt" else 0x83, 1 if table == "gpt" else 2048, 200_000),
+    )
     overwrite(device, 510, b"\x55\xaa")
     if table == "gpt":
         overwrite(device, 512, gpt_header())
@@ -120,7 +124,9 @@ async def test_a_block_device_is_formatted_and_no_filesystem_is_seen_on_it_any_m
     assert identify(path).foreign == "a ext4 filesystem"
     await format_device(path, cluster=CLUSTER, force=True)
     assert inspect_device(path).cluster == str(CLUSTER)
-    found = subprocess.run(["blkid", "-p", "-o", "value", "-s", "TYPE", path], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["blkid", "-p", "-o", "value", "-s", "TYPE", path], capture_output=True, text=True, check=False
+    )
     assert found.stdout.strip() == ""
 
 
@@ -168,7 +174,23 @@ def gpt_header() -> bytes:
     """The primary header of a table of 128 empty entries, as the UEFI specification (5.3.2) has it."""
     last = DEVICE_BYTES // 512 - 1
     header = bytearray(
-        struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, 1, last, 34, last - 33, CLUSTER.bytes_le, 2, 128, 128, 0)
+        struct.pack(
+            "<8sIIIIQQQQ16sQIII",
+            b"EFI PART",
+            0x10000,
+            92,
+            0,
+            0,
+            1,
+            last,
+            34,
+            last - 33,
+            CLUSTER.bytes_le,
+            2,
+            128,
+            128,
+            0,
+        )
     )
     header[88:92] = struct.pack("<I", zlib.crc32(bytes(128 * 128)))
     header[16:20] = struct.pack("<I", zlib.crc32(header))

@@ -27,7 +27,12 @@ sys.stdin.read()
 
 def test_a_file_has_its_size_in_whole_blocks_and_counts_as_volatile(file_of: Maker) -> None:
     device = open_device(file_of(MIB + 5000))
-    assert (device.size_bytes, device.block_device, device.volatile_cache, device.tier) == (MIB + 4096, False, True, "ssd")
+    assert (device.size_bytes, device.block_device, device.volatile_cache, device.tier) == (
+        MIB + 4096,
+        False,
+        True,
+        "ssd",
+    )
     device.close()
 
 
@@ -53,7 +58,9 @@ def test_another_name_of_the_same_file_is_the_same_file(file_of: Maker, tmp_path
 
 def test_a_process_that_is_killed_holds_nothing(file_of: Maker) -> None:
     path = file_of(MIB)
-    with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         with pytest.raises(InUse, match=f"process {holder.pid} has its lock"):

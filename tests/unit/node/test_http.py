@@ -15,7 +15,9 @@ from iomesh.node.http import REQUEST_BYTES_MAX, TEXT, HttpServer
 
 @pytest.fixture
 async def server() -> AsyncIterator[HttpServer]:
-    server = HttpServer({"/healthz": lambda: (HTTPStatus.OK, TEXT, b"ok\n"), "/metrics": lambda: (HTTPStatus.OK, TEXT, b"x 1\n")})
+    server = HttpServer(
+        {"/healthz": lambda: (HTTPStatus.OK, TEXT, b"ok\n"), "/metrics": lambda: (HTTPStatus.OK, TEXT, b"x 1\n")}
+    )
     await server.listen("127.0.0.1:0")
     yield server
     await server.close()

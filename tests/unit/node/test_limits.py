@@ -12,7 +12,15 @@ MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
 @pytest.mark.parametrize(
     ("device", "segment"),
-    [(64 * MIB, MIB), (512 * MIB, MIB), (GIB, 2 * MIB), (GIB + 4096, 2 * MIB), (10 * GIB, 16 * MIB), (32 * GIB, 64 * MIB), (TIB, 64 * MIB)],
+    [
+        (64 * MIB, MIB),
+        (512 * MIB, MIB),
+        (GIB, 2 * MIB),
+        (GIB + 4096, 2 * MIB),
+        (10 * GIB, 16 * MIB),
+        (32 * GIB, 64 * MIB),
+        (TIB, 64 * MIB),
+    ],
 )
 def test_a_segment_is_at_most_a_512th_of_the_device_within_what_formats_allow(device: int, segment: int) -> None:
     assert choose_segment_bytes(0, device) == segment

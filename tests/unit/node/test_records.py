@@ -37,7 +37,9 @@ async def metadata(tmp_path: Path) -> AsyncIterator[FaultyMetadata]:
 
 
 def new_volume() -> OpenVolume:
-    record = VolumeRecord(id=uuid.uuid4(), name="db", node="node-a", size_bytes=1 << 30, segment_bytes=1 << 20, created_ns=1)
+    record = VolumeRecord(
+        id=uuid.uuid4(), name="db", node="node-a", size_bytes=1 << 30, segment_bytes=1 << 20, created_ns=1
+    )
     return OpenVolume(record, LogRecord(id=record.id, epoch=0, owner="node-a"))
 
 
@@ -93,7 +95,9 @@ async def test_a_change_of_what_the_volume_is_to_be_is_done_when_it_is_repeated(
     assert await get_volume(metadata, volume.record.id) == (volume.record, volume.version)
 
 
-async def test_a_repeated_change_that_finds_itself_stored_writes_nothing(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_a_repeated_change_that_finds_itself_stored_writes_nothing(
+    metadata: FaultyMetadata, volume: OpenVolume
+) -> None:
     metadata.faults = [Fault.DONE]
     with pytest.raises(MetadataUnavailable):
         await write_log(metadata, volume, pointed)
@@ -126,7 +130,9 @@ async def test_what_another_change_left_is_kept(metadata: FaultyMetadata, volume
 
 
 @pytest.mark.parametrize("fault", Fault)
-async def test_the_epoch_is_raised_above_what_an_attempt_with_an_unknown_outcome_left(metadata: FaultyMetadata, fault: Fault) -> None:
+async def test_the_epoch_is_raised_above_what_an_attempt_with_an_unknown_outcome_left(
+    metadata: FaultyMetadata, fault: Fault
+) -> None:
     volume = new_volume()
     metadata.faults = [fault]
     with pytest.raises(MetadataUnavailable):

@@ -24,7 +24,9 @@ def volume(*snapshots: str) -> OpenVolume:
 def test_a_name_that_is_free_is_taken_as_it_is() -> None:
     assert free_name(volume(), "before") == "before"
     assert free_name(volume("other"), "before") == "before"
-    assert free_name(volume("gone"), "gone") == "gone", "a snapshot that was deleted and is still needed has no name any more"
+    assert free_name(volume("gone"), "gone") == "gone", (
+        "a snapshot that was deleted and is still needed has no name any more"
+    )
 
 
 def test_a_name_that_is_taken_gets_the_first_number_that_is_not() -> None:

@@ -27,7 +27,9 @@ async def until(condition: asyncio.Event) -> None:
         await condition.wait()
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("broken"), Unavailable("broken"), ExceptionGroup("broken", [KeyError("x")])])
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("broken"), Unavailable("broken"), ExceptionGroup("broken", [KeyError("x")])]
+)
 async def test_a_task_that_raises_is_down_until_a_round_succeeds(supervisor: Supervisor, failure: Exception) -> None:
     failed, proceed, succeeded = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -99,7 +101,9 @@ async def test_a_stopped_task_is_not_started_again_and_not_down(supervisor: Supe
     assert supervisor.tasks()["windows"].up
 
 
-async def test_the_pause_before_a_restart_doubles_up_to_a_bound(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_before_a_restart_doubles_up_to_a_bound(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     enough = asyncio.Event()
     sleep = asyncio.sleep

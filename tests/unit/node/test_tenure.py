@@ -77,12 +77,17 @@ def dead_process() -> Process:
     return started
 
 
-async def test_a_name_is_held_by_one_and_free_when_it_is_given_up(metadata: SqliteMetadata, tenure: Callable[..., Tenure]) -> None:
+async def test_a_name_is_held_by_one_and_free_when_it_is_given_up(
+    metadata: SqliteMetadata, tenure: Callable[..., Tenure]
+) -> None:
     first, second = tenure(), tenure()
     await first.take()
     with pytest.raises(InUse) as raised:
         await second.take()
-    assert f"a daemon runs as node node-a already, with the same metadata: process {os.getpid()} on" in raised.value.message
+    assert (
+        f"a daemon runs as node node-a already, with the same metadata: process {os.getpid()} on"
+        in raised.value.message
+    )
     assert await holder(metadata) == first.record.incarnation
     await first.give_up()
     assert await holder(metadata) is None
@@ -103,20 +108,28 @@ async def test_a_daemon_that_was_killed_is_followed_at_once_on_the_same_machine(
     metadata: SqliteMetadata, tenure: Callable[..., Tenure]
 ) -> None:
     next_one, dead = tenure(), dead_process()
-    await left_behind(metadata, next_one, LONG_SECONDS, state=uuid.uuid4(), process=dead.number, process_started=dead.started)
+    await left_behind(
+        metadata, next_one, LONG_SECONDS, state=uuid.uuid4(), process=dead.number, process_started=dead.started
+    )
     await next_one.take()
     assert await holder(metadata) == next_one.record.incarnation
 
 
-@pytest.mark.parametrize("changes", [{"boot": uuid.uuid4()}, {"state": uuid.uuid4(), "process_namespace": 1}], ids=["boot", "namespace"])
-async def test_where_nothing_else_tells_the_lease_does(metadata: SqliteMetadata, tenure: Callable[..., Tenure], changes: Changes) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"boot": uuid.uuid4()}, {"state": uuid.uuid4(), "process_namespace": 1}], ids=["boot", "namespace"]
+)
+async def test_where_nothing_else_tells_the_lease_does(
+    metadata: SqliteMetadata, tenure: Callable[..., Tenure], changes: Changes
+) -> None:
     next_one = tenure(lease_seconds=SHORT_SECONDS)
     await left_behind(metadata, next_one, SHORT_SECONDS, **changes)
     await next_one.take()
     assert await holder(metadata) == next_one.record.incarnation
 
 
-async def test_a_lease_of_another_machine_that_is_renewed_is_respected(metadata: SqliteMetadata, tenure: Callable[..., Tenure]) -> None:
+async def test_a_lease_of_another_machine_that_is_renewed_is_respected(
+    metadata: SqliteMetadata, tenure: Callable[..., Tenure]
+) -> None:
     next_one = tenure(lease_seconds=SHORT_SECONDS)
     other = await left_behind(metadata, next_one, LONG_SECONDS, boot=uuid.uuid4(), host="elsewhere", process=4711)
     with pytest.raises(InUse, match="process 4711 on elsewhere"):
@@ -169,7 +182,9 @@ async def test_who_loses_the_name_to_another_says_so(
     await eventually(lambda: held_by(metadata, one.record) and not one.problem)
 
 
-async def test_a_record_that_cannot_be_read_is_not_overwritten(metadata: SqliteMetadata, tenure: Callable[..., Tenure]) -> None:
+async def test_a_record_that_cannot_be_read_is_not_overwritten(
+    metadata: SqliteMetadata, tenure: Callable[..., Tenure]
+) -> None:
     await metadata.commit(Put(KEY, b"{}", 0))
     with pytest.raises(Damaged, match=KEY):
         await tenure().take()

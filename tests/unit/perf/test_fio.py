@@ -34,7 +34,9 @@ def test_a_bound_on_bytes_ends_a_run_before_its_time() -> None:
 
 def test_a_mixed_run_reads_as_much_as_it_writes() -> None:
     mixed = fio.Workload("rw", random=True, block_bytes=4096, depth=8)
-    assert "--rw=randrw" in fio.command(mixed, fio.Nbd("nbd://h/v"), fio.Extent(1 << 20)), "half and half, unless fio is told another share"
+    assert "--rw=randrw" in fio.command(mixed, fio.Nbd("nbd://h/v"), fio.Extent(1 << 20)), (
+        "half and half, unless fio is told another share"
+    )
 
 
 def test_names_are_those_of_the_tables() -> None:

@@ -16,7 +16,9 @@ def served(tmp_path: Path) -> Iterator[str]:
     if shutil.which("nbdkit") is None:
         pytest.skip("needs nbdkit")
     socket = tmp_path / "socket"
-    server = subprocess.Popen(["nbdkit", "--foreground", "--unix", str(socket), "--exportname", "disk", "pattern", "1M"])
+    server = subprocess.Popen(
+        ["nbdkit", "--foreground", "--unix", str(socket), "--exportname", "disk", "pattern", "1M"]
+    )
     try:
         uri = f"nbd+unix:///disk?socket={socket}"
         served_after(uri, time.monotonic(), patience_seconds=20)

@@ -5,7 +5,9 @@ import time
 
 from iomesh_perf import process
 
-STAT = "4242 (a ) (b c) S 1 4242 4242 0 -1 4194560 100 200 0 0 1234 567 9 8 20 0 3 0 8000 100000 2000 18446744073709551615"
+STAT = (
+    "4242 (a ) (b c) S 1 4242 4242 0 -1 4194560 100 200 0 0 1234 567 9 8 20 0 3 0 8000 100000 2000 18446744073709551615"
+)
 
 
 def test_a_name_with_spaces_and_parentheses_does_not_move_the_fields() -> None:
@@ -15,7 +17,10 @@ def test_a_name_with_spaces_and_parentheses_does_not_move_the_fields() -> None:
 
 
 def test_only_sizes_are_taken_from_status() -> None:
-    assert process.parse_memory("Name:\tx y\nVmHWM:\t    2048 kB\nVmRSS:\t1024 kB\nThreads:\t7\n") == {"VmHWM": 2 << 20, "VmRSS": 1 << 20}
+    assert process.parse_memory("Name:\tx y\nVmHWM:\t    2048 kB\nVmRSS:\t1024 kB\nThreads:\t7\n") == {
+        "VmHWM": 2 << 20,
+        "VmRSS": 1 << 20,
+    }
 
 
 def test_bytes_read_and_written_are_those_of_storage() -> None:

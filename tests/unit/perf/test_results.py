@@ -62,7 +62,9 @@ def test_every_goal_names_a_measure_that_the_benchmark_takes() -> None:
     assert {goal.measure for goal in results.GOALS} - costs - amplified - with_snapshots <= speed
     assert with_snapshots <= {goal.measure for goal in results.GOALS}
     assert len(costs) == 4
-    assert {name for name in amplified if not name.startswith("what the device does")} <= {goal.measure for goal in results.GOALS}
+    assert {name for name in amplified if not name.startswith("what the device does")} <= {
+        goal.measure for goal in results.GOALS
+    }
 
 
 def course(shape: str) -> amplification.Course:
@@ -84,7 +86,9 @@ def course(shape: str) -> amplification.Course:
 def test_amplification_tells_the_parts_apart_and_what_is_left() -> None:
     whole, speed, segments, device = course("uniform").measures()
     assert whole.value == pytest.approx(2.7)
-    assert whole.note == ("user data 1.00, headers 0.00, map 0.00, compaction 1.50, evacuation 0.00, other 0.20; over 0.3 × the capacity")
+    assert whole.note == (
+        "user data 1.00, headers 0.00, map 0.00, compaction 1.50, evacuation 0.00, other 0.20; over 0.3 × the capacity"
+    )
     assert speed.value == pytest.approx(50)
     assert segments.value == pytest.approx(19 / 8)
     assert device.value == pytest.approx(50), "100 bytes of the client, 500 of the device, which has 1000"
@@ -93,12 +97,19 @@ def test_amplification_tells_the_parts_apart_and_what_is_left() -> None:
 
 def test_of_a_device_in_memory_nothing_is_told_but_what_it_holds() -> None:
     on_disk = course("uniform")
-    in_memory = dataclasses.replace(on_disk, samples=[dataclasses.replace(sample, read_bytes=0) for sample in on_disk.samples])
-    assert [measure.measure for measure in in_memory.measures()] == [measure.measure for measure in on_disk.measures()][:-1]
+    in_memory = dataclasses.replace(
+        on_disk, samples=[dataclasses.replace(sample, read_bytes=0) for sample in on_disk.samples]
+    )
+    assert [measure.measure for measure in in_memory.measures()] == [measure.measure for measure in on_disk.measures()][
+        :-1
+    ]
 
 
 def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path) -> None:
-    saved = [measure(iomesh=[150, 160], raw=[100, 100], qemu=[30, 30]), Measure("memory", 1.5, "MiB", "less", note="peak")]
+    saved = [
+        measure(iomesh=[150, 160], raw=[100, 100], qemu=[30, 30]),
+        Measure("memory", 1.5, "MiB", "less", note="peak"),
+    ]
     results.save(saved, tmp_path / "build" / "bench.json")
     document = json.loads((tmp_path / "build" / "bench.json").read_text())
     assert all({"measure", "value", "unit", "over_raw", "over_qemu"} <= set(record) for record in document)
@@ -106,6 +117,8 @@ def test_what_is_saved_has_the_documented_keys_and_is_read_back(tmp_path: Path) 
     assert results.load(tmp_path / "build" / "bench.json") == saved
 
 
-@pytest.mark.parametrize(("value", "text"), [(123456.7, "123,457"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.012")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(123456.7, "123,457"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.012")]
+)
 def test_figures_have_the_digits_that_mean_something(value: float, text: str) -> None:
     assert results.figure(value) == text

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from iomesh.policies.cleaning import CLEANABLE, KEPT, STRAGGLES, Memory, Need, Space, Table, choose, freed_blocks, kept_blocks, scores
+from iomesh.policies.cleaning import (
+    CLEANABLE,
+    KEPT,
+    STRAGGLES,
+    Memory,
+    Need,
+    Space,
+    Table,
+    choose,
+    freed_blocks,
+    kept_blocks,
+    scores,
+)
 
 ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])
 

@@ -59,7 +59,17 @@ def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         Path("ext/part.pyx").write_text(source)
         output = Path("build/ext/part.p/part.pyx.c")
         output.parent.mkdir(parents=True)
-        command = [sys.executable, "-m", "cython", "-3", "--module-name", "iomesh.engine.part", "ext/part.pyx", "-o", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "cython",
+            "-3",
+            "--module-name",
+            "iomesh.engine.part",
+            "ext/part.pyx",
+            "-o",
+            str(output),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         monkeypatch.setattr(sys, "argv", ["annotate", "build"])
         code = annotate.main()

@@ -26,7 +26,12 @@ def test_what_stands_before_may_be_used(engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["from iomesh.engine.store.store cimport Store", "cimport iomesh.engine.store.store", "from iomesh.engine cimport engine as e"]
+    "line",
+    [
+        "from iomesh.engine.store.store cimport Store",
+        "cimport iomesh.engine.store.store",
+        "from iomesh.engine cimport engine as e",
+    ],
 )
 def test_what_stands_behind_may_not(engine: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     (engine / "base/io.pxd").write_text(line + "\n")
@@ -37,7 +42,9 @@ def test_what_stands_behind_may_not(engine: Path, capsys: pytest.CaptureFixture[
 def test_the_order_holds_within_a_folder(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (engine / "store/slabs.pyx").write_text("from iomesh.engine.store.store cimport Store\n")
     assert cimports.main() == 1
-    assert "ext/store/slabs.pyx:1: store.slabs stands before store.store and must not know it" in capsys.readouterr().out
+    assert (
+        "ext/store/slabs.pyx:1: store.slabs stands before store.store and must not know it" in capsys.readouterr().out
+    )
 
 
 def test_a_new_part_needs_a_place(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

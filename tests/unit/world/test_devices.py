@@ -165,7 +165,9 @@ def test_a_block_that_is_written_again_and_again_goes_back_to_what_was_durable()
                 versions = [[of_block[-1]] for of_block in versions]
         crash(world)
         for block in range(4):
-            assert set(torn(world.peek(device, block * BLOCK, BLOCK))) <= set(versions[block]), f"block {block} of seed {seed}"
+            assert set(torn(world.peek(device, block * BLOCK, BLOCK))) <= set(versions[block]), (
+                f"block {block} of seed {seed}"
+            )
 
 
 def test_a_new_face_finds_what_the_crash_left_and_the_old_one_is_never_called_again() -> None:

@@ -12,7 +12,9 @@ from support.worlds import BLOCK, SECOND, SECTOR, about, filled, finished, made,
 TRIES = 4000
 
 
-def one_by_one(ask: Callable[[WorldView, int, int], Ask], *, tries: int = TRIES, **faults: float) -> tuple[World, int, list[Ask]]:
+def one_by_one(
+    ask: Callable[[WorldView, int, int], Ask], *, tries: int = TRIES, **faults: float
+) -> tuple[World, int, list[Ask]]:
     world, view, device = made(11)
     world.faults = faults
     asks = []

@@ -64,7 +64,9 @@ class DeviceAtRest:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nonblocking: opening a pipe must not block
+        self.fd = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # nonblocking: opening a pipe must not block
         try:
             mode = os.fstat(self.fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -129,12 +131,19 @@ class DeviceAtRest:
         """Blocks of one of the four areas, with their offsets, up to the first that does not belong to it. Raises
         NotFound."""
         superblock = self.superblock()
-        start, size = int(superblock["journal_offset"]) + area * int(superblock["journal_bytes"]), int(superblock["journal_bytes"])
+        start, size = (
+            int(superblock["journal_offset"]) + area * int(superblock["journal_bytes"]),
+            int(superblock["journal_bytes"]),
+        )
         generation: int | None = None
         for index in range(size // BLOCK):
             offset = start + index * BLOCK
             block = self.journal_block(offset, superblock)
-            if block["valid"] and generation is not None and (block["generation"] != generation or block["index"] != index):
+            if (
+                block["valid"]
+                and generation is not None
+                and (block["generation"] != generation or block["index"] != index)
+            ):
                 return
             if block["valid"] and generation is None and block["index"] == index:
                 generation = int(block["generation"])
@@ -172,14 +181,18 @@ class DeviceAtRest:
         for index in range(int(superblock["journal_bytes"]) // BLOCK):
             copies = self._copies(half, index, superblock)
             sound = [
-                one for one in copies if one["valid"] and one["index"] == index and (index == 0 or one["generation"] == found.generation)
+                one
+                for one in copies
+                if one["valid"] and one["index"] == index and (index == 0 or one["generation"] == found.generation)
             ]
             if not sound:
                 break
             block = max(sound, key=lambda one: int(one["generation"]))
             if not whole and block["kind"] == "changes":
                 break
-            found.notes += [f"half {half}, block {index}: {one['fault']}; its twin counts" for one in copies if not one["valid"]]
+            found.notes += [
+                f"half {half}, block {index}: {one['fault']}; its twin counts" for one in copies if not one["valid"]
+            ]
             found.generation, found.blocks = int(block["generation"]), index + 1
             for entry in block["entries"]:
                 self._apply(found, entry, int(superblock["slab_bytes"]) // BLOCK)
@@ -228,7 +241,9 @@ class DeviceAtRest:
         there = ", ".join(one.hex() for one in known) or "none"
         if not matching:
             raise NotFound(f"no volume {prefix or ''} on {self.path}: there are {there}")
-        raise NotFound(f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning ({there})")
+        raise NotFound(
+            f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning ({there})"
+        )
 
     def replica(self, volume: bytes, segment: int) -> Replica:
         """Raises NotFound."""
@@ -267,8 +282,14 @@ class DeviceAtRest:
         if replica not in self._bitmaps:
             copies = [self._stored(replica, at, 1) for at in (0, replica.live + 1)]
             bitmaps = [structures.bitmap(data) for data in copies if len(data) == BLOCK]
-            sound = [one for one in bitmaps if one["valid"] and (one["volume"], one["segment"]) == (replica.volume, replica.segment)]
-            self._bitmaps[replica] = {block: 1 + rank for rank, block in enumerate(sound[0]["live_blocks"])} if sound else None
+            sound = [
+                one
+                for one in bitmaps
+                if one["valid"] and (one["volume"], one["segment"]) == (replica.volume, replica.segment)
+            ]
+            self._bitmaps[replica] = (
+                {block: 1 + rank for rank, block in enumerate(sound[0]["live_blocks"])} if sound else None
+            )
         return self._bitmaps[replica]
 
     def _stored(self, replica: Replica, block: int, count: int) -> bytes:
@@ -279,7 +300,9 @@ class DeviceAtRest:
             length = slabs * replica.slab_blocks
             while count > 0 and position <= block < position + length:
                 now = min(count, position + length - block)
-                offset = int(superblock["slabs_offset"]) + first * int(superblock["slab_bytes"]) + (block - position) * BLOCK
+                offset = (
+                    int(superblock["slabs_offset"]) + first * int(superblock["slab_bytes"]) + (block - position) * BLOCK
+                )
                 data = self.read(offset, now * BLOCK)
                 result += data
                 if len(data) < now * BLOCK:
@@ -334,7 +357,9 @@ class DeviceAtRest:
                 if not self.dropped(replica, at):
                     faults.append(f"{replica.segment}:{at} cannot be read")
             elif structures.crc32c(data) != entry["crc"]:
-                faults.append(f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells {entry['crc']:08x}")
+                faults.append(
+                    f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells {entry['crc']:08x}"
+                )
             at += 1
         return faults
 
@@ -356,7 +381,9 @@ class DeviceAtRest:
                     fault = "cannot be read"
                 elif structures.crc32c(data) != entry["crc"]:
                     fault = f"has checksum {structures.crc32c(data):08x}, the footer tells {entry['crc']:08x}"
-            found.append({**entry, "at": f"{replica.segment}:{block}", "state": "dropped" if dropped else "live", "fault": fault})
+            found.append(
+                {**entry, "at": f"{replica.segment}:{block}", "state": "dropped" if dropped else "live", "fault": fault}
+            )
         return found
 
     def footer(self, replica: Replica) -> Fields:
@@ -373,7 +400,11 @@ class DeviceAtRest:
                 return found | {"valid": False, "fault": "its table ends beyond the segment"}
             found = structures.footer(data)
         if found["valid"] and (
-            found["volume"] != replica.volume or (found["segment"], found["block"]) != (replica.segment, replica.footer_block)
+            found["volume"] != replica.volume
+            or (found["segment"], found["block"]) != (replica.segment, replica.footer_block)
         ):
-            found |= {"valid": False, "fault": f"written for {found['segment']}:{found['block']} of volume {bytes(found['volume']).hex()}"}
+            found |= {
+                "valid": False,
+                "fault": f"written for {found['segment']}:{found['block']} of volume {bytes(found['volume']).hex()}",
+            }
         return found

@@ -44,7 +44,9 @@ def inspect() -> None:
 
 
 device_argument = click.argument("device", type=click.Path(), metavar="DEVICE")
-volume_option = click.option("--volume", metavar="ID", help="Id of the volume, or how it begins; needed when the device holds several.")
+volume_option = click.option(
+    "--volume", metavar="ID", help="Id of the volume, or how it begins; needed when the device holds several."
+)
 
 
 def opened(path: str) -> DeviceAtRest:
@@ -63,13 +65,18 @@ def superblock(session: Session, device: str) -> None:
         twins = it.superblocks()
     valid = [one for one in twins if one["valid"]]
     current = max(valid, key=lambda one: int(one["generation"]))["offset"] if valid else None
-    session.output.answer({"device": device, "current": current, "superblocks": twins}, *(render.superblock(one, current) for one in twins))
+    session.output.answer(
+        {"device": device, "current": current, "superblocks": twins},
+        *(render.superblock(one, current) for one in twins),
+    )
     end(len(valid) == len(twins))
 
 
 @inspect.command("journal")
 @device_argument
-@click.option("--area", type=click.IntRange(0, 3), help="One of the four areas: half 0, half 1, their mirrors. By default all.")
+@click.option(
+    "--area", type=click.IntRange(0, 3), help="One of the four areas: half 0, half 1, their mirrors. By default all."
+)
 @click.option("--entries", is_flag=True, help="With the entries of each block.")
 @answers(documents.Journal)
 def journal(session: Session, device: str, area: int | None, entries: bool) -> None:
@@ -122,7 +129,9 @@ def segment(session: Session, device: str, segment: int, volume: str | None, ver
         document = compacted_segment(it, replica, verify) if replica.compacted else whole_segment(it, replica, verify)
     session.output.answer(document, *render.segment(document, entries))
     compacted, footer = document["compacted"], document["footer"]
-    sound = all(one["valid"] and not one["payload_faults"] for one in document["records"]) and (footer is None or bool(footer["valid"]))
+    sound = all(one["valid"] and not one["payload_faults"] for one in document["records"]) and (
+        footer is None or bool(footer["valid"])
+    )
     faults = [] if compacted is None else [compacted["fault"], *(one["fault"] for one in compacted["blocks"])]
     end(sound and not any(faults))
 
@@ -154,7 +163,14 @@ def compacted_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Field
         "dropped_blocks": replica.blocks - replica.live,
         "blocks": blocks,
     }
-    return {"device": it.path, "segment": vars(replica), "records": [], "ends": None, "footer": footer, "compacted": compacted}
+    return {
+        "device": it.path,
+        "segment": vars(replica),
+        "records": [],
+        "ends": None,
+        "footer": footer,
+        "compacted": compacted,
+    }
 
 
 @inspect.command("record")
@@ -209,9 +225,15 @@ def checkpoint(session: Session, device: str, address: tuple[int, int] | None, v
 @device_argument
 @click.argument("address", type=Address(), required=False)
 @volume_option
-@click.option("--offset", type=Size(), help="Instead of an address: walk down the newest checkpoint's map to this byte of the volume.")
+@click.option(
+    "--offset",
+    type=Size(),
+    help="Instead of an address: walk down the newest checkpoint's map to this byte of the volume.",
+)
 @answers(documents.MapNodes)
-def node(session: Session, device: str, address: tuple[int, int] | None, volume: str | None, offset: int | None) -> None:
+def node(
+    session: Session, device: str, address: tuple[int, int] | None, volume: str | None, offset: int | None
+) -> None:
     """Print the map node at ADDRESS (SEGMENT:BLOCK), or those that lead to a byte of the volume."""
     if (address is None) == (offset is None):
         raise InvalidArgument("name either the ADDRESS of a map node (SEGMENT:BLOCK) or an --offset in the volume")
@@ -230,7 +252,8 @@ def node(session: Session, device: str, address: tuple[int, int] | None, volume:
                 )
             nodes = walk_map(it, owner, found, (offset or 0) // BLOCK)
     session.output.answer(
-        {"device": device, "nodes": nodes}, *(line for one in nodes for line in render.node(one, whole=address is not None))
+        {"device": device, "nodes": nodes},
+        *(line for one in nodes for line in render.node(one, whole=address is not None)),
     )
     end(all(one["valid"] for one in nodes))
 

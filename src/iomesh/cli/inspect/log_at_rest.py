@@ -16,7 +16,11 @@ def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int
     found = []
     for (owner, _), replica in sorted(it.directory().replicas.items()):
         if owner == volume:
-            found += [(sequence, replica, block) for sequence, block, entry in entries(it, replica) if entry["kind"] == "checkpoint"]
+            found += [
+                (sequence, replica, block)
+                for sequence, block, entry in entries(it, replica)
+                if entry["kind"] == "checkpoint"
+            ]
     return found
 
 
@@ -55,14 +59,25 @@ def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) ->
     if len(data) < BLOCK:
         return {"at": at, "valid": False, "fault": it.absent(replica, block)}
     logged = next(
-        ((sequence, entry) for sequence, where, entry in entries(it, replica) if where == block and entry["kind"] != "zero"), None
+        (
+            (sequence, entry)
+            for sequence, where, entry in entries(it, replica)
+            if where == block and entry["kind"] != "zero"
+        ),
+        None,
     )
     found = structures.checkpoint(data) if what == "checkpoint" else structures.node(data)
     found |= {"at": at, "record": logged[0] or None if logged else None, "checksum": structures.crc32c(data)}
     if logged is None:
-        found |= {"valid": False, "fault": found.get("fault") or "no record of the segment tells of a payload block here"}
+        found |= {
+            "valid": False,
+            "fault": found.get("fault") or "no record of the segment tells of a payload block here",
+        }
     elif logged[1]["crc"] != found["checksum"]:
-        found |= {"valid": False, "fault": f"its checksum is {found['checksum']:08x}, its record tells {logged[1]['crc']:08x}"}
+        found |= {
+            "valid": False,
+            "fault": f"its checksum is {found['checksum']:08x}, its record tells {logged[1]['crc']:08x}",
+        }
     elif logged[1]["kind"] != ("checkpoint" if what == "checkpoint" else "map"):
         found |= {"valid": False, "fault": f"its record tells that it is of kind {logged[1]['kind']}"}
     if what == "node" and logged is not None and logged[1]["kind"] == "map":
@@ -83,15 +98,23 @@ def walk_map(it: DeviceAtRest, volume: bytes, checkpoint: Fields, block: int) ->
         replica = it.directory().replicas.get((volume, segment))
         data = it.blocks(replica, at, 1) if replica else b""
         if len(data) < BLOCK:
-            nodes.append(one | {"valid": False, "fault": "not on this device" if replica is None else it.absent(replica, at)})
+            nodes.append(
+                one | {"valid": False, "fault": "not on this device" if replica is None else it.absent(replica, at)}
+            )
             break
         if structures.crc32c(data) != crc:
             nodes.append(
-                one | {"valid": False, "fault": f"its checksum is {structures.crc32c(data):08x}, the pointer to it tells {crc:08x}"}
+                one
+                | {
+                    "valid": False,
+                    "fault": f"its checksum is {structures.crc32c(data):08x}, the pointer to it tells {crc:08x}",
+                }
             )
             break
         nodes.append(one | structures.node(data))
         pointer = nodes[-1]["pointers"][slot]
     if not nodes:
-        raise NotFound(f"the checkpoint at {checkpoint['at']} has no map to walk: {checkpoint.get('fault') or 'nothing is written'}")
+        raise NotFound(
+            f"the checkpoint at {checkpoint['at']} has no map to walk: {checkpoint.get('fault') or 'nothing is written'}"
+        )
     return nodes

@@ -44,7 +44,9 @@ def whole(found: Fields, title: str) -> RenderableType:
 
 
 def superblock(found: Fields, current: int | None) -> RenderableType:
-    title = f"superblock at {exact_size(found['offset'])}" + (", the one that counts" if found["offset"] == current else "")
+    title = f"superblock at {exact_size(found['offset'])}" + (
+        ", the one that counts" if found["offset"] == current else ""
+    )
     return Group(whole(found, title), "")
 
 
@@ -61,7 +63,9 @@ def journal_area(area: Fields, entries: bool) -> RenderableType:
         )
         for one in area["blocks"]
     ]
-    lines.append(table(">AT", ">INDEX", ">GENERATION", "KIND", ">ENTRIES", "", rows=rows) if rows else Text("empty", style="dim"))
+    lines.append(
+        table(">AT", ">INDEX", ">GENERATION", "KIND", ">ENTRIES", "", rows=rows) if rows else Text("empty", style="dim")
+    )
     if entries:
         listed = [entry for one in area["blocks"] if one["valid"] for entry in one["entries"]]
         lines += [
@@ -127,7 +131,9 @@ def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableT
 
 def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
     it = document["segment"]
-    yield Text(f"segment {it['segment']} of volume {it['volume'].hex()}: {it['state']}, {it['blocks']} blocks", style="bold")
+    yield Text(
+        f"segment {it['segment']} of volume {it['volume'].hex()}: {it['state']}, {it['blocks']} blocks", style="bold"
+    )
     if document["compacted"] is not None:
         yield from compacted(document["compacted"], with_entries)
     else:
@@ -140,7 +146,9 @@ def segment(document: Fields, with_entries: bool) -> Iterator[RenderableType]:
 def compacted(found: Fields, with_entries: bool) -> Iterator[RenderableType]:
     """The remaining blocks of a compacted segment. Without entries only the faults are listed."""
     kept, dropped = found["live_blocks"], found["dropped_blocks"]
-    yield Text(f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' headers")
+    yield Text(
+        f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' headers"
+    )
     if found["fault"]:
         yield Text(f"not valid: {found['fault']}", style="red")
     rows = [
@@ -217,7 +225,11 @@ def node(found: Fields, *, whole: bool) -> Iterator[RenderableType]:
         there = pointers[found["slot"]]
         yield Text(f"  slot {found['slot']}: {pointer_text(there) if there is not None else 'nothing is mapped'}")
     if whole and pointers:
-        rows = [(slot, covers(level, index, slot), pointer_text(one)) for slot, one in enumerate(pointers) if one is not None]
+        rows = [
+            (slot, covers(level, index, slot), pointer_text(one))
+            for slot, one in enumerate(pointers)
+            if one is not None
+        ]
         yield table(">SLOT", "COVERS", "POINTER", rows=rows) if rows else Text("nothing is mapped", style="dim")
 
 

@@ -36,7 +36,9 @@ def record(data: bytes) -> Fields:
 def footer(data: bytes) -> Fields:
     """data: the footer's block, alone or with all blocks of its table; without these "entries" is None."""
     found = engine.read_footer(data)
-    return found | {"entries": None if found["entries"] is None else [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]}
+    return found | {
+        "entries": None if found["entries"] is None else [_named(one, kind=ENTRY_KINDS) for one in found["entries"]]
+    }
 
 
 def checkpoint(data: bytes) -> Fields:

@@ -62,8 +62,12 @@ def make_devices(trial: Installation, plan: Plan, output: Output) -> None:
     with output.bytes_progress() as progress:
         for number in range(plan.devices):
             path = folder / f"{number}.img"
-            task = progress.add_task(f"writing device {number}", total=plan.device_size, visible=plan.allocation is Allocation.PREWRITTEN)
-            make_device_file(path, plan.device_size, plan.allocation, lambda done, task=task: progress.update(task, completed=done))  # type: ignore[misc]
+            task = progress.add_task(
+                f"writing device {number}", total=plan.device_size, visible=plan.allocation is Allocation.PREWRITTEN
+            )
+            make_device_file(
+                path, plan.device_size, plan.allocation, lambda done, task=task: progress.update(task, completed=done)
+            )  # type: ignore[misc]
             trial.devices.append(str(path))
     trial.save()
 
@@ -78,14 +82,22 @@ def format_devices(trial: Installation, plan: Plan, output: Output) -> None:
 
 def write_configuration(trial: Installation, plan: Plan, output: Output) -> None:
     settings: dict[str, dict[str, Any]] = {
-        "": {"name": NODE, "state_dir": trial.directory, "run_dir": trial.directory, "cluster": trial.cluster, "devices": trial.devices},
+        "": {
+            "name": NODE,
+            "state_dir": trial.directory,
+            "run_dir": trial.directory,
+            "cluster": trial.cluster,
+            "devices": trial.devices,
+        },
         "engine": plan.engine,
         "metrics": {"listen": "127.0.0.1:0"},
     }
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # this JSON is also valid TOML
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]  # this JSON is also valid TOML
     trial.config.write_text("\n".join(lines) + "\n")
 
 

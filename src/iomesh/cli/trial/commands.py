@@ -43,19 +43,34 @@ def trial() -> None:
 @trial.command("up")
 @in_directory
 @click.option("--devices", type=click.IntRange(1, 64), default=1, show_default=True, help="How many devices.")
-@click.option("--device-size", type=Size(), default="16Gi", show_default=True, help="Size of each; sparse unless prewritten.")
+@click.option(
+    "--device-size", type=Size(), default="16Gi", show_default=True, help="Size of each; sparse unless prewritten."
+)
 @click.option("--size", type=Size(), default="8Gi", show_default=True, help="Size of the volume.")
 @click.option("--volume", "volume_name", default="trial", show_default=True, help="Name of the volume.")
 @click.option(
-    "--tier", type=click.Choice(["nvme", "ssd", "hdd"]), default="nvme", show_default=True, help="Tier that the devices say they are."
+    "--tier",
+    type=click.Choice(["nvme", "ssd", "hdd"]),
+    default="nvme",
+    show_default=True,
+    help="Tier that the devices say they are.",
 )
 @click.option("--preallocate", is_flag=True, help="Reserve the devices' space at once.")
-@click.option("--prewrite", is_flag=True, help="Write the devices from end to end, so that benchmarks measure the disk below.")
-@click.option("--segment-size", type=Size(), default=0, help="Bytes of one segment of the volume's log; by default chosen by the daemon.")
+@click.option(
+    "--prewrite", is_flag=True, help="Write the devices from end to end, so that benchmarks measure the disk below."
+)
+@click.option(
+    "--segment-size",
+    type=Size(),
+    default=0,
+    help="Bytes of one segment of the volume's log; by default chosen by the daemon.",
+)
 @click.option("--map-cache", type=Size(), help="Bytes of the node's map cache.")
 @click.option("--reactors", type=click.IntRange(1, 256), help="Reactors, each a thread.")
 @click.option("--mode", type=click.Choice(["adaptive", "busy", "sleep"]), help="How a reactor waits.")
-@click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Microseconds that an adaptive reactor polls after work.")
+@click.option(
+    "--poll-us", type=click.IntRange(0, 1_000_000), help="Microseconds that an adaptive reactor polls after work."
+)
 @click.option("--checkpoint-bytes", type=Size(), help="Bytes of log between two checkpoints.")
 @answers(documents.Trial)
 def up(
@@ -123,10 +138,13 @@ def env(session: Session, directory: Path) -> None:
     """
     there = Installation.load(directory)
     if not there.volumes:
-        raise NotFound(f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`")
+        raise NotFound(
+            f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`"
+        )
     environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
     session.output.answer(
-        documents.TrialEnvironment(environment=environment), *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
+        documents.TrialEnvironment(environment=environment),
+        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
     )
 
 
@@ -139,7 +157,9 @@ def crash(session: Session, directory: Path) -> None:
 
     there = Installation.load(directory)
     if not there.running:
-        raise NotFound(f"no daemon of the trial in {there.directory} runs: start it with `iomesh trial start{option(there)}`")
+        raise NotFound(
+            f"no daemon of the trial in {there.directory} runs: start it with `iomesh trial start{option(there)}`"
+        )
     for node in there.nodes:
         daemon.kill(node)
     say(session, there)
@@ -148,7 +168,11 @@ def crash(session: Session, directory: Path) -> None:
 @trial.command("start")
 @in_directory
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=START_SECONDS, show_default=True, help="Seconds until the volumes must be served."
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=START_SECONDS,
+    show_default=True,
+    help="Seconds until the volumes must be served.",
 )
 @answers(documents.StartedTrial)
 def start(session: Session, directory: Path, timeout: float) -> None:
@@ -162,17 +186,23 @@ def start(session: Session, directory: Path, timeout: float) -> None:
             f"`iomesh trial status{option(there)}` shows it"
         )
     if not there.volumes:
-        raise NotFound(f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`")
+        raise NotFound(
+            f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`"
+        )
     recovered: list[documents.Recovered] = []
     began = time.monotonic()
     for node in there.nodes:
         with session.output.step(f"starting {node.name}"):
             daemon.start(there, node)
             for served in daemon.wait_until_serving(there, node, [volume.name for volume in there.volumes], timeout):
-                one = documents.Recovered(volume=served.name, seconds=served.recovery_seconds, bytes=served.recovery_bytes)
+                one = documents.Recovered(
+                    volume=served.name, seconds=served.recovery_seconds, bytes=served.recovery_bytes
+                )
                 recovered.append(one)
     seconds = time.monotonic() - began
-    started = documents.StartedTrial(**msgspec.structs.asdict(document(there)), start_seconds=round(seconds, 4), recovered=recovered)
+    started = documents.StartedTrial(
+        **msgspec.structs.asdict(document(there)), start_seconds=round(seconds, 4), recovered=recovered
+    )
     say(session, there, started)
     for one in recovered:
         session.output.note(
@@ -220,7 +250,10 @@ def down(session: Session, directory: Path) -> None:
 def document(there: Installation) -> documents.Trial:
     return documents.Trial(
         directory=there.directory,
-        nodes=[documents.TrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control) for node in there.nodes],
+        nodes=[
+            documents.TrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control)
+            for node in there.nodes
+        ],
         volumes=[documents.TrialVolume(name=volume.name, size=volume.size, uri=volume.uri) for volume in there.volumes],
         cluster=there.cluster,
         devices=there.devices,
@@ -231,7 +264,10 @@ def document(there: Installation) -> documents.Trial:
 def say(session: Session, there: Installation, told: documents.Trial | None = None) -> None:
     """Prints the answer of every command: the current trial."""
     rows: list[tuple[str, object]] = [("directory", there.directory), ("devices", len(there.devices))]
-    rows += [(node.name, f"process {node.pid}, control {node.control}" if node.alive else "not running") for node in there.nodes]
+    rows += [
+        (node.name, f"process {node.pid}, control {node.control}" if node.alive else "not running")
+        for node in there.nodes
+    ]
     rows += [(volume.name, f"{exact_size(volume.size)}, {volume.uri}") for volume in there.volumes]
     rows.append(("log", there.log))
     session.output.answer(told or document(there), fields(rows))

@@ -34,23 +34,35 @@ def start(trial: Installation, node: TrialNode) -> None:
     trial.save()
 
 
-def wait_until_serving(trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float) -> list[Volume]:
+def wait_until_serving(
+    trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float
+) -> list[Volume]:
     """Waits until the daemon is ready and serves these volumes. Raises Unavailable, with the log's tail, when it dies
     or at the timeout."""
     return asyncio.run(_until_serving(trial, node, volumes, timeout_seconds))
 
 
-async def _until_serving(trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float) -> list[Volume]:
+async def _until_serving(
+    trial: Installation, node: TrialNode, volumes: list[str], timeout_seconds: float
+) -> list[Volume]:
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if not _alive(node):
-            raise Unavailable(f"the daemon {node.name} ended while it started; the end of {trial.log}:\n{last_lines(trial.log)}")
+            raise Unavailable(
+                f"the daemon {node.name} ended while it started; the end of {trial.log}:\n{last_lines(trial.log)}"
+            )
         there = await _volumes(node) if has_socket(node) else None
         wanted = [one for one in there or [] if one.name in volumes]
         failed = next((one for one in wanted if one.state is VolumeState.FAILED), None)
         if failed is not None:
-            raise Unavailable(f"volume {failed.name} cannot be served: {failed.reason} (the daemon runs on; log: {trial.log})")
-        if there is not None and len(wanted) == len(volumes) and all(one.state is VolumeState.SERVING for one in wanted):
+            raise Unavailable(
+                f"volume {failed.name} cannot be served: {failed.reason} (the daemon runs on; log: {trial.log})"
+            )
+        if (
+            there is not None
+            and len(wanted) == len(volumes)
+            and all(one.state is VolumeState.SERVING for one in wanted)
+        ):
             return wanted
         await asyncio.sleep(0.01)
     raise Unavailable(
@@ -76,7 +88,9 @@ def stop(node: TrialNode, timeout_seconds: float) -> bool:
 def kill(node: TrialNode) -> None:
     """Ends the daemon as a crash would; returns once it has ended."""
     if not _signal(node, signal.SIGKILL, 60.0):
-        raise IomeshError(f"process {node.pid} does not die of SIGKILL: it hangs in the kernel, see /proc/{node.pid}/stack")
+        raise IomeshError(
+            f"process {node.pid} does not die of SIGKILL: it hangs in the kernel, see /proc/{node.pid}/stack"
+        )
 
 
 def has_socket(node: TrialNode) -> bool:
@@ -85,7 +99,9 @@ def has_socket(node: TrialNode) -> bool:
 
 def last_lines(log: Path) -> str:
     try:
-        return "\n".join("  " + line for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "  (empty)"
+        return (
+            "\n".join("  " + line for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "  (empty)"
+        )
     except FileNotFoundError:
         return "  (there is none)"
 

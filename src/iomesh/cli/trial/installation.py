@@ -133,7 +133,9 @@ class Installation(msgspec.Struct):
 def default_directory() -> Path:
     """The directory of a trial without --dir."""
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state") / "iomesh" / "trial"
+    return (
+        (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state") / "iomesh" / "trial"
+    )
 
 
 def birth(pid: int) -> int:
