@@ -31,8 +31,10 @@ cdef class Flusher:                  # Flusher(reactor, stores)
     cdef void (*on_failure)(void* log) noexcept nogil        # a device's flush has failed: the log must call settled()
 
     cdef void commits(self, uint64_t sequence, uint32_t store) noexcept nogil
-    cdef void flush(self, Operation* when) noexcept nogil          # done once all committed records are stable, perhaps before this returns
-    cdef void settled(self, int error) noexcept nogil              # 0: nothing depends on the failed devices any more; or an error: something does
+    # done once all committed records are stable, perhaps before this returns
+    cdef void flush(self, Operation* when) noexcept nogil
+    # 0: nothing depends on the failed devices any more; or an error: something does
+    cdef void settled(self, int error) noexcept nogil
     cdef void start(self) noexcept nogil
     cdef void step(self, Operation* operation) noexcept nogil
     cdef void set_failed_dirty(self, bint dirty) noexcept nogil

@@ -87,16 +87,20 @@ cdef class Log:
     # the volume, which applies committed records
     cdef void* owner
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
-    cdef void (*on_abort)(void* owner, Record* record) noexcept nogil      # the record will never commit: the log has failed
+    # the record will never commit: the log has failed
+    cdef void (*on_abort)(void* owner, Record* record) noexcept nogil
 
-    cdef int room(self, int urgency) noexcept nogil                # payload blocks that fit now; 0: wait in `waiters`; or a negative errno
-    cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil      # data NULL: zeros
+    # payload blocks that fit now; 0: wait in `waiters`; or a negative errno
+    cdef int room(self, int urgency) noexcept nogil
+    # data NULL: zeros
+    cdef void add_data(self, uint64_t block, uint32_t count, const char* data, Part part) noexcept nogil
     cdef void add_zero(self, uint64_t block, uint32_t count, Part part) noexcept nogil
     cdef void add_block(self, int kind, uint64_t position, uint8_t flags, const void* data, Part part) noexcept nogil
     # for tasks
     cdef int wait_room(self) noexcept nogil                        # FOR_SPACE; 0 or a negative errno
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil
-    cdef uint64_t last_appended(self) noexcept nogil               # sequence of the record being built, if it has entries, else of the newest
+    # sequence of the record being built, if it has entries, else of the newest
+    cdef uint64_t last_appended(self) noexcept nogil
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside
     cdef int begin_record(self, int urgency) noexcept nogil

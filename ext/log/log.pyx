@@ -41,7 +41,9 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.log.open_segments cimport FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, OpenSegment, OpenSegments, Transfer
+from iomesh.engine.log.open_segments cimport (
+    FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, OpenSegment, OpenSegments, Transfer
+)
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
@@ -54,7 +56,16 @@ cdef enum:
 cdef class Log:
     """volume: 16 bytes. stores: list of Store. Recovery sets the other fields before begin()."""
 
-    def __cinit__(self, Reactor reactor, Pool pool, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+    def __cinit__(
+        self,
+        Reactor reactor,
+        Pool pool,
+        SegmentTable segments,
+        list stores,
+        bytes volume,
+        uint64_t epoch,
+        uint32_t segment_blocks,
+    ):
         cdef int i
         self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
         self.open_segments = OpenSegments(reactor, segments, stores, volume, epoch, segment_blocks)
@@ -71,7 +82,8 @@ cdef class Log:
         self.idle_timer.done = idle_timer_rang
         self.idle_flush.done = idle_flushed
         self.gather_timer.done = gather_timer_rang
-        self.turn_end.owner = self.pool_wait.owner = self.idle_timer.owner = self.idle_flush.owner = self.gather_timer.owner = <void*>self
+        self.turn_end.owner = self.pool_wait.owner = <void*>self
+        self.idle_timer.owner = self.idle_flush.owner = self.gather_timer.owner = <void*>self
         for i in range(RECORDS_MAX):
             self.records[i].log = <void*>self
             self.records[i].transfer.owner = &self.records[i]
@@ -108,12 +120,19 @@ cdef class Log:
         open_segment = self.open_segments.current
         if open_segment is NULL or self.open_segments.room_of(open_segment) == 0:
             if self.open_segments.prepared is NULL:
-                if self.open_segments.no_space and urgency != FOR_SPACE and (urgency == FOR_WRITES or self.open_segments.choose_store(urgency) < 0):
+                if (
+                    self.open_segments.no_space
+                    and urgency != FOR_SPACE
+                    and (urgency == FOR_WRITES or self.open_segments.choose_store(urgency) < 0)
+                ):
                     return no_room(self)
                 self.open_segments.prepare(urgency)
                 if self.error or not self.open_segments.prepare_ended or self.open_segments.urgency < urgency:
                     return self.error
-                if self.open_segments.prepare_error and self.open_segments.prepare_error != -ENOSPC or urgency == FOR_SPACE:
+                if (
+                    self.open_segments.prepare_error and self.open_segments.prepare_error != -ENOSPC
+                    or urgency == FOR_SPACE
+                ):
                     return self.open_segments.prepare_error if self.open_segments.prepare_error else -ENOSPC
                 return no_room(self)                     # prepare() ended at once without a segment
             open_segment = self.open_segments.change()
@@ -145,7 +164,10 @@ cdef class Log:
         cdef Entry* entry = &record.header.entries[record.entries]
         cdef char* into = <char*>record.header + (1 + record.payload) * BLOCK_BYTES
         cdef uint32_t i
-        invariant(count <= record.room - record.payload and count <= RECORD_ENTRIES_MAX - record.entries, b"what is appended fits the record")
+        invariant(
+            count <= record.room - record.payload and count <= RECORD_ENTRIES_MAX - record.entries,
+            b"what is appended fits the record",
+        )
         self.begin_part(part, count)
         self.changed = self.sequence + 1
         for i in range(count):
@@ -155,7 +177,7 @@ cdef class Log:
                 memcpy(into, data, BLOCK_BYTES)
                 data += BLOCK_BYTES
             entry.position = block + i
-            entry.crc = crc32c(into, BLOCK_BYTES)        # of the copy: it is cached, and the client may change its buffer
+            entry.crc = crc32c(into, BLOCK_BYTES)    # of the copy: it is cached, and the client may change its buffer
             entry.count = 1
             entry.kind = KIND_DATA
             entry.flags = 0
@@ -182,7 +204,9 @@ cdef class Log:
         cdef Record* record = self.building
         cdef Entry* entry = &record.header.entries[record.entries]
         cdef char* into = <char*>record.header + (1 + record.payload) * BLOCK_BYTES
-        invariant(record.payload < record.room and record.entries < RECORD_ENTRIES_MAX, b"what is appended fits the record")
+        invariant(
+            record.payload < record.room and record.entries < RECORD_ENTRIES_MAX, b"what is appended fits the record"
+        )
         self.begin_part(part, 1)
         memcpy(into, data, BLOCK_BYTES)
         entry.position = position
@@ -267,8 +291,13 @@ cdef class Log:
         open_segment.stable = header.stable
         open_segment.next_block += blocks
         open_segment.records_under_way += 1
-        invariant(open_segment.table_count + 1 + record.entries <= open_segment.table_room, b"the footer's table has room for every record")
-        open_segment.table_count = list_record(open_segment.table, open_segment.table_count, record.sequence, header.crc, header.entries, record.entries)
+        invariant(
+            open_segment.table_count + 1 + record.entries <= open_segment.table_room,
+            b"the footer's table has room for every record",
+        )
+        open_segment.table_count = list_record(
+            open_segment.table, open_segment.table_count, record.sequence, header.crc, header.entries, record.entries
+        )
         if open_segment.segment.first_sequence == 0:
             open_segment.segment.first_sequence = record.sequence
         open_segment.segment.last_sequence = record.sequence
@@ -310,7 +339,12 @@ cdef class Log:
 
     cdef bint gathers(self) noexcept nogil:
         """Whether the record being built waits for more writes of the clients just acknowledged."""
-        if self.under_way or self.draining or self.building.entries >= self.batch_target or not self.open_segments.is_tight():
+        if (
+            self.under_way
+            or self.draining
+            or self.building.entries >= self.batch_target
+            or not self.open_segments.is_tight()
+        ):
             return False
         if not self.gather_timer_set:
             self.gather_timer_set = True
@@ -484,7 +518,12 @@ cdef class Log:
     # ------------------------------------------------------------------ the empty record of an idle log
 
     cdef void watch_idle(self) noexcept nogil:
-        if self.marked < self.content and self.oldest is NULL and not self.idle_timer_set and not self.open_segments.ending:
+        if (
+            self.marked < self.content
+            and self.oldest is NULL
+            and not self.idle_timer_set
+            and not self.open_segments.ending
+        ):
             self.idle_timer_set = True
             self.io.after(&self.idle_timer, IDLE_NS)
 
@@ -498,7 +537,13 @@ cdef class Log:
             self.fell_idle()
 
     cdef void fell_idle(self) noexcept nogil:
-        if self.oldest is not NULL or self.building is not NULL or self.failing or self.open_segments.ending or self.error:
+        if (
+            self.oldest is not NULL
+            or self.building is not NULL
+            or self.failing
+            or self.open_segments.ending
+            or self.error
+        ):
             return                                       # not idle: the next commit sets the timer again
         if self.marked >= self.content:
             return

@@ -74,19 +74,25 @@ cdef class OpenSegments:
     cdef Waiters changes             # waiters for a free or prepared segment slot
     cdef uint64_t* counters
     cdef void* log
-    cdef void (*on_change)(void* log, int error) noexcept nogil            # there may be room now; with an error (in a task): there will be none
-    cdef void (*on_lost)(void* log, int error) noexcept nogil              # in a task: committed data cannot be made stable in this process
+    # there may be room now; with an error (in a task): there will be none
+    cdef void (*on_change)(void* log, int error) noexcept nogil
+    # in a task: committed data cannot be made stable in this process
+    cdef void (*on_lost)(void* log, int error) noexcept nogil
     cdef void* owner                 # the volume
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when space runs out
-    cdef void (*on_tight)(void* owner) noexcept nogil                      # a segment was created while space is tight: the next needs cleaning
-    cdef void (*on_dead)(void* owner) noexcept nogil                       # no space and the deadline has passed, but a segment is dead
+    # a segment was created while space is tight: the next needs cleaning
+    cdef void (*on_tight)(void* owner) noexcept nogil
+    cdef void (*on_dead)(void* owner) noexcept nogil    # no space and the deadline has passed, but a segment is dead
     cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil
-    cdef void write(self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks) noexcept nogil
+    cdef void write(
+        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil
     cdef OpenSegment* change(self) noexcept nogil
     cdef OpenSegment* replace(self) noexcept nogil
-    cdef void prepare(self, int urgency) noexcept nogil            # starts preparing, unless a segment is prepared or being prepared
+    # starts preparing, unless a segment is prepared or being prepared
+    cdef void prepare(self, int urgency) noexcept nogil
     cdef int prepare_one(self, int urgency) noexcept nogil
     cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space it also calls on_no_space
     cdef void failed(self, int store, int error) noexcept nogil
@@ -95,18 +101,20 @@ cdef class OpenSegments:
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
     cdef void close(self, OpenSegment* open_segment) noexcept nogil       # starts sealing it
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has failed
-    cdef bint any_failed(self) noexcept nogil                      # has_failed() for any segment that is open or being sealed
+    cdef bint any_failed(self) noexcept nogil    # has_failed() for any segment that is open or being sealed
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
     cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_length) noexcept nogil
-    cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil
+    cdef int read_back(
+        self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry
+    ) noexcept nogil
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef int make_stable(self, int store) noexcept nogil
     cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
-    cdef uint64_t position(self) noexcept nogil                    # address of the next append; everything appended before lies below
+    cdef uint64_t position(self) noexcept nogil    # address of the next append; everything appended before lies below
     cdef void space_ran_out(self) noexcept nogil
     cdef void space_freed(self) noexcept nogil
     cdef bint space_is_coming(self) noexcept nogil

@@ -28,9 +28,13 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, EXTENTS_MAX, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer, RecordHeader, block_crc)
+    BLOCK_BYTES, EXTENTS_MAX, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer,
+    RecordHeader, block_crc
+)
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.store.calls cimport store_create, store_discard_copy, store_keep_copy, store_remove, store_reserve_copy, store_seal
+from iomesh.engine.store.calls cimport (
+    store_create, store_discard_copy, store_keep_copy, store_remove, store_reserve_copy, store_seal
+)
 from iomesh.engine.store.extents cimport ExtentRun, extent_run, next_extent, read_blocks, write_blocks
 from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
@@ -53,7 +57,9 @@ cdef class OpenSegments:
     """volume: 16 bytes. stores: list of Store. segment_blocks: maximum of a new segment. Raises MemoryError,
     ValueError."""
 
-    def __cinit__(self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks):
+    def __cinit__(
+        self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks
+    ):
         cdef int i
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
         self.store_list = stores
@@ -72,7 +78,9 @@ cdef class OpenSegments:
         for i in range(TAILS):
             self.all[i].owner = <void*>self
             self.all[i].table_room = 2 * segment_blocks + 256
-            self.all[i].footer = <Footer*>allocate_aligned(BLOCK_BYTES + <size_t>self.all[i].table_room * sizeof(Entry) + BLOCK_BYTES)
+            self.all[i].footer = <Footer*>allocate_aligned(
+                BLOCK_BYTES + <size_t>self.all[i].table_room * sizeof(Entry) + BLOCK_BYTES
+            )
             if self.all[i].footer is NULL:
                 raise MemoryError("no memory for a segment's footer")
             self.all[i].table = <Entry*>(<char*>self.all[i].footer + BLOCK_BYTES)
@@ -92,7 +100,9 @@ cdef class OpenSegments:
             return 0
         return min(open_segment.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
 
-    cdef void write(self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks) noexcept nogil:
+    cdef void write(
+        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil:
         cdef ExtentRun run = extent_run(open_segment.segment.replica, block, blocks, data)
         cdef Operation* operation
         invariant(block + blocks <= open_segment.segment.blocks, b"a segment is not written beyond its end")
@@ -104,7 +114,9 @@ cdef class OpenSegments:
             transfer.left += 1
             operation.done = transfer_step
             operation.owner = transfer
-            self.io.write(operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset)
+            self.io.write(
+                operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset
+            )
         invariant(run.left == 0, b"a segment has slabs for its blocks")
 
     # ------------------------------------------------------------------ the next segment
@@ -172,7 +184,9 @@ cdef class OpenSegments:
             blocks = self.blocks_on(store, taken)
             self.next_segment += 1
             self.creating = True
-            replica = store_create(self.stores[store], self.reactor, self.volume, number, self.epoch, blocks, taken != FOR_WRITES, &error)
+            replica = store_create(
+                self.stores[store], self.reactor, self.volume, number, self.epoch, blocks, taken != FOR_WRITES, &error
+            )
             self.creating = False
             if replica is not NULL:
                 break
@@ -215,8 +229,14 @@ cdef class OpenSegments:
                 continue
             if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.blocks_on(i, urgency)):
                 continue
-            if best < 0 or self.store_errors[i] < self.store_errors[best] or (
-                    self.store_errors[i] == self.store_errors[best] and is_emptier(<Store>self.stores[i], <Store>self.stores[best])):
+            if (
+                best < 0
+                or self.store_errors[i] < self.store_errors[best]
+                or (
+                    self.store_errors[i] == self.store_errors[best]
+                    and is_emptier(<Store>self.stores[i], <Store>self.stores[best])
+                )
+            ):
                 best = i
         return best if any_works else -EIO
 
@@ -230,7 +250,10 @@ cdef class OpenSegments:
         return min(self.segment_blocks, suits)
 
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil:
-        return open_segment.urgency <= urgency or (urgency == FOR_TRIMS and spares(<Store>self.stores[open_segment.segment.store], 0))
+        return (
+            open_segment.urgency <= urgency
+            or (urgency == FOR_TRIMS and spares(<Store>self.stores[open_segment.segment.store], 0))
+        )
 
     cdef void close(self, OpenSegment* open_segment) noexcept nogil:
         open_segment.closing = True
@@ -281,8 +304,10 @@ cdef class OpenSegments:
         error = self.make_stable(open_segment.segment.store)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if store_seal(self.stores[open_segment.segment.store], self.reactor, open_segment.segment.replica, end, footer_block) < 0:
-            self.failed(open_segment.segment.store, EIO)         # it stays open in the journal: recovery reads its headers
+        if store_seal(
+            self.stores[open_segment.segment.store], self.reactor, open_segment.segment.replica, end, footer_block
+        ) < 0:
+            self.failed(open_segment.segment.store, EIO)    # it stays open in the journal: recovery reads its headers
         self.is_sealed(open_segment, end)
         return 0
 
@@ -305,7 +330,9 @@ cdef class OpenSegments:
             if result == 0:
                 result = self.make_stable(store)
             if result == 0:
-                result = store_keep_copy(self.stores[store], self.reactor, copy, segment.epoch, segment.stream, end, open_segment.next_block)
+                result = store_keep_copy(
+                    self.stores[store], self.reactor, copy, segment.epoch, segment.stream, end, open_segment.next_block
+                )
             elif copy is not NULL:
                 store_discard_copy(self.stores[store], self.reactor, copy)
             if result == 0:
@@ -337,13 +364,18 @@ cdef class OpenSegments:
         release(buffer)
         return error
 
-    cdef int read_back(self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry) noexcept nogil:
+    cdef int read_back(
+        self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry
+    ) noexcept nogil:
         """Read written blocks and verify their checksums. entry: index of the first in the footer's table. 0 or
         -EUCLEAN."""
         cdef Operation operation
         cdef uint32_t first = entry[0]
         cdef int tries = 0
-        while read_blocks(self.io, open_segment.segment.replica, block, blocks, into) < 0 or not are_listed(open_segment, into, blocks, entry):
+        while (
+            read_blocks(self.io, open_segment.segment.replica, block, blocks, into) < 0
+            or not are_listed(open_segment, into, blocks, entry)
+        ):
             tries += 1
             if tries == READ_TRIES:
                 return -EUCLEAN
@@ -356,7 +388,9 @@ cdef class OpenSegments:
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil:
         """Complete `footer` and its table. Returns the length of both in blocks."""
         cdef Footer* footer = open_segment.footer
-        begin_footer(footer, self.volume, open_segment.segment.number, open_segment.segment.epoch, open_segment.segment.stream)
+        begin_footer(
+            footer, self.volume, open_segment.segment.number, open_segment.segment.epoch, open_segment.segment.stream
+        )
         footer.block = open_segment.next_block
         footer.first_sequence = open_segment.segment.first_sequence
         footer.last_sequence = open_segment.segment.last_sequence
@@ -378,7 +412,8 @@ cdef class OpenSegments:
 
     cdef void drop(self, Segment* segment) noexcept nogil:
         """In a task: delete a segment without records."""
-        store_remove(self.stores[segment.store], self.reactor, segment.replica)    # if that fails, recovery finds it empty and drops it
+        # if that fails, recovery finds it empty and drops it
+        store_remove(self.stores[segment.store], self.reactor, segment.replica)
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:
@@ -464,7 +499,7 @@ cdef int prepare_next(OpenSegments open_segments) noexcept nogil:
     open_segments.prepare_ended = True
     if result == -ENOSPC:
         open_segments.space_ran_out()
-    if result < 0:                                       # the caller may still be inside an append: no other record may start during it
+    if result < 0:    # the caller may still be inside an append: no other record may start during it
         waited(&turn)
         open_segments.reactor.at_turn_end(&turn)
         wait(&turn)
@@ -508,7 +543,7 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
         open_segments.drop(open_segment.segment)
     else:
         error = open_segments.seal(open_segment)
-        if error < 0:                                    # the log may still be inside an append, and must not fail there
+        if error < 0:    # the log may still be inside an append, and must not fail there
             waited(&turn)
             open_segments.reactor.at_turn_end(&turn)
             wait(&turn)
