@@ -40,7 +40,7 @@ cdef extern from *:
 
 cdef enum:
     LONG_S = 3600                    # longest sleep: any event ends it earlier
-    PATIENCE = 20                    # times poll_ns while a read is in flight: a device is faster than waking a core
+    READ_POLLS = 20                    # times poll_ns while a read is in flight: a device is faster than waking a core
     TURN_END_ROUNDS = 8              # limit for operations that are added while the turn's end runs
 
 
@@ -142,7 +142,7 @@ cdef class Reactor:
             return LONG_S * <int64_t>1000000000
         if self.mode == BUSY:
             return 0
-        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns * (PATIENCE if self.io.awaits_device() else 1):
+        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns * (READ_POLLS if self.io.awaits_device() else 1):
             return 0
         return LONG_S * <int64_t>1000000000
 

@@ -39,7 +39,7 @@ cdef class Checker:
         self.world = world
         self.marks = <Marks*>calloc(CHECKED_SEGMENTS_MAX, sizeof(Marks))
         if self.marks is NULL:
-            raise MemoryError("no memory for an audit")
+            raise MemoryError("no memory for the checker")
 
     def __dealloc__(self):
         release(self.marks)
@@ -48,12 +48,12 @@ cdef class Checker:
         self.volume_count = self.closed_count = 0
 
     cdef void add(self, Volume volume) noexcept nogil:
-        invariant(self.volume_count < CHECKED_VOLUMES_MAX, b"an audit has room for all volumes")
+        invariant(self.volume_count < CHECKED_VOLUMES_MAX, b"the checker has room for all volumes")
         self.volumes[self.volume_count].volume = <void*>volume
         self.volume_count += 1
 
     cdef void add_closed(self, const uint8_t* identity) noexcept nogil:
-        invariant(self.closed_count < CHECKED_VOLUMES_MAX, b"an audit has room for all volumes")
+        invariant(self.closed_count < CHECKED_VOLUMES_MAX, b"the checker has room for all volumes")
         memcpy(self.closed[self.closed_count], identity, 16)
         self.closed_count += 1
 

@@ -87,7 +87,7 @@ cdef class NbdConnection:
     cdef void go_on(self) noexcept nogil
     cdef void parse(self) noexcept nogil
     cdef void take_request(self, const char* header) noexcept nogil
-    cdef int oracle(self, const NbdRequest* request) noexcept nogil
+    cdef int check(self, const NbdRequest* request) noexcept nogil
     cdef void dispatch(self, NbdRequest* request) noexcept nogil
     cdef bint take_payload(self) noexcept nogil
     cdef void look_ahead(self) noexcept nogil

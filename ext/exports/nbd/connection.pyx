@@ -200,13 +200,13 @@ cdef class NbdConnection:
         request.cookie = get_cookie(header + 8)
         request.offset = request.position = get64(header + 16)
         request.bytes = bytes
-        request.end = request.offset + bytes             # may wrap; oracle() then refuses the request
+        request.end = request.offset + bytes             # may wrap; check() then refuses the request
         request.began_ns = self.reactor.users_ns = self.io.now_ns()
         request.with_volume = False
         request.pieces = request.under_way = 0
         request.first = request.last = NULL
         request.header_sent = request.failed = request.replying = False
-        request.error = self.oracle(request)
+        request.error = self.check(request)
         if command == CMD_WRITE:
             if request.error:
                 request.position = 0                     # only its payload matters now, and its end may have wrapped
@@ -217,7 +217,7 @@ cdef class NbdConnection:
         else:
             self.dispatch(request)
 
-    cdef int oracle(self, const NbdRequest* request) noexcept nogil:
+    cdef int check(self, const NbdRequest* request) noexcept nogil:
         """The errno to refuse the request with, or 0."""
         cdef uint64_t size = self.volume.blocks * BLOCK_BYTES
         cdef uint16_t command = request.command

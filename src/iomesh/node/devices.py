@@ -89,24 +89,24 @@ def open_device(path: str) -> OpenDevice:
 
 def _hold(path: str, flags: int) -> list[int]:
     """The device's descriptor, then those that hold the storage below it."""
-    began, patience = time.monotonic(), HELD_SECONDS
+    began, limit_seconds = time.monotonic(), HELD_SECONDS
     while True:
         try:
             return _open_and_lock(path, flags)
         except LockTaken as taken:
             holder = _lock_holder(taken.path)
             if holder is not None and not _lives(holder):
-                patience = HELD_BY_DEAD_SECONDS
+                limit_seconds = HELD_BY_DEAD_SECONDS
                 held = InUse(f"{path} is still being let go by process {holder}, which is dead: try again in a moment")
             else:
                 if holder is not None:  # else it may have been released just now: the previous holder still counts
-                    patience = HELD_SECONDS
+                    limit_seconds = HELD_SECONDS
                 held = InUse(_held_words(path, taken.path, holder))
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise _error(path, error) from None
             held = InUse(f"{path} is in use: {_holder(path)}")
-        if time.monotonic() >= began + patience:
+        if time.monotonic() >= began + limit_seconds:
             raise held
         time.sleep(HELD_PAUSE_SECONDS)
 

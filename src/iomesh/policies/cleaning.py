@@ -58,7 +58,7 @@ class Space:
         return self.reserve + max(MARGIN_SEGMENTS * segment_blocks, MARGIN_SHARE * self.total) - self.free
 
     def is_tight(self) -> bool:
-        """Whether each new segment requires cleaning, by the engine's rule (Tails.is_tight)."""
+        """Whether each new segment requires cleaning, by the engine's rule (OpenSegments.is_tight)."""
         return self.free <= TIGHT * self.reserve
 
     def has_spare(self) -> bool:
