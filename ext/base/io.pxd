@@ -32,12 +32,16 @@ cdef class Io:
     cdef uint64_t boot                                           # of the node: a different number after each boot
     # devices: numbers from add_device; all offsets, lengths and addresses are multiples of 4096
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil
-    cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil
+    cdef void write(
+        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
+    ) noexcept nogil
     cdef void flush(self, Operation* operation, int device) noexcept nogil
     cdef void discard(self, Operation* operation, int device, uint64_t bytes, uint64_t offset) noexcept nogil
     # connections: numbers from add_connection
-    cdef void receive(self, Operation* operation, int connection, void* into, uint32_t bytes) noexcept nogil   # result 0: closed by the peer
-    cdef void send(self, Operation* operation, int connection, iovec* parts, int count) noexcept nogil         # all of it, or an error; `parts` must not move
+    # result 0: closed by the peer
+    cdef void receive(self, Operation* operation, int connection, void* into, uint32_t bytes) noexcept nogil
+    # all of it, or an error; `parts` must not move
+    cdef void send(self, Operation* operation, int connection, iovec* parts, int count) noexcept nogil
     cdef void close(self, int connection) noexcept nogil         # operations fail first; then the number is free
     # time
     cdef void after(self, Operation* operation, int64_t delay_ns) noexcept nogil
@@ -54,8 +58,10 @@ cdef class Io:
     cdef int poll(self, int64_t wait_ns) noexcept nogil
     cdef bint awaits_device(self) noexcept nogil                 # a device read is in flight: poll rather than sleep
     cdef bint core_wanted(self) noexcept nogil                   # a kernel thread may need this core: wait, do not poll
-    cdef int wake_fd(self) noexcept nogil                        # an eventfd: a write from any thread ends a waiting poll
-    cdef int begin(self) noexcept nogil                          # once, on the thread that will poll; 0 or a negative errno
-    cdef int add_device(self, int fd) noexcept nogil             # the number, or a negative errno; the descriptor stays the caller's
+    cdef int wake_fd(self) noexcept nogil    # an eventfd: a write from any thread ends a waiting poll
+    cdef int begin(self) noexcept nogil    # once, on the thread that will poll; 0 or a negative errno
+    # the number, or a negative errno; the descriptor stays the caller's
+    cdef int add_device(self, int fd) noexcept nogil
     cdef void remove_device(self, int device) noexcept nogil     # no operation is in flight; the number may be reused
-    cdef int add_connection(self, int fd) noexcept nogil         # the number, or a negative errno; the descriptor becomes the Io's
+    # the number, or a negative errno; the descriptor becomes the Io's
+    cdef int add_connection(self, int fd) noexcept nogil

@@ -10,7 +10,9 @@ cdef class Io:
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
         invariant(False, b"an Io implements read")
 
-    cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+    cdef void write(
+        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
+    ) noexcept nogil:
         invariant(False, b"an Io implements write")
 
     cdef void flush(self, Operation* operation, int device) noexcept nogil:

@@ -49,8 +49,10 @@ cdef inline bint read_clocks(Io io, int64_t* monotonic, int64_t* unix) noexcept 
 
 
 cdef inline void begin_log_clock(
-        LogClock* clock, Io io, uint64_t newest_ns, int64_t offset_ns, uint64_t marked_ns, int64_t marked_offset_ns) noexcept nogil:
-    """newest_ns, offset_ns: the end of the log, 0 if it is empty. marked_*: the newest restore point; 0: there is none."""
+    LogClock* clock, Io io, uint64_t newest_ns, int64_t offset_ns, uint64_t marked_ns, int64_t marked_offset_ns
+) noexcept nogil:
+    """newest_ns, offset_ns: the end of the log, 0 if it is empty. marked_*: the newest restore point, 0 if there is
+    none."""
     cdef int64_t unix = 0, away
     read_clocks(io, &clock.opened_at_ns, &unix)
     clock.until_ns = clock.since_ns = 0
@@ -76,7 +78,9 @@ cdef inline uint64_t next_log_time(LogClock* clock, Io io) noexcept nogil:
     if clock.opened_ns == 0:
         begin_log_clock(clock, io, 0, 0, 0, 0)
     together = read_clocks(io, &monotonic, &unix)
-    clock.newest_ns = max(clock.newest_ns + 1, clock.opened_ns + <uint64_t>max(monotonic - clock.opened_at_ns, <int64_t>0))
+    clock.newest_ns = max(
+        clock.newest_ns + 1, clock.opened_ns + <uint64_t>max(monotonic - clock.opened_at_ns, <int64_t>0)
+    )
     if together:
         offset = unix - <int64_t>clock.newest_ns
         if not -STEP_NS <= offset - clock.offset_ns <= STEP_NS:

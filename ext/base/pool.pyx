@@ -30,8 +30,14 @@ cdef class Pool:
         cdef int kind
         cdef void* memory
         self.counts[0], self.counts[1], self.counts[2] = small, large, record
-        self.arena_bytes = <uint64_t>small * SMALL_BUFFER_BYTES + <uint64_t>large * LARGE_BUFFER_BYTES + <uint64_t>record * RECORD_BUFFER_BYTES
-        memory = mmap(NULL, self.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        self.arena_bytes = (
+            <uint64_t>small * SMALL_BUFFER_BYTES
+            + <uint64_t>large * LARGE_BUFFER_BYTES
+            + <uint64_t>record * RECORD_BUFFER_BYTES
+        )
+        memory = mmap(
+            NULL, self.arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
         if memory == MAP_FAILED:
             raise MemoryError(f"no memory for {self.arena_bytes} bytes of buffers")
         self.arena = <char*>memory

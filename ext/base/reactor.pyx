@@ -20,7 +20,8 @@ cdef extern from *:
     #include <unistd.h>
     #define mail_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
     #define mail_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
-    #define mail_swap(place, old, new) __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
+    #define mail_swap(place, old, new) \
+        __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
     #define flag_load(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
     #define flag_store(place, value) __atomic_store_n(&(place), value, __ATOMIC_SEQ_CST)
     static inline void ring_bell(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
@@ -142,7 +143,10 @@ cdef class Reactor:
             return LONG_S * <int64_t>1000000000
         if self.mode == BUSY:
             return 0
-        if self.mode == ADAPTIVE and self.io.now_ns() - last_work_ns < self.poll_ns * (READ_POLLS if self.io.awaits_device() else 1):
+        if (
+            self.mode == ADAPTIVE
+            and self.io.now_ns() - last_work_ns < self.poll_ns * (READ_POLLS if self.io.awaits_device() else 1)
+        ):
             return 0
         return LONG_S * <int64_t>1000000000
 

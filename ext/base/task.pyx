@@ -93,8 +93,13 @@ cdef extern from *:
         fiber = calloc(1, sizeof *fiber);
         if (!fiber) return NULL;
         /* the lowest page stays unmapped: an overflow faults instead of writing into a neighbour */
-        char* memory = mmap(NULL, TASK_STACK_BYTES + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED || mprotect(memory + 4096, TASK_STACK_BYTES, PROT_READ | PROT_WRITE)) { free(fiber); return NULL; }
+        char* memory = mmap(
+            NULL, TASK_STACK_BYTES + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        );
+        if (memory == MAP_FAILED || mprotect(memory + 4096, TASK_STACK_BYTES, PROT_READ | PROT_WRITE)) {
+            free(fiber);
+            return NULL;
+        }
         fiber->stack = memory + 4096;
         fiber->older = fiber_newest;
         fiber_newest = fiber;

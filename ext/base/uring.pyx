@@ -40,7 +40,8 @@ cdef extern from *:
     #include <linux/falloc.h>
     #include <sys/stat.h>
     static int is_file(int fd) { struct stat status; return fstat(fd, &status) == 0 && S_ISREG(status.st_mode); }
-    #define ring_has_task_work(ring) (IO_URING_READ_ONCE(*(ring)->sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+    #define ring_has_task_work(ring) \
+        (IO_URING_READ_ONCE(*(ring)->sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
     #define ring_has_completions(ring) (io_uring_cq_ready(ring) != 0)
     /* io_uring_enable_rings() is declared by liburing 2.3, but its shared library does not export it */
     #include <errno.h>
@@ -82,18 +83,28 @@ cdef extern from *:
     io_uring_sqe* io_uring_get_sqe(io_uring* ring) nogil
     int io_uring_submit(io_uring* ring) nogil
     int io_uring_submit_and_get_events(io_uring* ring) nogil
-    int io_uring_submit_and_wait_timeout(io_uring* ring, io_uring_cqe** cqe, unsigned count, kernel_timespec* limit, void* mask) nogil
+    int io_uring_submit_and_wait_timeout(
+        io_uring* ring, io_uring_cqe** cqe, unsigned count, kernel_timespec* limit, void* mask
+    ) nogil
     unsigned io_uring_sq_ready(io_uring* ring) nogil
     unsigned io_uring_peek_batch_cqe(io_uring* ring, io_uring_cqe** cqes, unsigned count) nogil
     void io_uring_cq_advance(io_uring* ring, unsigned count) nogil
     void io_uring_sqe_set_data(io_uring_sqe* sqe, void* data) nogil
     void io_uring_sqe_set_flags(io_uring_sqe* sqe, unsigned flags) nogil
     void prep_read "io_uring_prep_read" (io_uring_sqe* sqe, int fd, void* into, unsigned bytes, uint64_t offset) nogil
-    void prep_write "io_uring_prep_write" (io_uring_sqe* sqe, int fd, const void* data, unsigned bytes, uint64_t offset) nogil
-    void prep_read_fixed "io_uring_prep_read_fixed" (io_uring_sqe* sqe, int fd, void* into, unsigned bytes, uint64_t offset, int index) nogil
-    void prep_write_fixed "io_uring_prep_write_fixed" (io_uring_sqe* sqe, int fd, const void* data, unsigned bytes, uint64_t offset, int index) nogil
+    void prep_write "io_uring_prep_write" (
+        io_uring_sqe* sqe, int fd, const void* data, unsigned bytes, uint64_t offset
+    ) nogil
+    void prep_read_fixed "io_uring_prep_read_fixed" (
+        io_uring_sqe* sqe, int fd, void* into, unsigned bytes, uint64_t offset, int index
+    ) nogil
+    void prep_write_fixed "io_uring_prep_write_fixed" (
+        io_uring_sqe* sqe, int fd, const void* data, unsigned bytes, uint64_t offset, int index
+    ) nogil
     void prep_fsync "io_uring_prep_fsync" (io_uring_sqe* sqe, int fd, unsigned flags) nogil
-    void prep_fallocate "io_uring_prep_fallocate" (io_uring_sqe* sqe, int fd, int mode, uint64_t offset, uint64_t bytes) nogil
+    void prep_fallocate "io_uring_prep_fallocate" (
+        io_uring_sqe* sqe, int fd, int mode, uint64_t offset, uint64_t bytes
+    ) nogil
     void prep_recv "io_uring_prep_recv" (io_uring_sqe* sqe, int fd, void* into, size_t bytes, int flags) nogil
     void prep_sendmsg "io_uring_prep_sendmsg" (io_uring_sqe* sqe, int fd, const msghdr* message, unsigned flags) nogil
     bint ring_has_task_work(io_uring* ring) nogil
@@ -137,7 +148,9 @@ cdef class Uring(Io):
         for i in range(CONNECTIONS_MAX):
             self.connections[i].fd = -1
         memset(&parameters, 0, sizeof(parameters))
-        parameters.flags = SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_TASKRUN_FLAG | SETUP_R_DISABLED | SETUP_CQSIZE
+        parameters.flags = (
+            SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_TASKRUN_FLAG | SETUP_R_DISABLED | SETUP_CQSIZE
+        )
         parameters.cq_entries = COMPLETIONS
         result = io_uring_queue_init_params(SUBMISSIONS, &self.ring, &parameters)
         if result < 0:
@@ -160,9 +173,11 @@ cdef class Uring(Io):
             self.buffers_registered = result == 0
             if result < 0:
                 self.warnings.append(
-                    f"buffers are not registered with the ring ({os.strerror(-result)}): {arena_bytes >> 20} MiB of locked memory are "
-                    f"needed and RLIMIT_MEMLOCK is {resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >> 20} MiB; raise it "
-                    f"(LimitMEMLOCK=, ulimit -l) or grant CAP_IPC_LOCK")
+                    f"buffers are not registered with the ring ({os.strerror(-result)}): {arena_bytes >> 20} MiB of "
+                    f"locked memory are needed and RLIMIT_MEMLOCK is "
+                    f"{resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >> 20} MiB; raise it (LimitMEMLOCK=, ulimit -l) "
+                    f"or grant CAP_IPC_LOCK"
+                )
         if iopoll:
             memset(&parameters, 0, sizeof(parameters))
             parameters.flags = SETUP_SINGLE_ISSUER | SETUP_R_DISABLED | SETUP_IOPOLL
@@ -206,7 +221,9 @@ cdef class Uring(Io):
         operation.moved = 0
         self.submit(operation)
 
-    cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+    cdef void write(
+        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
+    ) noexcept nogil:
         operation.kind = WRITE
         operation.target = device
         operation.buffer = <char*>data
@@ -333,7 +350,10 @@ cdef class Uring(Io):
                 self.connections[number].fd = fd
                 self.connections[number].under_way = 0
                 self.connections[number].closing = False
-                if self.files_registered and io_uring_register_files_update(&self.ring, DEVICES_MAX + number, &fd, 1) < 0:
+                if (
+                    self.files_registered
+                    and io_uring_register_files_update(&self.ring, DEVICES_MAX + number, &fd, 1) < 0
+                ):
                     self.files_registered = False
                 return number
         return -EMFILE
@@ -536,10 +556,15 @@ def why_no_ring(int error) -> str:
     if error == ENOSYS:
         return "this kernel has no io_uring: Linux 6.1 or newer is needed"
     if error == EPERM:
-        return ("io_uring is disabled here: set the sysctl kernel.io_uring_disabled to 0 (or 1 with the group in kernel.io_uring_group), "
-                "and allow io_uring_setup in the container's seccomp profile")
+        return (
+            "io_uring is disabled here: set the sysctl kernel.io_uring_disabled to 0 (or 1 with the group in "
+            "kernel.io_uring_group), and allow io_uring_setup in the container's seccomp profile"
+        )
     if error == EINVAL:
         return "this kernel's io_uring is too old: Linux 6.1 or newer is needed (SINGLE_ISSUER, DEFER_TASKRUN)"
     if error == ENOMEM:
-        return ("no memory may be locked for the ring: raise RLIMIT_MEMLOCK (LimitMEMLOCK=, ulimit -l) or grant CAP_IPC_LOCK")
+        return (
+            "no memory may be locked for the ring: raise RLIMIT_MEMLOCK (LimitMEMLOCK=, ulimit -l) "
+            "or grant CAP_IPC_LOCK"
+        )
     return f"io_uring cannot be set up: {os.strerror(error)}"

@@ -57,7 +57,9 @@ cdef class Bitmaps:                  # of one reactor
     # with
     # -EIO or -EUCLEAN.
     cdef const Bitmap* get(self, const Replica* replica, Operation* when) noexcept nogil
-    cdef int64_t place(self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil
+    cdef int64_t place(
+        self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when
+    ) noexcept nogil
     # Like place_of() below, but waits, in a task: an offset, or -ENODATA, -EIO, -EUCLEAN.
     cdef int64_t find(self, const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil
     # Likewise, but returns an index among the replica's blocks on the device; run: contiguous blocks there, at most
@@ -71,7 +73,9 @@ cdef class Bitmaps:                  # of one reactor
 
 # Device offset of a segment's block in bytes, and the number of contiguous blocks from it on. -ENODATA: the replica
 # does not have the block; -EAGAIN: the bitmap is not cached; `when` (with done and owner set) completes as in get().
-cdef inline int64_t place_of(Bitmaps bitmaps, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil:
+cdef inline int64_t place_of(
+    Bitmaps bitmaps, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when
+) noexcept nogil:
     cdef uint64_t offset
     if replica.live:
         return bitmaps.place(replica, block, contiguous, when)

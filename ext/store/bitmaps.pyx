@@ -59,7 +59,9 @@ cdef class Bitmaps:
         if self.memory is not NULL:
             munmap(self.memory, self.memory_bytes)
 
-    cdef int64_t place(self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when) noexcept nogil:
+    cdef int64_t place(
+        self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when
+    ) noexcept nogil:
         cdef const Bitmap* bitmap = self.get(replica, when)
         cdef uint64_t offset
         contiguous[0] = 0
@@ -116,7 +118,8 @@ cdef class Bitmaps:
         return error
 
     cdef const Bitmap* get(self, const Replica* replica, Operation* when) noexcept nogil:
-        cdef Frame** bucket = &self.buckets[<uint32_t>replica.serial & self.bucket_mask]      # serials are dense: their low bits spread them
+        # serials are dense: their low bits spread them
+        cdef Frame** bucket = &self.buckets[<uint32_t>replica.serial & self.bucket_mask]
         cdef Frame* frame = bucket[0]
         cdef uint32_t contiguous
         cdef int which
@@ -163,7 +166,11 @@ cdef class Bitmaps:
     cdef void loaded(self, Frame* frame, int64_t result) noexcept nogil:
         cdef Waiters waiters
         if result >= 0:
-            result = 0 if bitmap_matches(frame.bitmap, frame.volume, frame.segment, frame.blocks, frame.live, frame.crc) else -EUCLEAN
+            result = (
+                0
+                if bitmap_matches(frame.bitmap, frame.volume, frame.segment, frame.blocks, frame.live, frame.crc)
+                else -EUCLEAN
+            )
         if result < 0 and frame.which == 0:
             frame.which = 1
             self.read_copy(frame)

@@ -59,21 +59,35 @@ cdef struct VolumeCall:
     uint32_t room
 
 
-cdef Replica* store_create(void* store, Reactor caller, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint32_t blocks, bint urgent,
-                           int* error) noexcept nogil:
+cdef Replica* store_create(
+    void* store,
+    Reactor caller,
+    const uint8_t* volume,
+    uint32_t segment,
+    uint64_t epoch,
+    uint32_t blocks,
+    bint urgent,
+    int* error,
+) noexcept nogil:
     cdef CreateCall call
-    call.store, call.volume, call.segment, call.epoch, call.blocks, call.urgent, call.error = store, volume, segment, epoch, blocks, urgent, error
+    call.store, call.volume, call.segment, call.epoch, call.blocks, call.urgent, call.error = (
+        store, volume, segment, epoch, blocks, urgent, error
+    )
     call_on((<Store>store).home, caller, create, &call)
     return call.created
 
 
 cdef int64_t create(void* argument) noexcept nogil:
     cdef CreateCall* call = <CreateCall*>argument
-    call.created = (<Store>call.store).create(call.volume, call.segment, call.epoch, 0, call.blocks, call.urgent, call.error)
+    call.created = (<Store>call.store).create(
+        call.volume, call.segment, call.epoch, 0, call.blocks, call.urgent, call.error
+    )
     return 0
 
 
-cdef int store_seal(void* store, Reactor caller, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+cdef int store_seal(
+    void* store, Reactor caller, Replica* replica, uint32_t blocks, uint32_t footer_block
+) noexcept nogil:
     cdef SealCall call
     call.store, call.replica, call.blocks, call.footer_block = store, replica, blocks, footer_block
     return <int>call_on((<Store>store).home, caller, seal, &call)
@@ -95,7 +109,9 @@ cdef int64_t remove(void* argument) noexcept nogil:
     return (<Store>call.store).remove(call.replica)
 
 
-cdef Replica* store_compact(void* store, Reactor caller, Replica* old, const uint64_t* live, Throttle* throttle, int* error) noexcept nogil:
+cdef Replica* store_compact(
+    void* store, Reactor caller, Replica* old, const uint64_t* live, Throttle* throttle, int* error
+) noexcept nogil:
     cdef CompactCall call
     call.store, call.old, call.live, call.throttle, call.error = store, old, live, throttle, error
     call_on((<Store>store).home, caller, compact, &call)
@@ -108,7 +124,9 @@ cdef int64_t compact(void* argument) noexcept nogil:
     return 0
 
 
-cdef Replica* store_reserve_copy(void* store, Reactor caller, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil:
+cdef Replica* store_reserve_copy(
+    void* store, Reactor caller, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error
+) noexcept nogil:
     cdef ReserveCall call
     call.store, call.volume, call.segment, call.blocks, call.error = store, volume, segment, blocks, error
     call_on((<Store>store).home, caller, reserve_copy, &call)
@@ -121,9 +139,13 @@ cdef int64_t reserve_copy(void* argument) noexcept nogil:
     return 0
 
 
-cdef int store_keep_copy(void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+cdef int store_keep_copy(
+    void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+) noexcept nogil:
     cdef KeepCall call
-    call.store, call.copy, call.epoch, call.stream, call.blocks, call.footer_block = store, copy, epoch, stream, blocks, footer_block
+    call.store, call.copy, call.epoch, call.stream, call.blocks, call.footer_block = (
+        store, copy, epoch, stream, blocks, footer_block
+    )
     return <int>call_on((<Store>store).home, caller, keep_copy, &call)
 
 
@@ -156,7 +178,9 @@ cdef int64_t retire(void* argument) noexcept nogil:
     return 0
 
 
-cdef uint32_t store_list(void* store, Reactor caller, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil:
+cdef uint32_t store_list(
+    void* store, Reactor caller, const uint8_t* volume, Replica** into, uint32_t room
+) noexcept nogil:
     cdef VolumeCall call
     call.store, call.volume, call.into, call.room = store, volume, into, room
     return <uint32_t>call_on((<Store>store).home, caller, list_replicas, &call)

@@ -32,7 +32,9 @@ cdef class Compactor:                # COMPACTIONS per store, each makes one cop
     cdef uint32_t blocks(self) noexcept nogil      # length of the planned copy on the device
     # Fills the slabs of `copy`; the caller flushes. 0, or a negative errno of the device or of the throttle.
     cdef int copy(self, const Replica* old, const Replica* copy, Throttle* throttle) noexcept nogil
-    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil
+    cdef int read(
+        self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle
+    ) noexcept nogil
     cdef int add(self, const void* block, const Replica* copy, Throttle* throttle) noexcept nogil
     cdef int write_out(self, const Replica* copy, Throttle* throttle) noexcept nogil
     cdef int await_writes(self) noexcept nogil
@@ -42,7 +44,9 @@ cdef class Compactor:                # COMPACTIONS per store, each makes one cop
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil
 # Whether the bitmap is valid and is the one that the directory records.
 cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil
-cdef bint bitmap_matches(const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc) noexcept nogil
+cdef bint bitmap_matches(
+    const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc
+) noexcept nogil
 # Index of a bitmap copy among a compacted replica's blocks on the device.
 cdef inline uint32_t bitmap_place(const Replica* replica, int which) noexcept nogil:
     return 1 + replica.live if which else 0
@@ -55,7 +59,7 @@ cdef extern from *:
 cdef inline bint lives_in(const Bitmap* bitmap, uint32_t block) noexcept nogil:
     return bitmap.words[block // 64] >> (block % 64) & 1
 
-cdef inline uint32_t rank_in(const Bitmap* bitmap, uint32_t block) noexcept nogil:       # number of live blocks before it
+cdef inline uint32_t rank_in(const Bitmap* bitmap, uint32_t block) noexcept nogil:    # number of live blocks before it
     return bitmap.before[block // 64] + bits_in(bitmap.words[block // 64] & ((<uint64_t>1 << (block % 64)) - 1))
 
 # Length of the run of live blocks from this one on, at most `most`.

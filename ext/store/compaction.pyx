@@ -23,8 +23,9 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io
 from iomesh.engine.format.footer cimport complete_footer
 from iomesh.engine.format.layout cimport (
-    BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer, Listed, bitmap_valid, block_crc,
-    footer_table_valid, footer_valid, next_listed)
+    BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer,
+    Listed, bitmap_valid, block_crc, footer_table_valid, footer_valid, next_listed
+)
 from iomesh.engine.base.task cimport wait, waited
 
 cdef enum:
@@ -78,7 +79,9 @@ cdef class Compactor:
             if old.live and kept.words[i] & ~self.there.words[i]:
                 return -EUCLEAN
         kept.crc = block_crc(kept)
-        invariant(bitmap_valid(kept, old.volume, old.segment), b"blocks that are kept lie in the segment, and there are some")
+        invariant(
+            bitmap_valid(kept, old.volume, old.segment), b"blocks that are kept lie in the segment, and there are some"
+        )
         return 0
 
     cdef int make_footer(self, const Replica* old) noexcept nogil:
@@ -91,7 +94,10 @@ cdef class Compactor:
         cdef int error = read_blocks(self.io, old, place, 1, self.footer)
         if error:
             return error
-        if not footer_valid(footer, old.volume, old.segment, old.footer_block, old.blocks) or footer.table_blocks >= FOOTER_BLOCKS_MAX:
+        if (
+            not footer_valid(footer, old.volume, old.segment, old.footer_block, old.blocks)
+            or footer.table_blocks >= FOOTER_BLOCKS_MAX
+        ):
             return 0
         error = read_blocks(self.io, old, place + 1, footer.table_blocks, table)
         if error:
@@ -131,7 +137,9 @@ cdef class Compactor:
                 following = next_live(kept, following + 1)
             error = self.read(old, block, following, first, end - first, throttle)
             while error == 0 and block < following:
-                error = self.add(self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, throttle)
+                error = self.add(
+                    self.incoming + <size_t>(self.place_in(old, block) - first) * BLOCK_BYTES, copy, throttle
+                )
                 block = next_live(kept, block + 1)
         for i in range(self.footer_blocks):
             if error == 0:
@@ -145,7 +153,9 @@ cdef class Compactor:
         invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
         return error
 
-    cdef int read(self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle) noexcept nogil:
+    cdef int read(
+        self, const Replica* old, uint32_t block, uint32_t end, uint32_t first, uint32_t count, Throttle* throttle
+    ) noexcept nogil:
         """Read `count` of the old replica's blocks on the device, from `first` on. They hold the segment's live blocks
         from `block` up to `end`."""
         cdef uint32_t place
@@ -235,5 +245,9 @@ cdef bint bitmap_of(const Replica* replica, const Bitmap* bitmap) noexcept nogil
     return bitmap_matches(bitmap, replica.volume, replica.segment, replica.blocks, replica.live, replica.bitmap_crc)
 
 
-cdef bint bitmap_matches(const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc) noexcept nogil:
-    return bitmap_valid(bitmap, volume, segment) and bitmap.crc == crc and bitmap.blocks == blocks and bitmap.live == live
+cdef bint bitmap_matches(
+    const Bitmap* bitmap, const uint8_t* volume, uint32_t segment, uint32_t blocks, uint32_t live, uint32_t crc
+) noexcept nogil:
+    return (
+        bitmap_valid(bitmap, volume, segment) and bitmap.crc == crc and bitmap.blocks == blocks and bitmap.live == live
+    )

@@ -46,29 +46,39 @@ cdef class Directory:
     cdef uint32_t fences_coming      # room reserved by make_fence_room() and not used by set_fence() yet
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil
-    cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil   # of state 0; NULL: no memory
+    # of state 0; NULL: no memory
+    cdef Replica* add(
+        self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count
+    ) noexcept nogil
     cdef void drop(self, Replica* replica) noexcept nogil                          # of state 0
     # A new replica of the same segment, of state 0 and not in the hash table; NULL: no memory. Then replace() or
     # discard():
     cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil
-    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil            # the old one's state becomes 0; the caller frees it
+    # the old one's state becomes 0; the caller frees it
+    cdef void replace(self, Replica* old, Replica* copy) noexcept nogil
     cdef void discard(self, Replica* copy) noexcept nogil
-    cdef Replica* new(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil
-    cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil       # sets its fields from the entry
-    cdef const char* replay(self, const JournalEntry* entry) noexcept nogil        # during journal replay; NULL, or the reason for failure
+    cdef Replica* new(
+        self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count
+    ) noexcept nogil
+    cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil   # sets its fields from the entry
+    # during journal replay; NULL, or the reason for failure
+    cdef const char* replay(self, const JournalEntry* entry) noexcept nogil
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
-    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil    # an ENTRY_PUT; returns its length including the extents
+    # an ENTRY_PUT; returns its length including the extents
+    cdef uint32_t entry_of(self, const Replica* replica, JournalEntry* into) noexcept nogil
     cdef uint64_t boot_of(self, const Replica* replica) noexcept nogil             # see Io.boot; 0: unknown
-    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil                    # 0: no memory or number for it, or boot is 0
-    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil               # the lowest epoch that may create segments; 0: any
-    cdef bint make_fence_room(self) noexcept nogil                                 # reserves room for one more fence; False: no memory
+    cdef uint16_t number_of(self, uint64_t boot) noexcept nogil    # 0: no memory or number for it, or boot is 0
+    # the lowest epoch that may create segments; 0: any
+    cdef uint64_t fenced(self, const uint8_t* volume) noexcept nogil
+    cdef bint make_fence_room(self) noexcept nogil    # reserves room for one more fence; False: no memory
     # Sets a fence that is durable and has its room. An epoch below the current one changes nothing; 0 removes the
     # fence.
     cdef void set_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef void grow(self) noexcept nogil
 
-cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil   # an ENTRY_FENCE; returns its length
+# an ENTRY_FENCE; returns its length
+cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil
 cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
     cdef uint32_t slabs = 0
     cdef int i
@@ -88,7 +98,9 @@ cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint
         blocks = replica.extents[i].count << replica.slab_shift
         if block < first + blocks:
             contiguous[0] = first + blocks - block
-            return replica.slabs_offset + ((<uint64_t>replica.extents[i].first << replica.slab_shift) + block - first) * 4096
+            return replica.slabs_offset + (
+                (<uint64_t>replica.extents[i].first << replica.slab_shift) + block - first
+            ) * 4096
         first += blocks
     contiguous[0] = 0
     return 0

@@ -54,7 +54,9 @@ cdef class Directory:
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         return self.place(volume, segment)[0]
 
-    cdef Replica* add(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
+    cdef Replica* add(
+        self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count
+    ) noexcept nogil:
         cdef Replica* replica = self.new(volume, segment, extents, extent_count)
         cdef Replica** place
         if replica is NULL:
@@ -67,7 +69,9 @@ cdef class Directory:
         self.filled += 1
         return replica
 
-    cdef Replica* new(self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count) noexcept nogil:
+    cdef Replica* new(
+        self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count
+    ) noexcept nogil:
         cdef Replica* replica = <Replica*>calloc(1, sizeof(Replica) - (EXTENTS_MAX - extent_count) * sizeof(Extent))
         if replica is NULL:
             return NULL
@@ -96,7 +100,10 @@ cdef class Directory:
 
     cdef void replace(self, Replica* old, Replica* copy) noexcept nogil:
         cdef Replica** place = self.place(old.volume, old.segment)
-        invariant(place[0] is old and old.state != 0 and copy.state == 0, b"a replica that exists is replaced by one that does not yet")
+        invariant(
+            place[0] is old and old.state != 0 and copy.state == 0,
+            b"a replica that exists is replaced by one that does not yet",
+        )
         copy.next = old.next
         place[0] = copy
         old.state = 0
@@ -140,7 +147,7 @@ cdef class Directory:
             self.set_fence(entry.volume, entry.epoch)
             return NULL
         replica = self.find(entry.volume, entry.segment)
-        if replica is not NULL and entry.extent_count > replica.extent_count:          # a compacted copy with more extents
+        if replica is not NULL and entry.extent_count > replica.extent_count:    # a compacted copy with more extents
             replica.state = 0
             self.count -= 1
             self.drop(replica)
@@ -250,7 +257,8 @@ cdef class Directory:
         """The link in the hash table that points to the replica, or would."""
         cdef uint64_t[2] words
         memcpy(words, volume, 16)
-        cdef uint64_t mixed = (words[0] ^ words[1] ^ segment) * <uint64_t>0x9E3779B97F4A7C15      # the golden ratio: spreads similar keys
+        # the golden ratio: spreads similar keys
+        cdef uint64_t mixed = (words[0] ^ words[1] ^ segment) * <uint64_t>0x9E3779B97F4A7C15
         cdef Replica** place = &self.buckets[(mixed >> 32) & (self.bucket_count - 1)]
         while place[0] is not NULL and (place[0].segment != segment or memcmp(place[0].volume, volume, 16) != 0):
             place = &place[0].next

@@ -19,7 +19,9 @@ cdef struct ExtentRun:               # a run of a replica's blocks, split at the
 
 # Usage:  run = extent_run(...); while next_extent(&run): read or write run.blocks at run.offset
 # Afterwards `left` is 0, unless the run ends beyond the replica's slabs.
-cdef inline ExtentRun extent_run(const Replica* replica, uint32_t block, uint32_t count, const void* data) noexcept nogil:
+cdef inline ExtentRun extent_run(
+    const Replica* replica, uint32_t block, uint32_t count, const void* data
+) noexcept nogil:
     cdef ExtentRun run
     run.replica = replica
     run.left = count

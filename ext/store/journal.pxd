@@ -48,8 +48,10 @@ cdef class Journal:
     cdef Change* last
     cdef bint writing                # a task is writing blocks until the queue is empty
 
-    cdef int commit(self, Change* change) noexcept nogil          # 0 once durable and applied to the directory, or a negative errno
-    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil  # a snapshot of the directory with `more_bytes` more fits
+    # 0 once durable and applied to the directory, or a negative errno
+    cdef int commit(self, Change* change) noexcept nogil
+    # a snapshot of the directory with `more_bytes` more fits
+    cdef bint has_room(self, uint64_t more_bytes) noexcept nogil
     cdef void write_changes(self) noexcept nogil
     cdef Change* fill_block(self) noexcept nogil
     cdef int write_block(self) noexcept nogil
@@ -58,7 +60,8 @@ cdef class Journal:
     cdef void add_to_snapshot(self, SnapshotBuilder* builder, const EntryBytes* entry, uint32_t bytes) noexcept nogil
     cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil
-    cdef int write_newest(self) noexcept nogil                    # after replay: rewrites the last block and flushes; 0 or a negative errno
+    # after replay: rewrites the last block and flushes; 0 or a negative errno
+    cdef int write_newest(self) noexcept nogil
     cdef int flush(self) noexcept nogil
 
 cdef int format_journal(Io io, int device, const Superblock* superblock) noexcept nogil

@@ -171,7 +171,11 @@ cdef class Journal:
         if blocks is not NULL:
             begin_block(blocks, self.identity, generation, 0, JOURNAL_SNAPSHOT)
         for i in range(self.directory.fence_count):
-            self.add_to_snapshot(&builder, &entry, fence_entry(self.directory.fences[i].volume, self.directory.fences[i].epoch, &entry.entry))
+            self.add_to_snapshot(
+                &builder,
+                &entry,
+                fence_entry(self.directory.fences[i].volume, self.directory.fences[i].epoch, &entry.entry),
+            )
         for i in range(self.directory.bucket_count):
             replica = self.directory.buckets[i]
             while replica is not NULL:
@@ -189,7 +193,9 @@ cdef class Journal:
             builder.used += 1
             builder.filled = 0
             if builder.blocks is not NULL:
-                begin_block(builder.blocks + builder.used, self.identity, builder.generation, builder.used, JOURNAL_SNAPSHOT)
+                begin_block(
+                    builder.blocks + builder.used, self.identity, builder.generation, builder.used, JOURNAL_SNAPSHOT
+                )
         if builder.blocks is not NULL:
             memcpy(builder.blocks[builder.used].entries + builder.filled, entry, bytes)
             builder.blocks[builder.used].bytes += bytes
@@ -198,7 +204,14 @@ cdef class Journal:
     # ------------------------------------------------------------------ the device
 
     cdef int write_twice(self, uint32_t half, uint32_t index, const void* data, uint32_t blocks) noexcept nogil:
-        return write_both(self.home.io, self.device, data, blocks * BLOCK_BYTES, self.place(0, half, index), self.place(1, half, index))
+        return write_both(
+            self.home.io,
+            self.device,
+            data,
+            blocks * BLOCK_BYTES,
+            self.place(0, half, index),
+            self.place(1, half, index),
+        )
 
     cdef uint64_t place(self, uint32_t copy, uint32_t half, uint32_t index) noexcept nogil:
         """Device offset of a block. copy: 0, or 1 for the mirror."""
@@ -223,7 +236,9 @@ cdef int64_t write_changes_task(void* journal) noexcept nogil:
     return 0
 
 
-cdef void begin_block(JournalBlock* block, const uint8_t* identity, uint64_t generation, uint32_t index, uint16_t kind) noexcept nogil:
+cdef void begin_block(
+    JournalBlock* block, const uint8_t* identity, uint64_t generation, uint32_t index, uint16_t kind
+) noexcept nogil:
     memset(block, 0, sizeof(JournalBlock))
     block.magic = JOURNAL_MAGIC
     block.version = FORMAT_VERSION
@@ -233,7 +248,9 @@ cdef void begin_block(JournalBlock* block, const uint8_t* identity, uint64_t gen
     block.kind = kind
 
 
-cdef int write_both(Io io, int device, const void* data, uint32_t bytes, uint64_t offset, uint64_t mirror_offset) noexcept nogil:
+cdef int write_both(
+    Io io, int device, const void* data, uint32_t bytes, uint64_t offset, uint64_t mirror_offset
+) noexcept nogil:
     cdef Operation operation, mirrored
     cdef int64_t result, mirrored_result
     waited(&operation)
@@ -257,7 +274,7 @@ cdef int format_journal(Io io, int device, const Superblock* superblock) noexcep
     if zeros is NULL:
         return -ENOMEM
     memset(zeros, 0, piece)
-    while error >= 0 and done < length:                  # journal_bytes is a multiple of 256 KiB, so 4 times that of a piece
+    while error >= 0 and done < length:    # journal_bytes is a multiple of 256 KiB, so 4 times that of a piece
         waited(&operation)
         io.write(&operation, device, zeros, piece, superblock.journal_offset + done)
         error = wait(&operation)
@@ -265,6 +282,13 @@ cdef int format_journal(Io io, int device, const Superblock* superblock) noexcep
     if error >= 0:
         begin_block(block, superblock.device, 1, 0, JOURNAL_SNAPSHOT_END)
         block.crc = block_crc(block)
-        error = write_both(io, device, block, BLOCK_BYTES, superblock.journal_offset, superblock.journal_offset + 2 * superblock.journal_bytes)
+        error = write_both(
+            io,
+            device,
+            block,
+            BLOCK_BYTES,
+            superblock.journal_offset,
+            superblock.journal_offset + 2 * superblock.journal_bytes,
+        )
     release(zeros)
     return error if error < 0 else 0

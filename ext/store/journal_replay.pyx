@@ -20,7 +20,9 @@ from libc.string cimport memcmp, memcpy, memset
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.store.journal cimport REASON_BYTES, REPAIR_BYTES, REPAIRS_MAX
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, Extent, JournalBlock, JournalEntry, journal_block_valid)
+    BLOCK_BYTES, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, Extent, JournalBlock, JournalEntry,
+    journal_block_valid
+)
 from iomesh.engine.base.task cimport wait, waited
 
 cdef extern from "<errno.h>" nogil:
@@ -120,7 +122,13 @@ cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t f
     pieces.count = min(<uint32_t>PIECE_BLOCKS, journal.area_blocks - first)
     for copy in range(2):
         waited(&operations[copy])
-        journal.home.io.read(&operations[copy], journal.device, pieces.copies[copy], pieces.count * BLOCK_BYTES, journal.place(copy, half, first))
+        journal.home.io.read(
+            &operations[copy],
+            journal.device,
+            pieces.copies[copy],
+            pieces.count * BLOCK_BYTES,
+            journal.place(copy, half, first),
+        )
     wait(&operations[0])
     wait(&operations[1])
     for copy in range(2):
@@ -129,7 +137,9 @@ cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t f
         for i in range(pieces.count):                    # one bad sector must not hide its neighbours
             block = pieces.copies[copy] + i
             waited(&operations[copy])
-            journal.home.io.read(&operations[copy], journal.device, block, BLOCK_BYTES, journal.place(copy, half, first + i))
+            journal.home.io.read(
+                &operations[copy], journal.device, block, BLOCK_BYTES, journal.place(copy, half, first + i)
+            )
             if wait(&operations[copy]) < 0:
                 memset(block, 0, BLOCK_BYTES)
 
@@ -142,7 +152,8 @@ cdef JournalBlock* newest_valid(Journal journal, Pieces* pieces, uint32_t i) noe
     """The valid copy of a block, the newer one of two; NULL: neither is valid."""
     cdef JournalBlock* block = pieces.copies[0] + i
     cdef JournalBlock* mirrored = pieces.copies[1] + i
-    cdef bint valid = valid_at(journal, block, pieces.first + i), mirrored_valid = valid_at(journal, mirrored, pieces.first + i)
+    cdef bint valid = valid_at(journal, block, pieces.first + i)
+    cdef bint mirrored_valid = valid_at(journal, mirrored, pieces.first + i)
     if valid and mirrored_valid:
         return block if block.generation >= mirrored.generation else mirrored
     return block if valid else mirrored if mirrored_valid else NULL
@@ -158,27 +169,43 @@ cdef int64_t choose(const Half* halves, char* reason) noexcept nogil:
         if halves[half].snapshot_end >= 0 and (chosen < 0 or halves[half].generation > halves[chosen].generation):
             chosen = half
     if chosen < 0:
-        snprintf(reason, REASON_BYTES, b"the journal is damaged: neither half has a complete snapshot of the directory in either copy")
+        snprintf(
+            reason,
+            REASON_BYTES,
+            b"the journal is damaged: neither half has a complete snapshot of the directory in either copy",
+        )
         return -1
     other = &halves[1 - chosen]
     if other.generation > halves[chosen].generation and other.changes:
-        snprintf(reason, REASON_BYTES,
-                 b"the journal is damaged: half %d has changes of generation %llu, and in both copies the snapshot before them has no end",
-                 <int>(1 - chosen), <unsigned long long>other.generation)
+        snprintf(
+            reason, REASON_BYTES,
+            b"the journal is damaged: half %d has changes of generation %llu, "
+            b"and in both copies the snapshot before them has no end",
+            <int>(1 - chosen), <unsigned long long>other.generation
+        )
         return -1
     if other.generation == halves[chosen].generation:
-        snprintf(reason, REASON_BYTES, b"the journal is damaged: both halves are of generation %llu", <unsigned long long>other.generation)
+        snprintf(
+            reason, REASON_BYTES,
+            b"the journal is damaged: both halves are of generation %llu",
+            <unsigned long long>other.generation
+        )
         return -1
     if 0 <= halves[chosen].lacking < halves[chosen].last:
-        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %lld of half %d is not valid in either copy, and block %lld behind it is",
-                 <long long>halves[chosen].lacking, <int>chosen, <long long>halves[chosen].last)
+        snprintf(
+            reason, REASON_BYTES,
+            b"the journal is damaged: block %lld of half %d is not valid in either copy, and block %lld behind it is",
+            <long long>halves[chosen].lacking, <int>chosen, <long long>halves[chosen].last
+        )
         return -1
     return chosen
 
 
 # ---------------------------------------------------------------------- 3. replay
 
-cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* found, Repairs* repairs, char* reason) noexcept nogil:
+cdef int read_half(
+    Journal journal, Pieces* pieces, uint32_t half, const Half* found, Repairs* repairs, char* reason
+) noexcept nogil:
     cdef Restored restored
     cdef uint32_t index = 0, i, copy
     cdef JournalBlock* block
@@ -190,13 +217,21 @@ cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* f
             block = newest_valid(journal, pieces, i)
             words = apply_block(journal, block, found, index + i)
             if words is not NULL:
-                snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: %s", index + i, half, words)
+                snprintf(
+                    reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: %s", index + i, half, words
+                )
                 return -EUCLEAN
             for copy in range(2):
                 if memcmp(pieces.copies[copy] + i, block, BLOCK_BYTES) != 0:
-                    if valid_at(journal, pieces.copies[copy] + i, index + i) and pieces.copies[copy][i].generation == found.generation:
-                        snprintf(reason, REASON_BYTES, b"the journal is damaged: block %u of half %u: its two copies are valid and differ",
-                                 index + i, half)
+                    if (
+                        valid_at(journal, pieces.copies[copy] + i, index + i)
+                        and pieces.copies[copy][i].generation == found.generation
+                    ):
+                        snprintf(
+                            reason, REASON_BYTES,
+                            b"the journal is damaged: block %u of half %u: its two copies are valid and differ",
+                            index + i, half
+                        )
                         return -EUCLEAN
                     restore(journal, block, half, copy, index + i, &restored, repairs)
             memcpy(journal.block, block, BLOCK_BYTES)    # after the loop the newest block, for write_newest()
@@ -205,12 +240,18 @@ cdef int read_half(Journal journal, Pieces* pieces, uint32_t half, const Half* f
     return 0
 
 
-cdef const char* apply_block(Journal journal, const JournalBlock* block, const Half* found, uint32_t index) noexcept nogil:
+cdef const char* apply_block(
+    Journal journal, const JournalBlock* block, const Half* found, uint32_t index
+) noexcept nogil:
     """Apply a block to the directory. NULL, or what is wrong with it."""
     cdef uint32_t at = 0
     cdef const JournalEntry* entry
     cdef const char* words
-    cdef int expected = JOURNAL_SNAPSHOT if index < found.snapshot_end else JOURNAL_SNAPSHOT_END if index == found.snapshot_end else JOURNAL_CHANGES
+    cdef int expected = (
+        JOURNAL_SNAPSHOT if index < found.snapshot_end
+        else JOURNAL_SNAPSHOT_END if index == found.snapshot_end
+        else JOURNAL_CHANGES
+    )
     if block is NULL or block.generation != found.generation:
         return b"it cannot be read a second time"
     if block.kind != expected:
@@ -224,8 +265,15 @@ cdef const char* apply_block(Journal journal, const JournalBlock* block, const H
     return NULL
 
 
-cdef void restore(Journal journal, const JournalBlock* block, uint32_t half, uint32_t copy, uint32_t index, Restored* restored,
-                  Repairs* repairs) noexcept nogil:
+cdef void restore(
+    Journal journal,
+    const JournalBlock* block,
+    uint32_t half,
+    uint32_t copy,
+    uint32_t index,
+    Restored* restored,
+    Repairs* repairs,
+) noexcept nogil:
     cdef Operation operation
     waited(&operation)
     journal.home.io.write(&operation, journal.device, block, BLOCK_BYTES, journal.place(copy, half, index))
@@ -247,11 +295,19 @@ cdef void tell_restored(Restored* restored, uint32_t half, Repairs* repairs) noe
         return
     line = new_repair(repairs)
     if restored.error:
-        snprintf(line, REPAIR_BYTES, b"journal: blocks %u to %u of %s half %u are damaged and cannot be rewritten (error %d): replace the device",
-                 restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half, restored.error)
+        snprintf(
+            line, REPAIR_BYTES,
+            b"journal: blocks %u to %u of %s half %u are damaged and cannot be rewritten (error %d): "
+            b"replace the device",
+            restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half,
+            restored.error
+        )
     else:
-        snprintf(line, REPAIR_BYTES, b"journal: blocks %u to %u of %s half %u were damaged and are restored from the other copy",
-                 restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half)
+        snprintf(
+            line, REPAIR_BYTES,
+            b"journal: blocks %u to %u of %s half %u were damaged and are restored from the other copy",
+            restored.first, restored.first + restored.count - 1, b"the mirror of" if restored.copy else b"", half
+        )
     restored.count = 0
 
 

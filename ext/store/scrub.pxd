@@ -31,7 +31,10 @@ cdef class Scrubber:                 # of one store; its methods run on the stor
     # In a task. 0; -ENOENT: no such segment is sealed with a footer, or it was compacted or deleted meanwhile; -EBUSY:
     # another one is being verified; or the throttle's error.
     cdef int scrub(self, const uint8_t* volume, uint32_t segment, Throttle* throttle, Scrubbed* told) noexcept nogil
-    cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil           # returns their total number, even if it exceeds `room`
+    # returns their total number, even if it exceeds `room`
+    cdef uint32_t list(self, Sealed* into, uint32_t room) noexcept nogil
     cdef void stop(self) noexcept nogil            # in a task; returns once no scrub runs
     cdef int verify(self, const Replica* replica, Throttle* throttle, Scrubbed* told) noexcept nogil
-    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil
+    cdef const char* block_at(
+        self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error
+    ) noexcept nogil

@@ -21,8 +21,9 @@ from iomesh.engine.store.compaction cimport Throttle, lives_in, rank_in, read_bi
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.store.extents cimport read_blocks
 from iomesh.engine.format.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent, Footer, Listed, RecordHeader,
-    block_crc, footer_table_valid, footer_valid, next_listed)
+    BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, KIND_RECORD, SEGMENT_SEALED, Bitmap, Entry, Extent,
+    Footer, Listed, RecordHeader, block_crc, footer_table_valid, footer_valid, next_listed
+)
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport wait_in, wake_all
 
@@ -100,11 +101,14 @@ cdef class Scrubber:
             return 0
         place = place_of(self.bitmap, replica, replica.footer_block)
         end = replica.live + 1 if replica.live else replica.blocks
-        good = read_blocks(self.store.home.io, replica, place, 1, self.footer) == 0 and footer_valid(
-            footer, replica.volume, replica.segment, replica.footer_block, replica.blocks) and footer.table_blocks < FOOTER_BLOCKS_MAX
+        good = (
+            read_blocks(self.store.home.io, replica, place, 1, self.footer) == 0
+            and footer_valid(footer, replica.volume, replica.segment, replica.footer_block, replica.blocks)
+            and footer.table_blocks < FOOTER_BLOCKS_MAX
+        )
         good = good and read_blocks(self.store.home.io, replica, place + 1, footer.table_blocks, table) == 0
         if not good or not footer_table_valid(footer, table):
-            note(told, replica.footer_block)             # recovery reads the headers instead; they are not verified here
+            note(told, replica.footer_block)    # recovery reads the headers instead; they are not verified here
             return 0
         told.blocks = 1 + footer.table_blocks
         memset(&listed, 0, sizeof(listed))
@@ -121,12 +125,16 @@ cdef class Scrubber:
             entry = next_listed(footer, table, &listed)
         return 0
 
-    cdef const char* block_at(self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error) noexcept nogil:
+    cdef const char* block_at(
+        self, const Replica* replica, uint32_t place, uint32_t end, Throttle* throttle, int* error
+    ) noexcept nogil:
         """The block at index `place`; NULL: it cannot be read. Calls come in ascending order."""
         cdef uint32_t count
         if not self.piece_from <= place < self.piece_from + self.piece_blocks:
             count = min(end - place, <uint32_t>PIECE_BLOCKS)
-            error[0] = -ESHUTDOWN if self.stopping else throttle.step(throttle.owner, self.store.home.io, count * BLOCK_BYTES)
+            error[0] = (
+                -ESHUTDOWN if self.stopping else throttle.step(throttle.owner, self.store.home.io, count * BLOCK_BYTES)
+            )
             if error[0]:
                 return NULL
             self.piece_from = place

@@ -12,6 +12,7 @@ cdef class Slabs:
     cdef int take(self, uint32_t wanted, Extent* into, int room) noexcept nogil
     cdef void give_back(self, const Extent* extents, int count) noexcept nogil
     cdef bint is_taken(self, uint32_t slab) noexcept nogil
-    cdef bint claim(self, Extent extent) noexcept nogil      # for opening: False if it exceeds the device or any of its slabs is taken
+    # for opening: False if it exceeds the device or any of its slabs is taken
+    cdef bint claim(self, Extent extent) noexcept nogil
     cdef Extent longest_run(self, uint32_t wanted) noexcept nogil
     cdef void mark(self, Extent extent, bint taken) noexcept nogil

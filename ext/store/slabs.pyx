@@ -83,7 +83,7 @@ cdef class Slabs:
         cdef Extent best, run
         cdef uint32_t looked, word, bit, length
         best.first = best.count = run.first = run.count = 0
-        for looked in range(self.words + 1):                  # the first word twice: a run may begin in it and end at the cursor
+        for looked in range(self.words + 1):    # the first word twice: a run may begin in it and end at the cursor
             word = (self.cursor + looked) % self.words
             if word == 0:
                 run.count = 0                                 # a run does not wrap around at the device's end

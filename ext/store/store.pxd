@@ -47,8 +47,16 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # any cluster. Nothing is written before the device is known to be this cluster's. Called once, before anything
     # else.
     cdef int open(self, const uint8_t* cluster) noexcept nogil
-    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
-                         int* error) noexcept nogil
+    cdef Replica* create(
+        self,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        uint16_t stream,
+        uint32_t blocks,
+        bint urgent,
+        int* error,
+    ) noexcept nogil
     # Requires that no request to it is in flight. Frees the slabs behind `blocks`. footer_block 0: no footer. A sealed
     # replica may be sealed again, shorter.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
@@ -56,8 +64,12 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # A copy of a segment that was left open on another device. reserve_copy() takes slabs, but find() does not return
     # the copy yet. The caller writes it and flushes the device. keep_copy() makes it durable and sealed, or fails;
     # discard_copy() frees it instead. After a crash in between, the copy does not exist.
-    cdef Replica* reserve_copy(self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil
-    cdef int keep_copy(self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil
+    cdef Replica* reserve_copy(
+        self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error
+    ) noexcept nogil
+    cdef int keep_copy(
+        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+    ) noexcept nogil
     cdef void discard_copy(self, Replica* replica) noexcept nogil
     # Rewrites a sealed replica without its dead blocks. `live`: a bit per block of the segment (256 words), 1: kept. A
     # new footer lists the kept blocks. Returns the new replica, durable and in the old one's place in the directory; or

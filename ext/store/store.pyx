@@ -29,10 +29,11 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
 from iomesh.engine.format.layout cimport (
-    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURE_FENCED, FEATURES_KNOWN,
-    FORMAT_VERSION, JOURNAL_OFFSET,
-    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED, SLAB_BYTES_MAX, SLAB_BYTES_MIN, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET,
-    SUPERBLOCK_TWIN_OFFSET, Extent, Superblock, block_crc, superblock_fault, superblock_valid)
+    BITMAP_COPIES, BLOCK_BYTES, DEVICE_BYTES_MIN, ENTRY_DELETE, EXTENTS_MAX, FEATURE_COMPACTED, FEATURE_FENCED,
+    FEATURES_KNOWN, FORMAT_VERSION, JOURNAL_OFFSET, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_OPEN, SEGMENT_SEALED,
+    SLAB_BYTES_MAX, SLAB_BYTES_MIN, SUPERBLOCK_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_TWIN_OFFSET, Extent, Superblock,
+    block_crc, superblock_fault, superblock_valid
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.store.journal_replay cimport new_repair, replay
@@ -94,7 +95,9 @@ cdef class Store:
             self.restore_superblock(&twins[1], 1)
             error = self.journal.write_newest()          # and flush: all of it is stable before it is used
             if error:
-                snprintf(self.reason, sizeof(self.reason), b"the device cannot be written or flushed (error %d)", -error)
+                snprintf(
+                    self.reason, sizeof(self.reason), b"the device cannot be written or flushed (error %d)", -error
+                )
         release(twins)
         return error
 
@@ -109,14 +112,20 @@ cdef class Store:
             ours += 1
             if twins[i].crc == block_crc(&twins[i]):
                 if twins[i].version != FORMAT_VERSION:
-                    snprintf(self.reason, sizeof(self.reason),
-                             b"the device is of format version %u, and this program knows version %u: use the program that wrote it",
-                             twins[i].version, <uint32_t>FORMAT_VERSION)
+                    snprintf(
+                        self.reason, sizeof(self.reason),
+                        b"the device is of format version %u, and this program knows version %u: "
+                        b"use the program that wrote it",
+                        twins[i].version, <uint32_t>FORMAT_VERSION
+                    )
                     return -EPROTONOSUPPORT
                 if twins[i].features & ~<uint64_t>FEATURES_KNOWN:
-                    snprintf(self.reason, sizeof(self.reason),
-                             b"the device needs features 0x%llx that this program does not have: use the program that wrote it",
-                             <unsigned long long>(twins[i].features & ~<uint64_t>FEATURES_KNOWN))
+                    snprintf(
+                        self.reason, sizeof(self.reason),
+                        b"the device needs features 0x%llx that this program does not have: "
+                        b"use the program that wrote it",
+                        <unsigned long long>(twins[i].features & ~<uint64_t>FEATURES_KNOWN)
+                    )
                     return -EPROTONOSUPPORT
                 if superblock_valid(&twins[i]) and (best is NULL or twins[i].generation > best.generation):
                     best = &twins[i]
@@ -127,19 +136,28 @@ cdef class Store:
             snprintf(self.reason, sizeof(self.reason), b"the device is not an iomesh device: format it first")
             return -EMEDIUMTYPE
         if best is NULL:
-            words = superblock_fault(&twins[0] if not errors[0] and twins[0].magic == SUPERBLOCK_MAGIC else &twins[1]).words
+            words = superblock_fault(
+                &twins[0] if not errors[0] and twins[0].magic == SUPERBLOCK_MAGIC else &twins[1]
+            ).words
             snprintf(self.reason, sizeof(self.reason), b"both superblocks are damaged: %s", words)
             return -EUCLEAN
-        if superblock_valid(&twins[0]) and superblock_valid(&twins[1]) and twins[0].generation == twins[1].generation and \
-                memcmp(&twins[0], &twins[1], BLOCK_BYTES) != 0:
+        if (
+            superblock_valid(&twins[0])
+            and superblock_valid(&twins[1])
+            and twins[0].generation == twins[1].generation
+            and memcmp(&twins[0], &twins[1], BLOCK_BYTES) != 0
+        ):
             snprintf(self.reason, sizeof(self.reason), b"the two superblocks are of the same generation and differ")
             return -EUCLEAN
         if cluster is not NULL and memcmp(cluster, best.cluster, 16) != 0:
             snprintf(self.reason, sizeof(self.reason), b"the device belongs to another cluster")
             return -EMEDIUMTYPE
         if best.device_bytes > self.device_bytes:
-            snprintf(self.reason, sizeof(self.reason), b"the device is %llu bytes long, and it was formatted with %llu: part of it is missing",
-                     <unsigned long long>self.device_bytes, <unsigned long long>best.device_bytes)
+            snprintf(
+                self.reason, sizeof(self.reason),
+                b"the device is %llu bytes long, and it was formatted with %llu: part of it is missing",
+                <unsigned long long>self.device_bytes, <unsigned long long>best.device_bytes
+            )
             return -EUCLEAN
         self.superblock = best[0]
         self.slab_blocks = self.superblock.slab_bytes // BLOCK_BYTES
@@ -152,7 +170,11 @@ cdef class Store:
         cdef int i
         cdef Replica* replica
         if not self.slabs.begin(self.superblock.slabs):
-            snprintf(self.reason, sizeof(self.reason), b"there is no memory for the bitmap of %u slabs", self.superblock.slabs)
+            snprintf(
+                self.reason, sizeof(self.reason),
+                b"there is no memory for the bitmap of %u slabs",
+                self.superblock.slabs
+            )
             return -ENOMEM
         for bucket in range(self.directory.bucket_count):
             replica = self.directory.buckets[bucket]
@@ -162,9 +184,13 @@ cdef class Store:
                 replica.slab_shift = self.slab_shift
                 for i in range(replica.extent_count):
                     if not self.slabs.claim(replica.extents[i]):
-                        snprintf(self.reason, sizeof(self.reason),
-                                 b"the directory is damaged: segment %u has slabs %u to %llu, which belong to another segment too or lie beyond the device",
-                                 replica.segment, replica.extents[i].first, <unsigned long long>replica.extents[i].first + replica.extents[i].count - 1)
+                        snprintf(
+                            self.reason, sizeof(self.reason),
+                            b"the directory is damaged: segment %u has slabs %u to %llu, "
+                            b"which belong to another segment too or lie beyond the device",
+                            replica.segment, replica.extents[i].first,
+                            <unsigned long long>replica.extents[i].first + replica.extents[i].count - 1
+                        )
                         return -EUCLEAN
                 replica = replica.next
         self.replicas = self.directory.count
@@ -186,14 +212,30 @@ cdef class Store:
             error = self.write_superblock(good, SUPERBLOCK_TWIN_OFFSET if which else SUPERBLOCK_OFFSET)
             release(good)
         if error:
-            snprintf(new_repair(&self.repairs), REPAIR_BYTES, b"%s: it is damaged and cannot be rewritten (error %d): replace the device", name, -error)
+            snprintf(
+                new_repair(&self.repairs), REPAIR_BYTES,
+                b"%s: it is damaged and cannot be rewritten (error %d): replace the device",
+                name, -error
+            )
         else:
-            snprintf(new_repair(&self.repairs), REPAIR_BYTES, b"%s: it was damaged or out of date and is restored from the other", name)
+            snprintf(
+                new_repair(&self.repairs), REPAIR_BYTES,
+                b"%s: it was damaged or out of date and is restored from the other",
+                name
+            )
 
     # ------------------------------------------------------------------ replicas
 
-    cdef Replica* create(self, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t blocks, bint urgent,
-                         int* error) noexcept nogil:
+    cdef Replica* create(
+        self,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        uint16_t stream,
+        uint32_t blocks,
+        bint urgent,
+        int* error,
+    ) noexcept nogil:
         """Create an open, durable replica of `blocks` blocks; NULL and a negative errno: EEXIST, ESTALE, ENOSPC,
         ENOMEM, EIO."""
         cdef Change change
@@ -236,7 +278,9 @@ cdef class Store:
         self.replicas = self.directory.count
         return change.replica
 
-    cdef Replica* reserve_copy(self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error) noexcept nogil:
+    cdef Replica* reserve_copy(
+        self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error
+    ) noexcept nogil:
         """NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
         cdef Extent[EXTENTS_MAX] extents
         cdef Replica* replica
@@ -259,7 +303,9 @@ cdef class Store:
         replica.slab_shift = self.slab_shift
         return replica
 
-    cdef int keep_copy(self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+    cdef int keep_copy(
+        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+    ) noexcept nogil:
         """0 once that is durable; or a negative errno: the replica is dropped, but its slabs stay taken, since the
         journal entry may be on the device."""
         cdef Change change
@@ -290,7 +336,10 @@ cdef class Store:
         cdef uint32_t kept = self.slabs_for(blocks)
         cdef int i, freed_count = 0, error
         invariant(replica.live == 0, b"a compacted segment has its end")
-        invariant(replica.state != 0 and blocks <= replica.blocks, b"a segment is sealed once it is open, or shortened, never lengthened")
+        invariant(
+            replica.state != 0 and blocks <= replica.blocks,
+            b"a segment is sealed once it is open, or shortened, never lengthened",
+        )
         invariant(footer_block == 0 or footer_block < blocks, b"the footer lies inside the segment")
         change.replica = replica
         change.instead_of = NULL
@@ -340,7 +389,9 @@ cdef class Store:
         cdef void* compactor
         while self.idle == 0:
             wait_in(&self.compactions)
-        invariant(old.state == SEGMENT_SEALED and not old.changing, b"a sealed replica that nobody changes is compacted")
+        invariant(
+            old.state == SEGMENT_SEALED and not old.changing, b"a sealed replica that nobody changes is compacted"
+        )
         self.idle -= 1
         compactor = self.compactors[self.idle]
         old.changing = True
@@ -505,7 +556,11 @@ cdef class Store:
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil:
         """Whether free slabs and the journal suffice for a segment of `blocks` blocks."""
         cdef uint64_t slabs = self.slabs_for(blocks)
-        return not self.failed and slabs + (0 if urgent else self.reserve) <= self.slabs.free and self.journal.has_room(sizeof(EntryBytes))
+        return (
+            not self.failed
+            and slabs + (0 if urgent else self.reserve) <= self.slabs.free
+            and self.journal.has_room(sizeof(EntryBytes))
+        )
 
 
 # ---------------------------------------------------------------------- formatting
@@ -513,7 +568,10 @@ cdef class Store:
 cdef uint64_t segment_bytes_of(uint64_t device_bytes) noexcept nogil:
     """The largest segment that suits a device; proportional to its size, so that a small device behaves like a large
     one."""
-    return min(max(device_bytes // 512 // SLAB_BYTES_MAX * SLAB_BYTES_MAX, <uint64_t>SEGMENT_BYTES_MIN), <uint64_t>SEGMENT_BYTES_MAX)
+    return min(
+        max(device_bytes // 512 // SLAB_BYTES_MAX * SLAB_BYTES_MAX, <uint64_t>SEGMENT_BYTES_MIN),
+        <uint64_t>SEGMENT_BYTES_MAX,
+    )
 
 
 cdef uint32_t slab_bytes_of(uint64_t device_bytes) noexcept nogil:
@@ -534,7 +592,9 @@ cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
     wanted.generation = 1
     wanted.device_bytes = device_bytes
     wanted.journal_offset = JOURNAL_OFFSET
-    wanted.journal_bytes = max(<uint64_t>JOURNAL_BYTES_MIN, (device_bytes // 65536 + SLAB_BYTES_MAX - 1) // SLAB_BYTES_MAX * SLAB_BYTES_MAX)
+    wanted.journal_bytes = max(
+        <uint64_t>JOURNAL_BYTES_MIN, (device_bytes // 65536 + SLAB_BYTES_MAX - 1) // SLAB_BYTES_MAX * SLAB_BYTES_MAX
+    )
     wanted.slabs_offset = wanted.journal_offset + 4 * wanted.journal_bytes
     wanted.slab_bytes = slab_bytes_of(device_bytes)
     slabs = (device_bytes - wanted.slabs_offset) // wanted.slab_bytes

@@ -59,7 +59,8 @@ cdef class Checkpoints:
     cdef Operation answer            # completes with the metadata service's answer
     cdef uint64_t answer_for
     cdef void* owner
-    cdef bint (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil      # False: no memory, called again
+    # False: no memory, called again
+    cdef bint (*on_written)(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil
     cdef void (*on_dying)(void* owner) noexcept nogil            # a snapshot is DYING: walk its tree
 
     cdef void attach(self) noexcept nogil                        # on the reactor, before anything else

@@ -1,7 +1,8 @@
 # Checkpoints of a volume: when one is written, and its steps. The steps' work is in volume/write_back.pyx (the map),
 # volume/checkpoint_writer.pyx (tables and the checkpoint's block) and volume/removal.pyx.
 #
-# A checkpoint at record S is exact: the map as it was at S, and the counters that belong to it, whatever is written meanwhile.
+# A checkpoint at record S is exact: it has the map as it was at S and the counters that belong to that map, whatever is
+# written meanwhile.
 #     drain       new writes wait until those in flight have committed: the time of one write. S is the newest record
 #                 then; the counters and the snapshot table are copied, and the cut of a snapshot to be created is the
 #                 log's end
@@ -63,7 +64,11 @@ cdef class Checkpoints:
             self.reactor.at_turn_end(&self.begin)
 
     cdef bint is_due(self) noexcept nogil:
-        return not self.running and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval) and self.replayed
+        return (
+            not self.running
+            and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval)
+            and self.replayed
+        )
 
     cdef void begin_what_is_due(self) noexcept nogil:
         """At a turn's end; with the cache full, every volume that shares it writes back."""
@@ -83,7 +88,8 @@ cdef class Checkpoints:
             self.write_back.begin()
 
     cdef int run(self) noexcept nogil:
-        cdef uint64_t needed = self.begun if self.gathering else self.begun + 1      # enough while its content is not fixed
+        # enough while its content is not fixed
+        cdef uint64_t needed = self.begun if self.gathering else self.begun + 1
         while self.good < needed and self.over < needed:
             if self.unanswered:
                 return -EHOSTUNREACH
@@ -212,7 +218,9 @@ cdef class Checkpoints:
 
     cdef int drain(self) noexcept nogil:
         cdef int result = 0
-        while result == 0 and self.log.committed != self.log.last_appended() and not planted(b"checkpoint_without_drain"):
+        while (
+            result == 0 and self.log.committed != self.log.last_appended() and not planted(b"checkpoint_without_drain")
+        ):
             result = self.log.wait_committed(self.log.last_appended())
         return result
 
@@ -234,7 +242,9 @@ cdef class Checkpoints:
         if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
             return 0                                     # nothing has changed since the last one
         next_log_time(&self.log.clock, self.log.io)
-        result = self.snapshots.freeze(at, &self.log.clock, self.writer.size_bytes, self.log.open_segments.position(), self.segments)
+        result = self.snapshots.freeze(
+            at, &self.log.clock, self.writer.size_bytes, self.log.open_segments.position(), self.segments
+        )
         if result < 0:
             return result
         self.map.freeze = at

@@ -17,8 +17,9 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_SNAPSHOT, KIND_TABLE, NODE_POINTERS, SNAPSHOT_ENTRIES, TABLE_ENTRIES,
-    TABLE_INDEX, Checkpoint, Pointer, SnapshotEntry, TableEntry, block_crc)
+    BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_SNAPSHOT, KIND_TABLE, NODE_POINTERS,
+    SNAPSHOT_ENTRIES, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, SnapshotEntry, TableEntry, block_crc
+)
 from iomesh.engine.log.log cimport Log, Part
 from iomesh.engine.map.segment_table cimport DATA, NODE, Segment, SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
@@ -49,7 +50,8 @@ cdef class CheckpointWriter:
         return result
 
     cdef int begin(self, Draft* draft) noexcept nogil:
-        cdef uint32_t blocks = blocks_for(self.segments.count, TABLE_ENTRIES), indexes = blocks_for(blocks, NODE_POINTERS)
+        cdef uint32_t blocks = blocks_for(self.segments.count, TABLE_ENTRIES)
+        cdef uint32_t indexes = blocks_for(blocks, NODE_POINTERS)
         cdef char* memory
         if indexes > sizeof(draft.checkpoint.index) // sizeof(Pointer):
             return -ENOSPC                               # over three million segments; cleaned: one million at most
@@ -146,11 +148,13 @@ cdef class CheckpointWriter:
         result = self.wait_committed(result)
         for i in range(checkpoint.index_count):
             if result == 0:
-                result = self.add_block(KIND_TABLE, i, TABLE_INDEX, draft.pointers + i * NODE_POINTERS, &checkpoint.index[i])
+                result = self.add_block(
+                    KIND_TABLE, i, TABLE_INDEX, draft.pointers + i * NODE_POINTERS, &checkpoint.index[i]
+                )
         return self.wait_committed(result)
 
     cdef int write_block(self, Draft* draft) noexcept nogil:
-        draft.checkpoint.next_segment = self.log.open_segments.next_segment    # now: the index may be in a newer segment
+        draft.checkpoint.next_segment = self.log.open_segments.next_segment   # now: the index may be in a newer segment
         draft.checkpoint.crc = block_crc(draft.checkpoint)
         return self.add_block(KIND_CHECKPOINT, draft.checkpoint.sequence, 0, draft.checkpoint, &draft.place)
 

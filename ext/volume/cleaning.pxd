@@ -24,7 +24,7 @@ cdef enum:                           # Row.flags
     ROW_COMPACTED = 4
     ROW_KEPT = 8                     # kept whole for the restore window
 
-cdef packed struct Row:              # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)
+cdef packed struct Row:    # of a volume's segment table, as the policy sees it; rows of a numpy array (engine.pyi)
     uint32_t segment
     uint32_t blocks                  # its length
     uint32_t live

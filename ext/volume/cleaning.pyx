@@ -271,14 +271,26 @@ cdef class Cleaner:
             while expected < seen + AHEAD:
                 expected += 1
                 later = next_listed(footer, table, &ahead)
-                if later is not NULL and later.kind == KIND_DATA and data is self.head and segment.live and first >= era.data_from:
-                    data.expect(0, later.position // NODE_POINTERS)          # a snapshot's leaves serve many blocks each
+                if (
+                    later is not NULL
+                    and later.kind == KIND_DATA
+                    and data is self.head
+                    and segment.live
+                    and first >= era.data_from
+                ):
+                    data.expect(0, later.position // NODE_POINTERS)    # a snapshot's leaves serve many blocks each
             address = first | listed.block
             result = 0                                   # neither data nor node: tables of an older checkpoint
             if entry.kind == KIND_DATA and segment.live and era.data_from <= address < era.data_to:
                 result = self.points(data, -1, entry.position, segment.number, listed.block)
             elif entry.kind == KIND_MAP and era.node_from <= address < era.node_to:
-                result = self.points(nodes, <int>(entry.position >> 56), entry.position & (NODE_INDEXES - 1), segment.number, listed.block)
+                result = self.points(
+                    nodes,
+                    <int>(entry.position >> 56),
+                    entry.position & (NODE_INDEXES - 1),
+                    segment.number,
+                    listed.block,
+                )
             if result < 0:
                 return result
             if result and not plan.words[listed.block // 64] >> (listed.block % 64) & 1:
@@ -314,12 +326,17 @@ cdef class Cleaner:
         cdef const Replica* replica = plan.segment.replica
         cdef Footer* footer = &plan.footer.footer
         cdef int result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, <char*>footer)
-        if result == 0 and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks):
+        if (
+            result == 0
+            and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks)
+        ):
             result = -EUCLEAN
         if result == 0 and footer.table_blocks >= FOOTER_BLOCKS_MAX:
             result = -EUCLEAN
         if result == 0:
-            result = self.head.cache.bitmaps.read(replica, replica.footer_block + 1, footer.table_blocks, plan.footer.table)
+            result = self.head.cache.bitmaps.read(
+                replica, replica.footer_block + 1, footer.table_blocks, plan.footer.table
+            )
         if result == 0 and not footer_table_valid(footer, <const Entry*>plan.footer.table):
             result = -EUCLEAN
         return result
@@ -355,7 +372,10 @@ cdef class Cleaner:
     # ------------------------------------------------------------------ compaction and evacuation
 
     cdef bint is_evacuated(self, const Plan* plan) noexcept nogil:
-        return 0 < plan.segment.live <= plan.live and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
+        return (
+            0 < plan.segment.live <= plan.live
+            and straggles(plan.segment, plan.live, self.volume.snapshots.newest_cut())
+        )
 
     cdef void evacuate_planned(self, Plan* plan, Throttle* throttle, Cleaned* told) noexcept nogil:
         cdef int error
@@ -464,7 +484,9 @@ cdef class Cleaner:
 
     cdef int renew(self, const Plan* plan, uint32_t which) noexcept nogil:
         cdef uint64_t position = plan.places[which] & ~NODE_PLACE
-        cdef int renewed = renew_node(self.volume, <int>(position >> 56), position & (NODE_INDEXES - 1), plan.segment.number, plan.at[which])
+        cdef int renewed = renew_node(
+            self.volume, <int>(position >> 56), position & (NODE_INDEXES - 1), plan.segment.number, plan.at[which]
+        )
         if renewed > 0:
             count(self.volume, EVACUATED_BYTES, BLOCK_BYTES)
         return min(renewed, 0)
@@ -489,7 +511,8 @@ cdef int renew_node(Volume volume, int level, uint64_t index, uint32_t segment, 
             volume.map.unpin(node)
             node = NULL
     if node is not ABSENT:
-        renewed = volume.map.renew(node, segment, block, max(volume.log.committed, <uint64_t>1))     # a clone's log may have no record yet
+        # a clone's log may have no record yet
+        renewed = volume.map.renew(node, segment, block, max(volume.log.committed, <uint64_t>1))
         volume.map.unpin(node)
     return renewed
 
@@ -502,7 +525,12 @@ cdef int64_t hand_body(void* argument) noexcept nogil:
 
 cdef inline bint is_history_changing(Volume volume) noexcept nogil:
     """A snapshot is being created, restored or compared: liveness is unknown, or must not be used."""
-    return volume.restoring or volume.segments.reclaim_holds > 0 or volume.snapshots.snapshot_requests is not NULL or volume.snapshots.frozen_made > 0
+    return (
+        volume.restoring
+        or volume.segments.reclaim_holds > 0
+        or volume.snapshots.snapshot_requests is not NULL
+        or volume.snapshots.frozen_made > 0
+    )
 
 
 cdef inline bint straggles(const Segment* segment, uint32_t live, uint64_t cut) noexcept nogil:
@@ -520,7 +548,10 @@ cdef bint has_spare(Volume volume) noexcept nogil:
     policies/cleaning.py accounts for this."""
     cdef int i
     for i in range(volume.log.open_segments.store_count):
-        if 4 * (<Store>volume.log.open_segments.stores[i]).slabs.free > 3 * (<Store>volume.log.open_segments.stores[i]).reserve:
+        if (
+            4 * (<Store>volume.log.open_segments.stores[i]).slabs.free
+            > 3 * (<Store>volume.log.open_segments.stores[i]).reserve
+        ):
             return True
     return False
 

@@ -50,10 +50,16 @@ cdef class LogScan:
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef int scan_footer(self, Scan* scan) noexcept nogil
     cdef int scan_headers(self, Scan* scan) noexcept nogil
-    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
-    cdef bint is_newer(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil
+    cdef bint is_of(
+        self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit
+    ) noexcept nogil
+    cdef bint is_newer(
+        self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit
+    ) noexcept nogil
     cdef int fail_newer(self, const Replica* replica, uint32_t block) noexcept nogil
-    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil
+    cdef int add_record(
+        self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count
+    ) noexcept nogil
     cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
 
 cdef uint32_t record_end(const Scan* scan) noexcept nogil

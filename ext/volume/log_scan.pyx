@@ -18,7 +18,9 @@ from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Fault, Footer, footer_fault, footer_table_valid, record_fault)
+    BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Fault, Footer, footer_fault, footer_table_valid,
+    record_fault
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.store.calls cimport store_list, store_remove
 from iomesh.engine.store.store cimport Replica
@@ -88,7 +90,10 @@ cdef class LogScan:
                 self.scans[count] = other[0]
                 count += 1
                 continue
-            if kept.replica.epoch != other.replica.epoch or (kept.replica.state == SEGMENT_OPEN and other.replica.state == SEGMENT_OPEN):
+            if (
+                kept.replica.epoch != other.replica.epoch
+                or (kept.replica.state == SEGMENT_OPEN and other.replica.state == SEGMENT_OPEN)
+            ):
                 return self.fail(EUCLEAN, b"segment %lu is on two devices of this node", other.replica.segment, 0, 0)
             if kept.replica.state == SEGMENT_OPEN:
                 result = self.remove_double(kept)
@@ -96,7 +101,11 @@ cdef class LogScan:
             else:
                 result = self.remove_double(other)
             if result < 0:
-                return self.fail(-result, b"segment %lu is on two devices of this node, and cannot be removed from one", kept.replica.segment, 0, 0)
+                return self.fail(
+                    -result,
+                    b"segment %lu is on two devices of this node, and cannot be removed from one",
+                    kept.replica.segment, 0, 0
+                )
         self.scan_count = count
         return 0
 
@@ -106,7 +115,9 @@ cdef class LogScan:
         return store_remove(self.volume.log.open_segments.stores[scan.store], self.volume.reactor, scan.replica)
 
     cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil:
-        return store_list(self.volume.log.open_segments.stores[store], self.volume.reactor, self.volume.log.volume, into, room)
+        return store_list(
+            self.volume.log.open_segments.stores[store], self.volume.reactor, self.volume.log.volume, into, room
+        )
 
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
         cdef uint32_t low = 0, high = self.scan_count, middle
@@ -152,7 +163,10 @@ cdef class LogScan:
         if table is NULL:
             return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
         result = 1
-        if self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0 and footer_table_valid(footer, table):
+        if (
+            self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0
+            and footer_table_valid(footer, table)
+        ):
             result = 0
         while result == 0 and at < footer.entry_count:
             result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
@@ -178,7 +192,11 @@ cdef class LogScan:
         cdef int result = 0
         scan.end = 0
         while block < limit:
-            if held == 0 or block >= base + held or (block + 1 + RECORD_ENTRIES_MAX > base + held and base + held < limit):
+            if (
+                held == 0
+                or block >= base + held
+                or (block + 1 + RECORD_ENTRIES_MAX > base + held and base + held < limit)
+            ):
                 base = block
                 held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
                 result = self.read_blocks(replica, base, held, self.buffer)
@@ -210,7 +228,10 @@ cdef class LogScan:
             payload_block = 1
             for k in range(header.entry_count):
                 if header.entries[k].kind != KIND_ZERO:
-                    if crc32c(<char*>header + payload_block * BLOCK_BYTES, BLOCK_BYTES) != header.entries[k].crc and not planted(b"torn_record_kept"):
+                    if (
+                        crc32c(<char*>header + payload_block * BLOCK_BYTES, BLOCK_BYTES) != header.entries[k].crc
+                        and not planted(b"torn_record_kept")
+                    ):
                         found.torn = True
                     payload_block += 1
             previous = header.sequence
@@ -219,20 +240,32 @@ cdef class LogScan:
             scan.end = block
         return 0
 
-    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
+    cdef bint is_of(
+        self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit
+    ) noexcept nogil:
         """A record of this replica. One of another epoch is left from a deleted segment with its number and slabs."""
         return header.epoch == replica.epoch and \
             record_fault(header, self.volume.log.volume, replica.segment, block, limit).words is NULL
 
-    cdef bint is_newer(self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit) noexcept nogil:
+    cdef bint is_newer(
+        self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit
+    ) noexcept nogil:
         """A record of this replica that a newer version wrote: ending the log there would lose it."""
-        return header.epoch == replica.epoch and record_fault(header, self.volume.log.volume, replica.segment, block, limit).newer
+        return (
+            header.epoch == replica.epoch
+            and record_fault(header, self.volume.log.volume, replica.segment, block, limit).newer
+        )
 
     cdef int fail_newer(self, const Replica* replica, uint32_t block) noexcept nogil:
-        return self.fail(EPROTONOSUPPORT, b"block %lu of segment %lu was written by a newer version of iomesh: use that one",
-                         block, replica.segment, 0)
+        return self.fail(
+            EPROTONOSUPPORT,
+            b"block %lu of segment %lu was written by a newer version of iomesh: use that one",
+            block, replica.segment, 0
+        )
 
-    cdef int add_record(self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count) noexcept nogil:
+    cdef int add_record(
+        self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count
+    ) noexcept nogil:
         cdef Found* found
         if scan.record_count == scan.record_room:
             scan.record_room = 2 * scan.record_room + 64

@@ -50,7 +50,9 @@ cdef class Reader:
         release(self.runs)
 
     cdef void read(self, Read* read) noexcept nogil:
-        invariant(0 < read.count and read.block % NODE_POINTERS + read.count <= NODE_POINTERS, b"a read lies under one leaf")
+        invariant(
+            0 < read.count and read.block % NODE_POINTERS + read.count <= NODE_POINTERS, b"a read lies under one leaf"
+        )
         read.error = 0
         read.unmapped = False
         read.attempts = 0
@@ -130,7 +132,11 @@ cdef class Reader:
                 first += 1
                 continue
             count = 1
-            while first + count < read.count and count < contiguous and follows(&read.pointers[first + count], &pointer, count):
+            while (
+                first + count < read.count
+                and count < contiguous
+                and follows(&read.pointers[first + count], &pointer, count)
+            ):
                 count += 1
             run = self.free_runs
             self.free_runs = run.next
@@ -141,7 +147,9 @@ cdef class Reader:
             run.count = count
             run.operation.done = run_ended
             read.runs_left += 1
-            self.io.read(&run.operation, segment.replica.device, read.into + first * BLOCK_BYTES, count * BLOCK_BYTES, offset)
+            self.io.read(
+                &run.operation, segment.replica.device, read.into + first * BLOCK_BYTES, count * BLOCK_BYTES, offset
+            )
             first += count
         read.runs_left -= 1
         if read.runs_left == 0:

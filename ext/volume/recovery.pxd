@@ -17,7 +17,7 @@ cdef class Recovery(LogScan):
     cdef uint64_t marked_ns          # the same for the newest restore point; 0: none
     cdef int64_t marked_clock_ns
 
-    cdef int run(self) noexcept nogil              # in a task on the volume's reactor; 0, or a negative errno and `reason`
+    cdef int run(self) noexcept nogil    # in a task on the volume's reactor; 0, or a negative errno and `reason`
     cdef int read_checkpoint(self) noexcept nogil
     cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil
     cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil

@@ -1,7 +1,8 @@
 # Recovery: opens a volume's log after a stop or a crash, in steps:
 #
 #     list_replicas    every replica of the volume on this node's stores
-#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters, snapshot table
+#     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters,
+#                      snapshot table
 #     scan_all         the records of every segment that may have some after the checkpoint: from footers, or else from
 #                      headers
 #     check_counted    everything that the checkpoint refers to was stable when its pointer moved: no open segment ends
@@ -20,7 +21,8 @@
 #   - every valid record is on stable media before new records follow it. A record that was read may be in a device's
 #     cache only, and an earlier process may have failed to flush it: then a later successful flush does not cover it,
 #     unless it is written again;
-#   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is not;
+#   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is
+#     not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
 #   - a record is valid only in a segment of its own epoch: numbers and slabs of deleted segments are reused;
 #   - opening needs no space: a volume opens on a device that has no free slab;
@@ -38,9 +40,10 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.log_clock cimport begin_log_clock
 from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks, list_record
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, KIND_DATA, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED, SNAPSHOT_ENTRIES, SNAPSHOT_HIDDEN,
-    SNAPSHOT_MARK, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer, RecordHeader, SnapshotEntry, TableEntry, block_crc,
-    checkpoint_fault, snapshot_fault, table_fault)
+    BLOCK_BYTES, KIND_DATA, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, SEGMENT_OPEN, SEGMENT_SEALED, SNAPSHOT_ENTRIES,
+    SNAPSHOT_HIDDEN, SNAPSHOT_MARK, TABLE_ENTRIES, VOLUME_BYTES_MAX, Checkpoint, Entry, Fault, Footer, Pointer,
+    RecordHeader, SnapshotEntry, TableEntry, block_crc, checkpoint_fault, snapshot_fault, table_fault
+)
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
@@ -105,15 +108,28 @@ cdef class Recovery(LogScan):
         cdef Scan* scan = self.scan_of(pointer.segment)
         cdef int result
         if scan is NULL:
-            return self.fail(EUCLEAN, b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0, 0)
+            return self.fail(
+                EUCLEAN, b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0, 0
+            )
         if pointer.block >= scan.replica.blocks:
-            return self.fail(EUCLEAN, b"the checkpoint points to block %lu of segment %lu, which ends at %lu", pointer.block, pointer.segment,
-                             scan.replica.blocks)
+            return self.fail(
+                EUCLEAN,
+                b"the checkpoint points to block %lu of segment %lu, which ends at %lu",
+                pointer.block, pointer.segment, scan.replica.blocks
+            )
         result = self.read_blocks(scan.replica, pointer.block, 1, into)
         if result < 0:
-            return self.fail(-result, b"block %lu of segment %lu, part of the checkpoint, cannot be read", pointer.block, pointer.segment, 0)
+            return self.fail(
+                -result,
+                b"block %lu of segment %lu, part of the checkpoint, cannot be read",
+                pointer.block, pointer.segment, 0
+            )
         if crc32c(into, BLOCK_BYTES) != pointer.crc:
-            return self.fail(EUCLEAN, b"block %lu of segment %lu, part of the checkpoint, is damaged", pointer.block, pointer.segment, 0)
+            return self.fail(
+                EUCLEAN,
+                b"block %lu of segment %lu, part of the checkpoint, is damaged",
+                pointer.block, pointer.segment, 0
+            )
         return 0
 
     cdef int read_checkpoint(self) noexcept nogil:
@@ -124,19 +140,39 @@ cdef class Recovery(LogScan):
             return result
         fault = checkpoint_fault(checkpoint, self.volume.log.volume)
         if fault.newer:
-            return self.fail(EPROTONOSUPPORT, b"the checkpoint (block %lu of segment %lu) was written by a newer version of iomesh: use that one",
-                             self.checkpoint.block, self.checkpoint.segment, 0)
+            return self.fail(
+                EPROTONOSUPPORT,
+                b"the checkpoint (block %lu of segment %lu) was written by a newer version of iomesh: use that one",
+                self.checkpoint.block, self.checkpoint.segment, 0
+            )
         if fault.words is not NULL:
-            return self.fail(EUCLEAN, b"block %lu of segment %lu is no checkpoint of this volume", self.checkpoint.block, self.checkpoint.segment, 0)
+            return self.fail(
+                EUCLEAN,
+                b"block %lu of segment %lu is no checkpoint of this volume",
+                self.checkpoint.block, self.checkpoint.segment, 0
+            )
         self.detached = self.volume.segments.branch == 0 and checkpoint.branch != 0 and checkpoint.inherited == 0 and \
             not planted(b"detached_refused")
-        if not self.detached and (checkpoint.branch != self.volume.segments.branch or
-                                  memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.writer.lineage_snapshot, 16) != 0):
-            return self.fail(EUCLEAN, b"the checkpoint is of a clone that branched off at segment %lu, and not at %lu of the snapshot that it stands on",
-                             checkpoint.branch, self.volume.segments.branch, 0)
+        if (
+            not self.detached
+            and (
+                checkpoint.branch != self.volume.segments.branch
+                or memcmp(checkpoint.lineage_snapshot, self.volume.checkpoints.writer.lineage_snapshot, 16) != 0
+            )
+        ):
+            return self.fail(
+                EUCLEAN,
+                b"the checkpoint is of a clone that branched off at segment %lu, "
+                b"and not at %lu of the snapshot that it stands on",
+                checkpoint.branch, self.volume.segments.branch, 0
+            )
         if not checkpoint.counted:
-            return self.fail(EUCLEAN, b"the checkpoint is of a version that did not count blocks: that one has to copy the volume to one of this version",
-                             0, 0, 0)
+            return self.fail(
+                EUCLEAN,
+                b"the checkpoint is of a version that did not count blocks: "
+                b"that one has to copy the volume to one of this version",
+                0, 0, 0
+            )
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
         self.volume.log.open_segments.next_segment = checkpoint.next_segment
@@ -164,19 +200,31 @@ cdef class Recovery(LogScan):
                 result = self.read_block(index[k], table)
                 if result < 0:
                     return result
-                for n in range(min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)):
+                for n in range(
+                    min(<uint32_t>TABLE_ENTRIES, checkpoint.table_entries - (i * NODE_POINTERS + k) * TABLE_ENTRIES)
+                ):
                     entry = &table[n]
                     fault = table_fault(entry, checkpoint)
                     if fault.words is not NULL:
-                        snprintf(self.reason, sizeof(self.reason), b"segment %u in the segment table of the checkpoint: %s", entry.segment, fault.words)
+                        snprintf(
+                            self.reason, sizeof(self.reason),
+                            b"segment %u in the segment table of the checkpoint: %s",
+                            entry.segment, fault.words
+                        )
                         return -EUCLEAN
                     scan = self.scan_of(entry.segment)
                     if scan is NULL:
                         if entry.live == 0:
                             continue                     # deleted after this checkpoint
-                        return self.fail(EUCLEAN, b"segment %lu, with %lu live blocks, is on no device of this node", entry.segment, entry.live, 0)
+                        return self.fail(
+                            EUCLEAN,
+                            b"segment %lu, with %lu live blocks, is on no device of this node",
+                            entry.segment, entry.live, 0
+                        )
                     if self.volume.segments.find(entry.segment) is not NULL:
-                        return self.fail(EUCLEAN, b"segment %lu is twice in the segment table of the checkpoint", entry.segment, 0, 0)
+                        return self.fail(
+                            EUCLEAN, b"segment %lu is twice in the segment table of the checkpoint", entry.segment, 0, 0
+                        )
                     segment = self.volume.segments.add(entry.segment)
                     segment.blocks = scan.replica.blocks
                     segment.live = entry.live
@@ -216,17 +264,33 @@ cdef class Recovery(LogScan):
             for n in range(min(<uint32_t>SNAPSHOT_ENTRIES, checkpoint.snapshot_entries - i * SNAPSHOT_ENTRIES)):
                 fault = snapshot_fault(&table[n], checkpoint)
                 if fault.words is not NULL:
-                    snprintf(self.reason, sizeof(self.reason), b"snapshot %u of the checkpoint's table: %s", i * SNAPSHOT_ENTRIES + n, fault.words)
+                    snprintf(
+                        self.reason, sizeof(self.reason),
+                        b"snapshot %u of the checkpoint's table: %s",
+                        i * SNAPSHOT_ENTRIES + n, fault.words
+                    )
                     return -EUCLEAN
                 if self.detached and table[n].inherited:
-                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table has blocks of a volume that this one is no clone of any more",
-                                     i * SNAPSHOT_ENTRIES + n, 0, 0)
+                    return self.fail(
+                        EUCLEAN,
+                        b"snapshot %lu of the checkpoint's table has blocks of a volume that this one is no clone of "
+                        b"any more",
+                        i * SNAPSHOT_ENTRIES + n, 0, 0
+                    )
                 if self.volume.snapshots.find(table[n].id) is not NULL:
-                    return self.fail(EUCLEAN, b"snapshot %lu of the checkpoint's table is in it twice", i * SNAPSHOT_ENTRIES + n, 0, 0)
+                    return self.fail(
+                        EUCLEAN,
+                        b"snapshot %lu of the checkpoint's table is in it twice",
+                        i * SNAPSHOT_ENTRIES + n, 0, 0
+                    )
                 if self.volume.snapshots.add(&table[n]) < 0:
                     return self.fail(ENOMEM, b"no memory for %lu snapshots", checkpoint.snapshot_entries, 0, 0)
                 self.newest_ns = max(self.newest_ns, table[n].time_ns)
-                if table[n].flags & SNAPSHOT_MARK and not table[n].flags & SNAPSHOT_HIDDEN and table[n].time_ns > self.marked_ns:
+                if (
+                    table[n].flags & SNAPSHOT_MARK
+                    and not table[n].flags & SNAPSHOT_HIDDEN
+                    and table[n].time_ns > self.marked_ns
+                ):
                     self.marked_ns = table[n].time_ns
                     self.marked_clock_ns = self.clock_ns = table[n].clock_ns
         words = self.volume.snapshots.adopt(checkpoint.head_parent, checkpoint.pin_data, checkpoint.pin_nodes)
@@ -249,7 +313,12 @@ cdef class Recovery(LogScan):
         for i in range(self.scan_count):
             scan = &self.scans[i]
             segment = self.volume.segments.find(scan.replica.segment)
-            if segment is not NULL and segment.state == SEGMENT_SEALED and segment.last_sequence <= self.start and scan.replica.state == SEGMENT_SEALED:
+            if (
+                segment is not NULL
+                and segment.state == SEGMENT_SEALED
+                and segment.last_sequence <= self.start
+                and scan.replica.state == SEGMENT_SEALED
+            ):
                 continue
             if scan.replica.live:                        # compacted: older than the checkpoint; dead if not in it
                 if segment is not NULL:
@@ -260,15 +329,18 @@ cdef class Recovery(LogScan):
                 result = self.scan_headers(scan)
             if result < 0:
                 return result
-            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:        # all of it was stable
-                return self.fail(EUCLEAN, b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
-                                 scan.replica.segment, scan.end, 0)
+            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:    # all of it was stable
+                return self.fail(
+                    EUCLEAN,
+                    b"segment %lu is sealed, but neither its footer nor its record at block %lu can be read",
+                    scan.replica.segment, scan.end, 0
+                )
         return 0
 
     cdef int check_counted(self) noexcept nogil:
         """Headers state how far the log was stable when they were written, and after a checkpoint's records there may
-        be no header yet. But its own records and those it includes were stable too: ending the log before them would lose
-        blocks that its maps point to."""
+        be no header yet. But its own records and those it includes were stable too: ending the log before them would
+        lose blocks that its maps point to."""
         cdef Scan* scan
         cdef const Segment* segment
         cdef uint64_t last, counted
@@ -279,14 +351,25 @@ cdef class Recovery(LogScan):
                 continue
             segment = self.volume.segments.find(scan.replica.segment)
             last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
-            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0      # later records may be elsewhere now
+            # later records may be elsewhere now
+            counted = min(segment.last_sequence, self.start) if segment is not NULL else 0
             if segment is not NULL and segment.state == SEGMENT_SEALED and segment.live == 0 and last < counted:
                 scan.record_count = 0                    # left by a failed flush: sealed elsewhere, deleted there since
                 continue
-            if (self.checkpoint.flags & POINTER_PRESENT and scan.replica.segment == self.checkpoint.segment and scan.end <= self.checkpoint.block) or (
-                    segment is not NULL and segment.first_sequence <= counted and last < counted):
-                return self.fail(EUCLEAN, b"the header that should follow block %lu of segment %lu is damaged or gone, and the checkpoint at record %lu "
-                                 b"needs what lies behind it", scan.end, scan.replica.segment, self.start)
+            if (
+                (
+                    self.checkpoint.flags & POINTER_PRESENT
+                    and scan.replica.segment == self.checkpoint.segment
+                    and scan.end <= self.checkpoint.block
+                )
+                or (segment is not NULL and segment.first_sequence <= counted and last < counted)
+            ):
+                return self.fail(
+                    EUCLEAN,
+                    b"the header that should follow block %lu of segment %lu is damaged or gone, "
+                    b"and the checkpoint at record %lu needs what lies behind it",
+                    scan.end, scan.replica.segment, self.start
+                )
         return 0
 
     cdef uint64_t record_of_checkpoint(self) noexcept nogil:
@@ -340,10 +423,17 @@ cdef class Recovery(LogScan):
         if self.end < stable:
             missing = self.end + 1
             for i in range(self.scan_count):
-                if self.scans[i].record_count and self.scans[i].records[self.scans[i].record_count - 1].sequence < missing:
+                if (
+                    self.scans[i].record_count
+                    and self.scans[i].records[self.scans[i].record_count - 1].sequence < missing
+                ):
                     segment, block = self.scans[i].replica.segment, self.scans[i].end
-            return self.fail(EUCLEAN, b"record %lu was acknowledged and stable, but its header is damaged or gone (it should follow block %lu of segment %lu)",
-                             missing, block, segment)
+            return self.fail(
+                EUCLEAN,
+                b"record %lu was acknowledged and stable, but its header is damaged or gone (it should follow block "
+                b"%lu of segment %lu)",
+                missing, block, segment
+            )
         self.leave_out()
         return 0
 
@@ -382,8 +472,14 @@ cdef class Recovery(LogScan):
                 self.newest_ns = max(self.newest_ns, header.time_ns)
                 self.clock_ns = header.clock_ns
         self.volume.log.recorded_ns = self.newest_ns
-        begin_log_clock(&self.volume.log.clock, self.io, 0 if planted(b"time_runs_back") else self.newest_ns, self.clock_ns,
-                        self.marked_ns, self.marked_clock_ns)
+        begin_log_clock(
+            &self.volume.log.clock,
+            self.io,
+            0 if planted(b"time_runs_back") else self.newest_ns,
+            self.clock_ns,
+            self.marked_ns,
+            self.marked_clock_ns,
+        )
         return 0
 
     cdef int adopt(self) noexcept nogil:
@@ -395,14 +491,25 @@ cdef class Recovery(LogScan):
         cdef int result
         for i in range(self.scan_count):
             scan = &self.scans[i]
-            self.volume.log.open_segments.next_segment = max(self.volume.log.open_segments.next_segment, scan.replica.segment + 1)
+            self.volume.log.open_segments.next_segment = max(
+                self.volume.log.open_segments.next_segment, scan.replica.segment + 1
+            )
             segment = self.volume.segments.find(scan.replica.segment)
-            if segment is not NULL and scan.record_count == 0 and scan.dropped == 0 and scan.replica.state == SEGMENT_SEALED:
+            if (
+                segment is not NULL
+                and scan.record_count == 0
+                and scan.dropped == 0
+                and scan.replica.state == SEGMENT_SEALED
+            ):
                 continue
             last = scan.record_count
             scan.end = record_end(scan)
             if segment is not NULL and last == 0 and (segment.live or segment.table_of == self.start):
-                return self.fail(EUCLEAN, b"none of the records of segment %lu, which the checkpoint needs, can be read", scan.replica.segment, 0, 0)
+                return self.fail(
+                    EUCLEAN,
+                    b"none of the records of segment %lu, which the checkpoint needs, can be read",
+                    scan.replica.segment, 0, 0
+                )
             if last == 0 or (segment is NULL and scan.records[last - 1].sequence <= self.start):
                 if segment is not NULL:
                     self.volume.segments.remove(segment)
@@ -419,14 +526,18 @@ cdef class Recovery(LogScan):
             if scan.replica.state == SEGMENT_OPEN or scan.dropped:
                 result = self.seal(scan)
                 if result < 0:
-                    return self.fail(-result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0)
+                    return self.fail(
+                        -result, b"segment %lu cannot be sealed at block %lu", scan.replica.segment, scan.end, 0
+                    )
             segment.state = SEGMENT_SEALED
             segment.blocks = scan.replica.blocks
         for i in range(<int64_t>self.scan_count - 1, -1, -1):      # newest first: their `stable` covers older ones
             if self.scans[i].useless:
                 result = remove_replica(self, &self.scans[i])
                 if result < 0:
-                    return self.fail(-result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0)
+                    return self.fail(
+                        -result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0
+                    )
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
         for k in range(self.volume.log.open_segments.store_count):  # records read may be in its cache only
             if (<Store>self.volume.log.open_segments.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
@@ -437,7 +548,8 @@ cdef class Recovery(LogScan):
         if self.volume.log.open_segments.next_segment == 0:
             self.volume.log.open_segments.next_segment = 1
         result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
-        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):      # a new volume has nothing to read
+        # a new volume has nothing to read
+        if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
         self.volume.checkpoints.ready = True
@@ -463,7 +575,12 @@ cdef class Recovery(LogScan):
             if result == 0:
                 footer_block = scan.end
                 end = scan.end + blocks
-        if result == 0 and (<Store>store).volatile_cache and replica.state == SEGMENT_OPEN and not planted(b"tail_not_rewritten"):
+        if (
+            result == 0
+            and (<Store>store).volatile_cache
+            and replica.state == SEGMENT_OPEN
+            and not planted(b"tail_not_rewritten")
+        ):
             result = self.write_again(scan)
             if result < 0:
                 return result
@@ -490,7 +607,12 @@ cdef class Recovery(LogScan):
                 past += 1
             result = self.read_blocks(scan.replica, first, end - first, self.buffer)
             while r < past:
-                if result == 0 and not self.is_as_read(scan, &scan.records[r], self.buffer + (scan.records[r].block - first) * BLOCK_BYTES):
+                if (
+                    result == 0
+                    and not self.is_as_read(
+                        scan, &scan.records[r], self.buffer + (scan.records[r].block - first) * BLOCK_BYTES
+                    )
+                ):
                     result = -EIO                        # it was valid in the scan
                 r += 1
             if result == 0:
@@ -531,7 +653,10 @@ cdef class Recovery(LogScan):
             scan = &self.scans[s]
             for r in range(scan.record_count):
                 found = &scan.records[r]
-                if not self.start < found.sequence + planted(b"replay_one_more") or not found.sequence <= self.end - planted(b"replay_one_less"):
+                if (
+                    not self.start < found.sequence + planted(b"replay_one_more")
+                    or not found.sequence <= self.end - planted(b"replay_one_less")
+                ):
                     continue
                 block = found.block + 1
                 self.replayed_records += 1
@@ -541,10 +666,16 @@ cdef class Recovery(LogScan):
                     if entry.kind == KIND_DATA or (entry.kind == KIND_ZERO and not planted(b"zeros_not_replayed")):
                         if entry.position >= VOLUME_BYTES_MAX // BLOCK_BYTES:
                             release(items)
-                            return self.fail(EUCLEAN, b"record %lu in segment %lu names block %lu, beyond the largest volume", found.sequence,
-                                             scan.replica.segment, entry.position)
-                        items[count].key = (entry.position // NODE_POINTERS) << ORDER_BITS | \
-                            (found.sequence - self.start) << 8 | (255 + found.first - e if planted(b"order_in_record_reversed") else e - found.first)
+                            return self.fail(
+                                EUCLEAN,
+                                b"record %lu in segment %lu names block %lu, beyond the largest volume",
+                                found.sequence, scan.replica.segment, entry.position
+                            )
+                        items[count].key = (
+                            (entry.position // NODE_POINTERS) << ORDER_BITS
+                            | (found.sequence - self.start) << 8
+                            | (255 + found.first - e if planted(b"order_in_record_reversed") else e - found.first)
+                        )
                         items[count].scan = s
                         items[count].entry = e
                         items[count].block = block
@@ -605,8 +736,11 @@ cdef int apply(Recovery recovery, Node* leaf, Item* item) noexcept nogil:
     for i in range(slot, slot + count):
         if pointer.flags or leaf.pointers[i].flags & POINTER_PRESENT:
             if not recovery.volume.segments.lives(leaf.pointers[i]):
-                return recovery.fail(EUCLEAN, b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
-                                     leaf.pointers[i].block, leaf.pointers[i].segment, 0)
+                return recovery.fail(
+                    EUCLEAN,
+                    b"the map points to block %lu of segment %lu, where by the checkpoint's count no block lives",
+                    leaf.pointers[i].block, leaf.pointers[i].segment, 0
+                )
             recovery.volume.segments.replace(recovery.volume.map.set(leaf, i, pointer, max(recovery.end, 1)), pointer)
     return 0
 
@@ -632,7 +766,11 @@ cdef bint is_needed(Recovery recovery, const Scan* scan, const Found* found) noe
         if scan.entries[i].kind == KIND_DATA or scan.entries[i].kind == KIND_ZERO:
             return True
         blocks += 1
-    return checkpoint.flags & POINTER_PRESENT and scan.replica.segment == checkpoint.segment and found.block < checkpoint.block < found.block + blocks
+    return (
+        checkpoint.flags & POINTER_PRESENT
+        and scan.replica.segment == checkpoint.segment
+        and found.block < checkpoint.block < found.block + blocks
+    )
 
 
 cdef void build_footer(Footer* footer, const Scan* scan, const uint8_t* volume) noexcept nogil:

@@ -36,7 +36,12 @@ cdef uint32_t claim_dead(SegmentTable segments, uint64_t sequence, bint dying, u
     if segments.reclaim_holds != <uint32_t>dying:
         return 0
     while segment is not NULL:
-        if is_dead(segments, segment) and is_settled(segment, sequence) and segment.last_sequence <= segments.kept_from and not segment.cleaning:
+        if (
+            is_dead(segments, segment)
+            and is_settled(segment, sequence)
+            and segment.last_sequence <= segments.kept_from
+            and not segment.cleaning
+        ):
             segment.cleaning = True
             numbers[count] = segment.number
             count += 1

@@ -70,7 +70,11 @@ cdef inline uint64_t less_or_nothing(uint64_t of, uint64_t by) noexcept nogil:
 cdef inline uint64_t written(const Segment* segment, uint64_t end) noexcept nogil:
     """Blocks written in an open segment. end: the log's."""
     cdef uint32_t number = <uint32_t>(end >> 32)
-    return 0 if segment.number > number else min(<uint32_t>end, segment.blocks) if segment.number == number else segment.blocks
+    return (
+        0 if segment.number > number
+        else min(<uint32_t>end, segment.blocks) if segment.number == number
+        else segment.blocks
+    )
 
 
 cdef inline uint64_t told_by_log(const Segment* segment) noexcept nogil:

@@ -83,17 +83,24 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     cdef void* parent                # of a clone: the Volume ...
     cdef uint8_t parent_snapshot[16]  # ... and the snapshot it was cloned from. parent NULL: not a clone
     cdef Waiters connections_changed    # or readings
-    cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil     # reports a VolumeEvent to the node
+    # reports a VolumeEvent to the node
+    cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
 
     # Writes `count` whole blocks. Returns how many were accepted (from the front, at least 1); 0: none now, `when`
     # completes when to try again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
-    cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil
+    cdef int64_t write(
+        self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when
+    ) noexcept nogil
     # Writes bytes inside one block (start + bytes <= 4096) as read, merge, write; serialised with every other write to
     # that block. 1: accepted; 0 and errors as above. `data` NULL: zeros.
-    cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil
+    cdef int64_t merge(
+        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when
+    ) noexcept nogil
     # Appends the block's current content to the log again, so that its segment can die. data: the content of the
     # address `there` (address_of), if it was read; else NULL.
-    cdef int64_t rewrite(self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when) noexcept nogil
+    cdef int64_t rewrite(
+        self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when
+    ) noexcept nogil
     # Unmaps blocks (trim, write-zeroes). Returns how many were handled, from the front; unmapped blocks cost nothing. 0
     # and errors as above.
     cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil
@@ -111,13 +118,17 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     # Prefetches the leaf of a block for a write that follows.
     cdef void expect(self, uint64_t block) noexcept nogil
 
-    cdef int64_t append(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge) noexcept nogil
+    cdef int64_t append(
+        self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge
+    ) noexcept nogil
     cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil
     cdef Merge* merge_of(self, uint64_t block, uint64_t count) noexcept nogil
     cdef void finish(self, Request* request) noexcept nogil
     cdef void part_done(self, Request* request, int error) noexcept nogil
-    cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil
+    cdef int64_t take_merge(
+        self, Request* request, uint64_t block, bint again, Merge** into, Operation* when
+    ) noexcept nogil
     cdef void merge_step(self, Merge* merge) noexcept nogil
     cdef void merge_looked(self, Merge* merge, int64_t result) noexcept nogil
     cdef void merge_known(self, Merge* merge) noexcept nogil

@@ -39,10 +39,14 @@ from iomesh.engine.map.walk cimport Walk
 cdef class Volume:
     """Recovery fills in its parts. blocks: its size. log None: a snapshot; open_snapshot() sets its map's root."""
 
-    def __cinit__(self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, SegmentTable segments, uint64_t blocks):
+    def __cinit__(
+        self, bytes identity, Reactor reactor, Pool pool, Log log, Map map, SegmentTable segments, uint64_t blocks
+    ):
         cdef int i
         memcpy(self.identity, <const char*>identity, 16)
-        self.reactor, self.io, self.pool, self.log, self.map, self.segments = reactor, reactor.io, pool, log, map, segments
+        self.reactor, self.io, self.pool, self.log, self.map, self.segments = (
+            reactor, reactor.io, pool, log, map, segments
+        )
         self.blocks = blocks
         self.reader = Reader(reactor, map, segments)
         self.reader.owner = <void*>self
@@ -78,7 +82,9 @@ cdef class Volume:
 
     # ------------------------------------------------------------------ requests of exports
 
-    cdef int64_t write(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when) noexcept nogil:
+    cdef int64_t write(
+        self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when
+    ) noexcept nogil:
         invariant(block + count <= self.blocks, b"a door asks for blocks of the volume")
         if self.log is None:
             return -EPERM
@@ -86,7 +92,9 @@ cdef class Volume:
             return 0
         return self.append(request, block, count, data, when, NULL)
 
-    cdef int64_t append(self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge) noexcept nogil:
+    cdef int64_t append(
+        self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge
+    ) noexcept nogil:
         cdef int error = 0, room
         cdef Node* leaf
         cdef Part part
@@ -95,7 +103,8 @@ cdef class Volume:
         leaf = self.leaf_to_change(block, when, &error)
         if leaf is NULL:
             return error
-        room = self.log.room(FOR_SPACE if merge is not NULL and merge.bytes == 0 else FOR_WRITES)       # cleaning may use the reserve
+        # cleaning may use the reserve
+        room = self.log.room(FOR_SPACE if merge is not NULL and merge.bytes == 0 else FOR_WRITES)
         if room <= 0:
             self.map.unpin(leaf)
             if room == 0:
@@ -183,7 +192,11 @@ cdef class Volume:
         slot = block % NODE_POINTERS
         mapped[0] = leaf.pointers[slot].flags & POINTER_PRESENT
         count = 1
-        while count < most and slot + count < NODE_POINTERS and (leaf.pointers[slot + count].flags & POINTER_PRESENT) == mapped[0]:
+        while (
+            count < most
+            and slot + count < NODE_POINTERS
+            and (leaf.pointers[slot + count].flags & POINTER_PRESENT) == mapped[0]
+        ):
             count += 1
         self.map.unpin(leaf)
         return count
@@ -214,7 +227,9 @@ cdef class Volume:
 
     # ------------------------------------------------------------------ bytes inside a block
 
-    cdef int64_t merge(self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when) noexcept nogil:
+    cdef int64_t merge(
+        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when
+    ) noexcept nogil:
         cdef Merge* merge = NULL
         cdef int64_t taken = self.take_merge(request, block, False, &merge, when)
         invariant(0 < bytes and start + bytes <= BLOCK_BYTES, b"a merge lies inside one block")
@@ -227,7 +242,9 @@ cdef class Volume:
             self.merge_step(merge)
         return taken
 
-    cdef int64_t rewrite(self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when) noexcept nogil:
+    cdef int64_t rewrite(
+        self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when
+    ) noexcept nogil:
         cdef Merge* merge = NULL
         cdef int64_t taken = self.take_merge(request, block, True, &merge, when)
         if merge is not NULL:
@@ -239,7 +256,9 @@ cdef class Volume:
             self.merge_step(merge)
         return taken
 
-    cdef int64_t take_merge(self, Request* request, uint64_t block, bint again, Merge** into, Operation* when) noexcept nogil:
+    cdef int64_t take_merge(
+        self, Request* request, uint64_t block, bint again, Merge** into, Operation* when
+    ) noexcept nogil:
         """1 and no merge: another merge in progress writes the block anyway."""
         cdef Merge* merge = NULL
         cdef int i
@@ -319,7 +338,10 @@ cdef class Volume:
         if leaf is not ABSENT:
             pointer = leaf.pointers[merge.block % NODE_POINTERS]
             self.map.unpin(leaf)
-        if not (pointer.flags & POINTER_PRESENT and address_of(pointer) == merge.there) and not planted(b"rewritten_unlooked"):
+        if (
+            not (pointer.flags & POINTER_PRESENT and address_of(pointer) == merge.there)
+            and not planted(b"rewritten_unlooked")
+        ):
             self.merge_end(merge, 0)                     # the block is not live in that segment any more
         elif crc32c(merge.merged, BLOCK_BYTES) == pointer.crc or planted(b"rewritten_unlooked"):
             self.merge_append(merge)
@@ -430,11 +452,17 @@ cdef void apply(Volume volume, Record* record) noexcept nogil:
             else:
                 pointer.crc = entry.crc
                 if entry.kind == KIND_DATA:
-                    old = volume.map.set(part.leaf, <uint32_t>(entry.position % NODE_POINTERS), pointer, record.sequence)
+                    old = volume.map.set(
+                        part.leaf, <uint32_t>(entry.position % NODE_POINTERS), pointer, record.sequence
+                    )
                     volume.segments.replace(old, pointer)
                 elif entry.kind == KIND_MAP:
-                    volume.checkpoints.write_back.image_committed(<int>(entry.position >> 56), entry.position & ((<uint64_t>1 << 56) - 1), pointer,
-                                                                  record.sequence)
+                    volume.checkpoints.write_back.image_committed(
+                        <int>(entry.position >> 56),
+                        entry.position & ((<uint64_t>1 << 56) - 1),
+                        pointer,
+                        record.sequence,
+                    )
                 if part.placed is not NULL:
                     part.placed[k] = pointer
                 pointer.block += 1

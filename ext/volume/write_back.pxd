@@ -17,8 +17,10 @@ cdef class WriteBack:                # of one volume
     cdef Waiters ended               # of that task
 
     cdef void begin(self) noexcept nogil                                 # unless it is running, held or stopping
-    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil    # in a task: commits the nodes for a checkpoint at `up_to`
-    cdef bint write_image(self, Node* node, int* error) noexcept nogil   # appends it if there is room; False: wait in log.waiters
+    # in a task: commits the nodes for a checkpoint at `up_to`
+    cdef int write_level(self, int level, uint64_t up_to) noexcept nogil
+    # appends it if there is room; False: wait in log.waiters
+    cdef bint write_image(self, Node* node, int* error) noexcept nogil
     cdef void image_committed(self, int level, uint64_t index, Pointer image, uint64_t sequence) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef void end(self) noexcept nogil

@@ -34,7 +34,9 @@ cdef class WriteBack:
         """In a task: writes images of the oldest dirty nodes until enough of the cache is clean."""
         cdef Node* node
         cdef int level, written = 1, error = 0
-        while written and self.map.cache.wants_writeback() and not self.held and not self.stopping and not self.log.error:
+        while (
+            written and self.map.cache.wants_writeback() and not self.held and not self.stopping and not self.log.error
+        ):
             written = level = 0
             while level < MAP_LEVELS and written < BATCH:
                 if self.log.wait_room() < 0:
@@ -98,7 +100,8 @@ cdef class WriteBack:
         cdef bint dead
         self.segments.born(image)
         dead = self.segments.retire(before, NODE)
-        if self.map.freeze and not planted(b"counter_not_of_checkpoint"):    # part of the checkpoint's map: its counters change with it
+        # part of the checkpoint's map: its counters change with it
+        if self.map.freeze and not planted(b"counter_not_of_checkpoint"):
             self.segments.count_at_checkpoint(image, 1)
             if dead:
                 self.segments.count_at_checkpoint(before, -1)
