@@ -63,9 +63,17 @@ class EngineError(Exception):
 class Engine:
     warnings: Sequence[str]     # what is unavailable, each with its remedy (locked memory, IOPOLL, ...)
 
-    def __init__(self, *, reactors: int = 1, mode: Literal["adaptive", "busy", "sleep"] = "adaptive", poll_microseconds: int = 50,
-                 map_cache_bytes: int = 256 << 20, checkpoint_bytes: int = 1 << 30, iopoll: bool = False,
-                 register_buffers: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        reactors: int = 1,
+        mode: Literal["adaptive", "busy", "sleep"] = "adaptive",
+        poll_microseconds: int = 50,
+        map_cache_bytes: int = 256 << 20,
+        checkpoint_bytes: int = 1 << 30,
+        iopoll: bool = False,
+        register_buffers: bool = True,
+    ) -> None:
         """map_cache_bytes: for the whole node, divided evenly among the reactors. checkpoint_bytes: log written between
         two checkpoints of a volume. Raises EngineError (io_uring is missing, disabled or too old), ValueError."""
     def start(self) -> None: ...
@@ -168,7 +176,9 @@ class Engine:
         """Answers a copy of the segment table, a structured array of SEGMENT_ROW: segment (its number), blocks, live,
         slabs, footer (its blocks), flags (1 cleanable, 2 and to be evacuated, 4 compacted, 8 kept whole for the restore
         window)."""
-    def clean(self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25) -> int:
+    def clean(
+        self, volume: bytes, segments: Sequence[int] | NDArray[np.uint32], *, bytes_per_second: int = 0, share: int = 25
+    ) -> int:
         """Compact these segments; evacuate those with few live blocks. Rate: up to bytes_per_second (read and written;
         0: no limit), and `share` percent of that while users' requests arrive. Answers {"compacted", "evacuated",
         "skipped" (nothing to gain), "postponed" (a snapshot is being created or deleted, or too little space is free),
@@ -181,7 +191,9 @@ class Engine:
         """Move the ENOSPC deadline: until then, writes without space wait for the cleaner. Answers None."""
 
     # snapshots
-    def create_snapshots(self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False, urgent: bool = False) -> int:
+    def create_snapshots(
+        self, snapshots: Sequence[tuple[bytes, bytes, str]], *, mark: bool = False, urgent: bool = False
+    ) -> int:
         """Create snapshots (volume, snapshot id, name) of several volumes at one point in time. Answers {"snapshots":
         [{"volume", "id", "sequence", "time_ns"}]} once they are durable. After an error none exists. EEXIST: an id or a
         name is taken; ENOSPC: the table is full (SNAPSHOTS_MAX), or one of the volumes has "no_space"; EBUSY: the
@@ -240,7 +252,14 @@ class Engine:
 
     # exports
     def serve_nbd(
-        self, volume: bytes, fd: int, *, structured: bool, context_id: int | None, read_only: bool, since: bytes | None = None
+        self,
+        volume: bytes,
+        fd: int,
+        *,
+        structured: bool,
+        context_id: int | None,
+        read_only: bool,
+        since: bytes | None = None,
     ) -> int:
         """Take over a connected socket after its handshake; the engine closes it. context_id: of the metadata context,
         if one was negotiated. since: for an open snapshot, the id of an older one: block status reports changes since

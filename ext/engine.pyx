@@ -20,18 +20,26 @@ from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
 from iomesh.engine.commands.notices cimport Notice, Notices, checkpoint_written, volume_event
 from iomesh.engine.commands.snapshots cimport (
-    CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume, RollVolumeForward,
-    UnmarkSnapshot)
-from iomesh.engine.commands.stores cimport CloseStore, EraseVolume, FormatStore, ListSealed, OpenStore, ScrubSegment, StoreCommand
+    CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
+    RollVolumeForward, UnmarkSnapshot
+)
+from iomesh.engine.commands.stores cimport (
+    CloseStore, EraseVolume, FormatStore, ListSealed, OpenStore, ScrubSegment, StoreCommand
+)
 from iomesh.engine.commands.volumes cimport (
-    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume, ListSegments, MeasureSpace,
-    MovePointer, OpenVolume, ReadLogClock)
-from iomesh.engine.volume.checkpoint cimport POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
+    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume,
+    ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock
+)
+from iomesh.engine.volume.checkpoint cimport (
+    POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
+)
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, Pointer as PointerStruct,
-    SLAB_BYTES_MAX, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX as SNAPSHOTS_MOST, VOLUME_BYTES_MAX as VOLUME_MAX)
+    BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN,
+    Pointer as PointerStruct, SLAB_BYTES_MAX, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
+    SNAPSHOTS_MAX as SNAPSHOTS_MOST, VOLUME_BYTES_MAX as VOLUME_MAX
+)
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
@@ -45,11 +53,15 @@ from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, is_zero_id
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
-from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
+from iomesh.engine.volume.volume cimport (
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
+)
 
 # Part of engine.pyi, defined elsewhere:
-from iomesh.engine.format.structures import crc32c, make_claim, read_bitmap, read_claim, read_checkpoint, read_footer, read_journal_block  # no-cython-lint
-from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock, read_table, structures  # no-cython-lint
+from iomesh.engine.format.structures import crc32c, make_claim, read_bitmap, read_claim  # no-cython-lint
+from iomesh.engine.format.structures import read_checkpoint, read_footer, read_journal_block  # no-cython-lint
+from iomesh.engine.format.structures import read_node, read_record, read_snapshots, read_superblock  # no-cython-lint
+from iomesh.engine.format.structures import read_table, structures  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
 from iomesh.engine.commands.stores import SEALED_ROW  # no-cython-lint
 from iomesh.engine.commands.volumes import SEGMENT_ROW  # no-cython-lint
@@ -60,7 +72,7 @@ SEGMENT_BYTES_MIN = SEGMENT_MIN
 SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # as a C enum it would be an int
 SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, including the restore points of its restore window
-DEVICE_BYTES_MIN = 64 << 20         # two journal halves and their mirrors, and room for a few segments of the smallest size
+DEVICE_BYTES_MIN = 64 << 20     # two journal halves and their mirrors, and room for a few segments of the smallest size
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
@@ -147,8 +159,17 @@ cdef class Engine:
     cdef uint64_t checkpoint_bytes
     cdef bint started
 
-    def __init__(self, *, reactors=1, mode="adaptive", poll_microseconds=50, map_cache_bytes=256 << 20, checkpoint_bytes=1 << 30,
-                 iopoll=False, register_buffers=True):
+    def __init__(
+        self,
+        *,
+        reactors=1,
+        mode="adaptive",
+        poll_microseconds=50,
+        map_cache_bytes=256 << 20,
+        checkpoint_bytes=1 << 30,
+        iopoll=False,
+        register_buffers=True,
+    ):
         cdef _Runner runner
         modes = {"adaptive": 0, "busy": 1, "sleep": 2}
         if mode not in modes:
@@ -176,7 +197,9 @@ cdef class Engine:
             runner = _Runner()
             runner.pool = Pool(SMALL_BUFFERS, LARGE_BUFFERS, RECORD_BUFFERS)
             try:
-                runner.io = Uring(<uintptr_t>runner.pool.arena, runner.pool.arena_bytes if register_buffers else 0, iopoll)
+                runner.io = Uring(
+                    <uintptr_t>runner.pool.arena, runner.pool.arena_bytes if register_buffers else 0, iopoll
+                )
             except RingError as error:
                 raise EngineError(str(error)) from None
             runner.reactor = Reactor(number, runner.io, modes[mode], poll_microseconds * 1000)
@@ -306,11 +329,29 @@ cdef class Engine:
         if store not in self.stores:
             raise KeyError(f"no store has the number {store}")
         cdef Store it = self.stores[store]
-        return {"slabs": it.slabs.total, "free_slabs": it.slabs.free, "reserve_slabs": it.reserve, "slab_bytes": it.superblock.slab_bytes,
-                "replicas": it.replicas, "failed": it.failed, "flush_failed": it.flusher.failed}
+        return {
+            "slabs": it.slabs.total,
+            "free_slabs": it.slabs.free,
+            "reserve_slabs": it.reserve,
+            "slab_bytes": it.superblock.slab_bytes,
+            "replicas": it.replicas,
+            "failed": it.failed,
+            "flush_failed": it.flusher.failed,
+        }
 
-    def open_volume(self, bytes volume, *, uint64_t size_bytes, uint64_t epoch, uint64_t segment_bytes, checkpoint, clone_of=None,
-                    bytes name=b"", uint32_t window_seconds=0, uint32_t replicas=1):
+    def open_volume(
+        self,
+        bytes volume,
+        *,
+        uint64_t size_bytes,
+        uint64_t epoch,
+        uint64_t segment_bytes,
+        checkpoint,
+        clone_of=None,
+        bytes name=b"",
+        uint32_t window_seconds=0,
+        uint32_t replicas=1,
+    ):
         cdef OpenVolume command
         cdef _Open opened
         cdef _Open parent = None
@@ -340,11 +381,14 @@ cdef class Engine:
         runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # reads its segments
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
-        log = Log(runner.reactor, runner.pool, segments, list(self.stores.values()), volume, epoch, segment_bytes // BLOCK)
+        log = Log(
+            runner.reactor, runner.pool, segments, list(self.stores.values()), volume, epoch, segment_bytes // BLOCK
+        )
         opened.runner = runner
         opened.volume = Volume(volume, runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)
         give_counters(opened)
-        log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.checkpoints.counters = opened.volume.counters
+        log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.counters
+        opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         memcpy(opened.volume.checkpoints.writer.description.name, <const char*>name, len(name))
         opened.volume.checkpoints.writer.description.segment_bytes = <uint32_t>segment_bytes
@@ -497,7 +541,18 @@ cdef class Engine:
     def unmark_snapshot(self, bytes volume, bytes id):
         return self.ask_snapshot(UnmarkSnapshot, volume, id)
 
-    def restore_volume(self, bytes volume, bytes snapshot, *, bytes before, str name, bint discard, bint force, mark=None, bint unsettled=False):
+    def restore_volume(
+        self,
+        bytes volume,
+        bytes snapshot,
+        *,
+        bytes before,
+        str name,
+        bint discard,
+        bint force,
+        mark=None,
+        bint unsettled=False,
+    ):
         cdef _Open opened = self.opened(volume)
         cdef RestoreVolume command
         check_snapshot(snapshot, "its name")
@@ -546,12 +601,18 @@ cdef class Engine:
         for id in (older,) if newer is None else (older, newer):
             check_snapshot(id, "its name")
         if offset % BLOCK or not 0 < most <= 1 << 20:
-            raise ValueError(f"a comparison begins at a multiple of 4096 and finds 1 to 2**20 ranges, not at {offset} and {most}")
+            raise ValueError(
+                f"a comparison begins at a multiple of 4096 and finds 1 to 2**20 ranges, not at {offset} and {most}"
+            )
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
         cache = MapCache(DIFF_FRAMES, opened.runner.io)
         command = CompareSnapshots(
-            opened.volume, Map(cache, opened.runner.io, opened.volume.segments), Map(cache, opened.runner.io, opened.volume.segments), most)
+            opened.volume,
+            Map(cache, opened.runner.io, opened.volume.segments),
+            Map(cache, opened.runner.io, opened.volume.segments),
+            most,
+        )
         command.comparing.block = offset // BLOCK
         memcpy(command.comparing.older, <const char*>older, 16)
         if newer is not None:
@@ -573,7 +634,11 @@ cdef class Engine:
         cdef _Open opened = self.opened(volume)
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        return self.ask(CheckDetached(opened.volume, Map(MapCache(DIFF_FRAMES, opened.runner.io), opened.runner.io, opened.volume.segments)))
+        return self.ask(
+            CheckDetached(
+                opened.volume, Map(MapCache(DIFF_FRAMES, opened.runner.io), opened.runner.io, opened.volume.segments)
+            )
+        )
 
     def cut_off(self, bytes volume):
         return self.ask_volume(CutOff, volume)
@@ -614,20 +679,39 @@ cdef class Engine:
         cdef _Open opened = self.volumes[volume]
         cdef Volume it = opened.volume
         return {
-            "size_bytes": it.blocks * BLOCK, "sequence": it.log.sequence, "committed": it.log.committed, "stable": it.log.flusher.stable,
-            "segments": it.segments.count, "live_blocks": it.segments.live, "mapped_blocks": it.segments.mapped,
-            "exclusive_blocks": min(it.segments.exclusive, it.segments.mapped - it.segments.inherited), "inherited_blocks": it.segments.inherited,
+            "size_bytes": it.blocks * BLOCK,
+            "sequence": it.log.sequence,
+            "committed": it.log.committed,
+            "stable": it.log.flusher.stable,
+            "segments": it.segments.count,
+            "live_blocks": it.segments.live,
+            "mapped_blocks": it.segments.mapped,
+            "exclusive_blocks": min(it.segments.exclusive, it.segments.mapped - it.segments.inherited),
+            "inherited_blocks": it.segments.inherited,
             "connections": it.connections,
-            "log_bytes": it.log.bytes + it.log.open_segments.footer_bytes, "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
-            "segment_bytes": it.log.open_segments.segment_blocks * BLOCK, "epoch": it.log.epoch, "reactor": opened.runner.reactor.number,
-            "checkpoint_sequence": it.checkpoints.sequence, "checkpoint": to_pointer(it.checkpoints.pointer),
-            "map_root": to_pointer(it.map.root), "map_load_errors": it.map.load_errors, "error": -it.log.error or self.stores_error(),
-            "snapshots": it.snapshots.count, "unsettled": unsettled_before(it),
-            "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16], "stalled_ns": it.checkpoints.stalled_ns,
-            "walked_nodes": it.walk.nodes, "walk_disagreements": it.walk.disagreements, "walk_unreadable": it.walk.unreadable,
-            "no_space": bool(it.log.open_segments.no_space), "space_is_coming": bool(it.log.open_segments.space_is_coming()),
-            "checkpointing": bool(it.checkpoints.running), "unanswered": bool(it.checkpoints.unanswered),
-            "volatile_cache": bool(it.volatile_cache)}
+            "log_bytes": it.log.bytes + it.log.open_segments.footer_bytes,
+            "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
+            "segment_bytes": it.log.open_segments.segment_blocks * BLOCK,
+            "epoch": it.log.epoch,
+            "reactor": opened.runner.reactor.number,
+            "checkpoint_sequence": it.checkpoints.sequence,
+            "checkpoint": to_pointer(it.checkpoints.pointer),
+            "map_root": to_pointer(it.map.root),
+            "map_load_errors": it.map.load_errors,
+            "error": -it.log.error or self.stores_error(),
+            "snapshots": it.snapshots.count,
+            "unsettled": unsettled_before(it),
+            "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16],
+            "stalled_ns": it.checkpoints.stalled_ns,
+            "walked_nodes": it.walk.nodes,
+            "walk_disagreements": it.walk.disagreements,
+            "walk_unreadable": it.walk.unreadable,
+            "no_space": bool(it.log.open_segments.no_space),
+            "space_is_coming": bool(it.log.open_segments.space_is_coming()),
+            "checkpointing": bool(it.checkpoints.running),
+            "unanswered": bool(it.checkpoints.unanswered),
+            "volatile_cache": bool(it.volatile_cache),
+        }
 
     cdef int stores_error(self):
         """An errno while no store accepts new data; 0: at least one does."""
@@ -642,10 +726,21 @@ cdef class Engine:
     def reactor_state(self, int reactor):
         cdef _Runner runner = self.runners[reactor]
         return {
-            "turns": runner.reactor.turns, "sleeps": runner.reactor.sleeps, "busy_ns": runner.reactor.busy_ns, "thread_id": runner.thread_id,
-            "system_calls": runner.io.enters, "map_frames": runner.cache.frames, "map_used": runner.cache.used, "map_dirty": runner.cache.dirty,
-            "map_hits": runner.cache.hits, "map_misses": runner.cache.misses, "buffers_registered": bool(runner.io.buffers_registered),
-            "free_small_buffers": runner.pool.free[0], "free_large_buffers": runner.pool.free[1], "free_record_buffers": runner.pool.free[2]}
+            "turns": runner.reactor.turns,
+            "sleeps": runner.reactor.sleeps,
+            "busy_ns": runner.reactor.busy_ns,
+            "thread_id": runner.thread_id,
+            "system_calls": runner.io.enters,
+            "map_frames": runner.cache.frames,
+            "map_used": runner.cache.used,
+            "map_dirty": runner.cache.dirty,
+            "map_hits": runner.cache.hits,
+            "map_misses": runner.cache.misses,
+            "buffers_registered": bool(runner.io.buffers_registered),
+            "free_small_buffers": runner.pool.free[0],
+            "free_large_buffers": runner.pool.free[1],
+            "free_record_buffers": runner.pool.free[2],
+        }
 
     # ------------------------------------------------------------------ answers and events
 
@@ -738,11 +833,21 @@ cdef object answer(Command command):
 cdef object event(const Notice* notice):
     volume = notice.volume[:16]
     if notice.event == EVENT_CHECKPOINT:
-        return Event("checkpoint", volume, {
-            "pointer": Pointer(notice.pointer.segment, notice.pointer.block, notice.pointer.crc), "sequence": notice.sequence,
-            "size_bytes": notice.size_bytes})
+        return Event(
+            "checkpoint",
+            volume,
+            {
+                "pointer": Pointer(notice.pointer.segment, notice.pointer.block, notice.pointer.crc),
+                "sequence": notice.sequence,
+                "size_bytes": notice.size_bytes,
+            },
+        )
     if notice.event == EVENT_CHECKSUM:
-        return Event("checksum", volume, {"offset_bytes": notice.block * BLOCK, "segment": notice.segment, "block": notice.segment_block})
+        return Event(
+            "checksum",
+            volume,
+            {"offset_bytes": notice.block * BLOCK, "segment": notice.segment, "block": notice.segment_block},
+        )
     if notice.event == EVENT_DEVICE:
         return Event("device", volume, {"store": notice.store, "error": notice.error})
     return Event(SPACE_EVENTS[notice.event], volume, {})

@@ -55,9 +55,16 @@ cdef void connection_ended(Operation* operation) noexcept nogil:
 cdef int add_connection(Volume volume, NbdConnection connection, int fd) noexcept nogil:
     """The connection's number in the Io, or a negative errno."""
     cdef int number
-    if volume.closing or volume.restoring or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL):
+    if (
+        volume.closing
+        or volume.restoring
+        or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL)
+    ):
         return -EBUSY
-    if connection.compared is not NULL and not hold_older(<Volume>connection.compared, connection.since, connection.older):
+    if (
+        connection.compared is not NULL
+        and not hold_older(<Volume>connection.compared, connection.since, connection.older)
+    ):
         return -ENOENT
     number = volume.io.add_connection(fd)
     if number < 0 and connection.compared is not NULL:

@@ -15,7 +15,8 @@ cdef extern from *:
     #include <unistd.h>
     #define newest_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
     #define newest_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
-    #define newest_swap(place, old, new) __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
+    #define newest_swap(place, old, new) \
+        __atomic_compare_exchange_n(&(place), old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)
     static inline void bell_ring(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
     static inline void bell_still(int fd) { uint64_t count; ssize_t n = read(fd, &count, sizeof count); (void)n; }
     """

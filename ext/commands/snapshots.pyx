@@ -42,8 +42,12 @@ cdef class CreateSnapshots(Command):
 
 
 cdef dict made(const Making* it):
-    return {"volume": (<Volume>it.volume).identity[:16], "id": it.snapshot_request.entry.id[:16], "sequence": it.snapshot_request.entry.sequence,
-            "time_ns": <int64_t>it.snapshot_request.entry.time_ns + it.snapshot_request.entry.clock_ns}
+    return {
+        "volume": (<Volume>it.volume).identity[:16],
+        "id": it.snapshot_request.entry.id[:16],
+        "sequence": it.snapshot_request.entry.sequence,
+        "time_ns": <int64_t>it.snapshot_request.entry.time_ns + it.snapshot_request.entry.clock_ns,
+    }
 
 
 cdef class ListSnapshots(VolumeCommand):
@@ -67,16 +71,30 @@ cdef class ListSnapshots(VolumeCommand):
 cdef list listed(const SnapshotEntry* entries, uint32_t count):
     cdef uint32_t i
     clones = [entries[i].parent[:16] for i in range(count) if entries[i].flags & SNAPSHOT_CLONE]
-    return [{
-        "id": entries[i].id[:16], "name": entries[i].name.decode(errors="replace"), "sequence": entries[i].sequence,
-        "time_ns": <int64_t>entries[i].time_ns + entries[i].clock_ns, "log_ns": entries[i].time_ns, "clock_ns": entries[i].clock_ns,
-        "until_ns": entries[i].until_ns, "since_ns": entries[i].since_ns,
-        "size_bytes": entries[i].size_bytes, "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
-        "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN), "dying": bool(entries[i].flags & SNAPSHOT_DYING),
-        "mark": bool(entries[i].flags & SNAPSHOT_MARK), "clones": clones.count(entries[i].id[:16]),
-        "mapped_blocks": entries[i].mapped, "inherited_blocks": entries[i].inherited, "new_blocks": entries[i].own,
-        "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
-    } for i in range(count) if not entries[i].flags & SNAPSHOT_CLONE]
+    return [
+        {
+            "id": entries[i].id[:16],
+            "name": entries[i].name.decode(errors="replace"),
+            "sequence": entries[i].sequence,
+            "time_ns": <int64_t>entries[i].time_ns + entries[i].clock_ns,
+            "log_ns": entries[i].time_ns,
+            "clock_ns": entries[i].clock_ns,
+            "until_ns": entries[i].until_ns,
+            "since_ns": entries[i].since_ns,
+            "size_bytes": entries[i].size_bytes,
+            "parent": None if is_zero_id(entries[i].parent) else entries[i].parent[:16],
+            "hidden": bool(entries[i].flags & SNAPSHOT_HIDDEN),
+            "dying": bool(entries[i].flags & SNAPSHOT_DYING),
+            "mark": bool(entries[i].flags & SNAPSHOT_MARK),
+            "clones": clones.count(entries[i].id[:16]),
+            "mapped_blocks": entries[i].mapped,
+            "inherited_blocks": entries[i].inherited,
+            "new_blocks": entries[i].own,
+            "unsettled": bool(entries[i].flags & SNAPSHOT_UNSETTLED),
+        }
+        for i in range(count)
+        if not entries[i].flags & SNAPSHOT_CLONE
+    ]
 
 
 cdef class SnapshotCommand(VolumeCommand):
@@ -126,7 +144,11 @@ cdef class RollVolumeForward(SnapshotCommand):
         return result
 
     cdef object value(self):
-        return None if self.error else {"records": self.roll_forward.records, "bytes": self.roll_forward.blocks * BLOCK_BYTES}
+        return (
+            None
+            if self.error
+            else {"records": self.roll_forward.records, "bytes": self.roll_forward.blocks * BLOCK_BYTES}
+        )
 
 
 # ---------------------------------------------------------------------- reading and comparing
@@ -153,8 +175,14 @@ cdef class CompareSnapshots(VolumeCommand):
 
 cdef dict compared(const Comparing* it):
     cdef uint32_t i
-    return {"ranges": [(it.ranges[i].block * BLOCK_BYTES, it.ranges[i].count * BLOCK_BYTES, bool(it.ranges[i].mapped)) for i in range(it.count)],
-            "next": it.next * BLOCK_BYTES if it.next < it.blocks else 0, "nodes": it.nodes}
+    return {
+        "ranges": [
+            (it.ranges[i].block * BLOCK_BYTES, it.ranges[i].count * BLOCK_BYTES, bool(it.ranges[i].mapped))
+            for i in range(it.count)
+        ],
+        "next": it.next * BLOCK_BYTES if it.next < it.blocks else 0,
+        "nodes": it.nodes,
+    }
 
 
 cdef class OpenSnapshot(SnapshotCommand):

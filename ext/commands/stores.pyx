@@ -15,7 +15,7 @@ from iomesh.engine.store.scrub cimport Scrubber, Sealed
 from iomesh.engine.store.store cimport Store, format_store
 from iomesh.engine.store.token_bucket cimport TokenBucket
 
-SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])      # store/scrub.pxd's Sealed
+SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])     # store/scrub.pxd's Sealed
 
 
 cdef class FormatStore(Command):
@@ -83,10 +83,19 @@ cdef class OpenStore(StoreCommand):
         cdef Store store = self.store
         if self.error:
             return None
-        return {"store": store.device, "cluster": store.superblock.cluster[:16], "device": store.superblock.device[:16],
-                "tier": store.superblock.tier, "label": store.superblock.label.decode(errors="replace"),
-                "device_bytes": store.superblock.device_bytes, "created_ns": store.superblock.created_ns,
-                "repaired": [store.repairs.lines[i].decode(errors="replace") for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))]}
+        return {
+            "store": store.device,
+            "cluster": store.superblock.cluster[:16],
+            "device": store.superblock.device[:16],
+            "tier": store.superblock.tier,
+            "label": store.superblock.label.decode(errors="replace"),
+            "device_bytes": store.superblock.device_bytes,
+            "created_ns": store.superblock.created_ns,
+            "repaired": [
+                store.repairs.lines[i].decode(errors="replace")
+                for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))
+            ],
+        }
 
 
 cdef class CloseStore(StoreCommand):
@@ -131,7 +140,11 @@ cdef class ScrubSegment(Command):
         return self.scrubber.scrub(self.volume, self.segment, &self.bucket.throttle, &self.found)
 
     cdef object value(self):
-        return None if self.error else {"blocks": self.found.blocks, "damaged": self.found.damaged, "first_damaged": self.found.first}
+        return (
+            None
+            if self.error
+            else {"blocks": self.found.blocks, "damaged": self.found.damaged, "first_damaged": self.found.first}
+        )
 
 
 cdef class EraseVolume(Command):

@@ -21,7 +21,8 @@ from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport measure
 from iomesh.engine.volume.volume cimport Volume
 
-SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])       # volume/cleaning.pxd's Row
+# volume/cleaning.pxd's Row
+SEGMENT_ROW = np.dtype([(name, np.uint32) for name in ("segment", "blocks", "live", "space", "slab", "flags")])
 
 
 cdef class OpenVolume(VolumeCommand):
@@ -56,8 +57,13 @@ cdef class OpenVolume(VolumeCommand):
     cdef object value(self):
         if self.error:
             return None
-        return {"replayed_records": self.recovery.replayed_records, "replayed_bytes": self.recovery.replayed_bytes, "seconds": self.took_ns / 1e9,
-                "sequence": self.sequence, "reactor": self.reactor.number}
+        return {
+            "replayed_records": self.recovery.replayed_records,
+            "replayed_bytes": self.recovery.replayed_bytes,
+            "seconds": self.took_ns / 1e9,
+            "sequence": self.sequence,
+            "reactor": self.reactor.number,
+        }
 
 
 cdef class CloseVolume(VolumeCommand):
@@ -126,8 +132,13 @@ cdef class ReadLogClock(VolumeCommand):
         return 0
 
     cdef object value(self):
-        return {"time_ns": self.clock.newest_ns, "clock_ns": self.clock.offset_ns, "until_ns": self.clock.until_ns, "since_ns": self.clock.since_ns,
-                "recorded_ns": self.recorded_ns}
+        return {
+            "time_ns": self.clock.newest_ns,
+            "clock_ns": self.clock.offset_ns,
+            "until_ns": self.clock.until_ns,
+            "since_ns": self.clock.since_ns,
+            "recorded_ns": self.recorded_ns,
+        }
 
 
 cdef class ExpectSpace(VolumeCommand):
@@ -175,9 +186,15 @@ cdef class CleanVolume(VolumeCommand):
         return self.cleaner.clean(self.first, self.count, &self.bucket.throttle, &self.cleaned)
 
     cdef object value(self):
-        return {"compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated, "skipped": self.cleaned.skipped,
-                "failed": self.cleaned.failed, "postponed": self.cleaned.postponed, "freed_bytes": self.cleaned.freed_blocks * BLOCK_BYTES,
-                "error": -self.cleaned.error}
+        return {
+            "compacted": self.cleaned.compacted,
+            "evacuated": self.cleaned.evacuated,
+            "skipped": self.cleaned.skipped,
+            "failed": self.cleaned.failed,
+            "postponed": self.cleaned.postponed,
+            "freed_bytes": self.cleaned.freed_blocks * BLOCK_BYTES,
+            "error": -self.cleaned.error,
+        }
 
 
 # ---------------------------------------------------------------------- clones

@@ -24,7 +24,9 @@ cdef struct Comparing:               # the request and its result
 # Length of the run of blocks that starts at `block`, at most `most`: all are equal in both maps, or all differ and are
 # all mapped or all unmapped in the newer one. 0: a node has to be read; `when` completes when to try again, or with a
 # negative errno.
-cdef int64_t compare(Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when) noexcept nogil
+cdef int64_t compare(
+    Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when
+) noexcept nogil
 # Keeps a snapshot for several comparisons: `into` is its map until release_older(). False: no such snapshot, or it
 # cannot be read.
 cdef bint hold_older(Volume volume, const uint8_t* id, Map into) noexcept nogil

@@ -17,7 +17,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.format.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_HIDDEN, Pointer
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, SNAPSHOT_CLONE, SNAPSHOT_HIDDEN, Pointer
+)
 from iomesh.engine.map.map cimport ABSENT, Map, Node
 from iomesh.engine.map.snapshot_table cimport Snapshot, is_zero_id
 from iomesh.engine.base.task cimport wait, waited, wake_all
@@ -27,7 +29,9 @@ cdef enum:
     STEPS_MAX = 1 << 18              # of one call; the next call continues
 
 
-cdef int64_t compare(Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when) noexcept nogil:
+cdef int64_t compare(
+    Map older, Map newer, uint64_t block, uint64_t most, bint* differ, bint* mapped, Operation* when
+) noexcept nogil:
     cdef Node* one
     cdef Node* other
     cdef Pointer before = older.root, after = newer.root

@@ -173,7 +173,11 @@ cdef int look(Volume volume, Map tree) noexcept nogil:
         if entry.flags & SNAPSHOT_CLONE:
             continue
         parent = volume.snapshots.find(entry.parent)
-        result = -EBUSY if entry.inherited else look_into(volume, tree, entry.root, 0 if parent is NULL else parent.entry.node_cut)
+        result = (
+            -EBUSY
+            if entry.inherited
+            else look_into(volume, tree, entry.root, 0 if parent is NULL else parent.entry.node_cut)
+        )
     return result
 
 

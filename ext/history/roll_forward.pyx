@@ -26,7 +26,9 @@ from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.history.snapshots cimport hold_snapshot, let_snapshot_go
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.format.layout cimport BLOCK_BYTES, KIND_DATA, KIND_ZERO, RECORD_ENTRIES_MAX, Entry, RecordHeader, record_valid
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, KIND_DATA, KIND_ZERO, RECORD_ENTRIES_MAX, Entry, RecordHeader, record_valid
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport end_awaited
 from iomesh.engine.base.task cimport wait, waited
@@ -62,7 +64,9 @@ cdef class RollForward:
         self.volume.complete(&self.written.request)
         wait(&self.written.ended)
         if result == 0 and self.written.request.error:
-            result = self.fail(self.written.request.error, b"record %lu of the log cannot be written again", self.next_sequence - 1, 0)
+            result = self.fail(
+                self.written.request.error, b"record %lu of the log cannot be written again", self.next_sequence - 1, 0
+            )
         let_snapshot_go(self.source, mark)
         return result
 
@@ -83,19 +87,26 @@ cdef class RollForward:
         return result
 
     cdef int follow_segment(self, const Segment* segment, uint64_t newest) noexcept nogil:
-        cdef uint32_t block = 0, limit = segment.replica.footer_block if segment.replica.footer_block else segment.blocks
+        cdef uint32_t block = 0
+        cdef uint32_t limit = segment.replica.footer_block if segment.replica.footer_block else segment.blocks
         cdef RecordHeader* header
         cdef int result = 0
         self.held = 0
         if segment.replica.live:
-            return self.fail(ENOENT, b"record %lu of the log is not there any more: segment %lu was cleaned", self.next_sequence, segment.number)
+            return self.fail(
+                ENOENT,
+                b"record %lu of the log is not there any more: segment %lu was cleaned",
+                self.next_sequence, segment.number
+            )
         while result == 0 and block < limit and not self.arrived and self.next_sequence <= newest:
             header = self.record_at(segment, block, limit)
             if header is NULL or header.sequence > self.next_sequence:
                 return 0                                 # the log continues elsewhere, or follow() fails
             if header.sequence == self.next_sequence:
                 if header.time_ns < self.newest_ns:
-                    return self.fail(EUCLEAN, b"record %lu of the log has an earlier time than the one before it", header.sequence, 0)
+                    return self.fail(
+                        EUCLEAN, b"record %lu of the log has an earlier time than the one before it", header.sequence, 0
+                    )
                 self.newest_ns = header.time_ns
                 self.arrived = header.time_ns > self.until_ns
                 if not self.arrived or planted(b"moment_overshot"):
@@ -117,8 +128,11 @@ cdef class RollForward:
                 self.held = 0
                 return NULL
         header = <RecordHeader*>(self.buffer + (block - self.base) * BLOCK_BYTES)
-        if header.epoch != segment.epoch or not record_valid(header, self.source.identity, segment.number, block, limit) or \
-                block + 1 + header.payload_blocks > self.base + self.held:
+        if (
+            header.epoch != segment.epoch
+            or not record_valid(header, self.source.identity, segment.number, block, limit)
+            or block + 1 + header.payload_blocks > self.base + self.held
+        ):
             return NULL
         return header
 
@@ -139,7 +153,11 @@ cdef class RollForward:
                 return result
             if entry.kind == KIND_DATA:
                 if crc32c(payload, BLOCK_BYTES) != entry.crc:
-                    return self.fail(EUCLEAN, b"block %lu as record %lu of the log has it is damaged", entry.position, header.sequence)
+                    return self.fail(
+                        EUCLEAN,
+                        b"block %lu as record %lu of the log has it is damaged",
+                        entry.position, header.sequence
+                    )
                 if count == 0:
                     block, begin = entry.position, payload
                 count += 1
@@ -154,7 +172,11 @@ cdef class RollForward:
         cdef Operation when
         cdef int64_t taken = 0
         if block + count > self.volume.blocks:
-            return self.fail(EUCLEAN, b"record %lu of the log writes to block %lu, beyond the volume's end", self.next_sequence, block)
+            return self.fail(
+                EUCLEAN,
+                b"record %lu of the log writes to block %lu, beyond the volume's end",
+                self.next_sequence, block
+            )
         while count:
             waited(&when)
             taken = self.volume.write(&self.written.request, block, count, data, &when)
@@ -176,7 +198,9 @@ cdef class RollForward:
             return self.fail(EIO, b"what precedes record %lu of the log cannot be written again", self.next_sequence, 0)
         self.under_way = False                           # a trim misses blocks that are not in the map yet
         if block + count > self.volume.blocks:
-            return self.fail(EUCLEAN, b"record %lu of the log trims block %lu, beyond the volume's end", self.next_sequence, block)
+            return self.fail(
+                EUCLEAN, b"record %lu of the log trims block %lu, beyond the volume's end", self.next_sequence, block
+            )
         while count:
             waited(&when)
             taken = self.volume.zero(&self.written.request, block, count, &when)

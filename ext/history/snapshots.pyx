@@ -25,7 +25,9 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, Pointer, SnapshotEntry)
+    BLOCK_BYTES, MAP_LEVELS, SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
+    Pointer, SnapshotEntry
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest
@@ -164,7 +166,11 @@ cdef int delete_snapshot(Volume volume, const uint8_t* id, bint* hidden) noexcep
     volume.snapshots.changed()
     result = volume.checkpoints.run_for(volume.snapshots.version)
     snapshot = volume.snapshots.find(id)
-    hidden[0] = snapshot is not NULL and not snapshot.entry.flags & SNAPSHOT_DYING and not volume.snapshots.may_die(&snapshot.entry)
+    hidden[0] = (
+        snapshot is not NULL
+        and not snapshot.entry.flags & SNAPSHOT_DYING
+        and not volume.snapshots.may_die(&snapshot.entry)
+    )
     return result
 
 
@@ -179,7 +185,9 @@ cdef int unmark_snapshot(Volume volume, const uint8_t* id) noexcept nogil:
 
 # ---------------------------------------------------------------------- restoring
 
-cdef int restore_volume(Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark) noexcept nogil:
+cdef int restore_volume(
+    Volume volume, const uint8_t* id, SnapshotRequest* before, SnapshotRequest* mark
+) noexcept nogil:
     cdef int result
     invariant(volume.restoring, b"nobody comes while a volume goes back")
     while volume.cleaning:
@@ -257,7 +265,11 @@ cdef void stand_upon(Volume volume, const uint8_t* id, Pointer root) noexcept no
 
 
 cdef void walk_dying(void* volume) noexcept nogil:
-    if (<Volume>volume).snapshots.dying() is not NULL and not (<Volume>volume).walk.running and not (<Volume>volume).walk.stopping:
+    if (
+        (<Volume>volume).snapshots.dying() is not NULL
+        and not (<Volume>volume).walk.running
+        and not (<Volume>volume).walk.stopping
+    ):
         (<Volume>volume).walk.running = True
         start(walk_body, volume, NULL)
 
@@ -303,7 +315,8 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     memcpy(volume.checkpoints.writer.lineage_volume, parent.identity, 16)
     memcpy(volume.checkpoints.writer.lineage_snapshot, id, 16)
     volume.segments.parent = <void*>parent.segments
-    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))     # above the snapshot's segments
+    # above the snapshot's segments
+    volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))
     volume.log.open_segments.next_segment = volume.segments.branch
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)

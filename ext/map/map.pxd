@@ -64,7 +64,7 @@ cdef class MapCache:                 # one per reactor
     cdef uint32_t loads_max
     cdef bint no_free_frame          # the last search found none, and none has become free since
     cdef void* keepers               # the Checkpoints of the volumes that share the cache, see volume/checkpoint.pyx
-    cdef void (*on_starving)(void* keepers) noexcept nogil           # there is a new waiter in `starved`; called inside get()
+    cdef void (*on_starving)(void* keepers) noexcept nogil     # there is a new waiter in `starved`; called inside get()
     cdef Waiters starved             # waiters that found no frame, or too many loads in flight
     cdef uint64_t starvations        # number of times a waiter was added
     cdef bint rousing
@@ -74,7 +74,7 @@ cdef class MapCache:                 # one per reactor
     cdef Node* take(self) noexcept nogil                             # a free or evicted frame; NULL: none
     cdef void give_back(self, Node* node) noexcept nogil
     cdef void rouse(self) noexcept nogil                             # wakes `starved` waiters from the next poll on
-    cdef bint wants_writeback(self) noexcept nogil                   # over half is dirty, or a waiter lacks a clean frame
+    cdef bint wants_writeback(self) noexcept nogil                 # over half is dirty, or a waiter lacks a clean frame
 
 cdef class Map:
     cdef MapCache cache
@@ -83,7 +83,7 @@ cdef class Map:
     cdef Pointer root                # to the last committed image of the root
     cdef Node* dirty_first[5]
     cdef Node* dirty_last[5]
-    cdef uint64_t freeze             # sequence of the running checkpoint: only nodes dirty up to it may be written. 0: none
+    cdef uint64_t freeze         # sequence of the running checkpoint: only nodes dirty up to it may be written. 0: none
     cdef readonly uint32_t images    # images of its nodes in the log that are not committed yet
     cdef readonly uint64_t load_errors
     cdef uint32_t under_way          # its loads and prefetches
@@ -94,7 +94,8 @@ cdef class Map:
     # again; ABSENT: nothing is mapped below (never with `create`). `when` may be NULL: no notification.
     cdef Node* get(self, int level, uint64_t index, bint create, Operation* when) noexcept nogil
     cdef void unpin(self, Node* node) noexcept nogil
-    cdef Node* peek(self, int level, uint64_t index) noexcept nogil       # a READY cached node, not pinned; NULL: none. For checks
+    # a READY cached node, not pinned; NULL: none. For checks
+    cdef Node* peek(self, int level, uint64_t index) noexcept nogil
     # Prefetches a node and its ancestors; gives up when there is no room.
     cdef void expect(self, int level, uint64_t index) noexcept nogil
     # Sets a slot of a leaf that the caller has pinned. Returns the previous pointer.

@@ -109,14 +109,23 @@ cdef class Map:
         if not node.dirty:
             self.mark_dirty(node, sequence)
         else:
-            invariant(node.dirty_since > self.freeze or sequence <= self.freeze, b"what a checkpoint needs is written before it changes")
+            invariant(
+                node.dirty_since > self.freeze or sequence <= self.freeze,
+                b"what a checkpoint needs is written before it changes",
+            )
         node.pointers[slot] = pointer
         return before
 
     cdef bint renew(self, Node* node, uint32_t segment, uint32_t block, uint64_t since) noexcept nogil:
         cdef Pointer* image = pointer_to(self, node)
         invariant(self.freeze == 0, b"what a checkpoint needs is settled when it begins")
-        if node.dirty or node.in_log or not image.flags & POINTER_PRESENT or image.segment != segment or image.block != block:
+        if (
+            node.dirty
+            or node.in_log
+            or not image.flags & POINTER_PRESENT
+            or image.segment != segment
+            or image.block != block
+        ):
             return False
         self.mark_dirty(node, since)
         return True
@@ -134,10 +143,17 @@ cdef class Map:
 
     cdef bint is_empty(self, Node* node) noexcept nogil:
         # the second half compares the node with itself, one pointer on
-        return node.in_log == 0 and is_zero(node.pointers) and memcmp(node.pointers, node.pointers + 1, BLOCK_BYTES - sizeof(Pointer)) == 0
+        return (
+            node.in_log == 0
+            and is_zero(node.pointers)
+            and memcmp(node.pointers, node.pointers + 1, BLOCK_BYTES - sizeof(Pointer)) == 0
+        )
 
     cdef void image_taken(self, Node* node) noexcept nogil:
-        invariant(node.dirty and (self.freeze == 0 or node.dirty_since <= self.freeze), b"a checkpoint writes only what it needs")
+        invariant(
+            node.dirty and (self.freeze == 0 or node.dirty_since <= self.freeze),
+            b"a checkpoint writes only what it needs",
+        )
         self.mark_clean(node)
         node.in_log += 1
         self.images += 1
@@ -406,7 +422,9 @@ cdef class MapCache:
         cdef uint64_t buckets = 64
         cdef int i
         if frames < CACHE_FRAMES_MIN:
-            raise ValueError(f"a map cache of {frames} nodes is too small: it needs at least {CACHE_FRAMES_MIN} (64 KiB)")
+            raise ValueError(
+                f"a map cache of {frames} nodes is too small: it needs at least {CACHE_FRAMES_MIN} (64 KiB)"
+            )
         invariant(sizeof(Node) == 256, b"a node's frame takes four cache lines")
         self.hash_shift = 58
         while buckets < 2 * <uint64_t>frames:
@@ -467,7 +485,9 @@ cdef class MapCache:
             self.io.after(&self.rousal, 1)   # not 0: the next poll, not this one, handles what the waiters do
 
     cdef bint wants_writeback(self) noexcept nogil:
-        return self.dirty > self.frames // 2 or (self.dirty > 0 and self.no_free_frame and self.starved.first is not NULL)
+        return (
+            self.dirty > self.frames // 2 or (self.dirty > 0 and self.no_free_frame and self.starved.first is not NULL)
+        )
 
 
 cdef Node* evict(MapCache cache) noexcept nogil:

@@ -8,9 +8,9 @@ cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a 
     uint32_t number
     uint32_t blocks                  # length; maximum length while it is open
     uint32_t live                    # blocks referenced by the head's map, a snapshot's, or a node of one
-    uint32_t live_then               # `live` when the newest checkpoint began, if `mark` is current; see live_at_checkpoint
+    uint32_t live_then           # `live` when the newest checkpoint began, if `mark` is current; see live_at_checkpoint
     uint32_t mark                    # the SegmentTable's `mark` when live_then was stored
-    uint16_t undecided               # part of `live`: dead or not, depending on the pending change of snapshots; see settle
+    uint16_t undecided           # part of `live`: dead or not, depending on the pending change of snapshots; see settle
     uint16_t doomed                  # part of `live`: a walk found them only in the snapshot that is being deleted
     Segment* undecided_next          # next segment with undecided blocks
     int store                        # number of the store that holds it
@@ -39,7 +39,7 @@ cdef class SegmentTable:
     cdef uint32_t mark               # number of checkpoints begun
     cdef uint64_t mapped             # data blocks that the head's map references, ...
     cdef uint64_t inherited          # ... those of them below `branch`, ...
-    cdef uint64_t exclusive          # ... and those in no snapshot; maybe too high while one is DYING (map/snapshot_table.pyx)
+    cdef uint64_t exclusive   # ... and those in no snapshot; maybe too high while one is DYING (map/snapshot_table.pyx)
     cdef uint64_t wanted_exclusive   # its next value; differs while a change of the pins is pending
     cdef uint64_t pins[2]            # by Born: blocks below these addresses that the head drops belong to a snapshot
     cdef uint64_t wanted_pins[2]     # their next values; differ while a change is pending
@@ -49,10 +49,11 @@ cdef class SegmentTable:
     cdef uint32_t branch             # clone: lower segment numbers belong to the parent's ...
     cdef void* parent                # ... SegmentTable; locate() finds them, the parent counts them
     cdef Segment* find(self, uint32_t number) noexcept nogil           # in this table
-    cdef Segment* locate(self, uint32_t number) noexcept nogil         # in this table or an ancestor's: for any pointer of its map
+    # in this table or an ancestor's: for any pointer of its map
+    cdef Segment* locate(self, uint32_t number) noexcept nogil
     cdef Segment* add(self, uint32_t number) noexcept nogil            # a new one, zero except for its number
     cdef void remove(self, Segment* segment) noexcept nogil
-    cdef bint lives(self, Pointer pointer) noexcept nogil              # False: its segment is in the table but has no live block
+    cdef bint lives(self, Pointer pointer) noexcept nogil    # False: its segment is in the table but has no live block
     cdef void born(self, Pointer pointer) noexcept nogil               # no-ops for a pointer that is not PRESENT
     # The head's map has dropped the pointer. True: the block is dead; False: a snapshot has it (pinned), or that is
     # undecided, or it is not counted here.
@@ -65,7 +66,8 @@ cdef class SegmentTable:
     # A checkpoint begins: changes of `live` from now on do not affect live_at_checkpoint().
     cdef void begin_checkpoint(self) noexcept nogil
     cdef uint32_t live_at_checkpoint(self, const Segment* segment) noexcept nogil
-    cdef void count_at_checkpoint(self, Pointer pointer, int by) noexcept nogil     # its map has gained or dropped the pointer
+    # its map has gained or dropped the pointer
+    cdef void count_at_checkpoint(self, Pointer pointer, int by) noexcept nogil
     # Blocks below `pin` will be pinned once the pending change of snapshots is durable. Until settle(), deaths that
     # depend on it are undecided.
     cdef void shift_pin(self, Born what, uint64_t pin) noexcept nogil

@@ -18,8 +18,8 @@
 # address decides, and every change of the map is counted when it is made, so the counts are exact after a replay, too;
 # docs/decisions/0014.
 #
-# Called by log, map, checkpoint and recovery on the volume's reactor; born() and died() are on the path of every write, so
-# they neither allocate nor fail: memory and the growth of the hash table belong to add().
+# Log, map, checkpoint and recovery call it on the volume's reactor. born() and died() are on the path of every write,
+# so they neither allocate nor fail: add() reserves the memory and grows the hash table.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
@@ -51,7 +51,8 @@ cdef class SegmentTable:
         release(self.buckets)
 
     cdef Segment* find(self, uint32_t number) noexcept nogil:
-        cdef Segment* segment = self.buckets[number & (self.bucket_count - 1)]    # numbers are dense: their low bits spread them
+        # numbers are dense: their low bits spread them
+        cdef Segment* segment = self.buckets[number & (self.bucket_count - 1)]
         while segment is not NULL and segment.number != number:
             segment = segment.hash_next
         return segment
@@ -185,8 +186,12 @@ cdef class SegmentTable:
 
     cdef void settle(self, bint happened) noexcept nogil:
         cdef Segment* segment = self.undecided_first
-        cdef bint rising = self.wanted_pins[<int>DATA] > self.pins[<int>DATA] or self.wanted_pins[<int>NODE] > self.pins[<int>NODE]
-        cdef bint falling = self.wanted_pins[<int>DATA] < self.pins[<int>DATA] or self.wanted_pins[<int>NODE] < self.pins[<int>NODE]
+        cdef bint rising = (
+            self.wanted_pins[<int>DATA] > self.pins[<int>DATA] or self.wanted_pins[<int>NODE] > self.pins[<int>NODE]
+        )
+        cdef bint falling = (
+            self.wanted_pins[<int>DATA] < self.pins[<int>DATA] or self.wanted_pins[<int>NODE] < self.pins[<int>NODE]
+        )
         cdef int what
         invariant(not (rising and falling), b"the cuts of data and of nodes move together")
         for what in range(2):

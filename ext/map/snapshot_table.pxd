@@ -23,7 +23,7 @@ cdef class SnapshotTable:
     cdef uint64_t durable            # ... changes up to this one are in the newest checkpoint
     cdef bint walked                 # a DYING snapshot was removed, but the newest checkpoint still has it
     cdef SnapshotRequest* snapshot_requests     # oldest first
-    cdef uint64_t oldest_mark        # in the newest checkpoint: sequence of the oldest restore point not deleted; ~0: none
+    cdef uint64_t oldest_mark     # in the newest checkpoint: sequence of the oldest restore point not deleted; ~0: none
     # the table for the checkpoint that is being written
     cdef SnapshotEntry* frozen
     cdef uint32_t frozen_count
@@ -40,7 +40,7 @@ cdef class SnapshotTable:
 
     cdef Snapshot* find(self, const uint8_t* id) noexcept nogil
     cdef SnapshotEntry* dying(self) noexcept nogil                             # the DYING snapshot; NULL: none
-    cdef uint64_t newest_cut(self) noexcept nogil                              # no snapshot has a block at or above this address
+    cdef uint64_t newest_cut(self) noexcept nogil    # no snapshot has a block at or above this address
     cdef int reserve(self, uint32_t more) noexcept nogil
     cdef int add(self, const SnapshotEntry* entry) noexcept nogil              # 0 or -ENOMEM
     cdef void remove(self, const uint8_t* id) noexcept nogil                   # its children become its parent's
@@ -54,18 +54,21 @@ cdef class SnapshotTable:
     # -EEXIST: id or name is in use; -ENOSPC: the table is full
     cdef int snapshot_request(self, SnapshotRequest* snapshot_request) noexcept nogil
     cdef void withdraw(self, SnapshotRequest* snapshot_request) noexcept nogil
-    cdef bint are_all_marks(self) noexcept nogil                               # all visible snapshots are restore points, and there is one
-    cdef Snapshot* unsettled(self) noexcept nogil                              # the head's parent if it is UNSETTLED; else NULL
+    cdef bint are_all_marks(self) noexcept nogil    # all visible snapshots are restore points, and there is one
+    cdef Snapshot* unsettled(self) noexcept nogil                      # the head's parent if it is UNSETTLED; else NULL
     cdef uint32_t clones(self, const uint8_t* id) noexcept nogil
     cdef bint may_die(self, const SnapshotEntry* entry) noexcept nogil         # by the current table
     # For a checkpoint: freeze() begins when everything is committed, ...
-    cdef int freeze(self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil
-    cdef uint64_t marked_ns(self) noexcept nogil                               # log time of the restore point that it creates; 0: none
-    cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil    # ... receives the written map's root, ...
+    cdef int freeze(
+        self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head
+    ) noexcept nogil
+    cdef uint64_t marked_ns(self) noexcept nogil    # log time of the restore point that it creates; 0: none
+    # ... receives the written map's root, ...
+    cdef void map_written(self, Pointer root, uint64_t node_cut) noexcept nogil
     cdef uint64_t data_pin(self) noexcept nogil                                # (the cuts of the head's future parent)
     cdef uint64_t node_pin(self) noexcept nogil
-    cdef void moved(self) noexcept nogil                                       # ... and then the checkpoint either takes effect ...
-    cdef void thaw(self) noexcept nogil                                        # ... or not; both discard the frozen table
+    cdef void moved(self) noexcept nogil    # ... and then the checkpoint either takes effect ...
+    cdef void thaw(self) noexcept nogil                                      # ... or not; both discard the frozen table
 
 cdef bint same_id(const uint8_t* a, const uint8_t* b) noexcept nogil
 cdef bint is_zero_id(const uint8_t* id) noexcept nogil

@@ -9,7 +9,9 @@
 #
 # States of an entry:
 #
-#     requested ──moved──> visible ──deleted──> HIDDEN ──(no clone, no reader, fewer than two children), moved──> DYING ──walked, moved──> gone
+#     requested ──moved──> visible ──deleted──> HIDDEN ──moved, may die──> DYING ──walked, moved──> gone
+#
+# A HIDDEN snapshot may die when it has no clone, no reader and fewer than two children.
 #
 # Snapshots form a tree: the parent of a snapshot, or of the head, is the snapshot from which its map evolved. Deleting
 # a snapshot frees the blocks that only it has: those that neither its parent nor its only child has. With more than one
@@ -28,7 +30,8 @@
 #   - at most one is DYING, so that its neighbours do not change during the walk; only a snapshot can have it as parent;
 #   - the head's pins are its parent's cuts.
 #
-# Called by checkpoint, recovery, history and the engine, on the volume's reactor. Format: docs/formats.md, "SnapshotTable".
+# Checkpoint, recovery, history and the engine call it on the volume's reactor. Format: docs/formats.md,
+# "SnapshotTable".
 
 from libc.errno cimport EEXIST, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -37,7 +40,9 @@ from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.format.layout cimport (
-    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX, Pointer, SnapshotEntry)
+    SNAPSHOT_CLONE, SNAPSHOT_DYING, SNAPSHOT_FOLLOWED, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
+    SNAPSHOTS_MAX, Pointer, SnapshotEntry
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.map.segment_table cimport SegmentTable
 
@@ -140,7 +145,10 @@ cdef class SnapshotTable:
         memcpy(self.head_parent, head_parent, 16)
         if parent is NULL and not is_zero_id(head_parent):
             return b"the checkpoint's map grew from a snapshot that is not in its table"
-        if (0 if parent is NULL else parent.entry.data_cut) != data_pin or (0 if parent is NULL else parent.entry.node_cut) != node_pin:
+        if (
+            (0 if parent is NULL else parent.entry.data_cut) != data_pin
+            or (0 if parent is NULL else parent.entry.node_cut) != node_pin
+        ):
             return b"what the checkpoint's snapshots pin is not what was cut for them"
         for i in range(self.count):
             dying += (self.all[i].entry.flags & SNAPSHOT_DYING) != 0
@@ -157,7 +165,10 @@ cdef class SnapshotTable:
         cdef SnapshotRequest** last = &self.snapshot_requests
         cdef uint32_t i, wished = 0
         for i in range(self.count):
-            if same_id(self.all[i].entry.id, snapshot_request.entry.id) or clash(&self.all[i].entry, &snapshot_request.entry):
+            if (
+                same_id(self.all[i].entry.id, snapshot_request.entry.id)
+                or clash(&self.all[i].entry, &snapshot_request.entry)
+            ):
                 return -EEXIST
         while last[0] is not NULL:
             if same_id(last[0].entry.id, snapshot_request.entry.id) or clash(&last[0].entry, &snapshot_request.entry):
@@ -209,7 +220,9 @@ cdef class SnapshotTable:
 
     # ------------------------------------------------------------------ a checkpoint's copy
 
-    cdef int freeze(self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head) noexcept nogil:
+    cdef int freeze(
+        self, uint64_t sequence, const LogClock* clock, uint64_t size_bytes, uint64_t data_cut, SegmentTable head
+    ) noexcept nogil:
         cdef SnapshotRequest* snapshot_request = self.snapshot_requests
         cdef SnapshotEntry* entry
         cdef uint32_t i, wished = 0
@@ -236,7 +249,9 @@ cdef class SnapshotTable:
             memcpy(self.frozen_parent, entry.id, 16)
             entry.sequence = sequence
             # A snapshot that was requested with a Unix time, as one of a group, gets that time.
-            entry.clock_ns = clock.offset_ns if entry.time_ns == 0 else <int64_t>entry.time_ns - <int64_t>clock.newest_ns
+            entry.clock_ns = (
+                clock.offset_ns if entry.time_ns == 0 else <int64_t>entry.time_ns - <int64_t>clock.newest_ns
+            )
             entry.time_ns = clock.newest_ns
             if entry.flags & SNAPSHOT_MARK:
                 entry.until_ns, entry.since_ns = clock.until_ns, clock.since_ns
@@ -286,7 +301,10 @@ cdef class SnapshotTable:
             self.frozen_disowned = 0
             invariant(self.add(&self.frozen[i]) == 0, b"room was reserved when the table was frozen")
             snapshot_request = self.snapshot_requests
-            invariant(snapshot_request is not NULL and same_id(snapshot_request.entry.id, self.frozen[i].id), b"nothing that is being made is withdrawn")
+            invariant(
+                snapshot_request is not NULL and same_id(snapshot_request.entry.id, self.frozen[i].id),
+                b"nothing that is being made is withdrawn",
+            )
             self.snapshot_requests = snapshot_request.next
             snapshot_request.entry = self.frozen[i]
             snapshot_request.made = True
@@ -295,7 +313,8 @@ cdef class SnapshotTable:
             snapshot.entry.flags = self.frozen_dying.flags
             snapshot.entry.successor = self.frozen_dying.successor
             snapshot = self.find(self.frozen_dying.heir)
-            if snapshot is not NULL and not self.successor_pending:      # else the new snapshot's frozen entry has them already
+            # else the new snapshot's frozen entry has them already
+            if snapshot is not NULL and not self.successor_pending:
                 snapshot.entry.own += self.frozen_dying.own
         for i in range(self.frozen_count - self.frozen_made):
             snapshot = self.find(self.frozen[i].id)
@@ -349,7 +368,8 @@ cdef void choose_dying(SnapshotTable self) noexcept nogil:
             memcpy(entry.heir, child.id, 16)
             child.own += entry.own
             entry.successor = child.root
-            self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made     # created now: its root is not known yet
+            # created now: its root is not known yet
+            self.successor_pending = child - self.frozen >= self.frozen_count - self.frozen_made
         elif children:                                   # the head is the heir: its map is frozen in this checkpoint
             memcpy(self.frozen_parent, entry.parent, 16)
             self.frozen_exclusive += entry.own
@@ -366,7 +386,11 @@ cdef SnapshotEntry* frozen_entry(SnapshotTable self, const uint8_t* id) noexcept
 
 
 cdef inline uint64_t mark_of(const SnapshotEntry* entry) noexcept nogil:
-    return entry.sequence if entry.flags & SNAPSHOT_MARK and not entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_DYING) else ~<uint64_t>0
+    return (
+        entry.sequence
+        if entry.flags & SNAPSHOT_MARK and not entry.flags & (SNAPSHOT_HIDDEN | SNAPSHOT_DYING)
+        else ~<uint64_t>0
+    )
 
 
 cdef bint clash(const SnapshotEntry* one, const SnapshotEntry* other) noexcept nogil:

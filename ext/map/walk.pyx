@@ -28,7 +28,8 @@ cdef enum:
     DAMAGED_TRIES = 3                # attempts, if the checksum is wrong
     TRIES = 10                       # attempts after any other error, even if writes wait for space
 
-cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)      # per walk, from its first error: a device may be absent this long
+# per walk, from its first error: a device may be absent this long
+cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)
 
 
 cdef class Walk:
@@ -78,7 +79,11 @@ cdef class Walk:
         if node is not NULL and (theirs is not NULL or not in_parent) and (its is not NULL or not in_child):
             for slot in range(NODE_POINTERS):
                 while level and ahead < NODE_POINTERS and asked < AHEAD:
-                    if is_alone(node.pointers[ahead], nothing if theirs is NULL else theirs.pointers[ahead], nothing if its is NULL else its.pointers[ahead]):
+                    if is_alone(
+                        node.pointers[ahead],
+                        nothing if theirs is NULL else theirs.pointers[ahead],
+                        nothing if its is NULL else its.pointers[ahead],
+                    ):
                         self.own.expect(level - 1, index * NODE_POINTERS + ahead)
                         if theirs is not NULL and theirs.pointers[ahead].flags & POINTER_PRESENT:
                             self.parent.expect(level - 1, index * NODE_POINTERS + ahead)
@@ -96,7 +101,12 @@ cdef class Walk:
                     self.doomed_data += 1
                 if level:
                     asked -= 1 if asked else 0
-                    result = self.below(level - 1, index * NODE_POINTERS + slot, of_parent.flags & POINTER_PRESENT, of_child.flags & POINTER_PRESENT)
+                    result = self.below(
+                        level - 1,
+                        index * NODE_POINTERS + slot,
+                        of_parent.flags & POINTER_PRESENT,
+                        of_child.flags & POINTER_PRESENT,
+                    )
                     if result < 0:
                         break
         elif self.stopping:
@@ -161,7 +171,11 @@ cdef inline bint same(Pointer one, Pointer other) noexcept nogil:
 
 
 cdef inline bint is_alone(Pointer one, Pointer of_parent, Pointer of_child) noexcept nogil:
-    return one.flags & POINTER_PRESENT and not same(one, of_parent) and (planted(b"shared_block_freed") or not same(one, of_child))
+    return (
+        one.flags & POINTER_PRESENT
+        and not same(one, of_parent)
+        and (planted(b"shared_block_freed") or not same(one, of_child))
+    )
 
 
 cdef inline void mark(SegmentTable segments, Pointer pointer) noexcept nogil:

@@ -1,8 +1,8 @@
 # One client in NBD's transmission phase (docs/nbd.md): receives bytes, passes requests to the volume, sends replies.
 # Python does the handshake.
 #
-#     OPEN ---- DISC, end of input, malformed input, stop() ----> DRAINING ---- no request is open any more ------> CLOSED ----> ENDED
-#       \------------------- the socket broke ----------------------\------------------------------------------------^
+#     OPEN --- DISC, end of input, malformed input, stop() --> DRAINING --- no request is open any more --> CLOSED --> ENDED
+#       \----------------- the socket broke ---------------------\-------------------------------------------^
 #
 #   OPEN: requests are accepted. DRAINING: no new ones; open requests are finished and answered. CLOSED: the socket is
 #   gone; requests that the volume still works on complete, and their replies are dropped. ENDED: nothing refers to the
@@ -37,10 +37,12 @@ from iomesh.engine.exports.nbd.read cimport UNFRAGMENTED_BYTES, NbdReader
 from iomesh.engine.exports.nbd.replies cimport Replies, Reply
 from iomesh.engine.exports.nbd.request cimport ZEROS, NbdRequest, account
 from iomesh.engine.exports.nbd.wire cimport (
-    CAN_MULTI_CONN, CHUNK_BLOCK_STATUS, CHUNK_NONE, CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE,
-    CMD_WRITE_ZEROES, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, HAS_FLAGS, PAYLOAD_BYTES_MAX, READ_ONLY, REQUEST_BYTES,
-    REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, STATE_CHANGED, STATE_HOLE, STATE_ZERO, get16, get32,
-    get64, get_cookie, put32, put_chunk, put_error_chunk, put_simple, wire_error)
+    CAN_MULTI_CONN, CHUNK_BLOCK_STATUS, CHUNK_NONE, CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLUSH, CMD_READ,
+    CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, HAS_FLAGS,
+    PAYLOAD_BYTES_MAX, READ_ONLY, REQUEST_BYTES, REQUEST_MAGIC, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH,
+    SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, STATE_CHANGED, STATE_HOLE, STATE_ZERO, get16, get32, get64, get_cookie,
+    put32, put_chunk, put_error_chunk, put_simple, wire_error
+)
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport Request
 from iomesh.engine.volume.volume cimport Volume
@@ -436,7 +438,11 @@ cdef class NbdConnection:
             self.status_extents = 0
         while request.position < end and request.error == 0:
             block = request.position // BLOCK_BYTES
-            found = self.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &state, &request.when) if self.state < CLOSED else -ESHUTDOWN
+            found = (
+                self.alike(block, (end - 1) // BLOCK_BYTES - block + 1, &state, &request.when)
+                if self.state < CLOSED
+                else -ESHUTDOWN
+            )
             if found == 0:
                 return                                   # when_done() continues
             if found < 0:
@@ -481,7 +487,9 @@ cdef class NbdConnection:
     cdef void answer(self, NbdRequest* request) noexcept nogil:
         """Queue the reply of a completed request. Only the reply to a block status carries data."""
         cdef Reply* reply = &request.reply
-        cdef uint64_t cookie = self.table.cookie if planted(b"cookie_of_another") and self.open_requests > 1 else request.cookie
+        cdef uint64_t cookie = (
+            self.table.cookie if planted(b"cookie_of_another") and self.open_requests > 1 else request.cookie
+        )
         if request.error == 0 or request.with_volume:
             account(self.volume.counters, self.volume.latencies, request, self.io.now_ns())
         reply.data_bytes = 0

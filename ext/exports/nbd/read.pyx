@@ -56,7 +56,9 @@ cdef class NbdReader:
             self.free_pieces = &self.pieces[i]
         self.free_count = PIECES_MAX
         for kind in range(2):                            # half: one slow client leaves enough to others
-            self.held_most[kind] = <uint32_t>((volume.pool.starts[kind + 1] - volume.pool.starts[kind]) // bytes_of[kind] // 2)
+            self.held_most[kind] = <uint32_t>(
+                (volume.pool.starts[kind + 1] - volume.pool.starts[kind]) // bytes_of[kind] // 2
+            )
             if self.held_most[kind] < PIECES_PER_REQUEST:
                 self.held_most[kind] = PIECES_PER_REQUEST
 
@@ -64,7 +66,9 @@ cdef class NbdReader:
         free(self.pieces)
 
     cdef void read(self, NbdRequest* request) noexcept nogil:
-        cdef uint64_t leaves = (request.end - 1) // (BLOCK_BYTES * NODE_POINTERS) - request.offset // (BLOCK_BYTES * NODE_POINTERS) + 1
+        cdef uint64_t leaves = (
+            (request.end - 1) // (BLOCK_BYTES * NODE_POINTERS) - request.offset // (BLOCK_BYTES * NODE_POINTERS) + 1
+        )
         if self.structured and (leaves == 1 or not request.flags & FLAG_DF):
             request.form = SCATTERED
         else:
@@ -109,7 +113,11 @@ cdef class NbdReader:
         cdef uint32_t needed = <uint32_t>leaves if request.form == GATHERED else 1
         cdef uint32_t wanted = <uint32_t>leaves if leaves < PIECES_PER_REQUEST else PIECES_PER_REQUEST
         cdef Piece* piece
-        if self.free_count < needed or self.held[kind] + needed > self.held_most[kind] or (request.form == STREAMED and self.streaming):
+        if (
+            self.free_count < needed
+            or self.held[kind] + needed > self.held_most[kind]
+            or (request.form == STREAMED and self.streaming)
+        ):
             return False                                 # the release of a piece, or the stream's end, retries
         if self.volume.pool.free[kind] < needed:
             self.waiting = True
@@ -188,7 +196,9 @@ cdef class NbdReader:
         cdef Reply* reply = &piece.reply
         cdef bint last = request.under_way == 0 and request.position == request.end
         if piece.read.error:
-            reply.header_bytes = put_error_offset_chunk(reply.header, request.cookie, last, wire_error(piece.read.error), piece.offset)
+            reply.header_bytes = put_error_offset_chunk(
+                reply.header, request.cookie, last, wire_error(piece.read.error), piece.offset
+            )
             reply.data_bytes = 0
         elif piece.read.unmapped:
             reply.header_bytes = put_hole_chunk(reply.header, request.cookie, last, piece.offset, piece.bytes)
@@ -208,7 +218,9 @@ cdef class NbdReader:
         else:
             account(self.volume.counters, self.volume.latencies, request, self.volume.io.now_ns())
             if self.structured:
-                piece.reply.header_bytes = put_data_chunk(piece.reply.header, request.cookie, True, request.offset, request.bytes)
+                piece.reply.header_bytes = put_data_chunk(
+                    piece.reply.header, request.cookie, True, request.offset, request.bytes
+                )
             else:
                 piece.reply.header_bytes = put_simple(piece.reply.header, request.cookie, 0)
         while piece is not NULL:

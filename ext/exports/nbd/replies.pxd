@@ -45,7 +45,8 @@ cdef class Replies:
     cdef Reply* leaving_last
     cdef iovec parts[PARTS_MAX]
     cdef char headers[HEADERS_BYTES]
-    cdef void (*changed)(void* owner) noexcept nogil     # a send has ended or failed (then `broken`), or the client is `stalled`
+    # a send has ended or failed (then `broken`), or the client is `stalled`
+    cdef void (*changed)(void* owner) noexcept nogil
     cdef void* owner
     cdef void add(self, Reply* reply) noexcept nogil             # sent at the turn's end, or after the current send
     cdef void add_to_stream(self, Reply* reply) noexcept nogil   # likewise, before all other replies; starts a stream

@@ -89,11 +89,19 @@ cdef class Replies:
         cdef uint32_t parts = 0, used = 0
         cdef uint64_t bytes = 0
         cdef Reply* reply
-        while self.first is not NULL and parts + 2 <= PARTS_MAX and used + HEADER_BYTES_MAX <= HEADERS_BYTES and bytes < SEND_BYTES:
+        while (
+            self.first is not NULL
+            and parts + 2 <= PARTS_MAX
+            and used + HEADER_BYTES_MAX <= HEADERS_BYTES
+            and bytes < SEND_BYTES
+        ):
             reply = pop(&self.first, &self.last)
             if reply.header_bytes:
                 memcpy(&self.headers[used], reply.header, reply.header_bytes)
-                if parts and <char*>self.parts[parts - 1].iov_base + self.parts[parts - 1].iov_len == &self.headers[used]:
+                if (
+                    parts
+                    and <char*>self.parts[parts - 1].iov_base + self.parts[parts - 1].iov_len == &self.headers[used]
+                ):
                     self.parts[parts - 1].iov_len += reply.header_bytes       # consecutive headers form one part
                 else:
                     self.parts[parts].iov_base = &self.headers[used]
@@ -142,7 +150,10 @@ cdef class Replies:
         self.watching = False
         if not self.busy or self.broken:
             return
-        if self.sends == self.sends_seen and (self.pool.waiters[<int>SMALL].first is not NULL or self.pool.waiters[<int>LARGE].first is not NULL):
+        if (
+            self.sends == self.sends_seen
+            and (self.pool.waiters[<int>SMALL].first is not NULL or self.pool.waiters[<int>LARGE].first is not NULL)
+        ):
             self.stalled = True
             self.changed(self.owner)
         else:

@@ -3,8 +3,9 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.counters cimport (
-    FLUSH_LATENCY, FLUSHES, READ_BYTES, READ_LATENCY, READS, TRIMMED_BYTES, TRIMS, WRITE_ERRORS, WRITE_LATENCY, WRITES, WRITTEN_BYTES, ZEROED_BYTES,
-    ZEROES, observe)
+    FLUSH_LATENCY, FLUSHES, READ_BYTES, READ_LATENCY, READS, TRIMMED_BYTES, TRIMS, WRITE_ERRORS, WRITE_LATENCY, WRITES,
+    WRITTEN_BYTES, ZEROED_BYTES, ZEROES, observe
+)
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.exports.nbd.replies cimport Reply
 from iomesh.engine.exports.nbd.wire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES
@@ -59,7 +60,9 @@ cdef extern from *:
 
 # Updates the counters, once for each request that was not refused, when its result is known. Errors of reads and of
 # logged requests are counted where they occur; a write that the volume did not accept is counted here.
-cdef inline void account(uint64_t* counters, uint64_t* latencies, const NbdRequest* request, int64_t now_ns) noexcept nogil:
+cdef inline void account(
+    uint64_t* counters, uint64_t* latencies, const NbdRequest* request, int64_t now_ns
+) noexcept nogil:
     cdef int64_t took_ns = now_ns - request.began_ns
     if request.command == CMD_READ:
         count(counters, request, READS, READ_BYTES)

@@ -98,12 +98,16 @@ cdef inline uint32_t put_chunk(char* at, uint64_t cookie, uint16_t kind, bint la
     put32(at + 16, bytes)
     return CHUNK_BYTES
 
-cdef inline uint32_t put_data_chunk(char* at, uint64_t cookie, bint last, uint64_t offset, uint32_t bytes) noexcept nogil:
+cdef inline uint32_t put_data_chunk(
+    char* at, uint64_t cookie, bint last, uint64_t offset, uint32_t bytes
+) noexcept nogil:
     put_chunk(at, cookie, CHUNK_OFFSET_DATA, last, 8 + bytes)
     put64(at + CHUNK_BYTES, offset)
     return CHUNK_BYTES + 8
 
-cdef inline uint32_t put_hole_chunk(char* at, uint64_t cookie, bint last, uint64_t offset, uint32_t bytes) noexcept nogil:
+cdef inline uint32_t put_hole_chunk(
+    char* at, uint64_t cookie, bint last, uint64_t offset, uint32_t bytes
+) noexcept nogil:
     put_chunk(at, cookie, CHUNK_OFFSET_HOLE, last, 12)
     put64(at + CHUNK_BYTES, offset)
     put32(at + CHUNK_BYTES + 8, bytes)
@@ -115,7 +119,9 @@ cdef inline uint32_t put_error_chunk(char* at, uint64_t cookie, bint last, uint3
     put16(at + CHUNK_BYTES + 4, 0)
     return CHUNK_BYTES + 6
 
-cdef inline uint32_t put_error_offset_chunk(char* at, uint64_t cookie, bint last, uint32_t error, uint64_t offset) noexcept nogil:
+cdef inline uint32_t put_error_offset_chunk(
+    char* at, uint64_t cookie, bint last, uint32_t error, uint64_t offset
+) noexcept nogil:
     put_chunk(at, cookie, CHUNK_ERROR_OFFSET, last, 14)
     put32(at + CHUNK_BYTES, error)
     put16(at + CHUNK_BYTES + 4, 0)
@@ -128,5 +134,12 @@ cdef inline uint32_t wire_error(int error) noexcept nogil:
         return 28
     if error == EPERM or error == EROFS:
         return 1
-    return 12 if error == ENOMEM else 22 if error == EINVAL else 75 if error == EOVERFLOW else 95 if error == EOPNOTSUPP else \
-        108 if error == ESHUTDOWN else 5 if error else 0
+    return (
+        12 if error == ENOMEM
+        else 22 if error == EINVAL
+        else 75 if error == EOVERFLOW
+        else 95 if error == EOPNOTSUPP
+        else 108 if error == ESHUTDOWN
+        else 5 if error
+        else 0
+    )
