@@ -1,5 +1,6 @@
-"""`make demo`: a database on a volume, the engine killed under it, and not a commit lost; a table dropped by mistake, and the volume taken
-back to the second before; a second database on a clone, beside the first. Then what the engine costs and gains.
+"""`make demo`: a database on a volume, the engine killed under it, and not a commit lost; a table dropped by mistake,
+and the volume taken back to the second before; a second database on a clone, beside the first. Then what the engine
+costs and gains.
 
 Everything it makes lies in one directory of its own and is taken down again: at the end, after a failure, after Ctrl-C.
 """
@@ -100,7 +101,8 @@ def main() -> int:
         console.print(f"\n[red]The demonstration failed:[/] {escape(str(error))}")
         return 1
     console.print(
-        f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left behind."
+        f"\n[green bold]Every committed transaction was there.[/] {time.monotonic() - began:.0f} s; nothing is left "
+        "behind."
     )
     return 0
 
@@ -209,7 +211,8 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
             database.start()
             database.fill(SCALE)
         story.say(
-            f"{database.ask('SHOW server_version')}, {short_size(int(database.ask('SELECT pg_database_size(current_database())')))}"
+            f"{database.ask('SHOW server_version')}, "
+            f"{short_size(int(database.ask('SELECT pg_database_size(current_database())')))}"
         )
 
         ledger = outside / "ledger"
@@ -241,7 +244,8 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
         recovery = short_time(trial.recovery_seconds() * 1e9)
         up = time.monotonic() - began
         story.say(
-            f"served {served:.2f} s after the start, {recovery} of it recovery of the volume; database up after {up:.1f} s"
+            f"served {served:.2f} s after the start, {recovery} of it recovery of the volume; database up after "
+            f"{up:.1f} s"
         )
 
         with story.step("Compare with the ledger; check every table, index and page"):
@@ -408,8 +412,9 @@ def judge(
 
 def verify(uri: str) -> None:
     run(
-        "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
-        "--size=256m", "--iodepth=32", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randseed=7", seconds=600,
+        "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bsrange=4k-128k",
+        "--blockalign=4k", "--size=256m", "--iodepth=32", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+        "--randseed=7", seconds=600,
     )  # fmt: skip
 
 
@@ -448,7 +453,8 @@ def comparison(results: list[tuple[str, fio.Run, fio.Run]]) -> Table:
     for name, raw, volume in results:
         table.add_row(
             name, short_count(raw.iops), short_count(volume.iops), f"{volume.iops / raw.iops:.2f}",
-            short_time(raw.mean_us * 1e3), short_time(volume.mean_us * 1e3), short_time(raw.p99_us * 1e3), short_time(volume.p99_us * 1e3),
+            short_time(raw.mean_us * 1e3), short_time(volume.mean_us * 1e3), short_time(raw.p99_us * 1e3),
+            short_time(volume.p99_us * 1e3),
         )  # fmt: skip
     return table
 

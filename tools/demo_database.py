@@ -63,8 +63,12 @@ class Database:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.server = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.data, *(word for each in SETTINGS for word in ("-c", each)), "-k", self.outside],
-                user=USER, group=USER, extra_groups=[], start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                [
+                    self.programs / "postgres", "-D", self.data, "-k", self.outside,
+                    *(word for each in SETTINGS for word in ("-c", each)),
+                ],
+                user=USER, group=USER, extra_groups=[], start_new_session=True, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, cwd="/",
             )  # fmt: skip
         try:
             wait_for(
@@ -197,14 +201,18 @@ class Load:
     def start(self, seconds: int) -> None:
         base = self.database
         self.pgbench = subprocess.Popen(
-            [base.programs / "pgbench", "-n", "-c", "4", "-j", "2", "-T", str(seconds), "-l", f"--log-prefix={self.transaction_log}"],
-            env=base.environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            cwd=self.ledger.parent,
+            [
+                base.programs / "pgbench", "-n", "-c", "4", "-j", "2", "-T", str(seconds), "-l",
+                f"--log-prefix={self.transaction_log}",
+            ],
+            env=base.environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, cwd=self.ledger.parent,
         )  # fmt: skip
         for client in range(self.clients):
             session = subprocess.Popen(
-                [base.programs / "psql", "-Xq", "-v", "ON_ERROR_STOP=1"], env=base.environment, start_new_session=True, text=True, cwd="/",
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=1,
+                [base.programs / "psql", "-Xq", "-v", "ON_ERROR_STOP=1"], env=base.environment,
+                start_new_session=True, text=True, cwd="/", stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=1,
             )  # fmt: skip
             self.sessions.append(session)
             self.threads.append(threading.Thread(target=self._commit, args=(client, session), daemon=True))

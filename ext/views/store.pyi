@@ -6,7 +6,10 @@ from typing import Self
 
 Replica = tuple[str, int, int, list[tuple[int, int]]]  # state (open, sealed, compacted), blocks, footer_block, extents
 Event = tuple[str, int, bytes] | tuple[str]
-Order = tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int] | tuple[str, bytes, int, Iterable[int]]
+Order = (
+    tuple[str, bytes, int] | tuple[str, bytes, int, int] | tuple[str, bytes, int, int, int]
+    | tuple[str, bytes, int, Iterable[int]]
+)
 
 class StoreRefused(Exception):
     errno: int
@@ -19,17 +22,21 @@ class StoreView:
     history: list[Event]
 
     def __init__(
-        self, path: str | os.PathLike[str], *, volatile_cache: bool = True, device_bytes: int | None = None, bitmaps: int = 16
+        self, path: str | os.PathLike[str], *, volatile_cache: bool = True, device_bytes: int | None = None,
+        bitmaps: int = 16
     ) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *ignored: object) -> None: ...
     def format(
-        self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "", created_ns: int = 0,
+        self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "",
+        created_ns: int = 0,
         slab_bytes: int = ...,
     ) -> None: ...
     def open(self, cluster: bytes | None = None) -> None: ...
-    def create(self, volume: bytes, segment: int, blocks: int = 256, *, urgent: bool = False, epoch: int = 1) -> int: ...
+    def create(
+        self, volume: bytes, segment: int, blocks: int = 256, *, urgent: bool = False, epoch: int = 1
+    ) -> int: ...
     def fence(self, volume: bytes, epoch: int) -> int: ...
     def fenced(self, volume: bytes) -> int: ...
     def set_number(self, number: int) -> int: ...

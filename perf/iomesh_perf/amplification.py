@@ -91,18 +91,22 @@ class Course:
         told = [
             Measure(f"write amplification, {self.shape}", sum(shares.values()), "×", "less", note=note),
             Measure(
-                f"throughput in steady state, {self.shape}", speed / self.fresh_bytes_per_second * 100, "% of fresh", "more",
+                f"throughput in steady state, {self.shape}", speed / self.fresh_bytes_per_second * 100, "% of fresh",
+                "more",
                 note=f"{speed / MIB:.0f} MiB/s of {self.fresh_bytes_per_second / MIB:.0f} MiB/s",
             ),
-            Measure(f"segments, {self.shape}", segments / least, "× the least possible", "less", note=f"{segments} of {least:.0f}"),
+            Measure(
+                f"segments, {self.shape}", segments / least, "× the least possible", "less",
+                note=f"{segments} of {least:.0f}",
+            ),
         ]  # fmt: skip
         if end.read_bytes > begin.read_bytes:
             moved = (end.read_bytes - begin.read_bytes + end.device_bytes - begin.device_bytes) / seconds
             used = moved / self.device_bytes_per_second
             most = speed / used / self.fresh_bytes_per_second
             note = (
-                f"{moved / MIB:.0f} MiB/s of the {self.device_bytes_per_second / MIB:.0f} that fio moves, half read, half written, "
-                f"128 KiB at depth {CLEANING.depth}: all of them would be {most:.0%} of fresh"
+                f"{moved / MIB:.0f} MiB/s of the {self.device_bytes_per_second / MIB:.0f} that fio moves, half read, "
+                f"half written, 128 KiB at depth {CLEANING.depth}: all of them would be {most:.0%} of fresh"
             )
             told.append(
                 Measure(

@@ -64,7 +64,10 @@ def start_after_crash(settings: Settings, say: Say) -> list[Measure]:
         seconds = served - process.born(trial.pid)
         recovery = trial.recovery_seconds()
     name = f"start after SIGKILL with {wanted / GIB:g} GiB of log since the checkpoint"
-    note = f"from the process's start to its first answer; {log / GIB:.2f} GiB of log, of which the recovery took {recovery:.2f} s"
+    note = (
+        f"from the process's start to its first answer; {log / GIB:.2f} GiB of log, whose recovery took "
+        f"{recovery:.2f} s"
+    )
     return [Measure(name, seconds, "s", "less", note=note)]
 
 
@@ -94,5 +97,6 @@ def need_room(directory: Path, wanted: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < wanted + GIB:
         raise TrialError(
-            f"{directory} has {free / GIB:.1f} GiB free, and {wanted / GIB + 1:.1f} GiB are needed: choose another place with --directory"
+            f"{directory} has {free / GIB:.1f} GiB free, and {wanted / GIB + 1:.1f} GiB are needed: choose another "
+            "place with --directory"
         )

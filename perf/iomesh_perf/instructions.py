@@ -95,7 +95,8 @@ def by_steps(
     """Instructions of `thread` by object file, and operations of fio, in one single-stepped run."""
     if platform.machine() != "x86_64":
         raise TrialError(
-            f"instructions are stepped on x86-64 only and this is {platform.machine()}: a machine with hardware counters needs no steps"
+            f"instructions are stepped on x86-64 only and this is {platform.machine()}: a machine with hardware "
+            "counters needs no steps"
         )
     at: Counter[int] = Counter()
     printed: list[str] = []
@@ -162,5 +163,6 @@ def _ptrace(request: int, thread: int) -> None:
     if libc.ptrace(request, thread, None, None):
         error = ctypes.get_errno()
         raise TrialError(
-            f"thread {thread} cannot be traced ({os.strerror(error)}): run as root, or set the sysctl kernel.yama.ptrace_scope to 0"
+            f"thread {thread} cannot be traced ({os.strerror(error)}): run as root, or set the sysctl "
+            "kernel.yama.ptrace_scope to 0"
         )

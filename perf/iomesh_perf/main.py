@@ -62,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--only", action="append", metavar="WORD", default=[],
-        help="only these: speed, instructions, memory, restart, idle, snapshots, or the end of a part of a workload's name",
+        help="only these: speed, instructions, memory, restart, idle, snapshots, or the end of a part of a workload's "
+        "name",
     )  # fmt: skip
     bench.add_argument("--runs", type=positive, help="of each workload on each target (5)")
     bench.add_argument("--seconds", type=positive, help="of one run (5)")
@@ -163,7 +164,8 @@ def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
     ]
     if unknown:
         raise TrialError(
-            f"--only {unknown[0]!r} names nothing: choose {', '.join([SPEED, *COSTS])} or the end of a part of {WORKLOADS[2].name!r}"
+            f"--only {unknown[0]!r} names nothing: choose {', '.join([SPEED, *COSTS])} or the end of a part of "
+            f"{WORKLOADS[2].name!r}"
         )
     return workloads, costs
 
@@ -265,7 +267,8 @@ def run_profile(options: argparse.Namespace, console: Console) -> int:
         )
         return 0
     console.print(
-        f"{found.workload}: {figure(found.iops)} operations per second, the reactor's thread used {found.busy:.0%} of a core"
+        f"{found.workload}: {figure(found.iops)} operations per second, the reactor's thread used {found.busy:.0%} of "
+        "a core"
     )
     parts_table, functions_table = Table("part", "share", "µs per operation"), Table("function", "of", "share")
     for part, share in found.parts().items():

@@ -53,7 +53,8 @@ def take(pid: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent, s
             raise TrialError("perf is not installed: apt-get install linux-perf") from None
         if outcome.returncode:
             raise TrialError(
-                f"perf record failed: {outcome.stderr.strip()[-500:]} (sysctl kernel.perf_event_paranoid=1 may be missing)"
+                f"perf record failed: {outcome.stderr.strip()[-500:]} (sysctl kernel.perf_event_paranoid=1 may be "
+                "missing)"
             )
         busy = (process.thread_cpu(pid, thread).total - before) / watched
         printed, complaints = load.communicate()

@@ -85,7 +85,10 @@ def _fault(unit: str, number: str) -> str:
         return f"the unknown unit {unit!r}: use k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024)"
     decimal = "k" if letter == "K" else letter
     why = "means thousandths in Kubernetes" if unit == "m" else "is read in different ways by different tools"
-    return f"the unit {unit!r}, which {why}: write {number}{decimal} (powers of 1000) or {number}{letter}i (powers of 1024)"
+    return (
+        f"the unit {unit!r}, which {why}: write {number}{decimal} (powers of 1000) or {number}{letter}i "
+        "(powers of 1024)"
+    )
 
 
 def short_count(count: float) -> str:

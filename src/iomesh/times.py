@@ -66,7 +66,8 @@ def parse_moment(text: str, now_ns: int) -> Moment:
         moment = datetime.fromisoformat(stripped)
     except ValueError:
         raise TimeError(
-            f"{text!r} is not a point in time: write how long ago, such as '2 minutes ago', or when, such as 2026-11-27T14:05:00Z or 14:05"
+            f"{text!r} is not a point in time: write how long ago, such as '2 minutes ago', or when, such as "
+            "2026-11-27T14:05:00Z or 14:05"
         ) from None
     moment = moment if moment.tzinfo else moment.astimezone()
     return Moment(at_ns=int(moment.replace(microsecond=0).timestamp()) * SECOND_NS + moment.microsecond * 1000)

@@ -44,8 +44,10 @@ async def one_round(node: Node, draw: random.Random, numbers: Iterator[int], sta
     seen = await observe(node)
     after = explain(state, commands, lambda reached: view(reached) == seen)
     given = "\n  ".join(map(str, sorted(commands, key=lambda command: command.began)))
-    told = f"{where}: no order of these explains their answers and what there is now\n  {given}\nbefore: {view(state)}\nnow: {seen}"
-    assert after is not None, told
+    assert after is not None, (
+        f"{where}: no order of these commands explains their answers and what exists now\n  {given}\n"
+        f"before: {view(state)}\nnow: {seen}"
+    )
     return after
 
 

@@ -23,7 +23,10 @@ SIZE = 64 * MIB
 LARGE = 512 * MIB  # more than the device has
 HOUR = 3600
 REMEDY = "delete snapshots, shorten the restore window, trim or delete something, or add a device"
-REFUSED = f"volume db has no space left on the node's devices, and a snapshot would pin space that cleaning must free: {REMEDY}"
+REFUSED = (
+    "volume db has no space left on the node's devices, and a snapshot would pin space that cleaning must free: "
+    f"{REMEDY}"
+)
 
 
 def iomesh(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +113,8 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
         assert shown == {"one": (16 * MIB, 16 * MIB), "two": (16 * MIB, 4 * MIB)}
         await client.delete_snapshot("db", "two")
         async with asyncio.timeout(300):
-            while (await space(client, "db")).exclusive_bytes != 4 * MIB:  # noqa: ASYNC110  # it is freed after the answer
+            # The space is freed after the answer.
+            while (await space(client, "db")).exclusive_bytes != 4 * MIB:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await client.clone_volume("db", "one", "copy")
         await write(client, "copy", 0, MIB)

@@ -116,7 +116,8 @@ async def test_a_command_that_a_kill_cuts_short_is_done_or_not_and_can_be_repeat
             for name in set(NAMES) - {command.volume for command in commands}:
                 assert await look(client, name, "commands to others") == held[name], f"nobody touched {name}"
         print(
-            f"round {round_number}: {len(answered)} of {len(commands)} answered: {', '.join(command.words for command in commands)}"
+            f"round {round_number}: {len(answered)} of {len(commands)} answered: "
+            f"{', '.join(command.words for command in commands)}"
         )
     async with node.client() as client:
         for name in NAMES:

@@ -127,7 +127,8 @@ async def test_a_full_metadata_file_system_stops_no_volume(
             1
             <= len(
                 daemon.logged(
-                    "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again"
+                    "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked "
+                    "again"
                 )
             )
             <= 2

@@ -2,8 +2,9 @@
 
     python -m fuzz [--seconds N] [target ...]
 
-The seconds are shared out among the targets. What reaches code that no input of tests/fuzz/corpus reached becomes part of it; an input
-that breaks something is written to build/fuzz-findings, and the exit code is 1: once the bug is mended, it belongs into the corpus too.
+The seconds are shared out among the targets. What reaches code that no input of tests/fuzz/corpus reached becomes part
+of it; an input that breaks something is written to build/fuzz-findings, and the exit code is 1: once the bug is mended,
+it belongs into the corpus too.
 """
 
 import argparse
@@ -35,7 +36,10 @@ class Run:
     findings: list[Path]
 
     def __str__(self) -> str:
-        found = f"{self.executions} executions, coverage {self.coverage}, features {self.features}, {self.new_inputs} new corpus entries"
+        found = (
+            f"{self.executions} executions, coverage {self.coverage}, features {self.features}, "
+            f"{self.new_inputs} new corpus entries"
+        )
         return f"{self.name}: {found}" + "".join(f"\n  finding: {path}" for path in self.findings)
 
 

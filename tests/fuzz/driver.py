@@ -1,4 +1,4 @@
-"""An engine in this process, asked one thing at a time. The metadata service is this test: it moves a checkpoint when it is asked to."""
+"""An engine in this process, for one command at a time. The test is the metadata service and moves checkpoints."""
 
 import os
 import select
@@ -81,7 +81,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def scratch() -> Path:
-    """A folder for this process. `make fuzz` gives the fuzzer one that outlives it: libFuzzer ends its process without a word."""
+    """A folder for this process. `make fuzz` passes one that outlives it: libFuzzer ends its process at once."""
     _folders.append(
         tempfile.TemporaryDirectory(prefix="iomesh-fuzz-", dir=os.environ.get("IOMESH_TEST_FOLDER", "/var/tmp"))
     )

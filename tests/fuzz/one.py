@@ -1,6 +1,7 @@
 """Runs one target under libFuzzer (atheris) until its time is up: __main__.py starts it.
 
-Arguments: the target, then whatever libFuzzer takes (options, the folders of inputs). It never returns: libFuzzer ends the process.
+Arguments: the target, then whatever libFuzzer takes (options, the folders of inputs). It never returns: libFuzzer ends
+the process.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Whatever a fuzzer has found stays found: each input of tests/fuzz/corpus is read once, by the engine that all other tests use."""
+"""Regressions of the fuzzer: each input of tests/fuzz/corpus is read once by the engine under test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""fio writes over NBD and reads everything back: what it wrote is what it reads, for all sizes, depths and numbers of connections."""
+"""fio writes over NBD and reads back what it wrote, for all block sizes, queue depths and numbers of connections."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""libnbd's tools: copying in and out, the map of what is there and what is a hole, what the export says about itself."""
+"""libnbd's tools: copy in and out, the map of data and holes, what the export says about itself."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""NBD's transmission phase on the wire: every command, flag and error, requests of every shape, and input that no client should send."""
+"""NBD's transmission phase on the wire: every command, flag and error, requests of every shape, and invalid input."""
 
 import errno
 import os
@@ -303,7 +303,7 @@ def test_five_hundred_requests_in_flight(volume: str, structured: bool, draw: ra
 def test_any_sequence_of_requests_is_what_a_byte_array_would_be(
     volume: str, structured: bool, draw: random.Random
 ) -> None:
-    """Sequences in flight that touch disjoint ranges, so that the outcome is certain; their answers come in any order."""
+    """Sequences in flight that touch disjoint ranges, so the outcome is certain; replies come in any order."""
     with Wire(volume, context=structured) as wire:
         content = bytearray(24 * MIB)
         for _ in range(25):

@@ -1,4 +1,4 @@
-"""PostgreSQL on a volume: whose daemon is killed, and every commit that a client was told of is there afterwards; that goes back."""
+"""PostgreSQL on a volume: no commit is lost when the daemon is killed, and the volume can be restored."""
 
 import asyncio
 import json
@@ -90,7 +90,8 @@ def test_no_acknowledged_commit_is_lost_when_the_daemon_is_killed(
 def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_database(
     new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], room: Path
 ) -> None:
-    """The volume goes back to the second before the mistake; the snapshot, taken under load, is older and becomes a volume beside it."""
+    """The volume is restored to the second before the mistake; an older snapshot, taken under load, is cloned beside
+    it."""
     trial = new_trial("--device-size", "16Gi", "--size", "1Gi")
 
     def iomesh(*words: str) -> dict[str, Any]:

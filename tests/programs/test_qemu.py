@@ -1,4 +1,4 @@
-"""QEMU's block layer as a client: images converted in, compared, converted out, benchmarked; reads and writes at odd places."""
+"""QEMU's block layer as a client: images converted in and out, compared, benchmarked; unaligned reads and writes."""
 
 import os
 import random
@@ -16,7 +16,7 @@ def qemu_img(*words: str | Path) -> str:
 
 
 def qemu_io(uri: str, *commands: str) -> str:
-    """Every `read -P` among the commands must find its pattern: qemu-io says so on its output and goes on, so that is looked at."""
+    """Every `read -P` must find its pattern: qemu-io only prints a mismatch and continues, so its output is checked."""
     said = run(
         [
             tool("qemu-io", "qemu-utils"),

@@ -1,4 +1,5 @@
-"""Requests that ready-made clients do not send: overlapping ones in flight, reads against writes, errors, odd trims, sudden ends."""
+"""Requests that ordinary clients do not send: overlapping in flight, reads against writes, errors, odd trims, cut
+connections."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""`iomesh trial` and the commands around it, with the real daemon: what is promised on the screen is there, also after a crash."""
+"""`iomesh trial` and the commands around it, with the real daemon: what they print is true, also after a crash."""
 
 import asyncio
 import json

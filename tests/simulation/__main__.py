@@ -3,7 +3,7 @@
 python -m simulation --seed 7 --trace 200        one run and its last events
 python -m simulation --seeds 0..1999             many runs; the exit code is 1 if any of them failed
 python -m simulation --seeds-of 2026-11-30       the seeds that `make test` draws on a day
-python -m simulation --soak                      new seeds until stopped; --covered needs the build of `make simulate-soak`
+python -m simulation --soak                      new seeds until stopped; --covered: with `make simulate-soak`'s build
 python -m simulation --planted NAME --seed 7     with a planted bug (planted.py), in the build of `make planted`
 """
 

@@ -137,9 +137,11 @@ def guest(room: Path, cache: Path, script: str) -> Iterator[Iterator[str]]:
     qemu = tool("qemu-system-x86_64", "qemu-system-x86")
     kernel = fetch_kernel(cache)
     words = [
-        *("timeout", str(SECONDS), qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-nographic", "-no-reboot", "-nodefaults"),
+        *("timeout", str(SECONDS), qemu, "-accel", "tcg", "-cpu", "max", "-m", "512"),
+        *("-nographic", "-no-reboot", "-nodefaults"),
         *("-serial", "stdio", "-nic", "user,model=virtio-net-pci", "-kernel", str(kernel.image)),
-        *("-initrd", str(make_memory(kernel, room, script)), "-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"),
+        *("-initrd", str(make_memory(kernel, room, script))),
+        *("-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"),
     ]  # fmt: skip
     seen: list[str] = []
     with subprocess.Popen(

@@ -117,7 +117,8 @@ class Postgres:
             check=False,
         )
         assert done.returncode == 0, (
-            f"{name} {' '.join(map(str, words))}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()[-2000:]}"
+            f"{name} {' '.join(map(str, words))}\nended with "
+            f"{done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()[-2000:]}"
         )
         return done.stdout
 

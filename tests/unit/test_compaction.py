@@ -1,4 +1,4 @@
-"""Compaction: what lives is all there under its addresses, whatever is interrupted; the rest is gone and its space is free."""
+"""Compaction keeps live blocks under their addresses, whatever interrupts it; the rest is gone and its space free."""
 
 import errno
 import random

@@ -1,4 +1,4 @@
-"""The map: what was set is found, whatever was evicted, written back or lost on the way; a checkpoint is the map at one record, exactly."""
+"""The map finds what was set, whatever was evicted, written back or lost; a checkpoint is exact."""
 
 import errno
 import random

@@ -65,8 +65,8 @@ def test_any_order_of_adding_and_removing_agrees_with_a_dictionary() -> None:
 
 
 def test_a_segment_takes_256_bytes_of_memory_at_most() -> None:
-    """Its entry in the table, its replica of one extent, what the policy remembers, and its share of two hash tables of pointers, which
-    have one to two buckets for each."""
+    """Its entry in the table, its replica of one extent, what the policy remembers, and its share of two hash tables of
+    pointers, which have one to two buckets for each."""
     allocated = sum(
         (size + 8 + 15) // 16 * 16 for size in (SegmentTableView.segment_bytes, SegmentTableView.replica_bytes)
     )

@@ -1,4 +1,4 @@
-"""The segment store: what was durable is there when it opens again, and a device that is not right is refused with a reason."""
+"""The segment store: durable state is there after a reopen, and a bad device is refused with a reason."""
 
 import errno
 import random
@@ -582,7 +582,7 @@ def test_deleting_what_does_not_exist_is_refused(device: Path) -> None:
     assert "block 1 of half 0: it deletes a segment replica that does not exist" in refusal(device).reason
 
 
-# ---------------------------------------------------------------------- fences, the device's number, what a newer program wrote
+# ---------------------------------------------------------------------- fences, device number, newer formats
 
 
 def test_a_fence_refuses_lower_epochs_also_after_the_device_was_opened_again(device: Path) -> None:

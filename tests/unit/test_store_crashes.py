@@ -1,4 +1,5 @@
-"""The journal after a crash or under damage: the last durable directory comes out, or a clear refusal; never an older one."""
+"""The journal after a crash or damage: the last durable directory is read or the store is refused; never an older
+one."""
 
 import errno
 import itertools
@@ -181,7 +182,8 @@ def test_any_end_of_the_journal_may_be_lost(tmp_path: Path) -> None:
 
 @pytest.fixture
 def used(tmp_path: Path) -> tuple[Path, bytes, Directory]:
-    """A device on its second half: a snapshot of several blocks, some changes behind it, and the old half still there."""
+    """A device on its second journal half: a snapshot of several blocks, some changes after it, and the old half still
+    there."""
     path = formatted(tmp_path / "device")
     with StoreView(path) as store:
         store.open()

@@ -245,14 +245,15 @@ class Client:
             return from_wire(kind, code, details)
         if code == "DEADLINE_EXCEEDED":
             return Unavailable(
-                f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may still be running"
+                f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may "
+                "still be running"
             )
         if code == "UNAVAILABLE":
-            reason = details.rpartition("error: ")[
-                2
-            ]  # gRPC repeats the address, and puts consequences before the last error
+            # gRPC repeats the address, and puts consequences before the last error
+            reason = details.rpartition("error: ")[2]
             return Unreachable(
-                f"no daemon answers at {self.address} ({reason}): is `iomesh daemon run` running, with this control address?",
+                f"no daemon answers at {self.address} ({reason}): check that `iomesh daemon run` is running with this "
+                "control address",
                 address=self.address,
                 reason=reason,
             )

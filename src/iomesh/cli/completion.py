@@ -1,4 +1,4 @@
-"""`iomesh completion`: the script that makes a shell complete commands, options, and the names of volumes and devices."""
+"""`iomesh completion`: the shell script that completes commands, options, and names of volumes and devices."""
 
 import click
 from click.shell_completion import get_completion_class

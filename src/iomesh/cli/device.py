@@ -35,7 +35,8 @@ class Cluster(click.ParamType[uuid.UUID]):
             return uuid.UUID(value)
         except ValueError:
             raise InvalidArgument(
-                f"--cluster: {value!r} is not a UUID: take the one that `iomesh status` shows, or `new` for a cluster's first device"
+                f"--cluster: {value!r} is not a UUID: take the one that `iomesh status` shows, or `new` for a "
+                "cluster's first device"
             ) from None
 
 

@@ -1,8 +1,9 @@
-"""What commands print with `--json`: one type for each document. A command names its type (`@asks(Volume)`), and the JSON Schema of
-docs/cli-schema.json is written from these types (tools/generate_schema.py), so that there is one place where a document is described.
+"""What commands print with `--json`: one type for each document. A command names its type (`@asks(Volume)`), and the
+JSON Schema of docs/cli-schema.json is written from these types (tools/generate_schema.py), so that there is one place
+where a document is described.
 
-Always so: keys are only ever added. Times are RFC 3339 in UTC, durations have their unit in their name. What the control API answers with
-is printed as it is (iomesh.api.model).
+Always so: keys are only ever added. Times are RFC 3339 in UTC, durations have their unit in their name. What the
+control API answers with is printed as it is (iomesh.api.model).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Volumes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoredVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """at: the point in time that was restored, unless a snapshot was. before: the snapshot of what the volume was; empty: discarded."""
+    """at: the restored point in time, if it was one. before: the snapshot of the previous state; empty: discarded."""
 
     volume: str
     snapshot: str
@@ -115,7 +116,7 @@ Health = Literal["ready", "starting", "stopping", "degraded", "failed"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """health: the worst of all; problems: what is not well, in words. Early in a start devices and volumes are empty."""
+    """health: the worst of all; problems: what is wrong, in words. Devices and volumes are empty early in a start."""
 
     health: Health
     problems: list[str]
@@ -153,7 +154,8 @@ class VolumeSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReactorSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One reactor in one interval. busy: share of the time; map_hits: share of the look-ups in its map cache, None when there was none."""
+    """One reactor in one interval. busy: share of the time; map_hits: hit rate of its map cache, None without
+    look-ups."""
 
     reactor: int
     busy: float
@@ -223,9 +225,9 @@ class RemovedTrial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Structure(TypedDict):
-    """A structure of docs/formats.md: beside these keys it has its fields under their names there; `created_ns` is shown as
-    `created_at`; a record has its log time as `log_time`, and what the wall clock showed as `written_at`. One that is damaged may lack
-    fields."""
+    """A structure of docs/formats.md: beside these keys it has its fields under their names there; `created_ns` is
+    shown as `created_at`; a record has its log time as `log_time`, and what the wall clock showed as `written_at`. One
+    that is damaged may lack fields."""
 
     valid: bool
     fault: NotRequired[str | None]
@@ -254,7 +256,8 @@ class Journal(TypedDict):
 
 
 class Replica(TypedDict):
-    """A segment's copy on the device. extents: first slab and number of slabs. live: of a compacted one the blocks that it still has."""
+    """A segment's copy on the device. extents: first slab and number of slabs. live: the blocks that compaction
+    kept."""
 
     volume: str
     segment: int
@@ -307,8 +310,8 @@ class Compacted(TypedDict):
 
 
 class Segment(TypedDict):
-    """ends: SEGMENT:BLOCK behind the last record, if nothing was written there yet. compacted: null if it is not; if it is, it has no
-    records."""
+    """ends: SEGMENT:BLOCK behind the last record, if nothing was written there yet. compacted: null if it is not; if it
+    is, it has no records."""
 
     device: str
     segment: Replica
@@ -327,7 +330,8 @@ OPEN = (Structure,)  # types with more keys than are listed here
 
 
 def schema(documents: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of documents, by command: {"volume list": Volumes} gives "properties" with that name, and "$defs"."""
+    """The JSON Schema of documents, by command: {"volume list": Volumes} gives "properties" with that name, and
+    "$defs"."""
     (*found, error), components = msgspec.json.schema_components(
         [*documents.values(), Error], ref_template="#/$defs/{name}"
     )

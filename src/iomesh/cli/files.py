@@ -44,7 +44,8 @@ def make_device_file(
         path.unlink(missing_ok=True)
         if error.errno == errno.EFBIG:
             raise InvalidArgument(
-                f"{path}: {exact_size(size)} is more than a file may have here, by its filesystem or by `ulimit -f`: choose a smaller size"
+                f"{path}: {exact_size(size)} is more than a file may have here, by its filesystem or by `ulimit -f`: "
+                "choose a smaller size"
             ) from error
         raise from_errno(
             error.errno or errno.EIO, f"{path}: {error.strerror} while {exact_size(size)} of it were made"

@@ -1,7 +1,8 @@
 """The entry point: finds the command, runs it, and turns an error into one line (or one JSON document) and an exit
 code.
 
-A command's module is imported when the command is named and not before, so that `iomesh --help` and completion are quick.
+A command's module is imported when the command is named and not before, so that `iomesh --help` and completion are
+quick.
 """
 
 import importlib

@@ -61,7 +61,8 @@ class Session:
         except Unreachable as error:
             tried = "" if self.address else ", the default"
             raise Unreachable(
-                f"no daemon answers at {error.address}{tried} ({error.reason}): start one with `iomesh daemon run`, or name another "
+                f"no daemon answers at {error.address}{tried} ({error.reason}): start one with `iomesh daemon run`, "
+                "or name another "
                 'address with --address or $IOMESH_ADDRESS; for the trial\'s: eval "$(iomesh trial env)"',
                 address=error.address,
                 reason=error.reason,

@@ -71,8 +71,9 @@ def snapshot() -> None:
 def create(session: Session, wanted: tuple[Reference, ...]) -> None:
     """Make the snapshot SNAPSHOT of VOLUME as it is now; it takes no copy, and space only as the volume changes.
 
-    Several in one command are made at one instant and have one name (db@before wal@before): no write to one of the volumes is in it
-    without every write to the others that was answered before. Doing it again answers with the snapshots that are there.
+    Several in one command are made at one instant and have one name (db@before wal@before): no write to one of the
+    volumes is in it without every write to the others that was answered before. Doing it again answers with the
+    snapshots that are there.
     """
     different = sorted({one.snapshot for one in wanted})
     if len(different) > 1:
@@ -126,7 +127,8 @@ def show(session: Session, name: Reference) -> None:
 def delete(session: Session, name: Reference, force: bool) -> None:
     """Delete a snapshot.
 
-    The space that it alone held is freed within seconds. One that is still needed, by a clone for example, stays hidden until it is not.
+    The space that it alone held is freed within seconds. One that is still needed, by a clone for example, stays hidden
+    until it is not.
     """
     hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
     words = "deleted; it stays hidden while it is still needed" if hidden else "deleted"
@@ -165,7 +167,8 @@ def unexport(session: Session, name: Reference, force: bool) -> None:
 def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     """List the ranges that were written or trimmed between two snapshots, or from a snapshot until now.
 
-    It reads only what differs of the maps. Until now means all that was answered before, and maybe some of what is written meanwhile.
+    It reads only what differs of the maps. Until now means all that was answered before, and maybe some of what is
+    written meanwhile.
     """
     if newer is not None and newer.volume != older.volume:
         raise InvalidArgument(f"{older} and {newer} are of two volumes: name two snapshots of one")

@@ -33,9 +33,9 @@ STYLES: dict[Health, str] = {
 def status(session: Session) -> None:
     """Show the state of a node: the daemon, its devices, its volumes, and warnings.
 
-    The exit code is 0 when all is well, 20 while the daemon or a volume starts or stops, 21 when the node is degraded (a volume cannot be
-    written, a background task is down, a device is missing, has failed or holds damaged blocks), 22 when a volume is not served, and 9 when
-    no daemon answers. The highest of 20 to 22 that applies counts.
+    The exit code is 0 when all is well, 20 while the daemon or a volume starts or stops, 21 when the node is degraded
+    (a volume cannot be written, a background task is down, a device is missing, has failed or holds damaged blocks), 22
+    when a volume is not served, and 9 when no daemon answers. The highest of 20 to 22 that applies counts.
     """
 
     async def question(node: "Client") -> tuple[Status, list[Device], list[Volume]]:

@@ -52,8 +52,8 @@ def volume() -> None:
 def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
     """Create the volume NAME of SIZE (10Gi, 100G, ...). It is thin: it takes space as it is written.
 
-    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Doing it again with the same size answers with the
-    volume that is there.
+    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Doing it again with the same
+    size answers with the volume that is there.
     """
     whole = session.whole_blocks(size)
 
@@ -81,10 +81,12 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 @click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
 def clone(session: Session, source: Reference, name: str, at: Moment | None, exported: bool) -> None:
-    """Create the volume NAME as a writable clone of a snapshot, at once, whatever its size; it takes space as it is written.
+    """Create the volume NAME as a writable clone of a snapshot, at once, whatever its size; it takes space as it is
+    written.
 
-    Or, with --at and without @SNAPSHOT, of a point in time of the volume's restore window, to look at it first. The volume that it
-    comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones of it.
+    Or, with --at and without @SNAPSHOT, of a point in time of the volume's restore window, to look at it first. The
+    volume that it comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones
+    of it.
     """
     point = point_in_time(source, at)
 
@@ -206,8 +208,8 @@ def grow(session: Session, name: str, size: str) -> None:
 def set_(session: Session, name: str, window: int) -> None:
     """Change the policy of the volume NAME.
 
-    What a restore window keeps takes space: all that is written within it. When a device is full, windows become shorter before writes
-    fail.
+    What a restore window keeps takes space: all that is written within it. When a device is full, windows become
+    shorter before writes fail.
     """
     changed = session.ask(lambda node: node.set_volume(name, window_seconds=window))
     session.output.answer(changed, f"volume {changed.name}: restore window {restorable(changed)}")
@@ -221,11 +223,13 @@ def set_(session: Session, name: str, window: int) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @asks(documents.RestoredVolume)
 def restore(session: Session, name: Reference, at: Moment | None, discard: bool, force: bool, yes: bool) -> None:
-    """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its size.
+    """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its
+    size.
 
-    Or, with --at and without @SNAPSHOT, to a point in time of its restore window: that copies what was written between two marks of
-    the window. What the volume is now is kept as a snapshot, whose name is printed: restore that to undo it. The volume keeps its
-    size. Stop what uses it first; clients that are connected are a reason to refuse, unless forced.
+    Or, with --at and without @SNAPSHOT, to a point in time of its restore window: that copies what was written between
+    two marks of the window. What the volume is now is kept as a snapshot, whose name is printed: restore that to undo
+    it. The volume keeps its size. Stop what uses it first; clients that are connected are a reason to refuse, unless
+    forced.
     """
     point = point_in_time(name, at)
     if discard and not yes and not session.output.as_json and sys.stdin.isatty():

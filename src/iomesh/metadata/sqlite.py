@@ -43,7 +43,9 @@ _SCHEMA = f"""
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, lease INTEGER) WITHOUT ROWID;
 CREATE INDEX entries_of_lease ON entries (lease) WHERE lease IS NOT NULL;
 CREATE TABLE changes (revision INTEGER, key TEXT, value BLOB, PRIMARY KEY (revision, key)) WITHOUT ROWID;
-CREATE TABLE leases (id INTEGER PRIMARY KEY AUTOINCREMENT, seconds REAL NOT NULL, ends REAL NOT NULL, boot TEXT NOT NULL);
+CREATE TABLE leases (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, seconds REAL NOT NULL, ends REAL NOT NULL, boot TEXT NOT NULL
+);
 CREATE TABLE revision (now INTEGER NOT NULL);
 INSERT INTO revision VALUES (1);
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -155,7 +157,8 @@ class SqliteMetadata:
         if version > SCHEMA_VERSION:
             self._close()
             raise Unsupported(
-                f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows {SCHEMA_VERSION})"
+                f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows "
+                f"{SCHEMA_VERSION})"
             )
         self._usable = True
 
@@ -261,7 +264,8 @@ class SqliteMetadata:
             if after < now - CHANGES_KEPT:
                 raise HistoryLost(f"changes after revision {after} of {self.path} are not known any more")
             rows = self._sql.execute(
-                "SELECT key, value, revision FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision, key",
+                "SELECT key, value, revision FROM changes WHERE revision > ? AND key >= ? AND key < ? "
+                "ORDER BY revision, key",
                 (after, *_range(prefix)),
             )
             return [Change(*row) for row in rows], max(now, after)

@@ -65,7 +65,8 @@ def compare(device: OpenDevice, path: str) -> Storage:
 
 
 def refuse_claimed(device: OpenDevice) -> None:
-    """Raises InUse when another process has the device open under a name that the kernel does not connect with this one; DeviceFailed."""
+    """Raises InUse when another process has the device open under a name that the kernel does not connect with this
+    one; DeviceFailed."""
     claim = _read_claim(device)
     if not claim["valid"] or not _is_live(claim) or claim["process"] == os.getpid():
         return
@@ -75,8 +76,8 @@ def refuse_claimed(device: OpenDevice) -> None:
             raise InUse(f"{device.path} is the device that {holder}, under another name: stop that one first")
         case Storage.UNKNOWN:
             raise InUse(
-                f"{device.path} is the device that {holder}, or a copy of it, which cannot be told because {claim['path']} cannot be "
-                "read: stop that one first"
+                f"{device.path} is the device that {holder}, or a copy of it, which cannot be told because "
+                f"{claim['path']} cannot be read: stop that one first"
             )
         case Storage.OTHER:
             return  # a copy, made while the original was open

@@ -209,7 +209,8 @@ def _resolve(config: Config) -> Config:
     for key, path in (("control.socket", config.control.socket), ("nbd.socket", config.nbd.socket)):
         if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
-                f"{key}: {path} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that Linux allows for a socket: set a shorter one"
+                f"{key}: {path} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that Linux allows for a socket: set "
+                "a shorter one"
             )
     if config.control.socket == config.nbd.socket:
         raise ConfigError(f"control.socket and nbd.socket are the same: {config.nbd.socket}")

@@ -1,6 +1,7 @@
 """What a device holds, found out without writing to it, so that no foreign data is overwritten by mistake.
 
-libblkid knows filesystems, partition tables, RAID, LVM and encryption; iomesh's own superblock is read with the engine's code.
+libblkid knows filesystems, partition tables, RAID, LVM and encryption; iomesh's own superblock is read with the
+engine's code.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class NodeEngine:
     """Between `start` and `stop` it belongs to the running event loop."""
 
     def __init__(self, config: EngineConfig, on_event: Callable[[Event], None]) -> None:
-        """Raises Unsupported where the engine cannot run (the message says what is needed), ConfigError when a setting is out of bounds."""
+        """Raises Unsupported, with what is needed, where the engine cannot run; ConfigError for a setting out of
+        bounds."""
         self.reactors = config.reactors
         self._on_event = on_event
         self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
@@ -191,7 +192,8 @@ class NodeEngine:
         self._left = [(wanted, future) for wanted, future in self._left if not future.done()]
         if any(wanted & set(volumes) for wanted, _ in self._left):
             raise MetadataUnavailable(
-                "an earlier command of this volume waits for the metadata service, and may still be carried out: repeat this one later"
+                "an earlier command of this volume waits for the metadata service, and may still be carried out: "
+                "repeat this one later"
             )
 
     async def grow_volume(self, volume: uuid.UUID, size_bytes: int) -> None:
@@ -374,7 +376,8 @@ class NodeEngine:
                     asyncio.Future.exception
                 )  # retrieves the exception: the future has no other reader
                 raise MetadataUnavailable(
-                    f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be done once it does"
+                    f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be "
+                    "done once it does"
                 )
         try:
             return future.result()

@@ -65,8 +65,8 @@ class Connections:
                 await self.none_left()
         except TimeoutError:
             raise Unavailable(
-                f"{len(self.sockets)} connection(s) were cut, and the engine has not ended their requests within {END_SECONDS:g} s, most "
-                "likely because a device does not answer: try again"
+                f"{len(self.sockets)} connection(s) were cut, and the engine has not ended their requests within "
+                f"{END_SECONDS:g} s, most likely because a device does not answer: try again"
             ) from None
 
     async def none_left(self) -> None:

@@ -83,8 +83,8 @@ class Flattening:
                 await self._snapshots.refresh(volume)
                 if holders := [entry["name"] for entry in inheriting(volume) if not entry["mark"]]:
                     raise InUse(
-                        f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a snapshot holds is never "
-                        "written again, so delete those first"
+                        f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a "
+                        "snapshot holds is never written again, so delete those first"
                     )
                 await write_record(
                     self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=True)

@@ -59,8 +59,8 @@ def volume_warnings(volume: OpenVolume) -> list[str]:
         return []
     since = exact_moment(missed.since_ns)
     return [
-        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes go on, and no space is given back; "
-        "it is asked again until it answers"
+        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes go on, and no space "
+        "is given back; it is asked again until it answers"
     ]
 
 

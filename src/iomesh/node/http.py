@@ -1,6 +1,7 @@
 """The HTTP server for monitoring: /metrics for Prometheus, /healthz and /readyz for the service manager.
 
-A dozen lines of HTTP/1.1, one answer per connection: for three fixed pages a web framework would be more than the rest of the daemon.
+A dozen lines of HTTP/1.1, one answer per connection: for three fixed pages a web framework would be more than the rest
+of the daemon.
 """
 
 from __future__ import annotations

@@ -18,14 +18,16 @@ LARGEST_DEVICE_SHARE = (
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash first"
+            f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash "
+            "first"
         )
 
 
 def check_snapshot_name(name: str) -> None:
     if not _SNAPSHOT_NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} is not a snapshot's name: letters, digits, dots, dashes and underscores, at most 63, no dash first"
+            f"{name!r} is not a snapshot's name: letters, digits, dots, dashes and underscores, at most 63, no dash "
+            "first"
         )
 
 

@@ -27,7 +27,8 @@ class Sample(NamedTuple):
     log_ns: int
     clock_ns: int  # wall clock minus log time
     until_ns: int  # the offset of the sample before was valid until this log time ...
-    since_ns: int  # ... and this one's since this one; 0: there was no step in between. until_ns + 1: the volume was closed meanwhile
+    # ... and this one's since this one; 0: there was no step in between. until_ns + 1: the volume was closed meanwhile
+    since_ns: int
 
 
 class Stretch(NamedTuple):

@@ -183,7 +183,8 @@ class Node:
         def check() -> None:
             if self.volumes.open_in_engine:
                 raise InUse(
-                    f"{path}: a device is added while no volume is open; name it under `devices` in the configuration, and restart the node"
+                    f"{path}: a device is added while no volume is open; name it under `devices` in the "
+                    "configuration, and restart the node"
                 )
 
         device = await self.stores.add(path, check)
@@ -322,7 +323,8 @@ class Node:
             self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster or self._cluster_of_devices)
             if self.config.cluster not in (None, self.cluster.id):
                 raise Foreign(
-                    f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of {self.cluster.id}"
+                    f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of "
+                    f"{self.cluster.id}"
                 )
         except BaseException:
             await self.metadata.close()

@@ -32,9 +32,9 @@ async def format_device(
     force: bool = False,
     new_identity: bool = False,
 ) -> Device:
-    """Writes an empty store. Without `force`, a device with recognizable contents is refused; a device in use always is.
-    new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and nothing
-    else."""
+    """Writes an empty store. Without `force`, a device with recognizable contents is refused; a device in use always
+    is. new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and
+    nothing else."""
     if len(label.encode()) > LABEL_BYTES_MAX or "\0" in label:
         raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
     if tier is not None and tier not in compiled.TIERS:
@@ -43,7 +43,8 @@ async def format_device(
     try:
         if device.size_bytes < compiled.DEVICE_BYTES_MIN:
             raise InvalidArgument(
-                f"{path} is too small: it has {exact_size(device.size_bytes)}, a device needs {exact_size(compiled.DEVICE_BYTES_MIN)}"
+                f"{path} is too small: it has {exact_size(device.size_bytes)}, a device needs "
+                f"{exact_size(compiled.DEVICE_BYTES_MIN)}"
             )
         await asyncio.to_thread(claims.refuse_claimed, device)
         if new_identity:

@@ -67,7 +67,8 @@ class Snapshots:
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
                     raise AlreadyExists(
-                        f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another name"
+                        f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another "
+                        "name"
                     )
                 return [self._describe(volume, entry) for volume, entry in zip(opened, existing, strict=True)]
             with refuse_without_space(self._engine, opened):
@@ -281,7 +282,8 @@ class Snapshots:
         entry = await self._look_for(volume, name)
         if entry is None:
             raise NotFound(
-                f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there are"
+                f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there "
+                "are"
             )
         return entry
 
@@ -367,7 +369,8 @@ def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
         name = volume.record.name
         raise InUse(
             f"volume {name} has {doors.connections(name)} connection(s), and a restore would change blocks under "
-            "their file systems: stop the database, unmount, disconnect, then restore; or restore with force, which closes the connections"
+            "their file systems: stop the database, unmount, disconnect, then restore; or restore with force, which "
+            "closes the connections"
         ) from None
 
 

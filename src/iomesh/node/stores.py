@@ -143,7 +143,7 @@ class Stores:
             return self._describe(await self._attach(path))
 
     async def _refuse_other_name(self, path: str) -> None:
-        """Raises InUse if `path` is another name of an open device, AlreadyExists if it is a copy of a device of this node."""
+        """Raises InUse if `path` is another name of an open device, AlreadyExists if it is a copy of one."""
         identity = await in_thread(lambda: identity_at(path))
         if identity in self._open:
             await self._refuse_duplicate(identity, path)
@@ -159,7 +159,8 @@ class Stores:
         being removed."""
         if self._changing.locked():
             raise Unavailable(
-                "a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a moment"
+                "a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a "
+                "moment"
             )
 
     async def remove(self, words: str) -> None:
@@ -354,7 +355,10 @@ class Stores:
     def _remedy(self, error: IomeshError) -> str:
         if not isinstance(error, Foreign):
             return ""
-        return f" (this node is of cluster {self._cluster}; `iomesh device format` makes a device ready for it, and erases what is there)"
+        return (
+            f" (this node is of cluster {self._cluster}; `iomesh device format` makes a device ready for it, and "
+            "erases what is there)"
+        )
 
     def _describe(self, store: OpenStore) -> Device:
         space = self._engine.store_space(store.number)
@@ -397,8 +401,8 @@ def _close(device: OpenDevice, *, claimed: bool) -> None:
 def _why_failed(space: Mapping[str, int]) -> str:
     if space["flush_failed"]:
         return (
-            "it answered a flush with an error, and may have lost what it had not made stable: nothing new is written there until the "
-            "node is restarted; check the device, and replace it if that happens again"
+            "it answered a flush with an error, and may have lost what it had not made stable: nothing new is "
+            "written there until the node is restarted; check the device, and replace it if that happens again"
         )
     return "it answered a write with an error: see the log"
 

@@ -1,10 +1,9 @@
 """Owns every background task of the daemon: no task is started anywhere else.
 
-A *task* runs as long as the daemon does: cleaning, restore windows, scrub. It reports each round that succeeded with `progress()`.
-When it raises, or returns without having been stopped, the supervisor logs the reason, counts it, and restarts it after
-a pause that doubles from BACKOFF_SECONDS to BACKOFF_MAX_SECONDS. The task is *down* from the failure until its next
-successful round; while a task is down, the node is not ready.
-down, the node is not ready.
+A *task* runs as long as the daemon does: cleaning, restore windows, scrub. It reports each round that succeeded with
+`progress()`. When it raises, or returns without having been stopped, the supervisor logs the reason, counts it, and
+restarts it after a pause that doubles from BACKOFF_SECONDS to BACKOFF_MAX_SECONDS. The task is *down* from the failure
+until its next successful round; while a task is down, the node is not ready.
 
 A *job* ends by itself: one pass of compaction, the record of one checkpoint. Its starter may await it. A failure is
 logged and counted whether it is awaited or not.
@@ -174,10 +173,11 @@ class Supervisor:
 
 
 async def settle(work: Iterable[Coroutine[Any, Any, ResultT]], *, at_once: int = 16) -> list[ResultT]:
-    """Runs all of it, `at_once` at a time, each to its end: the failure of one neither cancels the others nor leaves them behind.
+    """Runs all of it, `at_once` at a time, each to its end: the failure of one neither cancels the others nor leaves
+    them behind.
 
-    Returns the results in order. Raises the failure if there was one; of several IomeshErrors, the first, which names the number of the
-    others; else an ExceptionGroup. If the caller is cancelled, all are cancelled and awaited.
+    Returns the results in order. Raises the failure if there was one; of several IomeshErrors, the first, which names
+    the number of the others; else an ExceptionGroup. If the caller is cancelled, all are cancelled and awaited.
     """
     pending = list(work)
     turn = asyncio.Semaphore(at_once)
@@ -221,8 +221,8 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], seconds: float = STOP_SECO
 async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT], None] | None = None) -> ResultT:
     """Runs blocking work in a thread of its own, which does not keep the process from ending.
 
-    If the caller is cancelled, it waits for the thread, STOP_SECONDS at most: what `work` uses is in use until then. With `discard` it does
-    not wait, and `discard` receives a later result.
+    If the caller is cancelled, it waits for the thread, STOP_SECONDS at most: what `work` uses is in use until then.
+    With `discard` it does not wait, and `discard` receives a later result.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultT] = loop.create_future()

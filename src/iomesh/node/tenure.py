@@ -154,7 +154,7 @@ def _process_of(record: NodeRecord) -> Process:
 
 def _taken(other: NodeRecord) -> str:
     return (
-        f"name: a daemon runs as node {other.name} already, with the same metadata: process {other.process} on {other.host}, "
-        f"state_dir {other.state_dir}, since {exact_moment(other.started_ns // SECOND_NS * SECOND_NS)}. Stop that one, or give this one "
-        "another name"
+        f"name: a daemon runs as node {other.name} already, with the same metadata: process {other.process} on "
+        f"{other.host}, state_dir {other.state_dir}, since {exact_moment(other.started_ns // SECOND_NS * SECOND_NS)}. "
+        "Stop that one, or give this one another name"
     )

@@ -236,8 +236,8 @@ async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[Lo
     def check(found: LogRecord) -> None:
         if _right(found) != _right(ours):
             raise Conflict(
-                f"volume {volume.record.name} has been taken over: node {found.owner} owns it with epoch {found.epoch}, and this node had "
-                f"epoch {ours.epoch}"
+                f"volume {volume.record.name} has been taken over: node {found.owner} owns it with epoch "
+                f"{found.epoch}, and this node had epoch {ours.epoch}"
             )
 
     await _write_log(metadata, volume, change, check)

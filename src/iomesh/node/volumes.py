@@ -172,7 +172,7 @@ class Volumes:
             await self._delete_if_needless(volume)
 
     async def close_all(self) -> None:
-        """Ends all connections and closes every volume with a checkpoint, so that the next start has nothing to replay."""
+        """Ends all connections and closes every volume with a checkpoint, so that the next start replays nothing."""
         if self._retrying is not None:
             await end_all([self._retrying])
         left = [volume for volume in self._volumes.values() if volume.in_engine]
@@ -195,7 +195,8 @@ class Volumes:
                     )
                 if self._stores.missing:
                     raise Unavailable(
-                        f"volume {volume.record.name} is not opened while part of its log may be elsewhere: {self._stores.missing}"
+                        f"volume {volume.record.name} is not opened while part of its log may be elsewhere: "
+                        f"{self._stores.missing}"
                     )
                 if not self._stores.online():
                     raise Unavailable(f"volume {volume.record.name} is not opened: no device of this node is there")
@@ -326,7 +327,8 @@ class Volumes:
         async with self._volumes.holding(name) as volume:
             if size_bytes < volume.record.size_bytes:
                 raise InvalidArgument(
-                    f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to {exact_size(size_bytes)}"
+                    f"volume {name} has {exact_size(volume.record.size_bytes)}: it cannot shrink to "
+                    f"{exact_size(size_bytes)}"
                 )
             # The record first: after a crash, a volume is never smaller than a size that a client has seen.
             if size_bytes > volume.record.size_bytes:
@@ -720,7 +722,8 @@ class Volumes:
             raise AlreadyExists(
                 f"a volume {record.name} exists and is different: {exact_size(record.size_bytes)}, segments of "
                 f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s), a restore window of "
-                f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` that one"
+                f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` "
+                "that one"
             )
         async with volume.changing:  # until it is open or has failed
             if self._volumes.get(record.name) is not volume:

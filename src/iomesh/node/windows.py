@@ -391,7 +391,8 @@ def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
         f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near)
     )
     raise InvalidArgument(
-        f"{what}: the wall clock of the node was stepped, and that time {how_often}: choose one of {ranges}, or how long ago ('90s ago')"
+        f"{what}: the wall clock of the node was stepped, and that time {how_often}: choose one of {ranges}, or how "
+        "long ago ('90s ago')"
     )
 
 
@@ -413,7 +414,8 @@ def _round_up(nanoseconds: int) -> int:
 def check_window(seconds: int) -> None:
     if seconds and not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
         raise InvalidArgument(
-            f"a restore window of {exact_span(seconds)}: from {exact_span(SHORTEST_SECONDS)} to {exact_span(LONGEST_SECONDS)}, or off"
+            f"a restore window of {exact_span(seconds)}: from {exact_span(SHORTEST_SECONDS)} to "
+            f"{exact_span(LONGEST_SECONDS)}, or off"
         )
 
 

@@ -1,6 +1,8 @@
-"""What is fuzzed: a module for each, with one function, fuzz_one(data), that raises when something that must hold does not.
+"""What is fuzzed: a module for each, with one function, fuzz_one(data), that raises when something that must hold does
+not.
 
-`make fuzz` runs them under a coverage-guided fuzzer; test_corpus.py replays what that has found, on the engine that all other tests use.
+`make fuzz` runs them under a coverage-guided fuzzer; test_corpus.py replays what that has found, on the engine that all
+other tests use.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
 """What a client may send before it has an export: any bytes, or options with any data.
 
-The first byte of an input says how; then follow bytes to send as they are (RAW), or the client's flags (1 byte) and options: number
-(1 byte), length (1 byte), data. The handshake ends with an agreement about an export that exists, or because the client left or is
-none; until then each option is answered, in its own words.
+The first byte of an input says how; then follow bytes to send as they are (RAW), or the client's flags (1 byte) and
+options: number (1 byte), length (1 byte), data. The handshake ends with an agreement about an export that exists, or
+because the client left or is none; until then each option is answered, in its own words.
 """
 
 import asyncio
@@ -122,7 +122,8 @@ async def read_all(client: socket.socket, into: bytearray) -> None:
 
 
 def check_replies(received: bytes, *, agreed: bool) -> None:
-    """The greeting, then whole replies, none after what ends the handshake; the export itself, if it was chosen the old way."""
+    """The greeting, then whole replies, none after what ends the handshake; the export, if NBD_OPT_EXPORT_NAME chose
+    it."""
     assert received.startswith(GREETING), f"the server greets with {received[:16]!r}"
     at, answered = len(GREETING) + 2, 0
     while at + 20 <= len(received):

@@ -1,7 +1,8 @@
-"""What a store reads when it opens: superblocks and journal, valid ones with some bytes changed and the checksums right again.
+"""What a store reads when it opens: superblocks and journal, valid ones with some bytes changed and the checksums right
+again.
 
-Opening ends with a directory or with a reason. A directory holds together: it is the same when the store opens once more, with
-nothing left to repair, and what is done on it then is there afterwards.
+Opening ends with a directory or with a reason. A directory holds together: it is the same when the store opens once
+more, with nothing left to repair, and what is done on it then is there afterwards.
 """
 
 import os
@@ -88,7 +89,8 @@ def fuzz_one(data: bytes) -> None:
 
 
 def opened(it: Device, *, change: bool = False) -> Directory | None:
-    """The directory; None: the store was refused. With `change`: it has nothing to repair, and takes changes that are there afterwards."""
+    """The directory; None: the store was refused. With `change`: it has nothing to repair, and takes changes that are
+    there afterwards."""
     with StoreView(it.path, volatile_cache=False) as store:
         refused = None
         try:

@@ -1,8 +1,10 @@
-"""What a client may send once hands are shaken: any bytes, or requests with any fields, whole or cut off, awaited or not.
+"""What a client may send once hands are shaken: any bytes, or requests with any fields, whole or cut off, awaited or
+not.
 
-The first byte says how. Then follow bytes to send as they are (RAW), or eight bytes for each request: command and units, flags, offset,
-length. Requests with IN_TURN each await their answer, and the volume must be what a few lines of Python say it is. In any case: every
-request that went out whole is answered once, the connection ends, and a second one to the same volume never notices.
+The first byte says how. Then follow bytes to send as they are (RAW), or eight bytes for each request: command and
+units, flags, offset, length. Requests with IN_TURN each await their answer, and the volume must be what a few lines of
+Python say it is. In any case: every request that went out whole is answered once, the connection ends, and a second one
+to the same volume never notices.
 """
 
 import socket
@@ -127,7 +129,7 @@ def send_raw(client: socket.socket, data: bytes) -> None:
 
 
 def at_once(wire: Wire, asked: list[Asked]) -> None:
-    """All requests one behind the other, answers taken as they come; a second answer to one would be an answer to none."""
+    """Sends all requests at once and takes replies as they come; a second reply to one request is an error."""
     for each in asked:
         taken = each.command != DISCONNECT and not each.malformed and each.whole
         header = wire.header(

@@ -1,9 +1,10 @@
-"""A volume's log as a crash left it, with bytes of headers, footers, checkpoint, map and tables changed and every checksum right again.
+"""A volume's log as a crash left it, with bytes of headers, footers, checkpoint, map and tables changed and every
+checksum right again.
 
-Checksums that cover each other are put right from the changed block upwards: a map node's in the node above it and in the record
-that holds it, that record's in the next one and in the footer, and so on to the pointer in the metadata service. So the engine is
-told a consistent lie, and must answer: with a volume, or with a reason. What then is read may be an error; what is written is there
-when it is read again.
+Checksums that cover each other are put right from the changed block upwards: a map node's in the node above it and in
+the record that holds it, that record's in the next one and in the footer, and so on to the pointer in the metadata
+service. So the engine is told a consistent lie, and must answer: with a volume, or with a reason. What then is read may
+be an error; what is written is there when it is read again.
 """
 
 import os
@@ -144,7 +145,7 @@ def image() -> Image:
 
 
 def write(wire: Wire, stamps: range) -> None:
-    """One at a time, and none larger than what arrives in one piece: so there is a record for each, the same in every process."""
+    """One at a time, and none larger than one receive: so each gets a record, the same in every process."""
     for stamp in stamps:
         block = stamp * 37 % (VOLUME_BYTES // BLOCK - 3)
         if stamp % 16 == 15:

@@ -1,7 +1,8 @@
 """Every reader of a structure at rest, on any bytes.
 
-The first byte of an input chooses the reader and whether magic, version and checksums are put right before it reads: without that a
-fuzzer would hardly get beyond the checksum. The rest is the structure; what is missing of its block(s) is zeros.
+The first byte of an input chooses the reader and whether magic, version and checksums are put right before it reads:
+without that a fuzzer would hardly get beyond the checksum. The rest is the structure; what is missing of its block(s)
+is zeros.
 """
 
 from collections.abc import Callable

@@ -43,15 +43,16 @@ def structure(name: str, size: int, **fields: int | bytes) -> bytes:
 def superblock(generation: int) -> bytes:
     return structure(
         "Superblock", BLOCK, cluster=CLUSTER, device=DEVICE, generation=generation, device_bytes=DEVICE_BYTES,
-        journal_offset=JOURNAL_OFFSET, journal_bytes=JOURNAL_BYTES, slabs_offset=SLABS_OFFSET, slabs=(DEVICE_BYTES - SLABS_OFFSET) // SLAB,
-        slab_bytes=SLAB, tier=1, created_ns=1_700_000_000 * 10**9, label=b"first",
+        journal_offset=JOURNAL_OFFSET, journal_bytes=JOURNAL_BYTES, slabs_offset=SLABS_OFFSET,
+        slabs=(DEVICE_BYTES - SLABS_OFFSET) // SLAB, slab_bytes=SLAB, tier=1,
+        created_ns=1_700_000_000 * 10**9, label=b"first",
     )  # fmt: skip
 
 
 def put(segment: int, state: int, blocks: int, footer_block: int, extents: list[tuple[int, int]]) -> bytes:
     entry = structure(
-        "JournalEntry", 64, kind=1, state=state, extent_count=len(extents), segment=segment, volume=VOLUME, epoch=3, blocks=blocks,
-        footer_block=footer_block,
+        "JournalEntry", 64, kind=1, state=state, extent_count=len(extents), segment=segment, volume=VOLUME, epoch=3,
+        blocks=blocks, footer_block=footer_block,
     )  # fmt: skip
     return entry + b"".join(first.to_bytes(4, "little") + count.to_bytes(4, "little") for first, count in extents)
 
@@ -93,9 +94,9 @@ class Segment:
         )
         payloads = b"".join(payload for *_, payload in logged)
         header = structure(
-            "RecordHeader", BLOCK, volume=VOLUME, epoch=3, segment=self.number, block=len(self.data) // BLOCK, sequence=self.sequence,
-            stable=self.sequence - 1, previous_crc=self.previous_crc, entry_count=len(logged), payload_blocks=len(payloads) // BLOCK,
-            time_ns=1_700_000_001 * 10**9, entries=entries,
+            "RecordHeader", BLOCK, volume=VOLUME, epoch=3, segment=self.number, block=len(self.data) // BLOCK,
+            sequence=self.sequence, stable=self.sequence - 1, previous_crc=self.previous_crc, entry_count=len(logged),
+            payload_blocks=len(payloads) // BLOCK, time_ns=1_700_000_001 * 10**9, entries=entries,
         )  # fmt: skip
         self.previous_crc = int.from_bytes(header[8:12], "little")
         self.table += entry(RECORD, self.sequence, len(logged), self.previous_crc) + entries
@@ -108,14 +109,15 @@ class Segment:
         table = bytes(self.table).ljust(-(-len(self.table) // BLOCK) * BLOCK, b"\0")
         self.data += structure(
             "Footer", BLOCK, volume=VOLUME, epoch=3, segment=self.number, block=at, first_sequence=self.first,
-            last_sequence=self.sequence - 1, last_crc=self.previous_crc, entry_count=count, table_blocks=len(table) // BLOCK,
-            table_crc=crc32c(table),
+            last_sequence=self.sequence - 1, last_crc=self.previous_crc, entry_count=count,
+            table_blocks=len(table) // BLOCK, table_crc=crc32c(table),
         ) + table  # fmt: skip
         return at
 
 
 def write_image(path: Path) -> None:
-    """Segment 1, sealed: data, a zeroed range, the map's nodes for block 5, a checkpoint. 2, open: a write. 3 was deleted."""
+    """Segment 1 is sealed: data, a zeroed range, the map's nodes for block 5, a checkpoint. Segment 2 is open and holds
+    one write. Segment 3 was deleted."""
     first, block = Segment(1, 10), b"\x5a" * BLOCK
     first.record((DATA, 5, 1, block), (ZERO, 256, 16, b""), (DATA, 6, 1, b"\x33" * BLOCK))
     child, at = block, 1  # the header is block 0, its first payload block 1
@@ -126,7 +128,8 @@ def write_image(path: Path) -> None:
         first.record((MAP, level << 56, 1, node))
         child = node
     checkpoint = structure(
-        "Checkpoint", BLOCK, volume=VOLUME, epoch=3, sequence=15, size_bytes=1 << 30, root=pointer(1, at, child), next_segment=3
+        "Checkpoint", BLOCK, volume=VOLUME, epoch=3, sequence=15, size_bytes=1 << 30, root=pointer(1, at, child),
+        next_segment=3,
     )  # fmt: skip
     first.record((CHECKPOINT, 0, 1, checkpoint))
     footer = first.seal()
@@ -142,7 +145,10 @@ def write_image(path: Path) -> None:
         file.truncate(DEVICE_BYTES)
         for offset, data in (
             (0, superblock(1)), (128 << 10, superblock(2)),
-            *((JOURNAL_OFFSET + area * JOURNAL_BYTES, b"".join(blocks)) for area, blocks in enumerate((older, journal, older, journal))),
+            *(
+                (JOURNAL_OFFSET + area * JOURNAL_BYTES, b"".join(blocks))
+                for area, blocks in enumerate((older, journal, older, journal))
+            ),
             (SLABS_OFFSET + 3 * SLAB, bytes(first.data)), (SLABS_OFFSET + 4 * SLAB, bytes(second.data)),
         ):  # fmt: skip
             file.seek(offset)

@@ -13,8 +13,8 @@ from unit.cli.ran import Run
 
 WITHOUT = {("completion",)}  # prints a script
 AT_REST = [
-    ("superblock",), ("journal", "--entries"), ("directory",), ("segment", "1", "--verify"), ("segment", "2"), ("record", "1:0"),
-    ("footer", "1"), ("checkpoint",), ("node", "1:4"), ("node", "--offset", "20Ki"),
+    ("superblock",), ("journal", "--entries"), ("directory",), ("segment", "1", "--verify"), ("segment", "2"),
+    ("record", "1:0"), ("footer", "1"), ("checkpoint",), ("node", "1:4"), ("node", "--offset", "20Ki"),
 ]  # fmt: skip
 
 

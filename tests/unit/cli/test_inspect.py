@@ -1,4 +1,4 @@
-"""`iomesh inspect`: what is on a device is shown as it is; what is damaged is shown with its fault, and never ends in a crash."""
+"""`iomesh inspect` shows what is on a device; damage is shown with its fault and never ends in a crash."""
 
 import json
 import random
@@ -11,8 +11,9 @@ from unit.cli import image
 from unit.cli.ran import Run
 
 COMMANDS = [
-    ("superblock",), ("journal", "--entries"), ("directory",), ("segment", "1", "--verify", "--entries"), ("segment", "2", "--verify"),
-    ("record", "1:0"), ("footer", "1"), ("checkpoint",), ("checkpoint", "1:14"), ("node", "1:4"), ("node", "--offset", "20Ki"),
+    ("superblock",), ("journal", "--entries"), ("directory",), ("segment", "1", "--verify", "--entries"),
+    ("segment", "2", "--verify"), ("record", "1:0"), ("footer", "1"), ("checkpoint",), ("checkpoint", "1:14"),
+    ("node", "1:4"), ("node", "--offset", "20Ki"),
 ]  # fmt: skip
 
 
@@ -165,7 +166,8 @@ def test_what_is_no_device_is_said_to_be_none(iomesh: Run, tmp_path: Path, conte
 def written(device: Path) -> list[tuple[int, int]]:
     """Where the image has bytes: (offset, length)."""
     return [
-        (0, 4096), (128 << 10, 4096), *((image.JOURNAL_OFFSET + area * image.JOURNAL_BYTES, 3 * 4096) for area in range(4)),
+        (0, 4096), (128 << 10, 4096),
+        *((image.JOURNAL_OFFSET + area * image.JOURNAL_BYTES, 3 * 4096) for area in range(4)),
         (image.SLABS_OFFSET + 3 * image.SLAB, 17 * 4096), (image.SLABS_OFFSET + 4 * image.SLAB, 2 * 4096),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: every command explains itself, every bad input gets one line, an exit code, and JSON when asked."""
+"""The command line as a whole: help for every command; one line, an exit code and optional JSON for bad input."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,8 +183,8 @@ def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> No
     held = iomesh("daemon", "run", "--check", "--config", str(file), *flags, *more, "--json").document
     assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])
     assert held["engine"] == {
-        "reactors": 2, "mode": "busy", "poll_microseconds": 9, "map_cache_bytes": 64 << 20, "checkpoint_bytes": 32 << 20, "iopoll": True,
-        "register_buffers": True,
+        "reactors": 2, "mode": "busy", "poll_microseconds": 9, "map_cache_bytes": 64 << 20,
+        "checkpoint_bytes": 32 << 20, "iopoll": True, "register_buffers": True,
     }  # fmt: skip
     assert (held["nbd"]["listen"], held["metrics"]["listen"], held["log"]["level"]) == ("127.0.0.1:1", "", "debug")
     assert held["control"]["socket"] == "/run/of-the-file/control.sock"

@@ -1,4 +1,4 @@
-"""NBD's handshake, told from the client's side of a socket pair: every option, and everything that no client should send."""
+"""NBD's handshake, from the client's side of a socket pair: every option, and invalid input."""
 
 import asyncio
 import socket

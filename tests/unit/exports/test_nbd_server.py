@@ -1,4 +1,4 @@
-"""The NBD server's sockets: who comes in, who is made to leave, and what a connection is like when its export gets it."""
+"""The NBD server's sockets: who may connect, who is disconnected, and the state of a connection that an export gets."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Every implementation of the metadata protocol goes through the same tests: a new one is one more entry of IMPLEMENTATIONS."""
+"""Every implementation of the metadata protocol passes the same tests: add a new one to IMPLEMENTATIONS."""
 
 from __future__ import annotations
 

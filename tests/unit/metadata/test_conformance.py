@@ -204,7 +204,8 @@ async def test_a_listing_and_a_watch_from_its_revision_miss_nothing(client: Open
 
 
 async def put_for(metadata: Metadata, seconds: float, change: Put) -> tuple[int, int]:
-    """Puts an entry under a new lease of so many seconds, or of more where it ended before that was done: the lease, the revision."""
+    """Puts an entry under a new lease; retries with a longer one if it expired too soon. Returns the lease and the
+    revision."""
     while True:
         lease = await metadata.grant(seconds)
         try:

@@ -1,4 +1,4 @@
-"""Records are JSON that a later version can add to; a format that is not known is refused, and concerns nothing else."""
+"""Records are JSON that later versions can extend; an unknown format is refused and affects nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A volume's three records: names belong to one, a crash between two commits leaves what the next start recognizes, and what cannot be
-read concerns one volume."""
+"""A volume's three records: names belong to one, a crash between two commits leaves what the next start recognizes, and
+what cannot be read concerns one volume."""
 
 from __future__ import annotations
 

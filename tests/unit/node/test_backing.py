@@ -1,4 +1,5 @@
-"""Names of one device that the kernel connects: a file and its loop devices, links, mounts. One of them is opened, by one of us."""
+"""Names of one device that the kernel connects: a file and its loop devices, links, mounts. Only one is opened,
+once."""
 
 from __future__ import annotations
 

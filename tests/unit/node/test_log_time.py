@@ -13,8 +13,8 @@ from iomesh.node.log_time import Range, Sample, ago, available, log_times, stret
 
 @dataclass
 class History:
-    """A log whose wall clock is stepped, and that is closed at times: what the engine does (ext/base/log_clock.pxd), in ticks, with a look
-    at the clock at some of them only."""
+    """A log whose wall clock is stepped, and that is closed at times: what the engine does (ext/base/log_clock.pxd), in
+    ticks, with a look at the clock at some of them only."""
 
     draw: random.Random
     shown: list[tuple[int, int, int]] = field(default_factory=list)  # log time, wall clock, passed

@@ -1,4 +1,4 @@
-"""A change of a volume's records has three outcomes: done, refused, unknown; and one that is repeated after an unknown one is done."""
+"""A change of a volume's records has three outcomes: done, refused, unknown. Repeating an unknown one completes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background tasks are started again when they fail, jobs have an owner, and pieces of work run to their end side by side."""
+"""Background tasks are restarted when they fail, jobs have an owner, and concurrent work all runs to its end."""
 
 from __future__ import annotations
 

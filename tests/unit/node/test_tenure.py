@@ -1,4 +1,4 @@
-"""One daemon at a time runs under a node's name; who comes after a dead one waits for nothing that the machine itself can tell."""
+"""One daemon at a time runs under a node's name; the successor of a dead one on the same machine does not wait."""
 
 from __future__ import annotations
 

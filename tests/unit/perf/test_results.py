@@ -68,7 +68,8 @@ def test_every_goal_names_a_measure_that_the_benchmark_takes() -> None:
 
 
 def course(shape: str) -> amplification.Course:
-    """Ten samples: each time the client writes 100 bytes, of which 150 more are written by compaction, and 20 that no counter tells."""
+    """Ten samples: each time the client writes 100 bytes, of which 150 more are written by compaction, and 20 that no
+    counter tells."""
     samples = [
         amplification.Sample(
             at=second,

@@ -1,4 +1,4 @@
-"""make annotate: a nogil function that would call into Python is found in the C that Cython writes, and nothing else is."""
+"""make annotate finds nogil functions that would call into Python, in the C that Cython writes, and nothing else."""
 
 import subprocess
 import sys

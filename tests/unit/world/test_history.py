@@ -10,8 +10,8 @@ from support.worlds import BLOCK, MEBIBYTE, SECOND, filled, finished, made
 
 
 EVERYTHING = {
-    "read_error": 0.02, "write_error": 0.02, "flush_error": 0.02, "dropping_flush_error": 0.02, "forgetting_flush_error": 0.02,
-    "lost_write": 0.02, "misdirected_write": 0.02, "rot": 0.02,
+    "read_error": 0.02, "write_error": 0.02, "flush_error": 0.02, "dropping_flush_error": 0.02,
+    "forgetting_flush_error": 0.02, "lost_write": 0.02, "misdirected_write": 0.02, "rot": 0.02,
     "slow": 0.02, "hang": 0.005, "timer_early": 0.1, "timer_late": 0.1, "clock_jump": 0.1, "network_slow": 0.05,
 }  # fmt: skip
 

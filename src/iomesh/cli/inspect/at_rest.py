@@ -120,7 +120,8 @@ class DeviceAtRest:
         sound = [one for one in self.superblocks() if one["valid"]]
         if not sound:
             raise Foreign(
-                f"{self.path} holds no valid iomesh superblock: `iomesh inspect superblock {self.path}` says what is wrong with each"
+                f"{self.path} holds no valid iomesh superblock: `iomesh inspect superblock {self.path}` says what is "
+                "wrong with each"
             )
         self._superblock = max(sound, key=lambda one: int(one["generation"]))
         return self._superblock
@@ -242,7 +243,8 @@ class DeviceAtRest:
         if not matching:
             raise NotFound(f"no volume {prefix or ''} on {self.path}: there are {there}")
         raise NotFound(
-            f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning ({there})"
+            f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning "
+            f"({there})"
         )
 
     def replica(self, volume: bytes, segment: int) -> Replica:
@@ -255,7 +257,7 @@ class DeviceAtRest:
         return found
 
     def blocks(self, replica: Replica, block: int, count: int) -> bytes:
-        """Bytes of `count` blocks of the segment from `block` on, up to one that was dropped, or the end of the replica or device."""
+        """Bytes of up to `count` blocks from `block` on: up to a dropped block, or the end of the replica or device."""
         if not replica.compacted:
             return self._stored(replica, block, count)
         places, result = self._places(replica) or {}, b""
@@ -265,7 +267,8 @@ class DeviceAtRest:
         return result
 
     def dropped(self, replica: Replica, block: int) -> bool:
-        """Whether compaction has dropped the block, because nothing pointed to it. False if no bitmap of the replica is valid."""
+        """Whether compaction dropped the block, which nothing pointed to. False if no bitmap of the replica is
+        valid."""
         places = self._places(replica) if replica.compacted else None
         return places is not None and block < replica.blocks and block not in places
 
@@ -358,7 +361,8 @@ class DeviceAtRest:
                     faults.append(f"{replica.segment}:{at} cannot be read")
             elif structures.crc32c(data) != entry["crc"]:
                 faults.append(
-                    f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells {entry['crc']:08x}"
+                    f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells "
+                    f"{entry['crc']:08x}"
                 )
             at += 1
         return faults

@@ -209,7 +209,7 @@ def footer(session: Session, device: str, segment: int, volume: str | None) -> N
 @volume_option
 @answers(documents.Structure)
 def checkpoint(session: Session, device: str, address: tuple[int, int] | None, volume: str | None) -> None:
-    """Print the checkpoint at ADDRESS (SEGMENT:BLOCK); without an address the newest of the volume that is on the device."""
+    """Print the checkpoint at ADDRESS (SEGMENT:BLOCK), by default the newest of the volume on the device."""
     with opened(device) as it:
         owner = it.volume(volume)
         if address is None:
@@ -248,7 +248,8 @@ def node(
             if offset is not None and found["valid"] and offset >= found["size_bytes"]:
                 size = exact_size(int(found["size_bytes"]))
                 raise InvalidArgument(
-                    f"--offset: {exact_size(offset)} is behind the end of the volume, which has {size} in its newest checkpoint"
+                    f"--offset: {exact_size(offset)} is behind the end of the volume, which has {size} in its newest "
+                    "checkpoint"
                 )
             nodes = walk_map(it, owner, found, (offset or 0) // BLOCK)
     session.output.answer(
@@ -263,7 +264,8 @@ def newest_checkpoint(it: DeviceAtRest, volume: bytes) -> tuple[Replica, int]:
     found = checkpoints(it, volume)
     if not found:
         raise NotFound(
-            f"no checkpoint of volume {volume.hex()} is on {it.path}: it was never written, or lies on another device of the node"
+            f"no checkpoint of volume {volume.hex()} is on {it.path}: it was never written, or lies on another device "
+            "of the node"
         )
     _, replica, block = max(found, key=lambda one: one[0])
     return replica, block

@@ -115,6 +115,7 @@ def walk_map(it: DeviceAtRest, volume: bytes, checkpoint: Fields, block: int) ->
         pointer = nodes[-1]["pointers"][slot]
     if not nodes:
         raise NotFound(
-            f"the checkpoint at {checkpoint['at']} has no map to walk: {checkpoint.get('fault') or 'nothing is written'}"
+            f"the checkpoint at {checkpoint['at']} has no map to walk: "
+            f"{checkpoint.get('fault') or 'nothing is written'}"
         )
     return nodes

@@ -103,8 +103,8 @@ def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableT
     else:
         taken = document["slabs_taken"]
         yield Text(
-            f"half {document['half']}, generation {document['generation']}, {document['journal_blocks']} journal blocks; "
-            f"{taken} of {document['slabs']} slabs taken"
+            f"half {document['half']}, generation {document['generation']}, {document['journal_blocks']} journal "
+            f"blocks; {taken} of {document['slabs']} slabs taken"
         )
     for note in document["notes"]:
         yield Text(note, style="yellow")
@@ -147,7 +147,8 @@ def compacted(found: Fields, with_entries: bool) -> Iterator[RenderableType]:
     """The remaining blocks of a compacted segment. Without entries only the faults are listed."""
     kept, dropped = found["live_blocks"], found["dropped_blocks"]
     yield Text(
-        f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' headers"
+        f"compacted: {kept} blocks live, its footer included; {dropped} dropped by compaction, with the records' "
+        "headers"
     )
     if found["fault"]:
         yield Text(f"not valid: {found['fault']}", style="red")

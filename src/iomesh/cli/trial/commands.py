@@ -116,7 +116,8 @@ def up(
     bring_up(made, plan, session.output)
     say(session, made)
     session.output.note(
-        f'eval "$(iomesh trial env{option(made)})" lets `iomesh top` and the others find it, `iomesh trial down{option(made)}` ends it'
+        f'eval "$(iomesh trial env{option(made)})" lets `iomesh top` and the others find it, '
+        f"`iomesh trial down{option(made)}` ends it"
     )
 
 
@@ -139,7 +140,8 @@ def env(session: Session, directory: Path) -> None:
     there = Installation.load(directory)
     if not there.volumes:
         raise NotFound(
-            f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`"
+            f"the trial in {there.directory} was not set up completely: remove it with "
+            f"`iomesh trial down{option(there)}`"
         )
     environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
     session.output.answer(
@@ -187,7 +189,8 @@ def start(session: Session, directory: Path, timeout: float) -> None:
         )
     if not there.volumes:
         raise NotFound(
-            f"the trial in {there.directory} was not set up completely: remove it with `iomesh trial down{option(there)}`"
+            f"the trial in {there.directory} was not set up completely: remove it with "
+            f"`iomesh trial down{option(there)}`"
         )
     recovered: list[documents.Recovered] = []
     began = time.monotonic()
@@ -206,7 +209,8 @@ def start(session: Session, directory: Path, timeout: float) -> None:
     say(session, there, started)
     for one in recovered:
         session.output.note(
-            f"served after {seconds:.2f} s; recovery of {one.volume}: {short_time(one.seconds * 1e9)}, {short_size(one.bytes)} of log read"
+            f"served after {seconds:.2f} s; recovery of {one.volume}: {short_time(one.seconds * 1e9)}, "
+            f"{short_size(one.bytes)} of log read"
         )
 
 
@@ -240,7 +244,8 @@ def down(session: Session, directory: Path) -> None:
         with session.output.step(f"stopping {node.name}"):
             if not daemon.stop(node, STOP_SECONDS):
                 session.output.warn(
-                    f"the daemon {node.name} (process {node.pid}) has not ended {STOP_SECONDS:g} s after SIGTERM and was killed"
+                    f"the daemon {node.name} (process {node.pid}) has not ended {STOP_SECONDS:g} s after SIGTERM and "
+                    "was killed"
                 )
                 daemon.kill(node)
     there.remove()

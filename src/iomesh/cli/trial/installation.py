@@ -76,13 +76,15 @@ class Installation(msgspec.Struct):
         longest = directory / "control.sock"
         if len(os.fsencode(longest)) > SOCKET_PATH_MAX:
             raise InvalidArgument(
-                f"{directory} is too long for the sockets in it ({longest} has more than {SOCKET_PATH_MAX} bytes): choose a shorter --dir"
+                f"{directory} is too long for the sockets in it ({longest} has more than {SOCKET_PATH_MAX} bytes): "
+                "choose a shorter --dir"
             )
         if (directory / MARKER).exists():
             there = cls.load(directory)
             how = f"runs (process {there.nodes[0].pid})" if there.running else "is there, not running"
             raise InUse(
-                f"a trial {how} in {directory}: see `iomesh trial status`, end it with `iomesh trial down`, or choose another --dir"
+                f"a trial {how} in {directory}: see `iomesh trial status`, end it with `iomesh trial down`, or choose "
+                "another --dir"
             )
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -103,7 +105,8 @@ class Installation(msgspec.Struct):
             ) from None
         except msgspec.DecodeError as error:
             raise Damaged(
-                f"{directory / MARKER} cannot be read ({error}): end the trial's processes and remove {directory} by hand"
+                f"{directory / MARKER} cannot be read ({error}): end the trial's processes and remove {directory} by "
+                "hand"
             ) from None
         found.directory = str(directory)
         return found
