@@ -85,9 +85,8 @@ class Disk:
     def mount(self) -> Path:
         assert self.device is not None
         self.mount_point.mkdir(exist_ok=True)
-        run(
-            "mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point
-        )  # a clone has the same UUID as its parent
+        # A clone has the same UUID as its parent.
+        run("mount", "-t", "xfs", "-o", "nouuid", self.device, self.mount_point)
         return self.mount_point
 
     def unmount(self) -> None:

@@ -107,9 +107,8 @@ def by_steps(
 
         def end_with_fio() -> None:
             printed.extend(load.communicate())
-            process.signal_thread(
-                pid, thread, signal.SIGSTOP
-            )  # it may sleep in the kernel, where nothing can be stepped
+            # It may sleep in the kernel, where nothing can be stepped.
+            process.signal_thread(pid, thread, signal.SIGSTOP)
 
         waiter = threading.Thread(target=end_with_fio)
         waiter.start()

@@ -12,9 +12,8 @@ from fractions import Fraction
 POWERS = "KMGTPE"
 LARGEST = 2**63 - 1  # the largest file offset
 BLOCK_BYTES = 4096  # the sizes of volumes and devices are multiples of it
-WHOLE_BYTES = (
-    1 << 20
-)  # a size that is not a multiple of BLOCK_BYTES is rounded up to this: easy to read, and little waste
+# A size that is not a multiple of BLOCK_BYTES is rounded up to this: easy to read, and little waste.
+WHOLE_BYTES = 1 << 20
 UNITS: dict[str, int] = {"": 1, "B": 1}
 _AMBIGUOUS: dict[str, str] = {}  # lower-case form -> the letter that it may mean
 for _power, _letter in enumerate(POWERS, start=1):

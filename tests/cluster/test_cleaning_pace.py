@@ -42,10 +42,11 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
         return seen
 
     seen = asyncio.run(trim_and_watch())
+    # The cleaning was between these two times, however slow the answers.
     (began, first, _), (_, last, ended) = (
         seen[1],
         seen[-1],
-    )  # the cleaning was between these two times, however slow the answers
+    )
     moved = 2 * (last - first)  # what is written was read before
     assert moved > VOLUME // 8, f"cleaning was seen at {seen} only: this shows nothing"
     rate = moved / (ended - began)

@@ -275,9 +275,8 @@ def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw:
     places = DeviceAtRest(at_rest.device).places()
     mirrors = [place for place in places if place.kind == "journal mirror"]
     newest = max(place.position for place in mirrors)
-    mirror = draw.choice(
-        [place for place in mirrors if place.position == newest][:-1]
-    )  # without it the half counts as never written
+    # Without it the half counts as never written.
+    mirror = draw.choice([place for place in mirrors if place.position == newest][:-1])
     journal = next(place for place in places if place.kind == "journal" and place.what == mirror.what)
     for place in (journal, mirror):
         at_rest.overwrite(place.offset, draw.randbytes(BLOCK))
@@ -321,9 +320,8 @@ def live(at_rest: AtRest, places: list[Place]) -> set[Place]:
     newest: dict[int, Place] = {}
     for place in sorted((place for place in places if place.kind == "data"), key=lambda place: place.sequence):
         newest[place.position] = place
-    written = (
-        place for place in newest.values() if any(at_rest.bytes_at(place))
-    )  # blocks of zeros may have been trimmed
+    # Blocks of zeros may have been trimmed.
+    written = (place for place in newest.values() if any(at_rest.bytes_at(place)))
     content = at_rest.model.content
     return {
         place for place in written if at_rest.bytes_at(place) == content[place.position * BLOCK :][:BLOCK].tobytes()

@@ -56,9 +56,8 @@ async def test_what_is_shared_and_what_only_snapshots_hold(room: Path) -> None:
             40 * BLOCK,
         )
         second = await bench.snapshot("second")
-        await connection.write(
-            20 * BLOCK, bytes([3]) * 20 * BLOCK
-        )  # 10 that only the second has, and 10 shared by both
+        # 10 that only the second has, and 10 shared by both.
+        await connection.write(20 * BLOCK, bytes([3]) * 20 * BLOCK)
         told = await space(bench)
         assert (told["exclusive_bytes"], told["shared_bytes"], told["snapshots_bytes"]) == (
             20 * BLOCK,

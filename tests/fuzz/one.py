@@ -17,9 +17,8 @@ def main() -> None:
         include=["iomesh.exports"]
     ):  # the one part that is Python; the compiler has instrumented the engine
         chosen = target(sys.argv[1])
-    itself = shlex.join(
-        [sys.executable, "-m", "fuzz.one", sys.argv[1]]
-    )  # as a shell would start it again: -merge=1 does
+    # As a shell would start it again: -merge=1 does.
+    itself = shlex.join([sys.executable, "-m", "fuzz.one", sys.argv[1]])
     atheris.Setup([itself, *sys.argv[2:]], chosen.fuzz_one)
     atheris.Fuzz()
 

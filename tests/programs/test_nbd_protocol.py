@@ -138,9 +138,8 @@ def test_a_refused_writes_payload_is_passed_over(volume: str, draw: random.Rando
         for _ in range(40):
             length = draw.choice([1, 27, 28, 4096, 70000, MIB])
             offset = draw.choice([wire.size, wire.size - length + 1, 2**64 - 1, 2**64 - length])
-            payload = request(WRITE, 0, length) * (
-                length // 28 + 1
-            )  # looks like requests, and must not be taken for any
+            # Looks like requests, and must not be taken for any.
+            payload = request(WRITE, 0, length) * (length // 28 + 1)
             flags = draw.choice([0, 0x8000])
             cookie = wire.ask(WRITE, offset, length, flags=flags, data=payload[:length])
             refused[cookie] = errno.EINVAL if flags else errno.ENOSPC

@@ -17,6 +17,7 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "covered"
 OBJECTS = ROOT / "build" / "cover"
+# Not part of simulation runs, or Python's view of a part.
 ELSEWHERE = {
     "engine",
     "base.uring",
@@ -31,7 +32,7 @@ ELSEWHERE = {
     "views.world",
     "views.store",
     "views.map",
-}  # not part of simulation runs, or Python's view of a part
+}
 NOGIL = "__pyx_f_"  # prefix of Cython's C functions ...
 SET_UP = "__Pyx_"  # ... and of module initialization
 

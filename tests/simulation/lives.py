@@ -15,10 +15,11 @@ from typing import Any
 
 LIFE_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
 END_SECONDS = 30  # for an idle process to end
+# Reuse memory: new pages are slow.
 KEEPS_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-}  # reuse memory: new pages are slow
+}
 SCRIPT = "from simulation.lives import serve; serve()"
 
 

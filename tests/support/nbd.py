@@ -110,9 +110,8 @@ class Connection:
     async def close(self) -> None:
         if self._replies is not None and not self._replies.done():
             self._writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-            await asyncio.wait(
-                {self._replies}, timeout=CLOSE_SECONDS
-            )  # after the server's close it no longer counts the connection
+            # After the server's close it no longer counts the connection.
+            await asyncio.wait({self._replies}, timeout=CLOSE_SECONDS)
         self._writer.close()
         with contextlib.suppress(OSError):  # if the server closed first
             await self._writer.wait_closed()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+# Not on every user's PATH, though mkfs and losetup are there.
 SYSTEM_FOLDERS = (
     "/usr/local/sbin",
     "/usr/sbin",
     "/sbin",
-)  # not on every user's PATH, though mkfs and losetup are there
+)
 
 
 def tool(name: str, package: str) -> str:

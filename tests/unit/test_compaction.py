@@ -311,9 +311,8 @@ def test_a_replica_is_compacted_again_from_whichever_bitmap_is_whole(device: Pat
             if broken:
                 wrong = bytearray(bitmap)
                 wrong[100] ^= 1
-                write_at(
-                    device, place[0], resealed(bytes(wrong))
-                )  # valid in itself even, but for its counts, and not what the journal means
+                # Valid in itself even, but for its counts, and not what the journal means.
+                write_at(device, place[0], resealed(bytes(wrong)))
         assert store.compact(V, 1, fewer) == 0
         assert_holds(store, device, 1, fewer)
 

@@ -210,9 +210,8 @@ def test_a_damaged_range_of_superblocks_or_journal_is_repaired(
     ranges = [(0, BLOCK), (TWIN, BLOCK), (0, TWIN), (TWIN, TWIN)]
     ranges += [(PLACES.block(copy, 1, index), BLOCK) for copy in range(2) for index in range(blocks)]
     ranges += [(PLACES.block(copy, half, 0), MEBIBYTE) for copy in range(2) for half in range(2)]
-    ranges += [
-        (PLACES.block(0, 0, 128), 2 * MEBIBYTE)
-    ]  # everything between the middle of one half and the middle of the other's mirror
+    # Everything between the middle of one half and the middle of the other's mirror.
+    ranges += [(PLACES.block(0, 0, 128), 2 * MEBIBYTE)]
     if amount.soak:
         ranges += [(start, 512) for start in range(0, PLACES.end, 512) if any(head[start : start + 512])]
     for offset, length in ranges:

@@ -26,11 +26,12 @@ HANDSHAKES_MAX = 256
 ACCEPT_PAUSE_SECONDS = 0.2  # when no descriptor is left for another client
 SEND_BUFFER_BYTES = 4 << 20  # a whole batch of replies fits: the reactor's send ends at once
 SO_SNDBUFFORCE = 32  # the same beyond net.core.wmem_max, with the privilege
+# Seconds: a vanished client machine is noticed within 90.
 KEEPALIVE = {
     "TCP_KEEPIDLE": 30,
     "TCP_KEEPINTVL": 10,
     "TCP_KEEPCNT": 6,
-}  # seconds: a vanished client machine is noticed within 90
+}
 
 log = structlog.get_logger(part="nbd")
 

@@ -150,9 +150,8 @@ class Cleaning:
             return Need.NONE
         segment_blocks = _segment_blocks(volume)
         spaces = self._stores.spaces()
-        cleaned.need = min(
-            space.need(largest_blocks) for space in spaces
-        )  # of several devices, the log uses the emptiest
+        # Of several devices, the log uses the emptiest.
+        cleaned.need = min(space.need(largest_blocks) for space in spaces)
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))

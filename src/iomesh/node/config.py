@@ -49,9 +49,8 @@ class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class ScrubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
     bytes_per_second: Bytes = 8 << 20  # of each device; 0: unlimited
-    interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
-        7 * 24 * 3600.0
-    )  # from the end of one pass over a device to the next
+    # From the end of one pass over a device to the next.
+    interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = 7 * 24 * 3600.0
 
 
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -38,9 +38,8 @@ class Outcome(enum.Enum):
 
     REFUSED = compiled.POINTER_REFUSED  # another epoch or version is stored: the right to the volume is lost
     DONE = compiled.POINTER_DONE
-    UNKNOWN = (
-        compiled.POINTER_UNKNOWN
-    )  # the metadata service does not answer: the update is repeated, and the volume stays served
+    # The metadata service does not answer: the update is repeated, and the volume stays served.
+    UNKNOWN = compiled.POINTER_UNKNOWN
 
 
 class _Unanswered(NamedTuple):
@@ -372,9 +371,8 @@ class NodeEngine:
             missed = [self._unanswered[volume] for volume in volumes if volume in self._unanswered]
             if missed and time.monotonic() - min(each.since for each in missed) > UNANSWERED_SECONDS:
                 self._left.append((set(volumes), future))
-                future.add_done_callback(
-                    asyncio.Future.exception
-                )  # retrieves the exception: the future has no other reader
+                # Retrieves the exception: the future has no other reader.
+                future.add_done_callback(asyncio.Future.exception)
                 raise MetadataUnavailable(
                     f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be "
                     "done once it does"

@@ -60,9 +60,8 @@ class Snapshots:
             for each in sorted(volumes):  # one order for all calls: no two wait for each other
                 by_name[each] = await held.enter_async_context(self._volumes.holding(each))
             opened = [by_name[each] for each in volumes]
-            self._engine.refuse_pending(
-                [volume.record.id for volume in opened]
-            )  # one of the pending commands may create these snapshots
+            # One of the pending commands may create these snapshots.
+            self._engine.refuse_pending([volume.record.id for volume in opened])
             existing = [found for volume in opened if (found := await self._look_for(volume, name)) is not None]
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:

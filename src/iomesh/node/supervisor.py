@@ -253,9 +253,8 @@ async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT],
             future.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
         else:
             await asyncio.wait((future,), timeout=STOP_SECONDS)
-            future.add_done_callback(
-                asyncio.Future.exception
-            )  # retrieves the exception: the future has no other reader
+            # Retrieves the exception: the future has no other reader.
+            future.add_done_callback(asyncio.Future.exception)
         raise
 
 

@@ -766,9 +766,8 @@ class Volumes:
             clone_of=volume.log.clone_of.name if volume.log.clone_of else "",
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
-            window_from=next(
-                (time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None
-            ),  # rounded up to a restorable time
+            # Rounded up to a restorable time.
+            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),
         )
 
 

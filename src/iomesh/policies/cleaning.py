@@ -22,12 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# Flags of a row; straggling segments are evacuated, all others compacted.
 CLEANABLE, STRAGGLES, COMPACTED, KEPT = (
     1,
     2,
     4,
     8,
-)  # flags of a row; straggling segments are evacuated, all others compacted
+)
 BITMAP_BLOCKS = 2  # of a compacted replica
 FOOTER_ENTRIES = 256  # in a block of its footer's table, one for each live block
 MARGIN_SEGMENTS = 1.5  # of free space above the reserve: with less, cleaning is urgent
@@ -127,9 +128,8 @@ class Seen:
     """The history of each row of a table."""
 
     rest_seconds: NDArray[np.float64]  # how long no block of it has died
-    rate: NDArray[
-        np.float64
-    ]  # at which its blocks die: the logarithm of former blocks per remaining block, per segment of log
+    # At which its blocks die: the logarithm of former blocks per remaining block, per segment of log.
+    rate: NDArray[np.float64]
     tried: NDArray[np.bool_]  # it was cleaned, or that was tried, in its current state
     quiet_seconds: float  # how long no segment was opened
 
@@ -164,9 +164,8 @@ class Memory:
             known = self._segments[at] == table["segment"]
             same = known & (self._live[at] == table["live"])
             since, tried = np.where(same, self._since[at], now), same & self._tried[at]
-            dying = known & (
-                self._first_live[at] >= table["live"]
-            )  # a segment that is still being written counts as new
+            # A segment that is still being written counts as new.
+            dying = known & (self._first_live[at] >= table["live"])
             first_live, first_clock = (
                 np.where(dying, self._first_live[at], first_live),
                 np.where(dying, self._first_clock[at], first_clock),

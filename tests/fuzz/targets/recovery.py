@@ -28,10 +28,11 @@ SEGMENT_BYTES = 1 << 20
 READ_BYTES = 1 << 20
 FROM_CHECKPOINT, STOP_WITH_CHECKPOINT, READ_ALL = 1, 2, 4  # the first byte of an input
 SEALED_HEADERS = ("superblock", "superblock twin", "journal", "journal mirror", "header", "footer", "checkpoint")
+# How many blocks live follows from both: after a lie about that only reading is right, a write may stop the process.
 COUNTED = (
     "map",
     "table",
-)  # how many blocks live follows from both: after a lie about that only reading is right, a write may stop the process
+)
 TABLE = -1  # Link.offset: under a checksum together with others
 TABLE_CRC = next(offset for name, offset, _ in structures()["Footer"] if name == "table_crc")
 LINKED = ("header", "footer", "footer table", "map", "table", "checkpoint")
@@ -53,9 +54,8 @@ class Image:
     descriptor: int
     blocks: dict[int, bytes]  # by offset; all others are zeros
     places: list[tuple[str, int]]  # kind, offset
-    reached: list[int] = field(
-        default_factory=list
-    )  # numbers of places that inputs change: of all kinds, not each of the many headers
+    # Numbers of places that inputs change: of all kinds, not each of the many headers.
+    reached: list[int] = field(default_factory=list)
     links: dict[int, list[Link]] = field(default_factory=dict)  # by number of the place whose checksum it is
     order: list[int] = field(default_factory=list)  # places, each before those that have its checksum
     pointer: Pointer | None = None

@@ -64,9 +64,8 @@ class DeviceAtRest:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # nonblocking: opening a pipe must not block
+        # Nonblocking: opening a pipe must not block.
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             mode = os.fstat(self.fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):

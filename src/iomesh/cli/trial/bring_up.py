@@ -6,7 +6,10 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from rich.progress import Progress, TaskID
 
 from iomesh.api.client import Client
 from iomesh.cli.files import Allocation, make_device_file, require_direct_io
@@ -65,11 +68,13 @@ def make_devices(trial: Installation, plan: Plan, output: Output) -> None:
             task = progress.add_task(
                 f"writing device {number}", total=plan.device_size, visible=plan.allocation is Allocation.PREWRITTEN
             )
-            make_device_file(
-                path, plan.device_size, plan.allocation, lambda done, task=task: progress.update(task, completed=done)
-            )  # type: ignore[misc]
+            make_device_file(path, plan.device_size, plan.allocation, partial(_show, progress, task))
             trial.devices.append(str(path))
     trial.save()
+
+
+def _show(progress: Progress, task: TaskID, done: int) -> None:
+    progress.update(task, completed=done)
 
 
 def format_devices(trial: Installation, plan: Plan, output: Output) -> None:
@@ -95,9 +100,8 @@ def write_configuration(trial: Installation, plan: Plan, output: Output) -> None
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []
-        lines += [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
-        ]  # this JSON is also valid TOML
+        # This JSON is also valid TOML.
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     trial.config.write_text("\n".join(lines) + "\n")
 
 
