@@ -426,15 +426,17 @@ def trial_uri(trial: Trial) -> str:
 def measure(raw: Path, uri: str) -> list[tuple[str, fio.Run, fio.Run]]:
     """Each workload on the raw file, then on the volume; both were fully written before."""
     make_device_file(raw, BENCH_BYTES, Allocation.PREWRITTEN)
-    doors = (fio.File(raw), fio.Nbd(uri))
+    endpoints = (fio.File(raw), fio.Nbd(uri))
     fio.run(
         fio.Workload("write", random=False, block_bytes=MIB, depth=8),
-        doors[1],
+        endpoints[1],
         fio.Extent(BENCH_BYTES, most_bytes=BENCH_BYTES),
     )
     results = []
     for workload, most in WORKLOADS:
-        one, other = (fio.run(workload, door, fio.Extent(BENCH_BYTES, seconds=4, most_bytes=most)) for door in doors)
+        one, other = (
+            fio.run(workload, endpoint, fio.Extent(BENCH_BYTES, seconds=4, most_bytes=most)) for endpoint in endpoints
+        )
         results.append((workload.name, one, other))
     raw.unlink()
     return results

@@ -85,7 +85,7 @@ cdef class Volume:
     cdef int64_t write(
         self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when
     ) noexcept nogil:
-        invariant(block + count <= self.blocks, b"a door asks for blocks of the volume")
+        invariant(block + count <= self.blocks, b"an export asks for blocks of the volume")
         if self.log is None:
             return -EPERM
         if self.merging and self.conflicts(block, count, when):
@@ -147,7 +147,7 @@ cdef class Volume:
         cdef int error = 0, room
         cdef Node* leaf
         cdef Part part
-        invariant(count > 0 and block + count <= self.blocks, b"a door asks for blocks of the volume")
+        invariant(count > 0 and block + count <= self.blocks, b"an export asks for blocks of the volume")
         if self.log is None:
             return -EPERM
         if self.closing:

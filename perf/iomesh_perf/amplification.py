@@ -133,14 +133,16 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
     with Trial(
         settings.directory / "amplification", device_bytes=capacity, volume_bytes=volume, prewrite=True
     ) as trial:
-        door = fio.Nbd(trial.uri)
-        fio.run(FILL, door, fio.Extent(volume))
+        endpoint = fio.Nbd(trial.uri)
+        fio.run(FILL, endpoint, fio.Extent(volume))
         extent = fio.Extent(volume, most_bytes=int(FRESH_SHARE * capacity), distribution=SHAPES[shape])
-        fresh = [fio.run(OVERWRITE, door, replace(extent, seed=2 + run)).bytes_per_second for run in range(FRESH_RUNS)]
+        fresh = [
+            fio.run(OVERWRITE, endpoint, replace(extent, seed=2 + run)).bytes_per_second for run in range(FRESH_RUNS)
+        ]
         wanted = int(settings.amplification_times * capacity)
         say(f"{shape}: overwriting {wanted / GIB:.1f} GiB")
         samples = [sample(trial)]
-        words = fio.command(OVERWRITE, door, fio.Extent(volume, most_bytes=wanted, distribution=SHAPES[shape]))
+        words = fio.command(OVERWRITE, endpoint, fio.Extent(volume, most_bytes=wanted, distribution=SHAPES[shape]))
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as load:
             try:
                 while load.poll() is None:
@@ -155,7 +157,7 @@ def measure(settings: Settings, shape: str, say: Say, progress: Callable[[float,
                 raise fio.FioError(f"fio failed with status {load.returncode}: {said[:300]}")
         segment_bytes = trial.segment_bytes()
     with RawFile(settings.directory / "raw", capacity // 4) as raw:
-        device = fio.run_mixed(CLEANING, raw.door, fio.Extent(capacity // 4, seconds=CLEANING_SECONDS))
+        device = fio.run_mixed(CLEANING, raw.endpoint, fio.Extent(capacity // 4, seconds=CLEANING_SECONDS))
     return Course(shape, capacity, volume, segment_bytes, statistics.median(fresh), device, samples)
 
 

@@ -37,7 +37,7 @@ class Nbd:
         return ["--ioengine=nbd", f"--uri={self.uri}"]
 
 
-Door = File | Nbd
+Endpoint = File | Nbd
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Run:
     client_cpu_us_per_io: float
 
 
-def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
+def command(workload: Workload, endpoint: Endpoint, extent: Extent) -> list[str]:
     """The fio command line. Its first word is `fio`."""
     words = [
         "fio",
         "--name=bench",
         "--output-format=json",
-        *door.options(),
+        *endpoint.options(),
         f"--rw={workload.mode}",
         f"--bs={workload.block_bytes}",
         f"--iodepth={workload.depth}",
@@ -117,19 +117,19 @@ def command(workload: Workload, door: Door, extent: Extent) -> list[str]:
     return words
 
 
-def run(workload: Workload, door: Door, extent: Extent) -> Run:
+def run(workload: Workload, endpoint: Endpoint, extent: Extent) -> Run:
     """Run fio to completion."""
-    return parse(output(workload, door, extent), workload.direction)
+    return parse(output(workload, endpoint, extent), workload.direction)
 
 
-def run_mixed(workload: Workload, door: Door, extent: Extent) -> float:
+def run_mixed(workload: Workload, endpoint: Endpoint, extent: Extent) -> float:
     """Of reads and writes together, bytes per second."""
-    text = output(workload, door, extent)
+    text = output(workload, endpoint, extent)
     return parse(text, "read").bytes_per_second + parse(text, "write").bytes_per_second
 
 
-def output(workload: Workload, door: Door, extent: Extent) -> str:
-    words = command(workload, door, extent)
+def output(workload: Workload, endpoint: Endpoint, extent: Extent) -> str:
+    words = command(workload, endpoint, extent)
     try:
         outcome = subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError:

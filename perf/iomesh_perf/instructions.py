@@ -73,13 +73,15 @@ def parse_stat(text: str) -> int | None:
     return None
 
 
-def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent) -> tuple[int, int]:
+def by_counters(
+    pid: int, thread: int, workload: fio.Workload, endpoint: fio.Endpoint, extent: fio.Extent
+) -> tuple[int, int]:
     """Instructions of `thread` and operations of fio in one run."""
     watch = subprocess.Popen(
         ["perf", "stat", "-x,", "-e", "instructions:u", "-t", str(thread)], stderr=subprocess.PIPE, text=True
     )
     try:
-        run = fio.run(workload, door, extent)
+        run = fio.run(workload, endpoint, extent)
     finally:
         watch.send_signal(signal.SIGINT)
         _, said = watch.communicate()
@@ -90,7 +92,7 @@ def by_counters(pid: int, thread: int, workload: fio.Workload, door: fio.Door, e
 
 
 def by_steps(
-    pid: int, thread: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent
+    pid: int, thread: int, workload: fio.Workload, endpoint: fio.Endpoint, extent: fio.Extent
 ) -> tuple[Counter[str], int]:
     """Instructions of `thread` by object file, and operations of fio, in one single-stepped run."""
     if platform.machine() != "x86_64":
@@ -102,7 +104,7 @@ def by_steps(
     printed: list[str] = []
     with traced(pid, thread):
         load = subprocess.Popen(
-            fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            fio.command(workload, endpoint, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
         def end_with_fio() -> None:

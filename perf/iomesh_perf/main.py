@@ -200,21 +200,21 @@ def instructions_per_write(settings: Settings, say: cost.Say) -> list[Measure]:
     workload = fio.Workload("write", random=True, block_bytes=4096, depth=32)
     span = GIB // 2
     with Trial(settings.directory / "instructions", device_bytes=4 * GIB, volume_bytes=span, prewrite=False) as trial:
-        door = fio.Nbd(trial.uri)
-        fio.run(FILL, door, fio.Extent(span))
-        load = subprocess.Popen(fio.command(workload, door, fio.Extent(span, seconds=2)), stdout=subprocess.DEVNULL)
+        endpoint = fio.Nbd(trial.uri)
+        fio.run(FILL, endpoint, fio.Extent(span))
+        load = subprocess.Popen(fio.command(workload, endpoint, fio.Extent(span, seconds=2)), stdout=subprocess.DEVNULL)
         reactor = process.busiest_thread(trial.pid)
         load.wait()
         if instructions.counters_there():
             say("instructions: hardware counters")
             counted, writes = instructions.by_counters(
-                trial.pid, reactor, workload, door, fio.Extent(span, seconds=settings.seconds, seed=2)
+                trial.pid, reactor, workload, endpoint, fio.Extent(span, seconds=settings.seconds, seed=2)
             )
             total, note = counted / writes, f"hardware counters over {writes:,} writes, polling included"
         else:
             say(f"instructions: stepping through {settings.instruction_writes:,} writes, some minutes")
             extent = fio.Extent(span, most_bytes=settings.instruction_writes * workload.block_bytes, seed=2)
-            files, writes = instructions.by_steps(trial.pid, reactor, workload, door, extent)
+            files, writes = instructions.by_steps(trial.pid, reactor, workload, endpoint, extent)
             total = files.total() / writes
             parts = by_part({(file, ""): spent / writes for file, spent in files.items()})
             note = f"stepped through {writes:,} writes: " + ", ".join(

@@ -34,12 +34,12 @@ class Profile:
         return [(Path(where).name, short(function), share) for (where, function), share in ordered[:most]]
 
 
-def take(pid: int, workload: fio.Workload, door: fio.Door, extent: fio.Extent, scratch: Path) -> Profile:
+def take(pid: int, workload: fio.Workload, endpoint: fio.Endpoint, extent: fio.Extent, scratch: Path) -> Profile:
     """Profile the busiest thread of `pid` while fio runs for `extent.seconds`."""
     scratch.mkdir(parents=True, exist_ok=True)
     data, seconds = scratch / "perf.data", extent.seconds or 10
     load = subprocess.Popen(
-        fio.command(workload, door, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        fio.command(workload, endpoint, extent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         thread = process.busiest_thread(pid, min(1.0, seconds / 4))

@@ -35,7 +35,7 @@ class Changed(Iomesh):
                 iomesh("snapshot", "create", f"{self.trial.volume}@s{number}", "--address", self.trial.control)
             fio.run(
                 change,
-                self.door,
+                self.endpoint,
                 fio.Extent(self.size_bytes, most_bytes=self.size_bytes // CHANGED_SHARE, seed=100 + number),
             )
 

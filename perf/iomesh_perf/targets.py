@@ -29,7 +29,7 @@ class Target(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     @property
-    def door(self) -> fio.Door: ...
+    def endpoint(self) -> fio.Endpoint: ...
     @property
     def server_pid(self) -> int | None:
         """The serving process; None: only the kernel."""
@@ -59,7 +59,7 @@ class RawFile:
         self.path.unlink(missing_ok=True)
 
     @property
-    def door(self) -> fio.Door:
+    def endpoint(self) -> fio.Endpoint:
         return fio.File(self.path)
 
     @property
@@ -107,7 +107,7 @@ class Qemu:
         self._directory.rmdir()
 
     @property
-    def door(self) -> fio.Door:
+    def endpoint(self) -> fio.Endpoint:
         return fio.Nbd(self._uri)
 
     @property
@@ -140,7 +140,7 @@ class Iomesh:
         self.trial.__exit__(kind, error, trace)
 
     @property
-    def door(self) -> fio.Door:
+    def endpoint(self) -> fio.Endpoint:
         return fio.Nbd(self.trial.uri)
 
     @property
@@ -164,9 +164,9 @@ class Iomesh:
 
     def precondition(self) -> None:
         """Writes every block in order, then a quarter of as many at random."""
-        fio.run(FILL, self.door, fio.Extent(self.size_bytes, seed=11))
+        fio.run(FILL, self.endpoint, fio.Extent(self.size_bytes, seed=11))
         scatter = fio.Workload("write", random=True, block_bytes=4096, depth=128)
-        fio.run(scatter, self.door, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // 4, seed=13))
+        fio.run(scatter, self.endpoint, fio.Extent(self.size_bytes, most_bytes=self.size_bytes // 4, seed=13))
 
 
 def better_aio(path: Path, span_bytes: int, seconds: float) -> tuple[str, dict[str, float]]:
@@ -177,7 +177,7 @@ def better_aio(path: Path, span_bytes: int, seconds: float) -> tuple[str, dict[s
             runs = [
                 fio.run(
                     fio.Workload(direction, random=True, block_bytes=4096, depth=32),
-                    qemu.door,
+                    qemu.endpoint,
                     fio.Extent(span_bytes, seconds),
                 )
                 for direction in ("write", "read")
@@ -190,6 +190,6 @@ def measured(target: Target, workload: fio.Workload, extent: fio.Extent) -> tupl
     """One run, and the serving process's CPU time for it."""
     pid = target.server_pid
     before = process.cpu(pid) if pid is not None else None
-    run = fio.run(workload, target.door, extent)
+    run = fio.run(workload, target.endpoint, extent)
     spent = process.cpu(pid) - before if pid is not None and before is not None else None
     return run, spent

@@ -24,13 +24,13 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
 
     async def trim_and_watch() -> list[tuple[float, int, float]]:
         """Samples of (time before the query, bytes, time after it)."""
-        door = await Connection.connect(trial.uri)
+        connection = await Connection.connect(trial.uri)
         for offset in range(0, VOLUME, MIB):
-            await door.write(offset, os.urandom(MIB))
+            await connection.write(offset, os.urandom(MIB))
         for offset in range(0, VOLUME, 64 * 1024):
-            await door.trim(offset, 48 * 1024)
-        await door.flush()
-        await door.close()
+            await connection.trim(offset, 48 * 1024)
+        await connection.flush()
+        await connection.close()
         seen = [(time.monotonic(), 0, time.monotonic())]
         async with asyncio.timeout(300), Client(trial.control) as client:
             while seen[-1][1] < VOLUME // 4:

@@ -41,7 +41,7 @@ async def test_with_too_little_locked_memory_it_says_which_limit_and_serves_with
     )
     async with daemon.client() as client:
         await client.create_volume("db", 64 * MIB)
-        door = await Connection.connect((await client.export_volume("db")).uris[0])
-        await door.write(0, b"a" * MIB)
-        assert await door.read(0, MIB) == b"a" * MIB
-        await door.close()
+        connection = await Connection.connect((await client.export_volume("db")).uris[0])
+        await connection.write(0, b"a" * MIB)
+        assert await connection.read(0, MIB) == b"a" * MIB
+        await connection.close()

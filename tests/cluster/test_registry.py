@@ -190,7 +190,7 @@ async def test_no_volume_is_opened_while_a_device_is_being_added(node: Node, roo
 async def test_a_client_that_shook_hands_while_its_export_was_withdrawn_is_not_served(node: Node, what: str) -> None:
     await node.volumes.create("db", SIZE)
     uri = (await node.volumes.export("db")).uris[0]
-    with Gate(node.doors._published["db"], "attach") as gate:
+    with Gate(node.exports._published["db"], "attach") as gate:
         connecting = asyncio.create_task(Connection.connect(uri))
         await gate.reached()
         await getattr(node.volumes, what)("db")

@@ -115,8 +115,8 @@ async def test_clients_that_have_just_left_or_leave_in_a_moment_are_no_reason_to
             connection.leave()
             await client.restore_volume("db", "first", discard=True)
         await leaves_meanwhile(client, uri)
-        door = (await client.export_snapshot("db", "first")).uris[0]
-        (await Connection.connect(door)).leave()
+        snapshot_uri = (await client.export_snapshot("db", "first")).uris[0]
+        (await Connection.connect(snapshot_uri)).leave()
         await client.unexport_snapshot("db", "first")
         (await Connection.connect(uri)).leave()
         await client.delete_volume("db", snapshots=True)

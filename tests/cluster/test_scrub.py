@@ -38,17 +38,17 @@ def scrubbing(new_trial: Callable[..., Trial]) -> Trial:
 
 async def fill(trial: Trial, marked: bytes) -> None:
     """Writes the volume twice; block 1000 is `marked` in the end. Overwritten segments are compacted meanwhile."""
-    door = await Connection.connect(trial.uri)
+    connection = await Connection.connect(trial.uri)
     for _ in range(2):
         for offset in range(0, VOLUME, MIB):
-            await door.write(offset, os.urandom(MIB))
+            await connection.write(offset, os.urandom(MIB))
         for offset in range(0, VOLUME, 8 * BLOCK):
-            await door.write(offset, os.urandom(BLOCK))
-    await door.write(1000 * BLOCK, marked)
+            await connection.write(offset, os.urandom(BLOCK))
+    await connection.write(1000 * BLOCK, marked)
     for offset in range(0, 4 * MIB, MIB):  # so that its segment is sealed
-        await door.write(VOLUME // 2 + offset, os.urandom(MIB))
-    await door.flush()
-    await door.close()
+        await connection.write(VOLUME // 2 + offset, os.urandom(MIB))
+    await connection.flush()
+    await connection.close()
 
 
 async def passes(trial: Trial, ended_before: datetime | None, count: int) -> Scrub:
@@ -98,17 +98,17 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
     trial = scrubbing(new_trial)
 
     async def overwrite() -> Scrub:
-        door = await Connection.connect(trial.uri)
+        connection = await Connection.connect(trial.uri)
         removed, round_ = 0, 0
         async with asyncio.timeout(300), Client(trial.control) as client:
             while round_ < 6 or not removed:  # without one that was removed this would show nothing
                 for offset in range(0, VOLUME, MIB):
-                    await door.write(offset, os.urandom(MIB))
+                    await connection.write(offset, os.urandom(MIB))
                 for offset in range(round_ % 3 * BLOCK, VOLUME, 3 * BLOCK):
-                    await door.write(offset, os.urandom(BLOCK))
+                    await connection.write(offset, os.urandom(BLOCK))
                 removed = (await client.counters()).volumes[0].counters["segments_removed"]
                 round_ += 1
-        await door.close()
+        await connection.close()
         return await passes(trial, None, 1)
 
     scrub = asyncio.run(overwrite())

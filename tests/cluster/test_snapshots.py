@@ -44,14 +44,14 @@ async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_s
             await client.create_snapshots(["db"], "tuesday"),
         )
         assert made.sequence <= more.sequence and made.created_at <= more.created_at
-        door = (await client.export_snapshot("db", "monday")).uris[0]
+        snapshot_uri = (await client.export_snapshot("db", "monday")).uris[0]
         copy = room / "monday.raw"
-        await asyncio.to_thread(run, [tool("nbdcopy", "libnbd-bin"), door, str(copy)])
+        await asyncio.to_thread(run, [tool("nbdcopy", "libnbd-bin"), snapshot_uri, str(copy)])
         await acknowledged(load, load.counts.acknowledged + 100)
         load.stop()
         await running
         await fill(uri, b"after...")
-        compare = [tool("qemu-img", "qemu-utils"), "compare", "-f", "raw", "-F", "raw", door, str(copy)]
+        compare = [tool("qemu-img", "qemu-utils"), "compare", "-f", "raw", "-F", "raw", snapshot_uri, str(copy)]
         await asyncio.to_thread(run, compare)
         assert await everything(uri) == b"after..." * (SIZE // 8)
     node.kill()
@@ -72,9 +72,9 @@ async def test_a_snapshot_holds_what_was_answered_before_and_nothing_that_was_se
             assert (made.volume, made.name, made.size_bytes) == ("db", f"round-{number}", SIZE)
         await client.grow_volume("db", 2 * SIZE)
         for number in (3, 0, 4):
-            door = (await client.export_snapshot("db", f"round-{number}")).uris[0]
-            assert await everything(door) == b"round %02d" % number * (SIZE // 8), f"snapshot {number}"
-            writer = await Connection.connect(door)
+            snapshot_uri = (await client.export_snapshot("db", f"round-{number}")).uris[0]
+            assert await everything(snapshot_uri) == b"round %02d" % number * (SIZE // 8), f"snapshot {number}"
+            writer = await Connection.connect(snapshot_uri)
             assert writer.size == SIZE, "a snapshot has the size that its volume had"
             with pytest.raises(OSError, match="error"):
                 await writer.write(0, b"x" * 4096)
@@ -114,8 +114,10 @@ async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> 
             made = await client.create_snapshots(names, f"both-{number}")
             assert [one.volume for one in made] == names
             assert len({one.created_at for one in made}) == 1
-            doors = [(await client.export_snapshot(name, f"both-{number}")).uris[0] for name in names]
-            pairs.append([int.from_bytes((await everything(door))[:8], "big") for door in doors])
+            snapshot_uris = [(await client.export_snapshot(name, f"both-{number}")).uris[0] for name in names]
+            pairs.append(
+                [int.from_bytes((await everything(snapshot_uri))[:8], "big") for snapshot_uri in snapshot_uris]
+            )
         ended.set()
         await writing
         for in_log, in_data in pairs:
@@ -163,9 +165,9 @@ async def test_an_export_lasts_until_it_is_withdrawn_and_one_in_use_by_force_alo
         await client.create_volume("db", SIZE)
         await fill((await client.export_volume("db")).uris[0], b"kept....")
         await client.create_snapshots(["db"], "monday")
-        door = await client.export_snapshot("db", "monday")
-        assert await client.export_snapshot("db", "monday") == door
-        reader = await Connection.connect(door.uris[0])
+        export = await client.export_snapshot("db", "monday")
+        assert await client.export_snapshot("db", "monday") == export
+        reader = await Connection.connect(export.uris[0])
         with pytest.raises(InUse, match=r"snapshot db@monday has 1 connection\(s\): end them, or unexport with force"):
             await client.unexport_snapshot("db", "monday")
         await client.unexport_snapshot("db", "monday", force=True)
@@ -180,7 +182,7 @@ async def test_an_export_lasts_until_it_is_withdrawn_and_one_in_use_by_force_alo
         assert await everything((await client.export_snapshot("db", "monday")).uris[0]) == b"kept...." * (SIZE // 8)
     assert node.stop() == 0
     node.start()
-    assert await everything(door.uris[0]) == b"kept...." * (SIZE // 8)
+    assert await everything(export.uris[0]) == b"kept...." * (SIZE // 8)
 
 
 async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> None:

@@ -103,11 +103,11 @@ def test_a_snapshot_holds_what_it_held_while_what_surrounds_it_is_cleaned(
     kept: dict[str, bytearray] = {}
     cleaned = 0
     for round_ in range(3):
-        doors = {name: asyncio.run(export_again(trial, name)) for name in kept}
+        uris = {name: asyncio.run(export_again(trial, name)) for name in kept}
         load = Load(trial.uri, model, draw.getrandbits(32), connections=2, depth=16, enough=3 * DEVICE)
         asyncio.run(asyncio.wait_for(load.run(), 600))
         for name, content in kept.items():
-            assert read_volume(doors[name], size) == content, f"round {round_}: snapshot {name} has changed"
+            assert read_volume(uris[name], size) == content, f"round {round_}: snapshot {name} has changed"
         if round_ < 2:
             kept[f"round-{round_}"] = read_volume(asyncio.run(snapshot(f"round-{round_}")), size)
         told = asyncio.run(counted(trial))
@@ -131,20 +131,20 @@ def test_space_that_is_trimmed_comes_back_by_itself(trial: Trial) -> None:
     """Three of four blocks of a full volume are trimmed: no segment dies, each keeps two slabs of its four."""
 
     async def fill_and_trim() -> tuple[int, int]:
-        door = await Connection.connect(trial.uri)
+        connection = await Connection.connect(trial.uri)
         for offset in range(0, VOLUME, 1 << 20):
-            await door.write(offset, os.urandom(1 << 20))
+            await connection.write(offset, os.urandom(1 << 20))
         async with Client(trial.control) as client:
             full = (await client.devices())[0].free_bytes
             for offset in range(0, VOLUME, 16384):
-                await door.trim(offset, 12288)
-            await door.flush()
+                await connection.trim(offset, 12288)
+            await connection.flush()
             deadline = time.monotonic() + 300
             free = full
             while free < full + VOLUME * 2 // 5 and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)
                 free = (await client.devices())[0].free_bytes
-        await door.close()
+        await connection.close()
         return full, free
 
     full, free = asyncio.run(fill_and_trim())

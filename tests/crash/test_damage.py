@@ -124,10 +124,10 @@ async def fill(uri: str, model: Model, seed: int, enough: int) -> None:
     load = Load(uri, model, seed, enough=enough)
     async with asyncio.timeout(600):
         await load.run()
-    door = await Connection.connect(uri)
-    await door.flush()
+    connection = await Connection.connect(uri)
+    await connection.flush()
     await asyncio.sleep(1)
-    await door.close()
+    await connection.close()
 
 
 @dataclass(frozen=True)
@@ -163,20 +163,20 @@ def outcome(at_rest: AtRest) -> Outcome:
 
 async def read_and_compare(uri: str, model: Model) -> frozenset[int]:
     """Returns the unreadable blocks; all others must be correct."""
-    door = await Connection.connect(uri)
+    connection = await Connection.connect(uri)
     unreadable = set()
     for start in range(0, model.size, 1 << 20):
         try:
-            model.check(start, await door.read(start, 1 << 20))
+            model.check(start, await connection.read(start, 1 << 20))
         except NbdError:
             for offset in range(start, start + (1 << 20), BLOCK):
                 try:
-                    model.check(offset, await door.read(offset, BLOCK))
+                    model.check(offset, await connection.read(offset, BLOCK))
                 except NbdError as error:
                     if error.errno != errno.EIO:
                         raise AssertionError(f"block {offset // BLOCK} was answered with {error}") from None
                     unreadable.add(offset // BLOCK)
-    await door.close()
+    await connection.close()
     return frozenset(unreadable)
 
 

@@ -147,19 +147,19 @@ def test_a_read_error_is_an_error_of_that_request_alone(
     device = failing(trial)
 
     async def scenario() -> None:
-        door = await Connection.connect(trial.uri, structured=True)
-        await door.write(0, b"a" * MIB)
-        await door.flush()
+        connection = await Connection.connect(trial.uri, structured=True)
+        await connection.write(0, b"a" * MIB)
+        await connection.flush()
         device.fail("read")
         with pytest.raises(NbdError) as caught:
-            await door.read(0, MIB)
+            await connection.read(0, MIB)
         assert caught.value.errno == errno.EIO
-        assert not any(await door.read(8 * MIB, MIB)), "what is not mapped needs no device"
-        await door.write(MIB, b"b" * MIB)  # whole blocks: no read is needed
+        assert not any(await connection.read(8 * MIB, MIB)), "what is not mapped needs no device"
+        await connection.write(MIB, b"b" * MIB)  # whole blocks: no read is needed
         device.heal()
-        assert await door.read(0, MIB) == b"a" * MIB
-        assert await door.read(MIB, MIB) == b"b" * MIB
-        await door.close()
+        assert await connection.read(0, MIB) == b"a" * MIB
+        assert await connection.read(MIB, MIB) == b"b" * MIB
+        await connection.close()
 
     asyncio.run(scenario())
 
@@ -171,17 +171,17 @@ def test_a_write_into_a_block_that_cannot_be_read_is_an_error_and_changes_nothin
     device = failing(trial)
 
     async def scenario() -> None:
-        door = await Connection.connect(trial.uri)
-        await door.write(0, b"a" * BLOCK)
+        connection = await Connection.connect(trial.uri)
+        await connection.write(0, b"a" * BLOCK)
         device.fail("read")
         with pytest.raises(NbdError) as caught:
-            await door.write(100, b"b" * 100)
+            await connection.write(100, b"b" * 100)
         assert caught.value.errno == errno.EIO
         device.heal()
-        assert await door.read(0, BLOCK) == b"a" * BLOCK
-        await door.write(100, b"b" * 100)
-        assert await door.read(0, BLOCK) == b"a" * 100 + b"b" * 100 + b"a" * (BLOCK - 200)
-        await door.close()
+        assert await connection.read(0, BLOCK) == b"a" * BLOCK
+        await connection.write(100, b"b" * 100)
+        assert await connection.read(0, BLOCK) == b"a" * 100 + b"b" * 100 + b"a" * (BLOCK - 200)
+        await connection.close()
 
     asyncio.run(scenario())
 
@@ -192,13 +192,13 @@ async def test_a_volume_whose_log_has_failed_is_read_only_for_everyone_who_looks
         daemon.start()
         async with daemon.client() as client:
             await client.create_volume("db", VOLUME)
-            door = await Connection.connect((await client.export_volume("db")).uris[0])
-            await door.write(0, b"a" * MIB)
-            await door.flush()
+            connection = await Connection.connect((await client.export_volume("db")).uris[0])
+            await connection.write(0, b"a" * MIB)
+            await connection.flush()
             assert (await daemon.health())["status"] == "ok"
             device.fail("write")
             with pytest.raises(NbdError):
-                await write_often(door)
+                await write_often(connection)
             volume = await client.volume("db")
             assert volume.state is VolumeState.READ_ONLY
             assert volume.reason.startswith("its log cannot be written any more (Input/output error)")
@@ -212,8 +212,8 @@ async def test_a_volume_whose_log_has_failed_is_read_only_for_everyone_who_looks
             assert 'iomesh_volume_state{state="read-only",volume="db"} 1.0' in metrics
             with pytest.raises(DeviceFailed, match="cannot make a snapshot: Input/output error"):
                 await client.create_snapshots(["db"], "one")
-            assert await door.read(0, MIB) == b"a" * MIB
-            await door.close()
+            assert await connection.read(0, MIB) == b"a" * MIB
+            await connection.close()
         device.heal()
         daemon.kill()
         daemon.start()
@@ -227,9 +227,9 @@ async def test_a_volume_whose_log_has_failed_is_read_only_for_everyone_who_looks
         device.remove()
 
 
-async def write_often(door: Connection) -> None:
+async def write_often(connection: Connection) -> None:
     for number in range(1000):
-        await door.write(number % 16 * MIB, b"b" * MIB)
+        await connection.write(number % 16 * MIB, b"b" * MIB)
 
 
 # ---------------------------------------------------------------------- full devices
@@ -237,18 +237,18 @@ async def write_often(door: Connection) -> None:
 
 async def fill(uri: str, model: Model) -> int:
     """Writes until the device is full; returns the offset of the first ENOSPC."""
-    door = await Connection.connect(uri)
+    connection = await Connection.connect(uri)
     offset = 0
     while True:
         assert offset < model.size, "the device never became full"
         operation = model.begin("write", offset, MIB)
         assert operation is not None
         try:
-            await door.write(offset, operation.data())
+            await connection.write(offset, operation.data())
         except NbdError as error:
             if error.errno != errno.ENOSPC:
                 raise AssertionError(f"a full device was answered with {error}") from None
-            await door.close()
+            await connection.close()
             return offset
         model.acknowledge(operation)
         offset += MIB
@@ -261,14 +261,14 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
     async def scenario() -> None:
         full = await fill(trial.uri, model)
         assert full > 64 * MIB, f"full after {full} bytes of a device of 256 MiB"
-        door = await Connection.connect(trial.uri)
+        connection = await Connection.connect(trial.uri)
         for offset in range(0, full, MIB):
-            model.check(offset, await door.read(offset, MIB))
+            model.check(offset, await connection.read(offset, MIB))
         half = full // 2 // MIB * MIB
         for offset in range(0, half, MIB):
             operation = model.begin("trim", offset, MIB)
             assert operation is not None
-            await door.trim(offset, MIB)
+            await connection.trim(offset, MIB)
             model.acknowledge(operation)
         written = 0
         for offset in range(0, half // 2, MIB):  # there is space again, perhaps after a delay
@@ -277,7 +277,7 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
             deadline = time.monotonic() + 120
             while True:
                 try:
-                    await door.write(offset, operation.data())
+                    await connection.write(offset, operation.data())
                     break
                 except NbdError as error:
                     if error.errno != errno.ENOSPC:
@@ -288,7 +288,7 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
                     await asyncio.sleep(0.05)
             model.acknowledge(operation)
             written += MIB
-        await door.close()
+        await connection.close()
 
     asyncio.run(scenario())
     told = [line for line in Path(trial.described["log"]).read_text().splitlines() if "no space: " in line]

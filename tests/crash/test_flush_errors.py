@@ -49,19 +49,19 @@ async def fails(request: Callable[[], asyncio.Future[None] | object]) -> None:
 
 async def fail_a_flush(trial: Trial, device: CachedDevice, how: str) -> None:
     """b is flushed, c is acknowledged, then one flush fails; from then on writes fail, and reads go on."""
-    door = await Connection.connect(trial.uri)
-    await door.write(0, b"b" * MIB)
-    await door.flush()
-    await door.write(MIB, b"c" * MIB)
+    connection = await Connection.connect(trial.uri)
+    await connection.write(0, b"b" * MIB)
+    await connection.flush()
+    await connection.write(MIB, b"c" * MIB)
     device.fail_flushes(how, most=1)
-    await fails(door.flush)
+    await fails(connection.flush)
     assert device.failures == 1, "no flush failed"
-    await fails(door.flush)  # the device would report success
-    await fails(lambda: door.write(2 * MIB, b"d" * BLOCK))
-    assert await door.read(0, MIB) == b"b" * MIB
+    await fails(connection.flush)  # the device would report success
+    await fails(lambda: connection.write(2 * MIB, b"d" * BLOCK))
+    assert await connection.read(0, MIB) == b"b" * MIB
     if how != DROPS:
-        assert await door.read(MIB, MIB) == b"c" * MIB
-    await door.close()
+        assert await connection.read(MIB, MIB) == b"c" * MIB
+    await connection.close()
     assert device.failures == 1, "a device whose flush has failed was asked again"
 
 
@@ -92,12 +92,12 @@ def test_after_a_failed_flush_nothing_is_written_until_the_volume_is_opened_agai
     trial.start()
 
     async def goes_on() -> bytes:
-        door = await Connection.connect(trial.uri)
-        assert await door.read(0, MIB) == b"b" * MIB, "what was flushed is gone"
-        found = await door.read(MIB, MIB)
-        await door.write(2 * MIB, b"e" * MIB)
-        await door.flush()
-        await door.close()
+        connection = await Connection.connect(trial.uri)
+        assert await connection.read(0, MIB) == b"b" * MIB, "what was flushed is gone"
+        found = await connection.read(MIB, MIB)
+        await connection.write(2 * MIB, b"e" * MIB)
+        await connection.flush()
+        await connection.close()
         return found
 
     found = asyncio.run(goes_on())
@@ -129,9 +129,9 @@ def test_a_log_goes_on_on_another_device_and_takes_with_it_what_was_not_stable(
             so_far = load.counts.acknowledged
             await until(lambda: load.counts.acknowledged >= so_far + 200)
             load.stop()
-        door = await Connection.connect(trial.uri)
-        await door.flush()
-        await door.close()
+        connection = await Connection.connect(trial.uri)
+        await connection.flush()
+        await connection.close()
         async with Client(trial.control) as client:
             states = sorted(device.state for device in await client.devices())
         assert states == sorted([DeviceState.FAILED, DeviceState.ONLINE])

@@ -92,13 +92,13 @@ def test_every_acknowledged_write_survives_a_kill(
 
 async def clear(uri: str, model: Model) -> None:
     """Trims the whole volume."""
-    door = await Connection.connect(uri)
+    connection = await Connection.connect(uri)
     for offset in range(0, model.size, 1 << 24):
         operation = model.begin("trim", offset, 1 << 24)
         assert operation is not None
-        await door.trim(offset, 1 << 24)
+        await connection.trim(offset, 1 << 24)
         model.acknowledge(operation)
-    await door.close()
+    await connection.close()
 
 
 def test_a_clean_stop_and_start_keeps_everything(new_trial: Callable[..., Trial], draw: random.Random) -> None:

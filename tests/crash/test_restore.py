@@ -311,8 +311,8 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(
                     assert not discard, "what was to be discarded is kept"
                     kept[one.name] = dict(held)
             name = draw.choice(sorted(kept))
-            door = await client.export_snapshot("db", name)
-            assert await holding(door.uris[0]) == kept[name], f"snapshot {name} has changed"
+            export = await client.export_snapshot("db", name)
+            assert await holding(export.uris[0]) == kept[name], f"snapshot {name} has changed"
             await client.unexport_snapshot("db", name, force=True)
         held = found
     print(f"{done} restored, {undone} as before")

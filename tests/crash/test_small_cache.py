@@ -42,23 +42,23 @@ class Sparse:
             return self.draw.choice(own)
         return self.draw.randrange(2 ** self.draw.choice(SPREADS)) // WORKERS * WORKERS + worker
 
-    async def work(self, door: Connection, worker: int, times: int) -> None:
+    async def work(self, connection: Connection, worker: int, times: int) -> None:
         for _ in range(times):
             block = self.block(worker)
             kind = self.draw.random()
             if kind < 0.3:
-                await self.look(door, block)
+                await self.look(connection, block)
                 continue
             self.stamp += 1
             stamp = self.in_doubt[block] = self.stamp if kind < 0.9 else 0
             if stamp:
-                await door.write(block * BLOCK, block_of(stamp, block))
+                await connection.write(block * BLOCK, block_of(stamp, block))
             else:
-                await door.trim(block * BLOCK, BLOCK)
+                await connection.trim(block * BLOCK, BLOCK)
             self.held[block] = self.in_doubt.pop(block)
 
-    async def look(self, door: Connection, block: int) -> None:
-        data = await door.read(block * BLOCK, BLOCK)
+    async def look(self, connection: Connection, block: int) -> None:
+        data = await connection.read(block * BLOCK, BLOCK)
         allowed = [self.held.get(block, 0)] + ([self.in_doubt[block]] if block in self.in_doubt else [])
         wanted = [block_of(stamp, block) if stamp else bytes(BLOCK) for stamp in allowed]
         assert data in wanted, f"block {block} holds {struct.unpack('<QQ', data[:16])}, not one of the stamps {allowed}"
@@ -68,12 +68,12 @@ class Sparse:
         self.reads += 1
 
     async def run(self, uri: str, times: int) -> None:
-        doors = [await Connection.connect(uri) for _ in range(2)]
+        connections = [await Connection.connect(uri) for _ in range(2)]
         try:
-            await asyncio.gather(*(self.work(doors[worker % 2], worker, times) for worker in range(WORKERS)))
+            await asyncio.gather(*(self.work(connections[worker % 2], worker, times) for worker in range(WORKERS)))
         finally:
-            for door in doors:
-                await door.close()
+            for connection in connections:
+                await connection.close()
 
     async def run_until_killed(self, trial: Trial, seconds: float) -> None:
         async def kill() -> None:
@@ -86,16 +86,16 @@ class Sparse:
 
     async def compare(self, uri: str) -> None:
         """Every block that was ever written, many at once."""
-        doors = [await Connection.connect(uri) for _ in range(2)]
+        connections = [await Connection.connect(uri) for _ in range(2)]
         blocks = iter(sorted(self.held.keys() | self.in_doubt.keys()))
 
-        async def look(door: Connection) -> None:
+        async def look(connection: Connection) -> None:
             for block in blocks:
-                await self.look(door, block)
+                await self.look(connection, block)
 
-        await asyncio.gather(*(look(doors[number % 2]) for number in range(WORKERS)))
-        for door in doors:
-            await door.close()
+        await asyncio.gather(*(look(connections[number % 2]) for number in range(WORKERS)))
+        for connection in connections:
+            await connection.close()
 
 
 @pytest.mark.timeout(1800)

@@ -241,8 +241,8 @@ async def test_kills_during_making_and_deleting_leave_each_there_or_not(
                 kept.pop(name, None)
             if kept:
                 looked_at = draw.choice(sorted(kept))
-                door = await client.export_snapshot("db", looked_at)
-                assert await holding(door.uris[0]) == kept[looked_at], f"snapshot {looked_at} has changed"
+                export = await client.export_snapshot("db", looked_at)
+                assert await holding(export.uris[0]) == kept[looked_at], f"snapshot {looked_at} has changed"
                 await client.unexport_snapshot("db", looked_at, force=True)
     async with daemon.client() as client:
         for name in kept:

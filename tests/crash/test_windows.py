@@ -75,8 +75,8 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment
             for one in await client.snapshots("db"):
                 if one.name not in kept:
                     assert not (answered and discard), "what was to be discarded is kept"
-                    door = await client.export_snapshot("db", one.name)
-                    assert await everything(door.uris[0]) == content
+                    export = await client.export_snapshot("db", one.name)
+                    assert await everything(export.uris[0]) == content
                     await client.unexport_snapshot("db", one.name, force=True)
                     await client.delete_snapshot("db", one.name)
         content = bytearray(found)

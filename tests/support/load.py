@@ -50,7 +50,7 @@ class Load:
     async def run(self) -> None:
         """Returns after stop(), or when the server ended as expected; raises the first fault that a worker found."""
         try:
-            doors = [
+            connections = [
                 await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)
             ]
         except (OSError, EOFError):
@@ -59,14 +59,14 @@ class Load:
             raise
         ends = await asyncio.gather(
             *(
-                self._work(door, random.Random(f"{self._seed}/{number}/{slot}"))
-                for number, door in enumerate(doors)
+                self._work(connection, random.Random(f"{self._seed}/{number}/{slot}"))
+                for number, connection in enumerate(connections)
                 for slot in range(self._depth)
             ),
             return_exceptions=True,
         )
-        for door in doors:
-            await door.close()
+        for connection in connections:
+            await connection.close()
         for error in ends:
             if error is not None:
                 raise error
@@ -84,38 +84,38 @@ class Load:
         """The server is about to be killed: connections may end from now on."""
         self._end_expected = True
 
-    async def _work(self, door: Connection, draw: random.Random) -> None:
+    async def _work(self, connection: Connection, draw: random.Random) -> None:
         try:
             while not self._stopping and self.counts.bytes_written < self._enough:
                 kind = draw.choices(("write", "read", "flush", "trim", "zero"), (62, 18, 5, 7, 8))[0]
                 if kind == "flush":
-                    await self._flush(door)
+                    await self._flush(connection)
                 elif kind == "read":
-                    await self._read(door, *self._range(draw, kind))
+                    await self._read(connection, *self._range(draw, kind))
                 else:
-                    await self._change(door, draw, kind)
+                    await self._change(connection, draw, kind)
         except ConnectionError as error:
             if not self._end_expected:
                 raise AssertionError(f"a connection ended while the server was alive: {error}") from None
         finally:
             self._stopping = True
 
-    async def _flush(self, door: Connection) -> None:
+    async def _flush(self, connection: Connection) -> None:
         try:
-            await door.flush()
+            await connection.flush()
         except NbdError as error:
             self._tolerated(error, "a flush")
 
-    async def _change(self, door: Connection, draw: random.Random, kind: str) -> None:
+    async def _change(self, connection: Connection, draw: random.Random, kind: str) -> None:
         operation = self._model.begin(kind, *self._range(draw, kind))
         flags = FLAG_FUA if draw.random() < 0.15 else 0
         if kind == "zero":
-            flags |= draw.choice((0, FLAG_NO_HOLE, FLAG_FAST_ZERO if door.flags & 1 << 11 else 0))
+            flags |= draw.choice((0, FLAG_NO_HOLE, FLAG_FAST_ZERO if connection.flags & 1 << 11 else 0))
         if operation is None:
             await asyncio.sleep(0)
             return
         try:
-            await self._send(door, operation, flags)
+            await self._send(connection, operation, flags)
         except NbdError as error:  # stays open in the model, old or new: settle_with() decides
             self._tolerated(error, str(operation))
             await asyncio.sleep(0.01)
@@ -124,20 +124,20 @@ class Load:
         self.counts.acknowledged += 1
         self.counts.bytes_written += operation.length if kind == "write" else 0
 
-    async def _send(self, door: Connection, operation: Operation, flags: int) -> None:
+    async def _send(self, connection: Connection, operation: Operation, flags: int) -> None:
         if operation.kind == "write":
-            await door.write(operation.offset, operation.data(), flags=flags)
+            await connection.write(operation.offset, operation.data(), flags=flags)
         elif operation.kind == "zero":
-            await door.zero(operation.offset, operation.length, flags=flags)
+            await connection.zero(operation.offset, operation.length, flags=flags)
         else:
-            await door.trim(operation.offset, operation.length, flags=flags)
+            await connection.trim(operation.offset, operation.length, flags=flags)
 
-    async def _read(self, door: Connection, offset: int, length: int) -> None:
+    async def _read(self, connection: Connection, offset: int, length: int) -> None:
         if not self._model.claim(offset, length):
             await asyncio.sleep(0)
             return
         try:
-            self._model.check(offset, await door.read(offset, length))
+            self._model.check(offset, await connection.read(offset, length))
             self.counts.read += 1
         except NbdError as error:
             self._tolerated(error, f"a read of {length} bytes at {offset}")
@@ -181,15 +181,15 @@ def read_volume(uri: str, size: int) -> bytearray:
 
 
 async def _read_into(uri: str, into: bytearray) -> None:
-    door = await Connection.connect(uri)
-    assert door.size == len(into), f"the export is {door.size} bytes long, not {len(into)}"
+    connection = await Connection.connect(uri)
+    assert connection.size == len(into), f"the export is {connection.size} bytes long, not {len(into)}"
 
     async def piece(offset: int) -> None:
-        data = await door.read(offset, min(_LARGEST, len(into) - offset))
+        data = await connection.read(offset, min(_LARGEST, len(into) - offset))
         into[offset : offset + len(data)] = data
 
     for start in range(0, len(into), 8 * _LARGEST):
         await asyncio.gather(
             *(piece(offset) for offset in range(start, min(len(into), start + 8 * _LARGEST), _LARGEST))
         )
-    await door.close()
+    await connection.close()

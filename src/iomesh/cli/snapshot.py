@@ -142,9 +142,10 @@ def delete(session: Session, name: Reference, force: bool) -> None:
 @asks(documents.ExportedSnapshot)
 def export(session: Session, name: Reference) -> None:
     """Export a snapshot over NBD, read-only, now and after every restart, and print its URIs."""
-    door = session.ask(lambda node: node.export_snapshot(*name))
+    export = session.ask(lambda node: node.export_snapshot(*name))
     session.output.answer(
-        documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(door)), *door.uris
+        documents.ExportedSnapshot(volume=name.volume, name=name.snapshot, **msgspec.structs.asdict(export)),
+        *export.uris,
     )
 
 
@@ -211,7 +212,7 @@ def described(one: Snapshot) -> list[tuple[str, object]]:
         ("parent", one.parent or "-"),
         ("clones", one.clones),
     ]
-    for door in one.exports:
-        rows.append((door.protocol, "\n".join(door.uris)))
-        rows.append(("", f"{door.connections} clients, read-only"))
+    for export in one.exports:
+        rows.append((export.protocol, "\n".join(export.uris)))
+        rows.append(("", f"{export.connections} clients, read-only"))
     return rows

@@ -370,7 +370,7 @@ def described(one: Volume) -> list[tuple[str, object]]:
         rows.insert(4, ("flattening", flattening(one)))
     if one.reason:
         rows.insert(4, ("reason", one.reason))
-    for door in one.exports:
-        rows.append((door.protocol, "\n".join(door.uris)))
-        rows.append(("", f"{door.connections} clients" + (", read-only" if door.read_only else "")))
+    for export in one.exports:
+        rows.append((export.protocol, "\n".join(export.uris)))
+        rows.append(("", f"{export.connections} clients" + (", read-only" if export.read_only else "")))
     return rows

@@ -135,7 +135,7 @@ class VolumeExport:
         await self._connections.none_left()
 
 
-class Doors:
+class Exports:
     """The node's NBD server: one unix socket, and TCP if configured, for all volumes; an export is named after its
     volume."""
 

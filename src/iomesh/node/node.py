@@ -45,7 +45,7 @@ from iomesh.node.deleting import Deleting
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.duplicates import refuse_duplicates
 from iomesh.node.engine import NodeEngine, counters_by_name
-from iomesh.node.exports import Doors
+from iomesh.node.exports import Exports
 from iomesh.node.flattening import Flattening
 from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
@@ -93,7 +93,7 @@ class Node:
     volumes: Volumes
     snapshots: Snapshots
     windows: Windows
-    doors: Doors
+    exports: Exports
     cleaning: Cleaning
     scrub: Scrub
     flattening: Flattening
@@ -208,7 +208,7 @@ class Node:
             reactors=self.config.engine.reactors,
             control_address=self.config.control.socket,
             metrics_address=self._http.address,
-            nbd_addresses=self.doors.addresses if assembled else [],
+            nbd_addresses=self.exports.addresses if assembled else [],
             capacity_bytes=sum(device.size_bytes for device in devices),
             free_bytes=sum(device.free_bytes for device in devices),
             volumes=len(self.volumes.list()) if assembled else 0,
@@ -255,7 +255,7 @@ class Node:
             counters = counters_by_name(self.engine.counters(identity))
             volumes.append(
                 VolumeCounters(
-                    volume=name, counters=counters, latencies=latencies, connections=self.doors.connections(name)
+                    volume=name, counters=counters, latencies=latencies, connections=self.exports.connections(name)
                 )
             )
         reactors = [
@@ -350,16 +350,16 @@ class Node:
         )
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.supervisor = Supervisor(self._hooks)
-        self.doors = Doors(self.config.nbd, self.engine, self.supervisor)
+        self.exports = Exports(self.config.nbd, self.engine, self.supervisor)
         self.tenure.start(self.supervisor)
         self.registry = registry = Registry()
-        self.snapshots = Snapshots(self.engine, self.metadata, self.doors, registry)
-        self.windows = Windows(self.engine, self.metadata, self.doors, registry, self.snapshots, self.supervisor)
+        self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
+        self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)
         self.volumes = Volumes(
             self.engine,
             self.metadata,
             self.stores,
-            self.doors,
+            self.exports,
             registry,
             self.snapshots,
             self.windows,
@@ -404,10 +404,10 @@ class Node:
         await self.stores.close_all()
 
     async def _listen(self) -> None:
-        await self.doors.listen()
+        await self.exports.listen()
 
     async def _stop_listening(self) -> None:
-        await self.doors.close()
+        await self.exports.close()
 
     async def _open_volumes(self) -> None:
         try:

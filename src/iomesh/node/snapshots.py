@@ -24,7 +24,7 @@ from iomesh.errors import AlreadyExists, InUse, InvalidArgument, IomeshError, No
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import SnapshotExportRecord, VolumeRecord
 from iomesh.node.engine import NodeEngine
-from iomesh.node.exports import NBD, Doors
+from iomesh.node.exports import NBD, Exports
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
@@ -39,10 +39,10 @@ DISCARD = "discard what the volume is now (`--discard`), "
 
 
 class Snapshots:
-    def __init__(self, engine: NodeEngine, metadata: Metadata, doors: Doors, volumes: Registry) -> None:
+    def __init__(self, engine: NodeEngine, metadata: Metadata, exports: Exports, volumes: Registry) -> None:
         self._engine = engine
         self._metadata = metadata
-        self._doors = doors
+        self._exports = exports
         self._volumes = volumes
 
     # commands of users
@@ -113,7 +113,7 @@ class Snapshots:
             await self._refuse_connections(opened, name, "delete", force)
             identity = uuid.UUID(bytes=entry["id"])
             if clones := self._volumes.clones(opened, identity):
-                raise InUse(f"snapshot {door_name(volume, name)} has clones, {', '.join(clones)}: delete those first")
+                raise InUse(f"snapshot {export_name(volume, name)} has clones, {', '.join(clones)}: delete those first")
             await self._withdraw(opened, identity, name)
             hidden = await self._engine.delete_snapshot(opened.record.id, identity)
             await self.refresh(opened)
@@ -123,8 +123,8 @@ class Snapshots:
     async def export(self, volume: str, name: str) -> Export:
         async with self._volumes.holding(volume) as opened:
             entry = await self.find(opened, name)
-            identity, door = uuid.UUID(bytes=entry["id"]), door_name(volume, name)
-            if not self._doors.describe(door):
+            identity, export = uuid.UUID(bytes=entry["id"]), export_name(volume, name)
+            if not self._exports.describe(export):
                 await self._engine.open_snapshot(opened.record.id, identity)
                 try:
                     await write_record(self._metadata, opened, lambda record: _with_export(record, identity))
@@ -133,7 +133,7 @@ class Snapshots:
                     raise
                 self._publish(opened, entry)
                 log.info("snapshot exported", volume=volume, snapshot=name)
-            return self._doors.describe(door)[0]
+            return self._exports.describe(export)[0]
 
     async def unexport(self, volume: str, name: str, *, force: bool = False) -> None:
         async with self._volumes.holding(volume) as opened:
@@ -152,9 +152,9 @@ class Snapshots:
             before = free_name(opened, restored_name())
             mark = new_mark() if opened.record.policy.window_seconds else None
             if not force:
-                await self._doors.let_leave(volume)
+                await self._exports.let_leave(volume)
             with (
-                refuse_users(opened, self._doors),
+                refuse_users(opened, self._exports),
                 refuse_without_space(self._engine, [opened], "" if discard else DISCARD),
             ):
                 await self._engine.restore_volume(
@@ -221,9 +221,9 @@ class Snapshots:
     async def closing(self, volume: OpenVolume) -> None:
         """Ends their connections and closes them; the record still lists them as exported."""
         for entry in volume.snapshots:
-            door = door_name(volume.record.name, entry["name"])
-            if self._doors.describe(door):
-                await self._doors.withdraw(door)
+            export = export_name(volume.record.name, entry["name"])
+            if self._exports.describe(export):
+                await self._exports.withdraw(export)
                 await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
 
     async def hide(self, volume: OpenVolume, name: str) -> None:
@@ -235,9 +235,9 @@ class Snapshots:
         try:
             await self.refresh(volume)
             for entry in [entry for entry in volume.snapshots if is_kept(entry)]:
-                identity, door = uuid.UUID(bytes=entry["id"]), door_name(name, entry["name"])
-                if self._doors.describe(door):
-                    await self._doors.withdraw(door)
+                identity, export = uuid.UUID(bytes=entry["id"]), export_name(name, entry["name"])
+                if self._exports.describe(export):
+                    await self._exports.withdraw(export)
                     await self._engine.close_snapshot(identity)
             await self._give_up_head(volume)
             for entry in [entry for entry in volume.snapshots if is_kept(entry)]:
@@ -263,8 +263,8 @@ class Snapshots:
         )
         await self.refresh(volume)
 
-    def door_names(self, volume: OpenVolume) -> Sequence[str]:
-        return [door_name(volume.record.name, entry["name"]) for entry in volume.snapshots]
+    def export_names(self, volume: OpenVolume) -> Sequence[str]:
+        return [export_name(volume.record.name, entry["name"]) for entry in volume.snapshots]
 
     async def refresh(self, volume: OpenVolume) -> None:
         volume.snapshots = sorted(
@@ -287,9 +287,9 @@ class Snapshots:
         return entry
 
     def _publish(self, volume: OpenVolume, entry: dict[str, Any]) -> None:
-        self._doors.publish(
+        self._exports.publish(
             uuid.UUID(bytes=entry["id"]),
-            door_name(volume.record.name, entry["name"]),
+            export_name(volume.record.name, entry["name"]),
             size_bytes=entry["size_bytes"],
             read_only=True,
             volatile_cache=False,
@@ -301,21 +301,21 @@ class Snapshots:
         )
 
     async def _withdraw(self, volume: OpenVolume, identity: uuid.UUID, name: str) -> None:
-        door = door_name(volume.record.name, name)
+        export = export_name(volume.record.name, name)
         if any(export.snapshot == identity for export in volume.record.snapshot_exports):
             await write_record(self._metadata, volume, lambda record: _without_export(record, identity))
-        if self._doors.describe(door):
-            await self._doors.withdraw(door)
+        if self._exports.describe(export):
+            await self._exports.withdraw(export)
             await self._engine.close_snapshot(identity)
             log.info("snapshot not exported any more", volume=volume.record.name, snapshot=name)
 
     async def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
         if force:
             return
-        door = door_name(volume.record.name, name)
-        await self._doors.let_leave(door)
-        if connections := self._doors.connections(door):
-            raise InUse(f"snapshot {door} has {connections} connection(s): end them, or {what} with force")
+        export = export_name(volume.record.name, name)
+        await self._exports.let_leave(export)
+        if connections := self._exports.connections(export):
+            raise InUse(f"snapshot {export} has {connections} connection(s): end them, or {what} with force")
 
     def _describe(self, volume: OpenVolume, entry: dict[str, Any]) -> Snapshot:
         return Snapshot(
@@ -331,7 +331,7 @@ class Snapshots:
             clones=len(self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))),
             mapped_bytes=entry["mapped_blocks"] * compiled.BLOCK_BYTES,
             new_bytes=entry["new_blocks"] * compiled.BLOCK_BYTES,
-            exports=self._doors.describe(door_name(volume.record.name, entry["name"])) if visible(entry) else [],
+            exports=self._exports.describe(export_name(volume.record.name, entry["name"])) if visible(entry) else [],
         )
 
 
@@ -350,7 +350,7 @@ def new_mark() -> tuple[uuid.UUID, str]:
     return uuid.uuid4(), f"{MARK}{time.time_ns()}"
 
 
-def door_name(volume: str, snapshot: str) -> str:
+def export_name(volume: str, snapshot: str) -> str:
     """The name of a snapshot's export. No volume's name has an @."""
     return f"{volume}@{snapshot}"
 
@@ -360,14 +360,14 @@ def restored_name() -> str:
 
 
 @contextmanager
-def refuse_users(volume: OpenVolume, doors: Doors) -> Iterator[None]:
+def refuse_users(volume: OpenVolume, exports: Exports) -> Iterator[None]:
     """Adds a remedy to the error when the engine refuses to go back because clients are connected."""
     try:
         yield
     except InUse:
         name = volume.record.name
         raise InUse(
-            f"volume {name} has {doors.connections(name)} connection(s), and a restore would change blocks under "
+            f"volume {name} has {exports.connections(name)} connection(s), and a restore would change blocks under "
             "their file systems: stop the database, unmount, disconnect, then restore; or restore with force, which "
             "closes the connections"
         ) from None

@@ -62,7 +62,7 @@ from iomesh.metadata.volumes import (
 )
 from iomesh.node.backoff import pauses
 from iomesh.node.engine import NodeEngine
-from iomesh.node.exports import NBD, Doors
+from iomesh.node.exports import NBD, Exports
 from iomesh.node.health import volume_warnings, why_log_failed
 from iomesh.node.hooks import Hooks
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
@@ -86,7 +86,7 @@ class Volumes:
         engine: NodeEngine,
         metadata: Metadata,
         stores: Stores,
-        doors: Doors,
+        exports: Exports,
         volumes: Registry,
         snapshots: Snapshots,
         windows: Windows,
@@ -97,7 +97,7 @@ class Volumes:
         self._engine = engine
         self._metadata = metadata
         self._stores = stores
-        self._doors = doors
+        self._exports = exports
         self._node = node
         self._volumes = volumes
         self._snapshots = snapshots
@@ -224,14 +224,14 @@ class Volumes:
 
     async def _withdraw(self, volume: OpenVolume) -> None:
         async with volume.changing:
-            await self._doors.withdraw(volume.record.name)
+            await self._exports.withdraw(volume.record.name)
             await self._snapshots.closing(volume)
 
     async def _close(self, volume: OpenVolume) -> None:
         name = volume.record.name
         try:
             async with volume.changing:
-                await self._doors.withdraw(name)
+                await self._exports.withdraw(name)
                 await self._snapshots.closing(volume)
                 await self._engine.close_volume(volume.record.id, checkpoint=True)
         except IomeshError as error:
@@ -345,7 +345,7 @@ class Volumes:
         async with volume.changing:
             if self._volumes.get(name) is not volume:
                 return  # it was deleted concurrently
-            await self._refuse_connections(name, "delete", force, self._snapshots.door_names(volume))
+            await self._refuse_connections(name, "delete", force, self._snapshots.export_names(volume))
             self._refuse_snapshots(volume, snapshots)
             if volume.log.owner != self._node:
                 raise InUse(f"volume {name} is owned by node {volume.log.owner}: delete it there")
@@ -377,14 +377,14 @@ class Volumes:
                 )
                 self._publish(volume)
                 log.info("volume exported", volume=name, read_only=read_only)
-            return self._doors.describe(name)[0]
+            return self._exports.describe(name)[0]
 
     async def unexport(self, name: str, *, force: bool = False) -> None:
         async with self._volumes.holding(name, serving=False) as volume:
             await self._refuse_connections(name, "unexport", force)
             if volume.record.exports:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[]))
-            await self._doors.withdraw(name)
+            await self._exports.withdraw(name)
         log.info("volume not exported any more", volume=name)
 
     async def checkpoint(self, name: str = "") -> list[str]:
@@ -552,7 +552,7 @@ class Volumes:
     def _publish(self, volume: OpenVolume) -> None:
         record = volume.record
         for export in record.exports:
-            self._doors.publish(
+            self._exports.publish(
                 record.id,
                 record.name,
                 size_bytes=record.size_bytes,
@@ -574,7 +574,7 @@ class Volumes:
             await self._erase(volume)
         except MetadataUnavailable as error:
             volume.state = VolumeState.DELETING
-            await self._doors.withdraw(volume.record.name)
+            await self._exports.withdraw(volume.record.name)
             self._fail(volume, error)
             raise
         except IomeshError as error:
@@ -601,7 +601,7 @@ class Volumes:
         name = volume.record.name
         await hide_record(self._metadata, volume)
         try:
-            await self._doors.withdraw(name)
+            await self._exports.withdraw(name)
             await self._snapshots.hide(volume, name)
             await release_name(self._metadata, name, volume.record.id)
         finally:
@@ -640,7 +640,7 @@ class Volumes:
         name = volume.record.name
         if volume.state != VolumeState.DELETING:  # else the error that interrupted the deletion may still apply
             volume.state, volume.reason = VolumeState.DELETING, ""
-        await self._doors.withdraw(name)
+        await self._exports.withdraw(name)
         if volume.in_engine:
             await self._snapshots.closing(volume)
             await self._engine.close_volume(volume.record.id, checkpoint=False)
@@ -701,9 +701,9 @@ class Volumes:
         """snapshots: the names of their exports."""
         if force:
             return
-        doors = [name, *snapshots]
-        await self._doors.let_leave(*doors)
-        if connections := sum(self._doors.connections(door) for door in doors):
+        exports = [name, *snapshots]
+        await self._exports.let_leave(*exports)
+        if connections := sum(self._exports.connections(export) for export in exports):
             raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")
 
     async def _identical(
@@ -754,7 +754,7 @@ class Volumes:
             warnings=volume_warnings(volume),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
-            exports=self._doors.describe(record.name),
+            exports=self._exports.describe(record.name),
             live_bytes=state.get("live_blocks", 0) * compiled.BLOCK_BYTES,
             space=_mapped(state) if state else Space(),
             log_bytes_since_checkpoint=state.get("log_bytes_since_checkpoint", 0),

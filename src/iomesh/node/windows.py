@@ -28,7 +28,7 @@ from iomesh.errors import Conflict, InvalidArgument, IomeshError, NoSpace
 from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
-from iomesh.node.exports import Doors
+from iomesh.node.exports import Exports
 from iomesh.node.log_time import TOLERANCE_NS, Sample, ago, available, log_times, mark_sample, stretches
 from iomesh.node.logs import logger
 from iomesh.node.room import patiently, refuse_without_space
@@ -89,14 +89,14 @@ class Windows:
         self,
         engine: NodeEngine,
         metadata: Metadata,
-        doors: Doors,
+        exports: Exports,
         volumes: Registry,
         snapshots: Snapshots,
         supervisor: Supervisor,
     ) -> None:
         self._engine = engine
         self._metadata = metadata
-        self._doors = doors
+        self._exports = exports
         self._volumes = volumes
         self._snapshots = snapshots
         self._marked: dict[uuid.UUID, _Marked] = {}
@@ -149,9 +149,9 @@ class Windows:
             point = await self.find(volume, asked)
             mark = uuid.UUID(bytes=point.mark["id"])
             if not force:
-                await self._doors.let_leave(name)
+                await self._exports.let_leave(name)
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
-            with refuse_users(volume, self._doors), refuse_without_space(self._engine, [volume]):
+            with refuse_users(volume, self._exports), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
                     identity,
                     mark,

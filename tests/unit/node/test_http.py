@@ -1,4 +1,4 @@
-"""The HTTP door answers what it was asked, and nothing else."""
+"""The HTTP endpoint answers its three pages, and nothing else."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ RANDOM_WRITE = fio.Workload("write", random=True, block_bytes=4096, depth=32)
 REAL = (Path(__file__).parent / "fio-write.json").read_text()
 
 
-def test_targets_differ_in_their_door_alone() -> None:
+def test_targets_differ_in_their_endpoint_alone() -> None:
     extent = fio.Extent(1 << 30, seconds=5, seed=3)
     on_file = fio.command(RANDOM_WRITE, fio.File(Path("/data/raw")), extent)
     on_nbd = fio.command(RANDOM_WRITE, fio.Nbd("nbd+unix:///v?socket=/run/s"), extent)
