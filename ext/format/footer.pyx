@@ -11,10 +11,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.format.layout cimport BLOCK_BYTES, FOOTER_ENTRIES, FOOTER_MAGIC, FORMAT_VERSION, Entry, Footer, block_crc
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, FOOTER_ENTRIES, FOOTER_MAGIC, FORMAT_VERSION, Entry, Footer, block_crc
+)
 
 
-cdef void begin_footer(Footer* footer, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream) noexcept nogil:
+cdef void begin_footer(
+    Footer* footer, const uint8_t* volume, uint32_t segment, uint64_t epoch, uint16_t stream
+) noexcept nogil:
     memset(footer, 0, sizeof(Footer))
     footer.magic = FOOTER_MAGIC
     footer.version = FORMAT_VERSION

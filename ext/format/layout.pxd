@@ -145,7 +145,8 @@ cdef packed struct JournalEntry:     # 64 bytes, then extent_count extents (8 by
     uint32_t fragment                # the part of the log, on one replica set, that has the segment; 0: not replicated
     uint64_t boot                    # of the node when the replica was opened: a reboot may lose unflushed data
 
-cdef packed struct Bitmap:           # 4096 bytes: live blocks of a compacted replica; its first block, again behind the live ones
+# 4096 bytes: live blocks of a compacted replica; its first block, again behind the live ones
+cdef packed struct Bitmap:
     uint64_t magic
     uint32_t crc
     uint32_t version
@@ -327,8 +328,12 @@ cdef struct Fault:                   # why a structure is not valid
 cdef Fault superblock_fault(const Superblock*) noexcept nogil
 cdef Fault claim_fault(const Claim*) noexcept nogil
 cdef Fault journal_block_fault(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil
-cdef Fault record_fault(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
-cdef Fault footer_fault(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
+cdef Fault record_fault(
+    const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks
+) noexcept nogil
+cdef Fault footer_fault(
+    const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks
+) noexcept nogil
 cdef Fault footer_table_fault(const Footer*, const Entry* table) noexcept nogil     # of a valid footer
 # The next entry with a block in a valid footer's valid table; sets `read.block`. A KIND_RECORD's block is the record's
 # header. NULL: no more.
@@ -341,8 +346,12 @@ cdef bint node_valid(const Pointer* node) noexcept nogil                        
 
 cdef bint superblock_valid(const Superblock*) noexcept nogil
 cdef bint journal_block_valid(const JournalBlock*, const uint8_t* device, uint32_t slab_blocks) noexcept nogil
-cdef bint record_valid(const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
-cdef bint footer_valid(const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks) noexcept nogil
+cdef bint record_valid(
+    const RecordHeader*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks
+) noexcept nogil
+cdef bint footer_valid(
+    const Footer*, const uint8_t* volume, uint32_t segment, uint32_t block, uint32_t segment_blocks
+) noexcept nogil
 cdef bint footer_table_valid(const Footer*, const Entry* table) noexcept nogil
 cdef bint checkpoint_valid(const Checkpoint*, const uint8_t* volume) noexcept nogil
 cdef bint bitmap_valid(const Bitmap*, const uint8_t* volume, uint32_t segment) noexcept nogil

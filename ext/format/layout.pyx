@@ -20,9 +20,11 @@ from iomesh.engine.base.checksum cimport crc32c as crc32c_of
 
 cdef extern from *:
     r"""
-    #define SIZE_IS(bytes, expected) _Static_assert((bytes) == (expected), "a structure on the device has changed its size")
+    #define SIZE_IS(bytes, expected) \
+        _Static_assert((bytes) == (expected), "a structure on the device has changed its size")
     #define OFFSET_IS(structure, field, expected) \
-        _Static_assert(__builtin_offsetof(__typeof__(*(structure)), field) == (expected), "a field on the device has changed its place")
+        _Static_assert(__builtin_offsetof(__typeof__(*(structure)), field) == (expected), \
+                       "a field on the device has changed its place")
     """
     void size_is "SIZE_IS"(size_t bytes, size_t expected) noexcept nogil
     void superblock_has "OFFSET_IS"(Superblock*, int field, size_t expected) noexcept nogil
@@ -95,7 +97,9 @@ cdef inline Fault newer_fault(const char* words) noexcept nogil:
     return it
 
 
-cdef Fault frame_and_place_fault(const void* block, uint64_t magic, const char* elsewhere, uint16_t flags) noexcept nogil:
+cdef Fault frame_and_place_fault(
+    const void* block, uint64_t magic, const char* elsewhere, uint16_t flags
+) noexcept nogil:
     """The fault of a structure in a segment. elsewhere: the reason why it does not belong to this place, or NULL. A
     newer version keeps magic, checksum, version and place at their offsets, so an intact structure of this place is not
     taken for damage."""
@@ -145,7 +149,11 @@ cdef Fault superblock_fault(const Superblock* it) noexcept nogil:
         return fault(b"its slabs do not begin behind the journal")
     if not SLAB_BYTES_MIN <= it.slab_bytes <= SLAB_BYTES_MAX or it.slab_bytes & (it.slab_bytes - 1):
         return fault(b"the size of its slabs is no power of two from 16 KiB to 256 KiB")
-    if it.slabs == 0 or it.slabs_offset > it.device_bytes or <uint64_t>it.slabs * it.slab_bytes > it.device_bytes - it.slabs_offset:
+    if (
+        it.slabs == 0
+        or it.slabs_offset > it.device_bytes
+        or <uint64_t>it.slabs * it.slab_bytes > it.device_bytes - it.slabs_offset
+    ):
         return fault(b"its slabs end beyond the device")
     if not TIER_NVME <= it.tier <= TIER_HDD:
         return fault(b"its tier is not known")
@@ -181,7 +189,11 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, ui
         return fault(b"its entries are longer than the block")
     while at < it.bytes:
         words = journal_entry_fault(<const JournalEntry*>(it.entries + at), it.bytes - at, slab_blocks, &bytes)
-        if words is NULL and it.kind != JOURNAL_CHANGES and (<const JournalEntry*>(it.entries + at)).kind == ENTRY_DELETE:
+        if (
+            words is NULL
+            and it.kind != JOURNAL_CHANGES
+            and (<const JournalEntry*>(it.entries + at)).kind == ENTRY_DELETE
+        ):
             words = b"it deletes a segment replica in a snapshot"
         if words is not NULL:
             return fault(words, number)
@@ -190,7 +202,9 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, ui
     return fault(NULL)
 
 
-cdef const char* journal_entry_fault(const JournalEntry* it, uint32_t room, uint32_t slab_blocks, uint32_t* bytes) noexcept nogil:
+cdef const char* journal_entry_fault(
+    const JournalEntry* it, uint32_t room, uint32_t slab_blocks, uint32_t* bytes
+) noexcept nogil:
     """bytes: length of the entry."""
     cdef const Extent* extents = <const Extent*>(it + 1)
     cdef uint64_t slabs = 0
@@ -245,7 +259,9 @@ cdef Fault record_fault(const RecordHeader* it, const uint8_t* volume, uint32_t 
     cdef const char* words
     cdef uint32_t payload = 0
     cdef int32_t i
-    cdef Fault found = frame_and_place_fault(it, RECORD_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), it.flags)
+    cdef Fault found = frame_and_place_fault(
+        it, RECORD_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), it.flags
+    )
     if found.words is not NULL:
         return found
     if it.sequence == 0 or it.stable >= it.sequence:
@@ -263,8 +279,14 @@ cdef Fault record_fault(const RecordHeader* it, const uint8_t* volume, uint32_t 
     return fault(NULL)
 
 
-cdef const char* place_fault(const uint8_t* volume, const uint8_t* wanted_volume, uint32_t segment, uint32_t wanted_segment,
-                             uint32_t block, uint32_t wanted_block) noexcept nogil:
+cdef const char* place_fault(
+    const uint8_t* volume,
+    const uint8_t* wanted_volume,
+    uint32_t segment,
+    uint32_t wanted_segment,
+    uint32_t block,
+    uint32_t wanted_block,
+) noexcept nogil:
     if wanted_volume is not NULL and memcmp(volume, wanted_volume, 16) != 0:
         return b"it is of another volume"
     if segment != wanted_segment:
@@ -312,7 +334,9 @@ cdef const char* entry_fault(const Entry* it, uint32_t* payload) noexcept nogil:
 
 cdef Fault footer_fault(const Footer* it, const uint8_t* volume, uint32_t segment, uint32_t block,
                         uint32_t segment_blocks) noexcept nogil:
-    cdef Fault found = frame_and_place_fault(it, FOOTER_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), 0)
+    cdef Fault found = frame_and_place_fault(
+        it, FOOTER_MAGIC, place_fault(it.volume, volume, it.segment, segment, it.block, block), 0
+    )
     if found.words is not NULL:
         return found
     if it.brief > 1:
@@ -339,7 +363,11 @@ cdef Fault footer_table_fault(const Footer* it, const Entry* table) noexcept nog
         return brief_table_fault(it, table)
     for i in range(it.entry_count):
         if left == 0:
-            if table[i].kind != KIND_RECORD or table[i].position <= sequence or (i == 0 and table[i].position != it.first_sequence):
+            if (
+                table[i].kind != KIND_RECORD
+                or table[i].position <= sequence
+                or (i == 0 and table[i].position != it.first_sequence)
+            ):
                 return fault(b"it is not the record that comes next", i)
             if table[i].count > RECORD_ENTRIES_MAX or table[i].count >= it.entry_count - i:
                 return fault(b"its count of entries is impossible", i)
@@ -398,7 +426,10 @@ cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcep
         return fault(b"the size of its volume is impossible")
     if it.root.flags & POINTER_PRESENT and not pointer_within(it.root, it.next_segment):
         return fault(b"the root of its map lies beyond its segments")
-    if it.table_blocks > TABLE_BLOCKS_MAX or it.table_blocks != (<uint64_t>it.table_entries + TABLE_ENTRIES - 1) // TABLE_ENTRIES:
+    if (
+        it.table_blocks > TABLE_BLOCKS_MAX
+        or it.table_blocks != (<uint64_t>it.table_entries + TABLE_ENTRIES - 1) // TABLE_ENTRIES
+    ):
         return fault(b"its segment table is not as long as its entries")
     if it.index_count != (it.table_blocks + NODE_POINTERS - 1) // NODE_POINTERS:
         return fault(b"its index is not as long as its segment table")
@@ -464,7 +495,11 @@ cdef bint node_valid(const Pointer* node) noexcept nogil:
 
 cdef Fault counts_fault(uint64_t mapped, uint64_t inherited, uint64_t own, Pointer root) noexcept nogil:
     """own: may be too high while a snapshot is dying."""
-    if mapped > VOLUME_BYTES_MAX // BLOCK_BYTES or inherited > mapped or own > VOLUME_BYTES_MAX // BLOCK_BYTES * SNAPSHOTS_MAX:
+    if (
+        mapped > VOLUME_BYTES_MAX // BLOCK_BYTES
+        or inherited > mapped
+        or own > VOLUME_BYTES_MAX // BLOCK_BYTES * SNAPSHOTS_MAX
+    ):
         return fault(b"its counts of blocks are impossible")
     if mapped and not root.flags & POINTER_PRESENT:
         return fault(b"it counts blocks and has no map")
@@ -485,7 +520,11 @@ cdef Fault bitmap_fault(const Bitmap* it, const uint8_t* volume, uint32_t segmen
         if it.before[i] != live:
             return fault(b"its counts are not those of its bits")
         live += bits_of(it.words[i])
-        if it.words[i] and i * <uint32_t>64 + 64 > it.blocks and (it.blocks <= i * <uint32_t>64 or it.words[i] >> (it.blocks % 64)):
+        if (
+            it.words[i]
+            and i * <uint32_t>64 + 64 > it.blocks
+            and (it.blocks <= i * <uint32_t>64 or it.words[i] >> (it.blocks % 64))
+        ):
             return fault(b"a block behind the segment's end lives by it")
     if live != it.live or live == 0:
         return fault(b"its count of live blocks is not that of its bits")

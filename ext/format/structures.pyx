@@ -9,10 +9,12 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.base.checksum cimport crc32c as crc32c_of
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, CLAIM_MAGIC, FORMAT_VERSION, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX, SEGMENT_BYTES_MAX,
-    SLAB_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES, Bitmap, Checkpoint, Claim, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer,
-    RecordHeader, SnapshotEntry, Superblock, TableEntry, bitmap_fault, block_crc, checkpoint_fault, claim_fault, footer_fault, footer_table_fault,
-    journal_block_fault, record_fault, superblock_fault)
+    BLOCK_BYTES, CLAIM_MAGIC, FORMAT_VERSION, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX,
+    SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES, Bitmap, Checkpoint, Claim, Entry, Extent, Fault,
+    Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry, bitmap_fault,
+    block_crc, checkpoint_fault, claim_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault,
+    superblock_fault
+)
 
 cdef enum:
     SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
@@ -42,7 +44,9 @@ def read_claim(data: bytes) -> dict:
     return fields
 
 
-def make_claim(*, device: bytes, boot: bytes, process_namespace: int, process_started: int, process: int, node: str, path: str) -> bytes:
+def make_claim(
+    *, device: bytes, boot: bytes, process_namespace: int, process_started: int, process: int, node: str, path: str
+) -> bytes:
     """Return the block. Raises ValueError when a value does not fit."""
     cdef bytearray data = bytearray(BLOCK_BYTES)
     cdef Claim* it = <Claim*><char*>data
@@ -112,13 +116,17 @@ def read_footer(data: bytes) -> dict:
     cdef bint whole = len(data) > BLOCK_BYTES or it.table_blocks == 0
     if fault.words is NULL and whole:
         if len(data) < (1 + it.table_blocks) * BLOCK_BYTES:
-            raise ValueError(f"a footer with a table of {it.table_blocks} blocks is {(1 + it.table_blocks) * BLOCK_BYTES} bytes, "
-                             f"not {len(data)}")
+            raise ValueError(
+                f"a footer with a table of {it.table_blocks} blocks is {(1 + it.table_blocks) * BLOCK_BYTES} bytes, "
+                f"not {len(data)}"
+            )
         fault = footer_table_fault(it, table)
     fields = shown("Footer", data, fault)
     fields["entries"] = None
     if whole:
-        fields["entries"] = [logged(&table[i]) for i in range(min(it.entry_count, (len(data) - BLOCK_BYTES) // sizeof(Entry)))]
+        fields["entries"] = [
+            logged(&table[i]) for i in range(min(it.entry_count, (len(data) - BLOCK_BYTES) // sizeof(Entry)))
+        ]
         block = 0
         for entry in fields["entries"]:
             if it.brief:                                 # the count is the block number
@@ -201,8 +209,15 @@ cdef dict shown(str structure, bytes data, Fault fault):
 
 cdef dict fields_of(str structure, bytes data):
     """Fields of up to 8 bytes are numbers; longer ones are bytes."""
-    return {name: int.from_bytes(data[offset:offset + size], "little", signed=name in SIGNED) if size <= 8 else data[offset:offset + size]
-            for name, offset, size in STRUCTURES[structure] if name not in HIDDEN and "reserved" not in name}
+    return {
+        name: (
+            int.from_bytes(data[offset:offset + size], "little", signed=name in SIGNED)
+            if size <= 8
+            else data[offset:offset + size]
+        )
+        for name, offset, size in STRUCTURES[structure]
+        if name not in HIDDEN and "reserved" not in name
+    }
 
 
 # ---------------------------------------------------------------------- offsets of the fields
@@ -216,10 +231,21 @@ cdef size_t place(const void* field):
 
 def structures() -> dict:
     """Each structure's fields as (name, offset, bytes); a test compares docs/formats.md with them."""
-    return {"Superblock": superblock_fields(), "Claim": claim_fields(), "JournalBlock": journal_block_fields(), "JournalEntry": journal_entry_fields(),
-            "Extent": extent_fields(), "Bitmap": bitmap_fields(), "RecordHeader": record_fields(), "Entry": entry_fields(), "Footer": footer_fields(),
-            "Checkpoint": checkpoint_fields(), "Pointer": pointer_fields(), "TableEntry": table_entry_fields(),
-            "SnapshotEntry": snapshot_fields()}
+    return {
+        "Superblock": superblock_fields(),
+        "Claim": claim_fields(),
+        "JournalBlock": journal_block_fields(),
+        "JournalEntry": journal_entry_fields(),
+        "Extent": extent_fields(),
+        "Bitmap": bitmap_fields(),
+        "RecordHeader": record_fields(),
+        "Entry": entry_fields(),
+        "Footer": footer_fields(),
+        "Checkpoint": checkpoint_fields(),
+        "Pointer": pointer_fields(),
+        "TableEntry": table_entry_fields(),
+        "SnapshotEntry": snapshot_fields(),
+    }
 
 
 cdef list superblock_fields():

@@ -52,7 +52,9 @@ cdef class Checker:
     # Whether a block that a read or a change of these blocks needs does not match its pointer's checksum on the device:
     # map nodes on the path and, with `data`, the blocks themselves. root: of the map; NULL: the head's map, with cached
     # nodes taken from memory.
-    cdef bint is_damaged(self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil
+    cdef bint is_damaged(
+        self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data
+    ) noexcept nogil
     cdef bint path_is_damaged(self, Volume volume, const Pointer* root, uint64_t block, bint data) noexcept nogil
     cdef bint walk_one(self, Volume volume, const CheckedVolume* audited) noexcept nogil
     cdef bint belongs(self, const Replica* replica) noexcept nogil

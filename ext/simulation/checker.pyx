@@ -98,7 +98,10 @@ cdef class Checker:
                 return False
         for i in range(audited.count):
             if segment.live != audited.marks[i].count:
-                return self.wrong(b"segment %llu counts %llu live blocks, and %llu are pointed to", segment.number, segment.live, audited.marks[i].count)
+                return self.wrong(
+                    b"segment %llu counts %llu live blocks, and %llu are pointed to",
+                    segment.number, segment.live, audited.marks[i].count
+                )
             live += segment.live
             segment = segment.next
         if live != volume.segments.live:
@@ -108,17 +111,26 @@ cdef class Checker:
     cdef bint counts(self, Volume volume) noexcept nogil:
         cdef uint64_t held = volume.snapshots.held(volume.segments), exclusive = volume.segments.exclusive
         if volume.segments.mapped != self.mapped:
-            return self.wrong(b"%llu blocks are mapped by the count, and %llu are found", volume.segments.mapped, self.mapped, 0)
+            return self.wrong(
+                b"%llu blocks are mapped by the count, and %llu are found", volume.segments.mapped, self.mapped, 0
+            )
         if volume.segments.inherited != self.inherited:
-            return self.wrong(b"%llu blocks are inherited by the count, and %llu are found", volume.segments.inherited, self.inherited, 0)
+            return self.wrong(
+                b"%llu blocks are inherited by the count, and %llu are found",
+                volume.segments.inherited, self.inherited, 0
+            )
         if held != self.data:
             return self.wrong(b"%llu blocks of data are held by the counts, and %llu are found", held, self.data, 0)
         # While a snapshot is dying, its heir may still own its exclusive blocks.
         if exclusive != self.exclusive and volume.snapshots.dying() is NULL:
-            return self.wrong(b"%llu blocks are the head's alone by the count, and %llu are found", exclusive, self.exclusive, 0)
+            return self.wrong(
+                b"%llu blocks are the head's alone by the count, and %llu are found", exclusive, self.exclusive, 0
+            )
         return True
 
-    cdef bint is_damaged(self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data) noexcept nogil:
+    cdef bint is_damaged(
+        self, Volume volume, const Pointer* root, uint64_t block, uint64_t count, bint data
+    ) noexcept nogil:
         cdef uint64_t i
         for i in range(block, block + count):
             if (data or i == block or i % NODE_POINTERS == 0) and self.path_is_damaged(volume, root, i, data):
@@ -227,8 +239,14 @@ cdef class Checker:
         cdef Pointer nothing
         cdef Segment* segment
         memset(&nothing, 0, sizeof(nothing))
-        if not pointer.flags & POINTER_PRESENT or (
-                successor.flags & POINTER_PRESENT and successor.segment == pointer.segment and successor.block == pointer.block):
+        if (
+            not pointer.flags & POINTER_PRESENT
+            or (
+                successor.flags & POINTER_PRESENT
+                and successor.segment == pointer.segment
+                and successor.block == pointer.block
+            )
+        ):
             return True
         if not self.visit(volume, pointer, level >= 0, &content, &again):
             return False
@@ -241,10 +259,15 @@ cdef class Checker:
             followed = self.content(segment.replica, successor.block)
         if successor.flags & POINTER_PRESENT and (
                 followed is NULL or self.world.sum_of(segment.replica.device, followed) != successor.crc):
-            return self.wrong(b"what follows a dying snapshot needs block %llu of segment %llu, which is not there", successor.block, successor.segment, 0)
+            return self.wrong(
+                b"what follows a dying snapshot needs block %llu of segment %llu, which is not there",
+                successor.block, successor.segment, 0
+            )
         pointers = <Pointer*>content
         for slot in range(NODE_POINTERS):
-            if not self.alone(volume, pointers[slot], nothing if followed is NULL else (<Pointer*>followed)[slot], level - 1):
+            if not self.alone(
+                volume, pointers[slot], nothing if followed is NULL else (<Pointer*>followed)[slot], level - 1
+            ):
                 return False
         return True
 
@@ -258,15 +281,22 @@ cdef class Checker:
         cdef uint64_t bit = <uint64_t>1 << (pointer.block % 64)
         cdef bint seen, inherited = pointer.segment < volume.segments.branch
         if marks is NULL or segment is NULL or segment.replica is NULL:
-            return self.wrong(b"a pointer leads to segment %llu, block %llu: it is not there", pointer.segment, pointer.block, 0)
+            return self.wrong(
+                b"a pointer leads to segment %llu, block %llu: it is not there", pointer.segment, pointer.block, 0
+            )
         if pointer.block >= segment.blocks:
-            return self.wrong(b"a pointer leads to segment %llu, block %llu, which has %llu", pointer.segment, pointer.block, segment.blocks)
+            return self.wrong(
+                b"a pointer leads to segment %llu, block %llu, which has %llu",
+                pointer.segment, pointer.block, segment.blocks
+            )
         seen = (marks.pointed[pointer.block // 64] & bit) != 0
         if inherited:
             again[0] = not self.in_head
             if not seen:
-                return self.wrong(b"a clone has block %llu of segment %llu, which the volume that it comes from does not hold", pointer.block,
-                                  pointer.segment, 0)
+                return self.wrong(
+                    b"a clone has block %llu of segment %llu, which the volume that it comes from does not hold",
+                    pointer.block, pointer.segment, 0
+                )
             if node and self.in_head:
                 content[0] = self.content(segment.replica, pointer.block)
             return True
@@ -281,10 +311,14 @@ cdef class Checker:
         self.blocks += 1
         content[0] = self.content(segment.replica, pointer.block)
         if content[0] is NULL:
-            return self.wrong(b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0)
+            return self.wrong(
+                b"segment %llu was compacted without block %llu, which is pointed to", pointer.segment, pointer.block, 0
+            )
         if self.world.sum_of(segment.replica.device, content[0]) != pointer.crc:
             content[0] = NULL
-            return self.wrong(b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0)
+            return self.wrong(
+                b"segment %llu, block %llu is not what its pointer says", pointer.segment, pointer.block, 0
+            )
         return True
 
     cdef const char* content(self, const Replica* replica, uint32_t block) noexcept nogil:
@@ -313,8 +347,10 @@ cdef class Checker:
         cdef uint32_t block
         for block in range(blocks if marks is not NULL else 0):      # NULL: the segment was created after the walk
             if (live[block // 64] ^ marks.pointed[block // 64]) >> (block % 64) & 1:
-                return self.wrong(b"block %llu of segment %llu is derived to be dead or alive (%llu), and it is not", block, segment,
-                                  live[block // 64] >> (block % 64) & 1)
+                return self.wrong(
+                    b"block %llu of segment %llu is derived to be dead or alive (%llu), and it is not",
+                    block, segment, live[block // 64] >> (block % 64) & 1
+                )
         return True
 
     cdef bint add_up(self, Store store, bint closed) noexcept nogil:
@@ -329,15 +365,22 @@ cdef class Checker:
             while replica is not NULL and right:
                 replicas += replica.state != 0
                 if right and closed and not self.belongs(replica):
-                    right = self.wrong(b"segment %llu of volume ...%llx lies on a device; there is no such volume, or it does not know of it (state %llu)",
-                                       replica.segment, replica.volume[15], replica.state)
+                    right = self.wrong(
+                        b"segment %llu of volume ...%llx lies on a device; there is no such volume, "
+                        b"or it does not know of it (state %llu)",
+                        replica.segment, replica.volume[15], replica.state
+                    )
                 for i in range(replica.extent_count):
                     extent = &replica.extents[i]
                     for slab in range(extent.first, extent.first + extent.count):
                         if right and slab >= store.slabs.total:
-                            right = self.wrong(b"segment %llu has slab %llu, beyond the device", replica.segment, slab, 0)
+                            right = self.wrong(
+                                b"segment %llu has slab %llu, beyond the device", replica.segment, slab, 0
+                            )
                         elif right and owned[slab]:
-                            right = self.wrong(b"segment %llu has slab %llu, which another one has, too", replica.segment, slab, 0)
+                            right = self.wrong(
+                                b"segment %llu has slab %llu, which another one has, too", replica.segment, slab, 0
+                            )
                         elif right and not store.slabs.is_taken(slab):
                             right = self.wrong(b"segment %llu has slab %llu, which is free", replica.segment, slab, 0)
                         if right:

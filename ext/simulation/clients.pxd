@@ -84,7 +84,9 @@ cdef class Clients:
     cdef void (*vanished)(void* owner, void* tag) noexcept nogil                 # never answered, and ended
 
     # A request of a block device's client: command and flags are NBD's. False: not now.
-    cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil
+    cdef bint ask(
+        self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag
+    ) noexcept nogil
     cdef void turn(self) noexcept nogil                  # between two turns of the reactor: releases ended clients
     cdef bint leave(self) noexcept nogil                 # all disconnect; call it until it returns True: none is left
     cdef bint connect(self, Client* client) noexcept with gil
@@ -96,7 +98,9 @@ cdef class Clients:
     cdef void heard(self, Client* client, const char* data, uint32_t bytes) noexcept nogil
     cdef void header_came(self, Client* client) noexcept nogil
     cdef ClientCall* call_of(self, Client* client) noexcept nogil
-    cdef void data_comes(self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil
+    cdef void data_comes(
+        self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends
+    ) noexcept nogil
     cdef void end_call(self, Client* client, ClientCall* call, int error) noexcept nogil
     cdef void leave_politely(self, Client* client) noexcept nogil
     cdef void look(self, Client* client) noexcept nogil

@@ -22,8 +22,10 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.simulation.prng cimport below, seed_prng
 from iomesh.engine.exports.nbd.connection cimport BY_MALFORMED, CLOSED, ENDED, NbdConnection
 from iomesh.engine.exports.nbd.wire cimport (
-    CHUNK_BYTES, CHUNK_DONE, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_MAGIC, CHUNK_NONE, CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, CMD_DISC, CMD_READ,
-    CMD_WRITE, REQUEST_BYTES, REQUEST_MAGIC, SIMPLE_BYTES, SIMPLE_MAGIC, get16, get32, get64, get_cookie, put16, put32, put64, put_cookie)
+    CHUNK_BYTES, CHUNK_DONE, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_MAGIC, CHUNK_NONE, CHUNK_OFFSET_DATA,
+    CHUNK_OFFSET_HOLE, CMD_DISC, CMD_READ, CMD_WRITE, REQUEST_BYTES, REQUEST_MAGIC, SIMPLE_BYTES, SIMPLE_MAGIC, get16,
+    get32, get64, get_cookie, put16, put32, put64, put_cookie
+)
 
 cdef enum:
     MAGIC_BYTES = 4
@@ -64,7 +66,9 @@ cdef class Clients:
 
     # ------------------------------------------------------------------ requests
 
-    cdef bint ask(self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag) noexcept nogil:
+    cdef bint ask(
+        self, uint16_t command, uint16_t flags, uint64_t offset, uint32_t bytes, char* data, void* tag
+    ) noexcept nogil:
         cdef Client* client = &self.all[self.draw(self.most)]
         cdef ClientCall* call = NULL
         cdef uint32_t i
@@ -151,7 +155,12 @@ cdef class Clients:
 
     cdef void begin_receive(self, Client* client) noexcept nogil:
         client.receiving = True
-        self.io.receive(&client.receive, client.connection, client.received, RECEIVED_BYTES if self.draw(4) else 1 + <uint32_t>self.draw(4096))
+        self.io.receive(
+            &client.receive,
+            client.connection,
+            client.received,
+            RECEIVED_BYTES if self.draw(4) else 1 + <uint32_t>self.draw(4096),
+        )
 
     # ------------------------------------------------------------------ replies
 
@@ -209,7 +218,9 @@ cdef class Clients:
             self.data_comes(client, call, get64(client.reply + CHUNK_BYTES), length - 8, last)
             return
         if kind == CHUNK_OFFSET_HOLE:
-            self.data_comes(client, call, get64(client.reply + CHUNK_BYTES), get32(client.reply + CHUNK_BYTES + 8), last)
+            self.data_comes(
+                client, call, get64(client.reply + CHUNK_BYTES), get32(client.reply + CHUNK_BYTES + 8), last
+            )
             memset(client.into, 0, client.left)
             client.left = 0
         elif kind == CHUNK_ERROR or kind == CHUNK_ERROR_OFFSET:
@@ -228,7 +239,9 @@ cdef class Clients:
         self.fault(b"a reply is to request %llu, which nobody waits for", cookie, 0)
         return NULL
 
-    cdef void data_comes(self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends) noexcept nogil:
+    cdef void data_comes(
+        self, Client* client, ClientCall* call, uint64_t offset, uint32_t bytes, bint ends
+    ) noexcept nogil:
         if offset < call.offset or offset + bytes > call.offset + call.bytes:
             self.fault(b"a read is answered with bytes of %llu, %llu of them, which it did not ask for", offset, bytes)
             return

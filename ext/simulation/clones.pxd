@@ -2,7 +2,8 @@
 
 from iomesh.engine.simulation.simulated_volume cimport SimulatedVolume
 
-cdef void begin_clone(SimulatedVolume parent) noexcept nogil      # if it has a snapshot, and there is room for one more volume
+# if it has a snapshot, and there is room for one more volume
+cdef void begin_clone(SimulatedVolume parent) noexcept nogil
 cdef void begin_leaving(SimulatedVolume simulated) noexcept nogil  # plans its deletion, unless no other volume serves
 cdef void leave(SimulatedVolume simulated) noexcept nogil         # ... once nothing of it is in flight
 # In a task: it is hidden, and its last clone may have been deleted.

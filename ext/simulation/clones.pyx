@@ -20,7 +20,9 @@ from iomesh.engine.simulation.snapshots cimport hide_request
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest, same_id
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport start, wait_in
-from iomesh.engine.simulation.simulated_volume cimport IS_TO_LEAVE, LEAVES, SHOT_MADE, SHOTS, SHOTS_AND_MARKS, PointInTime, SimulatedSnapshot
+from iomesh.engine.simulation.simulated_volume cimport (
+    IS_TO_LEAVE, LEAVES, SHOT_MADE, SHOTS, SHOTS_AND_MARKS, PointInTime, SimulatedSnapshot
+)
 
 
 # ---------------------------------------------------------------------- creation
@@ -42,7 +44,10 @@ cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
     if moment is not NULL:                               # it may have grown after the restore point
         plan(<SimulatedVolume>parent.run.volume_pointers[i], parent, shot.id, parent.record.size_blocks, moment.kept)
         # Records written after a crash are later than the newest surviving record, not than every lost one.
-        at_ns = max(<int64_t>parent.volume.snapshots.find(shot.id).entry.time_ns, min(moment.at_ns, <int64_t>parent.log.recorded_ns))
+        at_ns = max(
+            <int64_t>parent.volume.snapshots.find(shot.id).entry.time_ns,
+            min(moment.at_ns, <int64_t>parent.log.recorded_ns),
+        )
         (<SimulatedVolume>parent.run.volume_pointers[i]).will_be_of(at_ns)
     else:
         plan(<SimulatedVolume>parent.run.volume_pointers[i], parent, shot.id, shot.size_blocks, shot.kept)
@@ -52,10 +57,13 @@ cdef void begin_clone(SimulatedVolume parent) noexcept nogil:
 
 
 cdef bint is_taken(SimulatedVolume simulated) noexcept nogil:
-    return simulated.record.exists or simulated.planned or simulated.between or simulated.copying  # for the previous volume
+    # for the previous volume
+    return simulated.record.exists or simulated.planned or simulated.between or simulated.copying
 
 
-cdef void plan(SimulatedVolume simulated, SimulatedVolume parent, const uint8_t* snapshot, uint64_t size_blocks, int kept) noexcept nogil:
+cdef void plan(
+    SimulatedVolume simulated, SimulatedVolume parent, const uint8_t* snapshot, uint64_t size_blocks, int kept
+) noexcept nogil:
     simulated.begin_life(size_blocks)
     simulated.planned = True
     simulated.record.parent = <void*>parent
@@ -103,7 +111,9 @@ cdef void make(SimulatedVolume simulated, SimulatedVolume parent) noexcept nogil
 
 cdef int take_to_point_in_time(SimulatedVolume simulated) noexcept nogil:
     """Idempotent."""
-    cdef int result = follow(simulated, <SimulatedVolume>simulated.record.parent, simulated.record.snapshot, simulated.record.at_ns)
+    cdef int result = follow(
+        simulated, <SimulatedVolume>simulated.record.parent, simulated.record.snapshot, simulated.record.at_ns
+    )
     if result == 0:
         simulated.run.pass_time()
         simulated.record.making = False
@@ -231,7 +241,9 @@ cdef int erase(SimulatedVolume simulated) noexcept nogil:
         forget_strays(simulated)
         simulated.run.pass_time()
         simulated.run.drops += 1
-        simulated.run.note(b"volume %lld is gone, with id ...%llx and %lld segments", simulated.number, simulated.record.id[15], result)
+        simulated.run.note(
+            b"volume %lld is gone, with id ...%llx and %lld segments", simulated.number, simulated.record.id[15], result
+        )
     else:
         simulated.run.fail(b"erasing a volume", <int>result)
     simulated.between = False

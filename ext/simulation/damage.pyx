@@ -109,7 +109,10 @@ cdef void notice_strays(RunState run) noexcept nogil:
 
 cdef void notice_stray(RunState run, int device) noexcept nogil:
     cdef uint32_t i = 0
-    while (<SimulatedVolume>run.volume_pointers[i]).stray.state != TO_STRAY or (<SimulatedVolume>run.volume_pointers[i]).stray.device != device:
+    while (
+        (<SimulatedVolume>run.volume_pointers[i]).stray.state != TO_STRAY
+        or (<SimulatedVolume>run.volume_pointers[i]).stray.device != device
+    ):
         i += 1
     if run.world.disks[device].stray == STRAY_STRUCK:
         run.world.disks[device].stray = STRAY_NONE
@@ -130,7 +133,11 @@ cdef bint is_open(SimulatedVolume simulated) noexcept nogil:
     """Whether recovery would have to find the segment's records by their headers. The journal may or may not know its
     footer: the log may take it for sealed."""
     cdef Segment* segment = simulated.segments.find(simulated.stray.segment)
-    return segment is not NULL and segment.replica is not NULL and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
+    return (
+        segment is not NULL
+        and segment.replica is not NULL
+        and not (segment.replica.state == SEGMENT_SEALED and segment.replica.footer_block)
+    )
 
 
 cdef void miss_stray(SimulatedVolume simulated) noexcept nogil:
@@ -156,7 +163,10 @@ cdef void leave_stray(SimulatedVolume simulated) noexcept nogil:
         simulated.stray.left += 1
     else:
         simulated.run.damages -= 1
-        simulated.run.note(b"of what went astray from block %lld of segment %lld nothing is left", simulated.stray.block, simulated.stray.segment, 0)
+        simulated.run.note(
+            b"of what went astray from block %lld of segment %lld nothing is left",
+            simulated.stray.block, simulated.stray.segment, 0
+        )
 
 
 cdef void forget_strays(SimulatedVolume simulated) noexcept nogil:
@@ -172,19 +182,41 @@ cdef bint is_left(SimulatedVolume simulated, const Segment* segment) noexcept no
     footer = segment.replica.footer_block
     if footer == 0:
         return simulated.stray.block < segment.replica.blocks
-    return footer > simulated.stray.block or (footer == simulated.stray.block and not footer_valid(  # was the footer stray?
-        <const Footer*>simulated.checker.content(segment.replica, footer), simulated.record.id, segment.number, footer, segment.replica.blocks))
+    # At its place the footer itself may be the stray write.
+    return (
+        footer > simulated.stray.block
+        or (
+            footer == simulated.stray.block
+            and not footer_valid(
+                <const Footer*>simulated.checker.content(segment.replica, footer),
+                simulated.record.id,
+                segment.number,
+                footer,
+                segment.replica.blocks,
+            )
+        )
+    )
 
 
 cdef bint refusal_is_due(SimulatedVolume simulated) noexcept nogil:
-    return simulated.stray.state != MISSED or simulated.run.damages != 1 or checkpoint_follows(simulated) or is_called_stable(simulated)
+    return (
+        simulated.stray.state != MISSED
+        or simulated.run.damages != 1
+        or checkpoint_follows(simulated)
+        or is_called_stable(simulated)
+    )
 
 
 cdef bint checkpoint_follows(SimulatedVolume simulated) noexcept nogil:
     """Whether the checkpoint in force was written after the stray write."""
     cdef Pointer checkpoint = simulated.record.checkpoint
-    return checkpoint.flags & POINTER_PRESENT and (
-        checkpoint.segment > simulated.stray.segment or (checkpoint.segment == simulated.stray.segment and checkpoint.block > simulated.stray.block))
+    return (
+        checkpoint.flags & POINTER_PRESENT
+        and (
+            checkpoint.segment > simulated.stray.segment
+            or (checkpoint.segment == simulated.stray.segment and checkpoint.block > simulated.stray.block)
+        )
+    )
 
 
 cdef bint is_called_stable(SimulatedVolume simulated) noexcept nogil:
@@ -200,7 +232,11 @@ cdef bint is_called_stable(SimulatedVolume simulated) noexcept nogil:
 
 cdef bint bucket_calls_stable(SimulatedVolume simulated, const Replica* replica) noexcept nogil:
     while replica is not NULL:
-        if memcmp(replica.volume, simulated.record.id, 16) == 0 and replica.live == 0 and replica_calls_stable(simulated, replica):
+        if (
+            memcmp(replica.volume, simulated.record.id, 16) == 0
+            and replica.live == 0
+            and replica_calls_stable(simulated, replica)
+        ):
             return True
         replica = replica.next
     return False
@@ -213,10 +249,16 @@ cdef bint replica_calls_stable(SimulatedVolume simulated, const Replica* replica
     for block in range(replica.blocks):
         header = <const RecordHeader*>simulated.checker.content(replica, block)
         footer = <const Footer*>header
-        if header.epoch == replica.epoch and record_valid(header, replica.volume, replica.segment, block, replica.blocks):
+        if (
+            header.epoch == replica.epoch
+            and record_valid(header, replica.volume, replica.segment, block, replica.blocks)
+        ):
             if header.stable >= simulated.stray.sequence:
                 return True
-        elif block == replica.footer_block and footer_valid(footer, replica.volume, replica.segment, block, replica.blocks):
+        elif (
+            block == replica.footer_block
+            and footer_valid(footer, replica.volume, replica.segment, block, replica.blocks)
+        ):
             if footer.stable >= simulated.stray.sequence:
                 return True
     return False

@@ -56,19 +56,27 @@ cdef struct Cut:                     # one power cut of one device
     uint64_t first                   # KEEPS_FIRST: blocks before this one, and of it so many sectors
     int sectors
 
-cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil     # 0 or -ENOMEM
+# 0 or -ENOMEM
+cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil
 cdef void disk_free(Disk* disk) noexcept nogil
-cdef int64_t disk_read(Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset) noexcept nogil
-cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
+cdef int64_t disk_read(
+    Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset
+) noexcept nogil
+cdef int64_t disk_write(
+    Disk* disk, Injector* injector, int64_t time_ns, const char* data, uint32_t bytes, uint64_t offset
+) noexcept nogil
 cdef int64_t disk_discard(Disk* disk, uint64_t bytes, uint64_t offset) noexcept nogil
 # Makes entries before `head` durable, except forgotten ones.
 cdef void disk_flushed(Disk* disk, uint64_t head) noexcept nogil
 cdef void disk_forget(Disk* disk, uint64_t head) noexcept nogil         # marks entries before `head` as forgotten
-cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset) noexcept nogil      # into the cache; NULL: zeros
+# into the cache; NULL: zeros
+cdef void disk_put(Disk* disk, const char* data, uint64_t bytes, uint64_t offset) noexcept nogil
 # a power cut: draw, lose, then land the writes in flight; `under_way_blocks`: how many blocks those have in total
 cdef void disk_draw_cut(Disk* disk, Cut* cut, Prng* prng, uint64_t under_way_blocks) noexcept nogil
 cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil
-cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil
+cdef void disk_land(
+    Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset
+) noexcept nogil
 cdef bint disk_tainted(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil
 # For the driver, after it has written into `memory`.
 cdef void disk_mark_damaged(Disk* disk, uint64_t offset, uint64_t bytes) noexcept nogil

@@ -22,7 +22,9 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.simulation.prng cimport Prng, below, draw, stirred
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.simulation.faults cimport LOST_WRITE, MISDIRECTED_WRITE, READ_ERROR, ROT, WRITE_ERROR, Injector, record_fault, strikes
+from iomesh.engine.simulation.faults cimport (
+    LOST_WRITE, MISDIRECTED_WRITE, READ_ERROR, ROT, WRITE_ERROR, Injector, record_fault, strikes
+)
 from iomesh.engine.base.invariant cimport invariant
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -58,8 +60,16 @@ cdef int disk_make(Disk* disk, int number, uint64_t bytes, bint volatile_cache, 
     disk.settled = <uint8_t*>lazy(bytes // DISK_BLOCK_BYTES, True)
     disk.undo = <Undo*>lazy(disk.capacity * sizeof(Undo), False)
     disk.undone = <char*>lazy(disk.capacity * DISK_BLOCK_BYTES, False)
-    if disk.memory is NULL or disk.touched is NULL or disk.tainted is NULL or disk.summed is NULL or disk.sums is NULL or disk.settled is NULL or \
-            disk.undo is NULL or disk.undone is NULL:
+    if (
+        disk.memory is NULL
+        or disk.touched is NULL
+        or disk.tainted is NULL
+        or disk.summed is NULL
+        or disk.sums is NULL
+        or disk.settled is NULL
+        or disk.undo is NULL
+        or disk.undone is NULL
+    ):
         disk_free(disk)
         return -ENOMEM
     return 0
@@ -92,7 +102,9 @@ cdef void disk_free(Disk* disk) noexcept nogil:
 # ---------------------------------------------------------------------- operations
 
 
-cdef int64_t disk_read(Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset) noexcept nogil:
+cdef int64_t disk_read(
+    Disk* disk, Injector* injector, int64_t time_ns, char* into, uint32_t bytes, uint64_t offset
+) noexcept nogil:
     if not within(disk, offset, bytes):
         return -EIO
     if strikes(injector, READ_ERROR):
@@ -104,7 +116,9 @@ cdef int64_t disk_read(Disk* disk, Injector* injector, int64_t time_ns, char* in
     return bytes
 
 
-cdef int64_t disk_write(Disk* disk, Injector* injector, int64_t time_ns, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+cdef int64_t disk_write(
+    Disk* disk, Injector* injector, int64_t time_ns, const char* data, uint32_t bytes, uint64_t offset
+) noexcept nogil:
     cdef uint64_t elsewhere
     if not within(disk, offset, bytes):
         return -EIO
@@ -332,7 +346,11 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
             if undo.zero:
                 memset(memory + sector * SECTOR_BYTES, 0, SECTOR_BYTES)
             else:
-                memcpy(memory + sector * SECTOR_BYTES, disk.undone + place * DISK_BLOCK_BYTES + sector * SECTOR_BYTES, SECTOR_BYTES)
+                memcpy(
+                    memory + sector * SECTOR_BYTES,
+                    disk.undone + place * DISK_BLOCK_BYTES + sector * SECTOR_BYTES,
+                    SECTOR_BYTES,
+                )
         if restored:
             clear(disk.summed, undo.block)
         if restored and undo.tainted:
@@ -342,7 +360,9 @@ cdef void disk_cut(Disk* disk, const Cut* cut) noexcept nogil:
         disk.tail += 1
 
 
-cdef void disk_land(Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+cdef void disk_land(
+    Disk* disk, const Cut* cut, uint64_t* position, const char* data, uint32_t bytes, uint64_t offset
+) noexcept nogil:
     """Applies a write that was in flight at the power cut; `position`: the next block's, for KEEPS_FIRST."""
     cdef uint64_t block, first = offset // DISK_BLOCK_BYTES
     cdef int sector

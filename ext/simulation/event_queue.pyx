@@ -71,7 +71,10 @@ cdef class EventQueue:
     cdef void take(self, uint32_t event) noexcept nogil:
         cdef uint32_t place = self.events[event].heap_at
         cdef Due last
-        invariant(self.events[event].state == EVENT_DUE and self.heap[place].event == event, b"what is taken from the agenda is on it")
+        invariant(
+            self.events[event].state == EVENT_DUE and self.heap[place].event == event,
+            b"what is taken from the agenda is on it",
+        )
         self.count -= 1
         if place == self.count:
             return

@@ -62,7 +62,9 @@ cdef struct Injector:
 cdef inline bint strikes(Injector* injector, FaultKind fault) noexcept nogil:
     return happens(&injector.prng, (<double*>&injector.probability)[<int>fault])
 
-cdef inline FaultRecord* record_fault(Injector* injector, FaultKind fault, int64_t time_ns, int target, uint64_t offset, uint32_t bytes) noexcept nogil:
+cdef inline FaultRecord* record_fault(
+    Injector* injector, FaultKind fault, int64_t time_ns, int target, uint64_t offset, uint32_t bytes
+) noexcept nogil:
     cdef FaultRecord* record = &injector.records[injector.recorded % FAULTS_KEPT]
     injector.recorded += 1
     injector.counts[<int>fault] += 1

@@ -54,12 +54,18 @@ cdef void detach(SimulatedVolume simulated) noexcept nogil:
         simulated.run.pass_time()
     simulated.throttle.step = trickle
     simulated.throttle.owner = <void*>simulated
-    simulated.run.note(b"volume %lld is being detached: %lld blocks are inherited", simulated.number, simulated.volume.segments.inherited, 0)
+    simulated.run.note(
+        b"volume %lld is being detached: %lld blocks are inherited",
+        simulated.number, simulated.volume.segments.inherited, 0
+    )
     for _attempt in range(ATTEMPTS):
         if not is_wanted(simulated):
             return
         result = copy_inherited(simulated.volume, &simulated.throttle)
-        simulated.run.note(b"volume %lld: what is inherited is copied, error %lld, %lld left", simulated.number, -result, simulated.volume.segments.inherited)
+        simulated.run.note(
+            b"volume %lld: what is inherited is copied, error %lld, %lld left",
+            simulated.number, -result, simulated.volume.segments.inherited
+        )
         if simulated.run.damages == 0 and not is_going_back(simulated):
             simulated.run.fail(b"detaching", result)
         if result == 0 and finish(simulated):
@@ -68,7 +74,13 @@ cdef void detach(SimulatedVolume simulated) noexcept nogil:
 
 
 cdef bint is_wanted(SimulatedVolume simulated) noexcept nogil:
-    return simulated.record.exists and simulated.record.detaching and simulated.open and simulated.leaving == STAYS and not simulated.record.hidden
+    return (
+        simulated.record.exists
+        and simulated.record.detaching
+        and simulated.open
+        and simulated.leaving == STAYS
+        and not simulated.record.hidden
+    )
 
 
 cdef bint is_going_back(SimulatedVolume simulated) noexcept nogil:
@@ -128,7 +140,12 @@ cdef void forget_marks(SimulatedVolume simulated) noexcept nogil:
     if newest and newest_mark(simulated) == newest:      # all would go: the window starts again
         begun = mark_now(simulated, True)
     for i in range(SHOTS, SHOTS_AND_MARKS):
-        if begun and newest and is_mark(simulated, &simulated.shots[i]) and sequence_of(simulated, &simulated.shots[i]) <= newest:
+        if (
+            begun
+            and newest
+            and is_mark(simulated, &simulated.shots[i])
+            and sequence_of(simulated, &simulated.shots[i]) <= newest
+        ):
             drop_mark(simulated, &simulated.shots[i])
     forget_unreachable(simulated)
 

@@ -18,7 +18,9 @@ from libc.stdlib cimport free as release, malloc
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 
-from iomesh.engine.simulation.event_queue cimport EVENT_ARRIVAL, EVENT_FIN, EVENT_RECEIVE, EVENT_RESET, EVENT_SEND, Event, EventKind
+from iomesh.engine.simulation.event_queue cimport (
+    EVENT_ARRIVAL, EVENT_FIN, EVENT_RECEIVE, EVENT_RESET, EVENT_SEND, Event, EventKind
+)
 from iomesh.engine.simulation.prng cimport below, draw
 from iomesh.engine.simulation.faults cimport CONNECTION_CUT, CONNECTION_HALF_OPEN, NETWORK_SLOW, record_fault, strikes
 from iomesh.engine.base.invariant cimport invariant
@@ -221,7 +223,9 @@ cdef class Network:
 
     cdef void reset(self, int number) noexcept nogil:
         """Resets the end; the reset overtakes sent data."""
-        cdef uint32_t event = self.event_queue.put(EVENT_RESET, self.ends[number].face, number, NULL, self.event_queue.now + self.delay(number))
+        cdef uint32_t event = self.event_queue.put(
+            EVENT_RESET, self.ends[number].face, number, NULL, self.event_queue.now + self.delay(number)
+        )
         self.event_queue.events[event].generation = self.ends[number].generation
 
     cdef void deliver(self, int number) noexcept nogil:
@@ -257,8 +261,13 @@ cdef class Network:
     cdef void end_operation(self, int number, Operation* operation, int64_t result) noexcept nogil:
         cdef ConnectionSide* end = &self.ends[number]
         cdef bint receive = operation is end.receiving
-        cdef uint32_t event = self.event_queue.put(EVENT_RECEIVE if receive else EVENT_SEND, end.face, number, operation,
-                                                   self.event_queue.now + 1 + <int64_t>below(self.prng, 1000))
+        cdef uint32_t event = self.event_queue.put(
+            EVENT_RECEIVE if receive else EVENT_SEND,
+            end.face,
+            number,
+            operation,
+            self.event_queue.now + 1 + <int64_t>below(self.prng, 1000),
+        )
         self.event_queue.events[event].result = result
         end.endings += 1
         if receive:

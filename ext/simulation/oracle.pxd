@@ -82,8 +82,8 @@ cdef class Oracle:                    # of one volume
     cdef bint settle(self, uint32_t sector, const char* data, uint64_t place) noexcept nogil
     # The whole volume is settled. False, and words, when the surviving operations are not a prefix.
     cdef bint settled(self) noexcept nogil
-    # Keeps the allowed content of a snapshot that was begun at `begun` and is created now, or may have been. Returns its
-    # number.
+    # Keeps the allowed content of a snapshot that was begun at `begun` and is created now, or may have been. Returns
+    # its number.
     cdef int keep(self, uint64_t begun) noexcept nogil
     cdef void let_go(self, int number) noexcept nogil
     cdef int keep_again(self, int number) noexcept nogil     # copies it; returns the copy's number

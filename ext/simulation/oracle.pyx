@@ -150,9 +150,15 @@ cdef class Oracle:
         cdef Wrote* wrote
         self.stable = max(self.stable, begun)
         self.doubtful_from = max(self.doubtful_from, begun)
-        for i in range(self.oldest_lapsed if begun < self.crash else self.ledger.count, self.ledger.count):      # now it is known that it took place
+        # now it is known that it took place
+        for i in range(self.oldest_lapsed if begun < self.crash else self.ledger.count, self.ledger.count):
             wrote = &self.wrote[i]
-            if wrote.oracle == self.number and wrote.flags & OP_ACKNOWLEDGED and wrote.flags & OP_LAPSED and self.begun < wrote.ended <= begun:
+            if (
+                wrote.oracle == self.number
+                and wrote.flags & OP_ACKNOWLEDGED
+                and wrote.flags & OP_LAPSED
+                and self.begun < wrote.ended <= begun
+            ):
                 wrote.flags = wrote.flags & ~OP_LAPSED | OP_STABLE
 
     cdef void crashed(self, bint power) noexcept nogil:
@@ -213,7 +219,12 @@ cdef class Oracle:
             single = False
             seen[i] = self.allowed(sector + i, seen[i], NEVER)
             if seen[i] < 0:
-                self.complain(self.first[sector + i], content[i] if seen[i] == DISALLOWED else UNKNOWN, data + i * SECTOR_BYTES, place + i)
+                self.complain(
+                    self.first[sector + i],
+                    content[i] if seen[i] == DISALLOWED else UNKNOWN,
+                    data + i * SECTOR_BYTES,
+                    place + i,
+                )
                 return False
         if single:
             return True
@@ -224,9 +235,12 @@ cdef class Oracle:
                 if wrote.flags & OP_ZERO or seen[k] == seen[i]:
                     continue
                 if self.wrote[seen[k]].ended < wrote.begun and has(self, sector + k, <uint32_t>seen[i]):
-                    snprintf(self.words, sizeof(self.words),
-                             b"block %llu holds half of operation %lld: sector %u has it, sector %u has operation %lld of before",
-                             <unsigned long long>(place // BLOCK_SECTORS), <long long>seen[i], i, k, <long long>seen[k])
+                    snprintf(
+                        self.words, sizeof(self.words),
+                        b"block %llu holds half of operation %lld: sector %u has it, "
+                        b"sector %u has operation %lld of before",
+                        <unsigned long long>(place // BLOCK_SECTORS), <long long>seen[i], i, k, <long long>seen[k]
+                    )
                     return False
         for i in range(BLOCK_SECTORS):
             wrote = &self.wrote[seen[i]]
@@ -236,7 +250,11 @@ cdef class Oracle:
             at = self.first[sector + i]
             while at >= 0:
                 other = &self.wrote[self.versions[at].wrote]
-                if other.flags & OP_ACKNOWLEDGED and other.begun > wrote.ended and self.begun < other.ended < self.oldest_loss:
+                if (
+                    other.flags & OP_ACKNOWLEDGED
+                    and other.begun > wrote.ended
+                    and self.begun < other.ended < self.oldest_loss
+                ):
                     self.oldest_loss = other.ended
                     self.loss = self.versions[at].wrote
                 at = self.versions[at].next
@@ -246,8 +264,12 @@ cdef class Oracle:
     cdef bint settled(self) noexcept nogil:
         cdef bint prefix = not self.prefix_known or self.newest_survivor <= self.oldest_loss
         if not prefix:
-            snprintf(self.words, sizeof(self.words),
-                     b"what survived is no prefix: operation %u is there and operation %u, acknowledged before that began, is not", self.survivor, self.loss)
+            snprintf(
+                self.words, sizeof(self.words),
+                b"what survived is no prefix: operation %u is there and operation %u, acknowledged before that began, "
+                b"is not",
+                self.survivor, self.loss
+            )
         return prefix
 
     # ------------------------------------------------------------------ snapshots
@@ -468,29 +490,49 @@ cdef class Oracle:
         cdef Wrote* wrote
         cdef int length
         cdef bint unwritten = at < 0
-        length = snprintf(self.words, sizeof(self.words), b"sector %u of block %llu: read ", <uint32_t>(place % BLOCK_SECTORS),
-                          <unsigned long long>(place // BLOCK_SECTORS))
+        length = snprintf(
+            self.words, sizeof(self.words),
+            b"sector %u of block %llu: read ",
+            <uint32_t>(place % BLOCK_SECTORS), <unsigned long long>(place // BLOCK_SECTORS)
+        )
         if seen >= 0:
-            length += snprintf(self.words + length, sizeof(self.words) - length, b"what operation %lld wrote", <long long>seen)
+            length += snprintf(
+                self.words + length, sizeof(self.words) - length, b"what operation %lld wrote", <long long>seen
+            )
         else:
-            length += snprintf(self.words + length, sizeof(self.words) - length, b"what nobody wrote there (%016llx %016llx ...)",
-                               <unsigned long long>words[0], <unsigned long long>words[1])
+            length += snprintf(
+                self.words + length, sizeof(self.words) - length,
+                b"what nobody wrote there (%016llx %016llx ...)",
+                <unsigned long long>words[0], <unsigned long long>words[1]
+            )
         length += snprintf(self.words + length, sizeof(self.words) - length, b"; known there:")
         while at >= 0 and length < <int>sizeof(self.words) - 80:
             wrote = &self.wrote[self.versions[at].wrote]
-            length += snprintf(self.words + length, sizeof(self.words) - length, b" %u (%s%s%llu to %lld)", self.versions[at].content,
-                               b"zeros, " if self.versions[at].content == 0 else b"",
-                               b"lapsed, " if wrote.flags & OP_LAPSED else b"stable, " if is_stable(self, wrote)
-                               else b"acknowledged, " if wrote.flags & OP_ACKNOWLEDGED else b"under way, ",
-                               <unsigned long long>wrote.begun, <long long>wrote.ended)
+            length += snprintf(
+                self.words + length, sizeof(self.words) - length,
+                b" %u (%s%s%llu to %lld)",
+                self.versions[at].content,
+                b"zeros, " if self.versions[at].content == 0 else b"",
+                b"lapsed, " if wrote.flags & OP_LAPSED
+                else b"stable, " if is_stable(self, wrote)
+                else b"acknowledged, " if wrote.flags & OP_ACKNOWLEDGED
+                else b"under way, ",
+                <unsigned long long>wrote.begun,
+                <long long>wrote.ended
+            )
             at = self.versions[at].next
         if unwritten:
             snprintf(self.words + length, sizeof(self.words) - length, b" nothing was written")
 
 
 cdef inline bint is_stable(Oracle oracle, const Wrote* wrote) noexcept nogil:
-    return wrote.ended < oracle.doubtful_from and (
-        wrote.flags & OP_STABLE or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= oracle.stable))
+    return (
+        wrote.ended < oracle.doubtful_from
+        and (
+            wrote.flags & OP_STABLE
+            or (wrote.flags & OP_ACKNOWLEDGED and not wrote.flags & OP_LAPSED and wrote.ended <= oracle.stable)
+        )
+    )
 
 
 cdef bint has(Oracle oracle, uint32_t sector, uint32_t number) noexcept nogil:

@@ -18,7 +18,9 @@ from iomesh.engine.simulation.snapshots cimport drop_snapshot, hide_request, nam
 from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, same_id
 from iomesh.engine.base.task cimport start
 from iomesh.engine.simulation.simulated_volume cimport (
-    GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going, Shortages)
+    GOING_BACK, GOING_NOWHERE, GOING_WAITS, MOMENTS, SHOT_DELETING, SHOT_MADE, SHOT_NONE, SHOTS, SHOTS_AND_MARKS, Going,
+    Shortages
+)
 
 cdef enum:
     SPARE_MARKS = 4                  # of the restore points: reserved for restores and for undoing them
@@ -49,9 +51,16 @@ cdef void keep_window(SimulatedVolume simulated) noexcept nogil:
     cdef int i
     cdef bint dropped = True
     for i in range(SHOTS, SHOTS_AND_MARKS):
-        if simulated.shots[i].state == SHOT_MADE and simulated.shots[i].unmarked and simulated.clones(simulated.shots[i].id) == 0:
+        if (
+            simulated.shots[i].state == SHOT_MADE
+            and simulated.shots[i].unmarked
+            and simulated.clones(simulated.shots[i].id) == 0
+        ):
             drop_mark(simulated, &simulated.shots[i])
-    if marks == 0 or (marks < SHOTS_AND_MARKS - SHOTS - SPARE_MARKS and simulated.run.draw(3) and not simulated.shortening):
+    if (
+        marks == 0
+        or (marks < SHOTS_AND_MARKS - SHOTS - SPARE_MARKS and simulated.run.draw(3) and not simulated.shortening)
+    ):
         mark_now(simulated, False)
         return
     if marks == 1:
@@ -131,7 +140,10 @@ cdef SimulatedSnapshot* oldest_mark(SimulatedVolume simulated) noexcept nogil:
     cdef SimulatedSnapshot* oldest = NULL
     cdef int i
     for i in range(SHOTS, SHOTS_AND_MARKS):
-        if is_mark(simulated, &simulated.shots[i]) and (oldest is NULL or sequence_of(simulated, &simulated.shots[i]) < sequence_of(simulated, oldest)):
+        if (
+            is_mark(simulated, &simulated.shots[i])
+            and (oldest is NULL or sequence_of(simulated, &simulated.shots[i]) < sequence_of(simulated, oldest))
+        ):
             oldest = &simulated.shots[i]
     return oldest
 
@@ -202,8 +214,14 @@ cdef void doubt_moments(SimulatedVolume simulated, bint power) noexcept nogil:
     cdef int i
     simulated.pausing = False
     for i in range(MOMENTS):
-        if simulated.oracle.doubtful_from < simulated.moments[i].begun or (
-                power and not simulated.oracle.keeps_nothing_volatile and simulated.oracle.stable < simulated.moments[i].begun):
+        if (
+            simulated.oracle.doubtful_from < simulated.moments[i].begun
+            or (
+                power
+                and not simulated.oracle.keeps_nothing_volatile
+                and simulated.oracle.stable < simulated.moments[i].begun
+            )
+        ):
             forget_moment(simulated, &simulated.moments[i])
 
 
@@ -266,7 +284,9 @@ cdef void go_to_moment(SimulatedVolume simulated, Going* going) noexcept nogil:
     simulated.run.note(b"volume %lld goes to moment %lld: error %lld", simulated.number, going.at_ns, -result)
     if going.moved:
         simulated.run.rewinds += 1
-        simulated.run.note(b"it is what it was: operation %lld", simulated.oracle.go_back(simulated.oracle, going.kept), 0, 0)
+        simulated.run.note(
+            b"it is what it was: operation %lld", simulated.oracle.go_back(simulated.oracle, going.kept), 0, 0
+        )
     simulated.oracle.let_go(going.kept)
     going.state = GOING_NOWHERE
     going.to_point_in_time = False
@@ -304,7 +324,9 @@ cdef int follow(SimulatedVolume simulated, SimulatedVolume source, const uint8_t
     cdef int result
     simulated.await_retrace(source)
     result = simulated.roll_forward.run(mark, at_ns)
-    simulated.run.note(b"volume %lld has followed %lld records, error %lld", simulated.number, simulated.roll_forward.records, -result)
+    simulated.run.note(
+        b"volume %lld has followed %lld records, error %lld", simulated.number, simulated.roll_forward.records, -result
+    )
     if simulated.run.damages == 0:
         simulated.run.fail(simulated.roll_forward.reason, result)
     return result

@@ -21,7 +21,8 @@ cdef enum:
     TRACED = 1024                    # the last events that are kept
 
 cdef enum ActionKind:                # of a run; to add one: here, in KIND_NAMES, draw_swarm() and Simulation.begin()
-    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP, MARK, MOMENT, REWIND, DETACH, STRAY,
+    READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP,
+    MARK, MOMENT, REWIND, DETACH, STRAY,
     VERIFY,                          # not drawn: reads after a recovery
     KINDS
 

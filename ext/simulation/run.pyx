@@ -14,8 +14,10 @@ from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
 from iomesh.engine.base.task cimport wait, waited
 
 CLUSTER = b"simulated worlds"
-KIND_NAMES = ("read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
-              "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify")
+KIND_NAMES = (
+    "read", "write", "zero", "flush", "checkpoint", "grow", "pause", "clean", "snapshot", "delete", "look", "restore",
+    "damage", "clone", "drop", "mark", "moment", "rewind", "detach", "stray", "verify"
+)
 
 cdef char* spare_memory = NULL
 
@@ -136,7 +138,7 @@ cdef class RunState:
             self.note(b"WRONG", 0, 0, 0)
 
     cdef void fail(self, const char* what, int error) noexcept nogil:
-        """An operation ended with this error (negative; 0: none), which is allowed when there is no space, devices fail,
+        """An operation ended with this error (negative; 0: none). It is allowed when there is no space, devices fail,
         the metadata service does not answer, or its volume closes."""
         if error == -EHOSTUNREACH and self.outage:
             return

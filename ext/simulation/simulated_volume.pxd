@@ -59,7 +59,7 @@ cdef struct Going:
     uint8_t settling[16]             # ... the restore point that completes the restore
     SimulatedSnapshot* target
     uint8_t id[16]                   # the target's
-    int kept                         # its allowed content, by the oracle's number: the snapshot may be deleted meanwhile
+    int kept                        # its allowed content, by the oracle's number: the snapshot may be deleted meanwhile
     SimulatedSnapshot* before                     # a snapshot of the state before the restore; NULL: none is kept
     SnapshotRequest snapshot_request            # ... the engine's request for it
     SimulatedSnapshot* mark                       # with a restore window: the restore point of the restored state
@@ -198,7 +198,7 @@ cdef class SimulatedVolume:
     # In a task; restores as engine.pyx does.
     cdef int go_back(self, const uint8_t* id, SnapshotRequest* snapshot_request, SnapshotRequest* mark) noexcept nogil
     cdef Shortages shortages(self) noexcept nogil
-    cdef void check_making(self, Shortages before, int result) noexcept nogil            # of a snapshot that was not urgent
+    cdef void check_making(self, Shortages before, int result) noexcept nogil        # of a snapshot that was not urgent
     cdef void name_shot(self, SimulatedSnapshot* shot) noexcept nogil
     cdef SimulatedSnapshot* free_mark(self) noexcept nogil
     cdef uint32_t marks(self) noexcept nogil

@@ -69,8 +69,18 @@ cdef class SimulatedVolume:
         self.record.epoch += 1
         self.segments = SegmentTable()
         self.map = Map(run.cache, run.io, self.segments)
-        self.log = Log(run.reactor, run.pool, self.segments, run.stores, self.record.id[:16], self.record.epoch, SEGMENT_BYTES_MIN // BLOCK_BYTES)
-        self.volume = Volume(self.record.id[:16], run.reactor, run.pool, self.log, self.map, self.segments, self.record.size_blocks)
+        self.log = Log(
+            run.reactor,
+            run.pool,
+            self.segments,
+            run.stores,
+            self.record.id[:16],
+            self.record.epoch,
+            SEGMENT_BYTES_MIN // BLOCK_BYTES,
+        )
+        self.volume = Volume(
+            self.record.id[:16], run.reactor, run.pool, self.log, self.map, self.segments, self.record.size_blocks
+        )
         self.volume.counters = self.volume.reader.counters = self.volume.checkpoints.counters = run.counters
         self.log.counters = self.log.open_segments.counters = self.log.flusher.counters = run.counters
         self.volume.latencies = run.histograms
@@ -79,12 +89,23 @@ cdef class SimulatedVolume:
         self.volume.on_event = told
         self.volume.checkpoints.on_written = checkpoint_written
         self.volume.checkpoints.on_dying = walk_dying
-        self.recovery = Recovery(self.volume, (self.record.checkpoint.segment, self.record.checkpoint.block, self.record.checkpoint.crc)
-                                 if self.record.checkpoint.flags & POINTER_PRESENT else None)
+        self.recovery = Recovery(
+            self.volume,
+            (self.record.checkpoint.segment, self.record.checkpoint.block, self.record.checkpoint.crc)
+            if self.record.checkpoint.flags & POINTER_PRESENT
+            else None,
+        )
         self.cleaner = Cleaner(self.volume)
         if run.by_clients:
-            self.clients = Clients(run.world, run.io, (<WorldIo>run.io).number, self.volume, run.clients_most,
-                                   run.clients_seed + self.record.epoch * VOLUMES_MAX + self.number, lossy="connection_half_open" in run.faults)
+            self.clients = Clients(
+                run.world,
+                run.io,
+                (<WorldIo>run.io).number,
+                self.volume,
+                run.clients_most,
+                run.clients_seed + self.record.epoch * VOLUMES_MAX + self.number,
+                lossy="connection_half_open" in run.faults,
+            )
             self.clients.owner = <void*>self
             self.clients.answered = call_answered
             self.clients.vanished = call_vanished
@@ -103,7 +124,9 @@ cdef class SimulatedVolume:
 
     cdef object make_reading(self):
         cdef RunState run = self.run
-        self.reading = Volume(self.record.id[:16], run.reactor, run.pool, None, Map(run.cache, run.io, self.segments), self.segments, 1)
+        self.reading = Volume(
+            self.record.id[:16], run.reactor, run.pool, None, Map(run.cache, run.io, self.segments), self.segments, 1
+        )
         self.reading.counters = self.reading.reader.counters = run.counters
         self.reading.latencies = run.histograms
         self.reading.listener = <void*>self
@@ -133,11 +156,18 @@ cdef class SimulatedVolume:
         if self.record.parent is not NULL:
             result = branch_off(self.volume, (<SimulatedVolume>self.record.parent).volume, self.record.snapshot)
             if result < 0:
-                snprintf(self.recovery.reason, sizeof(self.recovery.reason), b"the snapshot that it is a clone of is not there")
+                snprintf(
+                    self.recovery.reason,
+                    sizeof(self.recovery.reason),
+                    b"the snapshot that it is a clone of is not there",
+                )
         if result == 0:
             result = self.recovery.run()
         if result == 0:
-            self.run.note(b"volume %lld is recovered up to record %lld, from %lld", self.number, self.recovery.end, self.recovery.start)
+            self.run.note(
+                b"volume %lld is recovered up to record %lld, from %lld",
+                self.number, self.recovery.end, self.recovery.start
+            )
             self.open = True
         return result
 
@@ -283,7 +313,9 @@ cdef class SimulatedVolume:
         if result == 0 and before.now and after.now and before.begun == after.begun:
             self.run.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
         if result == -ENOSPC and not before.now and before.begun == after.begun:
-            self.run.fault(b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0)
+            self.run.fault(
+                b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0
+            )
         self.run.unmade += result == -ENOSPC
 
     cdef void note_oldest_read(self) noexcept nogil:
@@ -291,7 +323,11 @@ cdef class SimulatedVolume:
         cdef int i
         self.oracle.oldest_read = ~<uint64_t>0
         for i in range(SLOTS):
-            if self.run.slots[i].busy and self.run.slots[i].simulated == <void*>self and (self.run.slots[i].kind == READ or self.run.slots[i].kind == VERIFY):
+            if (
+                self.run.slots[i].busy
+                and self.run.slots[i].simulated == <void*>self
+                and (self.run.slots[i].kind == READ or self.run.slots[i].kind == VERIFY)
+            ):
                 self.oracle.oldest_read = min(self.oracle.oldest_read, self.run.slots[i].begun)
         for i in range(SHOTS_AND_MARKS):
             if self.shots[i].state == SHOT_MAKING:
@@ -315,7 +351,11 @@ cdef class SimulatedVolume:
     cdef bint excuses(self, Slot* slot, int error) noexcept nogil:
         """Whether an operation may end with this error."""
         cdef bint right = error == ENOSPC and slot.kind != READ and slot.kind != VERIFY
-        if not right and (error == EIO or error == EILSEQ) and (slot.damaged or slot.begun < self.run.damaged_at or self.meets_damage(slot)):
+        if (
+            not right
+            and (error == EIO or error == EILSEQ)
+            and (slot.damaged or slot.begun < self.run.damaged_at or self.meets_damage(slot))
+        ):
             self.run.excused += 1
             right = True
         if error == ESHUTDOWN and self.clients is not None and self.clients.leaving:
@@ -332,12 +372,17 @@ cdef class SimulatedVolume:
             slot.sectors = 1 + <uint32_t>self.run.draw(3 * BLOCK_SECTORS)
         else:
             slot.sector -= slot.sector % BLOCK_SECTORS
-            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.run.draw(1 + self.run.draw(self.run.size_max)))          # mostly small
+            # mostly small
+            slot.sectors = BLOCK_SECTORS * (1 + <uint32_t>self.run.draw(1 + self.run.draw(self.run.size_max)))
         if slot.kind == ZERO and self.run.chance(32):
             slot.sectors = REGION_SECTORS
         region = slot.sector // REGION_SECTORS
         whole = (region + 1) * REGION_SECTORS - slot.sector
-        if slot.kind != READ and region + 1 < self.usable and self.run.leaves[region + 1] == self.run.leaves[region] + 1:
+        if (
+            slot.kind != READ
+            and region + 1 < self.usable
+            and self.run.leaves[region + 1] == self.run.leaves[region] + 1
+        ):
             whole += REGION_SECTORS
         slot.sectors = min(min(slot.sectors, whole), <uint32_t>(READ_BLOCKS * BLOCK_SECTORS))
         if slot.kind == WRITE or slot.kind == ZERO:
@@ -382,7 +427,9 @@ cdef class SimulatedVolume:
         if slot.kind == FLUSH:
             return self.clients.ask(CMD_FLUSH, 0, 0, 0, NULL, slot)
         if slot.kind == READ:
-            return self.clients.ask(CMD_READ, 0, offset, bytes, slot.buffer + place % BLOCK_SECTORS * SECTOR_BYTES, slot)
+            return self.clients.ask(
+                CMD_READ, 0, offset, bytes, slot.buffer + place % BLOCK_SECTORS * SECTOR_BYTES, slot
+            )
         if slot.kind == WRITE:
             return self.clients.ask(CMD_WRITE, flags, offset, bytes, slot.buffer, slot)
         if offset % BLOCK_BYTES == 0 and bytes % BLOCK_BYTES == 0 and self.clients.draw(2):
@@ -419,14 +466,22 @@ cdef class SimulatedVolume:
             data = slot.buffer + slot.done * SECTOR_BYTES if slot.kind == WRITE else NULL
             if place % BLOCK_SECTORS == 0 and left >= BLOCK_SECTORS:
                 if slot.kind == WRITE:
-                    taken = self.volume.write(&slot.request, place // BLOCK_SECTORS, left // BLOCK_SECTORS, data, &slot.when)
+                    taken = self.volume.write(
+                        &slot.request, place // BLOCK_SECTORS, left // BLOCK_SECTORS, data, &slot.when
+                    )
                 else:
                     taken = self.volume.zero(&slot.request, place // BLOCK_SECTORS, left // BLOCK_SECTORS, &slot.when)
                 count = <uint32_t>max(taken, <int64_t>0) * BLOCK_SECTORS
             else:
                 count = min(left, <uint32_t>(BLOCK_SECTORS - place % BLOCK_SECTORS))
-                taken = self.volume.merge(&slot.request, place // BLOCK_SECTORS, <uint32_t>(place % BLOCK_SECTORS) * SECTOR_BYTES, count * SECTOR_BYTES, data,
-                                          &slot.when)
+                taken = self.volume.merge(
+                    &slot.request,
+                    place // BLOCK_SECTORS,
+                    <uint32_t>(place % BLOCK_SECTORS) * SECTOR_BYTES,
+                    count * SECTOR_BYTES,
+                    data,
+                    &slot.when,
+                )
             if taken == 0:
                 return
             if taken < 0:
@@ -470,7 +525,10 @@ cdef class SimulatedVolume:
         if slot.read.error:
             self.run.failures += 1
             if not self.excuses(slot, slot.read.error):
-                self.run.fault(b"a read of sector %lld of the model fails with error %lld, and no device failed", slot.sector, slot.read.error)
+                self.run.fault(
+                    b"a read of sector %lld of the model fails with error %lld, and no device failed",
+                    slot.sector, slot.read.error
+                )
         else:
             if slot.read.unmapped:
                 memset(slot.buffer, 0, slot.read.count * BLOCK_BYTES)
@@ -605,7 +663,9 @@ cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) no
 
 
 cdef void ask_metadata(SimulatedVolume simulated, uint64_t sequence, Pointer pointer) noexcept nogil:
-    simulated.run.note(b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block)
+    simulated.run.note(
+        b"checkpoint %lld is written at segment %lld block %lld", sequence, pointer.segment, pointer.block
+    )
     simulated.moving_sequence = sequence
     simulated.moving = pointer
     # While a request is in flight, its answer is ignored and this one follows it.
@@ -641,7 +701,8 @@ cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:
     if simulated.going.state == GOING_BACK and simulated.going.to_point_in_time:
         simulated.going.moved = simulated.going.moved or makes(simulated.volume.snapshots, simulated.going.settling)
     else:
-        simulated.going.moved = simulated.going.state == GOING_BACK and simulated.going.snapshot_request.made  # the second of its two checkpoints
+        # the second of its two checkpoints
+        simulated.going.moved = simulated.going.state == GOING_BACK and simulated.going.snapshot_request.made
     simulated.run.note(b"the pointer is moved to checkpoint %lld", simulated.moving_sequence, 0, 0)
 
 

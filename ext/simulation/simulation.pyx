@@ -22,22 +22,30 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.volume.cleaning cimport ROW_CLEANABLE, Cleaned, Plan, Row
-from iomesh.engine.simulation.clones cimport begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_point_in_time
+from iomesh.engine.simulation.clones cimport (
+    begin_clone, begin_leaving, delete_needless, erase, leave, shut, take_to_point_in_time
+)
 from iomesh.engine.simulation.damage cimport damage, lead_astray, leave_stray, miss_stray, notice_strays, refusal_is_due
 from iomesh.engine.simulation.flattening cimport begin_detaching, go_on_detaching
 from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
 from iomesh.engine.simulation.run cimport (
-    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS, STRAY, VOLUMES_MAX, RunState)
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS,
+    STRAY, VOLUMES_MAX, RunState
+)
 from iomesh.engine.map.map cimport MapCache
 from iomesh.engine.simulation.points_in_time cimport (
-    begin_mark, begin_point_in_time, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable, keep_point_in_time, rewind, undo)
+    begin_mark, begin_point_in_time, begin_rewind, doubt_moments, forget_ambiguous, forget_unreachable,
+    keep_point_in_time, rewind, undo
+)
 from iomesh.engine.base.planted cimport CAN_PLANT
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.simulation.snapshots cimport begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
+from iomesh.engine.simulation.snapshots cimport (
+    begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
+)
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.store.store cimport Store, format_store, plan_store
 from iomesh.engine.simulation.swarm cimport draw_swarm
@@ -274,7 +282,9 @@ cdef class Simulation(RunState):
             if self.step >= self.crash_step or (idle > 2 and self.crash_step < NEVER_CRASHES):
                 return self.crash(self.chance(self.power))
             if restless > RESTLESS_MAX:
-                self.fault(b"the reactor is busy for %lld turns in which no device and no timer has done anything", restless, 0)
+                self.fault(
+                    b"the reactor is busy for %lld turns in which no device and no timer has done anything", restless, 0
+                )
                 return END_WRONG
             if idle > IDLE_POLLS_MAX * patience or self.step >= NEVER_CRASHES or \
                     (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * patience * <int64_t>1000000000):
@@ -294,30 +304,52 @@ cdef class Simulation(RunState):
         self.note(b"in the world %lld events are due", self.world.event_queue.count, 0, 0)
         for i in range(SLOTS):
             if self.slots[i].busy:
-                self.note(b"under way: kind %lld, %lld sectors done of %lld", self.slots[i].kind, self.slots[i].done, self.slots[i].sectors)
-                self.note(b"           parts %lld, complete %lld", self.slots[i].request.parts, self.slots[i].request.complete, 0)
-                self.fault(b"an operation of kind %lld (number %lld) never ends", self.slots[i].kind, self.slots[i].number)
+                self.note(
+                    b"under way: kind %lld, %lld sectors done of %lld",
+                    self.slots[i].kind, self.slots[i].done, self.slots[i].sectors
+                )
+                self.note(
+                    b"           parts %lld, complete %lld",
+                    self.slots[i].request.parts, self.slots[i].request.complete, 0
+                )
+                self.fault(
+                    b"an operation of kind %lld (number %lld) never ends", self.slots[i].kind, self.slots[i].number
+                )
         self.fault(b"nothing happens any more in phase %lld, with %lld operations under way", self.phase, self.busy)
         return END_WRONG
 
     cdef void tell_state(self, SimulatedVolume simulated) noexcept nogil:
         self.note(b"volume %lld: %lld operations, %lld tasks", simulated.number, simulated.busy, simulated.tasks)
-        self.note(b"the log has %lld records, %lld of them committed; it lets nobody in: %lld", simulated.log.last_appended(), simulated.log.committed,
-                  simulated.log.draining)
-        self.note(b"merges: %lld; a segment to append to: %lld, another one: %lld", simulated.volume.merging, simulated.log.open_segments.current is not NULL,
-                  simulated.log.open_segments.prepared is not NULL)
-        self.note(b"stable up to record %lld; devices that are being flushed: %lld", simulated.log.flusher.stable, simulated.log.flusher.left, 0)
+        self.note(
+            b"the log has %lld records, %lld of them committed; it lets nobody in: %lld",
+            simulated.log.last_appended(), simulated.log.committed, simulated.log.draining
+        )
+        self.note(
+            b"merges: %lld; a segment to append to: %lld, another one: %lld",
+            simulated.volume.merging, simulated.log.open_segments.current is not NULL,
+            simulated.log.open_segments.prepared is not NULL
+        )
+        self.note(
+            b"stable up to record %lld; devices that are being flushed: %lld",
+            simulated.log.flusher.stable, simulated.log.flusher.left, 0
+        )
         self.note(b"a checkpoint is under way: %lld; a write-back: %lld", simulated.volume.checkpoints.running,
                   simulated.volume.checkpoints.write_back.running, 0)
-        self.note(b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld", simulated.log.pool_wait_asked, self.pool.free[2],
-                  simulated.log.building is not NULL)
+        self.note(
+            b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld",
+            simulated.log.pool_wait_asked, self.pool.free[2], simulated.log.building is not NULL
+        )
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
         cdef bint lawful = self.damage_allowed if error == -EUCLEAN else self.errors_allowed
         self.note(b"refused with error %lld", -error, 0, 0)
         if not lawful and not (self.damages and (error == -EIO or error == -EUCLEAN or error == -EILSEQ)):
             self.fault(b"refused to open:", 0, 0)
-            snprintf(self.words, sizeof(self.words), b"refused to open, and nothing is damaged: %s (error %d)", reason, -error)
+            snprintf(
+                self.words, sizeof(self.words),
+                b"refused to open, and nothing is damaged: %s (error %d)",
+                reason, -error
+            )
         self.phase = REFUSED
 
     cdef void issue(self) noexcept nogil:
@@ -339,21 +371,34 @@ cdef class Simulation(RunState):
             gone = (<SimulatedVolume>self.volume_pointers[i]).let_clients_leave() and gone
         for kind in range(<int>RECORD):
             if gone and self.pool.free[kind] < self.pool.counts[kind]:
-                self.fault(b"no client is left, and %lld buffers of kind %lld are not free", self.pool.counts[kind] - self.pool.free[kind], kind)
+                self.fault(
+                    b"no client is left, and %lld buffers of kind %lld are not free",
+                    self.pool.counts[kind] - self.pool.free[kind], kind
+                )
         return gone
 
     cdef void verify_more(self) noexcept nogil:
         cdef int i
         for i in range(self.volume_count):
-            while (<SimulatedVolume>self.volume_pointers[i]).open and self.busy < SLOTS and (<SimulatedVolume>self.volume_pointers[i]).verify():
+            while (
+                (<SimulatedVolume>self.volume_pointers[i]).open
+                and self.busy < SLOTS
+                and (<SimulatedVolume>self.volume_pointers[i]).verify()
+            ):
                 pass
         if self.busy:
             return
         for i in range(self.volume_count):
-            if (<SimulatedVolume>self.volume_pointers[i]).open and \
-                    (<SimulatedVolume>self.volume_pointers[i]).verify_next < (<SimulatedVolume>self.volume_pointers[i]).verify_end:
+            if (
+                (<SimulatedVolume>self.volume_pointers[i]).open
+                and (<SimulatedVolume>self.volume_pointers[i]).verify_next
+                < (<SimulatedVolume>self.volume_pointers[i]).verify_end
+            ):
                 return
-            if (<SimulatedVolume>self.volume_pointers[i]).open and not (<SimulatedVolume>self.volume_pointers[i]).oracle.settled():
+            if (
+                (<SimulatedVolume>self.volume_pointers[i]).open
+                and not (<SimulatedVolume>self.volume_pointers[i]).oracle.settled()
+            ):
                 self.fault((<SimulatedVolume>self.volume_pointers[i]).oracle.words, 0, 0)
         self.note(b"what was to be read is read", 0, 0, 0)
         self.phase = LOOKING
@@ -416,7 +461,10 @@ cdef class Simulation(RunState):
         """Whether no volume rejects requests because of a restore or deletion."""
         cdef int i
         for i in range(self.volume_count):
-            if (<SimulatedVolume>self.volume_pointers[i]).going.state != GOING_NOWHERE or (<SimulatedVolume>self.volume_pointers[i]).leaving == IS_TO_LEAVE:
+            if (
+                (<SimulatedVolume>self.volume_pointers[i]).going.state != GOING_NOWHERE
+                or (<SimulatedVolume>self.volume_pointers[i]).leaving == IS_TO_LEAVE
+            ):
                 return False
             if (<SimulatedVolume>self.volume_pointers[i]).pausing:
                 return False
@@ -512,8 +560,11 @@ cdef class Simulation(RunState):
     cdef void tell_snapshots(self, SnapshotTable snapshots) noexcept nogil:
         cdef uint32_t i
         for i in range(snapshots.count):
-            self.note(b"snapshot %lld grew from %lld, flags %lld", (<uint32_t*>snapshots.all[i].entry.id)[0], (<uint32_t*>snapshots.all[i].entry.parent)[0],
-                      snapshots.all[i].entry.flags)
+            self.note(
+                b"snapshot %lld grew from %lld, flags %lld",
+                (<uint32_t*>snapshots.all[i].entry.id)[0], (<uint32_t*>snapshots.all[i].entry.parent)[0],
+                snapshots.all[i].entry.flags
+            )
 
     cdef void show_volumes(self) noexcept nogil:
         """Registers the volumes with the checker."""
@@ -521,17 +572,24 @@ cdef class Simulation(RunState):
         self.checker.begin()
         for depth in range(self.volume_count):           # each clone after its parent
             for i in range(self.volume_count):
-                if (<SimulatedVolume>self.volume_pointers[i]).open and (<SimulatedVolume>self.volume_pointers[i]).ancestors() == depth:
+                if (
+                    (<SimulatedVolume>self.volume_pointers[i]).open
+                    and (<SimulatedVolume>self.volume_pointers[i]).ancestors() == depth
+                ):
                     self.checker.add((<SimulatedVolume>self.volume_pointers[i]).volume)
         for i in range(self.volume_count):
-            if (<SimulatedVolume>self.volume_pointers[i]).record.exists and not (<SimulatedVolume>self.volume_pointers[i]).open:
+            if (
+                (<SimulatedVolume>self.volume_pointers[i]).record.exists
+                and not (<SimulatedVolume>self.volume_pointers[i]).open
+            ):
                 self.checker.add_closed((<SimulatedVolume>self.volume_pointers[i]).record.id)
 
     cdef bint stores_add_up(self, bint closed) noexcept nogil:
         cdef int i
         for i in range(self.store_count):
+            # a failed store's journal may be ahead
             if not (<Store>self.store_pointers[i]).failed and \
-                    not self.checker.add_up(<Store>self.store_pointers[i], closed):    # a failed store's journal may be ahead
+                    not self.checker.add_up(<Store>self.store_pointers[i], closed):
                 return False
         return True
 
@@ -543,17 +601,41 @@ cdef class Simulation(RunState):
 
     @property
     def told(self):
-        return {"operations": self.operations, "crashes": self.crashes, "power_cuts": self.power_cuts, "stops": self.clean_stops, "moves": self.moves,
-                "restores": self.restores, "clones": self.clones, "hidden": self.hidden, "drops": self.drops,
-                "rewinds": self.rewinds, "undone": self.undone, "unmade": self.unmade, "detached": self.detached,
-                "refusals": self.refusals, "damages": self.damages, "astray": self.astray, "excused": self.excused,
-                "struck": sum(self.world.counts.values()),
-                "drops_of_caches": self.drops_of_caches, "copied": self.copied, "silences": self.silences,
-                "failures": self.failures, "asked": self.asked, "vanished": self.vanished,
-                "walks": self.walks, "walked": self.checker.blocks, "comparisons": self.comparisons,
-                "compacted": self.cleaned.compacted, "evacuated": self.cleaned.evacuated,
-                "compared": self.ledger.compared, "ambiguous": self.ledger.ambiguous, "events": self.world.events,
-                **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))}}
+        return {
+            "operations": self.operations,
+            "crashes": self.crashes,
+            "power_cuts": self.power_cuts,
+            "stops": self.clean_stops,
+            "moves": self.moves,
+            "restores": self.restores,
+            "clones": self.clones,
+            "hidden": self.hidden,
+            "drops": self.drops,
+            "rewinds": self.rewinds,
+            "undone": self.undone,
+            "unmade": self.unmade,
+            "detached": self.detached,
+            "refusals": self.refusals,
+            "damages": self.damages,
+            "astray": self.astray,
+            "excused": self.excused,
+            "struck": sum(self.world.counts.values()),
+            "drops_of_caches": self.drops_of_caches,
+            "copied": self.copied,
+            "silences": self.silences,
+            "failures": self.failures,
+            "asked": self.asked,
+            "vanished": self.vanished,
+            "walks": self.walks,
+            "walked": self.checker.blocks,
+            "comparisons": self.comparisons,
+            "compacted": self.cleaned.compacted,
+            "evacuated": self.cleaned.evacuated,
+            "compared": self.ledger.compared,
+            "ambiguous": self.ledger.ambiguous,
+            "events": self.world.events,
+            **{KIND_NAMES[kind]: self.done[kind] for kind in range(len(KIND_NAMES))},
+        }
 
 
 cdef bint is_half_done(SimulatedVolume simulated) noexcept nogil:
@@ -605,7 +687,11 @@ cdef void boot_process(Simulation run) noexcept nogil:
         if opened == 0:
             break
     for i in range(run.volume_count):
-        if result == 0 and (<SimulatedVolume>run.volume_pointers[i]).open and not settle_shots((<SimulatedVolume>run.volume_pointers[i])):
+        if (
+            result == 0
+            and (<SimulatedVolume>run.volume_pointers[i]).open
+            and not settle_shots((<SimulatedVolume>run.volume_pointers[i]))
+        ):
             return
     if result == 0:
         result = finish_restores(run)
@@ -631,7 +717,11 @@ cdef int finish_restores(Simulation run) noexcept nogil:
     cdef int result = 0
     for depth in range(run.volume_count):
         for i in range(run.volume_count):
-            if result == 0 and (<SimulatedVolume>run.volume_pointers[i]).open and (<SimulatedVolume>run.volume_pointers[i]).ancestors() == depth:
+            if (
+                result == 0
+                and (<SimulatedVolume>run.volume_pointers[i]).open
+                and (<SimulatedVolume>run.volume_pointers[i]).ancestors() == depth
+            ):
                 forget_ambiguous(<SimulatedVolume>run.volume_pointers[i])
                 result = undo(<SimulatedVolume>run.volume_pointers[i])
                 forget_unreachable(<SimulatedVolume>run.volume_pointers[i])
@@ -645,7 +735,9 @@ cdef int finish_restores(Simulation run) noexcept nogil:
 cdef bint can_open(SimulatedVolume simulated) noexcept nogil:
     if simulated.open or not simulated.record.exists:
         return False
-    return simulated.record.deleting or simulated.record.parent is NULL or (<SimulatedVolume>simulated.record.parent).open
+    return (
+        simulated.record.deleting or simulated.record.parent is NULL or (<SimulatedVolume>simulated.record.parent).open
+    )
 
 
 cdef int open_one(Simulation run, SimulatedVolume simulated) noexcept nogil:
@@ -660,7 +752,10 @@ cdef int open_one(Simulation run, SimulatedVolume simulated) noexcept nogil:
     if result == 0:
         leave_stray(simulated)
     elif not (run.errors_allowed or refusal_is_due(simulated)):
-        run.fault(b"refused to open, though nothing says that record %lld was stable, which went astray", simulated.stray.sequence, 0)
+        run.fault(
+            b"refused to open, though nothing says that record %lld was stable, which went astray",
+            simulated.stray.sequence, 0
+        )
     if result < 0:
         run.refused(simulated.recovery.reason, result)
     return result
@@ -682,7 +777,10 @@ cdef void write_checkpoint(SimulatedVolume simulated) noexcept nogil:
     cdef int result = simulated.volume.checkpoints.run()
     simulated.end_task()
     if result == 0 and simulated.volume.checkpoints.sequence < changed:
-        simulated.run.fault(b"a checkpoint that was asked for when record %lld was committed is of record %lld", changed, simulated.volume.checkpoints.sequence)
+        simulated.run.fault(
+            b"a checkpoint that was asked for when record %lld was committed is of record %lld",
+            changed, simulated.volume.checkpoints.sequence
+        )
     simulated.run.fail(b"a checkpoint", result)
 
 
@@ -709,7 +807,9 @@ cdef void clean_some(SimulatedVolume simulated) noexcept nogil:
         return
     simulated.run.cleaned.compacted += told.compacted
     simulated.run.cleaned.evacuated += told.evacuated
-    simulated.run.note(b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped)
+    simulated.run.note(
+        b"cleaned: %lld compacted, %lld evacuated, %lld skipped", told.compacted, told.evacuated, told.skipped
+    )
     if told.compacted and simulated.run.chance(32):
         simulated.run.hurry()                            # the blocks that replaced the dead ones must be stable by now
     if told.failed and not simulated.run.damages:
@@ -737,14 +837,22 @@ cdef int64_t stop_body(void* argument) noexcept nogil:
 cdef void stop(Simulation run) noexcept nogil:
     cdef int i, result
     for i in range(run.volume_count):
-        if (<SimulatedVolume>run.volume_pointers[i]).open and run.chance(192) and not (<SimulatedVolume>run.volume_pointers[i]).log.error:
+        if (
+            (<SimulatedVolume>run.volume_pointers[i]).open
+            and run.chance(192)
+            and not (<SimulatedVolume>run.volume_pointers[i]).log.error
+        ):
             result = (<SimulatedVolume>run.volume_pointers[i]).volume.checkpoints.run()
             run.fail(b"the last checkpoint", result)
-            if result == -ENOSPC and not (run.errors_allowed or run.cloning):        # the reserve is for the checkpoints of two volumes (store/store.pyx)
+            # the reserve is for the checkpoints of two volumes (store/store.pyx)
+            if result == -ENOSPC and not (run.errors_allowed or run.cloning):
                 run.fault(b"there is no room for the last checkpoint", 0, 0)
     if run.last or run.chance(64):
         for i in range(run.volume_count):
-            if (<SimulatedVolume>run.volume_pointers[i]).open and not compare_derived(run, (<SimulatedVolume>run.volume_pointers[i])):
+            if (
+                (<SimulatedVolume>run.volume_pointers[i]).open
+                and not compare_derived(run, (<SimulatedVolume>run.volume_pointers[i]))
+            ):
                 return
     run.show_volumes()
     while close_one(run):
@@ -761,7 +869,10 @@ cdef bint close_one(Simulation run) noexcept nogil:
     for i in range(run.volume_count):
         needed = False
         for k in range(run.volume_count):
-            if (<SimulatedVolume>run.volume_pointers[k]).open and (<SimulatedVolume>run.volume_pointers[k]).record.parent == run.volume_pointers[i]:
+            if (
+                (<SimulatedVolume>run.volume_pointers[k]).open
+                and (<SimulatedVolume>run.volume_pointers[k]).record.parent == run.volume_pointers[i]
+            ):
                 needed = True
         if (<SimulatedVolume>run.volume_pointers[i]).open and not needed:
             shut(<SimulatedVolume>run.volume_pointers[i])

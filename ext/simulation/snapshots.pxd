@@ -2,10 +2,12 @@
 
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.simulation.simulated_volume cimport (
-    GOING_BACK, GOING_NOWHERE, GOING_WAITS, SHOT_DELETING, SHOT_MADE, SHOT_MAKING, SHOT_NONE, SHOT_UNKNOWN, SHOTS, SHOTS_AND_MARKS, Going, Making,
-    Shortages, SimulatedSnapshot, SimulatedVolume)
+    GOING_BACK, GOING_NOWHERE, GOING_WAITS, SHOT_DELETING, SHOT_MADE, SHOT_MAKING, SHOT_NONE, SHOT_UNKNOWN, SHOTS,
+    SHOTS_AND_MARKS, Going, Making, Shortages, SimulatedSnapshot, SimulatedVolume
+)
 
-cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nogil    # SNAPSHOT, DELETE, LOOK or RESTORE, if there is one for it
+# SNAPSHOT, DELETE, LOOK or RESTORE, if there is one for it
+cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nogil
 cdef bint begin_restore(SimulatedVolume simulated) noexcept nogil
 cdef void name_snapshot_request(SnapshotRequest* snapshot_request, const SimulatedSnapshot* shot) noexcept nogil
 # For a snapshot that is dying from the start.

@@ -21,7 +21,12 @@ cdef void begin_with_snapshots(SimulatedVolume simulated, int kind) noexcept nog
         shot = simulated.any_shot(SHOT_NONE)
     elif kind != RESTORE or simulated.run.chance(64):      # a restore stalls the others: rarely
         shot = simulated.any_shot(SHOT_MADE)
-    if shot is NULL or (kind == LOOK and simulated.run.looking) or simulated.changing or (kind == DELETE and simulated.clones(shot.id)):
+    if (
+        shot is NULL
+        or (kind == LOOK and simulated.run.looking)
+        or simulated.changing
+        or (kind == DELETE and simulated.clones(shot.id))
+    ):
         return
     simulated.begin_change()
     simulated.run.count(kind)
@@ -121,7 +126,9 @@ cdef void restore(SimulatedVolume simulated) noexcept nogil:
     """Restores as engine.pyx does, with no client connected."""
     cdef Going* going = &simulated.going
     cdef Shortages shortages = simulated.shortages()
-    cdef int result = simulated.go_back(going.id, &going.snapshot_request, NULL if going.mark is NULL else &going.mark_request)
+    cdef int result = simulated.go_back(
+        going.id, &going.snapshot_request, NULL if going.mark is NULL else &going.mark_request
+    )
     if going.before is not NULL:
         simulated.check_making(shortages, result)
     simulated.end_change()
@@ -138,7 +145,9 @@ cdef void restore(SimulatedVolume simulated) noexcept nogil:
         going.before.size_blocks = going.snapshot_request.entry.size_bytes // BLOCK_BYTES
         going.before.state = SHOT_MADE if result == 0 else SHOT_DELETING
     if (result == 0) != going.moved:
-        simulated.run.fault(b"going back to a snapshot ends with error %lld, and a pointer was moved (%lld)", -result, going.moved)
+        simulated.run.fault(
+            b"going back to a snapshot ends with error %lld, and a pointer was moved (%lld)", -result, going.moved
+        )
     elif result == 0:
         went_back(simulated)
     elif result != -ENOENT or going.target.state == SHOT_MADE:
@@ -215,10 +224,18 @@ cdef void look_at(SimulatedVolume simulated, SimulatedSnapshot* shot, bint whole
         wait(&simulated.looked)
         if simulated.look.error:
             simulated.run.failures += 1
-            if simulated.run.damages and simulated.checker.is_damaged(simulated.volume, &simulated.reading.map.root, simulated.look.block, NODE_POINTERS, True):
+            if (
+                simulated.run.damages
+                and simulated.checker.is_damaged(
+                    simulated.volume, &simulated.reading.map.root, simulated.look.block, NODE_POINTERS, True
+                )
+            ):
                 simulated.run.excused += 1
             elif not simulated.run.errors_allowed:
-                simulated.run.fault(b"a read of snapshot %lld fails with error %lld, and no device failed", shot.number, simulated.look.error)
+                simulated.run.fault(
+                    b"a read of snapshot %lld fails with error %lld, and no device failed",
+                    shot.number, simulated.look.error
+                )
             continue
         if simulated.look.unmapped:
             memset(simulated.run.look_buffer, 0, READ_BLOCKS * BLOCK_BYTES)
@@ -247,7 +264,9 @@ cdef void end_look(SimulatedVolume simulated) noexcept nogil:
 cdef void went_back(SimulatedVolume simulated) noexcept nogil:
     """The restore took place: the volume now has the snapshot's content."""
     simulated.run.restores += 1
-    simulated.run.note(b"it has gone back: operation %lld", simulated.oracle.go_back(simulated.oracle, simulated.going.kept), 0, 0)
+    simulated.run.note(
+        b"it has gone back: operation %lld", simulated.oracle.go_back(simulated.oracle, simulated.going.kept), 0, 0
+    )
 
 
 cdef void doubt_shots(SimulatedVolume simulated) noexcept nogil:
@@ -263,7 +282,10 @@ cdef void doubt_shots(SimulatedVolume simulated) noexcept nogil:
             shot.state = SHOT_UNKNOWN
     if simulated.going.state == GOING_BACK and simulated.going.moved:
         went_back(simulated)
-    if simulated.going.state == GOING_BACK or (simulated.going.state == GOING_WAITS and simulated.going.to_point_in_time):
+    if (
+        simulated.going.state == GOING_BACK
+        or (simulated.going.state == GOING_WAITS and simulated.going.to_point_in_time)
+    ):
         simulated.oracle.let_go(simulated.going.kept)
     simulated.going.state = GOING_NOWHERE
     simulated.going.to_point_in_time = False

@@ -9,8 +9,9 @@ from iomesh.engine.simulation.clients cimport CLIENTS
 from iomesh.engine.simulation.oracle cimport OPERATIONS_MAX
 from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN
 from iomesh.engine.simulation.run cimport (
-    CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, PAUSE, READ, RESTORE, REWIND, SLOTS, SNAPSHOT,
-    STRAY, VERIFY, WRITE, ZERO, RunState)
+    CHECKPOINT, CLEAN, CLONE, DAMAGE, DELETE, DETACH, DROP, FLUSH, GROW, KINDS, LOOK, MARK, MOMENT, PAUSE, READ,
+    RESTORE, REWIND, SLOTS, SNAPSHOT, STRAY, VERIFY, WRITE, ZERO, RunState
+)
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.simulation.world cimport World
 
@@ -33,7 +34,9 @@ cdef object draw_swarm(RunState run, operations):
     run.store_count = 2 if run.draw(4) == 0 or (failing_flushes and run.seed % 2) else 1
     volatile = run.draw(4) != 0 or failing_flushes
     for i in range(run.store_count):
-        if run.world.add_disk(DEVICE_BYTES_MIN, volatile and (i == 0 or run.draw(2)), [4, 32, 256][run.draw(3)] * <uint64_t>(1 << 18)) != i:
+        if run.world.add_disk(
+            DEVICE_BYTES_MIN, volatile and (i == 0 or run.draw(2)), [4, 32, 256][run.draw(3)] * <uint64_t>(1 << 18)
+        ) != i:
             raise MemoryError("no memory for a device")
     run.journal_bytes = [256, 256, 256, 1024][run.draw(4)] << 10        # short ones often switch halves
     run.regions = [1, 2, 4, 8, 12, 16][run.draw(6)]
@@ -87,7 +90,11 @@ cdef object draw_swarm(RunState run, operations):
     run.hurried = [0, 64, 128][run.draw(3)]
     run.unverified = [0, 64, 128][run.draw(3)]
     run.per_life = [20, 100, 400, 1500][run.draw(4)]
-    run.operations = operations if operations is not None else [300, 1000, 3000][run.draw(3)] * (LONG_LIFE if run.per_life >= 400 else 1)
+    run.operations = (
+        operations
+        if operations is not None
+        else [300, 1000, 3000][run.draw(3)] * (LONG_LIFE if run.per_life >= 400 else 1)
+    )
     run.operations = min(run.operations, <uint64_t>(OPERATIONS_MAX // 2))
     run.pool = Pool(4, 2, run.records)
     run.faults = {}
@@ -107,12 +114,32 @@ cdef object draw_swarm(RunState run, operations):
         run.faults["clock_jump"] = [0.001, 0.01, 0.1][run.draw(3)]
     run.keeps_nothing_volatile = not volatile or not (run.power or failing_flushes)
     run.drawn = {
-        "stores": run.store_count, "journal_bytes": run.journal_bytes, "volatile": bool(volatile), "regions": run.regions, "spread": spread,
-        "depth": run.depth, "size_max": run.size_max, "odd": run.odd,
-        "hot": run.hot, "stable": run.stable, "frames": run.frames, "records": run.records, "interval": run.interval,
-        "outage": run.outage, "power": run.power, "stops": run.stops, "hurried": run.hurried, "unverified": run.unverified, "per_life": run.per_life,
-        "by_clients": run.by_clients, "clients_most": run.clients_most, "network_ns": run.world.latencies["network_ns"], "faults": run.faults,
-        "weights": {KIND_NAMES[kind]: run.weights[kind] for kind in range(<int>VERIFY)}, "operations": run.operations}
+        "stores": run.store_count,
+        "journal_bytes": run.journal_bytes,
+        "volatile": bool(volatile),
+        "regions": run.regions,
+        "spread": spread,
+        "depth": run.depth,
+        "size_max": run.size_max,
+        "odd": run.odd,
+        "hot": run.hot,
+        "stable": run.stable,
+        "frames": run.frames,
+        "records": run.records,
+        "interval": run.interval,
+        "outage": run.outage,
+        "power": run.power,
+        "stops": run.stops,
+        "hurried": run.hurried,
+        "unverified": run.unverified,
+        "per_life": run.per_life,
+        "by_clients": run.by_clients,
+        "clients_most": run.clients_most,
+        "network_ns": run.world.latencies["network_ns"],
+        "faults": run.faults,
+        "weights": {KIND_NAMES[kind]: run.weights[kind] for kind in range(<int>VERIFY)},
+        "operations": run.operations,
+    }
 
 
 cdef object draw_clients(RunState run):

@@ -1,6 +1,7 @@
 # The simulated world: the second implementation of Io. See simulation/world.pyx.
 #
-#     world = World(seed)                       Python: world.faults = {"rot": 0.001, ...}; device = world.make_device(1 << 30)
+#     world = World(seed)
+#     world.faults = {"rot": 0.001, ...}        from Python, and device = world.make_device(1 << 30)
 #     io = WorldIo(world)                       a face: one node's Io; Reactor(0, io, ADAPTIVE, 50000)
 #     io.add_device(device)                     returns the same number
 #     while ...: io.poll(wait_ns); reactor.turn()
@@ -55,7 +56,8 @@ cdef class World:
     cdef uint64_t power_cuts
 
     # for the driver; probabilities are in injector.probability, fault counts in injector.counts
-    cdef int add_disk(self, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil     # its number, -EMFILE or -ENOMEM
+    # its number, -EMFILE or -ENOMEM
+    cdef int add_disk(self, uint64_t bytes, bint volatile_cache, uint64_t cache_bytes) noexcept nogil
     # Cuts the power (power False: only kills the processes, caches stay) of one face or all (-1). Call it while the
     # callers' buffers are still in memory: it reads the writes in flight once more. Afterwards these faces poll
     # CRASHED, their operations are dropped, and new faces can be created.
@@ -93,4 +95,6 @@ cdef class WorldIo(Io):
     cdef int64_t now
     cdef int64_t waited
     cdef Prng prng
-    cdef void device_operation(self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset) noexcept nogil
+    cdef void device_operation(
+        self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset
+    ) noexcept nogil

@@ -25,18 +25,18 @@ from libc.string cimport memset
 from posix.uio cimport iovec
 
 from iomesh.engine.simulation.event_queue cimport (
-    EVENT_DISCARD, EVENT_DUE, EVENT_FLUSH, EVENT_FREE, EVENT_READ, EVENT_READY, EVENT_RECEIVE, EVENT_SEND, EVENT_TIMER, EVENT_WRITE, NO_EVENT,
-    EventState,
+    EVENT_DISCARD, EVENT_DUE, EVENT_FLUSH, EVENT_FREE, EVENT_READ, EVENT_READY, EVENT_RECEIVE, EVENT_SEND, EVENT_TIMER,
+    EVENT_WRITE, NO_EVENT, EventState
 )
 from iomesh.engine.simulation.prng cimport below, draw, seed_prng, stirred
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.simulation.disk cimport (
-    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_forget, disk_free, disk_land, disk_make,
-    disk_mark_damaged, disk_put, disk_read, disk_sum, disk_tainted, disk_write,
+    DISK_BLOCK_BYTES, Cut, disk_cut, disk_discard, disk_draw_cut, disk_flushed, disk_forget, disk_free, disk_land,
+    disk_make, disk_mark_damaged, disk_put, disk_read, disk_sum, disk_tainted, disk_write
 )
 from iomesh.engine.simulation.faults cimport (
-    CLOCK_JUMP, DROPPING_FLUSH_ERROR, FAULTS_KEPT, FLUSH_ERROR, FORGETTING_FLUSH_ERROR, HANG, SLOW, TIMER_EARLY, TIMER_LATE, FaultRecord,
-    record_fault, strikes,
+    CLOCK_JUMP, DROPPING_FLUSH_ERROR, FAULTS_KEPT, FLUSH_ERROR, FORGETTING_FLUSH_ERROR, HANG, SLOW, TIMER_EARLY,
+    TIMER_LATE, FaultRecord, record_fault, strikes
 )
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.simulation.network cimport ENDS_MAX
@@ -47,8 +47,11 @@ cdef enum:
     LONGEST_WAIT_S = 1000000         # limits every wait: the clock must not overflow
     FIRST_UNIX_S = 1767225600        # 2026-01-01: a world starts within a year after it
 
-FAULT_NAMES = ("read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "lost_write", "misdirected_write", "rot",
-               "slow", "hang", "timer_early", "timer_late", "clock_jump", "connection_cut", "connection_half_open", "network_slow")
+FAULT_NAMES = (
+    "read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "lost_write",
+    "misdirected_write", "rot", "slow", "hang", "timer_early", "timer_late", "clock_jump", "connection_cut",
+    "connection_half_open", "network_slow"
+)
 LATENCY_NAMES = ("read_ns", "write_ns", "flush_ns", "discard_ns", "network_ns", "turn_ns")
 
 
@@ -125,8 +128,16 @@ cdef class World:
         found = []
         for at in range(self.injector.recorded - min(self.injector.recorded, FAULTS_KEPT), self.injector.recorded):
             record = &self.injector.records[at % FAULTS_KEPT]
-            found.append({"fault": FAULT_NAMES[record.fault], "time_ns": record.time_ns, "target": record.target, "offset": record.offset,
-                          "intended": record.intended, "bytes": record.bytes})
+            found.append(
+                {
+                    "fault": FAULT_NAMES[record.fault],
+                    "time_ns": record.time_ns,
+                    "target": record.target,
+                    "offset": record.offset,
+                    "intended": record.intended,
+                    "bytes": record.bytes,
+                }
+            )
         return found
 
     @property
@@ -261,8 +272,12 @@ cdef class World:
 
     cdef bint under_way(self, const Event* event, const Disk* disk, int face) noexcept nogil:
         """Whether the event is a write or discard of `disk` in flight."""
-        return event.state == EVENT_DUE and (event.kind == EVENT_WRITE or event.kind == EVENT_DISCARD) and event.target == disk.number \
+        return (
+            event.state == EVENT_DUE
+            and (event.kind == EVENT_WRITE or event.kind == EVENT_DISCARD)
+            and event.target == disk.number
             and (face < 0 or event.face == face)
+        )
 
     # ------------------------------------------------------------------ time
 
@@ -315,11 +330,18 @@ cdef class World:
         elif kind != EVENT_TIMER:
             disk = &self.disks[it.target]
             if kind == EVENT_READ:
-                result = it.result if it.mark else \
-                    disk_read(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
+                result = (
+                    it.result
+                    if it.mark
+                    else disk_read(
+                        disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset
+                    )
+                )
             elif kind == EVENT_WRITE:
                 data = crc32c(operation.buffer, operation.bytes)
-                result = disk_write(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
+                result = disk_write(
+                    disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset
+                )
             elif kind == EVENT_DISCARD:
                 result = disk_discard(disk, <uint64_t>operation.buffer, operation.offset)
             elif strikes(&self.injector, FLUSH_ERROR):
@@ -384,9 +406,12 @@ cdef class World:
                 memset(&self.faces[face], 0, sizeof(Face))
                 self.faces[face].io = io
                 self.faces[face].first_ready = NO_EVENT
-                self.faces[face].clock_ns = <int64_t>below(&self.prng, <uint64_t>1000000 * SECOND_NS) - self.event_queue.now
-                self.faces[face].unix_ns = (FIRST_UNIX_S + <int64_t>(stirred(self.seed) % (365 * 86400))) * <int64_t>SECOND_NS \
-                    + <int64_t>below(&self.prng, SECOND_NS)
+                self.faces[face].clock_ns = (
+                    <int64_t>below(&self.prng, <uint64_t>1000000 * SECOND_NS) - self.event_queue.now
+                )
+                self.faces[face].unix_ns = (
+                    FIRST_UNIX_S + <int64_t>(stirred(self.seed) % (365 * 86400))
+                ) * <int64_t>SECOND_NS + <int64_t>below(&self.prng, SECOND_NS)
                 return face
         return -EMFILE
 
@@ -415,7 +440,10 @@ cdef class World:
         cdef Disk* disk = &self.disks[operation.target]
         cdef uint32_t event
         cdef int64_t latency_ns
-        invariant(0 <= operation.target < DISKS_MAX and disk.bytes != 0, b"what is asked of a device is asked of one that there is")
+        invariant(
+            0 <= operation.target < DISKS_MAX and disk.bytes != 0,
+            b"what is asked of a device is asked of one that there is",
+        )
         if kind != EVENT_READ:
             self.boundary()
             if self.faces[face].io is NULL:
@@ -426,19 +454,31 @@ cdef class World:
             self.event_queue.events[event].mark = disk.head
         elif kind == EVENT_READ and draw(&self.prng) & 1:        # it reads the state at its start, or at its end
             self.event_queue.events[event].mark = 1
-            self.event_queue.events[event].result = disk_read(disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset)
+            self.event_queue.events[event].result = disk_read(
+                disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset
+            )
 
     cdef int64_t latency_of(self, EventKind kind, const Operation* operation) noexcept nogil:
-        cdef int64_t average_ns = self.latency.read_ns if kind == EVENT_READ else self.latency.write_ns if kind == EVENT_WRITE else \
-            self.latency.flush_ns if kind == EVENT_FLUSH else self.latency.discard_ns
-        cdef int64_t latency_ns = average_ns // 4 + <int64_t>below(&self.prng, average_ns * 3 // 2 + 1) + operation.bytes // 4
+        cdef int64_t average_ns = (
+            self.latency.read_ns if kind == EVENT_READ
+            else self.latency.write_ns if kind == EVENT_WRITE
+            else self.latency.flush_ns if kind == EVENT_FLUSH
+            else self.latency.discard_ns
+        )
+        cdef int64_t latency_ns = (
+            average_ns // 4 + <int64_t>below(&self.prng, average_ns * 3 // 2 + 1) + operation.bytes // 4
+        )
         if draw(&self.prng) % 32 == 0:                   # tail latency
             latency_ns *= 1 + below(&self.prng, 16)
         if strikes(&self.injector, SLOW):
-            record_fault(&self.injector, SLOW, self.event_queue.now, operation.target, operation.offset, operation.bytes)
+            record_fault(
+                &self.injector, SLOW, self.event_queue.now, operation.target, operation.offset, operation.bytes
+            )
             latency_ns *= 2 + below(&self.injector.prng, 99)
         if strikes(&self.injector, HANG):
-            record_fault(&self.injector, HANG, self.event_queue.now, operation.target, operation.offset, operation.bytes)
+            record_fault(
+                &self.injector, HANG, self.event_queue.now, operation.target, operation.offset, operation.bytes
+            )
             latency_ns += <int64_t>(30 + below(&self.injector.prng, 571)) * SECOND_NS
         return 1 + latency_ns
 
@@ -469,7 +509,9 @@ cdef class World:
     cdef int64_t unix_ns(self, int face) noexcept nogil:
         if strikes(&self.injector, CLOCK_JUMP):
             record_fault(&self.injector, CLOCK_JUMP, self.event_queue.now, face, 0, 0)
-            self.faces[face].unix_ns += <int64_t>below(&self.injector.prng, <uint64_t>20 * SECOND_NS) - <int64_t>10 * SECOND_NS
+            self.faces[face].unix_ns += (
+                <int64_t>below(&self.injector.prng, <uint64_t>20 * SECOND_NS) - <int64_t>10 * SECOND_NS
+            )
         return self.event_queue.now + self.faces[face].unix_ns
 
     cdef void note(self, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
@@ -493,7 +535,9 @@ cdef class WorldIo(Io):
         if self.alive:
             self.world.leave(self.number)
 
-    cdef void device_operation(self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset) noexcept nogil:
+    cdef void device_operation(
+        self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset
+    ) noexcept nogil:
         operation.kind = kind
         operation.target = device
         operation.buffer = buffer
@@ -506,14 +550,17 @@ cdef class WorldIo(Io):
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
         self.device_operation(EVENT_READ, operation, device, <char*>into, bytes, offset)
 
-    cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+    cdef void write(
+        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
+    ) noexcept nogil:
         self.device_operation(EVENT_WRITE, operation, device, <char*>data, bytes, offset)
 
     cdef void flush(self, Operation* operation, int device) noexcept nogil:
         self.device_operation(EVENT_FLUSH, operation, device, NULL, 0, 0)
 
     cdef void discard(self, Operation* operation, int device, uint64_t bytes, uint64_t offset) noexcept nogil:
-        self.device_operation(EVENT_DISCARD, operation, device, <char*>bytes, 0, offset)     # the length may exceed 32 bits
+        # the length may exceed 32 bits
+        self.device_operation(EVENT_DISCARD, operation, device, <char*>bytes, 0, offset)
 
     cdef void receive(self, Operation* operation, int connection, void* into, uint32_t bytes) noexcept nogil:
         operation.kind = EVENT_RECEIVE
@@ -589,6 +636,10 @@ cdef class WorldIo(Io):
 
     cdef int add_connection(self, int fd) noexcept nogil:
         """fd: the number of a connection's end, which World.connect gave this face."""
-        if not 0 <= fd < ENDS_MAX or not self.world.network.ends[fd].used or self.world.network.ends[fd].face != self.number:
+        if (
+            not 0 <= fd < ENDS_MAX
+            or not self.world.network.ends[fd].used
+            or self.world.network.ends[fd].face != self.number
+        ):
             return -EBADF
         return fd

@@ -15,7 +15,9 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS_MAX, SLAB_BYTES_MAX, Pointer
+from iomesh.engine.format.layout cimport (
+    BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SLAB_BLOCKS_MAX, SLAB_BYTES_MAX, Pointer
+)
 from iomesh.engine.map.map cimport ABSENT, Map, MapCache, Node
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.store.store cimport Replica, replica_offset
@@ -53,7 +55,10 @@ cdef class MemoryIo(Io):
         release(self.failing)
 
     cdef void read(self, Operation* operation, int device, void* into, uint32_t count, uint64_t offset) noexcept nogil:
-        invariant(device == DEVICE and offset % BLOCK_BYTES == 0 and self.count < ASKED_MAX, b"the map reads blocks of the device")
+        invariant(
+            device == DEVICE and offset % BLOCK_BYTES == 0 and self.count < ASKED_MAX,
+            b"the map reads blocks of the device",
+        )
         operation.buffer = <char*>into
         operation.bytes = count
         operation.offset = offset
@@ -132,8 +137,15 @@ cdef class CacheView:
 
     @property
     def state(self) -> dict[str, int]:
-        return {"frames": self.cache.frames, "used": self.cache.used, "dirty": self.cache.dirty, "hits": self.cache.hits,
-                "misses": self.cache.misses, "loading": self.cache.loading, "starving": self.cache.starved.first is not NULL}
+        return {
+            "frames": self.cache.frames,
+            "used": self.cache.used,
+            "dirty": self.cache.dirty,
+            "hits": self.cache.hits,
+            "misses": self.cache.misses,
+            "loading": self.cache.loading,
+            "starving": self.cache.starved.first is not NULL,
+        }
 
     @property
     def wants_writeback(self) -> bool:
@@ -235,7 +247,9 @@ cdef class MapView:
     def expect(self, level: int, index: int) -> None:
         self.map.expect(level, index)
 
-    def set(self, Ask ask, slot: int, pointer: tuple[int, int, int] | None, sequence: int) -> tuple[int, int, int] | None:
+    def set(
+        self, Ask ask, slot: int, pointer: tuple[int, int, int] | None, sequence: int
+    ) -> tuple[int, int, int] | None:
         assert ask.state == "ready", f"level {ask.level} index {ask.index} is {ask.state}"
         return unpack(self.map.set(ask.node, slot, pack(pointer), sequence))
 
@@ -278,7 +292,9 @@ cdef class MapView:
         self.map.image_taken(node)
         return (<char*>node.pointers)[:BLOCK_BYTES]
 
-    def image_committed(self, level: int, index: int, pointer: tuple[int, int, int] | None, sequence: int) -> tuple[int, int, int] | None:
+    def image_committed(
+        self, level: int, index: int, pointer: tuple[int, int, int] | None, sequence: int
+    ) -> tuple[int, int, int] | None:
         return unpack(self.map.image_committed(level, index, pack(pointer), sequence))
 
     def forget(self) -> None:
@@ -310,7 +326,7 @@ def checksum(data: bytes) -> int:
 
 
 def cost(leaves: int = 16384, times: int = 5_000_000) -> dict[str, Any]:
-    """Nanoseconds of this thread for a get() that hits (with its unpin) and for a set(), over leaves drawn at random."""
+    """Nanoseconds of this thread for a get() that hits (with its unpin) and for a set(), over random leaves."""
     cdef CacheView cache = CacheView(leaves + 1024)
     cdef MapView tree = MapView(cache)
     cdef Map map = tree.map
@@ -345,5 +361,9 @@ def cost(leaves: int = 16384, times: int = 5_000_000) -> dict[str, Any]:
             map.set(node, (state >> 32) % 256, pointer, i + 1)
             map.unpin(node)
     done = time.thread_time_ns()
-    return {"leaves": leaves, "hit_ns": ((hit - drawn) - (drawn - began)) / times, "set_ns": ((done - hit) - (hit - drawn)) / times,
-            "checked": checked % 2}
+    return {
+        "leaves": leaves,
+        "hit_ns": ((hit - drawn) - (drawn - began)) / times,
+        "set_ns": ((done - hit) - (hit - drawn)) / times,
+        "checked": checked % 2,
+    }

@@ -127,7 +127,9 @@ cdef class Witness(Io):
         if not self.breaks(operation, offset, bytes):
             self.inner.read(operation, device, into, bytes, offset)
 
-    cdef void write(self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset) noexcept nogil:
+    cdef void write(
+        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
+    ) noexcept nogil:
         if self.writes_left == 0:
             self.fail(operation)
         elif not self.breaks(operation, offset, bytes):
@@ -218,8 +220,16 @@ cdef class StoreView:
 
     # ------------------------------------------------------------------ the device
 
-    def format(self, *, cluster: bytes = b"c" * 16, device: bytes = b"d" * 16, tier: int = 1, label: str = "", created_ns: int = 0,
-               slab_bytes: int = SLAB_BYTES_MAX) -> None:
+    def format(
+        self,
+        *,
+        cluster: bytes = b"c" * 16,
+        device: bytes = b"d" * 16,
+        tier: int = 1,
+        label: str = "",
+        created_ns: int = 0,
+        slab_bytes: int = SLAB_BYTES_MAX,
+    ) -> None:
         """slab_bytes: by default that of a large device; 0: chosen for this device."""
         cdef Order order
         cdef Superblock superblock
@@ -270,7 +280,9 @@ cdef class StoreView:
     def remove(self, volume: bytes, segment: int) -> int:
         return self.together([("remove", volume, segment)])[0]
 
-    def compact(self, volume: bytes, segment: int, live: Iterable[int], *, retire: bool = True, give_up_after: int | None = None) -> int:
+    def compact(
+        self, volume: bytes, segment: int, live: Iterable[int], *, retire: bool = True, give_up_after: int | None = None
+    ) -> int:
         """give_up_after: the throttle aborts after this many steps."""
         self.steps_left = -1 if give_up_after is None else give_up_after
         error = self.together([("compact", volume, segment, live)])[0]
@@ -297,7 +309,12 @@ cdef class StoreView:
             found = []
             for i in range(len(segments)):
                 one = [data[(i * count + k) * 4096:(i * count + k + 1) * 4096] for k in range(count)]
-                found.append([-int.from_bytes(it[8:16], "little", signed=True) if it.startswith(b"ERRNO\0\0\0") else it for it in one])
+                found.append(
+                    [
+                        -int.from_bytes(it[8:16], "little", signed=True) if it.startswith(b"ERRNO\0\0\0") else it
+                        for it in one
+                    ]
+                )
             return found
         finally:
             release(all)
@@ -316,7 +333,12 @@ cdef class StoreView:
 
     @property
     def bitmap_cache(self) -> dict[str, int]:
-        return {"frames": self.bitmaps.frames, "hits": self.bitmaps.hits, "misses": self.bitmaps.misses, "errors": self.bitmaps.errors}
+        return {
+            "frames": self.bitmaps.frames,
+            "hits": self.bitmaps.hits,
+            "misses": self.bitmaps.misses,
+            "errors": self.bitmaps.errors,
+        }
 
     def retire(self) -> None:
         """Releases all replaced replicas."""
@@ -372,10 +394,15 @@ cdef class StoreView:
         cdef Replica** found = <Replica**>calloc(count + 1, sizeof(Replica*))
         try:
             self.store.list(wanted, found, count)
-            return {(found[i].volume[:16], found[i].segment):
-                    ("open" if found[i].state == SEGMENT_OPEN else "compacted" if found[i].live else "sealed", found[i].blocks, found[i].footer_block,
-                     [(found[i].extents[e].first, found[i].extents[e].count) for e in range(found[i].extent_count)])
-                    for i in range(count)}
+            return {
+                (found[i].volume[:16], found[i].segment): (
+                    "open" if found[i].state == SEGMENT_OPEN else "compacted" if found[i].live else "sealed",
+                    found[i].blocks,
+                    found[i].footer_block,
+                    [(found[i].extents[e].first, found[i].extents[e].count) for e in range(found[i].extent_count)],
+                )
+                for i in range(count)
+            }
         finally:
             release(found)
 
@@ -395,9 +422,17 @@ cdef class StoreView:
 
     @property
     def state(self) -> dict[str, int]:
-        return {"slabs": self.store.slabs.total, "free": self.store.slabs.free, "reserve": self.store.reserve, "replicas": self.store.replicas,
-                "failed": self.store.failed, "journal_half": self.store.journal.half, "journal_next": self.store.journal.next_index,
-                "journal_generation": self.store.journal.generation, "journal_blocks": self.store.journal.area_blocks}
+        return {
+            "slabs": self.store.slabs.total,
+            "free": self.store.slabs.free,
+            "reserve": self.store.reserve,
+            "replicas": self.store.replicas,
+            "failed": self.store.failed,
+            "journal_half": self.store.journal.half,
+            "journal_next": self.store.journal.next_index,
+            "journal_generation": self.store.journal.generation,
+            "journal_blocks": self.store.journal.area_blocks,
+        }
 
     @property
     def repaired(self) -> list[str]:
@@ -489,8 +524,9 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
     if order.kind == OPEN:
         return (<StoreView>order.view).store.open(NULL if order.any_cluster else order.cluster)
     if order.kind == CREATE:
-        order.replica = (<StoreView>order.view).store.create(order.volume, order.segment, order.epoch, order.stream, order.blocks, order.urgent,
-                                                             &order.error)
+        order.replica = (<StoreView>order.view).store.create(
+            order.volume, order.segment, order.epoch, order.stream, order.blocks, order.urgent, &order.error
+        )
         return 0 if order.replica is not NULL else order.error
     if order.kind == FENCE:
         return (<StoreView>order.view).store.fence(order.volume, order.epoch)

@@ -1,8 +1,8 @@
 # One client in NBD's transmission phase (docs/nbd.md): receives bytes, passes requests to the volume, sends replies.
 # Python does the handshake.
 #
-#     OPEN --- DISC, end of input, malformed input, stop() --> DRAINING --- no request is open any more --> CLOSED --> ENDED
-#       \----------------- the socket broke ---------------------\-------------------------------------------^
+#     OPEN --- DISC, end of input, bad input, stop() --> DRAINING --- no request is open any more --> CLOSED --> ENDED
+#       \------------- the socket broke -------------------\-------------------------------------------^
 #
 #   OPEN: requests are accepted. DRAINING: no new ones; open requests are finished and answered. CLOSED: the socket is
 #   gone; requests that the volume still works on complete, and their replies are dropped. ENDED: nothing refers to the
