@@ -34,7 +34,7 @@ class Deleting:
     async def _run(self, task: BackgroundTask) -> None:
         while True:
             await settle(
-                self._volumes.go_on_deleting(volume) for volume in self._registry.values() if _is_held_up(volume)
+                self._volumes.finish_deletion(volume) for volume in self._registry.values() if _is_held_up(volume)
             )
             task.progress()
             await asyncio.sleep(LOOK_SECONDS)

@@ -133,7 +133,7 @@ class Flattening:
             if of is not None and not await self._cut_off(volume, of):
                 return False
         if of is not None:
-            await self._volumes.delete_needless(of.volume)
+            await self._volumes.delete_unneeded(of.volume)
         async with volume.changing:
             if self._is_wanted(volume):
                 await write_record(

@@ -60,7 +60,7 @@ from iomesh.node.stores import Stores, absolute
 from iomesh.node.supervisor import Supervisor, in_thread
 from iomesh.node.tenure import Tenure
 from iomesh.node.volume import Registry
-from iomesh.node.volumes import Volumes
+from iomesh.node.volumes import Parts, Volumes
 from iomesh.node.windows import Windows
 from iomesh.times import time_of
 
@@ -346,7 +346,7 @@ class Node:
 
     async def _start_engine(self) -> None:
         self.engine = await in_thread(
-            lambda: NodeEngine(self.config.engine, lambda event: self.volumes.on_event(event))
+            lambda: NodeEngine(self.config.engine, lambda event: self.volumes.events.on_event(event))
         )
         self.stores = Stores(self.engine, self.metadata, self.name, self.cluster.id)
         self.supervisor = Supervisor(self._hooks)
@@ -356,22 +356,24 @@ class Node:
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
         self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)
         self.volumes = Volumes(
-            self.engine,
-            self.metadata,
-            self.stores,
-            self.exports,
-            registry,
-            self.snapshots,
-            self.windows,
-            self.supervisor,
-            self._hooks,
-            self.name,
+            Parts(
+                self.engine,
+                self.metadata,
+                self.stores,
+                self.exports,
+                registry,
+                self.snapshots,
+                self.windows,
+                self.supervisor,
+                self._hooks,
+                self.name,
+            )
         )
         self.cleaning = Cleaning(
             self.config.cleaning, self.engine, self.stores, registry, self.windows, self.supervisor
         )
-        self.volumes.on_no_space = self.cleaning.hurry
-        self.volumes.on_tight = self.cleaning.wake
+        self.volumes.events.on_no_space = self.cleaning.hurry
+        self.volumes.events.on_tight = self.cleaning.wake
         self.flattening = Flattening(
             self.config.cleaning,
             self.engine,

@@ -1,0 +1,83 @@
+"""Opens one volume: takes ownership under a new epoch, recovers the log, publishes the export."""
+
+from __future__ import annotations
+
+import msgspec
+
+from iomesh.api.model import VolumeState
+from iomesh.engine.engine import Pointer
+from iomesh.metadata import MetadataUnavailable
+from iomesh.metadata.records import Lifecycle
+from iomesh.node.logs import logger
+from iomesh.node.volume import OpenVolume, take_over, write_record
+from iomesh.node.volumes.parts import Parts
+
+log = logger("volumes")
+
+
+class Opening:
+    def __init__(self, parts: Parts) -> None:
+        self._engine = parts.engine
+        self._metadata = parts.metadata
+        self._stores = parts.stores
+        self._exports = parts.exports
+        self._volumes = parts.volumes
+        self._snapshots = parts.snapshots
+        self._windows = parts.windows
+        self._node = parts.node
+
+    async def open(self, volume: OpenVolume) -> None:
+        """Takes ownership under a new epoch, recovers the volume, publishes its export."""
+        volume.state, volume.reason = VolumeState.OPENING, ""
+        if not volume.in_engine:  # else a previous attempt opened it but failed in a later step
+            await self._recover(volume)
+        record, of = volume.record, volume.log.clone_of
+        await self._windows.undo(volume)
+        if record.state == Lifecycle.MAKING:
+            if of is not None and of.at_ns:
+                await self._windows.follow(volume, of)
+            await write_record(
+                self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY)
+            )
+        volume.state, volume.awaits_metadata = VolumeState.SERVING, False
+        await self._snapshots.opened(volume)
+        self.publish(volume)
+        log.info("volume open", volume=record.name, epoch=volume.log.epoch, **volume.recovery)
+
+    async def _recover(self, volume: OpenVolume) -> None:
+        of = volume.log.clone_of
+        parent = self._volumes.by_id(of.volume) if of is not None else None
+        if of is not None and parent is not None and parent.awaits_metadata:
+            raise MetadataUnavailable(
+                f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service"
+            )
+        await take_over(self._metadata, volume, self._node)
+        record, at = volume.record, volume.log.checkpoint
+        self._stores.refuse_while_changing()
+        volume.opening = True
+        try:
+            volume.recovery = await self._engine.open_volume(
+                record.id,
+                size_bytes=record.size_bytes,
+                epoch=volume.log.epoch,
+                segment_bytes=record.segment_bytes,
+                checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
+                clone_of=(of.volume, of.snapshot) if of else None,
+                name=record.name,
+                window_seconds=record.policy.window_seconds,
+                replicas=record.policy.replicas,
+            )
+            volume.in_engine = True
+        finally:
+            volume.opening = False
+
+    def publish(self, volume: OpenVolume) -> None:
+        record = volume.record
+        for export in record.exports:
+            self._exports.publish(
+                record.id,
+                record.name,
+                size_bytes=record.size_bytes,
+                read_only=export.read_only,
+                volatile_cache=self._stores.volatile_cache,
+            )

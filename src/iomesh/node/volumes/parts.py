@@ -1,0 +1,29 @@
+"""The parts of the node that its volumes use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iomesh.metadata import Metadata
+from iomesh.node.engine import NodeEngine
+from iomesh.node.exports import Exports
+from iomesh.node.hooks import Hooks
+from iomesh.node.snapshots import Snapshots
+from iomesh.node.stores import Stores
+from iomesh.node.supervisor import Supervisor
+from iomesh.node.volume import Registry
+from iomesh.node.windows import Windows
+
+
+@dataclass(frozen=True)
+class Parts:
+    engine: NodeEngine
+    metadata: Metadata
+    stores: Stores
+    exports: Exports
+    volumes: Registry
+    snapshots: Snapshots
+    windows: Windows
+    supervisor: Supervisor
+    hooks: Hooks
+    node: str  # its name
