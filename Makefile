@@ -128,6 +128,10 @@ $(COVERED)/installed.stamp: .venv/installed.stamp
 	$(subst $(ENGINE),build/cover,$(INSTALL)) --no-deps --target $(COVERED) -Csetup-args=-Db_coverage=true .
 	touch $@
 
+.PHONY: model
+model: .venv/requirements.stamp packages-model ## every state of the model of ownership (docs/ownership.md), and with each rule broken; minutes
+	PYTHONPATH=tests $(BIN)/python -m model $(ARGS)
+
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants
 	$(BIN)/ruff check -q --fix . || true
@@ -137,8 +141,8 @@ format: build ## rewrites the Python code to the style that `make lint` wants
 clean: ## removes what the build made
 	rm -rf .venv build
 
-.PHONY: packages-build packages-test packages-bench packages-fuzz
-packages-build packages-test packages-bench packages-fuzz: packages-%:
+.PHONY: packages-build packages-test packages-model packages-bench packages-fuzz
+packages-build packages-test packages-model packages-bench packages-fuzz: packages-%:
 	@tools/packages $*
 
 .venv/requirements.stamp: pyproject.toml tools/python | packages-build
