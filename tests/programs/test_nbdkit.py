@@ -12,12 +12,15 @@ from support.run import end, eventually, run, tool
 def nbdkit_over(uri: str, room: Path, *words: str | Path, filters: Sequence[str] = ()) -> Iterator[str]:
     """An nbdkit that is a client of the volume and itself a server; yields its URI."""
     socket = room / "nbdkit.sock"
+    listens = socket.with_suffix(".pid")  # written once it listens; the socket exists earlier
     process = subprocess.Popen(
         [
             tool("nbdkit", "nbdkit"),
             "-f",
             "-U",
             str(socket),
+            "-P",
+            str(listens),
             *(f"--filter={one}" for one in filters),
             "nbd",
             f"uri={uri}",
@@ -25,13 +28,14 @@ def nbdkit_over(uri: str, room: Path, *words: str | Path, filters: Sequence[str]
         ]
     )
     try:
-        eventually(lambda: socket.exists() or process.poll() is not None, what="nbdkit listens")
+        eventually(lambda: listens.exists() or process.poll() is not None, what="nbdkit listens")
         assert process.poll() is None, f"nbdkit could not connect to {uri}"
         yield f"nbd+unix:///?socket={socket}"
     finally:
         end(process.pid)
         process.wait()
         socket.unlink(missing_ok=True)
+        listens.unlink(missing_ok=True)
 
 
 def qemu_io(uri: str, *commands: str) -> None:

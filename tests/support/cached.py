@@ -190,7 +190,10 @@ def _option_reply(option: int, kind: int, data: bytes = b"") -> bytes:
 
 
 async def _main(backing: str, socket: str, folder: str) -> None:
-    server = await asyncio.start_unix_server(_Server(backing, folder).serve, socket, limit=1 << 26)
+    bound = Path(f"{socket}.new")  # a socket exists before it listens
+    bound.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(_Server(backing, folder).serve, bound, limit=1 << 26)
+    bound.rename(socket)
     await server.serve_forever()
 
 

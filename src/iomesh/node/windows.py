@@ -390,9 +390,9 @@ def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
     ranges = "; ".join(
         f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near)
     )
+    remedy = f"choose one of {ranges}, or how" if ranges else "name how"
     raise InvalidArgument(
-        f"{what}: the wall clock of the node was stepped, and that time {how_often}: choose one of {ranges}, or how "
-        "long ago ('90s ago')"
+        f"{what}: the wall clock of the node was stepped, and that time {how_often}: {remedy} long ago ('90s ago')"
     )
 
 
