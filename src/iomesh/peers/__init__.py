@@ -1,0 +1,1 @@
+"""Connections between nodes: how they recognize each other before the engine takes over (docs/protocols.md)."""
