@@ -80,7 +80,7 @@ cdef Replica* store_create(
 cdef int64_t create(void* argument) noexcept nogil:
     cdef CreateCall* call = <CreateCall*>argument
     call.created = (<Store>call.store).create(
-        call.volume, call.segment, call.epoch, 0, call.blocks, call.urgent, call.error
+        call.volume, call.segment, call.epoch, 0, 0, call.blocks, call.urgent, call.error
     )
     return 0
 

@@ -47,12 +47,14 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # any cluster. Nothing is written before the device is known to be this cluster's. Called once, before anything
     # else.
     cdef int open(self, const uint8_t* cluster) noexcept nogil
+    # fragment: 0 without replication.
     cdef Replica* create(
         self,
         const uint8_t* volume,
         uint32_t segment,
         uint64_t epoch,
         uint16_t stream,
+        uint32_t fragment,
         uint32_t blocks,
         bint urgent,
         int* error,

@@ -232,6 +232,7 @@ cdef class Store:
         uint32_t segment,
         uint64_t epoch,
         uint16_t stream,
+        uint32_t fragment,
         uint32_t blocks,
         bint urgent,
         int* error,
@@ -270,6 +271,7 @@ cdef class Store:
         change.wanted.entry.epoch = epoch
         change.wanted.entry.boot = self.home.io.boot
         change.wanted.entry.stream = stream
+        change.wanted.entry.fragment = fragment
         change.wanted.entry.blocks = blocks
         error[0] = self.commit(&change)
         if error[0]:

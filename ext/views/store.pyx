@@ -525,7 +525,7 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
         return (<StoreView>order.view).store.open(NULL if order.any_cluster else order.cluster)
     if order.kind == CREATE:
         order.replica = (<StoreView>order.view).store.create(
-            order.volume, order.segment, order.epoch, order.stream, order.blocks, order.urgent, &order.error
+            order.volume, order.segment, order.epoch, order.stream, 0, order.blocks, order.urgent, &order.error
         )
         return 0 if order.replica is not NULL else order.error
     if order.kind == FENCE:

@@ -14,8 +14,8 @@ from fuzz.targets import target
 
 def main() -> None:
     with atheris.instrument_imports(
-        include=["iomesh.exports"]
-    ):  # the one part that is Python; the compiler has instrumented the engine
+        include=["iomesh.exports", "iomesh.peers"]
+    ):  # the parts that are Python; the compiler has instrumented the engine
         chosen = target(sys.argv[1])
     # As a shell would start it again: -merge=1 does.
     itself = shlex.join([sys.executable, "-m", "fuzz.one", sys.argv[1]])

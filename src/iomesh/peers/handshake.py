@@ -2,8 +2,8 @@
 (docs/protocols.md, "Handshake").
 
 `connect` and `accept` take a connected, non-blocking socket and own it from then on. They return an Agreement with the
-raw descriptor, from which exactly the handshake's bytes have been read: it goes to a reactor. If they fail, the socket is
-closed.
+raw descriptor, from which exactly the handshake's bytes have been read: it goes to a reactor. If they fail, the socket
+is closed.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ def make_terms(me: Identity, hello: Hello, credits: Credits) -> Terms:
     version = messages.common_version(me.versions, hello.versions)
     if version is None:
         raise IncompatibleVersion(
-            f"node {hello.node} speaks versions {_range(hello.versions)} of the peer protocol, and node {me.node} speaks "
-            f"{_range(me.versions)}: update the older one"
+            f"node {hello.node} speaks versions {_range(hello.versions)} of the peer protocol, and node {me.node} "
+            f"speaks {_range(me.versions)}: update the older one"
         )
     nonce = secrets.token_bytes(NONCE_BYTES)
     return Terms(me.cluster, me.node, me.versions, version, credits.requests, credits.bytes, nonce)
@@ -232,7 +232,8 @@ def check_client(me: Identity, hello: Hello, proved: bool, knows: Callable[[str]
     """Whether the client may have a connection. Raises HandshakeFailed."""
     if not proved:
         raise WrongKey(
-            f"a client that calls itself node {hello.node} does not have this cluster's key: compare the keys of both nodes"
+            f"a client that calls itself node {hello.node} does not have this cluster's key: "
+            "compare the keys of both nodes"
         )
     if hello.server != me.node:
         raise UnknownNode(

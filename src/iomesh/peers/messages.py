@@ -1,7 +1,7 @@
 """The messages of the peer handshake, their encoding and their proofs: pure functions (docs/protocols.md, "Handshake").
 
-A message is its length (4 bytes, big-endian) and a MessagePack map. Whatever does not have exactly the documented keys
-and lengths is refused by `decode`; unknown keys are ignored, since a proof covers them and a later version may add some.
+A message is its length (4 bytes, big-endian) and a MessagePack map. `decode` refuses what lacks a documented key or has
+a value of another form. Unknown keys are ignored, since a proof covers them and a later version may add some.
 """
 
 from __future__ import annotations

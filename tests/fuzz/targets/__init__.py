@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 CORPUS = Path(__file__).parent.parent / "corpus"  # a folder of inputs for each
-NAMES = ("structures", "journal", "recovery", "handshake", "nbd")
+NAMES = ("structures", "journal", "recovery", "handshake", "nbd", "peer", "peer_handshake")
 
 
 class Target(Protocol):

@@ -1,7 +1,8 @@
-"""What either side of the peer handshake may send before it has proved anything: any bytes, or messages with any content.
+"""What either side of the peer handshake may send before it has proved anything: any bytes, or messages with any
+content.
 
-The first byte of an input chooses the side that is fuzzed and whether messages are framed. A handshake ends with a failure
-that has a reason, in bounded time; never with an agreement, since no input holds the key.
+The first byte of an input chooses the side that is fuzzed and whether messages are framed. A handshake ends with a
+failure that has a reason, in bounded time; never with an agreement, since no input holds the key.
 """
 
 import asyncio

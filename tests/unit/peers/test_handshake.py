@@ -1,4 +1,4 @@
-"""Two nodes recognize each other, and whoever lacks the key, the cluster or the version is told so and gets no connection."""
+"""Two nodes recognize each other; who lacks the key, the cluster or the version is told so and gets no connection."""
 
 import asyncio
 import os

@@ -1,0 +1,153 @@
+# The frames of the peer protocol: how the owner of a volume's log reaches replicas on another node. docs/protocols.md
+# describes each byte by byte; a test compares the two.
+#
+# A frame is a header of FRAME_BYTES and its payload. All numbers are little-endian. `crc` is the CRC32C of the header
+# behind it. A payload has checksums of its own: write_fault() checks those of a WRITE before it is executed; the
+# reader of a block checks it against the pointer. Reserved fields are written as zero and ignored when read. The
+# receiver refuses unknown versions and flags, and fields that the kind does not use and that are not 0.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.format.layout cimport Fault
+
+cdef enum:
+    PEER_VERSION = 1
+    FRAME_BYTES = 96
+    WRITE_BLOCKS_MAX = 249           # the largest record: its header and 248 blocks
+    READ_BLOCKS_MAX = 256
+    ENTRY_BYTES = 32                 # of LIST's and HEARTBEAT's payload
+    LIST_ENTRIES_MAX = 512           # of one reply; the next page continues behind the last entry
+    HEARTBEAT_ENTRIES_MAX = 256
+    PAYLOAD_BYTES_MAX = READ_BLOCKS_MAX * 4096
+
+cdef extern from *:
+    """
+    #define IOMESH_REQUEST_MAGIC 0x5152504D4F49ull        /* "IOMPRQ" as bytes */
+    #define IOMESH_REPLY_MAGIC   0x5052504D4F49ull        /* "IOMPRP" */
+    """
+    const uint64_t PEER_REQUEST_MAGIC "IOMESH_REQUEST_MAGIC"
+    const uint64_t PEER_REPLY_MAGIC "IOMESH_REPLY_MAGIC"
+
+cdef enum PeerKind:
+    PEER_CREATE = 1                  # an open replica of a segment
+    PEER_WRITE = 2                   # a record, or with PEER_FOOTER a footer
+    PEER_FLUSH = 3                   # all writes to the device that were answered before it was sent
+    PEER_SEAL = 4
+    PEER_READ = 5
+    PEER_REMOVE = 6
+    PEER_LIST = 7                    # a volume's replicas on the device, from a segment number on
+    PEER_FENCE = 8
+    PEER_HEARTBEAT = 9               # of the node, with the states of its devices
+    PEER_COMPACT = 10                # reserved: answered with EOPNOTSUPP
+
+cdef enum:                           # PeerRequest.flags
+    PEER_FOOTER = 1                  # WRITE: the payload is a footer with its table
+    PEER_URGENT = 2                  # CREATE: may use the store's reserve
+
+cdef enum:                           # PeerReply.flags
+    PEER_MORE = 1                    # LIST, HEARTBEAT: there are entries behind the last one
+
+cdef packed struct PeerRequest:      # 96 bytes
+    uint64_t magic
+    uint32_t crc
+    uint16_t version
+    uint8_t kind
+    uint8_t flags
+    uint64_t id                      # chosen by the client, echoed in the reply
+    uint32_t payload_bytes
+    uint32_t device                  # its number in the cluster
+    uint8_t volume[16]
+    uint64_t epoch
+    uint32_t segment
+    uint32_t block
+    uint32_t blocks
+    uint32_t footer_block
+    uint32_t fragment
+    uint16_t stream
+    uint16_t reserved_word
+    uint64_t counter
+    uint8_t reserved[8]
+
+cdef packed struct PeerReply:        # 96 bytes
+    uint64_t magic
+    uint32_t crc
+    uint16_t version
+    uint8_t kind
+    uint8_t flags
+    uint64_t id
+    uint32_t payload_bytes
+    uint16_t status                  # 0, or a number of WIRE_ERRORS
+    uint16_t reserved_word
+    uint64_t fence                   # of the volume: LIST, and refusals with ESTALE
+    uint64_t counter                 # HEARTBEAT
+    uint64_t boot                    # HEARTBEAT: of the node, see Io.boot
+    uint32_t count                   # entries of the payload
+    uint8_t reserved[36]
+
+cdef packed struct ListedReplica:    # 32 bytes: an entry of LIST's payload
+    uint32_t segment
+    uint32_t blocks
+    uint32_t footer_block
+    uint32_t live                    # of a compacted one; 0: it is not compacted
+    uint64_t epoch
+    uint32_t fragment
+    uint16_t stream
+    uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
+    uint8_t flags
+
+cdef enum:                           # ListedReplica.flags
+    LISTED_DOUBTFUL = 1              # open since before the node's last boot: data that was not flushed may be lost
+
+cdef packed struct DeviceState:      # 32 bytes: an entry of HEARTBEAT's payload
+    uint32_t device
+    uint8_t state
+    uint8_t tier
+    uint8_t volatile_cache           # 1: writes are on stable media only after a FLUSH
+    uint8_t reserved_byte
+    uint32_t segment_blocks          # length of the largest segment that suits the device
+    uint32_t reserved_word
+    uint64_t free_bytes              # without the store's reserve
+    uint64_t device_bytes
+
+cdef enum:                           # DeviceState.state
+    DEVICE_WORKS = 1
+    DEVICE_FAILED = 2                # it is read-only: a flush or a write of its journal failed
+
+# What the receiver checks before it uses anything of a frame. A kind that it does not know is no fault: it skips the
+# payload and answers EOPNOTSUPP.
+cdef Fault request_fault(const PeerRequest*) noexcept nogil
+cdef Fault reply_fault(const PeerReply*) noexcept nogil
+# Whether a WRITE's payload, frame.payload_bytes long, is what the frame says: one whole record or one footer.
+cdef Fault write_fault(const PeerRequest* frame, const void* payload) noexcept nogil
+# Set magic, version and crc.
+cdef void seal_request(PeerRequest*) noexcept nogil
+cdef void seal_reply(PeerReply*) noexcept nogil
+
+cdef inline bint kind_known(uint8_t kind) noexcept nogil:
+    return PEER_CREATE <= kind <= PEER_HEARTBEAT
+
+# An error's number on the wire, and back. They are the protocol's own, not those of a machine's errno.h; an error that
+# has none is sent as EIO.
+cdef extern from *:
+    """
+    #include <errno.h>
+    static const int iomesh_wire_errors[] = {0, ENOENT, EEXIST, ESTALE, ENOSPC, EIO, EBADMSG, EROFS, EINVAL, EBUSY,
+        ENODEV, EOPNOTSUPP, ENOMEM, EUCLEAN};
+    """
+    const int* WIRE_ERRORS "iomesh_wire_errors"
+
+cdef enum:
+    STATUS_MAX = 13                  # the last number of WIRE_ERRORS
+    STATUS_EIO = 5
+
+cdef inline uint16_t wire_status(int error) noexcept nogil:
+    """error: 0 or a negative errno."""
+    cdef uint16_t status = 0
+    while status <= STATUS_MAX:
+        if WIRE_ERRORS[status] == -error:
+            return status
+        status += 1
+    return STATUS_EIO
+
+cdef inline int status_error(uint16_t status) noexcept nogil:
+    """status: known. Returns 0 or a negative errno."""
+    return -WIRE_ERRORS[status]

@@ -1,0 +1,1 @@
+../../../../ext/format/peer.pyi

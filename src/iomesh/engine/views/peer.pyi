@@ -1,0 +1,1 @@
+../../../../ext/views/peer.pyi
