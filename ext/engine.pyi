@@ -15,6 +15,7 @@ BLOCK_BYTES: int                # 4096
 SEGMENT_BYTES_MIN: int
 SEGMENT_BYTES_MAX: int
 VOLUME_BYTES_MAX: int
+SEGMENT_NUMBER_MAX: int
 DEVICE_BYTES_MIN: int           # a smaller device is refused
 COUNTER_NAMES: tuple[str, ...]          # of a volume, see Engine.counters
 HISTOGRAM_NAMES: tuple[str, ...]        # "read_latency", "write_latency", "flush_latency"
@@ -45,8 +46,10 @@ class Answer(NamedTuple):
 class Event(NamedTuple):
     """Something that happened without a command.
 
-    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int}. Move
-    the volume's pointer in the metadata service, then call checkpoint_moved.
+    kind "checkpoint": the volume wrote one; `value` is {"pointer": Pointer, "sequence": int, "size_bytes": int,
+    "next_segment": int}. Move the volume's pointer in the metadata service, and raise the promise of segment numbers
+    above next_segment with it; then call checkpoint_moved. "numbers" {"next_segment"}: few numbers are left; raise the
+    promise, then call checkpoint_moved with sequence 0.
 
     To be logged: "checksum" {"segment", "block", "offset_bytes"}; "device" {"store", "error"}; "no_space" {}: writes
     wait for the cleaner; "refused" {}: a write has since failed with ENOSPC. Not to be logged: "tight" {}: a segment
@@ -107,6 +110,8 @@ class Engine:
         epoch: int,
         segment_bytes: int,
         checkpoint: Pointer | None,
+        first_segment: int,
+        promised: int,
         clone_of: tuple[bytes, bytes] | None = None,
         name: bytes = b"",
         window_seconds: int = 0,
@@ -115,7 +120,8 @@ class Engine:
         """Recover the volume's log and serve it. epoch: higher than that of every earlier owner. Answers
         {"replayed_bytes": int, "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN:
         the log is damaged; reason gives the place. name (UTF-8), window_seconds, replicas: stored in each checkpoint,
-        so that the devices describe their volumes.
+        so that the devices describe their volumes. first_segment, promised: segments get numbers from the former on (or
+        higher, after those that exist), and none above the latter, see checkpoint_moved.
 
         clone_of: (volume, snapshot). Blocks that the log has not changed are read from that snapshot; its volume must
         be open (ENOENT). The caller must not delete the snapshot or its volume before the clone."""
@@ -124,11 +130,12 @@ class Engine:
         free the volume. Waits until its clones are closed. Answers None."""
     def checkpoint(self, volume: bytes) -> int:
         """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint."""
-    def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int) -> None:
+    def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int, promised: int) -> None:
         """The metadata service's answer. POINTER_DONE; POINTER_REFUSED: another owner has the volume, the log accepts
         no more writes; POINTER_UNKNOWN, any number of times before one of the other two: the update is being retried,
         the volume stays in service, and commands that wait for the checkpoint fail with EHOSTUNREACH. No effect if the
-        volume has been closed."""
+        volume has been closed. promised: with POINTER_DONE, the highest segment number that the service holds as
+        promised; once it is used up, new segments wait for a higher one. sequence 0: only that was asked for."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
     def erase_volume(self, volume: bytes) -> int:
         """Delete every segment of a volume from all stores; the volume must not be open. Answers {"segments": int}."""
@@ -136,7 +143,7 @@ class Engine:
         """Returns {"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks",
         "inherited_blocks", "head_parent" (id of the snapshot that the head is based on, or None), "map_root",
         "connections", "log_bytes_since_checkpoint", "no_space" (writes wait or fail), "space_is_coming" (they wait),
-        ...} at once, without a ticket."""
+        "awaits_numbers" (they wait for the metadata service), ...} at once, without a ticket."""
     def space(self, volume: bytes) -> int:
         """Answers the volume's space usage by purpose, at one point in time (docs/space.md): {"mapped_bytes", of these
         "exclusive_bytes", "shared_bytes", "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes",

@@ -54,7 +54,7 @@ from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, is_zero
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_REFUSED, EVENT_TIGHT, Volume
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED, EVENT_TIGHT, Volume
 )
 
 # Part of engine.pyi, defined elsewhere:
@@ -71,6 +71,7 @@ BLOCK_BYTES = BLOCK
 SEGMENT_BYTES_MIN = SEGMENT_MIN
 SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # as a C enum it would be an int
+SEGMENT_NUMBER_MAX = 2**32 - 2
 SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, including the restore points of its restore window
 DEVICE_BYTES_MIN = 64 << 20     # two journal halves and their mirrors, and room for a few segments of the smallest size
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
@@ -347,6 +348,8 @@ cdef class Engine:
         uint64_t epoch,
         uint64_t segment_bytes,
         checkpoint,
+        uint32_t first_segment,
+        uint32_t promised,
         clone_of=None,
         bytes name=b"",
         uint32_t window_seconds=0,
@@ -369,6 +372,8 @@ cdef class Engine:
             raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
         if segment_bytes % SLAB_BYTES_MAX or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
+        if not 0 < first_segment <= promised + 1 <= SEGMENT_NUMBER_MAX + 1:
+            raise ValueError(f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}")
         if len(name) > 135:
             raise ValueError(f"a volume's name has at most 135 bytes, not {len(name)}")
         if clone_of is not None:
@@ -407,6 +412,8 @@ cdef class Engine:
         opened.copier = self.new_bucket()
         opened.copier.stopping = &opened.volume.closing
         log.open_segments.idle_timeout_ns = PATIENCE_NS
+        log.open_segments.next_segment = first_segment
+        log.open_segments.promise(promised)
         self.volumes[volume] = opened
         command = OpenVolume(opened.volume, opened.recovery)
         if parent is not None:
@@ -441,12 +448,12 @@ cdef class Engine:
     def checkpoint(self, bytes volume):
         return self.ask_volume(CheckpointVolume, volume)
 
-    def checkpoint_moved(self, bytes volume, uint64_t sequence, int outcome):
+    def checkpoint_moved(self, bytes volume, uint64_t sequence, int outcome, uint32_t promised):
         cdef _Open opened = self.volumes.get(volume)
         if outcome not in (<int>REFUSED, <int>DONE, <int>UNKNOWN):
             raise ValueError(f"{outcome} is no outcome of an update")
         if opened is not None:
-            self.ask(MovePointer(opened.volume, sequence, outcome))
+            self.ask(MovePointer(opened.volume, sequence, outcome, promised))
 
     def grow_volume(self, bytes volume, uint64_t size_bytes):
         cdef _Open opened = self.opened(volume)
@@ -710,6 +717,7 @@ cdef class Engine:
             "space_is_coming": bool(it.log.open_segments.space_is_coming()),
             "checkpointing": bool(it.checkpoints.running),
             "unanswered": bool(it.checkpoints.unanswered),
+            "awaits_numbers": bool(it.log.open_segments.promise_waited and it.log.open_segments.promise_unanswered),
             "volatile_cache": bool(it.volatile_cache),
         }
 
@@ -840,8 +848,11 @@ cdef object event(const Notice* notice):
                 "pointer": Pointer(notice.pointer.segment, notice.pointer.block, notice.pointer.crc),
                 "sequence": notice.sequence,
                 "size_bytes": notice.size_bytes,
+                "next_segment": notice.next_segment,
             },
         )
+    if notice.event == EVENT_NUMBERS:
+        return Event("numbers", volume, {"next_segment": notice.next_segment})
     if notice.event == EVENT_CHECKSUM:
         return Event(
             "checksum",

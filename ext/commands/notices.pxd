@@ -10,7 +10,8 @@ cdef struct Notice:                  # a command has ended, or a volume has an e
     int event                        # VolumeEvent. Of an EVENT_CHECKPOINT:
     uint64_t sequence
     uint64_t size_bytes              # of the volume
-    Pointer pointer                  # to the checkpoint. Of an EVENT_CHECKSUM:
+    Pointer pointer                  # to the checkpoint
+    uint32_t next_segment            # also of an EVENT_NUMBERS: numbers from this one on are needed. Of an EVENT_CHECKSUM:
     uint64_t block                   # of the volume, located ...
     uint32_t segment                 # ... in this segment, ...
     uint32_t segment_block           # ... at this block. Of an EVENT_DEVICE:
@@ -25,5 +26,5 @@ cdef class Notices:
     cdef Notice* take(self) noexcept nogil                       # all notices, oldest first; the caller frees them
 
 # Callbacks of a Volume; its `listener` is a Notices.
-cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil
+cdef bint volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil

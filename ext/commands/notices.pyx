@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.format.layout cimport Pointer
-from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, Volume
+from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NUMBERS, Volume
 
 cdef extern from *:
     r"""
@@ -72,15 +72,18 @@ cdef class Notices:
 
 # ---------------------------------------------------------------------- events of volumes
 
-cdef void volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
+cdef bint volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
     cdef Notice* notice = event_of(volume, kind)
     if notice is NULL:
-        return                                           # the counters have it as well
+        return False                                     # of most events the counters know as well
     if kind == EVENT_CHECKSUM:
         notice.block, notice.segment, notice.segment_block = first, <uint32_t>second, <uint32_t>third
     elif kind == EVENT_DEVICE:
         notice.store, notice.error = <int>first, <int>second
+    elif kind == EVENT_NUMBERS:
+        notice.next_segment = <uint32_t>first
     (<Notices>(<Volume>volume).listener).put(notice)
+    return True
 
 
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:
@@ -90,6 +93,7 @@ cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) no
     notice.sequence = sequence
     notice.size_bytes = (<Volume>owner).checkpoints.writer.size_bytes
     notice.pointer = pointer
+    notice.next_segment = (<Volume>owner).log.open_segments.next_segment
     (<Notices>(<Volume>owner).listener).put(notice)
     return True
 

@@ -87,6 +87,7 @@ cdef list listed(const SnapshotEntry* entries, uint32_t count):
             "dying": bool(entries[i].flags & SNAPSHOT_DYING),
             "mark": bool(entries[i].flags & SNAPSHOT_MARK),
             "clones": clones.count(entries[i].id[:16]),
+            "branch": (entries[i].node_cut >> 32) + 1,
             "mapped_blocks": entries[i].mapped,
             "inherited_blocks": entries[i].inherited,
             "new_blocks": entries[i].own,

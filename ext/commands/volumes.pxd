@@ -26,9 +26,10 @@ cdef class CloseVolume(VolumeCommand):       # CloseVolume(volume, checkpoint)
 cdef class CheckpointVolume(VolumeCommand):
     pass
 
-cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome): the metadata service's answer
-    cdef uint64_t sequence
+cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome, promised): the metadata service's answer
+    cdef uint64_t sequence           # 0: it was asked for segment numbers only
     cdef Outcome outcome
+    cdef uint32_t promised
 
 cdef class GrowVolume(VolumeCommand):        # GrowVolume(volume, size_bytes)
     cdef uint64_t size_bytes

@@ -1,6 +1,6 @@
 # Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
-from libc.errno cimport EBUSY, ENOMEM
+from libc.errno cimport EBUSY, ENOMEM, ESTALE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -15,7 +15,7 @@ from iomesh.engine.history.snapshots cimport branch_off, let_parent_go, walk_dyi
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.task cimport wait_in
 from iomesh.engine.store.token_bucket cimport TokenBucket
-from iomesh.engine.volume.checkpoint cimport Outcome
+from iomesh.engine.volume.checkpoint cimport POINTER_REFUSED, Outcome
 from iomesh.engine.volume.cleaning cimport Cleaner, Row
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport measure
@@ -72,6 +72,7 @@ cdef class CloseVolume(VolumeCommand):
 
     cdef int64_t run(self) noexcept nogil:
         cdef int result = 0
+        self.volume.checkpoints.begin_closing()          # requests may wait for a segment number
         end_connections(self.volume)
         while self.volume.readings:                      # open snapshots and clones are closed by others
             wait_in(&self.volume.connections_changed)
@@ -93,13 +94,17 @@ cdef class CheckpointVolume(VolumeCommand):
 
 
 cdef class MovePointer(VolumeCommand):
-    def __cinit__(self, Volume volume, uint64_t sequence, int outcome):
+    def __cinit__(self, Volume volume, uint64_t sequence, int outcome, uint32_t promised):
         self.sequence = sequence
         self.outcome = <Outcome>outcome
+        self.promised = promised
         self.silent = True
 
     cdef int64_t run(self) noexcept nogil:
-        self.volume.checkpoints.moved(self.sequence, self.outcome)
+        self.volume.checkpoints.moved(self.sequence, self.outcome, self.promised)
+        if self.sequence == 0 and self.outcome == POINTER_REFUSED:
+            self.volume.checkpoints.lost = True
+            self.volume.log.break_off(-ESTALE)           # the volume has another owner
         return 0
 
 

@@ -317,7 +317,7 @@ cdef int branch_off(Volume volume, Volume parent, const uint8_t* id) noexcept no
     volume.segments.parent = <void*>parent.segments
     # above the snapshot's segments
     volume.segments.branch = <uint32_t>(snapshot.entry.node_cut >> 32) + (not planted(b"branch_one_low"))
-    volume.log.open_segments.next_segment = volume.segments.branch
+    volume.log.open_segments.next_segment = max(volume.log.open_segments.next_segment, volume.segments.branch)
     volume.map.root = volume.checkpoints.root = snapshot.entry.root
     volume.segments.recount(snapshot.entry.mapped, snapshot.entry.mapped, 0)
     return 0

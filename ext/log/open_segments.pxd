@@ -49,6 +49,13 @@ cdef class OpenSegments:
     cdef uint64_t epoch
     cdef uint32_t segment_blocks     # maximum length of a new segment; smaller on a small device
     cdef uint32_t next_segment       # the next segment's number
+    cdef uint32_t first_segment      # numbers from here on are given in this process
+    cdef uint32_t promised           # the metadata service holds it: no number above it is given
+    cdef uint32_t promise_low        # with fewer numbers left, a higher promise is asked for
+    cdef bint promise_asked
+    cdef bint promise_waited         # the next segment waits for a higher promise
+    cdef bint promise_unanswered     # the metadata service does not answer
+    cdef int64_t give_up_ns          # deadline for that answer while the volume closes; 0: none
     cdef list store_list             # keeps them alive
     cdef void** stores               # Store
     cdef int store_count
@@ -79,6 +86,7 @@ cdef class OpenSegments:
     # in a task: committed data cannot be made stable in this process
     cdef void (*on_lost)(void* log, int error) noexcept nogil
     cdef void* owner                 # the volume
+    cdef bint (*on_promise_low)(void* owner) noexcept nogil                # asks for a higher promise; False: no memory, called again
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when space runs out
     # a segment was created while space is tight: the next needs cleaning
     cdef void (*on_tight)(void* owner) noexcept nogil
@@ -95,6 +103,9 @@ cdef class OpenSegments:
     cdef void prepare(self, int urgency) noexcept nogil
     cdef int prepare_one(self, int urgency) noexcept nogil
     cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space it also calls on_no_space
+    cdef int await_number(self) noexcept nogil
+    cdef void ask_for_promise(self) noexcept nogil
+    cdef void promise(self, uint32_t number) noexcept nogil        # the metadata service's answer: numbers up to this one may be given
     cdef void failed(self, int store, int error) noexcept nogil
     cdef int choose_store(self, int urgency) noexcept nogil
     cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil

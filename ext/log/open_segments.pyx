@@ -10,12 +10,14 @@
 #     are in memory. When a flush of their device fails, they are read back, verified, and written to another device
 #     under the same addresses (seal_elsewhere). If that is impossible, the log has failed (on_lost), and only recovery
 #     can determine what is left;
+#   - a number is given to one segment in the volume's life. The metadata service holds a promise, a number that is raised
+#     long before it is reached; no higher number is given, and recovery continues above it (docs/metadata.md);
 #   - without space a segment is taken from the store's reserve, and only appends that make space may use it
 #     (`Urgency`). So a checkpoint finds room, unless more than two volumes use the reserve.
 #
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
-from libc.errno cimport EIO, ENOMEM, ENOSPC
+from libc.errno cimport EHOSTUNREACH, EIO, ENOMEM, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
@@ -48,6 +50,8 @@ cdef enum:
     STORE_ERRORS_MAX = 64            # of one store, before the log gives up
     COPY_BLOCKS = 256                # copied per read and write
     SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
+    PROMISE_LOW = 256                # numbers: a GiB of log and more, so the answer has minutes
+    PROMISE_POLL_NS = 100 * 1000 * 1000  # how often a log without a number checks again
     DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
     READ_TRIES = 5                   # attempts to read back a piece, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
@@ -75,6 +79,7 @@ cdef class OpenSegments:
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.segment_blocks = segment_blocks
+        self.promise_low = PROMISE_LOW
         for i in range(TAILS):
             self.all[i].owner = <void*>self
             self.all[i].table_room = 2 * segment_blocks + 256
@@ -171,6 +176,9 @@ cdef class OpenSegments:
             if open_segment is NULL:
                 wait_in(&self.changes)
         while True:
+            error = self.await_number()
+            if error < 0:
+                return error
             taken = FOR_WRITES
             store = self.choose_store(FOR_WRITES)
             while store < 0 and taken < urgency:
@@ -178,11 +186,11 @@ cdef class OpenSegments:
                 store = self.choose_store(taken)
             if store < 0:
                 return store
-            if self.next_segment == SEGMENTS_END:
-                return -ENOSPC                       # segment numbers are never reused
             number = self.next_segment
             blocks = self.blocks_on(store, taken)
             self.next_segment += 1
+            if self.promised < self.next_segment + <uint64_t>self.promise_low:
+                self.ask_for_promise()
             self.creating = True
             replica = store_create(
                 self.stores[store], self.reactor, self.volume, number, self.epoch, blocks, taken != FOR_WRITES, &error
@@ -210,6 +218,35 @@ cdef class OpenSegments:
         elif self.is_tight():
             self.on_tight(self.owner)
         return 0
+
+    cdef int await_number(self) noexcept nogil:
+        """In a task: wait until `next_segment` is promised. 0; -ENOSPC: no number is left; -ESHUTDOWN: the log ends;
+        -EHOSTUNREACH: it closes, and the metadata service does not answer."""
+        cdef Operation timer
+        cdef int result = 0
+        while result == 0 and self.next_segment > self.promised:
+            if self.next_segment == SEGMENTS_END:
+                result = -ENOSPC
+            elif self.ending:
+                result = -ESHUTDOWN
+            elif self.give_up_ns and self.io.now_ns() >= self.give_up_ns:
+                result = -EHOSTUNREACH
+            else:
+                self.promise_waited = True
+                self.ask_for_promise()
+                waited(&timer)
+                self.io.after(&timer, PROMISE_POLL_NS)
+                wait(&timer)
+        self.promise_waited = False
+        return result
+
+    cdef void ask_for_promise(self) noexcept nogil:
+        if not self.promise_asked and self.promised < SEGMENTS_END - 1:
+            self.promise_asked = self.on_promise_low(self.owner)
+
+    cdef void promise(self, uint32_t number) noexcept nogil:
+        self.promised = max(self.promised, min(number, <uint32_t>(SEGMENTS_END - 1)))
+        self.promise_asked = self.promise_unanswered = False
 
     cdef void failed(self, int store, int error) noexcept nogil:
         """A write to this store failed: from now on stores with fewer errors are preferred."""

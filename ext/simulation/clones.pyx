@@ -223,6 +223,7 @@ cdef void shut(SimulatedVolume simulated) noexcept nogil:
         wait_in(&simulated.volume.connections_changed)
     simulated.volume.close()
     simulated.await_metadata()
+    simulated.check_numbers()
     if simulated.volume.parent is not NULL:
         let_parent_go(simulated.volume)
 

@@ -24,6 +24,8 @@ cdef enum:
     SHOTS = 6                        # snapshots at once
     SHOTS_AND_MARKS = SHOTS + 9      # the user's snapshots, then the restore points
     MOMENTS = 4                      # points in time that are remembered
+    NUMBERS = 8                      # segment numbers that the metadata service promises at once; ...
+    NUMBERS_LOW = 2                  # ... with fewer left, more are asked for
 
 cdef enum SimulatedSnapshotState:                 # of a snapshot, as its user sees it
     SHOT_NONE, SHOT_MAKING, SHOT_MADE, SHOT_DELETING,
@@ -98,6 +100,7 @@ cdef struct MetadataRecord:          # a volume's record in the metadata service
     bint detaching                   # the clone is being flattened
     uint8_t id[16]
     uint64_t epoch
+    uint32_t promised                # no segment has a higher number yet
     Pointer checkpoint
     uint64_t size_blocks
 
@@ -141,6 +144,11 @@ cdef class SimulatedVolume:
     cdef uint64_t stored_sequence    # of the stored pointer, if this process wrote it
     cdef bint asking                 # a request or its answer is in flight
     cdef Pointer moving
+    cdef uint32_t moving_next        # segment numbers from this one on are asked for together with it
+    cdef Operation numbers           # the request for segment numbers alone, then its answer
+    cdef bint numbering              # ... is in flight
+    cdef uint32_t wanted_next        # numbers from this one on
+    cdef uint32_t highest_given      # by earlier processes
     # client requests
     cdef uint32_t busy               # operations in flight
     cdef uint32_t usable             # regions inside the volume's current size
@@ -159,6 +167,7 @@ cdef class SimulatedVolume:
     cdef object make_reading(self)
     cdef object move_out(self)       # the process has ended
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil
+    cdef void check_numbers(self) noexcept nogil
     cdef void await_metadata(self) noexcept nogil
     cdef void begin_task(self) noexcept nogil
     cdef void end_task(self) noexcept nogil

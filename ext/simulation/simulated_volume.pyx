@@ -29,7 +29,7 @@ from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotTable, same_id
 from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all
-from iomesh.engine.volume.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, Volume
+from iomesh.engine.volume.volume cimport EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_NUMBERS, Volume
 from iomesh.engine.simulation.world cimport WorldIo
 
 cdef enum:
@@ -60,6 +60,7 @@ cdef class SimulatedVolume:
             self.shots[i].state = SHOT_NONE
         memset(self.moments, 0, sizeof(self.moments))
         memset(&self.stray, 0, sizeof(self.stray))
+        self.highest_given = 0
         self.oracle.reset(self.run.regions * REGION_SECTORS, self.run.keeps_nothing_volatile)
 
     # ------------------------------------------------------------------ a process
@@ -78,6 +79,10 @@ cdef class SimulatedVolume:
             self.record.epoch,
             SEGMENT_BYTES_MIN // BLOCK_BYTES,
         )
+        self.log.open_segments.next_segment = self.record.promised + 1
+        self.record.promised += NUMBERS
+        self.log.open_segments.promise(self.record.promised)
+        self.log.open_segments.promise_low = NUMBERS_LOW
         self.volume = Volume(
             self.record.id[:16], run.reactor, run.pool, self.log, self.map, self.segments, self.record.size_blocks
         )
@@ -112,7 +117,7 @@ cdef class SimulatedVolume:
         if run.weights[<int>SNAPSHOT] or run.weights[<int>MARK]:
             self.make_reading()
         self.moving_sequence = self.stored_sequence = 0
-        self.asking = False
+        self.asking = self.numbering = False
         self.busy = self.tasks = self.changes = self.verify_next = self.verify_end = 0
         self.shortages_begun = 0
         self.open = self.between = self.planned = self.changing = self.wants_in = False
@@ -136,6 +141,7 @@ cdef class SimulatedVolume:
         self.open = False
         if self.log is not None:
             self.run.copied += self.log.open_segments.moved
+            self.check_numbers()
         if self.clients is not None:
             self.run.asked += self.clients.calls
             self.run.vanished += self.clients.lost
@@ -149,6 +155,18 @@ cdef class SimulatedVolume:
         self.log = None
         self.map = None
         self.segments = None
+
+    cdef void check_numbers(self) noexcept nogil:
+        """Checks the segment numbers that this process has given. It gives no more: it has ended, or closed the volume."""
+        cdef uint32_t first = self.log.open_segments.first_segment, following = self.log.open_segments.next_segment
+        if first == 0 or first == following or self.log.epoch != self.record.epoch:
+            return                                       # none, or of the volume before, which was checked
+        if first <= self.highest_given:
+            self.run.fault(b"segment number %lld is given again, after all up to %lld", first, self.highest_given)
+        if following - 1 > self.record.promised:
+            self.run.fault(b"segment number %lld is given, and the metadata service holds %lld as promised", following - 1, self.record.promised)
+        self.highest_given = following - 1
+        self.log.open_segments.first_segment = 0         # checked
 
     cdef int come_up(self) noexcept nogil:
         cdef int result = 0
@@ -183,7 +201,7 @@ cdef class SimulatedVolume:
 
     cdef void await_metadata(self) noexcept nogil:
         """In a task: waits until a metadata request of a volume that has been closed since is over."""
-        while self.asking:
+        while self.asking or self.numbering:
             self.run.pass_time()
 
     cdef void begin_task(self) noexcept nogil:
@@ -639,7 +657,7 @@ cdef void let_go(SimulatedVolume simulated, Slot* slot) noexcept nogil:
     simulated.note_oldest_read()
 
 
-cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+cdef bint told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
     cdef void* simulated = (<Volume>volume).listener
     if kind == EVENT_CHECKSUM:
         (<SimulatedVolume>simulated).run.note(b"checksum error of block %lld at segment %lld block %lld", a, b, c)
@@ -647,6 +665,9 @@ cdef void told(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexc
         (<SimulatedVolume>simulated).run.note(b"store %lld: error %lld", a, b, 0)
     elif kind == EVENT_NO_SPACE:
         has_no_space(<SimulatedVolume>simulated)
+    elif kind == EVENT_NUMBERS:
+        ask_for_numbers(<SimulatedVolume>simulated, <uint32_t>a)
+    return True
 
 
 cdef void has_no_space(SimulatedVolume simulated) noexcept nogil:
@@ -668,6 +689,7 @@ cdef void ask_metadata(SimulatedVolume simulated, uint64_t sequence, Pointer poi
     )
     simulated.moving_sequence = sequence
     simulated.moving = pointer
+    simulated.moving_next = simulated.log.open_segments.next_segment
     # While a request is in flight, its answer is ignored and this one follows it.
     if not simulated.asking:
         ask_again(simulated, simulated.run.metadata_ns)
@@ -697,6 +719,7 @@ cdef void update_pointer(SimulatedVolume simulated) noexcept nogil:
 cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:
     simulated.record.checkpoint = simulated.moving
     simulated.stored_sequence = simulated.moving_sequence
+    raise_promise(simulated, simulated.moving_next)
     simulated.run.moves += 1
     if simulated.going.state == GOING_BACK and simulated.going.to_point_in_time:
         simulated.going.moved = simulated.going.moved or makes(simulated.volume.snapshots, simulated.going.settling)
@@ -724,7 +747,7 @@ cdef void was_silent(SimulatedVolume simulated) noexcept nogil:
     simulated.run.note(b"the metadata service does not answer for checkpoint %lld", simulated.moving_sequence, 0, 0)
     if simulated.volume.checkpoints.answer_for:
         ask_again(simulated, simulated.run.outage_ns)
-        simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_UNKNOWN)
+        simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_UNKNOWN, 0)
     else:
         simulated.asking = False                            # the checkpoint was abandoned: no retry
 
@@ -738,4 +761,60 @@ cdef void was_answered(SimulatedVolume simulated) noexcept nogil:
         ask_again(simulated, simulated.run.metadata_ns)       # the answer was to the previous request
         return
     simulated.asking = False
-    simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_DONE)
+    simulated.volume.checkpoints.moved(simulated.moving_sequence, POINTER_DONE, simulated.record.promised)
+
+
+# ... for segment numbers alone
+
+cdef void raise_promise(SimulatedVolume simulated, uint32_t next_segment) noexcept nogil:
+    simulated.record.promised = max(simulated.record.promised, next_segment + NUMBERS - 1)
+
+
+cdef void ask_for_numbers(SimulatedVolume simulated, uint32_t next_segment) noexcept nogil:
+    simulated.wanted_next = next_segment
+    if not simulated.numbering:
+        numbers_asked(simulated, simulated.run.metadata_ns)
+
+
+cdef void numbers_asked(SimulatedVolume simulated, int64_t within_ns) noexcept nogil:
+    simulated.numbering = True
+    simulated.numbers.done = numbers_arrive
+    simulated.numbers.owner = <void*>simulated
+    simulated.run.io.after(&simulated.numbers, <int64_t>simulated.run.draw(within_ns))
+
+
+cdef void numbers_arrive(Operation* operation) noexcept nogil:
+    update_promise(<SimulatedVolume>operation.owner)
+
+
+cdef void update_promise(SimulatedVolume simulated) noexcept nogil:
+    """As update_pointer."""
+    cdef bint silent = simulated.run.outage and simulated.run.chance(simulated.run.outage)
+    if not (silent and simulated.run.chance(128)):
+        raise_promise(simulated, simulated.wanted_next)
+    simulated.numbers.done = numbers_silent if silent else numbers_answered
+    simulated.run.io.after(&simulated.numbers, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
+
+
+cdef void numbers_silent(Operation* operation) noexcept nogil:
+    no_numbers_yet(<SimulatedVolume>operation.owner)
+
+
+cdef void no_numbers_yet(SimulatedVolume simulated) noexcept nogil:
+    simulated.run.silences += 1
+    simulated.run.note(b"the metadata service does not answer for segment numbers from %lld on", simulated.wanted_next, 0, 0)
+    if simulated.log.open_segments.ending:
+        simulated.numbering = False                      # it is closed: no retry
+    else:
+        numbers_asked(simulated, simulated.run.outage_ns)
+        simulated.volume.checkpoints.moved(0, POINTER_UNKNOWN, 0)
+
+
+cdef void numbers_answered(Operation* operation) noexcept nogil:
+    numbers_promised(<SimulatedVolume>operation.owner)
+
+
+cdef void numbers_promised(SimulatedVolume simulated) noexcept nogil:
+    simulated.numbering = False
+    simulated.run.note(b"segment numbers up to %lld are promised", simulated.record.promised, 0, 0)
+    simulated.volume.checkpoints.moved(0, POINTER_DONE, simulated.record.promised)

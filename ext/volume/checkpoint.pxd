@@ -1,6 +1,6 @@
 # Checkpoints of a volume. See volume/checkpoint.pyx.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.log.log cimport Log
@@ -79,8 +79,10 @@ cdef class Checkpoints:
     cdef int drain(self) noexcept nogil
     cdef void write(self) noexcept nogil
     cdef void let_go(self) noexcept nogil
-    # The metadata service's answer: POINTER_UNKNOWN any number of times, then one of the others.
-    cdef void moved(self, uint64_t sequence, Outcome outcome) noexcept nogil
+    # The metadata service's answer: POINTER_UNKNOWN any number of times, then one of the others. sequence 0: it was asked
+    # for segment numbers only. promised: the highest of them that it holds now.
+    cdef void moved(self, uint64_t sequence, Outcome outcome, uint32_t promised) noexcept nogil
+    cdef bint is_unanswered(self) noexcept nogil                 # what is asked for now waits for the metadata service
     cdef void begin_closing(self) noexcept nogil                 # sets a deadline for the metadata service's answer
     cdef void pause(self) noexcept nogil                         # in a task, closing: sleeps, checks the deadline
     cdef void stop(self) noexcept nogil                          # in a task: ends all its work, starts no more

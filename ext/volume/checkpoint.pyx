@@ -19,7 +19,7 @@
 # pointer has moved. If a step fails, the old checkpoint stays valid and the next one tries again.
 
 from libc.errno cimport EHOSTUNREACH, ESHUTDOWN, ESTALE
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from iomesh.engine.base.counters cimport CHECKPOINTS, SEGMENTS_REMOVED
 from iomesh.engine.base.io cimport Operation
@@ -91,7 +91,7 @@ cdef class Checkpoints:
         # enough while its content is not fixed
         cdef uint64_t needed = self.begun if self.gathering else self.begun + 1
         while self.good < needed and self.over < needed:
-            if self.unanswered:
+            if self.is_unanswered():
                 return -EHOSTUNREACH
             if self.running:
                 wait_in(&self.ended)
@@ -104,14 +104,14 @@ cdef class Checkpoints:
         while self.snapshots.durable < version:
             if self.stopping:
                 return -ESHUTDOWN
-            if self.unanswered:
+            if self.is_unanswered():
                 return -EHOSTUNREACH
             if self.running:
                 wait_in(&self.ended)
                 continue
             over = self.over
             self.begin_apart()
-            while self.over == over and not self.unanswered:
+            while self.over == over and not self.is_unanswered():
                 wait_in(&self.ended)
             if self.over > over and self.result < 0 and not self.running:        # else a waiter started another
                 return self.result
@@ -119,7 +119,7 @@ cdef class Checkpoints:
 
     cdef int claim(self) noexcept nogil:
         while self.running and not self.stopping:
-            if self.unanswered:
+            if self.is_unanswered():
                 return -EHOSTUNREACH
             wait_in(&self.ended)
         if self.stopping:
@@ -129,11 +129,15 @@ cdef class Checkpoints:
 
     cdef void begin_closing(self) noexcept nogil:
         self.give_up_ns = self.log.io.now_ns() + GIVE_UP_NS
+        self.log.open_segments.give_up_ns = self.give_up_ns
+
+    cdef bint is_unanswered(self) noexcept nogil:
+        return self.unanswered or (self.log.open_segments.promise_waited and self.log.open_segments.promise_unanswered)
 
     cdef void pause(self) noexcept nogil:
         cdef Operation operation
         if self.unanswered and self.log.io.now_ns() >= self.give_up_ns:
-            self.moved(self.answer_for, POINTER_GIVEN_UP)
+            self.moved(self.answer_for, POINTER_GIVEN_UP, 0)
             return
         waited(&operation)
         self.log.io.after(&operation, PAUSE_NS)
@@ -316,8 +320,12 @@ cdef class Checkpoints:
         self.segments.settle(True)
         return dying
 
-    cdef void moved(self, uint64_t sequence, Outcome outcome) noexcept nogil:
+    cdef void moved(self, uint64_t sequence, Outcome outcome, uint32_t promised) noexcept nogil:
+        self.log.open_segments.promise_unanswered = outcome == POINTER_UNKNOWN
+        if outcome == POINTER_DONE:
+            self.log.open_segments.promise(promised)
         if self.answer_for != sequence or not sequence:
+            wake_all(&self.ended, 0)                     # callers that return -EHOSTUNREACH
             return
         if outcome == POINTER_UNKNOWN:
             if not self.unanswered:

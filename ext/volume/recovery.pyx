@@ -24,7 +24,8 @@
 #   - a stable record whose payload is damaged stays in the log: reading those blocks is an error, reading others is
 #     not;
 #   - the map's counters after replay are exact, because the checkpoint's map and counters are;
-#   - a record is valid only in a segment of its own epoch: numbers and slabs of deleted segments are reused;
+#   - a record is valid only in a segment of its own epoch: slabs of deleted segments are reused;
+#   - no number of a segment is given twice: numbers continue above all that were ever promised by the metadata service;
 #   - opening needs no space: a volume opens on a device that has no free slab;
 #   - recovery is idempotent: running it twice, or again after a crash during recovery, changes nothing.
 
@@ -82,6 +83,8 @@ cdef class Recovery(LogScan):
     cdef int run(self) noexcept nogil:
         cdef int result
         self.removes_doubles = True
+        if planted(b"number_given_again"):
+            self.volume.log.open_segments.next_segment = max(self.volume.segments.branch, <uint32_t>1)
         result = self.list_replicas()
         if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
             result = self.read_checkpoint()
@@ -175,7 +178,7 @@ cdef class Recovery(LogScan):
             )
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
-        self.volume.log.open_segments.next_segment = checkpoint.next_segment
+        self.volume.log.open_segments.next_segment = max(self.volume.log.open_segments.next_segment, checkpoint.next_segment)
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint
         result = self.read_table(checkpoint)
@@ -545,8 +548,7 @@ cdef class Recovery(LogScan):
                 if result < 0:
                     return self.fail(-result, b"device %lu cannot be flushed", k, 0, 0)
         self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
-        if self.volume.log.open_segments.next_segment == 0:
-            self.volume.log.open_segments.next_segment = 1
+        self.volume.log.open_segments.first_segment = self.volume.log.open_segments.next_segment
         result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
         # a new volume has nothing to read
         if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):

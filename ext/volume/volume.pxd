@@ -30,6 +30,7 @@ cdef enum VolumeEvent:               # kinds of on_event
     EVENT_NO_SPACE                   # out of space: writes wait for the cleaner
     EVENT_REFUSED                    # ... and the first write was refused
     EVENT_CHECKPOINT                 # see engine.pyx
+    EVENT_NUMBERS                    # few segment numbers are left below the promise: a higher one is asked for
 
 cdef struct Merge:                   # bytes inside one block: read, merged, written
     void* volume
@@ -83,8 +84,8 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     cdef void* parent                # of a clone: the Volume ...
     cdef uint8_t parent_snapshot[16]  # ... and the snapshot it was cloned from. parent NULL: not a clone
     cdef Waiters connections_changed    # or readings
-    # reports a VolumeEvent to the node
-    cdef void (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
+    # reports a VolumeEvent to the node; False: no memory for it
+    cdef bint (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
 
     # Writes `count` whole blocks. Returns how many were accepted (from the front, at least 1); 0: none now, `when`
     # completes when to try again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.

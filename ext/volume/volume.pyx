@@ -62,6 +62,7 @@ cdef class Volume:
         log.owner = log.open_segments.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
+        log.open_segments.on_promise_low = promise_low
         log.open_segments.on_no_space = no_space
         log.open_segments.on_tight = space_tight
         log.open_segments.on_dead = segment_dead
@@ -508,6 +509,10 @@ cdef void checksum_failed(void* owner, uint64_t block, uint32_t segment, uint32_
 
 cdef void space_tight(void* owner) noexcept nogil:
     (<Volume>owner).on_event(owner, EVENT_TIGHT, 0, 0, 0)
+
+
+cdef bint promise_low(void* owner) noexcept nogil:
+    return (<Volume>owner).on_event(owner, EVENT_NUMBERS, (<Volume>owner).log.open_segments.next_segment, 0, 0)
 
 
 cdef void no_space(void* owner) noexcept nogil:

@@ -14,8 +14,8 @@ import pytest
 
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import Conflict
-from iomesh.metadata import MetadataUnavailable
-from iomesh.metadata.records import LogRecord, VolumeRecord, put_log
+from iomesh.metadata import MetadataUnavailable, records
+from iomesh.metadata.records import PROMISE, LogRecord, VolumeRecord, put_log
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node.engine import counters_by_name
 from iomesh.node.pointers import Pointers
@@ -33,7 +33,7 @@ class Pointed(Bench):
 
     metadata: FaultyMetadata
     opened: OpenVolume
-    pointers: Pointers
+    pointers: Pointers | None = None
     refused: list[Conflict]
 
     async def begin(self, room: Path) -> None:
@@ -41,29 +41,37 @@ class Pointed(Bench):
         record = VolumeRecord(
             id=self.volume, name="db", node="node-a", size_bytes=VOLUME, segment_bytes=2 << 20, created_ns=1
         )
-        self.opened = OpenVolume(record, LogRecord(id=self.volume, epoch=0, owner="node-a"))
+        self.opened = OpenVolume(record, LogRecord(id=self.volume, epoch=0, owner="node-a", promised=0))
 
     def on_event(self, event: Event) -> None:
         if event.kind == "checkpoint":
-            self.pointers.move(self.opened, event.value)
+            self.node_pointers().move(self.opened, event.value)
+        elif event.kind == "numbers":
+            self.node_pointers().promise(self.opened, event.value)
+
+    def node_pointers(self) -> Pointers:
+        """Those of this run of the engine."""
+        if self.pointers is None:
+            self.pointers = Pointers(
+                self.engine, self.metadata, Supervisor(), lambda _, error: self.refused.append(error)
+            )
+        return self.pointers
 
     @asynccontextmanager
     async def node(self) -> AsyncIterator[Connection]:
         """The volume taken over, recovered from the stored pointer, and served; it ends with a crash."""
-        await take_over(self.metadata, self.opened, "node-a")
+        self.promised = await take_over(self.metadata, self.opened, "node-a") - 1
         at = self.opened.log.checkpoint
         self.pointer = Pointer(at.segment, at.block, at.crc) if at else None
         self.epoch = self.opened.log.epoch - 1
         self.refused = []
         async with self.running(checkpoint_bytes=CHECKPOINT_BYTES):
-            self.pointers = Pointers(
-                self.engine, self.metadata, Supervisor(), lambda _, error: self.refused.append(error)
-            )
             try:
                 async with self.connected() as connection:
                     yield connection
             finally:
-                await self.pointers.end(self.opened)
+                await self.node_pointers().end(self.opened)
+                self.pointers = None
 
     def counter(self, name: str) -> int:
         return counters_by_name(self.engine.counters(self.volume))[name]
@@ -194,3 +202,80 @@ async def test_closing_ends_though_the_outcome_is_unknown_and_loses_nothing(benc
     async with bench.node() as connection:
         await bench.compare(connection)
         await bench.check()
+
+
+def awaits_numbers(bench: Pointed) -> bool:
+    return bool(bench.engine.volume_state(bench.volume)["awaits_numbers"])
+
+
+async def test_numbers_go_on_above_the_promise_after_a_crash(bench: Pointed) -> None:
+    """What is found on the device may be less: the last segments may have been given back."""
+    async with bench.node() as connection:
+        await bench.write(connection, 80)
+        promised = bench.opened.log.promised
+        assert promised == PROMISE
+    async with bench.node() as connection:
+        await bench.compare(connection)
+        assert bench.opened.log.promised == 2 * PROMISE
+        await bench.write(connection, 80)
+        await bench.engine.checkpoint(bench.volume)
+        at = bench.opened.log.checkpoint
+        assert at is not None and at.segment > promised
+        assert bench.opened.log.promised >= at.segment + PROMISE - 1, "raised together with the pointer"
+    async with bench.node() as connection:
+        await bench.compare(connection)
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_writes_wait_for_numbers_when_the_promise_is_used_up_and_go_on(
+    bench: Pointed, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PROMISE", 8)
+    async with bench.node() as connection:
+        await bench.write(connection, 80)
+        bench.metadata.down = fault
+        writing = asyncio.create_task(bench.write_until(connection, lambda: bench.metadata.down is None, "it answers"))
+        await until(lambda: awaits_numbers(bench), "the promise is used up")
+        assert bench.opened.unanswered is not None
+        with pytest.raises(MetadataUnavailable):
+            await bench.engine.checkpoint(bench.volume)
+        assert awaits_numbers(bench) and not writing.done()
+        bench.metadata.down = None
+        await writing
+        await until(lambda: bench.opened.unanswered is None, "the metadata service is known to answer again")
+        await bench.write(connection, 80)
+        await bench.compare(connection)
+        assert not awaits_numbers(bench)
+        assert bench.engine.volume_state(bench.volume)["error"] == 0
+    async with bench.node() as connection:
+        await bench.compare(connection)
+
+
+async def test_closing_ends_though_the_promise_is_used_up_and_loses_nothing(
+    bench: Pointed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PROMISE", 8)
+    async with bench.node() as connection:
+        await bench.write(connection, 80)
+        bench.metadata.down = Fault.NOT_DONE
+        writing = asyncio.create_task(bench.write_until(connection, lambda: bench.metadata.down is None, "it answers"))
+        await until(lambda: awaits_numbers(bench), "the promise is used up")
+        with pytest.raises(MetadataUnavailable):
+            async with asyncio.timeout(120):
+                await bench.engine.close_volume(bench.volume, checkpoint=True)
+        with pytest.raises((NbdError, ConnectionError, asyncio.IncompleteReadError)):
+            await writing
+    bench.metadata.down = None
+    async with bench.node() as connection:
+        await bench.compare(connection)
+
+
+async def test_a_promise_that_is_refused_ends_the_log(bench: Pointed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PROMISE", 8)
+    async with bench.node() as connection:
+        taken = msgspec.structs.replace(bench.opened.log, epoch=9, owner="node-b")
+        await bench.metadata.commit(put_log(taken, None))
+        with pytest.raises(NbdError):
+            await bench.write_until(connection, lambda: False, "writes fail")
+        assert "node node-b owns it with epoch 9" in bench.refused[0].message
+        assert bench.engine.volume_state(bench.volume)["error"] == errno.ESTALE

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from iomesh.engine.engine import POINTER_DONE, Answer, Engine, Event, Pointer
+from iomesh.engine.engine import POINTER_DONE, SEGMENT_NUMBER_MAX, Answer, Engine, Event, Pointer
 from support.wire import Wire
 
 CLUSTER, DEVICE, VOLUME = b"cluster-of-fuzz-", b"device-of-fuzzer", b"volume-of-fuzzer"
@@ -47,11 +47,13 @@ class Driver:
                 self._answers[happened.ticket] = happened
             elif happened.kind == "checkpoint":
                 self._move(happened)
+            elif happened.kind == "numbers" and happened.volume is not None:
+                self.engine.checkpoint_moved(happened.volume, 0, POINTER_DONE, SEGMENT_NUMBER_MAX)
 
     def _move(self, event: Event) -> None:
         assert event.volume is not None
         self.pointer = event.value["pointer"]
-        self.engine.checkpoint_moved(event.volume, event.value["sequence"], POINTER_DONE)
+        self.engine.checkpoint_moved(event.volume, event.value["sequence"], POINTER_DONE, SEGMENT_NUMBER_MAX)
 
     def connect(
         self, *, structured: bool = False, context: bool = False, read_only: bool = False

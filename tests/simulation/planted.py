@@ -44,6 +44,7 @@ BUGS = {
     "journal_without_flush": "a change of the store's directory counts as durable before it was flushed",
     "merge_conflict_missed": "a block is written while bytes of it are being merged",
     "merge_reads_early": "a merge reads its block before what was logged before is committed",
+    "number_given_again": "recovery numbers segments above those that it finds, not above what was promised",
     "order_in_record_reversed": "replay applies the entries of one record in the wrong order",
     "own_counted_twice": "what the head alone has is still counted as its alone when a snapshot is made of it",
     "moment_overshot": "a restore to a point in time replays one record too many",

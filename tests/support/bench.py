@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iomesh.engine.engine import Event, Pointer
+from iomesh.metadata.records import promised_from
 from iomesh.node.config import EngineConfig
 from iomesh.node.engine import NodeEngine, Outcome
 from support.nbd import Connection
@@ -35,6 +36,7 @@ class Bench:
         self.path = room / "device"
         self.pointer: Pointer | None = None
         self.epoch = 0
+        self.promised = 0  # the highest segment number
         self.answers = True  # whether the metadata service answers at once
         self.unanswered: list[Event] = []
         self.asked = asyncio.Event()  # set when the metadata service is called
@@ -47,11 +49,15 @@ class Bench:
             self.asked.set()
             if self.answers:
                 self.answer()
+        elif event.kind == "numbers":
+            self.promised = max(self.promised, promised_from(event.value["next_segment"]))
+            self.engine.checkpoint_moved(self.volume, 0, Outcome.DONE, promised=self.promised)
 
     def answer(self) -> None:
         for event in self.unanswered:
             self.pointer = event.value["pointer"]
-            self.engine.checkpoint_moved(self.volume, event.value["sequence"], Outcome.DONE)
+            self.promised = max(self.promised, promised_from(event.value["next_segment"]))
+            self.engine.checkpoint_moved(self.volume, event.value["sequence"], Outcome.DONE, promised=self.promised)
         self.unanswered.clear()
 
     async def format(self, size_bytes: int) -> None:
@@ -81,6 +87,8 @@ class Bench:
         await self.engine.start()
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         self.epoch += 1
+        first_segment = self.promised + 1
+        self.promised = promised_from(first_segment)
         await self.engine.open_store(descriptor, cluster=self.cluster, volatile_cache=False)
         await self.engine.open_volume(
             self.volume,
@@ -88,6 +96,8 @@ class Bench:
             epoch=self.epoch,
             segment_bytes=2 << 20,
             checkpoint=self.pointer,
+            first_segment=first_segment,
+            promised=self.promised,
             name="bench",
             window_seconds=0,
             replicas=1,

@@ -24,6 +24,9 @@ LOGS = "logs/"
 NAMES = "names/"
 DEVICES = "devices/"
 
+PROMISE = 1024  # segment numbers that the owner of a log gets ahead: a crash costs no more of them
+SEGMENT_NUMBER_MAX = 2**32 - 2
+
 
 class Lifecycle(enum.StrEnum):
     """The intended state of a volume: making -> ready -> deleting -> (no record), or ready -> hidden -> deleting if it
@@ -90,7 +93,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     """logs/<id>: the state of the volume's log. Only its owner changes it, or a node that takes it over by raising the
     epoch."""
 
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
 
     format: int = FORMAT
     id: uuid.UUID
@@ -98,6 +101,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: str  # name of a node
     checkpoint: CheckpointPointer | None = None  # None: recovery starts with the first segment of the log
     clone_of: CloneRecord | None = None
+    promised: int  # the owner numbers segments up to this one: the next owner begins above
 
 
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +182,11 @@ def glimpse(entry: Entry) -> Glimpse:
         return msgspec.json.decode(entry.value, type=Glimpse)
     except msgspec.MsgspecError:
         return Glimpse()
+
+
+def promised_from(segment: int) -> int:
+    """The promise of an owner that needs numbers of segments from this one on."""
+    return min(segment + PROMISE - 1, SEGMENT_NUMBER_MAX)
 
 
 def volume_key(volume: uuid.UUID) -> str:

@@ -146,19 +146,23 @@ class NodeEngine:
         epoch: int,
         segment_bytes: int,
         checkpoint: Pointer | None,
+        first_segment: int,
+        promised: int,
         clone_of: tuple[uuid.UUID, uuid.UUID] | None = None,
         name: str,
         window_seconds: int,
         replicas: int,
     ) -> dict[str, Any]:
         """name, window_seconds and replicas are written to the device with each checkpoint, as a description of the
-        volume."""
+        volume. Segments are numbered from first_segment to `promised`, see checkpoint_moved."""
         ticket = self._engine.open_volume(
             volume.bytes,
             size_bytes=size_bytes,
             epoch=epoch,
             segment_bytes=segment_bytes,
             checkpoint=checkpoint,
+            first_segment=first_segment,
+            promised=promised,
             clone_of=(clone_of[0].bytes, clone_of[1].bytes) if clone_of else None,
             name=name.encode(),
             window_seconds=window_seconds,
@@ -176,14 +180,17 @@ class NodeEngine:
     async def checkpoint(self, volume: uuid.UUID) -> None:
         await self._checkpointed([volume], self._engine.checkpoint(volume.bytes), "write a checkpoint")
 
-    def checkpoint_moved(self, volume: uuid.UUID, sequence: int, outcome: Outcome, reason: str = "") -> None:
-        """reason: of Outcome.UNKNOWN, for callers that wait for a checkpoint of this volume."""
+    def checkpoint_moved(
+        self, volume: uuid.UUID, sequence: int, outcome: Outcome, reason: str = "", *, promised: int = 0
+    ) -> None:
+        """reason: of Outcome.UNKNOWN, for callers that wait for a checkpoint of this volume. promised: of Outcome.DONE,
+        the highest segment number that the engine may give. sequence 0: no pointer was moved."""
         if outcome is Outcome.UNKNOWN:
             since = self._unanswered[volume].since if volume in self._unanswered else time.monotonic()
             self._unanswered[volume] = _Unanswered(since, reason)
         else:
             self._unanswered.pop(volume, None)
-        self._engine.checkpoint_moved(volume.bytes, sequence, outcome.value)
+        self._engine.checkpoint_moved(volume.bytes, sequence, outcome.value, promised)
 
     def refuse_pending(self, volumes: Iterable[uuid.UUID]) -> None:
         """Raises MetadataUnavailable while a command of one of these volumes is still running after its caller got an

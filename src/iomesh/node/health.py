@@ -73,6 +73,10 @@ def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
     state = engine.volume_state(volume.record.id)
     if state["error"]:
         return why_log_failed(state)
+    if state["awaits_numbers"]:
+        return (
+            "writes wait for the metadata service, which does not answer: the log needs a number for its next segment"
+        )
     if state["no_space"] and not state["space_is_coming"]:
         return "no space is left: delete or trim something, or add a device"
     return ""

@@ -1,9 +1,9 @@
-"""Moves the checkpoint pointers of this node's volumes in the metadata service, and reports the outcome of each update
-to the engine.
+"""Moves the checkpoint pointers of this node's volumes in the metadata service, raises the promises of segment numbers,
+and reports the outcome of each update to the engine.
 
 An update has three outcomes. Done. Refused: another node has taken the volume over. Unknown: it is repeated until one
 of the other two is known; the volume stays served meanwhile, and `OpenVolume.unanswered` reports it. Only one update of
-a volume is in flight.
+a volume is in flight. An update of a pointer raises the promise as well, so the engine rarely asks for numbers alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from iomesh.errors import Conflict, IomeshError
 from iomesh.metadata import Metadata
-from iomesh.metadata.records import CheckpointPointer
+from iomesh.metadata.records import CheckpointPointer, LogRecord, promised_from
 from iomesh.node.backoff import pauses
 from iomesh.node.engine import NodeEngine, Outcome
 from iomesh.node.logs import logger
@@ -30,6 +31,27 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 LOG_SECONDS = 60.0  # between two equal lines about one volume
 
 log = logger("pointers")
+
+
+@dataclass
+class _Update:
+    """Of one volume. `next_segment` may grow while it is in flight."""
+
+    volume: OpenVolume
+    checkpoint: CheckpointPointer | None  # None: only numbers are asked for
+    next_segment: int  # numbers from this one on are needed
+
+    def change(self, log: LogRecord) -> LogRecord:
+        return msgspec.structs.replace(
+            log,
+            checkpoint=self.checkpoint or log.checkpoint,
+            promised=max(log.promised, promised_from(self.next_segment)),
+        )
+
+    @property
+    def sequence(self) -> int:
+        """As the engine is told: 0 without a checkpoint."""
+        return self.checkpoint.sequence if self.checkpoint else 0
 
 
 class Pointers:
@@ -45,16 +67,28 @@ class Pointers:
         self._supervisor = supervisor
         self._on_refused = on_refused
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._updates: dict[uuid.UUID, _Update] = {}  # of the jobs
 
     def move(self, volume: OpenVolume, value: dict[str, Any]) -> None:
         """Starts the update that the engine requests (`value` of its event "checkpoint")."""
         pointer, sequence = value["pointer"], value["sequence"]
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
         if before := self._jobs.get(volume.record.id):
-            before.cancel()  # the engine, which is closing the volume, has abandoned that one
-        job = self._supervisor.spawn("record checkpoint", self._move(volume, checkpoint), volume=volume.record.name)
-        self._jobs[volume.record.id] = job
-        job.add_done_callback(lambda _: self._forget(volume.record.id, job))
+            before.cancel()  # it was for numbers, which this one asks for too; or the engine, closing, has abandoned it
+        self._start(_Update(volume, checkpoint, value["next_segment"]))
+
+    def promise(self, volume: OpenVolume, value: dict[str, Any]) -> None:
+        """Raises the promise of segment numbers (`value` of the engine's event "numbers")."""
+        if update := self._updates.get(volume.record.id):
+            update.next_segment = max(update.next_segment, value["next_segment"])
+        else:
+            self._start(_Update(volume, None, value["next_segment"]))
+
+    def _start(self, update: _Update) -> None:
+        identity = update.volume.record.id
+        job = self._supervisor.spawn("record checkpoint", self._carry_out(update), volume=update.volume.record.name)
+        self._jobs[identity], self._updates[identity] = job, update
+        job.add_done_callback(lambda _: self._forget(identity, job))
 
     async def end(self, volume: OpenVolume) -> None:
         """The engine has closed the volume: an update with unknown outcome is abandoned, and the next opening finds
@@ -65,61 +99,59 @@ class Pointers:
 
     def _forget(self, identity: uuid.UUID, job: asyncio.Task[None]) -> None:
         if self._jobs.get(identity) is job:
-            del self._jobs[identity]
+            del self._jobs[identity], self._updates[identity]
 
-    async def _move(self, volume: OpenVolume, checkpoint: CheckpointPointer) -> None:
+    async def _carry_out(self, update: _Update) -> None:
         for pause in pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
             try:
-                if await self._attempt(volume, checkpoint):
+                if await self._attempt(update):
                     return
             except IomeshError as error:
-                self._unknown(volume, checkpoint, error.message)
+                self._unknown(update, error.message)
             except Exception as error:  # a bug: no reason to stop serving the volume
-                log.exception("a bug", volume=volume.record.name)
-                self._unknown(volume, checkpoint, f"internal error: {error!r}")
+                log.exception("a bug", volume=update.volume.record.name)
+                self._unknown(update, f"internal error: {error!r}")
             await asyncio.sleep(pause)
 
-    async def _attempt(self, volume: OpenVolume, checkpoint: CheckpointPointer) -> bool:
+    async def _attempt(self, update: _Update) -> bool:
         """Returns whether the outcome is known. Raises the error that makes it unknown."""
-        update = asyncio.ensure_future(
-            write_log(self._metadata, volume, lambda log: msgspec.structs.replace(log, checkpoint=checkpoint))
-        )
+        write = asyncio.ensure_future(write_log(self._metadata, update.volume, update.change))
         try:
-            done, _ = await asyncio.wait({update}, timeout=SLOW_SECONDS)
+            done, _ = await asyncio.wait({write}, timeout=SLOW_SECONDS)
             if not done:
-                self._unknown(volume, checkpoint, f"no answer for {SLOW_SECONDS:g} seconds")
-            await update
+                self._unknown(update, f"no answer for {SLOW_SECONDS:g} seconds")
+            await write
         except Conflict as error:
-            self._refused(volume, checkpoint, error)
+            self._refused(update, error)
         else:
-            self._done(volume, checkpoint)
+            self._done(update)
         finally:
-            update.cancel()
+            write.cancel()
         return True
 
-    def _done(self, volume: OpenVolume, checkpoint: CheckpointPointer) -> None:
-        name, identity = volume.record.name, volume.record.id
+    def _done(self, update: _Update) -> None:
+        volume, name = update.volume, update.volume.record.name
         if (missed := volume.unanswered) is not None:
             volume.unanswered = None
             seconds = round(time.monotonic() - missed.since, 1)
             log.info(
                 "metadata service answers again: checkpoint recorded",
                 volume=name,
-                sequence=checkpoint.sequence,
+                sequence=update.sequence,
                 after_seconds=seconds,
             )
-        log.debug(
-            "checkpoint", volume=name, sequence=checkpoint.sequence, segment=checkpoint.segment, block=checkpoint.block
-        )
-        self._engine.checkpoint_moved(identity, checkpoint.sequence, Outcome.DONE)
+        if (at := update.checkpoint) is not None:
+            log.debug("checkpoint", volume=name, sequence=at.sequence, segment=at.segment, block=at.block)
+        # The job ends with this: an event "numbers" from now on starts another one.
+        self._engine.checkpoint_moved(volume.record.id, update.sequence, Outcome.DONE, promised=volume.log.promised)
 
-    def _refused(self, volume: OpenVolume, checkpoint: CheckpointPointer, error: Conflict) -> None:
-        volume.unanswered = None
-        self._engine.checkpoint_moved(volume.record.id, checkpoint.sequence, Outcome.REFUSED)
-        self._on_refused(volume, error)
+    def _refused(self, update: _Update, error: Conflict) -> None:
+        update.volume.unanswered = None
+        self._engine.checkpoint_moved(update.volume.record.id, update.sequence, Outcome.REFUSED)
+        self._on_refused(update.volume, error)
 
-    def _unknown(self, volume: OpenVolume, checkpoint: CheckpointPointer, reason: str) -> None:
-        now = time.monotonic()
+    def _unknown(self, update: _Update, reason: str) -> None:
+        volume, now = update.volume, time.monotonic()
         if volume.unanswered is None:
             volume.unanswered = Unanswered(now, time.time_ns(), reason)
         missed = volume.unanswered
@@ -129,8 +161,8 @@ class Pointers:
             log.warning(
                 "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again",
                 volume=volume.record.name,
-                sequence=checkpoint.sequence,
+                sequence=update.sequence,
                 reason=reason,
                 for_seconds=round(now - missed.since, 1),
             )
-        self._engine.checkpoint_moved(volume.record.id, checkpoint.sequence, Outcome.UNKNOWN, reason)
+        self._engine.checkpoint_moved(volume.record.id, update.sequence, Outcome.UNKNOWN, reason)

@@ -19,7 +19,16 @@ import msgspec
 from iomesh.api.model import Flattening, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, NotFound, Unavailable
 from iomesh.metadata import Metadata, MetadataUnavailable
-from iomesh.metadata.records import Lifecycle, LogRecord, VolumeRecord, get_log, get_volume, put_log, put_volume
+from iomesh.metadata.records import (
+    Lifecycle,
+    LogRecord,
+    VolumeRecord,
+    get_log,
+    get_volume,
+    promised_from,
+    put_log,
+    put_volume,
+)
 from iomesh.metadata.volumes import Unreadable, hidden_name
 from iomesh.node.backoff import pauses
 from iomesh.node.metadata_calls import answered
@@ -67,7 +76,8 @@ class ChangeLock(asyncio.Lock):
 
 @dataclass
 class Unanswered:
-    """Since when, and why, the metadata service has not confirmed whether a checkpoint pointer was moved."""
+    """Since when, and why, the metadata service has not confirmed whether a checkpoint pointer was moved, or segment
+    numbers were promised."""
 
     since: float  # monotonic
     since_ns: int  # Unix time
@@ -243,15 +253,23 @@ async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[Lo
     await _write_log(metadata, volume, change, check)
 
 
-async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> None:
-    """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome. Raises InUse
-    if another node owns the volume, Conflict if its record is deleted."""
+async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> int:
+    """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
+    segment numbers. Returns the first of them: no earlier owner was promised it. Raises InUse if another node owns the
+    volume, Conflict if its record is deleted."""
+    first = 0
+
+    def change(log: LogRecord) -> LogRecord:
+        nonlocal first
+        first = log.promised + 1
+        return msgspec.structs.replace(log, epoch=log.epoch + 1, owner=node, promised=promised_from(first))
 
     def check(found: LogRecord) -> None:
         if found.owner != node:
             raise InUse(f"volume {volume.record.name} is owned by node {found.owner}, and this is {node}")
 
-    await _write_log(metadata, volume, lambda log: msgspec.structs.replace(log, epoch=log.epoch + 1, owner=node), check)
+    await _write_log(metadata, volume, change, check)
+    return first
 
 
 async def _write_log(

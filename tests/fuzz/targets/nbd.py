@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from fuzz.driver import CLUSTER, DEVICE, VOLUME, Driver, new_device
+from iomesh.engine.engine import SEGMENT_NUMBER_MAX
 from support.wire import DISCONNECT, FUA, READ, TRIM, WRITE, WRITE_ZEROES, Answer, Wire, request
 
 MAX_BYTES = 512
@@ -61,7 +62,15 @@ class Served:
         )
         self.driver.done(engine.open_store(descriptor, cluster=CLUSTER, volatile_cache=False))
         self.driver.done(
-            engine.open_volume(VOLUME, size_bytes=VOLUME_BYTES, epoch=1, segment_bytes=1 << 20, checkpoint=None)
+            engine.open_volume(
+                VOLUME,
+                size_bytes=VOLUME_BYTES,
+                epoch=1,
+                segment_bytes=1 << 20,
+                checkpoint=None,
+                first_segment=1,
+                promised=SEGMENT_NUMBER_MAX,
+            )
         )
         self.witness, _ = self.driver.wire()
 

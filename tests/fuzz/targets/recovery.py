@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fuzz.driver import CLUSTER, DEVICE, VOLUME, Driver, new_device
 from fuzz.patches import patch, patches
-from iomesh.engine.engine import Pointer, crc32c, structures
+from iomesh.engine.engine import SEGMENT_NUMBER_MAX, Pointer, crc32c, structures
 from support.forged import resealed
 from support.places import DeviceAtRest
 from support.wire import READ, TRIM, Wire
@@ -99,7 +99,13 @@ class Store:
         self.driver.pointer = checkpoint
         answer = self.driver.wait(
             self.driver.engine.open_volume(
-                VOLUME, size_bytes=VOLUME_BYTES, epoch=epoch, segment_bytes=SEGMENT_BYTES, checkpoint=checkpoint
+                VOLUME,
+                size_bytes=VOLUME_BYTES,
+                epoch=epoch,
+                segment_bytes=SEGMENT_BYTES,
+                checkpoint=checkpoint,
+                first_segment=1,
+                promised=SEGMENT_NUMBER_MAX,
             )
         )
         assert not answer.error or answer.reason, f"refused without a reason: {answer}"

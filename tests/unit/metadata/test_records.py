@@ -34,7 +34,7 @@ from iomesh.metadata.records import (
 VOLUME = VolumeRecord(id=uuid.UUID(int=5), name="db", node="a", size_bytes=1 << 30, segment_bytes=1 << 20, created_ns=1)
 OF = CloneRecord(volume=uuid.UUID(int=6), snapshot=uuid.UUID(int=7), name="parent@monday")
 CHECKPOINT = CheckpointPointer(segment=1, block=2, crc=3, sequence=4)
-LOG = LogRecord(id=uuid.UUID(int=5), epoch=3, owner="a", checkpoint=CHECKPOINT, clone_of=OF)
+LOG = LogRecord(id=uuid.UUID(int=5), epoch=3, owner="a", checkpoint=CHECKPOINT, clone_of=OF, promised=1024)
 DEVICE = DeviceRecord(id=uuid.UUID(int=8), node="a", path="/dev/x", tier="ssd", label="", size_bytes=1 << 30)
 CLUSTER = ClusterRecord(id=uuid.UUID(int=9), created_ns=1)
 RECORDS = [VOLUME, LOG, NameRecord(volume=uuid.UUID(int=5)), DEVICE, CLUSTER]

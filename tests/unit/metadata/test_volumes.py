@@ -50,7 +50,7 @@ def records(name: str, number: int, state: Lifecycle = Lifecycle.MAKING) -> tupl
     volume = VolumeRecord(
         id=identity, name=name, node="a", size_bytes=1 << 30, segment_bytes=1 << 20, state=state, created_ns=1
     )
-    return volume, LogRecord(id=identity, epoch=0, owner="a")
+    return volume, LogRecord(id=identity, epoch=0, owner="a", promised=0)
 
 
 async def make(metadata: Metadata, name: str, number: int) -> OpenVolume:

@@ -12,6 +12,8 @@ import pytest
 from iomesh.errors import Conflict, InUse
 from iomesh.metadata import Delete, MetadataUnavailable
 from iomesh.metadata.records import (
+    PROMISE,
+    SEGMENT_NUMBER_MAX,
     CheckpointPointer,
     LogRecord,
     VolumeRecord,
@@ -40,7 +42,7 @@ def new_volume() -> OpenVolume:
     record = VolumeRecord(
         id=uuid.uuid4(), name="db", node="node-a", size_bytes=1 << 30, segment_bytes=1 << 20, created_ns=1
     )
-    return OpenVolume(record, LogRecord(id=record.id, epoch=0, owner="node-a"))
+    return OpenVolume(record, LogRecord(id=record.id, epoch=0, owner="node-a", promised=0))
 
 
 @pytest.fixture
@@ -148,3 +150,23 @@ async def test_a_volume_of_another_node_is_not_taken_over(metadata: FaultyMetada
     with pytest.raises(InUse, match="owned by node node-b"):
         await take_over(metadata, volume, "node-a")
     assert await stored(metadata, volume) == taken
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_no_segment_number_is_promised_to_two_owners(metadata: FaultyMetadata, fault: Fault) -> None:
+    volume = new_volume()
+    metadata.faults = [fault]
+    with pytest.raises(MetadataUnavailable):
+        await take_over(metadata, volume, "node-a")
+    first = await take_over(metadata, volume, "node-a")
+    assert first == (PROMISE + 1 if fault is Fault.DONE else 1), "what is stored may be promised to another process"
+    assert volume.log.promised == first + PROMISE - 1
+    assert await take_over(metadata, volume, "node-a") == first + PROMISE
+    assert await stored(metadata, volume) == volume.log
+
+
+async def test_numbers_that_are_left_at_the_end_are_promised(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+    await write_log(metadata, volume, lambda log: msgspec.structs.replace(log, promised=SEGMENT_NUMBER_MAX - 3))
+    assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX - 2
+    assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX + 1, "none is left"
+    assert volume.log.promised == SEGMENT_NUMBER_MAX

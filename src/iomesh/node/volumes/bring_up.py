@@ -68,7 +68,7 @@ class BringUp:
             await until_answered(lambda: remove_records(self._metadata, record))
             log.info("volume removed that was half made or half deleted", volume=record.name, id=str(record.id))
             return
-        its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node), 0)
+        its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node, promised=0), 0)
         deleting = record.state == Lifecycle.DELETING
         state = VolumeState.DELETING if deleting else VolumeState.OPENING
         volume = OpenVolume(record, its_log, version, log_version, state)

@@ -146,15 +146,16 @@ class Creation:
             )
             if point:  # the records to be rolled forward are on stable media before the creation is recorded
                 await self._engine.checkpoint(parent.record.id)
-            volume = await self._make(record, of)
+            # Its segments are numbered above the snapshot's.
+            volume = await self._make(record, of, promised=entry["branch"] - 1)
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
         return self._view.describe(volume)
 
-    async def _make(self, record: VolumeRecord, of: CloneRecord | None = None) -> OpenVolume:
-        """Creates a volume. Afterwards it is open, or nothing is left of it. Raises AlreadyExists if the name is
-        taken."""
+    async def _make(self, record: VolumeRecord, of: CloneRecord | None = None, *, promised: int = 0) -> OpenVolume:
+        """Creates a volume, whose segments are numbered above `promised`. Afterwards it is open, or nothing is left of
+        it. Raises AlreadyExists if the name is taken."""
         self._stores.refuse_while_changing()
-        volume = OpenVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of))
+        volume = OpenVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of, promised=promised))
         self._volumes.add(volume)
         async with volume.changing:
             try:

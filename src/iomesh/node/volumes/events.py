@@ -27,6 +27,10 @@ class Events:
         match event.kind:
             case "checkpoint" if volume is not None:
                 self._pointers.move(volume, event.value)
+            case "numbers" if volume is not None:
+                self._pointers.promise(volume, event.value)
+            case "checkpoint" | "numbers":
+                pass  # of a volume that has been deleted
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
             case "tight":

@@ -51,7 +51,7 @@ class Opening:
             raise MetadataUnavailable(
                 f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service"
             )
-        await take_over(self._metadata, volume, self._node)
+        first_segment = await take_over(self._metadata, volume, self._node)
         record, at = volume.record, volume.log.checkpoint
         self._stores.refuse_while_changing()
         volume.opening = True
@@ -62,6 +62,8 @@ class Opening:
                 epoch=volume.log.epoch,
                 segment_bytes=record.segment_bytes,
                 checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
+                first_segment=first_segment,
+                promised=volume.log.promised,
                 clone_of=(of.volume, of.snapshot) if of else None,
                 name=record.name,
                 window_seconds=record.policy.window_seconds,
