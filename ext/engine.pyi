@@ -92,8 +92,11 @@ class Engine:
     def open_store(self, fd: int, *, cluster: bytes | None, volatile_cache: bool) -> int:
         """fd: O_RDWR | O_DIRECT; the caller keeps it open until close_store is answered. cluster: refuse a device of
         any other cluster (None: accept all). Answers {"store": int, "cluster": bytes, "device": bytes, "tier": int,
-        "label": str, "device_bytes": int, "created_ns": int, "repaired": list[str]}. EUCLEAN: damaged; EMEDIUMTYPE: not
+        "label": str, "device_bytes": int, "created_ns": int, "number": int (in the cluster; 0: none yet), "repaired":
+        list[str]}. EUCLEAN: damaged; EMEDIUMTYPE: not
         an iomesh device, or of another cluster; EPROTONOSUPPORT: a newer format."""
+    def number_device(self, store: int, number: int) -> int:
+        """Write the device's number in its cluster to its superblocks. Answers None. EEXIST: it has another number."""
     def close_store(self, store: int) -> int:
         """EBUSY while a volume is open. Answers None."""
     def store_space(self, store: int) -> dict[str, int]:

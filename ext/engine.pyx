@@ -24,7 +24,7 @@ from iomesh.engine.commands.snapshots cimport (
     RollVolumeForward, UnmarkSnapshot
 )
 from iomesh.engine.commands.stores cimport (
-    CloseStore, EraseVolume, FormatStore, ListSealed, OpenStore, ScrubSegment, StoreCommand
+    CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
 from iomesh.engine.commands.volumes cimport (
     CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume,
@@ -301,6 +301,13 @@ cdef class Engine:
         if cluster is not None:
             memcpy(command.cluster, <const char*>(<bytes>cluster), 16)
         return self.ask_store(command)
+
+    def number_device(self, int store, uint32_t number):
+        if store not in self.stores:
+            return self.refuse(ENOENT, f"no store has the number {store}")
+        if number == 0:
+            raise ValueError("numbers of devices begin at 1")
+        return self.ask(NumberDevice(self.stores[store], number))
 
     def close_store(self, int store):
         if store not in self.stores:

@@ -24,6 +24,9 @@ cdef class OpenStore(StoreCommand):  # OpenStore(store, fd)
     cdef uint8_t cluster[16]
     cdef bint any_cluster            # `cluster` is not checked
 
+cdef class NumberDevice(StoreCommand):   # NumberDevice(store, number): the device's number in its cluster
+    cdef uint32_t number
+
 cdef class CloseStore(StoreCommand):     # CloseStore(store, scrubber)
     cdef Scrubber scrubber
 

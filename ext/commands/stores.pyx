@@ -91,11 +91,20 @@ cdef class OpenStore(StoreCommand):
             "label": store.superblock.label.decode(errors="replace"),
             "device_bytes": store.superblock.device_bytes,
             "created_ns": store.superblock.created_ns,
+            "number": store.superblock.number,
             "repaired": [
                 store.repairs.lines[i].decode(errors="replace")
                 for i in range(min(store.repairs.count, <uint32_t>REPAIRS_MAX))
             ],
         }
+
+
+cdef class NumberDevice(StoreCommand):
+    def __cinit__(self, Store store, uint32_t number):
+        self.number = number
+
+    cdef int64_t run(self) noexcept nogil:
+        return self.store.set_number(self.number)
 
 
 cdef class CloseStore(StoreCommand):

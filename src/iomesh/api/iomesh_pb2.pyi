@@ -161,6 +161,7 @@ class Device(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
     SCRUB_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, from its superblock"""
     path: _builtins.str
@@ -178,6 +179,8 @@ class Device(_message.Message):
     reason: _builtins.str
     cluster: _builtins.str
     """UUID"""
+    number: _builtins.int
+    """in its cluster, given once and never again; 0: none yet"""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """when it was formatted"""
@@ -201,10 +204,11 @@ class Device(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         cluster: _builtins.str = ...,
         scrub: Global___Scrub | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_at", b"created_at", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "scrub", b"scrub", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "created_at", b"created_at", "free_bytes", b"free_bytes", "id", b"id", "label", b"label", "number", b"number", "path", b"path", "reason", b"reason", "replicas", b"replicas", "reserve_bytes", b"reserve_bytes", "scrub", b"scrub", "size_bytes", b"size_bytes", "state", b"state", "tier", b"tier", "volatile_cache", b"volatile_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Time | None = None
     cluster: str = ""
     scrub: Scrub = Scrub()
+    number: int = 0
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

@@ -192,6 +192,7 @@ def at_rest(one: Device) -> list[tuple[str, object]]:
         ("path", one.path),
         ("id", one.id),
         ("cluster", one.cluster),
+        ("number", one.number or "-"),
         ("label", one.label or "-"),
         ("tier", one.tier),
         ("size", exact_size(one.size_bytes)),

@@ -19,6 +19,7 @@ from iomesh.errors import Conflict, Damaged, IomeshError, Unsupported
 from iomesh.metadata.protocol import Entry, Metadata, Put
 
 CLUSTER_KEY = "cluster"
+DEVICE_NUMBERS_KEY = "numbers/devices"
 VOLUMES = "volumes/"
 LOGS = "logs/"
 NAMES = "names/"
@@ -123,6 +124,16 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     tier: str
     label: str
     size_bytes: int
+    number: int = 0  # in the cluster, as in its superblock; 0: none yet
+
+
+class DeviceNumbersRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """numbers/devices: see iomesh.metadata.numbers."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    last: int  # the highest number that was given to a device
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +147,7 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int
 
 
-RecordT = TypeVar("RecordT", VolumeRecord, LogRecord, NameRecord, DeviceRecord, ClusterRecord)
+RecordT = TypeVar("RecordT", VolumeRecord, LogRecord, NameRecord, DeviceRecord, DeviceNumbersRecord, ClusterRecord)
 
 
 class Versioned(NamedTuple, Generic[RecordT]):
@@ -219,6 +230,10 @@ def put_name(name: str, volume: uuid.UUID, version: int | None) -> Put:
 
 def put_device(record: DeviceRecord, version: int | None) -> Put:
     return Put(device_key(record.id), msgspec.json.encode(record), version)
+
+
+def put_device_numbers(record: DeviceNumbersRecord, version: int) -> Put:
+    return Put(DEVICE_NUMBERS_KEY, msgspec.json.encode(record), version)
 
 
 async def get_volume(metadata: Metadata, volume: uuid.UUID) -> Versioned[VolumeRecord] | None:

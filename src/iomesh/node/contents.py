@@ -24,6 +24,7 @@ class Superblock(NamedTuple):
     created_ns: int
     tier: int
     label: str
+    number: int  # in its cluster; 0: none yet
 
 
 class Contents(NamedTuple):
@@ -69,6 +70,7 @@ def _superblock(descriptor: int) -> tuple[Superblock | None, str]:
                 created_ns=fields["created_ns"],
                 tier=fields["tier"],
                 label=_text(fields["label"]),
+                number=fields["number"],
             ), ""
         if data.startswith(b"IOMSBLK"):
             fault = str(fields["fault"])

@@ -120,6 +120,10 @@ class NodeEngine:
         opened: dict[str, Any] = await self._answer(ticket, "open")
         return opened
 
+    async def number_device(self, store: int, number: int) -> None:
+        """Gives the device its number in the cluster, for good."""
+        await self._answer(self._engine.number_device(store, number), "number the device")
+
     async def close_store(self, store: int) -> None:
         await self._answer(self._engine.close_store(store), "close")
 

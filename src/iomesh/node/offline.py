@@ -116,6 +116,7 @@ def inspect_device(path: str) -> Device:
         size_bytes=superblock.device_bytes,
         created_at=time_of(superblock.created_ns),
         cluster=str(superblock.cluster),
+        number=superblock.number,
     )
 
 

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
 from iomesh.errors import Damaged, Foreign, InUse, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
 from iomesh.metadata import Delete, Metadata
+from iomesh.metadata.numbers import keep_device_number, take_device_number
 from iomesh.metadata.records import DeviceRecord, UnreadableDevice, decode, device_key, list_devices, put_device
 from iomesh.node import claims
 from iomesh.node.contents import read_superblocks
@@ -285,11 +288,8 @@ class Stores:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
             # Before anything is written to the device: a device without a record would not be noticed when it is
             # missing.
-            await (
-                until_answered(lambda: self._write_record(store.record))
-                if self._starting
-                else answered(self._write_record(store.record))
-            )
+            await (until_answered(lambda: self._register(store)) if self._starting else answered(self._register(store)))
+            await self._engine.number_device(store.number, store.record.number)
         except IomeshError:
             await self._engine.close_store(store.number)
             await self._drop(device)
@@ -298,19 +298,25 @@ class Stores:
         self._missing.pop(store.record.id, None)
         return store
 
-    async def _write_record(self, record: DeviceRecord) -> None:
-        """Skipped when the stored record is already equal, so that a start works with a metadata service that cannot be
-        written. A record of another format belongs to another version of iomesh and stays; one that cannot be decoded
-        at all is replaced."""
-        entry, put = await self._metadata.get(device_key(record.id)), put_device(record, None)
+    async def _register(self, store: OpenStore) -> None:
+        """Gives the device a number if it has none, and writes its record. Skipped when the stored record is already
+        equal, so that a start works with a metadata service that cannot be written. A record of another format belongs
+        to another version of iomesh and stays; one that cannot be decoded at all is replaced."""
+        entry, number, stays = await self._metadata.get(device_key(store.record.id)), store.record.number, False
         try:
-            if entry is not None:
-                decode(DeviceRecord, entry)
+            if entry is not None:  # it has a number if a crash kept that from the superblock
+                number = number or decode(DeviceRecord, entry).record.number
         except Unsupported:
-            return
+            stays = True
         except Damaged as error:
-            log.warning("device record replaced", device=str(record.id), reason=error.message)
-        if entry is None or entry.value != put.value:
+            log.warning("device record replaced", device=str(store.record.id), reason=error.message)
+        if number:
+            await keep_device_number(self._metadata, number)
+        else:
+            number = await take_device_number(self._metadata)
+        store.record = msgspec.structs.replace(store.record, number=number)
+        put = put_device(store.record, None)
+        if not stays and (entry is None or entry.value != put.value):
             await self._metadata.commit(put)
 
     def _claim(self, device: OpenDevice) -> bool:
@@ -342,6 +348,7 @@ class Stores:
             tier=_TIER_NAMES.get(opened["tier"], "ssd"),
             label=opened["label"],
             size_bytes=opened["device_bytes"],
+            number=opened["number"],
         )
         log.info(
             "device open",
@@ -365,6 +372,7 @@ class Stores:
         failed = bool(space.get("failed", 0))
         return Device(
             id=str(store.record.id),
+            number=store.record.number,
             path=store.record.path,
             tier=store.record.tier,
             label=store.record.label,
@@ -410,6 +418,7 @@ def _why_failed(space: Mapping[str, int]) -> str:
 def _describe_missing(record: DeviceRecord, reason: str) -> Device:
     return Device(
         id=str(record.id),
+        number=record.number,
         path=record.path,
         tier=record.tier,
         label=record.label,
