@@ -140,6 +140,8 @@ class Engine:
         volume has been closed. promised: with POINTER_DONE, the highest segment number that the service holds as
         promised; once it is used up, new segments wait for a higher one. sequence 0: only that was asked for."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
+    def describe_volume(self, volume: bytes, *, name: bytes, window_seconds: int, replicas: int) -> int:
+        """Change what open_volume was told: the next checkpoint has it. Answers None."""
     def erase_volume(self, volume: bytes) -> int:
         """Delete every segment of a volume from all stores; the volume must not be open. Answers {"segments": int}."""
     def volume_state(self, volume: bytes) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from iomesh.engine.commands.stores cimport (
     CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
 from iomesh.engine.commands.volumes cimport (
-    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, ExpectSpace, GrowVolume,
-    ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock
+    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
+    GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock, describe
 )
 from iomesh.engine.volume.checkpoint cimport (
     POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
@@ -380,9 +380,9 @@ cdef class Engine:
         if segment_bytes % SLAB_BYTES_MAX or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
         if not 0 < first_segment <= promised + 1 <= SEGMENT_NUMBER_MAX + 1:
-            raise ValueError(f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}")
-        if len(name) > 135:
-            raise ValueError(f"a volume's name has at most 135 bytes, not {len(name)}")
+            raise ValueError(
+                f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}"
+            )
         if clone_of is not None:
             check_snapshot(clone_of[1], "its name")
             parent = self.opened(clone_of[0])
@@ -402,11 +402,7 @@ cdef class Engine:
         log.counters = log.open_segments.counters = log.flusher.counters = opened.volume.counters
         opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
-        memcpy(opened.volume.checkpoints.writer.description.name, <const char*>name, len(name))
-        opened.volume.checkpoints.writer.description.segment_bytes = <uint32_t>segment_bytes
-        opened.volume.checkpoints.writer.description.window_seconds = window_seconds
-        opened.volume.checkpoints.writer.description.replicas = <unsigned char>replicas
-        opened.volume.checkpoints.writer.description.write_replicas = <unsigned char>replicas
+        describe(&opened.volume.checkpoints.writer.description, name, <uint32_t>segment_bytes, window_seconds, replicas)
         opened.volume.listener = <void*>self.notices
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
@@ -469,6 +465,9 @@ cdef class Engine:
         if opened is not None and size_bytes < opened.volume.blocks * BLOCK:
             return self.refuse(EINVAL, "a volume cannot shrink")
         return self.ask_volume(GrowVolume, volume, (size_bytes,))
+
+    def describe_volume(self, bytes volume, *, bytes name, uint32_t window_seconds, uint32_t replicas):
+        return self.ask_volume(DescribeVolume, volume, (name, window_seconds, replicas))
 
     def erase_volume(self, bytes volume):
         if volume in self.volumes:

@@ -11,7 +11,7 @@ cdef struct Notice:                  # a command has ended, or a volume has an e
     uint64_t sequence
     uint64_t size_bytes              # of the volume
     Pointer pointer                  # to the checkpoint
-    uint32_t next_segment            # also of an EVENT_NUMBERS: numbers from this one on are needed. Of an EVENT_CHECKSUM:
+    uint32_t next_segment            # also of an EVENT_NUMBERS: numbers from it on are needed. Of an EVENT_CHECKSUM:
     uint64_t block                   # of the volume, located ...
     uint32_t segment                 # ... in this segment, ...
     uint32_t segment_block           # ... at this block. Of an EVENT_DEVICE:

@@ -6,6 +6,7 @@ from iomesh.engine.commands.command cimport VolumeCommand
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.volume.checkpoint cimport Outcome
+from iomesh.engine.volume.checkpoint_writer cimport Description
 from iomesh.engine.volume.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport Space
@@ -26,13 +27,18 @@ cdef class CloseVolume(VolumeCommand):       # CloseVolume(volume, checkpoint)
 cdef class CheckpointVolume(VolumeCommand):
     pass
 
-cdef class MovePointer(VolumeCommand):       # MovePointer(volume, sequence, outcome, promised): the metadata service's answer
+# MovePointer(volume, sequence, outcome, promised): the metadata service's answer
+cdef class MovePointer(VolumeCommand):
     cdef uint64_t sequence           # 0: it was asked for segment numbers only
     cdef Outcome outcome
     cdef uint32_t promised
 
 cdef class GrowVolume(VolumeCommand):        # GrowVolume(volume, size_bytes)
     cdef uint64_t size_bytes
+
+# DescribeVolume(volume, name, window_seconds, replicas): for its checkpoints
+cdef class DescribeVolume(VolumeCommand):
+    cdef Description description
 
 cdef class MeasureSpace(VolumeCommand):
     cdef Space space
@@ -69,3 +75,7 @@ cdef class CheckDetached(VolumeCommand):     # CheckDetached(volume, tree)
 
 cdef class CutOff(VolumeCommand):
     pass
+
+# Raises ValueError: the name is too long.
+cdef int describe(
+    Description* description, bytes name, uint32_t segment_bytes, uint32_t window_seconds, uint32_t replicas) except -1

@@ -1,8 +1,9 @@
 # Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
 from libc.errno cimport EBUSY, ENOMEM, ESTALE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import numpy as np
@@ -16,6 +17,7 @@ from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.task cimport wait_in
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.volume.checkpoint cimport POINTER_REFUSED, Outcome
+from iomesh.engine.volume.checkpoint_writer cimport Description
 from iomesh.engine.volume.cleaning cimport Cleaner, Row
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport measure
@@ -114,8 +116,34 @@ cdef class GrowVolume(VolumeCommand):
 
     cdef int64_t run(self) noexcept nogil:
         self.volume.blocks = self.size_bytes // BLOCK_BYTES
+        if self.volume.checkpoints.writer.size_bytes != self.size_bytes:
+            self.volume.checkpoints.writer.changes += 1
         self.volume.checkpoints.writer.size_bytes = self.size_bytes
         return 0
+
+
+cdef class DescribeVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, bytes name, uint32_t window_seconds, uint32_t replicas):
+        cdef uint32_t segment_bytes = volume.log.open_segments.segment_blocks * BLOCK_BYTES
+        describe(&self.description, name, segment_bytes, window_seconds, replicas)
+
+    cdef int64_t run(self) noexcept nogil:
+        self.volume.checkpoints.writer.description = self.description
+        self.volume.checkpoints.writer.changes += 1
+        return 0
+
+
+cdef int describe(
+        Description* description, bytes name, uint32_t segment_bytes, uint32_t window_seconds, uint32_t replicas
+) except -1:
+    if len(name) >= sizeof(description.name):
+        raise ValueError(f"a volume's name has at most {sizeof(description.name) - 1} bytes, not {len(name)}")
+    memset(description, 0, sizeof(Description))
+    memcpy(description.name, <const char*>name, len(name))
+    description.segment_bytes = segment_bytes
+    description.window_seconds = window_seconds
+    description.replicas = description.write_replicas = <uint8_t>replicas
+    return 0
 
 
 # ---------------------------------------------------------------------- space and cleaning

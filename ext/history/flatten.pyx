@@ -215,6 +215,7 @@ cdef void cut_off(Volume volume) noexcept nogil:
     volume.segments.branch = 0
     memset(volume.checkpoints.writer.lineage_volume, 0, 16)
     memset(volume.checkpoints.writer.lineage_snapshot, 0, 16)
+    volume.checkpoints.writer.changes += 1
 
 
 cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:

@@ -86,7 +86,8 @@ cdef class OpenSegments:
     # in a task: committed data cannot be made stable in this process
     cdef void (*on_lost)(void* log, int error) noexcept nogil
     cdef void* owner                 # the volume
-    cdef bint (*on_promise_low)(void* owner) noexcept nogil                # asks for a higher promise; False: no memory, called again
+    # asks for a higher promise; False: no memory, called again
+    cdef bint (*on_promise_low)(void* owner) noexcept nogil
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when space runs out
     # a segment was created while space is tight: the next needs cleaning
     cdef void (*on_tight)(void* owner) noexcept nogil
@@ -105,7 +106,8 @@ cdef class OpenSegments:
     cdef int prepare_now(self, int urgency) noexcept nogil         # in a task; without space it also calls on_no_space
     cdef int await_number(self) noexcept nogil
     cdef void ask_for_promise(self) noexcept nogil
-    cdef void promise(self, uint32_t number) noexcept nogil        # the metadata service's answer: numbers up to this one may be given
+    # the metadata service's answer: numbers up to this one may be given
+    cdef void promise(self, uint32_t number) noexcept nogil
     cdef void failed(self, int store, int error) noexcept nogil
     cdef int choose_store(self, int urgency) noexcept nogil
     cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil

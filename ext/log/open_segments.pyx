@@ -10,8 +10,8 @@
 #     are in memory. When a flush of their device fails, they are read back, verified, and written to another device
 #     under the same addresses (seal_elsewhere). If that is impossible, the log has failed (on_lost), and only recovery
 #     can determine what is left;
-#   - a number is given to one segment in the volume's life. The metadata service holds a promise, a number that is raised
-#     long before it is reached; no higher number is given, and recovery continues above it (docs/metadata.md);
+#   - a number is given to one segment in the volume's life. The metadata service holds a promise, a number that is
+#     raised long before it is reached; no higher number is given, and recovery continues above it (docs/metadata.md);
 #   - without space a segment is taken from the store's reserve, and only appends that make space may use it
 #     (`Urgency`). So a checkpoint finds room, unless more than two volumes use the reserve.
 #
@@ -50,7 +50,7 @@ cdef enum:
     STORE_ERRORS_MAX = 64            # of one store, before the log gives up
     COPY_BLOCKS = 256                # copied per read and write
     SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
-    PROMISE_LOW = 256                # numbers: a GiB of log and more, so the answer has minutes
+    PROMISE_LOW = 256                # numbers: they last for 256 MiB of log or more
     PROMISE_POLL_NS = 100 * 1000 * 1000  # how often a log without a number checks again
     DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
     READ_TRIES = 5                   # attempts to read back a piece, ...

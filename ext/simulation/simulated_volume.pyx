@@ -157,14 +157,18 @@ cdef class SimulatedVolume:
         self.segments = None
 
     cdef void check_numbers(self) noexcept nogil:
-        """Checks the segment numbers that this process has given. It gives no more: it has ended, or closed the volume."""
+        """Checks the segment numbers that this process gave. It gives no more: it has ended, or closed the volume."""
         cdef uint32_t first = self.log.open_segments.first_segment, following = self.log.open_segments.next_segment
         if first == 0 or first == following or self.log.epoch != self.record.epoch:
             return                                       # none, or of the volume before, which was checked
         if first <= self.highest_given:
             self.run.fault(b"segment number %lld is given again, after all up to %lld", first, self.highest_given)
         if following - 1 > self.record.promised:
-            self.run.fault(b"segment number %lld is given, and the metadata service holds %lld as promised", following - 1, self.record.promised)
+            self.run.fault(
+                b"segment number %lld is given, and the metadata service holds %lld as promised",
+                following - 1,
+                self.record.promised,
+            )
         self.highest_given = following - 1
         self.log.open_segments.first_segment = 0         # checked
 
@@ -802,7 +806,7 @@ cdef void numbers_silent(Operation* operation) noexcept nogil:
 
 cdef void no_numbers_yet(SimulatedVolume simulated) noexcept nogil:
     simulated.run.silences += 1
-    simulated.run.note(b"the metadata service does not answer for segment numbers from %lld on", simulated.wanted_next, 0, 0)
+    simulated.run.note(b"the metadata service promises no segment numbers from %lld on", simulated.wanted_next, 0, 0)
     if simulated.log.open_segments.ending:
         simulated.numbering = False                      # it is closed: no retry
     else:

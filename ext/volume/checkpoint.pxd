@@ -42,6 +42,7 @@ cdef class Checkpoints:
     cdef void* next_keeper           # list of the volumes that share the map cache
     cdef uint64_t content            # log.content at the newest checkpoint, if nothing was written after it
     cdef uint64_t content_written
+    cdef uint64_t described          # changes of the description that the newest checkpoint has
     cdef bint due                    # requested for another reason than the interval
     cdef bint held                   # writes stay stopped until let_go(), over any number of checkpoints
     cdef int64_t drain_began_ns
@@ -79,8 +80,8 @@ cdef class Checkpoints:
     cdef int drain(self) noexcept nogil
     cdef void write(self) noexcept nogil
     cdef void let_go(self) noexcept nogil
-    # The metadata service's answer: POINTER_UNKNOWN any number of times, then one of the others. sequence 0: it was asked
-    # for segment numbers only. promised: the highest of them that it holds now.
+    # The metadata service's answer: POINTER_UNKNOWN any number of times, then one of the others. sequence 0: it was
+    # asked for segment numbers only. promised: the highest of them that it holds now.
     cdef void moved(self, uint64_t sequence, Outcome outcome, uint32_t promised) noexcept nogil
     cdef bint is_unanswered(self) noexcept nogil                 # what is asked for now waits for the metadata service
     cdef void begin_closing(self) noexcept nogil                 # sets a deadline for the metadata service's answer

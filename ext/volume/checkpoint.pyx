@@ -243,7 +243,8 @@ cdef class Checkpoints:
         cdef int result, level
         cdef bint dying
         self.gathering = False
-        if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable):
+        if at == 0 or (self.log.content == self.content and self.snapshots.version == self.snapshots.durable and
+                       self.writer.changes == self.described):
             return 0                                     # nothing has changed since the last one
         next_log_time(&self.log.clock, self.log.io)
         result = self.snapshots.freeze(
@@ -285,6 +286,7 @@ cdef class Checkpoints:
         self.sequence = at
         self.pointer = pointer
         self.root = root
+        self.described = self.writer.described
         self.inherited = self.snapshots.frozen_inherited
         if self.log.content == self.content_written and (self.log.changed <= at or planted(b"checkpoint_without_rest")):
             self.content = self.log.content

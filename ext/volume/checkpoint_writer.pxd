@@ -25,6 +25,8 @@ cdef class CheckpointWriter:         # of one volume
     cdef SnapshotTable snapshots
     cdef Description description
     cdef uint64_t size_bytes         # of the volume, for the next checkpoint
+    cdef uint64_t changes            # of size, description or lineage
+    cdef uint64_t described          # ... those of them that the last written checkpoint has
     cdef uint8_t lineage_volume[16]  # of a clone: the volume ...
     cdef uint8_t lineage_snapshot[16]    # ... and the snapshot it was cloned from
 
@@ -34,6 +36,8 @@ cdef class CheckpointWriter:         # of one volume
     cdef int begin(self, Draft* draft) noexcept nogil
     cdef void list_segments(self, Draft* draft) noexcept nogil
     cdef void describe(self, Checkpoint* checkpoint, uint64_t sequence, Pointer root) noexcept nogil
+    cdef void describe_volume(self, Checkpoint* checkpoint) noexcept nogil
+    cdef bint is_described(self, const Checkpoint* checkpoint) noexcept nogil        # as the volume is now
     cdef int write_snapshots(self, Checkpoint* checkpoint) noexcept nogil
     cdef int write_segments(self, Draft* draft) noexcept nogil
     cdef int write_block(self, Draft* draft) noexcept nogil

@@ -14,7 +14,7 @@
 from libc.errno cimport ENOMEM, ENOSPC
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_SNAPSHOT, KIND_TABLE, NODE_POINTERS,
@@ -93,7 +93,6 @@ cdef class CheckpointWriter:
         memcpy(checkpoint.volume, self.log.volume, 16)
         checkpoint.epoch = self.log.epoch
         checkpoint.sequence = sequence
-        checkpoint.size_bytes = self.size_bytes
         checkpoint.root = root
         memcpy(checkpoint.head_parent, self.snapshots.frozen_parent, 16)
         checkpoint.pin_data = self.segments.wanted_pins[<int>DATA]
@@ -103,6 +102,11 @@ cdef class CheckpointWriter:
         checkpoint.mapped = self.snapshots.frozen_mapped
         checkpoint.inherited = self.snapshots.frozen_inherited
         checkpoint.exclusive = self.snapshots.frozen_exclusive
+        self.described = self.changes
+        self.describe_volume(checkpoint)
+
+    cdef void describe_volume(self, Checkpoint* checkpoint) noexcept nogil:
+        checkpoint.size_bytes = self.size_bytes
         memcpy(checkpoint.lineage_volume, self.lineage_volume, 16)
         memcpy(checkpoint.lineage_snapshot, self.lineage_snapshot, 16)
         checkpoint.branch = self.segments.branch
@@ -111,6 +115,11 @@ cdef class CheckpointWriter:
         checkpoint.window_seconds = self.description.window_seconds
         checkpoint.replicas = self.description.replicas
         checkpoint.write_replicas = self.description.write_replicas
+
+    cdef bint is_described(self, const Checkpoint* checkpoint) noexcept nogil:
+        cdef Checkpoint described = checkpoint[0]
+        self.describe_volume(&described)
+        return memcmp(&described, checkpoint, sizeof(Checkpoint)) == 0
 
     cdef int write_snapshots(self, Checkpoint* checkpoint) noexcept nogil:
         cdef uint32_t blocks = blocks_for(checkpoint.snapshot_entries, SNAPSHOT_ENTRIES), i

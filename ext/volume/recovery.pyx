@@ -178,9 +178,13 @@ cdef class Recovery(LogScan):
             )
         self.start = checkpoint.sequence
         self.volume.map.root = self.volume.checkpoints.root = checkpoint.root
-        self.volume.log.open_segments.next_segment = max(self.volume.log.open_segments.next_segment, checkpoint.next_segment)
+        self.volume.log.open_segments.next_segment = max(
+            self.volume.log.open_segments.next_segment, checkpoint.next_segment
+        )
         self.volume.checkpoints.sequence = checkpoint.sequence
         self.volume.checkpoints.pointer = self.checkpoint
+        if not self.volume.checkpoints.writer.is_described(checkpoint):
+            self.volume.checkpoints.writer.changes += 1  # since then
         result = self.read_table(checkpoint)
         if result == 0:
             result = self.read_snapshots(checkpoint)

@@ -23,6 +23,7 @@ from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import ConfigError, IomeshError, NotFound, Unsupported, from_errno
 from iomesh.metadata import MetadataUnavailable
+from iomesh.metadata.records import VolumeRecord
 from iomesh.node.config import EngineConfig
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import in_thread
@@ -208,6 +209,18 @@ class NodeEngine:
 
     async def grow_volume(self, volume: uuid.UUID, size_bytes: int) -> None:
         await self._answer(self._engine.grow_volume(volume.bytes, size_bytes), "grow the volume")
+
+    async def describe_volume(self, record: VolumeRecord) -> None:
+        """The next checkpoint describes the volume as its record does now."""
+        await self._answer(
+            self._engine.describe_volume(
+                record.id.bytes,
+                name=record.name.encode(),
+                window_seconds=record.policy.window_seconds,
+                replicas=record.policy.replicas,
+            ),
+            "describe the volume",
+        )
 
     async def erase_volume(self, volume: uuid.UUID) -> int:
         """Returns how many segments it had."""

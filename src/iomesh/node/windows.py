@@ -125,6 +125,7 @@ class Windows:
                     record, policy=msgspec.structs.replace(record.policy, window_seconds=seconds)
                 ),
             )
+            await self._engine.describe_volume(volume.record)
             log.info("restore window set", volume=name, window=exact_span(seconds))
             await self.keep(volume)
 

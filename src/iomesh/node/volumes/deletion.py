@@ -75,6 +75,8 @@ class Deletion:
         name becomes free only when no export uses it any more."""
         name = volume.record.name
         await hide_record(self._metadata, volume)
+        if volume.in_engine:
+            await self._engine.describe_volume(volume.record)
         try:
             await self._exports.withdraw(name)
             await self._snapshots.hide(volume, name)
