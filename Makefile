@@ -132,6 +132,10 @@ $(COVERED)/installed.stamp: .venv/installed.stamp
 model: .venv/requirements.stamp packages-model ## every state of the model of ownership (docs/ownership.md), and with each rule broken; minutes
 	PYTHONPATH=tests $(BIN)/python -m model $(ARGS)
 
+.PHONY: format-images
+format-images: build ## makes the images of devices anew that tests/formats holds: after a change of a format
+	PYTHONPATH=tests $(BIN)/python -m formats.images
+
 .PHONY: format
 format: build ## rewrites the Python code to the style that `make lint` wants
 	$(BIN)/ruff check -q --fix . || true

@@ -174,13 +174,15 @@ cdef Fault claim_fault(const Claim* it) noexcept nogil:
 
 
 cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, uint32_t slab_blocks) noexcept nogil:
-    cdef const char* words = frame_fault(it, JOURNAL_MAGIC)
+    cdef const char* words = NULL
     cdef uint32_t at = 0, bytes
     cdef int32_t number = 0
-    if words is not NULL:
-        return fault(words)
+    cdef Fault found
     if device is not NULL and memcmp(it.device, device, 16) != 0:
-        return fault(b"it is of another device")
+        words = b"it is of another device"
+    found = frame_and_place_fault(it, JOURNAL_MAGIC, words, 0)
+    if found.words is not NULL:
+        return found
     if it.generation == 0:
         return fault(b"its generation is 0")
     if not JOURNAL_SNAPSHOT <= it.kind <= JOURNAL_CHANGES:
@@ -188,6 +190,10 @@ cdef Fault journal_block_fault(const JournalBlock* it, const uint8_t* device, ui
     if it.bytes > sizeof(it.entries):
         return fault(b"its entries are longer than the block")
     while at < it.bytes:
+        if at + sizeof(JournalEntry) <= it.bytes and (<const JournalEntry*>(it.entries + at)).flags:
+            found = newer_fault(b"its flags are not known to this program")
+            found.entry = number
+            return found
         words = journal_entry_fault(<const JournalEntry*>(it.entries + at), it.bytes - at, slab_blocks, &bytes)
         if (
             words is NULL
@@ -214,8 +220,6 @@ cdef const char* journal_entry_fault(
     bytes[0] = sizeof(JournalEntry) + it.extent_count * sizeof(Extent)
     if room < bytes[0]:
         return b"its extents are cut off"
-    if it.flags:
-        return b"its flags are not known"
     if it.kind == ENTRY_DELETE:
         if it.extent_count:
             return b"it deletes and has extents"
@@ -414,12 +418,14 @@ cdef const Entry* next_listed(const Footer* it, const Entry* table, Listed* read
 
 
 cdef Fault checkpoint_fault(const Checkpoint* it, const uint8_t* volume) noexcept nogil:
-    cdef const char* words = frame_fault(it, CHECKPOINT_MAGIC)
+    cdef const char* words = NULL
     cdef uint32_t i
-    if words is not NULL:
-        return fault(words)
+    cdef Fault found
     if volume is not NULL and memcmp(it.volume, volume, 16) != 0:
-        return fault(b"it is of another volume")
+        words = b"it is of another volume"
+    found = frame_and_place_fault(it, CHECKPOINT_MAGIC, words, 0)
+    if found.words is not NULL:
+        return found
     if it.features & ~<uint64_t>CHECKPOINT_FEATURES_KNOWN:
         return newer_fault(b"it needs features that this program does not have")
     if it.size_bytes == 0 or it.size_bytes > VOLUME_BYTES_MAX or it.size_bytes % BLOCK_BYTES:

@@ -21,12 +21,12 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.store.journal cimport REASON_BYTES, REPAIR_BYTES, REPAIRS_MAX
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, JOURNAL_CHANGES, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END, Extent, JournalBlock, JournalEntry,
-    journal_block_valid
+    journal_block_fault, journal_block_valid
 )
 from iomesh.engine.base.task cimport wait, waited
 
 cdef extern from "<errno.h>" nogil:
-    int EUCLEAN
+    int EPROTONOSUPPORT, EUCLEAN
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t bytes)
@@ -40,6 +40,7 @@ cdef struct Half:                    # result of a survey, for the half's newest
     int64_t last                     # the highest index
     int64_t lacking                  # lowest index without a block of it in either copy; -1: none
     bint changes                     # it has JOURNAL_CHANGES blocks
+    int64_t newer                    # index of a block that a newer version of iomesh wrote; -1: none
 
 cdef struct Pieces:                  # the same blocks of both copies
     JournalBlock* copies[2]
@@ -70,8 +71,8 @@ cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs,
     pieces.copies[1] = pieces.copies[0] + PIECE_BLOCKS
     halves[0] = survey(journal, &pieces, 0)
     halves[1] = survey(journal, &pieces, 1)
-    chosen = choose(halves, reason)
-    error = -EUCLEAN
+    chosen = -1 if refuses_newer(halves, reason) else choose(halves, reason)
+    error = -EPROTONOSUPPORT if halves[0].newer >= 0 or halves[1].newer >= 0 else -EUCLEAN
     if chosen >= 0:
         error = read_half(journal, &pieces, <uint32_t>chosen, &halves[chosen], repairs, reason)
     release(pieces.copies[0])
@@ -90,11 +91,13 @@ cdef Half survey(Journal journal, Pieces* pieces, uint32_t half) noexcept nogil:
     cdef uint32_t index = 0, i
     cdef JournalBlock* block
     memset(&found, 0, sizeof(found))
-    found.snapshot_end = found.last = found.lacking = -1
+    found.snapshot_end = found.last = found.lacking = found.newer = -1
     while index < journal.area_blocks:
         read_pieces(journal, pieces, half, index)
         for i in range(pieces.count):
             block = newest_valid(journal, pieces, i)
+            if block is NULL and is_newer(journal, pieces, i):
+                found.newer = index + i
             if block is NULL or block.generation < found.generation:
                 if found.lacking < 0:
                     found.lacking = index + i
@@ -159,7 +162,29 @@ cdef JournalBlock* newest_valid(Journal journal, Pieces* pieces, uint32_t i) noe
     return block if valid else mirrored if mirrored_valid else NULL
 
 
+cdef bint is_newer(Journal journal, const Pieces* pieces, uint32_t i) noexcept nogil:
+    """Whether a copy is intact and of a newer version: leaving it out would lose what it changed."""
+    cdef int copy
+    for copy in range(2):
+        if journal_block_fault(pieces.copies[copy] + i, journal.identity, journal.slab_blocks).newer:
+            return True
+    return False
+
+
 # ---------------------------------------------------------------------- 2. choose
+
+cdef bint refuses_newer(const Half* halves, char* reason) noexcept nogil:
+    cdef int half
+    for half in range(2):
+        if halves[half].newer >= 0:
+            snprintf(
+                reason, REASON_BYTES,
+                b"block %lld of half %d of the journal was written by a newer version of iomesh: use that one",
+                <long long>halves[half].newer, half
+            )
+            return True
+    return False
+
 
 cdef int64_t choose(const Half* halves, char* reason) noexcept nogil:
     """The half to replay; -1: the journal is damaged."""
