@@ -20,7 +20,7 @@
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, fence_entry
@@ -38,6 +38,7 @@ cdef extern from "<stdlib.h>" nogil:
 
 cdef enum:
     PIECE_BLOCKS = 256               # per write when a half begins: 1 MiB
+    LONG_AREAS = 64 << 20            # of a device above a TiB: where its file is sparse, formatting leaves it so
     BLOCK_ROOM = 4032 - 312          # bytes of entries in a full block, at least: the longest entry has 320 bytes
 
 
@@ -269,15 +270,19 @@ cdef int format_journal(Io io, int device, const Superblock* superblock) noexcep
     cdef uint32_t piece = PIECE_BLOCKS * BLOCK_BYTES
     cdef Operation operation
     cdef int64_t error = 0
-    cdef char* zeros = <char*>aligned_alloc(BLOCK_BYTES, piece)
+    cdef char* zeros = <char*>aligned_alloc(BLOCK_BYTES, 2 * piece)     # and what is there
     cdef JournalBlock* block = <JournalBlock*>zeros
     if zeros is NULL:
         return -ENOMEM
-    memset(zeros, 0, piece)
+    memset(zeros, 0, 2 * piece)
     while error >= 0 and done < length:    # journal_bytes is a multiple of 256 KiB, so 4 times that of a piece
         waited(&operation)
-        io.write(&operation, device, zeros, piece, superblock.journal_offset + done)
-        error = wait(&operation)
+        if length > LONG_AREAS:
+            io.read(&operation, device, zeros + piece, piece, superblock.journal_offset + done)
+        if length <= LONG_AREAS or wait(&operation) < 0 or memcmp(zeros, zeros + piece, piece) != 0:
+            waited(&operation)
+            io.write(&operation, device, zeros, piece, superblock.journal_offset + done)
+            error = wait(&operation)
         done += piece
     if error >= 0:
         begin_block(block, superblock.device, 1, 0, JOURNAL_SNAPSHOT_END)

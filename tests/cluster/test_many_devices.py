@@ -1,5 +1,6 @@
 """A node with more devices than a machine word has bits, of very different sizes, uses all of them."""
 
+import os
 import random
 from pathlib import Path
 
@@ -7,9 +8,28 @@ from iomesh.node.offline import format_device
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
 
-COUNT = 70
-SMALL, LARGE = 64 * MIB, 1024 * MIB
+GIB, TIB = 1 << 30, 1 << 40
+COUNT = 100
+SMALL = [GIB << number % 6 for number in range(COUNT - 8)]  # 1 to 32 GiB
+LARGE = [TIB // 8, TIB // 2, TIB, 2 * TIB, 4 * TIB, 8 * TIB, 16 * TIB, 20 * TIB]
+VOLUME = 64 * TIB
 PIECE = MIB
+
+
+def largest_file(directory: Path) -> int:
+    """What the file system allows: 16 TiB less a block on ext4."""
+    path = directory / "probe"
+    least, beyond = 0, LARGE[-1] // MIB + 1
+    with path.open("wb") as file:
+        while beyond - least > 1:
+            middle = (least + beyond) // 2
+            try:
+                os.ftruncate(file.fileno(), middle * MIB)
+                least = middle
+            except OSError:
+                beyond = middle
+    path.unlink()
+    return least * MIB
 
 
 async def make_device(daemon: Daemon, name: str, size: int) -> None:
@@ -26,25 +46,30 @@ def taken(path: str) -> int:
 
 
 async def test_every_device_of_many_takes_segments_and_a_volume_may_be_as_large_as_any(daemon: Daemon) -> None:
-    for number in range(COUNT):
-        await make_device(daemon, f"{number}.img", SMALL)
-    await make_device(daemon, "large.img", LARGE)
+    daemon.devices.clear()
+    most = largest_file(daemon.directory)
+    for number, size in enumerate([*SMALL, *(min(size, most) for size in LARGE)]):
+        await make_device(daemon, f"{number}.img", size)
+    assert len(daemon.devices) == COUNT
     empty = {path: taken(path) for path in daemon.devices}
     daemon.start()
     draw = random.Random(1)
     async with daemon.client() as client:
-        volume = await client.create_volume("db", 64 << 40, segment_bytes=0)
-        assert volume.size_bytes == 64 << 40
-        assert volume.segment_bytes == 2 * MIB  # the size that suits the large device
+        volume = await client.create_volume("db", VOLUME, segment_bytes=MIB)  # so that little data reaches all devices
+        assert volume.size_bytes == VOLUME
         uri = (await client.export_volume("db")).uris[0]
+        assert sorted(device.number for device in await client.devices()) == list(range(1, COUNT + 1))
     written = {}
     connection = await Connection.connect(uri)
-    for _ in range(300):
-        offset = draw.randrange((64 << 40) // PIECE) * PIECE
+    for number in range(3 * COUNT):  # from the first to the last MiB
+        offset = draw.randrange(VOLUME // PIECE) * PIECE if number > 1 else number * (VOLUME - PIECE)
         written[offset] = draw.randbytes(16) * (PIECE // 16)
         await connection.write(offset, written[offset])
     await connection.flush()
     await connection.close()
+    async with daemon.client() as client:
+        assert (await client.create_volume("default", VOLUME)).segment_bytes == 64 * MIB
+        assert all(device.replicas for device in await client.devices())
     unused = [path for path in daemon.devices if taken(path) <= empty[path]]
     daemon.kill()
     assert not unused, f"{len(unused)} of {len(daemon.devices)} devices have no segment: {unused[:5]}"
