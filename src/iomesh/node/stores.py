@@ -305,7 +305,8 @@ class Stores:
         entry, number, stays = await self._metadata.get(device_key(store.record.id)), store.record.number, False
         try:
             if entry is not None:  # it has a number if a crash kept that from the superblock
-                number = number or decode(DeviceRecord, entry).record.number
+                kept = decode(DeviceRecord, entry).record.number
+                number = number or kept
         except Unsupported:
             stays = True
         except Damaged as error:
