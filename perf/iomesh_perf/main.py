@@ -17,7 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from iomesh_perf import amplification, cost, fio, instructions, plot, process, profiler, report, results, snapshots
+from iomesh_perf import (
+    amplification,
+    cost,
+    fio,
+    instructions,
+    plot,
+    process,
+    profiler,
+    reactors,
+    report,
+    results,
+    snapshots,
+)
 from iomesh_perf.parts import by_part
 from iomesh_perf.results import Measure, figure
 from iomesh_perf.settings import GIB, MIB, QUICK, Settings
@@ -31,6 +43,7 @@ COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
     "restart": cost.start_after_crash,
     "idle": cost.idle_cpu,
     "snapshots": snapshots.with_snapshots,
+    "reactors": reactors.with_reactors,
 }
 SPEED = "speed"
 
@@ -62,11 +75,14 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--only", action="append", metavar="WORD", default=[],
-        help="only these: speed, instructions, memory, restart, idle, snapshots, or the end of a part of a workload's "
-        "name",
+        help="only these: speed, instructions, memory, restart, idle, snapshots, reactors, or the end of a part of a "
+        "workload's name",
     )  # fmt: skip
     bench.add_argument("--runs", type=positive, help="of each workload on each target (5)")
     bench.add_argument("--seconds", type=positive, help="of one run (5)")
+    bench.add_argument(
+        "--reactors", type=positive, help="of the node that is compared with one of a single reactor (2)"
+    )
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="an older bench.json to set this run beside")
     bench.add_argument(
         "--output", type=Path, default=Path("build"), metavar="DIR", help="where bench.json and bench.png go (build)"
@@ -120,7 +136,10 @@ def run_bench(options: argparse.Namespace, console: Console) -> int:
         if options.quick:
             settings = replace(settings, **QUICK)  # type: ignore[arg-type]
         settings = replace(
-            settings, runs=options.runs or settings.runs, seconds=float(options.seconds or settings.seconds)
+            settings,
+            runs=options.runs or settings.runs,
+            seconds=float(options.seconds or settings.seconds),
+            reactors=options.reactors or settings.reactors,
         )
         console.print(machine(directory), style="dim")
         say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731

@@ -23,6 +23,7 @@ class Settings:
     restart_log_bytes: int = 4 * GIB
     idle_seconds: float = 30.0
     instruction_writes: int = 1_000
+    reactors: int = 2  # of the node that is compared with one of a single reactor
     amplification_device_bytes: int = 8 * GIB
     amplification_times: float = 3.0  # overwrites this many times the capacity
 

@@ -37,6 +37,7 @@ class Trial:
         prewrite: bool,
         map_cache_bytes: int | None = None,
         checkpoint_bytes: int | None = None,
+        reactors: int | None = None,
     ) -> None:
         self.directory = directory
         self._up = ["--devices", "1", "--device-size", str(device_bytes), "--size", str(volume_bytes)]
@@ -46,6 +47,8 @@ class Trial:
             self._up += ["--map-cache", str(map_cache_bytes)]
         if checkpoint_bytes is not None:
             self._up += ["--checkpoint-bytes", str(checkpoint_bytes)]
+        if reactors is not None:
+            self._up += ["--reactors", str(reactors)]
         self.pid = 0
         self.control = ""
         self.uri = ""
@@ -78,6 +81,16 @@ class Trial:
         """Free bytes of the device."""
         devices = json.loads(iomesh("device", "list", "--json", "--address", self.control))
         return sum(int(device["free_bytes"]) for device in devices["devices"])
+
+    def make_volume(self, name: str, size_bytes: int) -> str:
+        """Creates another volume beside the trial's own; returns its NBD URI."""
+        address = ("--address", self.control)
+        iomesh("volume", "create", name, str(size_bytes), *address)
+        return str(json.loads(iomesh("volume", "export", name, "--json", *address))["uris"][0])
+
+    def reactors_of_volumes(self) -> list[int]:
+        volumes = json.loads(iomesh("volume", "list", "--json", "--address", self.control))["volumes"]
+        return [int(volume.get("reactor", 0)) for volume in volumes]
 
     def checkpoint(self) -> None:
         iomesh("volume", "checkpoint", self.volume, "--json", "--address", self.control)
