@@ -18,7 +18,7 @@ from iomesh.engine.simulation.run cimport CLONE, DROP
 from iomesh.engine.simulation.points_in_time cimport any_moment, drop_mark, follow, mark_before, sequence_of
 from iomesh.engine.simulation.snapshots cimport hide_request
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest, same_id
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.store.calls cimport store_erase
 from iomesh.engine.base.task cimport start, wait_in
 from iomesh.engine.simulation.simulated_volume cimport (
     IS_TO_LEAVE, LEAVES, SHOT_MADE, SHOTS, SHOTS_AND_MARKS, PointInTime, SimulatedSnapshot
@@ -235,7 +235,7 @@ cdef int erase(SimulatedVolume simulated) noexcept nogil:
     leave_stray(simulated)
     for i in range(simulated.run.store_count):
         if result >= 0:
-            result = (<Store>simulated.run.store_pointers[i]).erase(simulated.record.id)
+            result = store_erase(simulated.run.store_pointers[i], simulated.run.reactor, simulated.record.id)
     if result >= 0:
         simulated.run.pass_time()
         simulated.record.exists = False

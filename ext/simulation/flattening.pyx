@@ -95,7 +95,7 @@ cdef int trickle(void* owner, Io _io, uint32_t _bytes) noexcept nogil:
 cdef void sleep(SimulatedVolume simulated, int64_t most_ns) noexcept nogil:
     cdef Operation timer
     waited(&timer)
-    simulated.run.io.after(&timer, <int64_t>simulated.run.draw(most_ns))
+    simulated.home.io.after(&timer, <int64_t>simulated.run.draw(most_ns))
     wait(&timer)
 
 

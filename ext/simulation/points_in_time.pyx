@@ -83,7 +83,7 @@ cdef bint mark_now(SimulatedVolume simulated, bint urgent) noexcept nogil:
     name_snapshot_request(&shot.making.snapshot_request, shot)
     shot.making.snapshot_request.entry.flags = SNAPSHOT_MARK
     shot.making.urgent = urgent
-    result = make_snapshots(simulated.run.reactor, &shot.making, 1)
+    result = make_snapshots(simulated.home.reactor, &shot.making, 1)
     if not urgent:
         simulated.check_making(shortages, result)
     has_made(simulated, shot, result == 0)
@@ -345,7 +345,7 @@ cdef bint settle(SimulatedVolume simulated, Going* going) noexcept nogil:
     name_snapshot_request(&shot.making.snapshot_request, shot)
     shot.making.snapshot_request.entry.flags = SNAPSHOT_MARK
     shot.making.urgent = True
-    result = make_snapshots(simulated.run.reactor, &shot.making, 1)
+    result = make_snapshots(simulated.home.reactor, &shot.making, 1)
     has_made(simulated, shot, result == 0)
     simulated.run.fail(b"settling", result)
     if (result == 0) != going.moved:

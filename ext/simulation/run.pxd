@@ -17,6 +17,7 @@ cdef enum:
     REGION_SECTORS = 2048
     READ_BLOCKS = 256
     STORES = 2
+    REACTORS = 2
     VOLUMES_MAX = 4                      # at once
     TRACED = 1024                    # the last events that are kept
 
@@ -49,6 +50,12 @@ cdef struct TraceEvent:              # for people
     int64_t b
     int64_t c
 
+cdef class SimulatedReactor:         # a reactor of the process and the objects that only it uses
+    cdef Io io
+    cdef Reactor reactor
+    cdef Pool pool
+    cdef MapCache cache
+
 cdef class RunState:
     cdef readonly uint64_t seed
     cdef uint64_t state
@@ -56,10 +63,11 @@ cdef class RunState:
     cdef World world
     cdef Ledger ledger
     # of the process
-    cdef Io io
+    cdef Io io                       # of the first reactor, as `reactor`
     cdef Reactor reactor
-    cdef Pool pool
-    cdef MapCache cache
+    cdef list reactors               # SimulatedReactor
+    cdef void* reactor_pointers[REACTORS]
+    cdef uint32_t placed             # where volumes are opened: differs from process to process
     cdef list stores
     cdef void* store_pointers[STORES]
     cdef uint64_t counters[COUNTERS]
@@ -70,6 +78,8 @@ cdef class RunState:
     # drawn parameters: simulation/swarm.pyx
     cdef readonly dict drawn         # for people
     cdef int store_count
+    cdef readonly uint32_t reactor_count
+    cdef list pools                  # of each reactor
     cdef uint32_t regions
     cdef uint64_t journal_bytes      # of one half
     cdef uint64_t leaves[REGIONS_MAX]
@@ -145,6 +155,7 @@ cdef class RunState:
     cdef readonly uint64_t copied    # segments moved to another device
     cdef readonly uint64_t asked     # client requests, ...
     cdef readonly uint64_t vanished  # ... and never answered
+    cdef readonly uint64_t messages  # that arrived at one reactor, from the other
     cdef readonly uint64_t walks
     cdef readonly uint64_t comparisons       # of live blocks derived by cleaning with those found by a walk
     cdef Cleaned cleaned             # in total

@@ -9,7 +9,7 @@ from iomesh.engine.history.snapshots cimport Making
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.simulation.oracle cimport Oracle
 from iomesh.engine.format.layout cimport Pointer
-from iomesh.engine.simulation.run cimport RunState, Slot
+from iomesh.engine.simulation.run cimport RunState, SimulatedReactor, Slot
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.volume.recovery cimport Recovery
@@ -112,6 +112,7 @@ cdef class SimulatedVolume:
     cdef StrayWrite stray
     cdef readonly uint32_t number    # among the volumes that the run has at once
     # of the process
+    cdef SimulatedReactor home       # where it lives
     cdef SegmentTable segments
     cdef Map map
     cdef Log log
@@ -164,6 +165,7 @@ cdef class SimulatedVolume:
     cdef Going going
 
     cdef object settle_in(self)      # in a new process: creates the objects of an open volume; it is not open yet
+    cdef SimulatedReactor find_home(self)
     cdef object make_reading(self)
     cdef object move_out(self)       # the process has ended
     cdef void begin_life(self, uint64_t size_blocks) noexcept nogil

@@ -19,7 +19,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.simulation.oracle cimport BLOCK_SECTORS, SECTOR_BYTES, Oracle, fill
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, SEGMENT_BYTES_MIN, Pointer
 from iomesh.engine.simulation.run cimport FLUSH, KINDS, MARK, READ, READ_BLOCKS, REGION_SECTORS, SLOTS, SNAPSHOT, VERIFY
-from iomesh.engine.simulation.run cimport VOLUMES_MAX, WRITE, ZERO, RunState, Slot
+from iomesh.engine.simulation.run cimport VOLUMES_MAX, WRITE, ZERO, RunState, SimulatedReactor, Slot
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.wire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FUA
@@ -68,11 +68,12 @@ cdef class SimulatedVolume:
     cdef object settle_in(self):
         cdef RunState run = self.run
         self.record.epoch += 1
+        self.home = self.find_home()
         self.segments = SegmentTable()
-        self.map = Map(run.cache, run.io, self.segments)
+        self.map = Map(self.home.cache, self.home.io, self.segments)
         self.log = Log(
-            run.reactor,
-            run.pool,
+            self.home.reactor,
+            self.home.pool,
             self.segments,
             run.stores,
             self.record.id[:16],
@@ -84,7 +85,13 @@ cdef class SimulatedVolume:
         self.log.open_segments.promise(self.record.promised)
         self.log.open_segments.promise_low = NUMBERS_LOW
         self.volume = Volume(
-            self.record.id[:16], run.reactor, run.pool, self.log, self.map, self.segments, self.record.size_blocks
+            self.record.id[:16],
+            self.home.reactor,
+            self.home.pool,
+            self.log,
+            self.map,
+            self.segments,
+            self.record.size_blocks,
         )
         self.volume.counters = self.volume.reader.counters = self.volume.checkpoints.counters = run.counters
         self.log.counters = self.log.open_segments.counters = self.log.flusher.counters = run.counters
@@ -104,8 +111,8 @@ cdef class SimulatedVolume:
         if run.by_clients:
             self.clients = Clients(
                 run.world,
-                run.io,
-                (<WorldIo>run.io).number,
+                self.home.io,
+                (<WorldIo>self.home.io).number,
                 self.volume,
                 run.clients_most,
                 run.clients_seed + self.record.epoch * VOLUMES_MAX + self.number,
@@ -127,11 +134,18 @@ cdef class SimulatedVolume:
         self.leaving = STAYS
         memset(&self.changed, 0, sizeof(self.changed))
 
+    cdef SimulatedReactor find_home(self):
+        """A clone lives on its parent's reactor; of other volumes, each on the next one."""
+        if self.record.parent is not NULL:
+            return (<SimulatedVolume>self.record.parent).find_home()
+        if self.open:
+            return self.home
+        return self.run.reactors[(self.number + self.run.placed) % self.run.reactor_count]
+
     cdef object make_reading(self):
         cdef RunState run = self.run
-        self.reading = Volume(
-            self.record.id[:16], run.reactor, run.pool, None, Map(run.cache, run.io, self.segments), self.segments, 1
-        )
+        map = Map(self.home.cache, self.home.io, self.segments)
+        self.reading = Volume(self.record.id[:16], self.home.reactor, self.home.pool, None, map, self.segments, 1)
         self.reading.counters = self.reading.reader.counters = run.counters
         self.reading.latencies = run.histograms
         self.reading.listener = <void*>self
@@ -154,6 +168,7 @@ cdef class SimulatedVolume:
         self.volume = None
         self.log = None
         self.map = None
+        self.home = None
         self.segments = None
 
     cdef void check_numbers(self) noexcept nogil:
@@ -242,7 +257,7 @@ cdef class SimulatedVolume:
         self.roll_forward = RollForward(self.volume, (<SimulatedVolume>self.follows).volume)
 
     cdef object make_tree(self):
-        self.tree = Map(MapCache(TREE_FRAMES, self.run.io), self.run.io, self.segments)
+        self.tree = Map(MapCache(TREE_FRAMES, self.home.io), self.home.io, self.segments)
 
     cdef void await_tree(self) noexcept nogil:
         self.wants_tree = True
@@ -465,7 +480,7 @@ cdef class SimulatedVolume:
         cdef Operation timer
         while not self.let_clients_leave():
             waited(&timer)
-            self.run.io.after(&timer, AGAIN_NS)
+            self.home.io.after(&timer, AGAIN_NS)
             wait(&timer)
 
     cdef void turn_clients(self) noexcept nogil:
@@ -703,7 +718,7 @@ cdef void ask_again(SimulatedVolume simulated, int64_t within_ns) noexcept nogil
     simulated.asking = True
     simulated.metadata.done = metadata_asked
     simulated.metadata.owner = <void*>simulated
-    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(within_ns))
+    simulated.home.io.after(&simulated.metadata, <int64_t>simulated.run.draw(within_ns))
 
 
 cdef void metadata_asked(Operation* operation) noexcept nogil:
@@ -717,7 +732,7 @@ cdef void update_pointer(SimulatedVolume simulated) noexcept nogil:
     if simulated.stored_sequence != simulated.moving_sequence and not (silent and simulated.run.chance(128)):
         pointer_moves(simulated)
     simulated.metadata.done = metadata_silent if silent else metadata_answered
-    simulated.run.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
+    simulated.home.io.after(&simulated.metadata, <int64_t>simulated.run.draw(simulated.run.metadata_ns))
 
 
 cdef void pointer_moves(SimulatedVolume simulated) noexcept nogil:

@@ -1,8 +1,9 @@
 # One seed's simulation run. See simulation/simulation.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.simulation.checker cimport Checker
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.simulation.run cimport RunState
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.simulation.simulated_volume cimport SimulatedVolume
@@ -36,6 +37,11 @@ cdef class Simulation(RunState):
     cdef object settle(self)
     cdef RunEnd live(self) noexcept nogil
     cdef RunEnd go_on(self) noexcept nogil
+    cdef uint32_t next_reactor(self) noexcept nogil
+    cdef bint all_wait(self) noexcept nogil
+    cdef int64_t delay_ns(self, uint32_t number) noexcept nogil
+    cdef int turn(self, uint32_t number) noexcept nogil
+    cdef void miss_buffers(self, Pool pool) noexcept nogil
     cdef void issue(self) noexcept nogil
     cdef void verify_more(self) noexcept nogil
     cdef void work_more(self) noexcept nogil

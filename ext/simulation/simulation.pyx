@@ -32,7 +32,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport DEVICE_BYTES_MIN, NODE_POINTERS, TIER_NVME, Superblock
 from iomesh.engine.simulation.run cimport (
     CHECKPOINT, CLEAN, CLONE, DAMAGE, DETACH, DROP, FLUSH, GROW, MARK, MOMENT, NEVER_CRASHES, PAUSE, REWIND, SLOTS,
-    STRAY, VOLUMES_MAX, RunState
+    STRAY, VOLUMES_MAX, RunState, SimulatedReactor
 )
 from iomesh.engine.map.map cimport MapCache
 from iomesh.engine.simulation.points_in_time cimport (
@@ -40,8 +40,8 @@ from iomesh.engine.simulation.points_in_time cimport (
     keep_point_in_time, rewind, undo
 )
 from iomesh.engine.base.planted cimport CAN_PLANT
-from iomesh.engine.base.pool cimport RECORD
-from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.base.pool cimport RECORD, Pool
+from iomesh.engine.base.reactor cimport Message, Reactor
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.simulation.snapshots cimport (
     begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
@@ -60,6 +60,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     LONG_NS = 1000 * 1000 * 1000
+    SLOW_WAKE_NS = 200 * 1000        # a thread wakes up within this time, mostly
     HANG_S = 600                     # of the world's time: no operation may take longer, ...
     HANGS = 200                      # ... or this many times longer where devices hang
     IDLE_POLLS_MAX = 64              # in a row without an event
@@ -74,13 +75,17 @@ cdef class Simulation(RunState):
     """seed: 0 to 2**64 - 1. operations: of the whole run, drawn unless given. Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
-        cdef SimulatedVolume first
+        cdef SimulatedVolume first, another
         draw_swarm(self, operations)
         self.checker = Checker(self.world)
         self.simulated_volumes = []
         first = self.make_volume()
         first.begin_life((self.leaves[self.used - 1] + 1) * NODE_POINTERS)
         first.record.exists = True
+        for _ in range(1, self.reactor_count):           # one of its own for each reactor
+            another = self.make_volume()
+            another.begin_life((self.leaves[<uint32_t>self.draw(self.used)] + 1) * NODE_POINTERS)
+            another.record.exists = True
         while self.cloning and self.volume_count < VOLUMES_MAX:
             self.make_volume()
 
@@ -186,22 +191,37 @@ cdef class Simulation(RunState):
 
     cdef object enter(self):
         cdef int i
-        self.io = WorldIo(self.world)
-        self.reactor = Reactor(0, self.io, 0, 0)
-        for i in range(self.store_count):
-            if self.io.add_device(i) != i:
-                raise RuntimeError("the world counts its devices otherwise")
+        cdef SimulatedReactor its
+        self.reactors = []
+        for number in range(self.reactor_count):
+            its = SimulatedReactor()
+            its.io = WorldIo(self.world, None if number == 0 else self.io)
+            its.reactor = Reactor(number, its.io, 0, 0)
+            its.pool = self.pools[number]
+            for i in range(self.store_count):
+                if its.io.add_device(i) != i:
+                    raise RuntimeError("the world counts its devices otherwise")
+            self.reactors.append(its)
+            self.reactor_pointers[<int>number] = <void*>its
+            if number == 0:
+                self.io, self.reactor = its.io, its.reactor
 
     cdef object boot(self):
         """Creates a process with all its objects, as engine.pyx does; nothing runs yet."""
         cdef Store store
         cdef int i
         self.enter()
-        self.pool.renew()                                # reused: new memory is slow
-        self.cache = MapCache(self.frames, self.io)
+        for its in self.reactors:
+            (<SimulatedReactor>its).pool.renew()         # reused: new memory is slow
+            (<SimulatedReactor>its).cache = MapCache(self.frames, (<SimulatedReactor>its).io)
+        if self.reactor_count > 1:
+            self.placed = <uint32_t>self.draw(self.reactor_count)
         self.stores = []
         for i in range(self.store_count):
-            store = Store(self.reactor, i, DEVICE_BYTES_MIN, self.world.disks[i].volatile_cache)
+            its = self.reactors[i % <int>self.reactor_count]
+            store = Store(
+                (<SimulatedReactor>its).reactor, i, DEVICE_BYTES_MIN, self.world.disks[i].volatile_cache
+            )
             self.stores.append(store)
             self.store_pointers[i] = <void*>store
         for simulated in self.simulated_volumes:
@@ -225,7 +245,7 @@ cdef class Simulation(RunState):
         for simulated in self.simulated_volumes:
             (<SimulatedVolume>simulated).move_out()
         self.stores = None
-        self.cache = None
+        self.reactors = None
         self.reactor = None
         self.io = None
 
@@ -251,20 +271,24 @@ cdef class Simulation(RunState):
 
     cdef RunEnd go_on(self) noexcept nogil:
         cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
+        cdef uint32_t number
         cdef bint waits
         self.wanting = False
         for i in range(self.volume_count):
             if (<SimulatedVolume>self.volume_pointers[i]).wants_in:
                 (<SimulatedVolume>self.volume_pointers[i]).has_settled()
         while True:
-            waits = self.reactor.turn_first is NULL
-            found = self.io.poll(LONG_NS if waits else 0)
+            number = self.next_reactor()
+            waits = self.all_wait()
+            found = (<SimulatedReactor>self.reactor_pointers[number]).io.poll(
+                LONG_NS if waits else self.delay_ns(number)
+            )
             restless = 0 if found or waits else restless + 1
             self.step += 1
             if found == CRASHED:
                 return self.crash(self.armed_power)
             self.issue()
-            found += self.reactor.turn()
+            found += self.turn(number)
             for i in range(self.volume_count):
                 (<SimulatedVolume>self.volume_pointers[i]).turn_clients()
             if self.wrong:
@@ -278,7 +302,8 @@ cdef class Simulation(RunState):
                 return END_REFUSED
             if self.wanting:
                 return END_WANTING
-            idle = idle + 1 if found == 0 and waits else 0
+            if self.reactor_count == 1 or found or not waits or self.world.ready == 0:
+                idle = idle + 1 if found == 0 and waits else 0
             if self.step >= self.crash_step or (idle > 2 and self.crash_step < NEVER_CRASHES):
                 return self.crash(self.chance(self.power))
             if restless > RESTLESS_MAX:
@@ -289,6 +314,31 @@ cdef class Simulation(RunState):
             if idle > IDLE_POLLS_MAX * patience or self.step >= NEVER_CRASHES or \
                     (self.step % 1024 == 0 and self.oldest_ns() > HANG_S * patience * <int64_t>1000000000):
                 return self.hang()
+
+    cdef uint32_t next_reactor(self) noexcept nogil:
+        """Whose turn it is. Nothing orders the turns of two reactors."""
+        return <uint32_t>self.draw(self.reactor_count) if self.reactor_count > 1 else 0
+
+    cdef bint all_wait(self) noexcept nogil:
+        """Whether no reactor has anything to do before the next event."""
+        cdef uint32_t i
+        if self.reactor_count == 1:
+            return self.reactor.turn_first is NULL
+        for i in range(self.reactor_count):
+            if has_work((<SimulatedReactor>self.reactor_pointers[i]).reactor):
+                return False
+        return self.world.ready == 0
+
+    cdef int64_t delay_ns(self, uint32_t number) noexcept nogil:
+        """How long this reactor's poll may wait although there is work: it is the other one's, whose thread is slow to
+        wake up."""
+        if self.reactor_count == 1 or has_work((<SimulatedReactor>self.reactor_pointers[number]).reactor):
+            return 0
+        return 0 if self.draw(8) else <int64_t>self.draw(SLOW_WAKE_NS)
+
+    cdef int turn(self, uint32_t number) noexcept nogil:
+        self.messages += messages_for((<SimulatedReactor>self.reactor_pointers[number]).reactor)
+        return (<SimulatedReactor>self.reactor_pointers[number]).reactor.turn()
 
     cdef RunEnd crash(self, bint power) noexcept nogil:
         self.crashes += 1
@@ -337,7 +387,7 @@ cdef class Simulation(RunState):
                   simulated.volume.checkpoints.write_back.running, 0)
         self.note(
             b"it waits for a buffer: %lld, of which %lld are free; it builds a record: %lld",
-            simulated.log.pool_wait_asked, self.pool.free[2], simulated.log.building is not NULL
+            simulated.log.pool_wait_asked, simulated.home.pool.free[2], simulated.log.building is not NULL
         )
 
     cdef void refused(self, const char* reason, int error) noexcept nogil:
@@ -366,16 +416,21 @@ cdef class Simulation(RunState):
     cdef bint let_clients_leave(self) noexcept nogil:
         """Disconnects all clients of all volumes; none of their requests stays."""
         cdef bint gone = True
-        cdef int i, kind
+        cdef int i
         for i in range(self.volume_count):
             gone = (<SimulatedVolume>self.volume_pointers[i]).let_clients_leave() and gone
+        for i in range(<int>self.reactor_count if gone else 0):
+            self.miss_buffers((<SimulatedReactor>self.reactor_pointers[i]).pool)
+        return gone
+
+    cdef void miss_buffers(self, Pool pool) noexcept nogil:
+        cdef int kind
         for kind in range(<int>RECORD):
-            if gone and self.pool.free[kind] < self.pool.counts[kind]:
+            if pool.free[kind] < pool.counts[kind]:
                 self.fault(
                     b"no client is left, and %lld buffers of kind %lld are not free",
-                    self.pool.counts[kind] - self.pool.free[kind], kind
+                    pool.counts[kind] - pool.free[kind], kind
                 )
-        return gone
 
     cdef void verify_more(self) noexcept nogil:
         cdef int i
@@ -626,6 +681,8 @@ cdef class Simulation(RunState):
             "failures": self.failures,
             "asked": self.asked,
             "vanished": self.vanished,
+            "two_reactors": self.reactor_count > 1,
+            "messages": self.messages,
             "walks": self.walks,
             "walked": self.checker.blocks,
             "comparisons": self.comparisons,
@@ -643,6 +700,19 @@ cdef bint is_half_done(SimulatedVolume simulated) noexcept nogil:
         return simulated.between
     return simulated.volume.checkpoints.running or simulated.volume.snapshots.snapshot_requests is not NULL or \
         simulated.volume.cleaning or simulated.volume.log.error
+
+
+cdef bint has_work(Reactor reactor) noexcept nogil:
+    return reactor.turn_first is not NULL or reactor.mail is not NULL
+
+
+cdef uint64_t messages_for(Reactor reactor) noexcept nogil:
+    cdef const Message* message = reactor.mail
+    cdef uint64_t count = 0
+    while message is not NULL:
+        count += 1
+        message = message.next
+    return count
 
 
 cdef void pause_ended(Operation* operation) noexcept nogil:

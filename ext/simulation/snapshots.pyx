@@ -103,7 +103,7 @@ cdef void make_snapshot(SimulatedVolume simulated, SimulatedSnapshot* shot) noex
     memset(&shot.making, 0, sizeof(Making))
     shot.making.volume = <void*>simulated.volume
     name_snapshot_request(&shot.making.snapshot_request, shot)
-    result = make_snapshots(simulated.run.reactor, &shot.making, 1)
+    result = make_snapshots(simulated.home.reactor, &shot.making, 1)
     simulated.check_making(shortages, result)
     simulated.end_change()
     shot.state = SHOT_NONE

@@ -18,7 +18,7 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.run import KIND_NAMES
 
 cdef enum Theme:                     # the focus of a run, in addition to the common parameters
-    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED
+    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED, TWO_REACTORS
 
 cdef enum:
     THEMES_MAX = 16
@@ -31,7 +31,9 @@ cdef object draw_swarm(RunState run, operations):
     cdef uint64_t leaf = 0
     run.world = World(run.draw(1 << 62))
     failing_flushes = has_theme(run.seed, FAILING_FLUSHES)
-    run.store_count = 2 if run.draw(4) == 0 or (failing_flushes and run.seed % 2) else 1
+    run.reactor_count = 2 if has_theme(run.seed, TWO_REACTORS) else 1
+    two_stores = run.draw(4) == 0 or ((failing_flushes or run.reactor_count == 2) and run.seed % 2)
+    run.store_count = 2 if two_stores else 1
     volatile = run.draw(4) != 0 or failing_flushes
     for i in range(run.store_count):
         if run.world.add_disk(
@@ -96,7 +98,7 @@ cdef object draw_swarm(RunState run, operations):
         else [300, 1000, 3000][run.draw(3)] * (LONG_LIFE if run.per_life >= 400 else 1)
     )
     run.operations = min(run.operations, <uint64_t>(OPERATIONS_MAX // 2))
-    run.pool = Pool(4, 2, run.records)
+    run.pools = [Pool(4, 2, run.records) for _ in range(run.reactor_count)]
     run.faults = {}
     for name in ("slow", "hang", "timer_early", "timer_late", "read_error", "write_error", "flush_error"):
         if run.draw(12) == 0:
@@ -115,6 +117,7 @@ cdef object draw_swarm(RunState run, operations):
     run.keeps_nothing_volatile = not volatile or not (run.power or failing_flushes)
     run.drawn = {
         "stores": run.store_count,
+        "reactors": run.reactor_count,
         "journal_bytes": run.journal_bytes,
         "volatile": bool(volatile),
         "regions": run.regions,

@@ -2,7 +2,8 @@
 #
 #     world = World(seed)
 #     world.faults = {"rot": 0.001, ...}        from Python, and device = world.make_device(1 << 30)
-#     io = WorldIo(world)                       a face: one node's Io; Reactor(0, io, ADAPTIVE, 50000)
+#     io = WorldIo(world)                       a face: a node's Io; Reactor(0, io, ADAPTIVE, 50000)
+#     second = WorldIo(world, io)               another reactor's, of the same node
 #     io.add_device(device)                     returns the same number
 #     while ...: io.poll(wait_ns); reactor.turn()
 
@@ -32,7 +33,8 @@ cdef struct Face:
     uint32_t first_ready
     uint32_t last_ready
     int64_t clock_ns                 # its monotonic clock, relative to the world's
-    int64_t unix_ns                  # its wall clock, likewise
+    int64_t unix_ns                  # its wall clock, likewise: that of the face `node`
+    int node                         # the first face of its node: faces of one node share clocks and crash together
     uint64_t devices                 # a bit for each added device: a crash of the face affects these
 
 cdef class World:
@@ -71,7 +73,7 @@ cdef class World:
     cdef bint advance(self, int64_t until_ns) noexcept nogil     # to the next event; False: none by then
 
     # for the faces
-    cdef int enter(self, void* io) noexcept nogil
+    cdef int enter(self, void* io, int node) noexcept nogil      # node: -1: of a node of its own
     cdef void leave(self, int face) noexcept nogil
     cdef void ask(self, int face, EventKind kind, Operation* operation) noexcept nogil
     cdef bint cancel(self, Operation* operation) noexcept nogil
@@ -84,6 +86,7 @@ cdef class World:
     cdef void land(self, Disk* disk, int face, bint power) noexcept nogil
     cdef void forget(self, int face) noexcept nogil
     cdef int64_t latency_of(self, EventKind kind, const Operation* operation) noexcept nogil
+    cdef bint is_of(self, int one, int face) noexcept nogil
     cdef bint under_way(self, const Event* event, const Disk* disk, int face) noexcept nogil
     cdef existing(self, int device, uint64_t offset=*, uint64_t bytes=*)
     cdef void note(self, uint64_t a, uint64_t b, uint64_t c) noexcept nogil

@@ -1,5 +1,5 @@
 # The simulated world: the second implementation of Io. Devices in memory, connections, one virtual clock and one order
-# of events, all from one seed. A face is one node's access to it.
+# of events, all from one seed. A face is a node's access to it: one for each of its reactors.
 #
 # Always true:
 #   - the same seed and the same operations give the same history, which `digest` shows: nothing here depends on a clock
@@ -236,7 +236,7 @@ cdef class World:
             if self.disks[device].bytes and devices >> device & 1:
                 self.land(&self.disks[device], face, power)
         for one in range(FACES_MAX):
-            if self.faces[one].io is not NULL and (face < 0 or face == one):
+            if self.faces[one].io is not NULL and self.is_of(one, face):
                 self.network.leave(one, power and draw(&self.crash_chance) & 1)
                 self.forget(one)
 
@@ -276,8 +276,12 @@ cdef class World:
             event.state == EVENT_DUE
             and (event.kind == EVENT_WRITE or event.kind == EVENT_DISCARD)
             and event.target == disk.number
-            and (face < 0 or event.face == face)
+            and self.is_of(event.face, face)
         )
+
+    cdef bint is_of(self, int one, int face) noexcept nogil:
+        """Whether both faces are of one node. face -1: any."""
+        return face < 0 or self.faces[one].node == self.faces[face].node
 
     # ------------------------------------------------------------------ time
 
@@ -399,13 +403,17 @@ cdef class World:
 
     # ------------------------------------------------------------------ the faces'
 
-    cdef int enter(self, void* io) noexcept nogil:
+    cdef int enter(self, void* io, int node) noexcept nogil:
         cdef int face
         for face in range(FACES_MAX):
             if self.faces[face].io is NULL:
                 memset(&self.faces[face], 0, sizeof(Face))
                 self.faces[face].io = io
                 self.faces[face].first_ready = NO_EVENT
+                self.faces[face].node = face if node < 0 else self.faces[node].node
+                if node >= 0:
+                    self.faces[face].clock_ns = self.faces[node].clock_ns
+                    return face
                 self.faces[face].clock_ns = (
                     <int64_t>below(&self.prng, <uint64_t>1000000 * SECOND_NS) - self.event_queue.now
                 )
@@ -509,21 +517,22 @@ cdef class World:
     cdef int64_t unix_ns(self, int face) noexcept nogil:
         if strikes(&self.injector, CLOCK_JUMP):
             record_fault(&self.injector, CLOCK_JUMP, self.event_queue.now, face, 0, 0)
-            self.faces[face].unix_ns += (
+            self.faces[self.faces[face].node].unix_ns += (
                 <int64_t>below(&self.injector.prng, <uint64_t>20 * SECOND_NS) - <int64_t>10 * SECOND_NS
             )
-        return self.event_queue.now + self.faces[face].unix_ns
+        return self.event_queue.now + self.faces[self.faces[face].node].unix_ns
 
     cdef void note(self, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
         self.digest = stirred(stirred(stirred(self.digest + <uint64_t>0x9E3779B97F4A7C15 ^ a) ^ b) ^ c)
 
 
 cdef class WorldIo(Io):
-    """One node's face on `world`, from its start to its crash. Raises OSError if there are FACES_MAX already."""
+    """A node's face on `world`, from its start to its crash. beside: another face of the same node. Raises OSError if
+    there are FACES_MAX already."""
 
-    def __cinit__(self, World world):
+    def __cinit__(self, World world, WorldIo beside=None):
         self.world = world
-        self.number = world.enter(<void*>self)
+        self.number = world.enter(<void*>self, -1 if beside is None else beside.number)
         if self.number < 0:
             raise OSError(-self.number, os.strerror(-self.number))
         self.alive = True

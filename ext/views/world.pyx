@@ -2,6 +2,7 @@
 #
 #     world = World(seed)
 #     view = WorldView(world)                       a face; its operations are Asks, which its poll() completes
+#     second = WorldView(world, view)               another face of the same node
 #     ask = view.write(device, 0, data)             view.settle(); ask.over, ask.result
 #     a, b = connect(view, other)                   numbers of the two ends
 #     view.churn(device, 1000000, 32)               a load without Python, to measure the world's speed
@@ -77,9 +78,9 @@ cdef class WorldView:
     cdef WorldIo io
     cdef list asks                   # in flight: their addresses must not change
 
-    def __init__(self, World world) -> None:
+    def __init__(self, World world, WorldView beside=None) -> None:
         self.world = world
-        self.io = WorldIo(world)
+        self.io = WorldIo(world, None if beside is None else beside.io)
         self.asks = []
 
     @property

@@ -12,7 +12,8 @@ EVERY_KIND = 100  # number of seeds in which, with the recorded ones, every kind
 HAPPENED = (
     "crashes power_cuts stops moves refusals damages astray excused struck read "
     "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
-    "walks walked comparisons asked vanished drops_of_caches copied"
+    "walks walked comparisons asked vanished drops_of_caches copied two_reactors "
+    "messages"
 )
 
 

@@ -174,3 +174,34 @@ def test_a_view_that_is_let_go_leaves_the_world_to_others() -> None:
     timer = other.after(2 * SECOND)
     finished(other, timer)
     assert world.events == 1
+
+
+# ---------------------------------------------------------------------- several faces of one node
+
+
+def test_the_faces_of_one_node_have_the_same_clocks_and_those_of_another_node_have_others() -> None:
+    world, first, _ = made()
+    second, stranger = WorldView(world, first), WorldView(world)
+    world.faults = {"clock_jump": 1.0}
+    first.after(SECOND)
+    first.poll()
+    for view in (second, stranger):
+        view.poll(0)
+    assert second.now_ns - first.now_ns < SECOND // 1000
+    assert abs(stranger.now_ns - first.now_ns) > SECOND
+    stepped = [first.unix_ns for _ in range(20)]
+    world.faults = {"clock_jump": 0.0}
+    assert abs(second.unix_ns - stepped[-1]) < SECOND // 1000, "a step of the clock is one for the whole node"
+
+
+def test_the_faces_of_one_node_crash_together() -> None:
+    world, first, device = made()
+    second, stranger = WorldView(world, first), WorldView(world)
+    second.add_device(device)
+    asks = [first.write(device, 0, filled(1)), second.write(device, BLOCK, filled(2))]
+    timer = stranger.after(SECOND)
+    crash(world, view=second, power=False)
+    assert not first.alive and not second.alive and stranger.alive
+    assert [view.poll() for view in (first, second)] == [-1, -1]
+    stranger.settle()
+    assert timer.over and not any(ask.over for ask in asks)
