@@ -89,6 +89,17 @@ sanitize: build packages-test ## the engine's tests, and lives, under AddressSan
 	$(SANITIZING) PYTHONPATH=$(CURDIR)/$(SANITIZED) $(BIN)/pytest $(ENGINE_TESTS) $(ARGS)
 	$(SANITIZING) PYTHONPATH=$(CURDIR)/$(SANITIZED):tests $(BIN)/python -m simulation --seeds 0..399
 
+# And once more under ThreadSanitizer: what several reactors share. tests/threads.suppressions says what is left out, and why.
+RACED := build/raced
+RACING = LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+  TSAN_OPTIONS=halt_on_error=0:exitcode=66:second_deadlock_stack=1:history_size=4:suppressions=$(CURDIR)/tests/threads.suppressions
+.PHONY: sanitize-threads
+sanitize-threads: build packages-test ## two reactors with volumes on shared devices, under ThreadSanitizer
+	rm -rf $(RACED)
+	$(subst $(ENGINE),build/sanitize-threads,$(INSTALL)) --no-deps --target $(RACED) -Csetup-args=-Dgenerated=$(CURDIR)/$(ENGINE) \
+	  -Csetup-args=-Db_sanitize=thread -Csetup-args=-Dbuildtype=debugoptimized .
+	$(RACING) PYTHONPATH=$(CURDIR)/$(RACED) $(BIN)/pytest tests/crash/test_reactors.py $(ARGS)
+
 # And once more with bugs that can be planted, to see whether the simulated world finds them.
 PLANTED := build/planted
 .PHONY: planted
@@ -157,7 +168,7 @@ packages-build packages-test packages-model packages-bench packages-fuzz: packag
 
 # A build directory that was set up with other options cannot be given the new ones: all begin anew.
 build/options.stamp: meson.options
-	rm -rf $(ENGINE) build/plant build/sanitize build/cover build/fuzz
+	rm -rf $(ENGINE) build/plant build/sanitize build/sanitize-threads build/cover build/fuzz
 	mkdir -p build
 	touch $@
 

@@ -119,12 +119,16 @@ class Engine:
         name: bytes = b"",
         window_seconds: int = 0,
         replicas: int = 1,
+        reactor: int | None = None,
     ) -> int:
         """Recover the volume's log and serve it. epoch: higher than that of every earlier owner. Answers
         {"replayed_bytes": int, "replayed_records": int, "seconds": float, "sequence": int, "reactor": int}. EUCLEAN:
         the log is damaged; reason gives the place. name (UTF-8), window_seconds, replicas: stored in each checkpoint,
         so that the devices describe their volumes. first_segment, promised: segments get numbers from the former on (or
         higher, after those that exist), and none above the latter, see checkpoint_moved.
+
+        reactor: the one that the volume lives on until it is closed; None: the one with the fewest volumes. A clone is
+        opened on its parent's, whatever this says.
 
         clone_of: (volume, snapshot). Blocks that the log has not changed are read from that snapshot; its volume must
         be open (ENOENT). The caller must not delete the snapshot or its volume before the clone."""
@@ -148,7 +152,8 @@ class Engine:
         """Returns {"size_bytes", "sequence", "stable", "segments", "live_blocks", "mapped_blocks", "exclusive_blocks",
         "inherited_blocks", "head_parent" (id of the snapshot that the head is based on, or None), "map_root",
         "connections", "log_bytes_since_checkpoint", "no_space" (writes wait or fail), "space_is_coming" (they wait),
-        "awaits_numbers" (they wait for the metadata service), ...} at once, without a ticket."""
+        "awaits_numbers" (they wait for the metadata service), "reactor", ...}, all of one moment: read by its reactor
+        between two operations, while the caller waits."""
     def space(self, volume: bytes) -> int:
         """Answers the volume's space usage by purpose, at one point in time (docs/space.md): {"mapped_bytes", of these
         "exclusive_bytes", "shared_bytes", "inherited_bytes" (in the logs of a clone's parents); "snapshots_bytes",
@@ -159,7 +164,11 @@ class Engine:
         """A live view of shape (len(HISTOGRAM_NAMES), HISTOGRAM_BUCKETS): counts by latency; see histogram_bounds."""
     def reactor_state(self, reactor: int) -> dict[str, Any]:
         """{"turns", "sleeps", "busy_ns", "map_frames", "map_used", "map_dirty", "map_hits", "map_misses", "thread_id",
-        ...}"""
+        "volumes", ...}, read as with volume_state."""
+    def volumes_by_reactor(self) -> list[int]:
+        """How many volumes each reactor has, including those that are being opened or closed."""
+    def busy_ns(self) -> list[int]:
+        """How long each reactor has worked since its start; it is not disturbed by the question."""
 
     # flattening a clone
     def copy_inherited(self, volume: bytes, *, bytes_per_second: int = 0, share: int = 25) -> int:

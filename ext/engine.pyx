@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy
 
+from iomesh.engine.base.atomics cimport load_int, load_uint32, load_uint64
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
@@ -23,6 +24,7 @@ from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
     RollVolumeForward, UnmarkSnapshot
 )
+from iomesh.engine.commands.states cimport reactor_state, volume_state
 from iomesh.engine.commands.stores cimport (
     CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
@@ -36,9 +38,8 @@ from iomesh.engine.volume.checkpoint cimport (
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS as BUCKETS, HISTOGRAMS
 from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES as BLOCK, POINTER_PRESENT, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN,
-    Pointer as PointerStruct, SLAB_BYTES_MAX, SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED,
-    SNAPSHOTS_MAX as SNAPSHOTS_MOST, VOLUME_BYTES_MAX as VOLUME_MAX
+    BLOCK_BYTES as BLOCK, SEGMENT_BYTES_MAX as SEGMENT_MAX, SEGMENT_BYTES_MIN as SEGMENT_MIN, SLAB_BYTES_MAX,
+    SNAPSHOT_HIDDEN, SNAPSHOT_MARK, SNAPSHOT_UNSETTLED, SNAPSHOTS_MAX as SNAPSHOTS_MOST, VOLUME_BYTES_MAX as VOLUME_MAX
 )
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
@@ -50,7 +51,7 @@ from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.store.scrub cimport Scrubber
 from iomesh.engine.map.segment_table cimport SegmentTable
-from iomesh.engine.map.snapshot_table cimport Snapshot, SnapshotRequest, is_zero_id
+from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
@@ -125,6 +126,7 @@ cdef class _Runner:
         if self.begun == 0:
             with nogil:
                 self.reactor.run()
+        self.reactor.end()
 
 
 cdef class _Open:
@@ -216,6 +218,7 @@ cdef class Engine:
             (<_Runner>runner).thread = threading.Thread(
                 target=runner.run, name=f"iomesh-reactor-{(<_Runner>runner).reactor.number}", daemon=True)
             (<_Runner>runner).ready = threading.Event()
+            (<_Runner>runner).reactor.begin()
             (<_Runner>runner).thread.start()
         self.started = True
         for runner in self.runners:
@@ -339,12 +342,12 @@ cdef class Engine:
         cdef Store it = self.stores[store]
         return {
             "slabs": it.slabs.total,
-            "free_slabs": it.slabs.free,
+            "free_slabs": load_uint32(it.slabs.free),
             "reserve_slabs": it.reserve,
             "slab_bytes": it.superblock.slab_bytes,
-            "replicas": it.replicas,
-            "failed": it.failed,
-            "flush_failed": it.flusher.failed,
+            "replicas": load_uint32(it.replicas),
+            "failed": load_int(it.failed),
+            "flush_failed": load_int(it.flusher.failed),
         }
 
     def open_volume(
@@ -361,6 +364,7 @@ cdef class Engine:
         bytes name=b"",
         uint32_t window_seconds=0,
         uint32_t replicas=1,
+        reactor=None,
     ):
         cdef OpenVolume command
         cdef _Open opened
@@ -379,6 +383,8 @@ cdef class Engine:
             raise ValueError(f"a volume has 4096 bytes to 64 TiB, in steps of 4096, not {size_bytes}")
         if segment_bytes % SLAB_BYTES_MAX or not SEGMENT_MIN <= segment_bytes <= SEGMENT_MAX:
             raise ValueError(f"a segment has 1 MiB to 64 MiB, in steps of 256 KiB, not {segment_bytes}")
+        if reactor is not None and not 0 <= reactor < self.reactor_count:
+            raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
         if not 0 < first_segment <= promised + 1 <= SEGMENT_NUMBER_MAX + 1:
             raise ValueError(
                 f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}"
@@ -390,7 +396,10 @@ cdef class Engine:
                 return self.refuse(ENOENT, "the volume that it is a clone of is not open")
         opened = _Open()
         opened.stands_on = parent
-        runner = self.runner_of(len(self.volumes)) if parent is None else parent.runner    # reads its segments
+        if parent is not None:
+            runner = parent.runner                       # it reads the parent's segments
+        else:
+            runner = self.runners[self.emptiest() if reactor is None else reactor]
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
         log = Log(
@@ -423,6 +432,19 @@ cdef class Engine:
             command.parent = parent.volume
             memcpy(command.snapshot, <const char*>(<bytes>clone_of[1]), 16)
         return self.ask(command)
+
+    cdef int emptiest(self) except -1:
+        volumes = self.volumes_by_reactor()
+        return volumes.index(min(volumes))
+
+    def volumes_by_reactor(self):
+        counts = [0] * self.reactor_count
+        for opened in self.volumes.values():
+            counts[(<_Open>opened).runner.reactor.number] += 1
+        return counts
+
+    def busy_ns(self):
+        return [load_uint64((<_Runner>runner).reactor.busy_ns) for runner in self.runners]
 
     cdef _Open opened(self, bytes volume):
         cdef _Open opened = self.volumes.get(volume)
@@ -459,11 +481,8 @@ cdef class Engine:
             self.ask(MovePointer(opened.volume, sequence, outcome, promised))
 
     def grow_volume(self, bytes volume, uint64_t size_bytes):
-        cdef _Open opened = self.opened(volume)
         if size_bytes % BLOCK or size_bytes > VOLUME_MAX:
             raise ValueError(f"a volume has at most 64 TiB, in steps of 4096, not {size_bytes}")
-        if opened is not None and size_bytes < opened.volume.blocks * BLOCK:
-            return self.refuse(EINVAL, "a volume cannot shrink")
         return self.ask_volume(GrowVolume, volume, (size_bytes,))
 
     def describe_volume(self, bytes volume, *, bytes name, uint32_t window_seconds, uint32_t replicas):
@@ -515,7 +534,7 @@ cdef class Engine:
 
     def hurry_cleaning(self):
         for opened in self.volumes.values():
-            (<_Open>opened).bucket.hurried = True
+            (<_Open>opened).bucket.hurry()
 
     def clean(self, bytes volume, segments, *, uint64_t bytes_per_second=0, uint32_t share=25):
         cdef _Open opened = self.opened(volume)
@@ -574,7 +593,8 @@ cdef class Engine:
             check_snapshot(mark[0], mark[1])
         if opened is None:
             return self.refuse(ENOENT, "the volume is not open")
-        opened.bucket.hurried = opened.copier.hurried = True     # cleaning and flattening must end first
+        opened.bucket.hurry()                            # cleaning and flattening must end first
+        opened.copier.hurry()
         command = RestoreVolume(opened.volume, snapshot)
         name_snapshot_request(&command.before, before, name)
         command.before.entry.flags = SNAPSHOT_HIDDEN if discard else 0
@@ -690,46 +710,15 @@ cdef class Engine:
 
     def volume_state(self, bytes volume):
         cdef _Open opened = self.volumes[volume]
-        cdef Volume it = opened.volume
-        return {
-            "size_bytes": it.blocks * BLOCK,
-            "sequence": it.log.sequence,
-            "committed": it.log.committed,
-            "stable": it.log.flusher.stable,
-            "segments": it.segments.count,
-            "live_blocks": it.segments.live,
-            "mapped_blocks": it.segments.mapped,
-            "exclusive_blocks": min(it.segments.exclusive, it.segments.mapped - it.segments.inherited),
-            "inherited_blocks": it.segments.inherited,
-            "connections": it.connections,
-            "log_bytes": it.log.bytes + it.log.open_segments.footer_bytes,
-            "log_bytes_since_checkpoint": it.log.bytes - it.log.bytes_at_checkpoint,
-            "segment_bytes": it.log.open_segments.segment_blocks * BLOCK,
-            "epoch": it.log.epoch,
-            "reactor": opened.runner.reactor.number,
-            "checkpoint_sequence": it.checkpoints.sequence,
-            "checkpoint": to_pointer(it.checkpoints.pointer),
-            "map_root": to_pointer(it.map.root),
-            "map_load_errors": it.map.load_errors,
-            "error": -it.log.error or self.stores_error(),
-            "snapshots": it.snapshots.count,
-            "unsettled": unsettled_before(it),
-            "head_parent": None if is_zero_id(it.snapshots.head_parent) else it.snapshots.head_parent[:16],
-            "stalled_ns": it.checkpoints.stalled_ns,
-            "walked_nodes": it.walk.nodes,
-            "walk_disagreements": it.walk.disagreements,
-            "walk_unreadable": it.walk.unreadable,
-            "no_space": bool(it.log.open_segments.no_space),
-            "space_is_coming": bool(it.log.open_segments.space_is_coming()),
-            "checkpointing": bool(it.checkpoints.running),
-            "unanswered": bool(it.checkpoints.unanswered),
-            "awaits_numbers": bool(it.log.open_segments.promise_waited and it.log.open_segments.promise_unanswered),
-            "volatile_cache": bool(it.volatile_cache),
-        }
+        state = volume_state(opened.volume)
+        state["error"] = state["error"] or self.stores_error()
+        for which in ("checkpoint", "map_root"):
+            state[which] = None if state[which] is None else Pointer(*state[which])
+        return state
 
     cdef int stores_error(self):
         """An errno while no store accepts new data; 0: at least one does."""
-        return 0 if any(not store.failed for store in self.stores.values()) else EIO
+        return 0 if any(load_int((<Store>store).failed) == 0 for store in self.stores.values()) else EIO
 
     def counters(self, bytes volume):
         return (<_Open>self.volumes[volume]).counters
@@ -739,22 +728,10 @@ cdef class Engine:
 
     def reactor_state(self, int reactor):
         cdef _Runner runner = self.runners[reactor]
-        return {
-            "turns": runner.reactor.turns,
-            "sleeps": runner.reactor.sleeps,
-            "busy_ns": runner.reactor.busy_ns,
-            "thread_id": runner.thread_id,
-            "system_calls": runner.io.enters,
-            "map_frames": runner.cache.frames,
-            "map_used": runner.cache.used,
-            "map_dirty": runner.cache.dirty,
-            "map_hits": runner.cache.hits,
-            "map_misses": runner.cache.misses,
-            "buffers_registered": bool(runner.io.buffers_registered),
-            "free_small_buffers": runner.pool.free[0],
-            "free_large_buffers": runner.pool.free[1],
-            "free_record_buffers": runner.pool.free[2],
-        }
+        state = reactor_state(runner.reactor, runner.io, runner.cache, runner.pool)
+        state["thread_id"] = runner.thread_id
+        state["volumes"] = self.volumes_by_reactor()[reactor]
+        return state
 
     # ------------------------------------------------------------------ answers and events
 
@@ -897,16 +874,7 @@ cdef object name_snapshot_request(SnapshotRequest* snapshot_request, bytes id, s
     memcpy(snapshot_request.entry.name, <const char*>(<bytes>encoded), len(encoded))
 
 
-cdef object unsettled_before(Volume it):
-    cdef Snapshot* mark = it.snapshots.unsettled()
-    return None if mark is NULL else mark.entry.before[:16]
-
-
 def histogram_bounds():
     """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
     cdef object one = 1     # a Python int, which does not overflow
     return np.array([min((one * 5 + n % 4) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
-
-
-cdef object to_pointer(PointerStruct pointer):
-    return Pointer(pointer.segment, pointer.block, pointer.crc) if pointer.flags & POINTER_PRESENT else None

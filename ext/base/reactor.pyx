@@ -9,14 +9,17 @@
 # (Io.core_wanted). Before it sleeps, the reactor sets `asleep` and then checks for messages once more. A sender adds
 # its message and then checks `asleep`. So at least one of the two sees the other.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from iomesh.engine.base.atomics cimport store_int64, store_uint64
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.task cimport Body, start, wait, waited
 
 cdef extern from *:
     r"""
     #include <stdint.h>
+    #include <semaphore.h>
+    #include <time.h>
     #include <unistd.h>
     #define mail_load(place) __atomic_load_n(&(place), __ATOMIC_ACQUIRE)
     #define mail_take(place) __atomic_exchange_n(&(place), NULL, __ATOMIC_ACQ_REL)
@@ -25,6 +28,14 @@ cdef extern from *:
     #define flag_load(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
     #define flag_store(place, value) __atomic_store_n(&(place), value, __ATOMIC_SEQ_CST)
     static inline void ring_bell(int fd) { uint64_t one = 1; ssize_t n = write(fd, &one, sizeof one); (void)n; }
+    /* False after 10 ms. By a clock that nobody steps. */
+    static inline int await_look(sem_t* looked) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += 10 * 1000 * 1000;
+        if (until.tv_nsec >= 1000000000) { until.tv_nsec -= 1000000000; until.tv_sec += 1; }
+        return sem_clockwait(looked, CLOCK_MONOTONIC, &until) == 0;
+    }
     #if defined(__x86_64__)
     #define relax() __builtin_ia32_pause()
     #else
@@ -38,6 +49,13 @@ cdef extern from *:
     void flag_store(bint, bint) noexcept nogil
     void ring_bell(int) noexcept nogil
     void relax() noexcept nogil
+    ctypedef struct sem_t:
+        pass
+    int sem_init(sem_t*, int, unsigned) noexcept nogil
+    int sem_post(sem_t*) noexcept nogil
+    int sem_trywait(sem_t*) noexcept nogil
+    int sem_destroy(sem_t*) noexcept nogil
+    bint await_look(sem_t*) noexcept nogil
 
 cdef enum:
     LONG_S = 3600                    # longest sleep: any event ends it earlier
@@ -70,6 +88,15 @@ cdef class Reactor:
         if flag_load(self.asleep):
             ring_bell(self.io.wake_fd())
 
+    cdef void users_there(self) noexcept nogil:
+        store_int64(self.users_ns, self.io.now_ns())
+
+    cdef void begin(self) noexcept nogil:
+        flag_store(self.running, True)
+
+    cdef void end(self) noexcept nogil:
+        flag_store(self.running, False)
+
     cdef void stop(self) noexcept nogil:
         flag_store(self.stopping, True)
         ring_bell(self.io.wake_fd())
@@ -88,7 +115,7 @@ cdef class Reactor:
             began_ns = self.io.now_ns() - self.io.waited_ns()
             found = self.io.poll(wait_ns)
             if found or worked:                          # time from poll to poll, without the waiting
-                self.busy_ns += self.io.now_ns() - self.io.waited_ns() - began_ns
+                store_uint64(self.busy_ns, self.busy_ns + <uint64_t>(self.io.now_ns() - self.io.waited_ns() - began_ns))
             if self.asleep:
                 flag_store(self.asleep, False)
             found += self.turn()
@@ -150,6 +177,48 @@ cdef class Reactor:
             return 0
         return LONG_S * <int64_t>1000000000
 
+
+# ---------------------------------------------------------------------- looking from outside
+
+cdef struct Looking:                 # on the stack of the thread that waits
+    Message message
+    sem_t looked
+    bint done                        # orders what `look` has written before what the other thread reads
+    Look look
+    void* argument
+
+
+cdef void look_on(Reactor target, Look look, void* argument) noexcept nogil:
+    cdef Looking looking
+    cdef bint looked = False
+    if not flag_load(target.running):
+        look(argument)
+        return
+    sem_init(&looking.looked, 0, 0)
+    looking.message.deliver = look_arrives
+    looking.message.owner = &looking
+    looking.done = False
+    looking.look = look
+    looking.argument = argument
+    target.post(&looking.message)
+    while not looked:
+        looked = await_look(&looking.looked)
+        if not looked and not flag_load(target.running):     # it has stopped, and delivers nothing any more ...
+            looked = sem_trywait(&looking.looked) == 0       # ... but may have delivered this before
+            break
+    sem_destroy(&looking.looked)
+    if not (looked and flag_load(looking.done)):
+        look(argument)
+
+
+cdef void look_arrives(Message* message) noexcept nogil:
+    cdef Looking* looking = <Looking*>message.owner
+    looking.look(looking.argument)
+    flag_store(looking.done, True)
+    sem_post(&looking.looked)                            # the last access: the other thread goes on
+
+
+# ---------------------------------------------------------------------- calls between reactors
 
 cdef struct Call:                    # on the caller's stack while the caller waits
     Message there

@@ -8,7 +8,8 @@
 #   - stacks are reused; the polling thread owns them.
 #
 # A fiber starts as a ucontext. _setjmp and _longjmp switch fibers, because swapcontext makes a system call for the
-# signal mask.
+# signal mask. Under ThreadSanitizer, which refuses to longjmp to another stack, swapcontext does; and each fiber is
+# announced to it as a thread of its own that never runs at the same time as its caller.
 
 from libc.stdint cimport int64_t
 
@@ -24,6 +25,9 @@ cdef extern from *:
 
     #define TASK_STACK_BYTES (256 * 1024)       /* touched lazily; recovery's deepest path takes a few KiB */
 
+    #if defined(__SANITIZE_THREAD__)
+    #include <sanitizer/tsan_interface.h>
+    #endif
     #if defined(__SANITIZE_ADDRESS__)
     #include <sanitizer/common_interface_defs.h>
     #define LEAVE(fake, stack, bytes) __sanitizer_start_switch_fiber(fake, stack, bytes)
@@ -35,8 +39,13 @@ cdef extern from *:
 
     typedef struct Fiber {
         ucontext_t beginning;                   /* where it has not been entered yet */
+    #if defined(__SANITIZE_THREAD__)
+        ucontext_t caller;
+        void *known_as, *caller_known_as;       /* ThreadSanitizer's names of it, and of whoever switched to it */
+    #else
         jmp_buf place, caller;                  /* where it was left, and whoever switched to it */
         int entered;
+    #endif
         struct Fiber* outer;                    /* the task that was running when this one was switched to */
         struct Fiber* idle_next;
         struct Fiber* older;                    /* of all that this thread made */
@@ -56,9 +65,7 @@ cdef extern from *:
     static __thread Fiber* fiber_idle;
     static __thread Fiber* fiber_newest;
 
-    static void fiber_switch(jmp_buf from, jmp_buf to) {
-        if (_setjmp(from) == 0) _longjmp(to, 1);
-    }
+    static void fiber_go_back(Fiber* fiber);
 
     static void fiber_main(void) {
         Fiber* self = fiber_current;
@@ -67,7 +74,7 @@ cdef extern from *:
             self->result = self->body(self->argument);
             self->over = 1;
             LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
-            fiber_switch(self->place, self->caller);
+            fiber_go_back(self);
             ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
         }
     }
@@ -78,7 +85,28 @@ cdef extern from *:
         fiber->beginning.uc_stack.ss_size = TASK_STACK_BYTES;
         fiber->beginning.uc_link = NULL;
         makecontext(&fiber->beginning, fiber_main, 0);
+    #if defined(__SANITIZE_THREAD__)
+        if (fiber->known_as) __tsan_destroy_fiber(fiber->known_as);
+        fiber->known_as = __tsan_create_fiber(0);
+    #else
         fiber->entered = 0;
+    #endif
+    }
+
+    #if defined(__SANITIZE_THREAD__)
+    static void fiber_go_on(Fiber* fiber) {
+        fiber->caller_known_as = __tsan_get_current_fiber();
+        __tsan_switch_to_fiber(fiber->known_as, 0);
+        swapcontext(&fiber->caller, &fiber->beginning);
+    }
+
+    static void fiber_go_back(Fiber* fiber) {
+        __tsan_switch_to_fiber(fiber->caller_known_as, 0);
+        swapcontext(&fiber->beginning, &fiber->caller);
+    }
+    #else
+    static void fiber_switch(jmp_buf from, jmp_buf to) {
+        if (_setjmp(from) == 0) _longjmp(to, 1);
     }
 
     static void fiber_go_on(Fiber* fiber) {
@@ -86,6 +114,11 @@ cdef extern from *:
         fiber->entered = 1;
         if (_setjmp(fiber->caller) == 0) setcontext(&fiber->beginning);
     }
+
+    static void fiber_go_back(Fiber* fiber) {
+        fiber_switch(fiber->place, fiber->caller);
+    }
+    #endif
 
     static Fiber* fiber_new(void) {
         Fiber* fiber = fiber_idle;
@@ -138,7 +171,7 @@ cdef extern from *:
     static void fiber_leave(void) {
         Fiber* self = fiber_current;
         LEAVE(&self->fake, self->caller_stack, self->caller_stack_bytes);
-        fiber_switch(self->place, self->caller);
+        fiber_go_back(self);
         ARRIVE(self->fake, &self->caller_stack, &self->caller_stack_bytes);
     }
     """

@@ -1,6 +1,6 @@
 # Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
-from libc.errno cimport EBUSY, ENOMEM, ESTALE
+from libc.errno cimport EBUSY, EINVAL, ENOMEM, ESTALE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
@@ -115,6 +115,9 @@ cdef class GrowVolume(VolumeCommand):
         self.size_bytes = size_bytes
 
     cdef int64_t run(self) noexcept nogil:
+        if self.size_bytes < self.volume.blocks * BLOCK_BYTES:
+            self.fail(b"a volume cannot shrink")
+            return -EINVAL
         self.volume.blocks = self.size_bytes // BLOCK_BYTES
         if self.volume.checkpoints.writer.size_bytes != self.size_bytes:
             self.volume.checkpoints.writer.changes += 1
@@ -215,7 +218,7 @@ cdef class CleanVolume(VolumeCommand):
         if self.volume.cleaning == 0:
             self.bucket.start(self.volume.io.now_ns(), self.bytes_per_second, self.share)
         elif self.bytes_per_second == 0:
-            self.bucket.hurried = True                   # a call without a limit lifts that of the running one
+            self.bucket.hurry()                          # a call without a limit lifts that of the running one
         return self.cleaner.clean(self.first, self.count, &self.bucket.throttle, &self.cleaned)
 
     cdef object value(self):

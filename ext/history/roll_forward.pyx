@@ -23,6 +23,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free as release
 
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.history.snapshots cimport hold_snapshot, let_snapshot_go
 from iomesh.engine.base.io cimport Operation
@@ -87,8 +88,9 @@ cdef class RollForward:
         return result
 
     cdef int follow_segment(self, const Segment* segment, uint64_t newest) noexcept nogil:
-        cdef uint32_t block = 0
-        cdef uint32_t limit = segment.replica.footer_block if segment.replica.footer_block else segment.blocks
+        # the segment may be being sealed
+        cdef uint32_t block = 0, footer_block = load_uint32(segment.replica.footer_block)
+        cdef uint32_t limit = footer_block if footer_block else segment.blocks
         cdef RecordHeader* header
         cdef int result = 0
         self.held = 0

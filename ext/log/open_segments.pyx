@@ -23,6 +23,7 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.atomics cimport load_int, load_uint32
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
 from iomesh.engine.base.invariant cimport invariant
@@ -259,7 +260,7 @@ cdef class OpenSegments:
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
         for i in range(self.store_count):
-            if (<Store>self.stores[i]).failed:
+            if load_int((<Store>self.stores[i]).failed):
                 continue
             any_works = True
             if not (<Store>self.stores[i]).has_room(self.blocks_on(i, urgency), urgency != FOR_WRITES):
@@ -302,7 +303,7 @@ cdef class OpenSegments:
         start(seal_body, open_segment, NULL)
 
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil:
-        return (<Store>self.stores[open_segment.segment.store]).flusher.failed != 0
+        return load_int((<Store>self.stores[open_segment.segment.store]).flusher.failed) != 0
 
     cdef bint any_failed(self) noexcept nogil:
         cdef int i
@@ -470,7 +471,7 @@ cdef class OpenSegments:
     cdef bint is_tight(self) noexcept nogil:
         cdef int i
         for i in range(self.store_count):
-            if (<Store>self.stores[i]).slabs.free > TIGHT * (<Store>self.stores[i]).reserve:
+            if load_uint32((<Store>self.stores[i]).slabs.free) > TIGHT * (<Store>self.stores[i]).reserve:
                 return False
         return True
 
@@ -613,9 +614,10 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
 cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
     """Whether three quarters of the reserve stay free after `blocks` are taken: enough for evacuation and
     checkpoints."""
-    return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= store.slabs.free
+    return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= load_uint32(store.slabs.free)
 
 
 cdef bint is_emptier(Store one, Store other) noexcept nogil:
     """Whether a larger share of `one` is free, so that devices of different sizes fill up together."""
-    return <uint64_t>one.slabs.free * other.slabs.total > <uint64_t>other.slabs.free * one.slabs.total
+    cdef uint64_t free = load_uint32(one.slabs.free), others_free = load_uint32(other.slabs.free)
+    return free * other.slabs.total > others_free * one.slabs.total

@@ -19,6 +19,7 @@ cdef Replica* store_create(
 cdef int store_seal(
     void* store, Reactor caller, Replica* replica, uint32_t blocks, uint32_t footer_block
 ) noexcept nogil
+# After success the replica is freed: without waiting, the caller lets go of it.
 cdef int store_remove(void* store, Reactor caller, Replica* replica) noexcept nogil
 cdef Replica* store_compact(
     void* store, Reactor caller, Replica* old, const uint64_t* live, Throttle* throttle, int* error

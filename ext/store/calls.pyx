@@ -2,6 +2,7 @@
 # store's home reactor and waits for its result. The arguments stay on the caller's stack meanwhile.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free as release
 
 from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.store.compaction cimport Throttle
@@ -100,8 +101,12 @@ cdef int64_t seal(void* argument) noexcept nogil:
 
 cdef int store_remove(void* store, Reactor caller, Replica* replica) noexcept nogil:
     cdef ReplicaCall call
+    cdef int result
     call.store, call.replica = store, replica
-    return <int>call_on((<Store>store).home, caller, remove, &call)
+    result = <int>call_on((<Store>store).home, caller, remove, &call)
+    if result == 0:
+        release(replica)                                 # only here: other tasks of its volume may have looked at it
+    return result
 
 
 cdef int64_t remove(void* argument) noexcept nogil:

@@ -12,6 +12,7 @@
 
 from libc.stdint cimport int64_t
 
+from iomesh.engine.base.atomics cimport store_int
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor, call_on
@@ -57,7 +58,7 @@ cdef class DeviceFlusher:
         self.following.first = self.following.last = NULL
         failed.first = failed.last = NULL
         if error and not planted(b"flush_retried"):
-            self.failed = -error
+            store_int(self.failed, -error)
             failed = self.served
             self.served.first = self.served.last = NULL
             self.on_failure(self.owner)

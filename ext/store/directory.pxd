@@ -1,6 +1,7 @@
 # A device's segment replicas, their extents, and the volumes' fences. See store/directory.pyx.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.base.atomics cimport load_uint8, load_uint32
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, JournalEntry
 
 cdef struct Replica:                 # a device's copy of a segment; its address is fixed until it is dropped
@@ -34,7 +35,8 @@ cdef union EntryBytes:               # a journal entry with room for its extents
 
 cdef class Directory:
     cdef readonly uint32_t count     # replicas whose state is not 0
-    cdef uint64_t entry_bytes        # upper bound of a snapshot's entries, including those of state 0
+    # upper bound of a snapshot's entries, including those of state 0; read by other threads, too
+    cdef uint64_t entry_bytes
     cdef Replica** buckets
     cdef uint32_t bucket_count
     cdef uint32_t filled             # replicas in the buckets
@@ -51,6 +53,7 @@ cdef class Directory:
         self, const uint8_t* volume, uint32_t segment, const Extent* extents, int extent_count
     ) noexcept nogil
     cdef void drop(self, Replica* replica) noexcept nogil                          # of state 0
+    cdef void unlink(self, Replica* replica) noexcept nogil                        # the same, but the caller frees it
     # A new replica of the same segment, of state 0 and not in the hash table; NULL: no memory. Then replace() or
     # discard():
     cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil
@@ -76,14 +79,15 @@ cdef class Directory:
     cdef void set_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil
     cdef void grow(self) noexcept nogil
+    cdef void count_entry_bytes(self, int64_t more) noexcept nogil
 
 # an ENTRY_FENCE; returns its length
 cdef uint32_t fence_entry(const uint8_t* volume, uint64_t epoch, JournalEntry* into) noexcept nogil
 cdef inline uint32_t slabs_of(const Replica* replica) noexcept nogil:
     cdef uint32_t slabs = 0
     cdef int i
-    for i in range(replica.extent_count):
-        slabs += replica.extents[i].count
+    for i in range(load_uint8(replica.extent_count)):
+        slabs += load_uint32(replica.extents[i].count)
     return slabs
 
 cdef inline const Extent* extents_of(const JournalEntry* entry) noexcept nogil:
@@ -94,12 +98,12 @@ cdef inline const Extent* extents_of(const JournalEntry* entry) noexcept nogil:
 cdef inline uint64_t replica_offset(const Replica* replica, uint32_t block, uint32_t* contiguous) noexcept nogil:
     cdef uint32_t first = 0, blocks
     cdef int i
-    for i in range(replica.extent_count):
-        blocks = replica.extents[i].count << replica.slab_shift
+    for i in range(load_uint8(replica.extent_count)):
+        blocks = load_uint32(replica.extents[i].count) << replica.slab_shift
         if block < first + blocks:
             contiguous[0] = first + blocks - block
             return replica.slabs_offset + (
-                (<uint64_t>replica.extents[i].first << replica.slab_shift) + block - first
+                (<uint64_t>load_uint32(replica.extents[i].first) << replica.slab_shift) + block - first
             ) * 4096
         first += blocks
     contiguous[0] = 0

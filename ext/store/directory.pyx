@@ -11,10 +11,11 @@
 #
 # Called by store and journal on the store's reactor. Format: docs/formats.md, "Journal".
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.base.atomics cimport store_uint8, store_uint32, store_uint64
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.format.layout cimport BITMAP_COPIES, ENTRY_DELETE, ENTRY_FENCE, ENTRY_PUT, SEGMENT_OPEN
 
@@ -80,15 +81,19 @@ cdef class Directory:
         memcpy(replica.extents, extents, extent_count * sizeof(Extent))
         replica.extent_count = extent_count
         replica.serial = next_serial()
-        self.entry_bytes += sizeof(JournalEntry) + extent_count * sizeof(Extent)
+        self.count_entry_bytes(<int64_t>sizeof(JournalEntry) + extent_count * <int64_t>sizeof(Extent))
         return replica
 
     cdef void drop(self, Replica* replica) noexcept nogil:
+        self.unlink(replica)
+        release(replica)
+
+    cdef void unlink(self, Replica* replica) noexcept nogil:
         cdef Replica** place = self.place(replica.volume, replica.segment)
         invariant(place[0] is replica and replica.state == 0, b"a replica is dropped when the journal does not have it")
         place[0] = replica.next
         self.filled -= 1
-        self.discard(replica)
+        self.count_entry_bytes(-<int64_t>sizeof(JournalEntry) - replica.extent_count * <int64_t>sizeof(Extent))
 
     cdef Replica* copy_of(self, const Replica* old, const Extent* extents, int extent_count) noexcept nogil:
         cdef Replica* copy = self.new(old.volume, old.segment, extents, extent_count)
@@ -108,14 +113,18 @@ cdef class Directory:
         place[0] = copy
         old.state = 0
         self.count -= 1
-        self.entry_bytes -= sizeof(JournalEntry) + old.extent_count * sizeof(Extent)
+        self.count_entry_bytes(-<int64_t>sizeof(JournalEntry) - old.extent_count * <int64_t>sizeof(Extent))
 
     cdef void discard(self, Replica* copy) noexcept nogil:
-        self.entry_bytes -= sizeof(JournalEntry) + copy.extent_count * sizeof(Extent)
+        self.count_entry_bytes(-<int64_t>sizeof(JournalEntry) - copy.extent_count * <int64_t>sizeof(Extent))
         release(copy)
 
+    cdef void count_entry_bytes(self, int64_t more) noexcept nogil:
+        store_uint64(self.entry_bytes, self.entry_bytes + <uint64_t>more)
+
     cdef void apply(self, Replica* replica, const JournalEntry* entry) noexcept nogil:
-        # Another reactor may look up blocks in the extents meanwhile, so unchanged extents are not rewritten.
+        # Another reactor may read blocks of the replica meanwhile: its volume's, while it is sealed. So only what
+        # changes is written; and what such a reader uses of that, the extents, word by word.
         cdef const Extent* extents = extents_of(entry)
         cdef int i
         self.count -= replica.state != 0
@@ -123,21 +132,27 @@ cdef class Directory:
             replica.state = 0
             return
         self.count += 1
-        self.entry_bytes += entry.extent_count * sizeof(Extent)
-        self.entry_bytes -= replica.extent_count * sizeof(Extent)
+        self.count_entry_bytes((entry.extent_count - <int64_t>replica.extent_count) * <int64_t>sizeof(Extent))
         for i in range(entry.extent_count):
-            if replica.extents[i].first != extents[i].first or replica.extents[i].count != extents[i].count:
-                replica.extents[i] = extents[i]
-        replica.extent_count = entry.extent_count
+            if replica.extents[i].first != extents[i].first:
+                store_uint32(replica.extents[i].first, extents[i].first)
+            if replica.extents[i].count != extents[i].count:
+                store_uint32(replica.extents[i].count, extents[i].count)
+        store_uint8(replica.extent_count, entry.extent_count)
         replica.state = entry.state
-        replica.stream = entry.stream
-        replica.epoch = entry.epoch
+        if replica.stream != entry.stream:
+            replica.stream = entry.stream
+        if replica.epoch != entry.epoch:
+            replica.epoch = entry.epoch
         replica.boot = self.number_of(entry.boot) if entry.state == SEGMENT_OPEN else 0
-        replica.fragment = entry.fragment
+        if replica.fragment != entry.fragment:
+            replica.fragment = entry.fragment
         replica.blocks = entry.blocks
-        replica.footer_block = entry.footer_block
-        replica.live = <uint16_t>entry.live
-        replica.bitmap_crc = entry.bitmap_crc
+        store_uint32(replica.footer_block, entry.footer_block)
+        if replica.live != entry.live:
+            replica.live = <uint16_t>entry.live
+        if replica.bitmap_crc != entry.bitmap_crc:
+            replica.bitmap_crc = entry.bitmap_crc
 
     cdef const char* replay(self, const JournalEntry* entry) noexcept nogil:
         cdef Replica* replica
@@ -246,12 +261,12 @@ cdef class Directory:
         elif i < self.fence_count:
             self.fence_count -= 1
             self.fences[i] = self.fences[self.fence_count]
-            self.entry_bytes -= sizeof(JournalEntry)
+            self.count_entry_bytes(-<int64_t>sizeof(JournalEntry))
         elif epoch:
             memcpy(self.fences[i].volume, volume, 16)
             self.fences[i].epoch = epoch
             self.fence_count += 1
-            self.entry_bytes += sizeof(JournalEntry)
+            self.count_entry_bytes(<int64_t>sizeof(JournalEntry))
 
     cdef Replica** place(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
         """The link in the hash table that points to the replica, or would."""

@@ -24,6 +24,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, fence_entry
+from iomesh.engine.base.atomics cimport load_uint64
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport (
@@ -74,7 +75,7 @@ cdef class Journal:
 
     cdef bint has_room(self, uint64_t more_bytes) noexcept nogil:
         # A quarter of the half is kept for changes, so that switching halves stays rare.
-        return (self.directory.entry_bytes + more_bytes) // BLOCK_ROOM + 2 <= self.area_blocks // 4 * 3
+        return (load_uint64(self.directory.entry_bytes) + more_bytes) // BLOCK_ROOM + 2 <= self.area_blocks // 4 * 3
 
     cdef void write_changes(self) noexcept nogil:
         cdef Change* change

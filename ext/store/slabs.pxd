@@ -3,7 +3,7 @@ from iomesh.engine.format.layout cimport Extent
 
 cdef class Slabs:
     cdef readonly uint32_t total
-    cdef readonly uint32_t free
+    cdef readonly uint32_t free  # read by other threads, too (base/atomics.pxd)
     cdef uint64_t* taken         # a bit per slab; the bits past `total` are always 1
     cdef uint32_t words
     cdef uint32_t cursor         # the word where the next search begins

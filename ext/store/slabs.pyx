@@ -16,6 +16,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
+from iomesh.engine.base.atomics cimport store_uint32
 from iomesh.engine.base.invariant cimport invariant
 
 cdef extern from *:
@@ -113,9 +114,9 @@ cdef class Slabs:
             bit = <uint64_t>1 << (slab % 64)
             self.taken[slab // 64] ^= bit
         if taken:
-            self.free -= extent.count
+            store_uint32(self.free, self.free - extent.count)
         else:
-            self.free += extent.count
+            store_uint32(self.free, self.free + extent.count)
 
 
 cdef inline uint32_t equal_bits(uint64_t word, uint32_t start) noexcept nogil:

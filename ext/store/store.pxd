@@ -62,7 +62,9 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # Requires that no request to it is in flight. Frees the slabs behind `blocks`. footer_block 0: no footer. A sealed
     # replica may be sealed again, shorter.
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
-    cdef int remove(self, Replica* replica) noexcept nogil      # requires that no request to it is in flight
+    # Requires that no request to it is in flight. After success the caller frees the replica: another reactor may look
+    # at it until it has the answer.
+    cdef int remove(self, Replica* replica) noexcept nogil
     # A copy of a segment that was left open on another device. reserve_copy() takes slabs, but find() does not return
     # the copy yet. The caller writes it and flushes the device. keep_copy() makes it durable and sealed, or fails;
     # discard_copy() frees it instead. After a crash in between, the copy does not exist.

@@ -25,6 +25,7 @@ from libc.string cimport memcmp, memcpy, memset
 from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, extents_of, fence_entry
+from iomesh.engine.base.atomics cimport load_int, load_uint32, store_int, store_uint32
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
@@ -193,7 +194,7 @@ cdef class Store:
                         )
                         return -EUCLEAN
                 replica = replica.next
-        self.replicas = self.directory.count
+        store_uint32(self.replicas, self.directory.count)
         self.segment_blocks = <uint32_t>(segment_bytes_of(self.superblock.device_bytes) // BLOCK_BYTES)
         self.reserve = RESERVE_SEGMENTS * self.slabs_for(self.segment_blocks) + \
             self.superblock.slabs // RESERVE_SHARE
@@ -277,7 +278,7 @@ cdef class Store:
         if error[0]:
             self.directory.drop(change.replica)          # its slabs stay taken: the entry may be on the device
             return NULL
-        self.replicas = self.directory.count
+        store_uint32(self.replicas, self.directory.count)
         return change.replica
 
     cdef Replica* reserve_copy(
@@ -323,7 +324,7 @@ cdef class Store:
         error = self.commit(&change)
         if error:
             self.directory.drop(replica)
-        self.replicas = self.directory.count
+        store_uint32(self.replicas, self.directory.count)
         return error
 
     cdef void discard_copy(self, Replica* replica) noexcept nogil:
@@ -365,7 +366,7 @@ cdef class Store:
         return error
 
     cdef int remove(self, Replica* replica) noexcept nogil:
-        """0 once that is durable and the replica is freed, or a negative errno."""
+        """0 once that is durable, or a negative errno."""
         cdef Change change
         cdef int error
         invariant(replica.state != 0, b"a replica that exists is removed")
@@ -380,8 +381,9 @@ cdef class Store:
         error = self.commit(&change)
         if error == 0 and not planted(b"slabs_free_early"):
             self.slabs.give_back(replica.extents, replica.extent_count)
-            self.directory.drop(replica)
-            self.replicas = self.directory.count
+        if error == 0:
+            self.directory.unlink(replica)
+            store_uint32(self.replicas, self.directory.count)
         return error
 
     # ------------------------------------------------------------------ compaction
@@ -474,7 +476,7 @@ cdef class Store:
         fence_entry(volume, epoch, &change.wanted.entry)
         error = self.journal.commit(&change)
         if error:
-            self.failed = self.journal.failed
+            store_int(self.failed, self.journal.failed)
             return error
         return -ESTALE if epoch and self.directory.fenced(volume) > epoch else 0     # set by a concurrent call
 
@@ -506,7 +508,10 @@ cdef class Store:
         if error == 0:
             error = self.write_superblock(wanted, SUPERBLOCK_OFFSET)
         if error == 0:
-            self.superblock = wanted[0]
+            self.superblock.features = wanted.features
+            self.superblock.generation = wanted.generation
+            self.superblock.crc = wanted.crc
+            store_uint32(self.superblock.number, number)
         self.rewriting = False
         wake_all(&self.rewritten, 0)
         release(wanted)
@@ -526,7 +531,7 @@ cdef class Store:
         error = self.journal.commit(change)
         change.replica.changing = False
         if error and not self.failed:
-            self.failed = self.journal.failed if self.journal.failed else EIO
+            store_int(self.failed, self.journal.failed if self.journal.failed else EIO)
         return error
 
     cdef Replica* find(self, const uint8_t* volume, uint32_t segment) noexcept nogil:
@@ -544,6 +549,8 @@ cdef class Store:
         for i in range(count):
             if result == 0:
                 result = self.remove(replicas[i])
+                if result == 0:
+                    release(replicas[i])
         if result == 0 and self.directory.fenced(volume):
             result = self.fence(volume, 0)
         release(replicas)
@@ -556,11 +563,12 @@ cdef class Store:
         return <uint32_t>((blocks + self.slab_blocks - 1) >> self.slab_shift)
 
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil:
-        """Whether free slabs and the journal suffice for a segment of `blocks` blocks."""
+        """Whether free slabs and the journal suffice for a segment of `blocks` blocks. Any thread may ask; create()
+        decides."""
         cdef uint64_t slabs = self.slabs_for(blocks)
         return (
-            not self.failed
-            and slabs + (0 if urgent else self.reserve) <= self.slabs.free
+            not load_int(self.failed)
+            and slabs + (0 if urgent else self.reserve) <= load_uint32(self.slabs.free)
             and self.journal.has_room(sizeof(EntryBytes))
         )
 
@@ -666,4 +674,4 @@ cdef int flush(Io io, int device) noexcept nogil:
 
 
 cdef void flush_failed(void* store) noexcept nogil:
-    (<Store>store).failed = EIO
+    store_int((<Store>store).failed, EIO)

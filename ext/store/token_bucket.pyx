@@ -8,13 +8,14 @@
 #   - at least every NAP_NS a waiting step checks `stopping`, `hurried`, and whether users are still active;
 #   - time is the Io's, so it also runs in the simulated world.
 #
-# Tasks on several reactors may call it: a spin lock is held for the few instructions of take(). `users_ns` and
-# `hurried` are read without synchronization: a stale value costs one nap. Called in tasks, by compaction, cleaning,
-# flatten and scrub.
+# Tasks on several reactors may call it: a spin lock is held for the few instructions of take(). `users_ns`, `hurried`
+# and `stopping` are set by other threads (base/atomics.pxd): a value that is seen late costs one nap. Called in tasks,
+# by compaction, cleaning, flatten and scrub.
 
 from libc.errno cimport ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from iomesh.engine.base.atomics cimport load_flag, load_int64, store_flag
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport wait, waited
@@ -43,14 +44,17 @@ cdef class TokenBucket:
     cdef void start(self, int64_t now_ns, uint64_t bytes_per_second, uint32_t share) noexcept nogil:
         self.bytes_per_second = bytes_per_second
         self.share = share
-        self.hurried = False
+        store_flag(self.hurried, False)
         self.tokens = 0
         self.filled_ns = now_ns
+
+    cdef void hurry(self) noexcept nogil:
+        store_flag(self.hurried, True)
 
     cdef bint users_there(self, int64_t now_ns) noexcept nogil:
         cdef int i
         for i in range(self.reactor_count):
-            if now_ns - (<Reactor>self.reactors[i]).users_ns < USERS_NS:
+            if now_ns - load_int64((<Reactor>self.reactors[i]).users_ns) < USERS_NS:
                 return True
         return False
 
@@ -58,9 +62,9 @@ cdef class TokenBucket:
         cdef Operation nap
         cdef int64_t nap_ns
         while True:
-            if self.stopping is not NULL and self.stopping[0]:
+            if self.stopping is not NULL and load_flag(self.stopping[0]):
                 return -ESHUTDOWN
-            if self.bytes_per_second == 0 or self.hurried:
+            if self.bytes_per_second == 0 or load_flag(self.hurried):
                 return 0
             while is_taken(&self.taken):
                 pass

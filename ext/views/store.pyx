@@ -518,6 +518,7 @@ cdef class StoreView:
 
 
 cdef int64_t carry_out(void* argument) noexcept nogil:
+    cdef int result
     cdef Order* order = <Order*>argument
     if order.kind == FORMAT:
         return format_store((<StoreView>order.view).reactor, (<StoreView>order.view).store.device, order.superblock)
@@ -541,7 +542,10 @@ cdef int64_t carry_out(void* argument) noexcept nogil:
     if order.kind == RETIRE:
         (<StoreView>order.view).store.retire(order.replica)
         return 0
-    return (<StoreView>order.view).store.remove(order.replica)
+    result = (<StoreView>order.view).store.remove(order.replica)
+    if result == 0:
+        release(order.replica)
+    return result
 
 
 cdef int step(void* owner, Io _io, uint32_t bytes) noexcept nogil:

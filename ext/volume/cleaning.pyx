@@ -37,6 +37,7 @@ from libc.string cimport memset
 from iomesh.engine.volume.removal cimport is_settled
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.base.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
 from iomesh.engine.store.directory cimport Replica, slabs_of
 from iomesh.engine.base.io cimport Operation
@@ -549,7 +550,7 @@ cdef bint has_spare(Volume volume) noexcept nogil:
     cdef int i
     for i in range(volume.log.open_segments.store_count):
         if (
-            4 * (<Store>volume.log.open_segments.stores[i]).slabs.free
+            4 * <uint64_t>load_uint32((<Store>volume.log.open_segments.stores[i]).slabs.free)
             > 3 * (<Store>volume.log.open_segments.stores[i]).reserve
         ):
             return True

@@ -79,7 +79,10 @@ cdef inline uint64_t written(const Segment* segment, uint64_t end) noexcept nogi
 
 cdef inline uint64_t told_by_log(const Segment* segment) noexcept nogil:
     """A header for each record, and the footer; a compacted segment has no headers, and its bitmap twice."""
-    cdef uint64_t footer = segment.replica.blocks - segment.replica.footer_block if segment.replica.footer_block else 0
+    cdef uint64_t footer = 0
+    # until it is sealed, another reactor may be changing the replica
+    if segment.state == SEGMENT_SEALED and segment.replica.footer_block:
+        footer = segment.replica.blocks - segment.replica.footer_block
     if segment.replica.live:
         return footer + BITMAP_COPIES
     return footer + (segment.last_sequence - segment.first_sequence + 1 if segment.last_sequence else 0)

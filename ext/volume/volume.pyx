@@ -18,6 +18,7 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.volume.checkpoint cimport Checkpoints
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.atomics cimport store_flag
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport MERGES as COUNT_MERGES, NO_SPACE_ERRORS, WRITE_ERRORS
 from iomesh.engine.base.invariant cimport invariant
@@ -407,7 +408,7 @@ cdef class Volume:
             request.finished(request)
 
     cdef void close(self) noexcept nogil:
-        self.closing = True
+        store_flag(self.closing, True)                   # throttles read it on other reactors
         if self.log is None:
             self.map.forget()
             return

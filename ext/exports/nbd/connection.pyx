@@ -203,7 +203,8 @@ cdef class NbdConnection:
         request.offset = request.position = get64(header + 16)
         request.bytes = bytes
         request.end = request.offset + bytes             # may wrap; check() then refuses the request
-        request.began_ns = self.reactor.users_ns = self.io.now_ns()
+        self.reactor.users_there()
+        request.began_ns = self.reactor.users_ns
         request.with_volume = False
         request.pieces = request.under_way = 0
         request.first = request.last = NULL
@@ -507,7 +508,7 @@ cdef class NbdConnection:
 
     cdef void request_over(self, NbdRequest* request) noexcept nogil:
         invariant(self.open_requests > 0, b"a request is over once")
-        self.reactor.users_ns = self.io.now_ns()
+        self.reactor.users_there()
         if request is self.status_first:
             self.status_begun = NULL
             self.status_first = request.next
