@@ -274,7 +274,10 @@ cdef class ServedStore:
         if self.store.failed:
             return -EIO
         if frame.kind == PEER_REMOVE:
-            return self.store.remove(replica)
+            error = self.store.remove(replica)
+            if error == 0:
+                release(replica)                         # no request uses it, and no volume of this node
+            return error
         return self.seal(frame, replica)
 
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil:

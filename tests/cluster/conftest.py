@@ -14,11 +14,18 @@ from support.daemon import Daemon
 
 
 @pytest.fixture
-async def daemon(expected_in_logs: tuple[str, ...]) -> AsyncIterator[Daemon]:
+def reactors() -> int:
+    """Of the daemon. A test with several volumes may ask for other numbers:
+    @pytest.mark.parametrize("reactors", [1, 2])."""
+    return 1
+
+
+@pytest.fixture
+async def daemon(expected_in_logs: tuple[str, ...], reactors: int) -> AsyncIterator[Daemon]:
     """A daemon with one formatted device; not started."""
     # Not tmp_path: a socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="iomesh-"))
-    daemon = Daemon(directory)
+    daemon = Daemon(directory, settings={"engine.reactors": reactors} if reactors > 1 else {})
     await daemon.format()
     yield daemon
     if daemon.process is not None:

@@ -162,7 +162,8 @@ async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None
         assert await names_of_records(metadata) == ["kept"]
 
 
-async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(node: Daemon) -> None:
+@pytest.mark.parametrize("reactors", [1, 2])
+async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(node: Daemon, reactors: int) -> None:
     async with node.client() as client:
         for name in ("mine", "theirs"):
             await client.create_volume(name, GIB)
@@ -175,6 +176,7 @@ async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(n
     async with node.client() as client:
         theirs, mine = await client.volume("theirs"), await client.volume("mine")
         assert mine.state is VolumeState.SERVING
+        assert mine.reactor in range(reactors)
         assert theirs.state is VolumeState.FAILED
         assert theirs.reason == "volume theirs is owned by node node-b, and this is node-a"
         assert theirs.exports == []

@@ -89,6 +89,7 @@ async def test_a_snapshot_holds_what_was_answered_before_and_nothing_that_was_se
         assert float(newest.split()[1]) == pytest.approx(made.created_at.timestamp(), abs=2e-6)
 
 
+@pytest.mark.parametrize("reactors", [1, 2])
 async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> None:
     names = ["log", "data"]
     async with node.client() as client:

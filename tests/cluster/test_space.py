@@ -152,6 +152,7 @@ async def test_a_volume_its_snapshot_and_a_clone_of_it(node: Daemon) -> None:
     assert json.loads(show("db", "--json"))["space"]["shared_bytes"] == 12 * MIB
 
 
+@pytest.mark.parametrize("reactors", [1, 2])
 async def test_what_is_dead_in_one_volume_is_space_for_another_one_with_larger_segments(daemon: Daemon) -> None:
     """The first volume is not cleaned for itself: it has room for many of its segments, and never counts as idle."""
     daemon.settings["cleaning.rest_seconds"] = HOUR

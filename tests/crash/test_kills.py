@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import pytest
 
+from iomesh.api.client import Client
 from support.amount import Amount
 from support.load import Load, read_volume
 from support.model import Model
@@ -24,6 +25,7 @@ from support.run import end
 from support.trial import Trial
 
 VOLUME = 64 << 20
+SMALL = 16 << 20
 MOMENTS = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
 ACKNOWLEDGED = (50, 1500)  # minimum and maximum number of requests before a kill
 CLEAR_EVERY = 12  # rounds between trims of the whole volume, which free the device's space
@@ -88,6 +90,55 @@ def test_every_acknowledged_write_survives_a_kill(
         print(f"kill {kill + 1} {moment}: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
         if kill % CLEAR_EVERY == CLEAR_EVERY - 1:
             asyncio.run(clear(trial.uri, model))
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("reactors", [1, 2])
+def test_four_volumes_on_two_devices_survive_kills(
+    new_trial: Callable[..., Trial], draw: random.Random, amount: Amount, reactors: int
+) -> None:
+    """All under load at once. With two reactors, each has two of the volumes and one of the devices."""
+    trial = new_trial(
+        *("--devices", "2", "--reactors", str(reactors), "--device-size", "4Gi"),
+        *("--size", str(SMALL), "--checkpoint-bytes", "4Mi"),
+    )
+    uris = [trial.uri, *(asyncio.run(trial.make_volume(f"volume-{number}", SMALL)) for number in range(3))]
+    models = [Model(SMALL, run=number + 1) for number in range(len(uris))]
+    assert sorted(asyncio.run(reactors_of(trial))) == sorted(number % reactors for number in range(len(uris)))
+    for kill in range(max(amount.kills // 4, 1)):
+        loads = [
+            Load(uri, model, draw.getrandbits(32), connections=2, depth=4)
+            for uri, model in zip(uris, models, strict=True)
+        ]
+        asyncio.run(kill_under(trial, loads, draw.randint(50, 400)))
+        for _ in range(draw.randint(0, 2)):
+            kill_in_recovery(trial, draw)
+        trial.start()
+        for uri, model in zip(uris, models, strict=True):
+            model.settle_with(read_volume(uri, SMALL))
+        print(f"kill {kill + 1}: {[load.counts.acknowledged for load in loads]} acknowledged")
+
+
+async def reactors_of(trial: Trial) -> list[int]:
+    async with Client(trial.control) as client:
+        return [volume.reactor for volume in await client.volumes()]
+
+
+async def kill_under(trial: Trial, loads: list[Load], acknowledged: int) -> None:
+    """Kills the daemon once each of the loads has had so many answers."""
+
+    async def strike() -> None:
+        while any(load.counts.acknowledged < acknowledged and not load.ended for load in loads):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        for load in loads:
+            load.expect_end()
+        os.kill(trial.pid, signal.SIGKILL)
+        end(trial.pid)
+
+    async with asyncio.timeout(600), asyncio.TaskGroup() as group:
+        for load in loads:
+            group.create_task(load.run())
+        group.create_task(strike())
 
 
 async def clear(uri: str, model: Model) -> None:

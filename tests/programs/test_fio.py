@@ -1,19 +1,23 @@
 """fio writes over NBD and reads back what it wrote, for all block sizes, queue depths and numbers of connections."""
 
+import asyncio
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.run import run, tool
+from support.trial import Trial
 
 
-def fio(uri: str, room: Path, *options: str) -> dict[str, Any]:
+def fio(uri: str, room: Path, *options: str, name: str = "fio") -> dict[str, Any]:
     """Runs a verifying job; fio itself fails on the first block that is not what it wrote."""
     if "nbd" not in run([tool("fio", "fio"), "--enghelp"]).stdout.split():
         pytest.skip("this fio was built without its nbd engine")
-    report = room / "fio.json"
+    report = room / f"{name}.json"
     run(
         [
             tool("fio", "fio"),
@@ -103,3 +107,18 @@ def test_trims_among_writes_leave_the_rest_as_it_was(volume: str, room: Path) ->
         timeout=300,
     )
     fio(volume, room, "--rw=randwrite", "--bs=64k", "--iodepth=16", "--size=64M", "--offset=128M", "--verify_only=1")
+
+
+@pytest.mark.parametrize("reactors", [1, 2])
+def test_two_volumes_on_shared_devices_verify_at_once(
+    new_trial: Callable[..., Trial], room: Path, reactors: int
+) -> None:
+    trial = new_trial("--devices", "2", "--reactors", str(reactors), "--device-size", "4Gi", "--size", "128Mi")
+    uris = [trial.uri, asyncio.run(trial.make_volume("other", 128 << 20))]
+    jobs = ("--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--size=32M", "--numjobs=2")
+    with ThreadPoolExecutor(len(uris)) as threads:
+        running = [
+            threads.submit(fio, uri, room, *jobs, "--offset_increment=32M", "--fsync=32", name=f"fio-{number}")
+            for number, uri in enumerate(uris)
+        ]
+        assert [len(each.result()["jobs"]) for each in running] == [2, 2]

@@ -50,9 +50,7 @@ class Load:
     async def run(self) -> None:
         """Returns after stop(), or when the server ended as expected; raises the first fault that a worker found."""
         try:
-            connections = [
-                await Connection.connect(self._uri, structured=bool(number % 2)) for number in range(self._connections)
-            ]
+            connections = [await self._connect(number) for number in range(self._connections)]
         except (OSError, EOFError):
             if self._end_expected:
                 return
@@ -83,6 +81,9 @@ class Load:
     def expect_end(self) -> None:
         """The server is about to be killed: connections may end from now on."""
         self._end_expected = True
+
+    async def _connect(self, number: int) -> Connection:
+        return await Connection.connect(self._uri, structured=bool(number % 2))
 
     async def _work(self, connection: Connection, draw: random.Random) -> None:
         try:

@@ -154,10 +154,11 @@ class VolumeSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReactorSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One reactor in one interval. busy: share of the time; map_hits: hit rate of its map cache, None without
-    look-ups."""
+    """One reactor in one interval. volumes: that live on it; busy: share of the time; map_hits: hit rate of its map
+    cache, None without look-ups."""
 
     reactor: int
+    volumes: int
     busy: float
     map_frames: int
     map_used: int

@@ -81,6 +81,7 @@ def status(session: Session) -> None:
                 ">SIZE",
                 ">USED",
                 "STATE",
+                ">REACTOR",
                 "EXPORT",
                 rows=[
                     (
@@ -88,6 +89,7 @@ def status(session: Session) -> None:
                         short_size(one.size_bytes),
                         short_size(one.live_bytes),
                         volume.state(one),
+                        one.reactor if one.state in (VolumeState.SERVING, VolumeState.READ_ONLY) else "-",
                         ", ".join(uri for export in one.exports for uri in export.uris[:1]),
                     )
                     for one in sorted(volumes, key=lambda one: one.name)

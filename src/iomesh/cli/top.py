@@ -86,6 +86,7 @@ def of_reactor(before: "ReactorCounters | None", now: "ReactorCounters", seconds
     hits, misses = since(was, now.counters, "map_hits"), since(was, now.counters, "map_misses")
     return ReactorSample(
         reactor=now.reactor,
+        volumes=now.counters.get("volumes", 0),
         busy=min(1.0, since(was, now.counters, "busy_ns") / 1e9 / seconds),
         map_frames=now.counters.get("map_frames", 0),
         map_used=now.counters.get("map_used", 0),
@@ -130,6 +131,7 @@ def view(now: Sample, title: str) -> RenderableType:
     )
     reactors = table(
         "REACTOR",
+        ">VOLUMES",
         ">BUSY",
         ">MAP CACHE",
         ">DIRTY",
@@ -137,6 +139,7 @@ def view(now: Sample, title: str) -> RenderableType:
         rows=[
             (
                 one.reactor,
+                one.volumes,
                 f"{one.busy:.1%}",
                 f"{one.map_used} of {one.map_frames} nodes",
                 one.map_dirty,

@@ -362,6 +362,7 @@ def described(one: Volume) -> list[tuple[str, object]]:
         ("snapshots", one.snapshots),
         ("restore window", restorable(one)),
         ("newest record", one.sequence),
+        ("reactor", one.reactor),
         ("last recovery", f"{short_time(one.recovery_seconds * 1e9)}, {short_size(one.recovery_bytes)} read"),
     ]
     if one.clone_of:

@@ -26,6 +26,7 @@ from iomesh.metadata import MetadataUnavailable
 from iomesh.metadata.records import VolumeRecord
 from iomesh.node.config import EngineConfig
 from iomesh.node.logs import logger
+from iomesh.node.reactors import SAMPLE_SECONDS, ReactorLoads
 from iomesh.node.supervisor import in_thread
 
 log = logger("engine")
@@ -60,6 +61,8 @@ class NodeEngine:
         self._unanswered: dict[uuid.UUID, _Unanswered] = {}
         self._left: list[tuple[set[uuid.UUID], asyncio.Future[Any]]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loads = ReactorLoads(config.reactors)
+        self._sampling: asyncio.TimerHandle | None = None
         try:
             self._engine = compiled.Engine(
                 reactors=config.reactors,
@@ -86,11 +89,14 @@ class NodeEngine:
         except compiled.EngineError as error:
             raise Unsupported(str(error)) from None
         self._loop.add_reader(self._engine.fileno(), self._collect)
+        self._sample_again()
 
     async def stop(self) -> None:
         """Ends the reactors as a crash would: pending calls get ESHUTDOWN."""
         if self._loop is None:
             return
+        if self._sampling is not None:
+            self._sampling.cancel()
         self._loop.remove_reader(self._engine.fileno())
         await in_thread(self._engine.stop)  # joins the reactors' threads
         self._loop = None
@@ -98,6 +104,27 @@ class NodeEngine:
             if not future.done():
                 future.set_exception(from_errno(errno.ESHUTDOWN, f"{what}: the engine has been stopped"))
         self._pending.clear()
+
+    # reactors
+
+    def _sample(self) -> None:
+        self._loads.sample(time.monotonic(), [busy / 1e9 for busy in self._engine.busy_ns()])
+
+    def _sample_again(self) -> None:
+        assert self._loop is not None, "the engine is not running"
+        self._sample()
+        self._sampling = self._loop.call_later(SAMPLE_SECONDS, self._sample_again)
+
+    def _choose_reactor(self) -> int:
+        """For a volume that is opened now."""
+        self._sample()
+        reactor = self._loads.choose(self._engine.volumes_by_reactor())
+        self._loads.opened(time.monotonic(), reactor)
+        return reactor
+
+    def reactor_loads(self) -> list[float]:
+        """As the next volume that is opened finds them (reactors.py)."""
+        return self._loads.loads()
 
     # stores
 
@@ -158,8 +185,9 @@ class NodeEngine:
         window_seconds: int,
         replicas: int,
     ) -> dict[str, Any]:
-        """name, window_seconds and replicas are written to the device with each checkpoint, as a description of the
-        volume. Segments are numbered from first_segment to `promised`, see checkpoint_moved."""
+        """On the reactor with the least load, or, for a clone, on its parent's. name, window_seconds and replicas are
+        written to the device with each checkpoint, as a description of the volume. Segments are numbered from
+        first_segment to `promised`, see checkpoint_moved."""
         ticket = self._engine.open_volume(
             volume.bytes,
             size_bytes=size_bytes,
@@ -172,6 +200,7 @@ class NodeEngine:
             name=name.encode(),
             window_seconds=window_seconds,
             replicas=replicas,
+            reactor=None if clone_of else self._choose_reactor(),
         )
         opened: dict[str, Any] = await self._answer(ticket, "open the volume")
         return opened

@@ -29,6 +29,7 @@ SMALLEST_BOUND_NS = 1 << 12  # 4 µs: nothing is faster than one iteration of th
 LARGEST_BOUND_NS = 1 << 36  # 69 s: longer times share a bucket
 
 _REACTOR_GAUGES = {
+    "volumes": "Volumes that live on it.",
     "map_frames": "Nodes of the map that its cache has room for.",
     "map_used": "Nodes of the map in its cache.",
     "map_dirty": "Nodes of the map that changed since they were written.",
@@ -193,6 +194,9 @@ class NodeCollector:
         recovery = GaugeMetricFamily(
             "iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"]
         )
+        reactor = GaugeMetricFamily(
+            "iomesh_volume_reactor", "Number of the reactor that it lives on.", labels=["volume"]
+        )
         snapshots = GaugeMetricFamily("iomesh_volume_snapshots", "Snapshots of the volume.", labels=["volume"])
         newest = GaugeMetricFamily(
             "iomesh_volume_newest_snapshot_timestamp_seconds",
@@ -227,6 +231,7 @@ class NodeCollector:
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
+                reactor.add_metric([volume.name], volume.reactor)
                 window.add_metric([volume.name], volume.policy.window_seconds)
                 if volume.window_from:
                     restorable.add_metric([volume.name], volume.window_from.timestamp())
@@ -242,6 +247,7 @@ class NodeCollector:
             segments,
             connections,
             recovery,
+            reactor,
             snapshots,
             newest,
         )
@@ -306,6 +312,12 @@ class NodeCollector:
             )
         busy = CounterMetricFamily("iomesh_reactor_busy_seconds", "Time it spent on work.", labels=["reactor"])
         yield _per_reactor(busy, [state["busy_ns"] / 1e9 for state in states])
+        load = GaugeMetricFamily(
+            "iomesh_reactor_load",
+            "Share of the last 5 s that it worked, and 0.1 for each volume opened on it meanwhile.",
+            labels=["reactor"],
+        )
+        yield _per_reactor(load, self._node.engine.reactor_loads())
 
 
 def prometheus_buckets(

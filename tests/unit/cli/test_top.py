@@ -29,7 +29,15 @@ AFTER = reading(
     2_000_000_000,
     {"writes": 21000, "written_bytes": 4096_000 + 20000 * 4096, "record_bytes": 8192_000 + 20000 * 4300, "reads": 10},
     [Bucket(1000, 50), Bucket(20_000, 19_000), Bucket(500_000, 1000)],
-    {"busy_ns": 500_000_000, "map_hits": 100, "map_misses": 20, "map_frames": 64, "map_used": 32, "map_dirty": 4},
+    {
+        "volumes": 3,
+        "busy_ns": 500_000_000,
+        "map_hits": 100,
+        "map_misses": 20,
+        "map_frames": 64,
+        "map_used": 32,
+        "map_dirty": 4,
+    },
 )
 
 
@@ -62,7 +70,9 @@ def test_latencies_are_those_of_the_interval_alone() -> None:
 
 def test_the_reactors_share_of_time_and_its_cache_are_told() -> None:
     (reactor,) = sample(BEFORE, AFTER).reactors
-    assert (reactor.busy, reactor.map_frames, reactor.map_used, reactor.map_dirty, reactor.map_hits) == (
+    figures = (reactor.volumes, reactor.busy, reactor.map_frames, reactor.map_used, reactor.map_dirty, reactor.map_hits)
+    assert figures == (
+        3,
         0.25,
         64,
         32,
