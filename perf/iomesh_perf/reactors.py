@@ -92,6 +92,8 @@ def with_reactors(settings: Settings, say: Say) -> list[Measure]:
                         node.iops(workload, fio.Extent(span, settings.seconds, most, seed=number + 1))
                     )
             one, several = statistics.median(runs[1]), statistics.median(runs[count])
+            note = f"{several:,.0f} IOPS together, and {one:,.0f} on one reactor"
+            say(f"{name_of(workload, count)}: {note}")
             measures.append(
                 Measure(
                     name_of(workload, count),
@@ -99,7 +101,7 @@ def with_reactors(settings: Settings, say: Say) -> list[Measure]:
                     "% of one reactor",
                     "more",
                     runs={f"{reactors} reactors": values for reactors, values in runs.items()},
-                    note=f"{several:,.0f} IOPS together, and {one:,.0f} on one reactor",
+                    note=note,
                 )
             )
     return measures
