@@ -77,8 +77,8 @@ annotate: build ## fails on calls into Python in the engine's nogil functions
 # The engine once more, in a folder of its own that stands before .venv's. Python must preload the sanitizer; what Python itself never frees
 # is no finding.
 SANITIZED := build/sanitized
-ENGINE_TESTS := $(wildcard tests/unit/test_*.py) tests/fuzz tests/programs/test_requests.py tests/programs/test_nbd_protocol.py \
-  tests/crash/test_kills.py tests/crash/test_small_cache.py
+ENGINE_TESTS := $(wildcard tests/unit/test_*.py) tests/unit/replicas tests/fuzz \
+  tests/programs/test_requests.py tests/programs/test_nbd_protocol.py tests/crash/test_kills.py tests/crash/test_small_cache.py
 SANITIZING = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 .PHONY: sanitize

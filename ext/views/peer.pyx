@@ -22,6 +22,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.reactor cimport ADAPTIVE, Message, Reactor
 from iomesh.engine.base.task cimport start
@@ -153,7 +154,12 @@ cdef class Served:
 
 
 cdef void served_over(Operation* operation) noexcept nogil:
-    (<Served>operation.owner).over = True
+    cdef void* served = operation.owner
+    invariant(
+        not (<Served>served).server.receiving and not (<Served>served).server.replies.busy,
+        b"a connection that has ended is not used by its Io any more",
+    )
+    (<Served>served).over = True
 
 
 cdef enum JobKind:
@@ -395,6 +401,15 @@ cdef class Call:
     def __dealloc__(self):
         release(self.memory)
 
+    cdef void check_released(self) noexcept nogil:
+        """Neither a send nor a receive uses the memory of a call that is done."""
+        invariant(not self.call.leaving, b"a call is not done while a send reads its memory")
+        invariant(
+            not (<Caller>self.owner).peer.receiving
+            or not self.memory <= (<Caller>self.owner).peer.receive.buffer < self.memory + self.bytes,
+            b"a call is not done while a receive writes to its memory",
+        )
+
     @property
     def result(self) -> int:
         if not self.over:
@@ -423,6 +438,7 @@ cdef class Call:
 
 
 cdef void call_over(Operation* operation) noexcept nogil:
+    (<Call>operation.owner).check_released()
     (<Call>operation.owner).over = True
     (<Call>operation.owner).order = (<Caller>(<Call>operation.owner).owner).count_done()
 
@@ -549,6 +565,10 @@ cdef class Caller:
         return self.completed
 
     cdef void count_lost(self) noexcept nogil:
+        invariant(
+            not self.peer.receiving and not self.peer.requests.busy,
+            b"a connection that is lost is not used by its Io any more",
+        )
         self.lost += 1
 
     cdef Call new(self, uint64_t bytes):

@@ -37,13 +37,16 @@ class Pair:
             assert self.nodes.turn(), "nothing happens any more, and it does not hold"
 
 
-def pair(seed: int = 1, *, reactors: int = 1, devices: int = 1, attached: bool = True) -> Pair:
+def pair(
+    seed: int = 1, *, reactors: int = 1, devices: int = 1, attached: bool = True, volatile_cache: bool = True
+) -> Pair:
     """reactors: of the holder; with two, connections and stores are on different ones. devices: their numbers begin at
     DEVICE."""
     world = World(seed)
     nodes = PeerWorld(world)
     numbers = {world.make_device(DEVICE_BYTES): DEVICE + number for number in range(devices)}
-    made = Pair(world, nodes, HolderNode(nodes, numbers, reactors=reactors), OwnerNode(nodes))
+    holder = HolderNode(nodes, numbers, reactors=reactors, volatile_cache=volatile_cache)
+    made = Pair(world, nodes, holder, OwnerNode(nodes))
     if attached:
         made.owner.attach(made.holder)
     return made

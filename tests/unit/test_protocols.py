@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from iomesh.engine.replicas.server import credits
 
 from iomesh.engine.format.peer import KINDS, frames, statuses
 
@@ -46,3 +47,8 @@ def test_every_kind_is_documented_with_its_number() -> None:
         name: number for name, number in KINDS.items() if name != "compact"
     }
     assert f"| {KINDS['compact']} | | reserved" in PAGE
+
+
+def test_the_credits_of_a_server_are_documented() -> None:
+    requests, bytes_ = credits()
+    assert f"Version 1 servers give {requests} requests and {bytes_ >> 20} MiB." in " ".join(PAGE.split())

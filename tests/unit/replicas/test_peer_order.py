@@ -169,6 +169,17 @@ def test_calls_beyond_the_credits_wait_and_all_are_done(requests: int, bytes_: i
         assert it.holder.content(DEVICE, V, 1, 41 * number + 1, 1) == block_of(number)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_client_may_use_its_credit_again_as_soon_as_it_has_the_reply(seed: int) -> None:
+    """Here a reply, and the request that it permits, may overtake the completion of the server's send."""
+    it = pair(seed, attached=False, volatile_cache=False)
+    it.world.latencies = {"network_ns": 0}
+    served = it.owner.attach(it.holder)
+    calls = [it.owner.flush(DEVICE) for _ in range(4000)]
+    assert it.done(*calls) == [0] * 4000
+    assert served.end is None
+
+
 def test_calls_of_one_turn_leave_as_one_send() -> None:
     it = pair()
     it.done(it.owner.create(DEVICE, V, 1))
