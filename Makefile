@@ -82,7 +82,7 @@ ENGINE_TESTS := $(wildcard tests/unit/test_*.py) tests/unit/replicas tests/fuzz 
 SANITIZING = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 .PHONY: sanitize
-sanitize: build packages-test ## the engine's tests, and lives, under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: build packages-test ## the engine's tests, and simulation runs, under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)
 	$(subst $(ENGINE),build/sanitize,$(INSTALL)) --no-deps --target $(SANITIZED) \
 	  -Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Dbuildtype=debugoptimized .
@@ -123,11 +123,11 @@ fuzz: build packages-fuzz ## coverage-guided fuzzing of what comes from outside,
 	PYTHONPATH=$(CURDIR)/$(FUZZED):$(CURDIR)/tests LD_PRELOAD="$$($(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1 $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
-# Whole lives of volumes in the simulated world, one for each seed.
+# Simulation runs: whole histories of volumes in the simulated world, one for each seed.
 SEEDS := 0..1999
 COVERED := build/covered
 .PHONY: simulate simulate-soak
-simulate: build ## lives in the simulated world, for SEEDS=0..1999; one again: ARGS="--seed 7 --trace 200"
+simulate: build ## simulation runs, for SEEDS=0..1999; one again: ARGS="--seed 7 --trace 200"
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(findstring --seed,$(ARGS)),,--seeds $(SEEDS)) $(ARGS)
 
 simulate-soak: $(COVERED)/installed.stamp ## the same with new seeds until it is stopped, with what of the engine they reach

@@ -253,7 +253,7 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
             rows = int(database.ask("SELECT count(*) FROM pgbench_history"))
             sums = database.balanced()
             database.amcheck()
-        judge(story, acknowledged, missing, beside, load.clients, transactions, rows, sums)
+        check_results(story, acknowledged, missing, beside, load.clients, transactions, rows, sums)
         restore_story(story, trial, disk, database)
         clone_story(story, trial, directory, database)
 
@@ -298,12 +298,13 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
             )
         )
         took = time.monotonic() - began
-        moment = datetime.fromisoformat(done["at"]).timestamp()
-    if moment > dropped:
-        raise DemoError("the table was dropped more than a moment ago: this machine is too slow for the demonstration")
+        restored_to = datetime.fromisoformat(done["at"]).timestamp()
+    if restored_to > dropped:
+        raise DemoError("the table was dropped too long ago: this machine is too slow for the demonstration")
     kept = f"what was there is kept as {trial.volume}@{done['before']}"
     story.say(
-        f"restored to {dropped - moment:.1f} s before the mistake: the command took {short_time(took * 1e9)}; {kept}"
+        f"restored to {dropped - restored_to:.1f} s before the mistake: the command took {short_time(took * 1e9)}; "
+        f"{kept}"
     )
 
     with story.step("Mount; PostgreSQL recovers from its log; look for the table"):
@@ -311,8 +312,8 @@ def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) ->
         disk.mount()
         database.start()
         rows = look_for_the_table(database)
-    least = max((count for at, count in seen if at <= moment), default=0)
-    most = min((count for at, count in seen if at > moment), default=seen[-1][1])
+    least = max((count for at, count in seen if at <= restored_to), default=0)
+    most = min((count for at, count in seen if at > restored_to), default=seen[-1][1])
     if not least <= rows <= most:
         raise DemoError(f"{rows} transactions are there, and at that second there were {least} to {most}")
     story.say(
@@ -380,7 +381,7 @@ def look_for_the_table(database: Database) -> int:
     return transactions(database)
 
 
-def judge(
+def check_results(
     story: Story,
     acknowledged: int,
     missing: set[tuple[int, int]],

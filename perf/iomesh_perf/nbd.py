@@ -97,7 +97,7 @@ class Client:
         return bytes(data)
 
 
-def served_after(uri: str, since: float, *, patience_seconds: float = 120) -> float:
+def served_after(uri: str, since: float, *, timeout_seconds: float = 120) -> float:
     """Seconds from `since` (of time.monotonic) until the first block could be read."""
     while True:
         try:
@@ -105,6 +105,6 @@ def served_after(uri: str, since: float, *, patience_seconds: float = 120) -> fl
                 client.read(0, 4096)
                 return time.monotonic() - since
         except (OSError, NbdError) as error:
-            if time.monotonic() - since > patience_seconds:
-                raise TimeoutError(f"{uri} is not served after {patience_seconds:g} s: {error}") from error
+            if time.monotonic() - since > timeout_seconds:
+                raise TimeoutError(f"{uri} is not served after {timeout_seconds:g} s: {error}") from error
             time.sleep(0.005)

@@ -106,16 +106,16 @@ def alive(pid: int) -> bool:
     return text[text.rindex(")") + 2] not in "ZX"
 
 
-def end(pid: int, with_signal: signal.Signals = signal.SIGTERM, patience_seconds: float = 60) -> None:
+def end(pid: int, with_signal: signal.Signals = signal.SIGTERM, timeout_seconds: float = 60) -> None:
     """Send a signal and wait until the process has ended. It need not be our child."""
     try:
         os.kill(pid, with_signal)
     except ProcessLookupError:
         return
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + timeout_seconds
     while alive(pid):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {pid} is still there {patience_seconds:g} s after {with_signal.name}")
+            raise TimeoutError(f"process {pid} is still there {timeout_seconds:g} s after {with_signal.name}")
         time.sleep(0.005)
 
 

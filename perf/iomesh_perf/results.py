@@ -94,10 +94,10 @@ GOALS: Sequence[Goal] = (
 def verdicts(measures: Iterable[Measure]) -> list[Verdict]:
     """One result for each goal whose measure exists."""
     by_name = {measure.measure: measure for measure in measures}
-    return [judge(goal, by_name[goal.measure]) for goal in GOALS if goal.measure in by_name]
+    return [verdict(goal, by_name[goal.measure]) for goal in GOALS if goal.measure in by_name]
 
 
-def judge(goal: Goal, measure: Measure) -> Verdict:
+def verdict(goal: Goal, measure: Measure) -> Verdict:
     reached, words = True, []
     for least, over, name in (
         (goal.least_over_raw, measure.over_raw, "raw"),

@@ -94,7 +94,7 @@ class Qemu:
             raise fio.FioError("qemu-storage-daemon is not installed: apt-get install qemu-system-common") from None
         self._uri = f"nbd+unix:///raw?socket={socket}"
         try:
-            served_after(self._uri, time.monotonic(), patience_seconds=20)
+            served_after(self._uri, time.monotonic(), timeout_seconds=20)
         except BaseException:
             self.__exit__()
             raise

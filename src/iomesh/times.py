@@ -46,34 +46,34 @@ def exact_span(seconds: int) -> str:
     return "".join(pieces) or "0"
 
 
-class Moment(NamedTuple):
+class RequestedTime(NamedTuple):
     """A point in time as a client requests it: a Unix time, or how long ago, which the node resolves by log time."""
 
     at_ns: int = 0
     ago_ns: int | None = None
 
 
-def parse_moment(text: str, now_ns: int) -> Moment:
+def parse_time(text: str, now_ns: int) -> RequestedTime:
     """The meaning of `text`: a span and "ago", a time of the day of `now_ns`, or RFC 3339. Raises TimeError."""
     stripped = text.strip()
     if stripped.lower() == "now":
-        return Moment(ago_ns=0)
+        return RequestedTime(ago_ns=0)
     if stripped.lower().endswith("ago"):
-        return Moment(ago_ns=parse_span(stripped[:-3]) * SECOND_NS)
+        return RequestedTime(ago_ns=parse_span(stripped[:-3]) * SECOND_NS)
     try:
         if re.fullmatch(r"\d\d:\d\d(:\d\d)?", stripped):
             stripped = f"{datetime.fromtimestamp(now_ns / SECOND_NS).astimezone().date().isoformat()}T{stripped}"
-        moment = datetime.fromisoformat(stripped)
+        time = datetime.fromisoformat(stripped)
     except ValueError:
         raise TimeError(
             f"{text!r} is not a point in time: write how long ago, such as '2 minutes ago', or when, such as "
             "2026-11-27T14:05:00Z or 14:05"
         ) from None
-    moment = moment if moment.tzinfo else moment.astimezone()
-    return Moment(at_ns=int(moment.replace(microsecond=0).timestamp()) * SECOND_NS + moment.microsecond * 1000)
+    time = time if time.tzinfo else time.astimezone()
+    return RequestedTime(at_ns=int(time.replace(microsecond=0).timestamp()) * SECOND_NS + time.microsecond * 1000)
 
 
-def exact_moment(nanoseconds: int) -> str:
+def exact_time(nanoseconds: int) -> str:
     """A Unix time as RFC 3339, in UTC, to the second or, if that is not exact, to the millisecond or finer."""
     text = datetime.fromtimestamp(nanoseconds // SECOND_NS, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f"{nanoseconds % SECOND_NS:09d}".rstrip("0")

@@ -116,7 +116,7 @@ async def test_a_volume_that_is_closed_in_a_round_of_cleaning_ends_that_round_an
     assert node.supervisor.tasks()["cleaning"] == (True, 0, "")
 
 
-async def test_an_event_whose_handler_fails_costs_no_answer(room: Path) -> None:
+async def test_a_failing_event_handler_loses_no_answer(room: Path) -> None:
     class Clumsy(Bench):
         events = 0
 
@@ -161,7 +161,7 @@ async def test_who_waits_for_a_volume_waits_not_for_ever_and_learns_for_what() -
     assert not lock.locked()
 
 
-async def test_a_deletion_that_a_device_holds_up_says_so_and_can_be_repeated(
+async def test_a_deletion_delayed_by_a_device_is_reported_and_can_be_repeated(
     daemon: Daemon, failing: FailingDevice
 ) -> None:
     daemon.start()
@@ -181,7 +181,7 @@ async def test_a_deletion_that_a_device_holds_up_says_so_and_can_be_repeated(
         status = await client.status()
         assert status.state is NodeState.DEGRADED
         assert status.problems[0].startswith("volume db is not deleted: export db: ")
-        assert daemon.logged("a bug") == []
+        assert daemon.logged("internal error") == []
         failing.thaw()
         with pytest.raises((ConnectionError, OSError)):
             await writing

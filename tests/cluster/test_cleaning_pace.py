@@ -11,15 +11,15 @@ from support.trial import Trial
 
 MIB = 1 << 20
 VOLUME = 64 * MIB
-PACE = 8 * MIB  # bytes a second
+RATE = 8 * MIB  # bytes a second
 
 
-def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., Trial]) -> None:
+def test_cleaning_at_rest_is_limited_to_its_rate(new_trial: Callable[..., Trial]) -> None:
     """A quarter of each segment is live: rewriting it stays within the limit, however fast the machine is."""
     trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
     with (trial.directory / "node.toml").open("a") as config:
-        config.write(f"\n[cleaning]\nbytes_per_second = {PACE}\nrest_seconds = 0\n")
+        config.write(f"\n[cleaning]\nbytes_per_second = {RATE}\nrest_seconds = 0\n")
     trial.start()
 
     async def trim_and_watch() -> list[tuple[float, int, float]]:
@@ -51,4 +51,4 @@ def test_cleaning_at_rest_goes_no_faster_than_its_pace(new_trial: Callable[..., 
     assert moved > VOLUME // 8, f"cleaning was seen at {seen} only: this shows nothing"
     rate = moved / (ended - began)
     print(f"{moved / MIB:.0f} MiB moved in {ended - began:.1f} s: {rate / MIB:.1f} MiB/s")
-    assert rate < 1.5 * PACE  # a step in progress is completed, and segments count when complete
+    assert rate < 1.5 * RATE  # a step in progress is completed, and segments count when complete

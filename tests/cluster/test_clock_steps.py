@@ -11,7 +11,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.errors import InvalidArgument
-from iomesh.times import exact_moment, time_of
+from iomesh.times import exact_time, time_of
 from support.clock import SECOND_NS, WallClock
 from support.contents import everything, fill
 from support.daemon import MIB, Daemon
@@ -80,16 +80,14 @@ async def make(client: Client, clock: WallClock, *, window_seconds: int = HOUR) 
 
 def offered(message: str) -> list[tuple[datetime, datetime]]:
     """The available times that a refusal lists."""
-    moments = [
+    times = [
         datetime.fromisoformat(one)
-        for one in re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", message.partition("choose one of ")[2])
+        for one in re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", message.partition("choose a time in ")[2])
     ]
-    return list(zip(moments[::2], moments[1::2], strict=True))
+    return list(zip(times[::2], times[1::2], strict=True))
 
 
-async def test_a_step_forward_and_back_leads_to_no_other_state_than_the_one_asked_for(
-    daemon: Daemon, clock: WallClock
-) -> None:
+async def test_clock_steps_never_lead_to_another_state_than_the_requested_one(daemon: Daemon, clock: WallClock) -> None:
     async with daemon.client() as client:
         volume = await make(client, clock)
         before = await volume.holds(b"monday..")
@@ -118,7 +116,7 @@ async def test_a_time_that_never_came_is_refused_with_those_that_did(daemon: Dae
         after = await volume.holds(b"tuesday.")
         never = before + HOUR // 2 * SECOND_NS
         with pytest.raises(
-            InvalidArgument, match=f"db at {re.escape(exact_moment(never))}.*stepped.*never came"
+            InvalidArgument, match=f"db at {re.escape(exact_time(never))}.*stepped.*never came"
         ) as refused:
             await volume.held(at_ns=never)
         ranges = offered(refused.value.message)

@@ -95,7 +95,7 @@ async def test_a_clone_is_the_snapshot_and_each_goes_its_own_way(node: Daemon) -
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
-async def test_a_clone_that_nobody_has_written_to_outlives_the_daemon(node: Daemon, how: str) -> None:
+async def test_an_unwritten_clone_survives_a_restart_of_the_daemon(node: Daemon, how: str) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
@@ -158,7 +158,9 @@ async def test_a_clone_of_a_clone_and_a_snapshot_of_a_clone(node: Daemon) -> Non
 @pytest.mark.parametrize(
     "order", [("db", "one", "two"), ("one", "db", "two"), ("two", "one", "db"), ("one", "two", "db")]
 )
-async def test_parent_and_clones_go_in_any_order_and_all_space_comes_back(node: Daemon, order: tuple[str, ...]) -> None:
+async def test_parent_and_clones_are_deleted_in_any_order_and_all_space_is_freed(
+    node: Daemon, order: tuple[str, ...]
+) -> None:
     async with node.client() as client:
         free = await free_bytes(client)
         await client.create_volume("db", SIZE)
@@ -315,7 +317,7 @@ async def test_both_under_load_are_what_was_acknowledged_after_kills(node: Daemo
                 models[name].content[:] = np.frombuffer(held, np.uint8)
 
 
-async def test_parent_and_clone_go_back_beside_each_other(node: Daemon) -> None:
+async def test_parent_and_clone_are_restored_independently(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
@@ -351,6 +353,6 @@ async def test_the_command_line_makes_shows_and_guards_clones(node: Daemon) -> N
     assert "db@monday" in iomesh("volume", "show", "copy").stdout
     refused = iomesh("snapshot", "delete", "db@monday")
     assert refused.returncode != 0
-    assert "has clones, copy: delete those first" in refused.stderr
+    assert "has clones, copy: delete them first" in refused.stderr
     assert iomesh("volume", "delete", "db", "--snapshots", "--yes").returncode == 0
     assert [one["name"] for one in json.loads(iomesh("volume", "list", "--json").stdout)["volumes"]] == ["copy"]

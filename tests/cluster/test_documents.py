@@ -121,7 +121,7 @@ def test_what_a_trial_tells_is_as_the_schema_says(new_trial: Callable[..., Trial
     assert {words for words in documents() if words.startswith("trial ")} - told.asked == set()
 
 
-def test_the_exit_code_of_status_tells_the_health(node: Daemon) -> None:
+def test_the_exit_code_of_status_is_the_health(node: Daemon) -> None:
     told = Told("--address", node.control)
     told("volume create", "db", "32Mi")
     assert told("status")["health"] == "ready"

@@ -53,7 +53,7 @@ async def alone(client: Client, name: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_clone_stands_for_itself_and_its_parent_goes(node: Daemon) -> None:
+async def test_a_flattened_clone_is_independent_and_its_hidden_parent_is_deleted(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
@@ -146,7 +146,7 @@ async def test_snapshots_that_inherit_are_in_its_way(node: Daemon) -> None:
         assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
 
 
-async def test_a_restore_window_of_the_clone_begins_anew(node: Daemon) -> None:
+async def test_a_clone_begins_its_own_restore_window(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
@@ -160,13 +160,13 @@ async def test_a_restore_window_of_the_clone_begins_anew(node: Daemon) -> None:
         await flattened(client, "copy")
         later = (await client.volume("copy")).window_from
         assert later is not None and later > begun
-        moment = time.time_ns()
+        at_ns = time.time_ns()
         await fill(client, "copy", b"of clone", MIB)
-        await client.restore_volume("copy", "", at_ns=moment, force=True)
+        await client.restore_volume("copy", "", at_ns=at_ns, force=True)
         assert await content(client, "copy") == b"snapshot" * (SIZE // 8)
 
 
-async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.Random) -> None:
+async def test_flattening_continues_under_load_and_after_kills(node: Daemon, draw: random.Random) -> None:
     """Reads of the clone return what was acknowledged, whatever was copied when the daemon was killed."""
     node.settings = {"engine.checkpoint_bytes": 4 * MIB, **SLOWLY}
     node.kill()
@@ -213,7 +213,7 @@ async def test_it_goes_on_under_load_and_over_kills(node: Daemon, draw: random.R
 
 
 @pytest.mark.parametrize("milliseconds", [0, 30, 60, 90, 120, 180, 250])
-async def test_a_kill_at_any_moment_leaves_a_clone_or_a_volume_of_its_own(node: Daemon, milliseconds: int) -> None:
+async def test_a_kill_at_any_time_leaves_a_clone_or_an_independent_volume(node: Daemon, milliseconds: int) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         await fill(client, "db", b"snapshot")
@@ -261,7 +261,7 @@ async def test_the_middle_of_a_line_of_clones_is_flattened(node: Daemon) -> None
         await alone(client, "c")
 
 
-async def test_the_command_waits_and_says_what_has_become_of_it(node: Daemon) -> None:
+async def test_the_command_waits_and_reports_the_outcome(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False

@@ -120,7 +120,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     assert (document["node"]["state"], document["node"]["ready"]) == ("starting", False)
     assert {volume["name"]: volume["state"] for volume in document["volumes"]} == {"db": "serving", "wal": "opening"}
     async with daemon.client() as client:
-        with pytest.raises(Unavailable, match=r"node-a is starting \(recover the volumes\): ask again"):
+        with pytest.raises(Unavailable, match=r"node-a is starting \(recover the volumes\): try again"):
             await client.create_volume("new", GIB)
 
     daemon.hooks.write_text("")
@@ -128,7 +128,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     assert "node-a  ready" in status_of(daemon, code=0)
 
 
-@pytest.mark.parametrize("step", ["look at the devices", "open the metadata", "start the engine"])
+@pytest.mark.parametrize("step", ["probe the devices", "open the metadata", "start the engine"])
 async def test_the_status_is_answered_before_the_node_knows_its_volumes(daemon: Daemon, step: str) -> None:
     daemon.hooks.write_text(f"hold {step}\n")
     daemon.start_in_background()
@@ -199,9 +199,9 @@ async def test_a_background_task_that_fails_is_started_again_and_the_node_is_not
     daemon.hooks.write_text("")
     seen = await pages.until("/readyz", lambda code, document: code == 200)
     assert _of(seen, task)["restarts"] >= 2 and seen["problems"] == []
-    failures = daemon.logged("background task failed: it is started again")
+    failures = daemon.logged("background task failed; restarting it")
     assert {line["task"] for line in failures} == {task} and len(failures) == _of(seen, task)["restarts"]
-    assert daemon.logged("background task is up again")[-1]["task"] == task
+    assert daemon.logged("background task has recovered")[-1]["task"] == task
     assert daemon.stop() == 0
 
 

@@ -82,7 +82,7 @@ async def test_a_stop_while_it_starts_is_a_stop(daemon: Daemon) -> None:
             process = await asyncio.create_subprocess_exec(*daemon.command(), stdout=log, stderr=log)
         await asyncio.sleep(pause)
         process.send_signal(signal.SIGTERM)
-        assert await process.wait() in (0, -signal.SIGTERM), "after SIGTERM at any moment"
+        assert await process.wait() in (0, -signal.SIGTERM), "after SIGTERM at any time"
     daemon.start()
     assert daemon.stop() == 0
 
@@ -139,7 +139,7 @@ async def test_an_owner_whose_epoch_is_over_records_no_checkpoint(node: Daemon) 
     await connection.close()
 
 
-async def test_a_deletion_that_a_crash_interrupted_goes_on(node: Daemon) -> None:
+async def test_a_deletion_interrupted_by_a_crash_continues(node: Daemon) -> None:
     async with node.client() as client:
         for name in ("db", "kept"):
             await client.create_volume(name, GIB)

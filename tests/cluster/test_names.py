@@ -99,7 +99,7 @@ async def test_a_running_daemon_keeps_its_device_from_a_second_one_under_another
 
 
 @pytest.mark.parametrize("opened_as_loop", [True, False])
-async def test_a_second_daemon_is_told_which_name_is_open(daemon: Daemon, opened_as_loop: bool) -> None:
+async def test_a_second_daemon_is_refused_with_the_name_that_is_open(daemon: Daemon, opened_as_loop: bool) -> None:
     path = daemon.devices[0]
     with loop_device(path) as loop:
         opened, other = (loop, path) if opened_as_loop else (path, loop)
@@ -178,7 +178,7 @@ async def test_a_copy_does_not_take_the_place_of_the_original(daemon: Daemon) ->
         assert [volume.state.value for volume in await client.volumes()] == ["serving"]
 
 
-async def test_a_device_that_was_moved_is_no_copy(daemon: Daemon) -> None:
+async def test_a_moved_device_is_not_taken_for_a_copy(daemon: Daemon) -> None:
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", 16 * MIB)

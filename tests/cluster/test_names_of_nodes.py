@@ -51,7 +51,7 @@ async def test_after_a_kill_the_name_is_free_at_once(node: Daemon) -> None:
     second = same_name(node)  # reads the devices from the metadata
     second.start()
     try:
-        assert not node.logged("waiting for a lease to run out")
+        assert not node.logged("waiting for a lease to expire")
         assert len(await epochs(node)) == 1
     finally:
         assert second.stop() == 0
@@ -72,7 +72,7 @@ async def test_without_its_devices_a_volume_keeps_its_epoch(node: Daemon) -> Non
     node.start()
     async with node.client() as client:
         (volume,) = await client.volumes()
-        assert (volume.state.value, "no device of this node is there" in volume.reason) == ("failed", True)
+        assert (volume.state.value, "no device of this node is available" in volume.reason) == ("failed", True)
     assert node.stop() == 0
     assert await epochs(node) == before
     node.devices = devices

@@ -62,7 +62,7 @@ async def test_a_second_daemon_on_the_same_device_is_refused(node: Daemon) -> No
     )
 
 
-async def test_a_daemon_that_was_killed_is_no_second_one(node: Daemon) -> None:
+async def test_a_killed_daemon_does_not_count_as_a_second_one(node: Daemon) -> None:
     for _ in range(5):
         node.kill()
         node.start()
@@ -101,13 +101,13 @@ async def test_devices_of_several_clusters_are_refused_and_bind_no_metadata(daem
     daemon.cluster = None
     code, message = daemon.refuse()
     assert code == 6
-    assert message.startswith("devices: they are of several clusters (")
+    assert message.startswith("devices: they belong to several clusters (")
     assert all(f"{path} of {cluster}" in message for path, cluster in zip(daemon.devices, clusters, strict=True))
     assert not list(daemon.directory.glob("**/*.db"))
     leaves_nothing(daemon)
 
 
-async def test_a_device_that_is_none_of_ours_binds_no_metadata(daemon: Daemon) -> None:
+async def test_a_foreign_device_does_not_determine_the_cluster(daemon: Daemon) -> None:
     daemon.cluster = None
     path = daemon.directory / "empty.img"
     with path.open("wb") as file:
@@ -135,7 +135,7 @@ async def test_what_is_no_device_of_ours_is_refused(daemon: Daemon, content: str
     leaves_nothing(daemon)
 
 
-async def test_a_device_that_is_not_there_is_named(daemon: Daemon) -> None:
+async def test_a_missing_device_is_named(daemon: Daemon) -> None:
     daemon.devices.append(f"{daemon.directory}/absent.img")
     assert daemon.refuse() == (3, f"{daemon.directory}/absent.img: there is no such device or file")
     leaves_nothing(daemon)
@@ -165,7 +165,7 @@ async def test_a_file_in_a_sockets_place_is_left_alone(daemon: Daemon, key: str)
     path.write_text("data")
     daemon.settings = {key: str(path)}
     code, message = daemon.refuse()
-    assert (code, message) == (5, f"{key}: {path} is there and is not a socket: set another path, or remove it")
+    assert (code, message) == (5, f"{key}: {path} exists and is not a socket: set another path, or remove it")
     assert path.read_text() == "data"
 
 
@@ -179,4 +179,4 @@ async def test_a_key_that_does_not_exist_is_named_with_the_nearest(daemon: Daemo
         check=False,
     )
     assert done.returncode == 3
-    assert "absent.toml is not there" in done.stderr
+    assert "absent.toml does not exist" in done.stderr

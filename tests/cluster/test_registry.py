@@ -167,7 +167,7 @@ async def test_no_device_is_added_while_a_volume_is_being_opened(node: Node, roo
     with Gate(node.engine, "open_volume") as gate:
         creating = asyncio.create_task(node.volumes.create("db", SIZE))
         await gate.reached()
-        with pytest.raises(InUse, match="while no volume is open"):
+        with pytest.raises(InUse, match="cannot be added while a volume is open"):
             await node.add_device(str(path))
         gate.open()
         await creating
@@ -209,10 +209,10 @@ async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(roo
         folder = room / str(commits)
         folder.mkdir()
         async with node_in(folder) as node:
-            moment = await with_window(node, "db")
+            at_ns = await with_window(node, "db")
             before = await names_of_records(node.metadata)
             with Unanswered(node.metadata, commits, stored=stored) as unanswered:
-                outcome = (await asyncio.gather(node.volumes.clone("db", "new", at_ns=moment), return_exceptions=True))[
+                outcome = (await asyncio.gather(node.volumes.clone("db", "new", at_ns=at_ns), return_exceptions=True))[
                     0
                 ]
             if not unanswered.happened:
@@ -221,7 +221,7 @@ async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(roo
                 assert isinstance(outcome, Unavailable)
                 assert await names_of_records(node.metadata) == before
                 assert [volume.name for volume in node.volumes.list()] == ["db"]
-                await node.volumes.clone("db", "new", at_ns=moment)
+                await node.volumes.clone("db", "new", at_ns=at_ns)
             assert await names_of_records(node.metadata) == ["db", "new"]
         async with node_in(folder) as node:
             assert [(volume.name, volume.state) for volume in node.volumes.list()] == [
@@ -286,7 +286,7 @@ async def main(folder, commits, what):
             case "clone":
                 await node.volumes.clone("db", "new", snapshot="monday")
             case "clone-at":
-                await node.volumes.clone("db", "new", at_ns=int((folder / "moment").read_text()))
+                await node.volumes.clone("db", "new", at_ns=int((folder / "at_ns").read_text()))
             case "delete":
                 await node.volumes.delete("single")
             case "hide":
@@ -309,8 +309,8 @@ async def test_a_crash_before_any_commit_leaves_the_old_state_or_the_new_one(roo
         folder = room / str(commits)
         folder.mkdir()
         async with node_in(folder) as node:
-            moment = await with_window(node, "db")
-            (folder / "moment").write_text(str(moment))
+            at_ns = await with_window(node, "db")
+            (folder / "at_ns").write_text(str(at_ns))
             await node.volumes.create("single", SIZE)
             await node.snapshots.create(["db"], "monday")
             await node.volumes.clone("db", "copy", snapshot="monday")
@@ -402,9 +402,9 @@ async def test_a_record_that_cannot_be_read_keeps_its_own_volume_closed(room: Pa
             for problem in status.problems
             if problem.startswith(f"volume {name} has failed: ") and key in problem
         ]
-        with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
+        with pytest.raises(Unavailable, match=f"volume {name} has failed: "):
             await node.volumes.export(name)
-        with pytest.raises(Unavailable, match=f"volume {name} is failed: "):
+        with pytest.raises(Unavailable, match=f"volume {name} has failed: "):
             await node.volumes.delete(name)
         with pytest.raises(IomeshError):
             await node.volumes.create("bad", SIZE)
@@ -470,7 +470,7 @@ async def test_metadata_of_an_earlier_iomesh_is_refused_and_left_as_it_is(room: 
     await metadata.commit(Put("cluster", cluster.value.replace(b'"format":2', b'"format":1'), cluster.version))
     before = await metadata.list_prefix("")
     with pytest.raises(
-        Unsupported, match="metadata key cluster has format 1 of an earlier iomesh, which this one does not read"
+        Unsupported, match="metadata key cluster has format 1 of an earlier version, which this one does not read"
     ):
         async with node_in(room):
             pass

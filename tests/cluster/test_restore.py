@@ -24,7 +24,7 @@ async def exported(client: Client, snapshot: str) -> bytes:
     return await everything((await client.export_snapshot("db", snapshot)).uris[0])
 
 
-async def test_a_volume_goes_back_and_forth_and_stays_there_after_restarts(node: Daemon) -> None:
+async def test_a_volume_restored_back_and_forth_stays_so_after_restarts(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         uri = (await client.export_volume("db")).uris[0]
@@ -64,7 +64,7 @@ async def test_a_volume_that_has_grown_keeps_its_size_and_is_empty_behind_the_sn
         assert await everything(uri) == b"large..." * (2 * SIZE // 8)
 
 
-async def test_clients_that_are_connected_are_a_reason_to_refuse_or_lose_their_connection(node: Daemon) -> None:
+async def test_connected_clients_prevent_a_restore_or_are_disconnected(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         uri = (await client.export_volume("db")).uris[0]
@@ -104,7 +104,7 @@ async def leaves_meanwhile(client: Client, uri: str) -> None:
                 assert left - began > 0.5, "a client that left at once was a reason to refuse"
 
 
-async def test_clients_that_have_just_left_or_leave_in_a_moment_are_no_reason_to_refuse(node: Daemon) -> None:
+async def test_clients_that_are_just_disconnecting_do_not_prevent_a_restore(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         uri = (await client.export_volume("db")).uris[0]
@@ -122,7 +122,7 @@ async def test_clients_that_have_just_left_or_leave_in_a_moment_are_no_reason_to
         await client.delete_volume("db", snapshots=True)
 
 
-async def test_the_command_line_goes_back(node: Daemon) -> None:
+async def test_the_command_line_restores_snapshots(node: Daemon) -> None:
     def iomesh(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False
@@ -134,7 +134,7 @@ async def test_the_command_line_goes_back(node: Daemon) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "volume db: restored to db@monday"
-    assert second.startswith("what it was before is db@before-restore-")
+    assert second.startswith("previous content: db@before-restore-")
     before = second.rpartition("@")[2]
     answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
     assert answer == {"volume": "db", "snapshot": before, "at": None, "before": ""}

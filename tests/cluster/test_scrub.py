@@ -116,7 +116,7 @@ def test_scrub_finds_nothing_while_segments_come_and_go(new_trial: Callable[...,
     assert scrub.damaged_blocks == 0
 
 
-def test_a_pass_goes_on_where_it_was_after_a_restart(new_trial: Callable[..., Trial]) -> None:
+def test_a_pass_continues_after_a_restart(new_trial: Callable[..., Trial]) -> None:
     """The time of the last complete pass is kept too."""
     trial = scrubbing(new_trial)
     asyncio.run(fill(trial, os.urandom(BLOCK)))

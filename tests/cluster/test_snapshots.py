@@ -29,7 +29,7 @@ async def acknowledged(load: Load, operations: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_snapshot_under_load_is_what_was_there_at_one_moment_and_stays_so(
+async def test_a_snapshot_under_load_is_of_one_instant_and_does_not_change(
     node: Daemon, room: Path, draw: random.Random
 ) -> None:
     async with node.client() as client:
@@ -128,7 +128,7 @@ async def test_snapshots_of_several_volumes_are_of_one_instant(node: Daemon) -> 
             await client.snapshot(name, "both-0") for name in names
         ]
         await client.create_snapshots(["log"], "alone")
-        with pytest.raises(AlreadyExists, match="not of one instant"):
+        with pytest.raises(AlreadyExists, match="not taken at one instant"):
             await client.create_snapshots(names, "alone")
         for connection in (log, data):
             await connection.close()
@@ -139,7 +139,7 @@ async def test_doing_it_again_is_the_same_and_what_makes_no_sense_is_named(node:
         await client.create_volume("db", SIZE)
         made, *others = await asyncio.gather(*(client.create_snapshots(["db"], "monday") for _ in range(4)))
         assert others == [made] * 3
-        with pytest.raises(InvalidArgument, match="is not a snapshot's name"):
+        with pytest.raises(InvalidArgument, match="is not a valid snapshot name"):
             await client.create_snapshots(["db"], "a@b")
         with pytest.raises(InvalidArgument, match="at most 63"):
             await client.create_snapshots(["db"], "a" * 64)
@@ -209,7 +209,7 @@ async def test_the_command_line_makes_shows_and_exports_them(node: Daemon) -> No
         (("snapshot", "create", "db@x", "log@y"), 2, "snapshots of one instant have one name, not x and y"),
         (("snapshot", "show", "monday"), 2, "write VOLUME@SNAPSHOT"),
         (("snapshot", "show", "db@x"), 3, "volume db has no snapshot 'x'"),
-        (("volume", "delete", "db"), 5, "delete it with its snapshots"),
+        (("volume", "delete", "db"), 5, "delete the volume with its snapshots"),
     ):
         done = iomesh(*words)
         assert done.returncode == code, done.stderr
@@ -284,7 +284,7 @@ def changes_by_nbd(uri: str, since: str) -> list[tuple[int, int]]:
     return [(extent["offset"], extent["length"]) for extent in extents if extent["type"] == 1]
 
 
-async def test_comparing_reads_what_differs_and_not_what_there_is(node: Daemon) -> None:
+async def test_comparing_reads_only_what_differs(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE)
         uri = (await client.export_volume("db")).uris[0]

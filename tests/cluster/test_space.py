@@ -174,7 +174,7 @@ async def test_what_is_dead_in_one_volume_is_space_for_another_one_with_larger_s
         assert (await space(client, "old")).dead_bytes < dead // 2
 
 
-async def test_no_snapshot_is_made_while_there_is_no_space_and_again_once_there_is(node: Daemon) -> None:
+async def test_snapshots_are_refused_without_space_and_work_again_with_space(node: Daemon) -> None:
     """However often it is requested, for one volume or several: the reserve stays, so deletion and trims can free
     space.
     """
@@ -233,7 +233,7 @@ async def test_a_restore_window_begins_once_there_is_space(node: Daemon) -> None
         await client.create_volume("db", LARGE)
         full = await write_until_full(client, "db")
         await client.set_volume("db", window_seconds=HOUR)
-        told = "no space: a mark of the restore window that is due is made when there is"
+        told = "no space: a restore point that is due is created once there is some"
         async with asyncio.timeout(300):
             while not node.logged(told):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -249,7 +249,7 @@ async def test_a_restore_window_begins_once_there_is_space(node: Daemon) -> None
                 await asyncio.sleep(0.1)
 
 
-async def test_a_clone_for_which_there_is_no_space_leaves_nothing(node: Daemon) -> None:
+async def test_a_clone_without_space_leaves_nothing(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", LARGE)
         await write(client, "db", 0, MIB)

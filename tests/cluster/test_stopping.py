@@ -155,7 +155,7 @@ async def test_a_stop_in_the_midst_of_a_recovery_closes_the_volumes_that_are_ope
             )
 
 
-async def test_asyncio_finds_nothing_forgotten_in_a_daemon_s_life(daemon: Daemon) -> None:
+async def test_a_daemon_leaves_no_forgotten_coroutine_or_task(daemon: Daemon) -> None:
     """In asyncio's debug mode. It also lists slow callbacks; a busy machine can slow any of them, so they are only
     printed.
     """

@@ -43,13 +43,13 @@ async def test_of_those_who_create_one_name_at_once_all_get_one_volume(node: Dae
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        ("", GIB, "'' is not a volume's name"),
-        ("a/b", GIB, "'a/b' is not a volume's name"),
+        ("", GIB, "'' is not a valid volume name"),
+        ("a/b", GIB, "'a/b' is not a valid volume name"),
         ("-a", GIB, "no dash first"),
         ("a" * 129, GIB, "at most 128"),
-        ("db\n", GIB, "is not a volume's name"),
+        ("db\n", GIB, "is not a valid volume name"),
         ("db", 0, "a volume of 0 bytes"),
-        ("db", 4095, "the next size that fits is 4096"),
+        ("db", 4095, "the next valid size is 4096"),
         ("db", (64 << 40) + 4096, "too large: at most 64Ti"),
     ],
 )
@@ -82,7 +82,7 @@ async def test_more_replicas_than_there_are_in_this_version_are_refused(node: Da
             await client.create_volume("db", GIB, segment_bytes=3 * MIB)
 
 
-async def test_a_volume_for_which_there_is_no_room_leaves_nothing(node: Daemon) -> None:
+async def test_a_volume_without_space_leaves_nothing(node: Daemon) -> None:
     async with node.client() as client:
         made: list[str] = []
 
@@ -194,7 +194,7 @@ async def test_a_volume_in_use_is_deleted_by_force_alone_and_gives_its_space_bac
         await connection.close()
 
 
-async def test_an_export_is_what_it_was_asked_to_be_until_it_is_withdrawn(node: Daemon) -> None:
+async def test_an_export_keeps_its_mode_until_it_is_withdrawn(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", GIB)
         with pytest.raises(ConnectionError):
@@ -272,12 +272,12 @@ async def test_a_device_that_holds_segments_is_not_removed_and_an_empty_one_is(d
         await client.create_volume("db", GIB)
         with pytest.raises(InUse, match="holds 1 segment replicas: delete the volumes on it first"):
             await client.remove_device(daemon.devices[0])
-        with pytest.raises(InUse, match="a device is added while no volume is open"):
+        with pytest.raises(InUse, match="cannot be added while a volume is open"):
             await client.add_device(removed.path)
         assert (await client.add_device(daemon.devices[0])).path == daemon.devices[0], "one that is there is there"
 
 
-async def test_the_command_line_says_the_same_with_its_exit_code(node: Daemon) -> None:
+async def test_the_command_line_reports_the_same_with_its_exit_code(node: Daemon) -> None:
     def iomesh(*words: str) -> tuple[int, str]:
         done = subprocess.run(
             [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False

@@ -31,10 +31,10 @@ class History:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.content = bytearray(SIZE)
-        self.moments: list[tuple[int, bytes]] = []
+        self.points: list[tuple[int, bytes]] = []
 
-    async def go_on(self, uri: str, operations: int, *, moments: int) -> None:
-        remembered = set(self.draw.sample(range(operations), moments))
+    async def go_on(self, uri: str, operations: int, *, points: int) -> None:
+        remembered = set(self.draw.sample(range(operations), points))
         connection = await Connection.connect(uri)
         for number in range(operations):
             length = self.draw.choice((512, BLOCK, 3 * BLOCK, 17 * BLOCK))
@@ -50,31 +50,33 @@ class History:
                 self.content[at : at + length] = data
             await asyncio.sleep(APART_SECONDS)
             if number in remembered:
-                self.moments.append((time.time_ns(), bytes(self.content)))
+                self.points.append((time.time_ns(), bytes(self.content)))
                 await asyncio.sleep(APART_SECONDS)
         await connection.close()
 
 
-async def test_clones_are_what_the_volume_was_at_any_moment(node: Daemon) -> None:
+async def test_clones_have_the_content_of_any_point_in_time(node: Daemon) -> None:
     """After operations of every kind and alignment, with checkpoints, cleaning and a crash in between."""
     history = History(7)
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
-        await history.go_on(uri, 120, moments=3)
+        await history.go_on(uri, 120, points=3)
         await client.checkpoint("db")
-        await history.go_on(uri, 120, moments=3)
+        await history.go_on(uri, 120, points=3)
     node.kill()
     node.start()
     async with node.client() as client:
         assert await everything(uri) == history.content
-        await history.go_on(uri, 120, moments=3)
-        for number, (at_ns, content) in enumerate(history.moments):
+        await history.go_on(uri, 120, points=3)
+        for number, (at_ns, content) in enumerate(history.points):
             made = await client.clone_volume("db", "", f"look{number}", at_ns=at_ns)
             assert made.clone_of.startswith("db@20")
-            assert await everything((await client.export_volume(made.name)).uris[0]) == content, f"moment {number}"
+            assert await everything((await client.export_volume(made.name)).uris[0]) == content, (
+                f"point in time {number}"
+            )
         assert await everything(uri) == history.content
-        again = await client.clone_volume("db", "", "look0", at_ns=history.moments[0][0])
+        again = await client.clone_volume("db", "", "look0", at_ns=history.points[0][0])
         assert again.name == "look0"
 
 
@@ -85,8 +87,8 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
         for _ in range(4):
-            await history.go_on(uri, 60, moments=2)
-            at_ns, content = history.draw.choice(history.moments)
+            await history.go_on(uri, 60, points=2)
+            at_ns, content = history.draw.choice(history.points)
             now = bytes(history.content)
             before = (await client.restore_volume("db", "", at_ns=at_ns)).before
             assert await everything(uri) == content
@@ -97,7 +99,7 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
     async with node.client() as client:
         assert await everything(uri) == history.content
         names = {one.name for one in await client.snapshots("db")}
-        for at_ns, content in history.moments:
+        for at_ns, content in history.points:
             assert await client.restore_volume("db", "", at_ns=at_ns, discard=True) == RestoreVolumeResponse(
                 at=time_of(at_ns)
             )
@@ -106,7 +108,7 @@ async def test_the_volume_itself_goes_back_and_what_it_was_is_kept(node: Daemon)
         for name in names:
             await client.unexport_snapshot("db", name, force=True)
             await client.delete_snapshot("db", name)
-        at_ns, content = history.moments[0]
+        at_ns, content = history.points[0]
         await client.restore_volume("db", "", at_ns=at_ns)
         assert await everything(uri) == content
 
@@ -132,7 +134,7 @@ async def test_how_long_ago_is_resolved_by_the_node_which_answers_with_the_time(
                 await client.restore_volume("db", "", ago_ns=ago_ns)
 
 
-async def test_a_moment_before_a_snapshot_was_gone_back_to_is_not_lost(node: Daemon) -> None:
+async def test_points_in_time_before_a_restore_remain_restorable(node: Daemon) -> None:
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
@@ -165,7 +167,7 @@ async def test_what_cannot_be_gone_back_to_is_refused_and_says_why(node: Daemon)
             await client.restore_volume("db", "", at_ns=time.time_ns() - 60 * SECOND_NS)
         with pytest.raises(InvalidArgument, match="either a snapshot"):
             await client.restore_volume("db", "monday", at_ns=time.time_ns())
-        with pytest.raises(InvalidArgument, match="from 10s to 366d"):
+        with pytest.raises(InvalidArgument, match="use 10s to 366d"):
             await client.set_volume("db", window_seconds=5)
         connection = await Connection.connect(uri)
         with pytest.raises(InUse, match="1 connection"):
@@ -176,7 +178,7 @@ async def test_what_cannot_be_gone_back_to_is_refused_and_says_why(node: Daemon)
         await connection.close()
 
 
-async def test_space_comes_back_once_the_window_has_passed_or_is_off(node: Daemon) -> None:
+async def test_space_is_freed_after_the_window_or_when_it_is_off(node: Daemon) -> None:
     """Overwritten data is kept for the window, not longer."""
     async with node.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
@@ -225,29 +227,29 @@ async def test_a_full_device_makes_the_window_shorter_before_it_refuses_writes(n
             )
             written += SIZE
         await connection.close()
-        moment = (await client.volume("db")).window_from
-        assert moment, "there is a window still"
+        window_from = (await client.volume("db")).window_from
+        assert window_from, "there is a window still"
 
 
-async def test_a_volume_goes_back_on_a_device_that_its_window_has_filled(node: Daemon) -> None:
+async def test_a_volume_is_restored_on_a_device_filled_by_its_window(node: Daemon) -> None:
     """Repeatedly; the log is not deleted while the restore rolls forward along it."""
     async with node.client() as client:
         device = (await client.devices())[0]
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
-        moments = []
+        points = []
         for round_ in range(3 * device.size_bytes // SIZE):
             text = f"{round_:8}".encode()
             await fill(uri, text)
             await asyncio.sleep(APART_SECONDS)
-            moments.append((time.time_ns(), text))
+            points.append((time.time_ns(), text))
             await asyncio.sleep(APART_SECONDS)
             if round_ % 3 == 2:
-                at_ns, text = moments[-2]
+                at_ns, text = points[-2]
                 await client.restore_volume("db", "", at_ns=at_ns, discard=True)
                 assert await everything(uri) == text * (SIZE // 8)
         reach = (await client.volume("db")).window_from
-        assert reach is not None and reach > time_of(moments[0][0]), "the window was never too long: this shows nothing"
+        assert reach is not None and reach > time_of(points[0][0]), "the window was never too long: this shows nothing"
 
 
 async def test_clones_outlive_the_window_and_what_they_stood_on_goes_with_them(node: Daemon) -> None:
@@ -289,7 +291,7 @@ async def test_a_deleted_volume_keeps_no_window_for_its_clones(node: Daemon) -> 
         assert await everything((await client.export_volume("look")).uris[0]) == b"first..." * (SIZE // 8)
 
 
-def test_the_command_line_takes_moments_as_people_write_them(node: Daemon) -> None:
+def test_the_command_line_takes_times_as_people_write_them(node: Daemon) -> None:
     def run(*words: str) -> str:
         done = subprocess.run(
             [iomesh_command(), *words, "--address", node.control], capture_output=True, text=True, check=False

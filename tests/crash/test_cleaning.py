@@ -127,7 +127,7 @@ async def export_again(trial: Trial, name: str) -> str:
         return (await client.export_snapshot("trial", name)).uris[0]
 
 
-def test_space_that_is_trimmed_comes_back_by_itself(trial: Trial) -> None:
+def test_trimmed_space_is_freed_without_a_command(trial: Trial) -> None:
     """Three of four blocks of a full volume are trimmed: no segment dies, each keeps two slabs of its four."""
 
     async def fill_and_trim() -> tuple[int, int]:

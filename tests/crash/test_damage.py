@@ -189,7 +189,7 @@ def blocks_under(place: Place) -> range:
     return range(index * span, (index + 1) * span)
 
 
-def judge(place: Place, got: Outcome, case: str) -> None:
+def check_outcome(place: Place, got: Outcome, case: str) -> None:
     if place.kind in REPAIRED:
         assert not got.refused, f"{case}: has a twin, and was refused: {got.refused}"
         assert not got.unreadable, f"{case}: has a twin, and blocks {sorted(got.unreadable)[:8]} cannot be read"
@@ -250,7 +250,7 @@ def test_damage_anywhere_ends_in_repair_or_a_clear_error(at_rest: AtRest, draw: 
             case = f"{place}, {damage} ({at_rest.how})"
             try:
                 got = outcome(at_rest)
-                judge(place, got, case)
+                check_outcome(place, got, case)
                 print(f"{case}: {got}")
             except AssertionError as error:
                 failures.append(f"{case}: {error}")
@@ -262,7 +262,7 @@ def test_undamaged_it_is_all_there(at_rest: AtRest) -> None:
     assert outcome(at_rest) == Outcome()
 
 
-def test_both_superblocks_gone_is_refused(at_rest: AtRest) -> None:
+def test_a_device_without_both_superblocks_is_refused(at_rest: AtRest) -> None:
     at_rest.restore()
     for place in DeviceAtRest(at_rest.device).places()[:2]:
         at_rest.overwrite(place.offset, bytes(BLOCK))
@@ -270,7 +270,7 @@ def test_both_superblocks_gone_is_refused(at_rest: AtRest) -> None:
     assert at_rest.device.name in got.refused, f"the device is not named: {got.refused}"
 
 
-def test_one_journal_block_gone_in_both_copies_is_refused(at_rest: AtRest, draw: random.Random) -> None:
+def test_a_journal_block_missing_in_both_copies_is_refused(at_rest: AtRest, draw: random.Random) -> None:
     at_rest.restore()
     places = DeviceAtRest(at_rest.device).places()
     mirrors = [place for place in places if place.kind == "journal mirror"]

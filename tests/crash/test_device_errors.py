@@ -201,7 +201,7 @@ async def test_a_volume_whose_log_has_failed_is_read_only_for_everyone_who_looks
                 await write_often(connection)
             volume = await client.volume("db")
             assert volume.state is VolumeState.READ_ONLY
-            assert volume.reason.startswith("its log cannot be written any more (Input/output error)")
+            assert volume.reason.startswith("its log can no longer be written (Input/output error)")
             assert [each.state for each in await client.volumes()] == [VolumeState.READ_ONLY]
             status, health = await client.status(), await daemon.health()
             assert not status.ready

@@ -113,7 +113,7 @@ def test_after_a_failed_flush_nothing_is_written_until_the_volume_is_opened_agai
 
 
 @pytest.mark.parametrize(("how", "reactors"), [(KEEPS, 1), (FORGETS, 1), (FORGETS, 2)])
-def test_a_log_goes_on_on_another_device_and_takes_with_it_what_was_not_stable(
+def test_a_log_moves_to_another_device_with_its_unstable_records(
     new_trial: Callable[..., Trial], cached: Cached, draw: random.Random, how: str, reactors: int
 ) -> None:
     trial = new_trial("--devices", "2", "--reactors", str(reactors), "--device-size", "1G", "--size", str(VOLUME))

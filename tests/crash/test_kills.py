@@ -26,7 +26,7 @@ from support.trial import Trial
 
 VOLUME = 64 << 20
 SMALL = 16 << 20
-MOMENTS = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
+PHASES = {"under load": 55, "right after the start": 10, "in recovery": 25, "in a clean stop": 10}
 ACKNOWLEDGED = (50, 1500)  # minimum and maximum number of requests before a kill
 CLEAR_EVERY = 12  # rounds between trims of the whole volume, which free the device's space
 
@@ -71,23 +71,23 @@ def test_every_acknowledged_write_survives_a_kill(
     trial = new_trial("--device-size", "16Gi", "--size", str(VOLUME), "--checkpoint-bytes", "4Mi")
     model = Model(VOLUME, run=seed & 0xFFFFF or 1)
     for kill in range(amount.kills):
-        moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
+        phase = draw.choices(list(PHASES), list(PHASES.values()))[0]
         load = Load(
             trial.uri, model, draw.getrandbits(32), connections=draw.randint(1, 4), depth=draw.choice((1, 4, 16, 32))
         )
-        at_least = 0 if moment == "right after the start" else draw.randint(*ACKNOWLEDGED)
-        sign = signal.SIGTERM if moment == "in a clean stop" else signal.SIGKILL
+        at_least = 0 if phase == "right after the start" else draw.randint(*ACKNOWLEDGED)
+        sign = signal.SIGTERM if phase == "in a clean stop" else signal.SIGKILL
         asyncio.run(load_until(sign, trial, load, at_least, draw.uniform(0, 0.05)))
         assert load.counts.acknowledged >= at_least
-        if moment == "in a clean stop":
+        if phase == "in a clean stop":
             time.sleep(draw.uniform(0, 0.2))
         end(trial.pid)
-        for _ in range(draw.randint(1, 3) if moment == "in recovery" else 0):
+        for _ in range(draw.randint(1, 3) if phase == "in recovery" else 0):
             kill_in_recovery(trial, draw)
         trial.start()
         in_doubt = len(model.open)
         model.settle_with(read_volume(trial.uri, VOLUME))
-        print(f"kill {kill + 1} {moment}: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
+        print(f"kill {kill + 1} {phase}: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt")
         if kill % CLEAR_EVERY == CLEAR_EVERY - 1:
             asyncio.run(clear(trial.uri, model))
 

@@ -21,7 +21,7 @@ from support.model import Model
 from support.small_file_system import SmallFileSystem
 
 SIZE = 32 << 20
-LOGGED = "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again"
+LOGGED = "metadata service does not answer: checkpoint not recorded; the volume stays served, retrying"
 LOCK_SECONDS = 14.0  # longer than SQLite's lock timeout
 
 
@@ -127,8 +127,7 @@ async def test_a_full_metadata_file_system_stops_no_volume(
             1
             <= len(
                 daemon.logged(
-                    "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked "
-                    "again"
+                    "metadata service does not answer: checkpoint not recorded; the volume stays served, retrying"
                 )
             )
             <= 2

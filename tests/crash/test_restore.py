@@ -58,7 +58,7 @@ async def write(bench: Bench, times: int) -> None:
         await bench.write(connection, times)
 
 
-async def test_a_volume_goes_back_and_what_was_there_is_kept(bench: Bench) -> None:
+async def test_a_restore_keeps_the_previous_content(bench: Bench) -> None:
     """And forward again, to the kept state; exact counts each time, and the same after a crash."""
     async with bench.running():
         await write(bench, 400)
@@ -114,7 +114,7 @@ async def test_a_snapshot_of_nothing_empties_the_volume(bench: Bench) -> None:
         await compare_all(bench, blocks)
 
 
-async def test_nobody_who_is_connected_sees_other_blocks_unasked(bench: Bench) -> None:
+async def test_connected_clients_never_see_their_blocks_change(bench: Bench) -> None:
     async with bench.served() as connection:
         await bench.write(connection, 80)
         one, first = await bench.snapshot("one"), dict(bench.held)
@@ -271,7 +271,7 @@ async def test_histories_with_branches_are_cleaned_to_the_block(bench: Bench) ->
 
 
 @pytest.mark.timeout(1200)
-async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_after(
+async def test_a_kill_during_a_restore_leaves_the_previous_or_the_restored_content(
     daemon: Daemon, draw: random.Random, amount: Amount
 ) -> None:
     """Killed at a random time during restores that keep or discard the current state, back and forth between states."""

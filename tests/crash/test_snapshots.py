@@ -167,7 +167,7 @@ async def test_deleting_gives_back_what_was_its_alone(bench: Bench) -> None:
         await bench.compare(connection)
 
 
-async def test_a_deletion_goes_on_after_a_crash(bench: Bench) -> None:
+async def test_a_deletion_continues_after_a_crash(bench: Bench) -> None:
     async with bench.served() as connection:
         await bench.write(connection, 800)
         one = await bench.snapshot("one")

@@ -37,25 +37,25 @@ async def scribble(uri: str, content: bytearray, draw: random.Random) -> tuple[i
         await asyncio.gather(*writes)
     await connection.close()
     await asyncio.sleep(PAUSE_SECONDS)
-    moment = time.time_ns(), bytes(content)
+    point = time.time_ns(), bytes(content)
     await asyncio.sleep(PAUSE_SECONDS)
-    return moment
+    return point
 
 
 @pytest.mark.timeout(1200)
-async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment(
+async def test_a_kill_during_a_restore_leaves_the_previous_content_or_that_of_the_point_in_time(
     daemon: Daemon, draw: random.Random, amount: Amount
 ) -> None:
     daemon.start()
     async with daemon.client() as client:
         await client.create_volume("db", SIZE, window_seconds=HOUR)
         uri = (await client.export_volume("db")).uris[0]
-    content, moments = bytearray(SIZE), []
+    content, points = bytearray(SIZE), []
     done = undone = 0
     took = 0.1
     for round_ in range(200 if amount.soak else ROUNDS):
-        moments.append(await scribble(uri, content, draw))
-        at_ns, then = draw.choice(moments[-8:])
+        points.append(await scribble(uri, content, draw))
+        at_ns, then = draw.choice(points[-8:])
         discard = draw.random() < 0.5
         async with daemon.client() as client:
             kept = {one.name for one in await client.snapshots("db")}
@@ -67,7 +67,9 @@ async def test_kills_of_the_daemon_find_it_wholly_before_or_wholly_at_the_moment
                 took = time.monotonic() - began
         daemon.start()
         found = await everything(uri)
-        assert found in (bytes(content), then), f"round {round_}: neither what it was nor what it was at the moment"
+        assert found in (bytes(content), then), (
+            f"round {round_}: neither the previous content nor that of the point in time"
+        )
         if answered:
             assert found == then, "what was answered is not there"
         done, undone = done + (found == then), undone + (found == content)

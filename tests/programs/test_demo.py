@@ -51,7 +51,7 @@ def demo(room: Path, *options: str, **environment: str) -> subprocess.Popen[str]
     )
 
 
-def test_everything_that_is_missing_is_said_in_one_message(room: Path) -> None:
+def test_one_message_lists_everything_that_is_missing(room: Path) -> None:
     process = demo(room / "nowhere", PATH=str(room))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1

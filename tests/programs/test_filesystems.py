@@ -95,6 +95,6 @@ def test_synced_files_are_there_after_the_daemon_is_killed(
     again.check(kind)
 
 
-def test_the_disk_says_that_it_can_trim(disk: Disk) -> None:
+def test_the_disk_supports_trim(disk: Disk) -> None:
     queue = Path("/sys/block") / Path(disk.device).name / "queue"
     assert int((queue / "discard_max_bytes").read_text()) > 0

@@ -73,7 +73,7 @@ def test_overwriting_everything_verifies_the_newest(volume: str, room: Path) -> 
         fio(volume, room, "--rw=randwrite", "--bs=8k", "--iodepth=32", "--size=48M", f"--randseed={seed}")
 
 
-def test_several_connections_verify_each_their_own_part(volume: str, room: Path) -> None:
+def test_several_connections_each_verify_their_part(volume: str, room: Path) -> None:
     answer = fio(
         volume,
         room,

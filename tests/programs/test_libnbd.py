@@ -49,7 +49,7 @@ def qemu_io(uri: str, *commands: str) -> None:
     )
 
 
-def test_the_export_says_what_it_can_do(volume: str) -> None:
+def test_the_export_advertises_its_abilities(volume: str) -> None:
     said = export(volume)
     assert said["export-size"] == 256 << 20
     assert said["is_read_only"] is False
@@ -88,7 +88,7 @@ def test_a_new_volume_is_one_hole(volume: str) -> None:
     assert extents(volume) == [(0, 256 << 20, HOLE)]
 
 
-def test_data_is_on_the_map_after_writes_and_gone_after_trim(volume: str) -> None:
+def test_data_is_mapped_after_writes_and_unmapped_after_a_trim(volume: str) -> None:
     qemu_io(volume, "write -P 1 1M 2M", "write -P 2 64M 8k")
     assert extents(volume) == [
         (0, 1 << 20, HOLE),

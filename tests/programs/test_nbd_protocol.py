@@ -173,7 +173,7 @@ def test_block_status_without_a_context_is_refused(volume: str) -> None:
 # Reads and their shapes
 
 
-def test_a_hole_is_told_not_sent(wire: Wire) -> None:
+def test_a_hole_is_reported_and_not_sent(wire: Wire) -> None:
     answer = wire.do(READ, 100, 5 * MIB)
     assert not any(answer.data)
     assert {chunk.kind for chunk in answer.chunks} == {OFFSET_HOLE}
@@ -250,7 +250,7 @@ def test_a_client_that_takes_nothing_holds_no_one_up(volume: str) -> None:
         assert all(answer.data == content for answer in lazy.answers().values())
 
 
-def test_clients_that_take_nothing_lose_their_buffers_to_those_who_wait(volume: str) -> None:
+def test_clients_that_receive_nothing_lose_their_buffers_to_waiting_ones(volume: str) -> None:
     content = os.urandom(4 * MIB)
     with Wire(volume, structured=True) as busy, ExitStack() as stack:
         assert busy.write(0, content) == 0
@@ -354,7 +354,7 @@ def test_a_request_may_come_byte_by_byte(volume: str) -> None:
 # Block status
 
 
-def test_block_status_tells_extents_and_neighbours_differ(wire: Wire) -> None:
+def test_block_status_extents_differ_from_their_neighbours(wire: Wire) -> None:
     for block in (1, 2, 5, 256, 257, 600):
         assert wire.write(block * BLOCK, b"x" * BLOCK) == 0
     assert [(length // BLOCK, state) for length, state in wire.do(BLOCK_STATUS, 0, 700 * BLOCK).extents] == [
@@ -362,21 +362,21 @@ def test_block_status_tells_extents_and_neighbours_differ(wire: Wire) -> None:
     ]  # fmt: skip
 
 
-def test_block_status_begins_and_ends_where_it_is_asked(wire: Wire) -> None:
+def test_block_status_covers_the_requested_range(wire: Wire) -> None:
     assert wire.write(5 * BLOCK, b"x") == 0
     assert wire.do(BLOCK_STATUS, 4 * BLOCK + 100, BLOCK + 5).extents == [(BLOCK - 100, HOLE), (105, DATA)]
     assert wire.do(BLOCK_STATUS, 5 * BLOCK + 1, 1).extents == [(1, DATA)]
     assert wire.do(BLOCK_STATUS, wire.size - 1, 1).extents == [(1, HOLE)]
 
 
-def test_one_extent_if_one_is_asked_for(wire: Wire) -> None:
+def test_one_extent_if_one_is_requested(wire: Wire) -> None:
     assert wire.write(10 * BLOCK, b"x" * 3 * BLOCK) == 0
     assert wire.do(BLOCK_STATUS, 0, MIB, flags=REQ_ONE).extents == [(10 * BLOCK, HOLE)]
     assert wire.do(BLOCK_STATUS, 10 * BLOCK, MIB, flags=REQ_ONE).extents == [(3 * BLOCK, DATA)]
     assert wire.do(BLOCK_STATUS, 10 * BLOCK, BLOCK, flags=REQ_ONE).extents == [(BLOCK, DATA)]
 
 
-def test_a_status_of_many_extents_comes_in_several_answers(wire: Wire) -> None:
+def test_a_status_of_many_extents_takes_several_replies(wire: Wire) -> None:
     for block in range(0, 4000, 2):
         wire.ask(WRITE, block * BLOCK, BLOCK, data=b"x" * BLOCK)
         if block % 100 == 0:
@@ -393,7 +393,7 @@ def test_a_status_of_many_extents_comes_in_several_answers(wire: Wire) -> None:
     assert states == [DATA, HOLE] * 2000
 
 
-def test_statuses_in_flight_each_get_their_own(wire: Wire, draw: random.Random) -> None:
+def test_each_block_status_in_flight_gets_its_own_reply(wire: Wire, draw: random.Random) -> None:
     mapped = sorted(draw.sample(range(1000), 300))
     for block in mapped:
         assert wire.write(block * BLOCK, b"x") == 0

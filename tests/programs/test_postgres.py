@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from iomesh.times import exact_moment
+from iomesh.times import exact_time
 from support.amount import Amount
 from support.disk import Disk
 from support.ledger import Ledger
@@ -87,7 +87,7 @@ def test_no_acknowledged_commit_is_lost_when_the_daemon_is_killed(
         postgres.kill()
 
 
-def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_database(
+def test_a_dropped_table_is_restored_and_a_clone_serves_a_second_database(
     new_trial: Callable[..., Trial], new_disk: Callable[[str], Disk], room: Path
 ) -> None:
     """The volume is restored to the second before the mistake; an older snapshot, taken under load, is cloned beside
@@ -119,13 +119,13 @@ def test_a_dropped_table_comes_back_and_a_clone_of_a_snapshot_is_a_second_databa
             after = transactions(postgres)
             time.sleep(1)
             least = transactions(postgres)
-            moment = exact_moment(time.time_ns())
+            restored_to = exact_time(time.time_ns())
             most = transactions(postgres)
             time.sleep(1)
         postgres.sql("DROP TABLE pgbench_accounts", "CHECKPOINT")
         postgres.stop()
         disk.detach()
-        iomesh("volume", "restore", VOLUME, "--at", moment)
+        iomesh("volume", "restore", VOLUME, "--at", restored_to)
         disk = new_disk(trial.uri)
         postgres.data = disk.mount() / "data"
         postgres.start()

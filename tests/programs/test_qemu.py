@@ -114,7 +114,7 @@ def test_odd_places_hold_what_was_written_there(volume: str) -> None:
     )
 
 
-def test_odd_zeroes_leave_their_neighbours(volume: str) -> None:
+def test_unaligned_zeroes_do_not_change_their_neighbours(volume: str) -> None:
     qemu_io(volume, "write -P 1 0 64k", "write -z 1001 9999", "write -z -u 20001 4096", "write -z 32k 4k")
     qemu_io(
         volume,

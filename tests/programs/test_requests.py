@@ -70,7 +70,7 @@ async def test_what_one_connection_wrote_another_reads(volume: str, draw: random
         await connection.close()
 
 
-async def test_requests_outside_the_volume_are_refused_and_the_connection_goes_on(volume: str) -> None:
+async def test_requests_outside_the_volume_are_refused_and_the_connection_stays(volume: str) -> None:
     connection = await Connection.connect(volume)
     assert await refused(connection, READ, connection.size, 512) in (errno.EINVAL, errno.ENOSPC)
     assert await refused(connection, READ, connection.size - 512, 1024) in (errno.EINVAL, errno.ENOSPC)

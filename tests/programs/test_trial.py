@@ -53,7 +53,7 @@ def up(directory: Path, *options: str) -> Any:
     return told("trial", "up", "--dir", str(directory), "--device-size", "2Gi", "--size", "256Mi", *options)
 
 
-def test_a_trial_lives_through_up_write_crash_start_and_down(directory: Path) -> None:
+def test_a_trial_from_up_over_write_crash_and_start_to_down(directory: Path) -> None:
     made = up(directory)
     assert made["directory"] == str(directory)
     (node,), (volume,) = made["nodes"], made["volumes"]
@@ -287,7 +287,7 @@ def test_a_foreign_filesystem_is_not_touched(room: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_device_too_small_is_refused_and_the_file_made_for_it_is_gone(room: Path) -> None:
+def test_a_device_too_small_is_refused_and_its_new_file_removed(room: Path) -> None:
     error = told("device", "format", str(room / "device"), "--cluster", "new", "--size", "1Mi", code=2)["error"]
     assert "too small" in error["message"]
     assert not (room / "device").exists()

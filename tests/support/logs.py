@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 BUGS = (
-    "a bug",  # server.py: a call failed with an exception that is no IomeshError
+    "internal error",  # an exception that is not an IomeshError
     "stop step failed",
     "invariant broken",
     "Traceback (most recent call last)",
@@ -44,4 +44,4 @@ def check_after(end: Callable[[], None], folder: Path, expected: Iterable[str] =
         end()
         for log in logs:
             found = complaints(log.read(), expected)
-            assert not found, "\n".join([f"{log.name} tells of a bug:", *found[:LINES_MAX]])
+            assert not found, "\n".join([f"{log.name} shows a bug:", *found[:LINES_MAX]])

@@ -153,7 +153,7 @@ def test_without_a_bitmap_nothing_is_data_and_others_are_read(device: Path) -> N
         assert store.bitmap_cache["errors"] == 200, "asked again each time: it may have been the cable"
 
 
-def test_a_bitmap_of_another_segment_is_none(device: Path) -> None:
+def test_a_bitmap_of_another_segment_is_not_used(device: Path) -> None:
     """Valid in itself, with as many live blocks, and written to the wrong place."""
     with StoreView(device) as store:
         store.open()

@@ -358,7 +358,7 @@ def assert_one_of_both(path: Path, before: Directory, after: Directory, live: se
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("full_half", [False, True], ids=["", "journal switches"])
-def test_a_power_cut_at_any_moment_leaves_the_old_or_the_new_whole(
+def test_a_power_cut_at_any_time_leaves_the_old_or_the_new_whole(
     tmp_path: Path, again: bool, full_half: bool, amount: Amount
 ) -> None:
     path = new_device(tmp_path / "device", SMALLEST)

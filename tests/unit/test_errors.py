@@ -25,7 +25,7 @@ def test_every_error_has_a_grpc_code_that_exists_and_an_exit_code() -> None:
         assert 1 <= exit_code < 64, kind
 
 
-def test_exit_codes_tell_errors_apart() -> None:
+def test_each_kind_of_error_has_its_exit_code() -> None:
     codes = [MEANINGS[kind].exit_code for kind in MEANINGS if kind is not errors.ConfigError]
     assert len(codes) == len(set(codes))
     assert MEANINGS[errors.ConfigError] == MEANINGS[errors.InvalidArgument]
@@ -40,7 +40,7 @@ def test_what_is_not_ours_is_a_bug() -> None:
 
 
 @pytest.mark.parametrize("kind", MEANINGS)
-def test_an_error_arrives_over_the_wire_as_what_it_was(kind: type[IomeshError]) -> None:
+def test_an_error_keeps_its_type_over_the_wire(kind: type[IomeshError]) -> None:
     arrived = from_wire(kind.__name__, meaning(kind("x")).grpc_code, "volume db: no")
     assert type(arrived) is kind
     assert arrived.message == "volume db: no"

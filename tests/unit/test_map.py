@@ -180,7 +180,7 @@ def test_expectations_beyond_number_or_room_are_dropped() -> None:
     assert leaf(cache, again, 299).pointers() == {0: (DATA, 299, 299)}
 
 
-def test_an_expectation_that_cannot_be_read_tells_nobody(cache: CacheView, tree: MapView) -> None:
+def test_an_unreadable_expectation_is_ignored(cache: CacheView, tree: MapView) -> None:
     put(cache, tree, 0, (DATA, 1, 1), 1)
     again = MapView(cache)
     again.root = Images(cache).write_back(tree, 1)
@@ -214,7 +214,7 @@ def test_a_damaged_node_is_an_error_and_is_read_again_next_time(cache: CacheView
     assert leaf(cache, again, 0).pointers() == {0: (DATA, 1, 1)}
 
 
-def test_a_read_error_is_told_to_all_who_wait_and_frees_the_frame(cache: CacheView, tree: MapView) -> None:
+def test_a_read_error_reaches_all_waiters_and_frees_the_frame(cache: CacheView, tree: MapView) -> None:
     put(cache, tree, 0, (DATA, 1, 1), 1)
     again = MapView(cache)
     again.root = (segment, block, _) = Images(cache).write_back(tree, 1) or (0, 0, 0)
@@ -228,7 +228,7 @@ def test_a_read_error_is_told_to_all_who_wait_and_frees_the_frame(cache: CacheVi
 
 
 @pytest.mark.parametrize("pointer", [(77, 0, 1), (1, CacheView.segment_blocks, 1), (1, 2**32 - 1, 1)])
-def test_a_pointer_to_what_is_not_there_is_an_error(cache: CacheView, tree: MapView, pointer: Pointer) -> None:
+def test_a_pointer_to_a_missing_block_is_an_error(cache: CacheView, tree: MapView, pointer: Pointer) -> None:
     tree.root = pointer
     ask = tree.ask(0, 0, create=True)
     assert ask.state == "waiting", "an error is not told before get returns"

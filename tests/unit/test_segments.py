@@ -8,7 +8,7 @@ from iomesh.engine.map.segment_table import SegmentTableView
 from iomesh.policies.cleaning import Memory
 
 
-def test_segments_are_listed_in_the_order_of_their_numbers_whatever_order_they_came_in() -> None:
+def test_segments_are_listed_by_number() -> None:
     segments = SegmentTableView()
     for number in (5, 1, 9, 7, 0):
         segments.add(number)
@@ -28,7 +28,7 @@ def test_blocks_that_are_born_and_die_are_counted_where_they_lie() -> None:
     assert segments.live == 5
 
 
-def test_a_pointer_to_nothing_or_into_a_segment_that_is_gone_counts_for_nothing() -> None:
+def test_pointers_to_nothing_or_into_deleted_segments_do_not_count() -> None:
     segments = SegmentTableView()
     segments.add(3)
     segments.born(3, present=False)

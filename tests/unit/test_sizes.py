@@ -118,7 +118,7 @@ def test_a_short_size_has_three_figures(size: int, text: str) -> None:
     assert short_size(size) == text
 
 
-def test_counts_and_times_change_their_unit() -> None:
+def test_counts_and_times_are_printed_with_fitting_units() -> None:
     assert [short_count(n) for n in (0, 999, 1000, 12345, 999_600, 4_560_000)] == [
         "0",
         "999",

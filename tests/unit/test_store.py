@@ -57,7 +57,7 @@ def test_a_formatted_device_opens_empty(store: StoreView) -> None:
     assert store.state["free"] == store.state["slabs"] == 239
 
 
-def test_both_superblocks_say_the_same_and_what_was_asked(tmp_path: Path) -> None:
+def test_both_superblocks_are_equal_and_as_requested(tmp_path: Path) -> None:
     path = new_device(tmp_path / "device", 100 * MEBIBYTE + 4096)
     with StoreView(path) as store:
         store.format(cluster=b"C" * 16, device=b"D" * 16, tier=3, label="the slow one", created_ns=5)
@@ -238,7 +238,7 @@ def test_both_superblocks_damaged_are_refused(device: Path) -> None:
     assert "both superblocks are damaged: its checksum does not match" in refused.reason
 
 
-def test_a_superblock_that_cannot_be_read_is_told_and_the_other_serves(device: Path) -> None:
+def test_an_unreadable_superblock_is_reported_and_the_other_is_used(device: Path) -> None:
     with StoreView(device) as store:
         store.break_range(0, BLOCK)
         store.open()
@@ -336,7 +336,7 @@ def test_a_segment_is_there_once(store: StoreView) -> None:
     assert store.state["free"] == 239 - 4 - 1
 
 
-def test_changes_that_are_asked_for_together_share_blocks_of_the_journal(store: StoreView) -> None:
+def test_concurrent_changes_share_blocks_of_the_journal(store: StoreView) -> None:
     store.forget_history()
     assert store.together([("create", V, segment, 64) for segment in range(50)]) == [0] * 50
     writes = [event for event in store.history if event[0] == "write"]
@@ -351,7 +351,7 @@ def test_a_device_without_a_volatile_cache_is_not_flushed(device: Path) -> None:
         assert {event[0] for event in store.history} == {"write"}
 
 
-def test_no_two_replicas_share_a_slab_whatever_is_done(device: Path) -> None:
+def test_no_two_replicas_ever_share_a_slab(device: Path) -> None:
     draw = random.Random(1)
     model: Directory = {}
     for _ in range(4):
@@ -403,7 +403,7 @@ def test_a_full_device_keeps_a_reserve_for_what_makes_it_less_full(store: StoreV
     assert store.create(V, 1000, 64) == 0
 
 
-def test_free_slabs_in_too_many_pieces_are_no_room(store: StoreView) -> None:
+def test_free_slabs_in_too_many_pieces_count_as_no_space(store: StoreView) -> None:
     for segment in range(220):
         store.create(V, segment, 64)
     while store.create(W, store.state["replicas"], 64, urgent=True) == 0:
@@ -415,7 +415,7 @@ def test_free_slabs_in_too_many_pieces_are_no_room(store: StoreView) -> None:
     assert len(store.replicas()[W, 1000][3]) == 32
 
 
-def test_a_directory_that_would_outgrow_the_journal_is_no_room(tmp_path: Path) -> None:
+def test_a_directory_larger_than_the_journal_is_refused_as_no_space(tmp_path: Path) -> None:
     path = formatted(tmp_path / "device", 64 << 30)
     with StoreView(path) as store:
         store.open()
@@ -614,7 +614,7 @@ def test_of_two_fences_at_once_the_higher_one_stays(device: Path) -> None:
         assert store.fenced(V) == 9
 
 
-def test_a_device_with_a_fence_says_so_in_its_superblocks(device: Path) -> None:
+def test_a_device_with_a_fence_has_the_feature_bit_in_its_superblocks(device: Path) -> None:
     with StoreView(device) as store:
         store.open()
         assert store.fence(V, 2) == 0

@@ -47,7 +47,7 @@ class Written:
         done = max(number for number, (at, _) in enumerate(self.acknowledged) if at <= events)
         return [directory for _, directory in self.acknowledged[done : done + 2]]
 
-    def judge(self, events: int, sectors: dict[int, bytes], case: str) -> None:
+    def check(self, events: int, sectors: dict[int, bytes], case: str) -> None:
         write_at(self.path, 0, with_sectors(self.head, sectors))
         found = opened(self.path)
         assert not isinstance(found, StoreRefused), f"{case}: refused: {found}"
@@ -96,16 +96,16 @@ def nearly_full_half(store: StoreView) -> None:
 
 
 @pytest.mark.parametrize("before", [nothing, nearly_full_half])
-def test_a_power_cut_at_any_moment_keeps_every_acknowledged_change(
+def test_a_power_cut_at_any_time_keeps_every_acknowledged_change(
     tmp_path: Path, before: Callable[[StoreView], None], amount: Amount
 ) -> None:
     draw = random.Random(1)
     written = changes(formatted(tmp_path / "device"), before, 12)
     for number, (events, sectors) in enumerate(stores.crashes(written.history, draw, 40 if amount.soak else 6)):
-        written.judge(events, sectors, f"case {number}, after {events} of {len(written.history)} events")
+        written.check(events, sectors, f"case {number}, after {events} of {len(written.history)} events")
 
 
-def test_a_kill_at_any_moment_keeps_what_was_acknowledged_without_a_volatile_cache(
+def test_a_kill_at_any_time_keeps_what_was_acknowledged_without_a_volatile_cache(
     tmp_path: Path, amount: Amount
 ) -> None:
     """Each pair of writes is awaited before the next: at most one pair is in doubt."""
@@ -118,7 +118,7 @@ def test_a_kill_at_any_moment_keeps_what_was_acknowledged_without_a_volatile_cac
         acknowledged.append((len(awaited), directory))
     written = Written(written.path, written.head, awaited, acknowledged)
     for number, (events, sectors) in enumerate(stores.crashes(awaited, draw, 40 if amount.soak else 6)):
-        written.judge(events, sectors, f"case {number}, after {events} of {len(awaited)} events")
+        written.check(events, sectors, f"case {number}, after {events} of {len(awaited)} events")
 
 
 @pytest.mark.parametrize("before", [nothing, nearly_full_half])
@@ -309,7 +309,7 @@ def test_what_an_unfinished_snapshot_left_behind_is_no_part_of_the_next(tmp_path
         assert opened(path) == store.replicas()
 
 
-def test_blocks_of_another_device_are_no_part_of_the_journal(tmp_path: Path) -> None:
+def test_blocks_of_another_device_are_not_part_of_the_journal(tmp_path: Path) -> None:
     """Left behind by an earlier life of the device: valid in themselves, and of another identity."""
     path = formatted(tmp_path / "device")
     other = formatted(tmp_path / "other")

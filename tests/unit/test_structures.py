@@ -150,7 +150,7 @@ def test_a_footer_is_shown_with_its_table_if_that_was_given() -> None:
     assert structures.read_footer(forged.footer(RECORDS)[:BLOCK])["entries"] is None
 
 
-def test_entries_of_a_footer_tell_their_blocks() -> None:
+def test_entries_of_a_footer_give_their_blocks() -> None:
     assert [one["block"] for one in structures.read_footer(forged.footer(RECORDS))["entries"]] == [0, 1, 2, 2, 3]
     entries = structures.read_footer(brief(BRIEF))["entries"]
     assert [(one["block"], one["count"]) for one in entries] == [(1, 1), (2, 1), (15999, 1)]
@@ -199,7 +199,9 @@ def test_a_bitmap_that_contradicts_itself_is_refused(changes: dict[str, Any], fa
         ({"footer_block": 16384}, "its footer lies beyond its blocks"),
     ],
 )
-def test_a_compacted_replica_in_the_journal_has_room_for_what_lives(changes: dict[str, Any], fault: str | None) -> None:
+def test_a_compacted_replica_in_the_journal_has_space_for_its_live_blocks(
+    changes: dict[str, Any], fault: str | None
+) -> None:
     fields = {"state": 2, "blocks": 16384, "bitmap_blocks": 2, "bitmap_crc": 99, "live": 62} | changes
     found = structures.read_journal_block(forged.journal_block([journal_entry([(0, 1)], **fields)]))
     assert found["fault"] == (f"entry 0: {fault}" if fault else None)
@@ -242,7 +244,7 @@ def test_a_table_block_shows_the_segments_it_names() -> None:
     ]
 
 
-def test_no_structure_has_a_byte_that_no_field_tells_of() -> None:
+def test_fields_cover_every_byte_of_every_structure() -> None:
     for name, fields in structures.structures().items():
         end = 0
         for field, offset, size in fields:

@@ -1,11 +1,11 @@
-"""Spans and moments: what people write is read one way only, and what is printed reads back."""
+"""Spans and points in time: written forms have one meaning, and what is printed reads back."""
 
 import random
 from datetime import UTC, datetime
 
 import pytest
 
-from iomesh.times import SECOND_NS, Moment, TimeError, exact_moment, exact_span, parse_moment, parse_span, time_of
+from iomesh.times import SECOND_NS, RequestedTime, TimeError, exact_span, exact_time, parse_span, parse_time, time_of
 
 NOW = int(datetime(2026, 11, 27, 15, 30, tzinfo=UTC).timestamp()) * SECOND_NS
 
@@ -55,31 +55,33 @@ def test_spans_are_printed_so_that_they_read_back() -> None:
         ("2026-11-27T16:29:00+01:00", 60),
     ],
 )
-def test_moments_are_how_long_ago_or_when(text: str, before_seconds: float) -> None:
-    moment, before_ns = parse_moment(text, NOW), int(before_seconds * SECOND_NS)
-    assert moment == (
-        Moment(ago_ns=before_ns) if text == "now" or text.endswith("ago") else Moment(at_ns=NOW - before_ns)
+def test_a_point_in_time_is_how_long_ago_or_when(text: str, before_seconds: float) -> None:
+    time, before_ns = parse_time(text, NOW), int(before_seconds * SECOND_NS)
+    assert time == (
+        RequestedTime(ago_ns=before_ns)
+        if text == "now" or text.endswith("ago")
+        else RequestedTime(at_ns=NOW - before_ns)
     )
 
 
-def test_a_moment_without_a_zone_is_in_this_machines() -> None:
+def test_a_time_without_a_zone_is_local() -> None:
     here = datetime.fromtimestamp(NOW // SECOND_NS)
-    assert parse_moment(here.strftime("%Y-%m-%dT%H:%M:%S"), NOW).at_ns == NOW
-    assert parse_moment(here.strftime("%H:%M"), NOW).at_ns == NOW
-    assert parse_moment(here.strftime("%H:%M:%S"), NOW + 5 * SECOND_NS).at_ns == NOW
+    assert parse_time(here.strftime("%Y-%m-%dT%H:%M:%S"), NOW).at_ns == NOW
+    assert parse_time(here.strftime("%H:%M"), NOW).at_ns == NOW
+    assert parse_time(here.strftime("%H:%M:%S"), NOW + 5 * SECOND_NS).at_ns == NOW
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "25:00", "2026-13-01T00:00:00Z", "soon ago", "tomorrow"])
-def test_what_is_no_moment_is_refused_and_named(text: str) -> None:
+def test_an_invalid_time_is_refused_and_named(text: str) -> None:
     with pytest.raises(TimeError, match=r"is not a (point in|span of) time: write"):
-        parse_moment(text, NOW)
+        parse_time(text, NOW)
 
 
-def test_moments_are_printed_so_that_they_read_back() -> None:
+def test_printed_times_read_back() -> None:
     draw = random.Random(2)
     for _ in range(1000):
-        moment = draw.randrange(0, 4 * 10**18) // 1000 * 1000
-        assert parse_moment(exact_moment(moment), NOW).at_ns == moment
+        time = draw.randrange(0, 4 * 10**18) // 1000 * 1000
+        assert parse_time(exact_time(time), NOW).at_ns == time
     assert time_of(NOW + 1_999) == datetime(2026, 11, 27, 15, 30, 0, 1, tzinfo=UTC)
-    assert exact_moment(NOW) == "2026-11-27T15:30:00Z"
-    assert exact_moment(NOW + SECOND_NS // 2) == "2026-11-27T15:30:00.500Z"
+    assert exact_time(NOW) == "2026-11-27T15:30:00Z"
+    assert exact_time(NOW + SECOND_NS // 2) == "2026-11-27T15:30:00.500Z"

@@ -11,7 +11,7 @@ from rich.text import Text
 from iomesh.api.model import Device, Scrub
 from iomesh.cli import documents
 from iomesh.cli.files import Allocation, make_device_file
-from iomesh.cli.output import fields, moment, table
+from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import DeviceName, Session, Size, answers, asks
 from iomesh.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size
@@ -35,7 +35,7 @@ class Cluster(click.ParamType[uuid.UUID]):
             return uuid.UUID(value)
         except ValueError:
             raise InvalidArgument(
-                f"--cluster: {value!r} is not a UUID: take the one that `iomesh status` shows, or `new` for a "
+                f"--cluster: {value!r} is not a UUID: give the one that `iomesh status` shows, or `new` for a "
                 "cluster's first device"
             ) from None
 
@@ -80,7 +80,7 @@ def format_(
     """Write an empty store onto PATH, a block device or a file. No daemon is needed, and none may have it open."""
     if cluster is None and not new_identity:
         raise InvalidArgument(
-            "--cluster is missing: the UUID that `iomesh status` shows, or `new` for a cluster's first device"
+            "--cluster is missing: give the UUID that `iomesh status` shows, or `new` for a cluster's first device"
         )
     if new_identity and (force or size is not None):
         raise InvalidArgument(
@@ -196,7 +196,7 @@ def at_rest(one: Device) -> list[tuple[str, object]]:
         ("label", one.label or "-"),
         ("tier", one.tier),
         ("size", exact_size(one.size_bytes)),
-        ("formatted", moment(one.created_at)),
+        ("formatted", local_time(one.created_at)),
     ]
 
 
@@ -217,7 +217,7 @@ def scrubbed(scrub: Scrub) -> str:
     if scrub.running and scrub.pass_bytes:
         words.append(f"{scrub.done_bytes / scrub.pass_bytes:.0%} of {short_size(scrub.pass_bytes)}")
     words.append(
-        f"last pass ended {moment(scrub.ended_at)}"
+        f"last pass ended {local_time(scrub.ended_at)}"
         if scrub.ended_at
         else "no pass has ended since the daemon was started"
     )

@@ -44,7 +44,7 @@ def make_device_file(
         path.unlink(missing_ok=True)
         if error.errno == errno.EFBIG:
             raise InvalidArgument(
-                f"{path}: {exact_size(size)} is more than a file may have here, by its filesystem or by `ulimit -f`: "
+                f"{path}: {exact_size(size)} exceeds the file size limit of the filesystem or of `ulimit -f`: "
                 "choose a smaller size"
             ) from error
         raise from_errno(

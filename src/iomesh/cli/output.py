@@ -117,7 +117,7 @@ class Output:
             yield progress
 
 
-def moment(time: datetime | None) -> str:
+def local_time(time: datetime | None) -> str:
     """A time for people, in their time zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if time else "never"
 

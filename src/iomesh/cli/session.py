@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument, Unreachable
 from iomesh.sizes import exact_size, parse_size, whole_blocks
-from iomesh.times import Moment, parse_moment, parse_span
+from iomesh.times import RequestedTime, parse_span, parse_time
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
@@ -163,13 +163,13 @@ class Span(Written[int]):
         return parse_span(text)
 
 
-class PointInTime(Written[Moment]):
+class PointInTime(Written[RequestedTime]):
     """A point in time; see iomesh.times."""
 
     name = "time"
 
-    def read(self, text: str) -> Moment:
-        return parse_moment(text, time.time_ns())
+    def read(self, text: str) -> RequestedTime:
+        return parse_time(text, time.time_ns())
 
 
 class VolumeName(click.ParamType[str]):

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from iomesh.api.model import ChangedRange, Snapshot
 from iomesh.cli import documents
-from iomesh.cli.output import fields, moment, table
+from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import Session, VolumeName, asks, names
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import exact_size, short_size
@@ -62,18 +62,18 @@ class NewSnapshotName(SnapshotName):
 
 @click.group()
 def snapshot() -> None:
-    """Make, show, export and delete snapshots."""
+    """Create, show, export and delete snapshots."""
 
 
 @snapshot.command("create")
 @click.argument("wanted", type=NewSnapshotName(), nargs=-1, required=True, metavar="VOLUME@SNAPSHOT...")
 @asks(documents.Snapshots)
 def create(session: Session, wanted: tuple[Reference, ...]) -> None:
-    """Make the snapshot SNAPSHOT of VOLUME as it is now; it takes no copy, and space only as the volume changes.
+    """Create the snapshot SNAPSHOT of VOLUME as it is now, without a copy: it takes space only as the volume changes.
 
-    Several in one command are made at one instant and have one name (db@before wal@before): no write to one of the
-    volumes is in it without every write to the others that was answered before. Doing it again answers with the
-    snapshots that are there.
+    Several snapshots in one command have one name and are of one instant (db@before wal@before): if a write is in one
+    of them, every write to the other volumes that was acknowledged before it is in theirs. Repeated, the command
+    returns the existing snapshots.
     """
     different = sorted({one.snapshot for one in wanted})
     if len(different) > 1:
@@ -82,7 +82,7 @@ def create(session: Session, wanted: tuple[Reference, ...]) -> None:
         )
     made = session.ask(lambda node: node.create_snapshots([one.volume for one in wanted], different[0]))
     lines = [
-        f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {moment(one.created_at)}" for one in made
+        f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {local_time(one.created_at)}" for one in made
     ]
     session.output.answer(documents.Snapshots(snapshots=made), *lines)
 
@@ -97,7 +97,7 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
     rows = [
         (
             f"{one.volume}@{one.name}" + (" (deleted)" if one.hidden or one.deleting else ""),
-            moment(one.created_at),
+            local_time(one.created_at),
             short_size(one.size_bytes),
             short_size(one.mapped_bytes),
             short_size(one.new_bytes),
@@ -107,7 +107,7 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
     ]
     session.output.answer(
         documents.Snapshots(snapshots=found),
-        table("SNAPSHOT", "MADE", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots",
+        table("SNAPSHOT", "CREATED", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots",
     )
 
 
@@ -127,8 +127,8 @@ def show(session: Session, name: Reference) -> None:
 def delete(session: Session, name: Reference, force: bool) -> None:
     """Delete a snapshot.
 
-    The space that it alone held is freed within seconds. One that is still needed, by a clone for example, stays hidden
-    until it is not.
+    The space that only this snapshot held is freed within seconds. A snapshot that is still needed, by a clone for
+    example, is hidden until it is not.
     """
     hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
     words = "deleted; it stays hidden while it is still needed" if hidden else "deleted"
@@ -168,11 +168,11 @@ def unexport(session: Session, name: Reference, force: bool) -> None:
 def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     """List the ranges that were written or trimmed between two snapshots, or from a snapshot until now.
 
-    It reads only what differs of the maps. Until now means all that was answered before, and maybe some of what is
-    written meanwhile.
+    Only the parts of the maps that differ are read. "Until now" includes every write acknowledged before, and possibly
+    some of those in progress.
     """
     if newer is not None and newer.volume != older.volume:
-        raise InvalidArgument(f"{older} and {newer} are of two volumes: name two snapshots of one")
+        raise InvalidArgument(f"{older} and {newer} belong to different volumes: name two snapshots of one volume")
     found = session.ask(lambda node: all_changes(node, older, newer.snapshot if newer else ""))
     rows = [(one.offset, one.length, "zero" if one.zero else "data") for one in found]
     session.output.answer(
@@ -202,7 +202,7 @@ def described(one: Snapshot) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("name", f"{one.volume}@{one.name}"),
         ("id", one.id),
-        ("made", moment(one.created_at)),
+        ("created", local_time(one.created_at)),
         ("size", exact_size(one.size_bytes)),
         (
             "mapped",

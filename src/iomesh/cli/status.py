@@ -8,7 +8,7 @@ from rich.text import Text
 from iomesh.api.model import Device, DeviceState, NodeState, Status, Volume, VolumeState
 from iomesh.cli import device, volume
 from iomesh.cli.documents import Health, NodeStatus
-from iomesh.cli.output import fields, moment, table
+from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import Session, asks
 from iomesh.errors import Unavailable
 from iomesh.sizes import short_size
@@ -57,7 +57,7 @@ def status(session: Session) -> None:
         *[("problem", words) for words in problems],
         (
             "version",
-            f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {moment(node.started_at)}",
+            f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {local_time(node.started_at)}",
         ),
         ("cluster", node.cluster),
         (

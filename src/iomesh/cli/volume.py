@@ -11,12 +11,12 @@ from rich.text import Text
 
 from iomesh.api.model import Export, Volume
 from iomesh.cli import documents
-from iomesh.cli.output import fields, moment, table
+from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import PointInTime, Session, Size, Span, VolumeName, asks
 from iomesh.cli.snapshot import Reference, SnapshotName
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
-from iomesh.times import Moment, exact_span
+from iomesh.times import RequestedTime, exact_span
 
 if TYPE_CHECKING:
     from iomesh.api.client import Client
@@ -52,8 +52,8 @@ def volume() -> None:
 def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
     """Create the volume NAME of SIZE (10Gi, 100G, ...). It is thin: it takes space as it is written.
 
-    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Doing it again with the same
-    size answers with the volume that is there.
+    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Repeated with the same size,
+    the command returns the existing volume.
     """
     whole = session.whole_blocks(size)
 
@@ -80,13 +80,11 @@ def create(session: Session, name: str, size: int, segment_size: int, window: in
 @click.option("--at", type=PointInTime(), metavar="TIME", help=AT)
 @click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
-def clone(session: Session, source: Reference, name: str, at: Moment | None, exported: bool) -> None:
-    """Create the volume NAME as a writable clone of a snapshot, at once, whatever its size; it takes space as it is
-    written.
+def clone(session: Session, source: Reference, name: str, at: RequestedTime | None, exported: bool) -> None:
+    """Create the volume NAME as a writable clone of a snapshot, without a copy: it takes space as it is written.
 
-    Or, with --at and without @SNAPSHOT, of a point in time of the volume's restore window, to look at it first. The
-    volume that it comes from and the clone can be deleted in any order; the snapshot stays as long as there are clones
-    of it.
+    With --at and without @SNAPSHOT, clone a point in time of the volume's restore window, to look before a restore.
+    Parent and clone can be deleted in any order; the snapshot stays while it has clones.
     """
     point = point_in_time(source, at)
 
@@ -208,7 +206,7 @@ def grow(session: Session, name: str, size: str) -> None:
 def set_(session: Session, name: str, window: int) -> None:
     """Change the policy of the volume NAME.
 
-    What a restore window keeps takes space: all that is written within it. When a device is full, windows become
+    A restore window keeps all that is written within it, which takes space. When a device is full, windows become
     shorter before writes fail.
     """
     changed = session.ask(lambda node: node.set_volume(name, window_seconds=window))
@@ -222,20 +220,19 @@ def set_(session: Session, name: str, window: int) -> None:
 @click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @asks(documents.RestoredVolume)
-def restore(session: Session, name: Reference, at: Moment | None, discard: bool, force: bool, yes: bool) -> None:
-    """Take a volume back to a snapshot of it, VOLUME@SNAPSHOT, in place; it takes no copy, and seconds whatever its
-    size.
+def restore(session: Session, name: Reference, at: RequestedTime | None, discard: bool, force: bool, yes: bool) -> None:
+    """Restore a volume to its snapshot VOLUME@SNAPSHOT in place, without a copy, in seconds whatever its size.
 
-    Or, with --at and without @SNAPSHOT, to a point in time of its restore window: that copies what was written between
-    two marks of the window. What the volume is now is kept as a snapshot, whose name is printed: restore that to undo
-    it. The volume keeps its size. Stop what uses it first; clients that are connected are a reason to refuse, unless
-    forced.
+    With --at and without @SNAPSHOT, restore it to a point in time of its restore window; this copies what was written
+    between two restore points. The present content is kept as a snapshot whose name is printed: restore that one to
+    undo the restore. The volume keeps its size. Stop what uses it first: the command is refused while clients are
+    connected, unless forced.
     """
     point = point_in_time(name, at)
     if discard and not yes and not session.output.as_json and sys.stdin.isatty():
-        click.confirm(f"discard what volume {name.volume} is now?", abort=True, err=True)
+        click.confirm(f"discard the current content of volume {name.volume}?", abort=True, err=True)
     done = session.ask(lambda node: node.restore_volume(*name, **point._asdict(), discard=discard, force=force))
-    kept = f"what it was before is {name.volume}@{done.before}" if done.before else "what it was before is discarded"
+    kept = f"previous content: {name.volume}@{done.before}" if done.before else "previous content: discarded"
     restored = msgspec.to_builtins(done.at) if done.at else name
     session.output.answer(
         documents.RestoredVolume(volume=name.volume, snapshot=name.snapshot, at=done.at, before=done.before),
@@ -291,14 +288,14 @@ def checkpoint(session: Session, name: str) -> None:
     session.output.answer(documents.CheckpointedVolume(name=name), f"volume {name}: checkpoint written")
 
 
-def point_in_time(name: Reference, at: Moment | None) -> Moment:
+def point_in_time(name: Reference, at: RequestedTime | None) -> RequestedTime:
     """`at`, or an empty one if a snapshot is named. Raises InvalidArgument unless exactly one of them is given."""
     if bool(name.snapshot) == (at is not None):
         volume = name.volume
         raise InvalidArgument(
             f"{name}: write either {volume}@SNAPSHOT, or {volume} and --at TIME, such as --at '2 minutes ago'"
         )
-    return at or Moment()
+    return at or RequestedTime()
 
 
 def tell_trouble(session: Session, one: Volume) -> None:
@@ -341,7 +338,7 @@ def space_of(one: Volume) -> Table:
 
 
 def restorable(one: Volume) -> str:
-    since = f", reaches back to {moment(one.window_from)}" if one.window_from else ""
+    since = f", reaches back to {local_time(one.window_from)}" if one.window_from else ""
     return f"{exact_span(one.policy.window_seconds)}{since}" if one.policy.window_seconds else "off"
 
 
@@ -353,7 +350,7 @@ def described(one: Volume) -> list[tuple[str, object]]:
         ("state", state(one)),
         ("replicas", one.policy.replicas),
         ("owner", f"{one.owner}, epoch {one.epoch}"),
-        ("created", moment(one.created_at)),
+        ("created", local_time(one.created_at)),
         (
             "log",
             f"{one.segments} segments of {exact_size(one.segment_bytes)}; "

@@ -95,7 +95,7 @@ class Metadata(Protocol):
         """Raises NotFound if it has expired."""
 
     async def revoke(self, lease: int) -> None:
-        """Ends it, and its entries, now. One that has run out is none to be sorry for."""
+        """Ends it, and its entries, now. One that has expired is none to be sorry for."""
 
     async def close(self) -> None: ...
 
@@ -112,5 +112,6 @@ def check_operation(operation: Operation) -> None:
 def check_key(key: str) -> None:
     if len(key) > KEY_LENGTH_MAX or not KEY.fullmatch(key):
         raise InvalidArgument(
-            f"{key!r} is not a key: words of letters, digits and . _ : - with slashes between, {KEY_LENGTH_MAX} in all"
+            f"{key!r} is not a key: use words of letters, digits and . _ : - separated by slashes, at most "
+            f"{KEY_LENGTH_MAX} characters"
         )

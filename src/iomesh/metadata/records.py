@@ -178,12 +178,12 @@ def decode(kind: type[RecordT], entry: Entry) -> Versioned[RecordT]:
         raise Damaged(f"metadata key {entry.key}: {error}") from error
     if header.format > kind.FORMAT:
         raise Unsupported(
-            f"metadata key {entry.key} has format {header.format}, and this iomesh knows formats up to {kind.FORMAT}: "
-            "a newer one wrote it, so update this node"
+            f"metadata key {entry.key} has format {header.format}, and this version knows formats up to {kind.FORMAT}: "
+            "a newer version wrote it; update this node"
         )
     raise Unsupported(
-        f"metadata key {entry.key} has format {header.format} of an earlier iomesh, which this one does not read (it "
-        f"reads {kind.FORMAT}): use the version that wrote it, or begin anew with an empty metadata service and "
+        f"metadata key {entry.key} has format {header.format} of an earlier version, which this one does not read (it "
+        f"reads {kind.FORMAT}): use the version that wrote it, or start over with an empty metadata service and "
         "formatted devices"
     )
 

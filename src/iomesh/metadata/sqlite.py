@@ -140,7 +140,7 @@ class SqliteMetadata:
 
     def _open(self) -> None:
         if not self.path.parent.is_dir():
-            raise NotFound(f"metadata {self.path}: its folder is not there")
+            raise NotFound(f"metadata {self.path}: its directory does not exist: create it")
         try:
             database = self._connect()
             with self._transaction():
@@ -151,13 +151,13 @@ class SqliteMetadata:
         except sqlite3.OperationalError as error:
             if "unable to open" in str(error) or "readonly" in str(error):
                 raise PermissionDenied(
-                    f"metadata {self.path}: {error}; it and its folder have to be writable"
+                    f"metadata {self.path}: {error}; it and its directory must be writable"
                 ) from error
             raise
         if version > SCHEMA_VERSION:
             self._close()
             raise Unsupported(
-                f"metadata {self.path} was written by a newer iomesh (schema {version}, this one knows "
+                f"metadata {self.path} was written by a newer version (schema {version}, this one knows "
                 f"{SCHEMA_VERSION})"
             )
         self._usable = True
@@ -240,14 +240,14 @@ class SqliteMetadata:
         row = self._sql.execute("SELECT version FROM entries WHERE key = ?", (operation.key,)).fetchone()
         found = row[0] if row else 0
         if found != operation.version:
-            raise Conflict(f"{operation.key} has version {found}, not {operation.version}: somebody changed it")
+            raise Conflict(f"{operation.key} has version {found}, not {operation.version}: it was changed concurrently")
 
     def _put(self, put: Put, revision: int) -> None:
         if (
             put.lease is not None
             and not self._sql.execute("SELECT 1 FROM leases WHERE id = ?", (put.lease,)).fetchone()
         ):
-            raise NotFound(f"lease {put.lease} has run out")
+            raise NotFound(f"lease {put.lease} has expired")
         self._sql.execute(
             "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", (put.key, put.value, revision, put.lease)
         )
@@ -295,7 +295,7 @@ class SqliteMetadata:
                 if not self._sql.execute(
                     "UPDATE leases SET ends = ? + seconds WHERE id = ?", (_since_boot(), lease)
                 ).rowcount:
-                    raise NotFound(f"lease {lease} has run out")
+                    raise NotFound(f"lease {lease} has expired")
         finally:
             self._sql.execute("PRAGMA synchronous = FULL")
 

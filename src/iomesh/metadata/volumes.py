@@ -141,16 +141,16 @@ def _read(
     identity, volume, log, reasons = id_of(tail), None, None, []
     try:
         if entry is None:
-            raise Damaged(f"metadata key {VOLUMES}{tail} is not there, and {LOGS}{tail} is")
+            raise Damaged(f"metadata key {VOLUMES}{tail} is missing, although {LOGS}{tail} exists")
         if identity is None:
             raise Damaged(f"metadata key {entry.key}: {tail!r} is not the id of a volume")
         volume = decode(VolumeRecord, entry)
         if volume.record.id != identity:
-            raise Damaged(f"metadata key {entry.key}: the record is that of volume {volume.record.id}")
+            raise Damaged(f"metadata key {entry.key}: the record belongs to volume {volume.record.id}")
         if volume.record.name in broken:
             raise Damaged(broken[volume.record.name])
         if log_entry is None and volume.record.state in (Lifecycle.READY, Lifecycle.HIDDEN):
-            raise Damaged(f"metadata key {LOGS}{tail} is not there, and the volume is {volume.record.state.value}")
+            raise Damaged(f"metadata key {LOGS}{tail} is missing, although the volume is {volume.record.state.value}")
     except IomeshError as error:
         reasons.append(error.message)
     try:
@@ -158,7 +158,7 @@ def _read(
             log = decode(LogRecord, log_entry)
             if log.record.id != identity:
                 log = None
-                raise Damaged(f"metadata key {log_entry.key}: the record is that of another volume")
+                raise Damaged(f"metadata key {log_entry.key}: the record belongs to another volume")
     except IomeshError as error:
         reasons.append(error.message)
     if volume is not None and not reasons:
@@ -199,9 +199,9 @@ async def reserve_name(metadata: Metadata, name: str, volume: uuid.UUID) -> None
         if found.record.volume == volume:
             return
         if not await _is_stale(metadata, name, found.record.volume):
-            raise AlreadyExists(f"a volume {name} exists in this cluster: take another name")
+            raise AlreadyExists(f"a volume {name} exists in this cluster: choose another name")
         await _remove(metadata, name_key(name), found.version)
-    raise Conflict(f"the name {name} keeps changing hands: ask again")
+    raise Conflict(f"the name {name} keeps changing: try again")
 
 
 async def _is_stale(metadata: Metadata, name: str, holder: uuid.UUID) -> bool:

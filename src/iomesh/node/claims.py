@@ -73,11 +73,11 @@ def refuse_claimed(device: OpenDevice) -> None:
     holder = f"process {claim['process']} (node {claim['node']}) has open as {claim['path']}"
     match compare(device, f"/proc/{claim['process']}/root{claim['path']}"):
         case Storage.SAME:
-            raise InUse(f"{device.path} is the device that {holder}, under another name: stop that one first")
+            raise InUse(f"{device.path} is the device that {holder}: stop that process first")
         case Storage.UNKNOWN:
             raise InUse(
-                f"{device.path} is the device that {holder}, or a copy of it, which cannot be told because "
-                f"{claim['path']} cannot be read: stop that one first"
+                f"{device.path} is the device that {holder}, or a copy of it, which is unknown because "
+                f"{claim['path']} cannot be read: stop that process first"
             )
         case Storage.OTHER:
             return  # a copy, made while the original was open

@@ -37,7 +37,7 @@ SOON_SECONDS = 0.1
 CHECKPOINT_SECONDS = 0.5  # between two checkpoints requested to release dead segments when nothing else can be cleaned
 CHECKPOINT_SEGMENTS = 64  # of log between two such checkpoints while something can be
 AT_ONCE = 8  # segments per request; when urgent, the next request is sent before the last has ended
-HOPE_MILLISECONDS = 2000  # deadline of waiting writes once dead space was found; extended when more is found
+ENOSPC_DEADLINE_MILLISECONDS = 2000  # deadline of waiting writes once dead space was found; extended when more is found
 WORTH_SEGMENTS = (
     2  # of dead space are worth waiting for: open segments may seem to have as much, in blocks not yet written
 )
@@ -58,7 +58,7 @@ class Cleaned:
     failed: int = 0
     freed_bytes: int = 0
     checkpoint_at: float = 0.0
-    in_hand: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # the segments requested last
+    requested: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # the segments requested last
     under_way: asyncio.Task[bool] | None = None  # cleaning them
 
 
@@ -97,7 +97,7 @@ class Cleaning:
         self._wake.set()
 
     def hurry(self) -> None:
-        """Space has run out: start a round now, and lift the throttle of running cleaning."""
+        """Space has expired: start a round now, and lift the throttle of running cleaning."""
         self._engine.hurry_cleaning()
         self._wake.set()
 
@@ -155,8 +155,8 @@ class Cleaning:
         seen = cleaned.memory.look(table, time.monotonic())
         urgent = cleaned.need == Need.URGENT
         worth = np.where(seen.tried, 0.0, freed_blocks(table))
-        in_hand = np.isin(table["segment"], cleaned.in_hand)
-        wanted = (worth > 0) & ~in_hand
+        is_requested = np.isin(table["segment"], cleaned.requested)
+        wanted = (worth > 0) & ~is_requested
         if not urgent:
             mostly_dead = (worth >= REST_SHARE * np.maximum(table["space"], 1)) | straggles(table)
             wanted &= mostly_dead & (seen.rest_seconds >= self._config.rest_seconds)
@@ -164,22 +164,22 @@ class Cleaning:
                 wanted[:] = False  # cleaning becomes urgent soon, and more blocks die until then
         if not any(space.has_spare() for space in spaces):
             wanted &= ~straggles(table)
-        coming = freed_blocks(table)[in_hand].sum()
+        coming = freed_blocks(table)[is_requested].sum()
         missing = min(space.missing(largest_blocks) for space in spaces) - coming
         rows = choose(table, wanted, seen.rate, AT_ONCE, missing + largest_blocks if urgent else math.inf)
         cleaned.spare_blocks = worth.sum() - WORTH_SEGMENTS * segment_blocks
         cleaned.kept_blocks = kept_blocks(table).sum() if self._windows.can_shorten(volume) else 0.0
         if urgent:
-            await self._give_hope(volume, cleaned)
+            await self._extend_enospc_deadline(volume, cleaned)
         behind = wanted & (table["flags"] & CLEANABLE == 0)
-        nothing = not len(rows) and not in_hand.any()
+        nothing = not len(rows) and not is_requested.any()
         pressing = nothing or all(space.free + coming < space.reserve for space in spaces)  # writes wait, or soon will
         await self._checkpoint_for(volume, cleaned, float(worth[behind].sum()), segment_blocks, pressing=pressing)
         cleaned.memory.try_rows(rows)
         done = await self._go_on(volume, cleaned, table["segment"][rows], urgent=urgent)
         return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
 
-    async def _give_hope(self, volume: OpenVolume, cleaned: Cleaned) -> None:
+    async def _extend_enospc_deadline(self, volume: OpenVolume, cleaned: Cleaned) -> None:
         """Extends the deadline of a volume's waiting writes if any volume has space to free. If only restore windows
         keep space, shortens the one that keeps most."""
         segment_blocks = _segment_blocks(volume)
@@ -188,14 +188,14 @@ class Cleaning:
         enough_dead = cleaned.spare_blocks >= 0 or spare >= segment_blocks
         enough_kept = not enough_dead and most_kept >= WORTH_SEGMENTS * segment_blocks
         if enough_dead or enough_kept:
-            await self._engine.expect_space(volume.record.id, HOPE_MILLISECONDS)
+            await self._engine.expect_space(volume.record.id, ENOSPC_DEADLINE_MILLISECONDS)
         if enough_kept and cleaned.kept_blocks == most_kept:
             await self._windows.shorten(volume)
 
     async def _go_on(self, volume: OpenVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
         """Starts cleaning these segments and waits for the previous ones: the engine stays busy while the next are
         chosen. Unless urgent, waits for these too. False: nothing was done, or something was postponed."""
-        before, cleaned.in_hand = cleaned.under_way, segments
+        before, cleaned.requested = cleaned.under_way, segments
         cleaned.under_way = None
         if len(segments):
             work = self._carry_out(volume, cleaned, urgent=urgent)
@@ -208,7 +208,7 @@ class Cleaning:
 
     async def _carry_out(self, volume: OpenVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
         """Cleans the requested segments. False: some were postponed, and are to be requested again a little later."""
-        segments = cleaned.in_hand
+        segments = cleaned.requested
         try:
             told = await self._engine.clean(
                 volume.record.id, segments, bytes_per_second=0 if urgent else self._config.bytes_per_second

@@ -103,12 +103,12 @@ def load_config(file: Path | None = None, settings: Mapping[str, Any] | None = N
         values = tomllib.loads(file.read_text())
     except FileNotFoundError:
         if explicit:
-            raise NotFound(f"configuration {source} is not there") from None
+            raise NotFound(f"configuration {source} does not exist") from None
         values = {}
     except PermissionError:
         raise PermissionDenied(f"configuration {source} is not readable") from None
     except IsADirectoryError:
-        raise ConfigError(f"configuration {source} is a folder") from None
+        raise ConfigError(f"configuration {source} is a directory") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {source}: {error}") from None
     config = _convert(values, f"configuration {source}", strict=True)
@@ -193,10 +193,12 @@ def _resolve(config: Config) -> Config:
     """Fills in what follows from other keys, and checks what no type says."""
     name = config.name or platform.node()
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"name: {name!r} is not a node's name: letters, digits, dots and dashes, at most 63")
+        raise ConfigError(
+            f"name: {name!r} is not a valid node name: use letters, digits, dots and dashes, at most 63 characters"
+        )
     for key in ("state_dir", "run_dir"):
         if not getattr(config, key):
-            raise ConfigError(f"{key} is empty: name a folder")
+            raise ConfigError(f"{key} is empty: name a directory")
     run, state = Path(config.run_dir), Path(config.state_dir)
     config = msgspec.structs.replace(
         config,
@@ -212,7 +214,7 @@ def _resolve(config: Config) -> Config:
                 "a shorter one"
             )
     if config.control.socket == config.nbd.socket:
-        raise ConfigError(f"control.socket and nbd.socket are the same: {config.nbd.socket}")
+        raise ConfigError(f"control.socket and nbd.socket are both {config.nbd.socket}: set different paths")
     for key, address in (
         ("control.listen", config.control.listen),
         ("nbd.listen", config.nbd.listen),

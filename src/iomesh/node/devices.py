@@ -97,7 +97,7 @@ def _hold(path: str, flags: int) -> list[int]:
             holder = _lock_holder(taken.path)
             if holder is not None and not _lives(holder):
                 limit_seconds = HELD_BY_DEAD_SECONDS
-                held = InUse(f"{path} is still being let go by process {holder}, which is dead: try again in a moment")
+                held = InUse(f"{path} is still held by process {holder}, which has ended: try again shortly")
             else:
                 if holder is not None:  # else it may have been released just now: the previous holder still counts
                     limit_seconds = HELD_SECONDS
@@ -188,11 +188,12 @@ def _error(path: str, error: OSError) -> IomeshError:
             return NotFound(f"{path}: there is no such device or file")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return PermissionDenied(
-                f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user the right"
+                f"{path} cannot be opened for writing ({error.strerror}): run as root, or give this user access"
             )
         case errno.EINVAL:
             return Unsupported(
-                f"{path} cannot be opened with direct I/O: put the file on a filesystem that has it (ext4, XFS, btrfs)"
+                f"{path} cannot be opened with direct I/O: put the file on a filesystem that supports it (ext4, XFS, "
+                "btrfs)"
             )
         case errno.EIO:
             return DeviceFailed(f"{path} cannot be opened: {error.strerror}")

@@ -71,12 +71,12 @@ def duplicate(path: str, other: str, identity: uuid.UUID, verdict: Storage) -> I
             return InUse(f"{path} and {other} are one device ({identity}) under two names: use one of them")
         case Storage.OTHER:
             return AlreadyExists(
-                f"{path} and {other} are both device {identity} and lie on different storage: one is a copy of the "
-                "other. Take away the one that is out of date, or make it an empty device with an identity of its "
-                "own: `iomesh device format --new-identity PATH`"
+                f"{path} and {other} are both device {identity}, on different storage: one is a copy of the other. "
+                "Detach the outdated one, or format it as an empty device with its own identity: "
+                "`iomesh device format --new-identity PATH`"
             )
         case Storage.UNKNOWN:
             return InUse(
-                f"{path} and {other} are both device {identity}; whether they are one device or a copy cannot be "
-                f"told, because {other} cannot be read with direct I/O: take one of them away"
+                f"{path} and {other} are both device {identity}; whether they are one device or copies is unknown, "
+                f"because {other} cannot be read with direct I/O: detach one of them"
             )

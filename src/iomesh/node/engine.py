@@ -232,7 +232,7 @@ class NodeEngine:
         self._left = [(wanted, future) for wanted, future in self._left if not future.done()]
         if any(wanted & set(volumes) for wanted, _ in self._left):
             raise MetadataUnavailable(
-                "an earlier command of this volume waits for the metadata service, and may still be carried out: "
+                "an earlier command of this volume waits for the metadata service, and may still take effect: "
                 "repeat this one later"
             )
 
@@ -427,8 +427,8 @@ class NodeEngine:
                 # Retrieves the exception: the future has no other reader.
                 future.add_done_callback(asyncio.Future.exception)
                 raise MetadataUnavailable(
-                    f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); it may still be "
-                    "done once it does"
+                    f"cannot {what} now: the metadata service does not answer ({missed[0].reason}); the command may "
+                    "still take effect"
                 )
         try:
             return future.result()

@@ -34,7 +34,7 @@ from iomesh.node.snapshots import Snapshots, visible
 from iomesh.node.supervisor import BackgroundTask, Supervisor, settle
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_log, write_record
 from iomesh.node.volumes import Volumes
-from iomesh.node.windows import Windows, marks_of
+from iomesh.node.windows import Windows, restore_points_of
 
 log = logger("flattening")
 
@@ -78,13 +78,13 @@ class Flattening:
         async with self._registry.holding(name) as volume:
             of = volume.log.clone_of
             if of is None:
-                raise InvalidArgument(f"volume {name} is not a clone, or has been flattened already")
+                raise InvalidArgument(f"volume {name} is not a clone, or was flattened already")
             if not volume.record.flattening:
                 await self._snapshots.refresh(volume)
                 if holders := [entry["name"] for entry in inheriting(volume) if not entry["mark"]]:
                     raise InUse(
-                        f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: what a "
-                        "snapshot holds is never written again, so delete those first"
+                        f"volume {name} has snapshots that hold blocks of {of.name}, {', '.join(holders)}: blocks of "
+                        "a snapshot are not copied, so delete the snapshots first"
                     )
                 await write_record(
                     self._metadata, volume, lambda record: msgspec.structs.replace(record, flattening=True)
@@ -145,8 +145,8 @@ class Flattening:
     async def _cut_off(self, volume: OpenVolume, of: CloneRecord) -> bool:
         """False: a snapshot still inherits."""
         await self._snapshots.refresh(volume)
-        if marks := up_to_inheriting(marks_of(volume)):
-            await self._windows.forget(volume, marks)
+        if restore_points := up_to_inheriting(restore_points_of(volume)):
+            await self._windows.forget(volume, restore_points)
         if holders := inheriting(volume):
             names = [entry["name"] for entry in holders if visible(entry)]
             until = f"{', '.join(names)} are deleted" if names else "those that were deleted are given back"
@@ -167,10 +167,10 @@ class Flattening:
             log.warning("flattening waits", volume=volume.record.name, reason=reason)
 
 
-def up_to_inheriting(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def up_to_inheriting(restore_points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those up to the newest that inherits. (An older one that does not inherit is from before a restore of the volume:
     without those after it, the log would be rolled forward from there as if there had been no restore.)"""
-    return marks[: max((place for place, mark in enumerate(marks, 1) if mark["inherited_blocks"]), default=0)]
+    return restore_points[: max((n for n, each in enumerate(restore_points, 1) if each["inherited_blocks"]), default=0)]
 
 
 def inheriting(volume: OpenVolume) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from iomesh.api.model import BackgroundTask, NodeState, Status, VolumeState
 from iomesh.node.engine import NodeEngine
 from iomesh.node.supervisor import Supervisor
 from iomesh.node.volume import OpenVolume, Registry
-from iomesh.times import exact_moment
+from iomesh.times import exact_time
 
 
 class VolumeHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +57,10 @@ def volume_warnings(volume: OpenVolume) -> list[str]:
     """What the volume works without, but needs in the long run."""
     if (missed := volume.unanswered) is None:
         return []
-    since = exact_moment(missed.since_ns)
+    since = exact_time(missed.since_ns)
     return [
-        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes go on, and no space "
-        "is given back; it is asked again until it answers"
+        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes continue, but no "
+        "space is freed until it answers"
     ]
 
 
@@ -78,15 +78,13 @@ def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
             "writes wait for the metadata service, which does not answer: the log needs a number for its next segment"
         )
     if state["no_space"] and not state["space_is_coming"]:
-        return "no space is left: delete or trim something, or add a device"
+        return "no space left: delete or trim something, or add a device"
     return ""
 
 
 def why_log_failed(state: Mapping[str, Any]) -> str:
     """For a volume whose engine `state` has an error."""
-    return (
-        f"its log cannot be written any more ({os.strerror(state['error'])}): restart the node once the cause is gone"
-    )
+    return f"its log can no longer be written ({os.strerror(state['error'])}): restart the node once the cause is gone"
 
 
 def problems(volumes: list[VolumeHealth], tasks: list[BackgroundTask]) -> list[str]:

@@ -18,29 +18,30 @@ LARGEST_DEVICE_SHARE = (
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} is not a volume's name: letters, digits, dots, dashes and underscores, at most 128, no dash "
-            "first"
+            f"{name!r} is not a valid volume name: use letters, digits, dots, dashes and underscores, at most 128 "
+            "characters, no dash first"
         )
 
 
 def check_snapshot_name(name: str) -> None:
     if not _SNAPSHOT_NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} is not a snapshot's name: letters, digits, dots, dashes and underscores, at most 63, no dash "
-            "first"
+            f"{name!r} is not a valid snapshot name: use letters, digits, dots, dashes and underscores, at most 63 "
+            "characters, no dash first"
         )
 
 
 def check_size(size_bytes: int) -> None:
     most = compiled.VOLUME_BYTES_MAX
     if size_bytes <= 0:
-        raise InvalidArgument(f"a volume of {size_bytes} bytes: it needs at least {compiled.BLOCK_BYTES}")
+        raise InvalidArgument(f"a volume of {size_bytes} bytes is too small: at least {compiled.BLOCK_BYTES}")
     if size_bytes > most:
         raise InvalidArgument(f"a volume of {exact_size(size_bytes)} is too large: at most {exact_size(most)}")
     if size_bytes % compiled.BLOCK_BYTES:
         above = size_bytes + -size_bytes % compiled.BLOCK_BYTES
         raise InvalidArgument(
-            f"a volume of {size_bytes} bytes: blocks have {compiled.BLOCK_BYTES}; the next size that fits is {above}"
+            f"a volume of {size_bytes} bytes is not a multiple of {compiled.BLOCK_BYTES}: the next valid size is "
+            f"{above}"
         )
 
 
@@ -53,6 +54,6 @@ def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:
         return min(max(1 << share.bit_length() - 1, least), most)
     if asked & (asked - 1) or not least <= asked <= most:
         raise InvalidArgument(
-            f"segments of {asked} bytes: a power of two from {exact_size(least)} to {exact_size(most)} is needed"
+            f"segments of {asked} bytes: use a power of two from {exact_size(least)} to {exact_size(most)}"
         )
     return asked

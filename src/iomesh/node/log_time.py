@@ -50,9 +50,9 @@ class Range(NamedTuple):
     to_ns: int
 
 
-def mark_sample(mark: dict[str, Any]) -> Sample:
-    """`mark`: a restore point as the engine lists it."""
-    return Sample(mark["log_ns"], mark["clock_ns"], mark["until_ns"], mark["since_ns"])
+def sample_of(point: dict[str, Any]) -> Sample:
+    """`point`: a restore point as the engine lists it."""
+    return Sample(point["log_ns"], point["clock_ns"], point["until_ns"], point["since_ns"])
 
 
 def stretches(samples: Sequence[Sample]) -> list[Stretch]:

@@ -34,7 +34,7 @@ async def _serve(config: Config) -> None:
     finally:
         if node.stuck:
             # Threads that wait for a device would keep the process alive as long. The log is in the state of a crash.
-            log.error("the process ends although something of it hangs: the next start recovers")
+            log.error("the process ends although a task of it hangs; the next start recovers the volumes")
             os._exit(STUCK_EXIT_CODE)
     log.info("stopped")
 

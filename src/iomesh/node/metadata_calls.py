@@ -42,6 +42,6 @@ async def until_answered(
             waits(error.message)
             if time.monotonic() - logged >= LOG_SECONDS:
                 logged = time.monotonic()
-                log.warning("metadata service does not answer, and is asked again", reason=error.message)
+                log.warning("metadata service does not answer; retrying", reason=error.message)
         await asyncio.sleep(pause)
     raise AssertionError("pauses have no end")

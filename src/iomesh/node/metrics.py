@@ -67,7 +67,9 @@ class NodeCollector:
         node = self._node
         status = node.status()
         yield InfoMetricFamily(
-            "iomesh_node", "Who this is.", {"node": status.node, "cluster": status.cluster, "version": status.version}
+            "iomesh_node",
+            "Name, cluster and version of the node.",
+            {"node": status.node, "cluster": status.cluster, "version": status.version},
         )
         yield GaugeMetricFamily(
             "iomesh_node_ready",
@@ -90,10 +92,10 @@ class NodeCollector:
 
     def _tasks(self, tasks: list[BackgroundTask]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
-            "iomesh_background_task_up", "0 from a failure to the next round that succeeds.", labels=["task"]
+            "iomesh_background_task_up", "0 from a failure of the task to its next successful round.", labels=["task"]
         )
         restarts = CounterMetricFamily(
-            "iomesh_background_task_restarts", "Times that it failed and was started again.", labels=["task"]
+            "iomesh_background_task_restarts", "Times that the task failed and was restarted.", labels=["task"]
         )
         failures = CounterMetricFamily(
             "iomesh_background_job_failures", "Jobs that ended with an error.", labels=["job"]
@@ -108,25 +110,25 @@ class NodeCollector:
     def _devices(self) -> Iterator[Metric]:
         labels = ["device", "label", "path", "tier"]
         size = GaugeMetricFamily("iomesh_device_size_bytes", "Size of the device.", labels=labels)
-        free = GaugeMetricFamily(
-            "iomesh_device_free_bytes", "Space that no segment has, the reserve included.", labels=labels
-        )
+        free = GaugeMetricFamily("iomesh_device_free_bytes", "Free space, including the reserve.", labels=labels)
         reserve = GaugeMetricFamily(
             "iomesh_device_reserve_bytes", "Space kept for checkpoints and the journal.", labels=labels
         )
         replicas = GaugeMetricFamily("iomesh_device_replicas", "Segment replicas on the device.", labels=labels)
         online = GaugeMetricFamily(
-            "iomesh_device_online", "1 if it is open and without errors, 0 if missing or failed.", labels=labels
+            "iomesh_device_online",
+            "1 if the device is open and without errors, 0 if it is missing or failed.",
+            labels=labels,
         )
         verified = CounterMetricFamily(
-            "iomesh_device_scrubbed_bytes", "What scrub has read and found good.", labels=labels
+            "iomesh_device_scrubbed_bytes", "Bytes that scrub has read and verified.", labels=labels
         )
         done = GaugeMetricFamily(
-            "iomesh_device_scrub_progress_ratio", "How far the pass of scrub has come, 1: to its end.", labels=labels
+            "iomesh_device_scrub_progress_ratio", "Progress of the current scrub pass, 1 at its end.", labels=labels
         )
         ended = GaugeMetricFamily(
             "iomesh_device_scrub_ended_timestamp_seconds",
-            "When scrub last came to the device's end, in Unix time.",
+            "When the last scrub pass ended, in Unix time.",
             labels=labels,
         )
         damaged = GaugeMetricFamily(
@@ -153,46 +155,44 @@ class NodeCollector:
             "iomesh_volume_state", "1 for the state that the volume is in.", labels=["volume", "state"]
         )
         writable = GaugeMetricFamily(
-            "iomesh_volume_writable", "1 while it is served and its writes succeed.", labels=["volume"]
+            "iomesh_volume_writable", "1 while the volume is served and its writes succeed.", labels=["volume"]
         )
         for health in self._node.volumes_health():
             writable.add_metric([health.name], float(health.writable))
         yield writable
         unanswered = GaugeMetricFamily(
             "iomesh_volume_metadata_unanswered_seconds",
-            "For how long the metadata service has not answered for it, 0: it does.",
+            "For how long the metadata service has not answered for the volume, 0 if it does.",
             labels=["volume"],
         )
         for name, seconds in self._node.volumes.unanswered_seconds():
             unanswered.add_metric([name], seconds)
         yield unanswered
-        size = GaugeMetricFamily(
-            "iomesh_volume_size_bytes", "Size of the volume as its users see it.", labels=["volume"]
-        )
-        live = GaugeMetricFamily(
-            "iomesh_volume_live_bytes", "Bytes of its log that hold its data now.", labels=["volume"]
-        )
-        mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "What it holds for its users.", labels=["volume"])
+        size = GaugeMetricFamily("iomesh_volume_size_bytes", "Size of the volume.", labels=["volume"])
+        live = GaugeMetricFamily("iomesh_volume_live_bytes", "Live bytes of the volume's log.", labels=["volume"])
+        mapped = GaugeMetricFamily("iomesh_volume_mapped_bytes", "Bytes that the volume maps.", labels=["volume"])
         exclusive = GaugeMetricFamily(
-            "iomesh_volume_exclusive_bytes", "Of what it holds, what nothing else does.", labels=["volume"]
+            "iomesh_volume_exclusive_bytes", "Mapped bytes that only the volume itself holds.", labels=["volume"]
         )
         shared = GaugeMetricFamily(
-            "iomesh_volume_shared_bytes", "Of what it holds, what a snapshot of it does, too.", labels=["volume"]
+            "iomesh_volume_shared_bytes", "Mapped bytes that a snapshot of the volume holds too.", labels=["volume"]
         )
         inherited = GaugeMetricFamily(
             "iomesh_volume_inherited_bytes",
-            "Of what it holds, what is in the logs of the volumes that it is a clone of.",
+            "Mapped bytes that are in the logs of a clone's parents.",
             labels=["volume"],
         )
         behind = GaugeMetricFamily(
-            "iomesh_volume_replay_bytes", "Log since the checkpoint: what a recovery would read.", labels=["volume"]
+            "iomesh_volume_replay_bytes",
+            "Bytes of log since the checkpoint, which a recovery would read.",
+            labels=["volume"],
         )
-        segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of its log.", labels=["volume"])
+        segments = GaugeMetricFamily("iomesh_volume_segments", "Segments of the volume's log.", labels=["volume"])
         connections = GaugeMetricFamily(
-            "iomesh_volume_connections", "Clients connected to its exports.", labels=["volume"]
+            "iomesh_volume_connections", "Clients connected to the volume's exports.", labels=["volume"]
         )
         recovery = GaugeMetricFamily(
-            "iomesh_volume_recovery_seconds", "How long its last recovery took.", labels=["volume"]
+            "iomesh_volume_recovery_seconds", "Duration of the volume's last recovery.", labels=["volume"]
         )
         reactor = GaugeMetricFamily(
             "iomesh_volume_reactor", "Number of the reactor that it lives on.", labels=["volume"]
@@ -200,15 +200,15 @@ class NodeCollector:
         snapshots = GaugeMetricFamily("iomesh_volume_snapshots", "Snapshots of the volume.", labels=["volume"])
         newest = GaugeMetricFamily(
             "iomesh_volume_newest_snapshot_timestamp_seconds",
-            "When its newest snapshot was made, in Unix time.",
+            "When the newest snapshot was created, in Unix time.",
             labels=["volume"],
         )
         window = GaugeMetricFamily(
-            "iomesh_volume_window_seconds", "The restore window that it is to have, 0: none.", labels=["volume"]
+            "iomesh_volume_window_seconds", "The configured restore window, 0 if none.", labels=["volume"]
         )
         restorable = GaugeMetricFamily(
             "iomesh_volume_window_from_timestamp_seconds",
-            "The earliest moment that can be restored, in Unix time.",
+            "The earliest time that can be restored, in Unix time.",
             labels=["volume"],
         )
         for name, made_ns in self._node.snapshots.made_ns():
@@ -269,7 +269,9 @@ class NodeCollector:
 
     def _cleaning(self) -> Iterator[Metric]:
         need = GaugeMetricFamily(
-            "iomesh_volume_cleaning_need", "0: there is space, 1: it will be short, 2: it is short.", labels=["volume"]
+            "iomesh_volume_cleaning_need",
+            "0: enough space, 1: space will be short soon, 2: space is short.",
+            labels=["volume"],
         )
         families = {
             key: CounterMetricFamily(f"iomesh_volume_cleaning_{name}", words, labels=["volume"])

@@ -123,17 +123,17 @@ class Node:
             Step("lock the state directory", self._lock_state, self._unlock_state),
             Step("serve health and metrics", self._serve_http, self._http.close),
             Step("serve the control API", self._control.start, self._control.stop),
-            Step("look at the devices", self._look_at_devices, _nothing),
+            Step("probe the devices", self._look_at_devices, _nothing),
             Step("open the metadata", self._open_metadata, self._close_metadata),
-            Step("take the node's name", self._take_name, self._give_up_name),
+            Step("claim the node's name", self._take_name, self._give_up_name),
             Step("start the engine", self._start_engine, self._stop_engine),
             Step("open the devices", self._open_devices, self._close_devices),
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
-            Step("keep restore windows", self._start_windows, self._stop_windows),
+            Step("maintain restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
-            Step("go on with deletions", self._start_deleting, self._stop_deleting),
+            Step("continue deletions", self._start_deleting, self._stop_deleting),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -183,7 +183,7 @@ class Node:
         def check() -> None:
             if self.volumes.open_in_engine:
                 raise InUse(
-                    f"{path}: a device is added while no volume is open; name it under `devices` in the "
+                    f"{path} cannot be added while a volume is open: name it under `devices` in the "
                     "configuration, and restart the node"
                 )
 
@@ -307,7 +307,7 @@ class Node:
             if len(set(found.values())) > 1:
                 each = ", ".join(f"{path} of {cluster}" for path, cluster in found.items())
                 raise Foreign(
-                    f"devices: they are of several clusters ({each}): a node has one, so name those of that one alone"
+                    f"devices: they belong to several clusters ({each}): name only those of this node's cluster"
                 )
             self._cluster_of_devices = next((uuid.UUID(cluster) for cluster in found.values()), None)
 
@@ -498,7 +498,7 @@ def lock_directory(path: str) -> IO[bytes]:
         lock = Path(path, "lock").open("a+b")  # noqa: SIM115 (open as long as the daemon runs)
     except OSError as error:
         raise PermissionDenied(
-            f"state_dir: {path} is not ours to write to ({error.strerror}): run as root, or set another one"
+            f"state_dir: {path} is not writable ({error.strerror}): run as root, or set another one"
         ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

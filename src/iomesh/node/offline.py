@@ -53,7 +53,7 @@ async def format_device(
         elif not force:
             refuse_contents(path)
         if cluster is None:
-            raise InvalidArgument(f"{path}: say which cluster it is for")
+            raise InvalidArgument(f"{path}: the cluster is missing: name it with --cluster")
         identity = uuid.uuid4()
         tier = tier or device.tier
         await asyncio.to_thread(claims.clear, device)
@@ -97,7 +97,7 @@ def superblock_at(path: str) -> Superblock:
     if superblock is not None:
         return superblock
     if fault:
-        raise Damaged(f"{path}: neither superblock is whole: {fault}")
+        raise Damaged(f"{path}: neither superblock is valid: {fault}")
     foreign = identify(path).foreign
     raise Foreign(
         f"{path} is not an iomesh device"

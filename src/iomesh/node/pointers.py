@@ -109,7 +109,7 @@ class Pointers:
             except IomeshError as error:
                 self._unknown(update, error.message)
             except Exception as error:  # a bug: no reason to stop serving the volume
-                log.exception("a bug", volume=update.volume.record.name)
+                log.exception("internal error", volume=update.volume.record.name)
                 self._unknown(update, f"internal error: {error!r}")
             await asyncio.sleep(pause)
 
@@ -159,7 +159,7 @@ class Pointers:
         if now - missed.logged >= LOG_SECONDS:
             missed.logged = now
             log.warning(
-                "metadata service does not answer: checkpoint not recorded; the volume goes on, and it is asked again",
+                "metadata service does not answer: checkpoint not recorded; the volume stays served, retrying",
                 volume=volume.record.name,
                 sequence=update.sequence,
                 reason=reason,

@@ -18,8 +18,8 @@ from iomesh.errors import NoSpace
 from iomesh.node.engine import NodeEngine
 from iomesh.node.volume import OpenVolume
 
-PATIENCE_SECONDS = 5.0
-AGAIN_SECONDS = 0.05
+SPACE_WAIT_SECONDS = 5.0
+RETRY_SECONDS = 0.05
 
 AnswerT = TypeVar("AnswerT")
 
@@ -28,16 +28,16 @@ class SpaceIsComing(NoSpace):
     """The refused call is worth repeating."""
 
 
-async def patiently(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+async def retry_for_space(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
     """Repeats `attempt`, which must have had no effect when it raises SpaceIsComing."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    until = time.monotonic() + SPACE_WAIT_SECONDS
     while True:
         try:
             return await attempt()
         except SpaceIsComing as refused:
             if time.monotonic() >= until:
                 raise NoSpace(refused.message) from None
-        await asyncio.sleep(AGAIN_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], reme
         states = {volume.record.name: engine.volume_state(volume.record.id) for volume in volumes}
         for name, state in states.items():
             if state["snapshots"] >= compiled.SNAPSHOTS_MAX:
-                most = f"{compiled.SNAPSHOTS_MAX} snapshots, the marks of its restore window among them"
+                most = f"{compiled.SNAPSHOTS_MAX} snapshots, including the restore points of its window"
                 raise NoSpace(f"volume {name} has {most}: delete some, or shorten the window") from None
         short = [name for name, state in states.items() if state["no_space"]]
         if all(states[name]["space_is_coming"] for name in short):  # or was freed since the refusal

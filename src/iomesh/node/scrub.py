@@ -156,7 +156,7 @@ class Scrub:
         try:
             await in_thread(write)
         except OSError as error:
-            log.warning("progress not kept", device=str(store.record.id), path=str(file), reason=str(error))
+            log.warning("progress not saved", device=str(store.record.id), path=str(file), reason=str(error))
 
     async def _recall(self, store: OpenStore) -> None:
         try:
@@ -168,7 +168,7 @@ class Scrub:
             pass
         except (OSError, msgspec.MsgspecError, ValueError) as error:
             log.warning(
-                "progress forgotten: a pass begins anew",
+                "progress lost: the pass starts over",
                 device=str(store.record.id),
                 path=str(self._file(store)),
                 reason=str(error),

@@ -105,7 +105,7 @@ class ControlServer:
                 log.info("refused", call=name, error=type(error).__name__, reason=error.message)
                 await refuse(context, error)
             except Exception:
-                log.exception("a bug", call=name)
+                log.exception("internal error", call=name)
                 await refuse(context, IomeshError(f"{name} failed: internal error; see the node's log"))
 
         return handle
@@ -279,4 +279,4 @@ class NodeService:
     def _unavailable(self) -> Unavailable:
         status = self._node.status()
         step = f" ({status.step})" if status.step else ""
-        return Unavailable(f"node {status.node} is {status.state.value}{step}: ask again in a moment")
+        return Unavailable(f"node {status.node} is {status.state.value}{step}: try again shortly")

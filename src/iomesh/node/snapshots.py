@@ -27,7 +27,7 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Exports
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
-from iomesh.node.room import patiently, refuse_without_space
+from iomesh.node.room import refuse_without_space, retry_for_space
 from iomesh.node.volume import OpenVolume, Registry, write_record
 from iomesh.times import time_of
 
@@ -52,7 +52,7 @@ class Snapshots:
         check_snapshot_name(name)
         if not volumes or len(set(volumes)) < len(volumes):
             raise InvalidArgument(f"snapshot {name}: name one volume, or several different ones")
-        return await patiently(lambda: self._create(volumes, name))
+        return await retry_for_space(lambda: self._create(volumes, name))
 
     async def _create(self, volumes: list[str], name: str) -> list[Snapshot]:
         async with AsyncExitStack() as held:
@@ -66,8 +66,8 @@ class Snapshots:
             if existing:
                 if len(existing) < len(opened) or len({entry["time_ns"] for entry in existing}) > 1:
                     raise AlreadyExists(
-                        f"snapshots named {name} of {', '.join(volumes)} exist, and not of one instant: take another "
-                        "name"
+                        f"snapshots named {name} of {', '.join(volumes)} exist, but were not taken at one instant: "
+                        "choose another name"
                     )
                 return [self._describe(volume, entry) for volume, entry in zip(opened, existing, strict=True)]
             with refuse_without_space(self._engine, opened):
@@ -113,7 +113,7 @@ class Snapshots:
             await self._refuse_connections(opened, name, "delete", force)
             identity = uuid.UUID(bytes=entry["id"])
             if clones := self._volumes.clones(opened, identity):
-                raise InUse(f"snapshot {export_name(volume, name)} has clones, {', '.join(clones)}: delete those first")
+                raise InUse(f"snapshot {export_name(volume, name)} has clones, {', '.join(clones)}: delete them first")
             await self._withdraw(opened, identity, name)
             hidden = await self._engine.delete_snapshot(opened.record.id, identity)
             await self.refresh(opened)
@@ -144,13 +144,13 @@ class Snapshots:
     async def restore(self, volume: str, name: str, *, discard: bool = False, force: bool = False) -> str:
         """Restores the volume to a snapshot. Returns the name of the snapshot of its state before; empty: that was
         discarded."""
-        return await patiently(lambda: self._restore(volume, name, discard=discard, force=force))
+        return await retry_for_space(lambda: self._restore(volume, name, discard=discard, force=force))
 
     async def _restore(self, volume: str, name: str, *, discard: bool, force: bool) -> str:
         async with self._volumes.holding(volume) as opened:
             identity = uuid.UUID(bytes=(await self.find(opened, name))["id"])
             before = free_name(opened, restored_name())
-            mark = new_mark() if opened.record.policy.window_seconds else None
+            restore_point = new_restore_point() if opened.record.policy.window_seconds else None
             if not force:
                 await self._exports.let_leave(volume)
             with (
@@ -164,7 +164,7 @@ class Snapshots:
                     name=before,
                     discard=discard,
                     force=force,
-                    mark=mark,
+                    mark=restore_point,
                 )
             await self.refresh(opened)
             kept = "" if discard else before
@@ -176,10 +176,10 @@ class Snapshots:
         if offset % compiled.BLOCK_BYTES:
             block = compiled.BLOCK_BYTES
             raise InvalidArgument(
-                f"offset {offset} is not a multiple of {block}: begin at 0, then where the last answer ended"
+                f"offset {offset} is not a multiple of {block}: start at 0, then where the last answer ended"
             )
         if ranges > RANGES_MAX:
-            raise InvalidArgument(f"{ranges} ranges are too many for one answer: ask for {RANGES_MAX} at most")
+            raise InvalidArgument(f"{ranges} ranges are too many for one answer: request at most {RANGES_MAX}")
         opened = self._volumes.serving(volume)
         first = await self.find(opened, older)
         second = await self.find(opened, newer) if newer else None
@@ -281,8 +281,7 @@ class Snapshots:
         entry = await self._look_for(volume, name)
         if entry is None:
             raise NotFound(
-                f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows those that there "
-                "are"
+                f"volume {volume.record.name} has no snapshot {name!r}: `iomesh snapshot list` shows all snapshots"
             )
         return entry
 
@@ -307,7 +306,7 @@ class Snapshots:
         if self._exports.describe(export):
             await self._exports.withdraw(export)
             await self._engine.close_snapshot(identity)
-            log.info("snapshot not exported any more", volume=volume.record.name, snapshot=name)
+            log.info("snapshot unexported", volume=volume.record.name, snapshot=name)
 
     async def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
         if force:
@@ -345,7 +344,7 @@ def is_kept(entry: dict[str, Any]) -> bool:
     return not (entry["hidden"] or entry["dying"])
 
 
-def new_mark() -> tuple[uuid.UUID, str]:
+def new_restore_point() -> tuple[uuid.UUID, str]:
     """Id and name of a restore point: a name that no user can choose."""
     return uuid.uuid4(), f"{MARK}{time.time_ns()}"
 

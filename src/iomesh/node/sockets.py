@@ -23,12 +23,12 @@ def claim_unix_socket(path: str, key: str) -> None:
         return
     except PermissionError:
         raise PermissionDenied(
-            f"{key}: {place.parent} is not ours to create or look into: run as root, or set another path"
+            f"{key}: {place.parent} cannot be created or accessed: run as root, or set another path"
         ) from None
     except (FileExistsError, NotADirectoryError):
-        raise NotFound(f"{key}: {place.parent} is not a folder") from None
+        raise NotFound(f"{key}: {place.parent} is not a directory") from None
     if not stat.S_ISSOCK(mode):
-        raise InUse(f"{key}: {path} is there and is not a socket: set another path, or remove it")
+        raise InUse(f"{key}: {path} exists and is not a socket: set another path, or remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(CONNECT_SECONDS)
         try:
@@ -37,7 +37,7 @@ def claim_unix_socket(path: str, key: str) -> None:
             place.unlink(missing_ok=True)  # the process that bound it has died
             return
         except PermissionError:
-            raise PermissionDenied(f"{key}: {path} belongs to somebody else: set another path, or remove it") from None
+            raise PermissionDenied(f"{key}: {path} belongs to another user: set another path, or remove it") from None
         except OSError:
             pass  # a process listens there but is slow
     raise InUse(f"{key}: a process listens on {path} (another iomesh daemon?): stop it, or set another path")

@@ -162,8 +162,7 @@ class Stores:
         being removed."""
         if self._changing.locked():
             raise Unavailable(
-                "a device of this node is being added or removed, and no volume is opened meanwhile: ask again in a "
-                "moment"
+                "a device of this node is being added or removed, and no volume is opened meanwhile: try again shortly"
             )
 
     async def remove(self, words: str) -> None:
@@ -180,7 +179,7 @@ class Stores:
                 try:
                     await self._engine.close_store(store.number)
                 except InUse:
-                    raise InUse(f"device {words}: a device is removed while no volume is open") from None
+                    raise InUse(f"device {words} cannot be removed while a volume is open") from None
                 del self._open[identity]
                 await self._drop(store.device)
                 self._missing[identity] = store.record, "it was being removed"  # until its record is gone too
@@ -402,7 +401,7 @@ def _close(device: OpenDevice, *, claimed: bool) -> None:
         if claimed:
             claims.clear(device)
     except IomeshError as error:
-        log.warning("claim not given up", path=device.path, reason=error.message)
+        log.warning("claim not released", path=device.path, reason=error.message)
     finally:
         device.close()
 
@@ -410,10 +409,10 @@ def _close(device: OpenDevice, *, claimed: bool) -> None:
 def _why_failed(space: Mapping[str, int]) -> str:
     if space["flush_failed"]:
         return (
-            "it answered a flush with an error, and may have lost what it had not made stable: nothing new is "
-            "written there until the node is restarted; check the device, and replace it if that happens again"
+            "a flush of it failed, and unflushed data may be lost: nothing new is written to it until the node is "
+            "restarted; check the device, and replace it if this happens again"
         )
-    return "it answered a write with an error: see the log"
+    return "a write to it failed: see the log"
 
 
 def _describe_missing(record: DeviceRecord, reason: str) -> Device:

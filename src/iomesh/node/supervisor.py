@@ -72,7 +72,7 @@ class BackgroundTask:
         """A round has succeeded: the task is up."""
         self.hooks.fail(self.name)
         if self.reason:
-            log.info("background task is up again", task=self.name, **self.about)
+            log.info("background task has recovered", task=self.name, **self.about)
             self.reason = ""
 
     async def stop(self) -> None:
@@ -101,7 +101,7 @@ class BackgroundTask:
             self.reason = describe(error)
             self.restarted()
             log.error(
-                "background task failed: it is started again",
+                "background task failed; restarting it",
                 task=self.name,
                 **self.about,
                 reason=self.reason,
@@ -215,7 +215,7 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], seconds: float = STOP_SECO
     if left:
         _, left = await asyncio.wait(left, timeout=seconds)
     for task in left:
-        log.error("task does not end although it was cancelled", task=task.get_name(), seconds=seconds)
+        log.error("task has not ended although it was cancelled", task=task.get_name(), seconds=seconds)
 
 
 async def in_thread(work: Callable[[], ResultT], *, discard: Callable[[ResultT], None] | None = None) -> ResultT:

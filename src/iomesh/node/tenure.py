@@ -30,7 +30,7 @@ from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.processes import Process, boot_id, this_process
 from iomesh.node.supervisor import BackgroundTask, Supervisor
-from iomesh.times import SECOND_NS, exact_moment
+from iomesh.times import SECOND_NS, exact_time
 
 log = logger("tenure")
 LEASE_SECONDS = 15.0
@@ -72,7 +72,7 @@ class Tenure:
                 lasts = time.monotonic() - began < self._lease_seconds + LOOK_SECONDS
                 if self._runs(other) or not lasts:
                     raise InUse(_taken(other))
-                log.debug("waiting for a lease to run out", node=other.name, host=other.host, process=other.process)
+                log.debug("waiting for a lease to expire", node=other.name, host=other.host, process=other.process)
                 await asyncio.sleep(LOOK_SECONDS)
             elif other and other.state == self.record.state:
                 if await self._replace(entry.version if entry else 0):
@@ -89,7 +89,7 @@ class Tenure:
             try:
                 await self._metadata.revoke(self.lease)
             except IomeshError as error:  # it expires by itself
-                log.warning("node's lease not given up", reason=error.message)
+                log.warning("node's lease not released", reason=error.message)
 
     async def _put(self, version: int) -> bool:
         """Whether the name is ours now; otherwise another daemon was faster."""
@@ -108,7 +108,7 @@ class Tenure:
         try:
             return await answered(self._put(version))
         except MetadataUnavailable as error:
-            self._report(f"the node's lease cannot be taken: {error.message}")
+            self._report(f"the node's lease cannot be acquired: {error.message}")
             return True
 
     async def _renew(self, task: BackgroundTask) -> None:
@@ -131,7 +131,7 @@ class Tenure:
         if other is not None and other.incarnation != self.record.incarnation and not taken_over:
             self._report(_taken(other))
         elif await self._put(entry.version if entry else 0):
-            log.warning("node's lease is taken again", node=self.record.name)
+            log.warning("node's lease was lost and is acquired again", node=self.record.name)
             self.problem = ""
 
     def _report(self, problem: str) -> None:
@@ -155,6 +155,6 @@ def _process_of(record: NodeRecord) -> Process:
 def _taken(other: NodeRecord) -> str:
     return (
         f"name: a daemon runs as node {other.name} already, with the same metadata: process {other.process} on "
-        f"{other.host}, state_dir {other.state_dir}, since {exact_moment(other.started_ns // SECOND_NS * SECOND_NS)}. "
+        f"{other.host}, state_dir {other.state_dir}, since {exact_time(other.started_ns // SECOND_NS * SECOND_NS)}. "
         "Stop that one, or give this one another name"
     )

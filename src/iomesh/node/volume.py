@@ -136,7 +136,7 @@ class Registry:
         """Raises AlreadyExists if another volume has its name."""
         name = volume.record.name
         if name in self._names or name in self.unreadable:
-            raise AlreadyExists(f"a volume {name} exists: take another name")
+            raise AlreadyExists(f"a volume {name} exists: choose another name")
         self._volumes[volume.record.id] = volume
         if not is_hidden(volume):
             self._names[name] = volume
@@ -186,9 +186,9 @@ class Registry:
     def find(self, name: str) -> OpenVolume:
         volume = self.get(name)
         if name in self.unreadable:
-            raise Unavailable(f"volume {name} is failed: {self.unreadable[name].reason}")
+            raise Unavailable(f"volume {name} has failed: {self.unreadable[name].reason}")
         if volume is None or is_hidden(volume):
-            raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows those that there are")
+            raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows all volumes")
         return volume
 
     def serving(self, name: str) -> OpenVolume:
@@ -229,7 +229,7 @@ async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[
             except Conflict:
                 found = await answered(get_volume(metadata, record.id))
                 if found is None and volume.version:
-                    raise Conflict(f"volume {record.name} has been removed by somebody else") from None
+                    raise Conflict(f"volume {record.name} was removed concurrently") from None
                 volume.record, volume.version = found if found is not None else (volume.record, 0)
                 if found is not None and change(found.record) == found.record:
                     return  # the answer to an earlier attempt was lost
@@ -284,7 +284,7 @@ async def _write_log(
             except Conflict:
                 found = await answered(get_log(metadata, log.id))
                 if found is None:
-                    raise Conflict(f"volume {volume.record.name} has been removed by somebody else") from None
+                    raise Conflict(f"volume {volume.record.name} was removed concurrently") from None
                 check(found.record)
                 volume.log, volume.log_version = found
                 if found.record == change(found.record):

@@ -1,13 +1,13 @@
 """The restore windows of this node's volumes: the spans of time in which any second can be restored.
 
-The engine keeps the whole log behind the oldest *mark*: a restore point, a snapshot that is not visible to users.
+The engine keeps the whole log behind the oldest *restore point*, a snapshot that is not visible to users.
 Restoring a point in time means going back to the restore point before it and rolling the log forward from there
 (ext/history/roll_forward.pyx). So restore points bound two things: how far back a restore can go, and how much of the
 log it has to replay. They are created at intervals while the volume is written; the oldest is deleted once the next one
 is older than the window.
 
     created ──> oldest ──> deleted                      its part of the log may be cleaned from then on
-                   '──> (a clone stands on it) ──> a snapshot without a mark, deleted after the clone
+                   '──> (a clone stands on it) ──> an ordinary hidden snapshot, deleted after the clone
 
 A window keeps space that users may need: when a device runs out of space, windows are shortened before writes fail.
 """
@@ -29,21 +29,21 @@ from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import CloneRecord
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Exports
-from iomesh.node.log_time import TOLERANCE_NS, Sample, ago, available, log_times, mark_sample, stretches
+from iomesh.node.log_time import TOLERANCE_NS, Sample, ago, available, log_times, sample_of, stretches
 from iomesh.node.logs import logger
-from iomesh.node.room import patiently, refuse_without_space
-from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_mark, refuse_users, restored_name, visible
+from iomesh.node.room import refuse_without_space, retry_for_space
+from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_restore_point, refuse_users, restored_name, visible
 from iomesh.node.supervisor import BackgroundTask, Supervisor
 from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
-from iomesh.times import SECOND_NS, exact_moment, exact_span
+from iomesh.times import SECOND_NS, exact_span, exact_time
 
 log = logger("windows")
 
 LOOK_SECONDS = 1.0
-MARKS = 512  # per window: its length divided by this is the interval between two, ...
+RESTORE_POINTS = 512  # per window: its length divided by this is the interval between two, ...
 INTERVAL_SECONDS = 10  # ... but at least this
 LOG_BYTES = 1 << 30  # of log between two restore points, at most, while there are few of them
-MARKS_MAX = 1024  # of a volume; the engine has room for four times as many snapshots
+RESTORE_POINTS_MAX = 1024  # of a volume; the engine has room for four times as many snapshots
 CHANGES = ("writes", "trims", "zeroes")  # without any of these, two restore points would be equal
 MS = 10**6
 RANGES_SHOWN = 8  # available ranges listed in a message: the nearest ones
@@ -58,15 +58,13 @@ class Asked(NamedTuple):
     asked_ns: int
 
     def __str__(self) -> str:
-        return (
-            f"at {exact_moment(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
-        )
+        return f"at {exact_time(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
 
 
 class PointInTime(NamedTuple):
-    """A point in time in a volume's log: reached from `mark` (as the engine lists it) by all records up to `log_ns`."""
+    """A point in time in a volume's log: `restore_point`, as the engine lists it, and all records up to `log_ns`."""
 
-    mark: dict[str, Any]
+    restore_point: dict[str, Any]
     log_ns: int
     at_ns: int  # the wall clock at that point
 
@@ -77,7 +75,7 @@ class Restored(NamedTuple):
 
 
 @dataclass
-class _Marked:
+class _Counters:
     """The counters when the newest restore point was created."""
 
     changes: int
@@ -99,7 +97,7 @@ class Windows:
         self._exports = exports
         self._volumes = volumes
         self._snapshots = snapshots
-        self._marked: dict[uuid.UUID, _Marked] = {}
+        self._at_restore_point: dict[uuid.UUID, _Counters] = {}
         # For volumes being restored by rolling forward: the sequence of the restore point at which that began.
         self._following: dict[uuid.UUID, int] = {}
         self._supervisor = supervisor
@@ -134,40 +132,40 @@ class Windows:
     ) -> Restored:
         """Restores the volume to a point in time, given as a Unix time or as a time span before now.
 
-        Until the restore is complete the volume stands on an unsettled mark; if it is interrupted, the volume goes back
-        to its state before.
+        Until the restore is complete the volume stands on an unsettled restore point; if it is interrupted, the volume
+        goes back to its state before.
         """
         asked_of = self._volumes.serving(name)
         asked = Asked(at_ns, ago_ns, time.monotonic_ns())
-        attempts = patiently(lambda: self._restore(asked_of, asked, discard=discard, force=force))
+        attempts = retry_for_space(lambda: self._restore(asked_of, asked, discard=discard, force=force))
         return await self._supervisor.carry_through("restore", attempts, volume=name)
 
     async def _restore(self, asked_of: OpenVolume, asked: Asked, *, discard: bool, force: bool) -> Restored:
         name, identity = asked_of.record.name, asked_of.record.id
         async with self._volumes.holding(name) as volume:
             if volume is not asked_of:
-                raise Conflict(f"volume {name} has been replaced by another one meanwhile")
+                raise Conflict(f"volume {name} was replaced by another volume meanwhile")
             point = await self.find(volume, asked)
-            mark = uuid.UUID(bytes=point.mark["id"])
+            restore_point = uuid.UUID(bytes=point.restore_point["id"])
             if not force:
                 await self._exports.let_leave(name)
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._exports), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
                     identity,
-                    mark,
+                    restore_point,
                     before=kept,
                     name=kept_name,
                     discard=False,
                     force=force,
-                    mark=new_mark(),
+                    mark=new_restore_point(),
                     unsettled=True,
                 )
             await self._snapshots.refresh(volume)
-            self._following[identity] = point.mark["sequence"]
+            self._following[identity] = point.restore_point["sequence"]
             try:
-                told = await self._engine.roll_forward(identity, identity, mark, until_ns=point.log_ns)
-                await self._engine.create_snapshots([(identity, *new_mark())], mark=True, urgent=True)
+                told = await self._engine.roll_forward(identity, identity, restore_point, until_ns=point.log_ns)
+                await self._engine.create_snapshots([(identity, *new_restore_point())], mark=True, urgent=True)
             except BaseException:
                 await self.undo(volume)
                 raise
@@ -177,17 +175,17 @@ class Windows:
                 await self._engine.delete_snapshot(identity, kept)
             await self._snapshots.refresh(volume)
             before = "" if discard else kept_name
-            log.info("volume restored", volume=name, at=exact_moment(point.at_ns), before=before, **told)
+            log.info("volume restored", volume=name, at=exact_time(point.at_ns), before=before, **told)
             return Restored(before, point.at_ns)
 
     async def undo(self, volume: OpenVolume) -> None:
-        """If the volume stands on an unsettled mark, an unfinished restore is undone. The caller holds its
+        """If the volume stands on an unsettled restore point, an unfinished restore is undone. The caller holds its
         `changing`."""
         identity = volume.record.id
         before = self._engine.volume_state(identity)["unsettled"]
         if before is None:
             return
-        discarded, mark = new_mark(), new_mark()
+        discarded, restore_point = new_restore_point(), new_restore_point()
         await self._engine.restore_volume(
             identity,
             uuid.UUID(bytes=before),
@@ -195,13 +193,11 @@ class Windows:
             name=discarded[1],
             discard=True,
             force=True,
-            mark=mark,
+            mark=restore_point,
         )
         await self._engine.delete_snapshot(identity, uuid.UUID(bytes=before))
         await self._snapshots.refresh(volume)
-        log.warning(
-            "a restore that was not finished is undone: the volume is what it was before", volume=volume.record.name
-        )
+        log.warning("unfinished restore undone: the volume has its previous content", volume=volume.record.name)
 
     # steps for one volume; the caller holds its `changing`
 
@@ -211,42 +207,45 @@ class Windows:
         name, window = volume.record.name, volume.record.policy.window_seconds
         at_ns, what = asked.at_ns, f"volume {name} {asked}"
         await self._snapshots.refresh(volume)
-        marks, clock = marks_of(volume), await self._engine.log_clock(volume.record.id)
-        if not marks and window:
+        restore_points, clock = restore_points_of(volume), await self._engine.log_clock(volume.record.id)
+        if not restore_points and window:
             raise InvalidArgument(f"{what}: its restore window begins once there is space on its device")
-        if not marks:
-            how = f"`iomesh volume set {name} --window 24h` gives it one, from then on"
-            raise InvalidArgument(f"volume {name} has no restore window, so it goes back to snapshots only: {how}")
+        if not restore_points:
+            how = f"`iomesh volume set {name} --window 24h` gives it one from now on"
+            raise InvalidArgument(
+                f"volume {name} has no restore window, so it can be restored to snapshots only: {how}"
+            )
         samples = [
-            *map(mark_sample, marks),
+            *map(sample_of, restore_points),
             Sample(clock["time_ns"], clock["clock_ns"], clock["until_ns"], clock["since_ns"]),
         ]
-        reach = f"its restore window of {exact_span(window)} reaches back to {exact_moment(marks[0]['time_ns'])}"
+        reach = f"its restore window of {exact_span(window)} reaches back to {exact_time(restore_points[0]['time_ns'])}"
         if asked.ago_ns is None:
             log_ns = _log_time(what, reach, samples, at_ns)
         elif (found := ago(samples, asked.ago_ns + time.monotonic_ns() - asked.asked_ns)) is None:
             raise InvalidArgument(f"{what}: that point in time is too long ago: {reach}")
         else:
             log_ns, at_ns = found
-        mark = next((mark for mark in reversed(marks) if mark["log_ns"] <= log_ns), marks[0])
-        if mark["unsettled"]:
-            was = f"it was being restored from {exact_moment(mark['time_ns'])} on"
+        restore_point = next((each for each in reversed(restore_points) if each["log_ns"] <= log_ns), restore_points[0])
+        if restore_point["unsettled"]:
+            was = f"it was being restored from {exact_time(restore_point['time_ns'])} on"
             raise InvalidArgument(f"{what}: {was}: choose a time before or after that")
         # After a crash, new records are only later than the current newest record: a clone may have to roll forward
         # again then.
-        return PointInTime(mark, max(mark["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
+        return PointInTime(restore_point, max(restore_point["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
 
     async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
         """Rolls a newly opened clone that stands on a restore point forward to its point in time. Idempotent."""
         told = await self._engine.roll_forward(
             clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns
         )
-        log.info("clone taken to its moment", volume=clone.record.name, at=exact_moment(of.at_ns), **told)
+        log.info("clone rolled forward to its point in time", volume=clone.record.name, at=exact_time(of.at_ns), **told)
 
     def can_shorten(self, volume: OpenVolume) -> bool:
         """While a volume is being restored, only restore points before the one where that began can be deleted."""
         return any(
-            mark["sequence"] < self._following.get(volume.record.id, mark["sequence"] + 1) for mark in marks_of(volume)
+            each["sequence"] < self._following.get(volume.record.id, each["sequence"] + 1)
+            for each in restore_points_of(volume)
         )
 
     async def shorten(self, volume: OpenVolume) -> None:
@@ -257,31 +256,31 @@ class Windows:
                 await self._give_up_oldest(volume)
         elif not volume.changing.locked():
             async with volume.changing:
-                if volume.in_engine and len(marks_of(volume)) == 1:
-                    await self._mark(volume, urgent=True)
+                if volume.in_engine and len(restore_points_of(volume)) == 1:
+                    await self._create_restore_point(volume, urgent=True)
                 if volume.in_engine:
                     await self._give_up_oldest(volume)
 
     async def _give_up_oldest(self, volume: OpenVolume) -> None:
-        marks = marks_of(volume)
-        if len(marks) < 2:
+        restore_points = restore_points_of(volume)
+        if len(restore_points) < 2:
             return
-        await self._drop(volume, marks[0])
+        await self._drop(volume, restore_points[0])
         await self._snapshots.refresh(volume)
         log.warning(
             "restore window shortened: its device is full",
             volume=volume.record.name,
             window=exact_span(volume.record.policy.window_seconds),
-            since=exact_moment(marks[1]["time_ns"]),
+            since=exact_time(restore_points[1]["time_ns"]),
         )
 
-    async def forget(self, volume: OpenVolume, marks: list[dict[str, Any]]) -> None:
+    async def forget(self, volume: OpenVolume, restore_points: list[dict[str, Any]]) -> None:
         """Deletes these restore points; if they are all, the window starts anew now. The caller holds its
         `changing`."""
-        if len(marks) == len(marks_of(volume)):
-            await self._mark(volume, urgent=True)
-        for mark in marks:
-            await self._drop(volume, mark)
+        if len(restore_points) == len(restore_points_of(volume)):
+            await self._create_restore_point(volume, urgent=True)
+        for restore_point in restore_points:
+            await self._drop(volume, restore_point)
         await self._snapshots.refresh(volume)
 
     # keeping restore points
@@ -298,7 +297,7 @@ class Windows:
                 except MetadataUnavailable:
                     continue  # reported by pointers.py; the next round tries again
                 except IomeshError as error:
-                    log.error("restore window not kept", volume=volume.record.name, reason=error.message)
+                    log.error("restore window not maintained", volume=volume.record.name, reason=error.message)
             task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -315,8 +314,8 @@ class Windows:
             return
         clock = await self._engine.log_clock(volume.record.id)
         if window and self._is_due(volume, window, clock):
-            await self._mark_if_there_is_space(volume)
-        unneeded = expired(marks_of(volume), window, clock["time_ns"])
+            await self._create_if_there_is_space(volume)
+        unneeded = expired(restore_points_of(volume), window, clock["time_ns"])
         unneeded += [entry for entry in volume.snapshots if is_left_over(entry) and not self._clones(volume, entry)]
         for entry in unneeded:
             await self._drop(volume, entry)
@@ -324,49 +323,49 @@ class Windows:
             await self._snapshots.refresh(volume)
 
     def _is_due(self, volume: OpenVolume, window: int, clock: dict[str, int]) -> bool:
-        marks, marked = marks_of(volume), self._marked.get(volume.record.id)
-        if not marks:
+        restore_points, marked = restore_points_of(volume), self._at_restore_point.get(volume.record.id)
+        if not restore_points:
             return True
-        is_old: bool = clock["time_ns"] - marks[-1]["log_ns"] >= interval_seconds(window) * SECOND_NS
-        if clock["since_ns"] and (is_old or len(marks) < MARKS_MAX):
+        is_old: bool = clock["time_ns"] - restore_points[-1]["log_ns"] >= interval_seconds(window) * SECOND_NS
+        if clock["since_ns"] and (is_old or len(restore_points) < RESTORE_POINTS_MAX):
             return True  # the wall clock was stepped: a restore point records when, for as long as that matters
         if marked is None:  # it was created before the node started
             return is_old
         now = self._look(volume)
-        much = now.log_bytes - marked.log_bytes >= LOG_BYTES and len(marks) < MARKS_MAX
+        much = now.log_bytes - marked.log_bytes >= LOG_BYTES and len(restore_points) < RESTORE_POINTS_MAX
         return now.changes != marked.changes and bool(much or is_old)
 
-    def _look(self, volume: OpenVolume) -> _Marked:
+    def _look(self, volume: OpenVolume) -> _Counters:
         counters = counters_by_name(self._engine.counters(volume.record.id))
-        return _Marked(
+        return _Counters(
             sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"]
         )
 
-    async def _mark_if_there_is_space(self, volume: OpenVolume) -> None:
+    async def _create_if_there_is_space(self, volume: OpenVolume) -> None:
         """Without space, the next round tries again."""
         try:
-            await self._mark(volume)
+            await self._create_restore_point(volume)
         except NoSpace:
             if volume.unmarked.begins(time.monotonic()):
                 log.warning(
-                    "no space: a mark of the restore window that is due is made when there is",
+                    "no space: a restore point that is due is created once there is some",
                     volume=volume.record.name,
                 )
 
-    async def _mark(self, volume: OpenVolume, *, urgent: bool = False) -> None:
+    async def _create_restore_point(self, volume: OpenVolume, *, urgent: bool = False) -> None:
         """urgent: replace other restore points, which are deleted then."""
-        await self.undo(volume)  # a new mark would settle an unfinished restore
+        await self.undo(volume)  # a new restore point would settle an unfinished restore
         now = self._look(volume)
-        await self._engine.create_snapshots([(volume.record.id, *new_mark())], mark=True, urgent=urgent)
-        self._marked[volume.record.id] = now
+        await self._engine.create_snapshots([(volume.record.id, *new_restore_point())], mark=True, urgent=urgent)
+        self._at_restore_point[volume.record.id] = now
         await self._snapshots.refresh(volume)
 
     def _clones(self, volume: OpenVolume, entry: dict[str, Any]) -> list[str]:
         return self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))
 
-    async def _drop(self, volume: OpenVolume, mark: dict[str, Any]) -> None:
-        identity = uuid.UUID(bytes=mark["id"])
-        if self._clones(volume, mark):
+    async def _drop(self, volume: OpenVolume, restore_point: dict[str, Any]) -> None:
+        identity = uuid.UUID(bytes=restore_point["id"])
+        if self._clones(volume, restore_point):
             await self._engine.unmark_snapshot(volume.record.id, identity)
         else:
             await self._engine.delete_snapshot(volume.record.id, identity)
@@ -389,9 +388,9 @@ def _log_time(what: str, reach: str, samples: list[Sample], at_ns: int) -> int:
     )
     near = sorted(available(found), key=lambda one: max(one.from_ns - at_ns, at_ns - one.to_ns))[:RANGES_SHOWN]
     ranges = "; ".join(
-        f"{exact_moment(_round_up(one.from_ns))} to {exact_moment(one.to_ns // MS * MS)}" for one in sorted(near)
+        f"{exact_time(_round_up(one.from_ns))} to {exact_time(one.to_ns // MS * MS)}" for one in sorted(near)
     )
-    remedy = f"choose one of {ranges}, or how" if ranges else "name how"
+    remedy = f"choose a time in {ranges}, or give how" if ranges else "give how"
     raise InvalidArgument(
         f"{what}: the wall clock of the node was stepped, and that time {how_often}: {remedy} long ago ('90s ago')"
     )
@@ -401,11 +400,11 @@ def check_point_in_time(*, at_ns: int | None, ago_ns: int | None) -> None:
     """Validates a client's request: a Unix time, or a span of log time before now, in nanoseconds. Raises
     InvalidArgument."""
     if at_ns is None and ago_ns is None:
-        raise InvalidArgument("a point in time is a time or how long ago: neither is given")
+        raise InvalidArgument("the point in time is missing: give a time or how long ago")
     if at_ns is not None and at_ns <= 0:
-        raise InvalidArgument("a point in time is after 1970")
+        raise InvalidArgument("the point in time is before 1970")
     if ago_ns is not None and ago_ns < 0:
-        raise InvalidArgument(f"a point in time {ago_ns / SECOND_NS:g} s ago is in the future")
+        raise InvalidArgument(f"the point in time, {ago_ns / SECOND_NS:g} s ago, is in the future")
 
 
 def _round_up(nanoseconds: int) -> int:
@@ -415,27 +414,27 @@ def _round_up(nanoseconds: int) -> int:
 def check_window(seconds: int) -> None:
     if seconds and not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
         raise InvalidArgument(
-            f"a restore window of {exact_span(seconds)}: from {exact_span(SHORTEST_SECONDS)} to "
+            f"a restore window of {exact_span(seconds)} is out of range: use {exact_span(SHORTEST_SECONDS)} to "
             f"{exact_span(LONGEST_SECONDS)}, or off"
         )
 
 
 def interval_seconds(window: int) -> float:
-    return max(window / MARKS, INTERVAL_SECONDS)
+    return max(window / RESTORE_POINTS, INTERVAL_SECONDS)
 
 
-def marks_of(volume: OpenVolume) -> list[dict[str, Any]]:
+def restore_points_of(volume: OpenVolume) -> list[dict[str, Any]]:
     """Oldest first, as the engine listed them last."""
     return [entry for entry in volume.snapshots if entry["mark"] and is_kept(entry)]
 
 
-def expired(marks: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[str, Any]]:
+def expired(restore_points: list[dict[str, Any]], window: int, now_ns: int) -> list[dict[str, Any]]:
     """Those that no point in time of the window needs; with no window, all. now_ns: log time, which a wrong clock does
     not affect."""
     if not window:
-        return marks
+        return restore_points
     from_ns = now_ns - window * SECOND_NS
-    return [mark for mark, following in itertools.pairwise(marks) if following["log_ns"] <= from_ns]
+    return [each for each, following in itertools.pairwise(restore_points) if following["log_ns"] <= from_ns]
 
 
 def is_left_over(entry: dict[str, Any]) -> bool:

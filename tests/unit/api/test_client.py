@@ -32,13 +32,15 @@ def test_what_is_neither_is_refused(address: str) -> None:
         Client(address)
 
 
-async def test_a_socket_that_nobody_listens_on_is_named(tmp_path: Path) -> None:
+async def test_a_socket_without_a_listener_is_named(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     for place, reason in ((path, "Connection refused"), (tmp_path / "absent.sock", "No such file or directory")):
         async with Client(str(place)) as node:
-            with pytest.raises(Unavailable, match=rf"{place.name} \({reason}\): is `iomesh daemon run` running"):
+            with pytest.raises(
+                Unavailable, match=rf"{place.name} \({reason}\): check that `iomesh daemon run` is running"
+            ):
                 await node.status()
 
 
@@ -51,6 +53,6 @@ async def test_a_number_that_no_message_can_hold_is_refused_before_it_is_sent(tm
             await node.grow_volume("db", size)
 
 
-async def test_a_client_that_was_not_entered_says_how(tmp_path: Path) -> None:
+async def test_a_client_outside_its_context_manager_explains_its_use(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="async with"):
         await Client(str(tmp_path / "absent.sock")).status()

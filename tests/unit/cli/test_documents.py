@@ -68,7 +68,7 @@ def test_what_is_on_a_device_at_rest_is_as_the_schema_says_also_when_it_is_damag
     assert faults(command, damaged.document) == []
 
 
-def test_the_configuration_is_as_the_schema_says(iomesh: Run) -> None:
+def test_the_configuration_matches_the_schema(iomesh: Run) -> None:
     assert faults("daemon run", iomesh("daemon", "run", "--check", "--json").document) == []
 
 

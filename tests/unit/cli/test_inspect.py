@@ -137,7 +137,7 @@ def test_a_damaged_journal_block_is_read_from_its_mirror(iomesh: Run, device: Pa
         (("node", "1:0"), 7, "no record of the segment tells of a payload block here"),
         (("node", "1:1"), 7, "is of kind data"),
         (("node", "--offset", "2Mi"), 0, "nothing is mapped"),
-        (("node", "--offset", "1Ti"), 2, "--offset: 1Ti is behind the end of the volume, which has"),
+        (("node", "--offset", "1Ti"), 2, "--offset: 1Ti is beyond the end of the volume, which has"),
     ],
     ids=str,
 )
@@ -194,7 +194,7 @@ def test_random_damage_never_ends_in_a_crash_nor_in_silence(iomesh: Run, device:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damage_under_a_correct_checksum_is_no_harm_either(iomesh: Run, device: Path, seed: int) -> None:
+def test_damage_under_a_correct_checksum_is_handled_too(iomesh: Run, device: Path, seed: int) -> None:
     draw = random.Random(seed)
     data = bytearray(device.read_bytes())
     for start, length in written(device):

@@ -68,14 +68,14 @@ def test_a_directory_that_lost_its_marker_is_not_removed(tmp_path: Path) -> None
     made = created(tmp_path)
     made.marker.unlink()
     (tmp_path / "data").write_text("x")
-    with pytest.raises(Foreign, match="is not a trial's and stays"):
+    with pytest.raises(Foreign, match="is not a trial's directory and is not removed"):
         made.remove()
     assert (tmp_path / "data").exists()
     with pytest.raises(NotFound):
         Installation.load(tmp_path)
 
 
-def test_a_daemon_counts_while_its_very_process_lives(tmp_path: Path) -> None:
+def test_a_daemon_counts_as_running_while_its_own_process_runs(tmp_path: Path) -> None:
     process = subprocess.Popen(["sleep", "60"])
     try:
         node = TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid))
@@ -84,7 +84,7 @@ def test_a_daemon_counts_while_its_very_process_lives(tmp_path: Path) -> None:
         made = created(tmp_path)
         made.nodes.append(node)
         made.save()
-        with pytest.raises(InUse, match="runs"):
+        with pytest.raises(InUse, match="is running: stop it first"):
             Installation.load(tmp_path).remove()
         with pytest.raises(InUse, match=f"runs \\(process {process.pid}\\)"):
             created(tmp_path)
@@ -140,14 +140,14 @@ def test_a_file_larger_than_files_may_be_is_refused_and_leaves_nothing(tmp_path:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # as a filesystem with such a limit answers
     try:
-        with pytest.raises(InvalidArgument, match=r"2Mi is more than a file may have here.*choose a smaller size"):
+        with pytest.raises(InvalidArgument, match=r"2Mi exceeds the file size limit.*choose a smaller size"):
             make_device_file(tmp_path / "device", 2 << 20, Allocation.SPARSE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "device").write_text("mine")
     with pytest.raises(FileExistsError):
         make_device_file(tmp_path / "device", 4096, Allocation.SPARSE)

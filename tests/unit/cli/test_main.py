@@ -116,7 +116,7 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("daemon", "run", "--check", "--set", "engine.reactor=2"), 2, "did you mean 'engine.reactors'?"),
         (("daemon", "run", "--check", "--mode", "lazy"), 2, "engine.mode"),
         (("daemon", "run", "--check", "--map-cache", "much"), 2, "'much' is not a size"),
-        (("daemon", "run", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml is not there"),
+        (("daemon", "run", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml does not exist"),
         (("completion", "tcsh"), 2, "'tcsh' is not one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -68,7 +68,7 @@ def test_latencies_are_those_of_the_interval_alone() -> None:
     assert volume.read_latency.count == 0
 
 
-def test_the_reactors_share_of_time_and_its_cache_are_told() -> None:
+def test_the_reactors_share_of_time_and_its_cache_are_reported() -> None:
     (reactor,) = sample(BEFORE, AFTER).reactors
     figures = (reactor.volumes, reactor.busy, reactor.map_frames, reactor.map_used, reactor.map_dirty, reactor.map_hits)
     assert figures == (

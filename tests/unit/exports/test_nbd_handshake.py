@@ -121,7 +121,7 @@ def error_kinds(replies: list[tuple[int, bytes]]) -> list[int]:
     return [kind for kind, _ in replies]
 
 
-async def test_go_names_an_export_and_tells_its_size_and_flags(client: Client) -> None:
+async def test_go_selects_an_export_and_returns_its_size_and_flags(client: Client) -> None:
     await client.greet()
     assert await client.option(GO, info(b"books")) == [
         (INFORMATION, struct.pack(">HQH", 0, 1 << 30, FLAGS_PLAIN)),
@@ -131,7 +131,7 @@ async def test_go_names_an_export_and_tells_its_size_and_flags(client: Client) -
     assert (agreed.export.name, agreed.structured, agreed.context_id) == ("books", False, None)
 
 
-async def test_info_tells_all_that_is_asked_for_and_the_handshake_goes_on(client: Client) -> None:
+async def test_info_returns_what_is_requested_and_the_handshake_continues(client: Client) -> None:
     await client.greet()
     replies = await client.option(INFO, info("bücher".encode(), 1, 2, 3, 77))
     assert replies == [
@@ -153,7 +153,7 @@ async def test_a_size_that_grew_is_what_the_next_client_hears(client: Client, ex
     assert (await client.option(INFO, info(b"books")))[0] == (INFORMATION, struct.pack(">HQH", 0, 2 << 30, FLAGS_PLAIN))
 
 
-async def test_export_name_answers_with_zeroes_unless_the_client_wants_none(client: Client) -> None:
+async def test_export_name_sends_the_zero_padding_unless_the_client_declines_it(client: Client) -> None:
     await client.greet(client_flags=1)
     await client.send(b"IHAVEOPT" + struct.pack(">II", EXPORT_NAME, 5) + b"books")
     assert await client.receive(134) == struct.pack(">QH", 1 << 30, FLAGS_PLAIN) + bytes(124)
@@ -232,7 +232,7 @@ async def test_choosing_selects_only_what_is_named_in_full(client: Client, queri
     assert (await client.agreement()).context_id is None
 
 
-async def test_a_snapshot_tells_what_has_changed_since_an_older_one(
+async def test_a_snapshot_reports_what_changed_since_an_older_one(
     client: Client, exports: dict[str, NbdExport]
 ) -> None:
     exports["books@friday"] = Volume("books@friday", 1 << 30, read_only=True, comparable=("monday", "tuesday"))
@@ -298,7 +298,7 @@ async def test_a_choice_that_failed_leaves_none(client: Client) -> None:
         (INFO, info(b"nobody"), UNKNOWN, "'nobody'"),
     ],
 )
-async def test_an_option_that_is_refused_says_why_and_the_next_one_is_heard(
+async def test_a_refused_option_names_the_reason_and_the_next_one_is_answered(
     client: Client, option: int, data: bytes, kind: int, word: str
 ) -> None:
     await client.greet()

@@ -112,7 +112,7 @@ async def test_over_tcp_too_and_at_once(server: NbdServer) -> None:
     ],
     ids=["stable", "volatile", "read-only"],
 )
-async def test_flags_tell_what_the_volume_can_do(
+async def test_flags_match_the_abilities_of_the_volume(
     server: NbdServer, tmp_path: Path, volume: Volume, present: int, absent: int
 ) -> None:
     server.publish(volume)
@@ -143,7 +143,7 @@ async def test_a_withdrawn_export_is_not_found_and_its_connections_stay(server: 
         server.publish(volume)
 
 
-async def test_a_handshake_has_its_time(server: NbdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_handshake_has_a_timeout(server: NbdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nbd, "HANDSHAKE_SECONDS", 0.2)
     server.publish(Volume())
     await server.listen_unix(str(tmp_path / "nbd"))
@@ -153,7 +153,7 @@ async def test_a_handshake_has_its_time(server: NbdServer, tmp_path: Path, monke
             await receive(silent, 1)
 
 
-async def test_the_oldest_of_too_many_handshakes_makes_room(
+async def test_the_oldest_of_too_many_handshakes_is_ended(
     server: NbdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nbd, "HANDSHAKES_MAX", 8)
@@ -176,7 +176,7 @@ async def test_the_oldest_of_too_many_handshakes_makes_room(
         one.close()
 
 
-async def test_clients_that_are_none_disturb_nobody(server: NbdServer, tmp_path: Path) -> None:
+async def test_connections_that_are_not_nbd_do_not_disturb_others(server: NbdServer, tmp_path: Path) -> None:
     volume = Volume()
     server.publish(volume)
     await server.listen_unix(str(tmp_path / "nbd"))
@@ -215,7 +215,7 @@ async def test_closing_ends_handshakes_and_listening(tmp_path: Path) -> None:
         await connect(tmp_path / "nbd")
 
 
-async def test_a_path_that_is_taken_is_said(server: NbdServer, tmp_path: Path) -> None:
+async def test_a_path_in_use_is_named(server: NbdServer, tmp_path: Path) -> None:
     (tmp_path / "nbd").write_text("something")
     with pytest.raises(OSError, match="in use"):
         await server.listen_unix(str(tmp_path / "nbd"))

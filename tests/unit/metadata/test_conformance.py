@@ -60,7 +60,7 @@ async def test_a_put_without_a_version_always_writes(metadata: Metadata) -> None
     assert await metadata.get("a") == ("a", b"2", revision)
 
 
-async def test_a_commit_that_meets_another_version_changes_nothing_and_says_which(metadata: Metadata) -> None:
+async def test_a_commit_with_a_wrong_version_changes_nothing_and_names_the_key(metadata: Metadata) -> None:
     version = await metadata.commit(Put("a", b"1", 0))
     before = (await metadata.list_prefix("")).revision
     for operation in (
@@ -163,7 +163,7 @@ async def take(changes: AsyncGenerator[Change, None], count: int) -> list[Change
         return [await anext(changes) for _ in range(count)]
 
 
-async def test_a_watch_tells_every_change_behind_the_revision_in_order(client: Opener) -> None:
+async def test_a_watch_reports_every_change_after_the_revision_in_order(client: Opener) -> None:
     writer, watcher = await client(), await client()
     old = await writer.commit(Put("volumes/old", b"", 0))
     changes = watcher.watch("volumes/", old)
@@ -250,7 +250,7 @@ async def test_a_lease_that_is_not_renewed_takes_its_entries_with_it(client: Ope
     await changes.aclose()
 
 
-async def test_an_entry_under_a_lease_that_ended_can_be_created_anew(client: Opener) -> None:
+async def test_an_entry_of_an_expired_lease_can_be_created_again(client: Opener) -> None:
     holder, successor = await client(), await client()
     await put_for(holder, 0.1, Put("nodes/a", b"old", 0))
     async with asyncio.timeout(120):

@@ -61,11 +61,11 @@ def test_fields_of_a_later_version_are_ignored(record: Any) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-def test_a_format_that_is_not_known_is_refused_whatever_is_in_the_record(record: Any) -> None:
+def test_an_unknown_format_is_refused_whatever_the_record_holds(record: Any) -> None:
     for newer in (changed(record, format=record.format + 1), Entry("some/key", b'{"format":99}', 1)):
         with pytest.raises(Unsupported, match=r"some/key has format \d+, .* newer"):
             decode(type(record), newer)
-    with pytest.raises(Unsupported, match="some/key has format 0 of an earlier iomesh"):
+    with pytest.raises(Unsupported, match="some/key has format 0 of an earlier version"):
         decode(type(record), changed(record, format=0))
 
 
@@ -96,6 +96,6 @@ async def test_all_who_ask_a_new_service_at_once_are_of_one_cluster(metadata: Me
 async def test_a_service_whose_keys_are_of_an_earlier_iomesh_is_refused(metadata: Metadata) -> None:
     await metadata.commit(Put(CLUSTER_KEY, changed(CLUSTER, format=1).value, 0))
     with pytest.raises(
-        Unsupported, match=r"cluster has format 1 of an earlier iomesh, which this one does not read .*begin anew"
+        Unsupported, match=r"cluster has format 1 of an earlier version, which this one does not read .*start over"
     ):
         await get_or_create_cluster(metadata)

@@ -61,7 +61,7 @@ async def test_a_process_that_is_killed_leaves_what_it_had_committed(tmp_path: P
     await metadata.close()
 
 
-async def test_a_watch_from_too_long_ago_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_from_a_revision_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implementation, "CHANGES_KEPT", 5)
     metadata = await SqliteMetadata.open(tmp_path / "metadata.db")
     first = await metadata.commit(Put("a/0", b"", 0))
@@ -87,7 +87,7 @@ async def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         await SqliteMetadata.open(tmp_path / "absent" / "metadata.db")
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "metadata.db"
     path.write_bytes(b"something else entirely" * 1000)
     with pytest.raises(Damaged, match=r"metadata\.db"):
@@ -116,7 +116,7 @@ async def commit_often(metadata: SqliteMetadata) -> None:
         await metadata.commit(Put("a", bytes(4096), None))
 
 
-async def test_a_full_file_system_is_unavailable_and_works_again_once_there_is_space(tmp_path: Path) -> None:
+async def test_a_full_file_system_is_unavailable_until_it_has_space(tmp_path: Path) -> None:
     small = SmallFileSystem(tmp_path / "small", mebibytes=2)
     try:
         metadata = await SqliteMetadata.open(small.path / "metadata.db")
@@ -133,7 +133,7 @@ async def test_a_full_file_system_is_unavailable_and_works_again_once_there_is_s
         small.remove()
 
 
-async def test_a_lock_that_another_process_holds_is_unavailable_until_it_is_let_go(
+async def test_a_lock_of_another_process_is_unavailable_until_it_is_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(implementation, "BUSY_SECONDS", 0.05)

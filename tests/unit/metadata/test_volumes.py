@@ -153,7 +153,7 @@ async def test_of_a_removal_that_ends_early_the_rest_can_be_removed(metadata: Me
     assert await keys(metadata) == []
 
 
-async def test_a_name_that_a_crash_left_is_had_by_the_next_who_wants_it(metadata: Metadata) -> None:
+async def test_a_name_left_by_a_crash_can_be_reserved(metadata: Metadata) -> None:
     await metadata.commit(put_name("orphan", uuid.UUID(int=99), 0))
     hidden = await make(metadata, "given-up", 1)
     await hide_record(metadata, hidden)
@@ -164,7 +164,7 @@ async def test_a_name_that_a_crash_left_is_had_by_the_next_who_wants_it(metadata
         assert found.record.volume == uuid.UUID(int=number)
 
 
-async def test_a_leftover_that_was_reserved_anew_meanwhile_is_not_cleared(metadata: Metadata) -> None:
+async def test_a_stale_name_that_was_reserved_again_is_not_released(metadata: Metadata) -> None:
     await metadata.commit(put_name("db", uuid.UUID(int=99), 0))
     (stale,) = (await read_volumes(metadata)).stale_names
     await make(metadata, "db", 1)
@@ -172,7 +172,7 @@ async def test_a_leftover_that_was_reserved_anew_meanwhile_is_not_cleared(metada
     assert await find_volume(metadata, "db") is not None
 
 
-async def test_a_name_whose_reservation_was_lost_is_told(metadata: Metadata) -> None:
+async def test_a_lost_name_reservation_is_reported(metadata: Metadata) -> None:
     volume = await make(metadata, "db", 1)
     await metadata.commit(Delete(name_key("db"), None))
     assert (await read_volumes(metadata)).unnamed == {volume.record.id}

@@ -125,12 +125,15 @@ def test_a_setting_that_does_not_exist_is_named_too(written: Any) -> None:
         ('devices = "/dev/a"', "devices: expected `array`, got `str`"),
         ('devices = ["/dev/a", "/dev/a"]', "devices: /dev/a is listed twice"),
         ('cluster = "mine"', "cluster: invalid UUID"),
-        ('name = "a b"', "name: 'a b' is not a node's name"),
+        ('name = "a b"', "name: 'a b' is not a valid node name"),
         ('state_dir = ""', "state_dir is empty"),
         ('[nbd]\nlisten = "10809"', "nbd.listen: '10809' is not host:port"),
         ('[metrics]\nlisten = "localhost:99999"', "metrics.listen: 'localhost:99999' is not host:port"),
         (f'run_dir = "/{"x" * 100}"', "control.socket: /xxx"),
-        ('[nbd]\nsocket = "/s"\n[control]\nsocket = "/s"', "control.socket and nbd.socket are the same: /s"),
+        (
+            '[nbd]\nsocket = "/s"\n[control]\nsocket = "/s"',
+            "control.socket and nbd.socket are both /s: set different paths",
+        ),
         ("name = ", "node.toml: Invalid value"),
     ],
 )
@@ -141,9 +144,9 @@ def test_a_value_that_makes_no_sense_is_named_with_its_key(written: Any, text: s
 
 
 def test_a_file_that_was_named_has_to_be_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"absent\.toml is not there"):
+    with pytest.raises(NotFound, match=r"absent\.toml does not exist"):
         load_config(tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match="folder"):
+    with pytest.raises(ConfigError, match="is a directory"):
         load_config(tmp_path)
 
 

@@ -76,7 +76,7 @@ async def test_a_member_of_an_array_is_refused(device: str) -> None:
         await format_device(device, cluster=CLUSTER)
 
 
-async def test_an_empty_device_is_formatted_and_says_whose_it_is(device: str) -> None:
+async def test_a_formatted_device_names_its_cluster(device: str) -> None:
     formatted = await format_device(device, cluster=CLUSTER, tier="hdd", label="shelf 3")
     seen = inspect_device(device)
     assert (seen.id, seen.cluster, seen.tier, seen.label) == (formatted.id, str(CLUSTER), "hdd", "shelf 3")
@@ -118,7 +118,7 @@ async def test_not_even_force_formats_what_is_mounted(loop_of: Maker, tmp_path: 
         subprocess.run(["umount", str(tmp_path / "mounted")], check=True)
 
 
-async def test_a_block_device_is_formatted_and_no_filesystem_is_seen_on_it_any_more(loop_of: Maker) -> None:
+async def test_formatting_a_block_device_hides_its_former_filesystem(loop_of: Maker) -> None:
     path = loop_of(DEVICE_BYTES)
     subprocess.run(["mkfs.ext4", "-q", path], check=True)
     assert identify(path).foreign == "a ext4 filesystem"
@@ -140,14 +140,14 @@ async def test_two_damaged_superblocks_are_named_and_not_taken_for_an_empty_devi
     await format_device(device, cluster=CLUSTER)
     overwrite(device, 100, b"\xff")
     overwrite(device, 128 * 1024 + 100, b"\xff")
-    with pytest.raises(Damaged, match="neither superblock is whole"):
+    with pytest.raises(Damaged, match="neither superblock is valid"):
         inspect_device(device)
     with pytest.raises(Foreign, match="superblocks are damaged"):
         await format_device(device, cluster=CLUSTER)
 
 
 @pytest.mark.parametrize("size", [0, 4096, MIB])
-async def test_a_device_that_is_too_small_is_told_what_it_needs(file_of: Maker, size: int) -> None:
+async def test_a_device_that_is_too_small_is_refused_with_the_size_needed(file_of: Maker, size: int) -> None:
     with pytest.raises(InvalidArgument, match=r"is too small: it has .*, a device needs"):
         await format_device(file_of(size), cluster=CLUSTER)
 

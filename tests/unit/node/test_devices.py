@@ -81,7 +81,7 @@ def test_what_is_neither_block_device_nor_file_is_refused(path: str) -> None:
         open_device(path)
 
 
-def test_a_block_device_has_its_own_size_and_what_sysfs_says_of_its_cache(loop_of: Maker) -> None:
+def test_a_block_device_has_its_size_and_the_cache_mode_of_sysfs(loop_of: Maker) -> None:
     path = loop_of(64 * MIB)
     device = open_device(path)
     said = Path("/sys/block", Path(path).name, "queue/write_cache").read_text().strip()

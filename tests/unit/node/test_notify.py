@@ -11,7 +11,7 @@ from iomesh.node.notify import notify
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_a_service_manager_hears_what_it_is_told(
+def test_notifications_reach_the_service_manager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
 ) -> None:
     name = str(tmp_path / "notify.sock")

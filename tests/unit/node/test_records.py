@@ -119,9 +119,9 @@ async def test_a_change_is_refused_when_another_epoch_is_stored(metadata: Faulty
 async def test_a_change_is_refused_when_the_record_is_gone(metadata: FaultyMetadata, volume: OpenVolume) -> None:
     for key in (log_key(volume.record.id), volume_key(volume.record.id)):
         await metadata.commit(Delete(key, None))
-    with pytest.raises(Conflict, match="has been removed by somebody else"):
+    with pytest.raises(Conflict, match="was removed concurrently"):
         await write_log(metadata, volume, pointed)
-    with pytest.raises(Conflict, match="has been removed by somebody else"):
+    with pytest.raises(Conflict, match="was removed concurrently"):
         await write_record(metadata, volume, grown)
 
 

@@ -58,9 +58,9 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, make: object) -> None:
     assert path.exists()
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(NotFound, match="is not a folder"):
+    with pytest.raises(NotFound, match="is not a directory"):
         claim_unix_socket(str(tmp_path / "run" / "control.sock"), "control.socket")
 
 

@@ -137,7 +137,7 @@ async def test_a_job_that_fails_is_counted_whether_anybody_awaits_it_or_not(supe
     assert supervisor.failed_jobs == {"clean segments": 2}
 
 
-async def test_a_job_goes_on_when_its_caller_is_cancelled_and_ends_with_the_supervisor(supervisor: Supervisor) -> None:
+async def test_a_job_outlives_its_cancelled_caller_but_not_the_supervisor(supervisor: Supervisor) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -218,7 +218,7 @@ async def test_what_runs_in_a_thread_is_awaited_also_by_a_cancelled_caller(tmp_p
     assert caller.cancelled() and done == ["x"]
 
 
-async def test_a_result_that_comes_after_its_caller_was_cancelled_is_discarded(tmp_path: Path) -> None:
+async def test_a_result_after_the_cancellation_of_its_caller_is_discarded(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     discarded = asyncio.Queue[str]()

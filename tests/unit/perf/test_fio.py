@@ -20,7 +20,7 @@ def test_targets_differ_in_their_endpoint_alone() -> None:
     assert set(on_nbd) - set(on_file) == {"--ioengine=nbd", "--uri=nbd+unix:///v?socket=/run/s"}
 
 
-def test_a_run_of_some_seconds_goes_on_when_the_end_is_reached() -> None:
+def test_a_timed_run_starts_over_at_the_end_of_its_range() -> None:
     words = fio.command(RANDOM_WRITE, fio.Nbd("nbd://h/v"), fio.Extent(1 << 20, seconds=2.5))
     assert "--runtime=2500ms" in words
     assert "--time_based=1" in words

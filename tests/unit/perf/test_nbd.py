@@ -21,7 +21,7 @@ def served(tmp_path: Path) -> Iterator[str]:
     )
     try:
         uri = f"nbd+unix:///disk?socket={socket}"
-        served_after(uri, time.monotonic(), patience_seconds=20)
+        served_after(uri, time.monotonic(), timeout_seconds=20)
         yield uri
     finally:
         server.terminate()
@@ -39,9 +39,9 @@ def test_an_error_of_the_server_is_an_error_here(served: str) -> None:
         client.read(1 << 20, 4096)
 
 
-def test_nobody_there_is_said_after_the_patience(tmp_path: Path) -> None:
+def test_a_missing_server_is_reported_after_the_timeout(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="not served"):
-        served_after(f"nbd+unix:///x?socket={tmp_path / 'none'}", time.monotonic(), patience_seconds=0.1)
+        served_after(f"nbd+unix:///x?socket={tmp_path / 'none'}", time.monotonic(), timeout_seconds=0.1)
 
 
 def test_other_schemes_are_refused() -> None:

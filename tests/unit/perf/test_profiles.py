@@ -53,7 +53,7 @@ def test_a_profile_without_samples_is_an_error() -> None:
         profiler.parse_report("# nothing\n")
 
 
-def test_an_address_belongs_to_the_file_that_is_mapped_there() -> None:
+def test_an_address_is_attributed_to_the_file_mapped_there() -> None:
     mappings = instructions.Mappings(MAPS)
     assert mappings.file_at(0x7F0000002FFF).endswith("/log.cpython-311-x86_64-linux-gnu.so")
     assert mappings.file_at(0x7FFFF0000010) == "[vdso]"
@@ -101,7 +101,7 @@ def test_stepping_sees_every_instruction_and_leaves_the_thread_running(tmp_path:
         ("", None),
     ],
 )
-def test_perf_stat_says_how_many_or_that_it_cannot(text: str, counted: int | None) -> None:
+def test_perf_stat_returns_a_count_or_none(text: str, counted: int | None) -> None:
     assert instructions.parse_stat(text) == counted
 
 

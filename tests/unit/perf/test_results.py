@@ -28,26 +28,26 @@ def test_what_was_not_measured_has_no_ratio() -> None:
 
 def test_a_goal_of_two_bounds_needs_both() -> None:
     goal = Goal(WRITES, least_over_raw=1.5, least_over_qemu=4)
-    assert results.judge(goal, measure(iomesh=[150], raw=[100], qemu=[30])).reached
-    missed = results.judge(goal, measure(iomesh=[150], raw=[100], qemu=[50]))
+    assert results.verdict(goal, measure(iomesh=[150], raw=[100], qemu=[30])).reached
+    missed = results.verdict(goal, measure(iomesh=[150], raw=[100], qemu=[50]))
     assert not missed.reached
     assert missed.words == "1.50 × raw (≥ 1.5); 3.00 × qemu-storage-daemon (≥ 4), 25% short"
 
 
 def test_a_goal_that_cannot_be_compared_is_missed() -> None:
-    assert not results.judge(Goal(WRITES, least_over_raw=1), measure(iomesh=[1])).reached
-    assert not results.judge(Goal(WRITES, most_above_raw=1), measure(iomesh=[1])).reached
+    assert not results.verdict(Goal(WRITES, least_over_raw=1), measure(iomesh=[1])).reached
+    assert not results.verdict(Goal(WRITES, most_above_raw=1), measure(iomesh=[1])).reached
 
 
 def test_latency_is_held_against_raw_plus_something() -> None:
     goal = Goal("latency", most_above_raw=40)
-    assert results.judge(goal, measure("latency", "µs", iomesh=[85], raw=[45])).reached
-    missed = results.judge(goal, measure("latency", "µs", iomesh=[95], raw=[45]))
+    assert results.verdict(goal, measure("latency", "µs", iomesh=[85], raw=[45])).reached
+    missed = results.verdict(goal, measure("latency", "µs", iomesh=[95], raw=[45]))
     assert (missed.reached, missed.words) == (False, "raw +50.0 µs (≤ +40), 10.0 too much")
 
 
-def test_an_absolute_bound_says_by_how_much_it_is_missed() -> None:
-    missed = results.judge(Goal("memory", most=350), Measure("memory", 420, "MiB", "less"))
+def test_a_missed_absolute_bound_reports_by_how_much() -> None:
+    missed = results.verdict(Goal("memory", most=350), Measure("memory", 420, "MiB", "less"))
     assert (missed.reached, missed.words) == (False, "420 MiB (≤ 350), 20% too much")
 
 
@@ -84,7 +84,7 @@ def course(shape: str) -> amplification.Course:
     return amplification.Course(shape, 1000, 800, 100, 200.0, 1000.0, samples)
 
 
-def test_amplification_tells_the_parts_apart_and_what_is_left() -> None:
+def test_amplification_is_split_into_its_parts_and_a_rest() -> None:
     whole, speed, segments, device = course("uniform").measures()
     assert whole.value == pytest.approx(2.7)
     assert whole.note == (
@@ -96,7 +96,7 @@ def test_amplification_tells_the_parts_apart_and_what_is_left() -> None:
     assert device.note.endswith("all of them would be 100% of fresh")
 
 
-def test_of_a_device_in_memory_nothing_is_told_but_what_it_holds() -> None:
+def test_a_device_in_memory_reports_only_its_bytes() -> None:
     on_disk = course("uniform")
     in_memory = dataclasses.replace(
         on_disk, samples=[dataclasses.replace(sample, read_bytes=0) for sample in on_disk.samples]

@@ -1,4 +1,4 @@
-"""What the cleaning policy chooses, of tables made by hand."""
+"""What the cleaning policy chooses, from tables written for the test."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def table(*rows: tuple[int, int, int, int]) -> Table:
     return np.array([(segment, 4096, live, slabs * 64, 64, flags) for segment, live, slabs, flags in rows], ROW)
 
 
-def test_a_compacted_copy_needs_whole_slabs_with_its_bitmaps_and_a_footer_of_what_lives() -> None:
+def test_a_compacted_replica_needs_slabs_for_bitmaps_footer_and_live_blocks() -> None:
     exactly = 10 * 64 - 4 - 2
     assert list(freed_blocks(table((1, exactly, 64, CLEANABLE), (2, exactly + 1, 64, CLEANABLE)))) == [54 * 64, 53 * 64]
 
@@ -55,13 +55,13 @@ def test_of_two_that_are_as_dead_the_one_that_dies_more_slowly_is_better() -> No
     assert slow == pytest.approx(2 * fast)
 
 
-def test_of_segments_whose_blocks_die_alike_the_most_dead_comes_first() -> None:
+def test_of_segments_with_equal_death_rates_the_most_dead_comes_first() -> None:
     rows = table((1, 1500, 64, CLEANABLE), (2, 2500, 64, CLEANABLE), (3, 1500, 24, CLEANABLE))
     most, less, compacted = scores(rows, np.full(3, 0.001))
     assert most > less > compacted, "of the compacted one little is left to be had"
 
 
-def test_a_dead_segment_whose_space_is_still_held_comes_before_all() -> None:
+def test_a_dead_segment_that_still_has_space_is_chosen_first() -> None:
     dead, dying = scores(table((50, 0, 64, CLEANABLE), (1, 900, 64, CLEANABLE)), np.array([0.1, 0.001]))
     assert dead > dying > 0
     assert list(freed_blocks(table((50, 0, 1, CLEANABLE)))) == [0], "only its footer and its bitmaps are left"
@@ -118,13 +118,13 @@ def test_what_is_evacuated_comes_last() -> None:
     assert list(choose(rows, np.ones(3, bool), np.ones(3), 3, 1e9)) == [2, 1, 0]
 
 
-def test_a_volume_is_quiet_while_no_segment_is_begun() -> None:
+def test_a_volume_is_quiet_while_no_segment_is_created() -> None:
     memory = Memory()
     looks = [(3, 1.0), (3, 4.0), (4, 5.0), (4, 7.0)]
     assert [memory.look(table((newest, 500, 64, 0)), now).quiet_seconds for newest, now in looks] == [0, 3, 0, 2]
 
 
-def test_how_fast_a_segment_dies_is_told_by_what_was_seen_of_it() -> None:
+def test_the_death_rate_of_a_segment_follows_from_its_past() -> None:
     memory = Memory()
     memory.look(table((1, 4000, 64, CLEANABLE), (2, 2000, 64, 0)), 1.0)
     memory.look(table((1, 3000, 64, CLEANABLE), (2, 4000, 64, 0), (12, 50, 64, 0)), 2.0)

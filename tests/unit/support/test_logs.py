@@ -7,7 +7,7 @@ import pytest
 
 from support import logs
 
-BUG = '{"event": "a bug", "call": "Create", "exception": "Traceback (most recent call last): ..."}'
+BUG = '{"event": "internal error", "call": "Create", "exception": "Traceback (most recent call last): ..."}'
 
 
 def test_a_bug_in_a_log_fails_and_other_lines_do_not(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_a_bug_in_a_log_fails_and_other_lines_do_not(tmp_path: Path) -> None:
     log.write_text('{"event": "ready"}\n{"event": "device missing", "level": "error"}\n')
     logs.check(tmp_path)
     log.write_text(f'{{"event": "ready"}}\n{BUG}\n')
-    with pytest.raises(AssertionError, match="tells of a bug"):
+    with pytest.raises(AssertionError, match="shows a bug"):
         logs.check(tmp_path)
 
 
@@ -30,16 +30,16 @@ def test_a_bug_in_a_log_fails_and_other_lines_do_not(tmp_path: Path) -> None:
         "sys:1: RuntimeWarning: coroutine 'Node.stop' was never awaited",
     ],
 )
-def test_these_tell_of_a_bug(line: str) -> None:
+def test_these_lines_show_a_bug(line: str) -> None:
     assert logs.complaints(f"ready\n{line}\n") == [line]
 
 
 def test_what_a_test_expects_is_no_complaint() -> None:
-    assert logs.complaints(BUG, ["a bug"]) == []
-    assert logs.complaints(f"{BUG}\ninvariant broken in f: x", ["a bug"]) == ["invariant broken in f: x"]
+    assert logs.complaints(BUG, ["internal error"]) == []
+    assert logs.complaints(f"{BUG}\ninvariant broken in f: x", ["internal error"]) == ["invariant broken in f: x"]
 
 
-def test_logs_that_go_with_their_folder_are_read(tmp_path: Path) -> None:
+def test_logs_are_read_before_their_directory_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "trial"
     folder.mkdir()
     log = folder / "node.log"
@@ -49,5 +49,5 @@ def test_logs_that_go_with_their_folder_are_read(tmp_path: Path) -> None:
         log.write_text(BUG)
         shutil.rmtree(folder)
 
-    with pytest.raises(AssertionError, match="tells of a bug"):
+    with pytest.raises(AssertionError, match="shows a bug"):
         logs.check_after(end, folder)

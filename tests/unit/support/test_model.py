@@ -1,4 +1,4 @@
-"""The model that crash tests judge by: it finds what is wrong, and takes either end of what was in doubt."""
+"""The model that crash tests compare with: it finds wrong content, and accepts either outcome of writes in doubt."""
 
 import numpy as np
 import pytest

@@ -117,7 +117,7 @@ def test_a_half_open_connection_swallows_one_direction_without_a_word() -> None:
     assert not stuck.over, "no one acknowledges it: the pipe is full"
 
 
-def test_connections_are_cut_and_half_opened_about_as_often_as_told() -> None:
+def test_connections_are_cut_and_half_opened_at_the_configured_rate() -> None:
     for fault in ("connection_cut", "connection_half_open"):
         world, one, other, here, there = pair()
         world.faults = {fault: 0.1}

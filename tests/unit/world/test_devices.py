@@ -30,7 +30,7 @@ def test_beyond_the_end_of_a_device_is_an_error() -> None:
     assert finished(view, *asks) == [-errno.EIO, -errno.EIO]
 
 
-def test_a_read_beside_a_write_of_the_same_block_finds_the_old_or_the_new() -> None:
+def test_a_read_concurrent_with_a_write_returns_the_old_or_the_new_block() -> None:
     found = set()
     for seed in range(40):
         _, view, device = made(seed)
@@ -57,7 +57,7 @@ def test_what_was_written_before_a_flush_was_asked_for_outlives_every_crash() ->
         assert view.poll() == -1
 
 
-def test_a_flush_promises_nothing_for_a_write_that_was_under_way_when_it_was_asked_for() -> None:
+def test_a_flush_does_not_cover_writes_in_flight_when_it_began() -> None:
     lost = 0
     for seed in range(100):
         world, view, device = made(seed)
@@ -151,7 +151,7 @@ def test_a_cache_holds_so_much_and_destages_the_oldest() -> None:
         assert world.peek(device, 0, 84 * BLOCK) == filled(1, 84)
 
 
-def test_a_block_that_is_written_again_and_again_goes_back_to_what_was_durable() -> None:
+def test_a_block_overwritten_many_times_falls_back_to_its_durable_content() -> None:
     for seed in range(100):
         world, view, device = made(seed, cache_bytes=64 * BLOCK)
         draw = random.Random(seed)
@@ -186,7 +186,7 @@ def test_a_new_face_finds_what_the_crash_left_and_the_old_one_is_never_called_ag
     assert world.peek(device, 0, BLOCK) == filled(1)
 
 
-def test_a_crash_of_one_face_leaves_the_others_and_their_devices_alone() -> None:
+def test_a_crash_of_one_face_does_not_affect_the_others() -> None:
     for seed in range(20):
         world, view, _device = made(seed)
         other = WorldView(world)
@@ -209,7 +209,7 @@ def boundaries_of(view: WorldView, device: int) -> None:
     view.settle()
 
 
-def test_a_crash_strikes_at_each_boundary_in_turn_and_poll_tells_of_it() -> None:
+def test_a_crash_occurs_at_each_boundary_in_turn_and_poll_reports_it() -> None:
     world, view, device = made()
     boundaries_of(view, device)
     last = world.boundaries

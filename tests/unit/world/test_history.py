@@ -52,7 +52,7 @@ def test_a_seed_repeats_its_history_exactly_and_another_seed_has_another() -> No
     assert len({str(first[2]), *(str(other[2]) for other in others)}) == 5
 
 
-def test_the_digest_tells_two_runs_apart_that_differ_in_one_written_byte() -> None:
+def test_the_digest_differs_when_one_written_byte_does() -> None:
     digests = []
     for last in b"ab":
         world, view, device = made()
@@ -101,7 +101,7 @@ def test_timers_come_when_they_are_due_and_in_order_and_a_cancelled_one_never() 
     assert not view.cancel(asks[0])
 
 
-def test_a_timer_that_is_due_but_not_handed_back_can_still_be_cancelled() -> None:
+def test_a_due_timer_that_was_not_returned_yet_can_be_cancelled() -> None:
     world, view, _ = made()
     other = WorldView(world)
     timer = view.after(100)
@@ -112,7 +112,7 @@ def test_a_timer_that_is_due_but_not_handed_back_can_still_be_cancelled() -> Non
     assert not timer.over
 
 
-def test_a_poll_waits_no_longer_than_it_is_told_and_a_loop_of_polls_ends() -> None:
+def test_a_poll_keeps_to_its_timeout_and_a_loop_of_polls_ends() -> None:
     world, view, _ = made()
     timer = view.after(SECOND)
     start = world.now_ns
@@ -127,7 +127,7 @@ def test_a_poll_waits_no_longer_than_it_is_told_and_a_loop_of_polls_ends() -> No
     assert start < world.now_ns, "the clock does not run over"
 
 
-def test_no_face_moves_the_clock_past_what_another_has_not_been_told() -> None:
+def test_no_face_advances_the_clock_past_an_event_due_for_another() -> None:
     world, view, _device = made()
     other = WorldView(world)
     mine, later = view.after(1000), view.after(SECOND)
@@ -165,7 +165,7 @@ def test_worlds_are_cheap_to_make_anew(tmp_path: Path) -> None:
     assert (tmp_path / "image").read_bytes() == filled(0, 3) + filled(5) + filled(0, 252)
 
 
-def test_a_view_that_is_let_go_leaves_the_world_to_others() -> None:
+def test_a_released_view_leaves_the_world_to_others() -> None:
     world, view, device = made()
     view.write(device, 0, filled(1))
     view.after(SECOND)

@@ -240,9 +240,9 @@ class DeviceAtRest:
             return matching[0]
         there = ", ".join(one.hex() for one in known) or "none"
         if not matching:
-            raise NotFound(f"no volume {prefix or ''} on {self.path}: there are {there}")
+            raise NotFound(f"no volume {prefix or ''} on {self.path}; it holds {there}")
         raise NotFound(
-            f"{len(matching)} volumes on {self.path} fit: name one with --volume, by its id or the id's beginning "
+            f"{len(matching)} volumes on {self.path} match: name one with --volume, by its id or a prefix of it "
             f"({there})"
         )
 
@@ -252,7 +252,9 @@ class DeviceAtRest:
         if found is None:
             numbers = sorted(number for owner, number in self.directory().replicas if owner == volume)
             there = f"{numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
-            raise NotFound(f"segment {segment} of volume {volume.hex()} is not on {self.path}: of it there are {there}")
+            raise NotFound(
+                f"segment {segment} of volume {volume.hex()} is not on {self.path}, which holds of it {there}"
+            )
         return found
 
     def blocks(self, replica: Replica, block: int, count: int) -> bytes:
@@ -360,7 +362,7 @@ class DeviceAtRest:
                     faults.append(f"{replica.segment}:{at} cannot be read")
             elif structures.crc32c(data) != entry["crc"]:
                 faults.append(
-                    f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header tells "
+                    f"{replica.segment}:{at} has checksum {structures.crc32c(data):08x}, its header says "
                     f"{entry['crc']:08x}"
                 )
             at += 1

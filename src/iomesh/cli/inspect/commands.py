@@ -95,7 +95,7 @@ def journal(session: Session, device: str, area: int | None, entries: bool) -> N
 @volume_option
 @answers(documents.Directory)
 def directory(session: Session, device: str, volume: str | None) -> None:
-    """Print which segments of which volumes the device holds, as its journal tells."""
+    """Print which segments of which volumes the device holds, according to its journal."""
     with opened(device) as it:
         found = it.directory()
         only = it.volume(volume) if volume else None
@@ -248,7 +248,7 @@ def node(
             if offset is not None and found["valid"] and offset >= found["size_bytes"]:
                 size = exact_size(int(found["size_bytes"]))
                 raise InvalidArgument(
-                    f"--offset: {exact_size(offset)} is behind the end of the volume, which has {size} in its newest "
+                    f"--offset: {exact_size(offset)} is beyond the end of the volume, which has {size} in its newest "
                     "checkpoint"
                 )
             nodes = walk_map(it, owner, found, (offset or 0) // BLOCK)

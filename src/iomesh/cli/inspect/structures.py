@@ -3,7 +3,7 @@
 from typing import Any
 
 from iomesh.engine import engine
-from iomesh.times import exact_moment
+from iomesh.times import exact_time
 
 BLOCK = engine.BLOCK_BYTES
 TIERS = {number: name for name, number in engine.TIERS.items()}
@@ -57,19 +57,19 @@ def crc32c(data: bytes) -> int:
 def _timed(fields: Fields, name: str, shown: str) -> Fields:
     """Shows the Unix time in `name` as RFC 3339 under the name `shown`. In a damaged structure the year may be out of
     range."""
-    return {shown if key == name else key: _moment(value) if key == name else value for key, value in fields.items()}
+    return {shown if key == name else key: _time_text(value) if key == name else value for key, value in fields.items()}
 
 
 def _by_the_wall_clock(fields: Fields, shown: str) -> Fields:
     """Adds log time, and the wall clock's time then under the name `shown`; both as RFC 3339."""
     log_ns, clock_ns = fields["time_ns"], fields["clock_ns"]
     others = {key: value for key, value in fields.items() if key not in ("time_ns", "clock_ns")}
-    return others | {"log_time": _moment(log_ns), shown: _moment(log_ns + clock_ns)}
+    return others | {"log_time": _time_text(log_ns), shown: _time_text(log_ns + clock_ns)}
 
 
-def _moment(nanoseconds: int) -> str:
+def _time_text(nanoseconds: int) -> str:
     try:
-        return exact_moment(nanoseconds)
+        return exact_time(nanoseconds)
     except (ValueError, OverflowError, OSError):
         return f"{nanoseconds} ns"
 

@@ -53,7 +53,7 @@ def trial() -> None:
     type=click.Choice(["nvme", "ssd", "hdd"]),
     default="nvme",
     show_default=True,
-    help="Tier that the devices say they are.",
+    help="Storage tier of the devices.",
 )
 @click.option("--preallocate", is_flag=True, help="Reserve the devices' space at once.")
 @click.option(
@@ -116,7 +116,7 @@ def up(
     bring_up(made, plan, session.output)
     say(session, made)
     session.output.note(
-        f'eval "$(iomesh trial env{option(made)})" lets `iomesh top` and the others find it, '
+        f'eval "$(iomesh trial env{option(made)})" makes the other commands use it, '
         f"`iomesh trial down{option(made)}` ends it"
     )
 
@@ -160,7 +160,8 @@ def crash(session: Session, directory: Path) -> None:
     there = Installation.load(directory)
     if not there.running:
         raise NotFound(
-            f"no daemon of the trial in {there.directory} runs: start it with `iomesh trial start{option(there)}`"
+            f"the daemon of the trial in {there.directory} is not running: start it with "
+            f"`iomesh trial start{option(there)}`"
         )
     for node in there.nodes:
         daemon.kill(node)
@@ -226,7 +227,7 @@ def stop(session: Session, directory: Path) -> None:
         with session.output.step(f"stopping {node.name}"):
             if not daemon.stop(node, STOP_SECONDS):
                 raise Unavailable(
-                    f"the daemon {node.name} (process {node.pid}) has not ended {STOP_SECONDS:g} s after SIGTERM: "
+                    f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM: "
                     f"see {there.log}, or kill it with `iomesh trial crash{option(there)}`"
                 )
     say(session, there)
@@ -244,12 +245,14 @@ def down(session: Session, directory: Path) -> None:
         with session.output.step(f"stopping {node.name}"):
             if not daemon.stop(node, STOP_SECONDS):
                 session.output.warn(
-                    f"the daemon {node.name} (process {node.pid}) has not ended {STOP_SECONDS:g} s after SIGTERM and "
+                    f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM and "
                     "was killed"
                 )
                 daemon.kill(node)
     there.remove()
-    session.output.answer(documents.RemovedTrial(directory=there.directory), f"the trial in {there.directory} is gone")
+    session.output.answer(
+        documents.RemovedTrial(directory=there.directory), f"the trial in {there.directory} was removed"
+    )
 
 
 def document(there: Installation) -> documents.Trial:

@@ -49,14 +49,14 @@ async def _until_serving(
     while time.monotonic() < deadline:
         if not _alive(node):
             raise Unavailable(
-                f"the daemon {node.name} ended while it started; the end of {trial.log}:\n{last_lines(trial.log)}"
+                f"the daemon {node.name} ended during its start; the end of {trial.log}:\n{last_lines(trial.log)}"
             )
         there = await _volumes(node) if has_socket(node) else None
         wanted = [one for one in there or [] if one.name in volumes]
         failed = next((one for one in wanted if one.state is VolumeState.FAILED), None)
         if failed is not None:
             raise Unavailable(
-                f"volume {failed.name} cannot be served: {failed.reason} (the daemon runs on; log: {trial.log})"
+                f"volume {failed.name} cannot be served: {failed.reason} (the daemon keeps running; log: {trial.log})"
             )
         if (
             there is not None
@@ -88,9 +88,7 @@ def stop(node: TrialNode, timeout_seconds: float) -> bool:
 def kill(node: TrialNode) -> None:
     """Ends the daemon as a crash would; returns once it has ended."""
     if not _signal(node, signal.SIGKILL, 60.0):
-        raise IomeshError(
-            f"process {node.pid} does not die of SIGKILL: it hangs in the kernel, see /proc/{node.pid}/stack"
-        )
+        raise IomeshError(f"process {node.pid} survives SIGKILL: it hangs in the kernel; see /proc/{node.pid}/stack")
 
 
 def has_socket(node: TrialNode) -> bool:

@@ -88,7 +88,7 @@ class Installation(msgspec.Struct):
             )
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
-            raise Foreign(f"{directory} is not empty and not a trial's: choose another --dir")
+            raise Foreign(f"{directory} is neither empty nor a trial's directory: choose another --dir")
         made = cls(directory=str(directory), cluster=cluster)
         made.save()
         return made
@@ -123,9 +123,9 @@ class Installation(msgspec.Struct):
         if mounted:
             raise InUse(f"{mounted[0]} is mounted inside the trial {self.directory}: unmount it first")
         if self.running:
-            raise InUse(f"the trial in {self.directory} runs: stop it first")
+            raise InUse(f"the trial in {self.directory} is running: stop it first")
         if not self.marker.is_file():
-            raise Foreign(f"{self.directory} holds no {MARKER}: it is not a trial's and stays")
+            raise Foreign(f"{self.directory} has no {MARKER}: it is not a trial's directory and is not removed")
         for entry in self.path.iterdir():
             if entry.name != MARKER:  # last, so that an interrupted removal can be repeated
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

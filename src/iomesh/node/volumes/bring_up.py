@@ -55,7 +55,7 @@ class BringUp:
         for stale in inventory.stale_names:
             if stale.holder is None or stale.holder.node == self._node:
                 await until_answered(functools.partial(release_stale, self._metadata, stale))
-                log.info("name released that no volume has any more", key=stale.entry.key)
+                log.info("released the name of a volume that no longer exists", key=stale.entry.key)
         for stored in inventory.volumes:
             await self._take_up(stored, named=stored.volume.record.id not in inventory.unnamed)
         await self.retry()
@@ -66,7 +66,7 @@ class BringUp:
         record, version = stored.volume
         if stored.log is None and record.node == self._node:
             await until_answered(lambda: remove_records(self._metadata, record))
-            log.info("volume removed that was half made or half deleted", volume=record.name, id=str(record.id))
+            log.info("removed a partly created or partly deleted volume", volume=record.name, id=str(record.id))
             return
         its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node, promised=0), 0)
         deleting = record.state == Lifecycle.DELETING
@@ -121,11 +121,11 @@ class BringUp:
                     )
                 if self._stores.missing:
                     raise Unavailable(
-                        f"volume {volume.record.name} is not opened while part of its log may be elsewhere: "
-                        f"{self._stores.missing}"
+                        f"volume {volume.record.name} is not opened, because part of its log may be on a missing "
+                        f"device: {self._stores.missing}"
                     )
                 if not self._stores.online():
-                    raise Unavailable(f"volume {volume.record.name} is not opened: no device of this node is there")
+                    raise Unavailable(f"volume {volume.record.name} is not opened: no device of this node is available")
                 if volume.record.state == Lifecycle.DELETING or (
                     volume.state == VolumeState.DELETING and not volume.log_version
                 ):

@@ -68,7 +68,7 @@ class Changes:
             if volume.record.exports:
                 await write_record(self._metadata, volume, lambda record: msgspec.structs.replace(record, exports=[]))
             await self._exports.withdraw(name)
-        log.info("volume not exported any more", volume=name)
+        log.info("volume unexported", volume=name)
 
     async def checkpoint(self, name: str = "") -> list[str]:
         """Writes a checkpoint of one volume, or of all that are served; volumes deleted meanwhile are skipped. Returns

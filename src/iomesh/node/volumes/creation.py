@@ -22,7 +22,7 @@ from iomesh.node.volumes.parts import Parts
 from iomesh.node.volumes.view import View
 from iomesh.node.windows import Asked, check_window
 from iomesh.sizes import exact_size
-from iomesh.times import exact_moment, exact_span
+from iomesh.times import exact_span, exact_time
 
 log = logger("volumes")
 
@@ -47,7 +47,7 @@ class Creation:
         check_size(size_bytes)
         check_window(window_seconds)
         if replicas not in (0, 1):
-            raise Unsupported(f"{replicas} replicas: a volume has one in this version")
+            raise Unsupported(f"{replicas} replicas: this version supports one")
         policy = PolicyRecord(replicas=replicas or 1, window_seconds=window_seconds)
         while (existing := self._volumes.get(name)) is not None:
             if (described := await self._identical(existing, size_bytes, segment_bytes, policy)) is not None:
@@ -79,12 +79,14 @@ class Creation:
                 return None
         wanted = (size_bytes, segment_bytes or record.segment_bytes, policy)
         if volume.state == VolumeState.DELETING:
-            raise AlreadyExists(f"a volume {record.name} is being deleted: wait until it is gone, or take another name")
+            raise AlreadyExists(
+                f"a volume {record.name} is being deleted: wait until it is gone, or choose another name"
+            )
         if wanted != (record.size_bytes, record.segment_bytes, record.policy):
             raise AlreadyExists(
                 f"a volume {record.name} exists and is different: {exact_size(record.size_bytes)}, segments of "
                 f"{exact_size(record.segment_bytes)}, {record.policy.replicas} replica(s), a restore window of "
-                f"{exact_span(record.policy.window_seconds)}: take another name, or `iomesh volume grow` or `set` "
+                f"{exact_span(record.policy.window_seconds)}: choose another name, or `iomesh volume grow` or `set` "
                 "that one"
             )
         async with volume.changing:  # until it is open or has failed
@@ -113,11 +115,11 @@ class Creation:
             source
         ) as parent:  # keeps the parent and the snapshot from being deleted meanwhile
             point = None if snapshot else await self._windows.find(parent, asked)
-            entry = point.mark if point else await self._snapshots.find(parent, snapshot)
+            entry = point.restore_point if point else await self._snapshots.find(parent, snapshot)
             of = CloneRecord(
                 volume=parent.record.id,
                 snapshot=uuid.UUID(bytes=entry["id"]),
-                name=f"{source}@{exact_moment(point.at_ns) if point else snapshot}",
+                name=f"{source}@{exact_time(point.at_ns) if point else snapshot}",
                 at_ns=point.at_ns if point else 0,
                 until_ns=point.log_ns if point else 0,
             )
@@ -130,7 +132,7 @@ class Creation:
                 ):
                     return self._view.describe(existing)
                 raise AlreadyExists(
-                    f"a volume {name} exists, and is not a clone of {of.name} that is served: take another name"
+                    f"a volume {name} exists, and is not a clone of {of.name} that is served: choose another name"
                 )
             record = VolumeRecord(
                 id=uuid.uuid4(),

@@ -49,12 +49,13 @@ class Deletion:
                 raise InUse(f"volume {name} is owned by node {volume.log.owner}: delete it there")
             if self._stores.missing and not force:
                 raise Unavailable(
-                    f"volume {name} may have segments elsewhere, which would stay there: {self._stores.missing}"
+                    f"volume {name} may have segments on a missing device, which would remain there: "
+                    f"{self._stores.missing}"
                 )
             if clones := self._volumes.clones(volume):
                 await self._hide(volume)
                 log.info(
-                    "volume deleted, and hidden until its clones are",
+                    "volume deleted; hidden until its clones are deleted",
                     volume=name,
                     id=str(volume.record.id),
                     clones=clones,
@@ -67,7 +68,8 @@ class Deletion:
         count = sum(visible(entry) for entry in volume.snapshots)
         if count and not snapshots:
             raise InUse(
-                f"volume {volume.record.name} has {count} snapshot(s): delete it with its snapshots, if they may go too"
+                f"volume {volume.record.name} has {count} snapshot(s): delete them first, or delete the volume with "
+                "its snapshots"
             )
 
     async def _hide(self, volume: OpenVolume) -> None:
@@ -173,8 +175,6 @@ class Deletion:
             try:
                 await self.record_and_erase(volume)
             except IomeshError as error:
-                log.error(
-                    "hidden volume not deleted; tried again when the node starts", volume=name, reason=error.message
-                )
+                log.error("hidden volume not deleted; retried when the node starts", volume=name, reason=error.message)
                 return
         await self._delete_unneeded_parent(volume)

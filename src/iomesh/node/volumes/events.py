@@ -37,12 +37,12 @@ class Events:
                 self.on_tight()
             case "no_space":
                 if volume is None or volume.waiting.begins(time.monotonic()):
-                    log.warning("no space: writes wait for the cleaner to make some", volume=name)
+                    log.warning("no space: writes wait for the cleaner", volume=name)
                 self.on_no_space()
             case "refused":
                 if volume is None or volume.refusing.begins(time.monotonic()):
                     log.error(
-                        "no space: writes are refused until there is; delete or trim something, or add a device",
+                        "no space: writes are refused; delete or trim something, or add a device",
                         volume=name,
                     )
             case _:

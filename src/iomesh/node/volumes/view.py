@@ -16,7 +16,7 @@ from iomesh.node.health import volume_warnings, why_log_failed
 from iomesh.node.snapshots import visible
 from iomesh.node.volume import OpenVolume
 from iomesh.node.volumes.parts import Parts
-from iomesh.node.windows import marks_of
+from iomesh.node.windows import restore_points_of
 from iomesh.times import time_of
 
 
@@ -74,7 +74,7 @@ class View:
             flattening=_progress(volume.flattening, state),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
             # Rounded up to a restorable time.
-            window_from=next((time_of(mark["time_ns"] + 999) for mark in marks_of(volume)), None),
+            window_from=next((time_of(each["time_ns"] + 999) for each in restore_points_of(volume)), None),
         )
 
     def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
