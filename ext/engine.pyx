@@ -99,7 +99,7 @@ cdef enum:
     LARGE_BUFFERS = 24               # 24 MiB
     RECORD_BUFFERS = 24              # 24 MiB
     DIFF_FRAMES = 512                # map node cache of one comparison, 2 MiB
-    PATIENCE_NS = 500 * 1000 * 1000  # writes without space wait this long for the cleaning policy to look for some
+    ENOSPC_TIMEOUT_NS = 500 * 1000 * 1000    # writes without space wait this long for the cleaning policy
 
 
 class EngineError(Exception):
@@ -423,7 +423,7 @@ cdef class Engine:
         opened.bucket.stopping = &opened.volume.closing
         opened.copier = self.new_bucket()
         opened.copier.stopping = &opened.volume.closing
-        log.open_segments.idle_timeout_ns = PATIENCE_NS
+        log.open_segments.enospc_timeout_ns = ENOSPC_TIMEOUT_NS
         log.open_segments.next_segment = first_segment
         log.open_segments.promise(promised)
         self.volumes[volume] = opened

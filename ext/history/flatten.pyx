@@ -37,7 +37,7 @@ from iomesh.engine.base.task cimport wait, waited, wake_all
 from iomesh.engine.volume.volume cimport Volume, is_ending
 
 cdef enum:
-    PACED_BLOCKS = 64                # copied between two calls of the throttle
+    THROTTLED_BLOCKS = 64            # copied between two calls of the throttle
     SPARE_SEGMENTS = 2               # left free beyond the reserve, for users' writes during the copy
 
 cdef struct Copy:
@@ -100,8 +100,8 @@ cdef int copy_block(Volume volume, Copy* copy, uint64_t block) noexcept nogil:
     cdef Operation operation
     cdef int64_t taken = 0
     cdef int result = 0
-    if copy.throttle is not NULL and copy.asked % PACED_BLOCKS == 0:
-        result = copy.throttle.step(copy.throttle.owner, volume.io, PACED_BLOCKS * BLOCK_BYTES)
+    if copy.throttle is not NULL and copy.asked % THROTTLED_BLOCKS == 0:
+        result = copy.throttle.step(copy.throttle.owner, volume.io, THROTTLED_BLOCKS * BLOCK_BYTES)
     copy.asked += 1
     while taken == 0 and result == 0:
         if is_ending(volume):

@@ -42,7 +42,7 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.log.open_segments cimport (
-    FOR_SPACE, FOR_TRIMS, FOR_WRITES, TAILS, OpenSegment, OpenSegments, Transfer
+    FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments, Transfer
 )
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
@@ -70,7 +70,7 @@ cdef class Log:
         self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
         self.open_segments = OpenSegments(reactor, segments, stores, volume, epoch, segment_blocks)
         self.open_segments.log = <void*>self
-        self.open_segments.on_change = tails_changed
+        self.open_segments.on_change = open_segments_changed
         self.open_segments.on_lost = segment_lost
         self.flusher = Flusher(reactor, stores)
         self.flusher.log = <void*>self
@@ -443,7 +443,7 @@ cdef class Log:
             if record.transfer.error:
                 self.open_segments.failed(record.open_segment.segment.store, -record.transfer.error)
             record = record.next
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             open_segment = &self.open_segments.all[i]
             if open_segment.segment is NULL or open_segment.records_under_way == 0:
                 continue
@@ -488,7 +488,7 @@ cdef class Log:
             self.on_abort(self.owner, record)
             self.free_record(record)
         self.newest = NULL
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             open_segment = &self.open_segments.all[i]
             open_segment.records_under_way = 0
             open_segment.next_block = open_segment.committed_block
@@ -615,7 +615,7 @@ cdef void record_written(Transfer* transfer) noexcept nogil:
     (<Log>record.log).advance()
 
 
-cdef void tails_changed(void* log, int error) noexcept nogil:
+cdef void open_segments_changed(void* log, int error) noexcept nogil:
     (<Log>log).segments_changed(error)
 
 

@@ -9,7 +9,7 @@ from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
-    TAILS = 4                        # open segments at once: current, prepared, and those being sealed
+    OPEN_SEGMENTS_MAX = 4            # open segments at once: current, prepared, and those being sealed
 
 cdef enum Urgency:                   # what a segment is for; decides how much of a store's reserve it may use
     FOR_WRITES                       # nothing
@@ -60,7 +60,7 @@ cdef class OpenSegments:
     cdef void** stores               # Store
     cdef int store_count
     cdef uint32_t* store_errors      # failed writes per store; stores with errors are chosen last
-    cdef OpenSegment all[TAILS]
+    cdef OpenSegment all[OPEN_SEGMENTS_MAX]
     cdef OpenSegment* current
     cdef OpenSegment* prepared
     cdef bint preparing
@@ -73,7 +73,7 @@ cdef class OpenSegments:
     cdef bint refusing               # ... and a write has failed with ENOSPC since
     cdef bint watching_space
     cdef int64_t enospc_deadline_ns  # until then, writes wait for the cleaner; afterwards they fail with ENOSPC
-    cdef int64_t idle_timeout_ns     # added to the time when space runs out; each end of cleaning renews the deadline
+    cdef int64_t enospc_timeout_ns   # added to the time when space runs out; each end of cleaning renews the deadline
     cdef uint32_t making_space       # cleaning operations under way; writes wait for them even past the deadline
     cdef bint ending                 # no further segment is created
     cdef uint64_t footer_bytes       # written

@@ -81,7 +81,7 @@ cdef class OpenSegments:
         self.epoch = epoch
         self.segment_blocks = segment_blocks
         self.promise_low = PROMISE_LOW
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             self.all[i].owner = <void*>self
             self.all[i].table_room = 2 * segment_blocks + 256
             self.all[i].footer = <Footer*>allocate_aligned(
@@ -93,7 +93,7 @@ cdef class OpenSegments:
 
     def __dealloc__(self):
         cdef int i
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             release(self.all[i].footer)
         release(self.stores)
         release(self.store_errors)
@@ -171,7 +171,7 @@ cdef class OpenSegments:
         cdef uint32_t number, blocks
         cdef int i, store, taken, error = 0
         while open_segment is NULL:
-            for i in range(TAILS):
+            for i in range(OPEN_SEGMENTS_MAX):
                 if self.all[i].segment is NULL:
                     open_segment = &self.all[i]
             if open_segment is NULL:
@@ -307,7 +307,7 @@ cdef class OpenSegments:
 
     cdef bint any_failed(self) noexcept nogil:
         cdef int i
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             if self.all[i].segment is not NULL and self.has_failed(&self.all[i]):
                 return True
         return False
@@ -482,7 +482,7 @@ cdef class OpenSegments:
         """The deadline may have passed: extend it until the cleaning policy has checked whether more space can be
         freed."""
         self.making_space -= 1
-        self.enospc_deadline_ns = max(self.enospc_deadline_ns, self.io.now_ns() + self.idle_timeout_ns)
+        self.enospc_deadline_ns = max(self.enospc_deadline_ns, self.io.now_ns() + self.enospc_timeout_ns)
 
     cdef void expect_space(self, int64_t ns) noexcept nogil:
         self.enospc_deadline_ns = self.io.now_ns() + ns
@@ -491,7 +491,7 @@ cdef class OpenSegments:
         """Report it once, then poll for space; the poll wakes the waiting writes."""
         if not self.no_space:
             self.no_space = True
-            self.enospc_deadline_ns = self.io.now_ns() + self.idle_timeout_ns
+            self.enospc_deadline_ns = self.io.now_ns() + self.enospc_timeout_ns
             self.on_no_space(self.owner)
         if not self.watching_space:
             self.watching_space = True
@@ -502,7 +502,7 @@ cdef class OpenSegments:
         if self.choose_store(FOR_WRITES) < 0:
             return
         self.no_space = self.refusing = False
-        for i in range(TAILS):
+        for i in range(OPEN_SEGMENTS_MAX):
             self.all[i].urgency = FOR_WRITES
         self.on_change(self.log, 0)
 

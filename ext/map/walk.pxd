@@ -13,7 +13,7 @@ cdef class Walk:                     # one per volume; one walk at a time
     cdef Io io
     cdef SegmentTable segments
     cdef const bint* no_space        # writes wait for space: then unreadable nodes are retried briefly; NULL: never
-    cdef int64_t patient_until_ns    # deadline for retrying unreadable nodes; 0: there was none
+    cdef int64_t retry_until_ns    # deadline for retrying unreadable nodes; 0: there was none
     cdef MapCache cache
     cdef Map own
     cdef Map parent
@@ -32,5 +32,5 @@ cdef class Walk:                     # one per volume; one walk at a time
     cdef uint64_t carry_out(self, uint64_t* disagreements) noexcept nogil
     cdef void spare(self) noexcept nogil
     cdef Node* fetch(self, Map map, int level, uint64_t index) noexcept nogil
-    cdef bint is_patient(self) noexcept nogil
+    cdef bint may_retry(self) noexcept nogil
     cdef int below(self, int level, uint64_t index, bint in_parent, bint in_child) noexcept nogil

@@ -29,7 +29,7 @@ cdef enum:
     TRIES = 10                       # attempts after any other error, even if writes wait for space
 
 # per walk, from its first error: a device may be absent this long
-cdef int64_t PATIENCE_NS = 600 * <int64_t>(1000 * 1000 * 1000)
+cdef int64_t RETRY_NS = 600 * <int64_t>(1000 * 1000 * 1000)
 
 
 cdef class Walk:
@@ -46,7 +46,7 @@ cdef class Walk:
     cdef int doom(self, Pointer own, Pointer parent, Pointer child) noexcept nogil:
         cdef int result = 0
         self.doomed_data = 0
-        self.patient_until_ns = 0
+        self.retry_until_ns = 0
         self.own.root, self.parent.root, self.child.root = own, parent, child
         if is_alone(own, parent, child):
             mark(self.segments, own)
@@ -133,17 +133,17 @@ cdef class Walk:
                 continue
             tries += 1
             damaged += operation.result == -EILSEQ
-            if damaged == DAMAGED_TRIES or not (tries < TRIES or self.is_patient()):
+            if damaged == DAMAGED_TRIES or not (tries < TRIES or self.may_retry()):
                 return NULL
             waited(&operation)
             self.io.after(&operation, AGAIN_NS)
             wait(&operation)
         return NULL if node is ABSENT else node
 
-    cdef bint is_patient(self) noexcept nogil:
-        if self.patient_until_ns == 0:
-            self.patient_until_ns = self.io.now_ns() + PATIENCE_NS
-        return self.io.now_ns() < self.patient_until_ns and (self.no_space is NULL or not self.no_space[0])
+    cdef bint may_retry(self) noexcept nogil:
+        if self.retry_until_ns == 0:
+            self.retry_until_ns = self.io.now_ns() + RETRY_NS
+        return self.io.now_ns() < self.retry_until_ns and (self.no_space is NULL or not self.no_space[0])
 
     cdef uint64_t carry_out(self, uint64_t* disagreements) noexcept nogil:
         cdef Segment* segment = self.segments.first

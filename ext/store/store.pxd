@@ -103,7 +103,7 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef int set_number(self, uint32_t number) noexcept nogil    # the device's, in its cluster; -EEXIST: it has another
     cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil
     cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil
-    cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
+    cdef int choose_superblock(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil
     cdef int claim_slabs(self) noexcept nogil
     cdef void restore_superblock(self, const Superblock* damaged, int which) noexcept nogil
 

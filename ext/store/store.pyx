@@ -86,7 +86,7 @@ cdef class Store:
             return -ENOMEM
         errors[0] = read_superblock(self.home.io, self.device, &twins[0], SUPERBLOCK_OFFSET)
         errors[1] = read_superblock(self.home.io, self.device, &twins[1], SUPERBLOCK_TWIN_OFFSET)
-        error = self.judge_superblocks(twins, errors, cluster)
+        error = self.choose_superblock(twins, errors, cluster)
         if error == 0:
             error = replay(self.journal, &self.superblock, &self.repairs, self.reason)
         if error == 0:
@@ -102,7 +102,7 @@ cdef class Store:
         release(twins)
         return error
 
-    cdef int judge_superblocks(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil:
+    cdef int choose_superblock(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil:
         """Choose the valid superblock and check cluster, version and features. 0, or a negative errno and `reason`."""
         cdef const Superblock* best = NULL
         cdef const char* words

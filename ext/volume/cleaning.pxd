@@ -12,7 +12,7 @@ from iomesh.engine.base.task cimport Waiters
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
-    HANDS = 6                        # workers: segments cleaned concurrently
+    WORKERS = 6                      # segments cleaned concurrently
     EVACUATION_SHARE = 6             # a segment with less than 1/6 live, and no snapshot's blocks, is evacuated
     EVACUATED_MAX = 16384 / EVACUATION_SHARE             # live blocks of an evacuated segment, at most
 

@@ -22,7 +22,7 @@
 #     snapshots may happen between the derivation and the rewrite. If a snapshot is created or deleted *during* the
 #     derivation, its result is discarded;
 #   - no block is dropped while a snapshot's trees are being compared (SegmentTable.reclaim_holds);
-#   - at most HANDS segments are cleaned concurrently, over all calls, so that one is read while another is written or
+#   - at most WORKERS segments are cleaned concurrently, over all calls, so that one is read while another is written or
 #     flushed; derivations run one at a time, because they share the trees;
 #   - a derivation that finds fewer live blocks than the segment table counts means a bug or a damaged map: the segment
 #     is left alone and reported.
@@ -70,7 +70,7 @@ cdef extern from *:
 cdef enum:
     AHEAD = 24                       # leaves to prefetch
     BREATHER = 512                   # entries after which the reactor serves others for a turn
-    PACED_BLOCKS = 64                # evacuated between two calls of the throttle
+    THROTTLED_BLOCKS = 64            # evacuated between two calls of the throttle
 
 
 cdef class Cleaner:
@@ -82,13 +82,13 @@ cdef class Cleaner:
         self.head = volume.map
         self.durable = Map(volume.walk.cache, volume.io, volume.segments)
         self.past = Map(volume.walk.cache, volume.io, volume.segments)
-        self.plans = <Plan*>calloc(HANDS, sizeof(Plan))
-        self.footers = <PlannedFooter*>allocate_aligned(HANDS * (sizeof(PlannedFooter) + PIECE_BYTES))
+        self.plans = <Plan*>calloc(WORKERS, sizeof(Plan))
+        self.footers = <PlannedFooter*>allocate_aligned(WORKERS * (sizeof(PlannedFooter) + PIECE_BYTES))
         if self.plans is NULL or self.footers is NULL:
             raise MemoryError("no memory for cleaning")
-        for i in range(HANDS):
+        for i in range(WORKERS):
             self.plans[i].footer = &self.footers[i]
-            self.plans[i].piece = <char*>&self.footers[HANDS] + i * PIECE_BYTES
+            self.plans[i].piece = <char*>&self.footers[WORKERS] + i * PIECE_BYTES
             self.plans[i].next = self.idle
             self.idle = &self.plans[i]
 
@@ -128,7 +128,7 @@ cdef class Cleaner:
     # ------------------------------------------------------------------ cleaning
 
     cdef int clean(self, const uint32_t* segments, uint32_t count, Throttle* throttle, Cleaned* told) noexcept nogil:
-        cdef Worker[HANDS] workers
+        cdef Worker[WORKERS] workers
         cdef Round round
         cdef int i
         memset(told, 0, sizeof(Cleaned))
@@ -139,12 +139,12 @@ cdef class Cleaner:
         round.segments, round.count, round.next = segments, count, 0
         round.throttle = throttle
         round.told = told
-        for i in range(HANDS):
+        for i in range(WORKERS):
             workers[i].cleaner = <void*>self
             workers[i].round = &round
             waited(&workers[i].ended)
             start(hand_body, &workers[i], &workers[i].ended)
-        for i in range(HANDS):
+        for i in range(WORKERS):
             wait(&workers[i].ended)
         self.volume.log.open_segments.end_making_space()
         self.volume.cleaning -= 1
@@ -428,8 +428,8 @@ cdef class Cleaner:
         waited(&evacuation.ended)
         plan.read_to = 0
         for i in range(plan.live):
-            if error == 0 and throttle is not NULL and i % PACED_BLOCKS == 0:
-                error = throttle.step(throttle.owner, self.volume.io, PACED_BLOCKS * BLOCK_BYTES)
+            if error == 0 and throttle is not NULL and i % THROTTLED_BLOCKS == 0:
+                error = throttle.step(throttle.owner, self.volume.io, THROTTLED_BLOCKS * BLOCK_BYTES)
             if error == 0 and plan.places[i] & NODE_PLACE:
                 error = self.renew(plan, i)
             elif error == 0:

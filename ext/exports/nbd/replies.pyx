@@ -7,7 +7,7 @@
 #     copied), or with its owner;
 #   - its owner gets it back exactly once, by `left`, also when the connection breaks;
 #   - a client that does not receive its replies withholds buffers from other connections for at most about two periods
-#     of PATIENCE_NS.
+#     of STALL_TIMEOUT_NS.
 #
 # A simple reply's data must follow its header with nothing in between. A reply that is larger than what is read at once
 # is a *stream*: its parts are queued as they become ready, and every other reply is held until the stream ends.
@@ -21,7 +21,7 @@ from iomesh.engine.base.pool cimport LARGE, SMALL, Pool
 from iomesh.engine.base.reactor cimport Reactor
 
 cdef enum:
-    PATIENCE_NS = 10000000000        # timeout for a client that receives nothing while others wait for buffers
+    STALL_TIMEOUT_NS = 10000000000   # timeout for a client that receives nothing while others wait for buffers
 
 
 cdef class Replies:
@@ -123,7 +123,7 @@ cdef class Replies:
             if not self.watching:
                 self.watching = True
                 self.sends_seen = self.sends
-                self.io.after(&self.watch, PATIENCE_NS)
+                self.io.after(&self.watch, STALL_TIMEOUT_NS)
             self.io.send(&self.sending, self.connection, self.parts, parts)
 
     cdef void turn_ended(self) noexcept nogil:
@@ -159,7 +159,7 @@ cdef class Replies:
         else:
             self.watching = True
             self.sends_seen = self.sends
-            self.io.after(&self.watch, PATIENCE_NS)
+            self.io.after(&self.watch, STALL_TIMEOUT_NS)
 
 
 cdef void turn_ends(Operation* operation) noexcept nogil:
