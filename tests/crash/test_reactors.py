@@ -152,9 +152,9 @@ async def test_a_volume_is_opened_where_the_load_is_least(room: Path, draw: rand
         places = [several.reactor_of(volume) for volume in several.volumes]
         assert sorted(places) == [0, 0, 1], "without load, volumes are spread evenly"
         lonely = several.volumes[places.index(1)]
-        door = await several.connect(lonely)
+        connection = await several.connect(lonely)
         for offset in range(0, VOLUME, MIB):
-            await door.write(offset, several.draw.randbytes(MIB))
+            await connection.write(offset, several.draw.randbytes(MIB))
         ended = threading.Event()
         reading = asyncio.ensure_future(asyncio.to_thread(read_on_and_on, several.serve(lonely.id), ended))
         while several.engine.reactor_loads()[1] < several.engine.reactor_loads()[0] + 2 * ALIKE:  # noqa: ASYNC110
@@ -212,15 +212,15 @@ async def test_a_snapshot_of_volumes_on_different_reactors_is_of_one_instant(
     await several.format()
     ended = asyncio.Event()
 
-    async def number(doors: list[Connection]) -> None:
+    async def number(connections: list[Connection]) -> None:
         for count in itertools.count(1):
             if ended.is_set():
                 return
-            await doors[count % 2].write(0, count.to_bytes(8, "little") * (BLOCK // 8))
+            await connections[count % 2].write(0, count.to_bytes(8, "little") * (BLOCK // 8))
 
     async with several.running(), asyncio.timeout(1800):
-        doors = [await several.connect(volume) for volume in several.volumes]
-        writer = asyncio.ensure_future(number(doors))
+        connections = [await several.connect(volume) for volume in several.volumes]
+        writer = asyncio.ensure_future(number(connections))
         pairs = []
         for at in range(12):
             ids = await several.snapshot(several.volumes, f"at-{at}")
