@@ -15,33 +15,33 @@ import time
 from collections.abc import Iterable
 
 from simulation import coverage
-from simulation.lives import live, run_all
+from simulation.runs import run_all, run_seed
 from simulation.seeds import of_day
 
 PROGRESS_SECONDS = 10
 COVERAGE_SECONDS = 300
-LIVES_EACH = 50  # runs per process; a process writes its coverage counts when it exits
+RUNS_EACH = 50  # runs per process; a process writes its coverage counts when it exits
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m simulation", description="Lives of volumes in the simulated world."
+        prog="python -m simulation", description="Simulation runs: histories of volumes in the simulated world."
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--seed", type=int, help="one life, and what happened in it")
+    which.add_argument("--seed", type=int, help="one run, and what happened in it")
     which.add_argument("--seeds", metavar="A..B", help="all from A to B")
     which.add_argument(
         "--seeds-of", metavar="DAY", type=of_day, help="those that `make test` draws on a day, such as 2026-11-30"
     )
     which.add_argument("--soak", action="store_true", help="until stopped, from a seed on that the clock gives")
     parser.add_argument("--processes", type=int, default=2, help="at once (2)")
-    parser.add_argument("--operations", type=int, help="of each life; drawn unless given")
+    parser.add_argument("--operations", type=int, help="of each run; drawn unless given")
     parser.add_argument(
         "--trace",
         type=int,
         default=0,
         metavar="N",
-        help="with --seed: the last N events (a life that goes wrong shows 60)",
+        help="with --seed: the last N events (a run that goes wrong shows 60)",
     )
     parser.add_argument(
         "--covered", action="store_true", help="with --soak: tell now and then what of the engine was reached"
@@ -79,7 +79,7 @@ def seeds(words: str) -> Iterable[int]:
 
 
 def one(seed: int, operations: int | None, trace: int) -> int:
-    outcome = live(seed, operations, trace=max(trace, 60))
+    outcome = run_seed(seed, operations, trace=max(trace, 60))
     if trace or outcome.wrong:
         print(*outcome.trace, sep="\n")
     print(f"drawn: {outcome.drawn}")
@@ -90,9 +90,9 @@ def one(seed: int, operations: int | None, trace: int) -> int:
 
 def many(wanted: Iterable[int], processes: int, operations: int | None, *, covered: bool) -> int:
     began = told = looked = time.monotonic()
-    lives = done = wrong = 0
+    runs = done = wrong = 0
     how = (
-        {"engine": coverage.ENGINE, "lives_each": LIVES_EACH}
+        {"engine": coverage.ENGINE, "runs_each": RUNS_EACH}
         if covered
         else {"planted": os.environ.get("IOMESH_PLANTED", "")}
     )
@@ -100,20 +100,20 @@ def many(wanted: Iterable[int], processes: int, operations: int | None, *, cover
         coverage.forget()
     try:
         for outcome in run_all(wanted, processes, operations, **how):
-            lives += 1
+            runs += 1
             done += outcome.told.get("operations", 0)
             if outcome.wrong:
                 wrong += 1
                 print(f"{outcome}\n  again: python -m simulation --seed {outcome.seed}", flush=True)
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
-                print(summary(lives, done, wrong, told - began), flush=True)
+                print(summary(runs, done, wrong, told - began), flush=True)
             if covered and time.monotonic() - looked > COVERAGE_SECONDS:
                 tell_coverage()
                 looked = time.monotonic()
     except KeyboardInterrupt:
         pass
-    print(summary(lives, done, wrong, time.monotonic() - began))
+    print(summary(runs, done, wrong, time.monotonic() - began))
     if covered:
         tell_coverage()
     return 1 if wrong else 0
@@ -125,9 +125,9 @@ def tell_coverage() -> None:
     Console(width=100).print(coverage.table(coverage.parts()))
 
 
-def summary(lives: int, operations: int, wrong: int, seconds: float) -> str:
-    speed = f"{lives / seconds:.1f} lives/s, {operations / seconds * 60:,.0f} operations/min"
-    return f"{lives} lives, {operations} operations in {seconds:.0f} s ({speed}), {wrong} wrong"
+def summary(runs: int, operations: int, wrong: int, seconds: float) -> str:
+    speed = f"{runs / seconds:.1f} runs/s, {operations / seconds * 60:,.0f} operations/min"
+    return f"{runs} runs, {operations} operations in {seconds:.0f} s ({speed}), {wrong} wrong"
 
 
 if __name__ == "__main__":

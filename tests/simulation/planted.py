@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simulation.lives import Outcome, run_all
+from simulation.runs import Outcome, run_all
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "planted"  # `make planted`
@@ -23,7 +23,7 @@ BUGS = {
     "cleaned_by_newest_nodes": "cleaning drops map nodes that recovery from the newest checkpoint needs",
     "cleaned_without_flush": "cleaning gives up blocks although what overwrote them is not on stable media yet",
     "cookie_of_another": "a reply to a client carries the cookie of another request that is under way",
-    "counter_not_of_checkpoint": "the map nodes that a checkpoint writes are left out of its counts of what lives",
+    "counter_not_of_checkpoint": "the map nodes that a checkpoint writes are left out of its counts of live blocks",
     "cut_before_checkpoint": "recovery cuts off records that the checkpoint needs (a fault that existed)",
     "detached_refused": "a clone that was detached is refused until its next checkpoint",
     "detached_unchecked": "a clone is cut off from its parent though its newest checkpoint still inherits",
@@ -73,12 +73,12 @@ BUGS = {
 
 def find(bug: str, seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> tuple[Outcome | None, int]:
     """The first failing run with this bug, and the number of runs until then."""
-    lives = 0
+    runs = 0
     for outcome in run_all(seeds, processes, planted=bug, engine=ENGINE):
-        lives += 1
+        runs += 1
         if outcome.wrong:
-            return outcome, lives
-    return None, lives
+            return outcome, runs
+    return None, runs
 
 
 def find_all(

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from simulation.lives import run_all
 from simulation.planted import BUGS, ENGINE, ROOT, SEEDS_MAX, find, in_sources
+from simulation.runs import run_all
 from simulation.seeds import PLANTED
 from support.amount import Amount
 
@@ -21,8 +21,8 @@ def planted_build() -> None:
 @pytest.mark.parametrize("bug", sorted(BUGS))
 def test_a_planted_bug_is_found(bug: str, amount: Amount, processes: int) -> None:
     first = [PLANTED[bug]] if bug in PLANTED and not amount.soak else []
-    outcome, lives = find(bug, [*first, *range(SEEDS_MAX)], processes)
-    assert outcome, f"{lives} lives did not show that {BUGS[bug]}"
+    outcome, runs = find(bug, [*first, *range(SEEDS_MAX)], processes)
+    assert outcome, f"{runs} runs did not show that {BUGS[bug]}"
     assert outcome.wrong and "Error" not in outcome.wrong, f"found by the simulation, not by its failure: {outcome}"
 
 

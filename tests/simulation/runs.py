@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LIFE_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
+RUN_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
 END_SECONDS = 30  # for an idle process to end
 # Reuse memory: new pages are slow.
 KEEPS_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
-SCRIPT = "from simulation.lives import serve; serve()"
+SCRIPT = "from simulation.runs import serve; serve()"
 
 
 @dataclass
@@ -36,24 +36,25 @@ class Outcome:
         return f"seed {self.seed}: {self.wrong or 'nothing went wrong'} (digest {self.digest:016x})"
 
 
-def live(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
+def run_seed(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
     from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine on PYTHONPATH
 
     if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
         raise RuntimeError(
             "no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted"
         )
-    life = Simulation(seed, operations)
-    wrong = life.run()
-    return Outcome(seed, wrong, life.digest, life.told, life.drawn, life.trace(trace) if trace else [])
+    simulation = Simulation(seed, operations)
+    wrong = simulation.run()
+    events = simulation.trace(trace) if trace else []
+    return Outcome(seed, wrong, simulation.digest, simulation.told, simulation.drawn, events)
 
 
 def serve() -> None:
     """Main loop of a child: one line of JSON in, one line out."""
     for line in sys.stdin:
         seed, operations = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, LIFE_SECONDS)  # SIGPROF ends the process, whatever the engine is doing
-        outcome = live(seed, operations)
+        signal.setitimer(signal.ITIMER_PROF, RUN_SECONDS)  # SIGPROF ends the process, whatever the engine is doing
+        outcome = run_seed(seed, operations)
         print(json.dumps([outcome.seed, outcome.wrong, outcome.digest, outcome.told]), flush=True)
 
 
@@ -71,7 +72,7 @@ class Child:
             env=environment,
         )
         self.seed: int | None = None
-        self.lives = 0
+        self.runs = 0
 
     def ask(self, seed: int, operations: int | None) -> None:
         assert self.process.stdin
@@ -95,7 +96,7 @@ class Child:
         self.errors.seek(0)
         said = self.errors.read().strip().splitlines()
         if code == -signal.SIGPROF:
-            return f"the life does not end within {LIFE_SECONDS} s of processor time"
+            return f"the run does not end within {RUN_SECONDS} s of processor time"
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{said[-1] if said else 'no words'} ({how})"
 
@@ -119,10 +120,10 @@ def run_all(
     *,
     planted: str = "",
     engine: Path | None = None,
-    lives_each: int = 0,
+    runs_each: int = 0,
 ) -> Iterator[Outcome]:
     """Yields outcomes in order of completion. engine: folder of another build; planted: the bug to plant (planted.py).
-    lives_each: runs per process before it is replaced; 0: unlimited.
+    runs_each: runs per process before it is replaced; 0: unlimited.
     """
     folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted} | KEEPS_MEMORY
@@ -140,8 +141,8 @@ def run_all(
             for stream in ready:
                 child = busy[stream]
                 yield child.answer()
-                child.lives += 1
-                if child.process.poll() is not None or child.lives == lives_each:
+                child.runs += 1
+                if child.process.poll() is not None or child.runs == runs_each:
                     child.end()
                     children[children.index(child)] = child = Child(environment)
                 give(child, wanted, operations)

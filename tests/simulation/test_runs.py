@@ -2,8 +2,8 @@
 
 import pytest
 
-from simulation import lives, seeds
-from simulation.lives import Outcome, live, run_all
+from simulation import runs, seeds
+from simulation.runs import Outcome, run_all, run_seed
 from support.amount import Amount
 
 SLICES = 5  # the day's seeds in slices, each a test, so that pytest-xdist spreads them over the cores
@@ -58,18 +58,18 @@ def test_a_day_draws_the_same_seeds_again_and_another_day_others() -> None:
         seeds.of_day("yesterday")
 
 
-def test_a_life_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    endless = "import itertools; lives.live = lambda *_: all(map(lambda _: True, itertools.count()))"
+def test_a_run_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = "import itertools; runs.run_seed = lambda *_: all(map(lambda _: True, itertools.count()))"
     monkeypatch.setattr(
-        lives, "SCRIPT", f"from simulation import lives; lives.LIFE_SECONDS = 0.01; {endless}; lives.serve()"
+        runs, "SCRIPT", f"from simulation import runs; runs.RUN_SECONDS = 0.01; {endless}; runs.serve()"
     )
-    (outcome,) = lives.run_all([7], processes=1)
+    (outcome,) = runs.run_all([7], processes=1)
     assert outcome.seed == 7
-    assert outcome.wrong == f"the life does not end within {lives.LIFE_SECONDS} s of processor time"
+    assert outcome.wrong == f"the run does not end within {runs.RUN_SECONDS} s of processor time"
 
 
-def test_a_seed_lives_the_same_life_again() -> None:
+def test_a_seed_gives_the_same_run_again() -> None:
     for seed in (3, 11):
-        first, second = live(seed, 200), live(seed, 200)
+        first, second = run_seed(seed, 200), run_seed(seed, 200)
         assert (first.digest, first.told) == (second.digest, second.told)
-    assert live(3, 200).digest != live(4, 200).digest
+    assert run_seed(3, 200).digest != run_seed(4, 200).digest
