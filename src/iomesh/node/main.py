@@ -28,10 +28,12 @@ async def _serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
+    logs.flush_repeats(loop)
     node = Node(config)
     try:
         await _until(node, stopping)
     finally:
+        logs.repeats.flush(all_of_them=True)
         if node.stuck:
             # Threads that wait for a device would keep the process alive as long. The log is in the state of a crash.
             log.error("the process ends although a task of it hangs; the next start recovers the volumes")
