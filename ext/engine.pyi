@@ -53,7 +53,9 @@ class Event(NamedTuple):
 
     To be logged: "checksum" {"segment", "block", "offset_bytes"}; "device" {"store", "error"}; "no_space" {}: writes
     wait for the cleaner; "refused" {}: a write has since failed with ENOSPC. Not to be logged: "tight" {}: a segment
-    was opened while space is tight; clean one before the next.
+    was opened while space is tight; clean one before the next. Of no
+    volume: "stalled" {"store"}: the store's device has not answered a request in time; "full_below" and "space_below"
+    {"store"}: the storage under the device has no space, or has some again.
     """
     kind: str
     volume: bytes | None
@@ -76,9 +78,13 @@ class Engine:
         checkpoint_bytes: int = 1 << 30,
         iopoll: bool = False,
         register_buffers: bool = True,
+        request_timeout_seconds: float = 30.0,
+        space_below_wait_seconds: float = 5.0,
     ) -> None:
         """map_cache_bytes: for the whole node, divided evenly among the reactors. checkpoint_bytes: log written between
-        two checkpoints of a volume. Raises EngineError (io_uring is missing, disabled or too old), ValueError."""
+        two checkpoints of a volume. request_timeout_seconds: a device that has not answered a request for so long has
+        failed. space_below_wait_seconds: how long writes wait for space in the storage under the devices. Raises
+        EngineError (io_uring is missing, disabled or too old), ValueError."""
     def start(self) -> None: ...
     def stop(self) -> None:
         """End the reactors' threads at once, as a crash would: close volumes first. Open tickets are never answered."""
@@ -100,9 +106,10 @@ class Engine:
     def close_store(self, store: int) -> int:
         """EBUSY while a volume is open. Answers None."""
     def store_space(self, store: int) -> dict[str, int]:
-        """Returns {"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed", "flush_failed"} at once,
+        """Returns {"slabs", "free_slabs", "reserve_slabs", "slab_bytes", "replicas", "failed", "flush_failed",
+        "stalled"} at once,
         without a ticket. failed: an errno; the store is read-only until it is opened again. flush_failed: the errno of
-        a failed flush."""
+        a failed flush. stalled: ETIMEDOUT if the device did not answer a request in time."""
 
     # volumes; open all stores of the node before the first volume
     def open_volume(

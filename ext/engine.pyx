@@ -15,11 +15,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy
 
-from iomesh.engine.base.atomics cimport load_int, load_uint32, load_uint64
+from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32, load_uint64
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
-from iomesh.engine.commands.notices cimport Notice, Notices, checkpoint_written, volume_event
+from iomesh.engine.commands.notices cimport (
+    Notice, Notices, checkpoint_written, device_full_below, device_stalled, volume_event
+)
 from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
     RollVolumeForward, UnmarkSnapshot
@@ -55,7 +57,8 @@ from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED, EVENT_TIGHT, Volume
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED,
+    EVENT_SPACE_BELOW, EVENT_STALLED, EVENT_TIGHT, Volume
 )
 
 # Part of engine.pyi, defined elsewhere:
@@ -78,6 +81,7 @@ DEVICE_BYTES_MIN = 64 << 20     # two journal halves and their mirrors, and room
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
 HISTOGRAM_BUCKETS = BUCKETS
+STORE_EVENTS = {EVENT_STALLED: "stalled", EVENT_FULL_BELOW: "full_below", EVENT_SPACE_BELOW: "space_below"}
 SPACE_EVENTS = {EVENT_TIGHT: "tight", EVENT_NO_SPACE: "no_space", EVENT_REFUSED: "refused"}
 HISTOGRAM_NAMES = ("read_latency", "write_latency", "flush_latency")
 COUNTER_NAMES = (
@@ -160,6 +164,7 @@ cdef class Engine:
     cdef int64_t tickets
     cdef set devices                 # device numbers in use
     cdef uint64_t checkpoint_bytes
+    cdef int64_t below_wait_ns
     cdef bint started
 
     def __init__(
@@ -172,6 +177,8 @@ cdef class Engine:
         checkpoint_bytes=1 << 30,
         iopoll=False,
         register_buffers=True,
+        request_timeout_seconds=30.0,
+        space_below_wait_seconds=5.0,
     ):
         cdef _Runner runner
         modes = {"adaptive": 0, "busy": 1, "sleep": 2}
@@ -183,6 +190,10 @@ cdef class Engine:
             raise ValueError(f"a map cache of {map_cache_bytes} bytes is too small: each reactor needs 1 MiB")
         if checkpoint_bytes < 1 << 20:
             raise ValueError(f"checkpoint_bytes is at least 1 MiB, not {checkpoint_bytes}")
+        if not 0 <= space_below_wait_seconds <= 3600:
+            raise ValueError(f"space_below_wait_seconds is 0 to 3600, not {space_below_wait_seconds}")
+        if not 0.1 <= request_timeout_seconds <= 3600:
+            raise ValueError(f"request_timeout_seconds is 0.1 to 3600, not {request_timeout_seconds}")
         self.warnings = []
         self.runners = []
         self.stores = {}
@@ -192,6 +203,7 @@ cdef class Engine:
         self.pending = {}
         self.devices = set()
         self.checkpoint_bytes = checkpoint_bytes
+        self.below_wait_ns = <int64_t>(space_below_wait_seconds * 1e9)
         try:
             self.notices = Notices()
         except OSError as error:
@@ -205,6 +217,8 @@ cdef class Engine:
                 )
             except RingError as error:
                 raise EngineError(str(error)) from None
+            runner.io.request_timeout_ns = <int64_t>(request_timeout_seconds * 1e9)
+            runner.pool.attach(runner.io)
             runner.reactor = Reactor(number, runner.io, modes[mode], poll_microseconds * 1000)
             runner.cache = MapCache(map_cache_bytes // reactors // BLOCK, runner.io)
             self.warnings += [warning for warning in runner.io.warnings if warning not in self.warnings]
@@ -300,6 +314,9 @@ cdef class Engine:
         cdef int device = self.take_device()
         cdef _Runner runner = self.runner_of(len(self.stores))
         cdef OpenStore command = OpenStore(Store(runner.reactor, device, device_bytes, volatile_cache), fd)
+        command.store.listener = <void*>self.notices
+        command.store.on_stalled = device_stalled
+        command.store.on_full_below = device_full_below
         command.any_cluster = cluster is None
         if cluster is not None:
             memcpy(command.cluster, <const char*>(<bytes>cluster), 16)
@@ -348,6 +365,8 @@ cdef class Engine:
             "replicas": load_uint32(it.replicas),
             "failed": load_int(it.failed),
             "flush_failed": load_int(it.flusher.failed),
+            "stalled": load_int(it.stalled),
+            "full_below": bool(load_flag(it.full_below)),
         }
 
     def open_volume(
@@ -412,6 +431,7 @@ cdef class Engine:
         opened.volume.checkpoints.counters = opened.volume.counters
         opened.volume.checkpoints.interval = self.checkpoint_bytes
         describe(&opened.volume.checkpoints.writer.description, name, <uint32_t>segment_bytes, window_seconds, replicas)
+        log.open_segments.below_wait_ns = self.below_wait_ns
         opened.volume.listener = <void*>self.notices
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
@@ -823,6 +843,8 @@ cdef object answer(Command command):
 
 cdef object event(const Notice* notice):
     volume = notice.volume[:16]
+    if notice.event in STORE_EVENTS:
+        return Event(STORE_EVENTS[notice.event], None, {"store": notice.store})
     if notice.event == EVENT_CHECKPOINT:
         return Event(
             "checkpoint",

@@ -1,12 +1,11 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport DEVICES_MAX, Io, Operation
 
 cdef extern from "<liburing.h>" nogil:
     struct io_uring:
         int ring_fd
 
 cdef enum:
-    DEVICES_MAX = 256
     CONNECTIONS_MAX = 1024
 
 cdef struct Connection:

@@ -28,7 +28,7 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
 
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport msghdr
+from iomesh.engine.base.io cimport DeviceRequest, msghdr
 
 cdef extern from *:
     r"""
@@ -68,6 +68,7 @@ cdef extern from *:
     unsigned SETUP_CQSIZE "IORING_SETUP_CQSIZE"
     unsigned SETUP_IOPOLL "IORING_SETUP_IOPOLL"
     unsigned SQE_FIXED_FILE "IOSQE_FIXED_FILE"
+    unsigned SQE_ASYNC "IOSQE_ASYNC"
     unsigned FSYNC_DATASYNC "IORING_FSYNC_DATASYNC"
     int MSG_WAITALL, MSG_NOSIGNAL, SHUT_RDWR
     int EFD_CLOEXEC
@@ -114,7 +115,7 @@ cdef extern from *:
     bint is_file(int fd) nogil
     int shutdown(int fd, int how) nogil
 
-cdef enum OperationKind:             # Operation.kind
+cdef enum OperationKind:             # Operation.kind; the first ones as DeviceRequestKind has them
     READ, WRITE, FLUSH, DISCARD, RECEIVE, SEND, TIMER, BELL
 
 cdef enum:
@@ -212,38 +213,7 @@ cdef class Uring(Io):
 
     # ------------------------------------------------------------------ the Io interface
 
-    cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
-        operation.kind = READ
-        operation.target = device
-        operation.buffer = <char*>into
-        operation.bytes = bytes
-        operation.offset = offset
-        operation.moved = 0
-        self.submit(operation)
-
-    cdef void write(
-        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
-    ) noexcept nogil:
-        operation.kind = WRITE
-        operation.target = device
-        operation.buffer = <char*>data
-        operation.bytes = bytes
-        operation.offset = offset
-        operation.moved = 0
-        self.submit(operation)
-
-    cdef void flush(self, Operation* operation, int device) noexcept nogil:
-        operation.kind = FLUSH
-        operation.target = device
-        operation.bytes = operation.moved = 0
-        self.submit(operation)
-
-    cdef void discard(self, Operation* operation, int device, uint64_t bytes, uint64_t offset) noexcept nogil:
-        operation.kind = DISCARD
-        operation.target = device
-        operation.buffer = <char*>bytes                  # the length may exceed 32 bits
-        operation.offset = offset
-        operation.bytes = operation.moved = 0
+    cdef void start(self, Operation* operation) noexcept nogil:
         self.submit(operation)
 
     cdef void receive(self, Operation* operation, int connection, void* into, uint32_t bytes) noexcept nogil:
@@ -378,6 +348,7 @@ cdef class Uring(Io):
         cdef uint32_t bytes = operation.bytes - operation.moved
         cdef bint fixed = self.buffers_registered and not polled and on_device and \
             self.arena <= data and data + bytes <= self.arena + self.arena_bytes
+        cdef unsigned flags = 0
         cdef int fd
         while sqe is NULL:                               # one turn submits more than the ring has room for
             io_uring_submit(ring)
@@ -411,7 +382,12 @@ cdef class Uring(Io):
             prep_read(sqe, fd, &self.bell_count, sizeof(self.bell_count), 0)
         io_uring_sqe_set_data(sqe, operation)
         if fixed_file:
-            io_uring_sqe_set_flags(sqe, SQE_FIXED_FILE)
+            flags |= SQE_FIXED_FILE
+        if on_device and self.files[operation.target] and (
+            self.watches[operation.target].overdue_reads or self.watches[operation.target].overdue_changes
+        ):
+            flags |= SQE_ASYNC                           # a file system may block the submission itself (FUSE does)
+        io_uring_sqe_set_flags(sqe, flags)
         if polled:
             operation.kind |= POLLED
             self.polled_under_way += 1
@@ -499,6 +475,10 @@ cdef class Uring(Io):
                 return
         if operation.kind == BELL:
             self.listen_bell()
+            return
+        if operation.kind <= DISCARD and (<DeviceRequest*>operation.owner).caller is NULL:
+            operation.result = result                    # abandoned: the device's number may be another's now
+            operation.done(operation)
             return
         if result == -EINTR or result == -EAGAIN:
             self.submit(operation)

@@ -27,4 +27,6 @@ cdef class Notices:
 
 # Callbacks of a Volume; its `listener` is a Notices.
 cdef bint volume_event(void* volume, int kind, uint64_t first, uint64_t second, uint64_t third) noexcept nogil
+cdef void device_stalled(void* notices, int store) noexcept nogil      # a Store's on_stalled
+cdef void device_full_below(void* notices, int store, bint full) noexcept nogil
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil

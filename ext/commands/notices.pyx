@@ -6,7 +6,10 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.format.layout cimport Pointer
-from iomesh.engine.volume.volume cimport EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_NUMBERS, Volume
+from iomesh.engine.volume.volume cimport (
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FULL_BELOW, EVENT_NUMBERS, EVENT_SPACE_BELOW, EVENT_STALLED,
+    Volume
+)
 
 cdef extern from *:
     r"""
@@ -84,6 +87,22 @@ cdef bint volume_event(void* volume, int kind, uint64_t first, uint64_t second, 
         notice.next_segment = <uint32_t>first
     (<Notices>(<Volume>volume).listener).put(notice)
     return True
+
+
+cdef void device_stalled(void* notices, int store) noexcept nogil:
+    put_of_store(<Notices>notices, EVENT_STALLED, store)
+
+
+cdef void device_full_below(void* notices, int store, bint full) noexcept nogil:
+    put_of_store(<Notices>notices, EVENT_FULL_BELOW if full else EVENT_SPACE_BELOW, store)
+
+
+cdef void put_of_store(Notices notices, int event, int store) noexcept nogil:
+    cdef Notice* notice = <Notice*>calloc(1, sizeof(Notice))
+    if notice is not NULL:
+        notice.event = event
+        notice.store = store
+        notices.put(notice)
 
 
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:

@@ -17,7 +17,7 @@ cdef struct VolumeState:
     int64_t stalled_ns
     uint32_t connections, snapshots
     int error
-    bint is_unsettled, no_space, space_is_coming, checkpointing, unanswered, awaits_numbers
+    bint is_unsettled, no_space, space_is_coming, checkpointing, unanswered, awaits_numbers, refusing_below
     Pointer checkpoint, map_root
     unsigned char unsettled[16]
     unsigned char head_parent[16]
@@ -27,7 +27,7 @@ cdef struct ReactorState:
     void* io
     void* cache
     void* pool
-    uint64_t turns, sleeps, busy_ns, enters
+    uint64_t turns, sleeps, busy_ns, enters, timeouts
     uint64_t frames, used, dirty, hits, misses
     uint32_t free[3]
 
@@ -65,6 +65,7 @@ cdef dict volume_state(Volume volume):
         "walked_nodes": it.walked_nodes,
         "walk_disagreements": it.disagreements,
         "walk_unreadable": it.unreadable,
+        "refusing_below": bool(it.refusing_below),
         "no_space": bool(it.no_space),
         "space_is_coming": bool(it.space_is_coming),
         "checkpointing": bool(it.checkpointing),
@@ -100,6 +101,7 @@ cdef void read_volume(Volume volume, VolumeState* it) noexcept nogil:
     it.walked_nodes, it.disagreements = volume.walk.nodes, volume.walk.disagreements
     it.unreadable = volume.walk.unreadable
     it.no_space = volume.log.open_segments.no_space
+    it.refusing_below = volume.log.refusing_below
     it.space_is_coming = volume.log.open_segments.space_is_coming()
     it.awaits_numbers = (
         volume.log.open_segments.promise_waited and volume.log.open_segments.promise_unanswered
@@ -122,6 +124,7 @@ cdef dict reactor_state(Reactor reactor, Uring io, MapCache cache, Pool pool):
         "sleeps": it.sleeps,
         "busy_ns": it.busy_ns,
         "system_calls": it.enters,
+        "device_timeouts": it.timeouts,
         "map_frames": it.frames,
         "map_used": it.used,
         "map_dirty": it.dirty,
@@ -142,6 +145,7 @@ cdef void look_at_reactor(void* argument) noexcept nogil:
 cdef void read_reactor(Reactor reactor, Uring io, MapCache cache, Pool pool, ReactorState* it) noexcept nogil:
     cdef int kind
     it.turns, it.sleeps, it.busy_ns, it.enters = reactor.turns, reactor.sleeps, reactor.busy_ns, io.enters
+    it.timeouts = io.timeouts
     it.frames, it.used, it.dirty, it.hits, it.misses = cache.frames, cache.used, cache.dirty, cache.hits, cache.misses
     for kind in range(3):
         it.free[kind] = pool.free[kind]

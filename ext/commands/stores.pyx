@@ -12,7 +12,7 @@ from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.store.calls cimport store_erase
 from iomesh.engine.store.journal cimport REPAIRS_MAX
 from iomesh.engine.store.scrub cimport Scrubber, Sealed
-from iomesh.engine.store.store cimport Store, format_store
+from iomesh.engine.store.store cimport Store, format_store, watch_store
 from iomesh.engine.store.token_bucket cimport TokenBucket
 
 SEALED_ROW = np.dtype([("volume", "V16"), ("segment", np.uint32), ("blocks", np.uint32)])     # store/scrub.pxd's Sealed
@@ -43,6 +43,7 @@ cdef class StoreCommand(Command):
         cdef DeviceCall call
         cdef int i, result = 0
         call.fd = fd
+        call.store = <void*>self.store
         call.device = self.store.device
         for i in range(self.reactor_count):
             call.reactor = self.reactors[i]
@@ -52,6 +53,7 @@ cdef class StoreCommand(Command):
 
 cdef struct DeviceCall:
     void* reactor
+    void* store
     int fd
     int device
 
@@ -59,9 +61,11 @@ cdef struct DeviceCall:
 cdef int64_t device_body(void* argument) noexcept nogil:
     cdef DeviceCall* call = <DeviceCall*>argument
     if call.fd < 0:
+        (<Reactor>call.reactor).io.unwatch(call.device)
         (<Reactor>call.reactor).io.remove_device(call.device)
         return 0
     invariant((<Reactor>call.reactor).io.add_device(call.fd) == call.device, b"every reactor counts devices alike")
+    watch_store((<Reactor>call.reactor).io, <Store>call.store)
     return 0
 
 

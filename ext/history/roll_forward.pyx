@@ -17,16 +17,15 @@
 # Called by the engine. Atomicity is up to history/snapshots.pyx and the node: until the roll forward is done, the
 # volume's restore point is unsettled.
 
-from libc.errno cimport EIO, ENOENT
+from libc.errno cimport EIO, ENOENT, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free as release
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.history.snapshots cimport hold_snapshot, let_snapshot_go
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, KIND_DATA, KIND_ZERO, RECORD_ENTRIES_MAX, Entry, RecordHeader, record_valid
 )
@@ -49,7 +48,7 @@ cdef class RollForward:
             raise MemoryError("no memory to follow a log")
 
     def __dealloc__(self):
-        release(self.buffer)
+        release_buffer(self.volume.io if self.volume is not None else None, self.buffer)
 
     cdef int run(self, const uint8_t* mark, uint64_t until_ns) noexcept nogil:
         cdef int result
@@ -75,7 +74,13 @@ cdef class RollForward:
         cdef uint64_t newest = self.source.log.committed
         cdef Segment* segment = self.source.segments.first
         cdef int result = 0
-        while result == 0 and segment is not NULL and not self.arrived and self.next_sequence <= newest:
+        while (
+            result == 0
+            and self.error != -ETIMEDOUT
+            and segment is not NULL
+            and not self.arrived
+            and self.next_sequence <= newest
+        ):
             if segment.last_sequence >= self.next_sequence:
                 segment.cleaning = True                  # keeps the segment from being removed or moved
                 result = self.follow_segment(segment, newest)

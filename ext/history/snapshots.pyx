@@ -100,6 +100,8 @@ cdef int objection(Volume volume, const Making* making) noexcept nogil:
 
 
 cdef int lack_of_space(Volume volume) noexcept nogil:
+    if volume.log.refusing_below:
+        return -ENOSPC
     return -ENOSPC if volume.log.open_segments.no_space and not planted(b"snapshot_without_space") else 0
 
 

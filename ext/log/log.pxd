@@ -15,6 +15,7 @@ from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
     RECORDS_MAX = 16                 # per log, in flight
+    HEADERS = 2 * RECORDS_MAX        # copies of headers, for records that are placed again
 
 cdef enum RecordState:
     RECORD_IDLE, RECORD_BUILDING, RECORD_WRITING, RECORD_WRITTEN
@@ -28,7 +29,10 @@ cdef struct Part:                    # what one append added to a record, and wh
     uint16_t count
 
 cdef struct Record:
-    RecordHeader* header             # the first block of its buffer; the payload follows
+    char* buffer                     # room for the header, then the payload; unchanged once it was placed
+    RecordHeader* header             # of its newest placement: the first block of its buffer, or a copy
+    int copy                         # which of the log's headers that is; -1: none
+    bint placed                      # at least once
     RecordState state
     uint64_t sequence
     OpenSegment* open_segment
@@ -57,8 +61,14 @@ cdef class Log:
     cdef uint64_t bytes_at_checkpoint
     cdef int error                   # a negative errno: the log has failed permanently
     cdef bint failing                # an error is being handled; appends wait
+    cdef bint giving_up              # the volume is being closed: it does not wait for space for ever
+    cdef uint64_t refused_until      # records up to this one may carry refused requests
+    cdef uint32_t refused_below      # how often that began
+    cdef bint refusing_below         # the storage under the devices has no space: appends are refused until it has
     cdef bint draining               # a checkpoint waits for records under way; user writes wait in `waiters`
     cdef Record records[RECORDS_MAX]
+    cdef char* headers               # HEADERS blocks
+    cdef bint headers_taken[HEADERS]
     cdef uint32_t under_way          # entries of closed, uncommitted records
     cdef Record* building
     cdef Record* oldest              # of the records under way
@@ -87,6 +97,8 @@ cdef class Log:
     # the volume, which applies committed records
     cdef void* owner
     cdef void (*on_commit)(void* owner, Record* record) noexcept nogil
+    # the storage below has no space: what the record was to complete fails with ENOSPC now, though it may commit later
+    cdef void (*on_refuse)(void* owner, Record* record) noexcept nogil
     # the record will never commit: the log has failed
     cdef void (*on_abort)(void* owner, Record* record) noexcept nogil
 
@@ -99,6 +111,8 @@ cdef class Log:
     # for tasks
     cdef int wait_room(self) noexcept nogil                        # FOR_SPACE; 0 or a negative errno
     cdef int wait_committed(self, uint64_t sequence) noexcept nogil
+    # -ENOSPC: the storage below has no space, and nothing has begun that must be waited for
+    cdef int wait_committed_or_refused(self, uint64_t sequence) noexcept nogil
     # sequence of the record being built, if it has entries, else of the newest
     cdef uint64_t last_appended(self) noexcept nogil
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
@@ -108,11 +122,16 @@ cdef class Log:
     cdef void ask_turn_end(self) noexcept nogil
     cdef void close_record(self) noexcept nogil
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil
+    cdef void write_placed(self, Record* record) noexcept nogil
+    cdef bint is_written(self, int* error) noexcept nogil
+    cdef int wait_for_space_below(self) noexcept nogil
+    cdef void refuse_below(self) noexcept nogil
+    cdef bint copy_header(self, Record* record) noexcept nogil
     cdef void advance(self) noexcept nogil
     cdef void commit(self, Record* record) noexcept nogil
     cdef void free_record(self, Record* record) noexcept nogil
     cdef void segments_changed(self, int error) noexcept nogil
-    cdef bint writes_left(self) noexcept nogil
+    cdef void abandon_writes(self) noexcept nogil
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
     cdef void leave_failed(self) noexcept nogil

@@ -13,8 +13,13 @@
 #   - records commit in the order of their sequence numbers, without gaps; a write is acknowledged only after its
 #     commit;
 #   - a record is appended only if the open segment has room for it and for the footer of all records in the segment;
-#   - uncommitted records are still in their buffers. After a failed write the segment is sealed before the first
-#     uncommitted record, and these are written to another segment with the same sequence numbers (work_around);
+#   - uncommitted records are still in their buffers. After a failed write the segment ends before the first
+#     uncommitted record, and these are written to another segment with the same sequence numbers (work_around). Writes
+#     in flight are abandoned, not waited for: their answers change nothing, and their memory stays as it is while
+#     Io.holds() says so. Therefore a record that is placed again has a copy of its header; the payload is shared;
+#   - a write that finds no space under the device (ENOSPC, EDQUOT) goes to another device, or is repeated where it is
+#     until there is space, so the log does not grow. After a while its requests, and new ones, fail with ENOSPC
+#     (wait_for_space_below, docs/decisions/0024-no-space-below.md);
 #   - nothing is appended on a device whose flush has failed (leave_failed). What was appended there moves to another
 #     device before it is reported stable (settle). If that fails, the log has failed: every request returns an error
 #     until the volume is opened again.
@@ -25,15 +30,16 @@
 # log/open_segments.pyx manages the segments, log/flusher.pyx the flushes. Format: docs/formats.md, "Record". Called by
 # volume, checkpoint and recovery, on the volume's reactor.
 
-from libc.errno cimport EIO, ENOSPC
+from libc.errno cimport EDQUOT, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport DATA_BLOCKS, MAP_BLOCKS, RECORD_BYTES, RECORDS, TABLE_BLOCKS
 from iomesh.engine.log.flusher cimport Flusher
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.base.log_clock cimport next_log_time
 from iomesh.engine.format.footer cimport list_record
 from iomesh.engine.format.layout cimport (
@@ -50,6 +56,8 @@ cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # without an append for this long, a log is idle
     HEADER_FIXED = 128               # bytes of a header before its entries
     FULL_ENTRIES = 62                # a quarter of the maximum: the header is then a small share of the record
+    BELOW_FIRST_NS = 50 * 1000 * 1000        # pause before a write that found no space below is repeated, ...
+    BELOW_LONGEST_NS = 2 * 1000 * 1000 * 1000    # ... which doubles up to this
     GATHER_NS = 200 * 1000           # when space is tight, a record waits this long for clients just acknowledged
 
 
@@ -87,6 +95,12 @@ cdef class Log:
         for i in range(RECORDS_MAX):
             self.records[i].log = <void*>self
             self.records[i].transfer.owner = &self.records[i]
+        self.headers = <char*>allocate_aligned(HEADERS * BLOCK_BYTES)
+        if self.headers is NULL:
+            raise MemoryError("no memory for a log's headers")
+
+    def __dealloc__(self):
+        release_buffer(self.io, self.headers)
 
     # ------------------------------------------------------------------ appending
 
@@ -97,7 +111,7 @@ cdef class Log:
         if self.error:
             return self.error
         if self.failing:
-            return 0
+            return -ENOSPC if self.refusing_below and urgency != FOR_SPACE else 0
         if record is not NULL:
             if not self.open_segments.admits(record.open_segment, urgency):
                 return no_room(self)
@@ -150,7 +164,10 @@ cdef class Log:
                 self.pool_wait_asked = True
                 join(&self.pool.waiters[<int>RECORD], &self.pool_wait)
             return 0
+        record.buffer = buffer
         record.header = <RecordHeader*>buffer
+        record.copy = -1
+        record.placed = False
         record.state = RECORD_BUILDING
         record.open_segment = open_segment
         record.entries = record.payload = record.part_count = 0
@@ -277,7 +294,8 @@ cdef class Log:
         self.place(record, record.open_segment)
 
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
-        """Assign a closed record its place in `open_segment` and write it there."""
+        """Assign a closed record its place in `open_segment` and write it there. If it was placed before, its header is
+        a copy by now (copy_header)."""
         cdef RecordHeader* header = record.header
         cdef uint32_t blocks = 1 + record.payload
         record.open_segment = open_segment
@@ -302,9 +320,41 @@ cdef class Log:
             open_segment.segment.first_sequence = record.sequence
         open_segment.segment.last_sequence = record.sequence
         self.bytes += blocks * BLOCK_BYTES
+        record.placed = True
+        self.write_placed(record)
+
+    cdef void write_placed(self, Record* record) noexcept nogil:
+        """Write a record where it is placed, for the first time or again."""
+        cdef OpenSegment* open_segment = record.open_segment
         record.state = RECORD_WRITING
         record.transfer.done = record_written
-        self.open_segments.write(&record.transfer, open_segment, record.block, <const char*>header, blocks)
+        if record.copy < 0:
+            self.open_segments.write(
+                &record.transfer, open_segment, record.block, record.buffer, 1 + record.payload
+            )
+            return
+        self.open_segments.write(&record.transfer, open_segment, record.block, <const char*>record.header, 1)
+        self.open_segments.add(
+            &record.transfer, open_segment, record.block + 1, record.buffer + BLOCK_BYTES, record.payload
+        )
+
+    cdef bint copy_header(self, Record* record) noexcept nogil:
+        """The header for another placement: an abandoned write may still read the previous one. False: every copy is in
+        use."""
+        cdef RecordHeader* before = record.header
+        cdef int i
+        if planted(b"header_edited_in_place"):
+            return True
+        for i in range(HEADERS):
+            if not self.headers_taken[i] and not self.io.holds(self.headers + i * BLOCK_BYTES, BLOCK_BYTES):
+                self.headers_taken[i] = True
+                if record.copy >= 0:
+                    self.headers_taken[record.copy] = False
+                record.copy = i
+                record.header = <RecordHeader*>(self.headers + i * BLOCK_BYTES)
+                memcpy(record.header, before, BLOCK_BYTES)
+                return True
+        return False
 
     cdef void turn_ends(self) noexcept nogil:
         """Write the batch, unless more entries are in flight than it has: then it waits for the next turn or a commit.
@@ -395,6 +445,7 @@ cdef class Log:
             self.batch_target = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
         self.flusher.commits(record.sequence, open_segment.segment.store)
+        self.open_segments.has_space_below(open_segment.segment.store)
         open_segment.committed_block = record.block + 1 + record.payload
         open_segment.committed_entries += 1 + record.entries
         open_segment.committed_crc = record.header.crc
@@ -405,7 +456,10 @@ cdef class Log:
             wake_all(&open_segment.quiet, 0)
 
     cdef void free_record(self, Record* record) noexcept nogil:
-        cdef char* buffer = <char*>record.header
+        cdef char* buffer = record.buffer
+        if record.copy >= 0:
+            self.headers_taken[record.copy] = False
+        record.buffer = NULL
         record.header = NULL
         record.state = RECORD_IDLE
         self.pool.give_back(buffer)                      # may wake a waiter that reuses this record at once
@@ -418,30 +472,32 @@ cdef class Log:
             self.break_off(error)
         wake_all(&self.waiters, 0)
 
-    cdef bint writes_left(self) noexcept nogil:
+    cdef void abandon_writes(self) noexcept nogil:
+        """Writes in flight are not awaited any more. They may still arrive, in segments that end before them."""
         cdef Record* record = self.oldest
         while record is not NULL:
             if record.state == RECORD_WRITING:
-                return True
+                if not planted(b"late_write_commits"):
+                    self.open_segments.abandon(&record.transfer)
+                record.state = RECORD_WRITTEN
             record = record.next
-        return False
 
     cdef int work_around(self) noexcept nogil:
         """In a task, after a failed write: seal the committed part, rewrite the rest elsewhere. 0 or a negative
         errno."""
         cdef Record* record
         cdef OpenSegment* open_segment
-        cdef int i
+        cdef int i, told = -1
         if self.building is not NULL:
             self.close_record()
-        while self.writes_left():
-            wait_in(&self.commits)
-        if self.error:
-            return self.error                            # a flush has failed meanwhile
+        self.abandon_writes()
         record = self.oldest
         while record is not NULL:
-            if record.transfer.error:
-                self.open_segments.failed(record.open_segment.segment.store, -record.transfer.error)
+            if is_full(record.transfer.error):
+                self.open_segments.lacks_space_below(record.open_segment.segment.store)
+            elif record.transfer.error and record.open_segment.segment.store != told:
+                told = record.open_segment.segment.store
+                self.open_segments.failed(told, -record.transfer.error)
             record = record.next
         for i in range(OPEN_SEGMENTS_MAX):
             open_segment = &self.open_segments.all[i]
@@ -463,13 +519,76 @@ cdef class Log:
                 if self.open_segments.replace() is NULL:
                     return -EIO
                 if self.error:
-                    return self.error
+                    return self.error                    # a flush has failed meanwhile
+            if record.placed and not self.copy_header(record):
+                return -ENOMEM
             self.place(record, self.open_segments.current)
             record = record.next
         return 0
 
+    cdef int wait_for_space_below(self) noexcept nogil:
+        """In a task, after a write that found no space under its device. 0 once all is written; or what work_around()
+        returns, which takes over when there is another device or another error; or -ENOSPC: the volume is being
+        closed."""
+        cdef Record* record
+        cdef int64_t deadline_ns = self.io.now_ns() + self.open_segments.below_wait_ns, pause_ns = BELOW_FIRST_NS
+        cdef int error = 0
+        while True:
+            while not self.is_written(&error):
+                wait_in(&self.commits)
+                if self.error:
+                    return self.error
+            if error == 0:
+                self.refusing_below = False
+                return 0
+            if not is_full(error) or self.open_segments.has_other_space():
+                return self.work_around()
+            if self.open_segments.ending or (self.giving_up and self.io.now_ns() >= deadline_ns):
+                self.refuse_below()
+                return -ENOSPC
+            if not self.refusing_below and self.io.now_ns() >= deadline_ns:
+                self.refuse_below()
+            self.open_segments.pause(pause_ns)
+            if self.error:
+                return self.error
+            pause_ns = min(2 * pause_ns, <int64_t>BELOW_LONGEST_NS)
+            record = self.oldest
+            while record is not NULL:
+                if record.state == RECORD_WRITTEN and record.transfer.error:
+                    self.write_placed(record)
+                record = record.next
+
+    cdef bint is_written(self, int* error) noexcept nogil:
+        """Whether no write of a record is in flight. error: the first one's; others before ENOSPC."""
+        cdef Record* record = self.oldest
+        error[0] = 0
+        while record is not NULL:
+            if record.state == RECORD_WRITING:
+                return False
+            if record.transfer.error:
+                if is_full(record.transfer.error):
+                    self.open_segments.lacks_space_below(record.open_segment.segment.store)
+                if error[0] == 0 or is_full(error[0]):
+                    error[0] = record.transfer.error
+            record = record.next
+        return True
+
+    cdef void refuse_below(self) noexcept nogil:
+        cdef Record* record
+        if self.building is not NULL:
+            self.close_record()
+        self.refusing_below = True
+        self.refused_below += 1
+        self.refused_until = self.sequence
+        record = self.oldest
+        while record is not NULL:
+            self.on_refuse(self.owner, record)
+            record = record.next
+        wake_all(&self.commits, 0)
+        wake_all(&self.waiters, 0)
+
     cdef void break_off(self, int error) noexcept nogil:
-        """In a task: fail the log permanently. Waits for writes under way; their records never commit."""
+        """In a task: fail the log permanently. Records under way never commit."""
         cdef Record* record
         cdef OpenSegment* open_segment
         cdef int i
@@ -479,8 +598,7 @@ cdef class Log:
         self.failing = self.open_segments.ending = True
         if self.building is not NULL:
             self.close_record()
-        while self.writes_left():
-            wait_in(&self.commits)
+        self.abandon_writes()
         while self.oldest is not NULL:
             record = self.oldest
             self.oldest = record.next
@@ -501,12 +619,12 @@ cdef class Log:
         wake_all(&self.open_segments.changes, error)
 
     cdef void leave_failed(self) noexcept nogil:
-        """Stop appending to segments on devices whose flush has failed."""
+        """Stop appending to segments on devices whose flush has failed, or that do not answer."""
         cdef OpenSegment* current = self.open_segments.current
         cdef OpenSegment* prepared = self.open_segments.prepared
-        if prepared is not NULL and self.open_segments.has_failed(prepared):
+        if prepared is not NULL and self.open_segments.is_to_leave(prepared):
             self.open_segments.close(prepared)
-        if current is NULL or not self.open_segments.has_failed(current):
+        if current is NULL or not self.open_segments.is_to_leave(current):
             return
         if self.building is not NULL and self.building.entries == 0:
             self.give_up_record()
@@ -570,6 +688,11 @@ cdef class Log:
             wait_in(&self.commits)
         return self.error
 
+    cdef int wait_committed_or_refused(self, uint64_t sequence) noexcept nogil:
+        while self.committed < sequence and not self.error and not self.refusing_below:
+            wait_in(&self.commits)
+        return self.error if self.error or self.committed >= sequence else -ENOSPC
+
     cdef void finish(self) noexcept nogil:
         cdef Segment* prepared
         self.open_segments.ending = True
@@ -596,6 +719,11 @@ cdef class Log:
             wait_in(&self.waiters)
         while self.open_segments.watching_space:
             wait_in(&self.open_segments.changes)
+
+
+cdef inline bint is_full(int error) noexcept nogil:
+    """The storage under a device has no space: a sparse file on a full file system, a thin volume."""
+    return error == -ENOSPC or error == -EDQUOT
 
 
 cdef inline int no_room(Log log) noexcept nogil:
@@ -664,7 +792,8 @@ cdef void settle(Log log) noexcept nogil:
 
 
 cdef int go_on_elsewhere(Log log) noexcept nogil:
-    cdef int result = log.work_around()
+    cdef int result = log.wait_for_space_below() if is_full(log.oldest.transfer.error) else log.work_around()
+    log.refusing_below = False
     if log.error:
         return result                                    # break_off() has run meanwhile and handles the rest
     log.failing = False

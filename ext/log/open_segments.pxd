@@ -16,9 +16,10 @@ cdef enum Urgency:                   # what a segment is for; decides how much o
     FOR_TRIMS                        # a quarter: a trim frees space only after a checkpoint, and a crash may precede it
     FOR_SPACE                        # all: checkpoints, and evacuation, which limits itself
 
-cdef struct Transfer:                # a write that may span extents
-    Operation operations[EXTENTS_MAX]
-    uint32_t left
+cdef struct Transfer:                # a write that may span extents, of one or two pieces of memory
+    Operation operations[EXTENTS_MAX + 1]
+    uint32_t count                   # of them
+    uint32_t left                    # not answered yet
     int error                        # the first negative errno
     void (*done)(Transfer* transfer) noexcept nogil
     void* owner
@@ -69,6 +70,7 @@ cdef class OpenSegments:
     cdef bint prepare_ended          # the last one has ended; waiters of a failed one are woken at the turn's end
     cdef int prepare_error           # its result: 0 or a negative errno
     cdef uint32_t sealing            # segments that are being sealed
+    cdef int64_t below_wait_ns       # how long writes wait for space under the devices before they are refused
     cdef bint no_space
     cdef bint refusing               # ... and a write has failed with ENOSPC since
     cdef bint watching_space
@@ -98,6 +100,11 @@ cdef class OpenSegments:
     cdef void write(
         self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil
+    cdef void add(
+        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil
+    # It does not call back any more. Its memory is in use while Io.holds().
+    cdef void abandon(self, Transfer* transfer) noexcept nogil
     cdef OpenSegment* change(self) noexcept nogil
     cdef OpenSegment* replace(self) noexcept nogil
     # starts preparing, unless a segment is prepared or being prepared
@@ -109,11 +116,21 @@ cdef class OpenSegments:
     # the metadata service's answer: numbers up to this one may be given
     cdef void promise(self, uint32_t number) noexcept nogil
     cdef void failed(self, int store, int error) noexcept nogil
+    # the storage under a device has no space, or has it again
+    cdef void lacks_space_below(self, int store) noexcept nogil
+    cdef void has_space_below(self, int store) noexcept nogil
+    cdef bint has_other_space(self) noexcept nogil                 # a segment can be created where there is space below
     cdef int choose_store(self, int urgency) noexcept nogil
+    cdef bint is_better(self, int store, int other) noexcept nogil
     cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
     cdef void close(self, OpenSegment* open_segment) noexcept nogil       # starts sealing it
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has failed
+    # nothing may be appended to it any more
+    cdef bint is_to_leave(self, const OpenSegment* open_segment) noexcept nogil
+    # an abandoned write may still reach it
+    cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil
+    cdef void renew_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef bint any_failed(self) noexcept nogil    # has_failed() for any segment that is open or being sealed
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
@@ -122,6 +139,7 @@ cdef class OpenSegments:
     cdef int read_back(
         self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry
     ) noexcept nogil
+    cdef void pause(self, int64_t ns) noexcept nogil               # in a task
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef int make_stable(self, int store) noexcept nogil
     cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil

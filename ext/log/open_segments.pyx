@@ -12,22 +12,25 @@
 #     can determine what is left;
 #   - a number is given to one segment in the volume's life. The metadata service holds a promise, a number that is
 #     raised long before it is reached; no higher number is given, and recovery continues above it (docs/metadata.md);
+#   - a segment is sealed, or deleted, only when no write to it is in flight: its footer and the slabs behind it would
+#     otherwise be overwritten by a late one. Of a device that does not answer (Store.stalled), nothing is sealed and no
+#     slab is given to anything else in this process (docs/decisions/0023-a-device-that-does-not-answer.md);
 #   - without space a segment is taken from the store's reserve, and only appends that make space may use it
 #     (`Urgency`). So a checkpoint finds room, unless more than two volumes use the reserve.
 #
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
-from libc.errno cimport EHOSTUNREACH, EIO, ENOMEM, ENOSPC, ESHUTDOWN
+from libc.errno cimport EHOSTUNREACH, EIO, ENOMEM, ENOSPC, ESHUTDOWN, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.base.aligned cimport allocate_aligned
-from iomesh.engine.base.atomics cimport load_int, load_uint32
+from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks
 from iomesh.engine.format.layout cimport (
@@ -39,11 +42,13 @@ from iomesh.engine.store.calls cimport (
     store_create, store_discard_copy, store_keep_copy, store_remove, store_reserve_copy, store_seal
 )
 from iomesh.engine.store.extents cimport ExtentRun, extent_run, next_extent, read_blocks, write_blocks
-from iomesh.engine.store.store cimport Replica, Store
+from iomesh.engine.store.store cimport Replica, Store, tell_full_below
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
+
+cdef int64_t BELOW_WAIT_NS = <int64_t>5 * 1000 * 1000 * 1000      # unless set otherwise
 
 cdef enum:
     SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log without space checks again
@@ -56,6 +61,7 @@ cdef enum:
     DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
     READ_TRIES = 5                   # attempts to read back a piece, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
+    LATE_WRITES_NS = 20 * 1000 * 1000    # between two checks whether the abandoned writes of a device are answered
 
 
 cdef class OpenSegments:
@@ -81,6 +87,7 @@ cdef class OpenSegments:
         self.epoch = epoch
         self.segment_blocks = segment_blocks
         self.promise_low = PROMISE_LOW
+        self.below_wait_ns = BELOW_WAIT_NS
         for i in range(OPEN_SEGMENTS_MAX):
             self.all[i].owner = <void*>self
             self.all[i].table_room = 2 * segment_blocks + 256
@@ -94,7 +101,7 @@ cdef class OpenSegments:
     def __dealloc__(self):
         cdef int i
         for i in range(OPEN_SEGMENTS_MAX):
-            release(self.all[i].footer)
+            release_buffer(self.io, self.all[i].footer)
         release(self.stores)
         release(self.store_errors)
 
@@ -109,14 +116,21 @@ cdef class OpenSegments:
     cdef void write(
         self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil:
+        transfer.count = transfer.left = 0
+        transfer.error = 0
+        self.add(transfer, open_segment, block, data, blocks)
+
+    cdef void add(
+        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil:
+        """Write more memory with the same transfer, in the same turn."""
         cdef ExtentRun run = extent_run(open_segment.segment.replica, block, blocks, data)
         cdef Operation* operation
         invariant(block + blocks <= open_segment.segment.blocks, b"a segment is not written beyond its end")
-        transfer.left = 0
-        transfer.error = 0
         while next_extent(&run):
-            invariant(transfer.left < EXTENTS_MAX, b"a record touches few extents")
-            operation = &transfer.operations[transfer.left]
+            invariant(transfer.count <= EXTENTS_MAX, b"a record touches few extents")
+            operation = &transfer.operations[transfer.count]
+            transfer.count += 1
             transfer.left += 1
             operation.done = transfer_step
             operation.owner = transfer
@@ -124,6 +138,12 @@ cdef class OpenSegments:
                 operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset
             )
         invariant(run.left == 0, b"a segment has slabs for its blocks")
+
+    cdef void abandon(self, Transfer* transfer) noexcept nogil:
+        cdef uint32_t i
+        for i in range(transfer.count):
+            self.io.abandon(&transfer.operations[i])     # no effect on one that is answered
+        transfer.left = 0
 
     # ------------------------------------------------------------------ the next segment
 
@@ -255,8 +275,8 @@ cdef class OpenSegments:
         self.on_device_error(self.owner, store, error)
 
     cdef int choose_store(self, int urgency) noexcept nogil:
-        """Store number for the next segment: fewest errors, then the largest free share. -ENOSPC; -EIO if no store
-        works."""
+        """Store number for the next segment: with space below, then fewest errors, then the largest free share.
+        -ENOSPC; -EIO if no store works."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
         for i in range(self.store_count):
@@ -267,16 +287,27 @@ cdef class OpenSegments:
                 continue
             if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.blocks_on(i, urgency)):
                 continue
-            if (
-                best < 0
-                or self.store_errors[i] < self.store_errors[best]
-                or (
-                    self.store_errors[i] == self.store_errors[best]
-                    and is_emptier(<Store>self.stores[i], <Store>self.stores[best])
-                )
-            ):
+            if best < 0 or self.is_better(i, best):
                 best = i
         return best if any_works else -EIO
+
+    cdef bint is_better(self, int store, int other) noexcept nogil:
+        if load_flag((<Store>self.stores[store]).full_below) != load_flag((<Store>self.stores[other]).full_below):
+            return load_flag((<Store>self.stores[other]).full_below)
+        if self.store_errors[store] != self.store_errors[other]:
+            return self.store_errors[store] < self.store_errors[other]
+        return is_emptier(<Store>self.stores[store], <Store>self.stores[other])
+
+    cdef void lacks_space_below(self, int store) noexcept nogil:
+        tell_full_below(<Store>self.stores[store], True)
+
+    cdef void has_space_below(self, int store) noexcept nogil:
+        if load_flag((<Store>self.stores[store]).full_below):
+            tell_full_below(<Store>self.stores[store], False)
+
+    cdef bint has_other_space(self) noexcept nogil:
+        cdef int store = self.choose_store(FOR_WRITES)
+        return store >= 0 and not load_flag((<Store>self.stores[store]).full_below)
 
     cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil:
         """Length of a new segment on this store: smaller on a small device; with the reserve, the size it is planned
@@ -305,6 +336,15 @@ cdef class OpenSegments:
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil:
         return load_int((<Store>self.stores[open_segment.segment.store]).flusher.failed) != 0
 
+    cdef bint is_to_leave(self, const OpenSegment* open_segment) noexcept nogil:
+        return self.has_failed(open_segment) or load_int((<Store>self.stores[open_segment.segment.store]).stalled)
+
+    cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil:
+        cdef const Segment* segment = open_segment.segment
+        if load_int((<Store>self.stores[segment.store]).stalled):
+            return False
+        return self.io.writes_abandoned(segment.replica.device)
+
     cdef bint any_failed(self) noexcept nogil:
         cdef int i
         for i in range(OPEN_SEGMENTS_MAX):
@@ -332,11 +372,15 @@ cdef class OpenSegments:
         cdef int error
         if self.has_failed(open_segment):
             return -EIO
-        waited(&operation)
-        transfer.owner = &operation
-        transfer.done = transfer_ends_operation
-        self.write(&transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_length)
-        wait(&operation)
+        transfer.error = -ETIMEDOUT
+        if not load_int((<Store>self.stores[open_segment.segment.store]).stalled):
+            waited(&operation)
+            transfer.owner = &operation
+            transfer.done = transfer_ends_operation
+            self.write(
+                &transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_length
+            )
+            wait(&operation)
         footer_block = 0 if transfer.error else open_segment.next_block
         end = open_segment.next_block + (0 if transfer.error else footer_length)
         error = self.make_stable(open_segment.segment.store)
@@ -399,7 +443,7 @@ cdef class OpenSegments:
             block += piece
         if error == 0:
             error = write_blocks(self.io, into, block, footer_length, open_segment.footer)
-        release(buffer)
+        self.io.release(buffer)
         return error
 
     cdef int read_back(
@@ -409,19 +453,37 @@ cdef class OpenSegments:
         -EUCLEAN."""
         cdef Operation operation
         cdef uint32_t first = entry[0]
-        cdef int tries = 0
-        while (
-            read_blocks(self.io, open_segment.segment.replica, block, blocks, into) < 0
-            or not are_listed(open_segment, into, blocks, entry)
-        ):
+        cdef int tries = 0, result = read_blocks(self.io, open_segment.segment.replica, block, blocks, into)
+        while result < 0 or not are_listed(open_segment, into, blocks, entry):
             tries += 1
-            if tries == READ_TRIES:
+            if tries == READ_TRIES or result == -ETIMEDOUT:          # late data may still arrive in `into`
                 return -EUCLEAN
             entry[0] = first
             waited(&operation)
             self.io.after(&operation, READ_AGAIN_NS)
             wait(&operation)
+            result = read_blocks(self.io, open_segment.segment.replica, block, blocks, into)
         return 0
+
+    cdef void renew_footer(self, OpenSegment* open_segment) noexcept nogil:
+        """In a task: the slot's footer and table may be filled again. If a device that does not answer may still read
+        them, others take their place."""
+        cdef size_t length = BLOCK_BYTES + <size_t>open_segment.table_room * sizeof(Entry) + BLOCK_BYTES
+        cdef Footer* another = NULL
+        while self.io.holds(open_segment.footer, length):
+            another = <Footer*>allocate_aligned(length)
+            if another is not NULL:
+                self.io.release(open_segment.footer)
+                open_segment.footer = another
+                open_segment.table = <Entry*>(<char*>another + BLOCK_BYTES)
+            else:
+                self.pause(LATE_WRITES_NS)
+
+    cdef void pause(self, int64_t ns) noexcept nogil:
+        cdef Operation operation
+        waited(&operation)
+        self.io.after(&operation, ns)
+        wait(&operation)
 
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil:
         """Complete `footer` and its table. Returns the length of both in blocks."""
@@ -577,6 +639,8 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
     cdef int error
     while open_segment.records_under_way:
         wait_in(&open_segment.quiet)
+    while open_segments.may_be_written(open_segment) and not planted(b"sealed_under_write"):
+        open_segments.pause(LATE_WRITES_NS)
     if open_segment.next_block == 0:
         open_segments.drop(open_segment.segment)
     else:
@@ -586,6 +650,7 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
             open_segments.reactor.at_turn_end(&turn)
             wait(&turn)
             open_segments.on_lost(open_segments.log, -EIO)
+    open_segments.renew_footer(open_segment)
     open_segment.segment = NULL
     open_segments.sealing -= 1
     wake_all(&open_segments.changes, 0)

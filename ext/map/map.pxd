@@ -56,6 +56,7 @@ cdef class MapCache:                 # one per reactor
     cdef uint64_t memory_bytes
     cdef uint32_t touched            # frames from this index on, and their memory, were never used
     cdef Node* free_list
+    cdef Node* late_list             # free, but an abandoned read may still arrive in them
     cdef Node** buckets
     cdef uint64_t buckets_bytes
     cdef int hash_shift

@@ -47,7 +47,7 @@
 # small volume touches little memory.
 # A hit costs one probe: its bucket, the first 64 bytes of the node.
 
-from libc.errno cimport EAGAIN, EILSEQ, EIO
+from libc.errno cimport EAGAIN, EILSEQ, EIO, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -285,7 +285,7 @@ cdef class Map:
             result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc and node_valid(node.pointers) else -EILSEQ
         elif result >= 0:
             result = -EIO
-        if result < 0:
+        if result < 0 and result != -ETIMEDOUT:
             segment = self.segments.locate(pointer.segment)
             if segment is not NULL and segment.replica is not NULL and segment.replica.serial != node.serial:
                 self.ask(node)           # it was compacted meanwhile, and the slabs that were read may have been reused
@@ -455,7 +455,17 @@ cdef class MapCache:
             munmap(self.memory, self.memory_bytes)
 
     cdef Node* take(self) noexcept nogil:
-        cdef Node* node = self.free_list
+        cdef Node* node
+        cdef Node** place = &self.late_list
+        while place[0] is not NULL:
+            node = place[0]
+            if self.io.holds(node.pointers, BLOCK_BYTES):
+                place = &node.hash_next
+            else:
+                place[0] = node.hash_next
+                self.used += 1
+                return node
+        node = self.free_list
         if node is not NULL:
             self.free_list = node.hash_next
             self.used += 1
@@ -470,9 +480,11 @@ cdef class MapCache:
         return node
 
     cdef void give_back(self, Node* node) noexcept nogil:
+        cdef bint late = self.io.abandoned and self.io.holds(node.pointers, BLOCK_BYTES)
+        cdef Node** into = &self.late_list if late else &self.free_list
         node.state = NODE_FREE
-        node.hash_next = self.free_list
-        self.free_list = node
+        node.hash_next = into[0]
+        into[0] = node
         self.used -= 1
         self.no_free_frame = False
         self.rouse()

@@ -25,6 +25,8 @@ cdef struct Disk:
     int number
     uint64_t bytes                   # 0: no device
     bint volatile_cache
+    int64_t stalled_until_ns         # until then it completes nothing
+    int64_t full_until_ns            # until then the storage below has no space for blocks that were never written
     char* memory                     # what reads return
     uint64_t* touched                # a bit per block: ever written
     uint64_t* tainted                # a bit per block: see disk_tainted

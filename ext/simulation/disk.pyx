@@ -16,7 +16,7 @@
 # Taint is for an oracle: a tainted block may read as data that was never written there, or as older data, by a fault
 # that no device reports. A power cut that restores a block restores its taint; a taint that came later stays.
 
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -127,6 +127,10 @@ cdef int64_t disk_write(
         if draw(&injector.prng) & 1:
             put_sectors(disk, data, bytes, offset, &injector.prng)
         return -EIO
+    if time_ns < disk.full_until_ns and not is_allocated(disk, bytes, offset):
+        if draw(&injector.prng) & 1:                     # the blocks before the first that found no space
+            put_sectors(disk, data, bytes, offset, &injector.prng)
+        return -ENOSPC
     if disk.stray == STRAY_WAITING and offset == disk.stray_from:
         disk.stray = STRAY_STRUCK
         if disk.stray_to != offset and disk.stray_to + bytes <= disk.stray_limit:
@@ -225,6 +229,14 @@ cdef void keep(Disk* disk, uint64_t block) noexcept nogil:
     undo.zero = not is_set(disk.touched, block)
     if not undo.zero:
         memcpy(disk.undone + place * DISK_BLOCK_BYTES, disk.memory + block * DISK_BLOCK_BYTES, DISK_BLOCK_BYTES)
+
+
+cdef bint is_allocated(Disk* disk, uint64_t bytes, uint64_t offset) noexcept nogil:
+    cdef uint64_t block
+    for block in range(offset // DISK_BLOCK_BYTES, (offset + bytes) // DISK_BLOCK_BYTES):
+        if not is_set(disk.touched, block):
+            return False
+    return True
 
 
 # ---------------------------------------------------------------------- faults

@@ -18,7 +18,8 @@ cdef enum:
 cdef struct Event:
     int64_t due_ns
     Operation* operation             # NULL: an event of the world itself
-    uint64_t mark                    # FLUSH: the cache's head at its start; READ: 1: data read then; ARRIVAL: bytes
+    # FLUSH: the cache's head at its start; WRITE: checksum of the data; READ: 1: data read then; ARRIVAL: bytes
+    uint64_t mark
     int64_t result                   # of RECEIVE and SEND
     uint32_t heap_at
     uint32_t next                    # in the list of free ones or of ready ones

@@ -21,6 +21,8 @@ cdef enum FaultKind:                 # in the order of the fields of Faults
     CONNECTION_CUT                   # both ends are reset, data in flight is lost; per send
     CONNECTION_HALF_OPEN             # sent data never arrives from then on, silently; per send
     NETWORK_SLOW                     # up to 100 times the delay
+    STALL                            # the device answers nothing for some time, or never again
+    FULL_BELOW                       # for some time, writes to blocks that were never written get ENOSPC
     FAULTS
 
 cdef struct Faults:                  # probabilities, 0 to 1, each per operation that it may hit
@@ -40,6 +42,8 @@ cdef struct Faults:                  # probabilities, 0 to 1, each per operation
     double connection_cut
     double connection_half_open
     double network_slow
+    double stall
+    double full_below
 
 cdef enum:
     FAULTS_KEPT = 1024

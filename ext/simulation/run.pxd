@@ -13,6 +13,7 @@ from iomesh.engine.simulation.world cimport World
 
 cdef enum:
     SLOTS = 32                       # operations in flight
+    EXTRA = 2 * SLOTS                # buffers instead of those that a stalled device may still use
     REGIONS_MAX = 64                 # of 256 blocks (one leaf of the map): the parts of volumes that are used
     REGION_SECTORS = 2048
     READ_BLOCKS = 256
@@ -112,7 +113,8 @@ cdef class RunState:
     cdef uint64_t dropped            # device caches dropped before the process started
     cdef bint damage_allowed         # this process may have read or write errors: open segments may be damaged
     cdef bint errors_allowed         # devices may report errors in this process
-    cdef bint hangs
+    cdef bint full_below             # in this process the storage under the devices may have no space
+    cdef int patience                # how many times longer operations may take, for the faults of this process
     # progress
     cdef Slot slots[SLOTS]
     cdef char* memory                # of their buffers
@@ -121,6 +123,7 @@ cdef class RunState:
     cdef bint hungry                 # writes found no space
     cdef bint looking                # a snapshot is being read
     cdef char* look_buffer
+    cdef char* extra[EXTRA]
     cdef uint64_t left               # operations until this process ends
     cdef uint64_t step
     cdef uint64_t crash_step         # NEVER_CRASHES: no crash is scheduled
@@ -152,6 +155,10 @@ cdef class RunState:
     cdef readonly uint64_t excused   # errors of reads and writes caused by damage
     cdef readonly uint64_t failures  # operations that ended with an error
     cdef readonly uint64_t drops_of_caches   # processes during which a device dropped its cache
+    cdef readonly uint64_t timeouts  # device requests whose time ran out
+    cdef readonly uint64_t refused_below     # processes in which a log refused writes because of that
+    cdef bint leaked                 # a dead snapshot's node stayed unreadable: what it alone had stays counted
+    cdef readonly uint64_t late      # device requests answered after they were given up
     cdef readonly uint64_t copied    # segments moved to another device
     cdef readonly uint64_t asked     # client requests, ...
     cdef readonly uint64_t vanished  # ... and never answered
@@ -173,6 +180,8 @@ cdef class RunState:
     cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil
     cdef void fail(self, const char* what, int error) noexcept nogil
     cdef Slot* take_slot(self, void* simulated, int kind) noexcept nogil
+    cdef void renew(self, char** buffer) noexcept nogil  # replaces it if a stalled device may still write into it
+    cdef bint is_held(self, const char* buffer) noexcept nogil
     cdef int64_t oldest_ns(self) noexcept nogil
     cdef void pass_time(self) noexcept nogil
 

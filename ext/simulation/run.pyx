@@ -35,12 +35,14 @@ cdef class RunState:
         self.memory = spare_memory                       # of a finished run
         spare_memory = NULL
         if self.memory is NULL:
-            self.memory = <char*>allocate_aligned((SLOTS + 1) * READ_BLOCKS * BLOCK_BYTES)
+            self.memory = <char*>allocate_aligned(<size_t>(SLOTS + 1 + EXTRA) * READ_BLOCKS * BLOCK_BYTES)
         if self.memory is NULL:
             raise MemoryError("no memory for operations")
         for i in range(SLOTS):
             self.slots[i].buffer = self.memory + i * READ_BLOCKS * BLOCK_BYTES
         self.look_buffer = self.memory + SLOTS * READ_BLOCKS * BLOCK_BYTES
+        for i in range(EXTRA):
+            self.extra[i] = self.memory + <size_t>(SLOTS + 1 + i) * READ_BLOCKS * BLOCK_BYTES
 
     def __dealloc__(self):
         global spare_memory
@@ -93,6 +95,7 @@ cdef class RunState:
         while self.slots[i].busy:
             i += 1
         slot = &self.slots[i]
+        self.renew(&slot.buffer)
         self.busy += 1
         memset(&slot.request, 0, sizeof(slot.request))
         memset(&slot.read, 0, sizeof(slot.read) - sizeof(slot.read.pointers))
@@ -105,6 +108,23 @@ cdef class RunState:
         slot.read.into = slot.buffer
         self.done[kind] += 1
         return slot
+
+    cdef void renew(self, char** buffer) noexcept nogil:
+        cdef char* before = buffer[0]
+        cdef int i
+        for i in range(EXTRA if self.is_held(before) else 0):
+            if not self.is_held(self.extra[i]):
+                buffer[0] = self.extra[i]
+                self.extra[i] = before
+                return
+
+    cdef bint is_held(self, const char* buffer) noexcept nogil:
+        """Whether an abandoned request of any reactor may write into a buffer."""
+        cdef uint32_t i
+        for i in range(self.reactor_count):
+            if (<SimulatedReactor>self.reactor_pointers[i]).io.holds(buffer, READ_BLOCKS * BLOCK_BYTES):
+                return True
+        return False
 
     cdef int64_t oldest_ns(self) noexcept nogil:
         """The age of the oldest operation in flight."""

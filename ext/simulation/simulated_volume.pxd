@@ -186,6 +186,7 @@ cdef class SimulatedVolume:
     cdef bint is_idle(self) noexcept nogil               # no request and no change of its history is in flight
     cdef uint32_t ancestors(self) noexcept nogil
     cdef uint32_t clones(self, const uint8_t* snapshot) noexcept nogil     # of it, or of all its snapshots (NULL)
+    cdef void notice_leaks(self) noexcept nogil
     cdef int come_up(self) noexcept nogil                # in a task: recovers and opens it; 0 or a negative errno
     cdef void choose_verified(self) noexcept nogil
     cdef void will_be_of(self, int64_t at_ns) noexcept nogil     # a planned clone: to be rolled forward to this time

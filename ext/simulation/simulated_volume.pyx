@@ -155,7 +155,9 @@ cdef class SimulatedVolume:
         self.open = False
         if self.log is not None:
             self.run.copied += self.log.open_segments.moved
+            self.notice_leaks()
             self.check_numbers()
+            self.run.refused_below += self.log.refused_below
         if self.clients is not None:
             self.run.asked += self.clients.calls
             self.run.vanished += self.clients.lost
@@ -186,6 +188,10 @@ cdef class SimulatedVolume:
             )
         self.highest_given = following - 1
         self.log.open_segments.first_segment = 0         # checked
+
+    cdef void notice_leaks(self) noexcept nogil:
+        """A walk gives up on nodes of a device that does not answer while there is no space (map/walk.pyx)."""
+        self.run.leaked |= self.volume.walk.unreadable > 0 and self.run.patience > 1
 
     cdef int come_up(self) noexcept nogil:
         cdef int result = 0
@@ -349,7 +355,12 @@ cdef class SimulatedVolume:
         cdef Shortages after = self.shortages()
         if result == 0 and before.now and after.now and before.begun == after.begun:
             self.run.fault(b"a snapshot of volume %lld was made while there was no space", self.number, 0)
-        if result == -ENOSPC and not before.now and before.begun == after.begun:
+        if (
+            result == -ENOSPC
+            and not before.now
+            and before.begun == after.begun
+            and not self.run.full_below
+        ):
             self.run.fault(
                 b"a snapshot of volume %lld was refused for want of space, and there was some", self.number, 0
             )

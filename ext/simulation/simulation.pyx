@@ -47,7 +47,7 @@ from iomesh.engine.simulation.snapshots cimport (
     begin_restore, begin_with_snapshots, doubt_shots, look_at_all, settle_shots
 )
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
-from iomesh.engine.store.store cimport Store, format_store, plan_store
+from iomesh.engine.store.store cimport Store, format_store, plan_store, watch_store
 from iomesh.engine.simulation.swarm cimport draw_swarm
 from iomesh.engine.base.task cimport abandon, start
 from iomesh.engine.simulation.simulated_volume cimport GOING_NOWHERE, GOING_WAITS, HOME, IS_TO_LEAVE, SimulatedVolume
@@ -58,11 +58,14 @@ from iomesh.engine.simulation.run import KIND_NAMES
 cdef extern from "<errno.h>" nogil:
     int EUCLEAN
 
+cdef int64_t REQUEST_TIMEOUT_NS = <int64_t>30 * 1000 * 1000 * 1000
+
 cdef enum:
     LONG_NS = 1000 * 1000 * 1000
     SLOW_WAKE_NS = 200 * 1000        # a thread wakes up within this time, mostly
     HANG_S = 600                     # of the world's time: no operation may take longer, ...
-    HANGS = 200                      # ... or this many times longer where devices hang
+    HANGS = 200                      # ... or this many times longer where devices hang, ...
+    STALLS = 8                       # ... or stall
     IDLE_POLLS_MAX = 64              # in a row without an event
     RESTLESS_MAX = 20000             # turns in a row that are requested and bring no event
     ROWS_MAX = 256
@@ -159,9 +162,12 @@ cdef class Simulation(RunState):
     cdef object set_faults(self):
         """Sets the faults of the next process. In the last one, devices work and no operation may fail."""
         self.world.faults = {name: 0 if self.last else probability for name, probability in self.faults.items()}
-        self.errors_allowed = not self.last and any(name.endswith("error") for name in self.faults)
+        self.errors_allowed = not self.last and any(
+            name.endswith("error") or name in ("stall", "hang") for name in self.faults
+        )
+        self.full_below = "full_below" in self.faults and not self.last
         self.damage_allowed = self.errors_allowed and ("read_error" in self.faults or "write_error" in self.faults)
-        self.hangs = "hang" in self.faults
+        self.patience = HANGS if "hang" in self.faults else STALLS if "stall" in self.faults else 1
 
     cdef object format(self):
         cdef FormatCall call
@@ -196,6 +202,7 @@ cdef class Simulation(RunState):
         for number in range(self.reactor_count):
             its = SimulatedReactor()
             its.io = WorldIo(self.world, None if number == 0 else self.io)
+            its.io.request_timeout_ns = REQUEST_TIMEOUT_NS
             its.reactor = Reactor(number, its.io, 0, 0)
             its.pool = self.pools[number]
             for i in range(self.store_count):
@@ -212,6 +219,7 @@ cdef class Simulation(RunState):
         cdef int i
         self.enter()
         for its in self.reactors:
+            (<SimulatedReactor>its).pool.attach((<SimulatedReactor>its).io)
             (<SimulatedReactor>its).pool.renew()         # reused: new memory is slow
             (<SimulatedReactor>its).cache = MapCache(self.frames, (<SimulatedReactor>its).io)
         if self.reactor_count > 1:
@@ -224,6 +232,8 @@ cdef class Simulation(RunState):
             )
             self.stores.append(store)
             self.store_pointers[i] = <void*>store
+            for its in self.reactors:
+                watch_store((<SimulatedReactor>its).io, store)
         for simulated in self.simulated_volumes:
             if (<SimulatedVolume>simulated).record.exists:
                 (<SimulatedVolume>simulated).settle_in()
@@ -244,6 +254,10 @@ cdef class Simulation(RunState):
         """Ends the process."""
         for simulated in self.simulated_volumes:
             (<SimulatedVolume>simulated).move_out()
+        for its in self.reactors or ():
+            (<SimulatedReactor>its).pool.attach(None)
+            self.timeouts += (<SimulatedReactor>its).io.timeouts
+            self.late += (<SimulatedReactor>its).io.late
         self.stores = None
         self.reactors = None
         self.reactor = None
@@ -270,7 +284,7 @@ cdef class Simulation(RunState):
         return self.go_on()
 
     cdef RunEnd go_on(self) noexcept nogil:
-        cdef int found, idle = 0, restless = 0, patience = HANGS if self.hangs else 1, i
+        cdef int found, idle = 0, restless = 0, patience = self.patience, i
         cdef uint32_t number
         cdef bint waits
         self.wanting = False
@@ -291,6 +305,8 @@ cdef class Simulation(RunState):
             found += self.turn(number)
             for i in range(self.volume_count):
                 (<SimulatedVolume>self.volume_pointers[i]).turn_clients()
+            if self.world.altered:
+                self.fault(b"the data of a write changed before the device had taken it", 0, 0)
             if self.wrong:
                 return END_WRONG
             if not (<WorldIo>self.io).alive:             # in this turn
@@ -601,7 +617,10 @@ cdef class Simulation(RunState):
             if is_half_done(<SimulatedVolume>self.volume_pointers[i]):
                 return True
         self.show_volumes()
-        if self.damages == 0:                            # else damaged nodes cannot be followed
+        for i in range(self.volume_count):
+            if (<SimulatedVolume>self.volume_pointers[i]).open:
+                (<SimulatedVolume>self.volume_pointers[i]).notice_leaks()
+        if self.damages == 0 and not self.leaked:        # else damaged nodes cannot be followed
             self.walks += 1
             right = self.checker.walk()
         right = right and self.stores_add_up(False)
@@ -675,6 +694,11 @@ cdef class Simulation(RunState):
             "astray": self.astray,
             "excused": self.excused,
             "struck": sum(self.world.counts.values()),
+            "stalls": self.world.counts["stall"],
+            "timeouts": self.timeouts,
+            "late": self.late,
+            "full_below": self.world.counts["full_below"],
+            "refused_below": self.refused_below,
             "drops_of_caches": self.drops_of_caches,
             "copied": self.copied,
             "silences": self.silences,
@@ -882,7 +906,8 @@ cdef void clean_some(SimulatedVolume simulated) noexcept nogil:
     )
     if told.compacted and simulated.run.chance(32):
         simulated.run.hurry()                            # the blocks that replaced the dead ones must be stable by now
-    if told.failed and not simulated.run.damages:
+    simulated.notice_leaks()
+    if told.failed and not simulated.run.damages and not simulated.run.leaked:
         simulated.run.fail(b"cleaning", told.error)
 
 
@@ -915,7 +940,7 @@ cdef void stop(Simulation run) noexcept nogil:
             result = (<SimulatedVolume>run.volume_pointers[i]).volume.checkpoints.run()
             run.fail(b"the last checkpoint", result)
             # the reserve is for the checkpoints of two volumes (store/store.pyx)
-            if result == -ENOSPC and not (run.errors_allowed or run.cloning):
+            if result == -ENOSPC and not (run.errors_allowed or run.cloning or run.full_below):
                 run.fault(b"there is no room for the last checkpoint", 0, 0)
     if run.last or run.chance(64):
         for i in range(run.volume_count):
@@ -927,7 +952,7 @@ cdef void stop(Simulation run) noexcept nogil:
     run.show_volumes()
     while close_one(run):
         pass
-    if not run.errors_allowed and not run.stores_add_up(True):
+    if not run.errors_allowed and not run.full_below and not run.stores_add_up(True):
         run.fault(run.checker.words, 0, 0)
     run.phase = STOPPED
 

@@ -216,6 +216,7 @@ cdef void look_at(SimulatedVolume simulated, SimulatedSnapshot* shot, bint whole
         memset(&simulated.look, 0, sizeof(simulated.look) - sizeof(simulated.look.pointers))
         simulated.look.block = simulated.run.leaves[region] * NODE_POINTERS
         simulated.look.count = NODE_POINTERS
+        simulated.run.renew(&simulated.run.look_buffer)
         simulated.look.into = simulated.run.look_buffer
         simulated.look.owner = <void*>simulated
         simulated.look.done = look_ended

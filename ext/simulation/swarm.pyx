@@ -18,7 +18,7 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.run import KIND_NAMES
 
 cdef enum Theme:                     # the focus of a run, in addition to the common parameters
-    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED, TWO_REACTORS
+    CLONING, WINDOWED, CONNECTED, STRAYING, UNANSWERED, FAILING_FLUSHES, STEPPED, TWO_REACTORS, STALLING, FILLING
 
 cdef enum:
     THEMES_MAX = 16
@@ -34,6 +34,8 @@ cdef object draw_swarm(RunState run, operations):
     run.reactor_count = 2 if has_theme(run.seed, TWO_REACTORS) else 1
     two_stores = run.draw(4) == 0 or ((failing_flushes or run.reactor_count == 2) and run.seed % 2)
     run.store_count = 2 if two_stores else 1
+    if has_theme(run.seed, STALLING):
+        run.store_count = 2
     volatile = run.draw(4) != 0 or failing_flushes
     for i in range(run.store_count):
         if run.world.add_disk(
@@ -114,6 +116,12 @@ cdef object draw_swarm(RunState run, operations):
         run.outage_ns = [1000 * 1000, 100 * 1000 * 1000, 20 * 1000 * 1000 * 1000][run.draw(3)]
     if has_theme(run.seed, STEPPED):
         run.faults["clock_jump"] = [0.001, 0.01, 0.1][run.draw(3)]
+    if has_theme(run.seed, STALLING):
+        run.faults["stall"] = [0.0003, 0.001, 0.005][run.draw(3)]
+        if run.draw(2):                              # a failed write while others are in flight on a slow device
+            run.faults["slow"], run.faults["write_error"] = [0.03, 0.2][run.draw(2)], [0.0003, 0.003][run.draw(2)]
+    if has_theme(run.seed, FILLING):
+        run.faults["full_below"] = [0.0003, 0.003, 0.02][run.draw(3)]
     run.keeps_nothing_volatile = not volatile or not (run.power or failing_flushes)
     run.drawn = {
         "stores": run.store_count,

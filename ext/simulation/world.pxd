@@ -56,6 +56,7 @@ cdef class World:
     cdef uint64_t armed_at           # the boundary at which everything crashes; 0: none
     cdef bint armed_power
     cdef uint64_t power_cuts
+    cdef readonly uint64_t altered           # writes whose data changed between the request and its completion
 
     # for the driver; probabilities are in injector.probability, fault counts in injector.counts
     # its number, -EMFILE or -ENOMEM
@@ -82,6 +83,8 @@ cdef class World:
     cdef int64_t unix_ns(self, int face) noexcept nogil
     cdef void boundary(self) noexcept nogil
     cdef void occur(self, uint32_t event) noexcept nogil
+    cdef void postpone(self, uint32_t event) noexcept nogil
+    cdef void stall(self, Disk* disk) noexcept nogil
     cdef void make_ready(self, uint32_t event) noexcept nogil
     cdef void land(self, Disk* disk, int face, bint power) noexcept nogil
     cdef void forget(self, int face) noexcept nogil
@@ -98,6 +101,3 @@ cdef class WorldIo(Io):
     cdef int64_t now
     cdef int64_t waited
     cdef Prng prng
-    cdef void device_operation(
-        self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset
-    ) noexcept nogil

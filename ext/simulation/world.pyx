@@ -35,8 +35,8 @@ from iomesh.engine.simulation.disk cimport (
     disk_make, disk_mark_damaged, disk_put, disk_read, disk_sum, disk_tainted, disk_write
 )
 from iomesh.engine.simulation.faults cimport (
-    CLOCK_JUMP, DROPPING_FLUSH_ERROR, FAULTS_KEPT, FLUSH_ERROR, FORGETTING_FLUSH_ERROR, HANG, SLOW, TIMER_EARLY,
-    TIMER_LATE, FaultRecord, record_fault, strikes
+    CLOCK_JUMP, DROPPING_FLUSH_ERROR, FAULTS_KEPT, FLUSH_ERROR, FORGETTING_FLUSH_ERROR, FULL_BELOW, HANG, SLOW, STALL,
+    TIMER_EARLY, TIMER_LATE, FaultRecord, record_fault, strikes
 )
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.simulation.network cimport ENDS_MAX
@@ -44,13 +44,14 @@ from iomesh.engine.simulation.network cimport ENDS_MAX
 cdef enum:
     POLL_NS = 200                    # the duration of a poll that finds nothing
     SECOND_NS = 1000000000
+    FOR_EVER_S = 100000              # of a stall: longer than any process
     LONGEST_WAIT_S = 1000000         # limits every wait: the clock must not overflow
     FIRST_UNIX_S = 1767225600        # 2026-01-01: a world starts within a year after it
 
 FAULT_NAMES = (
     "read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "lost_write",
     "misdirected_write", "rot", "slow", "hang", "timer_early", "timer_late", "clock_jump", "connection_cut",
-    "connection_half_open", "network_slow"
+    "connection_half_open", "network_slow", "stall", "full_below"
 )
 LATENCY_NAMES = ("read_ns", "write_ns", "flush_ns", "discard_ns", "network_ns", "turn_ns")
 
@@ -234,6 +235,7 @@ cdef class World:
         self.note(<uint64_t>-1, <uint64_t>self.event_queue.now, <uint64_t>face * 2 + power)
         for device in range(DISKS_MAX):
             if self.disks[device].bytes and devices >> device & 1:
+                self.disks[device].stalled_until_ns = self.disks[device].full_until_ns = 0
                 self.land(&self.disks[device], face, power)
         for one in range(FACES_MAX):
             if self.faces[one].io is not NULL and self.is_of(one, face):
@@ -290,6 +292,7 @@ cdef class World:
         cdef int64_t window_ns
         cdef uint64_t crashes = self.crashes
         cdef EventKind kind
+        cdef int target
         if event == NO_EVENT or self.event_queue.events[event].due_ns > until_ns:
             self.event_queue.now = max(self.event_queue.now, until_ns)
             return False
@@ -299,6 +302,11 @@ cdef class World:
         while event != NO_EVENT and self.event_queue.events[event].due_ns <= window_ns:
             self.event_queue.now = self.event_queue.events[event].due_ns
             kind = self.event_queue.events[event].kind
+            target = self.event_queue.events[event].target
+            if kind <= EVENT_DISCARD and self.disks[target].stalled_until_ns > self.event_queue.now:
+                self.postpone(event)
+                event = self.event_queue.first()
+                continue
             if kind == EVENT_WRITE or kind == EVENT_FLUSH or kind == EVENT_DISCARD:
                 self.boundary()
                 if self.crashes != crashes:
@@ -313,6 +321,17 @@ cdef class World:
         if self.armed_at and self.boundaries >= self.armed_at:
             self.armed_at = 0
             self.crash(-1, self.armed_power)
+
+    cdef void postpone(self, uint32_t event) noexcept nogil:
+        """A stalled device does nothing now: the event occurs after the stall, in any order with others."""
+        cdef Event before = self.event_queue.events[event]
+        cdef int64_t due_ns = self.disks[before.target].stalled_until_ns
+        due_ns += <int64_t>below(&self.injector.prng, SECOND_NS // 100)
+        self.event_queue.take(event)
+        self.event_queue.drop(event)
+        event = self.event_queue.put(before.kind, before.face, before.target, before.operation, due_ns)
+        self.event_queue.events[event].mark = before.mark
+        self.event_queue.events[event].result = before.result
 
     cdef void occur(self, uint32_t event) noexcept nogil:
         """Applies an event that is due; the face that issued it gets the completion in its next poll."""
@@ -343,6 +362,7 @@ cdef class World:
                 )
             elif kind == EVENT_WRITE:
                 data = crc32c(operation.buffer, operation.bytes)
+                self.altered += data != it.mark
                 result = disk_write(
                     disk, &self.injector, self.event_queue.now, operation.buffer, operation.bytes, operation.offset
                 )
@@ -460,6 +480,8 @@ cdef class World:
         event = self.event_queue.put(kind, face, operation.target, operation, self.event_queue.now + latency_ns)
         if kind == EVENT_FLUSH:
             self.event_queue.events[event].mark = disk.head
+        elif kind == EVENT_WRITE:
+            self.event_queue.events[event].mark = crc32c(operation.buffer, operation.bytes)
         elif kind == EVENT_READ and draw(&self.prng) & 1:        # it reads the state at its start, or at its end
             self.event_queue.events[event].mark = 1
             self.event_queue.events[event].result = disk_read(
@@ -488,7 +510,27 @@ cdef class World:
                 &self.injector, HANG, self.event_queue.now, operation.target, operation.offset, operation.bytes
             )
             latency_ns += <int64_t>(30 + below(&self.injector.prng, 571)) * SECOND_NS
+        if kind == EVENT_WRITE and strikes(&self.injector, FULL_BELOW):
+            record_fault(
+                &self.injector, FULL_BELOW, self.event_queue.now, operation.target, operation.offset, operation.bytes
+            )
+            self.disks[operation.target].full_until_ns = \
+                self.event_queue.now + <int64_t>(1 + below(&self.injector.prng, 20000)) * (SECOND_NS // 1000)
+        if strikes(&self.injector, STALL):
+            record_fault(
+                &self.injector, STALL, self.event_queue.now, operation.target, operation.offset, operation.bytes
+            )
+            self.stall(&self.disks[operation.target])
         return 1 + latency_ns
+
+    cdef void stall(self, Disk* disk) noexcept nogil:
+        """For seconds, for minutes, or until the next crash."""
+        cdef uint64_t how = below(&self.injector.prng, 4), seconds = FOR_EVER_S
+        if how == 0:
+            seconds = 1 + below(&self.injector.prng, 25)
+        elif how < 3:
+            seconds = 20 + below(&self.injector.prng, 100)
+        disk.stalled_until_ns = max(disk.stalled_until_ns, self.event_queue.now + <int64_t>(seconds * SECOND_NS))
 
     cdef void after(self, int face, Operation* operation, int64_t delay_ns) noexcept nogil:
         delay_ns = max(delay_ns, 0)
@@ -544,32 +586,9 @@ cdef class WorldIo(Io):
         if self.alive:
             self.world.leave(self.number)
 
-    cdef void device_operation(
-        self, EventKind kind, Operation* operation, int device, char* buffer, uint32_t bytes, uint64_t offset
-    ) noexcept nogil:
-        operation.kind = kind
-        operation.target = device
-        operation.buffer = buffer
-        operation.bytes = bytes
-        operation.offset = offset
-        operation.moved = 0
+    cdef void start(self, Operation* operation) noexcept nogil:
         if self.alive:
-            self.world.ask(self.number, kind, operation)
-
-    cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
-        self.device_operation(EVENT_READ, operation, device, <char*>into, bytes, offset)
-
-    cdef void write(
-        self, Operation* operation, int device, const void* data, uint32_t bytes, uint64_t offset
-    ) noexcept nogil:
-        self.device_operation(EVENT_WRITE, operation, device, <char*>data, bytes, offset)
-
-    cdef void flush(self, Operation* operation, int device) noexcept nogil:
-        self.device_operation(EVENT_FLUSH, operation, device, NULL, 0, 0)
-
-    cdef void discard(self, Operation* operation, int device, uint64_t bytes, uint64_t offset) noexcept nogil:
-        # the length may exceed 32 bits
-        self.device_operation(EVENT_DISCARD, operation, device, <char*>bytes, 0, offset)
+            self.world.ask(self.number, <EventKind>operation.kind, operation)
 
     cdef void receive(self, Operation* operation, int connection, void* into, uint32_t bytes) noexcept nogil:
         operation.kind = EVENT_RECEIVE

@@ -49,6 +49,7 @@ cdef class Bitmaps:                  # of one reactor
     cdef uint32_t bucket_mask
     cdef uint32_t touched            # frames from this index on were never used
     cdef Frame* free_list
+    cdef Frame* late_list            # free, but an abandoned read may still arrive in them
     cdef uint32_t clock_hand
     cdef uint32_t loading
     cdef Waiters starved             # waiters that found no frame, or too many loads in flight

@@ -13,7 +13,7 @@
 # Nothing is allocated after construction; memory is mapped lazily. Called by reader, map and recovery on their reactor;
 # callbacks run only from the Io's poll. Format: docs/formats.md, "Compacted replicas".
 
-from libc.errno cimport EIO, EUCLEAN
+from libc.errno cimport EIO, ETIMEDOUT, EUCLEAN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -132,7 +132,8 @@ cdef class Bitmaps:
         if frame is not NULL:
             join(&frame.waiters, when)
             return NULL
-        if self.loading < BITMAP_LOADS_MAX:
+        # half of the frames: a device that does not answer may keep those that are being loaded
+        if self.loading < min(<uint32_t>BITMAP_LOADS_MAX, self.frames // 2):
             frame = self.take()
         if frame is NULL:
             join(&self.starved, when)
@@ -171,7 +172,7 @@ cdef class Bitmaps:
                 if bitmap_matches(frame.bitmap, frame.volume, frame.segment, frame.blocks, frame.live, frame.crc)
                 else -EUCLEAN
             )
-        if result < 0 and frame.which == 0:
+        if result < 0 and frame.which == 0 and result != -ETIMEDOUT:
             frame.which = 1
             self.read_copy(frame)
             return
@@ -187,15 +188,28 @@ cdef class Bitmaps:
             self.errors += 1
             unhash(self, frame)
             frame.state = FRAME_FREE
-            frame.hash_next = self.free_list
-            self.free_list = frame
+            if result == -ETIMEDOUT:                     # late data may still arrive in it
+                frame.hash_next = self.late_list
+                self.late_list = frame
+            else:
+                frame.hash_next = self.free_list
+                self.free_list = frame
             wake_all(&waiters, -EUCLEAN if result == -EUCLEAN else -EIO)
         wake_all(&self.starved, 0)
 
     cdef Frame* take(self) noexcept nogil:
         """A frame outside the hash table, by the clock algorithm. NULL: every frame is being loaded or is held."""
-        cdef Frame* frame = self.free_list
+        cdef Frame* frame
+        cdef Frame** place = &self.late_list
         cdef uint64_t _step
+        while place[0] is not NULL:
+            frame = place[0]
+            if self.io.holds(frame.bitmap, BLOCK_BYTES):
+                place = &frame.hash_next
+            else:
+                place[0] = frame.hash_next
+                return frame
+        frame = self.free_list
         if frame is not NULL:
             self.free_list = frame.hash_next
             return frame

@@ -11,16 +11,15 @@
 # The caller knows which blocks are live. Called by store; a Compactor makes one copy at a time. Format:
 # docs/formats.md, "Compacted replicas".
 
-from libc.errno cimport EIO, EUCLEAN
+from libc.errno cimport EIO, ETIMEDOUT, EUCLEAN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.store.extents cimport ExtentRun, next_extent, extent_run, read_blocks
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Io
+from iomesh.engine.base.io cimport Io, release_buffer
 from iomesh.engine.format.footer cimport complete_footer
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BITMAP_MAGIC, BLOCK_BYTES, EXTENTS_MAX, FOOTER_BLOCKS_MAX, FORMAT_VERSION, Bitmap, Entry, Footer,
@@ -49,7 +48,7 @@ cdef class Compactor:
         self.there = self.kept + 1
 
     def __dealloc__(self):
-        release(self.incoming)
+        release_buffer(self.io, self.incoming)
 
     cdef int plan(self, const Replica* old, const uint64_t* live) noexcept nogil:
         cdef Bitmap* kept = self.kept
@@ -122,7 +121,7 @@ cdef class Compactor:
         cdef Bitmap* kept = self.kept
         cdef uint32_t limit = old.footer_block if self.footer_blocks else kept.blocks
         cdef uint32_t block = next_live(kept, 0), following, first, place, end, i
-        cdef int error
+        cdef int error, awaited
         self.gathered = self.written = 0
         error = self.add(kept, copy, throttle)
         while error == 0 and block < limit:
@@ -148,8 +147,9 @@ cdef class Compactor:
             error = self.add(kept, copy, throttle)
         if error == 0:
             error = self.write_out(copy, throttle)
-        if self.await_writes() < 0 and error == 0:
-            error = -EIO
+        awaited = self.await_writes()
+        if error == 0:
+            error = awaited
         invariant(error != 0 or self.written == self.blocks(), b"a copy has as many blocks as were planned")
         return error
 
@@ -162,8 +162,10 @@ cdef class Compactor:
         cdef int error = throttle.step(throttle.owner, self.io, count * BLOCK_BYTES) if throttle is not NULL else 0
         if error:
             return error
-        if read_blocks(self.io, old, first, count, self.incoming) == 0:
-            return 0
+        error = read_blocks(self.io, old, first, count, self.incoming)
+        if error == 0 or error == -ETIMEDOUT:            # late data may still arrive in `incoming`
+            return error
+        error = 0
         while block < end and error == 0:                # a bad sector in a dead block must not prevent the copy
             place = self.place_in(old, block)
             error = read_blocks(self.io, old, place, 1, self.incoming + <size_t>(place - first) * BLOCK_BYTES)
@@ -174,6 +176,8 @@ cdef class Compactor:
         cdef int error = 0
         if self.gathered == PIECE_BLOCKS:
             error = self.write_out(copy, throttle)
+            if error:
+                return error                             # an abandoned write may still read this piece
         memcpy(self.outgoing + <size_t>self.gathered * BLOCK_BYTES, block, BLOCK_BYTES)
         self.gathered += 1
         return error
@@ -234,10 +238,15 @@ cdef uint32_t next_live(const Bitmap* bitmap, uint32_t block) noexcept nogil:
 cdef int read_bitmap(Io io, const Replica* replica, Bitmap* into) noexcept nogil:
     cdef int which, error = -EUCLEAN
     for which in range(BITMAP_COPIES):
-        if read_blocks(io, replica, bitmap_place(replica, which), 1, into) < 0:
+        error = read_blocks(io, replica, bitmap_place(replica, which), 1, into)
+        if error == -ETIMEDOUT:                          # late data may still arrive
+            return error
+        if error < 0:
             error = -EIO
         elif bitmap_of(replica, into):
             return 0
+        else:
+            error = -EUCLEAN
     return error
 
 

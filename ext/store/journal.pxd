@@ -32,6 +32,7 @@ cdef struct SnapshotBuilder:         # a snapshot of the directory, at the start
 cdef class Journal:
     cdef readonly int failed         # errno of the error that stopped the journal; 0: none
     cdef Reactor home
+    cdef Io io                       # the home's
     cdef Directory directory
     cdef int device
     cdef DeviceFlusher flusher

@@ -19,14 +19,13 @@
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free as release
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, fence_entry
 from iomesh.engine.base.atomics cimport load_uint64
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport Io, Operation, release_buffer
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, FORMAT_VERSION, JOURNAL_CHANGES, JOURNAL_MAGIC, JOURNAL_SNAPSHOT, JOURNAL_SNAPSHOT_END,
     Extent, JournalEntry, Superblock, block_crc)
@@ -48,6 +47,7 @@ cdef class Journal:
 
     def __cinit__(self, Reactor home, Directory directory, int device, DeviceFlusher flusher):
         self.home = home
+        self.io = home.io
         self.directory = directory
         self.device = device
         self.flusher = flusher
@@ -56,7 +56,7 @@ cdef class Journal:
             raise MemoryError("no memory for a block of the journal")
 
     def __dealloc__(self):
-        release(self.block)
+        release_buffer(self.io, self.block)
 
     cdef int commit(self, Change* change) noexcept nogil:
         if self.failed or self.flusher.failed:
@@ -84,9 +84,12 @@ cdef class Journal:
         while self.first is not NULL:
             if error == 0 and self.next_index == self.area_blocks:
                 error = self.switch_half()
-            change = self.fill_block()
             if error == 0:
+                change = self.fill_block()
                 error = self.write_block()
+            else:                                        # an abandoned write may still read the block
+                change = self.first
+                self.first = self.last = NULL
             if error:
                 self.failed = -error
             while change is not NULL:
@@ -155,7 +158,7 @@ cdef class Journal:
             error = self.write_twice(1 - self.half, done, snapshot + done, 1)
         if error == 0:
             error = self.flush()
-        release(snapshot)
+        self.home.io.release(snapshot)
         if error == 0:
             self.half = 1 - self.half
             self.generation = generation
@@ -296,5 +299,5 @@ cdef int format_journal(Io io, int device, const Superblock* superblock) noexcep
             superblock.journal_offset,
             superblock.journal_offset + 2 * superblock.journal_bytes,
         )
-    release(zeros)
+    io.release(zeros)
     return error if error < 0 else 0

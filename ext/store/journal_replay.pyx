@@ -11,10 +11,9 @@
 #
 # Called by store. Format and reasons: docs/formats.md, "Journal".
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport ENOMEM, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free as release
 from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.base.io cimport Operation
@@ -47,6 +46,7 @@ cdef struct Pieces:                  # the same blocks of both copies
     uint32_t half
     uint32_t first
     uint32_t count
+    bint late                        # a read was not answered in time: its data may still arrive at any time
 
 cdef struct Restored:                # consecutive restored blocks, reported in one line
     uint32_t copy
@@ -69,13 +69,19 @@ cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs,
         snprintf(reason, REASON_BYTES, b"there is no memory to read the journal")
         return -ENOMEM
     pieces.copies[1] = pieces.copies[0] + PIECE_BLOCKS
+    pieces.late = False
     halves[0] = survey(journal, &pieces, 0)
     halves[1] = survey(journal, &pieces, 1)
-    chosen = -1 if refuses_newer(halves, reason) else choose(halves, reason)
+    chosen = -1
+    if not pieces.late and not refuses_newer(halves, reason):
+        chosen = choose(halves, reason)
     error = -EPROTONOSUPPORT if halves[0].newer >= 0 or halves[1].newer >= 0 else -EUCLEAN
     if chosen >= 0:
         error = read_half(journal, &pieces, <uint32_t>chosen, &halves[chosen], repairs, reason)
-    release(pieces.copies[0])
+    if pieces.late:
+        snprintf(reason, REASON_BYTES, b"the device does not answer: its journal cannot be read")
+        error = -ETIMEDOUT
+    journal.home.io.release(pieces.copies[0])
     if error == 0:
         journal.half = <uint32_t>chosen
         journal.generation = halves[chosen].generation
@@ -92,8 +98,10 @@ cdef Half survey(Journal journal, Pieces* pieces, uint32_t half) noexcept nogil:
     cdef JournalBlock* block
     memset(&found, 0, sizeof(found))
     found.snapshot_end = found.last = found.lacking = found.newer = -1
-    while index < journal.area_blocks:
+    while index < journal.area_blocks and not pieces.late:
         read_pieces(journal, pieces, half, index)
+        if pieces.late:
+            return found
         for i in range(pieces.count):
             block = newest_valid(journal, pieces, i)
             if block is NULL and is_newer(journal, pieces, i):
@@ -134,8 +142,9 @@ cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t f
         )
     wait(&operations[0])
     wait(&operations[1])
+    pieces.late |= operations[0].result == -ETIMEDOUT or operations[1].result == -ETIMEDOUT
     for copy in range(2):
-        if operations[copy].result >= 0:
+        if operations[copy].result >= 0 or pieces.late:
             continue
         for i in range(pieces.count):                    # one bad sector must not hide its neighbours
             block = pieces.copies[copy] + i
@@ -143,7 +152,10 @@ cdef void read_pieces(Journal journal, Pieces* pieces, uint32_t half, uint32_t f
             journal.home.io.read(
                 &operations[copy], journal.device, block, BLOCK_BYTES, journal.place(copy, half, first + i)
             )
-            if wait(&operations[copy]) < 0:
+            if wait(&operations[copy]) == -ETIMEDOUT:
+                pieces.late = True
+                return
+            if operations[copy].result < 0:
                 memset(block, 0, BLOCK_BYTES)
 
 
@@ -238,6 +250,8 @@ cdef int read_half(
     restored.count = 0
     while index <= found.last:
         read_pieces(journal, pieces, half, index)
+        if pieces.late:
+            return -ETIMEDOUT
         for i in range(min(pieces.count, <uint32_t>(found.last + 1 - index))):
             block = newest_valid(journal, pieces, i)
             words = apply_block(journal, block, found, index + i)

@@ -1,6 +1,7 @@
 # Verifying sealed segments of one store. See store/scrub.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.format.layout cimport Bitmap
@@ -19,6 +20,7 @@ cdef packed struct Sealed:           # a row of the list of segments to scrub, a
 
 cdef class Scrubber:                 # of one store; its methods run on the store's home reactor
     cdef Store store
+    cdef Io io
     cdef Bitmap* bitmap
     cdef char* footer                # and its table
     cdef char* piece                 # blocks of the replica, read ahead

@@ -10,11 +10,11 @@
 #
 # Called by the engine's commands. Format: docs/formats.md, "Footers".
 
-from libc.errno cimport EBUSY, ENOENT, ESHUTDOWN
+from libc.errno cimport EBUSY, EIO, ENOENT, ESHUTDOWN
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.io cimport release_buffer
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.store.compaction cimport Throttle, lives_in, rank_in, read_bitmap
@@ -36,6 +36,7 @@ cdef class Scrubber:
 
     def __cinit__(self, Store store):
         self.store = store
+        self.io = store.home.io
         self.bitmap = <Bitmap*>allocate_aligned((1 + FOOTER_BLOCKS_MAX + PIECE_BLOCKS) * BLOCK_BYTES)
         if self.bitmap is NULL:
             raise MemoryError("no memory for a scrubber's buffers")
@@ -43,7 +44,7 @@ cdef class Scrubber:
         self.piece = self.footer + FOOTER_BLOCKS_MAX * BLOCK_BYTES
 
     def __dealloc__(self):
-        release(self.bitmap)
+        release_buffer(self.io, self.bitmap)
 
     cdef int scrub(self, const uint8_t* volume, uint32_t segment, Throttle* throttle, Scrubbed* told) noexcept nogil:
         cdef const Replica* found = self.store.find(volume, segment)
@@ -54,6 +55,8 @@ cdef class Scrubber:
             return -EBUSY
         if self.stopping:
             return -ESHUTDOWN
+        if self.store.stalled:                           # late data may arrive in the buffers
+            return -EIO
         if found is NULL or found.state != SEGMENT_SEALED or found.footer_block == 0:
             return -ENOENT
         memcpy(&replica, found, sizeof(Replica) - (EXTENTS_MAX - found.extent_count) * sizeof(Extent))
@@ -97,6 +100,8 @@ cdef class Scrubber:
         cdef bint good
         self.piece_blocks = 0
         if replica.live and read_bitmap(self.store.home.io, replica, self.bitmap) < 0:
+            if self.store.stalled:
+                return -EIO
             note(told, 0)                                # without it no block of the segment can be located
             return 0
         place = place_of(self.bitmap, replica, replica.footer_block)
@@ -107,6 +112,8 @@ cdef class Scrubber:
             and footer.table_blocks < FOOTER_BLOCKS_MAX
         )
         good = good and read_blocks(self.store.home.io, replica, place + 1, footer.table_blocks, table) == 0
+        if self.store.stalled:
+            return -EIO
         if not good or not footer_table_valid(footer, table):
             note(told, replica.footer_block)    # recovery reads the headers instead; they are not verified here
             return 0
@@ -140,8 +147,12 @@ cdef class Scrubber:
             self.piece_from = place
             self.piece_blocks = count
             if read_blocks(self.store.home.io, replica, place, count, self.piece) < 0:
+                if self.store.stalled:
+                    error[0] = -EIO
+                    return NULL
                 self.piece_blocks = 1                    # read singly to find the bad block
                 if read_blocks(self.store.home.io, replica, place, 1, self.piece) < 0:
+                    error[0] = -EIO if self.store.stalled else 0
                     return NULL
         return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
 

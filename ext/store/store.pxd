@@ -22,6 +22,10 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef readonly int device         # the Io's device number
     cdef readonly bint volatile_cache
     cdef readonly int failed         # errno of the journal write or flush that made the store read-only; 0: none
+    # ETIMEDOUT: the device did not answer in time; then `failed` is set, too. By any reactor, never reset
+    cdef readonly int stalled
+    # a write found no space under the device, and none has succeeded since. Set and cleared by any reactor
+    cdef readonly bint full_below
     cdef uint64_t device_bytes
     cdef Reactor home
     cdef Superblock superblock
@@ -38,6 +42,10 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef Repairs repairs             # what open() found damaged and restored, as text
     cdef void* compactors[COMPACTIONS]    # the first `idle` of them are idle Compactors
     cdef uint32_t idle
+    cdef void* listener
+    # on any reactor; may be NULL
+    cdef void (*on_stalled)(void* listener, int device) noexcept nogil
+    cdef void (*on_full_below)(void* listener, int device, bint full) noexcept nogil
     cdef list all_compactors         # keeps them alive
     cdef Waiters compactions         # waiters for an idle Compactor
     cdef bint rewriting              # the superblocks are being rewritten: one change at a time
@@ -111,3 +119,6 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
 cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil
 # In a task: writes an empty store. `wanted`: complete except for crc.
 cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil
+# From now on `stalled` is set when a request of this Io to the store's device is not answered in time.
+cdef void watch_store(Io io, Store store) noexcept nogil
+cdef void tell_full_below(Store store, bint full) noexcept nogil

@@ -9,14 +9,15 @@
 #     slabs are free when the store opens;
 #   - `reserve` slabs are kept for urgent creations: a full device can still write checkpoints, seal, and so free space;
 #   - no segment is created for an epoch below its volume's fence;
-#   - after an error of the journal or of any device flush the store is read-only (`failed`); everything stays readable;
+#   - after an error of the journal or of any device flush, and when the device did not answer a request in time, the
+#     store is read-only (`failed`) until it is opened again; what the device returns stays readable;
 #   - what open() has read is stable before it is used. A crash may have left the journal's newest block in the device's
 #     cache, and an earlier process may have failed to flush it; so open() writes it again.
 #
 # open() is a list of steps. Nothing is written until the superblocks have shown which cluster owns the device.
 # Format: docs/formats.md, "The device", "Superblock".
 
-from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, ENOSPC
+from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM, ENOSPC, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
@@ -25,7 +26,7 @@ from libc.string cimport memcmp, memcpy, memset
 from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, extents_of, fence_entry
-from iomesh.engine.base.atomics cimport load_int, load_uint32, store_int, store_uint32
+from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32, store_flag, store_int, store_uint32
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.store.journal cimport REPAIR_BYTES, Change, Journal, format_journal
@@ -87,6 +88,9 @@ cdef class Store:
         errors[0] = read_superblock(self.home.io, self.device, &twins[0], SUPERBLOCK_OFFSET)
         errors[1] = read_superblock(self.home.io, self.device, &twins[1], SUPERBLOCK_TWIN_OFFSET)
         error = self.choose_superblock(twins, errors, cluster)
+        if errors[0] == -ETIMEDOUT or errors[1] == -ETIMEDOUT:
+            snprintf(self.reason, sizeof(self.reason), b"the device does not answer: its superblocks cannot be read")
+            error = -ETIMEDOUT
         if error == 0:
             error = replay(self.journal, &self.superblock, &self.repairs, self.reason)
         if error == 0:
@@ -99,7 +103,7 @@ cdef class Store:
                 snprintf(
                     self.reason, sizeof(self.reason), b"the device cannot be written or flushed (error %d)", -error
                 )
-        release(twins)
+        self.home.io.release(twins)
         return error
 
     cdef int choose_superblock(self, const Superblock* twins, const int* errors, const uint8_t* cluster) noexcept nogil:
@@ -514,7 +518,7 @@ cdef class Store:
             store_uint32(self.superblock.number, number)
         self.rewriting = False
         wake_all(&self.rewritten, 0)
-        release(wanted)
+        self.home.io.release(wanted)
         return error
 
     cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil:
@@ -527,6 +531,8 @@ cdef class Store:
     cdef int commit(self, Change* change) noexcept nogil:
         cdef int error
         invariant(not change.replica.changing, b"a replica changes once at a time")
+        if load_int(self.stalled):
+            return -EIO                                  # a late write must not meet slabs that were freed
         change.replica.changing = True
         error = self.journal.commit(change)
         change.replica.changing = False
@@ -637,7 +643,7 @@ cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noe
         error = write_superblock(reactor.io, device, block, SUPERBLOCK_OFFSET)
     if error == 0:
         error = write_superblock(reactor.io, device, block, SUPERBLOCK_TWIN_OFFSET)
-    release(block)
+    reactor.io.release(block)
     return error
 
 
@@ -675,3 +681,22 @@ cdef int flush(Io io, int device) noexcept nogil:
 
 cdef void flush_failed(void* store) noexcept nogil:
     store_int((<Store>store).failed, EIO)
+
+
+cdef void device_stalled(void* store) noexcept nogil:
+    if not load_int((<Store>store).stalled):
+        store_int((<Store>store).failed, ETIMEDOUT)
+        store_int((<Store>store).stalled, ETIMEDOUT)
+        if (<Store>store).on_stalled is not NULL:
+            (<Store>store).on_stalled((<Store>store).listener, (<Store>store).device)
+
+
+cdef void watch_store(Io io, Store store) noexcept nogil:
+    io.watch(store.device, <void*>store, device_stalled)
+
+
+cdef void tell_full_below(Store store, bint full) noexcept nogil:
+    if load_flag(store.full_below) != full:
+        store_flag(store.full_below, full)
+        if store.on_full_below is not NULL:
+            store.on_full_below(store.listener, store.device, full)

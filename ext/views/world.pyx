@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from posix.uio cimport iovec
 
 from iomesh.engine.simulation.prng cimport Prng, below, draw, seed_prng
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.simulation.world cimport World, WorldIo
 
 cdef enum:
@@ -42,6 +42,7 @@ cdef class Ask:
     cdef uint64_t bytes
     cdef WorldIo io
     cdef readonly bint over
+    cdef bint abandoned
     cdef readonly int64_t done_ns
 
     def __cinit__(self, WorldIo io, uint64_t bytes):
@@ -54,7 +55,7 @@ cdef class Ask:
         self.operation.owner = <void*>self
 
     def __dealloc__(self):
-        release(self.buffer)
+        release_buffer(self.io, self.buffer)
 
     @property
     def result(self) -> int:
@@ -77,6 +78,7 @@ cdef class WorldView:
     cdef readonly World world
     cdef WorldIo io
     cdef list asks                   # in flight: their addresses must not change
+    cdef int stalls[64]
 
     def __init__(self, World world, WorldView beside=None) -> None:
         self.world = world
@@ -156,8 +158,38 @@ cdef class WorldView:
 
     def poll(self, int64_t wait_ns=<int64_t>LONG_S * SECOND_NS) -> int:
         cdef int found = self.io.poll(wait_ns)
-        self.asks = [ask for ask in self.asks if not ask.over]
+        self.asks = [ask for ask in self.asks if self.is_in_use(ask)]
         return found
+
+    cdef bint is_in_use(self, Ask ask):
+        """It is in flight, or a late answer may use its buffer."""
+        return not (ask.over or ask.abandoned) or self.io.holds(ask.buffer, max(ask.bytes, 1))
+
+    def limit(self, int64_t request_timeout_ns) -> None:
+        """Sets the time limit of device requests; counts in `stalled` how often a device was reported."""
+        cdef int device
+        self.io.request_timeout_ns = request_timeout_ns
+        for device in range(64):
+            self.io.watch(device, &self.stalls[device], device_stalled)
+
+    def abandon(self, Ask ask) -> bool:
+        cdef bint done = self.io.abandon(&ask.operation)
+        ask.abandoned = ask.abandoned or done
+        return done
+
+    def holds(self, Ask ask) -> bool:
+        return self.io.holds(ask.buffer, ask.bytes)
+
+    def stalled(self, int device) -> int:
+        return self.stalls[device]
+
+    @property
+    def timeouts(self) -> int:
+        return self.io.timeouts
+
+    @property
+    def abandoned(self) -> int:
+        return self.io.abandoned
 
     def settle(self) -> None:
         """Polls until no operation of this view is in flight."""
@@ -199,6 +231,10 @@ cdef class WorldView:
         ask = Ask(self.io, bytes)
         self.asks.append(ask)
         return ask
+
+
+cdef void device_stalled(void* stalls) noexcept nogil:
+    (<int*>stalls)[0] += 1
 
 
 cdef void churn_on(Operation* operation) noexcept nogil:

@@ -225,7 +225,7 @@ cdef class Checkpoints:
         while (
             result == 0 and self.log.committed != self.log.last_appended() and not planted(b"checkpoint_without_drain")
         ):
-            result = self.log.wait_committed(self.log.last_appended())
+            result = self.log.wait_committed_or_refused(self.log.last_appended())
         return result
 
     cdef void end_drain(self) noexcept nogil:

@@ -40,7 +40,7 @@ from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.base.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
 from iomesh.engine.store.directory cimport Replica, slabs_of
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.format.footer cimport footer_blocks
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, FOOTER_BLOCKS_MAX, KIND_DATA, KIND_MAP, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT,
@@ -94,7 +94,7 @@ cdef class Cleaner:
 
     def __dealloc__(self):
         release(self.plans)
-        release(self.footers)
+        release_buffer(self.volume.io if self.volume is not None else None, self.footers)
 
     # ------------------------------------------------------------------ candidates
 
@@ -326,7 +326,10 @@ cdef class Cleaner:
         """0, or -EIO, -EUCLEAN."""
         cdef const Replica* replica = plan.segment.replica
         cdef Footer* footer = &plan.footer.footer
-        cdef int result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, <char*>footer)
+        cdef int result
+        if self.volume.io.holds(plan.footer, sizeof(PlannedFooter)):     # late data may arrive in it
+            return -EIO
+        result = self.head.cache.bitmaps.read(replica, replica.footer_block, 1, <char*>footer)
         if (
             result == 0
             and not footer_valid(footer, self.volume.identity, replica.segment, replica.footer_block, replica.blocks)
@@ -471,6 +474,8 @@ cdef class Cleaner:
             length = offset - first + BLOCK_BYTES
             end += 1
             offset = self.offset_of(plan, end) if end < plan.live else -1
+        if self.volume.io.holds(plan.piece, PIECE_BYTES):
+            first = -1
         waited(&operation)
         if first >= 0:
             self.volume.io.read(&operation, replica.device, plan.piece, <uint32_t>length, first)

@@ -16,6 +16,7 @@ cdef struct Found:                   # a record that was read
     uint32_t first                   # of its entries in the scan's
     uint16_t count
     bint torn                        # its payload does not match
+    bint void                        # ... and it is whole in another segment
 
 cdef struct Scan:                    # a local replica and its records
     Replica* replica
@@ -57,6 +58,7 @@ cdef class LogScan:
         self, const RecordHeader* header, const Replica* replica, uint32_t block, uint32_t limit
     ) noexcept nogil
     cdef int fail_newer(self, const Replica* replica, uint32_t block) noexcept nogil
+    cdef int fail_late(self, const Replica* replica) noexcept nogil
     cdef int add_record(
         self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count
     ) noexcept nogil

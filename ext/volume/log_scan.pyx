@@ -8,7 +8,7 @@
 #     only;
 #   - a transient read error is not taken for the log's end.
 
-from libc.errno cimport ENOMEM, EUCLEAN
+from libc.errno cimport ENOMEM, ETIMEDOUT, EUCLEAN
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, Fault, Footer, footer_fault, footer_table_valid,
     record_fault
@@ -50,7 +50,7 @@ cdef class LogScan:
             release(self.scans[i].records)
             release(self.scans[i].entries)
         release(self.scans)
-        release(self.buffer)
+        release_buffer(self.io, self.buffer)
 
     cdef int list_replicas(self) noexcept nogil:
         cdef Replica** found
@@ -130,11 +130,12 @@ cdef class LogScan:
         return &self.scans[low] if low < self.scan_count and self.scans[low].replica.segment == segment else NULL
 
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
-        """Retries: a transient error must not be taken for the log's end. The total is limited."""
+        """Retries: a transient error must not be taken for the log's end. The total is limited. A device that does not
+        answer (-ETIMEDOUT) is not asked again: its late data may arrive in `into`."""
         cdef Operation operation
         cdef uint32_t tries = 0
         cdef int result = self.volume.map.cache.bitmaps.read(replica, block, count, into)
-        while result < 0 and tries < TRIES and self.tries < ALL_TRIES:
+        while result < 0 and result != -ETIMEDOUT and tries < TRIES and self.tries < ALL_TRIES:
             tries += 1
             self.tries += 1
             waited(&operation)
@@ -151,7 +152,10 @@ cdef class LogScan:
         cdef uint32_t at = 0, block = 0, k
         cdef Fault fault
         cdef int result
-        if self.read_blocks(replica, replica.footer_block, 1, footer) < 0:
+        result = self.read_blocks(replica, replica.footer_block, 1, footer)
+        if result == -ETIMEDOUT:
+            return self.fail_late(replica)
+        if result < 0:
             return 1
         fault = footer_fault(footer, self.volume.log.volume, replica.segment, replica.footer_block, replica.blocks)
         if fault.newer and footer.epoch == replica.epoch:
@@ -162,12 +166,11 @@ cdef class LogScan:
         table = <Entry*>allocate_aligned((footer.table_blocks + 1) * BLOCK_BYTES)
         if table is NULL:
             return self.fail(ENOMEM, b"no memory for a footer of %lu blocks", footer.table_blocks, 0, 0)
-        result = 1
-        if (
-            self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table) == 0
-            and footer_table_valid(footer, table)
-        ):
-            result = 0
+        result = self.read_blocks(replica, replica.footer_block + 1, footer.table_blocks, table)
+        if result == -ETIMEDOUT:
+            self.io.release(table)
+            return self.fail_late(replica)
+        result = 0 if result == 0 and footer_table_valid(footer, table) else 1
         while result == 0 and at < footer.entry_count:
             result = self.add_record(scan, table[at].position, block, table[at].crc, &table[at + 1], table[at].count)
             block += 1
@@ -175,7 +178,7 @@ cdef class LogScan:
                 if table[at + 1 + k].kind != KIND_ZERO:
                     block += 1
             at += 1 + table[at].count
-        release(table)
+        self.io.release(table)
         scan.end = block
         return result
 
@@ -200,6 +203,8 @@ cdef class LogScan:
                 base = block
                 held = min(<uint32_t>CHUNK_BLOCKS, limit - block)
                 result = self.read_blocks(replica, base, held, self.buffer)
+                if result == -ETIMEDOUT:
+                    return self.fail_late(replica)
                 if result < 0:                           # a bad sector or a transient error: one record or block
                     held = 1
                     result = self.read_blocks(replica, base, held, self.buffer)
@@ -207,6 +212,8 @@ cdef class LogScan:
                     if result == 0 and self.is_of(header, replica, block, limit) and header.payload_blocks:
                         held = 1 + header.payload_blocks
                         result = self.read_blocks(replica, base, held, self.buffer)
+                    if result == -ETIMEDOUT:
+                        return self.fail_late(replica)
             header = <RecordHeader*>(self.buffer + (block - base) * BLOCK_BYTES)
             if result == 0 and chained and self.is_newer(header, replica, block, limit):
                 return self.fail_newer(replica, block)
@@ -263,6 +270,9 @@ cdef class LogScan:
             block, replica.segment, 0
         )
 
+    cdef int fail_late(self, const Replica* replica) noexcept nogil:
+        return self.fail(ETIMEDOUT, b"segment %lu cannot be read: its device does not answer", replica.segment, 0, 0)
+
     cdef int add_record(
         self, Scan* scan, uint64_t sequence, uint32_t block, uint32_t crc, const Entry* entries, uint32_t count
     ) noexcept nogil:
@@ -281,7 +291,7 @@ cdef class LogScan:
         found.crc = crc
         found.first = scan.entry_count
         found.count = count
-        found.torn = False
+        found.torn = found.void = False
         memcpy(&scan.entries[scan.entry_count], entries, count * sizeof(Entry))
         scan.record_count += 1
         scan.entry_count += count

@@ -13,7 +13,7 @@
 # and again if another replica has replaced the one that was read; otherwise the request fails with EIO, which is
 # counted and reported with the address.
 
-from libc.errno cimport EAGAIN, EIO
+from libc.errno cimport EAGAIN, EIO, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
@@ -169,7 +169,7 @@ cdef class Reader:
         cdef Read* read = run.read
         cdef uint32_t i
         if result < 0:
-            read.error = -result
+            read.error = EIO if result == -ETIMEDOUT else -result
         else:
             for i in range(run.first, run.first + run.count):
                 if crc32c(read.into + i * BLOCK_BYTES, BLOCK_BYTES) != read.pointers[i].crc:

@@ -1,6 +1,6 @@
 # Recovery: opens a volume's log after a stop or a crash. See volume/recovery.pyx.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
 from iomesh.engine.volume.log_scan cimport Found, Scan, LogScan
 
@@ -26,6 +26,8 @@ cdef class Recovery(LogScan):
     cdef int check_counted(self) noexcept nogil
     cdef uint64_t record_of_checkpoint(self) noexcept nogil
     cdef int find_end(self) noexcept nogil
+    cdef void drop_older_copies(self) noexcept nogil
+    cdef bint has_whole_copy(self, uint32_t first, uint32_t end, uint64_t sequence) noexcept nogil
     cdef void leave_out(self) noexcept nogil
     cdef int find_time(self) noexcept nogil
     cdef int adopt(self) noexcept nogil

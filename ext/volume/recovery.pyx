@@ -427,6 +427,7 @@ cdef class Recovery(LogScan):
             self.scans[i].record_count = next_record[i]
         release(next_record)
         self.stable = stable
+        self.drop_older_copies()
         if self.end < stable:
             missing = self.end + 1
             for i in range(self.scan_count):
@@ -443,6 +444,54 @@ cdef class Recovery(LogScan):
             )
         self.leave_out()
         return 0
+
+    cdef void drop_older_copies(self) noexcept nogil:
+        """A record that was placed again, after a failed or unanswered write, may be in several segments: in full, torn
+        or not at all. Its first write may even have arrived last. Sequence number and content are the same in all of
+        them. The newest whole copy counts, which is in the segment with the highest number: earlier segments end before
+        their older copies. A torn copy does not count if there is a whole one."""
+        cdef uint64_t first_later = ~<uint64_t>0
+        cdef uint32_t i = self.scan_count, r
+        cdef Scan* scan
+        while i:
+            i -= 1
+            scan = &self.scans[i]
+            if scan.record_count == 0:
+                continue
+            while scan.record_count and scan.records[scan.record_count - 1].sequence >= first_later:
+                if scan.records[scan.record_count - 1].sequence <= self.start or \
+                        not self.has_whole_copy(i + 1, self.scan_count, scan.records[scan.record_count - 1].sequence):
+                    break
+                scan.record_count -= 1
+                scan.dropped += 1
+            if scan.record_count:
+                first_later = min(first_later, scan.records[0].sequence)
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            for r in range(scan.record_count):
+                if scan.records[r].torn:
+                    scan.records[r].void = self.has_whole_copy(0, self.scan_count, scan.records[r].sequence)
+
+    cdef bint has_whole_copy(self, uint32_t first, uint32_t end, uint64_t sequence) noexcept nogil:
+        """Whether one of these scans has the record in full."""
+        cdef const Scan* scan
+        cdef uint32_t i, low, high, middle
+        for i in range(first, end):
+            scan = &self.scans[i]
+            if scan.record_count == 0 or sequence < scan.records[0].sequence:
+                continue
+            if sequence > scan.records[scan.record_count - 1].sequence:
+                continue
+            low, high = 0, scan.record_count
+            while low < high:
+                middle = (low + high) // 2
+                if scan.records[middle].sequence < sequence:
+                    low = middle + 1
+                else:
+                    high = middle
+            if scan.records[low].sequence == sequence and not scan.records[low].torn:
+                return True
+        return False
 
     cdef void leave_out(self) noexcept nogil:
         """Drops segments at the log's end without user data and without parts of the checkpoint. Only whole segments: a
@@ -577,13 +626,12 @@ cdef class Recovery(LogScan):
                 return -ENOMEM
             build_footer(footer, scan, self.volume.log.volume)
             result = write_blocks(self.io, replica, scan.end, blocks, footer)
-            release(footer)
+            self.io.release(footer)
             if result == 0:
                 footer_block = scan.end
                 end = scan.end + blocks
         if (
-            result == 0
-            and (<Store>store).volatile_cache
+            (<Store>store).volatile_cache
             and replica.state == SEGMENT_OPEN
             and not planted(b"tail_not_rewritten")
         ):
@@ -659,6 +707,8 @@ cdef class Recovery(LogScan):
             scan = &self.scans[s]
             for r in range(scan.record_count):
                 found = &scan.records[r]
+                if found.void:
+                    continue
                 if (
                     not self.start < found.sequence + planted(b"replay_one_more")
                     or not found.sequence <= self.end - planted(b"replay_one_less")
@@ -805,4 +855,6 @@ cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
 
 cdef int by_key(const void* a, const void* b) noexcept nogil:
     cdef uint64_t first = (<Item*>a).key, second = (<Item*>b).key
+    if first == second:                                  # copies of one record: the newest segment's is applied last
+        first, second = (<Item*>a).scan, (<Item*>b).scan
     return (first > second) - (first < second)

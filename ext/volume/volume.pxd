@@ -31,6 +31,9 @@ cdef enum VolumeEvent:               # kinds of on_event
     EVENT_REFUSED                    # ... and the first write was refused
     EVENT_CHECKPOINT                 # see engine.pyx
     EVENT_NUMBERS                    # few segment numbers are left below the promise: a higher one is asked for
+    EVENT_STALLED                    # of no volume: a store's device did not answer in time
+    EVENT_FULL_BELOW                 # likewise: the storage under it has no space
+    EVENT_SPACE_BELOW                # ... and has some again
 
 cdef struct Merge:                   # bytes inside one block: read, merged, written
     void* volume
@@ -44,7 +47,8 @@ cdef struct Merge:                   # bytes inside one block: read, merged, wri
     uint64_t there
     uint64_t after                   # read the block after this record has committed
     char* patch
-    char* merged
+    char* merged                     # the next block in memory
+    bint replaced                    # both lie outside of merge_memory
     Read read
     Operation step
     Waiters waiters                  # writes to the same block
@@ -136,6 +140,7 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     cdef void merge_read_done(self, Merge* merge) noexcept nogil
     cdef void merge_woken(self, Merge* merge, int64_t result) noexcept nogil     # retries merge_append()
     cdef void merge_append(self, Merge* merge) noexcept nogil
+    cdef void renew_merge(self, Merge* merge) noexcept nogil
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil
     cdef void close(self) noexcept nogil                 # in a task, with no request in flight: commits and seals all
 

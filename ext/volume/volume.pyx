@@ -13,7 +13,6 @@
 
 from libc.errno cimport EIO, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free as release
 from libc.string cimport memcpy, memset
 
 from iomesh.engine.volume.checkpoint cimport Checkpoints
@@ -22,7 +21,7 @@ from iomesh.engine.base.atomics cimport store_flag
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport MERGES as COUNT_MERGES, NO_SPACE_ERRORS, WRITE_ERRORS
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Operation
+from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, KIND_DATA, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, Entry, Pointer, address_of)
 from iomesh.engine.log.log cimport Log, Part, Record
@@ -64,6 +63,7 @@ cdef class Volume:
         log.on_commit = committed
         log.on_abort = aborted
         log.open_segments.on_promise_low = promise_low
+        log.on_refuse = refused_below
         log.open_segments.on_no_space = no_space
         log.open_segments.on_tight = space_tight
         log.open_segments.on_dead = segment_dead
@@ -80,7 +80,11 @@ cdef class Volume:
             self.merges[i].step.owner = &self.merges[i]
 
     def __dealloc__(self):
-        release(self.merge_memory)
+        cdef int i
+        for i in range(MERGES):
+            if self.merges[i].replaced:
+                release_buffer(self.io, self.merges[i].patch)
+        release_buffer(self.io, self.merge_memory)
 
     # ------------------------------------------------------------------ requests of exports
 
@@ -157,6 +161,13 @@ cdef class Volume:
         if self.log.error:                               # even if unmapped: recovery may find a failed write there
             return self.log.error
         if self.merging and self.conflicts(block, count, when):
+            return 0
+        if self.log.committed < self.log.refused_until:
+            # A refused write may still commit, but not after a later trim, which is not logged where nothing is mapped.
+            if self.log.refusing_below:
+                refused(self)
+                return -ENOSPC
+            join(&self.log.commits, when)
             return 0
         skipped = self.alike(block, count, &mapped, when)
         if skipped <= 0 or not mapped:
@@ -276,7 +287,7 @@ cdef class Volume:
         if self.merging and self.conflicts(block, 1, when):
             return 0
         for i in range(MERGES if again else MERGES - REWRITES):
-            if not self.merges[i].busy:
+            if not self.merges[i].busy and not self.io.holds(self.merges[i].patch, 2 * BLOCK_BYTES):
                 merge = &self.merges[i]
                 break
         if merge is NULL:
@@ -311,6 +322,8 @@ cdef class Volume:
         """Reads the block once everything logged before has committed."""
         if self.log.error:
             self.merge_end(merge, EIO)
+        elif self.log.committed < merge.after and self.log.refusing_below:
+            self.merge_end(merge, ENOSPC)
         elif self.log.committed < merge.after:
             merge.step.done = merge_waited
             join(&self.log.commits, &merge.step)
@@ -381,12 +394,27 @@ cdef class Volume:
 
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil:
         cdef Request* request = merge.request
+        self.renew_merge(merge)
         merge.busy = False
         merge.request = NULL
         self.merging -= 1
         self.part_done(request, error)
         wake_all(&merge.waiters, 0)
         wake_all(&self.merge_free, 0)                      # all: a waiter may not use the free slot
+
+    cdef void renew_merge(self, Merge* merge) noexcept nogil:
+        """If a device that does not answer may still write into the merge's memory, other memory takes its place."""
+        cdef char* another
+        if not self.io.holds(merge.patch, 2 * BLOCK_BYTES):
+            return
+        another = <char*>allocate_aligned(2 * BLOCK_BYTES)
+        if another is NULL:
+            return                                       # take_merge leaves it out
+        if merge.replaced:
+            self.io.release(merge.patch)
+        merge.replaced = True
+        merge.patch = another
+        merge.merged = another + BLOCK_BYTES
 
     # ------------------------------------------------------------------ completing requests
 
@@ -412,6 +440,7 @@ cdef class Volume:
         if self.log is None:
             self.map.forget()
             return
+        self.log.giving_up = True
         self.checkpoints.begin_closing()
         while self.restoring:
             self.checkpoints.pause()
@@ -489,6 +518,27 @@ cdef void aborted(void* owner, Record* record) noexcept nogil:
     fail_parts(<Volume>owner, record)
 
 
+cdef void refused_below(void* owner, Record* record) noexcept nogil:
+    refuse_parts(<Volume>owner, record)
+
+
+cdef void refuse_parts(Volume volume, Record* record) noexcept nogil:
+    """Nobody waits for this record any more. Once there is space it commits, before anything that is accepted then."""
+    cdef Part* part
+    cdef Request* request
+    cdef void* merge
+    cdef uint32_t i
+    for i in range(record.part_count):
+        part = &record.parts[i]
+        request, merge = part.request, part.merge
+        part.request = NULL
+        part.merge = NULL
+        if merge is not NULL:
+            volume.merge_end(<Merge*>merge, ENOSPC)
+        if request is not NULL:
+            volume.part_done(request, ENOSPC)
+
+
 cdef void fail_parts(Volume volume, Record* record) noexcept nogil:
     cdef uint32_t i
     for i in range(record.part_count):
@@ -529,7 +579,7 @@ cdef void space_ran_out(Volume volume) noexcept nogil:
 cdef void refused(Volume volume) noexcept nogil:
     """A write was refused for lack of space."""
     volume.counters[NO_SPACE_ERRORS] += 1
-    if not volume.log.open_segments.refusing:
+    if not volume.log.open_segments.refusing and not volume.log.refusing_below:      # else the store has reported it
         volume.log.open_segments.refusing = True
         volume.on_event(<void*>volume, EVENT_REFUSED, 0, 0, 0)
 

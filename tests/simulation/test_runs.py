@@ -13,7 +13,7 @@ HAPPENED = (
     "crashes power_cuts stops moves refusals damages astray excused struck read "
     "write zero flush grow snapshot delete look restores clones hidden drops rewinds undone unmade detached compacted "
     "walks walked comparisons asked vanished drops_of_caches copied two_reactors "
-    "messages"
+    "messages stalls timeouts late full_below refused_below"
 )
 
 

@@ -64,6 +64,11 @@ class FailingDevice:
     def freeze(self) -> None:
         """From now on requests hang: neither data nor an error is returned."""
         self._server.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._server.pid}/task")
+        eventually(
+            lambda: all((each / "stat").read_text().rpartition(")")[2].split()[0] == "T" for each in threads.iterdir()),
+            what="nbdkit stands still",
+        )
 
     def thaw(self) -> None:
         self._server.send_signal(signal.SIGCONT)

@@ -36,6 +36,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     checkpoint_bytes: Bytes = 1 << 30
     iopoll: bool = False
     register_buffers: bool = True
+    request_timeout_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = (
+        30.0  # a device that has not answered a read, write or flush for so long has failed
+    )
+    space_below_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = (
+        5.0  # how long writes wait when the storage under the devices has no space
+    )
 
 
 class CleaningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

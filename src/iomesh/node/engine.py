@@ -72,6 +72,8 @@ class NodeEngine:
                 checkpoint_bytes=config.checkpoint_bytes,
                 iopoll=config.iopoll,
                 register_buffers=config.register_buffers,
+                request_timeout_seconds=config.request_timeout_seconds,
+                space_below_wait_seconds=config.space_below_wait_seconds,
             )
         except ValueError as error:
             raise ConfigError(f"[engine]: {error}") from None

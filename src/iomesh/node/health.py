@@ -77,6 +77,8 @@ def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
         return (
             "writes wait for the metadata service, which does not answer: the log needs a number for its next segment"
         )
+    if state["refusing_below"]:
+        return "the storage under its devices has no space: make space there, and writes continue by themselves"
     if state["no_space"] and not state["space_is_coming"]:
         return "no space left: delete or trim something, or add a device"
     return ""

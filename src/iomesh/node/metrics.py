@@ -37,6 +37,7 @@ _REACTOR_GAUGES = {
 _REACTOR_COUNTERS = {
     "turns": "Turns of its loop.",
     "sleeps": "Times it went to sleep for want of work.",
+    "device_timeouts": "Requests to devices that were not answered in time.",
     "map_hits": "Nodes of the map found in its cache.",
     "map_misses": "Nodes of the map that had to be read.",
 }
@@ -120,6 +121,9 @@ class NodeCollector:
             "1 if the device is open and without errors, 0 if it is missing or failed.",
             labels=labels,
         )
+        full_below = GaugeMetricFamily(
+            "iomesh_device_full_below", "1 while the storage under the device has no space.", labels=labels
+        )
         verified = CounterMetricFamily(
             "iomesh_device_scrubbed_bytes", "Bytes that scrub has read and verified.", labels=labels
         )
@@ -138,6 +142,8 @@ class NodeCollector:
             values = [device.id, device.label, device.path, device.tier]
             size.add_metric(values, device.size_bytes)
             online.add_metric(values, float(device.state == DeviceState.ONLINE))
+            if device.state == DeviceState.ONLINE:
+                full_below.add_metric(values, float(bool(device.reason)))
             if device.state != DeviceState.MISSING:
                 free.add_metric(values, device.free_bytes)
                 reserve.add_metric(values, device.reserve_bytes)
@@ -148,7 +154,7 @@ class NodeCollector:
                     done.add_metric(values, device.scrub.done_bytes / device.scrub.pass_bytes)
                 if device.scrub.ended_at:
                     ended.add_metric(values, device.scrub.ended_at.timestamp())
-        yield from (size, free, reserve, replicas, online, verified, done, ended, damaged)
+        yield from (size, free, reserve, replicas, online, full_below, verified, done, ended, damaged)
 
     def _volumes(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(

@@ -215,6 +215,7 @@ class Node:
             devices=len(devices),
             warnings=[
                 *self.engine.warnings,
+                *self.stores.problems,
                 *health.warnings(self.volumes_health()),
                 *filter(None, [self.tenure.problem]),
             ]

@@ -35,6 +35,10 @@ from iomesh.policies.cleaning import Space
 from iomesh.times import time_of
 
 log = logger("stores")
+FULL_BELOW = (
+    "the storage under the device has no space: writes go to other devices, or wait and are refused; they continue by "
+    "themselves once there is space"
+)
 _TIER_NAMES = {number: name for name, number in compiled.TIERS.items()}
 
 
@@ -232,6 +236,40 @@ class Stores:
         slab_blocks = told["slab_bytes"] // compiled.BLOCK_BYTES
         return Space(*(told[name] * slab_blocks for name in ("slabs", "free_slabs", "reserve_slabs")))
 
+    def stalled(self, number: int) -> None:
+        """The engine's store of this number did not answer a request in time."""
+        for store in self._open.values():
+            if store.number == number:
+                log.error(
+                    "device does not answer: nothing new is written there until the node is restarted",
+                    device=str(store.record.id),
+                    path=store.device.path,
+                )
+
+    def full_below(self, number: int, *, full: bool) -> None:
+        for store in self._open.values():
+            if store.number != number:
+                continue
+            if full:
+                log.error(
+                    "no space under the device: writes go elsewhere, or wait and are refused; make space there",
+                    device=str(store.record.id),
+                    path=store.device.path,
+                )
+            else:
+                log.info("space under the device again", device=str(store.record.id), path=store.device.path)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why devices that are open do not work."""
+        found = []
+        for device in self.list():
+            if device.state == DeviceState.FAILED:
+                found.append(f"device {device.label or device.path} has failed: {device.reason}")
+            elif device.state == DeviceState.ONLINE and device.reason:
+                found.append(f"device {device.label or device.path}: {device.reason}")
+        return found
+
     def list(self) -> list[Device]:
         online = [self._describe(store) for store in self._open.values()]
         return sorted(
@@ -382,7 +420,7 @@ class Stores:
             replicas=space["replicas"],
             volatile_cache=store.device.volatile_cache,
             state=DeviceState.FAILED if failed else DeviceState.ONLINE,
-            reason=_why_failed(space) if failed else "",
+            reason=_why_failed(space) if failed else FULL_BELOW if space["full_below"] else "",
             created_at=time_of(store.created_ns),
             cluster=str(store.cluster),
             scrub=Scrub(
@@ -407,6 +445,11 @@ def _close(device: OpenDevice, *, claimed: bool) -> None:
 
 
 def _why_failed(space: Mapping[str, int]) -> str:
+    if space["stalled"]:
+        return (
+            "it did not answer a request in time: nothing new is written there until the node is restarted; check the "
+            "device and what it is connected by"
+        )
     if space["flush_failed"]:
         return (
             "a flush of it failed, and unflushed data may be lost: nothing new is written to it until the node is "

@@ -184,7 +184,8 @@ def test_the_daemons_flags_go_before_its_file(iomesh: Run, tmp_path: Path) -> No
     assert (held["name"], held["run_dir"], held["devices"]) == ("of-the-flag", "/run/of-the-file", ["/dev/a", "/dev/b"])
     assert held["engine"] == {
         "reactors": 2, "mode": "busy", "poll_microseconds": 9, "map_cache_bytes": 64 << 20,
-        "checkpoint_bytes": 32 << 20, "iopoll": True, "register_buffers": True,
+        "checkpoint_bytes": 32 << 20, "iopoll": True, "request_timeout_seconds": 30.0,
+        "space_below_wait_seconds": 5.0, "register_buffers": True,
     }  # fmt: skip
     assert (held["nbd"]["listen"], held["metrics"]["listen"], held["log"]["level"]) == ("127.0.0.1:1", "", "debug")
     assert held["control"]["socket"] == "/run/of-the-file/control.sock"

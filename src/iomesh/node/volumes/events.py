@@ -17,6 +17,7 @@ log = logger("volumes")
 class Events:
     def __init__(self, parts: Parts, pointers: Pointers) -> None:
         self._volumes = parts.volumes
+        self._stores = parts.stores
         self._pointers = pointers
         self.on_no_space: Callable[[], None] = lambda: None
         self.on_tight: Callable[[], None] = lambda: None
@@ -33,6 +34,10 @@ class Events:
                 pass  # of a volume that has been deleted
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)
+            case "stalled":
+                self._stores.stalled(event.value["store"])
+            case "full_below" | "space_below":
+                self._stores.full_below(event.value["store"], full=event.kind == "full_below")
             case "tight":
                 self.on_tight()
             case "no_space":
