@@ -360,8 +360,9 @@ cdef class Recovery(LogScan):
             last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
             # later records may be elsewhere now
             counted = min(segment.last_sequence, self.start) if segment is not NULL else 0
-            if segment is not NULL and segment.state == SEGMENT_SEALED and segment.live == 0 and last < counted:
-                scan.record_count = 0                    # left by a failed flush: sealed elsewhere, deleted there since
+            if segment is not NULL and segment.live == 0 and segment.table_of != self.start and last < counted:
+                # Left by a failed flush: sealed elsewhere, before or after the checkpoint, and deleted there since.
+                scan.record_count = 0
                 continue
             if (
                 (
