@@ -46,6 +46,7 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
+from iomesh.engine.replicas.local cimport local_members
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
@@ -422,7 +423,13 @@ cdef class Engine:
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
         log = Log(
-            runner.reactor, runner.pool, segments, list(self.stores.values()), volume, epoch, segment_bytes // BLOCK
+            runner.reactor,
+            runner.pool,
+            segments,
+            local_members(runner.reactor, list(self.stores.values()), volume),
+            volume,
+            epoch,
+            segment_bytes // BLOCK,
         )
         opened.runner = runner
         opened.volume = Volume(volume, runner.reactor, runner.pool, log, map, segments, size_bytes // BLOCK)

@@ -32,7 +32,7 @@ from iomesh.engine.map.map cimport ABSENT, Map, Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport AwaitedRequest, end_awaited
 from iomesh.engine.map.snapshot_table cimport Snapshot
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.base.task cimport wait, waited, wake_all
 from iomesh.engine.volume.volume cimport Volume, is_ending
 
@@ -225,7 +225,7 @@ cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:
 cdef bint has_room(Volume volume) noexcept nogil:
     cdef uint32_t spare = SPARE_SEGMENTS * volume.log.open_segments.segment_blocks
     cdef int i
-    for i in range(volume.log.open_segments.store_count):
-        if (<Store>volume.log.open_segments.stores[i]).has_room(spare, False):
+    for i in range(volume.log.open_segments.member_count):
+        if (<Member>volume.log.open_segments.members[i]).has_room(spare, False):
             return True
     return False

@@ -2,27 +2,23 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport Waiters
 
-cdef struct StoreFlush:              # one store's part of the flush under way
-    Operation operation              # its first member
-    void* store
-    void* caller                     # the log's Reactor
+cdef struct MemberFlush:             # one member's part of the flush under way
+    Operation operation              # its first field
+    void* member                     # Member
     bint volatile_cache
     bint dirty                       # written since the last flush
     bint failed                      # its flush has failed
 
-cdef class Flusher:                  # Flusher(reactor, stores)
-    cdef Reactor reactor
-    cdef list store_list             # keeps them alive
+cdef class Flusher:                  # Flusher(members)
     cdef uint64_t* counters
     cdef uint64_t committed          # the newest committed record
     cdef uint64_t stable             # the newest record known to be on stable media
-    cdef bint any_volatile           # a store's device has a volatile cache
-    cdef StoreFlush* stores
-    cdef uint32_t store_count
-    cdef uint32_t failed             # stores whose part of the flush under way has failed
+    cdef bint any_volatile           # a member has a volatile cache
+    cdef MemberFlush* members
+    cdef uint32_t member_count
+    cdef uint32_t failed             # members whose part of the flush under way has failed
     cdef uint32_t left               # parts of the flush under way that have not finished; 0: no flush
     cdef uint64_t target             # the newest record that will be stable when it is done
     cdef Waiters served              # waiters of the flush under way
@@ -30,7 +26,7 @@ cdef class Flusher:                  # Flusher(reactor, stores)
     cdef void* log
     cdef void (*on_failure)(void* log) noexcept nogil        # a device's flush has failed: the log must call settled()
 
-    cdef void commits(self, uint64_t sequence, uint32_t store) noexcept nogil
+    cdef void commits(self, uint64_t sequence, uint32_t member) noexcept nogil
     # done once all committed records are stable, perhaps before this returns
     cdef void flush(self, Operation* when) noexcept nogil
     # 0: nothing depends on the failed devices any more; or an error: something does

@@ -10,45 +10,42 @@
 # On devices without a volatile cache, committed records are stable at once and a flush costs nothing.
 
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.base.task cimport Waiters, join, start as start_task, wake_all
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.base.task cimport Waiters, join, wake_all
+from iomesh.engine.replicas.member cimport Member
 
 
 cdef class Flusher:
-    """reactor: the log's. stores: list of the Stores that may hold its records. Raises MemoryError."""
+    """members: list of the Members that may hold the log's records; the log keeps them alive. Raises MemoryError."""
 
-    def __cinit__(self, Reactor reactor, list stores):
+    def __cinit__(self, list members):
         cdef uint32_t i
-        self.reactor, self.store_list = reactor, stores
-        self.store_count = len(stores)
-        self.stores = <StoreFlush*>calloc(self.store_count, sizeof(StoreFlush))
-        if self.stores is NULL:
+        self.member_count = len(members)
+        self.members = <MemberFlush*>calloc(self.member_count, sizeof(MemberFlush))
+        if self.members is NULL:
             raise MemoryError("no memory for the flushes of a log")
-        for i in range(self.store_count):
-            self.stores[i].operation.done = store_flushed
-            self.stores[i].operation.owner = <void*>self
-            self.stores[i].store = <void*>stores[i]
-            self.stores[i].caller = <void*>reactor
-            self.stores[i].volatile_cache = (<Store>stores[i]).volatile_cache
-            self.any_volatile |= self.stores[i].volatile_cache
+        for i in range(self.member_count):
+            self.members[i].operation.done = member_flushed
+            self.members[i].operation.owner = <void*>self
+            self.members[i].member = <void*>members[i]
+            self.members[i].volatile_cache = (<Member>members[i]).volatile_cache
+            self.any_volatile |= self.members[i].volatile_cache
 
     def __dealloc__(self):
-        release(self.stores)
+        release(self.members)
 
-    cdef void commits(self, uint64_t sequence, uint32_t store) noexcept nogil:
-        """Record `sequence` is committed; it was written to store number `store`."""
+    cdef void commits(self, uint64_t sequence, uint32_t member) noexcept nogil:
+        """Record `sequence` is committed; it was written to member number `member`."""
         self.committed = sequence
         if not self.any_volatile:
             self.stable = sequence
         else:
-            self.stores[store].dirty |= self.stores[store].volatile_cache
+            self.members[member].dirty |= self.members[member].volatile_cache
 
     cdef void flush(self, Operation* when) noexcept nogil:
         if self.left:
@@ -58,29 +55,26 @@ cdef class Flusher:
         self.start()
 
     cdef void start(self) noexcept nogil:
-        cdef StoreFlush* flush
+        cdef MemberFlush* flush
         cdef uint32_t i
         cdef bint asked
         self.target = self.committed
         self.failed = 0
         self.left = 1                            # held by this loop
-        for i in range(self.store_count):
-            flush = &self.stores[i]
+        for i in range(self.member_count):
+            flush = &self.members[i]
             asked = flush.dirty and not planted(b"flush_skipped")
             flush.dirty = flush.failed = False
             if asked:
                 self.left += 1
                 self.counters[DEVICE_FLUSHES] += 1
-                if (<Store>flush.store).home is self.reactor:
-                    (<Store>flush.store).flusher.flush(&flush.operation)
-                else:
-                    start_task(flush_there_body, flush, &flush.operation)
+                (<Member>flush.member).flush(&flush.operation)
         self.step(NULL)
 
     cdef void step(self, Operation* operation) noexcept nogil:
         """One device of the flush has finished, or the loop in start() has."""
         if operation is not NULL and operation.result < 0:
-            (<StoreFlush*>operation).failed = True
+            (<MemberFlush*>operation).failed = True
             self.failed += 1
         self.left -= 1
         if self.left:
@@ -104,9 +98,9 @@ cdef class Flusher:
 
     cdef void set_failed_dirty(self, bint dirty) noexcept nogil:
         cdef uint32_t i
-        for i in range(self.store_count):
-            if self.stores[i].failed:
-                self.stores[i].dirty = dirty
+        for i in range(self.member_count):
+            if self.members[i].failed:
+                self.members[i].dirty = dirty
 
     cdef void end(self, int error) noexcept nogil:
         cdef Waiters told = self.served
@@ -118,10 +112,5 @@ cdef class Flusher:
         wake_all(&told, error)
 
 
-cdef void store_flushed(Operation* operation) noexcept nogil:
+cdef void member_flushed(Operation* operation) noexcept nogil:
     (<Flusher>operation.owner).step(operation)
-
-
-cdef int64_t flush_there_body(void* argument) noexcept nogil:
-    cdef StoreFlush* flush = <StoreFlush*>argument
-    return (<Store>flush.store).flusher.wait_flushed_from(<Reactor>flush.caller)

@@ -10,7 +10,8 @@ from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.log.request cimport Request
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.log.open_segments cimport OpenSegment, OpenSegments, Transfer
+from iomesh.engine.log.open_segments cimport OpenSegment, OpenSegments
+from iomesh.engine.replicas.member cimport Transfer
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:

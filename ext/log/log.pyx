@@ -48,8 +48,9 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.log.open_segments cimport (
-    FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments, Transfer
+    FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments
 )
+from iomesh.engine.replicas.member cimport Transfer, abandon_transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef enum:
@@ -62,25 +63,25 @@ cdef enum:
 
 
 cdef class Log:
-    """volume: 16 bytes. stores: list of Store. Recovery sets the other fields before begin()."""
+    """volume: 16 bytes. members: list of Member. Recovery sets the other fields before begin()."""
 
     def __cinit__(
         self,
         Reactor reactor,
         Pool pool,
         SegmentTable segments,
-        list stores,
+        list members,
         bytes volume,
         uint64_t epoch,
         uint32_t segment_blocks,
     ):
         cdef int i
         self.reactor, self.io, self.pool, self.segments = reactor, reactor.io, pool, segments
-        self.open_segments = OpenSegments(reactor, segments, stores, volume, epoch, segment_blocks)
+        self.open_segments = OpenSegments(reactor, segments, members, volume, epoch, segment_blocks)
         self.open_segments.log = <void*>self
         self.open_segments.on_change = open_segments_changed
         self.open_segments.on_lost = segment_lost
-        self.flusher = Flusher(reactor, stores)
+        self.flusher = Flusher(members)
         self.flusher.log = <void*>self
         self.flusher.on_failure = flush_failed
         memcpy(self.volume, <const char*>volume, 16)
@@ -137,7 +138,7 @@ cdef class Log:
                 if (
                     self.open_segments.no_space
                     and urgency != FOR_SPACE
-                    and (urgency == FOR_WRITES or self.open_segments.choose_store(urgency) < 0)
+                    and (urgency == FOR_WRITES or self.open_segments.choose_member(urgency) < 0)
                 ):
                     return no_room(self)
                 self.open_segments.prepare(urgency)
@@ -444,8 +445,8 @@ cdef class Log:
         if self.under_way == 0:
             self.batch_target = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
-        self.flusher.commits(record.sequence, open_segment.segment.store)
-        self.open_segments.has_space_below(open_segment.segment.store)
+        self.flusher.commits(record.sequence, open_segment.segment.member)
+        self.open_segments.has_space_below(open_segment.segment.member)
         open_segment.committed_block = record.block + 1 + record.payload
         open_segment.committed_entries += 1 + record.entries
         open_segment.committed_crc = record.header.crc
@@ -478,7 +479,7 @@ cdef class Log:
         while record is not NULL:
             if record.state == RECORD_WRITING:
                 if not planted(b"late_write_commits"):
-                    self.open_segments.abandon(&record.transfer)
+                    abandon_transfer(self.io, &record.transfer)
                 record.state = RECORD_WRITTEN
             record = record.next
 
@@ -494,9 +495,9 @@ cdef class Log:
         record = self.oldest
         while record is not NULL:
             if is_full(record.transfer.error):
-                self.open_segments.lacks_space_below(record.open_segment.segment.store)
-            elif record.transfer.error and record.open_segment.segment.store != told:
-                told = record.open_segment.segment.store
+                self.open_segments.lacks_space_below(record.open_segment.segment.member)
+            elif record.transfer.error and record.open_segment.segment.member != told:
+                told = record.open_segment.segment.member
                 self.open_segments.failed(told, -record.transfer.error)
             record = record.next
         for i in range(OPEN_SEGMENTS_MAX):
@@ -567,7 +568,7 @@ cdef class Log:
                 return False
             if record.transfer.error:
                 if is_full(record.transfer.error):
-                    self.open_segments.lacks_space_below(record.open_segment.segment.store)
+                    self.open_segments.lacks_space_below(record.open_segment.segment.member)
                 if error[0] == 0 or is_full(error[0]):
                     error[0] = record.transfer.error
             record = record.next

@@ -2,27 +2,20 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
-from iomesh.engine.format.layout cimport EXTENTS_MAX, Entry, Footer
+from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
+from iomesh.engine.replicas.member cimport Member, Transfer
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
 cdef enum:
     OPEN_SEGMENTS_MAX = 4            # open segments at once: current, prepared, and those being sealed
 
-cdef enum Urgency:                   # what a segment is for; decides how much of a store's reserve it may use
+cdef enum Urgency:                   # what a segment is for; decides how much of a member's reserve it may use
     FOR_WRITES                       # nothing
     FOR_TRIMS                        # a quarter: a trim frees space only after a checkpoint, and a crash may precede it
     FOR_SPACE                        # all: checkpoints, and evacuation, which limits itself
-
-cdef struct Transfer:                # a write that may span extents, of one or two pieces of memory
-    Operation operations[EXTENTS_MAX + 1]
-    uint32_t count                   # of them
-    uint32_t left                    # not answered yet
-    int error                        # the first negative errno
-    void (*done)(Transfer* transfer) noexcept nogil
-    void* owner
 
 cdef struct OpenSegment:                    # a segment that the log appends to
     Segment* segment                 # NULL: this slot is free
@@ -57,10 +50,9 @@ cdef class OpenSegments:
     cdef bint promise_waited         # the next segment waits for a higher promise
     cdef bint promise_unanswered     # the metadata service does not answer
     cdef int64_t give_up_ns          # deadline for that answer while the volume closes; 0: none
-    cdef list store_list             # keeps them alive
-    cdef void** stores               # Store
-    cdef int store_count
-    cdef uint32_t* store_errors      # failed writes per store; stores with errors are chosen last
+    cdef list member_list            # keeps them alive
+    cdef void** members              # Member
+    cdef int member_count
     cdef OpenSegment all[OPEN_SEGMENTS_MAX]
     cdef OpenSegment* current
     cdef OpenSegment* prepared
@@ -94,7 +86,7 @@ cdef class OpenSegments:
     # a segment was created while space is tight: the next needs cleaning
     cdef void (*on_tight)(void* owner) noexcept nogil
     cdef void (*on_dead)(void* owner) noexcept nogil    # no space and the deadline has passed, but a segment is dead
-    cdef void (*on_device_error)(void* owner, int store, int error) noexcept nogil
+    cdef void (*on_device_error)(void* owner, int member, int error) noexcept nogil
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil
     cdef void write(
@@ -103,8 +95,7 @@ cdef class OpenSegments:
     cdef void add(
         self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil
-    # It does not call back any more. Its memory is in use while Io.holds().
-    cdef void abandon(self, Transfer* transfer) noexcept nogil
+    cdef void* member_of(self, const Segment* segment) noexcept nogil      # the Member that keeps it
     cdef OpenSegment* change(self) noexcept nogil
     cdef OpenSegment* replace(self) noexcept nogil
     # starts preparing, unless a segment is prepared or being prepared
@@ -115,14 +106,13 @@ cdef class OpenSegments:
     cdef void ask_for_promise(self) noexcept nogil
     # the metadata service's answer: numbers up to this one may be given
     cdef void promise(self, uint32_t number) noexcept nogil
-    cdef void failed(self, int store, int error) noexcept nogil
+    cdef void failed(self, int member, int error) noexcept nogil
     # the storage under a device has no space, or has it again
-    cdef void lacks_space_below(self, int store) noexcept nogil
-    cdef void has_space_below(self, int store) noexcept nogil
+    cdef void lacks_space_below(self, int member) noexcept nogil
+    cdef void has_space_below(self, int member) noexcept nogil
     cdef bint has_other_space(self) noexcept nogil                 # a segment can be created where there is space below
-    cdef int choose_store(self, int urgency) noexcept nogil
-    cdef bint is_better(self, int store, int other) noexcept nogil
-    cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil
+    cdef int choose_member(self, int urgency) noexcept nogil
+    cdef uint32_t blocks_on(self, int member, int urgency) noexcept nogil
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil
     cdef void close(self, OpenSegment* open_segment) noexcept nogil       # starts sealing it
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has failed
@@ -135,13 +125,15 @@ cdef class OpenSegments:
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
-    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_length) noexcept nogil
+    cdef int copy(
+        self, OpenSegment* open_segment, Member member, Replica* into, uint32_t footer_length
+    ) noexcept nogil
     cdef int read_back(
         self, OpenSegment* open_segment, uint32_t block, uint32_t blocks, char* into, uint32_t* entry
     ) noexcept nogil
     cdef void pause(self, int64_t ns) noexcept nogil               # in a task
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
-    cdef int make_stable(self, int store) noexcept nogil
+    cdef int make_stable(self, Member member) noexcept nogil
     cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil

@@ -1,11 +1,11 @@
-# A volume's open segments, from the store's create() to its seal().
+# A volume's open segments, from their creation on a member to their seal there.
 #
 #     free ---prepare---> prepared ---change---> current ---close---> sealing ---footer, stable media, journal---> free
 #                                                                        '----copy on another device, the same----^
 #
 # Always true:
 #   - at most one segment is current and one prepared to follow it, so changing segments costs no wait;
-#   - a segment is sealed in this order: complete, on stable media, recorded in its store's journal;
+#   - a segment is sealed in this order: complete, on stable media, recorded in the journal of its member's store;
 #   - data that is not stable yet lies in segments that are open or being sealed, and the checksums of all their blocks
 #     are in memory. When a flush of their device fails, they are read back, verified, and written to another device
 #     under the same addresses (seal_elsewhere). If that is impossible, the log has failed (on_lost), and only recovery
@@ -13,9 +13,9 @@
 #   - a number is given to one segment in the volume's life. The metadata service holds a promise, a number that is
 #     raised long before it is reached; no higher number is given, and recovery continues above it (docs/metadata.md);
 #   - a segment is sealed, or deleted, only when no write to it is in flight: its footer and the slabs behind it would
-#     otherwise be overwritten by a late one. Of a device that does not answer (Store.stalled), nothing is sealed and no
-#     slab is given to anything else in this process (docs/decisions/0023-a-device-that-does-not-answer.md);
-#   - without space a segment is taken from the store's reserve, and only appends that make space may use it
+#     otherwise be overwritten by a late one. Of a device that does not answer (Member.is_stalled), nothing is sealed
+#     and no slab is given to anything else in this process (docs/decisions/0023-a-device-that-does-not-answer.md);
+#   - without space a segment is taken from its member's reserve, and only appends that make space may use it
 #     (`Urgency`). So a checkpoint finds room, unless more than two volumes use the reserve.
 #
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
@@ -26,7 +26,6 @@ from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy
 
 from iomesh.engine.base.aligned cimport allocate_aligned
-from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES, SEGMENTS_SEALED
 from iomesh.engine.base.invariant cimport invariant
@@ -34,15 +33,12 @@ from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.format.footer cimport begin_footer, complete_footer, footer_blocks
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, EXTENTS_MAX, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer,
+    BLOCK_BYTES, KIND_RECORD, KIND_ZERO, RECORD_ENTRIES_MAX, SEGMENT_OPEN, SEGMENT_SEALED, Entry, Footer,
     RecordHeader, block_crc
 )
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.store.calls cimport (
-    store_create, store_discard_copy, store_keep_copy, store_remove, store_reserve_copy, store_seal
-)
-from iomesh.engine.store.extents cimport ExtentRun, extent_run, next_extent, read_blocks, write_blocks
-from iomesh.engine.store.store cimport Replica, Store, tell_full_below
+from iomesh.engine.replicas.member cimport Member, begin_transfer
+from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 
 cdef extern from "<errno.h>" nogil:
@@ -52,37 +48,41 @@ cdef int64_t BELOW_WAIT_NS = <int64_t>5 * 1000 * 1000 * 1000      # unless set o
 
 cdef enum:
     SPACE_POLL_NS = 100 * 1000 * 1000    # how often a log without space checks again
-    TIGHT = 2                        # space is tight when at most this many times the reserve is free
-    STORE_ERRORS_MAX = 64            # of one store, before the log gives up
+    MEMBER_ERRORS_MAX = 64           # of one member, before the log gives up
     COPY_BLOCKS = 256                # copied per read and write
     SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
     PROMISE_LOW = 256                # numbers: they last for 256 MiB of log or more
     PROMISE_POLL_NS = 100 * 1000 * 1000  # how often a log without a number checks again
-    DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
     READ_TRIES = 5                   # attempts to read back a piece, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
     LATE_WRITES_NS = 20 * 1000 * 1000    # between two checks whether the abandoned writes of a device are answered
 
 
 cdef class OpenSegments:
-    """volume: 16 bytes. stores: list of Store. segment_blocks: maximum of a new segment. Raises MemoryError,
+    """volume: 16 bytes. members: list of Member. segment_blocks: maximum of a new segment. Raises MemoryError,
     ValueError."""
 
     def __cinit__(
-        self, Reactor reactor, SegmentTable segments, list stores, bytes volume, uint64_t epoch, uint32_t segment_blocks
+        self,
+        Reactor reactor,
+        SegmentTable segments,
+        list members,
+        bytes volume,
+        uint64_t epoch,
+        uint32_t segment_blocks,
     ):
         cdef int i
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
-        self.store_list = stores
-        self.store_count = len(stores)
-        if not stores:
-            raise ValueError("a volume needs a store")
-        self.stores = <void**>calloc(self.store_count, sizeof(void*))
-        self.store_errors = <uint32_t*>calloc(self.store_count, sizeof(uint32_t))
-        if self.stores is NULL or self.store_errors is NULL:
-            raise MemoryError("no memory for a volume's list of stores")
-        for i in range(self.store_count):
-            self.stores[i] = <void*>stores[i]
+        self.member_list = members
+        self.member_count = len(members)
+        if not members:
+            raise ValueError("a volume needs a device")
+        self.members = <void**>calloc(self.member_count, sizeof(void*))
+        if self.members is NULL:
+            raise MemoryError("no memory for a volume's list of devices")
+        for i in range(self.member_count):
+            self.members[i] = <void*>members[i]
+            invariant((<Member>members[i]).reactor is reactor, b"a log's members are used on its reactor")
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.segment_blocks = segment_blocks
@@ -102,8 +102,10 @@ cdef class OpenSegments:
         cdef int i
         for i in range(OPEN_SEGMENTS_MAX):
             release_buffer(self.io, self.all[i].footer)
-        release(self.stores)
-        release(self.store_errors)
+        release(self.members)
+
+    cdef void* member_of(self, const Segment* segment) noexcept nogil:
+        return self.members[segment.member]
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil:
         """Payload blocks that fit in a record started now, with room left for the footer of all records."""
@@ -116,34 +118,16 @@ cdef class OpenSegments:
     cdef void write(
         self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil:
-        transfer.count = transfer.left = 0
-        transfer.error = 0
+        begin_transfer(transfer)
         self.add(transfer, open_segment, block, data, blocks)
 
     cdef void add(
         self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil:
         """Write more memory with the same transfer, in the same turn."""
-        cdef ExtentRun run = extent_run(open_segment.segment.replica, block, blocks, data)
-        cdef Operation* operation
-        invariant(block + blocks <= open_segment.segment.blocks, b"a segment is not written beyond its end")
-        while next_extent(&run):
-            invariant(transfer.count <= EXTENTS_MAX, b"a record touches few extents")
-            operation = &transfer.operations[transfer.count]
-            transfer.count += 1
-            transfer.left += 1
-            operation.done = transfer_step
-            operation.owner = transfer
-            self.io.write(
-                operation, open_segment.segment.replica.device, run.data, run.blocks * BLOCK_BYTES, run.offset
-            )
-        invariant(run.left == 0, b"a segment has slabs for its blocks")
-
-    cdef void abandon(self, Transfer* transfer) noexcept nogil:
-        cdef uint32_t i
-        for i in range(transfer.count):
-            self.io.abandon(&transfer.operations[i])     # no effect on one that is answered
-        transfer.left = 0
+        cdef Segment* segment = open_segment.segment
+        invariant(block + blocks <= segment.blocks, b"a segment is not written beyond its end")
+        (<Member>self.member_of(segment)).write(transfer, segment.number, segment.replica, block, data, blocks)
 
     # ------------------------------------------------------------------ the next segment
 
@@ -187,9 +171,9 @@ cdef class OpenSegments:
         """In a task: create the next segment. 0 or a negative errno."""
         cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
-        cdef Replica* replica
+        cdef Replica* replica = NULL
         cdef uint32_t number, blocks
-        cdef int i, store, taken, error = 0
+        cdef int i, member, taken, error
         while open_segment is NULL:
             for i in range(OPEN_SEGMENTS_MAX):
                 if self.all[i].segment is NULL:
@@ -201,33 +185,31 @@ cdef class OpenSegments:
             if error < 0:
                 return error
             taken = FOR_WRITES
-            store = self.choose_store(FOR_WRITES)
-            while store < 0 and taken < urgency:
+            member = self.choose_member(FOR_WRITES)
+            while member < 0 and taken < urgency:
                 taken += 1
-                store = self.choose_store(taken)
-            if store < 0:
-                return store
+                member = self.choose_member(taken)
+            if member < 0:
+                return member
             number = self.next_segment
-            blocks = self.blocks_on(store, taken)
+            blocks = self.blocks_on(member, taken)
             self.next_segment += 1
             if self.promised < self.next_segment + <uint64_t>self.promise_low:
                 self.ask_for_promise()
             self.creating = True
-            replica = store_create(
-                self.stores[store], self.reactor, self.volume, number, self.epoch, blocks, taken != FOR_WRITES, &error
-            )
+            error = (<Member>self.members[member]).create(number, self.epoch, blocks, taken != FOR_WRITES, &replica)
             self.creating = False
-            if replica is not NULL:
+            if error == 0:
                 break
-            if error == -ENOSPC or self.store_errors[store] > STORE_ERRORS_MAX:
+            if error == -ENOSPC or (<Member>self.members[member]).errors > MEMBER_ERRORS_MAX:
                 return error
-            self.failed(store, -error)
+            self.failed(member, -error)
         segment = self.segments.add(number)
         segment.blocks = blocks
         segment.state = SEGMENT_OPEN
         segment.epoch = self.epoch
         segment.replica = replica
-        segment.store = store
+        segment.member = member
         open_segment.segment = segment
         open_segment.next_block = open_segment.last_crc = open_segment.records_under_way = open_segment.table_count = 0
         open_segment.committed_block = open_segment.committed_entries = open_segment.committed_crc = 0
@@ -269,59 +251,45 @@ cdef class OpenSegments:
         self.promised = max(self.promised, min(number, <uint32_t>(SEGMENTS_END - 1)))
         self.promise_asked = self.promise_unanswered = False
 
-    cdef void failed(self, int store, int error) noexcept nogil:
-        """A write to this store failed: from now on stores with fewer errors are preferred."""
-        self.store_errors[store] += 1
-        self.on_device_error(self.owner, store, error)
+    cdef void failed(self, int member, int error) noexcept nogil:
+        """A request to this member failed: from now on members with fewer errors are preferred."""
+        (<Member>self.members[member]).count_error()
+        self.on_device_error(self.owner, member, error)
 
-    cdef int choose_store(self, int urgency) noexcept nogil:
-        """Store number for the next segment: with space below, then fewest errors, then the largest free share.
-        -ENOSPC; -EIO if no store works."""
+    cdef int choose_member(self, int urgency) noexcept nogil:
+        """Number of the member for the next segment: with space below, then fewest errors, then the largest free share.
+        -ENOSPC; -EIO if none works."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
-        for i in range(self.store_count):
-            if load_int((<Store>self.stores[i]).failed):
+        for i in range(self.member_count):
+            if not (<Member>self.members[i]).works():
                 continue
             any_works = True
-            if not (<Store>self.stores[i]).has_room(self.blocks_on(i, urgency), urgency != FOR_WRITES):
+            if not (<Member>self.members[i]).has_room(self.blocks_on(i, urgency), urgency != FOR_WRITES):
                 continue
-            if urgency == FOR_TRIMS and not spares(<Store>self.stores[i], self.blocks_on(i, urgency)):
+            if urgency == FOR_TRIMS and not (<Member>self.members[i]).spares(self.blocks_on(i, urgency)):
                 continue
-            if best < 0 or self.is_better(i, best):
+            if best < 0 or is_better(<Member>self.members[i], <Member>self.members[best]):
                 best = i
         return best if any_works else -EIO
 
-    cdef bint is_better(self, int store, int other) noexcept nogil:
-        if load_flag((<Store>self.stores[store]).full_below) != load_flag((<Store>self.stores[other]).full_below):
-            return load_flag((<Store>self.stores[other]).full_below)
-        if self.store_errors[store] != self.store_errors[other]:
-            return self.store_errors[store] < self.store_errors[other]
-        return is_emptier(<Store>self.stores[store], <Store>self.stores[other])
+    cdef void lacks_space_below(self, int member) noexcept nogil:
+        (<Member>self.members[member]).set_full_below(True)
 
-    cdef void lacks_space_below(self, int store) noexcept nogil:
-        tell_full_below(<Store>self.stores[store], True)
-
-    cdef void has_space_below(self, int store) noexcept nogil:
-        if load_flag((<Store>self.stores[store]).full_below):
-            tell_full_below(<Store>self.stores[store], False)
+    cdef void has_space_below(self, int member) noexcept nogil:
+        (<Member>self.members[member]).set_full_below(False)
 
     cdef bint has_other_space(self) noexcept nogil:
-        cdef int store = self.choose_store(FOR_WRITES)
-        return store >= 0 and not load_flag((<Store>self.stores[store]).full_below)
+        cdef int member = self.choose_member(FOR_WRITES)
+        return member >= 0 and not (<Member>self.members[member]).is_full_below()
 
-    cdef uint32_t blocks_on(self, int store, int urgency) noexcept nogil:
-        """Length of a new segment on this store: smaller on a small device; with the reserve, the size it is planned
-        for."""
-        cdef uint32_t suits = (<Store>self.stores[store]).segment_blocks
-        cdef uint64_t share = (<Store>self.stores[store]).device_bytes // BLOCK_BYTES // DEVICE_SHARE
-        if urgency == FOR_WRITES:
-            suits = <uint32_t>max(<uint64_t>suits, min(share, <uint64_t>self.segment_blocks))
-        return min(self.segment_blocks, suits)
+    cdef uint32_t blocks_on(self, int member, int urgency) noexcept nogil:
+        return (<Member>self.members[member]).length(self.segment_blocks, urgency != FOR_WRITES)
 
     cdef bint admits(self, const OpenSegment* open_segment, int urgency) noexcept nogil:
         return (
             open_segment.urgency <= urgency
-            or (urgency == FOR_TRIMS and spares(<Store>self.stores[open_segment.segment.store], 0))
+            or (urgency == FOR_TRIMS and (<Member>self.member_of(open_segment.segment)).spares(0))
         )
 
     cdef void close(self, OpenSegment* open_segment) noexcept nogil:
@@ -334,16 +302,13 @@ cdef class OpenSegments:
         start(seal_body, open_segment, NULL)
 
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil:
-        return load_int((<Store>self.stores[open_segment.segment.store]).flusher.failed) != 0
+        return (<Member>self.member_of(open_segment.segment)).has_failed()
 
     cdef bint is_to_leave(self, const OpenSegment* open_segment) noexcept nogil:
-        return self.has_failed(open_segment) or load_int((<Store>self.stores[open_segment.segment.store]).stalled)
+        return self.has_failed(open_segment) or (<Member>self.member_of(open_segment.segment)).is_stalled()
 
     cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil:
-        cdef const Segment* segment = open_segment.segment
-        if load_int((<Store>self.stores[segment.store]).stalled):
-            return False
-        return self.io.writes_abandoned(segment.replica.device)
+        return (<Member>self.member_of(open_segment.segment)).may_be_written()
 
     cdef bint any_failed(self) noexcept nogil:
         cdef int i
@@ -357,7 +322,7 @@ cdef class OpenSegments:
         cdef uint32_t footer_length = self.build_footer(open_segment)
         cdef int result = self.seal_here(open_segment, footer_length)
         if result < 0:
-            self.failed(open_segment.segment.store, -result)
+            self.failed(open_segment.segment.member, -result)
             result = self.seal_elsewhere(open_segment, footer_length)
         if result == 0:
             self.footer_bytes += footer_length * BLOCK_BYTES
@@ -366,14 +331,17 @@ cdef class OpenSegments:
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
         """Write the footer, flush, then journal. A footer that cannot be written is left out: recovery reads the
         headers instead. 0, or a negative errno: the device cannot be flushed."""
+        cdef Segment* segment = open_segment.segment
+        cdef void* member = self.member_of(segment)
         cdef Transfer transfer
         cdef Operation operation
         cdef uint32_t end, footer_block
         cdef int error
+        invariant(not self.may_be_written(open_segment), b"no write to a segment is in flight when it is sealed")
         if self.has_failed(open_segment):
             return -EIO
         transfer.error = -ETIMEDOUT
-        if not load_int((<Store>self.stores[open_segment.segment.store]).stalled):
+        if not (<Member>member).is_stalled():
             waited(&operation)
             transfer.owner = &operation
             transfer.done = transfer_ends_operation
@@ -383,13 +351,11 @@ cdef class OpenSegments:
             wait(&operation)
         footer_block = 0 if transfer.error else open_segment.next_block
         end = open_segment.next_block + (0 if transfer.error else footer_length)
-        error = self.make_stable(open_segment.segment.store)
+        error = self.make_stable(<Member>member)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if store_seal(
-            self.stores[open_segment.segment.store], self.reactor, open_segment.segment.replica, end, footer_block
-        ) < 0:
-            self.failed(open_segment.segment.store, EIO)    # it stays open in the journal: recovery reads its headers
+        if (<Member>member).seal(segment.number, segment.replica, end, footer_block) < 0:
+            self.failed(segment.member, EIO)                # it stays open in the journal: recovery reads its headers
         self.is_sealed(open_segment, end)
         return 0
 
@@ -399,38 +365,41 @@ cdef class OpenSegments:
         it."""
         cdef Segment* segment = open_segment.segment
         cdef uint32_t end = open_segment.next_block + footer_length
-        cdef Replica* copy
-        cdef int store, result
+        cdef Replica* copy = NULL
+        cdef void* member
+        cdef int chosen, result
         while True:
-            store = self.choose_store(FOR_SPACE)
-            if store < 0:
-                return store
-            result = 0
-            copy = store_reserve_copy(self.stores[store], self.reactor, self.volume, segment.number, end, &result)
-            if copy is not NULL:
-                result = self.copy(open_segment, copy, footer_length)
+            chosen = self.choose_member(FOR_SPACE)
+            if chosen < 0:
+                return chosen
+            member = self.members[chosen]
+            result = (<Member>member).reserve(segment.number, end, &copy)
             if result == 0:
-                result = self.make_stable(store)
-            if result == 0:
-                result = store_keep_copy(
-                    self.stores[store], self.reactor, copy, segment.epoch, segment.stream, end, open_segment.next_block
-                )
-            elif copy is not NULL:
-                store_discard_copy(self.stores[store], self.reactor, copy)
+                result = self.copy(open_segment, <Member>member, copy, footer_length)
+                if result == 0:
+                    result = self.make_stable(<Member>member)
+                if result == 0:
+                    result = (<Member>member).keep(
+                        segment.number, copy, segment.epoch, segment.stream, end, open_segment.next_block
+                    )
+                else:
+                    (<Member>member).discard(segment.number, copy)
             if result == 0:
                 break
             if result != -EUCLEAN:
-                self.failed(store, -result)
-            if result == -EUCLEAN or self.store_errors[store] > STORE_ERRORS_MAX:
+                self.failed(chosen, -result)
+            if result == -EUCLEAN or (<Member>member).errors > MEMBER_ERRORS_MAX:
                 return result
         segment.replica = copy
-        segment.store = store
+        segment.member = chosen
         self.moved += 1
         self.is_sealed(open_segment, end)
         return 0
 
-    cdef int copy(self, OpenSegment* open_segment, const Replica* into, uint32_t footer_length) noexcept nogil:
-        cdef uint32_t block = 0, piece, entry = 0
+    cdef int copy(
+        self, OpenSegment* open_segment, Member member, Replica* into, uint32_t footer_length
+    ) noexcept nogil:
+        cdef uint32_t block = 0, piece, entry = 0, segment = open_segment.segment.number
         cdef char* buffer = <char*>allocate_aligned(COPY_BLOCKS * BLOCK_BYTES)
         cdef int error = 0
         if buffer is NULL:
@@ -439,10 +408,10 @@ cdef class OpenSegments:
             piece = min(open_segment.next_block - block, <uint32_t>COPY_BLOCKS)
             error = self.read_back(open_segment, block, piece, buffer, &entry)
             if error == 0:
-                error = write_blocks(self.io, into, block, piece, buffer)
+                error = member.fill(segment, into, block, piece, buffer)
             block += piece
         if error == 0:
-            error = write_blocks(self.io, into, block, footer_length, open_segment.footer)
+            error = member.fill(segment, into, block, footer_length, open_segment.footer)
         self.io.release(buffer)
         return error
 
@@ -451,9 +420,11 @@ cdef class OpenSegments:
     ) noexcept nogil:
         """Read written blocks and verify their checksums. entry: index of the first in the footer's table. 0 or
         -EUCLEAN."""
+        cdef Segment* segment = open_segment.segment
+        cdef void* member = self.member_of(segment)
         cdef Operation operation
         cdef uint32_t first = entry[0]
-        cdef int tries = 0, result = read_blocks(self.io, open_segment.segment.replica, block, blocks, into)
+        cdef int tries = 0, result = (<Member>member).read(segment.number, segment.replica, block, blocks, into)
         while result < 0 or not are_listed(open_segment, into, blocks, entry):
             tries += 1
             if tries == READ_TRIES or result == -ETIMEDOUT:          # late data may still arrive in `into`
@@ -462,7 +433,7 @@ cdef class OpenSegments:
             waited(&operation)
             self.io.after(&operation, READ_AGAIN_NS)
             wait(&operation)
-            result = read_blocks(self.io, open_segment.segment.replica, block, blocks, into)
+            result = (<Member>member).read(segment.number, segment.replica, block, blocks, into)
         return 0
 
     cdef void renew_footer(self, OpenSegment* open_segment) noexcept nogil:
@@ -498,12 +469,12 @@ cdef class OpenSegments:
         footer.last_crc = open_segment.last_crc
         return complete_footer(footer, open_segment.table, open_segment.table_count)
 
-    cdef int make_stable(self, int store) noexcept nogil:
+    cdef int make_stable(self, Member member) noexcept nogil:
         """In a task: make all completed writes to a device stable. 0 or a negative errno."""
-        if not (<Store>self.stores[store]).volatile_cache:
+        if not member.volatile_cache:
             return 0
         self.counters[DEVICE_FLUSHES] += 1
-        return (<Store>self.stores[store]).flusher.wait_flushed_from(self.reactor)
+        return member.make_stable()
 
     cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil:
         open_segment.segment.state = SEGMENT_SEALED
@@ -513,7 +484,7 @@ cdef class OpenSegments:
     cdef void drop(self, Segment* segment) noexcept nogil:
         """In a task: delete a segment without records."""
         # if that fails, recovery finds it empty and drops it
-        store_remove(self.stores[segment.store], self.reactor, segment.replica)
+        (<Member>self.member_of(segment)).remove(segment.number, segment.replica)
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:
@@ -532,8 +503,8 @@ cdef class OpenSegments:
 
     cdef bint is_tight(self) noexcept nogil:
         cdef int i
-        for i in range(self.store_count):
-            if load_uint32((<Store>self.stores[i]).slabs.free) > TIGHT * (<Store>self.stores[i]).reserve:
+        for i in range(self.member_count):
+            if not (<Member>self.members[i]).is_tight():
                 return False
         return True
 
@@ -561,7 +532,7 @@ cdef class OpenSegments:
 
     cdef void space_freed(self) noexcept nogil:
         cdef int i
-        if self.choose_store(FOR_WRITES) < 0:
+        if self.choose_member(FOR_WRITES) < 0:
             return
         self.no_space = self.refusing = False
         for i in range(OPEN_SEGMENTS_MAX):
@@ -570,15 +541,6 @@ cdef class OpenSegments:
 
 
 # ---------------------------------------------------------------------- what completions call
-
-cdef void transfer_step(Operation* operation) noexcept nogil:
-    cdef Transfer* transfer = <Transfer*>operation.owner
-    if operation.result < 0 and transfer.error == 0:
-        transfer.error = <int>operation.result
-    transfer.left -= 1
-    if transfer.left == 0:
-        transfer.done(transfer)
-
 
 cdef void transfer_ends_operation(Transfer* transfer) noexcept nogil:
     cdef Operation* operation = <Operation*>transfer.owner
@@ -676,13 +638,10 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
     return True
 
 
-cdef inline bint spares(Store store, uint32_t blocks) noexcept nogil:
-    """Whether three quarters of the reserve stay free after `blocks` are taken: enough for evacuation and
-    checkpoints."""
-    return store.slabs_for(blocks) + 3 * <uint64_t>store.reserve // 4 <= load_uint32(store.slabs.free)
-
-
-cdef bint is_emptier(Store one, Store other) noexcept nogil:
-    """Whether a larger share of `one` is free, so that devices of different sizes fill up together."""
-    cdef uint64_t free = load_uint32(one.slabs.free), others_free = load_uint32(other.slabs.free)
-    return free * other.slabs.total > others_free * one.slabs.total
+cdef bint is_better(Member one, Member other) noexcept nogil:
+    """Whether the next segment goes to `one`. By free share, devices of different sizes fill up together."""
+    if one.is_full_below() != other.is_full_below():
+        return other.is_full_below()
+    if one.errors != other.errors:
+        return one.errors < other.errors
+    return one.free_share() > other.free_share()

@@ -13,7 +13,7 @@ cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a 
     uint16_t undecided           # part of `live`: dead or not, depending on the pending change of snapshots; see settle
     uint16_t doomed                  # part of `live`: a walk found them only in the snapshot that is being deleted
     Segment* undecided_next          # next segment with undecided blocks
-    int store                        # number of the store that holds it
+    uint16_t member                  # number of the log's Member that keeps it
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
     uint8_t cleaning                 # it is being cleaned or removed: excludes others from either
     uint16_t stream

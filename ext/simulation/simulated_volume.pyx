@@ -23,6 +23,7 @@ from iomesh.engine.simulation.run cimport VOLUMES_MAX, WRITE, ZERO, RunState, Si
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.wire cimport CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FLAG_FUA
+from iomesh.engine.replicas.local cimport local_members
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.log.request cimport Read, Request
 from iomesh.engine.history.roll_forward cimport RollForward
@@ -75,7 +76,7 @@ cdef class SimulatedVolume:
             self.home.reactor,
             self.home.pool,
             self.segments,
-            run.stores,
+            local_members(self.home.reactor, run.stores, self.record.id[:16]),
             self.record.id[:16],
             self.record.epoch,
             SEGMENT_BYTES_MIN // BLOCK_BYTES,

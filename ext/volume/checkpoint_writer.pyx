@@ -16,7 +16,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
-from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.format.layout cimport (
     BLOCK_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, KIND_CHECKPOINT, KIND_SNAPSHOT, KIND_TABLE, NODE_POINTERS,
     SNAPSHOT_ENTRIES, TABLE_ENTRIES, TABLE_INDEX, Checkpoint, Pointer, SnapshotEntry, TableEntry, block_crc
@@ -24,7 +23,7 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.log.log cimport Log, Part
 from iomesh.engine.map.segment_table cimport DATA, NODE, Segment, SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.replicas.member cimport Member
 
 
 cdef class CheckpointWriter:
@@ -77,7 +76,7 @@ cdef class CheckpointWriter:
                 entry.stream = segment.stream
                 entry.state = segment.state
                 entry.replicas = 1
-                entry.devices[0] = load_uint32((<Store>self.log.open_segments.stores[segment.store]).superblock.number)
+                entry.devices[0] = (<Member>self.log.open_segments.member_of(segment)).device()
                 entry.fragment = segment.replica.fragment
                 entry.first_sequence = segment.first_sequence
                 entry.last_sequence = segment.last_sequence

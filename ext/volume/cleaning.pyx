@@ -37,7 +37,6 @@ from libc.string cimport memset
 from iomesh.engine.volume.removal cimport is_settled
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.aligned cimport allocate_aligned
-from iomesh.engine.base.atomics cimport load_uint32
 from iomesh.engine.base.counters cimport COMPACTION_BYTES, EVACUATED_BYTES, SEGMENTS_COMPACTED, SEGMENTS_EVACUATED
 from iomesh.engine.store.directory cimport Replica, slabs_of
 from iomesh.engine.base.io cimport Operation, release_buffer
@@ -51,8 +50,7 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport AwaitedRequest, Request, end_awaited
 from iomesh.engine.map.segment_table cimport DATA, NODE, Segment
 from iomesh.engine.map.snapshot_table cimport Snapshot
-from iomesh.engine.store.calls cimport store_compact, store_retire
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all, wake_one
 from iomesh.engine.volume.volume cimport Volume, is_ending
 
@@ -407,16 +405,12 @@ cdef class Cleaner:
 
     cdef int compact(self, Plan* plan, Throttle* throttle) noexcept nogil:
         cdef Segment* segment = plan.segment
-        cdef void* store = self.volume.log.open_segments.stores[segment.store]
-        cdef Replica* old = segment.replica
-        cdef int error = 0
-        cdef Replica* copy = store_compact(store, self.volume.reactor, old, plan.words, throttle, &error)
-        if copy is NULL:
+        cdef void* member = self.volume.log.open_segments.member_of(segment)
+        cdef int error = (<Member>member).compact(segment.number, &segment.replica, plan.words, throttle)
+        if error:
             return error
-        segment.replica = copy
-        store_retire(store, self.volume.reactor, old)    # reads in flight on the old replica are retried
         count(self.volume, SEGMENTS_COMPACTED, 1)
-        count(self.volume, COMPACTION_BYTES, <uint64_t>(copy.live + BITMAP_COPIES) * BLOCK_BYTES)
+        count(self.volume, COMPACTION_BYTES, <uint64_t>(segment.replica.live + BITMAP_COPIES) * BLOCK_BYTES)
         if self.volume.log.open_segments.no_space:
             self.volume.log.open_segments.space_freed()
         return 0
@@ -553,11 +547,8 @@ cdef bint has_spare(Volume volume) noexcept nogil:
     """Evacuation uses reserve space until the dead segment is compacted; most of the reserve is for checkpoints.
     policies/cleaning.py accounts for this."""
     cdef int i
-    for i in range(volume.log.open_segments.store_count):
-        if (
-            4 * <uint64_t>load_uint32((<Store>volume.log.open_segments.stores[i]).slabs.free)
-            > 3 * (<Store>volume.log.open_segments.stores[i]).reserve
-        ):
+    for i in range(volume.log.open_segments.member_count):
+        if (<Member>volume.log.open_segments.members[i]).spares(1):
             return True
     return False
 

@@ -20,7 +20,7 @@ cdef struct Found:                   # a record that was read
 
 cdef struct Scan:                    # a local replica and its records
     Replica* replica
-    int store
+    uint16_t member                  # number of the Member that keeps it
     Found* records
     uint32_t record_count
     uint32_t record_room
@@ -46,7 +46,8 @@ cdef class LogScan:
     cdef int settle_doubles(self) noexcept nogil
     cdef int remove_double(self, Scan* scan) noexcept nogil
     cdef int list_replicas(self) noexcept nogil              # these: in a task; 0, or a negative errno and `reason`
-    cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil
+    cdef int remove_copy(self, Scan* scan) noexcept nogil
+    cdef uint32_t list_member(self, uint16_t member, Replica** into, uint32_t room) noexcept nogil
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil
     cdef int read_blocks(self, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     cdef int scan_footer(self, Scan* scan) noexcept nogil

@@ -9,7 +9,7 @@
 #   - a transient read error is not taken for the log's end.
 
 from libc.errno cimport ENOMEM, ETIMEDOUT, EUCLEAN
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
 from libc.string cimport memcpy, memset
@@ -22,7 +22,7 @@ from iomesh.engine.format.layout cimport (
     record_fault
 )
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.store.calls cimport store_list, store_remove
+from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport wait, waited
 
@@ -55,20 +55,20 @@ cdef class LogScan:
     cdef int list_replicas(self) noexcept nogil:
         cdef Replica** found
         cdef uint32_t count, i
-        cdef int store
-        for store in range(self.volume.log.open_segments.store_count):
-            count = self.list_store(store, NULL, 0)
+        cdef uint16_t member
+        for member in range(self.volume.log.open_segments.member_count):
+            count = self.list_member(member, NULL, 0)
             if count == 0:
                 continue
             found = <Replica**>calloc(count, sizeof(Replica*))
             self.scans = <Scan*>realloc(self.scans, (self.scan_count + count) * sizeof(Scan))
             if found is NULL or self.scans is NULL:
                 return self.fail(ENOMEM, b"no memory for the list of %lu segments", count, 0, 0)
-            self.list_store(store, found, count)
+            self.list_member(member, found, count)
             for i in range(count):
                 memset(&self.scans[self.scan_count], 0, sizeof(Scan))
                 self.scans[self.scan_count].replica = found[i]
-                self.scans[self.scan_count].store = store
+                self.scans[self.scan_count].member = member
                 self.scan_count += 1
             release(found)
         if self.scan_count:
@@ -112,12 +112,14 @@ cdef class LogScan:
     cdef int remove_double(self, Scan* scan) noexcept nogil:
         if not self.removes_doubles:                     # the log is open; the failed device stays unchanged
             return 0
-        return store_remove(self.volume.log.open_segments.stores[scan.store], self.volume.reactor, scan.replica)
+        return self.remove_copy(scan)
 
-    cdef uint32_t list_store(self, int store, Replica** into, uint32_t room) noexcept nogil:
-        return store_list(
-            self.volume.log.open_segments.stores[store], self.volume.reactor, self.volume.log.volume, into, room
-        )
+    cdef int remove_copy(self, Scan* scan) noexcept nogil:
+        cdef void* member = self.volume.log.open_segments.members[scan.member]
+        return (<Member>member).remove(scan.replica.segment, scan.replica)
+
+    cdef uint32_t list_member(self, uint16_t member, Replica** into, uint32_t room) noexcept nogil:
+        return (<Member>self.volume.log.open_segments.members[member]).list(into, room)
 
     cdef Scan* scan_of(self, uint32_t segment) noexcept nogil:
         cdef uint32_t low = 0, high = self.scan_count, middle

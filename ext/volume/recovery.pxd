@@ -32,6 +32,7 @@ cdef class Recovery(LogScan):
     cdef int find_time(self) noexcept nogil
     cdef int adopt(self) noexcept nogil
     cdef int seal(self, Scan* scan) noexcept nogil
+    cdef int make_stable(self, uint32_t member) noexcept nogil
     cdef int write_again(self, Scan* scan) noexcept nogil
     cdef bint is_as_read(self, const Scan* scan, const Found* found, const char* record) noexcept nogil
     cdef int replay(self) noexcept nogil

@@ -49,9 +49,8 @@ from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.store.calls cimport store_remove, store_seal
-from iomesh.engine.store.extents cimport write_blocks
-from iomesh.engine.store.store cimport Replica, Store
+from iomesh.engine.replicas.member cimport Member
+from iomesh.engine.store.store cimport Replica
 from iomesh.engine.log.open_segments cimport FOR_WRITES
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.volume.volume cimport Volume
@@ -241,7 +240,7 @@ cdef class Recovery(LogScan):
                     segment.last_sequence = entry.last_sequence
                     segment.epoch = entry.epoch
                     segment.replica = scan.replica
-                    segment.store = scan.store
+                    segment.member = scan.member
                     self.volume.segments.live += entry.live
         # segments that contain the checkpoint stay until the next one
         for i in range(checkpoint.index_count):
@@ -577,7 +576,7 @@ cdef class Recovery(LogScan):
                 segment.epoch = scan.replica.epoch
                 segment.stream = scan.replica.stream
                 segment.replica = scan.replica
-                segment.store = scan.store
+                segment.member = scan.member
             segment.first_sequence = scan.records[0].sequence
             segment.last_sequence = scan.records[last - 1].sequence
             if scan.replica.state == SEGMENT_OPEN or scan.dropped:
@@ -596,11 +595,10 @@ cdef class Recovery(LogScan):
                         -result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0
                     )
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
-        for k in range(self.volume.log.open_segments.store_count):  # records read may be in its cache only
-            if (<Store>self.volume.log.open_segments.stores[k]).volatile_cache and not planted(b"adopt_without_flush"):
-                result = (<Store>self.volume.log.open_segments.stores[k]).flusher.wait_flushed_from(self.volume.reactor)
-                if result < 0:
-                    return self.fail(-result, b"device %lu cannot be flushed", k, 0, 0)
+        for k in range(self.volume.log.open_segments.member_count):    # records read may be in its cache only
+            result = self.make_stable(k)
+            if result < 0:
+                return self.fail(-result, b"device %lu cannot be flushed", k, 0, 0)
         self.volume.log.flusher.stable = self.volume.log.flusher.committed = self.volume.log.marked = self.end
         self.volume.log.open_segments.first_segment = self.volume.log.open_segments.next_segment
         result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
@@ -616,7 +614,7 @@ cdef class Recovery(LogScan):
         cdef Replica* replica = scan.replica
         cdef Footer* footer
         cdef uint32_t entries = 0, end = scan.end, footer_block = 0, blocks, i
-        cdef void* store = self.volume.log.open_segments.stores[scan.store]
+        cdef void* member = self.volume.log.open_segments.members[scan.member]
         cdef int result = 0
         for i in range(scan.record_count):
             entries += 1 + scan.records[i].count
@@ -626,24 +624,28 @@ cdef class Recovery(LogScan):
             if footer is NULL:
                 return -ENOMEM
             build_footer(footer, scan, self.volume.log.volume)
-            result = write_blocks(self.io, replica, scan.end, blocks, footer)
+            result = (<Member>member).fill(replica.segment, replica, scan.end, blocks, footer)
             self.io.release(footer)
             if result == 0:
                 footer_block = scan.end
                 end = scan.end + blocks
         if (
-            (<Store>store).volatile_cache
+            (<Member>member).volatile_cache
             and replica.state == SEGMENT_OPEN
             and not planted(b"tail_not_rewritten")
         ):
             result = self.write_again(scan)
             if result < 0:
                 return result
-        if (<Store>store).volatile_cache and not planted(b"adopt_without_flush"):     # stable before the journal
-            result = (<Store>store).flusher.wait_flushed_from(self.volume.reactor)
-            if result < 0:
-                return result
-        return store_seal(store, self.volume.reactor, replica, end, footer_block)
+        result = self.make_stable(scan.member)           # before the journal has it
+        if result < 0:
+            return result
+        return (<Member>member).seal(replica.segment, replica, end, footer_block)
+
+    cdef int make_stable(self, uint32_t member) noexcept nogil:
+        if planted(b"adopt_without_flush"):
+            return 0
+        return (<Member>self.volume.log.open_segments.members[member]).make_stable()
 
     cdef int write_again(self, Scan* scan) noexcept nogil:
         """Writes valid records not known to be on stable media again, in place: a crash in between changes nothing."""
@@ -671,7 +673,9 @@ cdef class Recovery(LogScan):
                     result = -EIO                        # it was valid in the scan
                 r += 1
             if result == 0:
-                result = write_blocks(self.io, scan.replica, first, end - first, self.buffer)
+                result = (<Member>self.volume.log.open_segments.members[scan.member]).fill(
+                    scan.replica.segment, scan.replica, first, end - first, self.buffer
+                )
         return result
 
     cdef bint is_as_read(self, const Scan* scan, const Found* found, const char* record) noexcept nogil:
@@ -851,7 +855,7 @@ cdef void build_footer(Footer* footer, const Scan* scan, const uint8_t* volume) 
 
 cdef int remove_replica(Recovery recovery, Scan* scan) noexcept nogil:
     scan.record_count = 0
-    return store_remove(recovery.volume.log.open_segments.stores[scan.store], recovery.volume.reactor, scan.replica)
+    return recovery.remove_copy(scan)
 
 
 cdef int by_key(const void* a, const void* b) noexcept nogil:

@@ -9,7 +9,7 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.format.layout cimport SEGMENT_SEALED
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.store.calls cimport store_remove
+from iomesh.engine.replicas.member cimport Member
 
 
 cdef uint64_t remove_dead(Log log, SegmentTable segments, uint64_t sequence, bint dying) noexcept nogil:
@@ -54,7 +54,7 @@ cdef inline bint is_dead(SegmentTable segments, const Segment* segment) noexcept
 
 
 cdef bint remove(Log log, SegmentTable segments, Segment* segment) noexcept nogil:
-    if store_remove(log.open_segments.stores[segment.store], log.reactor, segment.replica) < 0:
+    if (<Member>log.open_segments.member_of(segment)).remove(segment.number, segment.replica) < 0:
         segment.cleaning = False
         return False
     segments.remove(segment)

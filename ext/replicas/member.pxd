@@ -1,0 +1,89 @@
+# Who keeps copies of a log's segments: a device of this node, or of a peer. See replicas/member.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.format.layout cimport EXTENTS_MAX
+from iomesh.engine.store.compaction cimport Throttle
+from iomesh.engine.store.store cimport Replica
+
+cdef struct Transfer:                # a write that may span extents, of one or two pieces of memory
+    Operation operations[EXTENTS_MAX + 1]
+    uint32_t count                   # of them
+    uint32_t left                    # not answered yet
+    int error                        # the first negative errno
+    void (*done)(Transfer* transfer) noexcept nogil
+    void* owner
+
+cdef class Member:                   # of one log's replica sets
+    cdef Reactor reactor             # the log's
+    cdef Io io
+    cdef uint8_t volume[16]
+    cdef readonly uint32_t number    # among the members of its log
+    cdef readonly bint volatile_cache
+    cdef uint32_t errors             # failed requests of this log; members with fewer are preferred
+
+    cdef void count_error(self) noexcept nogil
+
+    # ---- the device, as far as is known now
+    cdef uint32_t device(self) noexcept nogil                      # its number in the cluster; 0: none
+    cdef bint works(self) noexcept nogil                           # takes new segments
+    cdef bint has_failed(self) noexcept nogil                      # a flush of it has failed
+    cdef bint is_stalled(self) noexcept nogil                      # it does not answer
+    cdef bint is_full_below(self) noexcept nogil                   # the storage under it has no space
+    cdef void set_full_below(self, bint full) noexcept nogil
+    cdef bint may_be_written(self) noexcept nogil                  # a write that the log has abandoned may still arrive
+
+    # ---- its space
+    cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
+    # Three quarters of the reserve stay free after `blocks` are taken: enough for evacuation and checkpoints.
+    cdef bint spares(self, uint32_t blocks) noexcept nogil
+    cdef bint is_tight(self) noexcept nogil                        # each new segment requires cleaning
+    cdef uint32_t free_share(self) noexcept nogil                  # free slabs of all, × 2^31
+    # Length of a new segment: at most `most` blocks, smaller on a small device; with the reserve, the length that the
+    # reserve is planned for.
+    cdef uint32_t length(self, uint32_t most, bint urgent) noexcept nogil
+
+    # ---- a copy that is being written. `replica`: NULL on a member that is not of this node
+    # In a task: creates the segment's copy; 0 or a negative errno.
+    cdef int create(
+        self, uint32_t segment, uint64_t epoch, uint32_t blocks, bint urgent, Replica** replica
+    ) noexcept nogil
+    # Adds a piece to a transfer that begin_transfer() has begun. All pieces are added in one turn.
+    cdef void write(
+        self, Transfer* transfer, uint32_t segment, Replica* replica, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil
+    # Makes all completed writes stable. A failure is final (docs/decisions/0019).
+    cdef void flush(self, Operation* when) noexcept nogil
+    cdef int make_stable(self) noexcept nogil                      # the same, in a task; 0 or a negative errno
+
+    # ---- in a task; 0 or a negative errno; as in store/store.pxd
+    cdef int seal(self, uint32_t segment, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
+    cdef int remove(self, uint32_t segment, Replica* replica) noexcept nogil
+    cdef int read(self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
+    # A copy of a segment that another member failed to make stable: reserve, fill, then keep or discard.
+    cdef int reserve(self, uint32_t segment, uint32_t blocks, Replica** replica) noexcept nogil
+    cdef int fill(
+        self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, const void* data
+    ) noexcept nogil
+    cdef int keep(
+        self,
+        uint32_t segment,
+        Replica* replica,
+        uint64_t epoch,
+        uint16_t stream,
+        uint32_t blocks,
+        uint32_t footer_block,
+    ) noexcept nogil
+    cdef void discard(self, uint32_t segment, Replica* replica) noexcept nogil
+    # Rewrites a sealed copy without its dead blocks, and frees the old one: `replica` is the new one then.
+    cdef int compact(
+        self, uint32_t segment, Replica** replica, const uint64_t* live, Throttle* throttle
+    ) noexcept nogil
+    # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
+    cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil
+
+cdef void begin_transfer(Transfer* transfer) noexcept nogil
+# It does not call back any more. Its memory is in use while Io.holds().
+cdef void abandon_transfer(Io io, Transfer* transfer) noexcept nogil
+cdef void transfer_step(Operation* operation) noexcept nogil             # `done` of each of its operations
