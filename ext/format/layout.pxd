@@ -13,6 +13,8 @@ cdef enum:
     SLAB_BYTES_MIN = 16 * 1024
     SLAB_BLOCKS_MAX = SLAB_BYTES_MAX // BLOCK_BYTES
     SEGMENT_BYTES_MAX = 64 * 1024 * 1024
+    SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
+    INDEX_BLOCKS_MAX = 192               # of a checkpoint
     SEGMENT_BYTES_MIN = 1024 * 1024
     FORMAT_VERSION = 1
     CRC_START = 12                   # the crc does not cover magic and itself

@@ -37,8 +37,6 @@ cdef extern from *:
     int bits_of "__builtin_popcountll"(uint64_t word) noexcept nogil
 
 cdef enum:
-    SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
-    INDEX_BLOCKS_MAX = 192                   # of a checkpoint
     VOLUME_BLOCKS_MAX = VOLUME_BYTES_MAX // BLOCK_BYTES
 
 

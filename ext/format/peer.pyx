@@ -17,11 +17,8 @@ from libc.string cimport memcpy
 
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, CRC_START, KIND_ZERO, SEGMENT_BYTES_MAX, Entry, Fault, Footer, RecordHeader, footer_fault,
+    BLOCK_BYTES, CRC_START, KIND_ZERO, SEGMENT_BLOCKS_MAX, Entry, Fault, Footer, RecordHeader, footer_fault,
     footer_table_fault, record_fault)
-
-cdef enum:
-    SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
 
 cdef enum:                           # fields that only some kinds use
     ITS_DEVICE = 1

@@ -9,16 +9,12 @@ from libc.stdint cimport uint32_t
 
 from iomesh.engine.base.checksum cimport crc32c as crc32c_of
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, CLAIM_MAGIC, FORMAT_VERSION, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT, RECORD_ENTRIES_MAX,
-    SEGMENT_BYTES_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES, Bitmap, Checkpoint, Claim, Entry, Extent, Fault,
-    Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock, TableEntry, bitmap_fault,
-    block_crc, checkpoint_fault, claim_fault, footer_fault, footer_table_fault, journal_block_fault, record_fault,
-    superblock_fault
+    BLOCK_BYTES, CLAIM_MAGIC, FORMAT_VERSION, INDEX_BLOCKS_MAX, KIND_MAP, KIND_ZERO, NODE_POINTERS, POINTER_PRESENT,
+    RECORD_ENTRIES_MAX, SEGMENT_BLOCKS_MAX, SLAB_BYTES_MAX, SNAPSHOT_ENTRIES, TABLE_ENTRIES, Bitmap, Checkpoint,
+    Claim, Entry, Extent, Fault, Footer, JournalBlock, JournalEntry, Pointer, RecordHeader, SnapshotEntry, Superblock,
+    TableEntry, bitmap_fault, block_crc, checkpoint_fault, claim_fault, footer_fault, footer_table_fault,
+    journal_block_fault, record_fault, superblock_fault
 )
-
-cdef enum:
-    SEGMENT_BLOCKS_MAX = SEGMENT_BYTES_MAX // BLOCK_BYTES
-    INDEX_BLOCKS_MAX = 192
 
 cdef frozenset HIDDEN = frozenset(["magic", "padding", "words", "before"])
 cdef frozenset SIGNED = frozenset(["clock_ns"])

@@ -21,6 +21,7 @@ from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, fence_entry
 from iomesh.engine.base.atomics cimport load_uint64
@@ -33,8 +34,6 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport start, wait, waited
 
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum:
     PIECE_BLOCKS = 256               # per write when a half begins: 1 MiB
@@ -51,7 +50,7 @@ cdef class Journal:
         self.directory = directory
         self.device = device
         self.flusher = flusher
-        self.block = <JournalBlock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        self.block = <JournalBlock*>allocate_aligned(BLOCK_BYTES)
         if self.block is NULL:
             raise MemoryError("no memory for a block of the journal")
 
@@ -143,7 +142,7 @@ cdef class Journal:
         cdef int error = 0
         if blocks >= self.area_blocks:
             return -ENOSPC
-        snapshot = <JournalBlock*>aligned_alloc(BLOCK_BYTES, <size_t>blocks * BLOCK_BYTES)
+        snapshot = <JournalBlock*>allocate_aligned(<size_t>blocks * BLOCK_BYTES)
         if snapshot is NULL:
             return -ENOMEM
         self.build_snapshot(snapshot, generation)
@@ -274,7 +273,7 @@ cdef int format_journal(Io io, int device, const Superblock* superblock) noexcep
     cdef uint32_t piece = PIECE_BLOCKS * BLOCK_BYTES
     cdef Operation operation
     cdef int64_t error = 0
-    cdef char* zeros = <char*>aligned_alloc(BLOCK_BYTES, 2 * piece)     # and what is there
+    cdef char* zeros = <char*>allocate_aligned(2 * piece)     # and what is there
     cdef JournalBlock* block = <JournalBlock*>zeros
     if zeros is NULL:
         return -ENOMEM

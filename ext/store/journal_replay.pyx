@@ -16,6 +16,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.store.journal cimport REASON_BYTES, REPAIR_BYTES, REPAIRS_MAX
 from iomesh.engine.format.layout cimport (
@@ -27,8 +28,6 @@ from iomesh.engine.base.task cimport wait, waited
 cdef extern from "<errno.h>" nogil:
     int EPROTONOSUPPORT, EUCLEAN
 
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum:
     PIECE_BLOCKS = 128               # per read, of each copy: 512 KiB
@@ -64,7 +63,7 @@ cdef int replay(Journal journal, const Superblock* superblock, Repairs* repairs,
     journal.offset = superblock.journal_offset
     journal.area_blocks = superblock.journal_bytes // BLOCK_BYTES
     journal.slab_blocks = superblock.slab_bytes // BLOCK_BYTES
-    pieces.copies[0] = <JournalBlock*>aligned_alloc(BLOCK_BYTES, 2 * PIECE_BLOCKS * BLOCK_BYTES)
+    pieces.copies[0] = <JournalBlock*>allocate_aligned(2 * PIECE_BLOCKS * BLOCK_BYTES)
     if pieces.copies[0] is NULL:
         snprintf(reason, REASON_BYTES, b"there is no memory to read the journal")
         return -ENOMEM

@@ -23,6 +23,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.store.compaction cimport Compactor, Throttle
 from iomesh.engine.store.device_flusher cimport DeviceFlusher
 from iomesh.engine.store.directory cimport Directory, EntryBytes, Replica, extents_of, fence_entry
@@ -45,8 +46,6 @@ from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all, wake_one
 cdef extern from "<errno.h>" nogil:
     int EMEDIUMTYPE, EPROTONOSUPPORT, ESTALE, EUCLEAN
 
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef extern from *:
     uint8_t trailing_zeros "__builtin_ctz" (uint32_t bits) noexcept nogil
@@ -79,7 +78,7 @@ cdef class Store:
     # ------------------------------------------------------------------ opening
 
     cdef int open(self, const uint8_t* cluster) noexcept nogil:
-        cdef Superblock* twins = <Superblock*>aligned_alloc(BLOCK_BYTES, 2 * BLOCK_BYTES)
+        cdef Superblock* twins = <Superblock*>allocate_aligned(2 * BLOCK_BYTES)
         cdef int[2] errors
         cdef int error
         if twins is NULL:
@@ -210,7 +209,7 @@ cdef class Store:
         cdef int error
         if memcmp(found, &self.superblock, sizeof(Superblock)) == 0:
             return
-        good = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        good = <Superblock*>allocate_aligned(BLOCK_BYTES)
         error = -ENOMEM
         if good is not NULL:
             good[0] = self.superblock
@@ -499,7 +498,7 @@ cdef class Store:
             wait_in(&self.rewritten)
         if (self.superblock.features & feature) == feature and self.superblock.number == number:
             return 0
-        wanted = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+        wanted = <Superblock*>allocate_aligned(BLOCK_BYTES)
         if wanted is NULL:
             return -ENOMEM
         self.rewriting = True
@@ -621,7 +620,7 @@ cdef int plan_store(Superblock* wanted, uint64_t device_bytes) noexcept nogil:
 cdef int format_store(Reactor reactor, int device, const Superblock* wanted) noexcept nogil:
     # Order: erase the superblocks, write the journal, write the superblocks. After a crash the device is either
     # completely formatted or not an iomesh device.
-    cdef Superblock* block = <Superblock*>aligned_alloc(BLOCK_BYTES, BLOCK_BYTES)
+    cdef Superblock* block = <Superblock*>allocate_aligned(BLOCK_BYTES)
     cdef int error
     if block is NULL:
         return -ENOMEM

@@ -174,7 +174,7 @@ cdef class CacheView:
         return offset
 
 
-cdef class Ask:
+cdef class NodeRequest:
     """One get(). `state` is "waiting", "woken" (retry), "ready" (pinned until release), "absent", "failed" (see
     `error`), or "released"."""
 
@@ -214,7 +214,7 @@ cdef class Ask:
 
 
 cdef void ask_done(Operation* operation) noexcept with gil:
-    cdef Ask ask = <Ask>operation.owner
+    cdef NodeRequest ask = <NodeRequest>operation.owner
     ask.tree.asks.discard(ask)
     ask.wakes += 1
     if operation.result < 0:
@@ -238,8 +238,8 @@ cdef class MapView:
         self.asks = set()
         self.eager = eager
 
-    def ask(self, level: int, index: int, create: bool = False) -> Ask:
-        cdef Ask ask = Ask.__new__(Ask)
+    def ask(self, level: int, index: int, create: bool = False) -> NodeRequest:
+        cdef NodeRequest ask = NodeRequest.__new__(NodeRequest)
         ask.tree, ask.level, ask.index, ask.create = self, level, index, create
         ask.again()
         return ask
@@ -248,7 +248,7 @@ cdef class MapView:
         self.map.expect(level, index)
 
     def set(
-        self, Ask ask, slot: int, pointer: tuple[int, int, int] | None, sequence: int
+        self, NodeRequest ask, slot: int, pointer: tuple[int, int, int] | None, sequence: int
     ) -> tuple[int, int, int] | None:
         assert ask.state == "ready", f"level {ask.level} index {ask.index} is {ask.state}"
         return unpack(self.map.set(ask.node, slot, pack(pointer), sequence))

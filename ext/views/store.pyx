@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 
+from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.base.invariant cimport invariant
@@ -32,8 +33,6 @@ from iomesh.engine.base.uring cimport Uring
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment, size_t bytes)
 
 cdef enum CallKind:
     FORMAT, OPEN, CREATE, SEAL, REMOVE, COMPACT, RETIRE, READ, FENCE, NUMBER
@@ -294,7 +293,7 @@ cdef class StoreView:
         """Reads `count` blocks of each segment as a volume does, all segments at once; an errno in place of a block
         that cannot be read."""
         cdef Order* all = <Order*>calloc(len(segments), sizeof(Order))
-        cdef char* memory = <char*>aligned_alloc(4096, <size_t>len(segments) * <size_t>count * 4096)
+        cdef char* memory = <char*>allocate_aligned(<size_t>len(segments) * <size_t>count * 4096)
         try:
             for i, segment in enumerate(segments):
                 all[i].kind = READ

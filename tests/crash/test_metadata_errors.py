@@ -20,7 +20,7 @@ from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node.engine import counters_by_name
 from iomesh.node.pointers import Pointers
 from iomesh.node.supervisor import Supervisor
-from iomesh.node.volume import OpenVolume, take_over
+from iomesh.node.volume import NodeVolume, take_over
 from support.bench import VOLUME, Bench
 from support.faulty_metadata import Fault, FaultyMetadata
 from support.nbd import Connection, NbdError
@@ -32,7 +32,7 @@ class Pointed(Bench):
     """A bench whose pointers are in a real metadata service, updated by the node's code."""
 
     metadata: FaultyMetadata
-    opened: OpenVolume
+    opened: NodeVolume
     pointers: Pointers | None = None
     refused: list[Conflict]
 
@@ -41,7 +41,7 @@ class Pointed(Bench):
         record = VolumeRecord(
             id=self.volume, name="db", node="node-a", size_bytes=VOLUME, segment_bytes=2 << 20, created_ns=1
         )
-        self.opened = OpenVolume(record, LogRecord(id=self.volume, epoch=0, owner="node-a", promised=0))
+        self.opened = NodeVolume(record, LogRecord(id=self.volume, epoch=0, owner="node-a", promised=0))
 
     def on_event(self, event: Event) -> None:
         if event.kind == "checkpoint":

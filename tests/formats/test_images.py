@@ -20,7 +20,7 @@ import pytest
 
 from formats.images import BLOCK, BYTES_MAX, IMAGES, MANIFEST, daemon_of, packed, shown, unpack
 from iomesh.api.model import VolumeState
-from iomesh.cli.inspect.at_rest import DeviceAtRest, Replica
+from iomesh.cli.inspect.at_rest import DeviceAtRest, ReplicaAtRest
 from iomesh.engine.engine import crc32c, structures
 from iomesh.metadata import Put
 from support import logs
@@ -103,7 +103,7 @@ def edit(daemon: Daemon, offset: int, structure: str, **fields: int) -> None:
         device.write(resealed(bytes(data)))
 
 
-def place(it: DeviceAtRest, replica: Replica, block: int) -> int:
+def place(it: DeviceAtRest, replica: ReplicaAtRest, block: int) -> int:
     """Where a block of a segment stands on the device."""
     superblock = it.superblock()
     slab_bytes = int(superblock["slab_bytes"])
@@ -233,7 +233,7 @@ async def test_a_volume_with_a_newer_metadata_record_is_refused(image: Callable[
         record = json.loads(entry.value)
         record["format"] += 1
         await metadata.commit(Put(entry.key, json.dumps(record).encode(), entry.version))
-    await only_others_are_served(daemon, r"has format \d+, and this iomesh knows formats up to \d+")
+    await only_others_are_served(daemon, r"has format \d+, and this version knows formats up to \d+")
 
 
 async def test_a_newer_cluster_record_keeps_the_node_from_starting(image: Callable[[str], Daemon]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from iomesh.engine.views.map import Ask, CacheView, MapView, checksum
+from iomesh.engine.views.map import CacheView, MapView, NodeRequest, checksum
 
 Pointer = tuple[int, int, int]
 Node = tuple[int, int]  # level, index
@@ -16,7 +16,7 @@ ROOT: Node = (LEVELS - 1, 0)
 DATA = 1000  # segment number of data blocks: the map points there and never looks
 
 
-def settled(cache: CacheView, ask: Ask) -> Ask:
+def settled(cache: CacheView, ask: NodeRequest) -> NodeRequest:
     for _ in range(1000):
         if ask.state not in ("waiting", "woken"):
             return ask
@@ -29,7 +29,7 @@ def settled(cache: CacheView, ask: Ask) -> Ask:
     )
 
 
-def leaf(cache: CacheView, tree: MapView, index: int, *, create: bool = False) -> Ask:
+def leaf(cache: CacheView, tree: MapView, index: int, *, create: bool = False) -> NodeRequest:
     return settled(cache, tree.ask(0, index, create))
 
 
@@ -424,7 +424,7 @@ class Change:
     """A write that holds its leaf until its record commits."""
 
     blocks: dict[int, Pointer | None]
-    ask: Ask
+    ask: NodeRequest
 
 
 @dataclass
@@ -457,7 +457,8 @@ class Volume:
         self.under_way: list[Record] = []
         self.committed = 0
         self.stamp = 0
-        self.asks: list[tuple[Ask, dict[int, Pointer | None] | None]] = []  # with what to change, or None to look
+        # with what to change, or None to look
+        self.asks: list[tuple[NodeRequest, dict[int, Pointer | None] | None]] = []
         self.checkpoint: Checkpoint | None = None
         self.checkpoints = 0
         self.leaves = [draw.randrange(2 ** draw.choice((3, 5, 10, 32))) for _ in range(draw.randint(4, 60))]

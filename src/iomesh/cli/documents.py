@@ -42,7 +42,7 @@ class RemovedDevice(msgspec.Struct, frozen=True, kw_only=True):
 # volumes
 
 
-class Volumes(msgspec.Struct, frozen=True, kw_only=True):
+class VolumeList(msgspec.Struct, frozen=True, kw_only=True):
     volumes: list[Volume]
 
 
@@ -77,7 +77,7 @@ class CheckpointedVolume(msgspec.Struct, frozen=True, kw_only=True):
 # snapshots
 
 
-class Snapshots(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotList(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: list[Snapshot]
 
 
@@ -101,7 +101,7 @@ class UnexportedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     exported: Literal[False] = False
 
 
-class Changes(msgspec.Struct, frozen=True, kw_only=True):
+class ChangedRanges(msgspec.Struct, frozen=True, kw_only=True):
     """of: the older snapshot. to: the newer one; empty: the volume as it is now."""
 
     volume: str
@@ -166,7 +166,7 @@ class ReactorSample(msgspec.Struct, frozen=True, kw_only=True):
     map_hits: float | None
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     volumes: list[VolumeSample]
     reactors: list[ReactorSample]
@@ -177,7 +177,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 # a trial
 
 
-class TrialNode(msgspec.Struct, frozen=True, kw_only=True):
+class ListedTrialNode(msgspec.Struct, frozen=True, kw_only=True):
     """pid: null while the daemon does not run."""
 
     name: str
@@ -185,7 +185,7 @@ class TrialNode(msgspec.Struct, frozen=True, kw_only=True):
     control: str
 
 
-class TrialVolume(msgspec.Struct, frozen=True, kw_only=True):
+class ListedTrialVolume(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: int
     uri: str
@@ -201,8 +201,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
-    nodes: list[TrialNode]
-    volumes: list[TrialVolume]
+    nodes: list[ListedTrialNode]
+    volumes: list[ListedTrialVolume]
     cluster: str
     devices: list[str]
     log: str
@@ -251,12 +251,12 @@ class JournalArea(TypedDict):
     blocks: list[Structure]
 
 
-class Journal(TypedDict):
+class JournalDocument(TypedDict):
     device: str
     areas: list[JournalArea]
 
 
-class Replica(TypedDict):
+class ReplicaDocument(TypedDict):
     """A segment's copy on the device. extents: first slab and number of slabs. live: the blocks that compaction
     kept."""
 
@@ -272,7 +272,7 @@ class Replica(TypedDict):
     live: int
 
 
-class Directory(TypedDict):
+class DirectoryDocument(TypedDict):
     """half: of the journal, the one that counts; null: none is valid."""
 
     device: str
@@ -280,7 +280,7 @@ class Directory(TypedDict):
     generation: int
     journal_blocks: int
     notes: list[str]
-    segments: list[Replica]
+    segments: list[ReplicaDocument]
     slabs: int
     slabs_taken: int
 
@@ -315,7 +315,7 @@ class Segment(TypedDict):
     is, it has no records."""
 
     device: str
-    segment: Replica
+    segment: ReplicaDocument
     records: list[Structure]
     ends: str | None
     footer: Structure | None
@@ -331,7 +331,7 @@ OPEN = (Structure,)  # types with more keys than are listed here
 
 
 def schema(documents: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of documents, by command: {"volume list": Volumes} gives "properties" with that name, and
+    """The JSON Schema of documents, by command: {"volume list": VolumeList} gives "properties" with that name, and
     "$defs"."""
     (*found, error), components = msgspec.json.schema_components(
         [*documents.values(), Error], ref_template="#/$defs/{name}"

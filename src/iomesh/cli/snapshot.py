@@ -67,7 +67,7 @@ def snapshot() -> None:
 
 @snapshot.command("create")
 @click.argument("wanted", type=NewSnapshotName(), nargs=-1, required=True, metavar="VOLUME@SNAPSHOT...")
-@asks(documents.Snapshots)
+@asks(documents.SnapshotList)
 def create(session: Session, wanted: tuple[Reference, ...]) -> None:
     """Create the snapshot SNAPSHOT of VOLUME as it is now, without a copy: it takes space only as the volume changes.
 
@@ -84,13 +84,13 @@ def create(session: Session, wanted: tuple[Reference, ...]) -> None:
     lines = [
         f"snapshot {one.volume}@{one.name}: {exact_size(one.size_bytes)}, {local_time(one.created_at)}" for one in made
     ]
-    session.output.answer(documents.Snapshots(snapshots=made), *lines)
+    session.output.answer(documents.SnapshotList(snapshots=made), *lines)
 
 
 @snapshot.command("list")
 @click.argument("volume", type=VolumeName(), required=False, default="")
 @click.option("--all", "hidden", is_flag=True, help="Include deleted snapshots that a clone or the volume still needs.")
-@asks(documents.Snapshots)
+@asks(documents.SnapshotList)
 def list_(session: Session, volume: str, hidden: bool) -> None:
     """List the snapshots of VOLUME, or of every volume, the oldest first."""
     found = session.ask(lambda node: node.snapshots(volume, hidden=hidden))
@@ -106,7 +106,7 @@ def list_(session: Session, volume: str, hidden: bool) -> None:
         for one in found
     ]
     session.output.answer(
-        documents.Snapshots(snapshots=found),
+        documents.SnapshotList(snapshots=found),
         table("SNAPSHOT", "CREATED", ">SIZE", ">MAPPED", ">NEW", "EXPORT", rows=rows) if rows else "no snapshots",
     )
 
@@ -164,7 +164,7 @@ def unexport(session: Session, name: Reference, force: bool) -> None:
 @snapshot.command("diff")
 @click.argument("older", type=SnapshotName(), metavar="VOLUME@A")
 @click.argument("newer", type=SnapshotName(), required=False, metavar="[VOLUME@B]")
-@asks(documents.Changes)
+@asks(documents.ChangedRanges)
 def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     """List the ranges that were written or trimmed between two snapshots, or from a snapshot until now.
 
@@ -176,7 +176,9 @@ def diff(session: Session, older: Reference, newer: Reference | None) -> None:
     found = session.ask(lambda node: all_changes(node, older, newer.snapshot if newer else ""))
     rows = [(one.offset, one.length, "zero" if one.zero else "data") for one in found]
     session.output.answer(
-        documents.Changes(volume=older.volume, of=older.snapshot, to=newer.snapshot if newer else "", ranges=found),
+        documents.ChangedRanges(
+            volume=older.volume, of=older.snapshot, to=newer.snapshot if newer else "", ranges=found
+        ),
         table(">OFFSET", ">LENGTH", "NOW", rows=rows) if rows else "nothing differs",
     )
 

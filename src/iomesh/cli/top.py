@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from iomesh.cli.documents import LatencySample, ReactorSample, Sample, VolumeSample
+from iomesh.cli.documents import LatencySample, NodeSample, ReactorSample, VolumeSample
 from iomesh.cli.output import table
 from iomesh.cli.session import Session, asks
 from iomesh.errors import Unavailable
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from iomesh.api.model import Counters, Latency, ReactorCounters, VolumeCounters
 
 
-def sample(before: "Counters", now: "Counters") -> Sample:
+def sample(before: "Counters", now: "Counters") -> NodeSample:
     """The activity between two readings."""
     seconds = max(1, now.monotonic_ns - before.monotonic_ns) / 1e9
     volumes = {one.volume: one for one in before.volumes}
     reactors = {one.reactor: one for one in before.reactors}
-    return Sample(
+    return NodeSample(
         seconds=seconds,
         volumes=[
             of_volume(volumes.get(one.volume), one, seconds) for one in sorted(now.volumes, key=lambda one: one.volume)
@@ -95,7 +95,7 @@ def of_reactor(before: "ReactorCounters | None", now: "ReactorCounters", seconds
     )
 
 
-def view(now: Sample, title: str) -> RenderableType:
+def view(now: NodeSample, title: str) -> RenderableType:
     """Renders the screen."""
     rows = [
         (
@@ -161,7 +161,7 @@ def percentiles(one: LatencySample) -> str:
     "--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample."
 )
 @click.option("--once", is_flag=True, help="Take one sample and exit.")
-@asks(Sample)
+@asks(NodeSample)
 def top(session: Session, interval: float, once: bool) -> None:
     """Watch the volumes: rates, latencies, log, map cache. Ctrl-C ends it.
 

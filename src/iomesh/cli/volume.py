@@ -139,7 +139,7 @@ def flatten(session: Session, name: str, background: bool) -> None:
 
 
 @volume.command("list")
-@asks(documents.Volumes)
+@asks(documents.VolumeList)
 def list_(session: Session) -> None:
     """List the volumes."""
     found = session.ask(lambda node: node.volumes())
@@ -155,7 +155,7 @@ def list_(session: Session) -> None:
         for one in sorted(found, key=lambda one: one.name)
     ]
     session.output.answer(
-        documents.Volumes(volumes=found),
+        documents.VolumeList(volumes=found),
         table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes",
     )
     for one in found:

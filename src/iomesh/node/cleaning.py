@@ -25,8 +25,8 @@ from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import Stores
-from iomesh.node.supervisor import BackgroundTask, Supervisor, end_all, settle
-from iomesh.node.volume import OpenVolume, Registry
+from iomesh.node.supervisor import SupervisedTask, Supervisor, end_all, settle
+from iomesh.node.volume import NodeVolume, Registry
 from iomesh.node.windows import Windows
 from iomesh.policies.cleaning import CLEANABLE, REST_SHARE, Memory, Need, choose, freed_blocks, kept_blocks, straggles
 
@@ -79,7 +79,7 @@ class Cleaning:
         self._windows = windows
         self._supervisor = supervisor
         self._wake = asyncio.Event()
-        self._task: BackgroundTask | None = None
+        self._task: SupervisedTask | None = None
         self.cleaned: dict[uuid.UUID, Cleaned] = {}
 
     async def start(self) -> None:
@@ -101,7 +101,7 @@ class Cleaning:
         self._engine.hurry_cleaning()
         self._wake.set()
 
-    async def _run(self, task: BackgroundTask) -> None:
+    async def _run(self, task: SupervisedTask) -> None:
         while True:
             self._wake.clear()
             need = await self._look()
@@ -129,7 +129,7 @@ class Cleaning:
         )
         return max(needs, default=Need.NONE)
 
-    async def _clean_if_open(self, volume: OpenVolume, largest_blocks: int) -> Need:
+    async def _clean_if_open(self, volume: NodeVolume, largest_blocks: int) -> Need:
         """A failure of one volume keeps no other from being cleaned."""
         try:
             return await self._clean(volume, largest_blocks)
@@ -139,7 +139,7 @@ class Cleaning:
             log.info("cleaning interrupted", volume=volume.record.name, reason=error.message)
             return Need.NONE
 
-    async def _clean(self, volume: OpenVolume, largest_blocks: int) -> Need:
+    async def _clean(self, volume: NodeVolume, largest_blocks: int) -> Need:
         """One round of one volume. NONE when nothing can be done for it, whatever its need. largest_blocks: the largest
         segment of any volume of the node."""
         identity = volume.record.id
@@ -179,7 +179,7 @@ class Cleaning:
         done = await self._go_on(volume, cleaned, table["segment"][rows], urgent=urgent)
         return max(cleaned.need, Need.SOON) if done else min(cleaned.need, Need.SOON)
 
-    async def _extend_enospc_deadline(self, volume: OpenVolume, cleaned: Cleaned) -> None:
+    async def _extend_enospc_deadline(self, volume: NodeVolume, cleaned: Cleaned) -> None:
         """Extends the deadline of a volume's waiting writes if any volume has space to free. If only restore windows
         keep space, shortens the one that keeps most."""
         segment_blocks = _segment_blocks(volume)
@@ -192,7 +192,7 @@ class Cleaning:
         if enough_kept and cleaned.kept_blocks == most_kept:
             await self._windows.shorten(volume)
 
-    async def _go_on(self, volume: OpenVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
+    async def _go_on(self, volume: NodeVolume, cleaned: Cleaned, segments: NDArray[np.uint32], *, urgent: bool) -> bool:
         """Starts cleaning these segments and waits for the previous ones: the engine stays busy while the next are
         chosen. Unless urgent, waits for these too. False: nothing was done, or something was postponed."""
         before, cleaned.requested = cleaned.under_way, segments
@@ -206,7 +206,7 @@ class Cleaning:
             cleaned.under_way = None
         return done
 
-    async def _carry_out(self, volume: OpenVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
+    async def _carry_out(self, volume: NodeVolume, cleaned: Cleaned, *, urgent: bool) -> bool:
         """Cleans the requested segments. False: some were postponed, and are to be requested again a little later."""
         segments = cleaned.requested
         try:
@@ -234,7 +234,7 @@ class Cleaning:
         return told["postponed"] == 0
 
     async def _checkpoint_for(
-        self, volume: OpenVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool
+        self, volume: NodeVolume, cleaned: Cleaned, gain: float, segment_blocks: int, *, pressing: bool
     ) -> None:
         """Writes a checkpoint when much space depends on it: completely dead segments are deleted after it, and younger
         segments become cleanable. It writes the changed part of the map, so unless pressing, only after much was
@@ -256,5 +256,5 @@ def _is_under_way(task: asyncio.Task[bool] | None) -> bool:
     return task is not None and not task.done()
 
 
-def _segment_blocks(volume: OpenVolume) -> int:
+def _segment_blocks(volume: NodeVolume) -> int:
     return volume.record.segment_bytes // compiled.BLOCK_BYTES

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from iomesh.api.model import VolumeState
-from iomesh.node.supervisor import BackgroundTask, Supervisor, settle
-from iomesh.node.volume import OpenVolume, Registry
+from iomesh.node.supervisor import SupervisedTask, Supervisor, settle
+from iomesh.node.volume import NodeVolume, Registry
 from iomesh.node.volumes import Volumes
 
 LOOK_SECONDS = 2.0
@@ -21,7 +21,7 @@ class Deleting:
         self._volumes = volumes
         self._registry = registry
         self._supervisor = supervisor
-        self._task: BackgroundTask | None = None
+        self._task: SupervisedTask | None = None
 
     async def start(self) -> None:
         self._task = self._supervisor.start("delete", self._run)
@@ -31,7 +31,7 @@ class Deleting:
             await self._task.stop()
             self._task = None
 
-    async def _run(self, task: BackgroundTask) -> None:
+    async def _run(self, task: SupervisedTask) -> None:
         while True:
             await settle(
                 self._volumes.finish_deletion(volume) for volume in self._registry.values() if _is_held_up(volume)
@@ -40,5 +40,5 @@ class Deleting:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _is_held_up(volume: OpenVolume) -> bool:
+def _is_held_up(volume: NodeVolume) -> bool:
     return volume.state == VolumeState.DELETING and bool(volume.reason) and not volume.changing.locked()

@@ -23,7 +23,7 @@ from iomesh.node.config import NbdConfig, address_text, parse_address
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.sockets import claim_unix_socket, listen_error, release, restrict
-from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread
+from iomesh.node.supervisor import SupervisedTask, Supervisor, in_thread
 
 log = logger("exports")
 NBD = "nbd"
@@ -161,7 +161,7 @@ class Exports:
             raise listen_error(error, f"nbd.socket, nbd.listen: {where}") from None
 
     def _keep_accepting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        async def accept(task: BackgroundTask) -> None:
+        async def accept(task: SupervisedTask) -> None:
             task.progress()  # it listens; when the next client connects is unknown
             await work()
 

@@ -31,8 +31,8 @@ from iomesh.node.config import CleaningConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.snapshots import Snapshots, visible
-from iomesh.node.supervisor import BackgroundTask, Supervisor, settle
-from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_log, write_record
+from iomesh.node.supervisor import SupervisedTask, Supervisor, settle
+from iomesh.node.volume import NodeVolume, Registry, is_hidden, write_log, write_record
 from iomesh.node.volumes import Volumes
 from iomesh.node.windows import Windows, restore_points_of
 
@@ -41,7 +41,7 @@ log = logger("flattening")
 AGAIN_SECONDS = 2.0  # after an interruption
 
 
-class Flattening:
+class Flattener:
     """config: of cleaning, whose throttle it shares."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Flattening:
         self._snapshots = snapshots
         self._windows = windows
         self._supervisor = supervisor
-        self._tasks: dict[uuid.UUID, BackgroundTask] = {}
+        self._tasks: dict[uuid.UUID, SupervisedTask] = {}
 
     async def start(self) -> None:
         for volume in self._registry.values():
@@ -93,7 +93,7 @@ class Flattening:
             self._go_on(volume)
         return await self._volumes.show(name)
 
-    def _go_on(self, volume: OpenVolume) -> None:
+    def _go_on(self, volume: NodeVolume) -> None:
         identity = volume.record.id
         if (
             volume.record.flattening
@@ -106,7 +106,7 @@ class Flattening:
                 "flattening", lambda task: self._run(volume, task), until_done=True, volume=volume.record.name
             )
 
-    async def _run(self, volume: OpenVolume, task: BackgroundTask) -> None:
+    async def _run(self, volume: NodeVolume, task: SupervisedTask) -> None:
         while self._is_wanted(volume):
             volume.flattening = msgspec.structs.replace(volume.flattening, reason="")
             try:
@@ -123,7 +123,7 @@ class Flattening:
             task.progress()
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _finish(self, volume: OpenVolume) -> bool:
+    async def _finish(self, volume: NodeVolume) -> bool:
         """Nothing is left to copy. The log's record is written first: from then on it is no clone, whatever the
         volume's record states."""
         async with volume.changing:
@@ -142,7 +142,7 @@ class Flattening:
                 volume.flattening = Progress()
         return True
 
-    async def _cut_off(self, volume: OpenVolume, of: CloneRecord) -> bool:
+    async def _cut_off(self, volume: NodeVolume, of: CloneRecord) -> bool:
         """False: a snapshot still inherits."""
         await self._snapshots.refresh(volume)
         if restore_points := up_to_inheriting(restore_points_of(volume)):
@@ -158,10 +158,10 @@ class Flattening:
         log.info("volume flattened", volume=volume.record.name, parent=of.name)
         return True
 
-    def _is_wanted(self, volume: OpenVolume) -> bool:
+    def _is_wanted(self, volume: NodeVolume) -> bool:
         return volume.record.flattening and volume.state == VolumeState.SERVING and not is_hidden(volume)
 
-    def _wait_for(self, volume: OpenVolume, reason: str) -> None:
+    def _wait_for(self, volume: NodeVolume, reason: str) -> None:
         if self._is_wanted(volume) and volume.flattening.reason != reason:
             volume.flattening = msgspec.structs.replace(volume.flattening, reason=reason)
             log.warning("flattening waits", volume=volume.record.name, reason=reason)
@@ -173,6 +173,6 @@ def up_to_inheriting(restore_points: list[dict[str, Any]]) -> list[dict[str, Any
     return restore_points[: max((n for n, each in enumerate(restore_points, 1) if each["inherited_blocks"]), default=0)]
 
 
-def inheriting(volume: OpenVolume) -> list[dict[str, Any]]:
+def inheriting(volume: NodeVolume) -> list[dict[str, Any]]:
     """The snapshots that inherit, as the engine listed them last, including deleted ones that still exist."""
     return [entry for entry in volume.snapshots if entry["inherited_blocks"]]

@@ -16,7 +16,7 @@ import msgspec
 from iomesh.api.model import BackgroundTask, NodeState, Status, VolumeState
 from iomesh.node.engine import NodeEngine
 from iomesh.node.supervisor import Supervisor
-from iomesh.node.volume import OpenVolume, Registry
+from iomesh.node.volume import NodeVolume, Registry
 from iomesh.times import exact_time
 
 
@@ -40,7 +40,7 @@ def volumes_health(registry: Registry, engine: NodeEngine) -> list[VolumeHealth]
     )
 
 
-def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
+def _volume_health(volume: NodeVolume, engine: NodeEngine) -> VolumeHealth:
     reason = volume.reason
     if volume.state == VolumeState.SERVING:
         reason = why_not_writable(volume, engine)
@@ -53,7 +53,7 @@ def _volume_health(volume: OpenVolume, engine: NodeEngine) -> VolumeHealth:
     )
 
 
-def volume_warnings(volume: OpenVolume) -> list[str]:
+def volume_warnings(volume: NodeVolume) -> list[str]:
     """What the volume works without, but needs in the long run."""
     if (missed := volume.unanswered) is None:
         return []
@@ -68,7 +68,7 @@ def warnings(volumes: list[VolumeHealth]) -> list[str]:
     return [f"volume {volume.name}: {warning}" for volume in volumes for warning in volume.warnings]
 
 
-def why_not_writable(volume: OpenVolume, engine: NodeEngine) -> str:
+def why_not_writable(volume: NodeVolume, engine: NodeEngine) -> str:
     """Why the writes of a served volume fail now. Empty: they do not."""
     state = engine.volume_state(volume.record.id)
     if state["error"]:

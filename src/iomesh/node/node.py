@@ -46,14 +46,14 @@ from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.duplicates import refuse_duplicates
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Exports
-from iomesh.node.flattening import Flattening
+from iomesh.node.flattening import Flattener
 from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import until_answered
 from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
-from iomesh.node.scrub import Scrub
+from iomesh.node.scrub import ScrubPasses
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores, absolute
@@ -95,8 +95,8 @@ class Node:
     windows: Windows
     exports: Exports
     cleaning: Cleaning
-    scrub: Scrub
-    flattening: Flattening
+    scrub: ScrubPasses
+    flattening: Flattener
     deleting: Deleting
 
     def __init__(self, config: Config) -> None:
@@ -375,7 +375,7 @@ class Node:
         )
         self.volumes.events.on_no_space = self.cleaning.hurry
         self.volumes.events.on_tight = self.cleaning.wake
-        self.flattening = Flattening(
+        self.flattening = Flattener(
             self.config.cleaning,
             self.engine,
             self.metadata,
@@ -386,7 +386,7 @@ class Node:
             self.supervisor,
         )
         self.deleting = Deleting(self.volumes, registry, self.supervisor)
-        self.scrub = Scrub(
+        self.scrub = ScrubPasses(
             self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
         )
         await self.engine.start()

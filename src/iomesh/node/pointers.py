@@ -2,7 +2,7 @@
 and reports the outcome of each update to the engine.
 
 An update has three outcomes. Done. Refused: another node has taken the volume over. Unknown: it is repeated until one
-of the other two is known; the volume stays served meanwhile, and `OpenVolume.unanswered` reports it. Only one update of
+of the other two is known; the volume stays served meanwhile, and `NodeVolume.unanswered` reports it. Only one update of
 a volume is in flight. An update of a pointer raises the promise as well, so the engine rarely asks for numbers alone.
 """
 
@@ -24,7 +24,7 @@ from iomesh.node.backoff import pauses
 from iomesh.node.engine import NodeEngine, Outcome
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import Supervisor, end_all
-from iomesh.node.volume import OpenVolume, Unanswered, write_log
+from iomesh.node.volume import NodeVolume, Unanswered, write_log
 
 SLOW_SECONDS = 2.0  # a longer call counts as unanswered: no caller waits without a bound
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
@@ -37,7 +37,7 @@ log = logger("pointers")
 class _Update:
     """Of one volume. `next_segment` may grow while it is in flight."""
 
-    volume: OpenVolume
+    volume: NodeVolume
     checkpoint: CheckpointPointer | None  # None: only numbers are asked for
     next_segment: int  # numbers from this one on are needed
 
@@ -60,7 +60,7 @@ class Pointers:
         engine: NodeEngine,
         metadata: Metadata,
         supervisor: Supervisor,
-        on_refused: Callable[[OpenVolume, Conflict], None],
+        on_refused: Callable[[NodeVolume, Conflict], None],
     ) -> None:
         self._engine = engine
         self._metadata = metadata
@@ -69,7 +69,7 @@ class Pointers:
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._updates: dict[uuid.UUID, _Update] = {}  # of the jobs
 
-    def move(self, volume: OpenVolume, value: dict[str, Any]) -> None:
+    def move(self, volume: NodeVolume, value: dict[str, Any]) -> None:
         """Starts the update that the engine requests (`value` of its event "checkpoint")."""
         pointer, sequence = value["pointer"], value["sequence"]
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
@@ -77,7 +77,7 @@ class Pointers:
             before.cancel()  # it was for numbers, which this one asks for too; or the engine, closing, has abandoned it
         self._start(_Update(volume, checkpoint, value["next_segment"]))
 
-    def promise(self, volume: OpenVolume, value: dict[str, Any]) -> None:
+    def promise(self, volume: NodeVolume, value: dict[str, Any]) -> None:
         """Raises the promise of segment numbers (`value` of the engine's event "numbers")."""
         if update := self._updates.get(volume.record.id):
             update.next_segment = max(update.next_segment, value["next_segment"])
@@ -90,7 +90,7 @@ class Pointers:
         self._jobs[identity], self._updates[identity] = job, update
         job.add_done_callback(lambda _: self._forget(identity, job))
 
-    async def end(self, volume: OpenVolume) -> None:
+    async def end(self, volume: NodeVolume) -> None:
         """The engine has closed the volume: an update with unknown outcome is abandoned, and the next opening finds
         out."""
         if job := self._jobs.get(volume.record.id):

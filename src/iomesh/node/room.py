@@ -16,7 +16,7 @@ from typing import TypeVar
 from iomesh.engine import engine as compiled
 from iomesh.errors import NoSpace
 from iomesh.node.engine import NodeEngine
-from iomesh.node.volume import OpenVolume
+from iomesh.node.volume import NodeVolume
 
 SPACE_WAIT_SECONDS = 5.0
 RETRY_SECONDS = 0.05
@@ -41,7 +41,7 @@ async def retry_for_space(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
 
 
 @contextmanager
-def refuse_without_space(engine: NodeEngine, volumes: Sequence[OpenVolume], remedy: str = "") -> Iterator[None]:
+def refuse_without_space(engine: NodeEngine, volumes: Sequence[NodeVolume], remedy: str = "") -> Iterator[None]:
     """Adds a remedy to the error when the engine refuses a snapshot of these for lack of space. remedy: one to use
     instead."""
     try:

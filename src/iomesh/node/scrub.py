@@ -18,8 +18,8 @@ from iomesh.errors import IomeshError, NotFound
 from iomesh.node.config import ScrubConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
-from iomesh.node.stores import OpenStore, Stores
-from iomesh.node.supervisor import BackgroundTask, Supervisor, in_thread, settle
+from iomesh.node.stores import NodeStore, Stores
+from iomesh.node.supervisor import SupervisedTask, Supervisor, in_thread, settle
 
 log = logger("scrub")
 
@@ -38,7 +38,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     damaged: list[tuple[str, int, int]] = []  # volume, segment, blocks
 
 
-class Scrub:
+class ScrubPasses:
     """A task that reads the devices, one segment of each at a time."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Scrub:
         self._engine = engine
         self._stores = stores
         self._supervisor = supervisor
-        self._task: BackgroundTask | None = None
+        self._task: SupervisedTask | None = None
 
     async def start(self) -> None:
         if self._config.enabled:
@@ -64,7 +64,7 @@ class Scrub:
                 if store.record.id in self._kept:  # else the file's contents are unknown
                     await self._keep(store)
 
-    async def _run(self, task: BackgroundTask) -> None:
+    async def _run(self, task: SupervisedTask) -> None:
         while True:
             for store in self._stores.online():
                 if store.record.id not in self._kept:
@@ -74,10 +74,10 @@ class Scrub:
             task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _is_due(self, store: OpenStore) -> bool:
+    def _is_due(self, store: NodeStore) -> bool:
         return time.time_ns() >= store.scrub.ended_ns + self._config.interval_seconds * 1e9
 
-    async def _pass_over(self, store: OpenStore, task: BackgroundTask) -> None:
+    async def _pass_over(self, store: NodeStore, task: SupervisedTask) -> None:
         progress = store.scrub
         try:
             sealed = await self._engine.sealed(store.number)
@@ -106,7 +106,7 @@ class Scrub:
         except IomeshError as error:  # the device is being closed, or fails: that is reported elsewhere
             log.info("pass interrupted", device=str(store.record.id), reason=error.message)
 
-    async def _verify(self, store: OpenStore, volume: bytes, segment: int) -> None:
+    async def _verify(self, store: NodeStore, volume: bytes, segment: int) -> None:
         progress = store.scrub
         try:
             told = await self._engine.scrub(
@@ -133,10 +133,10 @@ class Scrub:
 
     # state that survives a restart
 
-    def _file(self, store: OpenStore) -> Path:
+    def _file(self, store: NodeStore) -> Path:
         return self._directory / f"{store.record.id}.json"
 
-    async def _keep(self, store: OpenStore) -> None:
+    async def _keep(self, store: NodeStore) -> None:
         """Replaces the file atomically. A failure is reported, and costs a part of a pass after the next start."""
         progress = store.scrub
         self._kept[store.record.id] = time.monotonic()
@@ -158,7 +158,7 @@ class Scrub:
         except OSError as error:
             log.warning("progress not saved", device=str(store.record.id), path=str(file), reason=str(error))
 
-    async def _recall(self, store: OpenStore) -> None:
+    async def _recall(self, store: NodeStore) -> None:
         try:
             kept = msgspec.json.decode(await in_thread(self._file(store).read_bytes), type=Kept)
             store.scrub.reached = bytes.fromhex(kept.reached_volume), kept.reached_segment

@@ -28,7 +28,7 @@ from iomesh.node.exports import NBD, Exports
 from iomesh.node.limits import check_snapshot_name
 from iomesh.node.logs import logger
 from iomesh.node.room import refuse_without_space, retry_for_space
-from iomesh.node.volume import OpenVolume, Registry, write_record
+from iomesh.node.volume import NodeVolume, Registry, write_record
 from iomesh.times import time_of
 
 log = logger("snapshots")
@@ -201,7 +201,7 @@ class Snapshots:
 
     # steps for their volume; the caller holds its `changing`
 
-    async def opened(self, volume: OpenVolume) -> None:
+    async def opened(self, volume: NodeVolume) -> None:
         """Publishes the recorded exports. One that cannot be published is reported, and keeps no other from being
         served."""
         await self.refresh(volume)
@@ -218,7 +218,7 @@ class Snapshots:
                     "snapshot not exported", volume=volume.record.name, snapshot=entry["name"], reason=error.message
                 )
 
-    async def closing(self, volume: OpenVolume) -> None:
+    async def closing(self, volume: NodeVolume) -> None:
         """Ends their connections and closes them; the record still lists them as exported."""
         for entry in volume.snapshots:
             export = export_name(volume.record.name, entry["name"])
@@ -226,7 +226,7 @@ class Snapshots:
                 await self._exports.withdraw(export)
                 await self._engine.close_snapshot(uuid.UUID(bytes=entry["id"]))
 
-    async def hide(self, volume: OpenVolume, name: str) -> None:
+    async def hide(self, volume: NodeVolume, name: str) -> None:
         """The volume, which had this name, is hidden for its clones: ends exports, gives up its head, deletes snapshots
         that no clone needs. A failure is reported; the rest is retried when the next clone is deleted or the node
         starts."""
@@ -250,7 +250,7 @@ class Snapshots:
         except IomeshError as error:
             log.error("snapshots of a hidden volume not deleted", volume=volume.record.name, reason=error.message)
 
-    async def _give_up_head(self, volume: OpenVolume) -> None:
+    async def _give_up_head(self, volume: NodeVolume) -> None:
         """Restores a hidden volume to a snapshot that has clones, completely or not at all, and discards its head: so
         it holds no space that they do not need."""
         needed = [entry for entry in volume.snapshots if self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))]
@@ -263,21 +263,21 @@ class Snapshots:
         )
         await self.refresh(volume)
 
-    def export_names(self, volume: OpenVolume) -> Sequence[str]:
+    def export_names(self, volume: NodeVolume) -> Sequence[str]:
         return [export_name(volume.record.name, entry["name"]) for entry in volume.snapshots]
 
-    async def refresh(self, volume: OpenVolume) -> None:
+    async def refresh(self, volume: NodeVolume) -> None:
         volume.snapshots = sorted(
             await self._engine.list_snapshots(volume.record.id), key=lambda entry: int(entry["sequence"])
         )
 
     # helpers
 
-    async def _look_for(self, volume: OpenVolume, name: str) -> dict[str, Any] | None:
+    async def _look_for(self, volume: NodeVolume, name: str) -> dict[str, Any] | None:
         await self.refresh(volume)
         return next((entry for entry in volume.snapshots if visible(entry) and entry["name"] == name), None)
 
-    async def find(self, volume: OpenVolume, name: str) -> dict[str, Any]:
+    async def find(self, volume: NodeVolume, name: str) -> dict[str, Any]:
         entry = await self._look_for(volume, name)
         if entry is None:
             raise NotFound(
@@ -285,7 +285,7 @@ class Snapshots:
             )
         return entry
 
-    def _publish(self, volume: OpenVolume, entry: dict[str, Any]) -> None:
+    def _publish(self, volume: NodeVolume, entry: dict[str, Any]) -> None:
         self._exports.publish(
             uuid.UUID(bytes=entry["id"]),
             export_name(volume.record.name, entry["name"]),
@@ -299,7 +299,7 @@ class Snapshots:
             },
         )
 
-    async def _withdraw(self, volume: OpenVolume, identity: uuid.UUID, name: str) -> None:
+    async def _withdraw(self, volume: NodeVolume, identity: uuid.UUID, name: str) -> None:
         export = export_name(volume.record.name, name)
         if any(export.snapshot == identity for export in volume.record.snapshot_exports):
             await write_record(self._metadata, volume, lambda record: _without_export(record, identity))
@@ -308,7 +308,7 @@ class Snapshots:
             await self._engine.close_snapshot(identity)
             log.info("snapshot unexported", volume=volume.record.name, snapshot=name)
 
-    async def _refuse_connections(self, volume: OpenVolume, name: str, what: str, force: bool) -> None:
+    async def _refuse_connections(self, volume: NodeVolume, name: str, what: str, force: bool) -> None:
         if force:
             return
         export = export_name(volume.record.name, name)
@@ -316,7 +316,7 @@ class Snapshots:
         if connections := self._exports.connections(export):
             raise InUse(f"snapshot {export} has {connections} connection(s): end them, or {what} with force")
 
-    def _describe(self, volume: OpenVolume, entry: dict[str, Any]) -> Snapshot:
+    def _describe(self, volume: NodeVolume, entry: dict[str, Any]) -> Snapshot:
         return Snapshot(
             volume=volume.record.name,
             name=entry["name"],
@@ -359,7 +359,7 @@ def restored_name() -> str:
 
 
 @contextmanager
-def refuse_users(volume: OpenVolume, exports: Exports) -> Iterator[None]:
+def refuse_users(volume: NodeVolume, exports: Exports) -> Iterator[None]:
     """Adds a remedy to the error when the engine refuses to go back because clients are connected."""
     try:
         yield
@@ -372,7 +372,7 @@ def refuse_users(volume: OpenVolume, exports: Exports) -> Iterator[None]:
         ) from None
 
 
-def free_name(volume: OpenVolume, name: str) -> str:
+def free_name(volume: NodeVolume, name: str) -> str:
     """`name`; if there is such a snapshot, with a number appended."""
     taken = {entry["name"] for entry in volume.snapshots if visible(entry)}
     numbered = (f"{name}-{number}" for number in itertools.count(2))

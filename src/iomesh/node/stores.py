@@ -31,7 +31,7 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.supervisor import in_thread
-from iomesh.policies.cleaning import Space
+from iomesh.policies.cleaning import DeviceSpace
 from iomesh.times import time_of
 
 log = logger("stores")
@@ -66,7 +66,7 @@ class ScrubProgress:
 
 
 @dataclass
-class OpenStore:
+class NodeStore:
     number: int  # the engine's
     device: OpenDevice
     record: DeviceRecord
@@ -81,7 +81,7 @@ class Stores:
         self._metadata = metadata
         self._node = node
         self._cluster = cluster
-        self._open: dict[uuid.UUID, OpenStore] = {}
+        self._open: dict[uuid.UUID, NodeStore] = {}
         self._missing: dict[uuid.UUID, tuple[DeviceRecord, str]] = {}
         self._starting = True  # until `open_all` has ended
         self._changing = asyncio.Lock()  # held while a device is added or removed; no volume is opened meanwhile
@@ -224,17 +224,17 @@ class Stores:
             self._claimed.remove(device)
         await in_thread(lambda: _close(device, claimed=claimed))
 
-    def online(self) -> list[OpenStore]:
+    def online(self) -> list[NodeStore]:
         return list(self._open.values())
 
-    def spaces(self) -> list[Space]:
+    def spaces(self) -> list[DeviceSpace]:
         """The space of each open store."""
         return [self._space(store) for store in self._open.values()]
 
-    def _space(self, store: OpenStore) -> Space:
+    def _space(self, store: NodeStore) -> DeviceSpace:
         told = self._engine.store_space(store.number)
         slab_blocks = told["slab_bytes"] // compiled.BLOCK_BYTES
-        return Space(*(told[name] * slab_blocks for name in ("slabs", "free_slabs", "reserve_slabs")))
+        return DeviceSpace(*(told[name] * slab_blocks for name in ("slabs", "free_slabs", "reserve_slabs")))
 
     def stalled(self, number: int) -> None:
         """The engine's store of this number did not answer a request in time."""
@@ -308,7 +308,7 @@ class Stores:
     def volatile_cache(self) -> bool:
         return any(store.device.volatile_cache for store in self._open.values())
 
-    async def _attach(self, path: str, expected: uuid.UUID | None = None) -> OpenStore:
+    async def _attach(self, path: str, expected: uuid.UUID | None = None) -> NodeStore:
         device = await in_thread(lambda: open_device(path), discard=OpenDevice.close)
         self._held.append(device)
         try:
@@ -335,7 +335,7 @@ class Stores:
         self._missing.pop(store.record.id, None)
         return store
 
-    async def _register(self, store: OpenStore) -> None:
+    async def _register(self, store: NodeStore) -> None:
         """Gives the device a number if it has none, and writes its record. Skipped when the stored record is already
         equal, so that a start works with a metadata service that cannot be written. A record of another format belongs
         to another version of iomesh and stays; one that cannot be decoded at all is replaced."""
@@ -370,7 +370,7 @@ class Stores:
             log.warning("device not claimed", path=device.path, reason=error.message)
         return True
 
-    async def _open_store(self, device: OpenDevice) -> OpenStore:
+    async def _open_store(self, device: OpenDevice) -> NodeStore:
         try:
             opened = await self._engine.open_store(
                 device.descriptor, cluster=self._cluster, volatile_cache=device.volatile_cache
@@ -395,7 +395,7 @@ class Stores:
             tier=record.tier,
             volatile_cache=device.volatile_cache,
         )
-        return OpenStore(opened["store"], device, record, uuid.UUID(bytes=opened["cluster"]), opened["created_ns"])
+        return NodeStore(opened["store"], device, record, uuid.UUID(bytes=opened["cluster"]), opened["created_ns"])
 
     def _remedy(self, error: IomeshError) -> str:
         if not isinstance(error, Foreign):
@@ -405,7 +405,7 @@ class Stores:
             "erases what is there)"
         )
 
-    def _describe(self, store: OpenStore) -> Device:
+    def _describe(self, store: NodeStore) -> Device:
         space = self._engine.store_space(store.number)
         failed = bool(space.get("failed", 0))
         return Device(

@@ -49,11 +49,11 @@ class Stopped(Exception):
 
 
 @dataclass(eq=False)
-class BackgroundTask:
+class SupervisedTask:
     """Created by Supervisor.start. `until_done`: the task has an end of its own, and returning is no failure."""
 
     name: str
-    work: Callable[[BackgroundTask], Awaitable[None]]
+    work: Callable[[SupervisedTask], Awaitable[None]]
     until_done: bool
     about: Mapping[str, str]
     hooks: Hooks
@@ -117,22 +117,22 @@ class Supervisor:
 
     def __init__(self, hooks: Hooks | None = None) -> None:
         self._hooks = hooks or Hooks()
-        self._tasks: list[BackgroundTask] = []
+        self._tasks: list[SupervisedTask] = []
         self._jobs: set[asyncio.Task[Any]] = set()
         self._known: dict[str, None] = {}  # names of tasks, in the order of their first start
         self._restarts: Counter[str] = Counter()
         self.failed_jobs: Counter[str] = Counter()  # by name
 
     def start(
-        self, name: str, work: Callable[[BackgroundTask], Awaitable[None]], *, until_done: bool = False, **about: str
-    ) -> BackgroundTask:
+        self, name: str, work: Callable[[SupervisedTask], Awaitable[None]], *, until_done: bool = False, **about: str
+    ) -> SupervisedTask:
         """Starts a task. Several may have one name; `about` distinguishes them in the log."""
 
         def restarted() -> None:
             self._restarts[name] += 1
 
         self._known[name] = None
-        task = BackgroundTask(name, work, until_done, about, self._hooks, restarted)
+        task = SupervisedTask(name, work, until_done, about, self._hooks, restarted)
         task.handle.add_done_callback(lambda _: self._tasks.remove(task))
         self._tasks.append(task)
         return task

@@ -29,7 +29,7 @@ from iomesh.metadata.nodes import NodeRecord, decode_node, node_key, put_node
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.processes import Process, boot_id, this_process
-from iomesh.node.supervisor import BackgroundTask, Supervisor
+from iomesh.node.supervisor import SupervisedTask, Supervisor
 from iomesh.times import SECOND_NS, exact_time
 
 log = logger("tenure")
@@ -111,7 +111,7 @@ class Tenure:
             self._report(f"the node's lease cannot be acquired: {error.message}")
             return True
 
-    async def _renew(self, task: BackgroundTask) -> None:
+    async def _renew(self, task: SupervisedTask) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds / self.renewals)
             try:

@@ -86,7 +86,7 @@ class Unanswered:
 
 
 @dataclass
-class OpenVolume:
+class NodeVolume:
     record: VolumeRecord
     log: LogRecord
     version: int = 0  # of its record; 0: not stored yet
@@ -112,7 +112,7 @@ class OpenVolume:
         self.changing = ChangeLock(self.record.name)
 
 
-def is_hidden(volume: OpenVolume) -> bool:
+def is_hidden(volume: NodeVolume) -> bool:
     """Whether the volume was deleted but is kept for its clones."""
     return volume.record.state == Lifecycle.HIDDEN
 
@@ -128,11 +128,11 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self._volumes: dict[uuid.UUID, OpenVolume] = {}
-        self._names: dict[str, OpenVolume] = {}
+        self._volumes: dict[uuid.UUID, NodeVolume] = {}
+        self._names: dict[str, NodeVolume] = {}
         self.unreadable: dict[str, Unreadable] = {}  # volumes with an unreadable record, by name
 
-    def add(self, volume: OpenVolume) -> None:
+    def add(self, volume: NodeVolume) -> None:
         """Raises AlreadyExists if another volume has its name."""
         name = volume.record.name
         if name in self._names or name in self.unreadable:
@@ -141,36 +141,36 @@ class Registry:
         if not is_hidden(volume):
             self._names[name] = volume
 
-    def remove(self, volume: OpenVolume) -> None:
+    def remove(self, volume: NodeVolume) -> None:
         """Removes a deleted volume and frees its name."""
         self.release(volume)
         self._volumes.pop(volume.record.id, None)
 
-    def release(self, volume: OpenVolume) -> None:
+    def release(self, volume: NodeVolume) -> None:
         """Frees its name; the volume stays listed."""
         for name in [name for name, each in self._names.items() if each is volume]:
             del self._names[name]
 
-    def has(self, volume: OpenVolume) -> bool:
+    def has(self, volume: NodeVolume) -> bool:
         return self._volumes.get(volume.record.id) is volume
 
-    def get(self, name: str) -> OpenVolume | None:
+    def get(self, name: str) -> NodeVolume | None:
         return self._names.get(name)
 
-    def by_id(self, identity: uuid.UUID) -> OpenVolume | None:
+    def by_id(self, identity: uuid.UUID) -> NodeVolume | None:
         return self._volumes.get(identity)
 
-    def values(self) -> list[OpenVolume]:
+    def values(self) -> list[NodeVolume]:
         """All volumes, hidden ones included, by name. A snapshot in time: after an await of the caller, some may be
         deleted."""
         return sorted(self._volumes.values(), key=lambda volume: volume.record.name)
 
-    def named(self) -> list[OpenVolume]:
+    def named(self) -> list[NodeVolume]:
         """The volumes visible to users, by name."""
         return [volume for _, volume in sorted(self._names.items())]
 
     @asynccontextmanager
-    async def holding(self, name: str, *, serving: bool = True) -> AsyncIterator[OpenVolume]:
+    async def holding(self, name: str, *, serving: bool = True) -> AsyncIterator[NodeVolume]:
         """The volume of that name, with its `changing` held. Waits for the current holder; if the name belongs to
         another volume by then, waits for that one. serving: require that it is served. Raises NotFound, Unavailable."""
         volume = self.serving(name) if serving else self.find(name)
@@ -183,7 +183,7 @@ class Registry:
                     return
             volume = self.find(name)  # also waits for a volume that is being created
 
-    def find(self, name: str) -> OpenVolume:
+    def find(self, name: str) -> NodeVolume:
         volume = self.get(name)
         if name in self.unreadable:
             raise Unavailable(f"volume {name} has failed: {self.unreadable[name].reason}")
@@ -191,7 +191,7 @@ class Registry:
             raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows all volumes")
         return volume
 
-    def serving(self, name: str) -> OpenVolume:
+    def serving(self, name: str) -> NodeVolume:
         volume = self.find(name)
         if volume.state != VolumeState.SERVING:
             raise Unavailable(
@@ -199,7 +199,7 @@ class Registry:
             )
         return volume
 
-    def clones(self, volume: OpenVolume, snapshot: uuid.UUID | None = None) -> list[str]:
+    def clones(self, volume: NodeVolume, snapshot: uuid.UUID | None = None) -> list[str]:
         """The names of the volumes that stand on a snapshot of it, or on this snapshot. A volume with an unreadable
         record may be a clone of any volume."""
         logs = [(other.record.name, other.log) for other in self._volumes.values()]
@@ -218,7 +218,7 @@ class Registry:
 # MetadataUnavailable, or any other error; the change is then repeated, and one that finds its own value stored is done.
 
 
-async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
+async def write_record(metadata: Metadata, volume: NodeVolume, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
     """Writes the volume's record; after a concurrent write, applies the change to the newer record. Raises Conflict if
     it was removed."""
     async with volume.writing:
@@ -238,7 +238,7 @@ async def write_record(metadata: Metadata, volume: OpenVolume, change: Callable[
                 return
 
 
-async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord]) -> None:
+async def write_log(metadata: Metadata, volume: NodeVolume, change: Callable[[LogRecord], LogRecord]) -> None:
     """Writes the record of the volume's log, provided that this node still has the right to it. Raises Conflict if that
     is lost: another epoch or owner is stored, or no record at all."""
     ours = volume.log
@@ -253,7 +253,7 @@ async def write_log(metadata: Metadata, volume: OpenVolume, change: Callable[[Lo
     await _write_log(metadata, volume, change, check)
 
 
-async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> int:
+async def take_over(metadata: Metadata, volume: NodeVolume, node: str) -> int:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
     segment numbers. Returns the first of them: no earlier owner was promised it. Raises InUse if another node owns the
     volume, Conflict if its record is deleted."""
@@ -273,7 +273,7 @@ async def take_over(metadata: Metadata, volume: OpenVolume, node: str) -> int:
 
 
 async def _write_log(
-    metadata: Metadata, volume: OpenVolume, change: Callable[[LogRecord], LogRecord], check: Callable[[LogRecord], None]
+    metadata: Metadata, volume: NodeVolume, change: Callable[[LogRecord], LogRecord], check: Callable[[LogRecord], None]
 ) -> None:
     """check: raises if the stored record may not be changed."""
     async with volume.writing:
@@ -307,7 +307,7 @@ def _right(log: LogRecord) -> tuple[int, str]:
     return log.epoch, log.owner
 
 
-async def hide_record(metadata: Metadata, volume: OpenVolume) -> None:
+async def hide_record(metadata: Metadata, volume: NodeVolume) -> None:
     """Removes its name and exports from the record; the old name stays reserved until `release_name`."""
     hidden = {"name": hidden_name(volume.record.id), "state": Lifecycle.HIDDEN, "exports": [], "snapshot_exports": []}
     await write_record(metadata, volume, lambda record: msgspec.structs.replace(record, **hidden))

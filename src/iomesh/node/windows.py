@@ -33,8 +33,8 @@ from iomesh.node.log_time import TOLERANCE_NS, Sample, ago, available, log_times
 from iomesh.node.logs import logger
 from iomesh.node.room import refuse_without_space, retry_for_space
 from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_restore_point, refuse_users, restored_name, visible
-from iomesh.node.supervisor import BackgroundTask, Supervisor
-from iomesh.node.volume import OpenVolume, Registry, is_hidden, write_record
+from iomesh.node.supervisor import SupervisedTask, Supervisor
+from iomesh.node.volume import NodeVolume, Registry, is_hidden, write_record
 from iomesh.times import SECOND_NS, exact_span, exact_time
 
 log = logger("windows")
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
         return f"at {exact_time(self.at_ns)}" if self.ago_ns is None else f"as it was {self.ago_ns / SECOND_NS:g} s ago"
 
 
-class PointInTime(NamedTuple):
+class RestoreTime(NamedTuple):
     """A point in time in a volume's log: `restore_point`, as the engine lists it, and all records up to `log_ns`."""
 
     restore_point: dict[str, Any]
@@ -101,7 +101,7 @@ class Windows:
         # For volumes being restored by rolling forward: the sequence of the restore point at which that began.
         self._following: dict[uuid.UUID, int] = {}
         self._supervisor = supervisor
-        self._task: BackgroundTask | None = None
+        self._task: SupervisedTask | None = None
 
     async def start(self) -> None:
         self._task = self._supervisor.start("windows", self._run)
@@ -140,7 +140,7 @@ class Windows:
         attempts = retry_for_space(lambda: self._restore(asked_of, asked, discard=discard, force=force))
         return await self._supervisor.carry_through("restore", attempts, volume=name)
 
-    async def _restore(self, asked_of: OpenVolume, asked: Asked, *, discard: bool, force: bool) -> Restored:
+    async def _restore(self, asked_of: NodeVolume, asked: Asked, *, discard: bool, force: bool) -> Restored:
         name, identity = asked_of.record.name, asked_of.record.id
         async with self._volumes.holding(name) as volume:
             if volume is not asked_of:
@@ -178,7 +178,7 @@ class Windows:
             log.info("volume restored", volume=name, at=exact_time(point.at_ns), before=before, **told)
             return Restored(before, point.at_ns)
 
-    async def undo(self, volume: OpenVolume) -> None:
+    async def undo(self, volume: NodeVolume) -> None:
         """If the volume stands on an unsettled restore point, an unfinished restore is undone. The caller holds its
         `changing`."""
         identity = volume.record.id
@@ -201,7 +201,7 @@ class Windows:
 
     # steps for one volume; the caller holds its `changing`
 
-    async def find(self, volume: OpenVolume, asked: Asked) -> PointInTime:
+    async def find(self, volume: NodeVolume, asked: Asked) -> RestoreTime:
         """Finds that point in time in the volume's log. Raises InvalidArgument if it is outside the restore window, or
         if the wall clock was stepped, so that it never showed that time or showed it more than once."""
         name, window = volume.record.name, volume.record.policy.window_seconds
@@ -232,23 +232,23 @@ class Windows:
             raise InvalidArgument(f"{what}: {was}: choose a time before or after that")
         # After a crash, new records are only later than the current newest record: a clone may have to roll forward
         # again then.
-        return PointInTime(restore_point, max(restore_point["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
+        return RestoreTime(restore_point, max(restore_point["log_ns"], min(log_ns, clock["recorded_ns"])), at_ns)
 
-    async def follow(self, clone: OpenVolume, of: CloneRecord) -> None:
+    async def follow(self, clone: NodeVolume, of: CloneRecord) -> None:
         """Rolls a newly opened clone that stands on a restore point forward to its point in time. Idempotent."""
         told = await self._engine.roll_forward(
             clone.record.id, of.volume, of.snapshot, until_ns=of.until_ns or of.at_ns
         )
         log.info("clone rolled forward to its point in time", volume=clone.record.name, at=exact_time(of.at_ns), **told)
 
-    def can_shorten(self, volume: OpenVolume) -> bool:
+    def can_shorten(self, volume: NodeVolume) -> bool:
         """While a volume is being restored, only restore points before the one where that began can be deleted."""
         return any(
             each["sequence"] < self._following.get(volume.record.id, each["sequence"] + 1)
             for each in restore_points_of(volume)
         )
 
-    async def shorten(self, volume: OpenVolume) -> None:
+    async def shorten(self, volume: NodeVolume) -> None:
         """Deletes the oldest part of a window for its space, or all of it up to now. The caller does not hold
         `changing`; if another task does, it is done later."""
         if volume.record.id in self._following:
@@ -261,7 +261,7 @@ class Windows:
                 if volume.in_engine:
                     await self._give_up_oldest(volume)
 
-    async def _give_up_oldest(self, volume: OpenVolume) -> None:
+    async def _give_up_oldest(self, volume: NodeVolume) -> None:
         restore_points = restore_points_of(volume)
         if len(restore_points) < 2:
             return
@@ -274,7 +274,7 @@ class Windows:
             since=exact_time(restore_points[1]["time_ns"]),
         )
 
-    async def forget(self, volume: OpenVolume, restore_points: list[dict[str, Any]]) -> None:
+    async def forget(self, volume: NodeVolume, restore_points: list[dict[str, Any]]) -> None:
         """Deletes these restore points; if they are all, the window starts anew now. The caller holds its
         `changing`."""
         if len(restore_points) == len(restore_points_of(volume)):
@@ -285,7 +285,7 @@ class Windows:
 
     # keeping restore points
 
-    async def _run(self, task: BackgroundTask) -> None:
+    async def _run(self, task: SupervisedTask) -> None:
         while True:
             for volume in list(self._volumes.values()):
                 if volume.state != VolumeState.SERVING or is_hidden(volume) or volume.changing.locked():
@@ -301,7 +301,7 @@ class Windows:
             task.progress()
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def keep(self, volume: OpenVolume) -> None:
+    async def keep(self, volume: NodeVolume) -> None:
         """Creates the restore point that is due, if there is space, and deletes those no longer needed. The caller
         holds its `changing`.
 
@@ -322,7 +322,7 @@ class Windows:
         if unneeded:
             await self._snapshots.refresh(volume)
 
-    def _is_due(self, volume: OpenVolume, window: int, clock: dict[str, int]) -> bool:
+    def _is_due(self, volume: NodeVolume, window: int, clock: dict[str, int]) -> bool:
         restore_points, marked = restore_points_of(volume), self._at_restore_point.get(volume.record.id)
         if not restore_points:
             return True
@@ -335,13 +335,13 @@ class Windows:
         much = now.log_bytes - marked.log_bytes >= LOG_BYTES and len(restore_points) < RESTORE_POINTS_MAX
         return now.changes != marked.changes and bool(much or is_old)
 
-    def _look(self, volume: OpenVolume) -> _Counters:
+    def _look(self, volume: NodeVolume) -> _Counters:
         counters = counters_by_name(self._engine.counters(volume.record.id))
         return _Counters(
             sum(counters[each] for each in CHANGES), self._engine.volume_state(volume.record.id)["log_bytes"]
         )
 
-    async def _create_if_there_is_space(self, volume: OpenVolume) -> None:
+    async def _create_if_there_is_space(self, volume: NodeVolume) -> None:
         """Without space, the next round tries again."""
         try:
             await self._create_restore_point(volume)
@@ -352,7 +352,7 @@ class Windows:
                     volume=volume.record.name,
                 )
 
-    async def _create_restore_point(self, volume: OpenVolume, *, urgent: bool = False) -> None:
+    async def _create_restore_point(self, volume: NodeVolume, *, urgent: bool = False) -> None:
         """urgent: replace other restore points, which are deleted then."""
         await self.undo(volume)  # a new restore point would settle an unfinished restore
         now = self._look(volume)
@@ -360,10 +360,10 @@ class Windows:
         self._at_restore_point[volume.record.id] = now
         await self._snapshots.refresh(volume)
 
-    def _clones(self, volume: OpenVolume, entry: dict[str, Any]) -> list[str]:
+    def _clones(self, volume: NodeVolume, entry: dict[str, Any]) -> list[str]:
         return self._volumes.clones(volume, uuid.UUID(bytes=entry["id"]))
 
-    async def _drop(self, volume: OpenVolume, restore_point: dict[str, Any]) -> None:
+    async def _drop(self, volume: NodeVolume, restore_point: dict[str, Any]) -> None:
         identity = uuid.UUID(bytes=restore_point["id"])
         if self._clones(volume, restore_point):
             await self._engine.unmark_snapshot(volume.record.id, identity)
@@ -423,7 +423,7 @@ def interval_seconds(window: int) -> float:
     return max(window / RESTORE_POINTS, INTERVAL_SECONDS)
 
 
-def restore_points_of(volume: OpenVolume) -> list[dict[str, Any]]:
+def restore_points_of(volume: NodeVolume) -> list[dict[str, Any]]:
     """Oldest first, as the engine listed them last."""
     return [entry for entry in volume.snapshots if entry["mark"] and is_kept(entry)]
 

@@ -1,9 +1,9 @@
 """The handshake of the peer protocol, both sides: mutual proof of the cluster's key, version and credits
 (docs/protocols.md, "Handshake").
 
-`connect` and `accept` take a connected, non-blocking socket and own it from then on. They return an Agreement with the
-raw descriptor, from which exactly the handshake's bytes have been read: it goes to a reactor. If they fail, the socket
-is closed.
+`connect` and `accept` take a connected, non-blocking socket and own it from then on. They return a PeerAgreement with
+the raw descriptor, from which exactly the handshake's bytes have been read: it goes to a reactor. If they fail, the
+socket is closed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Credits:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PeerAgreement:
     """A connection that is in its working phase; the caller owns the descriptor, in blocking mode."""
 
     fd: int
@@ -119,7 +119,7 @@ class Agreement:
 
 async def connect(
     connection: socket.socket, me: Identity, *, server: str, reactor: int, server_reactor: int, seconds: float = SECONDS
-) -> Agreement:
+) -> PeerAgreement:
     """As the client: reach reactor `server_reactor` of the node `server`. Raises HandshakeFailed."""
     wire = _Wire(connection, f"node {server}")
     try:
@@ -132,7 +132,7 @@ async def connect(
             await wire.send(messages.encode(Proof(messages.proof(me.key, "client", hello_bytes, challenge.terms))))
             await wire.receive(Welcome)
             credits = Credits(terms.requests, terms.bytes)
-            return Agreement(wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits)
+            return PeerAgreement(wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits)
     except TimeoutError:
         raise TimedOut(f"node {server} did not complete the handshake within {seconds:g} s") from None
     except Malformed as malformed:
@@ -175,7 +175,7 @@ async def accept(
     knows: Callable[[str], bool],
     credits: Credits,
     seconds: float = SECONDS,
-) -> Agreement:
+) -> PeerAgreement:
     """As the server. `knows` says whether a node of this name belongs to the cluster. Raises HandshakeFailed."""
     wire = _Wire(connection, "the client")
     try:
@@ -198,7 +198,7 @@ async def accept(
         wire.close()
 
 
-async def _accept(wire: _Wire, me: Identity, knows: Callable[[str], bool], credits: Credits) -> Agreement:
+async def _accept(wire: _Wire, me: Identity, knows: Callable[[str], bool], credits: Credits) -> PeerAgreement:
     hello = await wire.receive(Hello)
     terms = make_terms(me, hello, credits)
     hello_bytes, terms_bytes = wire.last, messages.encode(terms)
@@ -207,7 +207,7 @@ async def _accept(wire: _Wire, me: Identity, knows: Callable[[str], bool], credi
     client_proof = await wire.receive(Proof)
     check_client(me, hello, messages.proves(client_proof.proof, me.key, "client", hello_bytes, terms_bytes), knows)
     await wire.send(messages.encode(Welcome()))
-    return Agreement(wire.hand_over(), hello.node, hello.reactor, hello.server_reactor, terms.version, credits)
+    return PeerAgreement(wire.hand_over(), hello.node, hello.reactor, hello.server_reactor, terms.version, credits)
 
 
 def make_terms(me: Identity, hello: Hello, credits: Credits) -> Terms:

@@ -47,7 +47,7 @@ class Need(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Space:
+class DeviceSpace:
     """Of one store, in blocks."""
 
     total: int

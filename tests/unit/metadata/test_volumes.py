@@ -37,7 +37,7 @@ from iomesh.metadata.volumes import (
     reserve_name,
 )
 from iomesh.node.limits import check_name
-from iomesh.node.volume import OpenVolume, hide_record, write_log, write_record
+from iomesh.node.volume import NodeVolume, hide_record, write_log, write_record
 
 Opener = Callable[[], Awaitable[Metadata]]
 OF = CloneRecord(volume=uuid.UUID(int=6), snapshot=uuid.UUID(int=7), name="parent@monday")
@@ -53,9 +53,9 @@ def records(name: str, number: int, state: Lifecycle = Lifecycle.MAKING) -> tupl
     return volume, LogRecord(id=identity, epoch=0, owner="a", promised=0)
 
 
-async def make(metadata: Metadata, name: str, number: int) -> OpenVolume:
+async def make(metadata: Metadata, name: str, number: int) -> NodeVolume:
     volume, log = records(name, number)
-    opened = OpenVolume(volume, log, *await create_records(metadata, volume, log))
+    opened = NodeVolume(volume, log, *await create_records(metadata, volume, log))
     await write_record(metadata, opened, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY))
     return opened
 

@@ -25,7 +25,7 @@ from iomesh.metadata.records import (
     volume_key,
 )
 from iomesh.metadata.sqlite import SqliteMetadata
-from iomesh.node.volume import OpenVolume, take_over, write_log, write_record
+from iomesh.node.volume import NodeVolume, take_over, write_log, write_record
 from support.faulty_metadata import Fault, FaultyMetadata
 
 POINTER = CheckpointPointer(segment=1, block=2, crc=3, sequence=4)
@@ -38,15 +38,15 @@ async def metadata(tmp_path: Path) -> AsyncIterator[FaultyMetadata]:
     await metadata.close()
 
 
-def new_volume() -> OpenVolume:
+def new_volume() -> NodeVolume:
     record = VolumeRecord(
         id=uuid.uuid4(), name="db", node="node-a", size_bytes=1 << 30, segment_bytes=1 << 20, created_ns=1
     )
-    return OpenVolume(record, LogRecord(id=record.id, epoch=0, owner="node-a", promised=0))
+    return NodeVolume(record, LogRecord(id=record.id, epoch=0, owner="node-a", promised=0))
 
 
 @pytest.fixture
-async def volume(metadata: FaultyMetadata) -> OpenVolume:
+async def volume(metadata: FaultyMetadata) -> NodeVolume:
     """Its records are stored, and this node's."""
     volume = new_volume()
     await write_record(metadata, volume, lambda record: record)
@@ -62,7 +62,7 @@ def grown(record: VolumeRecord) -> VolumeRecord:
     return msgspec.structs.replace(record, size_bytes=2 << 30)
 
 
-async def stored(metadata: FaultyMetadata, volume: OpenVolume) -> LogRecord:
+async def stored(metadata: FaultyMetadata, volume: NodeVolume) -> LogRecord:
     found = await get_log(metadata, volume.record.id)
     assert found is not None
     return found.record
@@ -70,7 +70,7 @@ async def stored(metadata: FaultyMetadata, volume: OpenVolume) -> LogRecord:
 
 @pytest.mark.parametrize("fault", Fault)
 async def test_a_change_whose_outcome_is_unknown_is_done_when_it_is_repeated(
-    metadata: FaultyMetadata, volume: OpenVolume, fault: Fault
+    metadata: FaultyMetadata, volume: NodeVolume, fault: Fault
 ) -> None:
     metadata.faults = [fault, fault]
     for _ in range(2):
@@ -87,7 +87,7 @@ async def test_a_change_whose_outcome_is_unknown_is_done_when_it_is_repeated(
 
 @pytest.mark.parametrize("fault", Fault)
 async def test_a_change_of_what_the_volume_is_to_be_is_done_when_it_is_repeated(
-    metadata: FaultyMetadata, volume: OpenVolume, fault: Fault
+    metadata: FaultyMetadata, volume: NodeVolume, fault: Fault
 ) -> None:
     metadata.faults = [fault]
     with pytest.raises(MetadataUnavailable):
@@ -98,7 +98,7 @@ async def test_a_change_of_what_the_volume_is_to_be_is_done_when_it_is_repeated(
 
 
 async def test_a_repeated_change_that_finds_itself_stored_writes_nothing(
-    metadata: FaultyMetadata, volume: OpenVolume
+    metadata: FaultyMetadata, volume: NodeVolume
 ) -> None:
     metadata.faults = [Fault.DONE]
     with pytest.raises(MetadataUnavailable):
@@ -108,7 +108,7 @@ async def test_a_repeated_change_that_finds_itself_stored_writes_nothing(
     assert await get_log(metadata, volume.record.id) == before == (volume.log, volume.log_version)
 
 
-async def test_a_change_is_refused_when_another_epoch_is_stored(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_a_change_is_refused_when_another_epoch_is_stored(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     taken = msgspec.structs.replace(volume.log, epoch=7, owner="node-b")
     await metadata.commit(put_log(taken, None))
     with pytest.raises(Conflict, match=r"node node-b owns it with epoch 7, and this node had epoch 1"):
@@ -116,7 +116,7 @@ async def test_a_change_is_refused_when_another_epoch_is_stored(metadata: Faulty
     assert await stored(metadata, volume) == taken
 
 
-async def test_a_change_is_refused_when_the_record_is_gone(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_a_change_is_refused_when_the_record_is_gone(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     for key in (log_key(volume.record.id), volume_key(volume.record.id)):
         await metadata.commit(Delete(key, None))
     with pytest.raises(Conflict, match="was removed concurrently"):
@@ -125,7 +125,7 @@ async def test_a_change_is_refused_when_the_record_is_gone(metadata: FaultyMetad
         await write_record(metadata, volume, grown)
 
 
-async def test_what_another_change_left_is_kept(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_what_another_change_left_is_kept(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     await metadata.commit(put_volume(msgspec.structs.replace(volume.record, flattening=True), None))
     await write_record(metadata, volume, grown)
     assert (volume.record.flattening, volume.record.size_bytes) == (True, 2 << 30)
@@ -144,7 +144,7 @@ async def test_the_epoch_is_raised_above_what_an_attempt_with_an_unknown_outcome
     assert volume.log.epoch == (2 if fault is Fault.DONE else 1), "an epoch that is stored may be another process's"
 
 
-async def test_a_volume_of_another_node_is_not_taken_over(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_a_volume_of_another_node_is_not_taken_over(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     taken = msgspec.structs.replace(volume.log, owner="node-b")
     await metadata.commit(put_log(taken, None))
     with pytest.raises(InUse, match="owned by node node-b"):
@@ -165,7 +165,7 @@ async def test_no_segment_number_is_promised_to_two_owners(metadata: FaultyMetad
     assert await stored(metadata, volume) == volume.log
 
 
-async def test_numbers_that_are_left_at_the_end_are_promised(metadata: FaultyMetadata, volume: OpenVolume) -> None:
+async def test_numbers_that_are_left_at_the_end_are_promised(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     await write_log(metadata, volume, lambda log: msgspec.structs.replace(log, promised=SEGMENT_NUMBER_MAX - 3))
     assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX - 2
     assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX + 1, "none is left"

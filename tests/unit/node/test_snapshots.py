@@ -4,10 +4,10 @@ import uuid
 
 from iomesh.metadata.records import LogRecord, PolicyRecord, VolumeRecord
 from iomesh.node.snapshots import free_name
-from iomesh.node.volume import OpenVolume
+from iomesh.node.volume import NodeVolume
 
 
-def volume(*snapshots: str) -> OpenVolume:
+def volume(*snapshots: str) -> NodeVolume:
     record = VolumeRecord(
         id=uuid.UUID(int=1),
         name="db",
@@ -18,7 +18,7 @@ def volume(*snapshots: str) -> OpenVolume:
         created_ns=0,
     )
     entries = [{"name": name, "hidden": name.startswith("gone"), "dying": False, "mark": False} for name in snapshots]
-    return OpenVolume(record, LogRecord(id=record.id, epoch=1, owner="a", promised=0), snapshots=entries)
+    return NodeVolume(record, LogRecord(id=record.id, epoch=1, owner="a", promised=0), snapshots=entries)
 
 
 def test_a_name_that_is_free_is_taken_as_it_is() -> None:

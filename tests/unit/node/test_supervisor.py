@@ -12,7 +12,7 @@ import pytest
 from iomesh.errors import IomeshError, NoSpace, Unavailable
 from iomesh.node import supervisor as module
 from iomesh.node.hooks import Hooks, InjectedFailure
-from iomesh.node.supervisor import BackgroundTask, Supervisor, end_all, in_thread, settle
+from iomesh.node.supervisor import SupervisedTask, Supervisor, end_all, in_thread, settle
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def until(condition: asyncio.Event) -> None:
 async def test_a_task_that_raises_is_down_until_a_round_succeeds(supervisor: Supervisor, failure: Exception) -> None:
     failed, proceed, succeeded = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def work(task: BackgroundTask) -> None:
+    async def work(task: SupervisedTask) -> None:
         if not failed.is_set():
             failed.set()
             raise failure
@@ -56,7 +56,7 @@ async def test_a_task_that_raises_is_down_until_a_round_succeeds(supervisor: Sup
 async def test_a_task_that_returns_or_loses_what_it_waits_for_is_started_again(supervisor: Supervisor) -> None:
     rounds, third = 0, asyncio.Event()
 
-    async def work(task: BackgroundTask) -> None:
+    async def work(task: SupervisedTask) -> None:
         nonlocal rounds
         rounds += 1
         if rounds == 1:
@@ -74,7 +74,7 @@ async def test_a_task_that_returns_or_loses_what_it_waits_for_is_started_again(s
 
 
 async def test_a_task_with_an_end_is_not_down_after_it(supervisor: Supervisor) -> None:
-    async def work(task: BackgroundTask) -> None:
+    async def work(task: SupervisedTask) -> None:
         if not task.reason:
             raise NoSpace("full")
 
@@ -89,7 +89,7 @@ async def test_a_task_with_an_end_is_not_down_after_it(supervisor: Supervisor) -
 async def test_a_stopped_task_is_not_started_again_and_not_down(supervisor: Supervisor) -> None:
     begun = asyncio.Event()
 
-    async def work(task: BackgroundTask) -> None:
+    async def work(task: SupervisedTask) -> None:
         begun.set()
         raise RuntimeError("again and again")
 
@@ -115,7 +115,7 @@ async def test_the_pause_before_a_restart_doubles_up_to_a_bound(
             await asyncio.Event().wait()
         await sleep(0)
 
-    async def work(task: BackgroundTask) -> None:
+    async def work(task: SupervisedTask) -> None:
         raise RuntimeError("always")
 
     monkeypatch.setattr(asyncio, "sleep", note)

@@ -13,11 +13,11 @@ import pytest
 
 from iomesh.peers import messages
 from iomesh.peers.handshake import (
-    Agreement,
     Credits,
     HandshakeFailed,
     Identity,
     IncompatibleVersion,
+    PeerAgreement,
     TimedOut,
     UnknownNode,
     WrongCluster,
@@ -53,7 +53,7 @@ async def shake(
     *,
     wanted: str = "holder",
     knows: Callable[[str], bool] = everyone,
-) -> tuple[Agreement | HandshakeFailed, Agreement | HandshakeFailed]:
+) -> tuple[PeerAgreement | HandshakeFailed, PeerAgreement | HandshakeFailed]:
     """What the client and the server got."""
     ours, theirs = pair()
     outcome: tuple[Any, Any] = await asyncio.gather(
@@ -62,14 +62,14 @@ async def shake(
         return_exceptions=True,
     )
     for one, connection in zip(outcome, (ours, theirs), strict=True):
-        assert isinstance(one, Agreement | HandshakeFailed), repr(one)
+        assert isinstance(one, PeerAgreement | HandshakeFailed), repr(one)
         assert connection.fileno() == -1, "the socket is closed or handed over"
     return outcome[0], outcome[1]
 
 
-def closed(*agreements: Agreement | HandshakeFailed) -> None:
+def closed(*agreements: PeerAgreement | HandshakeFailed) -> None:
     for agreement in agreements:
-        assert isinstance(agreement, Agreement)
+        assert isinstance(agreement, PeerAgreement)
         os.close(agreement.fd)
 
 
@@ -78,7 +78,7 @@ def closed(*agreements: Agreement | HandshakeFailed) -> None:
 
 async def test_both_sides_agree_on_nodes_reactors_version_and_credits() -> None:
     ours, theirs = await shake()
-    assert isinstance(ours, Agreement) and isinstance(theirs, Agreement)
+    assert isinstance(ours, PeerAgreement) and isinstance(theirs, PeerAgreement)
     assert (ours.node, theirs.node) == ("holder", "owner")
     assert (ours.reactor, ours.server_reactor) == (theirs.reactor, theirs.server_reactor) == (2, 3)
     assert (ours.version, theirs.version) == (1, 1)
@@ -101,7 +101,7 @@ async def test_the_descriptors_carry_the_connection_and_no_byte_of_it_is_lost() 
 
 async def test_the_highest_common_version_is_chosen() -> None:
     ours, theirs = await shake(replace(OWNER, versions=(1, 4)), replace(HOLDER, versions=(2, 7)))
-    assert isinstance(ours, Agreement) and isinstance(theirs, Agreement)
+    assert isinstance(ours, PeerAgreement) and isinstance(theirs, PeerAgreement)
     assert ours.version == theirs.version == 4
     closed(ours, theirs)
 
@@ -194,7 +194,7 @@ def test_a_short_key_is_refused_and_a_key_is_never_printed() -> None:
 
 
 @asynccontextmanager
-async def served(me: Identity = HOLDER) -> AsyncIterator[tuple[socket.socket, asyncio.Task[Agreement]]]:
+async def served(me: Identity = HOLDER) -> AsyncIterator[tuple[socket.socket, asyncio.Task[PeerAgreement]]]:
     """A client's socket, whose other end a server reads."""
     ours, theirs = pair()
     with ours:

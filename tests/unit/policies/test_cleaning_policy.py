@@ -7,9 +7,9 @@ from iomesh.policies.cleaning import (
     CLEANABLE,
     KEPT,
     STRAGGLES,
+    DeviceSpace,
     Memory,
     Need,
-    Space,
     Table,
     choose,
     freed_blocks,
@@ -73,19 +73,19 @@ def test_nothing_is_gained_by_cleaning_a_full_segment() -> None:
 
 @pytest.mark.parametrize(("free", "need"), [(1000, Need.NONE), (370, Need.SOON), (290, Need.URGENT), (10, Need.URGENT)])
 def test_how_urgent_it_is(free: int, need: Need) -> None:
-    space = Space(total=30000 * 64, free=free * 64, reserve=200 * 64)
+    space = DeviceSpace(total=30000 * 64, free=free * 64, reserve=200 * 64)
     assert space.need(64 * 64) == need
     assert (space.missing(64 * 64) > 0) == (need == Need.URGENT)
 
 
 def test_space_is_tight_below_twice_the_reserve() -> None:
-    assert Space(total=30000, free=400, reserve=200).is_tight()
-    assert not Space(total=30000, free=401, reserve=200).is_tight()
+    assert DeviceSpace(total=30000, free=400, reserve=200).is_tight()
+    assert not DeviceSpace(total=30000, free=401, reserve=200).is_tight()
 
 
 def test_nothing_is_evacuated_from_what_checkpoints_need() -> None:
-    assert Space(total=30000, free=201, reserve=200).has_spare()
-    assert not Space(total=30000, free=150, reserve=200).has_spare()
+    assert DeviceSpace(total=30000, free=201, reserve=200).has_spare()
+    assert not DeviceSpace(total=30000, free=150, reserve=200).has_spare()
 
 
 def test_what_was_tried_is_not_tried_again_until_more_of_it_has_died() -> None:

@@ -20,7 +20,7 @@ AREAS = ("half 0", "half 1", "mirror of half 0", "mirror of half 1")
 
 
 @dataclass(frozen=True)
-class Replica:
+class ReplicaAtRest:
     """A segment's copy on this device, as listed in the directory."""
 
     volume: bytes
@@ -49,13 +49,13 @@ class Replica:
 
 
 @dataclass
-class Directory:
+class DirectoryAtRest:
     """The contents of the journal: the segments of the device. notes: irregularities found while reading."""
 
     half: int | None = None
     generation: int = 0
     blocks: int = 0
-    replicas: dict[tuple[bytes, int], Replica] = field(default_factory=dict)
+    replicas: dict[tuple[bytes, int], ReplicaAtRest] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,9 +74,9 @@ class DeviceAtRest:
         except BaseException:
             os.close(self.fd)
             raise
-        self._directory: Directory | None = None
+        self._directory: DirectoryAtRest | None = None
         self._superblock: Fields | None = None
-        self._bitmaps: dict[Replica, dict[int, int] | None] = {}
+        self._bitmaps: dict[ReplicaAtRest, dict[int, int] | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +162,7 @@ class DeviceAtRest:
             found |= {"valid": False, "fault": "written for another device"}
         return found
 
-    def directory(self) -> Directory:
+    def directory(self) -> DirectoryAtRest:
         """Replays the newest complete half, each block from the area or, when that is damaged, from its mirror. Raises
         NotFound."""
         if self._directory is None:
@@ -172,12 +172,12 @@ class DeviceAtRest:
             self._directory = (
                 max(whole, key=lambda one: one.generation)
                 if whole
-                else Directory(notes=["no half of the journal holds a whole snapshot of the directory"])
+                else DirectoryAtRest(notes=["no half of the journal holds a whole snapshot of the directory"])
             )
         return self._directory
 
-    def _replay(self, half: int, superblock: Fields) -> Directory:
-        found, whole = Directory(), False
+    def _replay(self, half: int, superblock: Fields) -> DirectoryAtRest:
+        found, whole = DirectoryAtRest(), False
         for index in range(int(superblock["journal_bytes"]) // BLOCK):
             copies = self._copies(half, index, superblock)
             sound = [
@@ -207,13 +207,13 @@ class DeviceAtRest:
         return [self.journal_block(start + area * size + index * BLOCK, superblock) for area in (half, half + 2)]
 
     @staticmethod
-    def _apply(directory: Directory, entry: Fields, slab_blocks: int) -> None:
+    def _apply(directory: DirectoryAtRest, entry: Fields, slab_blocks: int) -> None:
         key = (bytes(entry["volume"]), int(entry["segment"]))
         if entry["kind"] == "delete":
             directory.replicas.pop(key, None)
         elif entry["kind"] == "put":
             extents = tuple((int(first), int(count)) for first, count in entry["extents"])
-            directory.replicas[key] = Replica(
+            directory.replicas[key] = ReplicaAtRest(
                 key[0],
                 key[1],
                 entry["state"],
@@ -246,7 +246,7 @@ class DeviceAtRest:
             f"({there})"
         )
 
-    def replica(self, volume: bytes, segment: int) -> Replica:
+    def replica(self, volume: bytes, segment: int) -> ReplicaAtRest:
         """Raises NotFound."""
         found = self.directory().replicas.get((volume, segment))
         if found is None:
@@ -257,7 +257,7 @@ class DeviceAtRest:
             )
         return found
 
-    def blocks(self, replica: Replica, block: int, count: int) -> bytes:
+    def blocks(self, replica: ReplicaAtRest, block: int, count: int) -> bytes:
         """Bytes of up to `count` blocks from `block` on: up to a dropped block, or the end of the replica or device."""
         if not replica.compacted:
             return self._stored(replica, block, count)
@@ -267,21 +267,21 @@ class DeviceAtRest:
             block, count = block + 1, count - 1
         return result
 
-    def dropped(self, replica: Replica, block: int) -> bool:
+    def dropped(self, replica: ReplicaAtRest, block: int) -> bool:
         """Whether compaction dropped the block, which nothing pointed to. False if no bitmap of the replica is
         valid."""
         places = self._places(replica) if replica.compacted else None
         return places is not None and block < replica.blocks and block not in places
 
-    def absent(self, replica: Replica, block: int) -> str:
+    def absent(self, replica: ReplicaAtRest, block: int) -> str:
         """Describes why a block was not read."""
         return "dropped by compaction" if self.dropped(replica, block) else "unreadable or behind the segment's end"
 
-    def bitmap_fault(self, replica: Replica) -> str | None:
+    def bitmap_fault(self, replica: ReplicaAtRest) -> str | None:
         """The fault of a compacted replica's bitmap."""
         return "neither copy of its bitmap is valid" if self._places(replica) is None else None
 
-    def _places(self, replica: Replica) -> dict[int, int] | None:
+    def _places(self, replica: ReplicaAtRest) -> dict[int, int] | None:
         """The position of each remaining block in a compacted replica; None if neither bitmap is valid."""
         if replica not in self._bitmaps:
             copies = [self._stored(replica, at, 1) for at in (0, replica.live + 1)]
@@ -296,7 +296,7 @@ class DeviceAtRest:
             )
         return self._bitmaps[replica]
 
-    def _stored(self, replica: Replica, block: int, count: int) -> bytes:
+    def _stored(self, replica: ReplicaAtRest, block: int, count: int) -> bytes:
         """The same, addressed by the blocks' positions in the replica."""
         superblock = self.superblock()
         result, position = bytearray(), 0
@@ -315,7 +315,7 @@ class DeviceAtRest:
             position += length
         return bytes(result)
 
-    def record(self, replica: Replica, block: int) -> Fields:
+    def record(self, replica: ReplicaAtRest, block: int) -> Fields:
         """The record whose header is at `block`; contradictions to its place are faults."""
         data = self.blocks(replica, block, 1)
         if len(data) < BLOCK:
@@ -332,7 +332,7 @@ class DeviceAtRest:
                 found |= {"valid": False, "fault": "goes beyond the segment's end"}
         return found
 
-    def records(self, replica: Replica) -> Iterator[tuple[int, Fields]]:
+    def records(self, replica: ReplicaAtRest) -> Iterator[tuple[int, Fields]]:
         """Headers from the segment's first block on, up to the footer or the first invalid one, which is the last
         returned."""
         block, previous = 0, 0
@@ -347,7 +347,7 @@ class DeviceAtRest:
             previous = int(found["crc"])
             block += 1 + int(found["payload_blocks"])
 
-    def payload_faults(self, replica: Replica, block: int, record: Fields) -> list[str]:
+    def payload_faults(self, replica: ReplicaAtRest, block: int, record: Fields) -> list[str]:
         """The payload blocks of a valid record that do not match the checksum in its header. A block dropped by
         compaction is no fault."""
         faults, at = [], block + 1
@@ -368,7 +368,7 @@ class DeviceAtRest:
             at += 1
         return faults
 
-    def listed_blocks(self, replica: Replica, footer: Fields, *, verify: bool) -> list[Fields]:
+    def listed_blocks(self, replica: ReplicaAtRest, footer: Fields, *, verify: bool) -> list[Fields]:
         """The payload blocks that the footer of a compacted segment lists, in order, each "live" or "dropped", with a
         fault where it contradicts the footer. verify: also read live blocks and compare checksums. A brief footer lists
         only live blocks."""
@@ -391,7 +391,7 @@ class DeviceAtRest:
             )
         return found
 
-    def footer(self, replica: Replica) -> Fields:
+    def footer(self, replica: ReplicaAtRest) -> Fields:
         """A sealed segment's footer with its table of entries."""
         if not replica.footer_block:
             return {"valid": False, "fault": "none: the segment is open or was sealed without one"}

@@ -11,7 +11,7 @@ import click
 
 from iomesh.cli import documents
 from iomesh.cli.inspect import render
-from iomesh.cli.inspect.at_rest import AREAS, DeviceAtRest, Replica
+from iomesh.cli.inspect.at_rest import AREAS, DeviceAtRest, ReplicaAtRest
 from iomesh.cli.inspect.log_at_rest import checkpoints, describe_block, walk_map
 from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.cli.session import Session, Size, answers
@@ -78,7 +78,7 @@ def superblock(session: Session, device: str) -> None:
     "--area", type=click.IntRange(0, 3), help="One of the four areas: half 0, half 1, their mirrors. By default all."
 )
 @click.option("--entries", is_flag=True, help="With the entries of each block.")
-@answers(documents.Journal)
+@answers(documents.JournalDocument)
 def journal(session: Session, device: str, area: int | None, entries: bool) -> None:
     """Print the blocks of the journal, area by area, up to the end of each."""
     areas: list[Fields] = []
@@ -93,7 +93,7 @@ def journal(session: Session, device: str, area: int | None, entries: bool) -> N
 @inspect.command("directory")
 @device_argument
 @volume_option
-@answers(documents.Directory)
+@answers(documents.DirectoryDocument)
 def directory(session: Session, device: str, volume: str | None) -> None:
     """Print which segments of which volumes the device holds, according to its journal."""
     with opened(device) as it:
@@ -136,7 +136,7 @@ def segment(session: Session, device: str, segment: int, volume: str | None, ver
     end(sound and not any(faults))
 
 
-def whole_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
+def whole_segment(it: DeviceAtRest, replica: ReplicaAtRest, verify: bool) -> Fields:
     records = []
     for block, record in it.records(replica):
         faults = it.payload_faults(replica, block, record) if verify and record["valid"] else []
@@ -153,7 +153,7 @@ def whole_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
     }
 
 
-def compacted_segment(it: DeviceAtRest, replica: Replica, verify: bool) -> Fields:
+def compacted_segment(it: DeviceAtRest, replica: ReplicaAtRest, verify: bool) -> Fields:
     """A compacted segment has no records: their headers are dropped like all blocks without a pointer to them."""
     footer = it.footer(replica) if replica.footer_block else None
     blocks = it.listed_blocks(replica, footer, verify=verify) if footer is not None and footer["valid"] else []
@@ -259,7 +259,7 @@ def node(
     end(all(one["valid"] for one in nodes))
 
 
-def newest_checkpoint(it: DeviceAtRest, volume: bytes) -> tuple[Replica, int]:
+def newest_checkpoint(it: DeviceAtRest, volume: bytes) -> tuple[ReplicaAtRest, int]:
     """Raises NotFound when there is none."""
     found = checkpoints(it, volume)
     if not found:

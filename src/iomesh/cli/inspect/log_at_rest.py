@@ -3,14 +3,14 @@
 from typing import Any
 
 from iomesh.cli.inspect import structures
-from iomesh.cli.inspect.at_rest import DeviceAtRest, Replica
+from iomesh.cli.inspect.at_rest import DeviceAtRest, ReplicaAtRest
 from iomesh.cli.inspect.structures import BLOCK, Fields
 from iomesh.errors import NotFound
 
 LEVELS = 5
 
 
-def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int]]:
+def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, ReplicaAtRest, int]]:
     """The places of the volume's checkpoints, each with the sequence of its record: from footers, and from headers
     where there is no footer."""
     found = []
@@ -24,7 +24,7 @@ def checkpoints(it: DeviceAtRest, volume: bytes) -> list[tuple[int, Replica, int
     return found
 
 
-def entries(it: DeviceAtRest, replica: Replica) -> list[tuple[int, int, Fields]]:
+def entries(it: DeviceAtRest, replica: ReplicaAtRest) -> list[tuple[int, int, Fields]]:
     """All entries of a segment: (record's sequence, payload block, entry); an entry without payload has the next
     block."""
     footer = it.footer(replica) if replica.footer_block else None
@@ -52,7 +52,7 @@ def from_footer(table: list[Fields]) -> list[tuple[int, int, Fields]]:
     return found
 
 
-def describe_block(it: DeviceAtRest, replica: Replica, block: int, what: str) -> Fields:
+def describe_block(it: DeviceAtRest, replica: ReplicaAtRest, block: int, what: str) -> Fields:
     """A payload block as a `what` ("checkpoint" or "node"), verified by the checksum in its record."""
     at = f"{replica.segment}:{block}"
     data = it.blocks(replica, block, 1)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from iomesh.cli.inspect.at_rest import Replica
+from iomesh.cli.inspect.at_rest import ReplicaAtRest
 from iomesh.cli.inspect.structures import Fields
 from iomesh.cli.output import fields, jsonable, table
 from iomesh.sizes import exact_size, short_size
@@ -97,7 +97,7 @@ def journal_area(area: Fields, entries: bool) -> RenderableType:
     return Group(*lines, "")
 
 
-def directory(document: Fields, replicas: list[Replica]) -> Iterator[RenderableType]:
+def directory(document: Fields, replicas: list[ReplicaAtRest]) -> Iterator[RenderableType]:
     if document["half"] is None:
         yield Text("no directory", style="red")
     else:
@@ -203,7 +203,7 @@ def record(found: Fields) -> Iterator[RenderableType]:
         yield entry_table(found)
 
 
-def footer(found: Fields, replica: Replica) -> Iterator[RenderableType]:
+def footer(found: Fields, replica: ReplicaAtRest) -> Iterator[RenderableType]:
     yield whole(found, f"footer at {replica.segment}:{replica.footer_block}")
     if found.get("entries"):
         yield ""

@@ -259,10 +259,12 @@ def document(there: Installation) -> documents.Trial:
     return documents.Trial(
         directory=there.directory,
         nodes=[
-            documents.TrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control)
+            documents.ListedTrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control)
             for node in there.nodes
         ],
-        volumes=[documents.TrialVolume(name=volume.name, size=volume.size, uri=volume.uri) for volume in there.volumes],
+        volumes=[
+            documents.ListedTrialVolume(name=volume.name, size=volume.size, uri=volume.uri) for volume in there.volumes
+        ],
         cluster=there.cluster,
         devices=there.devices,
         log=str(there.log),

@@ -17,7 +17,7 @@ from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, until_answered
 from iomesh.node.pointers import Pointers
 from iomesh.node.supervisor import end_all, settle
-from iomesh.node.volume import OpenVolume, is_hidden
+from iomesh.node.volume import NodeVolume, is_hidden
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.failures import Failures
 from iomesh.node.volumes.opening import Opening
@@ -71,7 +71,7 @@ class BringUp:
         its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node, promised=0), 0)
         deleting = record.state == Lifecycle.DELETING
         state = VolumeState.DELETING if deleting else VolumeState.OPENING
-        volume = OpenVolume(record, its_log, version, log_version, state)
+        volume = NodeVolume(record, its_log, version, log_version, state)
         try:
             if not named and record.node == self._node:
                 await until_answered(lambda: reserve_name(self._metadata, record.name, record.id))
@@ -99,7 +99,7 @@ class BringUp:
                 return
             await self._bring_up_all(waiting)
 
-    async def _bring_up_all(self, left: list[OpenVolume]) -> None:
+    async def _bring_up_all(self, left: list[NodeVolume]) -> None:
         """Opens each clone after its parent."""
         while left:
             ids = {volume.record.id for volume in left}
@@ -109,7 +109,7 @@ class BringUp:
         for volume in [volume for volume in self._volumes.values() if is_hidden(volume)]:
             await self._deletion.delete_if_unneeded(volume)
 
-    async def _bring_up(self, volume: OpenVolume) -> None:
+    async def _bring_up(self, volume: NodeVolume) -> None:
         await self._hooks.hold(f"volume {volume.record.name}")
         async with volume.changing:
             if (volume.in_engine and not volume.awaits_metadata) or not self._volumes.has(volume):
@@ -151,7 +151,7 @@ class BringUp:
             left = [volume for volume in left if volume.record.id in parents]
         await self._failures.withdrawn()
 
-    async def _close(self, volume: OpenVolume) -> None:
+    async def _close(self, volume: NodeVolume) -> None:
         name = volume.record.name
         try:
             async with volume.changing:

@@ -13,7 +13,7 @@ from iomesh.node.exports import NBD, Exports
 from iomesh.node.limits import check_size
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import settle
-from iomesh.node.volume import OpenVolume, write_record
+from iomesh.node.volume import NodeVolume, write_record
 from iomesh.node.volumes.opening import Opening
 from iomesh.node.volumes.parts import Parts
 from iomesh.node.volumes.view import View
@@ -80,7 +80,7 @@ class Changes:
         written = await settle(self._checkpoint_if_served(volume) for volume in volumes)
         return [volume.record.name for volume, done in zip(volumes, written, strict=True) if done]
 
-    async def _checkpoint_if_served(self, volume: OpenVolume) -> bool:
+    async def _checkpoint_if_served(self, volume: NodeVolume) -> bool:
         """False: the volume was deleted meanwhile."""
         try:
             await self._engine.checkpoint(volume.record.id)

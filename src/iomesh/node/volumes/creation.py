@@ -15,7 +15,7 @@ from iomesh.metadata.records import CloneRecord, Lifecycle, LogRecord, PolicyRec
 from iomesh.metadata.volumes import create_records
 from iomesh.node.limits import check_name, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
-from iomesh.node.volume import OpenVolume, is_hidden
+from iomesh.node.volume import NodeVolume, is_hidden
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.opening import Opening
 from iomesh.node.volumes.parts import Parts
@@ -69,7 +69,7 @@ class Creation:
         return self._view.describe(volume)
 
     async def _identical(
-        self, volume: OpenVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord
+        self, volume: NodeVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord
     ) -> Volume | None:
         """The answer to a repeated creation, finished or in progress. None: the name now belongs to another volume, or
         to none."""
@@ -153,11 +153,11 @@ class Creation:
         log.info("volume cloned", volume=name, id=str(record.id), of=of.name, snapshot=str(of.snapshot))
         return self._view.describe(volume)
 
-    async def _make(self, record: VolumeRecord, of: CloneRecord | None = None, *, promised: int = 0) -> OpenVolume:
+    async def _make(self, record: VolumeRecord, of: CloneRecord | None = None, *, promised: int = 0) -> NodeVolume:
         """Creates a volume, whose segments are numbered above `promised`. Afterwards it is open, or nothing is left of
         it. Raises AlreadyExists if the name is taken."""
         self._stores.refuse_while_changing()
-        volume = OpenVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of, promised=promised))
+        volume = NodeVolume(record, LogRecord(id=record.id, epoch=0, owner=self._node, clone_of=of, promised=promised))
         self._volumes.add(volume)
         async with volume.changing:
             try:

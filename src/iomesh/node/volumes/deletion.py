@@ -17,7 +17,7 @@ from iomesh.metadata.volumes import release_name, remove_records
 from iomesh.node.logs import logger
 from iomesh.node.pointers import Pointers
 from iomesh.node.snapshots import visible
-from iomesh.node.volume import OpenVolume, hide_record, is_hidden, write_record
+from iomesh.node.volume import NodeVolume, hide_record, is_hidden, write_record
 from iomesh.node.volumes.changes import refuse_connections
 from iomesh.node.volumes.failures import Failures
 from iomesh.node.volumes.parts import Parts
@@ -64,7 +64,7 @@ class Deletion:
             await self.record_and_erase(volume)
         await self._delete_unneeded_parent(volume)
 
-    def _refuse_snapshots(self, volume: OpenVolume, snapshots: bool) -> None:
+    def _refuse_snapshots(self, volume: NodeVolume, snapshots: bool) -> None:
         count = sum(visible(entry) for entry in volume.snapshots)
         if count and not snapshots:
             raise InUse(
@@ -72,7 +72,7 @@ class Deletion:
                 "its snapshots"
             )
 
-    async def _hide(self, volume: OpenVolume) -> None:
+    async def _hide(self, volume: NodeVolume) -> None:
         """The volume has clones: only its name, its exports, and the snapshots that no clone needs are removed now. The
         name becomes free only when no export uses it any more."""
         name = volume.record.name
@@ -86,7 +86,7 @@ class Deletion:
         finally:
             self._volumes.release(volume)
 
-    async def record_and_erase(self, volume: OpenVolume) -> None:
+    async def record_and_erase(self, volume: NodeVolume) -> None:
         """Records the deletion, then erases the volume. If the metadata service does not answer, the record may already
         say DELETING: then the volume is erased once the service answers."""
         try:
@@ -107,7 +107,7 @@ class Deletion:
             self._failures.fail(volume, error)
             raise
 
-    async def finish_deletion(self, volume: OpenVolume) -> None:
+    async def finish_deletion(self, volume: NodeVolume) -> None:
         """Retries the rest of a deletion that was interrupted by an error."""
         async with volume.changing:
             if not self._volumes.has(volume) or volume.record.state != Lifecycle.DELETING:
@@ -121,7 +121,7 @@ class Deletion:
                 return
         await self._delete_unneeded_parent(volume)
 
-    async def erase(self, volume: OpenVolume) -> None:
+    async def erase(self, volume: NodeVolume) -> None:
         """Erases a volume in any state; its own record, in state DELETING, is removed last."""
         name = volume.record.name
         if volume.state != VolumeState.DELETING:  # else the error that interrupted the deletion may still apply
@@ -137,7 +137,7 @@ class Deletion:
         self._volumes.remove(volume)
         log.info("volume deleted", volume=name, id=str(volume.record.id), segments=segments)
 
-    async def discard(self, volume: OpenVolume) -> None:
+    async def discard(self, volume: NodeVolume) -> None:
         """Removes everything of a creation that failed. What cannot be removed now is removed once the metadata service
         answers, or at the next start of the node."""
         volume.state = VolumeState.DELETING
@@ -153,7 +153,7 @@ class Deletion:
         except IomeshError as error:
             self._failures.fail(volume, error)
 
-    async def _delete_unneeded_parent(self, volume: OpenVolume) -> None:
+    async def _delete_unneeded_parent(self, volume: NodeVolume) -> None:
         """After a clone is deleted."""
         if volume.log.clone_of is not None:
             await self.delete_unneeded(volume.log.clone_of.volume)
@@ -164,7 +164,7 @@ class Deletion:
         if volume is not None:
             await self.delete_if_unneeded(volume)
 
-    async def delete_if_unneeded(self, volume: OpenVolume) -> None:
+    async def delete_if_unneeded(self, volume: NodeVolume) -> None:
         async with volume.changing:
             name = volume.record.name
             if not self._volumes.has(volume) or not is_hidden(volume):

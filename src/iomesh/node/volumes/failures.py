@@ -10,7 +10,7 @@ from iomesh.errors import Conflict, IomeshError
 from iomesh.metadata import MetadataUnavailable
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import STOP_SECONDS
-from iomesh.node.volume import OpenVolume
+from iomesh.node.volume import NodeVolume
 from iomesh.node.volumes.parts import Parts
 
 log = logger("volumes")
@@ -24,7 +24,7 @@ class Failures:
         self._withdrawing: set[asyncio.Task[None]] = set()
         self.on_waiting: Callable[[], None] = lambda: None  # a volume waits for the metadata service
 
-    def fail(self, volume: OpenVolume, error: IomeshError) -> None:
+    def fail(self, volume: NodeVolume, error: IomeshError) -> None:
         """A volume that only lacks an answer of the metadata service is retried in the background."""
         awaited, told = volume.awaits_metadata, (volume.state, volume.reason)
         volume.reason = error.message
@@ -44,7 +44,7 @@ class Failures:
         if (volume.state, volume.reason) != told:
             log.error("volume failed", volume=volume.record.name, state=volume.state.value, reason=error.message)
 
-    def lost(self, volume: OpenVolume, error: Conflict) -> None:
+    def lost(self, volume: NodeVolume, error: Conflict) -> None:
         """Another node owns the volume: serving stops at once, for writes and for reads of what that node may have
         overwritten."""
         self.fail(volume, error)
@@ -52,7 +52,7 @@ class Failures:
         self._withdrawing.add(job)
         job.add_done_callback(self._withdrawing.discard)
 
-    async def _withdraw(self, volume: OpenVolume) -> None:
+    async def _withdraw(self, volume: NodeVolume) -> None:
         async with volume.changing:
             await self._exports.withdraw(volume.record.name)
             await self._snapshots.closing(volume)

@@ -9,7 +9,7 @@ from iomesh.engine.engine import Pointer
 from iomesh.metadata import MetadataUnavailable
 from iomesh.metadata.records import Lifecycle
 from iomesh.node.logs import logger
-from iomesh.node.volume import OpenVolume, take_over, write_record
+from iomesh.node.volume import NodeVolume, take_over, write_record
 from iomesh.node.volumes.parts import Parts
 
 log = logger("volumes")
@@ -26,7 +26,7 @@ class Opening:
         self._windows = parts.windows
         self._node = parts.node
 
-    async def open(self, volume: OpenVolume) -> None:
+    async def open(self, volume: NodeVolume) -> None:
         """Takes ownership under a new epoch, recovers the volume, publishes its export."""
         volume.state, volume.reason = VolumeState.OPENING, ""
         if not volume.in_engine:  # else a previous attempt opened it but failed in a later step
@@ -44,7 +44,7 @@ class Opening:
         self.publish(volume)
         log.info("volume open", volume=record.name, epoch=volume.log.epoch, **volume.recovery)
 
-    async def _recover(self, volume: OpenVolume) -> None:
+    async def _recover(self, volume: NodeVolume) -> None:
         of = volume.log.clone_of
         parent = self._volumes.by_id(of.volume) if of is not None else None
         if of is not None and parent is not None and parent.awaits_metadata:
@@ -73,7 +73,7 @@ class Opening:
         finally:
             volume.opening = False
 
-    def publish(self, volume: OpenVolume) -> None:
+    def publish(self, volume: NodeVolume) -> None:
         record = volume.record
         for export in record.exports:
             self._exports.publish(

@@ -14,7 +14,7 @@ from iomesh.engine import engine as compiled
 from iomesh.metadata.volumes import Unreadable, is_hidden_name
 from iomesh.node.health import volume_warnings, why_log_failed
 from iomesh.node.snapshots import visible
-from iomesh.node.volume import OpenVolume
+from iomesh.node.volume import NodeVolume
 from iomesh.node.volumes.parts import Parts
 from iomesh.node.windows import restore_points_of
 from iomesh.times import time_of
@@ -45,7 +45,7 @@ class View:
         )
         return sorted([*unreadable, *map(self.describe, self._volumes.named())], key=lambda volume: volume.name)
 
-    def describe(self, volume: OpenVolume) -> Volume:
+    def describe(self, volume: NodeVolume) -> Volume:
         record = volume.record
         state = self._engine.volume_state(record.id) if volume.state == VolumeState.SERVING else {}
         broken = bool(state) and bool(state["error"])
