@@ -64,8 +64,10 @@ cdef class Checkpoints:
             self.reactor.at_turn_end(&self.begin)
 
     cdef bint is_due(self) noexcept nogil:
+        # Without space below it would fail at once, and be due again. The commit that ends that calls poke().
         return (
             not self.running
+            and not self.log.refusing_below
             and (self.due or self.log.bytes - self.log.bytes_at_checkpoint >= self.interval)
             and self.replayed
         )
