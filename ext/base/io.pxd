@@ -9,7 +9,6 @@
 # still read from, or write into, its memory: see io.pyx. Discards have no limit: on a large range they may take long.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from posix.uio cimport iovec
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -56,6 +55,12 @@ cdef struct DeviceWatch:
     void* owner
     void (*on_stalled)(void* owner) noexcept nogil
 
+cdef struct Kept:                    # memory to release once no abandoned request uses it
+    Kept* next                       # its first field
+    void* memory
+    uint64_t bytes
+    bint mapped                      # by mmap(), not malloc()
+
 cdef class Io:
     cdef uint64_t boot                                           # of the node: a different number after each boot
     cdef int64_t request_timeout_ns                              # 0: device requests have no limit
@@ -74,9 +79,8 @@ cdef class Io:
     cdef Operation scan_timer
     cdef bint scanning
     cdef DeviceWatch watches[DEVICES_MAX]
-    cdef void** kept                                             # memory to release once no abandoned request uses it
-    cdef uint32_t kept_count
-    cdef uint32_t kept_room
+    cdef Kept* kept
+    cdef Kept* handed_in                                         # by any thread; the reactor takes the whole list
     cdef void* pool                                              # the reactor's: told of answers to abandoned requests
     cdef void (*on_answer)(void* pool) noexcept nogil
     # devices: numbers from add_device; all offsets, lengths and addresses are multiples of 4096
@@ -105,6 +109,7 @@ cdef class Io:
     cdef void scan(self) noexcept nogil
     cdef void time_out(self, DeviceRequest* request) noexcept nogil
     cdef void refuse(self) noexcept nogil
+    cdef void keep(self, Kept* kept) noexcept nogil
     cdef void release_kept(self) noexcept nogil
     # connections: numbers from add_connection
     # result 0: closed by the peer
@@ -135,9 +140,7 @@ cdef class Io:
     # the number, or a negative errno; the descriptor becomes the Io's
     cdef int add_connection(self, int fd) noexcept nogil
 
-# io.release() for the end of an object, whose `io` may be gone already.
-cdef inline void release_buffer(Io io, void* memory) noexcept nogil:
-    if io is not None:
-        io.release(memory)
-    else:
-        free(memory)
+# At the end of an object, on any thread: memory that requests of `io` used, which may be gone already. Releases it once
+# no abandoned request uses it.
+cdef void release_buffer(Io io, void* memory) noexcept             # from malloc()
+cdef void release_mapping(Io io, void* memory, uint64_t bytes) noexcept    # from mmap()

@@ -12,13 +12,36 @@
 
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free
 from posix.uio cimport iovec
 
+from iomesh.engine.base.atomics cimport load_uint32, store_uint32
 from iomesh.engine.base.invariant cimport invariant
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* memory)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int munmap(void* memory, size_t bytes)
+
+cdef extern from *:
+    r"""
+    typedef struct iomesh_link { struct iomesh_link* next; } iomesh_link;
+
+    static inline void iomesh_push(void* list, void* link) {
+        iomesh_link** head = list;
+        iomesh_link* newest = __atomic_load_n(head, __ATOMIC_RELAXED);
+        do
+            ((iomesh_link*)link)->next = newest;
+        while (!__atomic_compare_exchange_n(head, &newest, (iomesh_link*)link, 1, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    }
+
+    static inline void* iomesh_take_all(void* list) {
+        return __atomic_exchange_n((iomesh_link**)list, NULL, __ATOMIC_ACQUIRE);
+    }
+    """
+    void push "iomesh_push" (Kept** list, Kept* link) noexcept nogil
+    Kept* take_all "iomesh_take_all" (Kept** list) noexcept nogil
 
 cdef enum:
     SCAN_NS = 1000 * 1000 * 1000
@@ -34,10 +57,9 @@ cdef class Io:
         self.scan_timer.owner = self.refusal.owner = <void*>self
 
     def __dealloc__(self):
-        free(self.requests)
         if self.abandoned == 0:                          # else a device may still use some of it: the process ends soon
             self.release_kept()
-        free(self.kept)
+        free(self.requests)
 
     cdef void read(self, Operation* operation, int device, void* into, uint32_t bytes, uint64_t offset) noexcept nogil:
         self.ask_device(operation, DEVICE_READ, device, <char*>into, bytes, offset)
@@ -141,7 +163,7 @@ cdef class Io:
             caller.result = request.operation.result
             caller.done(caller)
             return
-        self.abandoned -= 1
+        store_uint32(self.abandoned, self.abandoned - 1)
         self.late += 1
         self.release_kept()
         if self.pool is not NULL:
@@ -174,7 +196,7 @@ cdef class Io:
             watch.on_stalled(watch.owner)
         if caller is not NULL:
             request.caller = NULL
-            self.abandoned += 1
+            store_uint32(self.abandoned, self.abandoned + 1)
             caller.result = -ETIMEDOUT
             caller.done(caller)
 
@@ -197,7 +219,7 @@ cdef class Io:
             request = request.older
         if request is not NULL:
             request.caller = NULL
-            self.abandoned += 1
+            store_uint32(self.abandoned, self.abandoned + 1)
             return True
         while place[0] is not NULL:                      # refused, and not called back yet
             if place[0] is operation:
@@ -240,23 +262,29 @@ cdef class Io:
     cdef void release(self, void* memory) noexcept nogil:
         if self.abandoned == 0 or memory is NULL or not self.holds(memory, malloc_usable_size(memory)):
             free(memory)
-            return
-        if self.kept_count == self.kept_room:
-            self.kept_room = 2 * self.kept_room + 16
-            self.kept = <void**>realloc(self.kept, self.kept_room * sizeof(void*))
-            invariant(self.kept is not NULL, b"there is memory to note what a stalled device uses")
-        self.kept[self.kept_count] = memory
-        self.kept_count += 1
+        else:
+            self.keep(new_kept(memory, malloc_usable_size(memory), False))
+
+    cdef void keep(self, Kept* kept) noexcept nogil:
+        kept.next = self.kept
+        self.kept = kept
 
     cdef void release_kept(self) noexcept nogil:
-        cdef uint32_t i, count = 0
-        for i in range(self.kept_count):
-            if self.holds(self.kept[i], malloc_usable_size(self.kept[i])):
-                self.kept[count] = self.kept[i]
-                count += 1
-            else:
-                free(self.kept[i])
-        self.kept_count = count
+        """Releases what no abandoned request uses any more."""
+        cdef Kept* left[2]
+        cdef Kept* kept
+        cdef int i
+        left[0], left[1] = self.kept, take_all(&self.handed_in)
+        self.kept = NULL
+        for i in range(2):
+            while left[i] is not NULL:
+                kept = left[i]
+                left[i] = kept.next
+                if self.holds(kept.memory, kept.bytes):
+                    self.keep(kept)
+                else:
+                    release_now(kept.memory, kept.bytes, kept.mapped)
+                    free(kept)
 
     cdef void watch(self, int device, void* owner, void (*on_stalled)(void* owner) noexcept nogil) noexcept nogil:
         self.watches[device].owner = owner
@@ -340,3 +368,37 @@ cdef void scan_due(Operation* operation) noexcept nogil:
 
 cdef void refusal_due(Operation* operation) noexcept nogil:
     (<Io>operation.owner).refuse()
+
+
+# ---------------------------------------------------------------------- memory that a device may still use
+
+cdef Kept* new_kept(void* memory, uint64_t bytes, bint mapped) noexcept nogil:
+    cdef Kept* kept = <Kept*>calloc(1, sizeof(Kept))
+    invariant(kept is not NULL, b"there is memory to note what a stalled device uses")
+    kept.memory, kept.bytes, kept.mapped = memory, bytes, mapped
+    return kept
+
+
+cdef void release_now(void* memory, uint64_t bytes, bint mapped) noexcept nogil:
+    if mapped:
+        munmap(memory, bytes)
+    else:
+        free(memory)
+
+
+cdef void hand_in(Io io, void* memory, uint64_t bytes, bint mapped) noexcept:
+    # Only the io's reactor may look at its requests, and objects end on the thread that drops them.
+    if memory is NULL:
+        return
+    if io is None or load_uint32(io.abandoned) == 0:
+        release_now(memory, bytes, mapped)
+    else:
+        push(&io.handed_in, new_kept(memory, bytes, mapped))
+
+
+cdef void release_buffer(Io io, void* memory) noexcept:
+    hand_in(io, memory, malloc_usable_size(memory), False)
+
+
+cdef void release_mapping(Io io, void* memory, uint64_t bytes) noexcept:
+    hand_in(io, memory, bytes, True)

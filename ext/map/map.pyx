@@ -54,7 +54,7 @@ from libc.string cimport memcmp, memset
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport Io, Operation, release_mapping
 from iomesh.engine.format.layout cimport BLOCK_BYTES, MAP_LEVELS, NODE_POINTERS, POINTER_PRESENT, Pointer, node_valid
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
@@ -451,8 +451,7 @@ cdef class MapCache:
             munmap(self.buckets, self.buckets_bytes)
         if self.nodes is not NULL:
             munmap(self.nodes, self.nodes_bytes)
-        if self.memory is not NULL:
-            munmap(self.memory, self.memory_bytes)
+        release_mapping(self.io, self.memory, self.memory_bytes)
 
     cdef Node* take(self) noexcept nogil:
         cdef Node* node

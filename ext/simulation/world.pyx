@@ -585,6 +585,7 @@ cdef class WorldIo(Io):
     def __dealloc__(self):
         if self.alive:
             self.world.leave(self.number)
+        self.abandoned = 0                               # the world has forgotten them
 
     cdef void start(self, Operation* operation) noexcept nogil:
         if self.alive:

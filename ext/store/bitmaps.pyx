@@ -20,7 +20,7 @@ from libc.string cimport memcpy
 from iomesh.engine.store.compaction cimport bitmap_matches, bitmap_place, lives_in, rank_in, run_in
 from iomesh.engine.store.extents cimport read_blocks
 from iomesh.engine.base.invariant cimport invariant
-from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.base.io cimport Io, Operation, release_mapping
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport Waiters, join, wait, waited, wake_all
@@ -56,8 +56,7 @@ cdef class Bitmaps:
             munmap(self.buckets, self.buckets_bytes)
         if self.all is not NULL:
             munmap(self.all, self.all_bytes)
-        if self.memory is not NULL:
-            munmap(self.memory, self.memory_bytes)
+        release_mapping(self.io, self.memory, self.memory_bytes)
 
     cdef int64_t place(
         self, const Replica* replica, uint32_t block, uint32_t* contiguous, Operation* when
