@@ -117,6 +117,8 @@ def run(check: Check, *, short: bool = False) -> Outcome:
 def trace_of(check: Check, folder: Path) -> tuple[str, ...]:
     """The steps to the violation, and in the last line what is violated."""
     replay = execute(["spin", "-t", "-T", *check.defines, MODEL.name], folder)
+    # Model and trail can be of the same second, which spin takes for a changed model
+    replay = "\n".join(line for line in replay.splitlines() if not line.startswith("spin: warning, "))
     steps, failed, _ = replay.partition("spin: ")
     lines = tuple(line for line in steps.splitlines() if line)
     if not failed or not lines or not lines[-1].startswith(("violated: ", "reached: ")):
