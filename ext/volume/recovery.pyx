@@ -244,7 +244,9 @@ cdef class Recovery(LogScan):
                     self.volume.segments.live += entry.live
         # segments that contain the checkpoint stay until the next one
         for i in range(checkpoint.index_count):
-            self.read_block(checkpoint.index[i], index)
+            result = self.read_block(checkpoint.index[i], index)
+            if result < 0:
+                return result
             for k in range(min(<uint32_t>NODE_POINTERS, checkpoint.table_blocks - i * NODE_POINTERS)):
                 keep(self, index[k].segment, checkpoint.sequence)
             keep(self, checkpoint.index[i].segment, checkpoint.sequence)
