@@ -133,6 +133,7 @@ cdef class Log:
     cdef void free_record(self, Record* record) noexcept nogil
     cdef void segments_changed(self, int error) noexcept nogil
     cdef void abandon_writes(self) noexcept nogil
+    cdef void end_at_committed(self, OpenSegment* open_segment) noexcept nogil
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil
     cdef void leave_failed(self) noexcept nogil

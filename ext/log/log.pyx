@@ -483,6 +483,16 @@ cdef class Log:
                 record.state = RECORD_WRITTEN
             record = record.next
 
+    cdef void end_at_committed(self, OpenSegment* open_segment) noexcept nogil:
+        """The segment ends behind its last committed record: those behind it are written elsewhere, or never."""
+        open_segment.records_under_way = 0
+        open_segment.next_block = open_segment.committed_block
+        open_segment.table_count = open_segment.committed_entries
+        open_segment.last_crc = open_segment.committed_crc
+        open_segment.segment.last_sequence = min(open_segment.segment.last_sequence, self.committed)
+        if open_segment.closing:
+            wake_all(&open_segment.quiet, 0)
+
     cdef int work_around(self) noexcept nogil:
         """In a task, after a failed write: seal the committed part, rewrite the rest elsewhere. 0 or a negative
         errno."""
@@ -504,14 +514,8 @@ cdef class Log:
             open_segment = &self.open_segments.all[i]
             if open_segment.segment is NULL or open_segment.records_under_way == 0:
                 continue
-            open_segment.records_under_way = 0
-            open_segment.next_block = open_segment.committed_block
-            open_segment.table_count = open_segment.committed_entries
-            open_segment.last_crc = open_segment.committed_crc
-            open_segment.segment.last_sequence = min(open_segment.segment.last_sequence, self.committed)
-            if open_segment.closing:
-                wake_all(&open_segment.quiet, 0)
-            else:
+            self.end_at_committed(open_segment)
+            if not open_segment.closing:
                 self.open_segments.close(open_segment)
         record = self.oldest
         while record is not NULL:
@@ -591,7 +595,6 @@ cdef class Log:
     cdef void break_off(self, int error) noexcept nogil:
         """In a task: fail the log permanently. Records under way never commit."""
         cdef Record* record
-        cdef OpenSegment* open_segment
         cdef int i
         if self.error:
             return
@@ -608,12 +611,8 @@ cdef class Log:
             self.free_record(record)
         self.newest = NULL
         for i in range(OPEN_SEGMENTS_MAX):
-            open_segment = &self.open_segments.all[i]
-            open_segment.records_under_way = 0
-            open_segment.next_block = open_segment.committed_block
-            open_segment.table_count = open_segment.committed_entries
-            if open_segment.closing:
-                wake_all(&open_segment.quiet, 0)
+            if self.open_segments.all[i].segment is not NULL:
+                self.end_at_committed(&self.open_segments.all[i])
         self.failing = False
         wake_all(&self.commits, error)
         wake_all(&self.waiters, error)
