@@ -41,9 +41,9 @@ cdef extern from *:
         ucontext_t beginning;                   /* where it has not been entered yet */
     #if defined(__SANITIZE_THREAD__)
         ucontext_t caller;
-        void *known_as, *caller_known_as;       /* ThreadSanitizer's names of it, and of whoever switched to it */
+        void *known_as, *caller_known_as;       /* ThreadSanitizer's names of it, and of its caller */
     #else
-        jmp_buf place, caller;                  /* where it was left, and whoever switched to it */
+        jmp_buf place, caller;                  /* where it was left, and its caller */
         int entered;
     #endif
         struct Fiber* outer;                    /* the task that was running when this one was switched to */

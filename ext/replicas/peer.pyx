@@ -22,7 +22,7 @@
 #     so a reply to a call of an earlier connection matches none;
 #   - what the server sends can end this connection and nothing else.
 #
-# Called by whoever keeps copies of segments on other nodes, on the volume's reactor. Nothing here allocates after
+# Called by the code that keeps copies of segments on other nodes, on the volume's reactor. Nothing here allocates after
 # construction.
 
 from libc.errno cimport ECONNRESET, EINVAL, ENOBUFS

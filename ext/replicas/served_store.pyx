@@ -17,7 +17,7 @@
 #   - no Replica pointer is kept across a wait. The replica is looked up again for every device operation, since the
 #     node's own volumes change replicas of the same store without coming here.
 #
-# A READ that a volume of this node overtakes with a removal may return other data: whoever reads verifies it against
+# A READ that a volume of this node overtakes with a removal may return other data: the reader verifies it against
 # the pointer's checksum.
 #
 # Called by replicas/server.pyx. Rules: docs/protocols.md, "Requests".

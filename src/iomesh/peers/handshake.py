@@ -151,7 +151,7 @@ def check_challenge(me: Identity, hello: Hello, hello_bytes: bytes, challenge: C
     """What the server offers, if it has proved that it may. Raises HandshakeFailed, Malformed."""
     if not messages.proves(challenge.proof, me.key, "server", hello_bytes, challenge.terms):
         raise WrongKey(
-            f"whoever answers for node {hello.server} does not have this cluster's key: compare the keys of both nodes"
+            f"what answers for node {hello.server} does not have this cluster's key: compare the keys of both nodes"
         )
     terms = messages.decode_terms(challenge.terms)
     if terms.cluster != me.cluster:
