@@ -5,7 +5,7 @@ ticket (an int) at once. `collect()` returns the outcome later; call it whenever
 must be called from one thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
@@ -17,6 +17,8 @@ SEGMENT_BYTES_MAX: int
 VOLUME_BYTES_MAX: int
 SEGMENT_NUMBER_MAX: int
 DEVICE_BYTES_MIN: int           # a smaller device is refused
+PEER_CREDIT_REQUESTS: int  # of a connection that this node serves: requests without a reply, ...
+PEER_CREDIT_BYTES: int  # ... and the bytes of their payloads
 COUNTER_NAMES: tuple[str, ...]          # of a volume, see Engine.counters
 HISTOGRAM_NAMES: tuple[str, ...]        # "read_latency", "write_latency", "flush_latency"
 HISTOGRAM_BUCKETS: int
@@ -293,6 +295,24 @@ class Engine:
         if one was negotiated. since: for an open snapshot, the id of an older one: block status reports changes since
         then instead of allocation. Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed"
         | "malformed" | "stopped"}. ENOENT: no such snapshot."""
+
+    # other nodes
+    def serve_peer(self, fd: int, *, reactor: int) -> int:
+        """Take over a connection from another node after its handshake; the engine closes it. Answered when the
+        connection has ended: {"requests": int, "end": "closed" | "error" | "malformed" | "credits" | "stopped"}. All
+        stores of this node with a number in the cluster are served."""
+    def end_served_peer(self, ticket: int) -> None:
+        """End that connection once its requests under way are answered."""
+    def attach_peer(self, node: str, fd: int, *, reactor: int, requests: int, bytes: int) -> int:
+        """Take over a connection to another node after its handshake; the engine closes it. requests, bytes: its
+        credits. Answered when the connection has ended: {"calls": int (on all connections to the node), "end": "closed"
+        | "error" | "malformed" | "detached" | "silent"}. EEXIST: this reactor has a connection to the node."""
+    def detach_peer(self, node: str, *, reactor: int) -> None: ...
+    def know_devices(self, node: str, devices: Iterable[int]) -> None:
+        """The numbers in the cluster of another node's devices; replaces what was known."""
+    def peers(self) -> list[dict[str, Any]]:
+        """For each other node and reactor: {"node": str, "reactor": int, "attached": bool (it answers), "calls": int,
+        "devices": list[int]}."""
 
 def histogram_bounds() -> NDArray[np.uint64]:
     """Upper bounds of the buckets, in nanoseconds."""

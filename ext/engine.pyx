@@ -22,6 +22,7 @@ from iomesh.engine.commands.connections cimport ServeNbd
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, volume_event
 )
+from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
     RollVolumeForward, UnmarkSnapshot
@@ -47,6 +48,9 @@ from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
+from iomesh.engine.replicas.remote_node cimport RemoteNode
+from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
+from iomesh.engine.replicas.server cimport CREDIT_BYTES, CREDIT_REQUESTS, Server
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
@@ -78,6 +82,7 @@ SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # as a C enum it would be an int
 SEGMENT_NUMBER_MAX = 2**32 - 2
 SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, including the restore points of its restore window
+PEER_CREDIT_REQUESTS, PEER_CREDIT_BYTES = <int>CREDIT_REQUESTS, <int>CREDIT_BYTES
 DEVICE_BYTES_MIN = 64 << 20     # two journal halves and their mirrors, and room for a few segments of the smallest size
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
 TIERS = {"nvme": 1, "ssd": 2, "hdd": 3}
@@ -118,6 +123,8 @@ cdef class _Runner:
     cdef Uring io
     cdef Pool pool
     cdef MapCache cache
+    cdef ServedStores known          # the stores that other nodes may use
+    cdef dict nodes                  # name of another node -> RemoteNode
     cdef object thread
     cdef int thread_id
     cdef int begun                   # result of Io.begin, on the thread
@@ -158,6 +165,9 @@ cdef class Engine:
     cdef int reactor_count
     cdef dict stores                 # number -> Store
     cdef dict scrubs                 # likewise: (Scrubber, its TokenBucket)
+    cdef dict served                 # likewise: ServedStore, of those with a number in the cluster
+    cdef dict node_devices           # name of another node -> numbers of its devices in the cluster
+    cdef dict serving                # ticket -> ServePeer
     cdef dict volumes                # 16 bytes -> _Open
     cdef dict snapshots              # likewise, snapshots open for reading
     cdef dict pending                # ticket -> Command, until it is answered
@@ -199,6 +209,9 @@ cdef class Engine:
         self.runners = []
         self.stores = {}
         self.scrubs = {}
+        self.served = {}
+        self.node_devices = {}
+        self.serving = {}
         self.volumes = {}
         self.snapshots = {}
         self.pending = {}
@@ -222,6 +235,8 @@ cdef class Engine:
             runner.pool.attach(runner.io)
             runner.reactor = Reactor(number, runner.io, modes[mode], poll_microseconds * 1000)
             runner.cache = MapCache(map_cache_bytes // reactors // BLOCK, runner.io)
+            runner.known = ServedStores()
+            runner.nodes = {}
             self.warnings += [warning for warning in runner.io.warnings if warning not in self.warnings]
             self.runners.append(runner)
             self.reactors[number] = <void*>runner.reactor
@@ -335,7 +350,28 @@ cdef class Engine:
             return self.refuse(ENOENT, f"no store has the number {store}")
         if self.volumes:
             return self.refuse(EBUSY, f"store {store} is in use: close the volumes first")
-        return self.ask_store(CloseStore(self.stores[store], self.scrubs[store][0]))
+        return self.ask_store(
+            CloseStore(self.stores[store], self.scrubs[store][0], self.served.pop(store, None), self.tables())
+        )
+
+    cdef list tables(self):
+        return [(<_Runner>runner).known for runner in self.runners]
+
+    cdef int serve_store(self, Store store) except -1:
+        """Other nodes may use it from now on, if it has a number."""
+        cdef ServedStore served
+        cdef ServeStore command
+        if store.superblock.number == 0 or store.device in self.served:
+            return 0
+        served = ServedStore(store, self.runner_at(store.home).cache.bitmaps)
+        self.served[store.device] = served
+        command = ServeStore(served, self.tables())
+        command.reactors, command.reactor_count = self.reactors, self.reactor_count
+        self.ask(command)
+        return 0
+
+    cdef _Runner runner_at(self, Reactor reactor):
+        return self.runners[reactor.number]
 
     def sealed(self, int store):
         if store not in self.stores:
@@ -541,6 +577,62 @@ cdef class Engine:
         ticket = self.ask(ServeNbd(opened.volume, connection, fd))
         opened.connections[ticket] = connection
         return ticket
+
+    # ------------------------------------------------------------------ other nodes
+
+    def serve_peer(self, int fd, *, int reactor):
+        cdef _Runner runner
+        cdef ServePeer command
+        if not 0 <= reactor < self.reactor_count:
+            os.close(fd)
+            raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
+        runner = self.runners[reactor]
+        command = ServePeer(Server(runner.reactor, runner.known), fd)
+        ticket = self.ask(command)
+        self.serving[ticket] = command
+        return ticket
+
+    def end_served_peer(self, int64_t ticket):
+        if ticket in self.serving:
+            self.ask(EndServedPeer((<ServePeer>self.serving[ticket]).server))
+
+    def attach_peer(self, str node, int fd, *, int reactor, uint32_t requests, uint64_t bytes):
+        if not 0 <= reactor < self.reactor_count:
+            os.close(fd)
+            raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
+        if requests == 0 or bytes < 1 << 20:
+            os.close(fd)
+            raise ValueError(f"node {node} gives credit for {requests} requests and {bytes} bytes: too few to work with")
+        return self.ask(AttachPeer(self.remote_node(node, reactor), fd, requests, bytes))
+
+    def detach_peer(self, str node, *, int reactor):
+        if 0 <= reactor < self.reactor_count and node in (<_Runner>self.runners[reactor]).nodes:
+            self.ask(DetachPeer(self.remote_node(node, reactor)))
+
+    def know_devices(self, str node, devices):
+        self.node_devices[node] = list(devices)
+
+    cdef RemoteNode remote_node(self, str node, int reactor):
+        cdef _Runner runner = self.runners[reactor]
+        if node not in runner.nodes:
+            runner.nodes[node] = RemoteNode(runner.reactor)
+        return runner.nodes[node]
+
+    def peers(self):
+        cdef RemoteNode remote
+        found = []
+        for runner in self.runners:
+            for node, remote in (<_Runner>runner).nodes.items():
+                found.append(
+                    {
+                        "node": node,
+                        "reactor": (<_Runner>runner).reactor.number,
+                        "attached": bool(remote.ready),
+                        "calls": remote.peer.calls,
+                        "devices": self.node_devices.get(node, []),
+                    }
+                )
+        return found
 
     # ------------------------------------------------------------------ cleaning
 
@@ -788,6 +880,10 @@ cdef class Engine:
             self.devices.discard((<FormatStore>command).device)
         elif isinstance(command, OpenStore):
             self.store_opened(command)
+        elif isinstance(command, NumberDevice) and not command.error:
+            self.serve_store((<NumberDevice>command).store)
+        elif isinstance(command, ServePeer):
+            self.serving.pop(command.ticket, None)
         elif isinstance(command, CloseStore):
             self.store_closed((<CloseStore>command).store.device)
         elif isinstance(command, OpenVolume):
@@ -811,6 +907,7 @@ cdef class Engine:
             return 0
         self.stores[store.device] = store
         self.scrubs[store.device] = (Scrubber(store), self.new_bucket())
+        self.serve_store(store)
         return 0
 
     cdef int store_closed(self, int store) except -1:

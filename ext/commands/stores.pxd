@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from iomesh.engine.commands.command cimport Command
+from iomesh.engine.replicas.served_store cimport ServedStore
 from iomesh.engine.format.layout cimport Superblock
 from iomesh.engine.store.scrub cimport Scrubbed, Scrubber, Sealed
 from iomesh.engine.store.store cimport Store
@@ -27,8 +28,11 @@ cdef class OpenStore(StoreCommand):  # OpenStore(store, fd)
 cdef class NumberDevice(StoreCommand):   # NumberDevice(store, number): the device's number in its cluster
     cdef uint32_t number
 
-cdef class CloseStore(StoreCommand):     # CloseStore(store, scrubber)
+cdef class CloseStore(StoreCommand):     # CloseStore(store, scrubber, served or None, the reactors' ServedStores)
     cdef Scrubber scrubber
+    cdef ServedStore served
+    cdef list known
+    cdef void** tables               # the same
 
 cdef class ListSealed(Command):      # ListSealed(scrubber)
     cdef Scrubber scrubber

@@ -9,6 +9,7 @@ import numpy as np
 
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.reactor cimport Reactor, call_on
+from iomesh.engine.commands.peers cimport withdraw_store
 from iomesh.engine.store.calls cimport store_erase
 from iomesh.engine.store.journal cimport REPAIRS_MAX
 from iomesh.engine.store.scrub cimport Scrubber, Sealed
@@ -112,10 +113,21 @@ cdef class NumberDevice(StoreCommand):
 
 
 cdef class CloseStore(StoreCommand):
-    def __cinit__(self, Store store, Scrubber scrubber):
-        self.scrubber = scrubber
+    def __cinit__(self, Store store, Scrubber scrubber, ServedStore served, list known):
+        cdef int i
+        self.scrubber, self.served, self.known = scrubber, served, known
+        self.tables = <void**>calloc(len(known), sizeof(void*))
+        if self.tables is NULL:
+            raise MemoryError("no memory for a list of reactors")
+        for i in range(len(known)):
+            self.tables[i] = <void*>known[i]
+
+    def __dealloc__(self):
+        release(self.tables)
 
     cdef int64_t run(self) noexcept nogil:
+        if self.served is not None:
+            withdraw_store(self.served, self.reactor, self.reactors, self.tables, self.reactor_count)
         self.scrubber.stop()
         return self.tell_reactors(-1)
 

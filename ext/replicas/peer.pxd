@@ -97,8 +97,8 @@ cdef class Peer:                     # Peer(reactor)
         uint32_t blocks,
         bint urgent,
     ) noexcept nogil
-    # A record, or with `footer` a footer and its table: `blocks` blocks to the segment's block `block`. `data` must not
-    # change until the call is done.
+    # A record, or with `footer` a footer and its table: `blocks` blocks to the segment's block `block`. `head`: the
+    # first of them, if it does not lie before the others in `data`; or NULL. Neither may change until the call is done.
     cdef void write(
         self,
         PeerCall* call,
@@ -108,6 +108,7 @@ cdef class Peer:                     # Peer(reactor)
         uint64_t epoch,
         uint16_t stream,
         uint32_t block,
+        const void* head,
         const void* data,
         uint32_t blocks,
         bint footer,

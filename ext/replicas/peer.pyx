@@ -176,6 +176,7 @@ cdef class Peer:
         uint64_t epoch,
         uint16_t stream,
         uint32_t block,
+        const void* head,
         const void* data,
         uint32_t blocks,
         bint footer,
@@ -184,8 +185,10 @@ cdef class Peer:
         self.prepare(call, PEER_WRITE, device, volume, segment)
         frame.epoch, frame.stream, frame.block, frame.blocks = epoch, stream, block, blocks
         frame.flags = PEER_FOOTER if footer else 0
+        call.item.head, call.item.head_bytes = <const char*>head, BLOCK_BYTES if head is not NULL else 0
         call.item.data = <const char*>data
-        call.item.data_bytes = call.cost = frame.payload_bytes = blocks * BLOCK_BYTES
+        call.cost = frame.payload_bytes = blocks * BLOCK_BYTES
+        call.item.data_bytes = frame.payload_bytes - call.item.head_bytes
         self.submit(call)
 
     cdef void flush(self, PeerCall* call, uint32_t device) noexcept nogil:
@@ -273,7 +276,7 @@ cdef class Peer:
             memcpy(frame.volume, volume, 16)
         call.count, call.more, call.fence, call.boot = 0, False, 0, 0
         call.item.left, call.item.owner = item_leaves, call
-        call.item.data, call.item.data_bytes = NULL, 0
+        call.item.head, call.item.head_bytes, call.item.data, call.item.data_bytes = NULL, 0, NULL, 0
         call.into, call.room, call.arrived, call.expected, call.cost = NULL, 0, 0, 0, 0
         call.slot, call.leaving, call.replied = -1, False, False
         call.peer, call.next = <void*>self, NULL

@@ -7,11 +7,13 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.peer cimport FRAME_BYTES
 
 cdef enum:
-    SEND_PARTS_MAX = 256             # of one send: 128 frames with payload; the kernel takes up to 1024
+    SEND_PARTS_MAX = 256             # of one send: some 100 frames with payload; the kernel takes up to 1024
 
 cdef struct SendItem:                # a frame; must not move until `left`
     void (*left)(SendItem* item) noexcept nogil   # once: nothing reads header and data any more. Sent, or dropped
     void* owner
+    const char* head                 # the payload's first bytes, if they lie elsewhere than the others; ...
+    uint32_t head_bytes              # ... 0: they do not
     const char* data                 # the payload; sent from where it lies
     uint32_t data_bytes
     SendItem* next

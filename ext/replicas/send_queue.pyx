@@ -61,16 +61,20 @@ cdef class SendQueue:
     cdef void send(self) noexcept nogil:
         cdef uint32_t parts = 0, bytes = 0
         cdef SendItem* item
-        while self.first is not NULL and parts + 2 <= SEND_PARTS_MAX and bytes < SEND_BYTES:
+        while self.first is not NULL and parts + 3 <= SEND_PARTS_MAX and bytes < SEND_BYTES:
             item = pop(&self.first, &self.last)
             self.parts[parts].iov_base = item.header
             self.parts[parts].iov_len = FRAME_BYTES
             parts += 1
+            if item.head_bytes:
+                self.parts[parts].iov_base = <void*>item.head
+                self.parts[parts].iov_len = item.head_bytes
+                parts += 1
             if item.data_bytes:
                 self.parts[parts].iov_base = <void*>item.data
                 self.parts[parts].iov_len = item.data_bytes
                 parts += 1
-            bytes += FRAME_BYTES + item.data_bytes
+            bytes += FRAME_BYTES + item.head_bytes + item.data_bytes
             self.frames += 1
             append(&self.leaving, &self.leaving_last, item)
         if parts:
