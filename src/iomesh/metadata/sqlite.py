@@ -1,23 +1,25 @@
 """Metadata in one SQLite file: for one machine, any number of processes. The default of a trial and of a single node.
 
 - A commit is on stable media when it has been answered (WAL, synchronous=FULL).
-- Every change is also a row of `changes`, from which watches read; the newest CHANGES_KEPT are kept.
+- Every change is also a row of `changes`, from which watches read; the newest CHANGES_KEPT are kept. Commits of other
+  processes wake the watches through a thread (sqlite_commits.py), which the first watch starts.
 - A lock that is not acquired within BUSY_SECONDS, a full file system and an I/O error are MetadataUnavailable: whether
   the commit took place is unknown, since a COMMIT that fails may have been written. The transaction is ended in any
   case, whatever SQLite has done about it.
 - A lease ends by the clock that counts since boot, so setting the time has no effect; leases of an earlier boot have
   expired. The first commit or read after its end removes the entries under it.
-- SQLite is called in one thread of its own: nothing here blocks the event loop.
+- SQLite is called in threads of its own: nothing here blocks the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,11 +35,12 @@ from iomesh.metadata.protocol import (
     check_key,
     check_operation,
 )
+from iomesh.metadata.sqlite_commits import CommitLookout
 
 SCHEMA_VERSION = 1
 CHANGES_KEPT = 10_000
 BUSY_SECONDS = 5.0  # another process holds the write lock for milliseconds; longer means that something is wrong
-WATCH_SECONDS = 0.2  # how often a watch polls for commits of other processes; our own commits wake it at once
+BUSY_PAUSE_SECONDS = 0.01
 
 _SCHEMA = f"""
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, lease INTEGER) WITHOUT ROWID;
@@ -60,7 +63,8 @@ class SqliteMetadata:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
-        self._committed = asyncio.Event()  # replaced by each of our commits: wakes the watches
+        self._committed = asyncio.Event()  # replaced by each commit: wakes the watches
+        self._lookout: CommitLookout | None = None  # from the first watch on
         self._database: sqlite3.Connection | None = None
         self._usable = False  # opened and not closed: without a connection, the next call opens a new one
 
@@ -90,16 +94,13 @@ class SqliteMetadata:
         return revision
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Change, None]:
+        self._look_out()
         while True:
             committed = self._committed
             changes, after = await self._run(lambda seen=after: self._changes(prefix, seen))  # type: ignore[misc]
             for change in changes:
                 yield change
-            try:
-                async with asyncio.timeout(WATCH_SECONDS):
-                    await committed.wait()
-            except TimeoutError:
-                pass
+            await committed.wait()
 
     async def grant(self, seconds: float) -> int:
         return await self._run(lambda: self._grant(seconds))
@@ -115,6 +116,17 @@ class SqliteMetadata:
         if self._usable:
             await self._run(self._close)
         self._thread.shutdown(wait=True)
+
+    def _look_out(self) -> None:
+        if self._lookout is None and self._usable:
+            loop = asyncio.get_running_loop()
+
+            def wake() -> None:
+                with suppress(RuntimeError):  # the event loop is closed: no watch waits
+                    loop.call_soon_threadsafe(self._wake)
+
+            self._lookout = CommitLookout(self.path, wake)
+            self._lookout.start()
 
     def _wake(self) -> None:
         self._committed.set()
@@ -165,7 +177,7 @@ class SqliteMetadata:
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            _use_wal(database)
             database.execute("PRAGMA synchronous = FULL")
         except BaseException:
             database.close()
@@ -175,6 +187,8 @@ class SqliteMetadata:
 
     def _close(self) -> None:
         self._usable = False
+        if self._lookout is not None:
+            self._lookout.stop()
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -328,6 +342,19 @@ class SqliteMetadata:
             self._sql.execute("DELETE FROM leases WHERE id = ?", (lease,))
 
 
+def _use_wal(database: sqlite3.Connection) -> None:
+    """SQLite itself does not wait here for another process that opens the new file at the same time."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(BUSY_PAUSE_SECONDS)
+
+
 def _range(prefix: str) -> tuple[str, str]:
     """The keys with this prefix are those from the first on and before the second. Keys are ASCII."""
     return prefix, prefix + "\x7f"
@@ -337,5 +364,6 @@ def _since_boot() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+@functools.cache
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
