@@ -72,7 +72,7 @@ class Trial:
 
     def crash(self) -> None:
         """SIGKILL to the node."""
-        self._trial("crash")
+        self._trial("kill")
 
     def start(self) -> None:
         self._learn(self._trial("start"))

@@ -18,7 +18,7 @@ def test_cleaning_at_rest_is_limited_to_its_rate(new_trial: Callable[..., Trial]
     """A quarter of each segment is live: rewriting it stays within the limit, however fast the machine is."""
     trial = new_trial("--device-size", "256Mi", "--size", str(VOLUME))
     trial.stop()
-    with (trial.directory / "node.toml").open("a") as config:
+    with trial.config.open("a") as config:
         config.write(f"\n[cleaning]\nbytes_per_second = {RATE}\nrest_seconds = 0\n")
     trial.start()
 

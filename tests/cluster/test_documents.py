@@ -105,12 +105,14 @@ def test_what_a_trial_tells_is_as_the_schema_says(new_trial: Callable[..., Trial
     told, directory = Told(), ("--dir", str(trial.directory))
     told("trial status", *directory)
     told("trial env", *directory)
-    told("trial crash", *directory)
+    told("trial pause", *directory)
+    told("trial resume", *directory)
+    told("trial kill", *directory)
     told("trial start", *directory)
     asyncio.run(write(trial.uri))
     told("volume checkpoint", "trial", "--address", trial.control)
     told("trial stop", *directory)
-    device = str(trial.directory / "devices" / "0.img")
+    device = str(trial.devices[0])
     for command in ("superblock", "journal", "directory", "checkpoint"):
         told(f"inspect {command}", device)
     newest = told("inspect directory", device)["segments"][-1]["segment"]

@@ -23,7 +23,7 @@ SLOWLY = 1_000_000  # bytes a second: a pass takes half a minute
 def configure(trial: Trial, bytes_per_second: int) -> None:
     """Restarts the trial with a scrub that restarts as soon as it has ended; 0: no rate limit."""
     trial.stop()
-    path = trial.directory / "node.toml"
+    path = trial.config
     config = path.read_text().partition("\n[scrub]\n")[0]
     path.write_text(f"{config}\n[scrub]\nbytes_per_second = {bytes_per_second}\ninterval_seconds = 0\n")
     trial.start()
@@ -80,16 +80,12 @@ def test_a_block_that_has_changed_on_the_device_is_found(new_trial: Callable[...
     before = asyncio.run(passes(trial, None, 3))
     assert before.damaged_blocks == 0
     assert before.verified_bytes > VOLUME
-    damage(trial.directory / "devices" / "0.img", marked)
+    damage(trial.devices[0], marked)
     after = asyncio.run(passes(trial, before.ended_at, 2))
     assert after.damaged_blocks == 1
-    shown = run(
-        [iomesh_command(), "device", "show", trial.directory / "devices" / "0.img", "--address", trial.control]
-    ).stdout
+    shown = run([iomesh_command(), "device", "show", trial.devices[0], "--address", trial.control]).stdout
     assert "1 damaged block" in shown, shown
-    found = [
-        json.loads(line) for line in (trial.directory / "node.log").read_text().splitlines() if "damage found" in line
-    ]
+    found = [json.loads(line) for line in trial.log.read_text().splitlines() if "damage found" in line]
     assert [(event["level"], event["blocks"]) for event in found] == [("error", 1)], found
 
 

@@ -80,7 +80,7 @@ class AtRest:
 
     @property
     def device(self) -> Path:
-        return Path(self.trial.described["devices"][0])
+        return self.trial.devices[0]
 
     def restore(self) -> None:
         self.trial.crash()

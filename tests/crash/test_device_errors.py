@@ -31,7 +31,7 @@ def failing(room: Path) -> Iterator[Callable[..., FailingDevice]]:
     def make(trial: Trial, number: int = 0, **rates: str) -> FailingDevice:
         """Replaces one of the trial's devices by a failing one; restarts the trial."""
         trial.stop()
-        device = FailingDevice(Path(trial.described["devices"][number]), room, **rates)
+        device = FailingDevice(trial.devices[number], room, **rates)
         made.append(device)
         trial.start()
         return device
@@ -291,7 +291,7 @@ def test_a_full_device_refuses_writes_serves_reads_and_takes_trims(new_trial: Ca
         await connection.close()
 
     asyncio.run(scenario())
-    told = [line for line in Path(trial.described["log"]).read_text().splitlines() if "no space: " in line]
+    told = [line for line in trial.log.read_text().splitlines() if "no space: " in line]
     levels = [[level for level in ("warning", "error") if level in line] for line in told]
     assert levels == [["warning"], ["error"]], f"once that writes wait, once that they are refused: {told}"
     settle(trial, model)

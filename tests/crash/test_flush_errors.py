@@ -30,7 +30,7 @@ def cached(room: Path) -> Iterator[Cached]:
     def make(trial: Trial, number: int) -> CachedDevice:
         """Replaces one of the trial's devices by one with a volatile cache; restarts the trial."""
         trial.stop()
-        device = CachedDevice(Path(trial.described["devices"][number]), room)
+        device = CachedDevice(trial.devices[number], room)
         made.append((trial, device))
         trial.start()
         return device

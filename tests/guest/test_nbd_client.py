@@ -26,7 +26,7 @@ def served_over_tcp(new_trial: Callable[..., Trial]) -> tuple[Trial, int]:
         port = int(probe.getsockname()[1])
     trial = new_trial("--device-size", "1Gi", "--size", str(SIZE))
     trial.stop()
-    with (trial.directory / "node.toml").open("a") as config:
+    with trial.config.open("a") as config:
         config.write(f'\n[nbd]\nlisten = "127.0.0.1:{port}"\n')
     trial.start()
     return trial, port

@@ -57,8 +57,7 @@ def test_a_trial_from_up_over_write_crash_and_start_to_down(directory: Path) -> 
     made = up(directory)
     assert made["directory"] == str(directory)
     (node,), (volume,) = made["nodes"], made["volumes"]
-    assert set(node) == {"name", "pid", "control"}
-    assert set(volume) == {"name", "size", "uri"}
+    assert (node["name"], node["state"], volume["owner"]) == ("a", "running", "a")
     assert volume["size"] == 256 << 20
     assert alive(node["pid"])
     assert told("trial", "status", "--dir", str(directory)) == made
@@ -69,8 +68,11 @@ def test_a_trial_from_up_over_write_crash_and_start_to_down(directory: Path) -> 
     assert found[1] == volume["uri"]
 
     qemu_io(volume["uri"], "write -P 0x41 0 1M", "write -P 0x42 100M 64k", "flush")
-    dead = told("trial", "crash", "--dir", str(directory))
-    assert dead["nodes"] == [{**node, "pid": None}]
+    dead = told("trial", "kill", "--dir", str(directory))
+    assert dead["nodes"] == [{**node, "pid": None, "state": "stopped"}]
+    assert dead["volumes"] == [{**volume, "uri": None, "owner": None}]
+    error = told("trial", "env", "--dir", str(directory), code=9)["error"]["message"]
+    assert f"served by no node at present: `iomesh trial status --dir {directory}`" in error
     assert not alive(node["pid"])
     with socket.socket(socket.AF_UNIX) as connection, pytest.raises(OSError, match="refused"):
         connection.connect(node["control"])
@@ -100,10 +102,13 @@ def test_what_does_not_fit_the_trials_state_is_refused_with_the_next_step(direct
     assert f"`iomesh trial status --dir {directory}` shows it" in shown(
         "trial", "start", "--dir", str(directory), code=5
     )
-    told("trial", "crash", "--dir", str(directory))
-    assert f"start it with `iomesh trial start --dir {directory}`" in shown(
-        "trial", "crash", "--dir", str(directory), code=3
-    )
+    told("trial", "kill", "--dir", str(directory))
+    for command in ("kill", "pause", "resume"):
+        assert (
+            f"nothing to {command} in the trial in {directory}: a is stopped; `iomesh trial status --dir {directory}` "
+            f"shows it, `iomesh trial start --dir {directory}` starts what is stopped"
+        ) in shown("trial", command, "--dir", str(directory), code=3)
+    assert "no node 'b': its nodes are a" in shown("trial", "start", "b", "--dir", str(directory), code=3)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +153,14 @@ def test_several_devices_and_the_engines_settings_reach_the_daemon(directory: Pa
         "db",
     )
     made = up(directory, "--devices", "3", *options)
-    assert len(made["devices"]) == 3
+    assert len(made["nodes"][0]["devices"]) == 3
     control = made["nodes"][0]["control"]
     devices = told("device", "list", "--address", control)["devices"]
     assert [
         (one["path"], one["tier"], one["label"], one["state"])
         for one in sorted(devices, key=lambda one: str(one["path"]))
-    ] == [(str(directory / "devices" / f"{number}.img"), "ssd", f"trial-{number}", "online") for number in range(3)]
-    checked = told("daemon", "run", "--check", "--config", str(directory / "node.toml"))
+    ] == [(made["nodes"][0]["devices"][number], "ssd", f"a-{number}", "online") for number in range(3)]
+    checked = told("daemon", "run", "--check", "--config", made["nodes"][0]["config"])
     assert {
         name: checked["engine"][name] for name in ("map_cache_bytes", "mode", "poll_microseconds", "checkpoint_bytes")
     } == {
@@ -193,11 +198,11 @@ def test_volumes_go_through_their_life_from_the_command_line(trial: Trial) -> No
 def test_status_and_devices_are_shown_to_people(trial: Trial) -> None:
     control = ("--address", trial.described["nodes"][0]["control"])
     page = shown("status", *control)
-    for word in ("node-0  ready", "trial-0", "serving", trial.uri, str(trial.pid)):
+    for word in ("a  ready", "a-0", "serving", trial.uri, str(trial.pid)):
         assert word in page
     assert told("status", *control)["health"] == "ready"
     path = told("device", "list", *control)["devices"][0]["path"]
-    assert told("device", "show", "trial-0", *control)["path"] == path
+    assert told("device", "show", "a-0", *control)["path"] == path
     assert told("device", "show", "nothing", *control, code=3)["error"]["kind"] == "NotFound"
 
 
@@ -239,8 +244,8 @@ def test_a_device_of_the_trial_is_inspected_at_rest(directory: Path) -> None:
     qemu_io(made["volumes"][0]["uri"], "write -P 0x61 0 32M", "discard 1M 1M", "flush")
     told("volume", "checkpoint", made["volumes"][0]["name"], "--address", made["nodes"][0]["control"])
     qemu_io(made["volumes"][0]["uri"], "write -P 0x62 40M 64k")
-    told("trial", "crash", "--dir", str(directory))
-    device = made["devices"][0]
+    told("trial", "kill", "--dir", str(directory))
+    device = made["nodes"][0]["devices"][0]
 
     assert [one["valid"] for one in told("inspect", "superblock", device)["superblocks"]] == [True, True]
     segments = told("inspect", "directory", device)["segments"]
@@ -255,7 +260,7 @@ def test_a_device_of_the_trial_is_inspected_at_rest(directory: Path) -> None:
     leaf = told("inspect", "node", device, "--offset", "2Mi")["nodes"][-1]
     assert (leaf["level"], leaf["pointers"][leaf["slot"]] is not None) == (0, True)
     assert "nothing is mapped" in shown("inspect", "node", device, "--offset", "1Mi")
-    assert told("device", "show", device)["label"] == "trial-0"
+    assert told("device", "show", device)["label"] == "a-0"
 
 
 def test_a_device_is_formatted_once_and_again_only_by_force(room: Path) -> None:
@@ -294,7 +299,7 @@ def test_a_device_too_small_is_refused_and_its_new_file_removed(room: Path) -> N
 
 
 def test_a_device_that_a_daemon_has_open_is_refused(trial: Trial) -> None:
-    error = told("device", "format", trial.described["devices"][0], "--cluster", "new", "--force", code=5)["error"]
+    error = told("device", "format", str(trial.devices[0]), "--cluster", "new", "--force", code=5)["error"]
     assert "held by another iomesh process" in error["message"]
 
 

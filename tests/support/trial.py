@@ -78,6 +78,19 @@ class Trial:
         return str(self.described["nodes"][0]["control"])
 
     @property
+    def config(self) -> Path:
+        """Of the first node, as its log and devices are."""
+        return Path(self.described["nodes"][0]["config"])
+
+    @property
+    def log(self) -> Path:
+        return Path(self.described["nodes"][0]["log"])
+
+    @property
+    def devices(self) -> list[Path]:
+        return [Path(device) for device in self.described["nodes"][0]["devices"]]
+
+    @property
     def pid(self) -> int:
         return self.pids()[0]
 

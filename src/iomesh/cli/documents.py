@@ -182,13 +182,20 @@ class ListedTrialNode(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     pid: int | None
+    state: Literal["running", "paused", "stopped"]
     control: str
+    config: str
+    log: str
+    devices: list[str]
 
 
 class ListedTrialVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """owner: the node that serves it at present; null: none does. uri: on that node; null: it is not exported."""
+
     name: str
     size: int
-    uri: str
+    uri: str | None
+    owner: str | None
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,12 +207,12 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """volumes: that of `trial up` first."""
+
     directory: str
     nodes: list[ListedTrialNode]
     volumes: list[ListedTrialVolume]
     cluster: str
-    devices: list[str]
-    log: str
 
 
 class StartedTrial(Trial, frozen=True, kw_only=True):

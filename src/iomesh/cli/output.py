@@ -116,6 +116,19 @@ class Output:
         ) as progress:
             yield progress
 
+    @contextmanager
+    def steps_progress(self) -> Iterator[Progress]:
+        """Progress bars in steps, each with the field `step`, the one under way; shown as bytes_progress is."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[step]}"),
+            console=self.errors,
+            transient=True,
+            disable=self.as_json or not self.errors.is_terminal,
+        ) as progress:
+            yield progress
+
 
 def local_time(time: datetime | None) -> str:
     """A time for people, in their time zone."""

@@ -1,16 +1,19 @@
 """A trial's directory: only what a trial made is ever removed, and only a living daemon counts as one."""
 
+import os
 import resource
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from iomesh.cli.files import Allocation, make_device_file, require_direct_io
 from iomesh.cli.trial import daemon
-from iomesh.cli.trial.installation import MARKER, Installation, TrialNode, birth, default_directory
+from iomesh.cli.trial.installation import MARKER, Installation, Process, TrialNode, birth, default_directory
 from iomesh.errors import Damaged, Foreign, InUse, InvalidArgument, IomeshError, NoSpace, NotFound
 
 
@@ -57,8 +60,9 @@ def test_a_directory_too_long_for_a_socket_is_refused_before_anything_is_made(tm
 def test_removing_takes_everything_that_the_trial_made_and_nothing_around_it(tmp_path: Path) -> None:
     (tmp_path / "neighbour").write_text("stays")
     made = created(tmp_path / "trial")
-    (made.path / "devices").mkdir()
-    (made.path / "devices" / "0.img").write_bytes(b"x")
+    device = made.nodes[0].devices[0]
+    device.parent.mkdir(parents=True)
+    device.write_bytes(b"x")
     (made.path / "link").symlink_to(tmp_path / "neighbour")
     made.remove()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["neighbour"]
@@ -75,41 +79,83 @@ def test_a_directory_that_lost_its_marker_is_not_removed(tmp_path: Path) -> None
         Installation.load(tmp_path)
 
 
-def test_a_daemon_counts_as_running_while_its_own_process_runs(tmp_path: Path) -> None:
-    process = subprocess.Popen(["sleep", "60"])
-    try:
-        node = TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid))
-        assert node.alive
-        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid) + 1).alive
-        made = created(tmp_path)
-        made.nodes.append(node)
-        made.save()
-        with pytest.raises(InUse, match="is running: stop it first"):
-            Installation.load(tmp_path).remove()
-        with pytest.raises(InUse, match=f"runs \\(process {process.pid}\\)"):
-            created(tmp_path)
-        daemon.kill(node)
-        assert birth(process.pid) == 0
-        assert not TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid)).alive, (
-            "it ended before it was looked at"
-        )
-        assert process.wait() in (0, -signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+def node_of(directory: Path, pid: int, born: int) -> TrialNode:
+    """A node whose daemon is this process."""
+    node = created(directory).nodes[0]
+    node.path.mkdir()
+    node.record(Process(pid, born))
+    return node
 
 
-def test_a_process_that_took_over_the_number_is_not_killed() -> None:
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_daemon_counts_as_running_while_its_own_process_runs(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    node = node_of(tmp_path, sleeper.pid, birth(sleeper.pid))
+    assert (node.state, node.pid) == ("running", sleeper.pid)
+    with pytest.raises(InUse, match="is running: stop it first"):
+        Installation.load(tmp_path).remove()
+    with pytest.raises(InUse, match=f"runs \\(process {sleeper.pid}\\)"):
+        created(tmp_path)
+    daemon.kill([node])
+    assert birth(sleeper.pid) == 0
+    assert (node.state, node.pid) == ("stopped", None)
+    assert sleeper.wait() in (0, -signal.SIGKILL)
+
+
+def test_a_daemon_that_ended_before_its_start_time_was_read_does_not_run(tmp_path: Path) -> None:
+    assert node_of(tmp_path, os.getpid(), 0).state == "stopped"
+
+
+def test_a_paused_daemon_is_resumed_stopped_and_killed(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    node = node_of(tmp_path, sleeper.pid, birth(sleeper.pid))
+    states = []
+    for change in (daemon.pause, daemon.resume, daemon.pause):
+        change(node)
+        states.append(node.state)
+    assert states == ["paused", "running", "paused"]
+    assert daemon.stop([node], 60.0) == []
+    assert node.state == "stopped"
+
+
+def test_a_daemon_that_ignores_a_stop_is_reported_and_killed(tmp_path: Path) -> None:
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
     try:
-        stranger = TrialNode(name="n", control="x", pid=process.pid, born=birth(process.pid) - 1)
-        daemon.kill(stranger)
-        assert daemon.stop(stranger, 0.1)
-        time.sleep(0.05)
-        assert process.poll() is None
+        assert process.stdout is not None
+        process.stdout.readline()
+        node = node_of(tmp_path, process.pid, birth(process.pid))
+        assert daemon.stop([node], 0.05) == [node]
+        daemon.kill([node])
+        assert node.state == "stopped"
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
+
+
+def test_a_process_that_took_over_the_number_is_not_signalled(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    stranger = node_of(tmp_path, sleeper.pid, birth(sleeper.pid) - 1)
+    assert stranger.state == "stopped"
+    daemon.kill([stranger])
+    daemon.pause(stranger)
+    assert daemon.stop([stranger], 0.1) == []
+    time.sleep(0.05)
+    assert sleeper.poll() is None
+
+
+def test_each_node_has_a_directory_of_its_own_and_a_name_that_is_found(tmp_path: Path) -> None:
+    made = Installation.create(tmp_path, "00000000-0000-4000-8000-000000000000", nodes=3, devices=2)
+    assert [node.name for node in made.nodes] == ["a", "b", "c"]
+    assert made.node("b").devices == [tmp_path / "b" / "devices" / "0.img", tmp_path / "b" / "devices" / "1.img"]
+    with pytest.raises(NotFound, match="has no node 'd': its nodes are a, b, c"):
+        made.node("d")
 
 
 def test_the_usual_place_follows_the_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
-"""`iomesh trial up` as a list of named steps. A failure ends the daemon and removes the directory: nothing half done is
-left."""
+"""`iomesh trial up` as a list of named steps. A failure ends the daemons and removes the directory: nothing half done
+is left."""
 
 import asyncio
 import json
@@ -15,16 +15,13 @@ from iomesh.api.client import Client
 from iomesh.cli.files import Allocation, make_device_file, require_direct_io
 from iomesh.cli.output import Output
 from iomesh.cli.trial import daemon
-from iomesh.cli.trial.installation import Installation, TrialNode, TrialVolume
-
-NODE = "node-0"
+from iomesh.cli.trial.installation import Installation, TrialNode
 
 
 @dataclass(frozen=True)
 class Plan:
     """The requested trial."""
 
-    devices: int
     device_size: int
     allocation: Allocation
     tier: str
@@ -40,7 +37,7 @@ def bring_up(trial: Installation, plan: Plan, output: Output) -> None:
         ("making the devices", make_devices),
         ("formatting the devices", format_devices),
         ("writing the configuration", write_configuration),
-        ("starting the daemon", start_daemon),
+        ("starting the daemons", start_daemons),
         ("creating the volume", create_volume),
     ]
     try:
@@ -53,24 +50,23 @@ def bring_up(trial: Installation, plan: Plan, output: Output) -> None:
 
 
 def undo(trial: Installation) -> None:
-    for node in trial.nodes:
-        daemon.kill(node)
+    daemon.kill(trial.nodes)
     trial.remove()
 
 
 def make_devices(trial: Installation, plan: Plan, output: Output) -> None:
-    folder = trial.path / "devices"
-    folder.mkdir()
-    require_direct_io(folder)
     with output.bytes_progress() as progress:
-        for number in range(plan.devices):
-            path = folder / f"{number}.img"
-            task = progress.add_task(
-                f"writing device {number}", total=plan.device_size, visible=plan.allocation is Allocation.PREWRITTEN
-            )
-            make_device_file(path, plan.device_size, plan.allocation, partial(_show, progress, task))
-            trial.devices.append(str(path))
-    trial.save()
+        for node in trial.nodes:
+            folder = node.path / "devices"
+            folder.mkdir(parents=True)
+            require_direct_io(folder)
+            for number, path in enumerate(node.devices):
+                task = progress.add_task(
+                    f"writing device {number} of node {node.name}",
+                    total=plan.device_size,
+                    visible=plan.allocation is Allocation.PREWRITTEN,
+                )
+                make_device_file(path, plan.device_size, plan.allocation, partial(_show, progress, task))
 
 
 def _show(progress: Progress, task: TaskID, done: int) -> None:
@@ -81,20 +77,28 @@ def format_devices(trial: Installation, plan: Plan, output: Output) -> None:
     from iomesh.node.offline import format_device
 
     cluster = uuid.UUID(trial.cluster)
-    for number, path in enumerate(trial.devices):
-        asyncio.run(format_device(path, cluster=cluster, tier=plan.tier, label=f"trial-{number}", force=False))
+    for node in trial.nodes:
+        for number, path in enumerate(node.devices):
+            label = f"{node.name}-{number}"
+            asyncio.run(format_device(str(path), cluster=cluster, tier=plan.tier, label=label, force=False))
 
 
 def write_configuration(trial: Installation, plan: Plan, output: Output) -> None:
+    for node in trial.nodes:
+        write_node_configuration(trial, node, plan)
+
+
+def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -> None:
     settings: dict[str, dict[str, Any]] = {
         "": {
-            "name": NODE,
-            "state_dir": trial.directory,
-            "run_dir": trial.directory,
+            "name": node.name,
+            "state_dir": str(node.path),
+            "run_dir": str(node.path),
             "cluster": trial.cluster,
-            "devices": trial.devices,
+            "devices": [str(path) for path in node.devices],
         },
         "engine": plan.engine,
+        "metadata": {"path": str(trial.metadata)},
         "metrics": {"listen": "127.0.0.1:0"},
     }
     lines = ["# Written by `iomesh trial up`."]
@@ -102,22 +106,19 @@ def write_configuration(trial: Installation, plan: Plan, output: Output) -> None
         lines += [f"\n[{name}]"] if name else []
         # This JSON is also valid TOML.
         lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    trial.config.write_text("\n".join(lines) + "\n")
+    node.config.write_text("\n".join(lines) + "\n")
 
 
-def start_daemon(trial: Installation, plan: Plan, output: Output) -> None:
-    node = TrialNode(name=NODE, control=str(trial.path / "control.sock"))
-    trial.nodes.append(node)
-    daemon.start(trial, node)
-    daemon.wait_until_serving(trial, node, [], plan.start_seconds)
+def start_daemons(trial: Installation, plan: Plan, output: Output) -> None:
+    daemon.start_and_wait(trial.nodes, plan.start_seconds, output)
 
 
 def create_volume(trial: Installation, plan: Plan, output: Output) -> None:
-    async def conversation() -> str:
+    async def conversation() -> None:
         async with Client(trial.nodes[0].control) as node:
             await node.create_volume(plan.volume, plan.volume_size, segment_bytes=plan.segment_size)
-            return (await node.export_volume(plan.volume)).uris[0]
+            await node.export_volume(plan.volume)
 
-    uri = asyncio.run(conversation())
-    trial.volumes.append(TrialVolume(name=plan.volume, size=plan.volume_size, uri=uri))
+    asyncio.run(conversation())
+    trial.volume, trial.volume_bytes = plan.volume, plan.volume_size
     trial.save()

@@ -1,4 +1,4 @@
-"""`iomesh trial up|status|env|crash|start|stop|down`."""
+"""`iomesh trial up|status|env|start|stop|kill|pause|resume|down`."""
 
 import shlex
 import time
@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from iomesh.cli import documents
 from iomesh.cli.files import Allocation
 from iomesh.cli.output import fields
 from iomesh.cli.session import Session, Size, answers
-from iomesh.cli.trial.installation import Installation, default_directory
-from iomesh.errors import InUse, NotFound, Unavailable
+from iomesh.cli.trial.installation import NODES_MAX, Installation, State, TrialNode, default_directory
+from iomesh.errors import InUse, IomeshError, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size, short_time
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,14 +36,41 @@ def in_directory(command: Command) -> Command:
     )(command)
 
 
+class NodeName(click.ParamType[str]):
+    """The name of a node of the trial, completed from its directory."""
+
+    name = "node"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        try:
+            names = Installation.load(ctx.params.get("directory") or default_directory()).names
+        except IomeshError:
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def one_or_all(command: Command) -> Command:
+    return click.argument("name", metavar="[NODE]", required=False, type=NodeName())(command)
+
+
 @click.group()
 def trial() -> None:
-    """Run a throw-away installation on this machine: devices that are files, a daemon, a volume served over NBD."""
+    """Run a throw-away installation on this machine: one daemon or several, each with devices that are files, and a
+    volume served over NBD."""
 
 
 @trial.command("up")
 @in_directory
-@click.option("--devices", type=click.IntRange(1, 64), default=1, show_default=True, help="How many devices.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, NODES_MAX),
+    default=1,
+    show_default=True,
+    help="How many nodes, each a daemon with its own devices.",
+)
+@click.option(
+    "--devices", type=click.IntRange(1, 64), default=1, show_default=True, help="How many devices each node has."
+)
 @click.option(
     "--device-size", type=Size(), default="16Gi", show_default=True, help="Size of each; sparse unless prewritten."
 )
@@ -76,6 +104,7 @@ def trial() -> None:
 def up(
     session: Session,
     directory: Path,
+    nodes: int,
     devices: int,
     device_size: int,
     size: int,
@@ -102,7 +131,6 @@ def up(
         "checkpoint_bytes": checkpoint_bytes,
     }
     plan = Plan(
-        devices=devices,
         device_size=session.whole_blocks(device_size),
         allocation=allocation,
         tier=tier,
@@ -112,7 +140,7 @@ def up(
         engine={name: value for name, value in engine.items() if value is not None},
         start_seconds=START_SECONDS,
     )
-    made = Installation.create(directory, str(uuid.uuid4()))
+    made = Installation.create(directory, str(uuid.uuid4()), nodes=nodes, devices=devices)
     bring_up(made, plan, session.output)
     say(session, made)
     session.output.note(
@@ -125,7 +153,7 @@ def up(
 @in_directory
 @answers(documents.Trial)
 def status(session: Session, directory: Path) -> None:
-    """Show a trial: its directory, daemon and volumes."""
+    """Show a trial: its directory, nodes and volumes, and which node serves each volume at present."""
     say(session, Installation.load(directory))
 
 
@@ -135,40 +163,29 @@ def status(session: Session, directory: Path) -> None:
 def env(session: Session, directory: Path) -> None:
     """Print the environment in which commands ask the trial's daemon, for a shell: eval "$(iomesh trial env)".
 
-    IOMESH_ADDRESS is the daemon's address, IOMESH_TRIAL_URI the NBD URI of the first volume.
+    IOMESH_TRIAL_URI is the present NBD URI of the trial's volume, IOMESH_ADDRESS the address of the daemon that serves
+    it.
     """
-    there = Installation.load(directory)
-    if not there.volumes:
-        raise NotFound(
-            f"the trial in {there.directory} was not set up completely: remove it with "
-            f"`iomesh trial down{option(there)}`"
+    from iomesh.cli.trial.served import volumes_of
+
+    there = complete(directory)
+    volume = volumes_of(there)[0]
+    if volume.owner is None or volume.uri is None:
+        missing = "served by no node" if volume.owner is None else "not exported"
+        raise Unavailable(
+            f"volume {volume.name} of the trial in {there.directory} is {missing} at present: "
+            f"`iomesh trial status{option(there)}` shows its nodes, `iomesh trial start{option(there)}` starts those "
+            "that are stopped"
         )
-    environment = {"IOMESH_ADDRESS": there.nodes[0].control, "IOMESH_TRIAL_URI": there.volumes[0].uri}
+    environment = {"IOMESH_ADDRESS": there.node(volume.owner).control, "IOMESH_TRIAL_URI": volume.uri}
     session.output.answer(
         documents.TrialEnvironment(environment=environment),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
     )
 
 
-@trial.command("crash")
-@in_directory
-@answers(documents.Trial)
-def crash(session: Session, directory: Path) -> None:
-    """Kill the daemon (SIGKILL), as a crash would end it."""
-    from iomesh.cli.trial import daemon
-
-    there = Installation.load(directory)
-    if not there.running:
-        raise NotFound(
-            f"the daemon of the trial in {there.directory} is not running: start it with "
-            f"`iomesh trial start{option(there)}`"
-        )
-    for node in there.nodes:
-        daemon.kill(node)
-    say(session, there)
-
-
 @trial.command("start")
+@one_or_all
 @in_directory
 @click.option(
     "--timeout",
@@ -178,32 +195,19 @@ def crash(session: Session, directory: Path) -> None:
     help="Seconds until the volumes must be served.",
 )
 @answers(documents.StartedTrial)
-def start(session: Session, directory: Path, timeout: float) -> None:
-    """Start the daemon again and wait until the volumes are served."""
+def start(session: Session, name: str | None, directory: Path, timeout: float) -> None:
+    """Start the daemon of NODE, or all that are stopped, and wait until they serve their volumes."""
     from iomesh.cli.trial import daemon
 
-    there = Installation.load(directory)
-    if there.running:
-        raise InUse(
-            f"the trial in {there.directory} is already running (process {there.nodes[0].pid}): "
-            f"`iomesh trial status{option(there)}` shows it"
-        )
-    if not there.volumes:
-        raise NotFound(
-            f"the trial in {there.directory} was not set up completely: remove it with "
-            f"`iomesh trial down{option(there)}`"
-        )
-    recovered: list[documents.Recovered] = []
+    there = complete(directory)
+    stopped = those(there, name, {"stopped"}, "start")
     began = time.monotonic()
-    for node in there.nodes:
-        with session.output.step(f"starting {node.name}"):
-            daemon.start(there, node)
-            for served in daemon.wait_until_serving(there, node, [volume.name for volume in there.volumes], timeout):
-                one = documents.Recovered(
-                    volume=served.name, seconds=served.recovery_seconds, bytes=served.recovery_bytes
-                )
-                recovered.append(one)
+    with session.output.step(f"starting {names(stopped)}"):
+        served = daemon.start_and_wait(stopped, timeout, session.output)
     seconds = time.monotonic() - began
+    recovered = [
+        documents.Recovered(volume=one.name, seconds=one.recovery_seconds, bytes=one.recovery_bytes) for one in served
+    ]
     started = documents.StartedTrial(
         **msgspec.structs.asdict(document(there)), start_seconds=round(seconds, 4), recovered=recovered
     )
@@ -216,20 +220,61 @@ def start(session: Session, directory: Path, timeout: float) -> None:
 
 
 @trial.command("stop")
+@one_or_all
 @in_directory
 @answers(documents.Trial)
-def stop(session: Session, directory: Path) -> None:
-    """Stop the daemon cleanly and keep everything."""
+def stop(session: Session, name: str | None, directory: Path) -> None:
+    """Stop the daemon of NODE, or all, cleanly, and keep everything."""
     from iomesh.cli.trial import daemon
 
     there = Installation.load(directory)
-    for node in there.nodes:
-        with session.output.step(f"stopping {node.name}"):
-            if not daemon.stop(node, STOP_SECONDS):
-                raise Unavailable(
-                    f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM: "
-                    f"see {there.log}, or kill it with `iomesh trial crash{option(there)}`"
-                )
+    with session.output.step(f"stopping {names(chosen(there, name))}"):
+        for node in daemon.stop(chosen(there, name), STOP_SECONDS):
+            raise Unavailable(
+                f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM: "
+                f"see {node.log}, or kill it with `iomesh trial kill {node.name}{option(there)}`"
+            )
+    say(session, there)
+
+
+@trial.command("kill")
+@one_or_all
+@in_directory
+@answers(documents.Trial)
+def kill(session: Session, name: str | None, directory: Path) -> None:
+    """Kill the daemon of NODE, or all (SIGKILL), as a crash would end it."""
+    from iomesh.cli.trial import daemon
+
+    there = Installation.load(directory)
+    daemon.kill(those(there, name, {"running", "paused"}, "kill"))
+    say(session, there)
+
+
+@trial.command("pause")
+@one_or_all
+@in_directory
+@answers(documents.Trial)
+def pause(session: Session, name: str | None, directory: Path) -> None:
+    """Pause the daemon of NODE, or all (SIGSTOP): its connections stay, and it does not answer until `resume`."""
+    from iomesh.cli.trial import daemon
+
+    there = Installation.load(directory)
+    for node in those(there, name, {"running"}, "pause"):
+        daemon.pause(node)
+    say(session, there)
+
+
+@trial.command("resume")
+@one_or_all
+@in_directory
+@answers(documents.Trial)
+def resume(session: Session, name: str | None, directory: Path) -> None:
+    """Let a paused daemon run again (SIGCONT)."""
+    from iomesh.cli.trial import daemon
+
+    there = Installation.load(directory)
+    for node in those(there, name, {"paused"}, "resume"):
+        daemon.resume(node)
     say(session, there)
 
 
@@ -237,50 +282,101 @@ def stop(session: Session, directory: Path) -> None:
 @in_directory
 @answers(documents.RemovedTrial)
 def down(session: Session, directory: Path) -> None:
-    """Stop the daemon cleanly and remove the trial's directory with all its data."""
+    """Stop all daemons cleanly and remove the trial's directory with all its data."""
     from iomesh.cli.trial import daemon
 
     there = Installation.load(directory)
-    for node in there.nodes:
-        with session.output.step(f"stopping {node.name}"):
-            if not daemon.stop(node, STOP_SECONDS):
-                session.output.warn(
-                    f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM and "
-                    "was killed"
-                )
-                daemon.kill(node)
+    with session.output.step(f"stopping {names(there.nodes)}"):
+        late = daemon.stop(there.nodes, STOP_SECONDS)
+    for node in late:
+        session.output.warn(
+            f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM and was "
+            "killed"
+        )
+    daemon.kill(late)
     there.remove()
     session.output.answer(
         documents.RemovedTrial(directory=there.directory), f"the trial in {there.directory} was removed"
     )
 
 
+def complete(directory: Path) -> Installation:
+    """Raises NotFound if `trial up` did not come to its end."""
+    there = Installation.load(directory)
+    if not there.volume:
+        raise NotFound(
+            f"the trial in {there.directory} was not set up completely: remove it with "
+            f"`iomesh trial down{option(there)}`"
+        )
+    return there
+
+
+def chosen(there: Installation, name: str | None) -> list[TrialNode]:
+    return [there.node(name)] if name else there.nodes
+
+
+def those(there: Installation, name: str | None, states: set[State], verb: str) -> list[TrialNode]:
+    """The chosen nodes that are in one of these states. Raises NotFound if there are none, InUse if all are running."""
+    asked = chosen(there, name)
+    found = [node for node in asked if node.state in states]
+    if not found:
+        said = ", ".join(f"{node.name} is {node.state}{f' (process {node.pid})' if node.pid else ''}" for node in asked)
+        remedies = f"`iomesh trial status{option(there)}` shows it"
+        if any(not node.alive for node in asked):
+            remedies += f", `iomesh trial start{option(there)}` starts what is stopped"
+        if any(node.state == "paused" for node in asked):
+            remedies += f", `iomesh trial resume{option(there)}` continues what is paused"
+        message = f"nothing to {verb} in the trial in {there.directory}: {said}; {remedies}"
+        raise InUse(message) if all(node.alive for node in asked) else NotFound(message)
+    return found
+
+
+def names(nodes: list[TrialNode]) -> str:
+    return ", ".join(node.name for node in nodes)
+
+
 def document(there: Installation) -> documents.Trial:
+    from iomesh.cli.trial.served import volumes_of
+
     return documents.Trial(
         directory=there.directory,
         nodes=[
-            documents.ListedTrialNode(name=node.name, pid=node.pid if node.alive else None, control=node.control)
+            documents.ListedTrialNode(
+                name=node.name,
+                pid=node.pid,
+                state=node.state,
+                control=node.control,
+                config=str(node.config),
+                log=str(node.log),
+                devices=[str(path) for path in node.devices],
+            )
             for node in there.nodes
         ],
-        volumes=[
-            documents.ListedTrialVolume(name=volume.name, size=volume.size, uri=volume.uri) for volume in there.volumes
-        ],
+        volumes=volumes_of(there),
         cluster=there.cluster,
-        devices=there.devices,
-        log=str(there.log),
     )
 
 
 def say(session: Session, there: Installation, told: documents.Trial | None = None) -> None:
     """Prints the answer of every command: the current trial."""
-    rows: list[tuple[str, object]] = [("directory", there.directory), ("devices", len(there.devices))]
+    told = told or document(there)
+    rows: list[tuple[str, object]] = [("directory", told.directory)]
     rows += [
-        (node.name, f"process {node.pid}, control {node.control}" if node.alive else "not running")
-        for node in there.nodes
+        (
+            f"node {node.name}",
+            f"{node.state}, process {node.pid}, control {node.control}" if node.pid else node.state,
+        )
+        for node in told.nodes
     ]
-    rows += [(volume.name, f"{exact_size(volume.size)}, {volume.uri}") for volume in there.volumes]
-    rows.append(("log", there.log))
-    session.output.answer(told or document(there), fields(rows))
+    rows += [
+        (
+            f"volume {volume.name}",
+            f"{exact_size(volume.size)}, "
+            + (f"served by {volume.owner}, {volume.uri or 'not exported'}" if volume.owner else "served by no node"),
+        )
+        for volume in told.volumes
+    ]
+    session.output.answer(told, fields(rows))
 
 
 def option(there: Installation) -> str:

@@ -1,61 +1,49 @@
 """A trial's directory: its files, and the stored state of the trial.
 
+    D/iomesh-trial.json     the marker: what `trial up` set up
+    D/metadata.db           the metadata service, shared by all nodes
+    D/<node>/               a node: node.toml, node.log, its state and sockets, daemon.json
+    D/<node>/devices/       its devices
+
 Always so: a directory is a trial's if, and only if, it holds the marker file that `trial up` put there first; nothing
-else is ever removed. The marker's data about a daemon (its process id) counts only while that same process runs.
+else is ever removed. The marker changes only while the trial is set up, so commands for several nodes may run at once.
+The data about a daemon (its process id, in daemon.json) counts only while that same process runs.
 """
 
 import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, NamedTuple, Self
 
 import msgspec
 
 from iomesh.errors import Damaged, Foreign, InUse, InvalidArgument, NotFound
 
 MARKER = "iomesh-trial.json"
+NODE_NAMES = "abcdefghi"
+NODES_MAX = len(NODE_NAMES)
 SOCKET_PATH_MAX = 107  # sun_path without its final zero
 
+State = Literal["running", "paused", "stopped"]
 
-class TrialNode(msgspec.Struct):
-    """One daemon. pid: 0 when none was started. born: its start time in the kernel's clock ticks, to distinguish it
-    from a later process."""
+
+class Process(msgspec.Struct, frozen=True):
+    """born: its start time in the kernel's clock ticks, to distinguish it from a later process with the same pid."""
+
+    pid: int
+    born: int
+
+
+@dataclass(frozen=True)
+class TrialNode:
+    """One node: its directory, and the daemon that was last started in it."""
 
     name: str
-    control: str
-    pid: int = 0
-    born: int = 0
-
-    @property
-    def alive(self) -> bool:
-        return self.born > 0 and birth(self.pid) == self.born  # it may have ended before its start time was read
-
-
-class TrialVolume(msgspec.Struct):
-    name: str
-    size: int
-    uri: str
-
-
-class Installation(msgspec.Struct):
-    """One trial, as stored in its marker file."""
-
-    directory: str
-    cluster: str
-    nodes: list[TrialNode] = []
-    devices: list[str] = []
-    volumes: list[TrialVolume] = []
-    version: int = 1
-
-    @property
-    def path(self) -> Path:
-        return Path(self.directory)
-
-    @property
-    def marker(self) -> Path:
-        return self.path / MARKER
+    path: Path
+    device_count: int
 
     @property
     def config(self) -> Path:
@@ -66,22 +54,93 @@ class Installation(msgspec.Struct):
         return self.path / "node.log"
 
     @property
+    def control(self) -> str:
+        return str(self.path / "control.sock")
+
+    @property
+    def devices(self) -> list[Path]:
+        return [self.path / "devices" / f"{number}.img" for number in range(self.device_count)]
+
+    @property
+    def process(self) -> Process | None:
+        """The daemon that was last started, running or not. None: none was started."""
+        try:
+            return msgspec.json.decode((self.path / "daemon.json").read_bytes(), type=Process)
+        except FileNotFoundError:
+            return None
+
+    def record(self, process: Process) -> None:
+        _replace(self.path / "daemon.json", msgspec.json.encode(process))
+
+    @property
+    def state(self) -> State:
+        process = self.process
+        found = look(process.pid) if process else None
+        if process is None or found is None or not found.born or found.born != process.born:
+            return "stopped"
+        return "paused" if found.letter == "T" else "running"
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "stopped"
+
+    @property
+    def pid(self) -> int | None:
+        """None while no daemon runs."""
+        return self.process.pid if self.process and self.alive else None
+
+
+class Installation(msgspec.Struct):
+    """One trial, as stored in its marker file."""
+
+    directory: str
+    cluster: str
+    names: list[str]  # of the nodes
+    devices: int  # of each node
+    volume: str = ""  # that `trial up` created; empty: it has not come that far
+    volume_bytes: int = 0
+
+    @property
+    def path(self) -> Path:
+        return Path(self.directory)
+
+    @property
+    def marker(self) -> Path:
+        return self.path / MARKER
+
+    @property
+    def metadata(self) -> Path:
+        return self.path / "metadata.db"
+
+    @property
+    def nodes(self) -> list[TrialNode]:
+        return [TrialNode(name, self.path / name, self.devices) for name in self.names]
+
+    def node(self, name: str) -> TrialNode:
+        """Raises NotFound."""
+        found = next((node for node in self.nodes if node.name == name), None)
+        if found is None:
+            raise NotFound(f"the trial in {self.directory} has no node {name!r}: its nodes are {', '.join(self.names)}")
+        return found
+
+    @property
     def running(self) -> bool:
         return any(node.alive for node in self.nodes)
 
     @classmethod
-    def create(cls, directory: Path, cluster: str) -> Self:
+    def create(cls, directory: Path, cluster: str, *, nodes: int = 1, devices: int = 1) -> Self:
         """Claims a directory that does not exist yet or is empty. Raises InUse, Foreign, InvalidArgument."""
         directory = directory.expanduser().absolute()
-        longest = directory / "control.sock"
+        made = cls(directory=str(directory), cluster=cluster, names=list(NODE_NAMES[:nodes]), devices=devices)
+        longest = made.nodes[0].control
         if len(os.fsencode(longest)) > SOCKET_PATH_MAX:
             raise InvalidArgument(
                 f"{directory} is too long for the sockets in it ({longest} has more than {SOCKET_PATH_MAX} bytes): "
                 "choose a shorter --dir"
             )
-        if (directory / MARKER).exists():
-            there = cls.load(directory)
-            how = f"runs (process {there.nodes[0].pid})" if there.running else "is there, not running"
+        if made.marker.exists():
+            pids = [str(node.pid) for node in cls.load(directory).nodes if node.pid]
+            how = f"runs (process {', '.join(pids)})" if pids else "is there, not running"
             raise InUse(
                 f"a trial {how} in {directory}: see `iomesh trial status`, end it with `iomesh trial down`, or choose "
                 "another --dir"
@@ -89,7 +148,6 @@ class Installation(msgspec.Struct):
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise Foreign(f"{directory} is neither empty nor a trial's directory: choose another --dir")
-        made = cls(directory=str(directory), cluster=cluster)
         made.save()
         return made
 
@@ -112,10 +170,7 @@ class Installation(msgspec.Struct):
         return found
 
     def save(self) -> None:
-        """Replaces the marker atomically."""
-        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=MARKER, delete=False) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2))
-        Path(file.name).replace(self.marker)
+        _replace(self.marker, msgspec.json.encode(self))
 
     def remove(self) -> None:
         """Removes the whole directory. Raises InUse while something is mounted in it or a daemon of it runs."""
@@ -141,13 +196,26 @@ def default_directory() -> Path:
     )
 
 
-def birth(pid: int) -> int:
-    """The start time of a running process, in clock ticks since boot; 0 if there is none (a zombie is none)."""
+class Look(NamedTuple):
+    """A running process: the kernel's letter for its state, and its start time in clock ticks since boot."""
+
+    letter: str
+    born: int
+
+
+def look(pid: int) -> Look | None:
+    """None: there is no such process (a zombie is none)."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if words[0] in ("Z", "X") else int(words[19])
+        return None
+    return None if words[0] in ("Z", "X") else Look(words[0], int(words[19]))
+
+
+def birth(pid: int) -> int:
+    """The start time of a running process, in clock ticks since boot; 0 if there is none."""
+    found = look(pid)
+    return found.born if found else 0
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -158,3 +226,10 @@ def mounts_below(directory: Path) -> list[str]:
         if Path(point) != directory and Path(point).is_relative_to(directory):
             found.append(point)
     return found
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes JSON for people, atomically."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(msgspec.json.format(content, indent=2))
+    Path(file.name).replace(path)
