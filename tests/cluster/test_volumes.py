@@ -9,7 +9,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.api.model import VolumeState
-from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound, Unsupported
+from iomesh.errors import AlreadyExists, InUse, InvalidArgument, NoSpace, NotFound, Unavailable
 from support.daemon import MIB, Daemon
 from support.nbd import Connection
 from support.trial import iomesh_command
@@ -74,12 +74,23 @@ async def test_the_largest_volume_is_a_thin_one(node: Daemon) -> None:
         await connection.close()
 
 
-async def test_more_replicas_than_there_are_in_this_version_are_refused(node: Daemon) -> None:
+async def test_what_no_volume_can_have_is_refused(node: Daemon) -> None:
     async with node.client() as client:
-        with pytest.raises(Unsupported, match="3 replicas"):
-            await client.create_volume("db", GIB, replicas=3)
+        with pytest.raises(InvalidArgument, match="a volume of 5 replicas: choose 1 to 4"):
+            await client.create_volume("db", GIB, replicas=5)
         with pytest.raises(InvalidArgument, match="a power of two from 1Mi to 64Mi"):
             await client.create_volume("db", GIB, segment_bytes=3 * MIB)
+        assert await client.volumes() == []
+
+
+async def test_more_replicas_than_nodes_run_are_refused(node: Daemon) -> None:
+    async with node.client() as client:
+        with pytest.raises(
+            Unavailable,
+            match=r"volume db with 3 replicas needs 3 nodes, and 1 of this cluster run \(node-a\): start more",
+        ):
+            await client.create_volume("db", GIB, replicas=3)
+        assert await client.volumes() == []
 
 
 async def test_a_volume_without_space_leaves_nothing(node: Daemon) -> None:

@@ -29,9 +29,11 @@ class Cluster:
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout)
 
-    def ask(self, *words: str, address: str) -> Any:
+    def ask(self, *words: str, address: str, code: int = 0) -> Any:
         command = [iomesh_command(), *words, "--address", address, "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(done.stdout)
 
     def processes(self) -> list[str]:
         """Command lines of processes that name the directory."""
@@ -121,6 +123,21 @@ def test_the_volumes_of_all_nodes_are_listed_with_their_owners(cluster: Cluster)
     cluster.ask("volume", "unexport", "trial", address=made["nodes"][0]["control"])
     assert [(one["owner"], one["uri"]) for one in cluster("status")["volumes"]] == [("a", None), ("b", uri)]
     assert "is not exported at present" in cluster("env", code=9)["error"]["message"]
+
+
+def test_a_volume_has_at_most_as_many_replicas_as_there_are_nodes(cluster: Cluster) -> None:
+    a, b = cluster("up", "--nodes", "2", "--replicas", "2", *SMALL)["nodes"]
+    assert cluster.ask("volume", "show", "trial", address=a["control"])["policy"]["replicas"] == 2
+    create = ("volume", "create", "another", "16Mi", "--replicas")
+    error = cluster.ask(*create, "3", address=b["control"], code=9)["error"]["message"]
+    assert error == (
+        "volume another with 3 replicas needs 3 nodes, and 2 of this cluster run (a, b): start more, or choose fewer "
+        "replicas"
+    )
+    made = cluster.ask(*create, "2", address=b["control"])
+    assert made["policy"]["replicas"] == 2
+    assert cluster.ask(*create, "2", address=b["control"])["id"] == made["id"]
+    assert "2 replica(s)" in cluster.ask(*create, "1", address=b["control"], code=4)["error"]["message"]
 
 
 def test_a_node_that_does_not_start_keeps_no_other_from_starting(cluster: Cluster) -> None:

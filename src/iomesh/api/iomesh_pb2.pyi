@@ -221,7 +221,7 @@ class Policy(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
-    """0 in a request: the default, 1"""
+    """1 to 4; 0 in a request: the default, 1"""
     window_seconds: _builtins.int
     """any second so far back can be restored; 0: there is no restore window"""
     def __init__(

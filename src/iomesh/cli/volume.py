@@ -47,18 +47,29 @@ def volume() -> None:
     default=0,
     help="Restore window: how far back any point in time can be restored (24h, 90m, 7d).",
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 4),
+    default=1,
+    show_default=True,
+    help="How many nodes of the cluster hold its data.",
+)
 @click.option("--export", "exported", is_flag=True, help="Also export it.")
 @asks(Volume)
-def create(session: Session, name: str, size: int, segment_size: int, window: int, exported: bool) -> None:
+def create(
+    session: Session, name: str, size: int, segment_size: int, window: int, replicas: int, exported: bool
+) -> None:
     """Create the volume NAME of SIZE (10Gi, 100G, ...). It is thin: it takes space as it is written.
 
-    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Repeated with the same size,
-    the command returns the existing volume.
+    A size that is not a whole number of 4096-byte blocks is rounded up to the next MiB. Repeated with the same size and
+    options, the command returns the existing volume.
     """
     whole = session.whole_blocks(size)
 
     async def question(node: "Client") -> Volume:
-        made = await node.create_volume(name, whole, segment_bytes=segment_size, window_seconds=window)
+        made = await node.create_volume(
+            name, whole, segment_bytes=segment_size, replicas=replicas, window_seconds=window
+        )
         if exported:
             await node.export_volume(name)
             made = await node.volume(name)

@@ -7,7 +7,7 @@ import uuid
 import msgspec
 
 from iomesh.errors import Damaged
-from iomesh.metadata.protocol import Entry, Put
+from iomesh.metadata.protocol import Entry, Metadata, Put
 
 NODES = "nodes/"
 
@@ -28,6 +28,11 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def node_key(name: str) -> str:
     return NODES + name
+
+
+async def node_names(metadata: Metadata) -> list[str]:
+    """The nodes of the cluster under whose names daemons run."""
+    return [entry.key.removeprefix(NODES) for entry in (await metadata.list_prefix(NODES)).entries]
 
 
 def put_node(record: NodeRecord, version: int, lease: int) -> Put:

@@ -1,4 +1,4 @@
-"""Limits of a volume: its name, its size, and the segment size of its log."""
+"""Limits of a volume: its name, its size, its replicas, and the segment size of its log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from iomesh.sizes import exact_size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SNAPSHOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)  # what fits into its entry on the device
+REPLICAS_MAX = 4
 LARGEST_DEVICE_SHARE = (
     512  # a segment is at most this part of the largest device, so that a trial behaves like an installation
 )
@@ -43,6 +44,11 @@ def check_size(size_bytes: int) -> None:
             f"a volume of {size_bytes} bytes is not a multiple of {compiled.BLOCK_BYTES}: the next valid size is "
             f"{above}"
         )
+
+
+def check_replicas(replicas: int) -> None:
+    if not 1 <= replicas <= REPLICAS_MAX:
+        raise InvalidArgument(f"a volume of {replicas} replicas: choose 1 to {REPLICAS_MAX}")
 
 
 def choose_segment_bytes(asked: int, largest_device_bytes: int) -> int:

@@ -112,6 +112,8 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("trial", "down"), 3, "there is no trial in"),
         (("trial", "up", "--devices", "0"), 2, "--devices"),
         (("trial", "up", "--nodes", "10"), 2, "--nodes"),
+        (("trial", "up", "--nodes", "2", "--replicas", "3"), 2, "needs 3 nodes, and there are to be 2: add --nodes 3"),
+        (("volume", "create", "db", "1G", "--replicas", "5"), 2, "--replicas"),
         (("trial", "up", "--device-size", "1G+1"), 2, "--device-size: '1G+1' has the unknown unit 'G+1'"),
         (("daemon", "run", "--check", "--set", "engine.reactors"), 2, "--set: 'engine.reactors' is not KEY=VALUE"),
         (("daemon", "run", "--check", "--set", "engine.reactor=2"), 2, "did you mean 'engine.reactors'?"),

@@ -28,6 +28,7 @@ class Plan:
     volume: str
     volume_size: int
     segment_size: int
+    replicas: int
     engine: dict[str, Any]  # engine settings given as options
     start_seconds: float
 
@@ -116,7 +117,9 @@ def start_daemons(trial: Installation, plan: Plan, output: Output) -> None:
 def create_volume(trial: Installation, plan: Plan, output: Output) -> None:
     async def conversation() -> None:
         async with Client(trial.nodes[0].control) as node:
-            await node.create_volume(plan.volume, plan.volume_size, segment_bytes=plan.segment_size)
+            await node.create_volume(
+                plan.volume, plan.volume_size, segment_bytes=plan.segment_size, replicas=plan.replicas
+            )
             await node.export_volume(plan.volume)
 
     asyncio.run(conversation())

@@ -16,7 +16,7 @@ from iomesh.cli.files import Allocation
 from iomesh.cli.output import fields
 from iomesh.cli.session import Session, Size, answers
 from iomesh.cli.trial.installation import NODES_MAX, Installation, State, TrialNode, default_directory
-from iomesh.errors import InUse, IomeshError, NotFound, Unavailable
+from iomesh.errors import InUse, InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size, short_time
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -74,6 +74,13 @@ def trial() -> None:
 @click.option(
     "--device-size", type=Size(), default="16Gi", show_default=True, help="Size of each; sparse unless prewritten."
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 4),
+    default=1,
+    show_default=True,
+    help="How many of the nodes hold the volume's data.",
+)
 @click.option("--size", type=Size(), default="8Gi", show_default=True, help="Size of the volume.")
 @click.option("--volume", "volume_name", default="trial", show_default=True, help="Name of the volume.")
 @click.option(
@@ -105,6 +112,7 @@ def up(
     session: Session,
     directory: Path,
     nodes: int,
+    replicas: int,
     devices: int,
     device_size: int,
     size: int,
@@ -122,6 +130,11 @@ def up(
     """Set up a trial and print the NBD URI of its volume."""
     from iomesh.cli.trial.bring_up import Plan, bring_up
 
+    if replicas > nodes:
+        raise InvalidArgument(
+            f"--replicas: a volume with {replicas} replicas needs {replicas} nodes, and there are to be {nodes}: "
+            f"add --nodes {replicas}, or choose fewer replicas"
+        )
     allocation = Allocation.PREWRITTEN if prewrite else Allocation.PREALLOCATED if preallocate else Allocation.SPARSE
     engine = {
         "map_cache_bytes": map_cache,
@@ -137,6 +150,7 @@ def up(
         volume=volume_name,
         volume_size=session.whole_blocks(size),
         segment_size=segment_size,
+        replicas=replicas,
         engine={name: value for name, value in engine.items() if value is not None},
         start_seconds=START_SECONDS,
     )

@@ -10,11 +10,13 @@ import uuid
 import msgspec
 
 from iomesh.api.model import Volume, VolumeState
-from iomesh.errors import AlreadyExists, InvalidArgument, NoSpace, Unsupported
+from iomesh.errors import AlreadyExists, InvalidArgument, NoSpace, Unavailable
+from iomesh.metadata.nodes import node_names
 from iomesh.metadata.records import CloneRecord, Lifecycle, LogRecord, PolicyRecord, VolumeRecord
 from iomesh.metadata.volumes import create_records
-from iomesh.node.limits import check_name, check_size, choose_segment_bytes
+from iomesh.node.limits import check_name, check_replicas, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import answered
 from iomesh.node.volume import NodeVolume, is_hidden
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.opening import Opening
@@ -46,12 +48,12 @@ class Creation:
         check_name(name)
         check_size(size_bytes)
         check_window(window_seconds)
-        if replicas not in (0, 1):
-            raise Unsupported(f"{replicas} replicas: this version supports one")
         policy = PolicyRecord(replicas=replicas or 1, window_seconds=window_seconds)
+        check_replicas(policy.replicas)
         while (existing := self._volumes.get(name)) is not None:
             if (described := await self._identical(existing, size_bytes, segment_bytes, policy)) is not None:
                 return described
+        await self._refuse_replicas_without_nodes(name, policy.replicas)
         record = VolumeRecord(
             id=uuid.uuid4(),
             name=name,
@@ -67,6 +69,17 @@ class Creation:
             "volume created", volume=name, id=str(record.id), size_bytes=size_bytes, segment_bytes=record.segment_bytes
         )
         return self._view.describe(volume)
+
+    async def _refuse_replicas_without_nodes(self, name: str, replicas: int) -> None:
+        """Each replica is on another node."""
+        if replicas == 1:
+            return
+        nodes = await answered(node_names(self._metadata))
+        if replicas > len(nodes):
+            raise Unavailable(
+                f"volume {name} with {replicas} replicas needs {replicas} nodes, and {len(nodes)} of this cluster run "
+                f"({', '.join(nodes)}): start more, or choose fewer replicas"
+            )
 
     async def _identical(
         self, volume: NodeVolume, size_bytes: int, segment_bytes: int, policy: PolicyRecord
