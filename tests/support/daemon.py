@@ -154,7 +154,8 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def metadata(self) -> AsyncIterator[SqliteMetadata]:
-        metadata = await SqliteMetadata.open(self.directory / "state" / "metadata.db")
+        path = self.settings.get("metadata.path", self.directory / "state" / "metadata.db")
+        metadata = await SqliteMetadata.open(Path(path))
         try:
             yield metadata
         finally:

@@ -8,6 +8,8 @@ import pytest
 from iomesh.engine.replicas.server import credits
 
 from iomesh.engine.format.peer import KINDS, frames, statuses
+from iomesh.node.peers.server import CREDITS
+from iomesh.peers.handshake import Credits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
 ROW = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", re.MULTILINE)
@@ -51,4 +53,5 @@ def test_every_kind_is_documented_with_its_number() -> None:
 
 def test_the_credits_of_a_server_are_documented() -> None:
     requests, bytes_ = credits()
+    assert Credits(requests, bytes_) == CREDITS, "what the handshake says is what the engine grants"
     assert f"Version 1 servers give {requests} requests and {bytes_ >> 20} MiB." in " ".join(PAGE.split())

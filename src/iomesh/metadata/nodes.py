@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Annotated
 
 import msgspec
 
@@ -24,6 +25,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     state_dir: str
     started_ns: int  # Unix time
+    peer_address: str = ""  # "host:port" for other nodes of the cluster; empty: it has no connections to them
+    reactors: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 def node_key(name: str) -> str:

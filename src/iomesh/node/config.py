@@ -23,6 +23,7 @@ from iomesh.sizes import SizeError, parse_size
 
 DEFAULT_FILE = Path("/etc/iomesh/node.toml")
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, and the zero behind it
+WILDCARDS = ("0.0.0.0", "::")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]  # in a file also as text: "256Mi"
@@ -73,6 +74,11 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     listen: str = "127.0.0.1:9742"  # empty: none
 
 
+class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    listen: str = ""  # host:port, under which other nodes reach this one; empty: this node has no connections to others
+    key_file: str = ""  # of the cluster, the same on every node
+
+
 class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["sqlite"] = "sqlite"
     path: str = ""  # empty: metadata.db in state_dir
@@ -95,6 +101,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     control: ControlConfig = ControlConfig()
     nbd: NbdConfig = NbdConfig()
     metrics: MetricsConfig = MetricsConfig()
+    peers: PeersConfig = PeersConfig()
     metadata: MetadataConfig = MetadataConfig()
     log: LogConfig = LogConfig()
 
@@ -225,9 +232,18 @@ def _resolve(config: Config) -> Config:
         ("control.listen", config.control.listen),
         ("nbd.listen", config.nbd.listen),
         ("metrics.listen", config.metrics.listen),
+        ("peers.listen", config.peers.listen),
     ):
         if address:
             parse_address(address, key)
+    if config.peers.listen:
+        if parse_address(config.peers.listen, "peers.listen")[0] in WILDCARDS:
+            raise ConfigError(
+                f"peers.listen: {config.peers.listen} is no address that other nodes can connect to: name one of this "
+                "machine's"
+            )
+        if not config.peers.key_file:
+            raise ConfigError("peers.listen is set, and peers.key_file is not: name the file with the cluster's key")
     repeated = {path for path in config.devices if config.devices.count(path) > 1}
     if repeated:
         raise ConfigError(f"devices: {', '.join(sorted(repeated))} is listed twice")

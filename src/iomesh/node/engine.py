@@ -49,6 +49,13 @@ class _Unanswered(NamedTuple):
     reason: str
 
 
+class ServedConnection(NamedTuple):
+    """Of another node, as a client of this one."""
+
+    ticket: int
+    ended: asyncio.Future[dict[str, Any]]
+
+
 class NodeEngine:
     """Between `start` and `stop` it belongs to the running event loop."""
 
@@ -417,6 +424,36 @@ class NodeEngine:
         )
         ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
         return ended
+
+    # other nodes
+
+    def serve_peer(self, descriptor: int, *, reactor: int) -> ServedConnection:
+        """Passes a connection of another node to the engine, which closes it."""
+        ticket = self._engine.serve_peer(descriptor, reactor=reactor)
+        return ServedConnection(ticket, self._answer(ticket, "serve another node"))
+
+    def end_served_peer(self, connection: ServedConnection) -> None:
+        """Its requests under way are answered first."""
+        self._engine.end_served_peer(connection.ticket)
+
+    def attach_peer(
+        self, node: str, descriptor: int, *, reactor: int, requests: int, bytes_: int
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Passes a connection to another node to the engine, which closes it; done when the connection has ended.
+        requests, bytes_: the credits that the node gives."""
+        ticket = self._engine.attach_peer(node, descriptor, reactor=reactor, requests=requests, bytes=bytes_)
+        return self._answer(ticket, f"use the connection to node {node}")
+
+    def detach_peer(self, node: str, *, reactor: int) -> None:
+        self._engine.detach_peer(node, reactor=reactor)
+
+    def know_devices(self, node: str, numbers: Iterable[int]) -> None:
+        """The numbers in the cluster of another node's devices; replaces what was known."""
+        self._engine.know_devices(node, numbers)
+
+    def peers(self) -> list[dict[str, Any]]:
+        """`node`, `reactor`, `attached`, `calls` and `devices` of each connection to another node there has been."""
+        return self._engine.peers()
 
     async def _checkpointed(self, volumes: list[uuid.UUID], ticket: int, what: str) -> Any:
         """The answer to a command that needs a checkpoint of these volumes. Raises MetadataUnavailable if the metadata

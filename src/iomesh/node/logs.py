@@ -28,7 +28,21 @@ REPEAT_SECONDS = 10.0
 FLUSH_SECONDS = 1.0
 LIMITED = ("warning", "error", "critical", "exception")
 # A line that differs in one of these fields is about something else. All others (segment, block, reason) are details.
-ABOUT = ("volume", "device", "store", "path", "id", "name", "snapshot", "task", "job", "step", "file", "reactor")
+ABOUT = (
+    "volume",
+    "device",
+    "store",
+    "path",
+    "id",
+    "name",
+    "snapshot",
+    "task",
+    "job",
+    "step",
+    "file",
+    "reactor",
+    "node",
+)
 
 
 @dataclass

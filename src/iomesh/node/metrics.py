@@ -90,6 +90,7 @@ class NodeCollector:
             yield from self._cleaning()
             yield from self._histograms()
             yield from self._reactors()
+            yield from self._peers()
 
     def _tasks(self, tasks: list[BackgroundTask]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
@@ -326,6 +327,19 @@ class NodeCollector:
             labels=["reactor"],
         )
         yield _per_reactor(load, self._node.engine.reactor_loads())
+
+    def _peers(self) -> Iterator[Metric]:
+        labels = ["node", "reactor"]
+        connected = GaugeMetricFamily(
+            "iomesh_peer_connected", "1 while the reactor's connection to the other node works.", labels=labels
+        )
+        calls = CounterMetricFamily(
+            "iomesh_peer_calls", "Requests of the reactor to the other node, heartbeats included.", labels=labels
+        )
+        for each in self._node.peers.connections() if self._node.peers is not None else []:
+            connected.add_metric([each.node, str(each.reactor)], float(each.connected))
+            calls.add_metric([each.node, str(each.reactor)], each.calls)
+        yield from (connected, calls)
 
 
 def prometheus_buckets(

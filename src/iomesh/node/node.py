@@ -53,6 +53,8 @@ from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import until_answered
 from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
+from iomesh.node.peers import Peers, PeerSockets
+from iomesh.node.peers.key import read_key
 from iomesh.node.scrub import ScrubPasses
 from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
@@ -62,6 +64,7 @@ from iomesh.node.tenure import Tenure
 from iomesh.node.volume import Registry
 from iomesh.node.volumes import Parts, Volumes
 from iomesh.node.windows import Windows
+from iomesh.peers.handshake import Identity
 from iomesh.times import time_of
 
 log = logger("node")
@@ -98,6 +101,7 @@ class Node:
     scrub: ScrubPasses
     flattening: Flattener
     deleting: Deleting
+    peers: Peers | None  # None: this node has no connections to others
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -110,6 +114,8 @@ class Node:
         self._steps_done = 0
         self._waits_for = ""  # why the metadata could not be opened yet
         self._state_lock: IO[bytes] | None = None
+        self._peer_sockets = PeerSockets(config.peers)
+        self._key = b""  # of the cluster
         self._cluster_of_devices: uuid.UUID | None = None
         self._cluster: uuid.UUID | None = None
         self._control = ControlServer(config.control, self)
@@ -125,9 +131,11 @@ class Node:
             Step("serve the control API", self._control.start, self._control.stop),
             Step("probe the devices", self._look_at_devices, _nothing),
             Step("open the metadata", self._open_metadata, self._close_metadata),
+            Step("bind the address for other nodes", self._bind_peers, self._unbind_peers),
             Step("claim the node's name", self._take_name, self._give_up_name),
             Step("start the engine", self._start_engine, self._stop_engine),
             Step("open the devices", self._open_devices, self._close_devices),
+            Step("connect to other nodes", self._start_peers, self._stop_peers),
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
             Step("maintain restore windows", self._start_windows, self._stop_windows),
@@ -218,6 +226,7 @@ class Node:
                 *self.stores.problems,
                 *health.warnings(self.volumes_health()),
                 *filter(None, [self.tenure.problem]),
+                *(self.peers.problems if self.peers is not None else []),
             ]
             if assembled
             else [],
@@ -335,10 +344,24 @@ class Node:
     async def _close_metadata(self) -> None:
         await self.metadata.close()
 
+    async def _bind_peers(self) -> None:
+        """Before the name is claimed: the node's record has the address."""
+        if self.config.peers.listen:
+            self._key = await in_thread(lambda: read_key(self.config.peers.key_file))
+            await self._peer_sockets.bind()
+
+    async def _unbind_peers(self) -> None:
+        self._peer_sockets.close()
+
     async def _take_name(self) -> None:
         assert self._state_lock is not None
         self.tenure = Tenure(
-            self.metadata, self.name, state_identity(self._state_lock), absolute(self.config.state_dir)
+            self.metadata,
+            self.name,
+            state_identity(self._state_lock),
+            absolute(self.config.state_dir),
+            peer_address=self._peer_sockets.address,
+            reactors=self.config.engine.reactors,
         )
         await self.tenure.take()
 
@@ -389,6 +412,10 @@ class Node:
         self.scrub = ScrubPasses(
             self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
         )
+        self.peers = None
+        if self.config.peers.listen:
+            me = Identity(self.cluster.id.bytes, self.name, self._key)
+            self.peers = Peers(self.engine, self.metadata, me, self._peer_sockets, self.supervisor)
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:
@@ -405,6 +432,14 @@ class Node:
 
     async def _close_devices(self) -> None:
         await self.stores.close_all()
+
+    async def _start_peers(self) -> None:
+        if self.peers is not None:
+            await self.peers.start()
+
+    async def _stop_peers(self) -> None:
+        if self.peers is not None:
+            await self.peers.stop()
 
     async def _listen(self) -> None:
         await self.exports.listen()

@@ -40,9 +40,18 @@ LOOK_SECONDS = 0.2  # between two checks whether another daemon's lease has expi
 
 class Tenure:
     def __init__(
-        self, metadata: Metadata, name: str, state: uuid.UUID, state_dir: str, *, lease_seconds: float = LEASE_SECONDS
+        self,
+        metadata: Metadata,
+        name: str,
+        state: uuid.UUID,
+        state_dir: str,
+        *,
+        peer_address: str = "",
+        reactors: int = 1,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """state: the identity of the state directory, whose lock the caller holds."""
+        """state: the identity of the state directory, whose lock the caller holds. peer_address: bound already, so that
+        the record is complete from the first moment on."""
         process = this_process()
         self._metadata = metadata
         self._lease_seconds = lease_seconds
@@ -60,6 +69,8 @@ class Tenure:
             host=platform.node(),
             state_dir=state_dir,
             started_ns=time.time_ns(),
+            peer_address=peer_address,
+            reactors=reactors,
         )
 
     async def take(self) -> None:

@@ -134,6 +134,13 @@ def test_a_setting_that_does_not_exist_is_named_too(written: Any) -> None:
             '[nbd]\nsocket = "/s"\n[control]\nsocket = "/s"',
             "control.socket and nbd.socket are both /s: set different paths",
         ),
+        ('[peers]\nlisten = "a"', "peers.listen: 'a' is not host:port"),
+        ('[peers]\nlisten = "10.0.0.1:9743"', "peers.listen is set, and peers.key_file is not: name the file"),
+        (
+            '[peers]\nlisten = "0.0.0.0:9743"',
+            "peers.listen: 0.0.0.0:9743 is no address that other nodes can connect to",
+        ),
+        ('[peers]\nlisten = "[::]:9743"', "peers.listen: [::]:9743 is no address that other nodes can connect to"),
         ("name = ", "node.toml: Invalid value"),
     ],
 )
@@ -169,7 +176,7 @@ def test_addresses_are_host_and_port(text: str, host: str, port: int) -> None:
 def test_the_documentation_names_every_key_and_no_other() -> None:
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
-    tables = {"engine", "cleaning", "scrub", "control", "nbd", "metrics", "metadata", "log"}
+    tables = {"engine", "cleaning", "scrub", "control", "nbd", "metrics", "peers", "metadata", "log"}
     assert documented == set(module.all_keys()) - tables
 
 

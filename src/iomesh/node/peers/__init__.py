@@ -1,0 +1,173 @@
+"""The connections between this node and every other node of its cluster, in both directions.
+
+Each reactor of this node has one connection to each other node, as a client (link.py). Likewise this node serves its
+devices to the reactors of the others (server.py). Which nodes there are, their addresses and their devices are in the
+metadata service (mirror.py). Handshakes are done here; then a connection is the engine's.
+
+A node is known while `nodes/<name>` exists. The engine is told the devices of every other node, from `devices/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from iomesh.errors import IomeshError
+from iomesh.metadata import Metadata
+from iomesh.metadata.nodes import NODES, NodeRecord, decode_node
+from iomesh.metadata.records import DEVICES, DeviceRecord, decode
+from iomesh.node.engine import NodeEngine
+from iomesh.node.logs import logger
+from iomesh.node.peers.link import Link
+from iomesh.node.peers.mirror import Mirror
+from iomesh.node.peers.server import PeerServer, PeerSockets
+from iomesh.node.supervisor import SupervisedTask, Supervisor
+from iomesh.peers.handshake import Identity
+
+log = logger("peers")
+
+END_SECONDS = 10.0  # for the engine to end the connections when the node stops
+
+__all__ = ["PeerSockets", "Peers"]
+
+
+class PeerConnection(NamedTuple):
+    """Of one reactor of this node, as a client."""
+
+    node: str
+    reactor: int
+    connected: bool
+    calls: int  # that it has made since the daemon started
+
+
+class Peers:
+    def __init__(
+        self, engine: NodeEngine, metadata: Metadata, me: Identity, sockets: PeerSockets, supervisor: Supervisor
+    ) -> None:
+        """sockets: bound."""
+        self._engine = engine
+        self._me = me
+        self._supervisor = supervisor
+        self._server = PeerServer(engine, me, sockets, supervisor, lambda node: node in self._nodes)
+        self._node_records = Mirror(metadata, NODES, self._nodes_changed)
+        self._device_records = Mirror(metadata, DEVICES, self._devices_changed)
+        self._nodes: dict[str, NodeRecord] = {}  # the others that are known
+        self._devices: dict[str, list[int]] = {}  # numbers in the cluster, by node: as the engine was told
+        self._links: dict[tuple[str, int], _Kept] = {}  # by the other node and the reactor of this one
+        self._following: list[SupervisedTask] = []
+        self._started = False
+
+    async def start(self) -> None:
+        """Returns once the metadata service has listed nodes and devices; connections are made in the background."""
+        await self._device_records.load()
+        await self._node_records.load()
+        self._server.start()
+        self._started = True
+        self._nodes_changed()
+        self._following = [
+            self._supervisor.start("follow nodes", self._node_records.follow),
+            self._supervisor.start("follow devices", self._device_records.follow),
+        ]
+
+    async def stop(self) -> None:
+        """Ends all connections."""
+        self._started = False
+        links = [kept.link for kept in self._links.values()]
+        for task in [*self._following, *(kept.task for kept in self._links.values())]:
+            await task.stop()
+        for link in links:
+            link.end()
+        await self._server.stop()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                for link in links:
+                    await link.ended()
+        except TimeoutError:
+            log.warning("connections to other nodes not ended in time", seconds=END_SECONDS)
+
+    @property
+    def problems(self) -> list[str]:
+        """Nodes that cannot be reached, for users."""
+        found = []
+        for node, record in sorted(self._nodes.items()):
+            links = [kept.link for (name, _), kept in self._links.items() if name == node]
+            reasons = [link.reason for link in links if link.reason]
+            if reasons:
+                found.append(
+                    f"node {node} cannot be reached at {record.peer_address or 'any address'} ({len(reasons)} of "
+                    f"{len(links)} connections): {reasons[0]}"
+                )
+        return found
+
+    def connections(self) -> list[PeerConnection]:
+        told = {(each["node"], each["reactor"]): each for each in self._engine.peers()}
+        nothing = {"attached": False, "calls": 0}
+        return [
+            PeerConnection(node, reactor, each["attached"], each["calls"])
+            for node, reactor in sorted(self._links)
+            for each in [told.get((node, reactor), nothing)]
+        ]
+
+    def _nodes_changed(self) -> None:
+        before, self._nodes = self._nodes, self._known()
+        for node in before.keys() - self._nodes.keys():
+            log.info("node is not known any more", node=node)
+        if not self._started:
+            return
+        for record in self._nodes.values():
+            if record.peer_address:
+                for reactor in range(self._engine.reactors):
+                    self._keep_link(record, reactor)
+        for (node, _), kept in self._links.items():
+            if node not in self._nodes or not self._nodes[node].peer_address:
+                kept.link.update(None)
+
+    def _known(self) -> dict[str, NodeRecord]:
+        known = {}
+        for entry in self._node_records.entries.values():
+            try:
+                record = decode_node(entry)
+            except IomeshError as error:
+                log.warning("record of a node not readable", name=entry.key, reason=error.message)
+                continue
+            if record.name != self._me.node:
+                known[record.name] = record
+        return known
+
+    def _keep_link(self, record: NodeRecord, reactor: int) -> None:
+        key = record.name, reactor
+        if key in self._links and not self._links[key].task.ended:
+            self._links[key].link.update(record)
+            return
+        link = Link(self._engine, self._me, record, reactor)
+        task = self._supervisor.start(
+            "connect to nodes", link.keep, until_done=True, node=record.name, reactor=str(reactor)
+        )
+        self._links[key] = kept = _Kept(link, task)
+        task.handle.add_done_callback(lambda _: self._forget(key, kept))
+
+    def _forget(self, key: tuple[str, int], kept: _Kept) -> None:
+        """Its node is not known, and its connection has ended."""
+        if self._links.get(key) is kept:
+            del self._links[key]
+
+    def _devices_changed(self) -> None:
+        devices: dict[str, list[int]] = {}
+        for entry in self._device_records.entries.values():
+            try:
+                record = decode(DeviceRecord, entry).record
+            except IomeshError as error:
+                log.warning("record of a device not readable", name=entry.key, reason=error.message)
+                continue
+            if record.node != self._me.node and record.number:
+                devices.setdefault(record.node, []).append(record.number)
+        for node in self._devices.keys() | devices.keys():
+            numbers = sorted(devices.get(node, []))
+            if numbers != self._devices.get(node, []):
+                self._engine.know_devices(node, numbers)
+        self._devices = {node: sorted(numbers) for node, numbers in devices.items()}
+
+
+class _Kept(NamedTuple):
+    link: Link
+    task: SupervisedTask
