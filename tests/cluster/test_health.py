@@ -148,20 +148,22 @@ def status_of(daemon: Daemon, *flags: str, code: int = 20) -> str:
 
 async def test_a_volume_that_cannot_be_opened_makes_the_node_degraded_and_no_more(node: Daemon) -> None:
     async with node.client() as client:
-        for name in ("mine", "theirs"):
+        for name in ("mine", "broken"):
             await client.create_volume(name, GIB)
     node.stop()
     async with node.metadata() as metadata:
-        await rewrite(metadata, log_key, "theirs", b'"node-a"', b'"node-b"')
+        nowhere = b'{"segment":4000,"block":1,"crc":1,"sequence":1}'
+        await rewrite(metadata, log_key, "broken", b'"checkpoint":null', b'"checkpoint":' + nowhere)
     node.start()
     pages = Pages(node)
     code, health = await asyncio.to_thread(pages.get, "/healthz")
     assert (code, health["status"], health["ready"]) == (200, "degraded", False)
     assert {volume["name"]: (volume["state"], volume["writable"]) for volume in health["volumes"]} == {
         "mine": ("serving", True),
-        "theirs": ("failed", False),
+        "broken": ("failed", False),
     }
-    assert health["problems"] == ["volume theirs has failed: volume theirs is owned by node node-b, and this is node-a"]
+    (problem,) = health["problems"]
+    assert problem.startswith("volume broken has failed: ") and "segment 4000" in problem
     assert (await asyncio.to_thread(pages.get, "/readyz")) == (503, health)
     async with node.client() as client:
         status = await client.status()
@@ -172,7 +174,7 @@ async def test_a_volume_that_cannot_be_opened_makes_the_node_degraded_and_no_mor
         "iomesh_node_ready 0.0",
         'iomesh_node_state{state="degraded"} 1.0',
         'iomesh_volume_writable{volume="mine"} 1.0',
-        'iomesh_volume_writable{volume="theirs"} 0.0',
+        'iomesh_volume_writable{volume="broken"} 0.0',
     ):
         assert line in lines
 

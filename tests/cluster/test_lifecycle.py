@@ -9,12 +9,13 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from iomesh.api.model import VolumeState
-from iomesh.errors import IomeshError, NotFound, Unavailable
-from iomesh.metadata.records import list_devices, log_key, volume_key
-from iomesh.metadata.volumes import find_volume
+from iomesh.errors import AlreadyExists, IomeshError, NotFound, Unavailable
+from iomesh.metadata.records import Lifecycle, list_devices, log_key, put_log, volume_key
+from iomesh.metadata.volumes import find_volume, read_volumes, remove_records
 from support.daemon import MIB, Daemon, names_of_records, rewrite
 from support.nbd import Connection
 
@@ -165,23 +166,71 @@ async def test_a_deletion_interrupted_by_a_crash_continues(node: Daemon) -> None
 @pytest.mark.parametrize("reactors", [1, 2])
 async def test_a_volume_that_cannot_be_opened_keeps_no_other_from_being_served(node: Daemon, reactors: int) -> None:
     async with node.client() as client:
+        for name in ("mine", "broken"):
+            await client.create_volume(name, GIB)
+            await client.export_volume(name)
+    node.stop()
+    async with node.metadata() as metadata:
+        nowhere = b'{"segment":4000,"block":1,"crc":1,"sequence":1}'
+        await rewrite(metadata, log_key, "broken", b'"checkpoint":null', b'"checkpoint":' + nowhere)
+
+    node.start()
+    async with node.client() as client:
+        broken, mine = await client.volume("broken"), await client.volume("mine")
+        assert mine.state is VolumeState.SERVING
+        assert mine.reactor in range(reactors)
+        assert broken.state is VolumeState.FAILED
+        assert "segment 4000" in broken.reason
+        assert broken.exports == []
+        with pytest.raises(Unavailable, match=r"volume broken is failed: .*segment 4000"):
+            await client.export_volume("broken")
+
+
+async def test_a_volume_that_another_node_owns_is_left_to_it(node: Daemon) -> None:
+    async with node.client() as client:
         for name in ("mine", "theirs"):
             await client.create_volume(name, GIB)
             await client.export_volume(name)
     node.stop()
     async with node.metadata() as metadata:
         await rewrite(metadata, log_key, "theirs", b'"node-a"', b'"node-b"')
+        before = await find_volume(metadata, "theirs")
 
     node.start()
     async with node.client() as client:
-        theirs, mine = await client.volume("theirs"), await client.volume("mine")
-        assert mine.state is VolumeState.SERVING
-        assert mine.reactor in range(reactors)
-        assert theirs.state is VolumeState.FAILED
-        assert theirs.reason == "volume theirs is owned by node node-b, and this is node-a"
-        assert theirs.exports == []
-        with pytest.raises(Unavailable, match=r"volume theirs is failed: .* owned by node node-b"):
-            await client.export_volume("theirs")
+        assert (await client.status()).ready
+        assert [(volume.name, volume.state) for volume in await client.volumes()] == [("mine", VolumeState.SERVING)]
+        elsewhere = "this node has no volume 'theirs': when it started, node node-b owned it; name that node's address"
+        for refused in (client.volume("theirs"), client.export_volume("theirs"), client.delete_volume("theirs")):
+            with pytest.raises(NotFound) as raised:
+                await refused
+            assert raised.value.message == elsewhere
+        with pytest.raises(AlreadyExists, match="a volume theirs exists in this cluster: choose another name"):
+            await client.create_volume("theirs", GIB)
+    async with node.metadata() as metadata:
+        assert await find_volume(metadata, "theirs") == before
+
+
+async def test_a_deleted_volume_that_another_node_keeps_for_its_clone_is_left_to_it(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        await client.create_snapshots(["db"], "one")
+        await client.clone_volume("db", "one", "clone")
+        await client.delete_volume("db", snapshots=True)
+    node.stop()
+    async with node.metadata() as metadata:  # as while the other node deletes the clone
+        found = await read_volumes(metadata)
+        for stored in found.volumes:
+            assert stored.log is not None
+            theirs = msgspec.structs.replace(stored.log.record, owner="node-b")
+            await metadata.commit(put_log(theirs, stored.log.version))
+            if stored.volume.record.name == "clone":
+                await remove_records(metadata, stored.volume.record)
+        before = await read_volumes(metadata)
+        assert [stored.volume.record.state for stored in before.volumes] == [Lifecycle.HIDDEN]
+    node.start()
+    async with node.metadata() as metadata:
+        assert await read_volumes(metadata) == before
 
 
 async def test_no_volume_is_opened_while_a_device_is_missing(node: Daemon) -> None:

@@ -91,6 +91,8 @@ def test_three_nodes_from_up_to_down(cluster: Cluster) -> None:
     assert states(again) == states(made)
     assert again["nodes"][0] == a and again["nodes"][2] == c and alive(again["nodes"][1]["pid"])
     assert again["recovered"] == [], "it has no volume"
+    assert cluster.ask("status", address=b["control"])["health"] == "ready"
+    assert cluster.ask("volume", "list", address=b["control"])["volumes"] == []
 
     paused = cluster("pause", "a")
     assert paused["nodes"][0] == {**a, "state": "paused"}

@@ -131,6 +131,7 @@ class Registry:
         self._volumes: dict[uuid.UUID, NodeVolume] = {}
         self._names: dict[str, NodeVolume] = {}
         self.unreadable: dict[str, Unreadable] = {}  # volumes with an unreadable record, by name
+        self.elsewhere: dict[str, LogRecord] = {}  # volumes that other nodes owned when this one started, by name
 
     def add(self, volume: NodeVolume) -> None:
         """Raises AlreadyExists if another volume has its name."""
@@ -187,6 +188,11 @@ class Registry:
         volume = self.get(name)
         if name in self.unreadable:
             raise Unavailable(f"volume {name} has failed: {self.unreadable[name].reason}")
+        if volume is None and name in self.elsewhere:
+            owner = self.elsewhere[name].owner
+            raise NotFound(
+                f"this node has no volume {name!r}: when it started, node {owner} owned it; name that node's address"
+            )
         if volume is None or is_hidden(volume):
             raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows all volumes")
         return volume
@@ -207,6 +213,7 @@ class Registry:
             name
             for name, log in [
                 *logs,
+                *self.elsewhere.items(),
                 *((each.name, each.log) for each in self.unreadable.values() if each.log is not None),
             ]
             if (of := log.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)

@@ -9,7 +9,7 @@ import asyncio
 import functools
 
 from iomesh.api.model import VolumeState
-from iomesh.errors import AlreadyExists, InUse, IomeshError, Unavailable
+from iomesh.errors import AlreadyExists, IomeshError, Unavailable
 from iomesh.metadata.records import Lifecycle, LogRecord
 from iomesh.metadata.volumes import Stored, Unreadable, read_volumes, release_stale, remove_records, reserve_name
 from iomesh.node.backoff import pauses
@@ -69,6 +69,9 @@ class BringUp:
             log.info("removed a partly created or partly deleted volume", volume=record.name, id=str(record.id))
             return
         its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node, promised=0), 0)
+        if its_log.owner != self._node:
+            self._volumes.elsewhere[record.name] = its_log
+            return
         deleting = record.state == Lifecycle.DELETING
         state = VolumeState.DELETING if deleting else VolumeState.OPENING
         volume = NodeVolume(record, its_log, version, log_version, state)
@@ -115,10 +118,6 @@ class BringUp:
             if (volume.in_engine and not volume.awaits_metadata) or not self._volumes.has(volume):
                 return  # done by the task that held the lock before
             try:
-                if volume.log.owner != self._node:
-                    raise InUse(
-                        f"volume {volume.record.name} is owned by node {volume.log.owner}, and this is {self._node}"
-                    )
                 if self._stores.missing:
                     raise Unavailable(
                         f"volume {volume.record.name} is not opened, because part of its log may be on a missing "
