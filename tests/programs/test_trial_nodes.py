@@ -5,13 +5,14 @@ import json
 import os
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.run import alive
+from support.run import alive, eventually
 from support.trial import iomesh_command
 
 SMALL = ("--device-size", "256Mi", "--size", "32Mi", "--map-cache", "16Mi")
@@ -34,6 +35,17 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout)
+
+    def connected(self, node: Any) -> set[str]:
+        """The nodes to which this one has a working connection."""
+        address = self.ask("status", address=node["control"])["node"]["metrics_address"]
+        with urllib.request.urlopen(f"http://{address}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        return {
+            line.partition('node="')[2].partition('"')[0]
+            for line in lines
+            if line.startswith("iomesh_peer_connected{") and line.endswith(" 1.0")
+        }
 
     def processes(self) -> list[str]:
         """Command lines of processes that name the directory."""
@@ -109,6 +121,31 @@ def test_three_nodes_from_up_to_down(cluster: Cluster) -> None:
     assert cluster("down") == {"directory": str(cluster.directory), "removed": True}
     assert not cluster.directory.exists()
     assert cluster.processes() == []
+
+
+def test_the_nodes_connect_to_each_other(cluster: Cluster) -> None:
+    made = cluster("up", "--nodes", "3", *SMALL)
+    a = made["nodes"][0]
+    key = cluster.directory / "cluster.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(key.read_text())) == 32
+    everywhere = [{"b", "c"}, {"a", "c"}, {"a", "b"}]
+
+    def all_connected() -> bool:
+        return [cluster.connected(node) for node in made["nodes"]] == everywhere
+
+    eventually(all_connected, what="each node is connected to the two others")
+    for end, again in (("kill", "start"), ("pause", "resume")):
+        cluster(end, "c")
+        eventually(lambda: cluster.connected(a) == {"b"}, what=f"a misses c after {end}")
+        cluster(again, "c")
+        eventually(all_connected, what=f"the nodes are connected after {again}")
+
+
+def test_a_single_node_listens_for_no_others(cluster: Cluster) -> None:
+    (node,) = cluster("up", *SMALL)["nodes"]
+    assert not (cluster.directory / "cluster.key").exists()
+    assert "peers" not in Path(node["config"]).read_text()
 
 
 def test_the_volumes_of_all_nodes_are_listed_with_their_owners(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@ is left."""
 
 import asyncio
 import json
+import secrets
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from iomesh.cli.files import Allocation, make_device_file, require_direct_io
 from iomesh.cli.output import Output
 from iomesh.cli.trial import daemon
 from iomesh.cli.trial.installation import Installation, TrialNode
+
+KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ def format_devices(trial: Installation, plan: Plan, output: Output) -> None:
 
 
 def write_configuration(trial: Installation, plan: Plan, output: Output) -> None:
+    if len(trial.nodes) > 1:
+        trial.key.touch(0o600)  # before it holds the key
+        trial.key.write_text(secrets.token_hex(KEY_BYTES) + "\n")
     for node in trial.nodes:
         write_node_configuration(trial, node, plan)
 
@@ -102,6 +108,8 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
         "metadata": {"path": str(trial.metadata)},
         "metrics": {"listen": "127.0.0.1:0"},
     }
+    if len(trial.nodes) > 1:
+        settings["peers"] = {"listen": "127.0.0.1:0", "key_file": str(trial.key)}
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []

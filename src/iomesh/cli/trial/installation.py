@@ -2,6 +2,7 @@
 
     D/iomesh-trial.json     the marker: what `trial up` set up
     D/metadata.db           the metadata service, shared by all nodes
+    D/cluster.key           the key by which the nodes know each other; a single node has none
     D/<node>/               a node: node.toml, node.log, its state and sockets, daemon.json
     D/<node>/devices/       its devices
 
@@ -111,6 +112,10 @@ class Installation(msgspec.Struct):
     @property
     def metadata(self) -> Path:
         return self.path / "metadata.db"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "cluster.key"
 
     @property
     def nodes(self) -> list[TrialNode]:
