@@ -92,10 +92,10 @@ class Peers:
         for node, record in sorted(self._nodes.items()):
             links = [kept.link for (name, _), kept in self._links.items() if name == node]
             reasons = [link.reason for link in links if link.reason]
-            if reasons:
+            if record.peer_address and reasons:
                 found.append(
-                    f"node {node} cannot be reached at {record.peer_address or 'any address'} ({len(reasons)} of "
-                    f"{len(links)} connections): {reasons[0]}"
+                    f"node {node} cannot be reached at {record.peer_address} ({len(reasons)} of {len(links)} "
+                    f"connections): {reasons[0]}"
                 )
         return found
 
