@@ -242,12 +242,17 @@ def stop(session: Session, name: str | None, directory: Path) -> None:
     from iomesh.cli.trial import daemon
 
     there = Installation.load(directory)
-    with session.output.step(f"stopping {names(chosen(there, name))}"):
-        for node in daemon.stop(chosen(there, name), STOP_SECONDS):
-            raise Unavailable(
+    asked = chosen(there, name)
+    with session.output.step(f"stopping {names(asked)}"):
+        late = daemon.stop(asked, STOP_SECONDS)
+    if late:
+        raise Unavailable(
+            "\n".join(
                 f"the daemon {node.name} (process {node.pid}) did not end within {STOP_SECONDS:g} s of SIGTERM: "
                 f"see {node.log}, or kill it with `iomesh trial kill {node.name}{option(there)}`"
+                for node in late
             )
+        )
     say(session, there)
 
 
