@@ -20,7 +20,7 @@ from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
 from iomesh.engine.commands.notices cimport (
-    Notice, Notices, checkpoint_written, device_full_below, device_stalled, volume_event
+    Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
 from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
@@ -32,8 +32,9 @@ from iomesh.engine.commands.stores cimport (
     CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
 from iomesh.engine.commands.volumes cimport (
-    CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
-    GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock, describe
+    AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
+    GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock,
+    ReconcileCopies, describe
 )
 from iomesh.engine.volume.checkpoint cimport (
     POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
@@ -48,12 +49,15 @@ from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
+from iomesh.engine.replicas.member cimport REPLICAS_MAX as REPLICAS_MOST
+from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
 from iomesh.engine.replicas.server cimport CREDIT_BYTES, CREDIT_REQUESTS, Server
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.volume.copies cimport Copies
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.store.scrub cimport Scrubber
@@ -62,7 +66,7 @@ from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED,
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED,
     EVENT_SPACE_BELOW, EVENT_STALLED, EVENT_TIGHT, Volume
 )
 
@@ -82,6 +86,7 @@ SEGMENT_BYTES_MAX = SEGMENT_MAX
 VOLUME_BYTES_MAX = <uint64_t>VOLUME_MAX        # as a C enum it would be an int
 SEGMENT_NUMBER_MAX = 2**32 - 2
 SNAPSHOTS_MAX = SNAPSHOTS_MOST      # of a volume, including the restore points of its restore window
+REPLICAS_MAX = <int>REPLICAS_MOST               # of a volume
 PEER_CREDIT_REQUESTS, PEER_CREDIT_BYTES = <int>CREDIT_REQUESTS, <int>CREDIT_BYTES
 DEVICE_BYTES_MIN = 64 << 20     # two journal halves and their mirrors, and room for a few segments of the smallest size
 POINTER_REFUSED, POINTER_DONE, POINTER_UNKNOWN = <int>REFUSED, <int>DONE, <int>UNKNOWN
@@ -420,6 +425,9 @@ cdef class Engine:
         bytes name=b"",
         uint32_t window_seconds=0,
         uint32_t replicas=1,
+        uint32_t minimum=1,
+        fragments=(),
+        uint32_t first_fragment=1,
         reactor=None,
     ):
         cdef OpenVolume command
@@ -445,6 +453,8 @@ cdef class Engine:
             raise ValueError(
                 f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}"
             )
+        if not 1 <= minimum <= replicas <= REPLICAS_MAX:
+            raise ValueError(f"a volume has 1 to {REPLICAS_MAX} replicas, and as many at least, not {replicas}, {minimum}")
         if clone_of is not None:
             check_snapshot(clone_of[1], "its name")
             parent = self.opened(clone_of[0])
@@ -462,7 +472,7 @@ cdef class Engine:
             runner.reactor,
             runner.pool,
             segments,
-            local_members(runner.reactor, list(self.stores.values()), volume),
+            self.members(runner, volume, replicas),
             volume,
             epoch,
             segment_bytes // BLOCK,
@@ -480,7 +490,14 @@ cdef class Engine:
         opened.volume.checkpoints.on_written = checkpoint_written
         opened.volume.checkpoints.on_dying = walk_dying
         opened.connections = {}
-        opened.recovery = Recovery(opened.volume, checkpoint)
+        opened.recovery = Recovery(
+            opened.volume, checkpoint, Copies(opened.volume, fragments) if replicas > 1 or fragments else None
+        )
+        if replicas > 1 or fragments:
+            log.open_segments.replicas, log.open_segments.minimum = replicas, minimum
+            log.open_segments.fragment = first_fragment
+            log.open_segments.fragment_asked = log.open_segments.fragment_agreed = first_fragment - 1
+            opened.volume.on_fragment = fragment_begun
         opened.cleaner = Cleaner(opened.volume)
         opened.bucket = self.new_bucket()
         opened.bucket.stopping = &opened.volume.closing
@@ -495,6 +512,22 @@ cdef class Engine:
             command.parent = parent.volume
             memcpy(command.snapshot, <const char*>(<bytes>clone_of[1]), 16)
         return self.ask(command)
+
+    cdef list members(self, _Runner runner, bytes volume, uint32_t replicas):
+        """Of the volume's log: the devices of this node, and if it has replicas those of the others."""
+        members = local_members(runner.reactor, list(self.stores.values()), volume)
+        for node, devices in sorted(self.node_devices.items()) if replicas > 1 else ():
+            for device in devices:
+                members.append(
+                    RemoteMember(
+                        runner.reactor,
+                        len(members),
+                        self.remote_node(node, runner.reactor.number),
+                        device,
+                        volume,
+                    )
+                )
+        return members
 
     cdef int emptiest(self) except -1:
         volumes = self.volumes_by_reactor()
@@ -542,6 +575,19 @@ cdef class Engine:
             raise ValueError(f"{outcome} is no outcome of an update")
         if opened is not None:
             self.ask(MovePointer(opened.volume, sequence, outcome, promised))
+
+    def fragment_agreed(self, bytes volume, uint32_t number, int outcome):
+        cdef _Open opened = self.volumes.get(volume)
+        if outcome not in (<int>REFUSED, <int>DONE, <int>UNKNOWN):
+            raise ValueError(f"{outcome} is no outcome of an update")
+        if opened is not None:
+            self.ask(AgreeFragment(opened.volume, number, outcome))
+
+    def reconcile(self, bytes volume, str node):
+        cdef _Open opened = self.opened(volume)
+        if opened is None:
+            return self.refuse(ENOENT, "the volume is not open")
+        return self.ask(ReconcileCopies(opened.volume, self.node_devices.get(node, [])))
 
     def grow_volume(self, bytes volume, uint64_t size_bytes):
         if size_bytes % BLOCK or size_bytes > VOLUME_MAX:
@@ -958,6 +1004,16 @@ cdef object event(const Notice* notice):
                 "sequence": notice.sequence,
                 "size_bytes": notice.size_bytes,
                 "next_segment": notice.next_segment,
+            },
+        )
+    if notice.event == EVENT_FRAGMENT:
+        return Event(
+            "fragment",
+            volume,
+            {
+                "number": notice.fragment,
+                "first": notice.sequence,
+                "devices": [device for device in notice.devices[:REPLICAS_MAX] if device],
             },
         )
     if notice.event == EVENT_NUMBERS:

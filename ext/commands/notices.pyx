@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FULL_BELOW, EVENT_NUMBERS, EVENT_SPACE_BELOW, EVENT_STALLED,
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NUMBERS, EVENT_SPACE_BELOW, EVENT_STALLED,
     Volume
 )
 
@@ -103,6 +103,16 @@ cdef void put_of_store(Notices notices, int event, int store) noexcept nogil:
         notice.event = event
         notice.store = store
         notices.put(notice)
+
+
+cdef bint fragment_begun(void* volume, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil:
+    cdef Notice* notice = event_of(volume, EVENT_FRAGMENT)
+    if notice is NULL:
+        return False
+    notice.fragment, notice.sequence = number, first
+    memcpy(notice.devices, devices, sizeof(notice.devices))
+    (<Notices>(<Volume>volume).listener).put(notice)
+    return True
 
 
 cdef bint checkpoint_written(void* owner, uint64_t sequence, Pointer pointer) noexcept nogil:

@@ -33,6 +33,14 @@ cdef class MovePointer(VolumeCommand):
     cdef Outcome outcome
     cdef uint32_t promised
 
+cdef class AgreeFragment(VolumeCommand):     # AgreeFragment(volume, number, outcome)
+    cdef uint32_t number
+    cdef Outcome outcome
+
+cdef class ReconcileCopies(VolumeCommand):   # ReconcileCopies(volume, devices): numbers of a node's devices
+    cdef uint32_t wanted[64]
+    cdef uint32_t count
+
 cdef class GrowVolume(VolumeCommand):        # GrowVolume(volume, size_bytes)
     cdef uint64_t size_bytes
 

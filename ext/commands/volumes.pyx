@@ -1,7 +1,7 @@
 # Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
-from libc.errno cimport EBUSY, EINVAL, ENOMEM, ESTALE
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EBUSY, EHOSTUNREACH, EINVAL, ENOMEM, ESTALE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -15,10 +15,12 @@ from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_o
 from iomesh.engine.history.snapshots cimport branch_off, let_parent_go, walk_dying
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.task cimport wait_in
+from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.store.token_bucket cimport TokenBucket
-from iomesh.engine.volume.checkpoint cimport POINTER_REFUSED, Outcome
+from iomesh.engine.volume.checkpoint cimport POINTER_DONE, POINTER_REFUSED, Outcome
 from iomesh.engine.volume.checkpoint_writer cimport Description
 from iomesh.engine.volume.cleaning cimport Cleaner, Row
+from iomesh.engine.volume.copies cimport reconcile
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport measure
 from iomesh.engine.volume.volume cimport Volume
@@ -108,6 +110,39 @@ cdef class MovePointer(VolumeCommand):
             self.volume.checkpoints.lost = True
             self.volume.log.break_off(-ESTALE)           # the volume has another owner
         return 0
+
+
+cdef class AgreeFragment(VolumeCommand):
+    def __cinit__(self, Volume volume, uint32_t number, int outcome):
+        self.number = number
+        self.outcome = <Outcome>outcome
+        self.silent = True
+
+    cdef int64_t run(self) noexcept nogil:
+        if self.outcome == POINTER_DONE:
+            self.volume.log.agree_fragment(self.number)
+        elif self.outcome == POINTER_REFUSED:
+            self.volume.checkpoints.lost = True
+            self.volume.log.break_off(-ESTALE)           # the volume has another owner
+        elif self.volume.closing:
+            self.volume.log.break_off(-EHOSTUNREACH)     # what is not committed then was never acknowledged
+        return 0
+
+
+cdef class ReconcileCopies(VolumeCommand):
+    def __cinit__(self, Volume volume, devices):
+        for device in devices[:64]:
+            self.wanted[self.count] = device
+            self.count += 1
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef uint32_t k
+        cdef int i, result = 0
+        for i in range(self.volume.log.open_segments.local_count, self.volume.log.open_segments.member_count):
+            for k in range(self.count):
+                if (<Member>self.volume.log.open_segments.members[i]).device() == self.wanted[k] and result == 0:
+                    result = reconcile(self.volume, <uint16_t>i)
+        return result
 
 
 cdef class GrowVolume(VolumeCommand):

@@ -225,7 +225,7 @@ cdef inline bint is_inherited(Volume volume, Pointer pointer) noexcept nogil:
 cdef bint has_room(Volume volume) noexcept nogil:
     cdef uint32_t spare = SPARE_SEGMENTS * volume.log.open_segments.segment_blocks
     cdef int i
-    for i in range(volume.log.open_segments.member_count):
+    for i in range(volume.log.open_segments.local_count):
         if (<Member>volume.log.open_segments.members[i]).has_room(spare, False):
             return True
     return False

@@ -16,7 +16,8 @@ cdef class Flusher:                  # Flusher(members)
     cdef uint64_t committed          # the newest committed record
     cdef uint64_t stable             # the newest record known to be on stable media
     cdef bint any_volatile           # a member has a volatile cache
-    cdef MemberFlush* members
+    cdef bint any_dirty              # ... and a record was written there
+    cdef MemberFlush* members        # MEMBERS_MAX places
     cdef uint32_t member_count
     cdef uint32_t failed             # members whose part of the flush under way has failed
     cdef uint32_t left               # parts of the flush under way that have not finished; 0: no flush
@@ -26,7 +27,9 @@ cdef class Flusher:                  # Flusher(members)
     cdef void* log
     cdef void (*on_failure)(void* log) noexcept nogil        # a device's flush has failed: the log must call settled()
 
-    cdef void commits(self, uint64_t sequence, uint32_t member) noexcept nogil
+    cdef void add_member(self, void* member) noexcept nogil
+    cdef void commits(self, uint64_t sequence) noexcept nogil
+    cdef void wrote(self, uint32_t member) noexcept nogil         # before commits(): the record was written there
     # done once all committed records are stable, perhaps before this returns
     cdef void flush(self, Operation* when) noexcept nogil
     # 0: nothing depends on the failed devices any more; or an error: something does

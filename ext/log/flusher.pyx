@@ -14,38 +14,45 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES
+from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport Waiters, join, wake_all
-from iomesh.engine.replicas.member cimport Member
+from iomesh.engine.replicas.member cimport MEMBERS_MAX, Member
 
 
 cdef class Flusher:
     """members: list of the Members that may hold the log's records; the log keeps them alive. Raises MemoryError."""
 
     def __cinit__(self, list members):
-        cdef uint32_t i
-        self.member_count = len(members)
-        self.members = <MemberFlush*>calloc(self.member_count, sizeof(MemberFlush))
+        self.members = <MemberFlush*>calloc(MEMBERS_MAX, sizeof(MemberFlush))
         if self.members is NULL:
             raise MemoryError("no memory for the flushes of a log")
-        for i in range(self.member_count):
-            self.members[i].operation.done = member_flushed
-            self.members[i].operation.owner = <void*>self
-            self.members[i].member = <void*>members[i]
-            self.members[i].volatile_cache = (<Member>members[i]).volatile_cache
-            self.any_volatile |= self.members[i].volatile_cache
+        for member in members:
+            self.add_member(<void*>member)
 
     def __dealloc__(self):
         release(self.members)
 
-    cdef void commits(self, uint64_t sequence, uint32_t member) noexcept nogil:
-        """Record `sequence` is committed; it was written to member number `member`."""
+    cdef void add_member(self, void* member) noexcept nogil:
+        cdef MemberFlush* added = &self.members[self.member_count]
+        invariant(self.member_count < <uint32_t>MEMBERS_MAX, b"a log has few members")
+        self.member_count += 1
+        added.operation.done = member_flushed
+        added.operation.owner = <void*>self
+        added.member = member
+        added.volatile_cache = (<Member>member).volatile_cache
+        self.any_volatile |= added.volatile_cache
+
+    cdef void wrote(self, uint32_t member) noexcept nogil:
+        self.members[member].dirty |= self.members[member].volatile_cache
+        self.any_dirty |= self.members[member].volatile_cache
+
+    cdef void commits(self, uint64_t sequence) noexcept nogil:
+        """Record `sequence` is committed: it was written to all members of its replica set."""
         self.committed = sequence
-        if not self.any_volatile:
+        if not self.any_dirty:
             self.stable = sequence
-        else:
-            self.members[member].dirty |= self.members[member].volatile_cache
 
     cdef void flush(self, Operation* when) noexcept nogil:
         if self.left:

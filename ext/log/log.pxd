@@ -116,6 +116,7 @@ cdef class Log:
     cdef int wait_committed_or_refused(self, uint64_t sequence) noexcept nogil
     # sequence of the record being built, if it has entries, else of the newest
     cdef uint64_t last_appended(self) noexcept nogil
+    cdef void agree_fragment(self, uint32_t number) noexcept nogil # the metadata service knows it: its records commit
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside
     cdef int begin_record(self, int urgency) noexcept nogil
@@ -133,6 +134,7 @@ cdef class Log:
     cdef void free_record(self, Record* record) noexcept nogil
     cdef void segments_changed(self, int error) noexcept nogil
     cdef void abandon_writes(self) noexcept nogil
+    cdef void wait_for_calls(self) noexcept nogil
     cdef void end_at_committed(self, OpenSegment* open_segment) noexcept nogil
     cdef int work_around(self) noexcept nogil
     cdef void break_off(self, int error) noexcept nogil

@@ -53,6 +53,9 @@ from iomesh.engine.log.open_segments cimport (
 from iomesh.engine.replicas.member cimport Transfer, abandon_transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
+cdef extern from "<errno.h>" nogil:
+    int ESTALE
+
 cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # without an append for this long, a log is idle
     HEADER_FIXED = 128               # bytes of a header before its entries
@@ -322,6 +325,7 @@ cdef class Log:
         open_segment.segment.last_sequence = record.sequence
         self.bytes += blocks * BLOCK_BYTES
         record.placed = True
+        self.open_segments.ask_for_fragment(open_segment.segment, record.sequence)
         self.write_placed(record)
 
     cdef void write_placed(self, Record* record) noexcept nogil:
@@ -331,13 +335,13 @@ cdef class Log:
         record.transfer.done = record_written
         if record.copy < 0:
             self.open_segments.write(
-                &record.transfer, open_segment, record.block, record.buffer, 1 + record.payload
+                &record.transfer, open_segment, record.block, NULL, record.buffer, 1 + record.payload, False
             )
-            return
-        self.open_segments.write(&record.transfer, open_segment, record.block, <const char*>record.header, 1)
-        self.open_segments.add(
-            &record.transfer, open_segment, record.block + 1, record.buffer + BLOCK_BYTES, record.payload
-        )
+        else:
+            self.open_segments.write(
+                &record.transfer, open_segment, record.block, <const char*>record.header,
+                record.buffer + BLOCK_BYTES, 1 + record.payload, False
+            )
 
     cdef bint copy_header(self, Record* record) noexcept nogil:
         """The header for another placement: an abandoned write may still read the previous one. False: every copy is in
@@ -425,6 +429,8 @@ cdef class Log:
                 self.failing = True
                 start(work_around_body, <void*>self, NULL)
                 break
+            if not self.open_segments.is_agreed(self.oldest.open_segment.segment):
+                break                                    # the metadata service does not know the fragment yet
             self.commit(self.oldest)
             progress = True
         if self.building is not NULL:
@@ -437,6 +443,7 @@ cdef class Log:
 
     cdef void commit(self, Record* record) noexcept nogil:
         cdef OpenSegment* open_segment = record.open_segment
+        cdef int i
         invariant(record.sequence == self.committed + 1, b"records commit in order, without gaps")
         self.oldest = record.next
         if self.oldest is NULL:
@@ -445,7 +452,10 @@ cdef class Log:
         if self.under_way == 0:
             self.batch_target = record.entries + (self.building.entries if self.building is not NULL else 0)
         self.committed = record.sequence
-        self.flusher.commits(record.sequence, open_segment.segment.member)
+        self.flusher.wrote(open_segment.segment.member)
+        for i in range(open_segment.segment.copy_count):
+            self.flusher.wrote(open_segment.segment.copies[i])
+        self.flusher.commits(record.sequence)
         self.open_segments.has_space_below(open_segment.segment.member)
         open_segment.committed_block = record.block + 1 + record.payload
         open_segment.committed_entries += 1 + record.entries
@@ -483,6 +493,17 @@ cdef class Log:
                 record.state = RECORD_WRITTEN
             record = record.next
 
+    cdef void wait_for_calls(self) noexcept nogil:
+        """In a task: until no call to another node reads the memory of a record under way. A node that does not answer
+        loses its connection, which ends its calls."""
+        cdef Record* record = self.oldest
+        while record is not NULL:
+            if record.transfer.calls_left:
+                wait_in(&self.commits)
+                record = self.oldest
+            else:
+                record = record.next
+
     cdef void end_at_committed(self, OpenSegment* open_segment) noexcept nogil:
         """The segment ends behind its last committed record: those behind it are written elsewhere, or never."""
         open_segment.records_under_way = 0
@@ -502,12 +523,19 @@ cdef class Log:
         if self.building is not NULL:
             self.close_record()
         self.abandon_writes()
+        self.wait_for_calls()
+        if self.error:
+            return self.error
         record = self.oldest
         while record is not NULL:
+            if record.transfer.error == -ESTALE:
+                return -ESTALE                           # another owner has fenced the volume
             if is_full(record.transfer.error):
-                self.open_segments.lacks_space_below(record.open_segment.segment.member)
-            elif record.transfer.error and record.open_segment.segment.member != told:
-                told = record.open_segment.segment.member
+                self.open_segments.lacks_space_below(record.transfer.failed)
+            elif record.transfer.error and record.transfer.failed >= self.open_segments.local_count:
+                self.open_segments.give_up(record.transfer.failed)
+            elif record.transfer.error and record.transfer.failed != told:
+                told = record.transfer.failed
                 self.open_segments.failed(told, -record.transfer.error)
             record = record.next
         for i in range(OPEN_SEGMENTS_MAX):
@@ -572,7 +600,7 @@ cdef class Log:
                 return False
             if record.transfer.error:
                 if is_full(record.transfer.error):
-                    self.open_segments.lacks_space_below(record.open_segment.segment.member)
+                    self.open_segments.lacks_space_below(record.transfer.failed)
                 if error[0] == 0 or is_full(error[0]):
                     error[0] = record.transfer.error
             record = record.next
@@ -603,6 +631,7 @@ cdef class Log:
         if self.building is not NULL:
             self.close_record()
         self.abandon_writes()
+        self.wait_for_calls()
         while self.oldest is not NULL:
             record = self.oldest
             self.oldest = record.next
@@ -619,12 +648,17 @@ cdef class Log:
         wake_all(&self.open_segments.changes, error)
 
     cdef void leave_failed(self) noexcept nogil:
-        """Stop appending to segments on devices whose flush has failed, or that do not answer."""
+        """Stop appending to segments on devices whose flush has failed, or that do not answer; or with fewer replicas
+        than there can be now."""
         cdef OpenSegment* current = self.open_segments.current
         cdef OpenSegment* prepared = self.open_segments.prepared
-        if prepared is not NULL and self.open_segments.is_to_leave(prepared):
+        cdef bint widens = current is not NULL and self.open_segments.may_widen(current)
+        if prepared is not NULL and (
+            self.open_segments.is_to_leave(prepared)
+            or (widens and prepared.segment.copy_count <= current.segment.copy_count)
+        ):
             self.open_segments.close(prepared)
-        if current is NULL or not self.open_segments.is_to_leave(current):
+        if current is NULL or not (widens or self.open_segments.is_to_leave(current)):
             return
         if self.building is not NULL and self.building.entries == 0:
             self.give_up_record()
@@ -693,6 +727,12 @@ cdef class Log:
             wait_in(&self.commits)
         return self.error if self.error or self.committed >= sequence else -ENOSPC
 
+    cdef void agree_fragment(self, uint32_t number) noexcept nogil:
+        self.open_segments.fragment_agreed = max(self.open_segments.fragment_agreed, number)
+        wake_all(&self.open_segments.changes, 0)
+        if not self.failing:
+            self.advance()
+
     cdef void finish(self) noexcept nogil:
         cdef Segment* prepared
         self.open_segments.ending = True
@@ -739,6 +779,9 @@ cdef void turn_ended(Operation* operation) noexcept nogil:
 
 cdef void record_written(Transfer* transfer) noexcept nogil:
     cdef Record* record = <Record*>transfer.owner
+    if transfer.abandoned:                               # its last call has ended
+        wake_all(&(<Log>record.log).commits, 0)
+        return
     record.state = RECORD_WRITTEN
     (<Log>record.log).advance()
 
@@ -783,7 +826,12 @@ cdef int64_t settle_body(void* argument) noexcept nogil:
 
 
 cdef void settle(Log log) noexcept nogil:
-    """A device flush has failed: move what is not stable there to another device, or fail the log."""
+    """A device flush has failed: move what is not stable there to another device, or fail the log. The other members
+    of a replica set have what a device of another node has."""
+    cdef uint32_t i
+    for i in range(<uint32_t>log.open_segments.local_count, log.flusher.member_count):
+        if log.flusher.members[i].failed:
+            log.open_segments.give_up(i)
     log.leave_failed()
     while log.error == 0 and log.open_segments.any_failed():
         wait_in(&log.open_segments.changes)

@@ -1,11 +1,11 @@
 # A volume's open segments: prepared, written, sealed. See log/open_segments.pyx.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.replicas.member cimport Member, Transfer
+from iomesh.engine.replicas.member cimport REPLICAS_MAX, Member, Transfer
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
@@ -28,6 +28,7 @@ cdef struct OpenSegment:                    # a segment that the log appends to
     uint32_t committed_crc           # ... and its header's checksum
     int urgency                      # minimum urgency of appends; above FOR_WRITES: it uses the reserve
     bint closing
+    bint given_up                    # a member of its replica set is not waited for any more: nothing is appended
     Footer* footer                   # the footer block; the table follows
     Entry* table
     uint32_t table_count
@@ -51,8 +52,19 @@ cdef class OpenSegments:
     cdef bint promise_unanswered     # the metadata service does not answer
     cdef int64_t give_up_ns          # deadline for that answer while the volume closes; 0: none
     cdef list member_list            # keeps them alive
-    cdef void** members              # Member
+    cdef void** members              # Member, MEMBERS_MAX places; those of this node come first
     cdef int member_count
+    cdef int local_count             # members of this node
+    # replicas and fragments: see docs/ownership.md
+    cdef uint32_t replicas           # wanted of each segment
+    cdef uint32_t minimum            # with fewer members nothing is written
+    cdef uint32_t fragment           # the newest one's number; 0: the log has no fragments
+    cdef bint fragment_begun         # a segment of it was created
+    cdef uint32_t fragment_devices[REPLICAS_MAX]      # its replica set, by the devices' numbers in the cluster
+    cdef uint32_t fragment_asked     # the metadata service was asked for fragments up to this one ...
+    cdef uint32_t fragment_agreed    # ... and has agreed to those up to this one: their records may commit
+    cdef int64_t widen_ns            # when it was last looked for another member
+    cdef bint too_few                # the next segment waits for members
     cdef OpenSegment all[OPEN_SEGMENTS_MAX]
     cdef OpenSegment* current
     cdef OpenSegment* prepared
@@ -80,6 +92,8 @@ cdef class OpenSegments:
     # in a task: committed data cannot be made stable in this process
     cdef void (*on_lost)(void* log, int error) noexcept nogil
     cdef void* owner                 # the volume
+    # asks the metadata service for a fragment whose first record is `first`; devices: REPLICAS_MAX, 0: none
+    cdef bint (*on_fragment)(void* owner, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil
     # asks for a higher promise; False: no memory, called again
     cdef bint (*on_promise_low)(void* owner) noexcept nogil
     cdef void (*on_no_space)(void* owner) noexcept nogil                   # once, when space runs out
@@ -89,12 +103,34 @@ cdef class OpenSegments:
     cdef void (*on_device_error)(void* owner, int member, int error) noexcept nogil
 
     cdef uint32_t room_of(self, OpenSegment* open_segment) noexcept nogil
+    # To every member of its replica set. head: the first block, if it does not lie before the others in `data`; or
+    # NULL.
     cdef void write(
-        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+        self,
+        Transfer* transfer,
+        OpenSegment* open_segment,
+        uint32_t block,
+        const char* head,
+        const char* data,
+        uint32_t blocks,
+        bint footer,
     ) noexcept nogil
-    cdef void add(
-        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
-    ) noexcept nogil
+    cdef bint add_member(self, Member member) noexcept nogil       # False: there are too many
+    cdef bint has_members(self) noexcept nogil                     # enough of them work, as far as is known
+    cdef int choose_copies(self, int member, uint16_t* copies) noexcept nogil
+    cdef void set_fragment(self, int member, const uint16_t* copies, int count) noexcept nogil
+    cdef bint is_preferred(self, int one, int other) noexcept nogil
+    cdef bint in_fragment(self, uint32_t device) noexcept nogil
+    cdef bint same_devices(self, const uint32_t* devices, int count) noexcept nogil
+    cdef int await_members(self, int member, uint16_t* copies, int* count) noexcept nogil
+    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent) noexcept nogil
+    # Asks for the segment's fragment, unless that was done. sequence: of the first record in it.
+    cdef void ask_for_fragment(self, const Segment* segment, uint64_t sequence) noexcept nogil
+    cdef bint is_agreed(self, const Segment* segment) noexcept nogil       # its records may commit
+    cdef bint may_widen(self, const OpenSegment* open_segment) noexcept nogil      # more members work than it has
+    # A member of another node is not waited for any more: open segments end without it.
+    cdef void give_up(self, int member) noexcept nogil
+    cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil
     cdef void* member_of(self, const Segment* segment) noexcept nogil      # the Member that keeps it
     cdef OpenSegment* change(self) noexcept nogil
     cdef OpenSegment* replace(self) noexcept nogil
@@ -124,6 +160,8 @@ cdef class OpenSegments:
     cdef bint any_failed(self) noexcept nogil    # has_failed() for any segment that is open or being sealed
     cdef int seal(self, OpenSegment* open_segment) noexcept nogil
     cdef int seal_here(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
+    cdef void leave_copies_behind(self, OpenSegment* open_segment, Transfer* transfer) noexcept nogil
+    cdef void seal_copies(self, OpenSegment* open_segment, uint32_t end, uint32_t footer_block) noexcept nogil
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil
     cdef int copy(
         self, OpenSegment* open_segment, Member member, Replica* into, uint32_t footer_length

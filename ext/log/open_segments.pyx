@@ -21,9 +21,9 @@
 # Called by log/log.pyx, on the volume's reactor. Format: docs/formats.md, "Footer".
 
 from libc.errno cimport EHOSTUNREACH, EIO, ENOMEM, ENOSPC, ESHUTDOWN, ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
@@ -37,12 +37,12 @@ from iomesh.engine.format.layout cimport (
     RecordHeader, block_crc
 )
 from iomesh.engine.map.segment_table cimport Segment
-from iomesh.engine.replicas.member cimport Member, begin_transfer
+from iomesh.engine.replicas.member cimport COPIES_MAX, MEMBERS_MAX, REPLICAS_MAX, Member, Piece, begin_transfer
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all
 
 cdef extern from "<errno.h>" nogil:
-    int EUCLEAN
+    int ESTALE, EUCLEAN
 
 cdef int64_t BELOW_WAIT_NS = <int64_t>5 * 1000 * 1000 * 1000      # unless set otherwise
 
@@ -53,6 +53,8 @@ cdef enum:
     SEGMENTS_END = 0xFFFFFFFF        # no segment has this number
     PROMISE_LOW = 256                # numbers: they last for 256 MiB of log or more
     PROMISE_POLL_NS = 100 * 1000 * 1000  # how often a log without a number checks again
+    MEMBERS_POLL_NS = 20 * 1000 * 1000   # how often a log with too few members checks again
+    WIDEN_NS = 500 * 1000 * 1000     # how often a log with fewer replicas than wanted looks for another member
     READ_TRIES = 5                   # attempts to read back a piece, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
     LATE_WRITES_NS = 20 * 1000 * 1000    # between two checks whether the abandoned writes of a device are answered
@@ -74,15 +76,16 @@ cdef class OpenSegments:
         cdef int i
         self.reactor, self.io, self.segments = reactor, reactor.io, segments
         self.member_list = members
-        self.member_count = len(members)
-        if not members:
-            raise ValueError("a volume needs a device")
-        self.members = <void**>calloc(self.member_count, sizeof(void*))
+        self.replicas = self.minimum = 1
+        if not members or (<Member>members[0]).node is not NULL:
+            raise ValueError("a volume needs a device of this node")
+        if len(members) > MEMBERS_MAX:
+            raise ValueError(f"a volume's log uses at most {MEMBERS_MAX} devices, not {len(members)}")
+        self.members = <void**>calloc(MEMBERS_MAX, sizeof(void*))
         if self.members is NULL:
             raise MemoryError("no memory for a volume's list of devices")
-        for i in range(self.member_count):
-            self.members[i] = <void*>members[i]
-            invariant((<Member>members[i]).reactor is reactor, b"a log's members are used on its reactor")
+        for i in range(<int>len(members)):
+            self.add_member(members[i])
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
         self.segment_blocks = segment_blocks
@@ -115,19 +118,38 @@ cdef class OpenSegments:
             return 0
         return min(open_segment.segment.blocks - needed, <uint32_t>RECORD_ENTRIES_MAX)
 
-    cdef void write(
-        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
-    ) noexcept nogil:
-        begin_transfer(transfer)
-        self.add(transfer, open_segment, block, data, blocks)
+    cdef bint add_member(self, Member member) noexcept nogil:
+        invariant(member.reactor is self.reactor, b"a log's members are used on its reactor")
+        if self.member_count == <int>MEMBERS_MAX:
+            return False
+        invariant(<int>member.number == self.member_count, b"a log's members are numbered in order")
+        self.members[self.member_count] = <void*>member
+        self.member_count += 1
+        if member.node is NULL:
+            invariant(self.local_count == self.member_count - 1, b"members of this node come first")
+            self.local_count += 1
+        return True
 
-    cdef void add(
-        self, Transfer* transfer, OpenSegment* open_segment, uint32_t block, const char* data, uint32_t blocks
+    cdef void write(
+        self,
+        Transfer* transfer,
+        OpenSegment* open_segment,
+        uint32_t block,
+        const char* head,
+        const char* data,
+        uint32_t blocks,
+        bint footer,
     ) noexcept nogil:
-        """Write more memory with the same transfer, in the same turn."""
         cdef Segment* segment = open_segment.segment
+        cdef Piece piece
+        cdef int i
         invariant(block + blocks <= segment.blocks, b"a segment is not written beyond its end")
-        (<Member>self.member_of(segment)).write(transfer, segment.number, segment.replica, block, data, blocks)
+        piece.segment, piece.epoch, piece.stream = segment.number, segment.epoch, segment.stream
+        piece.block, piece.blocks, piece.head, piece.data, piece.footer = block, blocks, head, data, footer
+        begin_transfer(transfer)
+        (<Member>self.member_of(segment)).write(transfer, &piece, segment.replica)
+        for i in range(segment.copy_count):
+            (<Member>self.members[segment.copies[i]]).write(transfer, &piece, NULL)
 
     # ------------------------------------------------------------------ the next segment
 
@@ -172,8 +194,9 @@ cdef class OpenSegments:
         cdef OpenSegment* open_segment = NULL
         cdef Segment* segment
         cdef Replica* replica = NULL
+        cdef uint16_t copies[COPIES_MAX]
         cdef uint32_t number, blocks
-        cdef int i, member, taken, error
+        cdef int i, member, taken, error, count
         while open_segment is NULL:
             for i in range(OPEN_SEGMENTS_MAX):
                 if self.all[i].segment is NULL:
@@ -191,36 +214,192 @@ cdef class OpenSegments:
                 member = self.choose_member(taken)
             if member < 0:
                 return member
+            error = self.await_members(member, copies, &count)
+            if error < 0:
+                return error
+            self.set_fragment(member, copies, count)
             number = self.next_segment
             blocks = self.blocks_on(member, taken)
+            for i in range(count):
+                blocks = min(blocks, self.blocks_on(copies[i], taken))
             self.next_segment += 1
             if self.promised < self.next_segment + <uint64_t>self.promise_low:
                 self.ask_for_promise()
             self.creating = True
-            error = (<Member>self.members[member]).create(number, self.epoch, blocks, taken != FOR_WRITES, &replica)
+            error = (<Member>self.members[member]).create(
+                number, self.epoch, self.fragment, blocks, taken != FOR_WRITES, &replica
+            )
             self.creating = False
+            if error == -ENOSPC or (error and (<Member>self.members[member]).errors > MEMBER_ERRORS_MAX):
+                return error
+            if error:
+                self.failed(member, -error)
+                continue
+            segment = self.segments.add(number)
+            segment.blocks = blocks
+            segment.state = SEGMENT_OPEN
+            segment.epoch = self.epoch
+            segment.fragment = self.fragment
+            segment.replica = replica
+            segment.member = member
+            memcpy(segment.copies, copies, count * sizeof(uint16_t))
+            segment.copy_count = count
+            error = self.create_copies(segment, blocks, taken != FOR_WRITES)
             if error == 0:
                 break
-            if error == -ENOSPC or (<Member>self.members[member]).errors > MEMBER_ERRORS_MAX:
+            self.drop(segment)
+            if error == -ESTALE:
                 return error
-            self.failed(member, -error)
-        segment = self.segments.add(number)
-        segment.blocks = blocks
-        segment.state = SEGMENT_OPEN
-        segment.epoch = self.epoch
-        segment.replica = replica
-        segment.member = member
         open_segment.segment = segment
         open_segment.next_block = open_segment.last_crc = open_segment.records_under_way = open_segment.table_count = 0
         open_segment.committed_block = open_segment.committed_entries = open_segment.committed_crc = 0
         open_segment.urgency = taken
-        open_segment.closing = False
+        open_segment.closing = open_segment.given_up = False
         self.prepared = open_segment
         if taken != FOR_WRITES:
             self.space_ran_out()
         elif self.is_tight():
             self.on_tight(self.owner)
         return 0
+
+    # ------------------------------------------------------------------ replica sets and fragments
+
+    cdef int choose_copies(self, int member, uint16_t* copies) noexcept nogil:
+        """The other members of the next segment's replica set, on different nodes: those of the newest fragment first,
+        then those with fewest errors, then with most free space. Returns their number."""
+        cdef int count = 0, best, i, k
+        cdef bint taken
+        cdef uint32_t blocks = self.blocks_on(member, FOR_WRITES)
+        while count + 1 < <int>self.replicas:
+            best = -1
+            for i in range(self.local_count, self.member_count):
+                if (
+                    not (<Member>self.members[i]).works()
+                    or not (<Member>self.members[i]).has_room(blocks, False)
+                    or (<Member>self.members[i]).errors > MEMBER_ERRORS_MAX
+                ):
+                    continue
+                taken = False
+                for k in range(count):
+                    taken = taken or (<Member>self.members[copies[k]]).node is (<Member>self.members[i]).node
+                if not taken and (best < 0 or self.is_preferred(i, best)):
+                    best = i
+            if best < 0:
+                break
+            copies[count] = <uint16_t>best
+            count += 1
+        return count
+
+    cdef bint is_preferred(self, int one, int other) noexcept nogil:
+        cdef bint first = self.in_fragment((<Member>self.members[one]).device())
+        if first != self.in_fragment((<Member>self.members[other]).device()):
+            return first
+        return is_better(<Member>self.members[one], <Member>self.members[other])
+
+    cdef bint in_fragment(self, uint32_t device) noexcept nogil:
+        cdef int i
+        for i in range(<int>REPLICAS_MAX):
+            if self.fragment_devices[i] == device and device:
+                return True
+        return False
+
+    cdef bint has_members(self) noexcept nogil:
+        cdef uint16_t copies[COPIES_MAX]
+        return self.minimum <= 1 or 1 + self.choose_copies(0, copies) >= <int>self.minimum
+
+    cdef int await_members(self, int member, uint16_t* copies, int* count) noexcept nogil:
+        """In a task: wait until enough members work. 0; -ESHUTDOWN: the log ends; -EHOSTUNREACH: it closes."""
+        cdef int result = 0
+        count[0] = self.choose_copies(member, copies)
+        while result == 0 and 1 + count[0] < <int>self.minimum:
+            self.too_few = True
+            if self.ending:
+                result = -ESHUTDOWN
+            elif self.give_up_ns and self.io.now_ns() >= self.give_up_ns:
+                result = -EHOSTUNREACH
+            else:
+                self.pause(MEMBERS_POLL_NS)
+                count[0] = self.choose_copies(member, copies)
+        self.too_few = False
+        return result
+
+    cdef void set_fragment(self, int member, const uint16_t* copies, int count) noexcept nogil:
+        """The next segment's replica set; another one than before begins a fragment."""
+        cdef uint32_t devices[REPLICAS_MAX]
+        cdef int i
+        if self.replicas <= 1:
+            return
+        memset(devices, 0, sizeof(devices))
+        devices[0] = (<Member>self.members[member]).device()
+        for i in range(count):
+            devices[1 + i] = (<Member>self.members[copies[i]]).device()
+        if self.fragment_begun and self.same_devices(devices, count + 1):
+            return
+        memcpy(self.fragment_devices, devices, sizeof(devices))
+        self.fragment += self.fragment_begun
+        self.fragment_begun = True
+
+    cdef bint same_devices(self, const uint32_t* devices, int count) noexcept nogil:
+        cdef int i, there = 0
+        for i in range(<int>REPLICAS_MAX):
+            there += self.fragment_devices[i] != 0
+        for i in range(count):
+            if not self.in_fragment(devices[i]):
+                return False
+        return there == count
+
+    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent) noexcept nogil:
+        """In a task. 0; -ESTALE: another owner has fenced the volume; or another negative errno, of a member."""
+        cdef Replica* _none
+        cdef int i, error
+        for i in range(segment.copy_count):
+            error = (<Member>self.members[segment.copies[i]]).create(
+                segment.number, segment.epoch, segment.fragment, blocks, urgent, &_none
+            )
+            if error < 0:
+                (<Member>self.members[segment.copies[i]]).count_error()
+                return error
+        return 0
+
+    cdef void ask_for_fragment(self, const Segment* segment, uint64_t sequence) noexcept nogil:
+        cdef uint32_t devices[REPLICAS_MAX]
+        cdef int i
+        if segment.fragment <= self.fragment_asked:
+            return
+        memset(devices, 0, sizeof(devices))
+        devices[0] = (<Member>self.member_of(segment)).device()
+        for i in range(segment.copy_count):
+            devices[1 + i] = (<Member>self.members[segment.copies[i]]).device()
+        if self.on_fragment(self.owner, segment.fragment, sequence, devices):
+            self.fragment_asked = segment.fragment
+
+    cdef bint is_agreed(self, const Segment* segment) noexcept nogil:
+        return segment.fragment <= self.fragment_agreed or planted(b"fragment_not_agreed")
+
+    cdef bint may_widen(self, const OpenSegment* open_segment) noexcept nogil:
+        cdef uint16_t copies[COPIES_MAX]
+        cdef int64_t now_ns = self.io.now_ns()
+        if 1 + <uint32_t>open_segment.segment.copy_count >= self.replicas or now_ns - self.widen_ns < WIDEN_NS:
+            return False
+        self.widen_ns = now_ns
+        return self.choose_copies(open_segment.segment.member, copies) > open_segment.segment.copy_count
+
+    cdef void give_up(self, int member) noexcept nogil:
+        cdef int i, k
+        (<Member>self.members[member]).count_error()
+        for i in range(OPEN_SEGMENTS_MAX):
+            for k in range(self.all[i].segment.copy_count if self.all[i].segment is not NULL else 0):
+                if self.all[i].segment.copies[k] == member:
+                    self.give_up_copy(&self.all[i], k)
+                    break
+
+    cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil:
+        cdef Segment* segment = open_segment.segment
+        open_segment.given_up = True
+        segment.copy_count -= 1
+        segment.copies[which] = segment.copies[segment.copy_count]
+
+    # ------------------------------------------------------------------ numbers
 
     cdef int await_number(self) noexcept nogil:
         """In a task: wait until `next_segment` is promised. 0; -ENOSPC: no number is left; -ESHUTDOWN: the log ends;
@@ -261,7 +440,7 @@ cdef class OpenSegments:
         -ENOSPC; -EIO if none works."""
         cdef int best = -ENOSPC, i
         cdef bint any_works = False
-        for i in range(self.member_count):
+        for i in range(self.local_count):
             if not (<Member>self.members[i]).works():
                 continue
             any_works = True
@@ -305,7 +484,15 @@ cdef class OpenSegments:
         return (<Member>self.member_of(open_segment.segment)).has_failed()
 
     cdef bint is_to_leave(self, const OpenSegment* open_segment) noexcept nogil:
-        return self.has_failed(open_segment) or (<Member>self.member_of(open_segment.segment)).is_stalled()
+        cdef const Segment* segment = open_segment.segment
+        cdef int i
+        if open_segment.given_up or self.has_failed(open_segment) or (<Member>self.member_of(segment)).is_stalled():
+            return True
+        for i in range(segment.copy_count):
+            if (<Member>self.members[segment.copies[i]]).has_failed() or \
+                    (<Member>self.members[segment.copies[i]]).is_stalled():
+                return True
+        return False
 
     cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil:
         return (<Member>self.member_of(open_segment.segment)).may_be_written()
@@ -346,18 +533,50 @@ cdef class OpenSegments:
             transfer.owner = &operation
             transfer.done = transfer_ends_operation
             self.write(
-                &transfer, open_segment, open_segment.next_block, <const char*>open_segment.footer, footer_length
+                &transfer, open_segment, open_segment.next_block, NULL, <const char*>open_segment.footer,
+                footer_length, True
             )
             wait(&operation)
+            self.leave_copies_behind(open_segment, &transfer)
         footer_block = 0 if transfer.error else open_segment.next_block
         end = open_segment.next_block + (0 if transfer.error else footer_length)
         error = self.make_stable(<Member>member)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if (<Member>member).seal(segment.number, segment.replica, end, footer_block) < 0:
+        if (<Member>member).seal(segment.number, segment.epoch, segment.replica, end, footer_block) < 0:
             self.failed(segment.member, EIO)                # it stays open in the journal: recovery reads its headers
+        self.seal_copies(open_segment, end, footer_block)
         self.is_sealed(open_segment, end)
         return 0
+
+    cdef void leave_copies_behind(self, OpenSegment* open_segment, Transfer* transfer) noexcept nogil:
+        """Gives up the copies whose footer could not be written. The error that is left is of this node's member."""
+        cdef uint32_t i
+        cdef int error = 0
+        for i in range(transfer.count):
+            if error == 0:
+                error = <int>min(transfer.operations[i].result, 0)
+        transfer.error = error
+        for i in range(transfer.call_count):
+            if transfer.calls[i].operation.result < 0:
+                self.give_up(transfer.members[i])
+
+    cdef void seal_copies(self, OpenSegment* open_segment, uint32_t end, uint32_t footer_block) noexcept nogil:
+        """In a task. A copy that cannot be flushed or sealed is given up."""
+        cdef Segment* segment = open_segment.segment
+        cdef void* member
+        cdef int i = 0, error
+        while i < segment.copy_count:
+            member = self.members[segment.copies[i]]
+            error = self.make_stable(<Member>member)
+            if error == 0:
+                error = (<Member>member).seal(segment.number, segment.epoch, NULL, end, footer_block)
+            if error < 0:
+                (<Member>member).count_error()
+                self.give_up_copy(open_segment, i)
+            else:
+                (<Member>member).errors = 0
+                i += 1
 
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
         """After a failed flush of its device: write the same segment, sealed, to another device. 0: nothing depends on
@@ -484,7 +703,10 @@ cdef class OpenSegments:
     cdef void drop(self, Segment* segment) noexcept nogil:
         """In a task: delete a segment without records."""
         # if that fails, recovery finds it empty and drops it
-        (<Member>self.member_of(segment)).remove(segment.number, segment.replica)
+        cdef int i
+        for i in range(segment.copy_count):
+            (<Member>self.members[segment.copies[i]]).remove(segment.number, self.epoch, NULL)
+        (<Member>self.member_of(segment)).remove(segment.number, segment.epoch, segment.replica)
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:
@@ -503,7 +725,7 @@ cdef class OpenSegments:
 
     cdef bint is_tight(self) noexcept nogil:
         cdef int i
-        for i in range(self.member_count):
+        for i in range(self.local_count):
             if not (<Member>self.members[i]).is_tight():
                 return False
         return True

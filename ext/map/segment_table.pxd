@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.store.store cimport Replica
 
-cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a volume may have a million
+cdef struct Segment:                 # 120 bytes, in a 128-byte malloc chunk: a volume may have a million
     uint32_t number
     uint32_t blocks                  # length; maximum length while it is open
     uint32_t live                    # blocks referenced by the head's map, a snapshot's, or a node of one
@@ -13,13 +13,16 @@ cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a 
     uint16_t undecided           # part of `live`: dead or not, depending on the pending change of snapshots; see settle
     uint16_t doomed                  # part of `live`: a walk found them only in the snapshot that is being deleted
     Segment* undecided_next          # next segment with undecided blocks
-    uint16_t member                  # number of the log's Member that keeps it
+    uint16_t member                  # number of the log's Member that keeps it, and that it is read from
+    uint16_t copies[3]               # members that keep another copy: COPIES_MAX of replicas/member.pxd
+    uint8_t copy_count
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
     uint8_t cleaning                 # it is being cleaned or removed: excludes others from either
     uint16_t stream
     uint64_t first_sequence
     uint64_t last_sequence           # 0: no record
     uint64_t epoch
+    uint32_t fragment                # of the log; 0: it has no fragments
     uint64_t table_of                # sequence of the newest checkpoint with table blocks in it
     Replica* replica                 # the local one; NULL: none
     Segment* hash_next

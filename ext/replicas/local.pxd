@@ -1,11 +1,15 @@
 # A member on this node: a Store of it. See replicas/local.pyx.
 
+from libc.stdint cimport uint32_t
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.replicas.member cimport Member
-from iomesh.engine.store.store cimport Store
+from iomesh.engine.replicas.member cimport Member, Transfer
+from iomesh.engine.store.store cimport Replica, Store
 
 cdef class LocalMember(Member):      # LocalMember(reactor, number, store, volume)
     cdef Store store
+    cdef void write_run(
+        self, Transfer* transfer, Replica* replica, uint32_t block, const char* data, uint32_t blocks
+    ) noexcept nogil
 
 # A member for each of this node's stores, numbered from 0 on. reactor: the log's. volume: 16 bytes.
 cdef list local_members(Reactor reactor, list stores, bytes volume)

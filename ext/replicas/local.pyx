@@ -12,9 +12,10 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport start
 from iomesh.engine.format.layout cimport BLOCK_BYTES, EXTENTS_MAX
-from iomesh.engine.replicas.member cimport Member, Transfer, transfer_step
+from iomesh.engine.replicas.member cimport Member, Piece, Transfer, transfer_step
 from iomesh.engine.store.calls cimport (
-    store_compact, store_create, store_discard_copy, store_keep_copy, store_list, store_remove, store_reserve_copy,
+    store_compact, store_create, store_discard_copy, store_fence, store_is_doubtful,
+    store_keep_copy, store_list, store_remove, store_reserve_copy,
     store_retire, store_seal
 )
 from iomesh.engine.store.compaction cimport Throttle
@@ -81,16 +82,25 @@ cdef class LocalMember(Member):
     # ------------------------------------------------------------------ a copy that is being written
 
     cdef int create(
-        self, uint32_t segment, uint64_t epoch, uint32_t blocks, bint urgent, Replica** replica
+        self, uint32_t segment, uint64_t epoch, uint32_t fragment, uint32_t blocks, bint urgent, Replica** replica
     ) noexcept nogil:
         cdef int error = 0
         replica[0] = store_create(
-            <void*>self.store, self.reactor, self.volume, segment, epoch, blocks, urgent, &error
+            <void*>self.store, self.reactor, self.volume, segment, epoch, fragment, blocks, urgent, &error
         )
         return 0 if replica[0] is not NULL else error
 
-    cdef void write(
-        self, Transfer* transfer, uint32_t segment, Replica* replica, uint32_t block, const char* data, uint32_t blocks
+    cdef void write(self, Transfer* transfer, const Piece* piece, Replica* replica) noexcept nogil:
+        transfer.member = <uint16_t>self.number
+        if piece.head is NULL:
+            self.write_run(transfer, replica, piece.block, piece.data, piece.blocks)
+            return
+        self.write_run(transfer, replica, piece.block, piece.head, 1)
+        if piece.blocks > 1:
+            self.write_run(transfer, replica, piece.block + 1, piece.data, piece.blocks - 1)
+
+    cdef void write_run(
+        self, Transfer* transfer, Replica* replica, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil:
         cdef ExtentRun run = extent_run(replica, block, blocks, data)
         cdef Operation* operation
@@ -115,10 +125,12 @@ cdef class LocalMember(Member):
 
     # ------------------------------------------------------------------ in a task
 
-    cdef int seal(self, uint32_t segment, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+    cdef int seal(
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+    ) noexcept nogil:
         return store_seal(<void*>self.store, self.reactor, replica, blocks, footer_block)
 
-    cdef int remove(self, uint32_t segment, Replica* replica) noexcept nogil:
+    cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil:
         return store_remove(<void*>self.store, self.reactor, replica)
 
     cdef int read(self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil:
@@ -162,6 +174,12 @@ cdef class LocalMember(Member):
 
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil:
         return store_list(<void*>self.store, self.reactor, self.volume, into, room)
+
+    cdef bint is_doubtful(self, Replica* replica) noexcept nogil:
+        return store_is_doubtful(<void*>self.store, self.reactor, replica)
+
+    cdef int fence(self, uint64_t epoch) noexcept nogil:
+        return store_fence(<void*>self.store, self.reactor, self.volume, epoch)
 
 
 cdef list local_members(Reactor reactor, list stores, bytes volume):

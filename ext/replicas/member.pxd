@@ -4,16 +4,41 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport EXTENTS_MAX
+from iomesh.engine.format.peer cimport ListedReplica
+from iomesh.engine.replicas.peer cimport PeerCall
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.store cimport Replica
 
-cdef struct Transfer:                # a write that may span extents, of one or two pieces of memory
-    Operation operations[EXTENTS_MAX + 1]
+cdef enum:
+    REPLICAS_MAX = 4                 # of a segment
+    COPIES_MAX = REPLICAS_MAX - 1    # besides the first one
+    MEMBERS_MAX = 64                 # of a log
+
+cdef struct Transfer:                # a write of a record or footer to all members of a replica set
+    Operation operations[EXTENTS_MAX + 1]    # on the member of this node
     uint32_t count                   # of them
-    uint32_t left                    # not answered yet
-    int error                        # the first negative errno
+    uint16_t member                  # that member's number
+    PeerCall calls[COPIES_MAX]       # on members of other nodes
+    uint16_t members[COPIES_MAX]     # their numbers
+    uint32_t call_count
+    uint32_t calls_left              # not answered yet; until they are, `calls` and the memory written from are in use
+    uint32_t left                    # operations and calls that are not answered yet; none once it is abandoned
+    bint abandoned
+    int error                        # the first negative errno ...
+    uint16_t failed                  # ... and the number of its member
+    # Once all is answered. Of an abandoned transfer: once no call is under way any more, if one was.
     void (*done)(Transfer* transfer) noexcept nogil
     void* owner
+
+cdef struct Piece:                   # what a transfer writes, and where
+    uint32_t segment
+    uint64_t epoch
+    uint16_t stream
+    uint32_t block
+    uint32_t blocks
+    const char* head                 # its first block, if it does not lie before the others in `data`; or NULL
+    const char* data
+    bint footer
 
 cdef class Member:                   # of one log's replica sets
     cdef Reactor reactor             # the log's
@@ -22,6 +47,7 @@ cdef class Member:                   # of one log's replica sets
     cdef readonly uint32_t number    # among the members of its log
     cdef readonly bint volatile_cache
     cdef uint32_t errors             # failed requests of this log; members with fewer are preferred
+    cdef void* node                  # RemoteNode; NULL: this node
 
     cdef void count_error(self) noexcept nogil
 
@@ -47,19 +73,20 @@ cdef class Member:                   # of one log's replica sets
     # ---- a copy that is being written. `replica`: NULL on a member that is not of this node
     # In a task: creates the segment's copy; 0 or a negative errno.
     cdef int create(
-        self, uint32_t segment, uint64_t epoch, uint32_t blocks, bint urgent, Replica** replica
+        self, uint32_t segment, uint64_t epoch, uint32_t fragment, uint32_t blocks, bint urgent, Replica** replica
     ) noexcept nogil
-    # Adds a piece to a transfer that begin_transfer() has begun. All pieces are added in one turn.
-    cdef void write(
-        self, Transfer* transfer, uint32_t segment, Replica* replica, uint32_t block, const char* data, uint32_t blocks
-    ) noexcept nogil
+    # Adds this member to a transfer that begin_transfer() has begun; all are added in one turn. `piece.blocks` blocks
+    # are written: a record or a footer.
+    cdef void write(self, Transfer* transfer, const Piece* piece, Replica* replica) noexcept nogil
     # Makes all completed writes stable. A failure is final (docs/decisions/0019).
     cdef void flush(self, Operation* when) noexcept nogil
     cdef int make_stable(self) noexcept nogil                      # the same, in a task; 0 or a negative errno
 
     # ---- in a task; 0 or a negative errno; as in store/store.pxd
-    cdef int seal(self, uint32_t segment, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil
-    cdef int remove(self, uint32_t segment, Replica* replica) noexcept nogil
+    cdef int seal(
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+    ) noexcept nogil
+    cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil
     cdef int read(self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
     # A copy of a segment that another member failed to make stable: reserve, fill, then keep or discard.
     cdef int reserve(self, uint32_t segment, uint32_t blocks, Replica** replica) noexcept nogil
@@ -82,8 +109,15 @@ cdef class Member:                   # of one log's replica sets
     ) noexcept nogil
     # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil
+    cdef bint is_doubtful(self, Replica* replica) noexcept nogil   # an open one, since before the node's last boot
+    # From now on the device refuses epochs below this one.
+    cdef int fence(self, uint64_t epoch) noexcept nogil
+    # What a device of another node has of the volume, by segment number: an array for the caller to free, and its
+    # length.
+    cdef int list_there(self, ListedReplica** into, uint32_t* count) noexcept nogil
 
 cdef void begin_transfer(Transfer* transfer) noexcept nogil
-# It does not call back any more. Its memory is in use while Io.holds().
+# Its answers change nothing any more. Its memory is in use while Io.holds(), or `calls_left` is above 0.
 cdef void abandon_transfer(Io io, Transfer* transfer) noexcept nogil
 cdef void transfer_step(Operation* operation) noexcept nogil             # `done` of each of its operations
+cdef void transfer_call_step(Operation* operation) noexcept nogil        # `done` of each of its calls

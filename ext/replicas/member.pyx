@@ -7,14 +7,17 @@
 #   - its calls complete as those of a Store do, with the same errors: docs/decisions/0019 (a failed flush is final) and
 #     0023 (a device that does not answer) hold for every kind of member;
 #   - nothing in memory that a transfer writes from changes before the transfer is done, or, if it was abandoned, while
-#     Io.holds() says so.
+#     Io.holds() says so, or while one of its calls to another node is under way.
 #
-# replicas/local.pyx is the implementation for devices of this node. Replica sets have one member so far.
+# replicas/local.pyx is the implementation for devices of this node, replicas/remote.pyx for those of other nodes.
 
+from libc.errno cimport EDQUOT, EIO, ENOSPC
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.format.peer cimport ListedReplica
+from iomesh.engine.replicas.peer cimport PeerCall
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.store cimport Replica
 
@@ -71,14 +74,12 @@ cdef class Member:
         return 0
 
     cdef int create(
-        self, uint32_t segment, uint64_t epoch, uint32_t blocks, bint urgent, Replica** replica
+        self, uint32_t segment, uint64_t epoch, uint32_t fragment, uint32_t blocks, bint urgent, Replica** replica
     ) noexcept nogil:
         invariant(False, b"a member implements create")
         return 0
 
-    cdef void write(
-        self, Transfer* transfer, uint32_t segment, Replica* replica, uint32_t block, const char* data, uint32_t blocks
-    ) noexcept nogil:
+    cdef void write(self, Transfer* transfer, const Piece* piece, Replica* replica) noexcept nogil:
         invariant(False, b"a member implements write")
 
     cdef void flush(self, Operation* when) noexcept nogil:
@@ -88,11 +89,13 @@ cdef class Member:
         invariant(False, b"a member implements make_stable")
         return 0
 
-    cdef int seal(self, uint32_t segment, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
+    cdef int seal(
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+    ) noexcept nogil:
         invariant(False, b"a member implements seal")
         return 0
 
-    cdef int remove(self, uint32_t segment, Replica* replica) noexcept nogil:
+    cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil:
         invariant(False, b"a member implements remove")
         return 0
 
@@ -135,10 +138,23 @@ cdef class Member:
         invariant(False, b"a member implements list")
         return 0
 
+    cdef bint is_doubtful(self, Replica* replica) noexcept nogil:
+        invariant(False, b"a member of this node implements is_doubtful")
+        return False
+
+    cdef int fence(self, uint64_t epoch) noexcept nogil:
+        invariant(False, b"a member implements fence")
+        return 0
+
+    cdef int list_there(self, ListedReplica** into, uint32_t* count) noexcept nogil:
+        invariant(False, b"a member of another node implements list_there")
+        return 0
+
 
 cdef void begin_transfer(Transfer* transfer) noexcept nogil:
-    transfer.count = transfer.left = 0
+    transfer.count = transfer.call_count = transfer.calls_left = transfer.left = 0
     transfer.error = 0
+    transfer.abandoned = False
 
 
 cdef void abandon_transfer(Io io, Transfer* transfer) noexcept nogil:
@@ -146,12 +162,30 @@ cdef void abandon_transfer(Io io, Transfer* transfer) noexcept nogil:
     for i in range(transfer.count):
         io.abandon(&transfer.operations[i])              # no effect on one that is answered
     transfer.left = 0
+    transfer.abandoned = True
 
 
 cdef void transfer_step(Operation* operation) noexcept nogil:
     cdef Transfer* transfer = <Transfer*>operation.owner
-    if operation.result < 0 and transfer.error == 0:
-        transfer.error = <int>operation.result
+    answered(transfer, <int>min(operation.result, 0), transfer.member)
+
+
+cdef void transfer_call_step(Operation* operation) noexcept nogil:
+    cdef Transfer* transfer = <Transfer*>operation.owner
+    cdef size_t which = (<char*>operation - <char*>transfer.calls) // sizeof(PeerCall)
+    cdef int error = <int>min(operation.result, 0)
+    if error == -ENOSPC or error == -EDQUOT:             # only of a device of this node is space waited for
+        error = -EIO
+    transfer.calls_left -= 1
+    if not transfer.abandoned:
+        answered(transfer, error, transfer.members[which])
+    elif transfer.calls_left == 0:
+        transfer.done(transfer)
+
+
+cdef void answered(Transfer* transfer, int error, uint16_t member) noexcept nogil:
+    if error < 0 and transfer.error == 0:
+        transfer.error, transfer.failed = error, member
     transfer.left -= 1
     if transfer.left == 0:
         transfer.done(transfer)

@@ -9,7 +9,7 @@
 #
 # Called by the commands that attach connections (commands/peers.pyx), and by remote members.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from iomesh.engine.base.io cimport Operation

@@ -12,6 +12,7 @@ cdef Replica* store_create(
     const uint8_t* volume,
     uint32_t segment,
     uint64_t epoch,
+    uint32_t fragment,
     uint32_t blocks,
     bint urgent,
     int* error,
@@ -36,4 +37,7 @@ cdef void store_retire(void* store, Reactor caller, Replica* old) noexcept nogil
 cdef uint32_t store_list(
     void* store, Reactor caller, const uint8_t* volume, Replica** into, uint32_t room
 ) noexcept nogil
+# An open one that was opened before the node's last boot: what was not flushed may be lost.
+cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexcept nogil
+cdef int store_fence(void* store, Reactor caller, const uint8_t* volume, uint64_t epoch) noexcept nogil
 cdef int64_t store_erase(void* store, Reactor caller, const uint8_t* volume) noexcept nogil

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 
 from iomesh.engine.base.reactor cimport Reactor, call_on
+from iomesh.engine.format.layout cimport SEGMENT_OPEN
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.store.store cimport Store
@@ -14,6 +15,7 @@ cdef struct CreateCall:
     const uint8_t* volume
     uint32_t segment
     uint64_t epoch
+    uint32_t fragment
     uint32_t blocks
     bint urgent
     int* error
@@ -41,6 +43,11 @@ cdef struct KeepCall:
     uint32_t blocks
     uint32_t footer_block
 
+cdef struct FenceCall:
+    void* store
+    const uint8_t* volume
+    uint64_t epoch
+
 cdef struct CompactCall:
     void* store
     Replica* old
@@ -66,13 +73,14 @@ cdef Replica* store_create(
     const uint8_t* volume,
     uint32_t segment,
     uint64_t epoch,
+    uint32_t fragment,
     uint32_t blocks,
     bint urgent,
     int* error,
 ) noexcept nogil:
     cdef CreateCall call
-    call.store, call.volume, call.segment, call.epoch, call.blocks, call.urgent, call.error = (
-        store, volume, segment, epoch, blocks, urgent, error
+    call.store, call.volume, call.segment, call.epoch, call.fragment, call.blocks, call.urgent, call.error = (
+        store, volume, segment, epoch, fragment, blocks, urgent, error
     )
     call_on((<Store>store).home, caller, create, &call)
     return call.created
@@ -81,7 +89,7 @@ cdef Replica* store_create(
 cdef int64_t create(void* argument) noexcept nogil:
     cdef CreateCall* call = <CreateCall*>argument
     call.created = (<Store>call.store).create(
-        call.volume, call.segment, call.epoch, 0, 0, call.blocks, call.urgent, call.error
+        call.volume, call.segment, call.epoch, 0, call.fragment, call.blocks, call.urgent, call.error
     )
     return 0
 
@@ -194,6 +202,31 @@ cdef uint32_t store_list(
 cdef int64_t list_replicas(void* argument) noexcept nogil:
     cdef VolumeCall* call = <VolumeCall*>argument
     return (<Store>call.store).list(call.volume, call.into, call.room)
+
+
+cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexcept nogil:
+    cdef ReplicaCall call
+    call.store, call.replica = store, replica
+    return call_on((<Store>store).home, caller, is_doubtful, &call) != 0
+
+
+cdef int64_t is_doubtful(void* argument) noexcept nogil:
+    cdef ReplicaCall* call = <ReplicaCall*>argument
+    return (
+        call.replica.state == SEGMENT_OPEN
+        and (<Store>call.store).directory.boot_of(call.replica) != (<Store>call.store).home.io.boot
+    )
+
+
+cdef int store_fence(void* store, Reactor caller, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+    cdef FenceCall call
+    call.store, call.volume, call.epoch = store, volume, epoch
+    return <int>call_on((<Store>store).home, caller, fence, &call)
+
+
+cdef int64_t fence(void* argument) noexcept nogil:
+    cdef FenceCall* call = <FenceCall*>argument
+    return (<Store>call.store).fence(call.volume, call.epoch)
 
 
 cdef int64_t store_erase(void* store, Reactor caller, const uint8_t* volume) noexcept nogil:

@@ -547,7 +547,7 @@ cdef bint has_spare(Volume volume) noexcept nogil:
     """Evacuation uses reserve space until the dead segment is compacted; most of the reserve is for checkpoints.
     policies/cleaning.py accounts for this."""
     cdef int i
-    for i in range(volume.log.open_segments.member_count):
+    for i in range(volume.log.open_segments.local_count):
         if (<Member>volume.log.open_segments.members[i]).spares(1):
             return True
     return False

@@ -45,6 +45,7 @@ cdef class LogScan:
 
     cdef int settle_doubles(self) noexcept nogil
     cdef int remove_double(self, Scan* scan) noexcept nogil
+    cdef void forget(self) noexcept nogil                    # the scans
     cdef int list_replicas(self) noexcept nogil              # these: in a task; 0, or a negative errno and `reason`
     cdef int remove_copy(self, Scan* scan) noexcept nogil
     cdef uint32_t list_member(self, uint16_t member, Replica** into, uint32_t room) noexcept nogil

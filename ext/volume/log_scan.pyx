@@ -45,12 +45,17 @@ cdef class LogScan:
             raise MemoryError("no memory for recovery")
 
     def __dealloc__(self):
+        self.forget()
+        release_buffer(self.io, self.buffer)
+
+    cdef void forget(self) noexcept nogil:
         cdef uint32_t i
         for i in range(self.scan_count):
             release(self.scans[i].records)
             release(self.scans[i].entries)
         release(self.scans)
-        release_buffer(self.io, self.buffer)
+        self.scans = NULL
+        self.scan_count = 0
 
     cdef int list_replicas(self) noexcept nogil:
         cdef Replica** found
@@ -116,7 +121,7 @@ cdef class LogScan:
 
     cdef int remove_copy(self, Scan* scan) noexcept nogil:
         cdef void* member = self.volume.log.open_segments.members[scan.member]
-        return (<Member>member).remove(scan.replica.segment, scan.replica)
+        return (<Member>member).remove(scan.replica.segment, scan.replica.epoch, scan.replica)
 
     cdef uint32_t list_member(self, uint16_t member, Replica** into, uint32_t room) noexcept nogil:
         return (<Member>self.volume.log.open_segments.members[member]).list(into, room)

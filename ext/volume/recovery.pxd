@@ -2,9 +2,10 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Checkpoint, Pointer
+from iomesh.engine.volume.copies cimport Copies
 from iomesh.engine.volume.log_scan cimport Found, Scan, LogScan
 
-cdef class Recovery(LogScan):
+cdef class Recovery(LogScan):        # Recovery(volume, checkpoint, copies: Copies or None)
     cdef Pointer checkpoint          # not PRESENT: there is none yet
     cdef bint detached               # the checkpoint is a clone's that inherited nothing; flattened since
     cdef uint64_t start              # replay starts after this record
@@ -16,13 +17,20 @@ cdef class Recovery(LogScan):
     cdef int64_t clock_ns            # ... and the wall clock's time at that record
     cdef uint64_t marked_ns          # the same for the newest restore point; 0: none
     cdef int64_t marked_clock_ns
+    cdef Copies copies               # on other nodes; None: the log has no fragments
 
     cdef int run(self) noexcept nogil    # in a task on the volume's reactor; 0, or a negative errno and `reason`
     cdef int read_checkpoint(self) noexcept nogil
     cdef int read_table(self, Checkpoint* checkpoint) noexcept nogil
     cdef int read_snapshots(self, Checkpoint* checkpoint) noexcept nogil
     cdef int read_block(self, Pointer pointer, void* into) noexcept nogil
+    cdef Scan* need(self, uint32_t segment) noexcept nogil
+    cdef int take_over(self) noexcept nogil
+    cdef int list_again(self) noexcept nogil
     cdef int scan_all(self) noexcept nogil
+    cdef void cut_to_fragments(self) noexcept nogil
+    cdef void settle_copies(self) noexcept nogil
+    cdef int await_fragment(self) noexcept nogil
     cdef int check_counted(self) noexcept nogil
     cdef uint64_t record_of_checkpoint(self) noexcept nogil
     cdef int find_end(self) noexcept nogil

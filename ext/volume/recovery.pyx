@@ -1,5 +1,6 @@
 # Recovery: opens a volume's log after a stop or a crash, in steps:
 #
+#     take_over        with replicas on other nodes: no former owner can write any more, and this node gets what it lacks
 #     list_replicas    every replica of the volume on this node's stores
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters,
 #                      snapshot table
@@ -7,6 +8,7 @@
 #                      headers
 #     check_counted    everything that the checkpoint refers to was stable when its pointer moved: no open segment ends
 #                      before that
+#     cut_to_fragments of open segments count what all copies have, and of ended fragments what lies before their end
 #     find_end         the log ends before the first record that is missing or torn. Segments at its end without user
 #                      data are dropped too: records that an idle log wrote for `stable`, and parts of checkpoints whose
 #                      pointer never moved. So repeated opens use no space
@@ -52,7 +54,7 @@ from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.log.open_segments cimport FOR_WRITES
-from iomesh.engine.base.task cimport wait, waited
+from iomesh.engine.base.task cimport wait, wait_in, waited
 from iomesh.engine.volume.volume cimport Volume
 
 cdef extern from "<errno.h>" nogil:
@@ -72,9 +74,10 @@ cdef struct Item:                    # one entry to replay; sorted by leaf, then
 
 
 cdef class Recovery(LogScan):
-    """checkpoint: (segment, block, crc) or None."""
+    """checkpoint: (segment, block, crc) or None. copies: Copies, or None for a log without fragments."""
 
-    def __cinit__(self, Volume volume, checkpoint):
+    def __cinit__(self, Volume volume, checkpoint, copies=None):
+        self.copies = copies
         if checkpoint is not None:
             self.checkpoint.segment, self.checkpoint.block, self.checkpoint.crc = checkpoint
             self.checkpoint.flags = POINTER_PRESENT
@@ -85,11 +88,14 @@ cdef class Recovery(LogScan):
         if planted(b"number_given_again"):
             self.volume.log.open_segments.next_segment = max(self.volume.segments.branch, <uint32_t>1)
         result = self.list_replicas()
+        if result == 0 and self.copies is not None:
+            result = self.take_over()
         if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
             result = self.read_checkpoint()
         if result == 0:
             result = self.scan_all()
         if result == 0:
+            self.cut_to_fragments()
             result = self.check_counted()
         if result == 0:
             result = self.find_end()
@@ -99,15 +105,94 @@ cdef class Recovery(LogScan):
             result = self.adopt()
         if result == 0:
             result = self.replay()
+        if result == 0 and self.copies is not None:
+            result = self.await_fragment()
         self.volume.checkpoints.replayed = result == 0
         self.volume.checkpoints.poke()                   # a checkpoint is due if there is no space
         return result
+
+    # ------------------------------------------------------------------ copies on other nodes
+
+    cdef int take_over(self) noexcept nogil:
+        cdef uint32_t i
+        cdef int result = self.copies.take_over()
+        if result == 0:
+            result = self.copies.fetch_missing(is_here, <void*>self)
+        if result == 1:
+            result = self.list_again()
+        for i in range(self.scan_count):
+            if result == 0 and self.scans[i].replica.state == SEGMENT_OPEN and not planted(b"doubtful_trusted"):
+                result = self.copies.complete(self.scans[i].replica, self.scans[i].member)
+        if result < 0 and self.reason[0] == 0:
+            snprintf(self.reason, sizeof(self.reason), b"%s", self.copies.reason)
+        return result
+
+    cdef int list_again(self) noexcept nogil:
+        self.forget()
+        return self.list_replicas()
+
+    cdef Scan* need(self, uint32_t segment) noexcept nogil:
+        """The segment's replica here, fetched from another node if it is only there; NULL: nobody who answers has
+        it. Only before scan_all()."""
+        cdef Scan* scan = self.scan_of(segment)
+        if scan is NULL and self.copies is not None and self.copies.fetch(segment) == 0 and self.list_again() == 0:
+            scan = self.scan_of(segment)
+        return scan
+
+    cdef void cut_to_fragments(self) noexcept nogil:
+        cdef uint64_t end
+        cdef uint32_t common, i
+        cdef Scan* scan
+        for i in range(self.scan_count if self.copies is not None else 0):
+            scan = &self.scans[i]
+            end = self.copies.end_of(scan.replica.fragment)
+            while scan.record_count and scan.records[scan.record_count - 1].sequence >= end:
+                scan.record_count -= 1
+                scan.dropped += 1
+            if scan.replica.state != SEGMENT_OPEN:
+                continue
+            scan.end = record_end(scan)
+            common = self.copies.common(scan.replica, scan.member, scan.end)
+            while scan.record_count and record_end(scan) > common:
+                scan.record_count -= 1
+                scan.dropped += 1
+            scan.end = record_end(scan)
+
+    cdef void settle_copies(self) noexcept nogil:
+        """Seals the copies of what is sealed here."""
+        cdef uint32_t i, end
+        cdef Replica* replica
+        for i in range(self.scan_count):
+            replica = self.scans[i].replica
+            if self.scans[i].useless:
+                continue
+            end = replica.footer_block if replica.footer_block else replica.blocks
+            if self.copies.has_open(replica.segment):
+                self.copies.common(replica, self.scans[i].member, end)
+            self.copies.seal(replica, end)
+
+    cdef int await_fragment(self) noexcept nogil:
+        """Nothing is served before the metadata service knows the replica set of what is written next."""
+        cdef const Segment* next_segment = NULL
+        self.copies.adopt()
+        if self.volume.log.open_segments.prepared is not NULL:
+            next_segment = self.volume.log.open_segments.prepared.segment
+        if next_segment is NULL or next_segment.fragment == 0:
+            return 0
+        self.volume.log.open_segments.ask_for_fragment(next_segment, self.end + 1)
+        while not self.volume.log.error and not self.volume.log.open_segments.is_agreed(next_segment):
+            wait_in(&self.volume.log.open_segments.changes)
+        if self.volume.log.error:
+            return self.fail(
+                -self.volume.log.error, b"the metadata service did not agree to fragment %lu", next_segment.fragment, 0, 0
+            )
+        return 0
 
     # ------------------------------------------------------------------ the checkpoint
 
     cdef int read_block(self, Pointer pointer, void* into) noexcept nogil:
         """Reads and verifies a block that the checkpoint points to."""
-        cdef Scan* scan = self.scan_of(pointer.segment)
+        cdef Scan* scan = self.need(pointer.segment)
         cdef int result
         if scan is NULL:
             return self.fail(
@@ -218,7 +303,7 @@ cdef class Recovery(LogScan):
                             entry.segment, fault.words
                         )
                         return -EUCLEAN
-                    scan = self.scan_of(entry.segment)
+                    scan = self.scan_of(entry.segment) if entry.live == 0 else self.need(entry.segment)
                     if scan is NULL:
                         if entry.live == 0:
                             continue                     # deleted after this checkpoint
@@ -425,7 +510,7 @@ cdef class Recovery(LogScan):
                         moved = True
                     next_record[i] += 1
         for i in range(self.scan_count):                 # records after the end are dropped
-            self.scans[i].dropped = self.scans[i].record_count - next_record[i]
+            self.scans[i].dropped += self.scans[i].record_count - next_record[i]
             self.scans[i].record_count = next_record[i]
         release(next_record)
         self.stable = stable
@@ -596,8 +681,10 @@ cdef class Recovery(LogScan):
                     return self.fail(
                         -result, b"segment %lu, which is empty, cannot be removed", self.scans[i].replica.segment, 0, 0
                     )
+        if self.copies is not None:
+            self.settle_copies()
         self.volume.log.sequence = self.volume.log.committed = self.volume.log.content = self.end
-        for k in range(self.volume.log.open_segments.member_count):    # records read may be in its cache only
+        for k in range(self.volume.log.open_segments.local_count):     # records read may be in its cache only
             result = self.make_stable(k)
             if result < 0:
                 return self.fail(-result, b"device %lu cannot be flushed", k, 0, 0)
@@ -642,7 +729,7 @@ cdef class Recovery(LogScan):
         result = self.make_stable(scan.member)           # before the journal has it
         if result < 0:
             return result
-        return (<Member>member).seal(replica.segment, replica, end, footer_block)
+        return (<Member>member).seal(replica.segment, replica.epoch, replica, end, footer_block)
 
     cdef int make_stable(self, uint32_t member) noexcept nogil:
         if planted(b"adopt_without_flush"):
@@ -813,6 +900,10 @@ cdef uint64_t next_leaf(Item* items, uint64_t i, uint64_t count) noexcept nogil:
     while i < count and items[i].key >> ORDER_BITS == leaf:
         i += 1
     return i
+
+
+cdef bint is_here(void* recovery, uint32_t segment) noexcept nogil:
+    return (<Recovery>recovery).scan_of(segment) is not NULL
 
 
 cdef void keep(Recovery recovery, uint32_t number, uint64_t checkpoint) noexcept nogil:

@@ -54,7 +54,10 @@ cdef inline bint is_dead(SegmentTable segments, const Segment* segment) noexcept
 
 
 cdef bint remove(Log log, SegmentTable segments, Segment* segment) noexcept nogil:
-    if (<Member>log.open_segments.member_of(segment)).remove(segment.number, segment.replica) < 0:
+    cdef int i
+    for i in range(segment.copy_count):                  # one that is not removed is found when its node is back
+        (<Member>log.open_segments.members[segment.copies[i]]).remove(segment.number, log.epoch, NULL)
+    if (<Member>log.open_segments.member_of(segment)).remove(segment.number, segment.epoch, segment.replica) < 0:
         segment.cleaning = False
         return False
     segments.remove(segment)

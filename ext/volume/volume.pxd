@@ -31,6 +31,7 @@ cdef enum VolumeEvent:               # kinds of on_event
     EVENT_REFUSED                    # ... and the first write was refused
     EVENT_CHECKPOINT                 # see engine.pyx
     EVENT_NUMBERS                    # few segment numbers are left below the promise: a higher one is asked for
+    EVENT_FRAGMENT                   # the log goes on with another replica set: see engine.pyx
     EVENT_STALLED                    # of no volume: a store's device did not answer in time
     EVENT_FULL_BELOW                 # likewise: the storage under it has no space
     EVENT_SPACE_BELOW                # ... and has some again
@@ -90,6 +91,8 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     cdef Waiters connections_changed    # or readings
     # reports a VolumeEvent to the node; False: no memory for it
     cdef bint (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
+    # as OpenSegments.on_fragment; NULL: the log has no fragments
+    cdef bint (*on_fragment)(void* volume, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil
 
     # Writes `count` whole blocks. Returns how many were accepted (from the front, at least 1); 0: none now, `when`
     # completes when to try again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.

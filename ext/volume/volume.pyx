@@ -63,6 +63,7 @@ cdef class Volume:
         log.on_commit = committed
         log.on_abort = aborted
         log.open_segments.on_promise_low = promise_low
+        log.open_segments.on_fragment = fragment_begins
         log.on_refuse = refused_below
         log.open_segments.on_no_space = no_space
         log.open_segments.on_tight = space_tight
@@ -564,6 +565,10 @@ cdef void space_tight(void* owner) noexcept nogil:
 
 cdef bint promise_low(void* owner) noexcept nogil:
     return (<Volume>owner).on_event(owner, EVENT_NUMBERS, (<Volume>owner).log.open_segments.next_segment, 0, 0)
+
+
+cdef bint fragment_begins(void* owner, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil:
+    return (<Volume>owner).on_fragment is not NULL and (<Volume>owner).on_fragment(owner, number, first, devices)
 
 
 cdef void no_space(void* owner) noexcept nogil:

@@ -1,0 +1,395 @@
+# The copies of a volume's segments on other nodes, when the volume is opened and when a node is back.
+#
+# The rules are those of docs/ownership.md, with replica sets that are agreed before their records commit. So every
+# member of the current fragment that answers, and is not doubtful, has every acknowledged record.
+#
+# Always true:
+#   - before anything is read, the members that answer refuse the former owner, durably;
+#   - of an open segment the log keeps what all reliable copies have: what one of them lacks was never acknowledged;
+#   - a copy counts only if it was compared with, or has the same epoch and the same sealed end as, the replica of this
+#     node;
+#   - a copy is removed only once the volume does not need it: recovery has succeeded without it.
+#
+# Called by volume/recovery.pyx, and by a command when a node is back.
+
+from libc.errno cimport EHOSTUNREACH, EIO, ENOENT, ENOMEM, ESTALE
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free as release, qsort, realloc
+from libc.string cimport memcmp, memset
+
+from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.planted cimport planted
+from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_SEALED
+from iomesh.engine.format.peer cimport LISTED_DOUBTFUL, ListedReplica
+from iomesh.engine.log.open_segments cimport FOR_SPACE
+from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.replicas.member cimport COPIES_MAX, REPLICAS_MAX, Member
+from iomesh.engine.store.store cimport Replica
+
+cdef enum:
+    PIECE_BLOCKS = 256               # read from another node at once
+
+
+cdef class Copies:
+    """fragments: list of (number, first record, the devices' numbers), oldest first. Raises MemoryError."""
+
+    def __cinit__(self, Volume volume, fragments):
+        cdef int i, k
+        self.volume = volume
+        self.fragments = <Fragment*>calloc(len(fragments) + 1, sizeof(Fragment))
+        if self.fragments is NULL:
+            raise MemoryError("no memory for a log's fragments")
+        for i, (number, first, devices) in enumerate(fragments):
+            if not 0 < len(devices) <= <int>REPLICAS_MAX:
+                raise ValueError(f"a fragment has 1 to {REPLICAS_MAX} members, not {len(devices)}")
+            self.fragments[i].number, self.fragments[i].first = number, first
+            for k, device in enumerate(devices):
+                self.fragments[i].devices[k] = device
+            self.fragment_count += 1
+
+    def __dealloc__(self):
+        release(self.fragments)
+        release(self.all)
+
+    # ------------------------------------------------------------------ what answers
+
+    cdef int take_over(self) noexcept nogil:
+        cdef int i, result
+        for i in range(self.volume.log.open_segments.member_count):
+            if not (<Member>self.volume.log.open_segments.members[i]).works():
+                continue
+            result = (<Member>self.volume.log.open_segments.members[i]).fence(self.volume.log.epoch)
+            if result == -ESTALE:
+                return self.fail(ESTALE, b"another node has taken the volume over", 0, 0)
+            self.answered[i] = result == 0
+        for i in range(self.fragment_count):
+            if not self.is_answered(&self.fragments[i]):
+                return self.fail(
+                    EHOSTUNREACH,
+                    b"records from %lu on are on device %lu and its copies, none of which answers: start their nodes",
+                    self.fragments[i].first, self.fragments[i].devices[0]
+                )
+        return self.list_all()
+
+    cdef bint is_answered(self, const Fragment* fragment) noexcept nogil:
+        cdef int i, k
+        for i in range(self.volume.log.open_segments.member_count):
+            for k in range(<int>REPLICAS_MAX):
+                if (
+                    self.answered[i]
+                    and fragment.devices[k]
+                    and (<Member>self.volume.log.open_segments.members[i]).device() == fragment.devices[k]
+                ):
+                    return True
+        return False
+
+    cdef bint all_answered(self, uint32_t fragment) noexcept nogil:
+        """Whether no member of this fragment is silent. Also true if it is not known."""
+        cdef int f, i, k
+        cdef bint here
+        for f in range(self.fragment_count):
+            if self.fragments[f].number != fragment:
+                continue
+            for k in range(<int>REPLICAS_MAX):
+                here = self.fragments[f].devices[k] == 0
+                for i in range(self.volume.log.open_segments.member_count):
+                    here = here or (
+                        self.answered[i] and
+                        (<Member>self.volume.log.open_segments.members[i]).device() == self.fragments[f].devices[k]
+                    )
+                if not here:
+                    return False
+        return True
+
+    cdef uint64_t end_of(self, uint32_t fragment) noexcept nogil:
+        cdef uint64_t end = ~<uint64_t>0
+        cdef bint known = False
+        cdef int i
+        if fragment == 0 or self.fragment_count == 0 or planted(b"fragment_end_ignored"):
+            return end
+        for i in range(self.fragment_count):
+            known = known or self.fragments[i].number == fragment
+            if self.fragments[i].number > fragment:
+                end = min(end, self.fragments[i].first)
+        # one that was never agreed to has no record; older ones than those that are known end before them
+        return end if known or fragment < self.fragments[0].number else 0
+
+    # ------------------------------------------------------------------ what they have
+
+    cdef int list_all(self) noexcept nogil:
+        cdef ListedReplica* listed = NULL
+        cdef Copy* more
+        cdef uint32_t count = 0, n
+        cdef int i, result
+        for i in range(self.volume.log.open_segments.local_count, self.volume.log.open_segments.member_count):
+            if not self.answered[i]:
+                continue
+            result = (<Member>self.volume.log.open_segments.members[i]).list_there(&listed, &count)
+            if result < 0:
+                self.answered[i] = False
+                continue
+            more = <Copy*>realloc(self.all, (self.count + count + 1) * sizeof(Copy))
+            if more is NULL:
+                release(listed)
+                return self.fail(ENOMEM, b"no memory for a list of %lu segments", count, 0)
+            self.all = more
+            for n in range(count):
+                memset(&self.all[self.count], 0, sizeof(Copy))
+                self.all[self.count].replica = listed[n]
+                self.all[self.count].member = <uint16_t>i
+                self.count += 1
+            release(listed)
+        if self.count:
+            qsort(self.all, self.count, sizeof(Copy), by_segment)
+        return 0
+
+    cdef Copy* first_of(self, uint32_t segment) noexcept nogil:
+        """The first of the segment's copies; those after it, up to the next segment, follow. NULL: there is none."""
+        cdef uint32_t low = 0, high = self.count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.all[middle].replica.segment < segment:
+                low = middle + 1
+            else:
+                high = middle
+        return &self.all[low] if low < self.count and self.all[low].replica.segment == segment else NULL
+
+    cdef bint has_open(self, uint32_t segment) noexcept nogil:
+        cdef const Copy* copy = self.first_of(segment)
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == segment:
+            if copy.replica.state != SEGMENT_SEALED:
+                return True
+            copy += 1
+        return False
+
+    cdef int read(self, const Copy* copy, uint32_t block, uint32_t blocks, char* into) noexcept nogil:
+        """Blocks that a compaction there has removed read as zeros."""
+        cdef void* member = self.volume.log.open_segments.members[copy.member]
+        cdef int result = (<Member>member).read(copy.replica.segment, NULL, block, blocks, into)
+        cdef uint32_t i
+        if result != -ENOENT or copy.replica.live == 0:
+            return result
+        for i in range(blocks):
+            result = (<Member>member).read(copy.replica.segment, NULL, block + i, 1, into + <size_t>i * BLOCK_BYTES)
+            if result == -ENOENT:
+                memset(into + <size_t>i * BLOCK_BYTES, 0, BLOCK_BYTES)
+            elif result < 0:
+                return result
+        return 0
+
+    # ------------------------------------------------------------------ what this node lacks
+
+    cdef int fetch_missing(
+        self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner
+    ) noexcept nogil:
+        cdef uint32_t i
+        cdef int result, fetched = 0
+        for i in range(self.count):
+            if (i and self.all[i].replica.segment == self.all[i - 1].replica.segment) or \
+                    self.all[i].replica.fragment == 0 or self.fragment_count == 0 or \
+                    self.all[i].replica.fragment < self.fragments[0].number or \
+                    self.end_of(self.all[i].replica.fragment) == 0 or is_here(owner, self.all[i].replica.segment):
+                continue
+            result = self.fetch(self.all[i].replica.segment)
+            if result < 0:
+                return result
+            fetched = 1
+        return fetched
+
+    cdef int fetch(self, uint32_t segment) noexcept nogil:
+        cdef Copy* copy = self.first_of(segment)
+        cdef Copy* chosen = NULL
+        cdef Replica* replica = NULL
+        cdef void* member
+        cdef char* buffer
+        cdef uint32_t block = 0, piece
+        cdef int where, result
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == segment:
+            if chosen is NULL or (chosen.replica.state != SEGMENT_SEALED and copy.replica.state == SEGMENT_SEALED) or \
+                    (chosen.replica.flags & LISTED_DOUBTFUL and not copy.replica.flags & LISTED_DOUBTFUL):
+                chosen = copy
+            copy += 1
+        if chosen is NULL:
+            return -ENOENT
+        where = self.volume.log.open_segments.choose_member(FOR_SPACE)
+        if where < 0:
+            return self.fail(-where, b"segment %lu is on other nodes only, and no device here takes it", segment, 0)
+        member = self.volume.log.open_segments.members[where]
+        buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        if buffer is NULL:
+            return self.fail(ENOMEM, b"no memory to fetch segment %lu", segment, 0)
+        result = (<Member>member).reserve(segment, chosen.replica.blocks, &replica)
+        while result == 0 and block < chosen.replica.blocks:
+            piece = min(<uint32_t>PIECE_BLOCKS, chosen.replica.blocks - block)
+            result = self.read(chosen, block, piece, buffer)
+            if result == 0:
+                result = (<Member>member).fill(segment, replica, block, piece, buffer)
+            block += piece
+            self.fetched_bytes += <uint64_t>piece * BLOCK_BYTES
+        if result == 0:
+            result = (<Member>member).make_stable()
+        if result == 0:
+            replica.fragment = chosen.replica.fragment
+            result = (<Member>member).keep(
+                segment, replica, chosen.replica.epoch, chosen.replica.stream, chosen.replica.blocks,
+                chosen.replica.footer_block
+            )
+        elif replica is not NULL:
+            (<Member>member).discard(segment, replica)
+        self.volume.io.release(buffer)
+        if result < 0:
+            return self.fail(-result, b"segment %lu, which is on other nodes only, cannot be fetched", segment, 0)
+        self.fetched += 1
+        return 0
+
+    cdef int complete(self, Replica* replica, uint16_t member) noexcept nogil:
+        cdef Copy* copy = self.first_of(replica.segment)
+        cdef char* buffer
+        cdef uint32_t block = 0, piece, end
+        cdef int result = 0
+        if not (<Member>self.volume.log.open_segments.members[member]).is_doubtful(replica):
+            return 0
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
+            if copy.replica.epoch == replica.epoch and not copy.replica.flags & LISTED_DOUBTFUL:
+                break
+            copy += 1
+        if copy is NULL or copy == self.all + self.count or copy.replica.segment != replica.segment:
+            if self.all_answered(replica.fragment):
+                return 0                                 # all members had a power cut
+            return self.fail(
+                EHOSTUNREACH,
+                b"this node had a power cut and may lack acknowledged writes in segment %lu, and the other members of "
+                b"its replica set do not answer: start their nodes",
+                replica.segment, 0
+            )
+        buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        if buffer is NULL:
+            return self.fail(ENOMEM, b"no memory to complete segment %lu", replica.segment, 0)
+        end = min(replica.blocks, copy.replica.blocks)
+        while result == 0 and block < end:
+            piece = min(<uint32_t>PIECE_BLOCKS, end - block)
+            result = self.read(copy, block, piece, buffer)
+            if result == 0:
+                result = (<Member>self.volume.log.open_segments.members[member]).fill(
+                    replica.segment, replica, block, piece, buffer
+                )
+            block += piece
+            self.fetched_bytes += <uint64_t>piece * BLOCK_BYTES
+        self.volume.io.release(buffer)
+        if result < 0:
+            return self.fail(-result, b"segment %lu cannot be completed from another node", replica.segment, 0)
+        return 0
+
+    # ------------------------------------------------------------------ which copies have the same
+
+    cdef uint32_t common(self, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
+        cdef Copy* copy = self.first_of(replica.segment)
+        cdef uint32_t least = end
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
+            if copy.replica.epoch == replica.epoch:
+                copy.common = self.compare(copy, replica, member, end)
+                if not copy.replica.flags & LISTED_DOUBTFUL and not planted(b"longest_not_common"):
+                    least = min(least, copy.common)
+            copy += 1
+        return least
+
+    cdef uint32_t compare(self, const Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
+        cdef char* here = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        cdef char* there = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        cdef uint32_t block = 0, piece = 0, i = 0
+        while here is not NULL and there is not NULL and i == piece and block < min(end, copy.replica.blocks):
+            piece = min(<uint32_t>PIECE_BLOCKS, min(end, copy.replica.blocks) - block)
+            i = 0
+            if (
+                (<Member>self.volume.log.open_segments.members[member]).read(
+                    replica.segment, replica, block, piece, here
+                ) == 0
+                and self.read(copy, block, piece, there) == 0
+            ):
+                while i < piece and memcmp(here + <size_t>i * BLOCK_BYTES, there + <size_t>i * BLOCK_BYTES, BLOCK_BYTES) == 0:
+                    i += 1
+            block += i
+        self.volume.io.release(here)
+        self.volume.io.release(there)
+        return block
+
+    cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil:
+        cdef Copy* copy = self.first_of(replica.segment)
+        cdef void* member
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
+            member = self.volume.log.open_segments.members[copy.member]
+            if copy.replica.epoch == replica.epoch and copy.common >= end and copy.replica.state != SEGMENT_SEALED:
+                if (
+                    (<Member>member).make_stable() == 0
+                    and (<Member>member).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
+                ):
+                    copy.replica.state = SEGMENT_SEALED
+                    copy.replica.blocks, copy.replica.footer_block = end, 0
+            copy.matches = is_same(&copy.replica, replica.epoch, end)
+            copy += 1
+
+    cdef void adopt(self) noexcept nogil:
+        cdef Segment* segment
+        cdef Copy* copy
+        cdef uint32_t i
+        for i in range(self.count):
+            copy = &self.all[i]
+            segment = self.volume.segments.find(copy.replica.segment)
+            if segment is not NULL and (copy.matches or is_same(&copy.replica, segment.epoch, sealed_end(segment))):
+                if segment.copy_count < COPIES_MAX:
+                    segment.copies[segment.copy_count] = copy.member
+                    segment.copy_count += 1
+            else:
+                (<Member>self.volume.log.open_segments.members[copy.member]).remove(
+                    copy.replica.segment, self.volume.log.epoch, NULL
+                )
+
+    cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b) noexcept nogil:
+        snprintf(self.reason, sizeof(self.reason), text, a, b)
+        return -error
+
+
+cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:
+    cdef void* there = volume.log.open_segments.members[member]
+    cdef ListedReplica* listed = NULL
+    cdef Segment* segment
+    cdef uint32_t count = 0, i
+    cdef int result = (<Member>there).list_there(&listed, &count)
+    for i in range(count if result == 0 else 0):
+        segment = volume.segments.find(listed[i].segment)
+        if segment is not NULL and (segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning):
+            continue
+        if segment is not NULL and is_same(&listed[i], segment.epoch, sealed_end(segment)):
+            if segment.copy_count < COPIES_MAX:
+                segment.copies[segment.copy_count] = member
+                segment.copy_count += 1
+        elif result == 0:
+            result = (<Member>there).remove(listed[i].segment, volume.log.epoch, NULL)
+    release(listed)
+    return result
+
+
+cdef bint has_copy(const Segment* segment, uint16_t member) noexcept nogil:
+    cdef int i
+    for i in range(segment.copy_count):
+        if segment.copies[i] == member:
+            return True
+    return False
+
+
+cdef inline uint32_t sealed_end(const Segment* segment) noexcept nogil:
+    """The block behind the segment's last record."""
+    return segment.replica.footer_block if segment.replica.footer_block else segment.blocks
+
+
+cdef bint is_same(const ListedReplica* listed, uint64_t epoch, uint32_t end) noexcept nogil:
+    """A sealed replica of this epoch has the records up to block `end`: it was sealed there, with or without a footer."""
+    if listed.state != SEGMENT_SEALED or listed.epoch != epoch:
+        return False
+    return listed.footer_block == end or (listed.footer_block == 0 and listed.blocks >= end)
+
+
+cdef int by_segment(const void* a, const void* b) noexcept nogil:
+    cdef uint32_t one = (<Copy*>a).replica.segment, other = (<Copy*>b).replica.segment
+    return (one > other) - (one < other)
