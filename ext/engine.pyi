@@ -17,6 +17,7 @@ SEGMENT_BYTES_MAX: int
 VOLUME_BYTES_MAX: int
 SEGMENT_NUMBER_MAX: int
 DEVICE_BYTES_MIN: int           # a smaller device is refused
+REPLICAS_MAX: int  # of a volume
 PEER_CREDIT_REQUESTS: int  # of a connection that this node serves: requests without a reply, ...
 PEER_CREDIT_BYTES: int  # ... and the bytes of their payloads
 COUNTER_NAMES: tuple[str, ...]          # of a volume, see Engine.counters
@@ -128,6 +129,9 @@ class Engine:
         name: bytes = b"",
         window_seconds: int = 0,
         replicas: int = 1,
+        minimum: int = 1,
+        fragments: Sequence[tuple[int, int, Sequence[int]]] = (),
+        first_fragment: int = 1,
         reactor: int | None = None,
     ) -> int:
         """Recover the volume's log and serve it. epoch: higher than that of every earlier owner. Answers
@@ -152,6 +156,13 @@ class Engine:
         the volume stays in service, and commands that wait for the checkpoint fail with EHOSTUNREACH. No effect if the
         volume has been closed. promised: with POINTER_DONE, the highest segment number that the service holds as
         promised; once it is used up, new segments wait for a higher one. sequence 0: only that was asked for."""
+    def fragment_agreed(self, volume: bytes, number: int, outcome: int) -> None:
+        """The outcome of the update that an event "fragment" asks for (POINTER_*). DONE: its records may commit.
+        REFUSED: the volume has another owner, and its log fails. UNKNOWN: its log fails if the volume is being
+        closed."""
+    def reconcile(self, volume: bytes, node: str) -> int:
+        """A node is back: what it has of the volume's sealed segments counts as copies again, and what the volume does
+        not need is removed there. Answers None. ECONNRESET: it is not attached."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
     def describe_volume(self, volume: bytes, *, name: bytes, window_seconds: int, replicas: int) -> int:
         """Change what open_volume was told: the next checkpoint has it. Answers None."""
@@ -312,7 +323,7 @@ class Engine:
         """The numbers in the cluster of another node's devices; replaces what was known."""
     def peers(self) -> list[dict[str, Any]]:
         """For each other node and reactor: {"node": str, "reactor": int, "attached": bool (it answers), "calls": int,
-        "devices": list[int]}."""
+        "devices": list[int], "readies": int (how often it was attached and answered)}."""
 
 def histogram_bounds() -> NDArray[np.uint64]:
     """Upper bounds of the buckets, in nanoseconds."""

@@ -32,7 +32,7 @@ from iomesh.engine.commands.stores cimport (
     CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
 from iomesh.engine.commands.volumes cimport (
-    AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
+    AddMember, AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
     GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock,
     ReconcileCopies, describe
 )
@@ -49,7 +49,7 @@ from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
-from iomesh.engine.replicas.member cimport REPLICAS_MAX as REPLICAS_MOST
+from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX as REPLICAS_MOST, Member
 from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
@@ -158,6 +158,8 @@ cdef class _Open:
     cdef object counters
     cdef object histograms
     cdef dict connections            # ticket -> NbdConnection
+    cdef list devices                # its log's members: None for one of this node, else the number in the cluster
+    cdef bint replicated
     cdef bint ready
     cdef _Open parent                # of a snapshot open for reading: its volume
     cdef _Open stands_on             # of a clone: its parent volume
@@ -462,17 +464,20 @@ cdef class Engine:
                 return self.refuse(ENOENT, "the volume that it is a clone of is not open")
         opened = _Open()
         opened.stands_on = parent
+        opened.replicated = replicas > 1
         if parent is not None:
             runner = parent.runner                       # it reads the parent's segments
         else:
             runner = self.runners[self.emptiest() if reactor is None else reactor]
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
+        members = self.members(runner, volume, replicas)
+        opened.devices = [(<Member>member).device() if (<Member>member).node is not NULL else None for member in members]
         log = Log(
             runner.reactor,
             runner.pool,
             segments,
-            self.members(runner, volume, replicas),
+            members,
             volume,
             epoch,
             segment_bytes // BLOCK,
@@ -657,6 +662,26 @@ cdef class Engine:
 
     def know_devices(self, str node, devices):
         self.node_devices[node] = list(devices)
+        for volume in self.volumes:
+            self.add_members(volume, node)
+
+    cdef int add_members(self, bytes volume, str node) except -1:
+        """Devices of a node become members of an open volume's log."""
+        cdef _Open opened = self.volumes[volume]
+        cdef RemoteMember member
+        for device in self.node_devices[node] if opened.replicated else ():
+            if device in opened.devices or len(opened.devices) == MEMBERS_MAX:
+                continue
+            member = RemoteMember(
+                opened.runner.reactor,
+                len(opened.devices),
+                self.remote_node(node, opened.runner.reactor.number),
+                device,
+                volume,
+            )
+            opened.devices.append(device)
+            self.ask(AddMember(opened.volume, member))
+        return 0
 
     cdef RemoteNode remote_node(self, str node, int reactor):
         cdef _Runner runner = self.runners[reactor]
@@ -674,6 +699,7 @@ cdef class Engine:
                         "node": node,
                         "reactor": (<_Runner>runner).reactor.number,
                         "attached": bool(remote.ready),
+                        "readies": remote.readies,
                         "calls": remote.peer.calls,
                         "devices": self.node_devices.get(node, []),
                     }

@@ -10,6 +10,7 @@ from iomesh.engine.volume.checkpoint_writer cimport Description
 from iomesh.engine.volume.cleaning cimport Cleaned, Cleaner, Row
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport Space
+from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.volume.volume cimport Volume
 
 cdef class OpenVolume(VolumeCommand):        # OpenVolume(volume, recovery)
@@ -32,6 +33,9 @@ cdef class MovePointer(VolumeCommand):
     cdef uint64_t sequence           # 0: it was asked for segment numbers only
     cdef Outcome outcome
     cdef uint32_t promised
+
+cdef class AddMember(VolumeCommand):         # AddMember(volume, member)
+    cdef Member member
 
 cdef class AgreeFragment(VolumeCommand):     # AgreeFragment(volume, number, outcome)
     cdef uint32_t number

@@ -112,6 +112,18 @@ cdef class MovePointer(VolumeCommand):
         return 0
 
 
+cdef class AddMember(VolumeCommand):
+    def __cinit__(self, Volume volume, Member member):
+        self.member = member
+        self.silent = True
+        volume.log.open_segments.member_list.append(member)      # keeps it alive
+
+    cdef int64_t run(self) noexcept nogil:
+        if self.volume.log.open_segments.add_member(self.member):
+            self.volume.log.flusher.add_member(<void*>self.member)
+        return 0
+
+
 cdef class AgreeFragment(VolumeCommand):
     def __cinit__(self, Volume volume, uint32_t number, int outcome):
         self.number = number

@@ -60,7 +60,7 @@ class Pointed(Bench):
     @asynccontextmanager
     async def node(self) -> AsyncIterator[Connection]:
         """The volume taken over, recovered from the stored pointer, and served; it ends with a crash."""
-        self.promised = await take_over(self.metadata, self.opened, "node-a") - 1
+        self.promised = (await take_over(self.metadata, self.opened, "node-a")).segment - 1
         at = self.opened.log.checkpoint
         self.pointer = Pointer(at.segment, at.block, at.crc) if at else None
         self.epoch = self.opened.log.epoch - 1

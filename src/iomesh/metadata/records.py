@@ -25,6 +25,7 @@ LOGS = "logs/"
 NAMES = "names/"
 DEVICES = "devices/"
 
+FRAGMENTS = 1024  # numbers of fragments that the owner of a log gets when it opens the log
 PROMISE = 1024  # segment numbers that the owner of a log gets ahead: a crash costs no more of them
 SEGMENT_NUMBER_MAX = 2**32 - 2
 
@@ -44,6 +45,14 @@ class CheckpointPointer(msgspec.Struct, frozen=True, kw_only=True):
     block: int
     crc: int
     sequence: int  # of the last record that it covers
+
+
+class FragmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a volume's log that is written to one replica set (docs/ownership.md)."""
+
+    number: int
+    first: int  # record; it ends before the first one of any later fragment
+    devices: list[int]  # of the replica set: their numbers in the cluster
 
 
 class PolicyRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +112,8 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointPointer | None = None  # None: recovery starts with the first segment of the log
     clone_of: CloneRecord | None = None
     promised: int  # the owner numbers segments up to this one: the next owner begins above
+    fragments: list[FragmentRecord] = []  # from the checkpoint on, oldest first; the last is the current one
+    next_fragment: int = 1  # the owner numbers fragments below this one: the next owner begins with it
 
 
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +209,20 @@ def glimpse(entry: Entry) -> Glimpse:
 def promised_from(segment: int) -> int:
     """The promise of an owner that needs numbers of segments from this one on."""
     return min(segment + PROMISE - 1, SEGMENT_NUMBER_MAX)
+
+
+def minimum_replicas(replicas: int) -> int:
+    """With fewer members answering, nothing is written: 1 of 1 or 2, 2 of 3 or 4."""
+    return (replicas + 1) // 2
+
+
+def fragments_from(fragments: list[FragmentRecord], sequence: int) -> list[FragmentRecord]:
+    """Those that may have records after `sequence`, a checkpoint's, or that record itself."""
+    return [
+        fragment
+        for at, fragment in enumerate(fragments)
+        if at == len(fragments) - 1 or min(later.first for later in fragments[at + 1 :]) > sequence
+    ]
 
 
 def volume_key(volume: uuid.UUID) -> str:

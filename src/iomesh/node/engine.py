@@ -23,7 +23,7 @@ from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
 from iomesh.errors import ConfigError, IomeshError, NotFound, Unsupported, from_errno
 from iomesh.metadata import MetadataUnavailable
-from iomesh.metadata.records import VolumeRecord
+from iomesh.metadata.records import FragmentRecord, VolumeRecord, minimum_replicas
 from iomesh.node.config import EngineConfig
 from iomesh.node.logs import logger
 from iomesh.node.reactors import SAMPLE_SECONDS, ReactorLoads
@@ -32,6 +32,8 @@ from iomesh.node.supervisor import in_thread
 log = logger("engine")
 
 LOOK_SECONDS = 0.25
+PEERS_SECONDS = 3.0  # how long opening a volume waits for other nodes that it may do without
+LOOK_PEERS_SECONDS = 0.02
 UNANSWERED_SECONDS = 5.0  # how long a command that needs a checkpoint waits for an unresponsive metadata service
 
 
@@ -193,6 +195,8 @@ class NodeEngine:
         name: str,
         window_seconds: int,
         replicas: int,
+        fragments: list[FragmentRecord],
+        first_fragment: int,
     ) -> dict[str, Any]:
         """On the reactor with the least load, or, for a clone, on its parent's. name, window_seconds and replicas are
         written to the device with each checkpoint, as a description of the volume. Segments are numbered from
@@ -209,10 +213,33 @@ class NodeEngine:
             name=name.encode(),
             window_seconds=window_seconds,
             replicas=replicas,
+            minimum=minimum_replicas(replicas),
+            fragments=[(each.number, each.first, each.devices) for each in fragments],
+            first_fragment=first_fragment,
             reactor=None if clone_of else self._choose_reactor(),
         )
         opened: dict[str, Any] = await self._answer(ticket, "open the volume")
         return opened
+
+    def fragment_agreed(self, volume: uuid.UUID, number: int, outcome: Outcome) -> None:
+        """The outcome of the update that an event "fragment" asks for."""
+        self._engine.fragment_agreed(volume.bytes, number, outcome.value)
+
+    async def await_peers(self, devices: set[int], nodes: int, seconds: float = PEERS_SECONDS) -> None:
+        """Returns once these devices of other nodes, or if there are none the devices of so many nodes, can be used; or
+        after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            attached = [each for each in self.peers() if each["attached"]]
+            waiting = {(each["node"]) for each in self.peers() if not each["attached"]}
+            usable = {device for each in attached for device in each["devices"] if each["node"] not in waiting}
+            if devices <= usable and (devices or len({each["node"] for each in attached} - waiting) >= nodes):
+                return
+            await asyncio.sleep(LOOK_PEERS_SECONDS)
+
+    async def reconcile(self, volume: uuid.UUID, node: str) -> None:
+        """Counts what a node that is back has of the volume's segments, and removes there what it does not need."""
+        await self._answer(self._engine.reconcile(volume.bytes, node), f"compare the copies on node {node}")
 
     async def close_volume(self, volume: uuid.UUID, *, checkpoint: bool) -> None:
         try:

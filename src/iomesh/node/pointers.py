@@ -1,5 +1,5 @@
 """Moves the checkpoint pointers of this node's volumes in the metadata service, raises the promises of segment numbers,
-and reports the outcome of each update to the engine.
+records the fragments of their logs, and reports the outcome of each update to the engine.
 
 An update has three outcomes. Done. Refused: another node has taken the volume over. Unknown: it is repeated until one
 of the other two is known; the volume stays served meanwhile, and `NodeVolume.unanswered` reports it. Only one update of
@@ -12,14 +12,20 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from iomesh.errors import Conflict, IomeshError
 from iomesh.metadata import Metadata
-from iomesh.metadata.records import CheckpointPointer, LogRecord, promised_from
+from iomesh.metadata.records import (
+    CheckpointPointer,
+    FragmentRecord,
+    LogRecord,
+    fragments_from,
+    promised_from,
+)
 from iomesh.node.backoff import pauses
 from iomesh.node.engine import NodeEngine, Outcome
 from iomesh.node.logs import logger
@@ -40,12 +46,18 @@ class _Update:
     volume: NodeVolume
     checkpoint: CheckpointPointer | None  # None: only numbers are asked for
     next_segment: int  # numbers from this one on are needed
+    fragments: list[FragmentRecord] = field(default_factory=list)  # that begin
 
     def change(self, log: LogRecord) -> LogRecord:
+        known = {fragment.number for fragment in log.fragments}
+        fragments = [*log.fragments, *(each for each in self.fragments if each.number not in known)]
+        if self.checkpoint:
+            fragments = fragments_from(fragments, self.checkpoint.sequence)
         return msgspec.structs.replace(
             log,
             checkpoint=self.checkpoint or log.checkpoint,
-            promised=max(log.promised, promised_from(self.next_segment)),
+            promised=max(log.promised, promised_from(self.next_segment)) if self.next_segment else log.promised,
+            fragments=fragments,
         )
 
     @property
@@ -68,14 +80,17 @@ class Pointers:
         self._on_refused = on_refused
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._updates: dict[uuid.UUID, _Update] = {}  # of the jobs
+        self._fragments: dict[uuid.UUID, list[FragmentRecord]] = {}  # that begin after the update in flight
 
     def move(self, volume: NodeVolume, value: dict[str, Any]) -> None:
         """Starts the update that the engine requests (`value` of its event "checkpoint")."""
         pointer, sequence = value["pointer"], value["sequence"]
         checkpoint = CheckpointPointer(segment=pointer.segment, block=pointer.block, crc=pointer.crc, sequence=sequence)
+        fragments: list[FragmentRecord] = []
         if before := self._jobs.get(volume.record.id):
             before.cancel()  # it was for numbers, which this one asks for too; or the engine, closing, has abandoned it
-        self._start(_Update(volume, checkpoint, value["next_segment"]))
+            fragments = self._updates[volume.record.id].fragments
+        self._start(_Update(volume, checkpoint, value["next_segment"], fragments))
 
     def promise(self, volume: NodeVolume, value: dict[str, Any]) -> None:
         """Raises the promise of segment numbers (`value` of the engine's event "numbers")."""
@@ -83,6 +98,15 @@ class Pointers:
             update.next_segment = max(update.next_segment, value["next_segment"])
         else:
             self._start(_Update(volume, None, value["next_segment"]))
+
+    def begin_fragment(self, volume: NodeVolume, value: dict[str, Any]) -> None:
+        """Records a fragment (`value` of the engine's event "fragment"): its records commit once that is done."""
+        fragment = FragmentRecord(number=value["number"], first=value["first"], devices=value["devices"])
+        log.info("replica set", volume=volume.record.name, fragment=fragment.number, devices=fragment.devices)
+        if volume.record.id in self._updates:
+            self._fragments.setdefault(volume.record.id, []).append(fragment)
+        else:
+            self._start(_Update(volume, None, 0, [fragment]))
 
     def _start(self, update: _Update) -> None:
         identity = update.volume.record.id
@@ -99,7 +123,10 @@ class Pointers:
 
     def _forget(self, identity: uuid.UUID, job: asyncio.Task[None]) -> None:
         if self._jobs.get(identity) is job:
+            update = self._updates[identity]
             del self._jobs[identity], self._updates[identity]
+            if (waiting := self._fragments.pop(identity, [])) and not job.cancelled():
+                self._start(_Update(update.volume, None, 0, waiting))
 
     async def _carry_out(self, update: _Update) -> None:
         for pause in pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
@@ -143,11 +170,19 @@ class Pointers:
         if (at := update.checkpoint) is not None:
             log.debug("checkpoint", volume=name, sequence=at.sequence, segment=at.segment, block=at.block)
         # The job ends with this: an event "numbers" from now on starts another one.
-        self._engine.checkpoint_moved(volume.record.id, update.sequence, Outcome.DONE, promised=volume.log.promised)
+        self._tell(update, Outcome.DONE)
+
+    def _tell(self, update: _Update, outcome: Outcome, reason: str = "") -> None:
+        volume = update.volume.record.id
+        for fragment in update.fragments:
+            self._engine.fragment_agreed(volume, fragment.number, outcome)
+        if update.checkpoint or update.next_segment:
+            promised = update.volume.log.promised if outcome == Outcome.DONE else 0
+            self._engine.checkpoint_moved(volume, update.sequence, outcome, reason, promised=promised)
 
     def _refused(self, update: _Update, error: Conflict) -> None:
         update.volume.unanswered = None
-        self._engine.checkpoint_moved(update.volume.record.id, update.sequence, Outcome.REFUSED)
+        self._tell(update, Outcome.REFUSED)
         self._on_refused(update.volume, error)
 
     def _unknown(self, update: _Update, reason: str) -> None:
@@ -165,4 +200,4 @@ class Pointers:
                 reason=reason,
                 for_seconds=round(now - missed.since, 1),
             )
-        self._engine.checkpoint_moved(volume.record.id, update.sequence, Outcome.UNKNOWN, reason)
+        self._tell(update, Outcome.UNKNOWN, reason)

@@ -224,6 +224,11 @@ class Stores:
             self._claimed.remove(device)
         await in_thread(lambda: _close(device, claimed=claimed))
 
+    @property
+    def numbers(self) -> set[int]:
+        """Of the open devices, in the cluster."""
+        return {store.record.number for store in self.online() if store.record.number}
+
     def online(self) -> list[NodeStore]:
         return list(self._open.values())
 

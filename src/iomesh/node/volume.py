@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ from iomesh.api.model import Flattening, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, NotFound, Unavailable
 from iomesh.metadata import Metadata, MetadataUnavailable
 from iomesh.metadata.records import (
+    FRAGMENTS,
     Lifecycle,
     LogRecord,
     VolumeRecord,
@@ -260,23 +261,39 @@ async def write_log(metadata: Metadata, volume: NodeVolume, change: Callable[[Lo
     await _write_log(metadata, volume, change, check)
 
 
-async def take_over(metadata: Metadata, volume: NodeVolume, node: str) -> int:
+class FirstNumbers(NamedTuple):
+    """That a new owner of a log may give."""
+
+    segment: int
+    fragment: int
+
+
+async def take_over(
+    metadata: Metadata, volume: NodeVolume, node: str, *, former: str | None = None
+) -> FirstNumbers:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
-    segment numbers. Returns the first of them: no earlier owner was promised it. Raises InUse if another node owns the
-    volume, Conflict if its record is deleted."""
-    first = 0
+    numbers of segments and fragments. Returns the first of each: no earlier owner was promised it. former: another node
+    from which the volume is taken over. Raises InUse if yet another node owns the volume, Conflict if its record is
+    deleted."""
+    first = first_fragment = 0
 
     def change(log: LogRecord) -> LogRecord:
-        nonlocal first
-        first = log.promised + 1
-        return msgspec.structs.replace(log, epoch=log.epoch + 1, owner=node, promised=promised_from(first))
+        nonlocal first, first_fragment
+        first, first_fragment = log.promised + 1, log.next_fragment
+        return msgspec.structs.replace(
+            log,
+            epoch=log.epoch + 1,
+            owner=node,
+            promised=promised_from(first),
+            next_fragment=first_fragment + FRAGMENTS,
+        )
 
     def check(found: LogRecord) -> None:
-        if found.owner != node:
+        if found.owner not in (node, former):
             raise InUse(f"volume {volume.record.name} is owned by node {found.owner}, and this is {node}")
 
     await _write_log(metadata, volume, change, check)
-    return first
+    return FirstNumbers(first, first_fragment)
 
 
 async def _write_log(

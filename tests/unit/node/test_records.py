@@ -158,15 +158,15 @@ async def test_no_segment_number_is_promised_to_two_owners(metadata: FaultyMetad
     metadata.faults = [fault]
     with pytest.raises(MetadataUnavailable):
         await take_over(metadata, volume, "node-a")
-    first = await take_over(metadata, volume, "node-a")
+    first = (await take_over(metadata, volume, "node-a")).segment
     assert first == (PROMISE + 1 if fault is Fault.DONE else 1), "what is stored may be promised to another process"
     assert volume.log.promised == first + PROMISE - 1
-    assert await take_over(metadata, volume, "node-a") == first + PROMISE
+    assert (await take_over(metadata, volume, "node-a")).segment == first + PROMISE
     assert await stored(metadata, volume) == volume.log
 
 
 async def test_numbers_that_are_left_at_the_end_are_promised(metadata: FaultyMetadata, volume: NodeVolume) -> None:
     await write_log(metadata, volume, lambda log: msgspec.structs.replace(log, promised=SEGMENT_NUMBER_MAX - 3))
-    assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX - 2
-    assert await take_over(metadata, volume, "node-a") == SEGMENT_NUMBER_MAX + 1, "none is left"
+    assert (await take_over(metadata, volume, "node-a")).segment == SEGMENT_NUMBER_MAX - 2
+    assert (await take_over(metadata, volume, "node-a")).segment == SEGMENT_NUMBER_MAX + 1, "none is left"
     assert volume.log.promised == SEGMENT_NUMBER_MAX

@@ -30,7 +30,9 @@ class Events:
                 self._pointers.move(volume, event.value)
             case "numbers" if volume is not None:
                 self._pointers.promise(volume, event.value)
-            case "checkpoint" | "numbers":
+            case "fragment" if volume is not None:
+                self._pointers.begin_fragment(volume, event.value)
+            case "checkpoint" | "numbers" | "fragment":
                 pass  # of a volume that has been deleted
             case "checksum" | "device":
                 log.error(f"{event.kind} error", volume=name, **event.value)

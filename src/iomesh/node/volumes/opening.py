@@ -26,11 +26,12 @@ class Opening:
         self._windows = parts.windows
         self._node = parts.node
 
-    async def open(self, volume: NodeVolume) -> None:
-        """Takes ownership under a new epoch, recovers the volume, publishes its export."""
+    async def open(self, volume: NodeVolume, *, former: str | None = None) -> None:
+        """Takes ownership under a new epoch, recovers the volume, publishes its export. former: the node that owned it
+        so far, if it is another one."""
         volume.state, volume.reason = VolumeState.OPENING, ""
         if not volume.in_engine:  # else a previous attempt opened it but failed in a later step
-            await self._recover(volume)
+            await self._recover(volume, former)
         record, of = volume.record, volume.log.clone_of
         await self._windows.undo(volume)
         if record.state == Lifecycle.MAKING:
@@ -44,15 +45,18 @@ class Opening:
         self.publish(volume)
         log.info("volume open", volume=record.name, epoch=volume.log.epoch, **volume.recovery)
 
-    async def _recover(self, volume: NodeVolume) -> None:
+    async def _recover(self, volume: NodeVolume, former: str | None) -> None:
         of = volume.log.clone_of
         parent = self._volumes.by_id(of.volume) if of is not None else None
         if of is not None and parent is not None and parent.awaits_metadata:
             raise MetadataUnavailable(
                 f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service"
             )
-        first_segment = await take_over(self._metadata, volume, self._node)
+        first = await take_over(self._metadata, volume, self._node, former=former)
         record, at = volume.record, volume.log.checkpoint
+        if record.policy.replicas > 1:
+            current = {device for each in volume.log.fragments[-1:] for device in each.devices}
+            await self._engine.await_peers(current - self._stores.numbers, record.policy.replicas - 1)
         self._stores.refuse_while_changing()
         volume.opening = True
         try:
@@ -62,12 +66,14 @@ class Opening:
                 epoch=volume.log.epoch,
                 segment_bytes=record.segment_bytes,
                 checkpoint=Pointer(at.segment, at.block, at.crc) if at else None,
-                first_segment=first_segment,
+                first_segment=first.segment,
                 promised=volume.log.promised,
                 clone_of=(of.volume, of.snapshot) if of else None,
                 name=record.name,
                 window_seconds=record.policy.window_seconds,
                 replicas=record.policy.replicas,
+                fragments=volume.log.fragments,
+                first_fragment=first.fragment,
             )
             volume.in_engine = True
         finally:
