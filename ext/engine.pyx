@@ -32,8 +32,8 @@ from iomesh.engine.commands.stores cimport (
     CloseStore, EraseVolume, FormatStore, ListSealed, NumberDevice, OpenStore, ScrubSegment, StoreCommand
 )
 from iomesh.engine.commands.volumes cimport (
-    AddMember, AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff, DescribeVolume, ExpectSpace,
-    GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock,
+    AddMember, AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff,
+    DescribeVolume, ExpectSpace, GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock,
     ReconcileCopies, describe
 )
 from iomesh.engine.volume.checkpoint cimport (
@@ -66,8 +66,8 @@ from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS, EVENT_REFUSED,
-    EVENT_SPACE_BELOW, EVENT_STALLED, EVENT_TIGHT, Volume
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS,
+    EVENT_REFUSED, EVENT_SPACE_BELOW, EVENT_STALLED, EVENT_TIGHT, Volume
 )
 
 # Part of engine.pyi, defined elsewhere:
@@ -456,7 +456,9 @@ cdef class Engine:
                 f"segments are numbered from 1 to {SEGMENT_NUMBER_MAX}, not from {first_segment} to {promised}"
             )
         if not 1 <= minimum <= replicas <= REPLICAS_MAX:
-            raise ValueError(f"a volume has 1 to {REPLICAS_MAX} replicas, and as many at least, not {replicas}, {minimum}")
+            raise ValueError(
+                f"a volume has 1 to {REPLICAS_MAX} replicas, of which some must work, not {replicas} and {minimum}"
+            )
         if clone_of is not None:
             check_snapshot(clone_of[1], "its name")
             parent = self.opened(clone_of[0])
@@ -472,7 +474,9 @@ cdef class Engine:
         segments = SegmentTable()
         map = Map(runner.cache, runner.io, segments)
         members = self.members(runner, volume, replicas)
-        opened.devices = [(<Member>member).device() if (<Member>member).node is not NULL else None for member in members]
+        opened.devices = [
+            (<Member>member).device() if (<Member>member).node is not NULL else None for member in members
+        ]
         log = Log(
             runner.reactor,
             runner.pool,
@@ -653,7 +657,7 @@ cdef class Engine:
             raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
         if requests == 0 or bytes < 1 << 20:
             os.close(fd)
-            raise ValueError(f"node {node} gives credit for {requests} requests and {bytes} bytes: too few to work with")
+            raise ValueError(f"node {node} gives credit for {requests} requests and {bytes} bytes: too few")
         return self.ask(AttachPeer(self.remote_node(node, reactor), fd, requests, bytes))
 
     def detach_peer(self, str node, *, int reactor):

@@ -7,8 +7,8 @@ from libc.string cimport memcpy
 
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.volume.volume cimport (
-    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NUMBERS, EVENT_SPACE_BELOW, EVENT_STALLED,
-    Volume
+    EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NUMBERS, EVENT_SPACE_BELOW,
+    EVENT_STALLED, Volume
 )
 
 cdef extern from *:

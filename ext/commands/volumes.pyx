@@ -119,8 +119,8 @@ cdef class AddMember(VolumeCommand):
         volume.log.open_segments.member_list.append(member)      # keeps it alive
 
     cdef int64_t run(self) noexcept nogil:
-        if self.volume.log.open_segments.add_member(self.member):
-            self.volume.log.flusher.add_member(<void*>self.member)
+        if self.volume.log.flusher.add_member(<void*>self.member):
+            self.volume.log.open_segments.add_member(self.member)
         return 0
 
 

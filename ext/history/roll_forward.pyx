@@ -136,7 +136,7 @@ cdef class RollForward:
                 return NULL
         header = <RecordHeader*>(self.buffer + (block - self.base) * BLOCK_BYTES)
         if (
-            header.epoch != segment.epoch
+            header.epoch != segment.replica.epoch
             or not record_valid(header, self.source.identity, segment.number, block, limit)
             or block + 1 + header.payload_blocks > self.base + self.held
         ):

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
+from iomesh.engine.replicas.member cimport MEMBERS_MAX
 from iomesh.engine.base.task cimport Waiters
 
 cdef struct MemberFlush:             # one member's part of the flush under way
@@ -17,7 +18,7 @@ cdef class Flusher:                  # Flusher(members)
     cdef uint64_t stable             # the newest record known to be on stable media
     cdef bint any_volatile           # a member has a volatile cache
     cdef bint any_dirty              # ... and a record was written there
-    cdef MemberFlush* members        # MEMBERS_MAX places
+    cdef MemberFlush* members[MEMBERS_MAX]
     cdef uint32_t member_count
     cdef uint32_t failed             # members whose part of the flush under way has failed
     cdef uint32_t left               # parts of the flush under way that have not finished; 0: no flush
@@ -27,7 +28,7 @@ cdef class Flusher:                  # Flusher(members)
     cdef void* log
     cdef void (*on_failure)(void* log) noexcept nogil        # a device's flush has failed: the log must call settled()
 
-    cdef void add_member(self, void* member) noexcept nogil
+    cdef bint add_member(self, void* member) noexcept nogil         # False: no memory, or there are too many
     cdef void commits(self, uint64_t sequence) noexcept nogil
     cdef void wrote(self, uint32_t member) noexcept nogil         # before commits(): the record was written there
     # done once all committed records are stable, perhaps before this returns

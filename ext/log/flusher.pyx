@@ -14,7 +14,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 
 from iomesh.engine.base.counters cimport DEVICE_FLUSHES
-from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport Waiters, join, wake_all
@@ -25,24 +24,28 @@ cdef class Flusher:
     """members: list of the Members that may hold the log's records; the log keeps them alive. Raises MemoryError."""
 
     def __cinit__(self, list members):
-        self.members = <MemberFlush*>calloc(MEMBERS_MAX, sizeof(MemberFlush))
-        if self.members is NULL:
-            raise MemoryError("no memory for the flushes of a log")
         for member in members:
-            self.add_member(<void*>member)
+            if not self.add_member(<void*>member):
+                raise MemoryError("no memory for the flushes of a log")
 
     def __dealloc__(self):
-        release(self.members)
+        cdef uint32_t i
+        for i in range(self.member_count):
+            release(self.members[i])
 
-    cdef void add_member(self, void* member) noexcept nogil:
-        cdef MemberFlush* added = &self.members[self.member_count]
-        invariant(self.member_count < <uint32_t>MEMBERS_MAX, b"a log has few members")
+    cdef bint add_member(self, void* member) noexcept nogil:
+        cdef MemberFlush* added = <MemberFlush*>calloc(1, sizeof(MemberFlush))
+        if added is NULL or self.member_count == <uint32_t>MEMBERS_MAX:
+            release(added)
+            return False
+        self.members[self.member_count] = added
         self.member_count += 1
         added.operation.done = member_flushed
         added.operation.owner = <void*>self
         added.member = member
         added.volatile_cache = (<Member>member).volatile_cache
         self.any_volatile |= added.volatile_cache
+        return True
 
     cdef void wrote(self, uint32_t member) noexcept nogil:
         self.members[member].dirty |= self.members[member].volatile_cache
@@ -69,7 +72,7 @@ cdef class Flusher:
         self.failed = 0
         self.left = 1                            # held by this loop
         for i in range(self.member_count):
-            flush = &self.members[i]
+            flush = self.members[i]
             asked = flush.dirty and not planted(b"flush_skipped")
             flush.dirty = flush.failed = False
             if asked:

@@ -116,7 +116,7 @@ cdef class Log:
     cdef int wait_committed_or_refused(self, uint64_t sequence) noexcept nogil
     # sequence of the record being built, if it has entries, else of the newest
     cdef uint64_t last_appended(self) noexcept nogil
-    cdef void agree_fragment(self, uint32_t number) noexcept nogil # the metadata service knows it: its records commit
+    cdef void agree_fragment(self, uint32_t number) noexcept nogil  # the metadata service knows it: its records commit
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside
     cdef int begin_record(self, int urgency) noexcept nogil

@@ -144,7 +144,7 @@ cdef class OpenSegments:
         cdef Piece piece
         cdef int i
         invariant(block + blocks <= segment.blocks, b"a segment is not written beyond its end")
-        piece.segment, piece.epoch, piece.stream = segment.number, segment.epoch, segment.stream
+        piece.segment, piece.epoch, piece.stream = segment.number, segment.replica.epoch, segment.stream
         piece.block, piece.blocks, piece.head, piece.data, piece.footer = block, blocks, head, data, footer
         begin_transfer(transfer)
         (<Member>self.member_of(segment)).write(transfer, &piece, segment.replica)
@@ -238,8 +238,6 @@ cdef class OpenSegments:
             segment = self.segments.add(number)
             segment.blocks = blocks
             segment.state = SEGMENT_OPEN
-            segment.epoch = self.epoch
-            segment.fragment = self.fragment
             segment.replica = replica
             segment.member = member
             memcpy(segment.copies, copies, count * sizeof(uint16_t))
@@ -354,7 +352,7 @@ cdef class OpenSegments:
         cdef int i, error
         for i in range(segment.copy_count):
             error = (<Member>self.members[segment.copies[i]]).create(
-                segment.number, segment.epoch, segment.fragment, blocks, urgent, &_none
+                segment.number, self.epoch, segment.replica.fragment, blocks, urgent, &_none
             )
             if error < 0:
                 (<Member>self.members[segment.copies[i]]).count_error()
@@ -364,17 +362,17 @@ cdef class OpenSegments:
     cdef void ask_for_fragment(self, const Segment* segment, uint64_t sequence) noexcept nogil:
         cdef uint32_t devices[REPLICAS_MAX]
         cdef int i
-        if segment.fragment <= self.fragment_asked:
+        if segment.replica.fragment <= self.fragment_asked:
             return
         memset(devices, 0, sizeof(devices))
         devices[0] = (<Member>self.member_of(segment)).device()
         for i in range(segment.copy_count):
             devices[1 + i] = (<Member>self.members[segment.copies[i]]).device()
-        if self.on_fragment(self.owner, segment.fragment, sequence, devices):
-            self.fragment_asked = segment.fragment
+        if self.on_fragment(self.owner, segment.replica.fragment, sequence, devices):
+            self.fragment_asked = segment.replica.fragment
 
     cdef bint is_agreed(self, const Segment* segment) noexcept nogil:
-        return segment.fragment <= self.fragment_agreed or planted(b"fragment_not_agreed")
+        return segment.replica.fragment <= self.fragment_agreed or planted(b"fragment_not_agreed")
 
     cdef bint may_widen(self, const OpenSegment* open_segment) noexcept nogil:
         cdef uint16_t copies[COPIES_MAX]
@@ -543,7 +541,7 @@ cdef class OpenSegments:
         error = self.make_stable(<Member>member)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if (<Member>member).seal(segment.number, segment.epoch, segment.replica, end, footer_block) < 0:
+        if (<Member>member).seal(segment.number, self.epoch, segment.replica, end, footer_block) < 0:
             self.failed(segment.member, EIO)                # it stays open in the journal: recovery reads its headers
         self.seal_copies(open_segment, end, footer_block)
         self.is_sealed(open_segment, end)
@@ -570,7 +568,7 @@ cdef class OpenSegments:
             member = self.members[segment.copies[i]]
             error = self.make_stable(<Member>member)
             if error == 0:
-                error = (<Member>member).seal(segment.number, segment.epoch, NULL, end, footer_block)
+                error = (<Member>member).seal(segment.number, self.epoch, NULL, end, footer_block)
             if error < 0:
                 (<Member>member).count_error()
                 self.give_up_copy(open_segment, i)
@@ -599,7 +597,7 @@ cdef class OpenSegments:
                     result = self.make_stable(<Member>member)
                 if result == 0:
                     result = (<Member>member).keep(
-                        segment.number, copy, segment.epoch, segment.stream, end, open_segment.next_block
+                        segment.number, copy, segment.replica.epoch, segment.stream, end, open_segment.next_block
                     )
                 else:
                     (<Member>member).discard(segment.number, copy)
@@ -679,7 +677,8 @@ cdef class OpenSegments:
         """Complete `footer` and its table. Returns the length of both in blocks."""
         cdef Footer* footer = open_segment.footer
         begin_footer(
-            footer, self.volume, open_segment.segment.number, open_segment.segment.epoch, open_segment.segment.stream
+            footer, self.volume, open_segment.segment.number, open_segment.segment.replica.epoch,
+            open_segment.segment.stream
         )
         footer.block = open_segment.next_block
         footer.first_sequence = open_segment.segment.first_sequence
@@ -706,7 +705,7 @@ cdef class OpenSegments:
         cdef int i
         for i in range(segment.copy_count):
             (<Member>self.members[segment.copies[i]]).remove(segment.number, self.epoch, NULL)
-        (<Member>self.member_of(segment)).remove(segment.number, segment.epoch, segment.replica)
+        (<Member>self.member_of(segment)).remove(segment.number, self.epoch, segment.replica)
         self.segments.remove(segment)
 
     cdef uint64_t position(self) noexcept nogil:

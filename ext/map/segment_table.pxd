@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.store.store cimport Replica
 
-cdef struct Segment:                 # 120 bytes, in a 128-byte malloc chunk: a volume may have a million
+cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a volume may have a million
     uint32_t number
     uint32_t blocks                  # length; maximum length while it is open
     uint32_t live                    # blocks referenced by the head's map, a snapshot's, or a node of one
@@ -21,10 +21,8 @@ cdef struct Segment:                 # 120 bytes, in a 128-byte malloc chunk: a 
     uint16_t stream
     uint64_t first_sequence
     uint64_t last_sequence           # 0: no record
-    uint64_t epoch
-    uint32_t fragment                # of the log; 0: it has no fragments
     uint64_t table_of                # sequence of the newest checkpoint with table blocks in it
-    Replica* replica                 # the local one; NULL: none
+    Replica* replica                 # the local one, which knows its epoch and fragment; NULL: none
     Segment* hash_next
     Segment* next                    # ordered by number
     Segment* previous

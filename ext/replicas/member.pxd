@@ -12,7 +12,7 @@ from iomesh.engine.store.store cimport Replica
 cdef enum:
     REPLICAS_MAX = 4                 # of a segment
     COPIES_MAX = REPLICAS_MAX - 1    # besides the first one
-    MEMBERS_MAX = 64                 # of a log
+    MEMBERS_MAX = 512                # of a log
 
 cdef struct Transfer:                # a write of a record or footer to all members of a replica set
     Operation operations[EXTENTS_MAX + 1]    # on the member of this node

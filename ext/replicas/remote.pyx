@@ -8,7 +8,7 @@
 #     before it serves a new connection;
 #   - a flush that failed has failed for good (docs/decisions/0019), also if it was the connection that broke.
 
-from libc.errno cimport EAGAIN, ECONNRESET, ENOMEM
+from libc.errno cimport ECONNRESET, ENOMEM
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release, malloc, realloc
 from libc.string cimport memcpy

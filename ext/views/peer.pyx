@@ -512,7 +512,8 @@ cdef class Caller:
         cdef Call call = self.new(len(data))
         memcpy(call.memory, <const char*>data, len(data))
         self.peer.write(
-            &call.call, device, sixteen(volume), segment, epoch, stream, block, NULL, call.memory, len(data) // 4096, footer
+            &call.call, device, sixteen(volume), segment, epoch, stream, block, NULL, call.memory, len(data) // 4096,
+            footer
         )
         return call
 

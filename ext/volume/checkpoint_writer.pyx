@@ -80,7 +80,7 @@ cdef class CheckpointWriter:
                 entry.fragment = segment.replica.fragment
                 entry.first_sequence = segment.first_sequence
                 entry.last_sequence = segment.last_sequence
-                entry.epoch = segment.epoch
+                entry.epoch = segment.replica.epoch
                 entries += 1
             segment = segment.next
         draft.checkpoint.table_entries = entries

@@ -36,7 +36,9 @@ cdef class Copies:                   # Copies(volume, fragments)
     # Gets a segment that this node lacks. -ENOENT: no node that answers has it.
     cdef int fetch(self, uint32_t segment) noexcept nogil
     # Those of known fragments. 1: there were some.
-    cdef int fetch_missing(self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner) noexcept nogil
+    cdef int fetch_missing(
+        self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner
+    ) noexcept nogil
     # An open replica of this node that may lack what a power cut took gets it from another member.
     cdef int complete(self, Replica* replica, uint16_t member) noexcept nogil
     # Compares `end` blocks of an open replica with its copies: how many of them all copies have that can be relied on.

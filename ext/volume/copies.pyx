@@ -12,7 +12,7 @@
 #
 # Called by volume/recovery.pyx, and by a command when a node is back.
 
-from libc.errno cimport EHOSTUNREACH, EIO, ENOENT, ENOMEM, ESTALE
+from libc.errno cimport EHOSTUNREACH, ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
@@ -307,7 +307,7 @@ cdef class Copies:
                 ) == 0
                 and self.read(copy, block, piece, there) == 0
             ):
-                while i < piece and memcmp(here + <size_t>i * BLOCK_BYTES, there + <size_t>i * BLOCK_BYTES, BLOCK_BYTES) == 0:
+                while i < piece and is_equal(here, there, i):
                     i += 1
             block += i
         self.volume.io.release(here)
@@ -336,7 +336,9 @@ cdef class Copies:
         for i in range(self.count):
             copy = &self.all[i]
             segment = self.volume.segments.find(copy.replica.segment)
-            if segment is not NULL and (copy.matches or is_same(&copy.replica, segment.epoch, sealed_end(segment))):
+            if segment is not NULL and (
+                copy.matches or is_same(&copy.replica, segment.replica.epoch, sealed_end(segment))
+            ):
                 if segment.copy_count < COPIES_MAX:
                     segment.copies[segment.copy_count] = copy.member
                     segment.copy_count += 1
@@ -360,7 +362,7 @@ cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:
         segment = volume.segments.find(listed[i].segment)
         if segment is not NULL and (segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning):
             continue
-        if segment is not NULL and is_same(&listed[i], segment.epoch, sealed_end(segment)):
+        if segment is not NULL and is_same(&listed[i], segment.replica.epoch, sealed_end(segment)):
             if segment.copy_count < COPIES_MAX:
                 segment.copies[segment.copy_count] = member
                 segment.copy_count += 1
@@ -368,6 +370,10 @@ cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:
             result = (<Member>there).remove(listed[i].segment, volume.log.epoch, NULL)
     release(listed)
     return result
+
+
+cdef inline bint is_equal(const char* one, const char* other, uint32_t block) noexcept nogil:
+    return memcmp(one + <size_t>block * BLOCK_BYTES, other + <size_t>block * BLOCK_BYTES, BLOCK_BYTES) == 0
 
 
 cdef bint has_copy(const Segment* segment, uint16_t member) noexcept nogil:
@@ -384,7 +390,7 @@ cdef inline uint32_t sealed_end(const Segment* segment) noexcept nogil:
 
 
 cdef bint is_same(const ListedReplica* listed, uint64_t epoch, uint32_t end) noexcept nogil:
-    """A sealed replica of this epoch has the records up to block `end`: it was sealed there, with or without a footer."""
+    """A sealed replica of this epoch has the records up to block `end`: it was sealed there, maybe without a footer."""
     if listed.state != SEGMENT_SEALED or listed.epoch != epoch:
         return False
     return listed.footer_block == end or (listed.footer_block == 0 and listed.blocks >= end)

@@ -1,6 +1,6 @@
 # Recovery: opens a volume's log after a stop or a crash, in steps:
 #
-#     take_over        with replicas on other nodes: no former owner can write any more, and this node gets what it lacks
+#     take_over        with replicas on other nodes: no former owner can write any more; this node gets what it lacks
 #     list_replicas    every replica of the volume on this node's stores
 #     read_checkpoint  the checkpoint that the metadata service points to: map root, segment table with its counters,
 #                      snapshot table
@@ -177,14 +177,16 @@ cdef class Recovery(LogScan):
         self.copies.adopt()
         if self.volume.log.open_segments.prepared is not NULL:
             next_segment = self.volume.log.open_segments.prepared.segment
-        if next_segment is NULL or next_segment.fragment == 0:
+        if next_segment is NULL or next_segment.replica.fragment == 0:
             return 0
         self.volume.log.open_segments.ask_for_fragment(next_segment, self.end + 1)
         while not self.volume.log.error and not self.volume.log.open_segments.is_agreed(next_segment):
             wait_in(&self.volume.log.open_segments.changes)
         if self.volume.log.error:
             return self.fail(
-                -self.volume.log.error, b"the metadata service did not agree to fragment %lu", next_segment.fragment, 0, 0
+                -self.volume.log.error,
+                b"the metadata service did not agree to fragment %lu",
+                next_segment.replica.fragment, 0, 0
             )
         return 0
 
@@ -323,7 +325,6 @@ cdef class Recovery(LogScan):
                     segment.stream = entry.stream
                     segment.first_sequence = entry.first_sequence
                     segment.last_sequence = entry.last_sequence
-                    segment.epoch = entry.epoch
                     segment.replica = scan.replica
                     segment.member = scan.member
                     self.volume.segments.live += entry.live
@@ -660,7 +661,6 @@ cdef class Recovery(LogScan):
                 continue
             if segment is NULL:
                 segment = self.volume.segments.add(scan.replica.segment)
-                segment.epoch = scan.replica.epoch
                 segment.stream = scan.replica.stream
                 segment.replica = scan.replica
                 segment.member = scan.member

@@ -57,7 +57,7 @@ cdef bint remove(Log log, SegmentTable segments, Segment* segment) noexcept nogi
     cdef int i
     for i in range(segment.copy_count):                  # one that is not removed is found when its node is back
         (<Member>log.open_segments.members[segment.copies[i]]).remove(segment.number, log.epoch, NULL)
-    if (<Member>log.open_segments.member_of(segment)).remove(segment.number, segment.epoch, segment.replica) < 0:
+    if (<Member>log.open_segments.member_of(segment)).remove(segment.number, log.epoch, segment.replica) < 0:
         segment.cleaning = False
         return False
     segments.remove(segment)

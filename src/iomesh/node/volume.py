@@ -268,9 +268,7 @@ class FirstNumbers(NamedTuple):
     fragment: int
 
 
-async def take_over(
-    metadata: Metadata, volume: NodeVolume, node: str, *, former: str | None = None
-) -> FirstNumbers:
+async def take_over(metadata: Metadata, volume: NodeVolume, node: str, *, former: str | None = None) -> FirstNumbers:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
     numbers of segments and fragments. Returns the first of each: no earlier owner was promised it. former: another node
     from which the volume is taken over. Raises InUse if yet another node owns the volume, Conflict if its record is
