@@ -63,6 +63,18 @@ class Trial:
         for pid in self.running():
             end(pid)
 
+    def look(self) -> dict[str, Any]:
+        """The present state, as `trial status` describes it."""
+        described: dict[str, Any] = json.loads(self._iomesh("trial", "status", "--dir", str(self.directory), "--json"))
+        return described
+
+    def change(self, what: str, node: str) -> None:
+        """`trial kill`, `pause`, `resume`, `start` or `stop` of one node."""
+        self._iomesh("trial", what, node, "--dir", str(self.directory))
+
+    def control_of(self, node: str) -> str:
+        return next(str(each["control"]) for each in self.described["nodes"] if each["name"] == node)
+
     async def make_volume(self, name: str, size_bytes: int) -> str:
         """Creates another volume beside the trial's own; returns its NBD URI."""
         async with Client(self.control) as client:

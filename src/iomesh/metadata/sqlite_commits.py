@@ -50,11 +50,16 @@ class CommitLookout:
 
     def _look(self, database: sqlite3.Connection) -> None:
         """Until it is stopped. Raises sqlite3.Error."""
-        seen = None
+        seen: int | None = None
+        revision: int | None = None
+        ends: float | None = None
         while not self._stopping.is_set():
             (version,) = database.execute("PRAGMA data_version").fetchone()
-            (ends,) = database.execute("SELECT min(ends) FROM leases").fetchone()
-            if version != seen or (ends is not None and ends <= time.clock_gettime(time.CLOCK_BOOTTIME)):
+            before = revision
+            if version != seen:  # a renewal of a lease changes the data version, and no revision
                 seen = version
+                (revision,) = database.execute("SELECT now FROM revision").fetchone()
+                (ends,) = database.execute("SELECT min(ends) FROM leases").fetchone()
+            if revision != before or (ends is not None and ends <= time.clock_gettime(time.CLOCK_BOOTTIME)):
                 self._wake()
             self._stopping.wait(1 / LOOKS_PER_SECOND)

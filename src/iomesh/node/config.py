@@ -95,6 +95,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     run_dir: str = "/run/iomesh"
     cluster: uuid.UUID | None = None  # None: the metadata service's
     devices: list[str] = []
+    lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = (
+        4.0  # a node that the metadata service has not heard of for so long is lost
+    )
     engine: EngineConfig = EngineConfig()
     cleaning: CleaningConfig = CleaningConfig()
     scrub: ScrubConfig = ScrubConfig()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from iomesh.engine import engine as compiled
 from iomesh.engine.engine import Event, Pointer
-from iomesh.errors import ConfigError, IomeshError, NotFound, Unsupported, from_errno
+from iomesh.errors import ConfigError, IomeshError, NotFound, Unavailable, Unsupported, from_errno
 from iomesh.metadata import MetadataUnavailable
 from iomesh.metadata.records import FragmentRecord, VolumeRecord, minimum_replicas
 from iomesh.node.config import EngineConfig
@@ -44,6 +44,10 @@ class Outcome(enum.Enum):
     DONE = compiled.POINTER_DONE
     # The metadata service does not answer: the update is repeated, and the volume stays served.
     UNKNOWN = compiled.POINTER_UNKNOWN
+
+
+class NodesUnavailable(Unavailable):
+    """Other nodes do not answer, and what they have is needed."""
 
 
 class _Unanswered(NamedTuple):
@@ -230,12 +234,26 @@ class NodeEngine:
         after `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            attached = [each for each in self.peers() if each["attached"]]
-            waiting = {(each["node"]) for each in self.peers() if not each["attached"]}
-            usable = {device for each in attached for device in each["devices"] if each["node"] not in waiting}
-            if devices <= usable and (devices or len({each["node"] for each in attached} - waiting) >= nodes):
+            reachable = self.reachable()
+            if devices <= {device for each in reachable.values() for device in each} and (
+                devices or len(reachable) >= nodes
+            ):
                 return
             await asyncio.sleep(LOOK_PEERS_SECONDS)
+
+    def reachable(self) -> dict[str, list[int]]:
+        """The other nodes that every reactor has a working connection to, with their devices' numbers."""
+        found = {each["node"]: each["devices"] for each in self.peers()}
+        for each in self.peers():
+            if not each["attached"]:
+                found.pop(each["node"], None)
+        return found
+
+    def readies(self, reactor: int) -> dict[str, int]:
+        """How often each other node became reachable for this reactor; only those that are."""
+        return {
+            each["node"]: each["readies"] for each in self.peers() if each["attached"] and each["reactor"] == reactor
+        }
 
     async def reconcile(self, volume: uuid.UUID, node: str) -> None:
         """Counts what a node that is back has of the volume's segments, and removes there what it does not need."""
@@ -540,8 +558,10 @@ def _not_open(volume: uuid.UUID) -> Iterator[None]:
 
 
 def _error(number: int, reason: str, what: str) -> IomeshError:
-    if number == errno.EHOSTUNREACH:
+    if number == errno.EHOSTUNREACH and reason == os.strerror(number):
         return MetadataUnavailable(f"cannot {what} now: the metadata service does not answer")
+    if number == errno.EHOSTUNREACH:
+        return NodesUnavailable(f"cannot {what} now: {reason}")
     if number == errno.ESTALE:
         return from_errno(number, f"cannot {what}: another node has taken the volume over")
     return from_errno(number, f"cannot {what}: {reason}" if reason == os.strerror(number) else reason)

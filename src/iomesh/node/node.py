@@ -40,6 +40,7 @@ from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
+from iomesh.node.cluster import Cluster
 from iomesh.node.config import Config
 from iomesh.node.deleting import Deleting
 from iomesh.node.devices import OpenDevice, open_device
@@ -92,6 +93,7 @@ class Node:
     cluster: ClusterRecord
     engine: NodeEngine
     tenure: Tenure
+    cluster_view: Cluster
     stores: Stores
     volumes: Volumes
     snapshots: Snapshots
@@ -135,9 +137,11 @@ class Node:
             Step("claim the node's name", self._take_name, self._give_up_name),
             Step("start the engine", self._start_engine, self._stop_engine),
             Step("open the devices", self._open_devices, self._close_devices),
+            Step("follow the cluster", self._follow_cluster, self._leave_cluster),
             Step("connect to other nodes", self._start_peers, self._stop_peers),
             Step("listen for exports", self._listen, self._stop_listening),
             Step("recover the volumes", self._open_volumes, self._close_volumes),
+            Step("follow owners", self._follow_owners, self._leave_owners),
             Step("maintain restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
@@ -362,6 +366,7 @@ class Node:
             absolute(self.config.state_dir),
             peer_address=self._peer_sockets.address,
             reactors=self.config.engine.reactors,
+            lease_seconds=self.config.lease_seconds,
         )
         await self.tenure.take()
 
@@ -376,6 +381,7 @@ class Node:
         self.supervisor = Supervisor(self._hooks)
         self.exports = Exports(self.config.nbd, self.engine, self.supervisor)
         self.tenure.start(self.supervisor)
+        self.cluster_view = Cluster(self.metadata, self.supervisor)
         self.registry = registry = Registry()
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
         self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)
@@ -390,6 +396,8 @@ class Node:
                 self.windows,
                 self.supervisor,
                 self._hooks,
+                self.cluster_view,
+                self.tenure,
                 self.name,
             )
         )
@@ -415,7 +423,7 @@ class Node:
         self.peers = None
         if self.config.peers.listen:
             me = Identity(self.cluster.id.bytes, self.name, self._key)
-            self.peers = Peers(self.engine, self.metadata, me, self._peer_sockets, self.supervisor)
+            self.peers = Peers(self.engine, self.cluster_view, me, self._peer_sockets, self.supervisor)
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:
@@ -433,9 +441,15 @@ class Node:
     async def _close_devices(self) -> None:
         await self.stores.close_all()
 
+    async def _follow_cluster(self) -> None:
+        await self.cluster_view.start()
+
+    async def _leave_cluster(self) -> None:
+        await self.cluster_view.stop()
+
     async def _start_peers(self) -> None:
         if self.peers is not None:
-            await self.peers.start()
+            self.peers.start()
 
     async def _stop_peers(self) -> None:
         if self.peers is not None:
@@ -456,6 +470,12 @@ class Node:
 
     async def _close_volumes(self) -> None:
         await self.volumes.close_all()
+
+    async def _follow_owners(self) -> None:
+        self.volumes.follow_owners()
+
+    async def _leave_owners(self) -> None:
+        await self.volumes.leave_owners()
 
     async def _start_windows(self) -> None:
         await self.windows.start()

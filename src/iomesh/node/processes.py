@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from pathlib import Path
@@ -27,11 +28,13 @@ def this_process() -> Process:
     return Process(os.getpid(), _namespace(), _started(os.getpid()))
 
 
+@functools.cache
 def boot_id() -> uuid.UUID:
     """The id of the running kernel's boot: different after every boot."""
     return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
 
 
+@functools.cache
 def _namespace() -> int:
     return Path("/proc/self/ns/pid").stat().st_ino
 

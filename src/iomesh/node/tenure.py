@@ -12,6 +12,9 @@ A lease that expires while the metadata service does not answer is taken again. 
 of an earlier one with its own state directory continues when that record cannot be replaced: no other daemon has the
 name, and the task takes it later. If another daemon has the name by then, this one reports it and continues: its
 devices are still its own, and no record of a volume that another daemon changed is written (volume.py).
+
+Other nodes take over the replicated volumes of a node whose lease has expired or whose process has ended
+(volumes/ownership.py). So a lease is short.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import platform
 import time
 import uuid
@@ -33,7 +37,7 @@ from iomesh.node.supervisor import SupervisedTask, Supervisor
 from iomesh.times import SECOND_NS, exact_time
 
 log = logger("tenure")
-LEASE_SECONDS = 15.0
+LEASE_SECONDS = 4.0
 RENEWALS = 4  # attempts within one lease: a metadata service may be unavailable for most of it
 LOOK_SECONDS = 0.2  # between two checks whether another daemon's lease has expired
 
@@ -57,6 +61,7 @@ class Tenure:
         self._lease_seconds = lease_seconds
         self.renewals = RENEWALS
         self.lease = 0  # of the metadata service
+        self._acquired = self._renewed = -math.inf  # since boot, as leases count
         self.problem = ""  # describes what users should know; empty: the name is ours
         self.record = NodeRecord(
             name=name,
@@ -102,15 +107,23 @@ class Tenure:
             except IomeshError as error:  # it expires by itself
                 log.warning("node's lease not released", reason=error.message)
 
+    @property
+    def is_settled(self) -> bool:
+        """The lease is in force, and has been for as long as it lasts. So every other daemon that runs has had the time
+        to acquire its own: also after an outage of the metadata service, and when all daemons start together."""
+        now = _since_boot()
+        return now - self._renewed < self._lease_seconds <= now - self._acquired
+
     async def _put(self, version: int) -> bool:
         """Whether the name is ours now; otherwise another daemon was faster."""
+        asked = _since_boot()
         lease = await self._metadata.grant(self._lease_seconds)
         try:
             await self._metadata.commit(put_node(self.record, version, lease))
         except Conflict:
             await self._metadata.revoke(lease)
             return False
-        self.lease = lease
+        self.lease, self._acquired, self._renewed = lease, asked, asked
         return True
 
     async def _replace(self, version: int) -> bool:
@@ -133,8 +146,9 @@ class Tenure:
 
     async def _keep(self) -> None:
         with contextlib.suppress(NotFound):  # it has expired
+            asked = _since_boot()
             await self._metadata.renew(self.lease)
-            self.problem = ""
+            self._renewed, self.problem = asked, ""
             return
         entry = await self._metadata.get(node_key(self.record.name))
         other = decode_node(entry) if entry else None
@@ -151,12 +165,20 @@ class Tenure:
             log.error("node's name not kept", reason=problem)
 
     def _is_over(self, other: NodeRecord) -> bool:
-        if other.boot != self.record.boot:
-            return False
-        return other.state == self.record.state or _process_of(other).runs is False
+        return has_ended(other) or (other.boot == self.record.boot and other.state == self.record.state)
 
     def _runs(self, other: NodeRecord) -> bool:
         return other.boot == self.record.boot and _process_of(other).runs is True
+
+
+def _since_boot() -> float:
+    """Seconds; goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def has_ended(record: NodeRecord) -> bool:
+    """Whether the daemon ran in this boot and PID namespace, and has ended. False: only its lease decides."""
+    return record.boot == boot_id() and _process_of(record).runs is False
 
 
 def _process_of(record: NodeRecord) -> Process:

@@ -97,9 +97,10 @@ class NodeVolume:
     recovery: dict[str, Any] = field(default_factory=dict)
     opening: bool = False  # an open request to the engine is in flight
     in_engine: bool = False
-    awaits_metadata: bool = (
-        False  # opening or deleting failed because the metadata service did not answer; it is retried
+    awaits_answer: bool = (
+        False  # opening or deleting failed because the metadata service or other nodes did not answer; it is retried
     )
+    readies: dict[str, int] = field(default_factory=dict)  # of other nodes, when their copies were last compared
     unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
@@ -271,9 +272,10 @@ class FirstNumbers(NamedTuple):
 async def take_over(metadata: Metadata, volume: NodeVolume, node: str, *, former: str | None = None) -> FirstNumbers:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
     numbers of segments and fragments. Returns the first of each: no earlier owner was promised it. former: another node
-    from which the volume is taken over. Raises InUse if yet another node owns the volume, Conflict if its record is
-    deleted."""
+    from which the volume is taken over, provided that it has not opened the volume anew. Raises InUse if another node
+    owns the volume, Conflict if its record is deleted."""
     first = first_fragment = 0
+    before = volume.log.epoch
 
     def change(log: LogRecord) -> LogRecord:
         nonlocal first, first_fragment
@@ -287,7 +289,7 @@ async def take_over(metadata: Metadata, volume: NodeVolume, node: str, *, former
         )
 
     def check(found: LogRecord) -> None:
-        if found.owner not in (node, former):
+        if found.owner != node and (found.owner, found.epoch) != (former, before):
             raise InUse(f"volume {volume.record.name} is owned by node {found.owner}, and this is {node}")
 
     await _write_log(metadata, volume, change, check)

@@ -2,7 +2,7 @@
 
 Each reactor of this node has one connection to each other node, as a client (link.py). Likewise this node serves its
 devices to the reactors of the others (server.py). Which nodes there are, their addresses and their devices are in the
-metadata service (mirror.py). Handshakes are done here; then a connection is the engine's.
+metadata service (iomesh.node.cluster). Handshakes are done here; then a connection is the engine's.
 
 A node is known while `nodes/<name>` exists. The engine is told the devices of every other node, from `devices/`.
 """
@@ -12,14 +12,11 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from iomesh.errors import IomeshError
-from iomesh.metadata import Metadata
-from iomesh.metadata.nodes import NODES, NodeRecord, decode_node
-from iomesh.metadata.records import DEVICES, DeviceRecord, decode
+from iomesh.metadata.nodes import NodeRecord
+from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.peers.link import Link
-from iomesh.node.peers.mirror import Mirror
 from iomesh.node.peers.server import PeerServer, PeerSockets
 from iomesh.node.supervisor import SupervisedTask, Supervisor
 from iomesh.peers.handshake import Identity
@@ -42,39 +39,35 @@ class PeerConnection(NamedTuple):
 
 class Peers:
     def __init__(
-        self, engine: NodeEngine, metadata: Metadata, me: Identity, sockets: PeerSockets, supervisor: Supervisor
+        self, engine: NodeEngine, cluster: Cluster, me: Identity, sockets: PeerSockets, supervisor: Supervisor
     ) -> None:
         """sockets: bound."""
         self._engine = engine
         self._me = me
         self._supervisor = supervisor
         self._server = PeerServer(engine, me, sockets, supervisor, lambda node: node in self._nodes)
-        self._node_records = Mirror(metadata, NODES, self._nodes_changed)
-        self._device_records = Mirror(metadata, DEVICES, self._devices_changed)
+        self._cluster = cluster
         self._nodes: dict[str, NodeRecord] = {}  # the others that are known
         self._devices: dict[str, list[int]] = {}  # numbers in the cluster, by node: as the engine was told
         self._links: dict[tuple[str, int], _Kept] = {}  # by the other node and the reactor of this one
-        self._following: list[SupervisedTask] = []
         self._started = False
 
-    async def start(self) -> None:
-        """Returns once the metadata service has listed nodes and devices; connections are made in the background."""
-        await self._device_records.load()
-        await self._node_records.load()
+    def start(self) -> None:
+        """The cluster is followed already. Connections are made in the background."""
+        self._cluster.on_devices.append(self._devices_changed)
+        self._cluster.on_nodes.append(self._nodes_changed)
+        self._devices_changed()
+        self._nodes = self._others()
         self._server.start()
         self._started = True
         self._nodes_changed()
-        self._following = [
-            self._supervisor.start("follow nodes", self._node_records.follow),
-            self._supervisor.start("follow devices", self._device_records.follow),
-        ]
 
     async def stop(self) -> None:
         """Ends all connections."""
         self._started = False
         links = [kept.link for kept in self._links.values()]
-        for task in [*self._following, *(kept.task for kept in self._links.values())]:
-            await task.stop()
+        for kept in list(self._links.values()):
+            await kept.task.stop()
         for link in links:
             link.end()
         await self._server.stop()
@@ -109,7 +102,7 @@ class Peers:
         ]
 
     def _nodes_changed(self) -> None:
-        before, self._nodes = self._nodes, self._known()
+        before, self._nodes = self._nodes, self._others()
         for node in before.keys() - self._nodes.keys():
             log.info("node is not known any more", node=node)
         if not self._started:
@@ -122,17 +115,8 @@ class Peers:
             if node not in self._nodes or not self._nodes[node].peer_address:
                 kept.link.update(None)
 
-    def _known(self) -> dict[str, NodeRecord]:
-        known = {}
-        for entry in self._node_records.entries.values():
-            try:
-                record = decode_node(entry)
-            except IomeshError as error:
-                log.warning("record of a node not readable", name=entry.key, reason=error.message)
-                continue
-            if record.name != self._me.node:
-                known[record.name] = record
-        return known
+    def _others(self) -> dict[str, NodeRecord]:
+        return {name: record for name, record in self._cluster.nodes.items() if name != self._me.node}
 
     def _keep_link(self, record: NodeRecord, reactor: int) -> None:
         key = record.name, reactor
@@ -153,12 +137,7 @@ class Peers:
 
     def _devices_changed(self) -> None:
         devices: dict[str, list[int]] = {}
-        for entry in self._device_records.entries.values():
-            try:
-                record = decode(DeviceRecord, entry).record
-            except IomeshError as error:
-                log.warning("record of a device not readable", name=entry.key, reason=error.message)
-                continue
+        for record in self._cluster.devices():
             if record.node != self._me.node and record.number:
                 devices.setdefault(record.node, []).append(record.number)
         for node in self._devices.keys() | devices.keys():

@@ -15,8 +15,9 @@ is deleted with the last of them. A clone is opened after its parent and closed 
 - A metadata service that does not answer stops nothing: served volumes stay served; opening and deleting are retried.
 - A volume with an unreadable record is listed as FAILED and left alone. It keeps no other volume from being served.
 
-Each verb is a module: creation, opening, changes, deletion; bring_up does all volumes at start and stop, failures what
-becomes of a volume whose operation failed, view what is reported of volumes, events what the engine reports of them.
+Each verb is a module: creation, opening, changes, deletion; bring_up does all volumes at start and stop, ownership
+follows who owns which, failures has what becomes of a volume whose operation failed, view what is reported of volumes,
+events what the engine reports of them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.events import Events
 from iomesh.node.volumes.failures import Failures
 from iomesh.node.volumes.opening import Opening
+from iomesh.node.volumes.ownership import Ownership
 from iomesh.node.volumes.parts import Parts
 from iomesh.node.volumes.view import View
 
@@ -39,18 +41,22 @@ class Volumes:
     def __init__(self, parts: Parts) -> None:
         failures = Failures(parts)
         pointers = Pointers(parts.engine, parts.metadata, parts.supervisor, failures.lost)
+        failures.closed = pointers.end
         opening = Opening(parts)
         view = View(parts)
         deletion = Deletion(parts, failures, pointers)
         creation = Creation(parts, opening, deletion, view)
         changes = Changes(parts, opening, view)
         bring_up = BringUp(parts, opening, deletion, failures, pointers)
+        ownership = Ownership(parts, opening, failures)
         self._view = view
         self.events = Events(parts, pointers)
 
         self.open_all = bring_up.open_all
         self.retry = bring_up.retry
         self.close_all = bring_up.close_all
+        self.follow_owners = ownership.start
+        self.leave_owners = ownership.stop
 
         self.create = creation.create
         self.clone = creation.clone

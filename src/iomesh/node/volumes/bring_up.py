@@ -92,12 +92,12 @@ class BringUp:
 
     def _start_retrying(self) -> None:
         if self._retrying is None or self._retrying.done():
-            self._retrying = self._supervisor.spawn("wait for the metadata service", self._retry_until_answered())
+            self._retrying = self._supervisor.spawn("retry volumes", self._retry_until_answered())
 
     async def _retry_until_answered(self) -> None:
         for pause in pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS):
             await asyncio.sleep(pause)
-            waiting = [volume for volume in self._volumes.values() if volume.awaits_metadata]
+            waiting = [volume for volume in self._volumes.values() if volume.awaits_answer]
             if not waiting:
                 return
             await self._bring_up_all(waiting)
@@ -115,7 +115,7 @@ class BringUp:
     async def _bring_up(self, volume: NodeVolume) -> None:
         await self._hooks.hold(f"volume {volume.record.name}")
         async with volume.changing:
-            if (volume.in_engine and not volume.awaits_metadata) or not self._volumes.has(volume):
+            if (volume.in_engine and not volume.awaits_answer) or not self._volumes.has(volume):
                 return  # done by the task that held the lock before
             try:
                 if self._stores.missing:
@@ -154,6 +154,8 @@ class BringUp:
         name = volume.record.name
         try:
             async with volume.changing:
+                if not volume.in_engine:
+                    return  # it was lost, and is closed already
                 await self._exports.withdraw(name)
                 await self._snapshots.closing(volume)
                 await self._engine.close_volume(volume.record.id, checkpoint=True)

@@ -1,14 +1,18 @@
-"""A volume that failed: it waits for the metadata service, or is FAILED; one that another node owns is withdrawn."""
+"""A volume that failed: it waits for an answer, or is FAILED; one that another node has taken over is closed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import uuid
+from collections.abc import Awaitable, Callable
 
 from iomesh.api.model import VolumeState
 from iomesh.errors import Conflict, IomeshError
 from iomesh.metadata import MetadataUnavailable
+from iomesh.metadata.records import get_log
+from iomesh.node.engine import NodesUnavailable, Outcome
 from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import answered
 from iomesh.node.supervisor import STOP_SECONDS
 from iomesh.node.volume import NodeVolume
 from iomesh.node.volumes.parts import Parts
@@ -18,21 +22,29 @@ log = logger("volumes")
 
 class Failures:
     def __init__(self, parts: Parts) -> None:
+        self._engine = parts.engine
+        self._metadata = parts.metadata
         self._exports = parts.exports
         self._snapshots = parts.snapshots
         self._supervisor = parts.supervisor
-        self._withdrawing: set[asyncio.Task[None]] = set()
-        self.on_waiting: Callable[[], None] = lambda: None  # a volume waits for the metadata service
+        self._volumes = parts.volumes
+        self._node = parts.node
+        self._closing: dict[uuid.UUID, asyncio.Task[None]] = {}  # of volumes that were lost
+        self.on_waiting: Callable[[], None] = lambda: None  # a volume waits for an answer
+        self.closed: Callable[[NodeVolume], Awaitable[None]]  # ends what depends on the volume being open
 
     def fail(self, volume: NodeVolume, error: IomeshError) -> None:
-        """A volume that only lacks an answer of the metadata service is retried in the background."""
-        awaited, told = volume.awaits_metadata, (volume.state, volume.reason)
+        """A volume that only lacks an answer of the metadata service, or of other nodes, is retried in the
+        background."""
+        awaited, told = volume.awaits_answer, (volume.state, volume.reason)
         volume.reason = error.message
-        volume.awaits_metadata = isinstance(error, MetadataUnavailable)
-        if volume.awaits_metadata:
+        volume.awaits_answer = isinstance(error, MetadataUnavailable | NodesUnavailable)
+        if volume.awaits_answer:
             if not awaited:
                 log.warning(
-                    "volume waits for the metadata service",
+                    "volume waits for other nodes"
+                    if isinstance(error, NodesUnavailable)
+                    else "volume waits for the metadata service",
                     volume=volume.record.name,
                     state=volume.state.value,
                     reason=error.message,
@@ -46,18 +58,33 @@ class Failures:
 
     def lost(self, volume: NodeVolume, error: Conflict) -> None:
         """Another node owns the volume: serving stops at once, for writes and for reads of what that node may have
-        overwritten."""
+        overwritten; then the volume is closed here."""
+        if volume.record.id in self._closing:
+            return
         self.fail(volume, error)
-        job = self._supervisor.spawn("withdraw exports", self._withdraw(volume), volume=volume.record.name)
-        self._withdrawing.add(job)
-        job.add_done_callback(self._withdrawing.discard)
+        if volume.in_engine:
+            self._engine.checkpoint_moved(volume.record.id, 0, Outcome.REFUSED)  # the log takes nothing more
+        job = self._supervisor.spawn("close lost volume", self._close(volume), volume=volume.record.name)
+        self._closing[volume.record.id] = job
+        job.add_done_callback(lambda _: self._closing.pop(volume.record.id, None))
 
-    async def _withdraw(self, volume: NodeVolume) -> None:
+    async def _close(self, volume: NodeVolume) -> None:
+        """Then it is not listed here any more, unless its record says that this node owns it after all."""
         async with volume.changing:
+            if not self._volumes.has(volume):
+                return
             await self._exports.withdraw(volume.record.name)
-            await self._snapshots.closing(volume)
+            if volume.in_engine:
+                await self._snapshots.closing(volume)
+                await self._engine.close_volume(volume.record.id, checkpoint=False)
+                volume.in_engine = False
+            await self.closed(volume)
+            found = await answered(get_log(self._metadata, volume.record.id))
+            if found is not None and found.record.owner != self._node:
+                self._volumes.remove(volume)
+                log.info("volume closed: another node owns it", volume=volume.record.name, owner=found.record.owner)
 
     async def withdrawn(self) -> None:
-        """Waits, at most STOP_SECONDS, until what another node has taken over is withdrawn."""
-        if self._withdrawing:
-            await asyncio.wait(self._withdrawing, timeout=STOP_SECONDS)
+        """Waits, at most STOP_SECONDS, until what another node has taken over is closed."""
+        if self._closing:
+            await asyncio.wait(self._closing.values(), timeout=STOP_SECONDS)

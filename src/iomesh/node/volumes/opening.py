@@ -1,4 +1,8 @@
-"""Opens one volume: takes ownership under a new epoch, recovers the log, publishes the export."""
+"""Opens one volume: takes ownership under a new epoch, recovers the log, publishes the export.
+
+A replicated volume is opened only while enough nodes of its replica set can be reached: before the epoch is raised, so
+that a node that could not serve the volume takes it from nobody.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import msgspec
 from iomesh.api.model import VolumeState
 from iomesh.engine.engine import Pointer
 from iomesh.metadata import MetadataUnavailable
-from iomesh.metadata.records import Lifecycle
+from iomesh.metadata.records import Lifecycle, minimum_replicas
+from iomesh.node.engine import NodesUnavailable
 from iomesh.node.logs import logger
 from iomesh.node.volume import NodeVolume, take_over, write_record
 from iomesh.node.volumes.parts import Parts
@@ -24,6 +29,7 @@ class Opening:
         self._volumes = parts.volumes
         self._snapshots = parts.snapshots
         self._windows = parts.windows
+        self._cluster = parts.cluster
         self._node = parts.node
 
     async def open(self, volume: NodeVolume, *, former: str | None = None) -> None:
@@ -40,7 +46,7 @@ class Opening:
             await write_record(
                 self._metadata, volume, lambda record: msgspec.structs.replace(record, state=Lifecycle.READY)
             )
-        volume.state, volume.awaits_metadata = VolumeState.SERVING, False
+        volume.state, volume.awaits_answer = VolumeState.SERVING, False
         await self._snapshots.opened(volume)
         self.publish(volume)
         log.info("volume open", volume=record.name, epoch=volume.log.epoch, **volume.recovery)
@@ -48,16 +54,17 @@ class Opening:
     async def _recover(self, volume: NodeVolume, former: str | None) -> None:
         of = volume.log.clone_of
         parent = self._volumes.by_id(of.volume) if of is not None else None
-        if of is not None and parent is not None and parent.awaits_metadata:
+        if of is not None and parent is not None and parent.awaits_answer:
             raise MetadataUnavailable(
-                f"volume {volume.record.name} is a clone of {of.name}, which waits for the metadata service"
+                f"volume {volume.record.name} is a clone of {of.name}, which is not open yet: {parent.reason}"
             )
+        if volume.record.policy.replicas > 1:
+            await self._reach_copies(volume)
         first = await take_over(self._metadata, volume, self._node, former=former)
         record, at = volume.record, volume.log.checkpoint
-        if record.policy.replicas > 1:
-            current = {device for each in volume.log.fragments[-1:] for device in each.devices}
-            await self._engine.await_peers(current - self._stores.numbers, record.policy.replicas - 1)
         self._stores.refuse_while_changing()
+        # As of now: a node that becomes reachable while the volume is opened is compared later.
+        reachable = [self._engine.readies(reactor) for reactor in range(self._engine.reactors)]
         volume.opening = True
         try:
             volume.recovery = await self._engine.open_volume(
@@ -76,8 +83,36 @@ class Opening:
                 first_fragment=first.fragment,
             )
             volume.in_engine = True
+            volume.readies = reachable[volume.recovery["reactor"]]
         finally:
             volume.opening = False
+
+    async def _reach_copies(self, volume: NodeVolume) -> None:
+        """Waits a while for the nodes that have copies and run. Raises NodesUnavailable if too few can be reached."""
+        name, replicas, fragments = volume.record.name, volume.record.policy.replicas, volume.log.fragments
+        running = {node for node in self._cluster.nodes if node != self._node and not self._cluster.is_lost(node)}
+        here = self._stores.numbers
+        current = {device for each in fragments[-1:] for device in each.devices} - here
+        awaited = {device for device in current if self._cluster.node_of(device) in running}
+        await self._engine.await_peers(awaited, min(replicas - 1, len(running)))
+        reachable = self._engine.reachable()
+        devices = here.union(*reachable.values())
+        for fragment in fragments:
+            if devices.isdisjoint(fragment.devices):
+                nodes = sorted(
+                    {self._cluster.node_of(device) or f"with device {device}" for device in fragment.devices}
+                )
+                raise NodesUnavailable(
+                    f"volume {name} is not opened: records of its log are only on {_listed(nodes)}, and "
+                    "none of these nodes can be reached: start one of them"
+                )
+        minimum = minimum_replicas(replicas)
+        holders = [node for node, numbers in reachable.items() if numbers]
+        if 1 + len(holders) < minimum:
+            raise NodesUnavailable(
+                f"volume {name} is not opened: {minimum} nodes have to keep what is written, and this one reaches "
+                f"{len(holders)} other(s): start more of them"
+            )
 
     def publish(self, volume: NodeVolume) -> None:
         record = volume.record
@@ -89,3 +124,7 @@ class Opening:
                 read_only=export.read_only,
                 volatile_cache=self._stores.volatile_cache,
             )
+
+
+def _listed(nodes: list[str]) -> str:
+    return ("node " if len(nodes) == 1 else "nodes ") + ", ".join(nodes)

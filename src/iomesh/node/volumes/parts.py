@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iomesh.metadata import Metadata
+from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import Exports
 from iomesh.node.hooks import Hooks
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
 from iomesh.node.supervisor import Supervisor
+from iomesh.node.tenure import Tenure
 from iomesh.node.volume import Registry
 from iomesh.node.windows import Windows
 
@@ -26,4 +28,6 @@ class Parts:
     windows: Windows
     supervisor: Supervisor
     hooks: Hooks
+    cluster: Cluster
+    tenure: Tenure
     node: str  # its name

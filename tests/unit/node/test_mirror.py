@@ -12,7 +12,7 @@ import pytest
 from iomesh.metadata import Change, Delete, MetadataUnavailable, Put
 from iomesh.metadata import sqlite as implementation
 from iomesh.metadata.sqlite import SqliteMetadata
-from iomesh.node.peers.mirror import Mirror
+from iomesh.node.mirror import Mirror
 from iomesh.node.supervisor import Supervisor
 from support.faulty_metadata import Fault, FaultyMetadata
 
