@@ -108,11 +108,11 @@ def room(request: pytest.FixtureRequest, expected_in_logs: tuple[str, ...]) -> I
 def new_trial(
     request: pytest.FixtureRequest, room: Path, expected_in_logs: tuple[str, ...]
 ) -> Iterator[Callable[..., Trial]]:
-    """Creates trials: new_trial("--size", "1Gi", ...) takes the arguments of `trial up`."""
+    """Creates trials: new_trial("--size", "1Gi", ...) takes the arguments of `trial up`. kind: Trial or a subclass."""
     made: list[Trial] = []
 
-    def make(*options: str) -> Trial:
-        trial = Trial(room / f"trial{len(made)}", list(options))
+    def make(*options: str, kind: type[Trial] = Trial) -> Trial:
+        trial = kind(room / f"trial{len(made)}", list(options))
         made.append(trial)
         trial.up()
         return trial

@@ -101,6 +101,8 @@ class Bench:
             name="bench",
             window_seconds=0,
             replicas=1,
+            fragments=[],
+            first_fragment=1,
         )
         try:
             yield

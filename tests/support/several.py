@@ -130,6 +130,8 @@ class Several:
             name=str(volume.id),
             window_seconds=0,
             replicas=1,
+            fragments=[],
+            first_fragment=1,
         )
         return int(opened["reactor"])
 

@@ -119,21 +119,7 @@ class Trial:
 
     def running(self) -> list[int]:
         """Daemons of this trial, identified by command line, so that one that is not yet registered is found too."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if (
-                b"daemon" in words
-                and any(os.fsencode(self.directory) in word for word in words)
-                and alive(int(entry.name))
-            ):
-                found.append(int(entry.name))
-        return found
+        return daemons_of(self.directory)
 
     def await_daemon(self, starting: subprocess.Popen[str]) -> int | None:
         """The process of a starting daemon; None if the start ended without one."""
@@ -143,3 +129,22 @@ class Trial:
 
     def _iomesh(self, *words: str) -> str:
         return run([iomesh_command(), *words]).stdout
+
+
+def daemons_of(directory: Path) -> list[int]:
+    """Daemons whose command line names a file in the directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if (
+            b"daemon" in words
+            and any(os.fsencode(directory) + b"/" in word for word in words)
+            and alive(int(entry.name))
+        ):
+            found.append(int(entry.name))
+    return found
