@@ -63,6 +63,7 @@ from iomesh.engine.history.roll_forward cimport RollForward
 from iomesh.engine.store.scrub cimport Scrubber
 from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotRequest
+from iomesh.engine.store.leases cimport Leases
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
 from iomesh.engine.volume.volume cimport (
@@ -172,6 +173,7 @@ cdef class Engine:
     cdef int reactor_count
     cdef dict stores                 # number -> Store
     cdef dict scrubs                 # likewise: (Scrubber, its TokenBucket)
+    cdef Leases leases
     cdef dict served                 # likewise: ServedStore, of those with a number in the cluster
     cdef dict node_devices           # name of another node -> numbers of its devices in the cluster
     cdef dict serving                # ticket -> ServePeer
@@ -242,7 +244,10 @@ cdef class Engine:
             runner.pool.attach(runner.io)
             runner.reactor = Reactor(number, runner.io, modes[mode], poll_microseconds * 1000)
             runner.cache = MapCache(map_cache_bytes // reactors // BLOCK, runner.io)
+            if self.leases is None:
+                self.leases = Leases(runner.io.monotonic_ns())
             runner.known = ServedStores()
+            runner.known.leases = self.leases
             runner.nodes = {}
             self.warnings += [warning for warning in runner.io.warnings if warning not in self.warnings]
             self.runners.append(runner)
@@ -337,6 +342,7 @@ cdef class Engine:
         cdef int device = self.take_device()
         cdef _Runner runner = self.runner_of(len(self.stores))
         cdef OpenStore command = OpenStore(Store(runner.reactor, device, device_bytes, volatile_cache), fd)
+        command.store.leases = self.leases
         command.store.listener = <void*>self.notices
         command.store.on_stalled = device_stalled
         command.store.on_full_below = device_full_below

@@ -11,6 +11,7 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.log.request cimport Request
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.log.open_segments cimport OpenSegment, OpenSegments
+from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.replicas.member cimport Transfer
 from iomesh.engine.base.task cimport Waiters
 
@@ -54,6 +55,9 @@ cdef class Log:
     cdef SegmentTable segments
     cdef OpenSegments open_segments
     cdef Flusher flusher
+    cdef Serving serving
+    cdef Operation unfenced          # completes when it is time to look whether records may commit
+    cdef bint unfenced_waits
     cdef uint8_t volume[16]
     cdef uint64_t epoch
     cdef uint64_t sequence           # of the newest closed record

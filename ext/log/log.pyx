@@ -47,6 +47,7 @@ from iomesh.engine.format.layout cimport (
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.pool cimport RECORD
 from iomesh.engine.map.segment_table cimport Segment
+from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.log.open_segments cimport (
     FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments
 )
@@ -84,6 +85,13 @@ cdef class Log:
         self.open_segments.log = <void*>self
         self.open_segments.on_change = open_segments_changed
         self.open_segments.on_lost = segment_lost
+        self.serving = Serving(self.open_segments)
+        self.serving.log = <void*>self
+        self.serving.on_fenced = fenced_off
+        self.serving.on_silent = member_silent
+        self.open_segments.on_asked = fragment_asked
+        self.unfenced.done = look_again
+        self.unfenced.owner = <void*>self
         self.flusher = Flusher(members)
         self.flusher.log = <void*>self
         self.flusher.on_failure = flush_failed
@@ -431,6 +439,11 @@ cdef class Log:
                 break
             if not self.open_segments.is_agreed(self.oldest.open_segment.segment):
                 break                                    # the metadata service does not know the fragment yet
+            if not self.serving.is_unfenced():
+                if not self.unfenced_waits:
+                    self.unfenced_waits = True
+                    self.serving.await_leases(&self.unfenced)
+                break
             self.commit(self.oldest)
             progress = True
         if self.building is not NULL:
@@ -627,7 +640,7 @@ cdef class Log:
         if self.error:
             return
         self.error = error
-        self.failing = self.open_segments.ending = True
+        self.failing = self.open_segments.ending = self.serving.over = True
         if self.building is not NULL:
             self.close_record()
         self.abandon_writes()
@@ -729,6 +742,7 @@ cdef class Log:
 
     cdef void agree_fragment(self, uint32_t number) noexcept nogil:
         self.open_segments.fragment_agreed = max(self.open_segments.fragment_agreed, number)
+        self.serving.agreed(number)
         wake_all(&self.open_segments.changes, 0)
         if not self.failing:
             self.advance()
@@ -788,6 +802,27 @@ cdef void record_written(Transfer* transfer) noexcept nogil:
 
 cdef void open_segments_changed(void* log, int error) noexcept nogil:
     (<Log>log).segments_changed(error)
+
+
+cdef void fragment_asked(void* log, const Segment* segment) noexcept nogil:
+    (<Log>log).serving.asks(segment)
+
+
+cdef void fenced_off(void* log) noexcept nogil:
+    (<Log>log).break_off(-ESTALE)
+
+
+cdef void member_silent(void* log) noexcept nogil:
+    """Reads wait for its lease: if nothing is written, nobody else notices."""
+    if not (<Log>log).failing and not (<Log>log).error and (<Log>log).oldest is NULL:
+        (<Log>log).leave_failed()
+        (<Log>log).open_segments.renew_fragment((<Log>log).sequence + 1)
+
+
+cdef void look_again(Operation* operation) noexcept nogil:
+    (<Log>operation.owner).unfenced_waits = False
+    if not (<Log>operation.owner).failing:
+        (<Log>operation.owner).advance()
 
 
 cdef void segment_lost(void* log, int error) noexcept nogil:

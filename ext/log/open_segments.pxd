@@ -93,6 +93,7 @@ cdef class OpenSegments:
     cdef void (*on_lost)(void* log, int error) noexcept nogil
     cdef void* owner                 # the volume
     # asks the metadata service for a fragment whose first record is `first`; devices: REPLICAS_MAX, 0: none
+    cdef void (*on_asked)(void* log, const Segment* segment) noexcept nogil      # it was asked for
     cdef bint (*on_fragment)(void* owner, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil
     # asks for a higher promise; False: no memory, called again
     cdef bint (*on_promise_low)(void* owner) noexcept nogil
@@ -124,6 +125,9 @@ cdef class OpenSegments:
     cdef bint same_devices(self, const uint32_t* devices, int count) noexcept nogil
     cdef int await_members(self, int member, uint16_t* copies, int* count) noexcept nogil
     cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent) noexcept nogil
+    # In a task: a segment of a replica set that works is prepared, and its fragment is asked for, although there is
+    # nothing to write.
+    cdef void renew_fragment(self, uint64_t sequence) noexcept nogil
     # Asks for the segment's fragment, unless that was done. sequence: of the first record in it.
     cdef void ask_for_fragment(self, const Segment* segment, uint64_t sequence) noexcept nogil
     cdef bint is_agreed(self, const Segment* segment) noexcept nogil       # its records may commit

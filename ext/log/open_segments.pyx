@@ -370,6 +370,16 @@ cdef class OpenSegments:
             devices[1 + i] = (<Member>self.members[segment.copies[i]]).device()
         if self.on_fragment(self.owner, segment.replica.fragment, sequence, devices):
             self.fragment_asked = segment.replica.fragment
+            self.on_asked(self.log, segment)
+
+    cdef void renew_fragment(self, uint64_t sequence) noexcept nogil:
+        cdef OpenSegment* coming = self.current
+        if coming is NULL and self.prepared is NULL:
+            self.prepare(FOR_WRITES)
+        if coming is NULL:
+            coming = self.prepared
+        if coming is not NULL and not self.is_to_leave(coming):
+            self.ask_for_fragment(coming.segment, sequence)
 
     cdef bint is_agreed(self, const Segment* segment) noexcept nogil:
         return segment.replica.fragment <= self.fragment_agreed or planted(b"fragment_not_agreed")

@@ -1,12 +1,13 @@
 # A member on this node: a Store of it. See replicas/local.pyx.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.replicas.member cimport Member, Transfer
 from iomesh.engine.store.store cimport Replica, Store
 
 cdef class LocalMember(Member):      # LocalMember(reactor, number, store, volume)
     cdef Store store
+    cdef uint64_t verified           # number of the node's fences when it was last asked for the volume's
     cdef void write_run(
         self, Transfer* transfer, Replica* replica, uint32_t block, const char* data, uint32_t blocks
     ) noexcept nogil

@@ -14,13 +14,16 @@ from iomesh.engine.base.task cimport start
 from iomesh.engine.format.layout cimport BLOCK_BYTES, EXTENTS_MAX
 from iomesh.engine.replicas.member cimport Member, Piece, Transfer, transfer_step
 from iomesh.engine.store.calls cimport (
-    store_compact, store_create, store_discard_copy, store_fence, store_is_doubtful,
+    store_compact, store_create, store_discard_copy, store_fence, store_fenced, store_is_doubtful,
     store_keep_copy, store_list, store_remove, store_reserve_copy,
     store_retire, store_seal
 )
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.extents cimport ExtentRun, extent_run, next_extent, read_blocks, write_blocks
 from iomesh.engine.store.store cimport Replica, Store, tell_full_below
+
+cdef extern from "<errno.h>" nogil:
+    int ESTALE
 
 cdef enum:
     TIGHT = 2                        # space is tight when at most this many times the reserve is free
@@ -177,6 +180,16 @@ cdef class LocalMember(Member):
 
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil:
         return store_is_doubtful(<void*>self.store, self.reactor, replica)
+
+    cdef bint holds_lease(self, int64_t now_ns) noexcept nogil:
+        return self.store.leases is None or self.store.leases.look(now_ns) == self.verified
+
+    cdef int verify(self, uint64_t epoch) noexcept nogil:
+        cdef uint64_t fences = self.store.leases.count()
+        if store_fenced(<void*>self.store, self.reactor, self.volume) > epoch:
+            return -ESTALE
+        self.verified = fences
+        return 0
 
     cdef int fence(self, uint64_t epoch) noexcept nogil:
         return store_fence(<void*>self.store, self.reactor, self.volume, epoch)

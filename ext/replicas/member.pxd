@@ -110,6 +110,10 @@ cdef class Member:                   # of one log's replica sets
     # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil   # an open one, since before the node's last boot
+    # This node's word, or the other node's, that it has accepted no other owner (rule 3 of docs/ownership.md).
+    cdef bint holds_lease(self, int64_t now_ns) noexcept nogil     # now: Io.monotonic_ns
+    # In a task: 0, the lease counts again; -ESTALE: a higher epoch is known there; or another negative errno.
+    cdef int verify(self, uint64_t epoch) noexcept nogil
     # From now on the device refuses epochs below this one.
     cdef int fence(self, uint64_t epoch) noexcept nogil
     # What a device of another node has of the volume, by segment number: an array for the caller to free, and its

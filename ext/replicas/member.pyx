@@ -12,7 +12,7 @@
 # replicas/local.pyx is the implementation for devices of this node, replicas/remote.pyx for those of other nodes.
 
 from libc.errno cimport EDQUOT, EIO, ENOSPC
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Io, Operation
@@ -141,6 +141,14 @@ cdef class Member:
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil:
         invariant(False, b"a member of this node implements is_doubtful")
         return False
+
+    cdef bint holds_lease(self, int64_t now_ns) noexcept nogil:
+        invariant(False, b"a member implements holds_lease")
+        return False
+
+    cdef int verify(self, uint64_t epoch) noexcept nogil:
+        invariant(False, b"a member implements verify")
+        return 0
 
     cdef int fence(self, uint64_t epoch) noexcept nogil:
         invariant(False, b"a member implements fence")

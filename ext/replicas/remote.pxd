@@ -1,6 +1,6 @@
 # A member on another node: a device of it. See replicas/remote.pyx.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.replicas.member cimport Member
@@ -11,6 +11,8 @@ cdef class RemoteMember(Member):     # RemoteMember(reactor, number, remote node
     cdef RemoteNode remote
     cdef uint32_t device_number      # in the cluster
     cdef bint flush_failed
+    cdef uint64_t verified           # number of the node's fences when it was last asked for the volume's, ...
+    cdef uint32_t verified_in        # ... on this connection (RemoteNode.readies)
     cdef PeerCall flushing
     cdef Operation* flushed          # completes when `flushing` does; NULL: it is idle
 

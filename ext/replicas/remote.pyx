@@ -9,7 +9,7 @@
 #   - a flush that failed has failed for good (docs/decisions/0019), also if it was the connection that broke.
 
 from libc.errno cimport ECONNRESET, ENOMEM
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release, malloc, realloc
 from libc.string cimport memcpy
 
@@ -25,9 +25,10 @@ from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.store.store cimport Replica
 
 cdef extern from "<errno.h>" nogil:
-    int EEXIST, ENOENT
+    int EEXIST, ENOENT, ESTALE
 
 cdef enum:
+    LAST_SEGMENT = 0xFFFFFFFF
     DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
     MARGIN = 4                       # segments that must find room, since others create some meanwhile
 
@@ -172,6 +173,34 @@ cdef class RemoteMember(Member):
 
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil:
         return 0                                         # none is on this node
+
+    cdef bint holds_lease(self, int64_t now_ns) noexcept nogil:
+        return (
+            self.remote.ready
+            and now_ns < self.remote.held_until_ns
+            and self.verified_in == self.remote.readies
+            and self.verified == self.remote.fences
+        )
+
+    cdef int verify(self, uint64_t epoch) noexcept nogil:
+        cdef ListedReplica unused
+        cdef PeerCall call
+        cdef uint64_t fences = self.remote.fences
+        cdef uint32_t readies = self.remote.readies
+        cdef int result
+        if not self.remote.ready:
+            return -ECONNRESET
+        if self.verified_in == readies and self.verified == fences:
+            return 0                                     # the next heartbeat renews it
+        waited(&call.operation)
+        self.remote.peer.list(&call, self.device_number, self.volume, LAST_SEGMENT, &unused, 1)
+        result = self.ended(&call)
+        if result < 0:
+            return result
+        if call.fence > epoch:
+            return -ESTALE
+        self.verified, self.verified_in = fences, readies
+        return 0
 
     cdef int fence(self, uint64_t epoch) noexcept nogil:
         cdef PeerCall call

@@ -29,6 +29,9 @@ cdef class RemoteNode:               # RemoteNode(reactor)
     cdef Operation timer
     cdef bint waiting                # for `timer`
     cdef uint64_t counter
+    cdef int64_t beat_ns             # when the heartbeat under way was sent
+    cdef int64_t held_until_ns       # the lease: as long as Io.monotonic_ns() is below
+    cdef uint64_t fences             # that the node's devices have accepted, as of that lease
     cdef int64_t heard_ns            # when a heartbeat was last answered, or the connection began
 
     # On the reactor, without a connection; as Peer.attach().

@@ -16,6 +16,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.task cimport wake_all
 from iomesh.engine.format.peer cimport HEARTBEAT_ENTRIES_MAX, DeviceState
 from iomesh.engine.replicas.peer cimport PEER_ATTACHED, PEER_DETACHED
+from iomesh.engine.store.leases cimport LEASE_HELD_NS
 
 cdef enum:
     BEAT_NS = 250 * 1000 * 1000
@@ -58,6 +59,7 @@ cdef class RemoteNode:
     cdef void beat(self) noexcept nogil:
         if not self.beating:
             self.beating = True
+            self.beat_ns = self.io.monotonic_ns()
             self.counter += 1
             self.peer.heartbeat(&self.heartbeat, self.counter, self.incoming, HEARTBEAT_ENTRIES_MAX)
 
@@ -69,6 +71,8 @@ cdef class RemoteNode:
         self.state_count = self.heartbeat.count
         memcpy(self.states, self.incoming, self.state_count * sizeof(DeviceState))
         self.boot = self.heartbeat.boot
+        self.fences = self.heartbeat.fence
+        self.held_until_ns = self.beat_ns + LEASE_HELD_NS
         if not self.ready and self.peer.state == PEER_ATTACHED:
             self.ready = True
             self.readies += 1

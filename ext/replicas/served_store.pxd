@@ -6,6 +6,7 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.peer cimport PeerRequest
 from iomesh.engine.store.bitmaps cimport Bitmaps
 from iomesh.engine.store.directory cimport Replica
+from iomesh.engine.store.leases cimport Leases
 from iomesh.engine.store.store cimport Store
 
 cdef enum:
@@ -66,6 +67,7 @@ cdef class ServedStore:              # ServedStore(store, bitmaps): an open stor
 
 cdef class ServedStores:             # of a node, as one reactor knows them; used on that reactor alone
     cdef readonly uint32_t count
+    cdef Leases leases                       # of the node; None: it gives none
     cdef void* stores[STORES_SERVED_MAX]     # ServedStore; the caller keeps them alive
     cdef bint add(self, ServedStore store) noexcept nogil             # False: there are too many
     # No request of this reactor is begun on it from now on.

@@ -260,6 +260,7 @@ cdef class Server:
         if frame.kind == PEER_HEARTBEAT:
             reply.counter = frame.counter
             reply.boot = self.io.boot
+            reply.fence = 0 if self.stores.leases is None else self.stores.leases.give(self.io.monotonic_ns())
         if result == 0 and frame.kind == PEER_READ:
             request.reply.data_bytes = frame.blocks * BLOCK_BYTES
         elif result == 0 and (frame.kind == PEER_LIST or frame.kind == PEER_HEARTBEAT):

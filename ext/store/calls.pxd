@@ -39,5 +39,6 @@ cdef uint32_t store_list(
 ) noexcept nogil
 # An open one that was opened before the node's last boot: what was not flushed may be lost.
 cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexcept nogil
+cdef uint64_t store_fenced(void* store, Reactor caller, const uint8_t* volume) noexcept nogil     # 0: it is not
 cdef int store_fence(void* store, Reactor caller, const uint8_t* volume, uint64_t epoch) noexcept nogil
 cdef int64_t store_erase(void* store, Reactor caller, const uint8_t* volume) noexcept nogil

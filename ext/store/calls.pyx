@@ -218,6 +218,17 @@ cdef int64_t is_doubtful(void* argument) noexcept nogil:
     )
 
 
+cdef uint64_t store_fenced(void* store, Reactor caller, const uint8_t* volume) noexcept nogil:
+    cdef FenceCall call
+    call.store, call.volume = store, volume
+    return <uint64_t>call_on((<Store>store).home, caller, fenced, &call)
+
+
+cdef int64_t fenced(void* argument) noexcept nogil:
+    cdef FenceCall* call = <FenceCall*>argument
+    return <int64_t>(<Store>call.store).directory.fenced(call.volume)
+
+
 cdef int store_fence(void* store, Reactor caller, const uint8_t* volume, uint64_t epoch) noexcept nogil:
     cdef FenceCall call
     call.store, call.volume, call.epoch = store, volume, epoch

@@ -12,6 +12,7 @@ from iomesh.engine.store.journal cimport REASON_BYTES, Change, Journal, Repairs
 from iomesh.engine.format.layout cimport EXTENTS_MAX, Extent, Superblock
 from iomesh.engine.base.io cimport Io
 from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.store.leases cimport Leases
 from iomesh.engine.store.slabs cimport Slabs
 from iomesh.engine.base.task cimport Waiters
 
@@ -32,6 +33,7 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef Slabs slabs
     cdef Directory directory
     cdef Journal journal
+    cdef Leases leases               # of the node; None: it gives none
     cdef DeviceFlusher flusher       # makes all writes to the device stable, whichever part issued them
     cdef readonly uint32_t replicas
     cdef uint32_t segment_blocks     # length of the largest segment that suits the device
@@ -105,9 +107,11 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil
-    # From now on no segment of this volume is created here with an epoch below this one. 0 once that is durable;
-    # -ESTALE if the fence is higher already; or another negative errno. epoch 0 removes the fence.
+    # From now on no segment of this volume is created here with an epoch below this one. 0 once that is durable and
+    # the leases that were given before have run out; -ESTALE if the fence is higher already; or another negative errno.
+    # epoch 0 removes the fence.
     cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
+    cdef int accept_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef int set_number(self, uint32_t number) noexcept nogil    # the device's, in its cluster; -EEXIST: it has another
     cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil
     cdef int write_superblock(self, const Superblock* block, uint64_t offset) noexcept nogil

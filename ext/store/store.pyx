@@ -457,6 +457,19 @@ cdef class Store:
     # ------------------------------------------------------------------ fences, superblock
 
     cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+        cdef Operation timer
+        cdef int64_t until_ns
+        cdef int error = self.accept_fence(volume, epoch)
+        if error or epoch == 0 or self.leases is None or planted(b"no_lease_wait"):
+            return error
+        until_ns = self.leases.fenced()
+        while self.home.io.monotonic_ns() < until_ns:
+            waited(&timer)
+            self.home.io.after(&timer, until_ns - self.home.io.monotonic_ns())
+            wait(&timer)
+        return 0
+
+    cdef int accept_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
         cdef Change change
         cdef uint64_t fenced = self.directory.fenced(volume)
         cdef int error

@@ -51,6 +51,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef void adopt(self) noexcept nogil
 
     cdef bint has_open(self, uint32_t segment) noexcept nogil      # a copy of it that is not sealed
+    cdef int fence(self) noexcept nogil
     cdef Copy* first_of(self, uint32_t segment) noexcept nogil
     cdef int list_all(self) noexcept nogil
     cdef bint is_answered(self, const Fragment* fragment) noexcept nogil

@@ -13,13 +13,15 @@
 # Called by volume/recovery.pyx, and by a command when a node is back.
 
 from libc.errno cimport EHOSTUNREACH, ENOENT, ENOMEM, ESTALE
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
 from libc.string cimport memcmp, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.task cimport start, wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_SEALED
 from iomesh.engine.format.peer cimport LISTED_DOUBTFUL, ListedReplica
 from iomesh.engine.log.open_segments cimport FOR_SPACE
@@ -29,6 +31,13 @@ from iomesh.engine.store.store cimport Replica
 
 cdef enum:
     PIECE_BLOCKS = 256               # read from another node at once
+
+
+cdef struct Fencing:                 # of one member
+    Operation ended
+    void* member
+    uint64_t epoch
+    bint asked
 
 
 cdef class Copies:
@@ -55,14 +64,9 @@ cdef class Copies:
     # ------------------------------------------------------------------ what answers
 
     cdef int take_over(self) noexcept nogil:
-        cdef int i, result
-        for i in range(self.volume.log.open_segments.member_count):
-            if not (<Member>self.volume.log.open_segments.members[i]).works():
-                continue
-            result = (<Member>self.volume.log.open_segments.members[i]).fence(self.volume.log.epoch)
-            if result == -ESTALE:
-                return self.fail(ESTALE, b"another node has taken the volume over", 0, 0)
-            self.answered[i] = result == 0
+        cdef int i, result = self.fence()
+        if result < 0:
+            return result
         for i in range(self.fragment_count):
             if not self.is_answered(&self.fragments[i]):
                 return self.fail(
@@ -71,6 +75,28 @@ cdef class Copies:
                     self.fragments[i].first, self.fragments[i].devices[0]
                 )
         return self.list_all()
+
+    cdef int fence(self) noexcept nogil:
+        """All members at the same time: each answers when the leases that it gave have run out."""
+        cdef int count = self.volume.log.open_segments.member_count, i, result = 0
+        cdef Fencing* fencings = <Fencing*>calloc(count, sizeof(Fencing))
+        if fencings is NULL:
+            return self.fail(ENOMEM, b"no memory to ask %lu devices", count, 0)
+        for i in range(count):
+            fencings[i].member = self.volume.log.open_segments.members[i]
+            fencings[i].epoch = self.volume.log.epoch
+            fencings[i].asked = (<Member>fencings[i].member).works()
+            if fencings[i].asked and self.fragment_count:
+                waited(&fencings[i].ended)
+                start(fence_body, &fencings[i], &fencings[i].ended)
+        for i in range(count):
+            self.answered[i] = fencings[i].asked
+            if fencings[i].asked and self.fragment_count:    # without a fragment, no record was ever acknowledged
+                self.answered[i] = wait(&fencings[i].ended) == 0
+                if fencings[i].ended.result == -ESTALE:
+                    result = self.fail(ESTALE, b"another node has taken the volume over", 0, 0)
+        release(fencings)
+        return result
 
     cdef bint is_answered(self, const Fragment* fragment) noexcept nogil:
         cdef int i, k
@@ -350,6 +376,11 @@ cdef class Copies:
     cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b) noexcept nogil:
         snprintf(self.reason, sizeof(self.reason), text, a, b)
         return -error
+
+
+cdef int64_t fence_body(void* argument) noexcept nogil:
+    cdef Fencing* fencing = <Fencing*>argument
+    return (<Member>fencing.member).fence(fencing.epoch)
 
 
 cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:

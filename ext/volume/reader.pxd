@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.map.map cimport Map
 from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.log.request cimport Read
 from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.base.task cimport Waiters
@@ -30,11 +31,13 @@ cdef class Reader:
     cdef uint32_t free_count
     cdef uint32_t under_way          # reads in progress
     cdef Waiters run_waiters
+    cdef Serving serving             # of the log; None: its data does not change
     cdef void* owner
     cdef void (*on_checksum)(void* owner, uint64_t block, uint32_t segment, uint32_t segment_block) noexcept nogil
 
     cdef void read(self, Read* read) noexcept nogil
     cdef void look_up(self, Read* read) noexcept nogil
+    cdef void look_up_under_lease(self, Read* read) noexcept nogil
     cdef void look_up_again(self, Read* read, int64_t result) noexcept nogil
     cdef void fetch(self, Read* read) noexcept nogil
     cdef void go_on(self, Read* read, bint resumed) noexcept nogil

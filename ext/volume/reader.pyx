@@ -82,6 +82,11 @@ cdef class Reader:
         else:
             self.fetch(read)
 
+    cdef void look_up_under_lease(self, Read* read) noexcept nogil:
+        read.error = 0
+        read.again = False
+        self.look_up(read)
+
     cdef void look_up_again(self, Read* read, int64_t result) noexcept nogil:
         if result < 0:
             read.error = EIO
@@ -201,6 +206,12 @@ cdef class Reader:
             self.end(read)
 
     cdef void end(self, Read* read) noexcept nogil:
+        if self.serving is not None and not self.serving.holds():
+            if not self.serving.over:
+                read.waiting.done = look_up_under_lease
+                self.serving.await_leases(&read.waiting)         # what was read may be out of date: it is read again
+                return
+            read.error = EIO
         if read.error:
             read.unmapped = False
             self.counters[READ_ERRORS] += 1
@@ -228,6 +239,11 @@ cdef bint overtaken(Reader reader, const Run* run) noexcept nogil:
 cdef void look_up_again(Operation* operation) noexcept nogil:
     cdef Read* read = <Read*>operation.owner
     (<Reader>read.volume).look_up_again(read, operation.result)
+
+
+cdef void look_up_under_lease(Operation* operation) noexcept nogil:
+    cdef Read* read = <Read*>operation.owner
+    (<Reader>read.volume).look_up_under_lease(read)
 
 
 cdef void fetch_again(Operation* operation) noexcept nogil:

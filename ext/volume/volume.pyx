@@ -53,6 +53,7 @@ cdef class Volume:
         self.reader.on_checksum = checksum_failed
         if log is None:
             return
+        self.reader.serving = log.serving
         self.snapshots = SnapshotTable()
         self.walk = Walk(reactor.io, segments)
         self.walk.no_space = &log.open_segments.no_space
