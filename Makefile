@@ -36,9 +36,12 @@ test: build ## the tests, under 15 minutes on 2 cores
 soak: build packages-test simulate ## the long forms of the tests, and all seeds of `make simulate`: hours
 	$(BIN)/pytest --soak --timeout=14400 tests/crash tests/programs $(ARGS)
 
-.PHONY: bench amplification profile
+.PHONY: bench bench-cluster amplification profile
 bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png
 	PYTHONPATH=perf $(BIN)/python -m iomesh_perf bench $(ARGS)
+
+bench-cluster: build packages-test packages-bench ## a volume with 3 replicas on 3 nodes beside the raw file: build/bench-cluster.json, .png
+	PYTHONPATH=perf $(BIN)/python -m iomesh_perf cluster $(ARGS)
 
 amplification: build packages-test packages-bench ## write amplification of a volume that is overwritten: build/amplification.json and .png
 	PYTHONPATH=perf $(BIN)/python -m iomesh_perf amplification $(ARGS)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from iomesh_perf import (
     amplification,
+    cluster,
     cost,
     fio,
     instructions,
@@ -44,6 +45,11 @@ COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
     "idle": cost.idle_cpu,
     "snapshots": snapshots.with_snapshots,
     "reactors": reactors.with_reactors,
+}
+CLUSTER_COSTS: dict[str, Callable[[Settings, cost.Say], list[Measure]]] = {
+    "pauses": cluster.pauses,
+    "take-over": cluster.take_over,
+    "idle": cluster.idle_cpu,
 }
 SPEED = "speed"
 
@@ -87,6 +93,30 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--output", type=Path, default=Path("build"), metavar="DIR", help="where bench.json and bench.png go (build)"
     )
+    clustered = commands.add_parser(
+        "cluster",
+        help="measure a volume with three replicas on three nodes of this machine; writes bench-cluster.json and .png",
+    )
+    clustered.set_defaults(run=run_cluster)
+    clustered.add_argument(
+        "--quick", action="store_true", help="short runs: shows that everything works, not how fast it is"
+    )
+    clustered.add_argument(
+        "--only",
+        action="append",
+        choices=[SPEED, *CLUSTER_COSTS],
+        default=[],
+        help="only these: speed, pauses, take-over, idle",
+    )
+    clustered.add_argument("--runs", type=positive, help="of each workload, and of each failure (5)")
+    clustered.add_argument("--seconds", type=positive, help="of one run (5)")
+    clustered.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build"),
+        metavar="DIR",
+        help="where bench-cluster.json and .png go (build)",
+    )
     profile = commands.add_parser("profile", help="profile the reactor's thread under load, by part of the engine")
     profile.set_defaults(run=run_profile)
     profile.add_argument(
@@ -96,6 +126,12 @@ def parser() -> argparse.ArgumentParser:
         help="what fio does (randwrite)",
     )
     profile.add_argument("--depth", type=positive, default=32)
+    profile.add_argument(
+        "--replicas", type=positive, default=1, help="of the volume, each on a node of its own on this machine (1)"
+    )
+    profile.add_argument(
+        "--node", help="the node whose reactor is profiled: a is the volume's owner, b and c are members (a)"
+    )
     profile.add_argument("--seconds", type=positive, default=10)
     profile.add_argument("--functions", type=positive, default=25, help="how many to list (25)")
     amplify = commands.add_parser(
@@ -108,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     amplify.add_argument("--only", choices=["uniform", "skewed"], help="one of the two ways to write")
     amplify.add_argument("--device-gib", type=positive, help="size of the device file (8)")
     amplify.add_argument("--output", type=Path, default=Path("build"), metavar="DIR", help="where the files go (build)")
-    for command in (bench, profile, amplify):
+    for command in (bench, clustered, profile, amplify):
         command.add_argument(
             "--json", action="store_true", help="results as JSON on standard output, the rest on standard error"
         )
@@ -132,37 +168,68 @@ def run_bench(options: argparse.Namespace, console: Console) -> int:
     older = results.load(options.compare) if options.compare else []
     workloads, costs = chosen(options.only)
     with Scratch(options.directory) as directory:
-        settings = Settings(directory)
-        if options.quick:
-            settings = replace(settings, **QUICK)  # type: ignore[arg-type]
-        settings = replace(
-            settings,
-            runs=options.runs or settings.runs,
-            seconds=float(options.seconds or settings.seconds),
-            reactors=options.reactors or settings.reactors,
-        )
+        settings = replace(settings_of(options, directory), reactors=options.reactors or Settings.reactors)
         console.print(machine(directory), style="dim")
         say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731
         measures: list[Measure] = []
         if workloads:
             cost.need_room(directory, settings.span_bytes + settings.device_bytes)
-            measures += speed_with_table(settings, workloads, console, say)
+            runs = len(workloads) * settings.runs * 3
+            measures += speed_with_table(
+                console, runs, lambda progress: measure_speed(settings, workloads, say, progress)
+            )
             console.print(report.table_of(measures, "all of it"))
         costing = [measure for name in costs for measure in COSTS[name](settings, say)]
         if costing:
             console.print(report.table_of(costing))
         measures += costing
-    document = options.output / "bench.json"
-    results.save(measures, document)
-    drawn = plot.draw(measures, options.output / "bench.png", f"iomesh {version()}: {machine(None)}")
-    console.print(f"written: {document}" + (f", {options.output / 'bench.png'}" if drawn else ""), style="dim")
-    for line in report.verdict_lines(results.verdicts(measures)):
-        console.print(line)
+    document = save(measures, options.output / "bench.json", console)
     if older:
         console.print(report.comparison(older, measures))
     if options.json:
         print(document.read_text(), end="")
     return 0
+
+
+def run_cluster(options: argparse.Namespace, console: Console) -> int:
+    only = options.only or [SPEED, *CLUSTER_COSTS]
+    with Scratch(options.directory) as directory:
+        settings = settings_of(options, directory)
+        console.print(machine(directory), style="dim")
+        say = lambda text: console.print(text, style="dim", markup=False)  # noqa: E731
+        measures: list[Measure] = []
+        if SPEED in only:
+            runs = len(cluster.WORKLOADS) * settings.runs * 2
+            measures += speed_with_table(
+                console, runs, lambda progress: cluster.speed(settings, cluster.WORKLOADS, say, progress)
+            )
+            console.print(report.table_of(measures, "all of it"))
+        costing = [measure for name, take in CLUSTER_COSTS.items() if name in only for measure in take(settings, say)]
+        if costing:
+            console.print(report.table_of(costing))
+        measures += costing
+    document = save(measures, options.output / "bench-cluster.json", console)
+    if options.json:
+        print(document.read_text(), end="")
+    return 0
+
+
+def settings_of(options: argparse.Namespace, directory: Path) -> Settings:
+    settings = Settings(directory)
+    if options.quick:
+        settings = replace(settings, **QUICK)  # type: ignore[arg-type]
+    return replace(settings, runs=options.runs or settings.runs, seconds=float(options.seconds or settings.seconds))
+
+
+def save(measures: Sequence[Measure], document: Path, console: Console) -> Path:
+    """Writes the measures and their chart, and prints a verdict for each goal."""
+    picture = document.with_suffix(".png")
+    results.save(measures, document)
+    drawn = plot.draw(measures, picture, f"iomesh {version()}: {machine(None)}")
+    console.print(f"written: {document}" + (f", {picture}" if drawn else ""), style="dim")
+    for line in report.verdict_lines(results.verdicts(measures)):
+        console.print(line)
+    return document
 
 
 def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
@@ -190,9 +257,9 @@ def chosen(words: Sequence[str]) -> tuple[list[fio.Workload], list[str]]:
 
 
 def speed_with_table(
-    settings: Settings, workloads: Sequence[fio.Workload], console: Console, say: Callable[[str], None]
+    console: Console, runs: int, take: Callable[[Callable[[Series, int], None]], list[Measure]]
 ) -> list[Measure]:
-    """The table grows with each run, above a progress bar."""
+    """The table grows with each run, above a progress bar. take: measures, and reports progress."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -201,7 +268,7 @@ def speed_with_table(
         TimeRemainingColumn(),
         console=console,
     )
-    task = bar.add_task("preparing", total=len(workloads) * settings.runs * 3)
+    task = bar.add_task("preparing", total=runs)
     finished: dict[str, list[Measure]] = {}
     with Live(bar, console=console, refresh_per_second=4) as live:
 
@@ -212,7 +279,7 @@ def speed_with_table(
             bar.update(task, completed=done, description=series.workload.name)
             live.update(Group(report.table_of(m for measures in finished.values() for m in measures), bar))
 
-        return measure_speed(settings, workloads, say, progress)
+        return take(progress)
 
 
 def instructions_per_write(settings: Settings, say: cost.Say) -> list[Measure]:
@@ -259,12 +326,23 @@ def run_profile(options: argparse.Namespace, console: Console) -> int:
     )
     with Scratch(options.directory) as directory:
         span = 2 * GIB
-        cost.need_room(directory, 14 * GIB)
+        device = 14 * GIB if options.replicas == 1 else 8 * GIB
+        cost.need_room(directory, options.replicas * device)
         console.print(f"profiling {workload.name}", style="dim")
-        with Trial(directory / "profile", device_bytes=14 * GIB, volume_bytes=span, prewrite=True) as trial:
+        with Trial(
+            directory / "profile",
+            device_bytes=device,
+            volume_bytes=span,
+            prewrite=True,
+            nodes=options.replicas,
+            replicas=options.replicas,
+        ) as trial:
+            node = options.node or trial.owner
+            if node not in trial.pids:
+                raise TrialError(f"--node {node}: the nodes are {', '.join(trial.pids)}")
             fio.run(FILL, fio.Nbd(trial.uri), fio.Extent(span))
             found = profiler.take(
-                trial.pid, workload, fio.Nbd(trial.uri), fio.Extent(span, options.seconds), directory / "perf"
+                trial.pids[node], workload, fio.Nbd(trial.uri), fio.Extent(span, options.seconds), directory / "perf"
             )
     if options.json:
         parts = [{"part": part, "share": share} for part, share in found.parts().items()]

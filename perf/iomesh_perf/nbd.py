@@ -16,7 +16,7 @@ CLIENT_FLAGS = 3  # fixed newstyle, no zeroes
 OPTION_GO = 7
 REPLY_ACK, REPLY_INFO = 1, 3
 INFO_EXPORT = 0
-COMMAND_READ, COMMAND_DISCONNECT = 0, 2
+COMMAND_READ, COMMAND_WRITE, COMMAND_DISCONNECT = 0, 1, 2
 
 
 class NbdError(Exception):
@@ -59,6 +59,18 @@ class Client:
         if error:
             raise OSError(error, f"reading {length} bytes at {offset}")
         return self._receive(length)
+
+    def send_write(self, offset: int, data: bytes) -> None:
+        """Does not wait for the answer: receive_written() does."""
+        self._socket.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, COMMAND_WRITE, 1, offset, len(data)) + data)
+
+    def receive_written(self) -> None:
+        """Waits for the answer to one of the writes sent."""
+        magic, error, _ = struct.unpack(">IIQ", self._receive(16))
+        if magic != REPLY_MAGIC:
+            raise NbdError(f"the reply begins with {magic:#x}")
+        if error:
+            raise OSError(error, "writing")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

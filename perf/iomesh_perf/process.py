@@ -1,9 +1,11 @@
 """Process statistics of Linux: CPU time and memory, from /proc."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +119,16 @@ def end(pid: int, with_signal: signal.Signals = signal.SIGTERM, timeout_seconds:
         if time.monotonic() > deadline:
             raise TimeoutError(f"process {pid} is still there {timeout_seconds:g} s after {with_signal.name}")
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Its threads are stopped while the `with` lasts."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def parse_born(text: str) -> float:

@@ -54,6 +54,7 @@ class Goal:
     measure: str
     least_over_raw: float | None = None
     least_over_qemu: float | None = None
+    most_over_raw: float | None = None
     most_above_raw: float | None = None
     most: float | None = None
     least: float | None = None
@@ -88,6 +89,15 @@ GOALS: Sequence[Goal] = (
     Goal("throughput in steady state, 90 % of writes to 10 % of blocks", least=50),
     Goal("segments, uniform", most=3),
     Goal("segments, 90 % of writes to 10 % of blocks", most=3),
+    Goal("4 KiB random write, depth 32, 3 replicas", least_over_raw=0.6),
+    Goal("4 KiB random write, depth 1, 3 replicas, mean latency", most_over_raw=4),
+    Goal("4 KiB random read, depth 32, 3 replicas", least_over_raw=0.7),
+    Goal("1 MiB sequential write, depth 8, 3 replicas", least_over_raw=0.2),
+    Goal("4 KiB random write, depth 32, 3 replicas, CPU of all nodes per I/O", most=30),
+    Goal("longest pause of acknowledgements when a member is killed", most=300),
+    Goal("longest pause of acknowledgements when a member is silent", most=2500),
+    Goal("take-over after the owner is killed", most=5),
+    Goal("CPU of three idle nodes with an attached volume", most=3),
 )
 
 
@@ -113,6 +123,16 @@ def verdict(goal: Goal, measure: Measure) -> Verdict:
         words.append(
             f"{over:.2f} × {name} (≥ {least:g})" + ("" if over >= least else f", {1 - over / least:.0%} short")
         )
+    if goal.most_over_raw is not None:
+        over = measure.over_raw
+        reached = reached and over is not None and over <= goal.most_over_raw
+        if over is None:
+            words.append(f"not compared with raw (≤ {goal.most_over_raw:g} ×)")
+        else:
+            words.append(
+                f"{over:.2f} × raw (≤ {goal.most_over_raw:g})"
+                + ("" if over <= goal.most_over_raw else f", {over / goal.most_over_raw - 1:.0%} too much")
+            )
     if goal.most_above_raw is not None:
         if measure.raw is None:
             reached = False

@@ -24,6 +24,9 @@ class Settings:
     idle_seconds: float = 30.0
     instruction_writes: int = 1_000
     reactors: int = 2  # of the node that is compared with one of a single reactor
+    cluster_span_bytes: int = 2 * GIB  # the same of a volume with replicas on several nodes of this machine
+    cluster_most_written_bytes: int = GIB
+    cluster_device_bytes: int = 8 * GIB  # of each node
     amplification_device_bytes: int = 8 * GIB
     amplification_times: float = 3.0  # overwrites this many times the capacity
 
@@ -41,6 +44,9 @@ QUICK: dict[str, int | float] = {
     "restart_log_bytes": GIB // 2,
     "idle_seconds": 5.0,
     "instruction_writes": 500,
+    "cluster_span_bytes": GIB // 4,
+    "cluster_most_written_bytes": GIB // 4,
+    "cluster_device_bytes": 2 * GIB,
     "amplification_device_bytes": GIB,
     "amplification_times": 1.0,
 }

@@ -20,6 +20,7 @@ WORKLOADS: Sequence[fio.Workload] = (
     *(fio.Workload("read", random=True, block_bytes=4096, depth=depth) for depth in (1, 32, 128)),
 )
 
+SERVER_CPU = ", CPU of the server per I/O"
 # The figures of a run: suffix to the workload's name, unit, and which direction is better.
 FIGURES: Sequence[tuple[str, str, Better]] = (
     ("", "IOPS", "more"),
@@ -27,16 +28,17 @@ FIGURES: Sequence[tuple[str, str, Better]] = (
     (", p50 latency", "µs", "less"),
     (", p99 latency", "µs", "less"),
     (", p99.9 latency", "µs", "less"),
-    (", CPU of the server per I/O", "µs", "less"),
+    (SERVER_CPU, "µs", "less"),
     (", CPU of fio per I/O", "µs", "less"),
 )
 
 
 @dataclass
 class Series:
-    """The completed runs of one workload: figures by target."""
+    """The completed runs of one workload: figures by target. suffix: of the measures' names, before the figure's."""
 
     workload: fio.Workload
+    suffix: str = ""
     runs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {suffix: {} for suffix, _, _ in FIGURES})
 
     def add(self, target: str, run: fio.Run, server_cpu_us: float | None) -> None:
@@ -49,7 +51,7 @@ class Series:
             ", CPU of fio per I/O": run.client_cpu_us_per_io,
         }
         if server_cpu_us is not None:
-            values[", CPU of the server per I/O"] = server_cpu_us / run.ios
+            values[SERVER_CPU] = server_cpu_us / run.ios
         for suffix, value in values.items():
             self.runs[suffix].setdefault(target, []).append(value)
 
@@ -58,7 +60,7 @@ class Series:
         for suffix, unit, better in FIGURES:
             if IOMESH in self.runs[suffix]:
                 unit = unit if self.workload.random or suffix else "MiB/s"
-                yield Measure.of_runs(self.workload.name + suffix, unit, better, self.runs[suffix])
+                yield Measure.of_runs(self.workload.name + self.suffix + suffix, unit, better, self.runs[suffix])
 
 
 def measure_speed(

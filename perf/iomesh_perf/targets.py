@@ -152,10 +152,11 @@ class Iomesh:
             return
         self._up_again()
 
+    def new_trial(self) -> Trial:
+        return Trial(self.directory, device_bytes=self.device_bytes, volume_bytes=self.size_bytes, prewrite=True)
+
     def _up(self) -> None:
-        self.trial = Trial(
-            self.directory, device_bytes=self.device_bytes, volume_bytes=self.size_bytes, prewrite=True
-        ).__enter__()
+        self.trial = self.new_trial().__enter__()
         self.precondition()
 
     def _up_again(self) -> None:

@@ -1,4 +1,5 @@
-"""A temporary iomesh, as created by `iomesh trial`: one node, one file-backed device, one volume served over NBD."""
+"""A temporary iomesh, as created by `iomesh trial`: nodes with one file-backed device each, and one volume served over
+NBD."""
 
 import contextlib
 import json
@@ -38,9 +39,12 @@ class Trial:
         map_cache_bytes: int | None = None,
         checkpoint_bytes: int | None = None,
         reactors: int | None = None,
+        nodes: int = 1,
+        replicas: int = 1,
     ) -> None:
         self.directory = directory
         self._up = ["--devices", "1", "--device-size", str(device_bytes), "--size", str(volume_bytes)]
+        self._up += ["--nodes", str(nodes), "--replicas", str(replicas)]
         if prewrite:
             self._up.append("--prewrite")
         if map_cache_bytes is not None:
@@ -49,8 +53,9 @@ class Trial:
             self._up += ["--checkpoint-bytes", str(checkpoint_bytes)]
         if reactors is not None:
             self._up += ["--reactors", str(reactors)]
-        self.pid = 0
-        self.control = ""
+        self.pids: dict[str, int] = {}  # of the nodes that run, by name
+        self.controls: dict[str, str] = {}
+        self.owner = ""
         self.uri = ""
         self.volume = ""
 
@@ -70,17 +75,37 @@ class Trial:
         else:
             self._down_quietly()
 
-    def crash(self) -> None:
-        """SIGKILL to the node."""
-        self._trial("kill")
+    @property
+    def pid(self) -> int:
+        """Of the node that serves the volume."""
+        return self.pids[self.owner]
 
-    def start(self) -> None:
-        self._learn(self._trial("start"))
+    @property
+    def control(self) -> str:
+        return self.controls[self.owner]
+
+    @property
+    def members(self) -> list[str]:
+        """The other nodes."""
+        return [name for name in self.controls if name != self.owner]
+
+    def crash(self, *names: str) -> None:
+        """SIGKILL to one node, or to all."""
+        self._trial("kill", *names)
+        for name in names or list(self.pids):
+            self.pids.pop(name, None)
+
+    def start(self, *names: str) -> None:
+        """Starts one node, or all that do not run; returns when they serve what they own."""
+        self._learn(self._trial("start", *names))
 
     def free_bytes(self) -> int:
-        """Free bytes of the device."""
-        devices = json.loads(iomesh("device", "list", "--json", "--address", self.control))
-        return sum(int(device["free_bytes"]) for device in devices["devices"])
+        """Free bytes of the device that has fewest."""
+        free = []
+        for control in self.controls.values():
+            devices = json.loads(iomesh("device", "list", "--json", "--address", control))
+            free.append(sum(int(device["free_bytes"]) for device in devices["devices"]))
+        return min(free)
 
     def make_volume(self, name: str, size_bytes: int) -> str:
         """Creates another volume beside the trial's own; returns its NBD URI."""
@@ -114,8 +139,10 @@ class Trial:
 
     def _learn(self, printed: str) -> None:
         state = json.loads(printed)
-        self.pid, self.control = int(state["nodes"][0]["pid"]), str(state["nodes"][0]["control"])
-        self.uri, self.volume = str(state["volumes"][0]["uri"]), str(state["volumes"][0]["name"])
+        self.pids = {node["name"]: int(node["pid"]) for node in state["nodes"] if node["pid"]}
+        self.controls = {node["name"]: str(node["control"]) for node in state["nodes"]}
+        volume = state["volumes"][0]
+        self.owner, self.uri, self.volume = str(volume["owner"]), str(volume["uri"]), str(volume["name"])
 
     def _down_quietly(self) -> None:
         with contextlib.suppress(TrialError, OSError):
