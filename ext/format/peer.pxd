@@ -18,6 +18,7 @@ cdef enum:
     LIST_ENTRIES_MAX = 512           # of one reply; the next page continues behind the last entry
     HEARTBEAT_ENTRIES_MAX = 256
     PAYLOAD_BYTES_MAX = READ_BLOCKS_MAX * 4096
+    BITMAP_BYTES = 2048              # COMPACT: a bit per block of the largest segment, 1: kept
 
 cdef extern from *:
     """
@@ -37,7 +38,7 @@ cdef enum PeerKind:
     PEER_LIST = 7                    # a volume's replicas on the device, from a segment number on
     PEER_FENCE = 8
     PEER_HEARTBEAT = 9               # of the node, with the states of its devices
-    PEER_COMPACT = 10                # reserved: answered with EOPNOTSUPP
+    PEER_COMPACT = 10                # a sealed replica, to the blocks of a bitmap
 
 cdef enum:                           # PeerRequest.flags
     PEER_FOOTER = 1                  # WRITE: the payload is a footer with its table
@@ -123,7 +124,7 @@ cdef void seal_request(PeerRequest*) noexcept nogil
 cdef void seal_reply(PeerReply*) noexcept nogil
 
 cdef inline bint kind_known(uint8_t kind) noexcept nogil:
-    return PEER_CREATE <= kind <= PEER_HEARTBEAT
+    return PEER_CREATE <= kind <= PEER_COMPACT
 
 # An error's number on the wire, and back. They are the protocol's own, not those of a machine's errno.h; an error that
 # has none is sent as EIO.

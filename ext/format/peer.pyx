@@ -109,6 +109,8 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
         if not 1 <= it.blocks <= WRITE_BLOCKS_MAX:
             return fault(b"it writes no block, or more than a record has")
         payload = it.blocks * BLOCK_BYTES
+    if it.kind == PEER_COMPACT:
+        payload = BITMAP_BYTES
     if it.kind == PEER_READ or it.kind == PEER_WRITE:
         if it.block >= SEGMENT_BLOCKS_MAX or it.blocks > SEGMENT_BLOCKS_MAX - it.block:
             return fault(b"its range ends beyond any segment")
@@ -131,7 +133,7 @@ cdef uint32_t fields_of(uint8_t kind) noexcept nogil:
         return replica | ITS_EPOCH | ITS_BLOCKS | ITS_FOOTER
     if kind == PEER_READ:
         return replica | ITS_BLOCK | ITS_BLOCKS
-    if kind == PEER_REMOVE:
+    if kind == PEER_REMOVE or kind == PEER_COMPACT:
         return replica | ITS_EPOCH
     if kind == PEER_LIST:
         return replica | ITS_BLOCKS

@@ -164,7 +164,7 @@ cdef class LocalMember(Member):
         store_discard_copy(<void*>self.store, self.reactor, replica)
 
     cdef int compact(
-        self, uint32_t segment, Replica** replica, const uint64_t* live, Throttle* throttle
+        self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle
     ) noexcept nogil:
         cdef Replica* old = replica[0]
         cdef int error = 0

@@ -105,7 +105,7 @@ cdef class Member:                   # of one log's replica sets
     cdef void discard(self, uint32_t segment, Replica* replica) noexcept nogil
     # Rewrites a sealed copy without its dead blocks, and frees the old one: `replica` is the new one then.
     cdef int compact(
-        self, uint32_t segment, Replica** replica, const uint64_t* live, Throttle* throttle
+        self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle
     ) noexcept nogil
     # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil

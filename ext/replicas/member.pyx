@@ -129,7 +129,7 @@ cdef class Member:
         invariant(False, b"a member implements discard")
 
     cdef int compact(
-        self, uint32_t segment, Replica** replica, const uint64_t* live, Throttle* throttle
+        self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle
     ) noexcept nogil:
         invariant(False, b"a member implements compact")
         return 0

@@ -139,6 +139,16 @@ cdef class Peer:                     # Peer(reactor)
     cdef void remove(
         self, PeerCall* call, uint32_t device, const uint8_t* volume, uint32_t segment, uint64_t epoch
     ) noexcept nogil
+    # live: as of Store.compact(); it must not change until the call is done.
+    cdef void compact(
+        self,
+        PeerCall* call,
+        uint32_t device,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        const uint64_t* live,
+    ) noexcept nogil
     # The volume's replicas on the device with this segment number or a higher one, ascending, at most `room` (1 to
     # LIST_ENTRIES_MAX) of them.
     cdef void list(

@@ -35,7 +35,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
-    ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_FOOTER, PEER_HEARTBEAT,
+    BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_FOOTER, PEER_HEARTBEAT,
     PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica,
     PeerReply, PeerRequest, reply_fault, request_fault, seal_request, status_error)
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
@@ -233,6 +233,22 @@ cdef class Peer:
         cdef PeerRequest* frame = <PeerRequest*>call.item.header
         self.prepare(call, PEER_REMOVE, device, volume, segment)
         frame.epoch = epoch
+        self.submit(call)
+
+    cdef void compact(
+        self,
+        PeerCall* call,
+        uint32_t device,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        const uint64_t* live,
+    ) noexcept nogil:
+        cdef PeerRequest* frame = <PeerRequest*>call.item.header
+        self.prepare(call, PEER_COMPACT, device, volume, segment)
+        frame.epoch = epoch
+        call.item.data = <const char*>live
+        call.item.data_bytes = call.cost = frame.payload_bytes = BITMAP_BYTES
         self.submit(call)
 
     cdef void list(

@@ -22,6 +22,7 @@ from iomesh.engine.format.peer cimport DEVICE_WORKS, LIST_ENTRIES_MAX, READ_BLOC
 from iomesh.engine.replicas.member cimport COPIES_MAX, Member, Piece, Transfer, transfer_call_step
 from iomesh.engine.replicas.peer cimport PeerCall
 from iomesh.engine.replicas.remote_node cimport RemoteNode
+from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.store cimport Replica
 
 cdef extern from "<errno.h>" nogil:
@@ -170,6 +171,14 @@ cdef class RemoteMember(Member):
             count -= piece
             into = <char*>into + <size_t>piece * BLOCK_BYTES
         return result
+
+    cdef int compact(
+        self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle
+    ) noexcept nogil:
+        cdef PeerCall call
+        waited(&call.operation)
+        self.remote.peer.compact(&call, self.device_number, self.volume, segment, epoch, live)
+        return self.ended(&call)
 
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil:
         return 0                                         # none is on this node

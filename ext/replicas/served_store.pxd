@@ -60,7 +60,8 @@ cdef class ServedStore:              # ServedStore(store, bitmaps): an open stor
     cdef int write_refusal(self, const PeerRequest* frame, const Replica* replica) noexcept nogil
     cdef void write_on(self, StoreRequest* request) noexcept nogil
     cdef void read_on(self, StoreRequest* request) noexcept nogil
-    cdef int change(self, const PeerRequest* frame) noexcept nogil
+    cdef int change(self, const StoreRequest* request) noexcept nogil
+    cdef int compact(self, Replica* replica, const uint64_t* live) noexcept nogil
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil
     cdef int list(self, StoreRequest* request) noexcept nogil
     cdef void state_into(self, StoreRequest* request) noexcept nogil

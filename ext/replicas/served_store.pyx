@@ -2,14 +2,14 @@
 # is the one place that knows which are under way.
 #
 #     begin --> waiting --> under way --> finished         READ and WRITE: device operations, one after the other
-#         '----------------^                               CREATE, SEAL, REMOVE, FENCE: a task
+#         '----------------^                               CREATE, SEAL, REMOVE, COMPACT, FENCE: a task
 #                                                          FLUSH: the device's flusher. LIST, HEARTBEAT: at once
 #
 # Always true:
 #   - a request waits for earlier ones (under way or waiting) that it must not overtake, and for nothing else:
-#       CREATE, SEAL, REMOVE and any other request for the same replica wait for each other;
+#       CREATE, SEAL, REMOVE, COMPACT and any other request for the same replica wait for each other;
 #       WRITEs to the same blocks wait for each other;
-#       FENCE and any CREATE, WRITE, SEAL, REMOVE or FENCE of the same volume wait for each other.
+#       FENCE and any CREATE, WRITE, SEAL, REMOVE, COMPACT or FENCE of the same volume wait for each other.
 #     So a replica is sealed or removed when no request uses it, and a fence is answered when no write from before it is
 #     under way;
 #   - whether a WRITE is allowed is decided when it leaves for the device, not when it arrives: one that waited behind a
@@ -32,7 +32,7 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.task cimport start
 from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED
 from iomesh.engine.format.peer cimport (
-    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_HEARTBEAT, PEER_LIST,
+    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_HEARTBEAT, PEER_LIST,
     PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest)
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.store.directory cimport Replica, replica_offset
@@ -244,8 +244,9 @@ cdef class ServedStore:
 
     # ------------------------------------------------------------------ changes, in a task
 
-    cdef int change(self, const PeerRequest* frame) noexcept nogil:
-        """CREATE, SEAL, REMOVE, FENCE: 0 once it is durable, or a negative errno."""
+    cdef int change(self, const StoreRequest* request) noexcept nogil:
+        """CREATE, SEAL, REMOVE, COMPACT, FENCE: 0 once it is durable, or a negative errno."""
+        cdef const PeerRequest* frame = &request.frame
         cdef Replica* replica
         cdef int error = 0
         if frame.kind == PEER_FENCE:
@@ -278,7 +279,18 @@ cdef class ServedStore:
             if error == 0:
                 release(replica)                         # no request uses it, and no volume of this node
             return error
+        if frame.kind == PEER_COMPACT:
+            return self.compact(replica, <const uint64_t*>request.buffer)
         return self.seal(frame, replica)
+
+    cdef int compact(self, Replica* replica, const uint64_t* live) noexcept nogil:
+        cdef int error = 0
+        if replica.state != SEGMENT_SEALED or replica.footer_block == 0:
+            return -EINVAL
+        if self.store.compact(replica, live, NULL, &error) is NULL:
+            return error
+        self.store.retire(replica)                       # no request reads it: they wait for this one
+        return 0
 
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil:
         if replica.state == SEGMENT_SEALED and replica.blocks == frame.blocks and \
@@ -405,7 +417,7 @@ cdef void flush_done(Operation* operation) noexcept nogil:
 
 cdef int64_t change_body(void* argument) noexcept nogil:
     cdef StoreRequest* request = <StoreRequest*>argument
-    return (<ServedStore>request.served).change(&request.frame)
+    return (<ServedStore>request.served).change(request)
 
 
 cdef void change_done(Operation* operation) noexcept nogil:

@@ -546,6 +546,14 @@ cdef class Caller:
         self.peer.remove(&call.call, device, sixteen(volume), segment, epoch)
         return call
 
+    def compact(self, uint32_t device, bytes volume, uint32_t segment, blocks, *, uint64_t epoch=1) -> Call:
+        cdef Call call = self.new(2048)
+        memset(call.memory, 0, 2048)
+        for block in blocks:
+            call.memory[block // 8] |= <char>(1 << block % 8)
+        self.peer.compact(&call.call, device, sixteen(volume), segment, epoch, <uint64_t*>call.memory)
+        return call
+
     def list(self, uint32_t device, bytes volume, uint32_t first_segment=0, uint32_t room=512) -> Call:
         cdef Call call = self.new(room * sizeof(ListedReplica))
         self.peer.list(&call.call, device, sixteen(volume), first_segment, <ListedReplica*>call.memory, room)

@@ -406,9 +406,13 @@ cdef class Cleaner:
     cdef int compact(self, Plan* plan, Throttle* throttle) noexcept nogil:
         cdef Segment* segment = plan.segment
         cdef void* member = self.volume.log.open_segments.member_of(segment)
-        cdef int error = (<Member>member).compact(segment.number, &segment.replica, plan.words, throttle)
+        cdef uint64_t epoch = self.volume.log.epoch
+        cdef int i, error = (<Member>member).compact(segment.number, epoch, &segment.replica, plan.words, throttle)
         if error:
             return error
+        for i in range(segment.copy_count):              # one that is not compacted takes more space, no more
+            member = self.volume.log.open_segments.members[segment.copies[i]]
+            (<Member>member).compact(segment.number, epoch, NULL, plan.words, throttle)
         count(self.volume, SEGMENTS_COMPACTED, 1)
         count(self.volume, COMPACTION_BYTES, <uint64_t>(segment.replica.live + BITMAP_COPIES) * BLOCK_BYTES)
         if self.volume.log.open_segments.no_space:

@@ -241,6 +241,26 @@ def test_a_compacted_replica_is_read_by_the_same_addresses(it: Pair) -> None:
     assert (listed(entries)[0]["blocks"], listed(entries)[0]["live"]) == (43, live)
 
 
+def test_an_owner_compacts_a_copy(it: Pair) -> None:
+    payload = [block_of(number) for number in range(40)]
+    it.done(it.owner.create(DEVICE, V, 1))
+    it.done(it.owner.write(DEVICE, V, 1, 0, record(1, 0, payload)))
+    assert it.done(it.owner.compact(DEVICE, V, 1, [3])) == [-errno.EINVAL], "it is open"
+    it.done(it.owner.write(DEVICE, V, 1, 41, footer(1, [40]), footer=True))
+    it.done(it.owner.seal(DEVICE, V, 1, 43, 41))
+    assert it.done(it.owner.compact(DEVICE, V, 2, [3])) == [-errno.ENOENT]
+    assert it.done(it.owner.fence(DEVICE, V, 5)) == [0]
+    assert it.done(it.owner.compact(DEVICE, V, 1, [3], epoch=4)) == [-errno.ESTALE]
+    compact, read = it.owner.compact(DEVICE, V, 1, [3, 40], epoch=5), it.owner.read(DEVICE, V, 1, 3)
+    assert it.done(compact, read) == [0, 0]
+    assert read.data == payload[2]
+    assert it.holder.replicas(DEVICE)[V, 1][0] == "compacted"
+    assert it.done(it.owner.read(DEVICE, V, 1, 4), it.owner.read(DEVICE, V, 1, 40)) == [-errno.ENOENT, 0]
+    assert it.done(it.owner.compact(DEVICE, V, 1, [3, 4], epoch=5)) == [-errno.EUCLEAN], "4 was left out"
+    assert it.done(it.owner.compact(DEVICE, V, 1, [40], epoch=5)) == [0]
+    assert it.done(it.owner.read(DEVICE, V, 1, 40), it.owner.read(DEVICE, V, 1, 3)) == [0, -errno.ENOENT]
+
+
 def test_a_read_beyond_a_segment_s_end_finds_nothing(it: Pair) -> None:
     it.done(it.owner.create(DEVICE, V, 1, blocks=100))
     it.done(it.owner.seal(DEVICE, V, 1, 50))
