@@ -98,7 +98,7 @@ SPACE_EVENTS = {EVENT_TIGHT: "tight", EVENT_NO_SPACE: "no_space", EVENT_REFUSED:
 HISTOGRAM_NAMES = ("read_latency", "write_latency", "flush_latency")
 COUNTER_NAMES = (
     "reads", "read_bytes", "writes", "written_bytes", "flushes", "trims", "trimmed_bytes", "zeroes", "zeroed_bytes",
-    "read_errors", "write_errors", "checksum_errors", "no_space_errors",
+    "read_errors", "write_errors", "checksum_errors", "blocks_repaired", "no_space_errors",
     "records", "record_bytes", "data_blocks", "map_blocks", "table_blocks", "merges",
     "segments_sealed", "segments_removed", "checkpoints", "device_flushes",
     "segments_compacted", "compaction_bytes", "segments_evacuated", "evacuated_bytes")

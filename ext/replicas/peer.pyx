@@ -35,9 +35,10 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
-    BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_FOOTER, PEER_HEARTBEAT,
-    PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica,
-    PeerReply, PeerRequest, reply_fault, request_fault, seal_request, status_error)
+    BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
+    PEER_FOOTER, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_URGENT, PEER_WRITE,
+    DeviceState, ListedReplica, PeerReply, PeerRequest, reply_fault, request_fault, seal_request, status_error
+)
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 
 cdef enum:

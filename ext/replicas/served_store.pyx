@@ -32,8 +32,9 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.task cimport start
 from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED
 from iomesh.engine.format.peer cimport (
-    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_HEARTBEAT, PEER_LIST,
-    PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest)
+    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_HEARTBEAT,
+    PEER_LIST, PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest
+)
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.store.directory cimport Replica, replica_offset
 from iomesh.engine.store.store cimport Store

@@ -1,6 +1,7 @@
 # The copies of a volume's segments on other nodes. See volume/copies.pyx.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from iomesh.engine.format.layout cimport RecordHeader
 from iomesh.engine.format.peer cimport ListedReplica
 from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX
 from iomesh.engine.store.store cimport Replica
@@ -14,7 +15,7 @@ cdef struct Fragment:                # as the metadata service has it
 cdef struct Copy:                    # a replica on another node
     ListedReplica replica
     uint16_t member
-    uint32_t common                  # blocks from the segment's beginning on that are the same here, as far as compared
+    uint32_t common                  # blocks from the segment's beginning on whose records it has
     bint matches                     # it has all that the replica here has
 
 cdef class Copies:                   # Copies(volume, fragments)
@@ -39,10 +40,10 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef int fetch_missing(
         self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner
     ) noexcept nogil
-    # An open replica of this node that may lack what a power cut took gets it from another member.
-    cdef int complete(self, Replica* replica, uint16_t member) noexcept nogil
-    # Compares `end` blocks of an open replica with its copies: how many of them all copies have that can be relied on.
-    cdef uint32_t common(self, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
+    # A replica of this node gets what it lacks of the records in its copies, and how far each copy is the same is noted.
+    cdef int merge(self, Replica* replica, uint16_t member) noexcept nogil
+    # How many of the first `end` blocks all reliable copies have, as merge() found.
+    cdef uint32_t common(self, const Replica* replica, uint32_t end) noexcept nogil
     # The replica is sealed and has records up to block `end`: its copies that have them are sealed, too.
     cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil
     # Records end before this one in segments of this fragment; ~0: they do not.
@@ -57,7 +58,24 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef bint is_answered(self, const Fragment* fragment) noexcept nogil
     cdef bint all_answered(self, uint32_t fragment) noexcept nogil
     cdef int read(self, const Copy* copy, uint32_t block, uint32_t blocks, char* into) noexcept nogil
-    cdef uint32_t compare(self, const Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
+    cdef int merge_one(self, Copy* copy, Replica* replica, uint16_t member) noexcept nogil
+    cdef int read_both(
+        self,
+        const Copy* copy,
+        Replica* replica,
+        uint16_t member,
+        uint32_t block,
+        uint32_t blocks,
+        char* here,
+        char* there,
+    ) noexcept nogil
+    cdef uint32_t record_at(
+        self, const Replica* replica, uint32_t block, uint32_t end, const char* here, const char* there
+    ) noexcept nogil
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block) noexcept nogil
+    cdef int mend(
+        self, Replica* replica, uint16_t member, uint32_t block, uint32_t length, char* here, const char* there
+    ) noexcept nogil
     cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b) noexcept nogil
 
 # In a task: a member of another node is back. What it has of the volume's sealed segments counts as copies again; what

@@ -12,17 +12,18 @@
 #
 # Called by volume/recovery.pyx, and by a command when a node is back.
 
-from libc.errno cimport EHOSTUNREACH, ENOENT, ENOMEM, ESTALE
+from libc.errno cimport EHOSTUNREACH, ENOENT, ENOMEM, ESTALE, ETIMEDOUT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
 from libc.string cimport memcmp, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
+from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport start, wait, waited
-from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_SEALED
+from iomesh.engine.format.layout cimport BLOCK_BYTES, KIND_ZERO, SEGMENT_SEALED, RecordHeader, record_fault
 from iomesh.engine.format.peer cimport LISTED_DOUBTFUL, ListedReplica
 from iomesh.engine.log.open_segments cimport FOR_SPACE
 from iomesh.engine.map.segment_table cimport Segment
@@ -31,6 +32,7 @@ from iomesh.engine.store.store cimport Replica
 
 cdef enum:
     PIECE_BLOCKS = 256               # read from another node at once
+    WINDOW_BLOCKS = 512              # compared at once: two whole records at least
 
 
 cdef struct Fencing:                 # of one member
@@ -269,76 +271,150 @@ cdef class Copies:
         self.fetched += 1
         return 0
 
-    cdef int complete(self, Replica* replica, uint16_t member) noexcept nogil:
+    # ------------------------------------------------------------------ what both have
+
+    cdef int merge(self, Replica* replica, uint16_t member) noexcept nogil:
+        """Gets the records that reliable copies have, and this replica has not or has lost. Notes how far each copy has
+        the same. An open replica that is doubtful needs one that is not, unless all members answer."""
         cdef Copy* copy = self.first_of(replica.segment)
-        cdef char* buffer
-        cdef uint32_t block = 0, piece, end
-        cdef int result = 0
-        if not (<Member>self.volume.log.open_segments.members[member]).is_doubtful(replica):
-            return 0
+        cdef bint relied_on = False
+        cdef int result
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            if copy.replica.epoch == replica.epoch and not copy.replica.flags & LISTED_DOUBTFUL:
-                break
+            if copy.replica.epoch == replica.epoch:
+                relied_on = relied_on or not copy.replica.flags & LISTED_DOUBTFUL
+                result = self.merge_one(copy, replica, member)
+                if result < 0:
+                    return self.fail(-result, b"segment %lu cannot be compared with its copies", replica.segment, 0)
             copy += 1
-        if copy is NULL or copy == self.all + self.count or copy.replica.segment != replica.segment:
-            if self.all_answered(replica.fragment):
-                return 0                                 # all members had a power cut
+        if (
+            not relied_on
+            and (<Member>self.volume.log.open_segments.members[member]).is_doubtful(replica)
+            and not self.all_answered(replica.fragment)
+        ):
             return self.fail(
                 EHOSTUNREACH,
                 b"this node had a power cut and may lack acknowledged writes in segment %lu, and the other members of "
                 b"its replica set do not answer: start their nodes",
                 replica.segment, 0
             )
-        buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
-        if buffer is NULL:
-            return self.fail(ENOMEM, b"no memory to complete segment %lu", replica.segment, 0)
-        end = min(replica.blocks, copy.replica.blocks)
-        while result == 0 and block < end:
-            piece = min(<uint32_t>PIECE_BLOCKS, end - block)
-            result = self.read(copy, block, piece, buffer)
-            if result == 0:
-                result = (<Member>self.volume.log.open_segments.members[member]).fill(
-                    replica.segment, replica, block, piece, buffer
-                )
-            block += piece
-            self.fetched_bytes += <uint64_t>piece * BLOCK_BYTES
-        self.volume.io.release(buffer)
-        if result < 0:
-            return self.fail(-result, b"segment %lu cannot be completed from another node", replica.segment, 0)
         return 0
 
-    # ------------------------------------------------------------------ which copies have the same
-
-    cdef uint32_t common(self, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
-        cdef Copy* copy = self.first_of(replica.segment)
-        cdef uint32_t least = end
-        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            if copy.replica.epoch == replica.epoch:
-                copy.common = self.compare(copy, replica, member, end)
-                if not copy.replica.flags & LISTED_DOUBTFUL and not planted(b"longest_not_common"):
-                    least = min(least, copy.common)
-            copy += 1
-        return least
-
-    cdef uint32_t compare(self, const Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
-        cdef char* here = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
-        cdef char* there = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
-        cdef uint32_t block = 0, piece = 0, i = 0
-        while here is not NULL and there is not NULL and i == piece and block < min(end, copy.replica.blocks):
-            piece = min(<uint32_t>PIECE_BLOCKS, min(end, copy.replica.blocks) - block)
-            i = 0
-            if (
-                (<Member>self.volume.log.open_segments.members[member]).read(
-                    replica.segment, replica, block, piece, here
-                ) == 0
-                and self.read(copy, block, piece, there) == 0
-            ):
-                while i < piece and is_equal(here, there, i):
-                    i += 1
-            block += i
+    cdef int merge_one(self, Copy* copy, Replica* replica, uint16_t member) noexcept nogil:
+        cdef char* here = <char*>allocate_aligned(WINDOW_BLOCKS * BLOCK_BYTES)
+        cdef char* there = <char*>allocate_aligned(WINDOW_BLOCKS * BLOCK_BYTES)
+        cdef uint32_t limit = min(replica.blocks, copy.replica.blocks), block = 0, base = 0, held = 0, length = 1
+        cdef int result = 0 if here is not NULL and there is not NULL else -ENOMEM
+        while result == 0 and length and block < limit:
+            if block + length > base + held or held == 0:
+                base, held = block, min(<uint32_t>WINDOW_BLOCKS, limit - block)
+                result = self.read_both(copy, replica, member, base, held, here, there)
+                if result < 0:
+                    break
+            length = self.record_at(
+                replica, block, base + held, here + <size_t>(block - base) * BLOCK_BYTES,
+                there + <size_t>(block - base) * BLOCK_BYTES
+            )
+            if length > 1 and block + length > base + held and base < block:
+                continue                                 # the window moves on
+            if length == 0 or block + length > base + held:
+                break
+            result = self.mend(
+                replica, member, block, length, here + <size_t>(block - base) * BLOCK_BYTES,
+                there + <size_t>(block - base) * BLOCK_BYTES
+            )
+            if result > 0:                               # the copy lacks a part of it
+                result = 0
+                break
+            block += length
+            length = 1
+        copy.common = block
         self.volume.io.release(here)
         self.volume.io.release(there)
-        return block
+        return result
+
+    cdef int read_both(
+        self,
+        const Copy* copy,
+        Replica* replica,
+        uint16_t member,
+        uint32_t block,
+        uint32_t blocks,
+        char* here,
+        char* there,
+    ) noexcept nogil:
+        """A block that cannot be read here is one that is not there: zeros."""
+        cdef void* local = self.volume.log.open_segments.members[member]
+        cdef uint32_t i, piece = 0
+        cdef int result = 0
+        if (<Member>local).read(replica.segment, replica, block, blocks, here) < 0:
+            for i in range(blocks):
+                result = (<Member>local).read(replica.segment, replica, block + i, 1, here + <size_t>i * BLOCK_BYTES)
+                if result == -ETIMEDOUT:
+                    return result
+                if result < 0:
+                    memset(here + <size_t>i * BLOCK_BYTES, 0, BLOCK_BYTES)
+        result = 0
+        while result == 0 and piece < blocks:
+            result = self.read(
+                copy, block + piece, min(blocks - piece, <uint32_t>PIECE_BLOCKS), there + <size_t>piece * BLOCK_BYTES
+            )
+            piece += PIECE_BLOCKS
+        return result
+
+    cdef uint32_t record_at(
+        self, const Replica* replica, uint32_t block, uint32_t end, const char* here, const char* there
+    ) noexcept nogil:
+        """Blocks of the record that one of both has here; 0: neither has one."""
+        cdef const RecordHeader* header = <const RecordHeader*>here
+        if self.is_of(header, replica, block):
+            return 1 + header.payload_blocks
+        header = <const RecordHeader*>there
+        return 1 + header.payload_blocks if self.is_of(header, replica, block) else 0
+
+    cdef bint is_of(self, const RecordHeader* header, const Replica* replica, uint32_t block) noexcept nogil:
+        return (
+            header.epoch == replica.epoch
+            and record_fault(header, self.volume.log.volume, replica.segment, block, replica.blocks).words is NULL
+            and block + 1 + header.payload_blocks <= replica.blocks
+        )
+
+    cdef int mend(
+        self, Replica* replica, uint16_t member, uint32_t block, uint32_t length, char* here, const char* there
+    ) noexcept nogil:
+        """Gets the blocks of a record that are wrong here. 1: the copy has not all of the record; 0; or a negative
+        errno."""
+        cdef const RecordHeader* header = <const RecordHeader*>there
+        cdef uint32_t i, k = 0
+        cdef bint differs = memcmp(here, there, BLOCK_BYTES) != 0
+        if not self.is_of(header, replica, block) or <uint32_t>1 + header.payload_blocks != length:
+            return 1
+        for i in range(header.entry_count):
+            if header.entries[i].kind == KIND_ZERO:
+                continue
+            k += 1
+            if crc32c(there + <size_t>k * BLOCK_BYTES, BLOCK_BYTES) != header.entries[i].crc:
+                return 1
+            differs = differs or memcmp(
+                here + <size_t>k * BLOCK_BYTES, there + <size_t>k * BLOCK_BYTES, BLOCK_BYTES
+            ) != 0
+        if not differs:
+            return 0
+        self.fetched_bytes += <uint64_t>length * BLOCK_BYTES
+        return (<Member>self.volume.log.open_segments.members[member]).fill(
+            replica.segment, replica, block, length, there
+        )
+
+    cdef uint32_t common(self, const Replica* replica, uint32_t end) noexcept nogil:
+        cdef const Copy* copy = self.first_of(replica.segment)
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
+            if (
+                copy.replica.epoch == replica.epoch
+                and not copy.replica.flags & LISTED_DOUBTFUL
+                and not planted(b"longest_not_common")
+            ):
+                end = min(end, copy.common)
+            copy += 1
+        return end
 
     cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil:
         cdef Copy* copy = self.first_of(replica.segment)
@@ -401,10 +477,6 @@ cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:
             result = (<Member>there).remove(listed[i].segment, volume.log.epoch, NULL)
     release(listed)
     return result
-
-
-cdef inline bint is_equal(const char* one, const char* other, uint32_t block) noexcept nogil:
-    return memcmp(one + <size_t>block * BLOCK_BYTES, other + <size_t>block * BLOCK_BYTES, BLOCK_BYTES) == 0
 
 
 cdef bint has_copy(const Segment* segment, uint16_t member) noexcept nogil:

@@ -20,13 +20,14 @@ from libc.string cimport memcpy, memset
 
 from iomesh.engine.store.bitmaps cimport place_of
 from iomesh.engine.base.checksum cimport crc32c
-from iomesh.engine.base.counters cimport CHECKSUM_ERRORS, READ_ERRORS
+from iomesh.engine.base.counters cimport BLOCKS_REPAIRED, CHECKSUM_ERRORS, READ_ERRORS
+from iomesh.engine.log.repair cimport read_copy
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES, NODE_POINTERS, POINTER_PRESENT, Pointer
 from iomesh.engine.map.map cimport ABSENT, Map, Node
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.base.task cimport join, wake_one
+from iomesh.engine.base.task cimport join, start, wake_one
 
 
 cdef enum:
@@ -173,15 +174,49 @@ cdef class Reader:
     cdef void run_done(self, Run* run, int result) noexcept nogil:
         cdef Read* read = run.read
         cdef uint32_t i
-        if result < 0:
+        cdef bint mend = False
+        if result < 0 and result != -ETIMEDOUT and self.has_copies(run):
+            mend = True
+        elif result < 0:
             read.error = EIO if result == -ETIMEDOUT else -result
         else:
             for i in range(run.first, run.first + run.count):
                 if crc32c(read.into + i * BLOCK_BYTES, BLOCK_BYTES) != read.pointers[i].crc:
                     if read.attempts == 0 or overtaken(self, run):
                         read.again = True
+                    elif self.has_copies(run):
+                        mend = True
                     else:
                         self.lost(read, i)
+        if mend and not read.again:
+            start(mend_body, run, NULL)
+        else:
+            self.run_over(run)
+
+    cdef bint has_copies(self, const Run* run) noexcept nogil:
+        cdef const Segment* segment
+        if self.open_segments is None:
+            return False
+        segment = self.segments.find(run.read.pointers[run.first].segment)
+        return segment is not NULL and segment.copy_count > 0
+
+    cdef void mend(self, Run* run) noexcept nogil:
+        """In a task: gets what this node has lost from copies on other nodes."""
+        cdef Read* read = run.read
+        cdef char* into
+        cdef uint32_t i
+        for i in range(run.first, run.first + run.count):
+            into = read.into + i * BLOCK_BYTES
+            if crc32c(into, BLOCK_BYTES) == read.pointers[i].crc:
+                continue
+            if read_copy(self.open_segments, read.pointers[i], into) < 0:
+                self.lost(read, i)
+            else:
+                self.counters[BLOCKS_REPAIRED] += 1
+        self.run_over(run)
+
+    cdef void run_over(self, Run* run) noexcept nogil:
+        cdef Read* read = run.read
         run.next = self.free_runs
         self.free_runs = run
         self.free_count += 1
@@ -239,6 +274,11 @@ cdef bint overtaken(Reader reader, const Run* run) noexcept nogil:
 cdef void look_up_again(Operation* operation) noexcept nogil:
     cdef Read* read = <Read*>operation.owner
     (<Reader>read.volume).look_up_again(read, operation.result)
+
+
+cdef int64_t mend_body(void* run) noexcept nogil:
+    (<Reader>(<Run*>run).operation.owner).mend(<Run*>run)
+    return 0
 
 
 cdef void look_up_under_lease(Operation* operation) noexcept nogil:

@@ -121,8 +121,13 @@ cdef class Recovery(LogScan):
         if result == 1:
             result = self.list_again()
         for i in range(self.scan_count):
-            if result == 0 and self.scans[i].replica.state == SEGMENT_OPEN and not planted(b"doubtful_trusted"):
-                result = self.copies.complete(self.scans[i].replica, self.scans[i].member)
+            if (
+                result == 0
+                and (self.scans[i].replica.state == SEGMENT_OPEN or self.copies.has_open(self.scans[i].replica.segment))
+                and self.scans[i].replica.live == 0
+                and not planted(b"doubtful_trusted")
+            ):
+                result = self.copies.merge(self.scans[i].replica, self.scans[i].member)
         if result < 0 and self.reason[0] == 0:
             snprintf(self.reason, sizeof(self.reason), b"%s", self.copies.reason)
         return result
@@ -152,7 +157,7 @@ cdef class Recovery(LogScan):
             if scan.replica.state != SEGMENT_OPEN:
                 continue
             scan.end = record_end(scan)
-            common = self.copies.common(scan.replica, scan.member, scan.end)
+            common = self.copies.common(scan.replica, scan.end)
             while scan.record_count and record_end(scan) > common:
                 scan.record_count -= 1
                 scan.dropped += 1
@@ -167,8 +172,6 @@ cdef class Recovery(LogScan):
             if self.scans[i].useless:
                 continue
             end = replica.footer_block if replica.footer_block else replica.blocks
-            if self.copies.has_open(replica.segment):
-                self.copies.common(replica, self.scans[i].member, end)
             self.copies.seal(replica, end)
 
     cdef int await_fragment(self) noexcept nogil:
@@ -423,6 +426,13 @@ cdef class Recovery(LogScan):
                 result = self.scan_headers(scan)
             if result < 0:
                 return result
+            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block and self.copies is not None:
+                result = self.copies.merge(scan.replica, scan.member)    # gets the headers that are damaged
+                scan.record_count = scan.entry_count = 0
+                if result == 0:
+                    result = self.scan_headers(scan)
+                if result < 0:
+                    return result
             if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block:    # all of it was stable
                 return self.fail(
                     EUCLEAN,

@@ -54,6 +54,7 @@ cdef class Volume:
         if log is None:
             return
         self.reader.serving = log.serving
+        self.reader.open_segments = log.open_segments
         self.snapshots = SnapshotTable()
         self.walk = Walk(reactor.io, segments)
         self.walk.no_space = &log.open_segments.no_space

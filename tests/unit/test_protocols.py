@@ -45,9 +45,7 @@ def test_every_status_is_documented_with_its_error() -> None:
 
 
 def test_every_kind_is_documented_with_its_number() -> None:
-    assert {name.lower(): int(number) for number, name in KIND.findall(PAGE)} == {
-        name: number for name, number in KINDS.items()
-    }
+    assert {name.lower(): int(number) for number, name in KIND.findall(PAGE)} == dict(KINDS.items())
 
 
 def test_the_credits_of_a_server_are_documented() -> None:
