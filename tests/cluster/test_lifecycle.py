@@ -199,9 +199,13 @@ async def test_a_volume_that_another_node_owns_is_left_to_it(node: Daemon) -> No
     node.start()
     async with node.client() as client:
         assert (await client.status()).ready
-        assert [(volume.name, volume.state) for volume in await client.volumes()] == [("mine", VolumeState.SERVING)]
-        elsewhere = "this node has no volume 'theirs': when it started, node node-b owned it; name that node's address"
-        for refused in (client.volume("theirs"), client.export_volume("theirs"), client.delete_volume("theirs")):
+        mine, theirs = await client.volumes()
+        assert (mine.name, mine.state) == ("mine", VolumeState.SERVING)
+        assert (theirs.name, theirs.state, theirs.owner) == ("theirs", VolumeState.ELSEWHERE, "node-b")
+        assert theirs.reason == "its owner, node node-b, does not run"
+        assert await client.volume("theirs") == theirs
+        elsewhere = "this node has no volume 'theirs': node node-b owns it; name that node's address"
+        for refused in (client.export_volume("theirs"), client.delete_volume("theirs")):
             with pytest.raises(NotFound) as raised:
                 await refused
             assert raised.value.message == elsewhere

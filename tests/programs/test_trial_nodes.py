@@ -104,7 +104,8 @@ def test_three_nodes_from_up_to_down(cluster: Cluster) -> None:
     assert again["nodes"][0] == a and again["nodes"][2] == c and alive(again["nodes"][1]["pid"])
     assert again["recovered"] == [], "it has no volume"
     assert cluster.ask("status", address=b["control"])["health"] == "ready"
-    assert cluster.ask("volume", "list", address=b["control"])["volumes"] == []
+    (theirs,) = cluster.ask("volume", "list", address=b["control"])["volumes"]
+    assert (theirs["name"], theirs["state"], theirs["owner"]) == ("trial", "elsewhere", "a")
 
     paused = cluster("pause", "a")
     assert paused["nodes"][0] == {**a, "state": "paused"}

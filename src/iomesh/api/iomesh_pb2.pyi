@@ -63,6 +63,8 @@ class _VolumeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VolumeSta
     VOLUME_STATE_DELETING: _VolumeState.ValueType  # 4
     VOLUME_STATE_READ_ONLY: _VolumeState.ValueType  # 5
     """reads are served, all writes fail; reason says why"""
+    VOLUME_STATE_ELSEWHERE: _VolumeState.ValueType  # 6
+    """another node owns it; what that node does with it, it says itself"""
 
 class VolumeState(_VolumeState, metaclass=_VolumeStateEnumTypeWrapper): ...
 
@@ -75,6 +77,8 @@ VOLUME_STATE_FAILED: VolumeState.ValueType  # 3
 VOLUME_STATE_DELETING: VolumeState.ValueType  # 4
 VOLUME_STATE_READ_ONLY: VolumeState.ValueType  # 5
 """reads are served, all writes fail; reason says why"""
+VOLUME_STATE_ELSEWHERE: VolumeState.ValueType  # 6
+"""another node owns it; what that node does with it, it says itself"""
 Global___VolumeState: _TypeAlias = VolumeState  # noqa: Y015
 
 class _NodeState:
@@ -298,6 +302,7 @@ class Volume(_message.Message):
     WINDOW_FROM_FIELD_NUMBER: _builtins.int
     FLATTENING_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    REPLICA_NODES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -344,6 +349,10 @@ class Volume(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what it goes on without, such as an answer of the metadata service"""
 
+    @_builtins.property
+    def replica_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that keep what is written now, as the metadata service has it, of policy.replicas that are"""
+
     def __init__(
         self,
         *,
@@ -371,10 +380,11 @@ class Volume(_message.Message):
         window_from: _timestamp_pb2.Timestamp | None = ...,
         flattening: Global___Flattening | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        replica_nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "flattening", b"flattening", "policy", b"policy", "space", b"space", "window_from", b"window_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "exports", b"exports", "flattening", b"flattening", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "exports", b"exports", "flattening", b"flattening", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "replica_nodes", b"replica_nodes", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ class VolumeState(enum.StrEnum):
     FAILED = "failed"
     DELETING = "deleting"
     READ_ONLY = "read-only"
+    ELSEWHERE = "elsewhere"
 
 
 class Scrub(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +118,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     window_from: Time | None = None
     flattening: Flattening = Flattening()
     warnings: list[str] = []
+    replica_nodes: list[str] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,8 @@ def status(session: Session) -> None:
     async def question(node: "Client") -> tuple[Status, list[Device], list[Volume]]:
         status = await node.status()
         try:
-            return status, await node.devices(), await node.volumes()
+            owned = [one for one in await node.volumes() if one.state != VolumeState.ELSEWHERE]
+            return status, await node.devices(), owned
         except Unavailable:
             if status.state not in (NodeState.STARTING, NodeState.STOPPING):
                 raise

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 AT = "A point in time: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
 POLL_SECONDS = 0.2  # between two polls
 
-STYLES = {"serving": "green", "opening": "yellow", "failed": "red", "deleting": "yellow", "read-only": "red"}
+STYLES = {
+    "serving": "green",
+    "opening": "yellow",
+    "failed": "red",
+    "deleting": "yellow",
+    "read-only": "red",
+    "elsewhere": "dim",
+}
 
 
 @click.group()
@@ -152,7 +159,7 @@ def flatten(session: Session, name: str, background: bool) -> None:
 @volume.command("list")
 @asks(documents.VolumeList)
 def list_(session: Session) -> None:
-    """List the volumes."""
+    """List the volumes of the cluster. What a volume uses, and who is connected to it, its owner lists."""
     found = session.ask(lambda node: node.volumes())
     rows = [
         (
@@ -160,6 +167,8 @@ def list_(session: Session) -> None:
             short_size(one.size_bytes),
             short_size(one.live_bytes),
             state(one),
+            one.owner,
+            replicas(one),
             sum(export.connections for export in one.exports),
             ", ".join(export.uris[0] for export in one.exports if export.uris),
         )
@@ -167,7 +176,9 @@ def list_(session: Session) -> None:
     ]
     session.output.answer(
         documents.VolumeList(volumes=found),
-        table("NAME", ">SIZE", ">USED", "STATE", ">CLIENTS", "EXPORT", rows=rows) if rows else "no volumes",
+        table("NAME", ">SIZE", ">USED", "STATE", "OWNER", "REPLICAS", ">CLIENTS", "EXPORT", rows=rows)
+        if rows
+        else "no volumes",
     )
     for one in found:
         tell_trouble(session, one)
@@ -321,6 +332,12 @@ def state(one: Volume) -> Text:
     return Text(one.state.value, style=STYLES.get(one.state.value, ""))
 
 
+def replicas(one: Volume) -> str:
+    """How many of the wanted replicas there are."""
+    wanted = one.policy.replicas
+    return f"{len(one.replica_nodes)} of {wanted}" if one.replica_nodes else str(wanted)
+
+
 def flattening(one: Volume) -> str:
     done = f"{short_size(one.flattening.done_bytes)} of {short_size(one.flattening.total_bytes)} copied"
     return f"{done}; waits: {one.flattening.reason}" if one.flattening.reason else done
@@ -359,7 +376,7 @@ def described(one: Volume) -> list[tuple[str, object]]:
         ("id", one.id),
         ("size", exact_size(one.size_bytes)),
         ("state", state(one)),
-        ("replicas", one.policy.replicas),
+        ("replicas", replicas(one) + (f": {', '.join(one.replica_nodes)}" if one.replica_nodes else "")),
         ("owner", f"{one.owner}, epoch {one.epoch}"),
         ("created", local_time(one.created_at)),
         (

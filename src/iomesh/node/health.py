@@ -55,13 +55,24 @@ def _volume_health(volume: NodeVolume, engine: NodeEngine) -> VolumeHealth:
 
 def volume_warnings(volume: NodeVolume) -> list[str]:
     """What the volume works without, but needs in the long run."""
-    if (missed := volume.unanswered) is None:
-        return []
-    since = exact_time(missed.since_ns)
-    return [
-        f"the metadata service has not answered since {since} ({missed.reason}): reads and writes continue, but no "
-        "space is freed until it answers"
-    ]
+    found = []
+    if (missed := volume.unanswered) is not None:
+        found.append(
+            f"the metadata service has not answered since {exact_time(missed.since_ns)} ({missed.reason}): reads and "
+            "writes continue, but no space is freed until it answers"
+        )
+    wanted, present = volume.record.policy.replicas, _replicas(volume)
+    if volume.in_engine and present < wanted:
+        found.append(
+            f"it has {present} of {wanted} replicas: what is written now is kept on {present} node(s) only, until more "
+            "nodes with devices can be reached"
+        )
+    return found
+
+
+def _replicas(volume: NodeVolume) -> int:
+    """The members of its current replica set."""
+    return len(volume.log.fragments[-1].devices) if volume.log.fragments else 1
 
 
 def warnings(volumes: list[VolumeHealth]) -> list[str]:

@@ -224,7 +224,7 @@ class NodeCollector:
                 newest.add_metric([name], max(made_ns) / 1e9)
         for volume in self._node.volumes.list():
             for each in VolumeState:
-                if each != VolumeState.UNSPECIFIED:
+                if each not in (VolumeState.UNSPECIFIED, VolumeState.ELSEWHERE):
                     state.add_metric([volume.name, each.value], float(each == volume.state))
             size.add_metric([volume.name], volume.size_bytes)
             writable.add_metric([volume.name], float(volume.state == VolumeState.SERVING))

@@ -382,7 +382,7 @@ class Node:
         self.exports = Exports(self.config.nbd, self.engine, self.supervisor)
         self.tenure.start(self.supervisor)
         self.cluster_view = Cluster(self.metadata, self.supervisor)
-        self.registry = registry = Registry()
+        self.registry = registry = Registry(self.cluster_view, self.name)
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
         self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)
         self.volumes = Volumes(

@@ -199,7 +199,7 @@ class NodeService:
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         return pb.ListVolumesResponse(
-            volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list()]
+            volumes=[to_message(pb.Volume, volume) for volume in self._assembled().volumes.list_all()]
         )
 
     async def get_volume(self, request: pb.GetVolumeRequest) -> pb.Volume:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from iomesh.metadata.records import (
 )
 from iomesh.metadata.volumes import Unreadable, hidden_name
 from iomesh.node.backoff import pauses
+from iomesh.node.cluster import Cluster, StoredVolume
 from iomesh.node.metadata_calls import answered
 
 ATTEMPTS = 12  # to change a record with concurrent writers: about ten seconds
@@ -129,11 +130,12 @@ class Registry:
     - A command that waits uses the volume inside `holding`, not one that it looked up before waiting.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Cluster, node: str) -> None:
+        self._cluster = cluster
+        self._node = node
         self._volumes: dict[uuid.UUID, NodeVolume] = {}
         self._names: dict[str, NodeVolume] = {}
         self.unreadable: dict[str, Unreadable] = {}  # volumes with an unreadable record, by name
-        self.elsewhere: dict[str, LogRecord] = {}  # volumes that other nodes owned when this one started, by name
 
     def add(self, volume: NodeVolume) -> None:
         """Raises AlreadyExists if another volume has its name."""
@@ -186,15 +188,22 @@ class Registry:
                     return
             volume = self.find(name)  # also waits for a volume that is being created
 
+    def elsewhere(self) -> Iterator[StoredVolume]:
+        """The volumes that other nodes own, as far as is known."""
+        for stored in self._cluster.volumes():
+            if stored.log.record.owner != self._node and stored.log.record.id not in self._volumes:
+                yield stored
+
+    def owned_elsewhere(self, name: str) -> StoredVolume | None:
+        return next((each for each in self.elsewhere() if each.volume.record.name == name), None)
+
     def find(self, name: str) -> NodeVolume:
         volume = self.get(name)
         if name in self.unreadable:
             raise Unavailable(f"volume {name} has failed: {self.unreadable[name].reason}")
-        if volume is None and name in self.elsewhere:
-            owner = self.elsewhere[name].owner
-            raise NotFound(
-                f"this node has no volume {name!r}: when it started, node {owner} owned it; name that node's address"
-            )
+        if volume is None and (stored := self.owned_elsewhere(name)) is not None:
+            owner = stored.log.record.owner
+            raise NotFound(f"this node has no volume {name!r}: node {owner} owns it; name that node's address")
         if volume is None or is_hidden(volume):
             raise NotFound(f"there is no volume {name!r}: `iomesh volume list` shows all volumes")
         return volume
@@ -215,7 +224,7 @@ class Registry:
             name
             for name, log in [
                 *logs,
-                *self.elsewhere.items(),
+                *((each.volume.record.name, each.log.record) for each in self.elsewhere()),
                 *((each.name, each.log) for each in self.unreadable.values() if each.log is not None),
             ]
             if (of := log.clone_of) is not None and of.volume == volume.record.id and snapshot in (None, of.snapshot)

@@ -70,6 +70,7 @@ class Volumes:
 
         self.show = view.show
         self.list = view.list
+        self.list_all = view.list_all
         self.serving = view.serving
         self.unanswered_seconds = view.unanswered_seconds
 

@@ -70,7 +70,6 @@ class BringUp:
             return
         its_log, log_version = stored.log or (LogRecord(id=record.id, epoch=0, owner=record.node, promised=0), 0)
         if its_log.owner != self._node:
-            self._volumes.elsewhere[record.name] = its_log
             return
         deleting = record.state == Lifecycle.DELETING
         state = VolumeState.DELETING if deleting else VolumeState.OPENING

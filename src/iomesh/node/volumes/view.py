@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import msgspec
 
 from iomesh.api.model import Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
+from iomesh.metadata.records import LogRecord
 from iomesh.metadata.volumes import Unreadable, is_hidden_name
+from iomesh.node.cluster import StoredVolume
 from iomesh.node.health import volume_warnings, why_log_failed
 from iomesh.node.snapshots import visible
 from iomesh.node.volume import NodeVolume
@@ -25,11 +28,14 @@ class View:
         self._engine = parts.engine
         self._exports = parts.exports
         self._volumes = parts.volumes
+        self._cluster = parts.cluster
 
     async def show(self, name: str) -> Volume:
         """Includes the space on devices, which the engine is asked for."""
         if (unreadable := self._volumes.unreadable.get(name)) is not None:
             return _describe_unreadable(unreadable)
+        if self._volumes.get(name) is None and (stored := self._volumes.owned_elsewhere(name)) is not None:
+            return self._describe_stored(stored)
         volume = self._volumes.find(name)
         described = self.describe(volume)
         if volume.state != VolumeState.SERVING:
@@ -39,7 +45,17 @@ class View:
         space = Space(**told, amplification=told["physical_bytes"] / live if live else 0.0)
         return msgspec.structs.replace(described, live_bytes=live, space=space)
 
+    def list_all(self) -> list[Volume]:
+        """This node's volumes, and those of the other nodes of the cluster."""
+        elsewhere = [
+            self._describe_stored(stored)
+            for stored in self._volumes.elsewhere()
+            if not is_hidden_name(stored.volume.record.name)
+        ]
+        return sorted([*self.list(), *elsewhere], key=lambda volume: volume.name)
+
     def list(self) -> list[Volume]:
+        """This node's volumes."""
         unreadable = (
             _describe_unreadable(each) for each in self._volumes.unreadable.values() if not is_hidden_name(each.name)
         )
@@ -59,6 +75,7 @@ class View:
             state=VolumeState.READ_ONLY if broken else volume.state,
             reason=why_log_failed(state) if broken else volume.reason,
             warnings=volume_warnings(volume),
+            replica_nodes=self._replica_nodes(volume.log),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
             exports=self._exports.describe(record.name),
@@ -76,6 +93,30 @@ class View:
             # Rounded up to a restorable time.
             window_from=next((time_of(each["time_ns"] + 999) for each in restore_points_of(volume)), None),
         )
+
+    def _describe_stored(self, stored: StoredVolume) -> Volume:
+        """A volume that another node owns."""
+        (record, _), (its_log, _) = stored
+        lost = self._cluster.is_lost(its_log.owner)
+        return Volume(
+            name=record.name,
+            id=str(record.id),
+            size_bytes=record.size_bytes,
+            segment_bytes=record.segment_bytes,
+            epoch=its_log.epoch,
+            owner=its_log.owner,
+            state=VolumeState.ELSEWHERE,
+            reason=f"its owner, node {its_log.owner}, does not run" if lost else "",
+            policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
+            created_at=time_of(record.created_ns),
+            clone_of=its_log.clone_of.name if its_log.clone_of else "",
+            replica_nodes=self._replica_nodes(its_log),
+        )
+
+    def _replica_nodes(self, its_log: LogRecord) -> builtins.list[str]:
+        """Of the current fragment."""
+        devices = its_log.fragments[-1].devices if its_log.fragments else []
+        return [self._cluster.node_of(device) or f"unknown (device {device})" for device in devices]
 
     def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
         """For every visible volume: its name, and for how long the metadata service has not answered for it."""
