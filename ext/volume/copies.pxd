@@ -40,7 +40,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef int fetch_missing(
         self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner
     ) noexcept nogil
-    # A replica of this node gets what it lacks of the records in its copies, and how far each copy is the same is noted.
+    # A replica of this node gets what it lacks of the records in its copies; how far each copy is the same is noted.
     cdef int merge(self, Replica* replica, uint16_t member) noexcept nogil
     # How many of the first `end` blocks all reliable copies have, as merge() found.
     cdef uint32_t common(self, const Replica* replica, uint32_t end) noexcept nogil

@@ -426,7 +426,11 @@ cdef class Recovery(LogScan):
                 result = self.scan_headers(scan)
             if result < 0:
                 return result
-            if scan.replica.state == SEGMENT_SEALED and scan.end < scan.replica.footer_block and self.copies is not None:
+            if (
+                scan.replica.state == SEGMENT_SEALED
+                and scan.end < scan.replica.footer_block
+                and self.copies is not None
+            ):
                 result = self.copies.merge(scan.replica, scan.member)    # gets the headers that are damaged
                 scan.record_count = scan.entry_count = 0
                 if result == 0:

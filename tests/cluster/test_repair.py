@@ -1,0 +1,88 @@
+"""A node that lost blocks of its replicas serves them all the same, from a copy on another node, and has them again."""
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from iomesh.api.client import Client
+from support.load import read_volume
+from support.model import content
+from support.nbd import Connection
+from support.nodes import Nodes
+
+VOLUME = 32 << 20
+BLOCK = 4096
+DAMAGED = 200
+TAG = 0x1D1D1D1D
+
+
+@pytest.fixture
+def nodes(new_trial: Callable[..., Nodes]) -> Nodes:
+    sizes = ("--device-size", "4Gi", "--size", str(VOLUME), "--segment-size", "4Mi")
+    return new_trial("--nodes", "2", "--replicas", "2", *sizes, kind=Nodes)
+
+
+async def write_whole(uri: str) -> None:
+    connection = await Connection.connect(uri)
+    for offset in range(0, VOLUME, 1 << 20):
+        await connection.write(offset, content(TAG, offset, 1 << 20))
+    await connection.flush()
+    await connection.close()
+
+
+def damage(device: Path, draw: random.Random, *, headers: bool) -> int:
+    """Overwrites blocks of the volume's data, and with `headers` of its records' headers and footers. Returns how
+    many of these there were."""
+    data, others = [], []
+    file = os.open(device, os.O_RDWR)
+    for offset in blocks_with_data(file):
+        start = os.pread(file, 8, offset)
+        if start in (b"IOMRCD\0\0", b"IOMFOTR\0"):
+            others.append(offset)
+        elif int.from_bytes(start, "little") == TAG:
+            data.append(offset)
+    chosen = draw.sample(data, DAMAGED) + (draw.sample(others, len(others) // 4) if headers else [])
+    for offset in chosen:
+        os.pwrite(file, os.urandom(BLOCK), offset)
+    os.close(file)
+    return len(chosen) - DAMAGED
+
+
+def blocks_with_data(file: int) -> Iterator[int]:
+    """Offsets of the blocks of a sparse file that are not holes."""
+    end = 0
+    with suppress(OSError):  # ENXIO: no data from there on
+        while True:
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+            yield from range(start, end, BLOCK)
+
+
+def counters(nodes: Nodes) -> dict[str, int]:
+    async def ask() -> dict[str, int]:
+        async with Client(nodes.described_node("a")["control"]) as client:
+            (volume,) = (await client.counters()).volumes
+            return dict(volume.counters)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("headers", [False, True])
+def test_lost_blocks_are_read_from_a_copy_and_written_again(nodes: Nodes, draw: random.Random, headers: bool) -> None:
+    asyncio.run(write_whole(nodes.uri))
+    nodes.kill("a", "b")
+    (device,) = nodes.devices_of("a")
+    lost = damage(device, draw, headers=headers)
+    assert bool(lost) == headers
+    nodes.start_nodes("a", "b")
+    assert bytes(read_volume(nodes.uri, VOLUME)) == content(TAG, 0, VOLUME)
+    told = counters(nodes)
+    assert told["blocks_repaired"] > 0
+    assert told["checksum_errors"] == told["read_errors"] == 0
+    assert bytes(read_volume(nodes.uri, VOLUME)) == content(TAG, 0, VOLUME)
+    assert counters(nodes)["blocks_repaired"] == told["blocks_repaired"], "they were not written again"
