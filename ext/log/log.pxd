@@ -66,6 +66,7 @@ cdef class Log:
     cdef uint64_t bytes_at_checkpoint
     cdef int error                   # a negative errno: the log has failed permanently
     cdef bint failing                # an error is being handled; appends wait
+    cdef bint working_around         # by a task, which may still run when break_off() has ended `failing`
     cdef bint giving_up              # the volume is being closed: it does not wait for space for ever
     cdef uint64_t refused_until      # records up to this one may carry refused requests
     cdef uint32_t refused_below      # how often that began
@@ -120,6 +121,9 @@ cdef class Log:
     cdef int wait_committed_or_refused(self, uint64_t sequence) noexcept nogil
     # sequence of the record being built, if it has entries, else of the newest
     cdef uint64_t last_appended(self) noexcept nogil
+    # In a task: other owners that this node's devices accept from now on end the log; and not any more.
+    cdef void enter(self) noexcept nogil
+    cdef void leave(self) noexcept nogil
     cdef void agree_fragment(self, uint32_t number) noexcept nogil  # the metadata service knows it: its records commit
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside

@@ -51,7 +51,7 @@ from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.log.open_segments cimport (
     FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments
 )
-from iomesh.engine.replicas.member cimport Transfer, abandon_transfer
+from iomesh.engine.replicas.member cimport Member, Transfer, abandon_transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef extern from "<errno.h>" nogil:
@@ -89,6 +89,7 @@ cdef class Log:
         self.serving.log = <void*>self
         self.serving.on_fenced = fenced_off
         self.serving.on_silent = member_silent
+        self.serving.on_watched = nothing_watched
         self.open_segments.on_asked = fragment_asked
         self.unfenced.done = look_again
         self.unfenced.owner = <void*>self
@@ -434,7 +435,7 @@ cdef class Log:
         cdef bint progress = False
         while self.oldest is not NULL and self.oldest.state == RECORD_WRITTEN and not self.failing:
             if self.oldest.transfer.error:
-                self.failing = True
+                self.failing = self.working_around = True
                 start(work_around_body, <void*>self, NULL)
                 break
             if not self.open_segments.is_agreed(self.oldest.open_segment.segment):
@@ -740,6 +741,16 @@ cdef class Log:
             wait_in(&self.commits)
         return self.error if self.error or self.committed >= sequence else -ENOSPC
 
+    cdef void enter(self) noexcept nogil:
+        cdef int i
+        for i in range(self.open_segments.local_count):
+            (<Member>self.open_segments.members[i]).enter(self.epoch, <void*>self, fenced_here)
+
+    cdef void leave(self) noexcept nogil:
+        cdef int i
+        for i in range(self.open_segments.local_count):
+            (<Member>self.open_segments.members[i]).leave()
+
     cdef void agree_fragment(self, uint32_t number) noexcept nogil:
         self.open_segments.fragment_agreed = max(self.open_segments.fragment_agreed, number)
         self.serving.agreed(number)
@@ -756,7 +767,7 @@ cdef class Log:
         if self.building is not NULL:
             self.close_record()
         self.wait_committed(self.sequence)
-        while self.failing or self.open_segments.preparing:
+        while self.failing or self.working_around or self.open_segments.preparing or self.serving.watching:
             wait_in(&self.waiters)
         if self.open_segments.current is not NULL and self.error == 0:
             self.open_segments.close(self.open_segments.current)
@@ -808,6 +819,11 @@ cdef void fragment_asked(void* log, const Segment* segment) noexcept nogil:
     (<Log>log).serving.asks(segment)
 
 
+cdef int64_t fenced_here(void* log) noexcept nogil:
+    (<Log>log).break_off(-ESTALE)
+    return 0
+
+
 cdef void fenced_off(void* log) noexcept nogil:
     (<Log>log).break_off(-ESTALE)
 
@@ -817,6 +833,10 @@ cdef void member_silent(void* log) noexcept nogil:
     if not (<Log>log).failing and not (<Log>log).error and (<Log>log).oldest is NULL:
         (<Log>log).leave_failed()
         (<Log>log).open_segments.renew_fragment((<Log>log).sequence + 1)
+
+
+cdef void nothing_watched(void* log) noexcept nogil:
+    wake_all(&(<Log>log).waiters, 0)
 
 
 cdef void look_again(Operation* operation) noexcept nogil:
@@ -852,7 +872,10 @@ cdef void idle_flushed(Operation* operation) noexcept nogil:
 # ---------------------------------------------------------------------- tasks
 
 cdef int64_t work_around_body(void* argument) noexcept nogil:
-    return go_on_elsewhere(<Log>argument)
+    cdef int result = go_on_elsewhere(<Log>argument)
+    (<Log>argument).working_around = False
+    wake_all(&(<Log>argument).waiters, 0)
+    return result
 
 
 cdef int64_t settle_body(void* argument) noexcept nogil:

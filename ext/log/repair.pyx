@@ -16,6 +16,10 @@ from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.replicas.member cimport COPIES_MAX, Member
 
 
+cdef enum:
+    REPAIR = 16                      # of Segment.cleaning: one repair; up to 15 at once
+
+
 cdef int read_copy(OpenSegments open_segments, Pointer pointer, void* into) noexcept nogil:
     cdef Segment* segment = open_segments.segments.find(pointer.segment)
     cdef uint16_t copies[COPIES_MAX]
@@ -34,8 +38,10 @@ cdef int read_copy(OpenSegments open_segments, Pointer pointer, void* into) noex
 
 cdef void write_back(OpenSegments open_segments, Pointer pointer, const void* data) noexcept nogil:
     cdef Segment* segment = open_segments.segments.find(pointer.segment)     # it may be gone meanwhile
-    if segment is NULL or segment.cleaning or segment.replica is NULL or segment.replica.live:
+    if segment is NULL or segment.replica is NULL or segment.replica.live:
         return
-    segment.cleaning = True                              # nobody compacts or removes it meanwhile
+    if segment.cleaning % REPAIR or segment.cleaning >= 15 * REPAIR:
+        return
+    segment.cleaning += REPAIR                           # nobody compacts or removes it meanwhile
     (<Member>open_segments.member_of(segment)).fill(segment.number, segment.replica, pointer.block, 1, data)
-    segment.cleaning = False
+    segment.cleaning -= REPAIR

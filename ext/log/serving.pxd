@@ -19,6 +19,7 @@ cdef class Serving:                  # Serving(open_segments)
     cdef bint over                   # the log has failed: leases that are lost do not come back
     cdef readonly uint32_t waits     # how often something had to wait
     cdef void* log
+    cdef void (*on_watched)(void* log) noexcept nogil          # no task of it runs any more
     cdef void (*on_fenced)(void* log) noexcept nogil           # in a task: another node owns the volume
     # in a task: a member does not answer; the log is to go on without it, even if nothing is written
     cdef void (*on_silent)(void* log) noexcept nogil

@@ -105,6 +105,7 @@ cdef class Serving:
 
 cdef int64_t watch_body(void* argument) noexcept nogil:
     watch(<Serving>argument)
+    (<Serving>argument).on_watched((<Serving>argument).log)
     return 0
 
 
@@ -115,6 +116,8 @@ cdef void watch(Serving serving) noexcept nogil:
         result = serving.verify()
         if result == -ESTALE:
             serving.on_fenced(serving.log)
+        elif serving.open_segments.give_up_ns and serving.open_segments.io.now_ns() >= serving.open_segments.give_up_ns:
+            serving.over = True                          # the volume is being closed
         elif not serving.holds() and not serving.over:
             if result < 0:
                 serving.on_silent(serving.log)

@@ -17,7 +17,7 @@ cdef struct Segment:                 # 104 bytes, in a 112-byte malloc chunk: a 
     uint16_t copies[3]               # members that keep another copy: COPIES_MAX of replicas/member.pxd
     uint8_t copy_count
     uint8_t state                    # SEGMENT_OPEN, SEGMENT_SEALED
-    uint8_t cleaning                 # it is being cleaned or removed: excludes others from either
+    uint8_t cleaning                 # it is being cleaned or removed: excludes others from either. And log/repair.pyx
     uint16_t stream
     uint64_t first_sequence
     uint64_t last_sequence           # 0: no record

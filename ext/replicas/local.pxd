@@ -3,10 +3,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.replicas.member cimport Member, Transfer
-from iomesh.engine.store.store cimport Replica, Store
+from iomesh.engine.store.store cimport OpenLog, Replica, Store
 
 cdef class LocalMember(Member):      # LocalMember(reactor, number, store, volume)
     cdef Store store
+    cdef OpenLog opened
+    cdef bint entered
     cdef uint64_t verified           # number of the node's fences when it was last asked for the volume's
     cdef void write_run(
         self, Transfer* transfer, Replica* replica, uint32_t block, const char* data, uint32_t blocks

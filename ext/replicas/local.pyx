@@ -10,12 +10,12 @@ from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.base.task cimport start
+from iomesh.engine.base.task cimport start, wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES, EXTENTS_MAX
 from iomesh.engine.replicas.member cimport Member, Piece, Transfer, transfer_step
 from iomesh.engine.store.calls cimport (
-    store_compact, store_create, store_discard_copy, store_fence, store_fenced, store_is_doubtful,
-    store_keep_copy, store_list, store_remove, store_reserve_copy,
+    store_compact, store_create, store_discard_copy, store_enter, store_fence, store_fenced, store_is_doubtful,
+    store_keep_copy, store_leave, store_list, store_remove, store_reserve_copy,
     store_retire, store_seal
 )
 from iomesh.engine.store.compaction cimport Throttle
@@ -26,6 +26,7 @@ cdef extern from "<errno.h>" nogil:
     int ESTALE
 
 cdef enum:
+    LATE_WRITES_NS = 20 * 1000 * 1000    # between two looks whether abandoned writes are answered
     TIGHT = 2                        # space is tight when at most this many times the reserve is free
     DEVICE_SHARE = 64                # a segment takes at most 1/64 of its device
 
@@ -180,6 +181,26 @@ cdef class LocalMember(Member):
 
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil:
         return store_is_doubtful(<void*>self.store, self.reactor, replica)
+
+    cdef void enter(
+        self, uint64_t epoch, void* log, int64_t (*on_fenced)(void* log) noexcept nogil
+    ) noexcept nogil:
+        memcpy(self.opened.volume, self.volume, 16)
+        self.opened.epoch, self.opened.log, self.opened.on_fenced = epoch, log, on_fenced
+        self.opened.reactor = <void*>self.reactor
+        self.entered = True
+        store_enter(<void*>self.store, self.reactor, &self.opened)
+
+    cdef void leave(self) noexcept nogil:
+        cdef Operation timer
+        if not self.entered:
+            return
+        while self.may_be_written():                     # then others may free the slabs
+            waited(&timer)
+            self.io.after(&timer, LATE_WRITES_NS)
+            wait(&timer)
+        self.entered = False
+        store_leave(<void*>self.store, self.reactor, &self.opened)
 
     cdef bint holds_lease(self, int64_t now_ns) noexcept nogil:
         return self.store.leases is None or self.store.leases.look(now_ns) == self.verified

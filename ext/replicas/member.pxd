@@ -110,6 +110,12 @@ cdef class Member:                   # of one log's replica sets
     # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil   # an open one, since before the node's last boot
+    # In a task: the log is open from now on, or is not any more and no write of it is in flight. on_fenced: see
+    # store/store.pxd. Only for devices of this node.
+    cdef void enter(
+        self, uint64_t epoch, void* log, int64_t (*on_fenced)(void* log) noexcept nogil
+    ) noexcept nogil
+    cdef void leave(self) noexcept nogil
     # This node's word, or the other node's, that it has accepted no other owner (rule 3 of docs/ownership.md).
     cdef bint holds_lease(self, int64_t now_ns) noexcept nogil     # now: Io.monotonic_ns
     # In a task: 0, the lease counts again; -ESTALE: a higher epoch is known there; or another negative errno.

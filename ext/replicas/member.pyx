@@ -142,6 +142,14 @@ cdef class Member:
         invariant(False, b"a member of this node implements is_doubtful")
         return False
 
+    cdef void enter(
+        self, uint64_t epoch, void* log, int64_t (*on_fenced)(void* log) noexcept nogil
+    ) noexcept nogil:
+        invariant(False, b"a member of this node implements enter")
+
+    cdef void leave(self) noexcept nogil:
+        invariant(False, b"a member of this node implements leave")
+
     cdef bint holds_lease(self, int64_t now_ns) noexcept nogil:
         invariant(False, b"a member implements holds_lease")
         return False

@@ -271,8 +271,8 @@ cdef class ServedStore:
             return -ENOENT
         if replica.epoch > frame.epoch:
             return -ESTALE
-        if replica.changing:
-            return -EBUSY                                # a volume of this node compacts it
+        if replica.changing or self.store.log_of(frame.volume, frame.epoch) is not NULL:
+            return -EBUSY                                # a volume of this node compacts it, or has it open
         if self.store.failed:
             return -EIO
         if frame.kind == PEER_REMOVE:

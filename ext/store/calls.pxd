@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
+from iomesh.engine.store.store cimport OpenLog
 
 # store: a Store. caller: the reactor that the task runs on. All else as in store/store.pxd.
 cdef Replica* store_create(
@@ -39,6 +40,8 @@ cdef uint32_t store_list(
 ) noexcept nogil
 # An open one that was opened before the node's last boot: what was not flushed may be lost.
 cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexcept nogil
+cdef void store_enter(void* store, Reactor caller, OpenLog* log) noexcept nogil
+cdef void store_leave(void* store, Reactor caller, OpenLog* log) noexcept nogil
 cdef uint64_t store_fenced(void* store, Reactor caller, const uint8_t* volume) noexcept nogil     # 0: it is not
 cdef int store_fence(void* store, Reactor caller, const uint8_t* volume, uint64_t epoch) noexcept nogil
 cdef int64_t store_erase(void* store, Reactor caller, const uint8_t* volume) noexcept nogil

@@ -218,6 +218,35 @@ cdef int64_t is_doubtful(void* argument) noexcept nogil:
     )
 
 
+cdef struct LogCall:
+    void* store
+    OpenLog* log
+
+
+cdef void store_enter(void* store, Reactor caller, OpenLog* log) noexcept nogil:
+    cdef LogCall call
+    call.store, call.log = store, log
+    call_on((<Store>store).home, caller, enter, &call)
+
+
+cdef int64_t enter(void* argument) noexcept nogil:
+    cdef LogCall* call = <LogCall*>argument
+    (<Store>call.store).enter(call.log)
+    return 0
+
+
+cdef void store_leave(void* store, Reactor caller, OpenLog* log) noexcept nogil:
+    cdef LogCall call
+    call.store, call.log = store, log
+    call_on((<Store>store).home, caller, leave, &call)
+
+
+cdef int64_t leave(void* argument) noexcept nogil:
+    cdef LogCall* call = <LogCall*>argument
+    (<Store>call.store).leave(call.log)
+    return 0
+
+
 cdef uint64_t store_fenced(void* store, Reactor caller, const uint8_t* volume) noexcept nogil:
     cdef FenceCall call
     call.store, call.volume = store, volume

@@ -19,6 +19,14 @@ from iomesh.engine.base.task cimport Waiters
 cdef enum:
     COMPACTIONS = 3                  # at once per store, each with a read and a write in flight; more delay users
 
+cdef struct OpenLog:                 # a log of this node that writes to the store; must not move while it is entered
+    uint8_t volume[16]
+    uint64_t epoch
+    void* reactor                    # the log's Reactor
+    void* log
+    int64_t (*on_fenced)(void* log) noexcept nogil   # in a task on that reactor: another owner has been accepted
+    OpenLog* next
+
 cdef class Store:                    # Store(home, device, device_bytes: its actual length, volatile_cache)
     cdef readonly int device         # the Io's device number
     cdef readonly bint volatile_cache
@@ -34,6 +42,7 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef Directory directory
     cdef Journal journal
     cdef Leases leases               # of the node; None: it gives none
+    cdef OpenLog* open_logs          # with replicas on other nodes: only these can be fenced
     cdef DeviceFlusher flusher       # makes all writes to the device stable, whichever part issued them
     cdef readonly uint32_t replicas
     cdef uint32_t segment_blocks     # length of the largest segment that suits the device
@@ -107,10 +116,15 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil
     cdef Replica* rewrite(self, Compactor compactor, Replica* old, Throttle* throttle, int* error) noexcept nogil
-    # From now on no segment of this volume is created here with an epoch below this one. 0 once that is durable and
-    # the leases that were given before have run out; -ESTALE if the fence is higher already; or another negative errno.
-    # epoch 0 removes the fence.
+    # From now on no segment of this volume is created here with an epoch below this one. 0 once that is durable, the
+    # leases that were given before have run out, and a log of this node that had the volume is closed; -ESTALE if the
+    # fence is higher already; or another negative errno. epoch 0 removes the fence.
     cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
+    # A log is opened, and closed. While it is, its replicas are not sealed, compacted or removed by others.
+    cdef void enter(self, OpenLog* log) noexcept nogil
+    cdef void leave(self, OpenLog* log) noexcept nogil
+    cdef OpenLog* log_of(self, const uint8_t* volume, uint64_t epoch) noexcept nogil     # below this epoch, or NULL
+    cdef void end_log(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef int accept_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
     cdef int set_number(self, uint32_t number) noexcept nogil    # the device's, in its cluster; -EEXIST: it has another
     cdef int rewrite_superblock(self, uint64_t feature, uint32_t number) noexcept nogil

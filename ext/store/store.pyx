@@ -38,7 +38,7 @@ from iomesh.engine.format.layout cimport (
     block_crc, superblock_fault, superblock_valid
 )
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.store.journal_replay cimport new_repair, replay
 from iomesh.engine.store.slabs cimport Slabs
 from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all, wake_one
@@ -50,10 +50,13 @@ cdef extern from "<errno.h>" nogil:
 cdef extern from *:
     uint8_t trailing_zeros "__builtin_ctz" (uint32_t bits) noexcept nogil
 
+cdef int64_t CLOSE_NS = <int64_t>5 * 1000 * 1000 * 1000    # a fence is answered then all the same: see enter()
+
 cdef enum:
     JOURNAL_BYTES_MIN = 1024 * 1024
     RESERVE_SEGMENTS = 4             # a volume's checkpoint and its log's next segment, for two volumes
     RESERVE_SHARE = 256              # ... plus 1/256 of all slabs: the size of all map leaves for the whole device
+    LOOK_NS = 5 * 1000 * 1000        # between two looks whether a log that was fenced off is closed
 
 
 cdef class Store:
@@ -463,11 +466,41 @@ cdef class Store:
         if error or epoch == 0 or self.leases is None or planted(b"no_lease_wait"):
             return error
         until_ns = self.leases.fenced()
+        self.end_log(volume, epoch)
         while self.home.io.monotonic_ns() < until_ns:
             waited(&timer)
             self.home.io.after(&timer, until_ns - self.home.io.monotonic_ns())
             wait(&timer)
         return 0
+
+    cdef void enter(self, OpenLog* log) noexcept nogil:
+        log.next = self.open_logs
+        self.open_logs = log
+
+    cdef void leave(self, OpenLog* log) noexcept nogil:
+        cdef OpenLog** place = &self.open_logs
+        while place[0] is not NULL and place[0] is not log:
+            place = &place[0].next
+        if place[0] is not NULL:
+            place[0] = log.next
+
+    cdef OpenLog* log_of(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+        cdef OpenLog* log = self.open_logs
+        while log is not NULL and (log.epoch >= epoch or memcmp(log.volume, volume, 16) != 0):
+            log = log.next
+        return log
+
+    cdef void end_log(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
+        """A log of this node that had the volume fails, and is then closed by its node."""
+        cdef OpenLog* log = self.log_of(volume, epoch)
+        cdef Operation timer
+        cdef int64_t until_ns = self.home.io.monotonic_ns() + CLOSE_NS
+        if log is not NULL:
+            call_on(<Reactor>log.reactor, self.home, log.on_fenced, log.log)
+        while self.log_of(volume, epoch) is not NULL and self.home.io.monotonic_ns() < until_ns:
+            waited(&timer)
+            self.home.io.after(&timer, LOOK_NS)
+            wait(&timer)
 
     cdef int accept_fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil:
         cdef Change change

@@ -58,7 +58,7 @@ from iomesh.engine.base.task cimport wait, wait_in, waited
 from iomesh.engine.volume.volume cimport Volume
 
 cdef extern from "<errno.h>" nogil:
-    int EPROTONOSUPPORT
+    int EPROTONOSUPPORT, ESTALE
 
 cdef enum:
     PREFETCH = 48                    # leaves loaded ahead of the replay
@@ -115,7 +115,9 @@ cdef class Recovery(LogScan):
 
     cdef int take_over(self) noexcept nogil:
         cdef uint32_t i
-        cdef int result = self.copies.take_over()
+        cdef int result
+        self.volume.log.enter()
+        result = self.copies.take_over()
         if result == 0:
             result = self.copies.fetch_missing(is_here, <void*>self)
         if result == 1:
@@ -680,7 +682,7 @@ cdef class Recovery(LogScan):
                 segment.member = scan.member
             segment.first_sequence = scan.records[0].sequence
             segment.last_sequence = scan.records[last - 1].sequence
-            if scan.replica.state == SEGMENT_OPEN or scan.dropped:
+            if scan.replica.state == SEGMENT_OPEN or scan.dropped or is_longer(scan):
                 result = self.seal(scan)
                 if result < 0:
                     return self.fail(
@@ -706,6 +708,8 @@ cdef class Recovery(LogScan):
         self.volume.log.open_segments.first_segment = self.volume.log.open_segments.next_segment
         result = self.volume.log.open_segments.prepare_now(FOR_WRITES)
         # a new volume has nothing to read
+        if self.volume.log.error == -ESTALE:
+            return self.fail(ESTALE, b"another node has taken the volume over", 0, 0, 0)
         if result < 0 and (result != -ENOSPC or (self.volume.log.epoch == 1 and self.volume.parent is NULL)):
             return self.fail(-result, b"no segment can be opened: no device of this node has room or works", 0, 0, 0)
         self.volume.checkpoints.content = self.start if self.end == self.start else 0
@@ -914,6 +918,11 @@ cdef uint64_t next_leaf(Item* items, uint64_t i, uint64_t count) noexcept nogil:
     while i < count and items[i].key >> ORDER_BITS == leaf:
         i += 1
     return i
+
+
+cdef bint is_longer(const Scan* scan) noexcept nogil:
+    """Sealed without a footer, behind its last record: it was fetched from another node while it was open."""
+    return scan.replica.footer_block == 0 and scan.replica.live == 0 and scan.end < scan.replica.blocks
 
 
 cdef bint is_here(void* recovery, uint32_t segment) noexcept nogil:

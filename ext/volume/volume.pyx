@@ -459,6 +459,7 @@ cdef class Volume:
         self.checkpoints.stop()
         self.log.finish()
         self.map.forget()
+        self.log.leave()
 
 
 # ---------------------------------------------------------------------- callbacks of the log
