@@ -163,6 +163,9 @@ class Engine:
     def reconcile(self, volume: bytes, node: str) -> int:
         """A node is back: what it has of the volume's sealed segments counts as copies again, and what the volume does
         not need is removed there. Answers None. ECONNRESET: it is not attached."""
+    def erase_copies(self, volume: bytes, node: str, *, epoch: int) -> int:
+        """Remove what another node has of a volume that is not open. Answers {"segments": int}. ECONNRESET: the node is
+        not attached; ESTALE: it knows a higher epoch."""
     def grow_volume(self, volume: bytes, size_bytes: int) -> int: ...
     def describe_volume(self, volume: bytes, *, name: bytes, window_seconds: int, replicas: int) -> int:
         """Change what open_volume was told: the next checkpoint has it. Answers None."""

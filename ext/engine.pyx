@@ -22,7 +22,7 @@ from iomesh.engine.commands.connections cimport ServeNbd
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
-from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, ServePeer, ServeStore
+from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, EraseCopies, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
     RollVolumeForward, UnmarkSnapshot
@@ -616,6 +616,16 @@ cdef class Engine:
         if volume in self.volumes:
             return self.refuse(EBUSY, "the volume is open: close it first")
         return self.ask(EraseVolume(self.runner_of(0).reactor, list(self.stores.values()), volume))
+
+    def erase_copies(self, bytes volume, str node, *, uint64_t epoch):
+        cdef _Runner runner = self.runner_of(0)
+        if volume in self.volumes:
+            return self.refuse(EBUSY, "the volume is open: close it first")
+        members = [
+            RemoteMember(runner.reactor, number, self.remote_node(node, runner.reactor.number), device, volume)
+            for number, device in enumerate(self.node_devices.get(node, []))
+        ]
+        return self.ask(EraseCopies(runner.reactor, members, epoch))
 
     def serve_nbd(self, bytes volume, int fd, *, bint structured, context_id, bint read_only, since=None):
         cdef _Open opened = self.opened(volume) or self.reading(volume)

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.commands.command cimport Command
+from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
 from iomesh.engine.replicas.server cimport Server
@@ -29,6 +30,15 @@ cdef class ServeStore(Command):      # ServeStore(served, known): to other nodes
     cdef void** tables               # the same
     cdef void** reactors
     cdef int reactor_count
+
+cdef class EraseCopies(Command):     # EraseCopies(reactor, members, epoch): RemoteMembers of a volume that is not open
+    cdef list members
+    cdef void** all                  # the same
+    cdef int count
+    cdef uint64_t epoch
+    cdef uint64_t segments           # erased
+
+    cdef int erase(self, RemoteMember member) noexcept nogil
 
 # In a task on the store's home: it is not served any more, and no request uses it.
 cdef void withdraw_store(ServedStore served, Reactor home, void** reactors, void** tables, int count) noexcept nogil

@@ -9,7 +9,9 @@ from libc.stdlib cimport calloc, free as release
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.base.task cimport wait, waited
+from iomesh.engine.format.peer cimport ListedReplica
 from iomesh.engine.replicas.peer cimport PEER_DETACHED
+from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
 from iomesh.engine.replicas.server cimport Server
@@ -163,3 +165,37 @@ cdef class ServeStore(Command):
 
     cdef int64_t run(self) noexcept nogil:
         return tell_tables(self.served, self.reactor, self.reactors, self.tables, self.reactor_count, True)
+
+
+cdef class EraseCopies(Command):
+    def __cinit__(self, Reactor reactor, list members, uint64_t epoch):
+        cdef int i
+        self.reactor, self.members, self.epoch, self.count = reactor, members, epoch, len(members)
+        self.all = <void**>calloc(self.count + 1, sizeof(void*))
+        if self.all is NULL:
+            raise MemoryError("no memory for a list of devices")
+        for i in range(self.count):
+            self.all[i] = <void*>members[i]
+
+    def __dealloc__(self):
+        release(self.all)
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef int i, result = 0
+        for i in range(self.count):                      # as many as possible, whatever happens to others
+            result = min(result, self.erase(<RemoteMember>self.all[i]))
+        return result
+
+    cdef int erase(self, RemoteMember member) noexcept nogil:
+        cdef ListedReplica* listed = NULL
+        cdef uint32_t count = 0, i
+        cdef int result = member.list_there(&listed, &count)
+        for i in range(count if result == 0 else 0):
+            if result == 0:
+                result = member.remove(listed[i].segment, self.epoch, NULL)
+                self.segments += result == 0
+        release(listed)
+        return result
+
+    cdef object value(self):
+        return {"segments": self.segments}

@@ -309,6 +309,21 @@ class NodeEngine:
         """Returns how many segments it had."""
         return int((await self._answer(self._engine.erase_volume(volume.bytes), "erase the volume"))["segments"])
 
+    async def erase_copies(self, volume: uuid.UUID, epoch: int) -> int:
+        """Of a volume that is not open, on all other nodes with devices. Returns how many replicas there were. Raises
+        Unavailable if a node cannot be reached."""
+        erased = 0
+        for node in sorted({each["node"] for each in self.peers() if each["devices"]}):
+            try:
+                ticket = self._engine.erase_copies(volume.bytes, node, epoch=epoch)
+                erased += int((await self._answer(ticket, f"erase the copies on node {node}"))["segments"])
+            except IomeshError as error:
+                raise Unavailable(
+                    f"what node {node} has of the volume cannot be erased ({error.message}): it is erased when that "
+                    "node is back"
+                ) from error
+        return erased
+
     # These raise NotFound for a volume that is not open; it may have been closed concurrently.
 
     def volume_state(self, volume: uuid.UUID) -> dict[str, Any]:

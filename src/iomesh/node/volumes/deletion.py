@@ -132,6 +132,8 @@ class Deletion:
             await self._engine.close_volume(volume.record.id, checkpoint=False)
             await self._pointers.end(volume)
             volume.in_engine = False
+        if volume.record.policy.replicas > 1:
+            await self._engine.erase_copies(volume.record.id, volume.log.epoch)
         segments = await self._engine.erase_volume(volume.record.id)
         await remove_records(self._metadata, volume.record)
         self._volumes.remove(volume)
