@@ -24,7 +24,7 @@ help: ## this list
 build: .venv/installed.stamp ## what `make build` leaves: .venv/bin/iomesh; does nothing when nothing changed
 
 .PHONY: demo
-demo: build packages-test ## a database on a volume, the engine killed under it, and not a commit lost
+demo: build packages-test ## a database on a volume with three replicas; nodes are killed under it, and not a commit is lost
 	$(BIN)/python tools/demo.py $(ARGS)
 
 .PHONY: test

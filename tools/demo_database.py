@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from demo_disk import DemoError, end_processes_in, run, wait_for
@@ -193,6 +195,7 @@ class Load:
         self.database, self.ledger, self.clients = database, ledger, clients
         self.lock = threading.Lock()
         self.committed = 0
+        self.at: list[float] = []  # of the commits: time.monotonic()
         self.threads: list[threading.Thread] = []
         self.sessions: list[subprocess.Popen[str]] = []
         self.pgbench: subprocess.Popen[bytes] | None = None
@@ -234,6 +237,14 @@ class Load:
                     ledger.write(f"{client} {number}\n")
                     ledger.flush()
                     self.committed += 1
+                    self.at.append(time.monotonic())
+
+    def longest_pause(self, since: float) -> float:
+        """Seconds without a commit of any client: between two commits of which the second came after `since`, or from
+        the last one until now."""
+        with self.lock:
+            at = [*self.at, time.monotonic()]
+        return max((later - earlier for earlier, later in pairwise(at) if later > since), default=0.0)
 
     def end(self) -> None:
         """Waits until all processes have noticed the end of the database; kills those that have not."""

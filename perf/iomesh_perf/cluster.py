@@ -5,7 +5,6 @@ The three nodes and fio share the cores and the disk: what the figures can be is
 data three times. They are not those of three machines.
 """
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -40,7 +39,6 @@ SETTLE_SECONDS = 1.0
 SILENT_SECONDS = 4.0  # a paused node is given up after 2
 BACK_SECONDS = 60.0
 TAKE_OVER_SECONDS = 30.0  # without another owner by then, there is no take-over
-STATUS_SECONDS = 0.02
 
 
 def trial_of(directory: Path, device_bytes: int, volume_bytes: int, *, prewrite: bool) -> Trial:
@@ -197,36 +195,14 @@ def take_over(settings: Settings, say: Say) -> list[Measure]:
             say(f"take-over {number + 1}: node {trial.owner} is killed")
             owner, pid, asked = trial.owner, trial.pid, time.monotonic()
             os.kill(pid, signal.SIGKILL)
-            uri = asyncio.run(other_uri(trial, owner, asked + TAKE_OVER_SECONDS))
-            if uri is None:
-                say(
-                    f"take-over: skipped: no other node serves the volume {TAKE_OVER_SECONDS:g} s after its owner's end"
-                )
+            if not trial.await_take_over(TAKE_OVER_SECONDS):
+                say(f"take-over: skipped: no other node served the volume within {TAKE_OVER_SECONDS:g} s")
                 return []
-            write_and_read(uri)
+            write_and_read(trial.uri)
             seconds.append(time.monotonic() - asked)
             trial.start(owner)
     note = f"the longest of {settings.runs}, until a block is written and read through the new owner"
     return [Measure(TAKE_OVER, max(seconds), "s", "less", note=note, runs={IOMESH: seconds})]
-
-
-async def other_uri(trial: Trial, owner: str, deadline: float) -> str | None:
-    """The volume's NBD URI at a node that is not `owner`; None: there was none by the deadline."""
-    from iomesh.api.client import Client as Node
-    from iomesh.api.model import VolumeState
-    from iomesh.errors import IomeshError
-
-    others = [(name, control) for name, control in trial.controls.items() if name != owner]
-    while time.monotonic() < deadline:
-        for name, control in others:
-            with contextlib.suppress(IomeshError):
-                async with Node(control, timeout_seconds=5) as node:
-                    served = (trial.volume, name, VolumeState.SERVING)
-                    for volume in await node.volumes():
-                        if (volume.name, volume.owner, volume.state) == served and volume.exports:
-                            return str(volume.exports[0].uris[0])
-        await asyncio.sleep(STATUS_SECONDS)
-    return None
 
 
 def write_and_read(uri: str) -> None:

@@ -1,13 +1,18 @@
 """A temporary iomesh, as created by `iomesh trial`: nodes with one file-backed device each, and one volume served over
 NBD."""
 
+import asyncio
 import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+ANSWER_SECONDS = 5.0
+POLL_SECONDS = 0.02
 
 
 class TrialError(Exception):
@@ -98,6 +103,28 @@ class Trial:
     def start(self, *names: str) -> None:
         """Starts one node, or all that do not run; returns when they serve what they own."""
         self._learn(self._trial("start", *names))
+
+    def await_take_over(self, seconds: float) -> bool:
+        """After the owner's end: waits until another node serves the volume, at most so long. Returns whether one does;
+        it is the owner then."""
+        return asyncio.run(self._await_take_over(time.monotonic() + seconds))
+
+    async def _await_take_over(self, deadline: float) -> bool:
+        from iomesh.api.client import Client
+        from iomesh.api.model import VolumeState
+        from iomesh.errors import IomeshError
+
+        while time.monotonic() < deadline:
+            for name in self.members:
+                with contextlib.suppress(IomeshError):
+                    async with Client(self.controls[name], timeout_seconds=ANSWER_SECONDS) as node:
+                        served = (self.volume, name, VolumeState.SERVING)
+                        for volume in await node.volumes():
+                            if (volume.name, volume.owner, volume.state) == served and volume.exports:
+                                self.owner, self.uri = name, str(volume.exports[0].uris[0])
+                                return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False
 
     def free_bytes(self) -> int:
         """Free bytes of the device that has fewest."""

@@ -61,9 +61,9 @@ def test_one_message_lists_everything_that_is_missing(room: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("step", ["2/15", "4/15", "6/15"])
+@pytest.mark.parametrize("step", ["2/17", "5/17", "9/17"])
 def test_an_interrupted_demonstration_leaves_nothing(room: Path, step: str) -> None:
-    process = demo(room, "--seconds", "4")
+    process = demo(room, "--seconds", "3")
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
@@ -81,7 +81,7 @@ def test_an_interrupted_demonstration_leaves_nothing(room: Path, step: str) -> N
 def test_the_demonstration_shows_that_no_commit_is_lost(room: Path, amount: Amount) -> None:
     if not amount.soak:
         pytest.skip("a minute and more: with --soak")
-    process = demo(room, "--seconds", "10")
+    process = demo(room, "--seconds", "4")
     said, _ = process.communicate(timeout=550)
     assert process.returncode == 0, said
     assert "Every committed transaction was there" in said
