@@ -74,6 +74,10 @@ class Load:
         self._stopping = True
 
     @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
     def ended(self) -> bool:
         """No more requests are sent: it was stopped, has written enough, or has found a fault."""
         return self._stopping

@@ -1,22 +1,28 @@
-"""A trial of several nodes for a test: nodes are killed, paused and started by name; the volume's fragments are read
-from the metadata."""
+"""A trial of several nodes for a test: nodes are killed, paused and started by name; which of them serves the volume is
+asked of all; the volume's fragments are read from the metadata."""
 
 import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iomesh.metadata.records import FragmentRecord
+from iomesh.api.client import Client
+from iomesh.api.model import Volume, VolumeState
+from iomesh.errors import IomeshError
+from iomesh.metadata.records import LogRecord
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.metadata.volumes import find_volume
 from support.run import alive, end, eventually
-from support.trial import Trial, daemons_of
+from support.trial import Trial, daemons_of, iomesh_command
 
-HANG_SECONDS = 300.0  # against hangs
+HANG_SECONDS = 120.0  # against hangs
 POLL_SECONDS = 0.005
+ANSWER_SECONDS = 2.0  # of a node that may be paused
 
 
 async def until(holds: Callable[[], bool | Awaitable[bool]], what: str) -> None:
@@ -32,6 +38,14 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], what: str) -> None:
         raise AssertionError(f"it never happened that {what}") from None
 
 
+@dataclass(frozen=True)
+class Served:
+    """owner: the node that serves the volume."""
+
+    owner: str
+    uri: str
+
+
 class Nodes(Trial):
     """`trial up --nodes N`: nodes a, b, c, ...; the volume is created on a."""
 
@@ -42,17 +56,17 @@ class Nodes(Trial):
     def names(self) -> list[str]:
         return [node["name"] for node in self.described["nodes"]]
 
+    @property
+    def volume(self) -> str:
+        return str(self.described["volumes"][0]["name"])
+
     def pid_of(self, name: str) -> int:
-        pid = self.described_node(name)["pid"]
-        assert pid is not None, f"node {name} does not run"
-        return int(pid)
+        """Of the daemon that runs, also while it is not registered yet."""
+        (pid,) = daemons_of(self.directory / name)
+        return pid
 
-    def running_of(self, name: str) -> list[int]:
-        """Its daemons, also one that is not yet registered."""
-        return daemons_of(self.directory / name)
-
-    def log_of(self, name: str) -> Path:
-        return Path(self.described_node(name)["log"])
+    def runs(self, name: str) -> bool:
+        return bool(daemons_of(self.directory / name))
 
     def devices_of(self, name: str) -> list[Path]:
         return [Path(device) for device in self.described_node(name)["devices"]]
@@ -72,27 +86,98 @@ class Nodes(Trial):
         os.kill(self.pid_of(name), signal.SIGCONT)
 
     def start_nodes(self, *names: str) -> None:
-        """All at once; returns when they are ready and serve what they own."""
+        """One, or all that do not run, at once; returns when they are ready and serve what they own."""
         words = ("trial", "start", *(names if len(names) == 1 else ()), "--dir", str(self.directory), "--json")
         self.described = json.loads(self._iomesh(*words))
 
-    def stop_node(self, name: str) -> None:
-        """A clean stop."""
-        pid = self.pid_of(name)
-        os.kill(pid, signal.SIGTERM)
-        eventually(lambda: not alive(pid), what=f"node {name} stops", seconds=HANG_SECONDS)
+    def begin_to_start_node(self, name: str) -> "subprocess.Popen[str]":
+        """Returns once its daemon runs."""
+        starting = subprocess.Popen(
+            [iomesh_command(), "trial", "start", name, "--dir", str(self.directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        eventually(lambda: starting.poll() is not None or self.runs(name), what=f"a daemon {name} appears")
+        return starting
 
-    async def fragments(self) -> list[FragmentRecord]:
-        """Of the trial's volume, as the metadata service has them: oldest first."""
+    def stop_nodes(self, *names: str) -> None:
+        """A clean stop of all of these at once."""
+        pids = [self.pid_of(name) for name in names]
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        for pid in pids:
+            eventually(lambda pid=pid: not alive(pid), what=f"process {pid} stops", seconds=HANG_SECONDS)  # type: ignore[misc]
+
+    # what the cluster says
+
+    async def served(self) -> Served | None:
+        """By the running node with the newest right to it. None: by none that answers."""
+        answers = await asyncio.gather(*(self._listed(node) for node in self.described["nodes"]))
+        found = [
+            (volume.epoch, name, volume.exports[0].uris[0])
+            for name, volume in answers
+            if volume is not None and volume.owner == name and volume.state is VolumeState.SERVING and volume.exports
+        ]
+        if not found:
+            return None
+        _, owner, uri = max(found)
+        return Served(owner, str(uri))
+
+    async def until_served(self, *, other_than: str = "") -> Served:
+        """By a node that is not `other_than`."""
+        found: list[Served] = []
+
+        async def holds() -> bool:
+            served = await self.served()
+            if served is not None and served.owner != other_than:
+                found.append(served)
+            return bool(found)
+
+        try:
+            await until(holds, "the volume is served" + (f" by another node than {other_than}" if other_than else ""))
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {await self._told()}") from None
+        return found[0]
+
+    async def _told(self) -> str:
+        """What each node says of the volume."""
+        answers = await asyncio.gather(*(self._listed(node) for node in self.described["nodes"]))
+        return "; ".join(
+            f"{name}: {volume.state} in epoch {volume.epoch}, owner {volume.owner}, {volume.reason}"
+            if volume
+            else f"{name}: nothing"
+            for name, volume in answers
+        )
+
+    def check_that_all_run(self) -> None:
+        """Fails if a daemon has ended by itself."""
+        for name in self.names:
+            if not self.runs(name):
+                lines = Path(self.described_node(name)["log"]).read_text(errors="replace").splitlines()[-20:]
+                raise AssertionError("\n".join([f"the daemon {name} has ended by itself; its log ends with", *lines]))
+
+    async def _listed(self, node: dict[str, Any]) -> tuple[str, Volume | None]:
+        name = str(node["name"])
+        if self.runs(name):
+            try:
+                async with Client(str(node["control"]), timeout_seconds=ANSWER_SECONDS) as client:
+                    return name, next((one for one in await client.volumes() if one.name == self.volume), None)
+            except IomeshError:  # it starts, is paused, or was killed
+                pass
+        return name, None
+
+    async def stored(self) -> LogRecord:
+        """Of the trial's volume, as the metadata service has it."""
         metadata = await SqliteMetadata.open(self.directory / "metadata.db")
         try:
-            stored = await find_volume(metadata, str(self.described["volumes"][0]["name"]))
+            stored = await find_volume(metadata, self.volume)
         finally:
             await metadata.close()
         assert stored is not None and stored.log is not None
-        return stored.log.record.fragments
+        return stored.log.record
 
     async def has_all_replicas(self, count: int) -> bool:
         """Whether the newest fragment has this many members."""
-        fragments = await self.fragments()
+        fragments = (await self.stored()).fragments
         return bool(fragments) and len(fragments[-1].devices) == count

@@ -1,4 +1,4 @@
-"""The replicas of a volume on the devices of stopped nodes, compared with each other block by block.
+"""The replicas of a volume on the devices of nodes that have ended, compared with each other block by block.
 
 Only the directories, the headers and the footers on the devices are believed, as `iomesh inspect` reads them.
 """
@@ -16,7 +16,7 @@ PIECE_BLOCKS = 256
 @dataclass
 class Compared:
     """Of one volume: the nodes that hold each segment of its owner, the blocks that were compared, and by node the
-    replicas on other nodes that do not count: of segments that the owner does not have, open, or of another epoch."""
+    replicas that do not count: of segments that the owner does not have, or has sealed in another way."""
 
     holders: dict[int, list[str]] = field(default_factory=dict)
     blocks: int = 0
@@ -40,7 +40,7 @@ class _Copy:
 
     @property
     def end(self) -> int:
-        """The block behind the last record."""
+        """The block behind the last record, or what lies between that and the end of a replica without a footer."""
         return self.replica.footer_block or self.replica.blocks
 
     def counts_beside(self, other: "_Copy") -> bool:
@@ -55,7 +55,8 @@ class _Copy:
 
 
 def compare(devices: dict[str, list[Path]], volume: bytes, owner: str) -> Compared:
-    """devices: by node. Fails if two replicas of a segment differ, or one of the owner's is open or invalid."""
+    """devices: by node. Of the segments that the owner has sealed: fails if two replicas differ, or the owner's is
+    invalid."""
     found = Compared()
     with ExitStack() as opened:
         by_segment: dict[int, list[_Copy]] = {}
@@ -68,6 +69,8 @@ def compare(devices: dict[str, list[Path]], volume: bytes, owner: str) -> Compar
         for segment, copies in sorted(by_segment.items()):
             described = f"segment {segment} ({'; '.join(map(str, copies))})"
             mine = next((copy for copy in copies if copy.node == owner), None)
+            if mine is not None and mine.replica.state == "open":
+                continue
             counting = [mine] if mine else []
             assert len({copy.node for copy in copies}) == len(copies), f"{described}: two replicas on one node"
             for copy in copies:
@@ -76,34 +79,37 @@ def compare(devices: dict[str, list[Path]], volume: bytes, owner: str) -> Compar
                 elif copy is not mine:
                     counting.append(copy)
             if mine is not None:
-                assert mine.replica.state == "sealed", f"{described}: the owner's is open after a clean stop"
-                _check_records(mine, described)
-                found.blocks += sum(_compare(mine, copy, described) for copy in counting[1:])
+                end = _end_of_records(mine, described)
+                found.blocks += sum(_compare(mine, copy, end, described) for copy in counting[1:])
                 found.holders[segment] = [copy.node for copy in counting]
     return found
 
 
-def _check_records(copy: _Copy, described: str) -> None:
-    """The records follow each other up to the replica's end, and their payload has its checksums."""
+def _end_of_records(copy: _Copy, described: str) -> int:
+    """The block behind the last record. The records follow each other up to the footer, and their payload has its
+    checksums. Without a footer they end before the first block that is none."""
     if copy.replica.compacted:
-        return  # headers may have been dropped; the blocks that are left are compared with other replicas
-    block = 0
+        return copy.end  # headers may have been dropped; the blocks that are left are compared with other replicas
+    end = 0
     for block, record in copy.device.records(copy.replica):
-        if block >= copy.end:
+        if block >= copy.end or not (record["valid"] or copy.replica.footer_block):
             break
         assert record["valid"], f"{described}: the record at {block} on {copy.node} is invalid: {record['fault']}"
         faults = copy.device.payload_faults(copy.replica, block, record)
         assert not faults, f"{described}: on {copy.node}: {'; '.join(faults)}"
-        block += 1 + int(record["payload_blocks"])
-    assert block >= copy.end or not copy.end, f"{described}: the records on {copy.node} end at block {block}"
+        end = block + 1 + int(record["payload_blocks"])
+    assert end == copy.replica.footer_block or not copy.replica.footer_block, (
+        f"{described}: the records on {copy.node} end at block {end}"
+    )
+    return end
 
 
-def _compare(one: _Copy, other: _Copy, described: str) -> int:
-    """Returns the number of blocks compared: those that neither replica has dropped."""
+def _compare(one: _Copy, other: _Copy, end: int, described: str) -> int:
+    """Up to block `end`. Returns the number of blocks compared: those that neither replica has dropped."""
     compared = 0
     step = 1 if one.replica.compacted or other.replica.compacted else PIECE_BLOCKS
-    for block in range(0, one.end, step):
-        count = min(step, one.end - block)
+    for block in range(0, end, step):
+        count = min(step, end - block)
         here, there = (copy.device.blocks(copy.replica, block, count) for copy in (one, other))
         if step == 1 and (one.device.dropped(one.replica, block) or other.device.dropped(other.replica, block)):
             continue
