@@ -1,6 +1,7 @@
 """Nodes that speak the peer protocol, for tests: see views/peer.pyx."""
 
 import os
+from collections.abc import Iterable
 
 from iomesh.engine.simulation.world import World
 from iomesh.engine.views.world import WorldView
