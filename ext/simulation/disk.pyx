@@ -35,7 +35,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     NEAR_BLOCKS = 64                 # a misdirected write to no recent place arrives within this distance
-    SPARES = 32                      # memory areas kept for the next devices; each uses six
+    SPARES = 96                      # memory areas kept for the next devices; each uses six
     SPARE_BYTES_MAX = 64 * 1024 * 1024
 
 cdef struct Spare:

@@ -19,6 +19,9 @@ cdef struct ConnectionSide:
     int error                        # of every further operation: -ECONNRESET
     bint finished                    # the peer's orderly close has arrived
     bint deaf                        # data sent to it is lost, silently
+    bint held                        # nothing that is sent to it arrives before hold() ends, ...
+    uint64_t held_bytes              # ... then these
+    bint held_end                    # ... and the peer's orderly close
     uint32_t endings                 # its operations that are ready and not completed
     char* pipe                       # incoming data: bytes of [taken, sent) at place % PIPE_BYTES
     uint64_t sent, arrived, taken
@@ -39,6 +42,9 @@ cdef class Network:
     cdef void close(self, int number) noexcept nogil
     cdef void cut(self, int number) noexcept nogil               # the whole connection: both ends are reset
     cdef void half_open(self, int number) noexcept nogil         # data that this end sends from now on never arrives
+    # A partition, in one direction: whatever is sent from now on to the ends of face `to`, by face `sender`, arrives
+    # once this ends. A reset is lost: the end learns of it when it sends.
+    cdef void hold(self, int sender, int to, bint held) noexcept nogil
     cdef void leave(self, int face, bint silently) noexcept nogil        # a node ended; the world drops its operations
     cdef bint occur(self, uint32_t event) noexcept nogil         # an event of the world itself is due
     cdef void handed_back(self, int number) noexcept nogil       # an operation of it was completed

@@ -93,6 +93,23 @@ cdef class Network:
         if self.ends[number].peer >= 0:
             self.ends[self.ends[number].peer].deaf = True
 
+    cdef void hold(self, int sender, int to, bint held) noexcept nogil:
+        cdef int number
+        cdef ConnectionSide* end
+        for number in range(ENDS_MAX):
+            end = &self.ends[number]
+            if not end.used or end.face != to or end.held == held:
+                continue
+            if end.peer >= 0 and self.ends[end.peer].face != sender:
+                continue
+            end.held = held and end.peer >= 0
+            if not held and end.held_bytes and end.peer >= 0:    # a node that is gone sends nothing again
+                self.arriving(number, end.held_bytes)
+            if not held and end.held_end and end.peer >= 0:
+                self.arriving_event(number, EVENT_FIN, 0)
+            end.held_bytes = 0
+            end.held_end = False
+
     cdef void leave(self, int face, bint silently) noexcept nogil:
         cdef int number
         for number in range(ENDS_MAX):
@@ -143,7 +160,8 @@ cdef class Network:
                 if end.pipe is NULL:
                     return -ENOMEM
             end.used = True
-            end.closing = end.finished = end.deaf = False
+            end.closing = end.finished = end.deaf = end.held = end.held_end = False
+            end.held_bytes = 0
             end.peer = -1
             end.error = 0
             end.endings = 0
@@ -206,6 +224,9 @@ cdef class Network:
         cdef uint64_t first = bytes
         if self.ends[number].deaf:
             return                                       # the bytes stay in the pipe, never acknowledged
+        if self.ends[number].held:
+            self.ends[number].held_bytes += bytes
+            return
         if draw(self.prng) % 8 == 0:
             first = below(self.prng, bytes) + 1
         self.arriving_event(number, EVENT_ARRIVAL, first)
@@ -216,6 +237,9 @@ cdef class Network:
         """Arrives after all data that was sent to this end before."""
         cdef ConnectionSide* end = &self.ends[number]
         cdef uint32_t event
+        if end.held:
+            end.held_end = True                          # of EVENT_FIN: arriving() counts the bytes
+            return
         end.last_ns = max(end.last_ns, self.event_queue.now + self.delay(number))
         event = self.event_queue.put(kind, end.face, number, NULL, end.last_ns)
         self.event_queue.events[event].mark = bytes
@@ -223,7 +247,10 @@ cdef class Network:
 
     cdef void reset(self, int number) noexcept nogil:
         """Resets the end; the reset overtakes sent data."""
-        cdef uint32_t event = self.event_queue.put(
+        cdef uint32_t event
+        if self.ends[number].held:
+            return
+        event = self.event_queue.put(
             EVENT_RESET, self.ends[number].face, number, NULL, self.event_queue.now + self.delay(number)
         )
         self.event_queue.events[event].generation = self.ends[number].generation

@@ -105,3 +105,5 @@ cdef class Oracle:                    # of one volume
 
 # Fills in what operation `number` writes at `place` (in sectors from the volume's start).
 cdef void fill(char* data, uint32_t number, uint64_t place, uint32_t sectors) noexcept nogil
+# The operation, below `count`, whose content a sector at `place` has; 0: zeros; -1: none.
+cdef int64_t identity_of(const char* data, uint64_t place, uint32_t count) noexcept nogil

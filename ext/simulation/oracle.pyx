@@ -55,6 +55,16 @@ cdef void fill(char* data, uint32_t number, uint64_t place, uint32_t sectors) no
         words += WORDS
 
 
+cdef int64_t identity_of(const char* data, uint64_t place, uint32_t count) noexcept nogil:
+    cdef const uint64_t* words = <const uint64_t*>data
+    cdef uint64_t number = words[0]
+    if number == 0:
+        return 0 if memcmp(words, words + 1, SECTOR_BYTES - 8) == 0 else UNKNOWN
+    if number >= count or words[1] != place or words[2] != mixed(number << 40 ^ place):
+        return UNKNOWN
+    return <int64_t>number if memcmp(words + 2, words + 3, SECTOR_BYTES - 24) == 0 else UNKNOWN
+
+
 cdef class Ledger:
     """Raises MemoryError."""
 
@@ -376,13 +386,7 @@ cdef class Oracle:
 
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil:
         """Returns the operation that wrote a sector's content; 0: zeros; UNKNOWN."""
-        cdef const uint64_t* words = <const uint64_t*>data
-        cdef uint64_t number = words[0]
-        if number == 0:
-            return 0 if memcmp(words, words + 1, SECTOR_BYTES - 8) == 0 else UNKNOWN
-        if number >= self.ledger.count or words[1] != place or words[2] != mixed(number << 40 ^ place):
-            return UNKNOWN
-        return <int64_t>number if memcmp(words + 2, words + 3, SECTOR_BYTES - 24) == 0 else UNKNOWN
+        return identity_of(data, place, self.ledger.count)
 
     cdef int64_t allowed(self, uint32_t sector, int64_t seen, uint64_t horizon) noexcept nogil:
         """Returns the version that `seen` is (of several zeros: the last to end), or DISALLOWED or UNKNOWN. Only

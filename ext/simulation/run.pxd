@@ -4,12 +4,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.volume.cleaning cimport Cleaned
 from iomesh.engine.base.counters cimport COUNTERS, HISTOGRAM_BUCKETS, HISTOGRAMS
 from iomesh.engine.base.io cimport Io, Operation
+from iomesh.engine.simulation.base_run cimport BaseRun
 from iomesh.engine.simulation.oracle cimport Ledger
 from iomesh.engine.map.map cimport MapCache
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.log.request cimport Read, Request
-from iomesh.engine.simulation.world cimport World
 
 cdef enum:
     SLOTS = 32                       # operations in flight
@@ -20,7 +20,6 @@ cdef enum:
     STORES = 2
     REACTORS = 2
     VOLUMES_MAX = 4                      # at once
-    TRACED = 1024                    # the last events that are kept
 
 cdef enum ActionKind:                # of a run; to add one: here, in KIND_NAMES, draw_swarm() and Simulation.begin()
     READ, WRITE, ZERO, FLUSH, CHECKPOINT, GROW, PAUSE, CLEAN, SNAPSHOT, DELETE, LOOK, RESTORE, DAMAGE, CLONE, DROP,
@@ -44,24 +43,14 @@ cdef struct Slot:                    # an operation in flight
     bint damaged                     # a block that it needs was damaged when it began
     int64_t started_ns
 
-cdef struct TraceEvent:              # for people
-    int64_t now_ns
-    const char* words
-    int64_t a
-    int64_t b
-    int64_t c
-
 cdef class SimulatedReactor:         # a reactor of the process and the objects that only it uses
     cdef Io io
     cdef Reactor reactor
     cdef Pool pool
     cdef MapCache cache
 
-cdef class RunState:
-    cdef readonly uint64_t seed
-    cdef uint64_t state
+cdef class RunState(BaseRun):
     cdef uint8_t cluster[16]
-    cdef World world
     cdef Ledger ledger
     # of the process
     cdef Io io                       # of the first reactor, as `reactor`
@@ -129,8 +118,6 @@ cdef class RunState:
     cdef uint64_t crash_step         # NEVER_CRASHES: no crash is scheduled
     cdef bint armed_power            # a crash that the world triggers at a boundary is a power cut
     cdef bint last                   # the last process: everything is verified, and it must end cleanly
-    cdef bint wrong
-    cdef char words[640]
     cdef uint32_t volumes_ever       # in total
     cdef uint32_t shot_count         # snapshots of all volumes, in total
     cdef uint64_t damaged_at         # on the ledger's clock: the newest damage
@@ -166,18 +153,12 @@ cdef class RunState:
     cdef readonly uint64_t walks
     cdef readonly uint64_t comparisons       # of live blocks derived by cleaning with those found by a walk
     cdef Cleaned cleaned             # in total
-    cdef TraceEvent events[TRACED]
-    cdef uint64_t event_count
 
-    cdef uint64_t draw(self, uint64_t below) noexcept nogil
-    cdef bint chance(self, uint32_t of_256) noexcept nogil
     cdef void count(self, int kind) noexcept nogil       # counts it as done
     cdef void crash_soon(self, uint64_t within) noexcept nogil
     cdef uint64_t place_of(self, uint32_t sector) noexcept nogil         # the volume's sector of a sector in the model
     cdef uint32_t regions_below(self, uint64_t size_blocks) noexcept nogil
     cdef void hurry(self) noexcept nogil                 # schedules a crash soon, sometimes
-    cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil
-    cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil
     cdef void fail(self, const char* what, int error) noexcept nogil
     cdef Slot* take_slot(self, void* simulated, int kind) noexcept nogil
     cdef void renew(self, char** buffer) noexcept nogil  # replaces it if a stalled device may still write into it

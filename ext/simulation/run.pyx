@@ -22,13 +22,11 @@ KIND_NAMES = (
 cdef char* spare_memory = NULL
 
 
-cdef class RunState:
+cdef class RunState(BaseRun):
     """Raises MemoryError."""
 
     def __cinit__(self, uint64_t seed, operations=None):
         cdef int i
-        self.seed = seed
-        self.state = seed * <uint64_t>0x9E3779B97F4A7C15 + 1
         memcpy(self.cluster, <const char*>(<bytes>CLUSTER), 16)
         self.ledger = Ledger()
         global spare_memory
@@ -50,18 +48,6 @@ cdef class RunState:
             spare_memory = self.memory
         else:
             release(self.memory)
-
-    cdef uint64_t draw(self, uint64_t below) noexcept nogil:
-        """0 to below - 1 (splitmix64)."""
-        cdef uint64_t x
-        self.state += <uint64_t>0x9E3779B97F4A7C15
-        x = self.state
-        x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-        x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
-        return (x ^ (x >> 31)) % below
-
-    cdef bint chance(self, uint32_t of_256) noexcept nogil:
-        return self.draw(256) < of_256
 
     cdef void count(self, int kind) noexcept nogil:
         self.done[kind] += 1
@@ -144,19 +130,6 @@ cdef class RunState:
 
     # ------------------------------------------------------------------ for people
 
-    cdef void note(self, const char* words, int64_t a, int64_t b, int64_t c) noexcept nogil:
-        cdef TraceEvent* event = &self.events[self.event_count % TRACED]
-        self.event_count += 1
-        event.now_ns = self.world.event_queue.now
-        event.words, event.a, event.b, event.c = words, a, b, c
-
-    cdef void fault(self, const char* words, int64_t a, int64_t b) noexcept nogil:
-        """Records a failure; only the first one is kept."""
-        if not self.wrong:
-            self.wrong = True
-            snprintf(self.words, sizeof(self.words), words, a, b)
-            self.note(b"WRONG", 0, 0, 0)
-
     cdef void fail(self, const char* what, int error) noexcept nogil:
         """An operation ended with this error (negative; 0: none). It is allowed when there is no space, devices fail,
         the metadata service does not answer, or its volume closes."""
@@ -165,14 +138,3 @@ cdef class RunState:
         if error < 0 and error != -ENOSPC and error != -ESHUTDOWN and not self.errors_allowed and not self.wrong:
             self.fault(b"", 0, 0)
             snprintf(self.words, sizeof(self.words), b"%s ends with error %d, and no device failed", what, -error)
-
-    def trace(self, last=100):
-        """The last events, oldest first."""
-        cdef char[256] line
-        cdef TraceEvent* event
-        lines = []
-        for number in range(max(0, self.event_count - min(last, <uint64_t>TRACED)), self.event_count):
-            event = &self.events[<uint64_t>number % TRACED]
-            snprintf(line, sizeof(line), event.words, event.a, event.b, event.c)
-            lines.append(f"{event.now_ns / 1e6:12.3f} ms  {line.decode(errors='replace')}")
-        return lines

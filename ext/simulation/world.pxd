@@ -32,7 +32,8 @@ cdef struct Face:
     void* io                         # WorldIo; NULL: free
     uint32_t first_ready
     uint32_t last_ready
-    int64_t clock_ns                 # its monotonic clock, relative to the world's
+    int64_t clock_ns                 # its monotonic clock, relative to the world's ...
+    int64_t drift_ppm                # ... and how much faster than that it runs, in millionths
     int64_t unix_ns                  # its wall clock, likewise: that of the face `node`
     int node                         # the first face of its node: faces of one node share clocks and crash together
     uint64_t devices                 # a bit for each added device: a crash of the face affects these
@@ -55,6 +56,7 @@ cdef class World:
     cdef readonly uint64_t crashes
     cdef uint64_t armed_at           # the boundary at which everything crashes; 0: none
     cdef bint armed_power
+    cdef int armed_face              # -1: all
     cdef uint64_t power_cuts
     cdef readonly uint64_t altered           # writes whose data changed between the request and its completion
 
@@ -65,7 +67,9 @@ cdef class World:
     # callers' buffers are still in memory: it reads the writes in flight once more. Afterwards these faces poll
     # CRASHED, their operations are dropped, and new faces can be created.
     cdef void crash(self, int face, bint power) noexcept nogil
-    cdef void crash_at(self, uint64_t boundary, bint power) noexcept nogil      # before it; all faces. 0: never
+    # before the boundary; face -1: all. boundary 0: never
+    cdef void crash_at(self, uint64_t boundary, bint power, int face=*) noexcept nogil
+    cdef void cut(self, int device) noexcept nogil               # cuts its power, while no face is alive that uses it
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil
     # For checks. A block is tainted if a lost write, a misdirected one or rot hit it since it was last written whole.
     cdef bint tainted(self, int device, uint64_t offset, uint64_t bytes) noexcept nogil
@@ -80,6 +84,7 @@ cdef class World:
     cdef bint cancel(self, Operation* operation) noexcept nogil
     cdef int poll(self, int face) noexcept nogil                 # completes the ready operations
     cdef void after(self, int face, Operation* operation, int64_t delay_ns) noexcept nogil
+    cdef int64_t monotonic_ns(self, int face) noexcept nogil
     cdef int64_t unix_ns(self, int face) noexcept nogil
     cdef void boundary(self) noexcept nogil
     cdef void occur(self, uint32_t event) noexcept nogil

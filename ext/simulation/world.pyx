@@ -44,6 +44,7 @@ from iomesh.engine.simulation.network cimport ENDS_MAX
 cdef enum:
     POLL_NS = 200                    # the duration of a poll that finds nothing
     SECOND_NS = 1000000000
+    MILLION = 1000000
     FOR_EVER_S = 100000              # of a stall: longer than any process
     LONGEST_WAIT_S = 1000000         # limits every wait: the clock must not overflow
     FIRST_UNIX_S = 1767225600        # 2026-01-01: a world starts within a year after it
@@ -223,9 +224,16 @@ cdef class World:
     cdef int connect(self, int face_a, int face_b, int* a, int* b) noexcept nogil:
         return self.network.connect(face_a, face_b, a, b)
 
-    cdef void crash_at(self, uint64_t boundary, bint power) noexcept nogil:
+    cdef void crash_at(self, uint64_t boundary, bint power, int face=-1) noexcept nogil:
         self.armed_at = boundary
         self.armed_power = power
+        self.armed_face = face
+
+    cdef void cut(self, int device) noexcept nogil:
+        self.power_cuts += 1
+        self.note(<uint64_t>-2, <uint64_t>self.event_queue.now, <uint64_t>device)
+        self.disks[device].stalled_until_ns = self.disks[device].full_until_ns = 0
+        self.land(&self.disks[device], -1, True)
 
     cdef void crash(self, int face, bint power) noexcept nogil:
         self.power_cuts += power
@@ -320,7 +328,7 @@ cdef class World:
         self.boundaries += 1
         if self.armed_at and self.boundaries >= self.armed_at:
             self.armed_at = 0
-            self.crash(-1, self.armed_power)
+            self.crash(self.armed_face, self.armed_power)
 
     cdef void postpone(self, uint32_t event) noexcept nogil:
         """A stalled device does nothing now: the event occurs after the stall, in any order with others."""
@@ -433,6 +441,7 @@ cdef class World:
                 self.faces[face].node = face if node < 0 else self.faces[node].node
                 if node >= 0:
                     self.faces[face].clock_ns = self.faces[node].clock_ns
+                    self.faces[face].drift_ppm = self.faces[node].drift_ppm
                     return face
                 self.faces[face].clock_ns = (
                     <int64_t>below(&self.prng, <uint64_t>1000000 * SECOND_NS) - self.event_queue.now
@@ -540,6 +549,7 @@ cdef class World:
         if strikes(&self.injector, TIMER_LATE):
             record_fault(&self.injector, TIMER_LATE, self.event_queue.now, 0, 0, 0)
             delay_ns += below(&self.injector.prng, delay_ns // 4 + SECOND_NS // 100)
+        delay_ns -= delay_ns // (MILLION + self.faces[face].drift_ppm) * self.faces[face].drift_ppm
         operation.kind = EVENT_TIMER
         operation.due_ns = self.event_queue.now + delay_ns
         operation.offset = self.event_queue.put(EVENT_TIMER, face, 0, operation, operation.due_ns)
@@ -555,6 +565,10 @@ cdef class World:
         self.event_queue.take(event)
         self.event_queue.drop(event)
         return True
+
+    cdef int64_t monotonic_ns(self, int face) noexcept nogil:
+        cdef int64_t now_ns = self.event_queue.now
+        return now_ns + now_ns // MILLION * self.faces[face].drift_ppm + self.faces[face].clock_ns
 
     cdef int64_t unix_ns(self, int face) noexcept nogil:
         if strikes(&self.injector, CLOCK_JUMP):
@@ -580,7 +594,7 @@ cdef class WorldIo(Io):
         self.alive = True
         self.boot = 1 + world.power_cuts
         seed_prng(&self.prng, draw(&world.prng))
-        self.now = world.event_queue.now + world.faces[self.number].clock_ns
+        self.now = world.monotonic_ns(self.number)
 
     def __dealloc__(self):
         if self.alive:
@@ -630,7 +644,7 @@ cdef class WorldIo(Io):
         return self.waited
 
     cdef int64_t monotonic_ns(self) noexcept nogil:
-        return self.world.event_queue.now + self.world.faces[self.number].clock_ns
+        return self.world.monotonic_ns(self.number)
 
     cdef int64_t unix_ns(self) noexcept nogil:
         return self.world.unix_ns(self.number)
@@ -646,7 +660,7 @@ cdef class WorldIo(Io):
             self.world.advance(before + min(max(wait_ns, POLL_NS), LONGEST_WAIT_S * <int64_t>SECOND_NS))
             if not self.alive:
                 return CRASHED
-        self.now = self.world.event_queue.now + self.world.faces[self.number].clock_ns  # before the callbacks
+        self.now = self.world.monotonic_ns(self.number)  # before the callbacks
         self.waited += self.world.event_queue.now - before
         return self.world.poll(self.number)
 

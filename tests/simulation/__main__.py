@@ -5,6 +5,7 @@ python -m simulation --seeds 0..1999             many runs; the exit code is 1 i
 python -m simulation --seeds-of 2026-11-30       the seeds that `make test` draws on a day
 python -m simulation --soak                      new seeds until stopped; --covered: with `make simulate-soak`'s build
 python -m simulation --planted NAME --seed 7     with a planted bug (planted.py), in the build of `make planted`
+python -m simulation --cluster --seed 7          likewise with the others: several nodes and a replicated volume
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main() -> int:
         "--seeds-of", metavar="DAY", type=of_day, help="those that `make test` draws on a day, such as 2026-11-30"
     )
     which.add_argument("--soak", action="store_true", help="until stopped, from a seed on that the clock gives")
+    parser.add_argument("--cluster", action="store_true", help="runs of several nodes")
     parser.add_argument("--processes", type=int, default=2, help="at once (2)")
     parser.add_argument("--operations", type=int, help="of each run; drawn unless given")
     parser.add_argument(
@@ -53,9 +55,9 @@ def main() -> int:
     if given.planted:
         plant(given.planted)
     if given.seed is not None:
-        return one(given.seed, given.operations, given.trace)
+        return one(given.seed, given.operations, given.trace, cluster=given.cluster)
     wanted = given.seeds_of or (seeds(given.seeds) if given.seeds else itertools.count(int(time.time()) * 1000))
-    return many(wanted, given.processes, given.operations, covered=given.covered)
+    return many(wanted, given.processes, given.operations, cluster=given.cluster, covered=given.covered)
 
 
 def plant(bug: str) -> None:
@@ -78,8 +80,8 @@ def seeds(words: str) -> Iterable[int]:
     return range(int(first), int(last) + 1)
 
 
-def one(seed: int, operations: int | None, trace: int) -> int:
-    outcome = run_seed(seed, operations, trace=max(trace, 60))
+def one(seed: int, operations: int | None, trace: int, *, cluster: bool) -> int:
+    outcome = run_seed(seed, operations, cluster=cluster, trace=max(trace, 60))
     if trace or outcome.wrong:
         print(*outcome.trace, sep="\n")
     print(f"drawn: {outcome.drawn}")
@@ -88,9 +90,10 @@ def one(seed: int, operations: int | None, trace: int) -> int:
     return 1 if outcome.wrong else 0
 
 
-def many(wanted: Iterable[int], processes: int, operations: int | None, *, covered: bool) -> int:
+def many(wanted: Iterable[int], processes: int, operations: int | None, *, cluster: bool, covered: bool) -> int:
     began = told = looked = time.monotonic()
     runs = done = wrong = 0
+    which = "--cluster " if cluster else ""
     how = (
         {"engine": coverage.ENGINE, "runs_each": RUNS_EACH}
         if covered
@@ -99,12 +102,12 @@ def many(wanted: Iterable[int], processes: int, operations: int | None, *, cover
     if covered:
         coverage.forget()
     try:
-        for outcome in run_all(wanted, processes, operations, **how):
+        for outcome in run_all(wanted, processes, operations, cluster=cluster, **how):
             runs += 1
             done += outcome.told.get("operations", 0)
             if outcome.wrong:
                 wrong += 1
-                print(f"{outcome}\n  again: python -m simulation --seed {outcome.seed}", flush=True)
+                print(f"{outcome}\n  again: python -m simulation {which}--seed {outcome.seed}", flush=True)
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 print(summary(runs, done, wrong, told - began), flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RUN_SECONDS = 120  # processor time, so independent of machine load; a longer run counts as hanging
+CLUSTER_RUNS_EACH = 100
 END_SECONDS = 30  # for an idle process to end
 # Reuse memory: new pages are slow.
 KEEPS_MEMORY = {
@@ -36,14 +37,16 @@ class Outcome:
         return f"seed {self.seed}: {self.wrong or 'nothing went wrong'} (digest {self.digest:016x})"
 
 
-def run_seed(seed: int, operations: int | None = None, *, trace: int = 0) -> Outcome:
-    from iomesh.engine.simulation.simulation import PLANTABLE, Simulation  # the engine on PYTHONPATH
+def run_seed(seed: int, operations: int | None = None, *, cluster: bool = False, trace: int = 0) -> Outcome:
+    """cluster: of several nodes."""
+    from iomesh.engine.simulation.cluster import Cluster  # the engine on PYTHONPATH
+    from iomesh.engine.simulation.simulation import PLANTABLE, Simulation
 
     if os.environ.get("IOMESH_PLANTED") and not PLANTABLE:
         raise RuntimeError(
             "no bug can be planted in this build of the engine: `make planted` makes one for PYTHONPATH=build/planted"
         )
-    simulation = Simulation(seed, operations)
+    simulation = (Cluster if cluster else Simulation)(seed, operations)
     wrong = simulation.run()
     events = simulation.trace(trace) if trace else []
     return Outcome(seed, wrong, simulation.digest, simulation.told, simulation.drawn, events)
@@ -52,16 +55,16 @@ def run_seed(seed: int, operations: int | None = None, *, trace: int = 0) -> Out
 def serve() -> None:
     """Main loop of a child: one line of JSON in, one line out."""
     for line in sys.stdin:
-        seed, operations = json.loads(line)
+        seed, operations, cluster = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, RUN_SECONDS)  # SIGPROF ends the process, whatever the engine is doing
-        outcome = run_seed(seed, operations)
+        outcome = run_seed(seed, operations, cluster=cluster)
         print(json.dumps([outcome.seed, outcome.wrong, outcome.digest, outcome.told]), flush=True)
 
 
 class Child:
     """A process that executes simulation runs. `seed`: the current run; None: idle."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], cluster: bool) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -71,13 +74,14 @@ class Child:
             text=True,
             env=environment,
         )
+        self.cluster = cluster
         self.seed: int | None = None
         self.runs = 0
 
     def ask(self, seed: int, operations: int | None) -> None:
         assert self.process.stdin
         self.seed = seed
-        self.process.stdin.write(json.dumps([seed, operations]) + "\n")
+        self.process.stdin.write(json.dumps([seed, operations, self.cluster]) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> Outcome:
@@ -118,19 +122,22 @@ def run_all(
     processes: int = 2,
     operations: int | None = None,
     *,
+    cluster: bool = False,
     planted: str = "",
     engine: Path | None = None,
     runs_each: int = 0,
 ) -> Iterator[Outcome]:
     """Yields outcomes in order of completion. engine: folder of another build; planted: the bug to plant (planted.py).
-    runs_each: runs per process before it is replaced; 0: unlimited.
+    runs_each: runs per process before it is replaced; 0: unlimited. cluster: runs of several nodes, which abandon tasks
+    with what they have allocated, so that a process makes CLUSTER_RUNS_EACH of them.
     """
+    runs_each = runs_each or (CLUSTER_RUNS_EACH if cluster else 0)
     folders = [str(engine) if engine else "", os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, folders)), "IOMESH_PLANTED": planted} | KEEPS_MEMORY
     wanted = iter(seeds)
     children: list[Child] = []
     try:
-        children = [Child(environment) for _ in range(processes)]
+        children = [Child(environment, cluster) for _ in range(processes)]
         for child in children:
             give(child, wanted, operations)
         while any(child.seed is not None for child in children):
@@ -144,7 +151,7 @@ def run_all(
                 child.runs += 1
                 if child.process.poll() is not None or child.runs == runs_each:
                     child.end()
-                    children[children.index(child)] = child = Child(environment)
+                    children[children.index(child)] = child = Child(environment, cluster)
                 give(child, wanted, operations)
     finally:
         for child in children:
