@@ -776,10 +776,8 @@ cdef class Log:
             self.open_segments.prepared.segment = NULL
             self.open_segments.prepared = NULL
             self.open_segments.drop(prepared)
-        while self.open_segments.sealing:
-            wait_in(&self.open_segments.changes)
-        while self.flusher.left:
-            wait_in(&self.flusher.served)
+        while self.open_segments.sealing or self.flusher.left:           # a flush that fails closes segments
+            wait_in(&self.open_segments.changes if self.open_segments.sealing else &self.flusher.served)
         while self.pool_wait_asked:
             wait_in(&self.waiters)
         while self.open_segments.watching_space:
@@ -872,10 +870,7 @@ cdef void idle_flushed(Operation* operation) noexcept nogil:
 # ---------------------------------------------------------------------- tasks
 
 cdef int64_t work_around_body(void* argument) noexcept nogil:
-    cdef int result = go_on_elsewhere(<Log>argument)
-    (<Log>argument).working_around = False
-    wake_all(&(<Log>argument).waiters, 0)
-    return result
+    return go_on_elsewhere(<Log>argument)
 
 
 cdef int64_t settle_body(void* argument) noexcept nogil:
@@ -899,9 +894,10 @@ cdef void settle(Log log) noexcept nogil:
 
 cdef int go_on_elsewhere(Log log) noexcept nogil:
     cdef int result = log.wait_for_space_below() if is_full(log.oldest.transfer.error) else log.work_around()
-    log.refusing_below = False
-    if log.error:
-        return result                                    # break_off() has run meanwhile and handles the rest
+    log.refusing_below = log.working_around = False
+    if log.error:                                        # break_off() has run meanwhile and handles the rest
+        wake_all(&log.waiters, 0)
+        return result
     log.failing = False
     if result < 0:
         log.break_off(result)
