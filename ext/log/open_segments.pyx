@@ -170,6 +170,8 @@ cdef class OpenSegments:
             self.close(self.current)
         while self.preparing:
             wait_in(&self.changes)
+        if self.prepared is not NULL and self.is_to_leave(self.prepared):    # it is of the fragment that ends
+            self.close(self.prepared)
         if self.prepared is NULL and self.prepare_one(FOR_SPACE) < 0:
             return NULL
         self.current = self.prepared
