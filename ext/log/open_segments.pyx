@@ -395,13 +395,11 @@ cdef class OpenSegments:
         return self.choose_copies(open_segment.segment.member, copies) > open_segment.segment.copy_count
 
     cdef void give_up(self, int member) noexcept nogil:
-        cdef int i, k
+        cdef int i
         (<Member>self.members[member]).count_error()
         for i in range(OPEN_SEGMENTS_MAX):
-            for k in range(self.all[i].segment.copy_count if self.all[i].segment is not NULL else 0):
-                if self.all[i].segment.copies[k] == member:
-                    self.give_up_copy(&self.all[i], k)
-                    break
+            if self.all[i].segment is not NULL and which_copy(self.all[i].segment, member) >= 0:
+                self.give_up_copy(&self.all[i], which_copy(self.all[i].segment, member))
 
     cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil:
         cdef Segment* segment = open_segment.segment
@@ -572,21 +570,24 @@ cdef class OpenSegments:
                 self.give_up(transfer.members[i])
 
     cdef void seal_copies(self, OpenSegment* open_segment, uint32_t end, uint32_t footer_block) noexcept nogil:
-        """In a task. A copy that cannot be flushed or sealed is given up."""
+        """In a task. A copy that cannot be flushed or sealed is given up. Others may be given up meanwhile, too."""
         cdef Segment* segment = open_segment.segment
+        cdef uint16_t copies[COPIES_MAX]
         cdef void* member
-        cdef int i = 0, error
-        while i < segment.copy_count:
-            member = self.members[segment.copies[i]]
+        cdef int count = segment.copy_count, i, error
+        memcpy(copies, segment.copies, sizeof(copies))
+        for i in range(count):
+            member = self.members[copies[i]]
+            if which_copy(segment, copies[i]) < 0:
+                continue
             error = self.make_stable(<Member>member)
             if error == 0:
                 error = (<Member>member).seal(segment.number, self.epoch, NULL, end, footer_block)
-            if error < 0:
-                (<Member>member).count_error()
-                self.give_up_copy(open_segment, i)
-            else:
+            if error == 0:
                 (<Member>member).errors = 0
-                i += 1
+            elif which_copy(segment, copies[i]) >= 0:
+                (<Member>member).count_error()
+                self.give_up_copy(open_segment, which_copy(segment, copies[i]))
 
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
         """After a failed flush of its device: write the same segment, sealed, to another device. 0: nothing depends on
@@ -869,6 +870,15 @@ cdef bint are_listed(const OpenSegment* open_segment, const char* data, uint32_t
             return False
         data += BLOCK_BYTES
     return True
+
+
+cdef int which_copy(const Segment* segment, int member) noexcept nogil:
+    """Which of the segment's copies this member has; -1: none."""
+    cdef int i
+    for i in range(segment.copy_count):
+        if segment.copies[i] == member:
+            return i
+    return -1
 
 
 cdef bint is_better(Member one, Member other) noexcept nogil:
