@@ -42,6 +42,8 @@ cdef class AgreeFragment(VolumeCommand):     # AgreeFragment(volume, number, out
     cdef Outcome outcome
 
 cdef class ReconcileCopies(VolumeCommand):   # ReconcileCopies(volume, devices): numbers of a node's devices
+    cdef list copies                 # Copies, one for each of the devices
+    cdef void** each                 # the same
     cdef uint32_t wanted[64]
     cdef uint32_t count
 

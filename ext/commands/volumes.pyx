@@ -1,6 +1,6 @@
 # Commands on volumes: open, close, grow, clean and flatten them, and measure their space.
 
-from libc.errno cimport EBUSY, EHOSTUNREACH, EINVAL, ENOMEM, ESTALE
+from libc.errno cimport EBUSY, EHOSTUNREACH, EINVAL, ENOMEM, ESHUTDOWN, ESTALE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcpy, memset
@@ -14,13 +14,13 @@ from iomesh.engine.format.layout cimport BLOCK_BYTES
 from iomesh.engine.history.flatten cimport check_detached, copy_inherited, cut_off
 from iomesh.engine.history.snapshots cimport branch_off, let_parent_go, walk_dying
 from iomesh.engine.map.map cimport Map
-from iomesh.engine.base.task cimport wait_in
+from iomesh.engine.base.task cimport wait_in, wake_all
 from iomesh.engine.replicas.member cimport Member
 from iomesh.engine.store.token_bucket cimport TokenBucket
 from iomesh.engine.volume.checkpoint cimport POINTER_DONE, POINTER_REFUSED, Outcome
 from iomesh.engine.volume.checkpoint_writer cimport Description
 from iomesh.engine.volume.cleaning cimport Cleaner, Row
-from iomesh.engine.volume.copies cimport reconcile
+from iomesh.engine.volume.copies cimport Copies
 from iomesh.engine.volume.recovery cimport Recovery
 from iomesh.engine.volume.space cimport measure
 from iomesh.engine.volume.volume cimport Volume
@@ -143,17 +143,30 @@ cdef class AgreeFragment(VolumeCommand):
 
 cdef class ReconcileCopies(VolumeCommand):
     def __cinit__(self, Volume volume, devices):
-        for device in devices[:64]:
+        self.copies = [Copies(volume, []) for _ in devices[:64]]
+        self.each = <void**>calloc(len(self.copies) + 1, sizeof(void*))
+        if self.each is NULL:
+            raise MemoryError("no memory to compare copies")
+        for device, copies in zip(devices, self.copies):
+            self.each[self.count] = <void*>copies
             self.wanted[self.count] = device
             self.count += 1
+
+    def __dealloc__(self):
+        release(self.each)
 
     cdef int64_t run(self) noexcept nogil:
         cdef uint32_t k
         cdef int i, result = 0
+        if self.volume.closing:
+            return -ESHUTDOWN
+        self.volume.readings += 1                        # closing waits
         for i in range(self.volume.log.open_segments.local_count, self.volume.log.open_segments.member_count):
             for k in range(self.count):
                 if (<Member>self.volume.log.open_segments.members[i]).device() == self.wanted[k] and result == 0:
-                    result = reconcile(self.volume, <uint16_t>i)
+                    result = (<Copies>self.each[k]).reconcile(<uint16_t>i)
+        self.volume.readings -= 1
+        wake_all(&self.volume.connections_changed, 0)
         return result
 
 

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from iomesh.engine.format.layout cimport RecordHeader
 from iomesh.engine.format.peer cimport ListedReplica
+from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.volume.volume cimport Volume
@@ -50,6 +51,11 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef uint64_t end_of(self, uint32_t fragment) noexcept nogil
     # Tells the segment table of the copies that match, and removes the others.
     cdef void adopt(self) noexcept nogil
+    # Of an open volume, with new Copies: a member of another node is back. What it has of the volume's sealed segments
+    # counts as copies again; what the volume does not need is removed there.
+    cdef int reconcile(self, uint16_t member) noexcept nogil
+    cdef bint complete(self, Copy* copy, Segment* segment) noexcept nogil
+    cdef void seal_one(self, Copy* copy, const Replica* replica, uint32_t end) noexcept nogil
 
     cdef bint has_open(self, uint32_t segment) noexcept nogil      # a copy of it that is not sealed
     cdef int fence(self) noexcept nogil
@@ -77,7 +83,3 @@ cdef class Copies:                   # Copies(volume, fragments)
         self, Replica* replica, uint16_t member, uint32_t block, uint32_t length, char* here, const char* there
     ) noexcept nogil
     cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b) noexcept nogil
-
-# In a task: a member of another node is back. What it has of the volume's sealed segments counts as copies again; what
-# the volume does not need is removed there.
-cdef int reconcile(Volume volume, uint16_t member) noexcept nogil

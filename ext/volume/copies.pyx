@@ -304,6 +304,8 @@ cdef class Copies:
         cdef char* there = <char*>allocate_aligned(WINDOW_BLOCKS * BLOCK_BYTES)
         cdef uint32_t limit = min(replica.blocks, copy.replica.blocks), block = 0, base = 0, held = 0, length = 1
         cdef int result = 0 if here is not NULL and there is not NULL else -ENOMEM
+        if replica.footer_block:                         # what the copy has behind the last record does not count
+            limit = min(limit, replica.footer_block)
         while result == 0 and length and block < limit:
             if block + length > base + held or held == 0:
                 base, held = block, min(<uint32_t>WINDOW_BLOCKS, limit - block)
@@ -418,18 +420,20 @@ cdef class Copies:
 
     cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil:
         cdef Copy* copy = self.first_of(replica.segment)
-        cdef void* member
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            member = self.volume.log.open_segments.members[copy.member]
-            if copy.replica.epoch == replica.epoch and copy.common >= end and copy.replica.state != SEGMENT_SEALED:
-                if (
-                    (<Member>member).make_stable() == 0
-                    and (<Member>member).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
-                ):
-                    copy.replica.state = SEGMENT_SEALED
-                    copy.replica.blocks, copy.replica.footer_block = end, 0
-            copy.matches = is_same(&copy.replica, replica.epoch, end)
+            self.seal_one(copy, replica, end)
             copy += 1
+
+    cdef void seal_one(self, Copy* copy, const Replica* replica, uint32_t end) noexcept nogil:
+        cdef void* member = self.volume.log.open_segments.members[copy.member]
+        if copy.replica.epoch == replica.epoch and copy.common >= end and copy.replica.state != SEGMENT_SEALED:
+            if (
+                (<Member>member).make_stable() == 0
+                and (<Member>member).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
+            ):
+                copy.replica.state = SEGMENT_SEALED
+                copy.replica.blocks, copy.replica.footer_block = end, 0
+        copy.matches = is_same(&copy.replica, replica.epoch, end)
 
     cdef void adopt(self) noexcept nogil:
         cdef Segment* segment
@@ -449,6 +453,40 @@ cdef class Copies:
                     copy.replica.segment, self.volume.log.epoch, NULL
                 )
 
+    cdef int reconcile(self, uint16_t member) noexcept nogil:
+        cdef void* there = self.volume.log.open_segments.members[member]
+        cdef Segment* segment
+        cdef uint32_t i
+        cdef int result
+        self.answered[member] = True
+        result = self.list_all()
+        for i in range(self.count if result == 0 else 0):
+            segment = self.volume.segments.find(self.all[i].replica.segment)
+            if segment is not NULL and (
+                segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning
+            ):
+                continue
+            if segment is not NULL and self.complete(&self.all[i], segment):
+                if segment.copy_count < COPIES_MAX and not has_copy(segment, member):
+                    segment.copies[segment.copy_count] = member
+                    segment.copy_count += 1
+            elif result == 0:
+                result = (<Member>there).remove(self.all[i].replica.segment, self.volume.log.epoch, NULL)
+        return result
+
+    cdef bint complete(self, Copy* copy, Segment* segment) noexcept nogil:
+        """Whether the copy has all records of a sealed segment. An open one that has them is sealed, too."""
+        cdef uint32_t end = sealed_end(segment)
+        if is_same(&copy.replica, segment.replica.epoch, end):
+            return True
+        if copy.replica.state == SEGMENT_SEALED or copy.replica.epoch != segment.replica.epoch or segment.replica.live:
+            return False
+        segment.cleaning = True                          # its replica stays as it is meanwhile
+        if self.merge_one(copy, segment.replica, segment.member) == 0:
+            self.seal_one(copy, segment.replica, end)
+        segment.cleaning = False
+        return copy.matches
+
     cdef int fail(self, int error, const char* text, uint64_t a, uint64_t b) noexcept nogil:
         snprintf(self.reason, sizeof(self.reason), text, a, b)
         return -error
@@ -457,26 +495,6 @@ cdef class Copies:
 cdef int64_t fence_body(void* argument) noexcept nogil:
     cdef Fencing* fencing = <Fencing*>argument
     return (<Member>fencing.member).fence(fencing.epoch)
-
-
-cdef int reconcile(Volume volume, uint16_t member) noexcept nogil:
-    cdef void* there = volume.log.open_segments.members[member]
-    cdef ListedReplica* listed = NULL
-    cdef Segment* segment
-    cdef uint32_t count = 0, i
-    cdef int result = (<Member>there).list_there(&listed, &count)
-    for i in range(count if result == 0 else 0):
-        segment = volume.segments.find(listed[i].segment)
-        if segment is not NULL and (segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning):
-            continue
-        if segment is not NULL and is_same(&listed[i], segment.replica.epoch, sealed_end(segment)):
-            if segment.copy_count < COPIES_MAX:
-                segment.copies[segment.copy_count] = member
-                segment.copy_count += 1
-        elif result == 0:
-            result = (<Member>there).remove(listed[i].segment, volume.log.epoch, NULL)
-    release(listed)
-    return result
 
 
 cdef bint has_copy(const Segment* segment, uint16_t member) noexcept nogil:

@@ -50,6 +50,7 @@ class Ownership:
         self._opening = opening
         self._failures = failures
         self._due: dict[tuple[uuid.UUID, int], float] = {}  # when to take over a volume in an epoch; monotonic
+        self._readies_seen = 0
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._tasks: list[SupervisedTask] = []
 
@@ -72,6 +73,7 @@ class Ownership:
             self._cluster.changed.clear()
             self._close_lost()
             self._take_over_due()
+            self._open_again_due()
             task.progress()
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -144,6 +146,26 @@ class Ownership:
         job = self._supervisor.spawn("take over volume", self._take_over(stored), volume=stored.volume.record.name)
         self._jobs[identity] = job
         job.add_done_callback(lambda _: self._jobs.pop(identity, None))
+
+    def _open_again_due(self) -> None:
+        """A volume that could not be opened may be, once a node is reached that has what this one lacks."""
+        readies = sum(each["readies"] for each in self._engine.peers())
+        if readies == self._readies_seen:
+            return
+        self._readies_seen = readies
+        for volume in self._volumes.values():
+            if volume.state == VolumeState.FAILED and volume.record.policy.replicas > 1 and not volume.in_engine:
+                self._supervisor.spawn("open volume again", self._open_again(volume), volume=volume.record.name)
+
+    async def _open_again(self, volume: NodeVolume) -> None:
+        async with volume.changing:
+            mine = volume.log.owner == self._node and self._volumes.has(volume)
+            if not mine or volume.state != VolumeState.FAILED or volume.record.state == Lifecycle.DELETING:
+                return
+            try:
+                await self._opening.open(volume)
+            except IomeshError as error:
+                self._failures.fail(volume, error)
 
     async def _take_over(self, stored: StoredVolume) -> None:
         former = stored.log.record.owner
