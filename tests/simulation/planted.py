@@ -10,6 +10,15 @@ ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "planted"  # `make planted`
 SEEDS_MAX = 2000  # each bug is found within this many seeds
 
+# Of volumes with replicas: only the simulation of clusters can show these, and `find` does not run it.
+CLUSTER_BUGS = {
+    "doubtful_trusted": "a replica that may lack what a power cut took is opened as it is",
+    "fragment_end_ignored": "a record counts although a later fragment begins before it",
+    "fragment_not_agreed": "records commit before the metadata service knows their replica set",
+    "longest_not_common": "an open segment keeps records that a reliable copy lacks",
+    "no_lease_wait": "a fence is answered while leases run",
+    "no_leases": "reads are served without leases",
+}
 BUGS = {
     "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
     "adopt_without_flush": "recovery assumes that what it read is stable; it may be in a device's cache only",
