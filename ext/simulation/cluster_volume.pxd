@@ -62,6 +62,7 @@ cdef struct Reconciliation:          # of what a node that is back has
     int64_t again_ns                 # the next one begins then, at the earliest
 
 cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
+    cdef list kept_copies            # Copies
     cdef ClusterRun run
     cdef ClusterNode node
     cdef ClusterMetadata metadata

@@ -38,7 +38,7 @@ from iomesh.engine.store.directory cimport replica_offset
 from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.volume.checkpoint cimport POINTER_DONE, POINTER_REFUSED, POINTER_UNKNOWN, Outcome
-from iomesh.engine.volume.copies cimport Copies, reconcile
+from iomesh.engine.volume.copies cimport Copies
 from iomesh.engine.volume.volume cimport EVENT_NUMBERS
 
 cdef extern from "<errno.h>" nogil:
@@ -58,6 +58,7 @@ cdef class SharedVolume:
     """former: the node that owned it; -1: none. Raises MemoryError."""
 
     def __cinit__(self, ClusterRun run, ClusterNode node, ClusterMetadata metadata, int former):
+        self.kept_copies = []
         cdef int i
         self.run, self.node, self.metadata, self.former = run, node, metadata, former
         self.former_epoch = metadata.record.epoch
@@ -907,6 +908,12 @@ cdef int64_t reconcile_body(void* argument) noexcept nogil:
     return 0
 
 
+cdef void* new_copies(SharedVolume volume) noexcept with gil:
+    copies = Copies(volume.volume, [])
+    volume.kept_copies.append(copies)                    # keeps them alive
+    return <void*>copies
+
+
 cdef void reconcile_node(SharedVolume volume, Reconciliation* reconciliation) noexcept nogil:
     """As the command ReconcileCopies, some time after a node is back."""
     cdef int node = reconciliation.node, i, result = 0
@@ -917,7 +924,7 @@ cdef void reconcile_node(SharedVolume volume, Reconciliation* reconciliation) no
     for i in range(volume.log.open_segments.local_count, volume.log.open_segments.member_count):
         member = volume.log.open_segments.members[i]
         if result == 0 and node_of(volume.run, (<Member>member).device()) == node:
-            result = reconcile(volume.volume, <uint16_t>i)
+            result = (<Copies>new_copies(volume)).reconcile(<uint16_t>i)
     if result == 0:
         reconciliation.readies = readies
     volume.run.counted.reconciled += 1
