@@ -23,7 +23,7 @@ from support.nodes import Nodes, until
 from support.run import end
 
 VOLUME = 32 << 20
-SIZES = ("--device-size", "8Gi", "--size", str(VOLUME), "--segment-size", "4Mi", "--checkpoint-bytes", "8Mi")
+SIZES = ("--device-size", "1Gi", "--size", str(VOLUME), "--segment-size", "4Mi", "--checkpoint-bytes", "8Mi")
 FIRST_OWNER, FIRST_MEMBERS = "a", ("b", "c")
 MORE = 40  # acknowledged requests that show that the volume goes on: more than are in flight
 CONNECTIONS, DEPTH = 2, 12
@@ -177,7 +177,7 @@ def test_no_request_fails_while_members_are_killed_and_paused(
         asyncio.run(members_under_load(nodes, load, events[first : first + CLEAR_EVERY], draw))
         assert not model.open and not load.counts.errors
         model.settle_with(read_volume(nodes.uri, VOLUME))
-        nodes.check_that_all_run()
+        nodes.check_daemons()
     assert owner_of(nodes) == FIRST_OWNER
     compare_replicas(nodes, model)
 
@@ -393,7 +393,7 @@ def test_what_was_acknowledged_survives_the_end_of_the_owner(
         uri = asyncio.run(nodes.until_served()).uri
         load = Load(uri, model, draw.getrandbits(32), connections=CONNECTIONS, depth=DEPTH, tolerate=LOST)
         asyncio.run(owner_under_load(nodes, load, way, draw))
-        nodes.check_that_all_run()
+        nodes.check_daemons()
         in_doubt = len(model.open)
         model.settle_with(contents(nodes))
         print(f"{way.__name__}: {load.counts.acknowledged} acknowledged, {in_doubt} in doubt, {load.counts.errors}")
@@ -424,6 +424,7 @@ def compare_replicas(nodes: Nodes, model: Model) -> None:
     asyncio.run(until_whole(nodes, served.uri, model))
     model.settle_with(read_volume(served.uri, VOLUME))
     volume = asyncio.run(nodes.stored()).id
+    nodes.check_daemons()
     nodes.kill(*nodes.names)  # a clean stop of the owner would move the volume
     compared = replicas.compare({name: nodes.devices_of(name) for name in nodes.names}, volume.bytes, served.owner)
     print(compared)

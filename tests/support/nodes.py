@@ -111,9 +111,10 @@ class Nodes(Trial):
 
     # what the cluster says
 
-    async def served(self) -> Served | None:
-        """By the running node with the newest right to it. None: by none that answers."""
-        answers = await asyncio.gather(*(self._listed(node) for node in self.described["nodes"]))
+    async def served(self, volume: str = "") -> Served | None:
+        """The trial's volume, or another one, by the running node with the newest right to it. None: by none that
+        answers."""
+        answers = await asyncio.gather(*(self._listed(node, volume) for node in self.described["nodes"]))
         found = [
             (volume.epoch, name, volume.exports[0].uris[0])
             for name, volume in answers
@@ -124,25 +125,27 @@ class Nodes(Trial):
         _, owner, uri = max(found)
         return Served(owner, str(uri))
 
-    async def until_served(self, *, other_than: str = "") -> Served:
+    async def until_served(self, volume: str = "", *, other_than: str = "") -> Served:
         """By a node that is not `other_than`."""
         found: list[Served] = []
 
         async def holds() -> bool:
-            served = await self.served()
+            served = await self.served(volume)
             if served is not None and served.owner != other_than:
                 found.append(served)
             return bool(found)
 
         try:
-            await until(holds, "the volume is served" + (f" by another node than {other_than}" if other_than else ""))
+            await until(
+                holds, f"the volume {volume} is served" + (f" by another node than {other_than}" if other_than else "")
+            )
         except AssertionError as error:
-            raise AssertionError(f"{error}: {await self._told()}") from None
+            raise AssertionError(f"{error}: {await self._told(volume)}") from None
         return found[0]
 
-    async def _told(self) -> str:
+    async def _told(self, of: str) -> str:
         """What each node says of the volume."""
-        answers = await asyncio.gather(*(self._listed(node) for node in self.described["nodes"]))
+        answers = await asyncio.gather(*(self._listed(node, of) for node in self.described["nodes"]))
         return "; ".join(
             f"{name}: {volume.state} in epoch {volume.epoch}, owner {volume.owner}, {volume.reason}"
             if volume
@@ -150,19 +153,20 @@ class Nodes(Trial):
             for name, volume in answers
         )
 
-    def check_that_all_run(self) -> None:
-        """Fails if a daemon has ended by itself."""
+    def check_daemons(self) -> None:
+        """Fails if a daemon has ended by itself, or has found damage on its device."""
         for name in self.names:
-            if not self.runs(name):
-                lines = Path(self.described_node(name)["log"]).read_text(errors="replace").splitlines()[-20:]
-                raise AssertionError("\n".join([f"the daemon {name} has ended by itself; its log ends with", *lines]))
+            lines = Path(self.described_node(name)["log"]).read_text(errors="replace").splitlines()
+            damage = [line for line in lines if '"damage found"' in line]
+            assert not damage, "\n".join([f"the daemon {name} has found damage:", *damage[:5]])
+            assert self.runs(name), "\n".join([f"the daemon {name} has ended by itself; its log:", *lines[-20:]])
 
-    async def _listed(self, node: dict[str, Any]) -> tuple[str, Volume | None]:
-        name = str(node["name"])
+    async def _listed(self, node: dict[str, Any], volume: str) -> tuple[str, Volume | None]:
+        name, wanted = str(node["name"]), volume or self.volume
         if self.runs(name):
             try:
                 async with Client(str(node["control"]), timeout_seconds=ANSWER_SECONDS) as client:
-                    return name, next((one for one in await client.volumes() if one.name == self.volume), None)
+                    return name, next((one for one in await client.volumes() if one.name == wanted), None)
             except IomeshError:  # it starts, is paused, or was killed
                 pass
         return name, None
