@@ -44,6 +44,9 @@ cdef extern from "<errno.h>" nogil:
     int ESTALE
 
 cdef enum:
+    # A volume that lacks what a silent node has is refused with EUCLEAN in places, which says that something is damaged.
+    # 1: only EHOSTUNREACH is right then.
+    DAMAGED_IS_DAMAGED = 0
     LOOK_NS = 20 * 1000 * 1000       # between two looks at what may be due
     STEPS_MAX = 8 * 1000 * 1000
     WIDENING_REQUESTS = 12
@@ -281,7 +284,7 @@ cdef class Cluster(ClusterRun):
         elif self.phase == WIDENING and volume is NULL:
             self.enter(HEALING)                          # a late request of a former owner has arrived
         elif self.phase == WIDENING and self.left == 0 and (<SharedVolume>volume).busy == 0:
-            if self.is_wide(<SharedVolume>volume):
+            if self.is_wide(<SharedVolume>volume) and not (<SharedVolume>volume).is_updating():
                 self.enter(CLOSING)
                 self.last_node = (<SharedVolume>volume).node.number
                 (<SharedVolume>volume).close(True)
@@ -362,8 +365,7 @@ cdef class Cluster(ClusterRun):
         if self.metadata.record.epoch > volume.log_record.epoch:      # it was overtaken
             right = True
         for i in range(self.node_count):                 # what it lacks may be there
-            if i != volume.node.number and not volume.node.is_attached_to(volume.reactor_number, i):
-                right = True
+            right = right or (i != volume.node.number and not volume.was_attached_to(i) and not DAMAGED_IS_DAMAGED)
         if not right or self.phase > HEALING:
             self.fault(b"", 0, 0)
             snprintf(

@@ -116,6 +116,8 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef void close(self, bint checkpoint) noexcept nogil
     cdef void process_ended(self) noexcept nogil
     cdef bint serves(self) noexcept nogil
+    cdef bint is_updating(self) noexcept nogil           # the record: an earlier answer may be lost
+    cdef bint was_attached_to(self, int node) noexcept nogil     # all the time, since the opening began
     cdef bint has_lost(self) noexcept nogil              # its right, or its log has failed
     cdef bint issue(self, int kind) noexcept nogil       # False: too many are in flight
     cdef void look_after_copies(self) noexcept nogil     # of nodes that are back

@@ -318,7 +318,7 @@ cdef class SharedVolume:
             wait(&self.looked)
             if self.look.error:
                 self.run.note(b"block %lld cannot be read: error %lld", block, self.look.error, 0)
-                if self.run.faultless:
+                if self.run.faultless and not self.has_lost():
                     self.run.fault(b"block %lld cannot be read: error %lld", block, self.look.error)
                 return False
             if self.look.unmapped:
@@ -359,6 +359,15 @@ cdef class SharedVolume:
 
     cdef bint has_lost(self) noexcept nogil:
         return self.lost or self.log.error != 0 or self.volume.checkpoints.lost
+
+    cdef bint was_attached_to(self, int node) noexcept nogil:
+        return self.node.is_attached_to(self.reactor_number, node) and (
+            self.reconciliations[node].readies
+            == (<RemoteNode>self.node.remote_pointers[self.reactor_number][node]).readies
+        )
+
+    cdef bint is_updating(self) noexcept nogil:
+        return self.update.generation != 0 or self.checkpointing
 
     cdef bint serves(self) noexcept nogil:
         return self.state == SHARED_SERVING
@@ -693,6 +702,14 @@ cdef bint is_equal_to(SharedVolume volume, const Segment* segment, uint16_t memb
         if memcmp(
             volume.run.world.contents(here.device) + one, volume.run.world.contents(there.device) + other, BLOCK_BYTES
         ) != 0:
+            volume.run.note(
+                b"device %lld: segment %lld block %lld, which differs from this node's", device, segment.number, block
+            )
+            volume.run.note(
+                b"  here it begins with %llx, there with %llx",
+                <int64_t>(<uint64_t*>(volume.run.world.contents(here.device) + one))[0],
+                <int64_t>(<uint64_t*>(volume.run.world.contents(there.device) + other))[0], 0
+            )
             volume.run.fault(b"block %lld of segment %lld differs between its copies", block, segment.number)
             return False
     return True
