@@ -32,6 +32,7 @@ cdef class Cluster(ClusterRun):
     cdef int64_t unreachable_until_ns[NODES_MAX]         # the metadata service, for the node
     cdef int64_t outage_until_ns
     cdef uint64_t crashes            # of the world, that were noticed
+    cdef uint64_t dropped            # likewise, of devices' caches
     cdef int armed                   # the node that is to end at a boundary; -1: none
     cdef bint armed_power
     cdef int last_node               # that served the volume

@@ -177,6 +177,7 @@ cdef class Cluster(ClusterRun):
 
     cdef void go_on(self) noexcept nogil:
         cdef int64_t until_ns
+        cdef int i
         while not self.wrong and not self.wanting and self.phase != OVER:
             self.step += 1
             if self.world.event_queue.now >= self.due_ns:
@@ -189,6 +190,10 @@ cdef class Cluster(ClusterRun):
                 self.world.advance(until_ns)
             if self.world.crashes != self.crashes:
                 self.notice_crashes()
+            if self.world.dropped != self.dropped:
+                self.dropped = self.world.dropped
+                for i in range(self.node_count):
+                    (<ClusterNode>self.node_pointers[i]).notice_drops()
             if self.world.altered:
                 self.fault(b"the data of a write changed before the device had taken it", 0, 0)
             if self.step > STEPS_MAX:
@@ -346,6 +351,8 @@ cdef class Cluster(ClusterRun):
         self.outage_until_ns = 0
         self.usurper = -1
         for i in range(self.node_count):
+            if self.device_errors:
+                self.end_now(i, False)                   # devices that have failed work again after a restart
             (<ClusterNode>self.node_pointers[i]).paused_until_ns = 0
             if (<ClusterNode>self.node_pointers[i]).state == NODE_DOWN:
                 (<ClusterNode>self.node_pointers[i]).up_at_ns = self.world.event_queue.now
@@ -362,7 +369,7 @@ cdef class Cluster(ClusterRun):
         """Whether the volume may have been refused for this reason."""
         cdef bint right = volume.error == -EBUSY or volume.error == -EHOSTUNREACH
         cdef int i
-        if self.metadata.record.epoch > volume.log_record.epoch:      # it was overtaken
+        if self.metadata.record.epoch > volume.log_record.epoch or (self.device_errors and not self.faultless):
             right = True
         for i in range(self.node_count):                 # what it lacks may be there
             right = right or (i != volume.node.number and not volume.was_attached_to(i) and not DAMAGED_IS_DAMAGED)

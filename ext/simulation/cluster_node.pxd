@@ -45,6 +45,7 @@ cdef class ClusterNode:
     cdef int64_t up_at_ns            # when it starts again
     cdef int store_count
     cdef int devices[NODE_STORES]    # of the world; the number in the cluster is one higher
+    cdef uint64_t dropped            # how often these have dropped their caches, as far as was noticed
     cdef list pools
     # of its process
     cdef uint64_t incarnation
@@ -72,6 +73,7 @@ cdef class ClusterNode:
     cdef object drop(self)           # its process has ended
     cdef object accept(self, int reactor, int client, int its_reactor, int end)
     cdef void lose_power(self) noexcept nogil            # after a crash of its face, if its process ran
+    cdef void notice_drops(self) noexcept nogil          # of its devices' caches: what was not flushed may be lost
     cdef bint is_alive(self) noexcept nogil
     cdef bint is_paused(self) noexcept nogil
     cdef bint turn(self) noexcept nogil                          # False: it has nothing to do

@@ -50,6 +50,16 @@ cdef class ClusterNode:
             for i in range(self.store_count):
                 self.run.world.cut(self.devices[i])
 
+    cdef void notice_drops(self) noexcept nogil:
+        cdef uint64_t dropped = 0
+        cdef int i
+        for i in range(self.store_count):
+            dropped += self.run.world.disks[self.devices[i]].dropped
+        if dropped != self.dropped:
+            self.dropped = dropped
+            self.run.note(b"a device of node %lld has dropped its cache", self.number, 0, 0)
+            self.run.registers.lose_power(self.number)
+
     cdef bint is_paused(self) noexcept nogil:
         return self.paused_until_ns != 0
 

@@ -83,6 +83,7 @@ cdef class ClusterRun(BaseRun):
     cdef uint32_t silent             # of 256 requests to it: not answered
     cdef int64_t link_ns             # a connection is made again within this time
     cdef readonly dict faults        # the world's, and their probabilities
+    cdef bint device_errors          # devices may report errors, or not answer
     cdef uint32_t fault_weights[CLUSTER_FAULTS]
     cdef uint32_t fault_weight
     cdef uint64_t between            # requests from one fault to the next, on average

@@ -14,6 +14,9 @@ from iomesh.engine.simulation.world cimport World
 
 from iomesh.engine.simulation.cluster_run import CLIENT_NAMES, FAULT_NAMES
 
+DEVICE_FAULTS = (
+    "read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "stall"
+)
 MS, SECOND = 1000 * 1000, 1000 * 1000 * 1000
 
 
@@ -121,3 +124,8 @@ cdef object draw_faults(ClusterRun run, bint caches):
     for name in ("slow", "timer_early", "timer_late", "network_slow", "connection_cut", "connection_half_open"):
         if run.draw(8) == 0:
             run.faults[name] = [0.0003, 0.003, 0.02][run.draw(3)]
+    if run.draw(5) == 0:
+        for name in DEVICE_FAULTS:
+            if run.draw(3) == 0:
+                run.faults[name] = [0.0003, 0.003, 0.02][run.draw(3)]
+    run.device_errors = any([name in run.faults for name in DEVICE_FAULTS])

@@ -40,6 +40,7 @@ cdef struct Disk:
     uint64_t tail            # entries before it are durable
     uint64_t head
     uint64_t writes                  # numbers them
+    uint64_t dropped                 # how often a failed flush has dropped the cache
     uint64_t recent[RECENT]          # offsets of the last writes: where a misdirected one may arrive
     uint64_t corrupt_from            # start of the range for lost and misdirected writes and rot
     uint64_t corrupt_to

@@ -384,6 +384,7 @@ cdef class World:
                 disk_draw_cut(disk, &cut, &self.injector.prng, 0)
                 disk_cut(disk, &cut)
                 self.dropped += 1
+                disk.dropped += 1
                 result = -EIO
             elif strikes(&self.injector, FORGETTING_FLUSH_ERROR):
                 record_fault(&self.injector, FORGETTING_FLUSH_ERROR, self.event_queue.now, it.target, 0, 0)

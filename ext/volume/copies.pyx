@@ -466,7 +466,10 @@ cdef class Copies:
                 segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning
             ):
                 continue
-            if segment is not NULL and self.complete(&self.all[i], segment):
+            if (
+                segment is not NULL and not planted(b"needed_copy_removed")
+                and self.complete(&self.all[i], segment)
+            ):
                 if segment.copy_count < COPIES_MAX and not has_copy(segment, member):
                     segment.copies[segment.copy_count] = member
                     segment.copy_count += 1
@@ -514,7 +517,10 @@ cdef bint is_same(const ListedReplica* listed, uint64_t epoch, uint32_t end) noe
     """A sealed replica of this epoch has the records up to block `end`: it was sealed there, maybe without a footer."""
     if listed.state != SEGMENT_SEALED or listed.epoch != epoch:
         return False
-    return listed.footer_block == end or (listed.footer_block == 0 and listed.blocks >= end)
+    return (
+        listed.footer_block == end or (listed.footer_block == 0 and listed.blocks >= end)
+        or planted(b"any_copy_is_same")
+    )
 
 
 cdef int by_segment(const void* a, const void* b) noexcept nogil:

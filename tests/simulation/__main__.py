@@ -62,10 +62,11 @@ def main() -> int:
 
 def plant(bug: str) -> None:
     """Re-execute as a process in which this bug is planted."""
-    from simulation.planted import BUGS, ENGINE
+    from simulation.planted import BUGS, CLUSTER_BUGS, ENGINE
 
-    if bug not in BUGS:
-        raise SystemExit(f"no bug is called {bug!r}; there are {', '.join(sorted(BUGS))}")
+    known = sorted([*BUGS, *CLUSTER_BUGS])
+    if bug not in known:
+        raise SystemExit(f"no bug is called {bug!r}; there are {', '.join(known)}")
     if not (ENGINE / "iomesh").is_dir():
         raise SystemExit("`make planted` builds the engine that bugs can be planted in; it is missing")
     if os.environ.get("IOMESH_PLANTED") != bug:

@@ -10,14 +10,21 @@ ROOT = Path(__file__).parent.parent.parent
 ENGINE = ROOT / "build" / "planted"  # `make planted`
 SEEDS_MAX = 2000  # each bug is found within this many seeds
 
-# Of volumes with replicas: only the simulation of clusters can show these, and `find` does not run it.
+# Of volumes with replicas, which the simulation of several nodes shows.
 CLUSTER_BUGS = {
+    "any_copy_is_same": "any sealed copy of a segment counts, though it may lack records",
+    "copy_error_ignored": "a record commits although a member of its replica set has not written it",
+    "copy_flush_ignored": "a flush is confirmed although a device of another node has failed it",
     "doubtful_trusted": "a replica that may lack what a power cut took is opened as it is",
+    "fence_forgotten": "a node that restarts has forgotten which owners it must refuse",
+    "fence_ignored": "a node writes for an owner that a newer one has fenced off",
     "fragment_end_ignored": "a record counts although a later fragment begins before it",
     "fragment_not_agreed": "records commit before the metadata service knows their replica set",
     "longest_not_common": "an open segment keeps records that a reliable copy lacks",
+    "needed_copy_removed": "the copies of a node that is back are removed, although they are needed",
     "no_lease_wait": "a fence is answered while leases run",
     "no_leases": "reads are served without leases",
+    "served_unagreed": "a new owner serves before the metadata service has agreed to its fragment",
 }
 BUGS = {
     "acknowledge_early": "a write is acknowledged once it is copied, not when its record has committed",
@@ -87,7 +94,7 @@ BUGS = {
 def find(bug: str, seeds: Iterable[int] = range(SEEDS_MAX), processes: int = 2) -> tuple[Outcome | None, int]:
     """The first failing run with this bug, and the number of runs until then."""
     runs = 0
-    for outcome in run_all(seeds, processes, planted=bug, engine=ENGINE):
+    for outcome in run_all(seeds, processes, cluster=bug in CLUSTER_BUGS, planted=bug, engine=ENGINE):
         runs += 1
         if outcome.wrong:
             return outcome, runs
@@ -111,5 +118,5 @@ def in_sources() -> set[str]:
 
 
 if __name__ == "__main__":
-    for name, outcome, count in find_all(sys.argv[1:] or BUGS):
+    for name, outcome, count in find_all(sys.argv[1:] or [*BUGS, *CLUSTER_BUGS]):
         print(f"{name:28} {f'after {count:4}: {outcome}' if outcome else f'NOT FOUND in {count}'}", flush=True)
