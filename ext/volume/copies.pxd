@@ -62,6 +62,8 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef Copy* first_of(self, uint32_t segment) noexcept nogil
     cdef int list_all(self) noexcept nogil
     cdef bint is_answered(self, const Fragment* fragment) noexcept nogil
+    cdef bint is_relied_on(self, const Fragment* fragment) noexcept nogil
+    cdef bint is_doubtful(self, uint16_t member, uint32_t fragment) noexcept nogil
     cdef bint all_answered(self, uint32_t fragment) noexcept nogil
     cdef int read(self, const Copy* copy, uint32_t block, uint32_t blocks, char* into) noexcept nogil
     cdef int merge_one(self, Copy* copy, Replica* replica, uint16_t member) noexcept nogil

@@ -67,20 +67,28 @@ cdef class Copies:
 
     cdef int take_over(self) noexcept nogil:
         cdef int i, result = self.fence()
-        if result < 0:
-            return result
-        for i in range(self.fragment_count):
+        if result == 0:
+            result = self.list_all()
+        for i in range(self.fragment_count if result == 0 else 0):
             if not self.is_answered(&self.fragments[i]):
                 return self.fail(
                     EHOSTUNREACH,
                     b"records from %lu on are on device %lu and its copies, none of which answers: start their nodes",
                     self.fragments[i].first, self.fragments[i].devices[0]
                 )
-        return self.list_all()
+            if not self.is_relied_on(&self.fragments[i]) and not planted(b"doubtful_trusted"):
+                return self.fail(
+                    EHOSTUNREACH,
+                    b"records from %lu on are on device %lu and its copies; those that answer had a power cut and may lack "
+                    b"acknowledged writes: start the nodes of the others",
+                    self.fragments[i].first, self.fragments[i].devices[0]
+                )
+        return result
 
     cdef int fence(self) noexcept nogil:
         """All members at the same time: each answers when the leases that it gave have run out."""
         cdef int count = self.volume.log.open_segments.member_count, i, result = 0
+        cdef bint has_former = self.fragment_count or self.volume.log.epoch > 1      # the first owner has none
         cdef Fencing* fencings = <Fencing*>calloc(count, sizeof(Fencing))
         if fencings is NULL:
             return self.fail(ENOMEM, b"no memory to ask %lu devices", count, 0)
@@ -88,12 +96,12 @@ cdef class Copies:
             fencings[i].member = self.volume.log.open_segments.members[i]
             fencings[i].epoch = self.volume.log.epoch
             fencings[i].asked = (<Member>fencings[i].member).works()
-            if fencings[i].asked and self.fragment_count:
+            if fencings[i].asked and has_former:
                 waited(&fencings[i].ended)
                 start(fence_body, &fencings[i], &fencings[i].ended)
         for i in range(count):
             self.answered[i] = fencings[i].asked
-            if fencings[i].asked and self.fragment_count:    # without a fragment, no record was ever acknowledged
+            if fencings[i].asked and has_former:
                 self.answered[i] = wait(&fencings[i].ended) == 0
                 if fencings[i].ended.result == -ESTALE:
                     result = self.fail(ESTALE, b"another node has taken the volume over", 0, 0)
@@ -110,6 +118,33 @@ cdef class Copies:
                     and (<Member>self.volume.log.open_segments.members[i]).device() == fragment.devices[k]
                 ):
                     return True
+        return False
+
+    cdef bint is_relied_on(self, const Fragment* fragment) noexcept nogil:
+        """Whether a member that answered is not doubtful, or all have answered. Of this node's replicas, merge() finds
+        out."""
+        cdef int i, k
+        for i in range(self.volume.log.open_segments.member_count):
+            for k in range(<int>REPLICAS_MAX):
+                if (
+                    self.answered[i]
+                    and fragment.devices[k]
+                    and (<Member>self.volume.log.open_segments.members[i]).device() == fragment.devices[k]
+                    and not self.is_doubtful(<uint16_t>i, fragment.number)
+                ):
+                    return True
+        return self.all_answered(fragment.number)
+
+    cdef bint is_doubtful(self, uint16_t member, uint32_t fragment) noexcept nogil:
+        """A member of another node that may lack records of this fragment."""
+        cdef uint32_t i
+        for i in range(self.count):
+            if (
+                self.all[i].member == member
+                and self.all[i].replica.fragment == fragment
+                and self.all[i].replica.flags & LISTED_DOUBTFUL
+            ):
+                return True
         return False
 
     cdef bint all_answered(self, uint32_t fragment) noexcept nogil:
