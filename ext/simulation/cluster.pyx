@@ -233,6 +233,8 @@ cdef class Cluster(ClusterRun):
                 (<ClusterNode>node).paused_until_ns = 0
                 self.note(b"node %lld goes on", i, 0, 0)
             self.look_at((<ClusterNode>node).paused_until_ns)
+            if (<ClusterNode>node).gives_up and (<ClusterNode>node).is_alive():
+                self.end_now(i, False)
             if self.unreachable_until_ns[i] and self.unreachable_until_ns[i] <= now:
                 self.unreachable_until_ns[i] = 0
                 self.metadata.unreachable[i] = False

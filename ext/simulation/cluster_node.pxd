@@ -59,6 +59,7 @@ cdef class ClusterNode:
     cdef Link links[NODE_REACTORS][NODES_MAX]
     cdef dict served_peers           # the newest ServedPeer of each client: (node, its reactor)
     cdef list old_peers              # that are not over
+    cdef bint gives_up               # a device does not let it open its store: the process is to end
     cdef bint wants_served           # its stores are open, and Python is to serve them
     cdef Operation settled
     cdef object volume               # SharedVolume; None: it has none

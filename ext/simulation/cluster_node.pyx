@@ -45,7 +45,7 @@ cdef class ClusterNode:
         cdef int i
         self.boot += 1
         self.run.counted.power_cuts += 1
-        self.run.registers.lose_power(self.number)
+        self.run.registers.lose_power(self.number, False)
         if self.state == NODE_DOWN:
             for i in range(self.store_count):
                 self.run.world.cut(self.devices[i])
@@ -58,7 +58,7 @@ cdef class ClusterNode:
         if dropped != self.dropped:
             self.dropped = dropped
             self.run.note(b"a device of node %lld has dropped its cache", self.number, 0, 0)
-            self.run.registers.lose_power(self.number)
+            self.run.registers.lose_power(self.number, True)
 
     cdef bint is_paused(self) noexcept nogil:
         return self.paused_until_ns != 0
@@ -150,7 +150,7 @@ cdef class ClusterNode:
                 self.remote_pointers[i][k] = <void*>remote
                 self.links[i][k].node = <void*>self
                 self.links[i][k].reactor, self.links[i][k].other = i, k
-        self.wants_served = False
+        self.wants_served = self.gives_up = False
         self.run.note(b"node %lld starts", self.number, 0, 0)
         with nogil:
             start(boot_body, <void*>self, NULL)
@@ -312,6 +312,9 @@ cdef void boot(ClusterNode node) noexcept nogil:
     cdef int i, result
     for i in range(node.store_count):
         result = (<Store>node.store_pointers[i]).open(<const uint8_t*>CLUSTER)
+        if result < 0 and node.run.device_errors and not node.run.faultless:
+            node.gives_up = True
+            return
         if result < 0:
             node.run.fault(b"", 0, 0)
             snprintf(

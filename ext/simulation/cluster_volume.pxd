@@ -116,6 +116,7 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef void close(self, bint checkpoint) noexcept nogil
     cdef void process_ended(self) noexcept nogil
     cdef bint serves(self) noexcept nogil
+    cdef uint64_t answered(self) noexcept nogil          # a bit for each device that answered the recovery
     cdef bint is_updating(self) noexcept nogil           # the record: an earlier answer may be lost
     cdef bint was_attached_to(self, int node) noexcept nogil     # all the time, since the opening began
     cdef bint has_lost(self) noexcept nogil              # its right, or its log has failed

@@ -366,6 +366,14 @@ cdef class SharedVolume:
             == (<RemoteNode>self.node.remote_pointers[self.reactor_number][node]).readies
         )
 
+    cdef uint64_t answered(self) noexcept nogil:
+        cdef uint64_t found = 0
+        cdef int i
+        for i in range(self.log.open_segments.member_count):
+            if self.recovery.copies.answered[i]:
+                found |= <uint64_t>1 << (<Member>self.log.open_segments.members[i]).device()
+        return found
+
     cdef bint is_updating(self) noexcept nogil:
         return self.update.generation != 0 or self.checkpointing
 
@@ -832,6 +840,10 @@ cdef void open_volume(SharedVolume volume) noexcept nogil:
         wait(&volume.settled)
         volume.volume.checkpoints.attach()
         result = volume.recovery.run()
+        volume.run.note(
+            b"  devices that answered: %llx; of %lld copies %lld segments were fetched", <int64_t>volume.answered(),
+            volume.recovery.copies.count, volume.recovery.copies.fetched
+        )
         if result < 0:
             snprintf(volume.reason, sizeof(volume.reason), b"%s", volume.recovery.reason)
             volume.volume.close()

@@ -126,16 +126,20 @@ cdef class Registers:
                 self.writes[i].limit = now
                 self.writes[i].flags |= WRITE_STABLE     # if it is there at all
 
-    cdef void lose_power(self, int node) noexcept nogil:
+    cdef void lose_power(self, int node, bint forgetful) noexcept nogil:
         cdef RegisterWrite* write
         cdef uint32_t i
         self.cut[node] = self.tick()
         for i in range(1, self.count):
             write = &self.writes[i]
-            if write.flags & WRITE_ACKNOWLEDGED and not write.flags & WRITE_STABLE and write.holders >> node & 1:
+            if write.flags & WRITE_STABLE:
+                continue
+            if write.flags & WRITE_ACKNOWLEDGED and write.holders >> node & 1:
                 write.holders &= ~(<uint32_t>1 << node)
-                if write.holders == 0:
+                if write.holders == 0 or (forgetful and not DROPS_ARE_REMEMBERED):
                     self.lapse(write)
+            elif not write.flags & WRITE_ACKNOWLEDGED:   # if it was read: by whom it is held is not known
+                self.lapse(write)
 
     cdef void lapse(self, const RegisterWrite* write) noexcept nogil:
         cdef uint32_t i
