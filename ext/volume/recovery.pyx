@@ -87,9 +87,7 @@ cdef class Recovery(LogScan):
         self.removes_doubles = True
         if planted(b"number_given_again"):
             self.volume.log.open_segments.next_segment = max(self.volume.segments.branch, <uint32_t>1)
-        result = self.list_replicas()
-        if result == 0 and self.copies is not None:
-            result = self.take_over()
+        result = self.list_replicas() if self.copies is None else self.take_over()
         if result == 0 and self.checkpoint.flags & POINTER_PRESENT:
             result = self.read_checkpoint()
         if result == 0:
@@ -118,6 +116,8 @@ cdef class Recovery(LogScan):
         cdef int result
         self.volume.log.enter()
         result = self.copies.take_over()
+        if result == 0:
+            result = self.list_replicas()                # a former owner has changed some until it was fenced
         if result == 0:
             result = self.copies.fetch_missing(is_here, <void*>self)
         if result == 1:
