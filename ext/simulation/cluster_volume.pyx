@@ -887,7 +887,8 @@ cdef void close_volume(SharedVolume volume) noexcept nogil:
         volume.pause(AGAIN_NS)
     if volume.checkpoint_last and not volume.log.error:
         result = volume.volume.checkpoints.run()
-        if result < 0 and result != -EHOSTUNREACH and volume.run.faultless:     # an earlier request was not answered
+        # an earlier request to the metadata service was not answered, or there is a newer owner
+        if result < 0 and result != -EHOSTUNREACH and result != -ESTALE and volume.run.faultless:
             volume.run.fault(b"the last checkpoint ends with error %lld, and nothing fails", -result, 0)
     volume.volume.close()
     volume.end_updates()
