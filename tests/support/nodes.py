@@ -13,6 +13,8 @@ from typing import Any
 
 from iomesh.api.client import Client
 from iomesh.api.model import Volume, VolumeState
+from iomesh.cli.trial import daemon
+from iomesh.cli.trial.installation import Installation
 from iomesh.errors import IomeshError
 from iomesh.metadata.records import LogRecord
 from iomesh.metadata.sqlite import SqliteMetadata
@@ -80,7 +82,8 @@ class Nodes(Trial):
             end(pid)
 
     def pause(self, name: str) -> None:
-        os.kill(self.pid_of(name), signal.SIGSTOP)
+        there = Installation.load(self.directory)
+        daemon.pause(there.node(name), there.metadata)
 
     def resume(self, name: str) -> None:
         os.kill(self.pid_of(name), signal.SIGCONT)

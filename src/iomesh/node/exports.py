@@ -53,13 +53,16 @@ class Connections:
             if not self.sockets:
                 self._none_left.set()
 
-    async def end(self) -> None:
-        """Cuts every connection and waits until the engine has released them. One in its handshake is cut when that is
-        over."""
+    def cut(self) -> None:
+        """Cuts every connection: no answer is sent any more. One in its handshake is cut when that is over."""
         self.ended = True
         for connection in self.sockets:
             with suppress(OSError):  # it ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
+
+    async def end(self) -> None:
+        """Cuts every connection and waits until the engine has released them."""
+        self.cut()
         try:
             async with asyncio.timeout(END_SECONDS):
                 await self.none_left()
@@ -122,6 +125,11 @@ class VolumeExport:
                 self._volume, fd, structured=structured, context_id=context_id, since=older, read_only=self.read_only
             )
         log.debug("connection ended", volume=self.name, **ended)
+
+    def cut(self) -> None:
+        if self._before is not None:
+            self._before.cut()
+        self._connections.cut()
 
     async def end_connections(self) -> None:
         if self._before is not None:
@@ -202,6 +210,13 @@ class Exports:
         )
         self._server.publish(export)
         self._published[name] = export
+
+    def cut(self, name: str) -> None:
+        """Withdraws the export and cuts its connections, without waiting for the engine."""
+        if (export := self._published.get(name)) is not None:
+            self._server.withdraw(name)
+            export.withdrawn = True
+            export.cut()
 
     async def withdraw(self, name: str) -> None:
         """Withdraws the export and ends its connections. Raises Unavailable if the engine does not release them in

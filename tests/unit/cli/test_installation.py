@@ -1,8 +1,10 @@
 """A trial's directory: only what a trial made is ever removed, and only a living daemon counts as one."""
 
+import contextlib
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -117,12 +119,45 @@ def test_a_daemon_that_ended_before_its_start_time_was_read_does_not_run(tmp_pat
 def test_a_paused_daemon_is_resumed_stopped_and_killed(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     node = node_of(tmp_path, sleeper.pid, birth(sleeper.pid))
     states = []
-    for change in (daemon.pause, daemon.resume, daemon.pause):
+    for change in (pause, daemon.resume, pause):
         change(node)
         states.append(node.state)
     assert states == ["paused", "running", "paused"]
     assert daemon.stop([node], 60.0) == []
     assert node.state == "stopped"
+
+
+def pause(node: TrialNode) -> None:
+    daemon.pause(node, node.path / "metadata.db")
+
+
+def test_a_daemon_is_not_paused_while_it_has_the_lock_of_the_metadata(tmp_path: Path) -> None:
+    write = """if True:
+        import sqlite3, sys, time
+        database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+        print(flush=True)
+        while True:
+            database.execute("BEGIN IMMEDIATE")
+            time.sleep(0.05)
+            database.execute("ROLLBACK")
+            time.sleep(0.005)
+        """
+    metadata = tmp_path / "metadata.db"
+    process = subprocess.Popen(
+        [sys.executable, "-c", write, str(metadata)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        node = node_of(tmp_path / "trial", process.pid, birth(process.pid))
+        for _ in range(3):
+            daemon.pause(node, metadata)
+            with contextlib.closing(sqlite3.connect(metadata, timeout=0.0)) as database:
+                database.execute("BEGIN IMMEDIATE")
+            daemon.resume(node)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_daemon_that_ignores_a_stop_is_reported_and_killed(tmp_path: Path) -> None:
@@ -144,7 +179,7 @@ def test_a_process_that_took_over_the_number_is_not_signalled(tmp_path: Path, sl
     stranger = node_of(tmp_path, sleeper.pid, birth(sleeper.pid) - 1)
     assert stranger.state == "stopped"
     daemon.kill([stranger])
-    daemon.pause(stranger)
+    pause(stranger)
     assert daemon.stop([stranger], 0.1) == []
     time.sleep(0.05)
     assert sleeper.poll() is None

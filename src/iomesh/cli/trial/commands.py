@@ -279,7 +279,7 @@ def pause(session: Session, name: str | None, directory: Path) -> None:
 
     there = Installation.load(directory)
     for node in those(there, name, {"running"}, "pause"):
-        daemon.pause(node)
+        daemon.pause(node, there.metadata)
     say(session, there)
 
 

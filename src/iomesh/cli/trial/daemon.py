@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import random
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ LOG_LINES = 15
 POLL_SECONDS = 0.01
 KILL_SECONDS = 60.0
 PAUSE_SECONDS = 60.0
+LOCK_SECONDS = 1.0  # a process that runs holds the metadata's lock for milliseconds
 
 
 def start(node: TrialNode) -> None:
@@ -124,12 +127,17 @@ def kill(nodes: Sequence[TrialNode]) -> None:
         raise IomeshError(f"process {pid} survives SIGKILL: it hangs in the kernel; see /proc/{pid}/stack")
 
 
-def pause(node: TrialNode) -> None:
-    """Stops the daemon's threads (SIGSTOP); returns once none of them runs."""
+def pause(node: TrialNode, metadata: Path) -> None:
+    """Stops the daemon's threads (SIGSTOP); returns once none of them runs. It is not stopped while it writes to the
+    metadata: the others would wait for its lock, which they would not if the metadata were a service of its own."""
     with _opened(node) as pidfd:
-        if pidfd is not None:
+        while pidfd is not None:
             signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
             _wait_for_threads(node, paused=True)
+            if not node.alive or not _is_locked(metadata):
+                return
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            time.sleep(random.uniform(0, 2 * POLL_SECONDS))
 
 
 def resume(node: TrialNode) -> None:
@@ -200,6 +208,19 @@ def _end(nodes: Sequence[TrialNode], signals: list[signal.Signals], timeout_seco
             for pidfd in ended:
                 _alive(waiting.pop(pidfd))
         return list(waiting.values())
+
+
+def _is_locked(metadata: Path) -> bool:
+    """Whether no other process can write to the metadata for LOCK_SECONDS."""
+    if not metadata.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(metadata, timeout=LOCK_SECONDS, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        database.execute("ROLLBACK")
+        return False
 
 
 def _wait_for_threads(node: TrialNode, *, paused: bool) -> None:

@@ -62,6 +62,8 @@ class Failures:
         if volume.record.id in self._closing:
             return
         self.fail(volume, error)
+        for name in (volume.record.name, *self._snapshots.export_names(volume)):
+            self._exports.cut(name)  # first: a client does better without an answer than with an I/O error
         if volume.in_engine:
             self._engine.checkpoint_moved(volume.record.id, 0, Outcome.REFUSED)  # the log takes nothing more
         job = self._supervisor.spawn("close lost volume", self._close(volume), volume=volume.record.name)
