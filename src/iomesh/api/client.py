@@ -149,6 +149,16 @@ class Client:
         request = _build(pb.SetVolumeRequest, name=name, window_seconds=window_seconds)
         return to_struct(Volume, await self._call("SetVolume", request, pb.Volume))
 
+    async def move_volume(self, name: str, node: str = "", *, force: bool = False) -> Volume:
+        """Asked of the owner. node: empty: the first other one of the volume's replica set."""
+        request = _build(pb.MoveVolumeRequest, name=name, node=node, force=force)
+        return to_struct(Volume, await self._call("MoveVolume", request, pb.Volume))
+
+    async def take_over_volume(self, name: str, *, force: bool = False) -> Volume:
+        """Asked of the node that is to own the volume. force: although its owner runs."""
+        request = _build(pb.TakeOverVolumeRequest, name=name, force=force)
+        return to_struct(Volume, await self._call("TakeOverVolume", request, pb.Volume))
+
     async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
         """snapshots: delete the volume even if it has snapshots, and delete those with it."""
         await self._call(

@@ -36,7 +36,7 @@ STYLES = {
 
 @click.group()
 def volume() -> None:
-    """Create, show, grow, export, clone, restore and delete volumes."""
+    """Create, show, grow, export, clone, restore, move and delete volumes."""
 
 
 @volume.command("create")
@@ -90,6 +90,7 @@ def create(
             + [uri for export in made.exports for uri in export.uris]
         ),
     )
+    tell_trouble(session, made)
 
 
 @volume.command("clone")
@@ -261,6 +262,36 @@ def restore(session: Session, name: Reference, at: RequestedTime | None, discard
         f"volume {name.volume}: restored to {restored}",
         kept,
     )
+
+
+@volume.command("move")
+@click.argument("name", type=VolumeName())
+@click.option("--to", "node", default="", metavar="NODE", help="The node.  [default: the first with a replica]")
+@click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
+@asks(Volume)
+def move(session: Session, name: str, node: str, force: bool) -> None:
+    """Move the volume NAME from the node that is asked to another one with a replica of it.
+
+    The volume is closed here and opened there, where it is exported as before; no data is copied. If that fails, it is
+    opened here again.
+    """
+    moved = session.ask(lambda client: client.move_volume(name, node, force=force))
+    session.output.answer(moved, f"volume {moved.name}: owned by node {moved.owner}")
+
+
+@volume.command("take-over")
+@click.argument("name", type=VolumeName())
+@click.option("--force", is_flag=True, help="Even though the owner runs: it is turned away, with its clients.")
+@asks(Volume)
+def take_over(session: Session, name: str, force: bool) -> None:
+    """Make the node that is asked the owner of the volume NAME, whose owner is down.
+
+    Nodes do this by themselves for volumes with replicas, unless they cannot reach enough of the others. The former
+    owner opens the volume no more when it is back; its devices keep replicas as before.
+    """
+    taken = session.ask(lambda client: client.take_over_volume(name, force=force))
+    session.output.answer(taken, f"volume {taken.name}: owned by node {taken.owner}, epoch {taken.epoch}")
+    tell_trouble(session, taken)
 
 
 @volume.command("delete")

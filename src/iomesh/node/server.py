@@ -212,6 +212,13 @@ class NodeService:
         await self._ready().windows.set(request.name, request.window_seconds)
         return to_message(pb.Volume, await self._ready().volumes.show(request.name))
 
+    async def move_volume(self, request: pb.MoveVolumeRequest) -> pb.Volume:
+        moved = await self._ready().volumes.move(request.name, request.node, force=request.force)
+        return to_message(pb.Volume, moved)
+
+    async def take_over_volume(self, request: pb.TakeOverVolumeRequest) -> pb.Volume:
+        return to_message(pb.Volume, await self._ready().volumes.take_over(request.name, force=request.force))
+
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
         await self._ready().volumes.delete(request.name, force=request.force, snapshots=request.snapshots)
         return pb.DeleteVolumeResponse()

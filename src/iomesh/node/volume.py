@@ -101,6 +101,7 @@ class NodeVolume:
     awaits_answer: bool = (
         False  # opening or deleting failed because the metadata service or other nodes did not answer; it is retried
     )
+    moving: bool = False  # to another node, by a command
     readies: dict[str, int] = field(default_factory=dict)  # of other nodes, when their copies were last compared
     unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
@@ -278,11 +279,18 @@ class FirstNumbers(NamedTuple):
     fragment: int
 
 
-async def take_over(metadata: Metadata, volume: NodeVolume, node: str, *, former: str | None = None) -> FirstNumbers:
+async def take_over(
+    metadata: Metadata,
+    volume: NodeVolume,
+    node: str,
+    *,
+    former: str | None = None,
+    incarnation: uuid.UUID | None = None,
+) -> FirstNumbers:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
     numbers of segments and fragments. Returns the first of each: no earlier owner was promised it. former: another node
-    from which the volume is taken over, provided that it has not opened the volume anew. Raises InUse if another node
-    owns the volume, Conflict if its record is deleted."""
+    from which the volume is taken over, provided that it has not opened the volume anew. incarnation: of this daemon.
+    Raises InUse if another node owns the volume, Conflict if its record is deleted."""
     first = first_fragment = 0
     before = volume.log.epoch
 
@@ -293,6 +301,8 @@ async def take_over(metadata: Metadata, volume: NodeVolume, node: str, *, former
             log,
             epoch=log.epoch + 1,
             owner=node,
+            incarnation=incarnation,
+            offered_to="",
             promised=promised_from(first),
             next_fragment=first_fragment + FRAGMENTS,
         )

@@ -22,9 +22,12 @@ events what the engine reports of them.
 
 from __future__ import annotations
 
+import functools
+
 from iomesh.node.pointers import Pointers
 from iomesh.node.volumes.bring_up import BringUp
 from iomesh.node.volumes.changes import Changes
+from iomesh.node.volumes.closing import Closing
 from iomesh.node.volumes.creation import Creation
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.events import Events
@@ -41,14 +44,15 @@ class Volumes:
     def __init__(self, parts: Parts) -> None:
         failures = Failures(parts)
         pointers = Pointers(parts.engine, parts.metadata, parts.supervisor, failures.lost)
-        failures.closed = pointers.end
+        closing = Closing(parts, pointers)
+        failures.close = functools.partial(closing.close, checkpoint=False)
         opening = Opening(parts)
         view = View(parts)
         deletion = Deletion(parts, failures, pointers)
         creation = Creation(parts, opening, deletion, view)
         changes = Changes(parts, opening, view)
-        bring_up = BringUp(parts, opening, deletion, failures, pointers)
-        ownership = Ownership(parts, opening, failures)
+        bring_up = BringUp(parts, opening, closing, deletion, failures)
+        ownership = Ownership(parts, opening, closing, failures, view)
         self._view = view
         self.events = Events(parts, pointers)
 
@@ -57,6 +61,8 @@ class Volumes:
         self.close_all = bring_up.close_all
         self.follow_owners = ownership.start
         self.leave_owners = ownership.stop
+        self.move = ownership.move
+        self.take_over = ownership.take_over
 
         self.create = creation.create
         self.clone = creation.clone

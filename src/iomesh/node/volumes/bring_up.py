@@ -15,9 +15,9 @@ from iomesh.metadata.volumes import Stored, Unreadable, read_volumes, release_st
 from iomesh.node.backoff import pauses
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, until_answered
-from iomesh.node.pointers import Pointers
 from iomesh.node.supervisor import end_all, settle
 from iomesh.node.volume import NodeVolume, is_hidden
+from iomesh.node.volumes.closing import Closing
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.failures import Failures
 from iomesh.node.volumes.opening import Opening
@@ -28,21 +28,18 @@ log = logger("volumes")
 
 class BringUp:
     def __init__(
-        self, parts: Parts, opening: Opening, deletion: Deletion, failures: Failures, pointers: Pointers
+        self, parts: Parts, opening: Opening, closing: Closing, deletion: Deletion, failures: Failures
     ) -> None:
-        self._engine = parts.engine
         self._metadata = parts.metadata
         self._stores = parts.stores
-        self._exports = parts.exports
         self._volumes = parts.volumes
-        self._snapshots = parts.snapshots
         self._supervisor = parts.supervisor
         self._hooks = parts.hooks
         self._node = parts.node
         self._opening = opening
+        self._closing = closing
         self._deletion = deletion
         self._failures = failures
-        self._pointers = pointers
         self._retrying: asyncio.Task[None] | None = None
         failures.on_waiting = self._start_retrying
 
@@ -153,15 +150,10 @@ class BringUp:
         name = volume.record.name
         try:
             async with volume.changing:
-                if not volume.in_engine:
-                    return  # it was lost, and is closed already
-                await self._exports.withdraw(name)
-                await self._snapshots.closing(volume)
-                await self._engine.close_volume(volume.record.id, checkpoint=True)
+                await self._closing.close(volume)
         except IomeshError as error:
             # No data is lost: the log is unchanged, and the next start replays more of it.
             log.error("volume closed without a checkpoint", volume=name, reason=error.message)
         finally:
-            await self._pointers.end(volume)
             volume.in_engine = False
             volume.state = VolumeState.OPENING

@@ -31,7 +31,7 @@ class Failures:
         self._node = parts.node
         self._closing: dict[uuid.UUID, asyncio.Task[None]] = {}  # of volumes that were lost
         self.on_waiting: Callable[[], None] = lambda: None  # a volume waits for an answer
-        self.closed: Callable[[NodeVolume], Awaitable[None]]  # ends what depends on the volume being open
+        self.close: Callable[[NodeVolume], Awaitable[None]]  # without a checkpoint
 
     def fail(self, volume: NodeVolume, error: IomeshError) -> None:
         """A volume that only lacks an answer of the metadata service, or of other nodes, is retried in the
@@ -75,12 +75,7 @@ class Failures:
         async with volume.changing:
             if not self._volumes.has(volume):
                 return
-            await self._exports.withdraw(volume.record.name)
-            if volume.in_engine:
-                await self._snapshots.closing(volume)
-                await self._engine.close_volume(volume.record.id, checkpoint=False)
-                volume.in_engine = False
-            await self.closed(volume)
+            await self.close(volume)
             found = await answered(get_log(self._metadata, volume.record.id))
             if found is not None and found.record.owner != self._node:
                 self._volumes.remove(volume)

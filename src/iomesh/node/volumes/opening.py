@@ -30,6 +30,7 @@ class Opening:
         self._snapshots = parts.snapshots
         self._windows = parts.windows
         self._cluster = parts.cluster
+        self._tenure = parts.tenure
         self._node = parts.node
 
     async def open(self, volume: NodeVolume, *, former: str | None = None) -> None:
@@ -60,7 +61,9 @@ class Opening:
             )
         if volume.record.policy.replicas > 1:
             await self._reach_copies(volume)
-        first = await take_over(self._metadata, volume, self._node, former=former)
+        first = await take_over(
+            self._metadata, volume, self._node, former=former, incarnation=self._tenure.record.incarnation
+        )
         record, at = volume.record, volume.log.checkpoint
         self._stores.refuse_while_changing()
         # As of now: a node that becomes reachable while the volume is opened is compared later.

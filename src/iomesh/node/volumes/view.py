@@ -75,7 +75,7 @@ class View:
             state=VolumeState.READ_ONLY if broken else volume.state,
             reason=why_log_failed(state) if broken else volume.reason,
             warnings=volume_warnings(volume),
-            replica_nodes=self._replica_nodes(volume.log),
+            replica_nodes=self.replica_nodes(volume.log),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
             exports=self._exports.describe(record.name),
@@ -110,10 +110,10 @@ class View:
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
             clone_of=its_log.clone_of.name if its_log.clone_of else "",
-            replica_nodes=self._replica_nodes(its_log),
+            replica_nodes=self.replica_nodes(its_log),
         )
 
-    def _replica_nodes(self, its_log: LogRecord) -> builtins.list[str]:
+    def replica_nodes(self, its_log: LogRecord) -> builtins.list[str]:
         """Of the current fragment."""
         devices = its_log.fragments[-1].devices if its_log.fragments else []
         return [self._cluster.node_of(device) or f"unknown (device {device})" for device in devices]
