@@ -57,6 +57,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef bint complete(self, Copy* copy, Segment* segment) noexcept nogil
     cdef void seal_one(self, Copy* copy, const Replica* replica, uint32_t end) noexcept nogil
 
+    cdef bint is_outdated(self, const Replica* replica) noexcept nogil
     cdef bint has_open(self, uint32_t segment) noexcept nogil      # a copy of it that is not sealed
     cdef int fence(self) noexcept nogil
     cdef Copy* first_of(self, uint32_t segment) noexcept nogil

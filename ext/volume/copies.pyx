@@ -218,6 +218,19 @@ cdef class Copies:
                 high = middle
         return &self.all[low] if low < self.count and self.all[low].replica.segment == segment else NULL
 
+    cdef bint is_outdated(self, const Replica* replica) noexcept nogil:
+        """Whether another node has more of a segment that is sealed here."""
+        cdef const Copy* copy = self.first_of(replica.segment)
+        cdef uint32_t end = replica.footer_block if replica.footer_block else replica.blocks
+        if replica.state != SEGMENT_SEALED:
+            return False
+        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
+            if copy.replica.state == SEGMENT_SEALED and copy.replica.epoch == replica.epoch and \
+                    copy.replica.footer_block > end:
+                return True
+            copy += 1
+        return False
+
     cdef bint has_open(self, uint32_t segment) noexcept nogil:
         cdef const Copy* copy = self.first_of(segment)
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == segment:
@@ -269,8 +282,7 @@ cdef class Copies:
         cdef uint32_t block = 0, piece
         cdef int where, result
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == segment:
-            if chosen is NULL or (chosen.replica.state != SEGMENT_SEALED and copy.replica.state == SEGMENT_SEALED) or \
-                    (chosen.replica.flags & LISTED_DOUBTFUL and not copy.replica.flags & LISTED_DOUBTFUL):
+            if chosen is NULL or is_better(&copy.replica, &chosen.replica):
                 chosen = copy
             copy += 1
         if chosen is NULL:
@@ -533,6 +545,20 @@ cdef class Copies:
 cdef int64_t fence_body(void* argument) noexcept nogil:
     cdef Fencing* fencing = <Fencing*>argument
     return (<Member>fencing.member).fence(fencing.epoch)
+
+
+cdef bint is_better(const ListedReplica* one, const ListedReplica* other) noexcept nogil:
+    """Whether a segment is fetched from `one`. Of sealed ones the longest: a former owner may have sealed another one
+    that lacks records, which it had not committed when it lost the right, and the next owner took over."""
+    if (one.state == SEGMENT_SEALED) != (other.state == SEGMENT_SEALED):
+        return one.state == SEGMENT_SEALED
+    if one.state == SEGMENT_SEALED:
+        return listed_end(one) > listed_end(other)
+    return other.flags & LISTED_DOUBTFUL and not one.flags & LISTED_DOUBTFUL
+
+
+cdef inline uint32_t listed_end(const ListedReplica* listed) noexcept nogil:
+    return listed.footer_block if listed.footer_block else listed.blocks
 
 
 cdef bint has_copy(const Segment* segment, uint16_t member) noexcept nogil:

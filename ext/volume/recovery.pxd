@@ -26,6 +26,7 @@ cdef class Recovery(LogScan):        # Recovery(volume, checkpoint, copies: Copi
     cdef int read_block(self, Pointer pointer, void* into) noexcept nogil
     cdef Scan* need(self, uint32_t segment) noexcept nogil
     cdef int take_over(self) noexcept nogil
+    cdef int remove_outdated(self) noexcept nogil
     cdef int list_again(self) noexcept nogil
     cdef int scan_all(self) noexcept nogil
     cdef void cut_to_fragments(self) noexcept nogil

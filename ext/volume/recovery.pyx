@@ -119,6 +119,8 @@ cdef class Recovery(LogScan):
         if result == 0:
             result = self.list_replicas()                # a former owner has changed some until it was fenced
         if result == 0:
+            result = self.remove_outdated()
+        if result == 0:
             result = self.copies.fetch_missing(is_here, <void*>self)
         if result == 1:
             result = self.list_again()
@@ -133,6 +135,17 @@ cdef class Recovery(LogScan):
         if result < 0 and self.reason[0] == 0:
             snprintf(self.reason, sizeof(self.reason), b"%s", self.copies.reason)
         return result
+
+    cdef int remove_outdated(self) noexcept nogil:
+        """So that they are fetched again, whole."""
+        cdef uint32_t i
+        cdef bint removed = False
+        cdef int result = 0
+        for i in range(self.scan_count):
+            if result == 0 and self.copies.is_outdated(self.scans[i].replica):
+                result = self.remove_copy(&self.scans[i])
+                removed = True
+        return self.list_again() if result == 0 and removed else result
 
     cdef int list_again(self) noexcept nogil:
         self.forget()
