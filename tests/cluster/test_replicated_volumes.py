@@ -113,7 +113,6 @@ async def kill_under_loads(nodes: Nodes, victim: str, models: dict[str, Model], 
 # ---------------------------------------------------------------------- two replicas
 
 
-@pytest.mark.xfail(strict=False, reason="recovery writes an abandoned record of a copy over a sealed segment's footer")
 def test_of_two_nodes_one_goes_on_and_the_other_does_not_serve_what_it_lacks(two: Nodes, draw: random.Random) -> None:
     model = Model(VOLUME)
     asyncio.run(without_the_member(two, model, draw))
