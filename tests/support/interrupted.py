@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from iomesh.api.client import ERROR_KIND
+from iomesh.api.status import sent_error
 from iomesh.errors import Unavailable
 
 
@@ -23,8 +23,6 @@ async def was_answered(command: Awaitable[Any]) -> bool:
 
 
 def _went_away(error: Unavailable) -> bool:
-    """The error is the transport's: an error of the daemon names its kind in the trailing metadata."""
+    """The error is the transport's: an error of the daemon has its details in the trailing metadata."""
     call = error.__context__
-    return isinstance(call, grpc.aio.AioRpcError) and ERROR_KIND not in {
-        key for key, _ in call.trailing_metadata() or ()
-    }
+    return isinstance(call, grpc.aio.AioRpcError) and sent_error(call) is None

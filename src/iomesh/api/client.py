@@ -1,75 +1,67 @@
-"""A client of one node's control API.
+"""A client of a cluster's control API, at any of its nodes.
 
     async with Client("/run/iomesh/control.sock") as node:
         volume = await node.create_volume("db", 10 << 30)
 
-Every error is an IomeshError: the one that the node raised, or Unavailable if there is no answer. A Client is used in
-one event loop.
+A volume is named by its name or its id, a snapshot likewise. `node`: the node that is to answer; empty: the one that is
+asked. Every error is an IomeshError: the one that a node raised, or Unavailable if there is no answer. A Client is used
+in one event loop.
+
+This package, iomesh.api, and iomesh.errors need nothing else of iomesh: no engine, no daemon.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from iomesh.api import iomesh_pb2 as pb
+from iomesh.api.channel import Channel, Credentials, grpc_target
 from iomesh.api.messages import to_struct
-from iomesh.api.model import Counters, Device, Difference, Export, RestoreVolumeResponse, Snapshot, Status, Volume
-from iomesh.errors import InvalidArgument, IomeshError, Unavailable, Unreachable, from_wire
+from iomesh.api.model import (
+    Counters,
+    Device,
+    Difference,
+    Export,
+    Node,
+    RestoreVolumeResponse,
+    Snapshot,
+    Status,
+    Volume,
+    WatchEvent,
+)
+from iomesh.errors import InvalidArgument
+
+__all__ = ["DEFAULT_ADDRESS", "Client", "Credentials"]
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
-ERROR_KIND = "iomesh-error"  # trailing metadata: the name of the error's class
-SERVICE = pb.DESCRIPTOR.services_by_name["Node"]
 
 AnswerT = TypeVar("AnswerT", bound=Message)
 
 
-def grpc_target(address: str) -> str:
-    """The gRPC target of an address: a path is a unix socket, anything else host:port."""
-    if address.startswith("unix:"):
-        address = address.removeprefix("unix:")
-        address = "/" + address.lstrip("/") if address.startswith("//") else address
-    if "/" in address:
-        return "unix:" + address
-    _, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        raise InvalidArgument(f"address {address!r} is neither the path of a unix socket nor host:port")
-    return address
-
-
 class Client:
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_seconds: float | None = 120.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_seconds: float | None = 120.0,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """credentials: for a node at host:port that has certificates; a unix socket needs none."""
+        grpc_target(address)
         self.address = address
         self.timeout_seconds = timeout_seconds
-        self._target = grpc_target(address)
-        self._channel: grpc.aio.Channel | None = None
-        self._calls: dict[str, Any] = {}
+        self._credentials = credentials
+        self._channel: Channel | None = None
 
     async def __aenter__(self) -> Self:
-        # A connection to one socket on this machine: no proxy, and no name but the path's. It is not shared: another
-        # client's may lead to a daemon that was killed since.
-        self._channel = grpc.aio.insecure_channel(
-            self._target,
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.default_authority", "localhost"),
-                ("grpc.max_receive_message_length", 64 << 20),
-            ],
-        )
-        for name, method in SERVICE.methods_by_name.items():
-            self._calls[name] = self._channel.unary_unary(
-                f"/{SERVICE.full_name}/{name}",
-                request_serializer=GetMessageClass(method.input_type).SerializeToString,
-                response_deserializer=GetMessageClass(method.output_type).FromString,
-            )
+        self._channel = Channel(self.address, self._credentials)
         return self
 
     async def __aexit__(
@@ -78,43 +70,77 @@ class Client:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
-            self._calls.clear()
 
-    # the node
+    # nodes
 
-    async def status(self) -> Status:
-        return to_struct(Status, await self._call("GetStatus", pb.GetStatusRequest(), pb.Status))
+    async def status(self, node: str = "") -> Status:
+        return to_struct(Status, await self._call("GetStatus", pb.GetStatusRequest(node=node), pb.Status))
 
-    async def counters(self) -> Counters:
-        return to_struct(Counters, await self._call("GetCounters", pb.GetCountersRequest(), pb.Counters))
+    async def counters(self, node: str = "") -> Counters:
+        return to_struct(Counters, await self._call("GetCounters", pb.GetCountersRequest(node=node), pb.Counters))
+
+    async def nodes(self) -> list[Node]:
+        """Of the cluster, by name: those that run, and those that have devices."""
+
+        async def page(token: str) -> tuple[list[Node], str]:
+            request = pb.ListNodesRequest(page_token=token)
+            answer = await self._call("ListNodes", request, pb.ListNodesResponse)
+            return [to_struct(Node, node) for node in answer.nodes], answer.next_page_token
+
+        return await _all(page)
+
+    async def watch(self, *, nodes: bool = True, volumes: bool = True) -> AsyncGenerator[WatchEvent]:
+        """First what exists (`current`), then `synced`, then each change, until the caller stops. Ends with an error
+        when the connection does: then watch again, which begins anew."""
+        if self._channel is None:
+            raise RuntimeError("a Client is used inside `async with`")
+        request = pb.WatchRequest(nodes=nodes, volumes=volumes)
+        async with aclosing(self._channel.stream("Watch", request, pb.WatchEvent)) as events:
+            async for event in events:
+                yield to_struct(WatchEvent, event)
 
     # devices; `device` is a UUID, a label or a path
 
-    async def devices(self) -> list[Device]:
-        answer = await self._call("ListDevices", pb.ListDevicesRequest(), pb.ListDevicesResponse)
-        return [to_struct(Device, device) for device in answer.devices]
+    async def devices(self, node: str = "") -> list[Device]:
+        async def page(token: str) -> tuple[list[Device], str]:
+            request = pb.ListDevicesRequest(node=node, page_token=token)
+            answer = await self._call("ListDevices", request, pb.ListDevicesResponse)
+            return [to_struct(Device, device) for device in answer.devices], answer.next_page_token
 
-    async def device(self, device: str) -> Device:
-        return to_struct(Device, await self._call("GetDevice", pb.GetDeviceRequest(device=device), pb.Device))
+        return await _all(page)
 
-    async def add_device(self, path: str) -> Device:
-        return to_struct(Device, await self._call("AddDevice", pb.AddDeviceRequest(path=path), pb.Device))
+    async def device(self, device: str, node: str = "") -> Device:
+        request = pb.GetDeviceRequest(device=device, node=node)
+        return to_struct(Device, await self._call("GetDevice", request, pb.Device))
 
-    async def remove_device(self, device: str) -> None:
-        await self._call("RemoveDevice", pb.RemoveDeviceRequest(device=device), pb.RemoveDeviceResponse)
+    async def add_device(self, path: str, node: str = "") -> Device:
+        return to_struct(Device, await self._call("AddDevice", pb.AddDeviceRequest(path=path, node=node), pb.Device))
+
+    async def remove_device(self, device: str, node: str = "") -> None:
+        request = pb.RemoveDeviceRequest(device=device, node=node)
+        await self._call("RemoveDevice", request, pb.RemoveDeviceResponse)
 
     # volumes
 
     async def create_volume(
-        self, name: str, size_bytes: int, *, segment_bytes: int = 0, replicas: int = 0, window_seconds: int = 0
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        segment_bytes: int = 0,
+        replicas: int = 0,
+        window_seconds: int = 0,
+        node: str = "",
     ) -> Volume:
-        """segment_bytes, replicas: 0 is the node's choice. Returns an existing volume if it matches the request."""
+        """segment_bytes, replicas: 0 is the node's choice. node: that is to own it. Returns an existing volume if it
+        matches the request."""
         request = _build(
             pb.CreateVolumeRequest,
             name=name,
             size_bytes=size_bytes,
             segment_bytes=segment_bytes,
             policy=_build(pb.Policy, replicas=replicas, window_seconds=window_seconds),
+            node=node,
         )
         return to_struct(Volume, await self._call("CreateVolume", request, pb.Volume))
 
@@ -132,31 +158,33 @@ class Client:
         return to_struct(Volume, await self._call("FlattenVolume", pb.FlattenVolumeRequest(name=name), pb.Volume))
 
     async def volumes(self) -> list[Volume]:
-        answer = await self._call("ListVolumes", pb.ListVolumesRequest(), pb.ListVolumesResponse)
-        return [to_struct(Volume, volume) for volume in answer.volumes]
+        async def page(token: str) -> tuple[list[Volume], str]:
+            answer = await self._call("ListVolumes", pb.ListVolumesRequest(page_token=token), pb.ListVolumesResponse)
+            return [to_struct(Volume, volume) for volume in answer.volumes], answer.next_page_token
+
+        return await _all(page)
 
     async def volume(self, name: str) -> Volume:
         return to_struct(Volume, await self._call("GetVolume", pb.GetVolumeRequest(name=name), pb.Volume))
 
-    async def grow_volume(self, name: str, size_bytes: int) -> Volume:
-        return to_struct(
-            Volume,
-            await self._call("GrowVolume", _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes), pb.Volume),
-        )
+    async def grow_volume(self, name: str, size_bytes: int, *, if_generation: int = 0) -> Volume:
+        """if_generation: raises Conflict if the volume has another; 0: whatever it has."""
+        request = _build(pb.GrowVolumeRequest, name=name, size_bytes=size_bytes, if_generation=if_generation)
+        return to_struct(Volume, await self._call("GrowVolume", request, pb.Volume))
 
-    async def set_volume(self, name: str, *, window_seconds: int) -> Volume:
-        """0: no restore window."""
-        request = _build(pb.SetVolumeRequest, name=name, window_seconds=window_seconds)
+    async def set_volume(self, name: str, *, window_seconds: int, if_generation: int = 0) -> Volume:
+        """window_seconds: 0: no restore window. if_generation: as in grow_volume."""
+        request = _build(pb.SetVolumeRequest, name=name, window_seconds=window_seconds, if_generation=if_generation)
         return to_struct(Volume, await self._call("SetVolume", request, pb.Volume))
 
     async def move_volume(self, name: str, node: str = "", *, force: bool = False) -> Volume:
-        """Asked of the owner. node: empty: the first other one of the volume's replica set."""
+        """node: empty: the first other one of the volume's replica set."""
         request = _build(pb.MoveVolumeRequest, name=name, node=node, force=force)
         return to_struct(Volume, await self._call("MoveVolume", request, pb.Volume))
 
-    async def take_over_volume(self, name: str, *, force: bool = False) -> Volume:
-        """Asked of the node that is to own the volume. force: although its owner runs."""
-        request = _build(pb.TakeOverVolumeRequest, name=name, force=force)
+    async def take_over_volume(self, name: str, *, force: bool = False, node: str = "") -> Volume:
+        """node: that is to own the volume. force: although its owner runs."""
+        request = _build(pb.TakeOverVolumeRequest, name=name, force=force, node=node)
         return to_struct(Volume, await self._call("TakeOverVolume", request, pb.Volume))
 
     async def delete_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> None:
@@ -183,9 +211,13 @@ class Client:
 
     async def snapshots(self, volume: str = "", *, hidden: bool = False) -> list[Snapshot]:
         """Of one volume, or of every volume. hidden: include deleted ones that are still needed."""
-        request = pb.ListSnapshotsRequest(volume=volume, hidden=hidden)
-        answer = await self._call("ListSnapshots", request, pb.ListSnapshotsResponse)
-        return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots]
+
+        async def page(token: str) -> tuple[list[Snapshot], str]:
+            request = pb.ListSnapshotsRequest(volume=volume, hidden=hidden, page_token=token)
+            answer = await self._call("ListSnapshots", request, pb.ListSnapshotsResponse)
+            return [to_struct(Snapshot, snapshot) for snapshot in answer.snapshots], answer.next_page_token
+
+        return await _all(page)
 
     async def snapshot(self, volume: str, snapshot: str) -> Snapshot:
         return to_struct(
@@ -235,39 +267,25 @@ class Client:
         return to_struct(Difference, await self._call("DiffSnapshots", request, pb.DiffSnapshotsResponse))
 
     async def checkpoint(self, name: str = "") -> list[str]:
-        """Of one volume, or of every volume; returns the names of those that were written."""
+        """Of one volume, or of every volume of this node; returns the names of those that were written."""
         return list((await self._call("Checkpoint", pb.CheckpointRequest(name=name), pb.CheckpointResponse)).volumes)
 
     async def _call(self, method: str, request: Message, kind: type[AnswerT]) -> AnswerT:
         if self._channel is None:
             raise RuntimeError("a Client is used inside `async with`")
-        try:
-            answer = await self._calls[method](request, timeout=self.timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
-        assert isinstance(answer, kind)
-        return answer
+        return await self._channel.call(method, request, kind, seconds=self.timeout_seconds)
 
-    def _error(self, error: grpc.aio.AioRpcError) -> IomeshError:
-        trailing = {str(key): value for key, value in (error.trailing_metadata() or ())}
-        kind, code, details = str(trailing.get(ERROR_KIND, "")), error.code().name, error.details() or ""
-        if kind:
-            return from_wire(kind, code, details)
-        if code == "DEADLINE_EXCEEDED":
-            return Unavailable(
-                f"the node at {self.address} has not answered within {self.timeout_seconds} s; the operation may "
-                "still be running"
-            )
-        if code == "UNAVAILABLE":
-            # gRPC repeats the address, and puts consequences before the last error
-            reason = details.rpartition("error: ")[2]
-            return Unreachable(
-                f"no daemon answers at {self.address} ({reason}): check that `iomesh daemon run` is running with this "
-                "control address",
-                address=self.address,
-                reason=reason,
-            )
-        return from_wire(kind, code, details)
+
+ItemT = TypeVar("ItemT")
+
+
+async def _all(page: Callable[[str], Awaitable[tuple[list[ItemT], str]]]) -> list[ItemT]:
+    """All pages of a list."""
+    found, token = await page("")
+    while token:
+        items, token = await page(token)
+        found += items
+    return found
 
 
 def _point_in_time(at_ns: int, ago_ns: int | None) -> pb.PointInTime | None:

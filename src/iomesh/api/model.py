@@ -42,6 +42,7 @@ class Scrub(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
+    node: str = ""
     id: str
     path: str
     tier: str
@@ -119,10 +120,12 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     flattening: Flattening = Flattening()
     warnings: list[str] = []
     replica_nodes: list[str] = []
+    generation: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     volume: str
+    volume_id: str = ""
     name: str
     id: str
     sequence: int
@@ -147,6 +150,38 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     ranges: list[ChangedRange] = []
     next: int = 0
     nodes: int = 0
+
+
+class MembershipState(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    RUNNING = "running"
+    DOWN = "down"
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    id: str = ""
+    state: MembershipState
+    control_address: str = ""
+    peer_address: str = ""
+    host: str = ""
+    version: str = ""
+    started_at: Time | None = None
+    devices: int = 0
+
+
+class ChangeKind(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    CURRENT = "current"
+    SYNCED = "synced"
+    CHANGED = "changed"
+    REMOVED = "removed"
+
+
+class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
+    kind: ChangeKind
+    node: Node | None = None
+    volume: Volume | None = None
 
 
 class NodeState(enum.StrEnum):

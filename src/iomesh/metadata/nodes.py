@@ -27,6 +27,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: int  # Unix time
     peer_address: str = ""  # "host:port" for other nodes of the cluster; empty: it has no connections to them
     reactors: Annotated[int, msgspec.Meta(ge=1)] = 1
+    control_address: str = ""  # of its control API: "host:port", or the path of a unix socket on its machine
+    version: str = ""  # of iomesh
 
 
 def node_key(name: str) -> str:

@@ -95,8 +95,18 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicyRecord = PolicyRecord()
     exports: list[ExportRecord] = []
     snapshot_exports: list[SnapshotExportRecord] = []
+    generation: int = 1  # of what its users asked for (SPEC); raised by one with each change of it
     flattening: bool = False  # a clone that is becoming independent of its parent
     created_ns: int  # Unix time
+
+
+SPEC = ("size_bytes", "policy", "exports", "snapshot_exports", "flattening")  # fields that users change
+
+
+def next_generation(before: VolumeRecord, after: VolumeRecord) -> VolumeRecord:
+    """`after` with the generation that a change from `before` gives it."""
+    changed = any(getattr(before, name) != getattr(after, name) for name in SPEC)
+    return msgspec.structs.replace(after, generation=before.generation + changed)
 
 
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,11 +50,12 @@ class Cluster:
         self.changed = asyncio.Event()
         self.on_nodes: list[Callable[[], None]] = []
         self.on_devices: list[Callable[[], None]] = []
+        self.on_change: list[Callable[[], None]] = []  # of anything
         self._supervisor = supervisor
         self._nodes = _Records(metadata, NODES, decode_node, self._nodes_changed)
         self._devices = _Records(metadata, DEVICES, _decode_device, self._devices_changed)
-        self._volumes = _Records(metadata, VOLUMES, _decode_volume, self.changed.set)
-        self._logs = _Records(metadata, LOGS, _decode_log, self.changed.set)
+        self._volumes = _Records(metadata, VOLUMES, _decode_volume, self._changed)
+        self._logs = _Records(metadata, LOGS, _decode_log, self._changed)
         self._following: list[SupervisedTask] = []
 
     async def start(self) -> None:
@@ -77,6 +78,11 @@ class Cluster:
     def nodes(self) -> dict[str, NodeRecord]:
         """By name."""
         return {record.name: record for record in self._nodes.by_key.values()}
+
+    @property
+    def running(self) -> dict[str, NodeRecord]:
+        """The nodes that are not lost, by name."""
+        return {name: record for name, record in self.nodes.items() if not has_ended(record)}
 
     def devices(self) -> Iterator[DeviceRecord]:
         return iter(self._devices.by_key.values())
@@ -103,13 +109,20 @@ class Cluster:
         record = self._nodes.by_key.get(NODES + node)
         return record is None or has_ended(record)
 
-    def _nodes_changed(self) -> None:
+    def _changed(self) -> None:
         self.changed.set()
+        for call in self.on_change:
+            call()
+
+    def _nodes_changed(self) -> None:
+        self._changed()
         for call in self.on_nodes:
             call()
 
     def _devices_changed(self) -> None:
         for call in self.on_devices:
+            call()
+        for call in self.on_change:
             call()
 
 

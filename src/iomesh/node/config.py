@@ -144,6 +144,13 @@ def parse_address(address: str, key: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def advertised(host: str, config: Config) -> str:
+    """The host under which others reach what listens on `host`, which may be a wildcard."""
+    if host not in WILDCARDS:
+        return host
+    return parse_address(config.peers.listen, "peers.listen")[0] if config.peers.listen else platform.node()
+
+
 def address_text(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

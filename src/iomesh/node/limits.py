@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 from iomesh.engine import engine as compiled
 from iomesh.errors import InvalidArgument
@@ -22,9 +23,24 @@ def check_name(name: str) -> None:
             f"{name!r} is not a valid volume name: use letters, digits, dots, dashes and underscores, at most 128 "
             "characters, no dash first"
         )
+    _refuse_id(name, "volume")
+
+
+def is_id(words: str) -> bool:
+    """Whether these are a UUID as it is written here: an id, not a name."""
+    try:
+        return str(uuid.UUID(words)) == words
+    except ValueError:
+        return False
+
+
+def _refuse_id(name: str, what: str) -> None:
+    if is_id(name):
+        raise InvalidArgument(f"{name} is not a valid {what} name: it would be taken for an id; add a letter")
 
 
 def check_snapshot_name(name: str) -> None:
+    _refuse_id(name, "snapshot")
     if not _SNAPSHOT_NAME.fullmatch(name):
         raise InvalidArgument(
             f"{name!r} is not a valid snapshot name: use letters, digits, dots, dashes and underscores, at most 63 "

@@ -42,6 +42,7 @@ from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.cluster import Cluster
 from iomesh.node.config import Config
+from iomesh.node.control import ControlServer
 from iomesh.node.deleting import Deleting
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.duplicates import refuse_duplicates
@@ -57,7 +58,6 @@ from iomesh.node.offline import inspect_device
 from iomesh.node.peers import Peers, PeerSockets
 from iomesh.node.peers.key import read_key
 from iomesh.node.scrub import ScrubPasses
-from iomesh.node.server import ControlServer
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores, absolute
 from iomesh.node.supervisor import Supervisor, in_thread
@@ -120,7 +120,7 @@ class Node:
         self._key = b""  # of the cluster
         self._cluster_of_devices: uuid.UUID | None = None
         self._cluster: uuid.UUID | None = None
-        self._control = ControlServer(config.control, self)
+        self._control = ControlServer(config, self)
         self._metrics = metrics.registry(self)
         self._http = HttpServer(
             {"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page}
@@ -365,6 +365,8 @@ class Node:
             state_identity(self._state_lock),
             absolute(self.config.state_dir),
             peer_address=self._peer_sockets.address,
+            control_address=self._control.address,
+            version=VERSION,
             reactors=self.config.engine.reactors,
             lease_seconds=self.config.lease_seconds,
         )
@@ -442,6 +444,7 @@ class Node:
         await self.stores.close_all()
 
     async def _follow_cluster(self) -> None:
+        self.cluster_view.on_change.append(self._control.watching.wake)
         await self.cluster_view.start()
 
     async def _leave_cluster(self) -> None:
@@ -514,6 +517,7 @@ class Node:
 
     async def _report_ready(self) -> None:
         self.phase, self._step, self._steps_done = NodeState.READY, "", len(self.steps)
+        await self._control.report(serving=True)
         await in_thread(functools.partial(notify, "READY=1", f"STATUS=serving {len(self.volumes.list())} volume(s)"))
         log.info(
             "ready",
@@ -525,6 +529,8 @@ class Node:
 
     async def _report_stopping(self) -> None:
         self.phase = NodeState.STOPPING
+        await self._control.report(serving=False)
+        self._control.watching.end()
         await in_thread(functools.partial(notify, "STOPPING=1", "STATUS=closing volumes"))
         log.info("stopping")
         await self._control.drain()

@@ -25,7 +25,7 @@ from iomesh.metadata import Metadata
 from iomesh.metadata.records import SnapshotExportRecord, VolumeRecord
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import NBD, Exports
-from iomesh.node.limits import check_snapshot_name
+from iomesh.node.limits import check_snapshot_name, is_id
 from iomesh.node.logs import logger
 from iomesh.node.room import refuse_without_space, retry_for_space
 from iomesh.node.volume import NodeVolume, Registry, write_record
@@ -285,6 +285,17 @@ class Snapshots:
             )
         return entry
 
+    async def name_of(self, volume: str, words: str) -> str:
+        """The name of the snapshot with this name or id. Raises NotFound."""
+        if not is_id(words):
+            return words
+        opened = self._volumes.serving(volume)
+        await self.refresh(opened)
+        for entry in opened.snapshots:
+            if str(uuid.UUID(bytes=entry["id"])) == words and visible(entry):
+                return str(entry["name"])
+        raise NotFound(f"volume {volume} has no snapshot with the id {words}: `iomesh snapshot list` shows all")
+
     def _publish(self, volume: NodeVolume, entry: dict[str, Any]) -> None:
         self._exports.publish(
             uuid.UUID(bytes=entry["id"]),
@@ -319,6 +330,7 @@ class Snapshots:
     def _describe(self, volume: NodeVolume, entry: dict[str, Any]) -> Snapshot:
         return Snapshot(
             volume=volume.record.name,
+            volume_id=str(volume.record.id),
             name=entry["name"],
             id=str(uuid.UUID(bytes=entry["id"])),
             sequence=entry["sequence"],

@@ -414,6 +414,7 @@ class Stores:
         space = self._engine.store_space(store.number)
         failed = bool(space.get("failed", 0))
         return Device(
+            node=self._node,
             id=str(store.record.id),
             number=store.record.number,
             path=store.record.path,
@@ -465,6 +466,7 @@ def _why_failed(space: Mapping[str, int]) -> str:
 
 def _describe_missing(record: DeviceRecord, reason: str) -> Device:
     return Device(
+        node=record.node,
         id=str(record.id),
         number=record.number,
         path=record.path,

@@ -51,6 +51,8 @@ class Tenure:
         state_dir: str,
         *,
         peer_address: str = "",
+        control_address: str = "",
+        version: str = "",
         reactors: int = 1,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
@@ -75,6 +77,8 @@ class Tenure:
             state_dir=state_dir,
             started_ns=time.time_ns(),
             peer_address=peer_address,
+            control_address=control_address,
+            version=version,
             reactors=reactors,
         )
 

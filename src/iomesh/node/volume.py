@@ -26,6 +26,7 @@ from iomesh.metadata.records import (
     VolumeRecord,
     get_log,
     get_volume,
+    next_generation,
     promised_from,
     put_log,
     put_volume,
@@ -242,7 +243,7 @@ async def write_record(metadata: Metadata, volume: NodeVolume, change: Callable[
     it was removed."""
     async with volume.writing:
         async for _ in _attempts(f"volume {volume.record.name}: its record"):
-            record = change(volume.record)
+            record = next_generation(volume.record, change(volume.record))
             try:
                 volume.version = await answered(metadata.commit(put_volume(record, volume.version)))
             except Conflict:
@@ -255,6 +256,24 @@ async def write_record(metadata: Metadata, volume: NodeVolume, change: Callable[
             else:
                 volume.record = record
                 return
+
+
+def at_generation(
+    expected: int, change: Callable[[VolumeRecord], VolumeRecord]
+) -> Callable[[VolumeRecord], VolumeRecord]:
+    """`change`, which raises Conflict for a record of another generation unless it changes nothing there. expected: 0:
+    any."""
+
+    def checked(record: VolumeRecord) -> VolumeRecord:
+        changed = change(record)
+        if expected not in (0, record.generation) and changed != record:
+            raise Conflict(
+                f"volume {record.name} has generation {record.generation}, not {expected}: it was changed meanwhile; "
+                "read it again"
+            )
+        return changed
+
+    return checked
 
 
 async def write_log(metadata: Metadata, volume: NodeVolume, change: Callable[[LogRecord], LogRecord]) -> None:

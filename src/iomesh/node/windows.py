@@ -34,7 +34,7 @@ from iomesh.node.logs import logger
 from iomesh.node.room import refuse_without_space, retry_for_space
 from iomesh.node.snapshots import Snapshots, free_name, is_kept, new_restore_point, refuse_users, restored_name, visible
 from iomesh.node.supervisor import SupervisedTask, Supervisor
-from iomesh.node.volume import NodeVolume, Registry, is_hidden, write_record
+from iomesh.node.volume import NodeVolume, Registry, at_generation, is_hidden, write_record
 from iomesh.times import SECOND_NS, exact_span, exact_time
 
 log = logger("windows")
@@ -113,14 +113,17 @@ class Windows:
 
     # commands of users
 
-    async def set(self, name: str, seconds: int) -> None:
+    async def set(self, name: str, seconds: int, *, if_generation: int = 0) -> None:
         check_window(seconds)
         async with self._volumes.holding(name) as volume:
             await write_record(
                 self._metadata,
                 volume,
-                lambda record: msgspec.structs.replace(
-                    record, policy=msgspec.structs.replace(record.policy, window_seconds=seconds)
+                at_generation(
+                    if_generation,
+                    lambda record: msgspec.structs.replace(
+                        record, policy=msgspec.structs.replace(record.policy, window_seconds=seconds)
+                    ),
                 ),
             )
             await self._engine.describe_volume(volume.record)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iomesh.api.client import Client, grpc_target
+from iomesh.api.channel import grpc_target
+from iomesh.api.client import Client
 from iomesh.errors import InvalidArgument, Unavailable
 
 

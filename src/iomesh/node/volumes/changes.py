@@ -13,7 +13,7 @@ from iomesh.node.exports import NBD, Exports
 from iomesh.node.limits import check_size
 from iomesh.node.logs import logger
 from iomesh.node.supervisor import settle
-from iomesh.node.volume import NodeVolume, write_record
+from iomesh.node.volume import NodeVolume, at_generation, write_record
 from iomesh.node.volumes.opening import Opening
 from iomesh.node.volumes.parts import Parts
 from iomesh.node.volumes.view import View
@@ -31,7 +31,7 @@ class Changes:
         self._opening = opening
         self._view = view
 
-    async def grow(self, name: str, size_bytes: int) -> Volume:
+    async def grow(self, name: str, size_bytes: int, *, if_generation: int = 0) -> Volume:
         check_size(size_bytes)
         async with self._volumes.holding(name) as volume:
             if size_bytes < volume.record.size_bytes:
@@ -42,7 +42,9 @@ class Changes:
             # The record first: after a crash, a volume is never smaller than a size that a client has seen.
             if size_bytes > volume.record.size_bytes:
                 await write_record(
-                    self._metadata, volume, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes)
+                    self._metadata,
+                    volume,
+                    at_generation(if_generation, lambda record: msgspec.structs.replace(record, size_bytes=size_bytes)),
                 )
             await self._engine.grow_volume(volume.record.id, size_bytes)
             self._opening.publish(volume)

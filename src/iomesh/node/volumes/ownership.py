@@ -296,7 +296,7 @@ class Ownership:
                 await write_log(self._metadata, volume, lambda each: msgspec.structs.replace(each, offered_to=target))
                 await self._await_owner(volume, target)
             except IomeshError as error:
-                await self._open_again(volume, error)
+                await self._open_after_move(volume, error)
                 raise
             finally:
                 volume.moving = False
@@ -342,7 +342,7 @@ class Ownership:
                 )
             await asyncio.sleep(MOVE_POLL_SECONDS)
 
-    async def _open_again(self, volume: NodeVolume, why: IomeshError) -> None:
+    async def _open_after_move(self, volume: NodeVolume, why: IomeshError) -> None:
         """After a move that failed. The offer ends with the new epoch."""
         log.error("volume not moved; opening it here again", volume=volume.record.name, reason=why.message)
         try:

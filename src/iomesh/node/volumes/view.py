@@ -75,6 +75,7 @@ class View:
             state=VolumeState.READ_ONLY if broken else volume.state,
             reason=why_log_failed(state) if broken else volume.reason,
             warnings=volume_warnings(volume),
+            generation=record.generation,
             replica_nodes=self.replica_nodes(volume.log),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
@@ -111,6 +112,7 @@ class View:
             created_at=time_of(record.created_ns),
             clone_of=its_log.clone_of.name if its_log.clone_of else "",
             replica_nodes=self.replica_nodes(its_log),
+            generation=record.generation,
         )
 
     def replica_nodes(self, its_log: LogRecord) -> builtins.list[str]:

@@ -1,0 +1,103 @@
+"""The stream of changes: of every volume and node, as a list of them would show it.
+
+A stream is told that something may have changed, and compares with what it sent last: a change that is undone at once
+may be left out, the latest state never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from iomesh.api import iomesh_pb2 as pb
+from iomesh.api.messages import to_message
+from iomesh.api.model import ChangeKind, Flattening, Node, Space, Volume, WatchEvent
+from iomesh.errors import Unavailable
+
+if TYPE_CHECKING:
+    from iomesh.node.node import Node as ThisNode
+
+GATHER_SECONDS = 0.05  # changes that come together are looked at together
+LOOK_SECONDS = 1.0  # between two looks at what this node's volumes do, which no record shows
+
+
+class Watching:
+    def __init__(self, node: ThisNode, members: Callable[[], list[Node]]) -> None:
+        self._node = node
+        self._members = members
+        self._woken: set[asyncio.Event] = set()
+        self._ended = False
+
+    def wake(self) -> None:
+        for event in self._woken:
+            event.set()
+
+    def end(self) -> None:
+        """Ends all streams: the node stops."""
+        self._ended = True
+        self.wake()
+
+    async def watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.WatchEvent]:
+        both = request.nodes == request.volumes
+        woken = asyncio.Event()
+        self._woken.add(woken)
+        sent: dict[str, Node | Volume] = {}
+        try:
+            while not self._ended:
+                woken.clear()
+                first, there = not sent, self._there(nodes=both or request.nodes, volumes=both or request.volumes)
+                for key, thing in there.items():
+                    if sent.get(key) is None or _lasting(sent[key]) != _lasting(thing):
+                        yield _event(ChangeKind.CURRENT if first else ChangeKind.CHANGED, thing)
+                for key in [key for key in sent if key not in there]:
+                    yield _event(ChangeKind.REMOVED, sent[key])
+                if first:
+                    yield _event(ChangeKind.SYNCED, None)
+                sent = there
+                try:
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await woken.wait()
+                except TimeoutError:
+                    continue
+                await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            self._woken.discard(woken)
+        raise Unavailable(f"node {self._node.name} stops: watch at another node")
+
+    def _there(self, *, nodes: bool, volumes: bool) -> dict[str, Node | Volume]:
+        """By kind and id: a name can be used again."""
+        found: dict[str, Node | Volume] = {}
+        if nodes:
+            found |= {f"node {each.name}": each for each in self._members()}
+        if volumes:
+            found |= {f"volume {each.id or each.name}": each for each in self._node.volumes.list_all()}
+        return found
+
+
+def _event(kind: ChangeKind, thing: Node | Volume | None) -> pb.WatchEvent:
+    event = WatchEvent(
+        kind=kind,
+        node=thing if isinstance(thing, Node) else None,
+        volume=thing if isinstance(thing, Volume) else None,
+    )
+    return to_message(pb.WatchEvent, event)
+
+
+def _lasting(thing: Node | Volume) -> Node | Volume:
+    """Without what changes with every write."""
+    if isinstance(thing, Node):
+        return thing
+    return msgspec.structs.replace(
+        thing,
+        live_bytes=0,
+        space=Space(),
+        log_bytes_since_checkpoint=0,
+        segments=0,
+        sequence=0,
+        window_from=None,
+        flattening=Flattening(running=thing.flattening.running, reason=thing.flattening.reason),
+        exports=[msgspec.structs.replace(each, connections=0) for each in thing.exports],
+    )
