@@ -1,4 +1,5 @@
 """The control API for any gRPC client: ids, generations, pages, changes, standard errors, health, reflection."""
+
 from __future__ import annotations
 
 import asyncio

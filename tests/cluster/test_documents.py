@@ -83,6 +83,10 @@ def test_what_a_daemon_tells_is_as_the_schema_says(node: Daemon) -> None:
     told("volume grow", "log", "+32Mi")
     told("volume set", "log", "--window", "1h")
     told("volume checkpoint", "log")
+    assert (
+        told("volume take-over", "log")["owner"]
+        == told("volume move", "log", "--to", told("status")["node"]["node"])["owner"]
+    )
     told("volume list")
     told("volume show", "db")
     assert told("status")["health"] == "ready"
