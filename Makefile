@@ -36,6 +36,11 @@ test: build ## the tests, under 15 minutes on 2 cores
 soak: build packages-test simulate ## the long forms of the tests, and all seeds of `make simulate`: hours
 	$(BIN)/pytest --soak --timeout=14400 tests/crash tests/programs $(ARGS)
 
+.PHONY: test-csi
+test-csi: build packages-test ## the CSI driver under csi-sanity (compiled with Go), and killed at each of its steps
+	PYTHONPATH=tests $(BIN)/python -m support.sanity
+	$(BIN)/pytest --soak --timeout=3600 tests/csi $(ARGS)
+
 .PHONY: bench bench-cluster amplification profile
 bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png
 	PYTHONPATH=perf $(BIN)/python -m iomesh_perf bench $(ARGS)

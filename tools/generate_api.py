@@ -1,4 +1,4 @@
-"""Writes iomesh_pb2.py and its stub from iomesh.proto; --check only reports whether they are up to date.
+"""Writes the Python modules of the .proto files, and their stubs; --check only reports whether they are up to date.
 
 They are committed, so that type checkers and editors see them without a build. The generator is pinned in
 pyproject.toml (dev).
@@ -17,8 +17,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTO = "iomesh/api/iomesh.proto"
-WRITTEN = ("iomesh/api/iomesh_pb2.py", "iomesh/api/iomesh_pb2.pyi")
+PROTOS = ("iomesh/api/iomesh.proto", "iomesh/csi/csi.proto", "iomesh/csi/registration.proto")
 
 
 def main() -> int:
@@ -31,19 +30,20 @@ def main() -> int:
             f"--python_out={target}",
             f"--mypy_out=quiet:{target}",
             f"--plugin=protoc-gen-mypy={plugin}",
-            PROTO,
+            *PROTOS,
         ]
         if protoc.main(arguments):
             return 1
+        written = [proto.removesuffix(".proto") + end for proto in PROTOS for end in ("_pb2.py", "_pb2.pyi")]
         stale = [
             name
-            for name in WRITTEN
+            for name in written
             if not (ROOT / "src" / name).exists()
             or not filecmp.cmp(Path(target) / name, ROOT / "src" / name, shallow=False)
         ]
         if "--check" in sys.argv[1:]:
             for name in stale:
-                print(f"src/{name} is not what src/{PROTO} says: run python tools/generate_api.py", file=sys.stderr)
+                print(f"src/{name} is not what its .proto says: run python tools/generate_api.py", file=sys.stderr)
             return 1 if stale else 0
         for name in stale:
             shutil.copyfile(Path(target) / name, ROOT / "src" / name)

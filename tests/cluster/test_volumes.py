@@ -182,6 +182,20 @@ async def test_who_is_connected_reaches_the_grown_part_and_learns_of_it_on_a_sec
             await connection.close()
 
 
+async def test_a_client_that_asks_for_room_to_grow_reaches_what_the_volume_grows_by(node: Daemon) -> None:
+    async with node.client() as client:
+        await client.create_volume("db", GIB)
+        uri = (await client.export_volume("db")).uris[0]
+        connection = await Connection.connect(uri.replace("/db?", "/db+?"))
+        assert connection.size == 64 << 40
+        with pytest.raises(OSError, match="error"):
+            await connection.write(GIB, b"early" * 4096)
+        await client.grow_volume("db", 2 * GIB)
+        await connection.write(GIB, b"grown   " * 512)
+        assert await connection.read(GIB, 4096) == b"grown   " * 512
+        await connection.close()
+
+
 async def test_a_volume_in_use_is_deleted_by_force_alone_and_gives_its_space_back(node: Daemon) -> None:
     async with node.client() as client:
         (before,) = await client.devices()

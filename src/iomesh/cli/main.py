@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "snapshot": ("iomesh.cli.snapshot", "Make, show, export and delete snapshots."),
     "status": ("iomesh.cli.status", "Show the state of a node, its devices and volumes."),
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
+    "csi": ("iomesh.cli.csi", "Run the CSI driver, through which Kubernetes uses volumes."),
     "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),
     "trial": ("iomesh.cli.trial.commands", "Run a throw-away installation on this machine."),
     "completion": ("iomesh.cli.completion", "Print the completion script of a shell."),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from iomesh.engine.engine import VOLUME_BYTES_MAX
+
 GREETING = b"NBDMAGICIHAVEOPT"
 OPTION_MAGIC = b"IHAVEOPT"
 REPLY_MAGIC = 0x3E889045565A9
@@ -42,6 +44,7 @@ BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, BLOCK_BYTES_MAX = 1, 4096, 32 << 20
 ALLOCATION = "base:allocation"
 CHANGED_SINCE = "iomesh:changed-since:"  # followed by a snapshot's name
 ALLOCATION_CONTEXT, CHANGED_CONTEXT = 1, 2  # their ids
+GROWABLE = "+"  # behind an export's name: announce the largest size that a volume can have
 
 STRING_BYTES_MAX = 4096  # the specification's: names, queries
 OPTION_BYTES_MAX = 64 << 10  # of one option's data; the largest useful one is a few names
@@ -213,7 +216,8 @@ class Handshake:
         except _Refused as refused:
             raise HandshakeEnded(str(refused)) from None
         zeroes = b"" if self._no_zeroes else bytes(124)
-        await self._send(struct.pack(">QH", export.size_bytes, self._flags(export, self._structured)) + zeroes)
+        size = _announced_bytes(export, data.decode())
+        await self._send(struct.pack(">QH", size, self._flags(export, self._structured)) + zeroes)
         return export
 
     async def _abort(self) -> NoReturn:
@@ -229,7 +233,8 @@ class Handshake:
         }
         fields.end()
         export = self._find(name)
-        information = struct.pack(">HQH", INFO_EXPORT, export.size_bytes, self._flags(export, self._structured))
+        size = _announced_bytes(export, name)
+        information = struct.pack(">HQH", INFO_EXPORT, size, self._flags(export, self._structured))
         await self._reply(option, INFORMATION, information)
         if INFO_NAME in wanted:
             await self._reply(option, INFORMATION, struct.pack(">H", INFO_NAME) + export.name.encode())
@@ -274,6 +279,7 @@ class Handshake:
 
     def _find(self, name: str) -> NbdExport:
         """The export with this name; an empty name stands for the only one."""
+        name = name.removesuffix(GROWABLE)
         if name in self._exports:
             return self._exports[name]
         if name == "" and len(self._exports) == 1:
@@ -296,6 +302,12 @@ class Handshake:
                 raise HandshakeEnded("it hung up")
             view = view[arrived:]
         return bytes(received)
+
+
+def _announced_bytes(export: NbdExport, name: str) -> int:
+    """The size that the client is told, which asked for the export by this name. One that cannot be told of a growing
+    volume (nbdfuse) asks for room to grow; its requests behind the volume's present end fail, as everybody's do."""
+    return VOLUME_BYTES_MAX if name.endswith(GROWABLE) else export.size_bytes
 
 
 def _nothing_in(data: bytes) -> None:

@@ -1,0 +1,125 @@
+"""`iomesh csi serve`: the CSI driver, for Kubernetes. docs/csi.md describes it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from iomesh.cli.session import Session, answers
+from iomesh.csi.settings import DRIVER, Settings
+from iomesh.errors import InvalidArgument
+
+MODES = ("controller", "node", "both")
+
+
+@click.group()
+def csi() -> None:
+    """Run the CSI driver, through which Kubernetes uses volumes."""
+
+
+@csi.command("serve")
+@click.option(
+    "--endpoint",
+    envvar="CSI_ENDPOINT",
+    show_envvar=True,
+    default="/run/iomesh/csi.sock",
+    show_default=True,
+    metavar="SOCKET",
+    help="Path of the driver's unix socket; unix:// before it is accepted.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="both",
+    show_default=True,
+    help="Which services: the controller's (one per cluster), the node's (one on each node), or both.",
+)
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    envvar="IOMESH_ADDRESS",
+    show_envvar=True,
+    default=["/run/iomesh/control.sock"],
+    metavar="ADDRESS",
+    help="Control API of a daemon: the path of a unix socket, or host:port. Repeat it for every node of the cluster, "
+    "this node's first.  [default: /run/iomesh/control.sock]",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default="/var/lib/iomesh-csi",
+    show_default=True,
+    metavar="DIR",
+    help="What a node has attached. It must outlive the driver.",
+)
+@click.option("--driver-name", "driver", default=DRIVER, show_default=True, metavar="NAME", help="Name of the driver.")
+@click.option(
+    "--registration-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The kubelet's plugins_registry: the driver registers itself there.",
+)
+@click.option(
+    "--registered-endpoint", metavar="SOCKET", help="The driver's socket as the kubelet sees it.  [default: --endpoint]"
+)
+@click.option("--health-listen", metavar="HOST:PORT", help="Serve /healthz and /readyz there.")
+@click.option(
+    "--volumes-max", type=click.IntRange(0), default=0, metavar="N", help="Most volumes of a node; 0: no limit."
+)
+@click.option(
+    "--retry-seconds",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="How long requests to an attached volume wait for its daemon before they fail.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", show_default=True)
+@click.option("--check", is_flag=True, help="Check the options, print what they mean, and exit.")
+@answers(Settings)
+def serve(
+    session: Session,
+    /,
+    endpoint: str,
+    addresses: tuple[str, ...],
+    state_dir: Path,
+    registration_dir: Path | None,
+    registered_endpoint: str | None,
+    health_listen: str | None,
+    check: bool,
+    **others: Any,
+) -> None:
+    """Run the driver in the foreground. SIGTERM stops it; attached volumes stay attached."""
+    settings = Settings(
+        socket=socket_path(endpoint),
+        addresses=list(addresses),
+        state_dir=str(state_dir.absolute()),
+        registration_dir=str(registration_dir.absolute()) if registration_dir else "",
+        registered_socket=socket_path(registered_endpoint) if registered_endpoint else "",
+        health_listen=health_listen or "",
+        **others,
+    )
+    if settings.registration_dir and settings.mode == "controller":
+        raise InvalidArgument("--registration-dir is for a node: the kubelet does not talk to a controller")
+    if check:
+        session.output.answer(settings, msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+        return
+    from iomesh.csi.main import serve as run
+
+    raise click.exceptions.Exit(run(settings))
+
+
+def socket_path(endpoint: str) -> str:
+    """Raises InvalidArgument for an address that is no unix socket's."""
+    path = endpoint.removeprefix("unix:")
+    path = "/" + path.lstrip("/") if path.startswith("//") else path
+    if not path.startswith("/"):
+        raise InvalidArgument(
+            f"{endpoint!r} is not the absolute path of a unix socket, such as unix:///run/iomesh/csi.sock"
+        )
+    return path

@@ -1,0 +1,58 @@
+"""For the tests of crashes: the driver kills itself at a named point. Without the environment variable
+IOMESH_CSI_TEST_KILL a point does nothing.
+
+The variable names a file with a line for each such point. The driver removes the line of the point that it passes, so
+that a repeated call passes it, and ends by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+VARIABLE = "IOMESH_CSI_TEST_KILL"
+
+# In the order in which calls pass them. Each is the moment after the step that it names.
+POINTS = (
+    "create: volume made",
+    "create: source snapshot made",
+    "create: clone made",
+    "create: clone grown",
+    "stage: recorded",
+    "stage: exported",
+    "stage: server started",
+    "stage: file there",
+    "stage: device there",
+    "stage: formatted",
+    "stage: mounted",
+    "stage: grown",
+    "publish: target made",
+    "publish: mounted",
+    "publish: read-only",
+    "expand: volume grown",
+    "expand: device grown",
+    "expand: file system grown",
+    "snapshot: made",
+    "unpublish: unmounted",
+    "unpublish: target removed",
+    "unstage: unmounted",
+    "unstage: device gone",
+    "unstage: server gone",
+    "unstage: unexported",
+    "delete: volume gone",
+    "delete: source snapshot gone",
+    "delete: snapshot gone",
+)
+
+
+def passed(point: str) -> None:
+    assert point in POINTS, point
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return
+    file = Path(name)
+    lines = file.read_text().splitlines()
+    if point in lines:
+        file.write_text("\n".join(line for line in lines if line != point))
+        os.kill(os.getpid(), signal.SIGKILL)
