@@ -127,9 +127,10 @@ def test_three_nodes_from_up_to_down(cluster: Cluster) -> None:
 def test_the_nodes_connect_to_each_other(cluster: Cluster) -> None:
     made = cluster("up", "--nodes", "3", *SMALL)
     a = made["nodes"][0]
-    key = cluster.directory / "cluster.key"
-    assert key.stat().st_mode & 0o777 == 0o600
-    assert len(bytes.fromhex(key.read_text())) == 32
+    keys = [cluster.directory / name / "cluster" / "cluster.key" for name in "abc"]
+    assert {key.stat().st_mode & 0o777 for key in keys} == {0o600}
+    (key,) = {key.read_text() for key in keys}
+    assert len(bytes.fromhex(key)) == 32
     everywhere = [{"b", "c"}, {"a", "c"}, {"a", "b"}]
 
     def all_connected() -> bool:
@@ -145,7 +146,7 @@ def test_the_nodes_connect_to_each_other(cluster: Cluster) -> None:
 
 def test_a_single_node_listens_for_no_others(cluster: Cluster) -> None:
     (node,) = cluster("up", *SMALL)["nodes"]
-    assert not (cluster.directory / "cluster.key").exists()
+    assert not (cluster.directory / "a" / "cluster").exists()
     assert "peers" not in Path(node["config"]).read_text()
 
 

@@ -143,8 +143,8 @@ class Channel:
         if code == "UNAVAILABLE":
             # gRPC repeats the address, and puts consequences before the last error
             reason = details.rpartition("error: ")[2]
-            if self.secure and any(word in details for word in ("SSL", "handshake", "certificate", "recvmsg")):
-                reason = f"{reason}; it may not accept this certificate, or be of another cluster"
+            if self.secure and any(word in details for word in ("SSL", "andshake", "Socket closed", "reset by peer")):
+                reason = "it may not accept this certificate, or be of another cluster"
             return Unreachable(
                 f"no daemon answers at {self.address} ({reason}): check that `iomesh daemon run` is running with this "
                 "control address",

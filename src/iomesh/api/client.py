@@ -29,6 +29,7 @@ from iomesh.api.model import (
     Device,
     Difference,
     Export,
+    JoinToken,
     Node,
     RestoreVolumeResponse,
     Snapshot,
@@ -98,6 +99,18 @@ class Client:
         async with aclosing(self._channel.stream("Watch", request, pb.WatchEvent)) as events:
             async for event in events:
                 yield to_struct(WatchEvent, event)
+
+    async def create_join_token(self, seconds: int = 0) -> JoinToken:
+        """seconds: that it is valid; 0: an hour."""
+        request = _build(pb.CreateJoinTokenRequest, seconds=seconds)
+        return to_struct(JoinToken, await self._call("CreateJoinToken", request, pb.JoinToken))
+
+    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """With the credentials of a join token."""
+        return await self._call("Join", request, pb.JoinResponse)
+
+    async def remove_node(self, name: str) -> None:
+        await self._call("RemoveNode", pb.RemoveNodeRequest(name=name), pb.RemoveNodeResponse)
 
     # devices; `device` is a UUID, a label or a path
 

@@ -184,6 +184,12 @@ class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
     volume: Volume | None = None
 
 
+class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    id: str
+    expires_at: Time
+
+
 class NodeState(enum.StrEnum):
     UNSPECIFIED = "unspecified"
     STARTING = "starting"

@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from iomesh.api.model import ChangedRange, Device, Export, Snapshot, Status, Time, Volume
+from iomesh.api.model import ChangedRange, Device, Export, Node, Snapshot, Status, Time, Volume
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +108,32 @@ class ChangedRanges(msgspec.Struct, frozen=True, kw_only=True):
     of: str = msgspec.field(name="from")
     to: str
     ranges: list[ChangedRange]
+
+
+# the cluster
+
+
+class ClusterMember(msgspec.Struct, frozen=True, kw_only=True):
+    """directory: of the node's certificates and keys."""
+
+    cluster: str
+    node: str
+    directory: str
+
+
+class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    directory: str
+    expires_at: Time
+
+
+class NodeList(msgspec.Struct, frozen=True, kw_only=True):
+    nodes: list[Node]
+
+
+class RemovedNode(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    removed: Literal[True] = True
 
 
 # the node

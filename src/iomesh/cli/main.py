@@ -16,8 +16,11 @@ from iomesh.cli.documents import Error, ErrorDetails
 from iomesh.cli.output import Output
 from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
 
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its notes get in between: every error is answered anyway
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "daemon": ("iomesh.cli.daemon", "Run the node daemon of this machine."),
+    "cluster": ("iomesh.cli.cluster", "Make a cluster of nodes, let nodes join it, and show them."),
     "device": ("iomesh.cli.device", "Format devices; attach, detach and show those of a node."),
     "volume": ("iomesh.cli.volume", "Create, show, grow, export, clone, restore and delete volumes."),
     "snapshot": ("iomesh.cli.snapshot", "Make, show, export and delete snapshots."),

@@ -27,10 +27,19 @@ P = ParamSpec("P")
 class Session:
     """One run of one command."""
 
-    def __init__(self, *, as_json: bool, address: str | None = None, timeout_seconds: float | None = 120.0) -> None:
-        """address: of the daemon's control API; None: the socket of a daemon that is installed on this machine."""
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        address: str | None = None,
+        certificates: str | None = None,
+        timeout_seconds: float | None = 120.0,
+    ) -> None:
+        """address: of the daemon's control API; None: the socket of a daemon that is installed on this machine.
+        certificates: a directory with those of a client; None: the daemon needs none."""
         self.output = Output(as_json=as_json)
         self.address = address
+        self.certificates = certificates
         self.timeout_seconds = timeout_seconds
 
     def ask(self, question: Callable[["Client"], Awaitable[Answer]]) -> Answer:
@@ -53,10 +62,12 @@ class Session:
     async def connect(self, timeout_seconds: float | None) -> AsyncIterator["Client"]:
         """A client of the daemon. Raises Unreachable, which explains how to name another address, when nothing listens
         there."""
-        from iomesh.api.client import DEFAULT_ADDRESS, Client
+        from iomesh.api.client import DEFAULT_ADDRESS, Client, Credentials
 
+        credentials = Credentials.read(self.certificates) if self.certificates else None
+        address = self.address or DEFAULT_ADDRESS
         try:
-            async with Client(self.address or DEFAULT_ADDRESS, timeout_seconds=timeout_seconds) as node:
+            async with Client(address, timeout_seconds=timeout_seconds, credentials=credentials) as node:
                 yield node
         except Unreachable as error:
             tried = "" if self.address else ", the default"
@@ -104,10 +115,22 @@ def asks(document: Any) -> Callable[[Command[P]], Callable[P, None]]:
             show_envvar=True,
             help="Address of the daemon: the path of a unix socket, or host:port.  [default: /run/iomesh/control.sock]",
         )
+        @click.option(
+            "--certificates",
+            metavar="DIR",
+            envvar="IOMESH_CERTIFICATES",
+            show_envvar=True,
+            help="Certificates of a client, for a daemon at host:port that asks for them.",
+        )
         @functools.wraps(command)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-            as_json, address = bool(kwargs.pop("as_json")), kwargs.pop("address")
-            command(Session(as_json=as_json, address=str(address) if address else None), *args, **kwargs)
+            as_json, address, certificates = (kwargs.pop(name) for name in ("as_json", "address", "certificates"))
+            session = Session(
+                as_json=bool(as_json),
+                address=str(address) if address else None,
+                certificates=str(certificates) if certificates else None,
+            )
+            command(session, *args, **kwargs)
 
         return documented(wrapped, document)
 
@@ -198,6 +221,11 @@ class DeviceName(click.ParamType[str]):
 def names(ctx: click.Context, question: Callable[["Client"], Awaitable[list[Answer]]]) -> list[Answer]:
     """The names that the daemon reports, or none: completion shows no errors and never waits long."""
     try:
-        return Session(as_json=True, address=ctx.params.get("address"), timeout_seconds=1.0).ask(question)
+        return Session(
+            as_json=True,
+            address=ctx.params.get("address"),
+            certificates=ctx.params.get("certificates"),
+            timeout_seconds=1.0,
+        ).ask(question)
     except Exception:
         return []

@@ -24,6 +24,8 @@ VOLUMES = "volumes/"
 LOGS = "logs/"
 NAMES = "names/"
 DEVICES = "devices/"
+MEMBERS = "members/"
+TOKENS = "tokens/"
 
 FRAGMENTS = 1024  # numbers of fragments that the owner of a log gets when it opens the log
 PROMISE = 1024  # segment numbers that the owner of a log gets ahead: a crash costs no more of them
@@ -159,6 +161,29 @@ class DeviceNumbersRecord(msgspec.Struct, frozen=True, kw_only=True):
     last: int  # the highest number that was given to a device
 
 
+class MemberRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """members/<name>: a node that has joined the cluster, whether it runs or not."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    name: str
+    token: uuid.UUID | None = None  # with which it joined; None: it made the cluster
+    joined_ns: int  # Unix time
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """tokens/<id>: a join token. Its secret is not stored anywhere."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    id: uuid.UUID
+    expires_ns: int  # Unix time
+    used_by: str = ""  # the node that joined with it; empty: none has
+    used_ns: int = 0
+
+
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     """cluster: the first record that is read. Its format is also that of the keys: 1 had volumes by name, 2 has them by
     id."""
@@ -170,7 +195,17 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int
 
 
-RecordT = TypeVar("RecordT", VolumeRecord, LogRecord, NameRecord, DeviceRecord, DeviceNumbersRecord, ClusterRecord)
+RecordT = TypeVar(
+    "RecordT",
+    VolumeRecord,
+    LogRecord,
+    NameRecord,
+    DeviceRecord,
+    DeviceNumbersRecord,
+    ClusterRecord,
+    MemberRecord,
+    TokenRecord,
+)
 
 
 class Versioned(NamedTuple, Generic[RecordT]):
@@ -263,6 +298,22 @@ def put_log(record: LogRecord, version: int | None) -> Put:
 
 def put_name(name: str, volume: uuid.UUID, version: int | None) -> Put:
     return Put(name_key(name), msgspec.json.encode(NameRecord(volume=volume)), version)
+
+
+def member_key(name: str) -> str:
+    return MEMBERS + name
+
+
+def token_key(token: uuid.UUID) -> str:
+    return TOKENS + str(token)
+
+
+def put_member(record: MemberRecord, version: int | None) -> Put:
+    return Put(member_key(record.name), msgspec.json.encode(record), version)
+
+
+def put_token(record: TokenRecord, version: int | None) -> Put:
+    return Put(token_key(record.id), msgspec.json.encode(record), version)
 
 
 def put_device(record: DeviceRecord, version: int | None) -> Put:

@@ -8,6 +8,7 @@ This module only reads: nothing is created or opened.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import platform
 import re
 import tomllib
@@ -94,6 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state_dir: str = "/var/lib/iomesh"
     run_dir: str = "/run/iomesh"
     cluster: uuid.UUID | None = None  # None: the metadata service's
+    certificates: str = ""  # directory; empty: `cluster` in state_dir
     devices: list[str] = []
     lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = (
         4.0  # a node that the metadata service has not heard of for so long is lost
@@ -133,6 +135,17 @@ def load_config(file: Path | None = None, settings: Mapping[str, Any] | None = N
     if settings:
         config = _convert(values, "settings", strict=False)
     return _resolve(config)
+
+
+def is_node_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def parse_address(address: str, key: str) -> tuple[str, int]:
@@ -215,7 +228,7 @@ def all_keys(kind: type[msgspec.Struct] = Config, table: str = "") -> list[str]:
 def _resolve(config: Config) -> Config:
     """Fills in what follows from other keys, and checks what no type says."""
     name = config.name or platform.node()
-    if not _NAME.fullmatch(name):
+    if not is_node_name(name):
         raise ConfigError(
             f"name: {name!r} is not a valid node name: use letters, digits, dots and dashes, at most 63 characters"
         )
@@ -228,8 +241,12 @@ def _resolve(config: Config) -> Config:
         name=name,
         control=msgspec.structs.replace(config.control, socket=config.control.socket or str(run / "control.sock")),
         nbd=msgspec.structs.replace(config.nbd, socket=config.nbd.socket or str(run / "nbd.sock")),
+        certificates=config.certificates or str(state / "cluster"),
         metadata=msgspec.structs.replace(config.metadata, path=config.metadata.path or str(state / "metadata.db")),
     )
+    key_file = Path(config.certificates, "cluster.key")
+    if not config.peers.key_file and key_file.exists():
+        config = msgspec.structs.replace(config, peers=msgspec.structs.replace(config.peers, key_file=str(key_file)))
     for key, path in (("control.socket", config.control.socket), ("nbd.socket", config.nbd.socket)):
         if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
@@ -253,7 +270,10 @@ def _resolve(config: Config) -> Config:
                 "machine's"
             )
         if not config.peers.key_file:
-            raise ConfigError("peers.listen is set, and peers.key_file is not: name the file with the cluster's key")
+            raise ConfigError(
+                "peers.listen is set, and this node has no key of a cluster: `iomesh cluster init` makes a cluster, "
+                "`iomesh cluster join` joins one, or peers.key_file names the file with the cluster's key"
+            )
     repeated = {path for path in config.devices if config.devices.count(path) > 1}
     if repeated:
         raise ConfigError(f"devices: {', '.join(sorted(repeated))} is listed twice")

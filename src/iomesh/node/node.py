@@ -34,6 +34,8 @@ from iomesh.api.model import (
     Status,
     VolumeCounters,
 )
+from iomesh.certificates.files import Identity as Certificates
+from iomesh.certificates.files import has_identity, read_identity
 from iomesh.engine import engine as compiled
 from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
 from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
@@ -43,6 +45,7 @@ from iomesh.node.cleaning import Cleaning
 from iomesh.node.cluster import Cluster
 from iomesh.node.config import Config
 from iomesh.node.control import ControlServer
+from iomesh.node.control.joining import register_member
 from iomesh.node.deleting import Deleting
 from iomesh.node.devices import OpenDevice, open_device
 from iomesh.node.duplicates import refuse_duplicates
@@ -118,6 +121,7 @@ class Node:
         self._state_lock: IO[bytes] | None = None
         self._peer_sockets = PeerSockets(config.peers)
         self._key = b""  # of the cluster
+        self.certificates: Certificates | None = None  # of this node; None: it has none
         self._cluster_of_devices: uuid.UUID | None = None
         self._cluster: uuid.UUID | None = None
         self._control = ControlServer(config, self)
@@ -129,6 +133,7 @@ class Node:
         self.stuck = False  # a step of the stop did not end in time
         self.steps = [
             Step("lock the state directory", self._lock_state, self._unlock_state),
+            Step("read the certificates", self._read_certificates, _nothing),
             Step("serve health and metrics", self._serve_http, self._http.close),
             Step("serve the control API", self._control.start, self._control.stop),
             Step("probe the devices", self._look_at_devices, _nothing),
@@ -307,6 +312,22 @@ class Node:
         if self._state_lock is not None:
             self._state_lock.close()
 
+    async def _read_certificates(self) -> None:
+        folder = Path(self.config.certificates)
+        if not await in_thread(lambda: has_identity(folder)):
+            return
+        self.certificates = found = await in_thread(lambda: read_identity(folder))
+        if found.node != self.name:
+            raise Foreign(
+                f"name: this is node {self.name}, and the certificate in {folder} is that of node {found.node}: give "
+                "the node that name, or let it join the cluster under this one"
+            )
+        if self.config.cluster not in (None, found.cluster):
+            raise Foreign(
+                f"cluster: the configuration says {self.config.cluster}, and the certificates in {folder} are of "
+                f"cluster {found.cluster}"
+            )
+
     async def _look_at_devices(self) -> None:
         """Before anything is written: a node that is refused because a device is missing or held leaves nothing behind.
         If no cluster is configured, the devices determine it: a new metadata service must not become that of another
@@ -314,7 +335,7 @@ class Node:
         for path in self.config.devices:
             (await in_thread(functools.partial(open_device, path), discard=OpenDevice.close)).close()
         await in_thread(functools.partial(refuse_duplicates, self.config.devices))
-        if self.config.cluster is None:
+        if self.config.cluster is None and self.certificates is None:
             found = {
                 path: (await in_thread(functools.partial(inspect_device, path))).cluster for path in self.config.devices
             }
@@ -334,7 +355,14 @@ class Node:
     async def _open_metadata_once(self) -> None:
         self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
         try:
-            self.cluster = await get_or_create_cluster(self.metadata, self.config.cluster or self._cluster_of_devices)
+            wanted = self.config.cluster or (self.certificates.cluster if self.certificates else None)
+            self.cluster = await get_or_create_cluster(self.metadata, wanted or self._cluster_of_devices)
+            if self.certificates is not None and self.certificates.cluster != self.cluster.id:
+                raise Foreign(
+                    f"this node has joined cluster {self.certificates.cluster} ({self.config.certificates}), and "
+                    f"{self.config.metadata.path} is the metadata of cluster {self.cluster.id}: configure that of its "
+                    "cluster"
+                )
             if self.config.cluster not in (None, self.cluster.id):
                 raise Foreign(
                     f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of "
@@ -371,6 +399,8 @@ class Node:
             lease_seconds=self.config.lease_seconds,
         )
         await self.tenure.take()
+        if self.certificates is not None:
+            await register_member(self.metadata, self.name)
 
     async def _give_up_name(self) -> None:
         await self.tenure.give_up()

@@ -135,7 +135,10 @@ def test_a_setting_that_does_not_exist_is_named_too(written: Any) -> None:
             "control.socket and nbd.socket are both /s: set different paths",
         ),
         ('[peers]\nlisten = "a"', "peers.listen: 'a' is not host:port"),
-        ('[peers]\nlisten = "10.0.0.1:9743"', "peers.listen is set, and peers.key_file is not: name the file"),
+        (
+            '[peers]\nlisten = "10.0.0.1:9743"',
+            "peers.listen is set, and this node has no key of a cluster: `iomesh cluster init`",
+        ),
         (
             '[peers]\nlisten = "0.0.0.0:9743"',
             "peers.listen: 0.0.0.0:9743 is no address that other nodes can connect to",

@@ -3,22 +3,21 @@ is left."""
 
 import asyncio
 import json
-import secrets
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from rich.progress import Progress, TaskID
 
 from iomesh.api.client import Client
 from iomesh.cli.files import Allocation, make_device_file, require_direct_io
+from iomesh.cli.joining import join
 from iomesh.cli.output import Output
 from iomesh.cli.trial import daemon
 from iomesh.cli.trial.installation import Installation, TrialNode
-
-KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ def bring_up(trial: Installation, plan: Plan, output: Output) -> None:
         ("making the devices", make_devices),
         ("formatting the devices", format_devices),
         ("writing the configuration", write_configuration),
+        ("making the cluster", make_cluster),
         ("starting the daemons", start_daemons),
         ("creating the volume", create_volume),
     ]
@@ -88,9 +88,6 @@ def format_devices(trial: Installation, plan: Plan, output: Output) -> None:
 
 
 def write_configuration(trial: Installation, plan: Plan, output: Output) -> None:
-    if len(trial.nodes) > 1:
-        trial.key.touch(0o600)  # before it holds the key
-        trial.key.write_text(secrets.token_hex(KEY_BYTES) + "\n")
     for node in trial.nodes:
         write_node_configuration(trial, node, plan)
 
@@ -109,7 +106,7 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
         "metrics": {"listen": "127.0.0.1:0"},
     }
     if len(trial.nodes) > 1:
-        settings["peers"] = {"listen": "127.0.0.1:0", "key_file": str(trial.key)}
+        settings["peers"] = settings["control"] = {"listen": "127.0.0.1:0"}
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []
@@ -118,8 +115,28 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
     node.config.write_text("\n".join(lines) + "\n")
 
 
+def make_cluster(trial: Installation, plan: Plan, output: Output) -> None:
+    """As `iomesh cluster init` does on the first node, and, once that runs, `join` on each other. A single node needs
+    none."""
+    from iomesh.certificates.files import FOLDER, new_identity, write_identity
+
+    first, *others = trial.nodes
+    if not others:
+        return
+    write_identity(first.path / FOLDER, new_identity(uuid.UUID(trial.cluster), first.name))
+    daemon.start_and_wait([first], plan.start_seconds, output)
+
+    async def join_all() -> None:
+        async with Client(first.control) as client:
+            for node in others:
+                token = (await client.create_join_token()).token
+                await join(token, node.name, node.path / FOLDER, version=version("iomesh"))
+
+    asyncio.run(join_all())
+
+
 def start_daemons(trial: Installation, plan: Plan, output: Output) -> None:
-    daemon.start_and_wait(trial.nodes, plan.start_seconds, output)
+    daemon.start_and_wait([node for node in trial.nodes if not node.alive], plan.start_seconds, output)
 
 
 def create_volume(trial: Installation, plan: Plan, output: Output) -> None:

@@ -2,8 +2,8 @@
 
     D/iomesh-trial.json     the marker: what `trial up` set up
     D/metadata.db           the metadata service, shared by all nodes
-    D/cluster.key           the key by which the nodes know each other; a single node has none
     D/<node>/               a node: node.toml, node.log, its state and sockets, daemon.json
+    D/<node>/cluster/       its certificates and keys; a single node has none
     D/<node>/devices/       its devices
 
 Always so: a directory is a trial's if, and only if, it holds the marker file that `trial up` put there first; nothing
@@ -112,10 +112,6 @@ class Installation(msgspec.Struct):
     @property
     def metadata(self) -> Path:
         return self.path / "metadata.db"
-
-    @property
-    def key(self) -> Path:
-        return self.path / "cluster.key"
 
     @property
     def nodes(self) -> list[TrialNode]:

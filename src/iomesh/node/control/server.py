@@ -20,8 +20,9 @@ from grpc_reflection.v1alpha import reflection
 
 from iomesh.api.channel import SERVICE
 from iomesh.api.status import trailing_of
-from iomesh.errors import AlreadyExists, InUse, IomeshError, Unavailable, meaning
-from iomesh.node.config import Config, address_text, advertised, parse_address
+from iomesh.certificates.authority import JOIN, role_in
+from iomesh.errors import AlreadyExists, ConfigError, InUse, IomeshError, PermissionDenied, Unavailable, meaning
+from iomesh.node.config import Config, address_text, advertised, is_loopback, parse_address
 from iomesh.node.control.forwarding import FORWARDED_BY, Forwarding
 from iomesh.node.control.routing import Routing, refuse_second_hop
 from iomesh.node.control.service import ClusterService
@@ -50,7 +51,7 @@ class ControlServer:
         self._health = health.aio.HealthServicer()
         self.forwarding = Forwarding(node.name, lambda: node.cluster_view.running)
         self._routing = Routing(node)
-        self._service = ClusterService(node, self.forwarding)
+        self._service = ClusterService(node, self.forwarding, lambda: self.address)
         self.watching = self._service.watching
         self.address = ""  # for other nodes: host:port, or the path of the unix socket
 
@@ -69,13 +70,31 @@ class ControlServer:
             if self._config.listen:
                 host, port = parse_address(self._config.listen, "control.listen")
                 address = address_text(host, port)
-                bound = _bind(server, address, f"control.listen: {address}")
+                bound = _bind(server, address, f"control.listen: {address}", self._tls(host))
                 self.address = address_text(advertised(host, self._all), bound)
             await server.start()
         except BaseException:
             await self.stop()
             raise
         restrict(self._config.socket)
+
+    def _tls(self, host: str) -> grpc.ServerCredentials | None:
+        """None: in plain text, which is for this machine alone. Raises ConfigError."""
+        identity = self._node.certificates
+        if identity is None:
+            if is_loopback(host):
+                return None
+            raise ConfigError(
+                f"control.listen: {self._config.listen} is reached from other machines, and this node has no "
+                "certificates: `iomesh cluster init` makes a cluster, `iomesh cluster join` joins one; or use a "
+                "loopback address"
+            )
+        self.forwarding.credentials = identity.credentials
+        return grpc.ssl_server_credentials(
+            [(identity.certificate.key, identity.certificate.certificate)],
+            root_certificates=identity.authority.certificate,
+            require_client_auth=True,
+        )
 
     async def report(self, *, serving: bool) -> None:
         """To the standard health service."""
@@ -110,7 +129,8 @@ class ControlServer:
                 "request_deserializer": GetMessageClass(method.input_type).FromString,
                 "response_serializer": GetMessageClass(method.output_type).SerializeToString,
             }
-            handler = getattr(self._service, snake_case(name))
+            handler = getattr(self._service, snake_case(name), None)
+            assert handler is not None, name
             handlers[name] = (
                 grpc.unary_stream_rpc_method_handler(self._guarded_stream(name, handler), **codec)
                 if method.server_streaming
@@ -137,6 +157,7 @@ class ControlServer:
     def _guarded_stream(self, name: str, handler: Streamer) -> Callable[[Message, Context], AsyncIterator[Message]]:
         async def handle(request: Message, context: Context) -> AsyncIterator[Message]:
             try:
+                _check_role(name, context)
                 async for answer in handler(request):
                     yield answer
             except Exception as error:
@@ -146,6 +167,9 @@ class ControlServer:
 
     async def _run(self, name: str, handler: Handler, request: Any, context: Context) -> Message:
         """Here, or by the node that is to answer it."""
+        _check_role(name, context)
+        if name == "Join":
+            return await self._service.join(request, _token_of(context))
         if not self._node.serving:  # what is answered while the node starts is about this node alone
             return await handler(request)
         by = dict(context.invocation_metadata() or ()).get(FORWARDED_BY)
@@ -191,9 +215,26 @@ class ControlServer:
             task.exception()  # mark it as retrieved: the caller, if any is left, gets it from the answer
 
 
-def _bind(server: grpc.aio.Server, address: str, what: str) -> int:
+def _token_of(context: Context) -> str:
+    (name,) = context.auth_context()["x509_common_name"]
+    return role_in(name.decode()).name
+
+
+def _check_role(name: str, context: Context) -> None:
+    """A join token's certificate may join and nothing else. Raises PermissionDenied."""
+    names = context.auth_context().get("x509_common_name") or ()
+    joins = any(role_in(each.decode(errors="replace")).kind == JOIN for each in names)
+    if joins and name != "Join":
+        raise PermissionDenied(f"{name}: the certificate of a join token may do nothing but join")
+    if name == "Join" and not joins:
+        raise PermissionDenied("Join needs the certificate of a join token: `iomesh cluster join TOKEN` uses it")
+
+
+def _bind(server: grpc.aio.Server, address: str, what: str, credentials: grpc.ServerCredentials | None = None) -> int:
     """Returns the port."""
     try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError:  # gRPC logs the reason itself
         raise InUse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +15,7 @@ from iomesh.api.model import Node as Member
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable
 from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
+from iomesh.node.control.joining import Joining, remove_member
 from iomesh.node.control.paging import page
 from iomesh.node.control.watching import Watching
 from iomesh.node.metadata_calls import answered
@@ -41,7 +42,9 @@ def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> d
 
 
 class ClusterService:
-    def __init__(self, node: Node, forwarding: Forwarding) -> None:
+    def __init__(self, node: Node, forwarding: Forwarding, address: Callable[[], str]) -> None:
+        """address: of this node's control API, for others."""
+        self.address = address
         self._node = node
         self._forwarding = forwarding
         self.watching = Watching(node, self.members)
@@ -61,6 +64,20 @@ class ClusterService:
         self._ready()
         async for event in self.watching.watch(request):
             yield event
+
+    async def create_join_token(self, request: pb.CreateJoinTokenRequest) -> pb.JoinToken:
+        return to_message(pb.JoinToken, await self._joining().create_token(request.seconds))
+
+    async def join(self, request: pb.JoinRequest, token: str = "") -> pb.JoinResponse:
+        """token: the id in the client's certificate."""
+        return await self._joining().join(request, token)
+
+    async def remove_node(self, request: pb.RemoveNodeRequest) -> pb.RemoveNodeResponse:
+        await remove_member(self._ready().metadata, request.name)
+        return pb.RemoveNodeResponse()
+
+    def _joining(self) -> Joining:
+        return Joining(self._ready(), self.address())
 
     async def list_devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
         devices, token = page(self._assembled().stores.list(), lambda device: f"{device.path}\0{device.id}", request)

@@ -1,0 +1,179 @@
+"""`iomesh cluster`: makes a cluster, lets nodes join it, and shows its nodes."""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from iomesh.api.model import JoinToken
+from iomesh.cli import documents
+from iomesh.cli.output import fields, local_time, table
+from iomesh.cli.session import Session, Span, answers, asks
+from iomesh.errors import Unsupported
+from iomesh.node.config import Config, load_config
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group()
+def cluster() -> None:
+    """Make a cluster of nodes, let nodes join it, and show them."""
+
+
+def of_node(command: Command) -> Command:
+    """The node of this machine: by its configuration."""
+    for option in (
+        click.option("--state-dir", type=click.Path(), metavar="DIR", help="As in the configuration."),
+        click.option("--name", help="Name of the node, as in the configuration.  [default: the host's]"),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="The node's configuration.  [default: /etc/iomesh/node.toml, if there]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def configuration(config: Path | None, name: str | None, state_dir: str | None) -> Config:
+    given = {"name": name, "state_dir": state_dir}
+    return load_config(config, {key: value for key, value in given.items() if value is not None})
+
+
+@cluster.command("init")
+@of_node
+@click.option("--cluster", "wanted", type=click.UUID, metavar="UUID", help="Of the cluster.  [default: a new one]")
+@answers(documents.ClusterMember)
+def init(session: Session, config: Path | None, name: str | None, state_dir: str | None, wanted: uuid.UUID) -> None:
+    """Make a cluster, with this node as its first: the cluster's key, its certificate authority, and this node's
+    certificate.
+
+    They are written to the directory `cluster` of the node's state, and used from the daemon's next start on.
+    """
+    from iomesh.certificates.files import new_identity, write_identity
+
+    node = configuration(config, name, state_dir)
+    made = new_identity(wanted or node.cluster or uuid.uuid4(), node.name)
+    write_identity(Path(node.certificates), made)
+    say(session, made.cluster, node)
+    session.output.note("start its daemon; `iomesh cluster token` there lets another node join")
+
+
+@cluster.command("token")
+@click.option("--expires", type=Span(), default="1h", show_default=True, help="How long it may be used; at most 7d.")
+@asks(JoinToken)
+def token(session: Session, expires: int) -> None:
+    """Print a token with which one node may join the cluster, once. It is a secret."""
+    made = session.ask(lambda node: node.create_join_token(expires))
+    session.output.answer(made, made.token)
+    session.output.note(f"for one node, until {local_time(made.expires_at)}: `iomesh cluster join TOKEN` there")
+
+
+@cluster.command("join")
+@click.argument("token", metavar="TOKEN")
+@of_node
+@answers(documents.ClusterMember)
+def join(session: Session, token: str, config: Path | None, name: str | None, state_dir: str | None) -> None:
+    """Make this node one of the cluster of TOKEN, which `iomesh cluster token` prints on one of its nodes. With - it is
+    read from standard input, so that it is not in the list of processes.
+
+    The node gets the cluster's key, its certificate authority, and a certificate of its own.
+    """
+    from iomesh.cli import joining
+
+    node = configuration(config, name, state_dir)
+    text = sys.stdin.read() if token == "-" else token
+    made = asyncio.run(
+        joining.join(text, node.name, Path(node.certificates), version=version("iomesh"), cluster=node.cluster)
+    )
+    say(session, made.cluster, node)
+
+
+@cluster.command("certificate")
+@click.argument("name")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it is valid.")
+@click.option("--state-dir", type=click.Path(), metavar="DIR", help="Of this node.  [default: the configuration's]")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The node's configuration.")
+@answers(documents.ClientCertificate)
+def certificate(
+    session: Session,
+    name: str,
+    directory: Path,
+    days: int,
+    config: Path | None,
+    state_dir: str | None,
+) -> None:
+    """Write a certificate for a client called NAME, its key and the authority to the new DIRECTORY. With it
+    (--certificates, $IOMESH_CERTIFICATES) commands elsewhere ask the daemons at their TCP addresses."""
+    from iomesh.api.channel import AUTHORITY_FILE
+    from iomesh.certificates.authority import expires_at
+    from iomesh.certificates.files import read_identity, write_files
+
+    identity = read_identity(Path(configuration(config, None, state_dir).certificates))
+    if not identity.may_sign:
+        raise Unsupported("this node has no key of the cluster's certificate authority: make it on one that has")
+    made = identity.sign().client(name, days)
+    write_files(
+        directory.absolute(),
+        {AUTHORITY_FILE: identity.authority.certificate, "client.crt": made.certificate, "client.key": made.key},
+    )
+    session.output.answer(
+        documents.ClientCertificate(
+            name=name, directory=str(directory.absolute()), expires_at=expires_at(made.certificate)
+        ),
+        f"{directory.absolute()}: for {name}, until {local_time(expires_at(made.certificate))}",
+    )
+
+
+@cluster.command("nodes")
+@asks(documents.NodeList)
+def nodes(session: Session) -> None:
+    """List the nodes of the cluster."""
+    found = session.ask(lambda node: node.nodes())
+    session.output.answer(
+        documents.NodeList(nodes=found),
+        table(
+            "NODE",
+            "STATE",
+            ">DEVICES",
+            "HOST",
+            "VERSION",
+            "CONTROL",
+            "SINCE",
+            rows=[
+                (
+                    each.name,
+                    each.state,
+                    each.devices,
+                    each.host or "-",
+                    each.version or "-",
+                    each.control_address or "-",
+                    local_time(each.started_at) if each.started_at else "-",
+                )
+                for each in found
+            ],
+        ),
+    )
+
+
+@cluster.command("remove")
+@click.argument("name", metavar="NODE")
+@asks(documents.RemovedNode)
+def remove(session: Session, name: str) -> None:
+    """Forget NODE, which is gone for good, so that another may join under its name."""
+    session.ask(lambda node: node.remove_node(name))
+    session.output.answer(documents.RemovedNode(node=name), f"node {name} is forgotten")
+
+
+def say(session: Session, identity: uuid.UUID, node: Config) -> None:
+    session.output.answer(
+        documents.ClusterMember(cluster=str(identity), node=node.name, directory=node.certificates),
+        fields([("cluster", identity), ("node", node.name), ("directory", node.certificates)]),
+    )

@@ -1,0 +1,214 @@
+"""Nodes that join the cluster: tokens, and what is given for one.
+
+A token is a record in the metadata service and a client certificate whose role is to join. Whether it may still be used
+is decided by a compare-and-swap of the record, so of two nodes that use it at once one joins. The name is reserved
+first: a refused name costs no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from iomesh.api import iomesh_pb2 as pb
+from iomesh.api.model import JoinToken
+from iomesh.certificates.files import Identity
+from iomesh.certificates.token import JoinToken as TokenText
+from iomesh.errors import (
+    AlreadyExists,
+    Conflict,
+    Foreign,
+    InUse,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+)
+from iomesh.metadata import Delete, Metadata, MetadataUnavailable
+from iomesh.metadata.nodes import node_key
+from iomesh.metadata.records import (
+    MemberRecord,
+    TokenRecord,
+    Versioned,
+    decode,
+    member_key,
+    put_member,
+    put_token,
+    token_key,
+)
+from iomesh.node.config import is_node_name
+from iomesh.node.logs import logger
+from iomesh.node.metadata_calls import answered
+from iomesh.peers.handshake import VERSIONS
+from iomesh.peers.messages import common_version
+from iomesh.times import SECOND_NS, exact_time, time_of
+
+if TYPE_CHECKING:
+    from iomesh.node.node import Node
+
+log = logger("joining")
+TOKEN_SECONDS, TOKEN_SECONDS_MAX = 3600, 7 * 24 * 3600
+DAY_SECONDS = 24 * 3600
+CLOCK_SECONDS_MAX = 60.0  # by which the clock of a node that joins may differ
+
+
+class Joining:
+    def __init__(self, node: Node, address: str) -> None:
+        """address: of this node's control API, for others. Raises Unsupported if the node cannot let others join."""
+        identity = node.certificates
+        if identity is None or not identity.may_sign:
+            what = "no certificates" if identity is None else "no key of the cluster's certificate authority"
+            raise Unsupported(
+                f"node {node.name} has {what} ({node.config.certificates}), so no other can join by it: "
+                "`iomesh cluster init` makes a cluster; or ask a node that has them"
+            )
+        if "/" in address:
+            raise Unsupported(
+                f"node {node.name} has no address for other machines, so no other can join by it: set control.listen"
+            )
+        self._node = node
+        self._metadata = node.metadata
+        self._address = address
+        self._identity: Identity = identity
+
+    async def create_token(self, seconds: int) -> JoinToken:
+        seconds = seconds or TOKEN_SECONDS
+        if seconds > TOKEN_SECONDS_MAX:
+            raise InvalidArgument(f"a join token for {seconds} s: at most {TOKEN_SECONDS_MAX}, which is a week")
+        record = TokenRecord(id=uuid.uuid4(), expires_ns=time.time_ns() + seconds * SECOND_NS)
+        await answered(self._metadata.commit(put_token(record, 0)))
+        # The record decides; the certificate lasts longer, so that whoever comes too late gets the reason.
+        certificate, key = self._identity.sign().join(record.id, seconds / DAY_SECONDS + 1)
+        token = TokenText(
+            id=record.id,
+            cluster=self._identity.cluster,
+            expires_ns=record.expires_ns,
+            addresses=[self._address],
+            authority=self._identity.authority.certificate,
+            certificate=certificate,
+            key=key,
+        )
+        log.info("join token made", id=str(record.id), seconds=seconds)
+        return JoinToken(token=token.text(), id=str(record.id), expires_at=time_of(record.expires_ns))
+
+    async def join(self, request: pb.JoinRequest, token: str) -> pb.JoinResponse:
+        """token: the id in the client's certificate, which TLS has verified."""
+        self._check(request)
+        stored = await self._token(token)
+        certificate = self._identity.sign().node(request.node, request.certificate_request).certificate
+        await self._reserve(request.node, stored.record.id)
+        try:
+            await self._use(stored, request.node)
+        except BaseException:
+            await self._metadata.commit(Delete(member_key(request.node), None))
+            raise
+        log.info("node has joined", node=request.node, token=token, version=request.version)
+        return pb.JoinResponse(
+            cluster=str(self._identity.cluster),
+            authority=self._identity.authority.certificate,
+            authority_key=self._identity.authority.key,
+            certificate=certificate,
+            cluster_key=self._identity.key,
+        )
+
+    def _check(self, request: pb.JoinRequest) -> None:
+        name, mine = request.node, (VERSIONS[0], VERSIONS[1])
+        if not is_node_name(name):
+            raise InvalidArgument(f"{name!r} is not a valid node name")
+        if request.cluster not in ("", str(self._identity.cluster)):
+            raise Foreign(
+                f"node {name} belongs to cluster {request.cluster} by its configuration, and this is "
+                f"{self._identity.cluster}: use a token of its cluster, or correct `cluster` there"
+            )
+        theirs = (request.lowest_protocol, request.highest_protocol)
+        if common_version(mine, theirs) is None:
+            raise Unsupported(
+                f"node {name} (iomesh {request.version}) speaks versions {theirs[0]} to {theirs[1]} of the peer "
+                f"protocol, and this cluster {mine[0]} to {mine[1]}: update the older one"
+            )
+        off = clock_offset(request.time.ToDatetime(tzinfo=UTC))
+        if abs(off) > CLOCK_SECONDS_MAX:
+            raise InvalidArgument(
+                f"the clock of node {name} is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} that of node "
+                f"{self._node.name}, and may differ by {CLOCK_SECONDS_MAX:g} s: set it, best with NTP"
+            )
+
+    async def _token(self, words: str) -> Versioned[TokenRecord]:
+        """Raises PermissionDenied if it may not be used."""
+        try:
+            entry = await answered(self._metadata.get(token_key(uuid.UUID(words))))
+        except ValueError:
+            entry = None
+        if entry is None:
+            raise PermissionDenied(
+                "the join token is not known to this cluster: make another with `iomesh cluster token`"
+            )
+        stored = decode(TokenRecord, entry)
+        record = stored.record
+        if record.used_by:
+            raise PermissionDenied(
+                f"the join token was used by node {record.used_by} at {_seconds(record.used_ns)}, and it serves once: "
+                "make another with `iomesh cluster token`"
+            )
+        if record.expires_ns <= time.time_ns():
+            raise PermissionDenied(
+                f"the join token expired at {_seconds(record.expires_ns)}: make another with `iomesh cluster token`"
+            )
+        return stored
+
+    async def _reserve(self, name: str, token: uuid.UUID) -> None:
+        """Raises AlreadyExists."""
+        taken = await answered(self._metadata.get(node_key(name))) is not None
+        if not taken:
+            record = MemberRecord(name=name, token=token, joined_ns=time.time_ns())
+            try:
+                await answered(self._metadata.commit(put_member(record, 0)))
+            except Conflict:
+                taken = True
+        if taken:
+            raise AlreadyExists(
+                f"this cluster has a node {name}: join under another name, or, if that node is gone or is to join "
+                f"anew, free its name first (`iomesh cluster remove {name}`)"
+            )
+
+    async def _use(self, stored: Versioned[TokenRecord], node: str) -> None:
+        record = msgspec.structs.replace(stored.record, used_by=node, used_ns=time.time_ns())
+        try:
+            await answered(self._metadata.commit(put_token(record, stored.version)))
+        except Conflict:
+            raise PermissionDenied(
+                "the join token has just been used by another node, and it serves once: make another with "
+                "`iomesh cluster token`"
+            ) from None
+
+
+async def register_member(metadata: Metadata, name: str) -> None:
+    """That the node which made the cluster is one of it; those that joined are registered. A metadata service that does
+    not answer keeps no node from starting: the next start registers it."""
+    with contextlib.suppress(Conflict, MetadataUnavailable):
+        await answered(metadata.commit(put_member(MemberRecord(name=name, joined_ns=time.time_ns()), 0)))
+
+
+async def remove_member(metadata: Metadata, name: str) -> None:
+    """Forgets that a node has joined. Its devices stay its own. Raises InUse while its daemon runs, NotFound if it has
+    not joined."""
+    if await answered(metadata.get(node_key(name))) is not None:
+        raise InUse(f"node {name} runs: stop its daemon first")
+    if await answered(metadata.get(member_key(name))) is None:
+        raise NotFound(f"no node {name!r} has joined this cluster: `iomesh cluster nodes` lists its nodes")
+    await answered(metadata.commit(Delete(member_key(name), None)))
+    log.info("node removed", node=name)
+
+
+def clock_offset(theirs: datetime) -> float:
+    """Seconds by which another clock is ahead of this machine's."""
+    return (theirs - datetime.now(UTC)).total_seconds()
+
+
+def _seconds(time_ns: int) -> str:
+    return exact_time(time_ns // SECOND_NS * SECOND_NS)
