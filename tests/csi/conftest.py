@@ -36,7 +36,7 @@ def new_driver(cluster: Trial, controls: list[str], room: Path) -> Iterator[Call
     made: list[Driver] = []
 
     def make(node: int = 0, *options: str) -> Driver:
-        driver = Driver(room / f"d{len(made)}", controls[node:] + controls[:node], *options)
+        driver = Driver(room / f"d{len(made)}", controls[node : node + 1], *options)
         made.append(driver)
         driver.start()
         return driver

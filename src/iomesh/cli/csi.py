@@ -43,8 +43,8 @@ def csi() -> None:
     show_envvar=True,
     default=["/run/iomesh/control.sock"],
     metavar="ADDRESS",
-    help="Control API of a daemon: the path of a unix socket, or host:port. Repeat it for every node of the cluster, "
-    "this node's first.  [default: /run/iomesh/control.sock]",
+    help="Control API of a daemon: the path of a unix socket, or host:port. This node's first; more of them are "
+    "asked if it does not answer.  [default: /run/iomesh/control.sock]",
 )
 @click.option(
     "--state-dir",

@@ -36,8 +36,8 @@ class Identity:
         """Ready as long as a daemon answers."""
         answer = pb.ProbeResponse()
         try:
-            await self._cluster.look()
-            answer.ready.value = True
+            async with self._cluster.connect():
+                answer.ready.value = True
         except Unavailable:
             answer.ready.value = False
         return answer

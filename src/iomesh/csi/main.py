@@ -134,8 +134,8 @@ class Health:
     async def _ask(self) -> None:
         while True:
             try:
-                await self._cluster.look()
-                self._problem = ""
+                async with self._cluster.connect():
+                    self._problem = ""
             except IomeshError as error:
                 self._problem = error.message
             await asyncio.sleep(PROBE_SECONDS)

@@ -6,9 +6,10 @@ replica are where it is used. A volume can be used from every node, so no answer
 
 from __future__ import annotations
 
-from iomesh.api.model import NodeState
+from collections.abc import Sequence
+
+from iomesh.api.model import NodeState, Status
 from iomesh.csi import csi_pb2 as pb
-from iomesh.csi.cluster import Daemon, View
 from iomesh.csi.errors import OutOfRange
 from iomesh.errors import InvalidArgument, NoSpace
 from iomesh.sizes import exact_size, short_size, whole_blocks
@@ -29,46 +30,46 @@ class Topology:
         """None: the topology says nothing of iomesh's nodes."""
         return topology.segments.get(self.key)
 
+    def nodes(self, requirement: pb.TopologyRequirement) -> list[str]:
+        """The preferred ones first."""
+        found = (self.node(each) for each in (*requirement.preferred, *requirement.requisite))
+        return list(dict.fromkeys(each for each in found if each is not None))
 
-def choose(view: View, topology: Topology, wanted: pb.TopologyRequirement, *, replicas: int, name: str) -> Daemon:
-    """The daemon that makes a volume. Raises NoSpace (RESOURCE_EXHAUSTED) if no node can."""
-    usable = [each for each in view.daemons if each.status.state in (NodeState.READY, NodeState.DEGRADED)]
-    usable = [each for each in usable if each.status.devices]
+
+def choose(nodes: Sequence[Status], silent: Sequence[str], wanted: Sequence[str], *, replicas: int, name: str) -> str:
+    """The node that is to own a volume: the first of the wanted ones that can. Raises NoSpace (RESOURCE_EXHAUSTED) if
+    no node can."""
+    usable = [each for each in nodes if each.state in (NodeState.READY, NodeState.DEGRADED)]
+    why = f" ({'; '.join(silent)})" if silent else ""
     if not usable:
+        raise NoSpace(f"volume {name}: no node of the cluster is ready and has a device{why}: add a device to a node")
+    names = [each.node for each in usable]
+    if replicas > len(names):
         raise NoSpace(
-            f"volume {name}: no node of the cluster is ready and has a device: add a device to a node"
-            + (f" ({'; '.join(view.silent)})" if view.silent else "")
+            f"volume {name} with {replicas} replicas needs {replicas} nodes with a device, and {len(names)} are ready, "
+            f"{', '.join(names)}{why}: add nodes, or choose a StorageClass with fewer replicas"
         )
-    if replicas > len(usable):
-        raise NoSpace(
-            f"volume {name} with {replicas} replicas needs {replicas} nodes with a device, and {len(usable)} are "
-            f"ready ({', '.join(each.node for each in usable)}): add nodes, or choose a StorageClass with fewer "
-            "replicas"
-        )
-    for each in (*wanted.preferred, *wanted.requisite):
-        node = topology.node(each)
-        if node is not None and (found := next((one for one in usable if one.node == node), None)) is not None:
-            return found
+    for node in wanted:
+        if node in names:
+            return node
     # None of them has devices: the volume is used over the network.
-    return max(usable, key=lambda each: (each.status.free_bytes, each.node))
+    return max(usable, key=lambda each: (each.free_bytes, each.node)).node
 
 
-def room(view: View, node: str | None, replicas: int) -> int:
+def room(nodes: Sequence[Status], node: str | None, replicas: int) -> int:
     """How many bytes a volume with so many replicas can take, with one on this node; None: on any."""
-    daemons = {each.node: each.status.free_bytes for each in view.daemons if each.status.devices}
-    if node is not None:
-        if node not in daemons:
-            return room(view, None, replicas)  # used over the network
-        others = sorted((free for name, free in daemons.items() if name != node), reverse=True)
-        smallest = [daemons[node], *others[: replicas - 1]]
+    free = {each.node: each.free_bytes for each in nodes}
+    if node not in free:  # none is wanted, or the volume is used over the network
+        smallest = sorted(free.values(), reverse=True)[:replicas]
     else:
-        smallest = sorted(daemons.values(), reverse=True)[:replicas]
+        others = sorted((bytes_ for name, bytes_ in free.items() if name != node), reverse=True)
+        smallest = [free[node], *others[: replicas - 1]]
     return min(smallest) if len(smallest) == replicas else 0
 
 
-def largest(view: View, replicas: int) -> int:
+def largest(nodes: Sequence[Status], replicas: int) -> int:
     """What the largest volume can ever take: the capacity of the nodes, used or not."""
-    capacities = sorted((each.status.capacity_bytes for each in view.daemons if each.status.devices), reverse=True)
+    capacities = sorted((each.capacity_bytes for each in nodes), reverse=True)
     return min(capacities[replicas - 1] if len(capacities) >= replicas else 0, VOLUME_BYTES_MAX)
 
 
@@ -91,8 +92,8 @@ def choose_size(asked: pb.CapacityRange, *, least: int = 0, name: str) -> int:
     return size
 
 
-def refuse_too_large(view: View, size: int, replicas: int, name: str) -> None:
-    most = largest(view, replicas)
+def refuse_too_large(nodes: Sequence[Status], size: int, replicas: int, name: str) -> None:
+    most = largest(nodes, replicas)
     if size > most:
         raise OutOfRange(
             f"volume {name} of {exact_size(size)} can never be filled: with {replicas} replica(s) a volume has room "

@@ -35,12 +35,12 @@ class Snapshots:
         name = snapshot_name(csi_name)
         with self._locks.hold("CreateSnapshot", f"snapshot {name}"):
             volume = await self._cluster.get(source_id)
-            _, known = await self._cluster.all_snapshots()
+            known = await self._cluster.all_snapshots(complete=False)
             other = next((of.name for of, each in known if each.name == name and of.id != volume.id), None)
             if other is not None:
                 raise AlreadyExists(f"a snapshot {name} exists, and is of volume {other}: choose another name")
-            async with await self._cluster.owner(volume) as node:
-                (made,) = await node.create_snapshots([volume.name], name)
+            async with self._cluster.connect() as node:
+                (made,) = await node.create_snapshots([volume.id], name)
             hooks.passed("snapshot: made")
             return describe(volume, made)
 
@@ -86,7 +86,7 @@ class Snapshots:
         if request.source_volume_id:
             volume = await self._cluster.find(request.source_volume_id) if is_uuid(request.source_volume_id) else None
             return [(volume, each) for each in await self._cluster.snapshots(volume)] if volume is not None else []
-        return (await self._cluster.all_snapshots())[1]
+        return await self._cluster.all_snapshots()
 
     # groups
 
@@ -94,15 +94,15 @@ class Snapshots:
         name = group_snapshot_name(csi_name)
         with self._locks.hold("CreateVolumeGroupSnapshot", name):
             volumes = [await self._cluster.get(each) for each in source_ids]
-            daemons = {(await self._cluster.owner_of(each)).node for each in volumes}
-            if len(daemons) > 1:
+            owners = {each.owner for each in volumes}
+            if len(owners) > 1:
                 raise InUse(
                     f"the volumes {', '.join(each.name for each in volumes)} are owned by different nodes, "
-                    f"{', '.join(sorted(daemons))}, and a snapshot at one instant needs one: move them to one node "
+                    f"{', '.join(sorted(owners))}, and a snapshot at one instant needs one: move them to one node "
                     "(`iomesh volume move`)"
                 )
-            async with await self._cluster.owner(volumes[0]) as node:
-                made = await node.create_snapshots([each.name for each in volumes], name)
+            async with self._cluster.connect() as node:
+                made = await node.create_snapshots([each.id for each in volumes], name)
             hooks.passed("snapshot: made")
             return _group(name, list(zip(volumes, made, strict=True)))
 
@@ -123,7 +123,7 @@ class Snapshots:
     async def _members(self, group_id: str, snapshot_ids: Sequence[str]) -> list[tuple[Volume, Snapshot]]:
         if not group_id.startswith(GROUP_PREFIX):
             return []
-        _, found = await self._cluster.all_snapshots()
+        found = await self._cluster.all_snapshots()
         members = [(volume, each) for volume, each in found if each.name == group_id]
         strangers = {each for each in snapshot_ids if parse_snapshot_id(each) is None}
         if strangers:
@@ -131,9 +131,9 @@ class Snapshots:
         return [each for each in members if _identity(*each) in snapshot_ids] if snapshot_ids else members
 
     async def _delete(self, volume: Volume, snapshot: Snapshot) -> None:
-        async with await self._cluster.owner(volume) as node:
+        async with self._cluster.connect() as node:
             try:
-                await node.delete_snapshot(volume.name, snapshot.name)
+                await node.delete_snapshot(volume.id, snapshot.id)
             except NotFound:
                 return
         hooks.passed("delete: snapshot gone")

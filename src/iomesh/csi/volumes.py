@@ -12,7 +12,7 @@ from iomesh.api.client import Client
 from iomesh.api.model import Volume, VolumeState
 from iomesh.csi import capabilities, hooks, parameters, placement
 from iomesh.csi import csi_pb2 as pb
-from iomesh.csi.cluster import Cluster, View
+from iomesh.csi.cluster import Cluster, look_up, until_known
 from iomesh.csi.errors import OutOfRange
 from iomesh.csi.filesystems import BYTES_MIN, DEFAULT
 from iomesh.csi.locks import Locks
@@ -73,8 +73,8 @@ class Volumes:
             if volume is None:
                 await self._sweep()
                 return
-            async with await self._cluster.owner(volume) as node:
-                await self._delete(node, volume)
+            async with self._cluster.connect() as node:
+                await _delete(node, volume)
             hooks.passed("delete: volume gone")
             if volume.clone_of:
                 await self._delete_source(volume.clone_of)
@@ -91,9 +91,10 @@ class Volumes:
                 if not placement.within(volume.size_bytes, request.capacity_range):
                     raise OutOfRange(f"volume {volume.name} has {exact_size(volume.size_bytes)}: volumes never shrink")
                 return volume.size_bytes
-            placement.refuse_too_large(await self._cluster.look(), size, volume.policy.replicas, volume.name)
-            async with await self._cluster.owner(volume) as node:
-                grown = await node.grow_volume(volume.name, size)
+            nodes, _ = await self._cluster.nodes()
+            placement.refuse_too_large(nodes, size, volume.policy.replicas, volume.name)
+            async with self._cluster.connect() as node:
+                grown = await node.grow_volume(volume.id, size)
             hooks.passed("expand: volume grown")
             return grown.size_bytes
 
@@ -101,41 +102,44 @@ class Volumes:
         with self._locks.hold("ControllerModifyVolume", volume_id):
             volume = await self._cluster.get(volume_id)
             if window_seconds is not None:
-                async with await self._cluster.owner(volume) as node:
-                    await node.set_volume(volume.name, window_seconds=window_seconds)
+                async with self._cluster.connect() as node:
+                    await node.set_volume(volume.id, window_seconds=window_seconds)
 
     async def listed(self, *, most: int, token: str) -> tuple[list[Volume], str]:
-        view = await self._cluster.look()
-        return page(visible(view), lambda volume: volume.id, most=most, token=token, valid=is_uuid)
+        return page(
+            visible(await self._cluster.volumes()), lambda volume: volume.id, most=most, token=token, valid=is_uuid
+        )
 
     async def capacity(self, request: pb.GetCapacityRequest) -> pb.GetCapacityResponse:
         given = parameters.parse(request.parameters, {}, list(request.volume_capabilities))
         if any(capabilities.unsupported(each) for each in request.volume_capabilities):
             return pb.GetCapacityResponse(available_capacity=0)
-        view, replicas = await self._cluster.look(), given.replicas or 1
+        (nodes, _), replicas = await self._cluster.nodes(), given.replicas or 1
         answer = pb.GetCapacityResponse(
-            available_capacity=placement.room(view, self._topology.node(request.accessible_topology), replicas)
+            available_capacity=placement.room(nodes, self._topology.node(request.accessible_topology), replicas)
         )
-        answer.maximum_volume_size.value = placement.largest(view, replicas)
+        answer.maximum_volume_size.value = placement.largest(nodes, replicas)
         return answer
 
     # creation
 
     async def _make(self, name: str, request: pb.CreateVolumeRequest, given: Parameters) -> Volume:
-        view = await self._cluster.look()
-        if (existing := view.named(name)) is not None:
+        if (existing := await self._cluster.named(name)) is not None:
             return self._same(existing, request, given, None)
         least = max((_least(each, given) for each in request.volume_capabilities), default=0)
         size = placement.choose_size(request.capacity_range, least=least, name=name)
         replicas = given.replicas or 1
-        daemon = placement.choose(
-            view, self._topology, request.accessibility_requirements, replicas=replicas, name=name
-        )
-        placement.refuse_too_large(view, size, replicas, name)
-        async with self._cluster.client(daemon) as node:
-            volume = await node.create_volume(name, size, replicas=replicas, window_seconds=given.window_seconds or 0)
+        nodes, silent = await self._cluster.nodes()
+        wanted = self._topology.nodes(request.accessibility_requirements)
+        owner = placement.choose(nodes, silent, wanted, replicas=replicas, name=name)
+        placement.refuse_too_large(nodes, size, replicas, name)
+        async with self._cluster.connect() as node:
+            volume = await node.create_volume(
+                name, size, replicas=replicas, window_seconds=given.window_seconds or 0, node=owner
+            )
+            await until_known(node, volume.id, there=True)
         hooks.passed("create: volume made")
-        log.info("volume created", volume=name, id=volume.id, size_bytes=size, node=daemon.node)
+        log.info("volume created", volume=name, id=volume.id, size_bytes=size, node=owner)
         return volume
 
     async def _source(self, request: pb.CreateVolumeRequest) -> Source:
@@ -155,8 +159,7 @@ class Volumes:
         raise InvalidArgument(f"volume {request.name}: its content source is neither a snapshot nor a volume")
 
     async def _clone(self, name: str, request: pb.CreateVolumeRequest, source: Source, given: Parameters) -> Volume:
-        existing = (await self._cluster.look()).named(name)
-        if existing is not None:
+        if (existing := await self._cluster.named(name)) is not None:
             self._same(existing, request, given, source)
         replicas = source.volume.policy.replicas
         if given.replicas not in (None, replicas):
@@ -168,21 +171,22 @@ class Volumes:
         size = placement.choose_size(request.capacity_range, least=source.size_bytes, name=name)
         self._cloning.add(source.snapshot)
         try:
-            async with await self._cluster.owner(source.volume) as node:
+            async with self._cluster.connect() as node:
                 return await self._clone_there(node, name, source, size, given)
         finally:
             self._cloning.discard(source.snapshot)
 
     async def _clone_there(self, node: Client, name: str, source: Source, size: int, given: Parameters) -> Volume:
         if source.make:
-            await node.create_snapshots([source.volume.name], source.snapshot)
+            await node.create_snapshots([source.volume.id], source.snapshot)
             hooks.passed("create: source snapshot made")
-        volume = await node.clone_volume(source.volume.name, source.snapshot, name)
+        volume = await node.clone_volume(source.volume.id, source.snapshot, name)
         hooks.passed("create: clone made")
+        await until_known(node, volume.id, there=True)
         if volume.size_bytes < size:
-            volume = await node.grow_volume(name, size)
+            volume = await node.grow_volume(volume.id, size)
         if given.window_seconds:
-            volume = await node.set_volume(name, window_seconds=given.window_seconds)
+            volume = await node.set_volume(volume.id, window_seconds=given.window_seconds)
         hooks.passed("create: clone grown")
         log.info("volume cloned", volume=name, id=volume.id, source=source.name)
         return volume
@@ -206,37 +210,36 @@ class Volumes:
 
     # deletion
 
-    async def _delete(self, node: Client, volume: Volume) -> None:
-        try:
-            try:
-                await node.delete_volume(volume.name)
-            except InUse:
-                snapshots = [each.name for each in await node.snapshots(volume.name)]
-                if not snapshots or not all(name.startswith(CLONE_PREFIX) for name in snapshots):
-                    raise
-                await node.delete_volume(volume.name, snapshots=True)
-        except NotFound:
-            if await self._cluster.find(volume.id) is not None:
-                raise Unavailable(f"volume {volume.name} has changed its owner: repeat the call") from None
-
     async def _delete_source(self, clone_of: str) -> None:
         """The snapshot that a deleted clone was made from, if it served that purpose alone."""
         name, _, snapshot = clone_of.partition("@")
         if not snapshot.startswith(CLONE_PREFIX):
             return
-        source = (await self._cluster.look()).named(name)
-        if source is None:
-            return  # deleted: it went with its last clone
-        async with await self._cluster.owner(source) as node:
-            await _delete_if_unused(node, name, snapshot)
+        async with self._cluster.connect() as node:
+            await _delete_if_unused(node, name, snapshot)  # if the source was deleted, it went with its last clone
 
     async def _sweep(self) -> None:
         """Deletes the snapshots that clones were made from which are gone, or were never made."""
-        _, found = await self._cluster.all_snapshots()
-        for volume, snapshot in found:
+        for volume, snapshot in await self._cluster.all_snapshots(complete=False):
             if snapshot.name.startswith(CLONE_PREFIX) and not snapshot.clones and snapshot.name not in self._cloning:
-                async with await self._cluster.owner(volume) as node:
-                    await _delete_if_unused(node, volume.name, snapshot.name)
+                async with self._cluster.connect() as node:
+                    await _delete_if_unused(node, volume.id, snapshot.name)
+
+
+async def _delete(node: Client, volume: Volume) -> None:
+    """With the snapshots that clones were made from, but not with a user's."""
+    try:
+        try:
+            await node.delete_volume(volume.id)
+        except InUse:
+            snapshots = [each.name for each in await node.snapshots(volume.id)]
+            if not snapshots or not all(name.startswith(CLONE_PREFIX) for name in snapshots):
+                raise
+            await node.delete_volume(volume.id, snapshots=True)
+    except NotFound:
+        if await look_up(node, volume.id) is not None:
+            raise Unavailable(f"volume {volume.name} has just moved: repeat the call") from None
+    await until_known(node, volume.id, there=False)
 
 
 async def _delete_if_unused(node: Client, volume: str, snapshot: str) -> None:
@@ -254,13 +257,9 @@ def _least(capability: pb.VolumeCapability, given: Parameters) -> int:
     return BYTES_MIN[capability.mount.fs_type or given.fs_type or DEFAULT]
 
 
-def visible(view: View) -> list[Volume]:
+def visible(volumes: list[Volume]) -> list[Volume]:
     """Without those that are being deleted, or whose record cannot be read."""
-    return [
-        each
-        for each in view.volumes()
-        if each.state is not VolumeState.DELETING and is_uuid(each.id) and each.size_bytes
-    ]
+    return [each for each in volumes if each.state is not VolumeState.DELETING and is_uuid(each.id) and each.size_bytes]
 
 
 def describe(volume: Volume, context: dict[str, str] | None = None) -> pb.Volume:
