@@ -310,6 +310,30 @@ class Engine:
         then instead of allocation. Answered when the connection ends: {"requests": int, "end": "disconnect" | "closed"
         | "malformed" | "stopped"}. ENOENT: no such snapshot."""
 
+    # volumes of other nodes
+    def forward_volume(self, volume: bytes, *, size_bytes: int, reactor: int) -> None:
+        """Clients of this node's exports may use the volume from now on, which another node owns: their requests wait
+        until there is a connection to that node. Raises ValueError if it is forwarded already."""
+    def serve_forwarded(
+        self, volume: bytes, fd: int, *, structured: bool, context_id: int | None, read_only: bool
+    ) -> int:
+        """As serve_nbd, of a forwarded volume."""
+    def attach_forwarded(self, volume: bytes, fd: int, *, requests: int, bytes: int) -> int:
+        """Take over a connection to the volume's owner after its handshake; the engine closes it. requests, bytes: its
+        credits. What was not answered on an earlier connection is sent again. Answered when the connection has ended:
+        {"end": as of attach_peer}. EEXIST: it has one."""
+    def detach_forwarded(self, volume: bytes) -> None: ...
+    def grow_forwarded(self, volume: bytes, size_bytes: int) -> None: ...
+    def close_forwarded(self, volume: bytes) -> int:
+        """Ends the connection to the owner as well. EBUSY: it has clients."""
+    def forwarded_state(self, volume: bytes) -> dict[str, Any]:
+        """{"attached": bool (the owner answers), "open": int (requests without an answer), "repeated": int (requests
+        that were sent again), "reactor": int, "connections": int (clients)}. Raises KeyError."""
+    def serve_volume(self, volume: bytes, fd: int) -> int:
+        """Take over a connection of another node for the I/O of an open volume, after its handshake; the engine closes
+        it. Answered when it has ended, as serve_peer; ended by end_served_peer. EBUSY: the volume is being closed or
+        restored."""
+
     # other nodes
     def serve_peer(self, fd: int, *, reactor: int) -> int:
         """Take over a connection from another node after its handshake; the engine closes it. Answered when the

@@ -19,6 +19,9 @@ from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32, load_u
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
+from iomesh.engine.commands.forwarding cimport (
+    AttachForwarded, CloseForwarded, DetachForwarded, GrowForwarded, ServeVolume
+)
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
@@ -47,6 +50,8 @@ from iomesh.engine.format.layout cimport (
 )
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.map.map cimport Map, MapCache
+from iomesh.engine.exports.forwarding.forwarded_volume cimport ForwardedVolume
+from iomesh.engine.exports.forwarding.served_volume cimport ServedVolume
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
 from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX as REPLICAS_MOST, Member
@@ -66,6 +71,7 @@ from iomesh.engine.map.snapshot_table cimport SnapshotRequest
 from iomesh.engine.store.leases cimport Leases
 from iomesh.engine.store.store cimport Store, plan_store
 from iomesh.engine.base.uring cimport DEVICES_MAX, Uring
+from iomesh.engine.volume.target cimport Target
 from iomesh.engine.volume.volume cimport (
     EVENT_CHECKPOINT, EVENT_CHECKSUM, EVENT_DEVICE, EVENT_FRAGMENT, EVENT_FULL_BELOW, EVENT_NO_SPACE, EVENT_NUMBERS,
     EVENT_REFUSED, EVENT_SPACE_BELOW, EVENT_STALLED, EVENT_TIGHT, Volume
@@ -166,6 +172,16 @@ cdef class _Open:
     cdef _Open stands_on             # of a clone: its parent volume
 
 
+cdef class _Forwarded:
+    """A volume of another node that this node's exports use."""
+
+    cdef ForwardedVolume volume
+    cdef object counters
+    cdef object histograms
+    cdef dict connections            # ticket -> NbdConnection
+    cdef bint closing
+
+
 cdef class Engine:
     cdef readonly list warnings
     cdef list runners
@@ -176,8 +192,9 @@ cdef class Engine:
     cdef Leases leases
     cdef dict served                 # likewise: ServedStore, of those with a number in the cluster
     cdef dict node_devices           # name of another node -> numbers of its devices in the cluster
-    cdef dict serving                # ticket -> ServePeer
+    cdef dict serving                # ticket -> ServePeer or ServeVolume
     cdef dict volumes                # 16 bytes -> _Open
+    cdef dict forwarded              # 16 bytes -> _Forwarded
     cdef dict snapshots              # likewise, snapshots open for reading
     cdef dict pending                # ticket -> Command, until it is answered
     cdef Notices notices
@@ -222,6 +239,7 @@ cdef class Engine:
         self.node_devices = {}
         self.serving = {}
         self.volumes = {}
+        self.forwarded = {}
         self.snapshots = {}
         self.pending = {}
         self.devices = set()
@@ -649,6 +667,90 @@ cdef class Engine:
         opened.connections[ticket] = connection
         return ticket
 
+    # ------------------------------------------------------------------ volumes of other nodes
+
+    def forward_volume(self, bytes volume, *, uint64_t size_bytes, int reactor):
+        cdef _Runner runner
+        cdef _Forwarded forwarded
+        cdef uint64_t[::1] counters
+        cdef uint64_t[:, ::1] histograms
+        if len(volume) != 16:
+            raise ValueError("a volume is named by 16 bytes")
+        if volume in self.forwarded:
+            raise ValueError("the volume is forwarded already")
+        if not 0 <= reactor < self.reactor_count:
+            raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
+        runner = self.runners[reactor]
+        forwarded = _Forwarded()
+        forwarded.volume = ForwardedVolume(volume, runner.reactor, runner.pool, size_bytes // BLOCK)
+        forwarded.counters = np.zeros(COUNTERS, np.uint64)
+        forwarded.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
+        counters, histograms = forwarded.counters, forwarded.histograms
+        forwarded.volume.counters, forwarded.volume.latencies = &counters[0], &histograms[0, 0]
+        forwarded.connections = {}
+        self.forwarded[volume] = forwarded
+
+    def serve_forwarded(self, bytes volume, int fd, *, bint structured, context_id, bint read_only):
+        cdef _Forwarded forwarded = self.forwarded.get(volume)
+        cdef NbdConnection connection
+        if forwarded is None or forwarded.closing:
+            os.close(fd)
+            return self.refuse(ENOENT, "the volume is not forwarded")
+        connection = NbdConnection(forwarded.volume, structured=structured, context_id=context_id, read_only=read_only)
+        ticket = self.ask(ServeNbd(forwarded.volume, connection, fd))
+        forwarded.connections[ticket] = connection
+        return ticket
+
+    def attach_forwarded(self, bytes volume, int fd, *, uint32_t requests, uint64_t bytes):
+        cdef _Forwarded forwarded = self.forwarded.get(volume)
+        if forwarded is None or forwarded.closing:
+            os.close(fd)
+            return self.refuse(ENOENT, "the volume is not forwarded")
+        if requests == 0 or bytes < 1 << 20:
+            os.close(fd)
+            raise ValueError(f"the owner gives credit for {requests} requests and {bytes} bytes: too few")
+        return self.ask(AttachForwarded(forwarded.volume, fd, requests, bytes))
+
+    def detach_forwarded(self, bytes volume):
+        if volume in self.forwarded:
+            self.ask(DetachForwarded((<_Forwarded>self.forwarded[volume]).volume))
+
+    def grow_forwarded(self, bytes volume, uint64_t size_bytes):
+        if volume in self.forwarded:
+            self.ask(GrowForwarded((<_Forwarded>self.forwarded[volume]).volume, size_bytes // BLOCK))
+
+    def close_forwarded(self, bytes volume):
+        cdef _Forwarded forwarded = self.forwarded.get(volume)
+        if forwarded is None or forwarded.closing:
+            return self.refuse(ENOENT, "the volume is not forwarded")
+        if forwarded.connections:
+            return self.refuse(EBUSY, "clients use the volume")
+        forwarded.closing = True
+        return self.ask(CloseForwarded(forwarded.volume))
+
+    def forwarded_state(self, bytes volume):
+        cdef _Forwarded forwarded = self.forwarded[volume]
+        return {
+            "attached": bool(forwarded.volume.node.ready),
+            "open": forwarded.volume.open,
+            "repeated": forwarded.volume.repeated,
+            "reactor": forwarded.volume.reactor.number,
+            "connections": len(forwarded.connections),
+        }
+
+    def serve_volume(self, bytes volume, int fd):
+        cdef _Open opened = self.opened(volume)
+        cdef ServeVolume command
+        if opened is None:
+            os.close(fd)
+            return self.refuse(ENOENT, "the volume is not open")
+        command = ServeVolume(
+            opened.volume, ServedVolume(opened.volume, Server(opened.runner.reactor, ServedStores())), fd
+        )
+        ticket = self.ask(command)
+        self.serving[ticket] = command
+        return ticket
+
     # ------------------------------------------------------------------ other nodes
 
     def serve_peer(self, int fd, *, int reactor):
@@ -664,8 +766,11 @@ cdef class Engine:
         return ticket
 
     def end_served_peer(self, int64_t ticket):
-        if ticket in self.serving:
-            self.ask(EndServedPeer((<ServePeer>self.serving[ticket]).server))
+        command = self.serving.get(ticket)
+        if isinstance(command, ServeVolume):
+            self.ask(EndServedPeer((<ServeVolume>command).served.server))
+        elif command is not None:
+            self.ask(EndServedPeer((<ServePeer>command).server))
 
     def attach_peer(self, str node, int fd, *, int reactor, uint32_t requests, uint64_t bytes):
         if not 0 <= reactor < self.reactor_count:
@@ -974,7 +1079,7 @@ cdef class Engine:
             self.store_opened(command)
         elif isinstance(command, NumberDevice) and not command.error:
             self.serve_store((<NumberDevice>command).store)
-        elif isinstance(command, ServePeer):
+        elif isinstance(command, (ServePeer, ServeVolume)):
             self.serving.pop(command.ticket, None)
         elif isinstance(command, CloseStore):
             self.store_closed((<CloseStore>command).store.device)
@@ -990,6 +1095,8 @@ cdef class Engine:
             self.snapshots.pop(name_of((<CloseSnapshot>command).reading))
         elif isinstance(command, ServeNbd):
             self.connection_ended(command)
+        elif isinstance(command, CloseForwarded):
+            self.forwarded_closed(command)
         return 0
 
     cdef int store_opened(self, OpenStore command) except -1:
@@ -1024,9 +1131,19 @@ cdef class Engine:
         return 0
 
     cdef int connection_ended(self, ServeNbd command) except -1:
-        cdef _Open opened = self.volumes.get(name_of(command.volume)) or self.snapshots.get(name_of(command.volume))
-        if opened is not None:
-            opened.connections.pop(command.ticket, None)
+        name = name_of(command.target)
+        for targets in (self.volumes, self.snapshots):
+            if name in targets:
+                (<_Open>targets[name]).connections.pop(command.ticket, None)
+        if name in self.forwarded:
+            (<_Forwarded>self.forwarded[name]).connections.pop(command.ticket, None)
+        return 0
+
+    cdef int forwarded_closed(self, CloseForwarded command) except -1:
+        name = name_of(command.forwarded)
+        (<_Forwarded>self.forwarded[name]).closing = False
+        if not command.error:
+            self.forwarded.pop(name)
         return 0
 
 
@@ -1075,7 +1192,7 @@ cdef object event(const Notice* notice):
     return Event(SPACE_EVENTS[notice.event], volume, {})
 
 
-cdef bytes name_of(Volume volume):
+cdef bytes name_of(Target volume):
     return volume.identity[:16]
 
 

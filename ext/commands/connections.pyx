@@ -6,8 +6,10 @@ from libc.stdint cimport int64_t
 
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.task cimport wait_in, wake_all
+from iomesh.engine.exports.forwarding.served_volume cimport ServedVolume
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.history.difference cimport hold_older, release_older
+from iomesh.engine.volume.target cimport Target
 from iomesh.engine.volume.volume cimport Volume
 
 from iomesh.engine.exports.nbd.connection import ENDS
@@ -16,20 +18,23 @@ cdef extern from "<unistd.h>" nogil:
     int close_descriptor "close" (int fd)
 
 
-cdef class ServeNbd(VolumeCommand):
-    def __cinit__(self, Volume volume, NbdConnection connection, int fd):
+cdef class ServeNbd(Command):
+    def __cinit__(self, Target target, NbdConnection connection, int fd):
+        self.target = target
+        self.volume = target if isinstance(target, Volume) else None
+        self.reactor = target.reactor
         self.connection = connection
         self.fd = fd
 
     cdef int64_t run(self) noexcept nogil:
-        cdef int number = add_connection(self.volume, self.connection, self.fd)
+        cdef int number = add_connection(self.target, self.volume, self.connection, self.fd)
         if number < 0:
             close_descriptor(self.fd)
             return number
         self.connection.connection = number
         self.connection.ended.owner = <void*>self
         self.connection.ended.done = connection_ended
-        link_connection(self.volume, self.connection)
+        link_connection(self.target, self.connection)
         self.connection.start()
         return 0
 
@@ -39,7 +44,7 @@ cdef class ServeNbd(VolumeCommand):
             self.tell()                                  # otherwise connection_over() does
 
     cdef void connection_over(self) noexcept nogil:
-        unlink_connection(self.volume, self.connection)
+        unlink_connection(self.target, self.connection)
         if self.connection.compared is not NULL:
             release_older(<Volume>self.connection.compared, self.connection.since, self.connection.older)
         self.tell()
@@ -52,33 +57,39 @@ cdef void connection_ended(Operation* operation) noexcept nogil:
     (<ServeNbd>operation.owner).connection_over()
 
 
-cdef int add_connection(Volume volume, NbdConnection connection, int fd) noexcept nogil:
-    """The connection's number in the Io, or a negative errno."""
-    cdef int number
+cdef int may_connect(Volume volume) noexcept nogil:
     if (
         volume.closing
         or volume.restoring
         or (volume.snapshots is not None and volume.snapshots.unsettled() is not NULL)
     ):
         return -EBUSY
+    return 0
+
+
+cdef int add_connection(Target target, Volume volume, NbdConnection connection, int fd) noexcept nogil:
+    """The connection's number in the Io, or a negative errno."""
+    cdef int number = 0 if volume is None else may_connect(volume)
+    if number < 0:
+        return number
     if (
         connection.compared is not NULL
         and not hold_older(<Volume>connection.compared, connection.since, connection.older)
     ):
         return -ENOENT
-    number = volume.io.add_connection(fd)
+    number = target.io.add_connection(fd)
     if number < 0 and connection.compared is not NULL:
         release_older(<Volume>connection.compared, connection.since, connection.older)
     return number
 
 
-cdef void link_connection(Volume volume, NbdConnection connection) noexcept nogil:
+cdef void link_connection(Target volume, NbdConnection connection) noexcept nogil:
     connection.next_connection = volume.connection_list
     volume.connection_list = <void*>connection
     volume.connections += 1
 
 
-cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept nogil:
+cdef void unlink_connection(Target volume, NbdConnection connection) noexcept nogil:
     cdef void** place = &volume.connection_list
     while place[0] is not <void*>connection:
         place = &(<NbdConnection>place[0]).next_connection
@@ -89,8 +100,12 @@ cdef void unlink_connection(Volume volume, NbdConnection connection) noexcept no
 
 cdef void end_connections(Volume volume) noexcept nogil:
     cdef void* connection = volume.connection_list
+    cdef void* served = volume.served_list
     while connection is not NULL:
         (<NbdConnection>connection).stop()
         connection = (<NbdConnection>connection).next_connection
+    while served is not NULL:
+        (<ServedVolume>served).server.stop()
+        served = (<ServedVolume>served).next_served
     while volume.connections:
         wait_in(&volume.connections_changed)

@@ -1,9 +1,10 @@
-# The frames of the peer protocol: how the owner of a volume's log reaches replicas on another node. docs/protocols.md
-# describes each byte by byte; a test compares the two.
+# The frames of the peer protocol: how the owner of a volume's log reaches replicas on another node, and how any other
+# node reaches the owner for a volume's I/O. docs/protocols.md describes each byte by byte; a test compares the two.
 #
 # A frame is a header of FRAME_BYTES and its payload. All numbers are little-endian. `crc` is the CRC32C of the header
 # behind it. A payload has checksums of its own: write_fault() checks those of a WRITE before it is executed; the
-# reader of a block checks it against the pointer. Reserved fields are written as zero and ignored when read. The
+# reader of a block checks it against the pointer. What clients read and write has its CRC32C in the frame. Reserved
+# fields are written as zero and ignored when read. The
 # receiver refuses unknown versions and flags, and fields that the kind does not use and that are not 0.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,6 +20,9 @@ cdef enum:
     HEARTBEAT_ENTRIES_MAX = 256
     PAYLOAD_BYTES_MAX = READ_BLOCKS_MAX * 4096
     BITMAP_BYTES = 2048              # COMPACT: a bit per block of the largest segment, 1: kept
+    VOLUME_BLOCKS_MAX = 256          # VOLUME_READ, VOLUME_WRITE: they lie in one such range, that of a leaf of the map
+    SMALL_PAYLOAD_BYTES = 16 * 1024  # VOLUME_READ, VOLUME_WRITE: a larger one ...
+    LARGE_PAYLOAD_COST = 512 * 1024  # ... costs at least so much credit, since it takes a large buffer
 
 cdef extern from *:
     """
@@ -39,13 +43,23 @@ cdef enum PeerKind:
     PEER_FENCE = 8
     PEER_HEARTBEAT = 9               # of the node, with the states of its devices
     PEER_COMPACT = 10                # a sealed replica, to the blocks of a bitmap
+    # On a connection for one volume: a VolumeRequest.
+    PEER_VOLUME_READ = 11
+    PEER_VOLUME_WRITE = 12
+    PEER_VOLUME_MERGE = 13           # bytes inside one block
+    PEER_VOLUME_ZERO = 14
+    PEER_VOLUME_FLUSH = 15           # everything acknowledged before
+    PEER_VOLUME_STATUS = 16          # how many blocks are alike: mapped, or not
 
 cdef enum:                           # PeerRequest.flags
     PEER_FOOTER = 1                  # WRITE: the payload is a footer with its table
     PEER_URGENT = 2                  # CREATE: may use the store's reserve
+    PEER_STABLE = 4                  # VOLUME_WRITE, VOLUME_MERGE, VOLUME_ZERO: answered once it is on stable media
+    PEER_ZEROS = 8                   # VOLUME_MERGE: of zeros, without a payload
 
 cdef enum:                           # PeerReply.flags
     PEER_MORE = 1                    # LIST, HEARTBEAT: there are entries behind the last one
+    PEER_UNMAPPED = 2                # VOLUME_READ, VOLUME_STATUS: no block is mapped; a READ's reply has no payload then
 
 cdef packed struct PeerRequest:      # 96 bytes
     uint64_t magic
@@ -68,6 +82,22 @@ cdef packed struct PeerRequest:      # 96 bytes
     uint64_t counter
     uint8_t reserved[8]
 
+cdef packed struct VolumeRequest:    # 96 bytes: a PeerRequest of a kind from PEER_VOLUME_READ on
+    uint64_t magic
+    uint32_t crc
+    uint16_t version
+    uint8_t kind
+    uint8_t flags
+    uint64_t id
+    uint32_t payload_bytes
+    uint32_t payload_crc             # CRC32C
+    uint8_t volume[16]
+    uint64_t block                   # of the volume, the first
+    uint64_t blocks
+    uint32_t start                   # VOLUME_MERGE: the first byte inside the block ...
+    uint32_t bytes                   # ... and how many
+    uint8_t reserved[24]
+
 cdef packed struct PeerReply:        # 96 bytes
     uint64_t magic
     uint32_t crc
@@ -81,8 +111,9 @@ cdef packed struct PeerReply:        # 96 bytes
     uint64_t fence                   # of the volume: LIST, and refusals with ESTALE
     uint64_t counter                 # HEARTBEAT
     uint64_t boot                    # HEARTBEAT: of the node, see Io.boot
-    uint32_t count                   # entries of the payload
-    uint8_t reserved[36]
+    uint32_t count                   # entries of the payload; VOLUME_STATUS: blocks that are alike
+    uint32_t payload_crc             # VOLUME_READ: CRC32C
+    uint8_t reserved[32]
 
 cdef packed struct ListedReplica:    # 32 bytes: an entry of LIST's payload
     uint32_t segment
@@ -124,7 +155,24 @@ cdef void seal_request(PeerRequest*) noexcept nogil
 cdef void seal_reply(PeerReply*) noexcept nogil
 
 cdef inline bint kind_known(uint8_t kind) noexcept nogil:
-    return PEER_CREATE <= kind <= PEER_COMPACT
+    return PEER_CREATE <= kind <= PEER_VOLUME_STATUS
+
+cdef inline bint is_of_volume(uint8_t kind) noexcept nogil:
+    return kind >= PEER_VOLUME_READ
+
+# What a request costs of its client's credit: the bytes of its payload, or of its reply's at most; those of a volume's
+# I/O by the buffers that they take.
+cdef inline uint32_t frame_cost(const PeerRequest* frame) noexcept nogil:
+    cdef uint32_t bytes = frame.payload_bytes
+    if frame.kind == PEER_READ:
+        return frame.blocks * 4096
+    if frame.kind == PEER_LIST or frame.kind == PEER_HEARTBEAT:
+        return frame.blocks * ENTRY_BYTES
+    if frame.kind == PEER_VOLUME_READ:
+        bytes = <uint32_t>(<const VolumeRequest*>frame).blocks * 4096
+    if is_of_volume(frame.kind) and bytes > SMALL_PAYLOAD_BYTES:
+        return max(bytes, <uint32_t>LARGE_PAYLOAD_COST)
+    return bytes
 
 # An error's number on the wire, and back. They are the protocol's own, not those of a machine's errno.h; an error that
 # has none is sent as EIO.

@@ -17,8 +17,8 @@ from libc.string cimport memcpy
 
 from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.format.layout cimport (
-    BLOCK_BYTES, CRC_START, KIND_ZERO, SEGMENT_BLOCKS_MAX, Entry, Fault, Footer, RecordHeader, footer_fault,
-    footer_table_fault, record_fault)
+    BLOCK_BYTES, CRC_START, KIND_ZERO, SEGMENT_BLOCKS_MAX, VOLUME_BYTES_MAX, Entry, Fault, Footer, RecordHeader,
+    footer_fault, footer_table_fault, record_fault)
 
 cdef enum:                           # fields that only some kinds use
     ITS_DEVICE = 1
@@ -43,6 +43,7 @@ cdef extern from *:
 cdef void layout_holds() noexcept nogil:
     """Compiled, never called."""
     size_is(sizeof(PeerRequest), FRAME_BYTES)
+    size_is(sizeof(VolumeRequest), FRAME_BYTES)
     size_is(sizeof(PeerReply), FRAME_BYTES)
     size_is(sizeof(ListedReplica), ENTRY_BYTES)
     size_is(sizeof(DeviceState), ENTRY_BYTES)
@@ -92,6 +93,8 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
         return fault(words)
     if it.flags & ~allowed_flags(it.kind):
         return fault(b"its flags are not known for its kind")
+    if is_of_volume(it.kind):
+        return fault(volume_request_fault(<const VolumeRequest*>it))
     words = fields_fault(it, fields_of(it.kind))
     if words is not NULL:
         return fault(words)
@@ -120,7 +123,41 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
 
 
 cdef uint8_t allowed_flags(uint8_t kind) noexcept nogil:
+    if kind == PEER_VOLUME_MERGE:
+        return PEER_STABLE | PEER_ZEROS
+    if kind == PEER_VOLUME_WRITE or kind == PEER_VOLUME_ZERO:
+        return PEER_STABLE
     return PEER_URGENT if kind == PEER_CREATE else PEER_FOOTER if kind == PEER_WRITE else 0
+
+
+cdef const char* volume_request_fault(const VolumeRequest* it) noexcept nogil:
+    cdef uint64_t[2] words
+    cdef uint64_t payload = 0
+    cdef uint64_t most = VOLUME_BYTES_MAX // BLOCK_BYTES
+    memcpy(words, it.volume, 16)
+    if not words[0] | words[1]:
+        return b"it names no volume"
+    if it.kind == PEER_VOLUME_FLUSH:
+        if it.block or it.blocks:
+            return b"it sets a field that its kind does not use"
+    elif it.blocks == 0 or it.block >= most or it.blocks > most - it.block:
+        return b"its range is empty, or ends beyond any volume"
+    if it.kind == PEER_VOLUME_READ or it.kind == PEER_VOLUME_WRITE:
+        if it.block % VOLUME_BLOCKS_MAX + it.blocks > VOLUME_BLOCKS_MAX:
+            return b"it reads or writes more than one leaf of the map"
+    if it.kind == PEER_VOLUME_WRITE:
+        payload = it.blocks * BLOCK_BYTES
+    if it.kind == PEER_VOLUME_MERGE:
+        if it.blocks != 1 or it.start >= BLOCK_BYTES or not 1 <= it.bytes <= BLOCK_BYTES - it.start:
+            return b"its bytes do not lie inside one block"
+        payload = 0 if it.flags & PEER_ZEROS else it.bytes
+    elif it.start or it.bytes:
+        return b"it sets a field that its kind does not use"
+    if it.payload_bytes != payload:
+        return b"its payload has not the length of its kind"
+    if payload == 0 and it.payload_crc:
+        return b"it has the checksum of a payload, and none"
+    return NULL
 
 
 cdef uint32_t fields_of(uint8_t kind) noexcept nogil:
@@ -164,7 +201,7 @@ cdef Fault reply_fault(const PeerReply* it) noexcept nogil:
     cdef const char* words = common_fault(<const PeerRequest*>it, PEER_REPLY_MAGIC)
     if words is not NULL:
         return fault(words)
-    if it.flags & ~<uint8_t>PEER_MORE:
+    if it.flags & ~<uint8_t>(PEER_MORE | PEER_UNMAPPED):
         return fault(b"its flags are not known")
     if it.status > STATUS_MAX:
         return fault(b"its status is not known")
@@ -218,15 +255,19 @@ cdef Fault footer_payload_fault(const PeerRequest* frame, const Footer* footer) 
 KINDS = {
     "create": PEER_CREATE, "write": PEER_WRITE, "flush": PEER_FLUSH, "seal": PEER_SEAL, "read": PEER_READ,
     "remove": PEER_REMOVE, "list": PEER_LIST, "fence": PEER_FENCE, "heartbeat": PEER_HEARTBEAT,
-    "compact": PEER_COMPACT,
+    "compact": PEER_COMPACT, "volume_read": PEER_VOLUME_READ, "volume_write": PEER_VOLUME_WRITE,
+    "volume_merge": PEER_VOLUME_MERGE, "volume_zero": PEER_VOLUME_ZERO, "volume_flush": PEER_VOLUME_FLUSH,
+    "volume_status": PEER_VOLUME_STATUS,
 }
-MAGICS = {"PeerRequest": PEER_REQUEST_MAGIC, "PeerReply": PEER_REPLY_MAGIC}
+MAGICS = {
+    "PeerRequest": PEER_REQUEST_MAGIC, "VolumeRequest": PEER_REQUEST_MAGIC, "PeerReply": PEER_REPLY_MAGIC
+}
 
 
 def read_request(data: bytes) -> dict:
     """The fields, with "fault": the reason why the frame is refused, or None."""
     cdef const PeerRequest* it = <const PeerRequest*>frame_of(data)
-    return shown("PeerRequest", data, request_fault(it))
+    return shown("VolumeRequest" if is_of_volume(it.kind) else "PeerRequest", data, request_fault(it))
 
 
 def read_reply(data: bytes) -> dict:
@@ -296,8 +337,8 @@ cdef size_t place(const void* field):
 def frames() -> dict:
     """Each structure's fields as (name, offset, bytes); a test compares docs/protocols.md with them."""
     return {
-        "PeerRequest": request_fields(), "PeerReply": reply_fields(), "ListedReplica": listed_fields(),
-        "DeviceState": state_fields(),
+        "PeerRequest": request_fields(), "VolumeRequest": volume_request_fields(), "PeerReply": reply_fields(),
+        "ListedReplica": listed_fields(), "DeviceState": state_fields(),
     }
 
 
@@ -326,6 +367,26 @@ cdef list request_fields():
     ]
 
 
+cdef list volume_request_fields():
+    cdef VolumeRequest* it = <VolumeRequest*>ANYWHERE
+    return [
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("kind", place(&it.kind), sizeof(it.kind)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
+        ("id", place(&it.id), sizeof(it.id)),
+        ("payload_bytes", place(&it.payload_bytes), sizeof(it.payload_bytes)),
+        ("payload_crc", place(&it.payload_crc), sizeof(it.payload_crc)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("block", place(&it.block), sizeof(it.block)),
+        ("blocks", place(&it.blocks), sizeof(it.blocks)),
+        ("start", place(&it.start), sizeof(it.start)),
+        ("bytes", place(&it.bytes), sizeof(it.bytes)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+    ]
+
+
 cdef list reply_fields():
     cdef PeerReply* it = <PeerReply*>ANYWHERE
     return [
@@ -342,6 +403,7 @@ cdef list reply_fields():
         ("counter", place(&it.counter), sizeof(it.counter)),
         ("boot", place(&it.boot), sizeof(it.boot)),
         ("count", place(&it.count), sizeof(it.count)),
+        ("payload_crc", place(&it.payload_crc), sizeof(it.payload_crc)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

@@ -10,6 +10,7 @@ cdef struct Request:                 # a write, trim, write-zeroes or flush; ini
     bint complete                    # no further parts will be added
     int error                        # the first error, a positive errno; 0: none
     uint32_t parts                   # parts in uncommitted records
+    void* session                    # whose end makes it needless, see Target.abandon(); NULL: none
     Request* next                    # link for the list it is in
     Operation deferred               # the volume's, with flush_of
     void* flush_of
@@ -24,6 +25,7 @@ cdef inline void end_awaited(Request* request) noexcept nogil:
 cdef struct Read:
     void (*done)(Read* read) noexcept nogil
     void* owner                      # the export's
+    void* session                    # as of a Request
     uint64_t block
     uint32_t count                   # 1 to 256, all in one map leaf
     char* into                       # count * 4096 bytes, aligned to 4096, in the reactor's pool

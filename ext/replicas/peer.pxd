@@ -8,7 +8,7 @@
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.reactor cimport Reactor
-from iomesh.engine.format.peer cimport DeviceState, ListedReplica, PeerReply
+from iomesh.engine.format.peer cimport DeviceState, ListedReplica, PeerReply, VolumeRequest
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 
 cdef enum PeerState:
@@ -25,7 +25,9 @@ cdef enum:
 cdef struct PeerCall:
     Operation operation              # first member: done, owner are the caller's; result: 0 or a negative errno
     # with the result:
-    uint32_t count                   # LIST, HEARTBEAT: entries
+    uint32_t count                   # LIST, HEARTBEAT: entries; VOLUME_STATUS: blocks
+    bint unmapped                    # VOLUME_READ, VOLUME_STATUS: no block is mapped; a READ left `into` as it was
+    uint32_t payload_crc             # VOLUME_READ: of what was read, as the other node sent it
     bint more                        # LIST, HEARTBEAT: there are entries behind them
     uint64_t fence                   # LIST, and -ESTALE: of the volume, 0: none
     uint64_t boot                    # HEARTBEAT: of the node, see Io.boot
@@ -163,6 +165,12 @@ cdef class Peer:                     # Peer(reactor)
     # From now on the device takes no CREATE, WRITE, SEAL or REMOVE for the volume with an epoch below this one, which
     # is at least 1.
     cdef void fence(self, PeerCall* call, uint32_t device, const uint8_t* volume, uint64_t epoch) noexcept nogil
+    # A volume's I/O, on a connection for one volume: the request behind the first 28 bytes is the caller's, except that
+    # payload_bytes and payload_crc are set for `data`. of_volume() is called first, and returns the frame to be filled.
+    cdef VolumeRequest* of_volume(self, PeerCall* call, uint8_t kind, const uint8_t* volume) noexcept nogil
+    cdef void ask_volume(
+        self, PeerCall* call, const void* data, uint32_t bytes, uint32_t crc, void* into
+    ) noexcept nogil
     # The states of the node's devices, at most `room` (up to HEARTBEAT_ENTRIES_MAX).
     cdef void heartbeat(self, PeerCall* call, uint64_t counter, DeviceState* into, uint32_t room) noexcept nogil
 
@@ -181,6 +189,7 @@ cdef class Peer:                     # Peer(reactor)
     cdef bint take_payload(self) noexcept nogil
     cdef void payload_arrived(self, PeerCall* call, uint32_t bytes) noexcept nogil
     cdef const char* reply_fault_of(self, const PeerReply* reply) noexcept nogil
+    cdef const char* volume_reply_fault_of(self, const PeerReply* reply, const VolumeRequest* asked) noexcept nogil
     cdef void left(self, PeerCall* call) noexcept nogil
     cdef void finish(self, PeerCall* call) noexcept nogil
     cdef void lose(self, PeerEnd end) noexcept nogil

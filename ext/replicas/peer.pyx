@@ -36,8 +36,9 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
     BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
-    PEER_FOOTER, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_URGENT, PEER_WRITE,
-    DeviceState, ListedReplica, PeerReply, PeerRequest, reply_fault, request_fault, seal_request, status_error
+    PEER_FOOTER, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED, PEER_URGENT,
+    PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_WRITE, DeviceState, ListedReplica, PeerReply, PeerRequest, VolumeRequest,
+    frame_cost, is_of_volume, reply_fault, request_fault, seal_request, status_error
 )
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 
@@ -274,6 +275,22 @@ cdef class Peer:
         frame.epoch = epoch
         self.submit(call)
 
+    cdef VolumeRequest* of_volume(self, PeerCall* call, uint8_t kind, const uint8_t* volume) noexcept nogil:
+        self.prepare(call, kind, 0, NULL, 0)
+        memcpy((<VolumeRequest*>call.item.header).volume, volume, 16)
+        return <VolumeRequest*>call.item.header
+
+    cdef void ask_volume(
+        self, PeerCall* call, const void* data, uint32_t bytes, uint32_t crc, void* into
+    ) noexcept nogil:
+        cdef VolumeRequest* frame = <VolumeRequest*>call.item.header
+        frame.payload_bytes, frame.payload_crc = bytes, crc
+        call.item.data, call.item.data_bytes = <const char*>data, bytes
+        call.cost = frame_cost(<PeerRequest*>frame)
+        if frame.kind == PEER_VOLUME_READ:
+            call.into, call.room = <char*>into, <uint32_t>frame.blocks * BLOCK_BYTES
+        self.submit(call)
+
     cdef void heartbeat(self, PeerCall* call, uint64_t counter, DeviceState* into, uint32_t room) noexcept nogil:
         cdef PeerRequest* frame = <PeerRequest*>call.item.header
         self.prepare(call, PEER_HEARTBEAT, 0, NULL, 0)
@@ -292,6 +309,7 @@ cdef class Peer:
         if volume is not NULL:
             memcpy(frame.volume, volume, 16)
         call.count, call.more, call.fence, call.boot = 0, False, 0, 0
+        call.unmapped, call.payload_crc = False, 0
         call.item.left, call.item.owner = item_leaves, call
         call.item.head, call.item.head_bytes, call.item.data, call.item.data_bytes = NULL, 0, NULL, 0
         call.into, call.room, call.arrived, call.expected, call.cost = NULL, 0, 0, 0, 0
@@ -421,6 +439,7 @@ cdef class Peer:
         call = self.slots[reply.id & (SLOTS - 1)]
         call.operation.result = status_error(reply.status)
         call.count, call.more, call.fence, call.boot = reply.count, reply.flags & PEER_MORE, reply.fence, reply.boot
+        call.unmapped, call.payload_crc = reply.flags & PEER_UNMAPPED != 0, reply.payload_crc
         call.expected = reply.payload_bytes
         self.current = call
         self.payload_arrived(call, 0)
@@ -438,6 +457,8 @@ cdef class Peer:
             return b"it is of another kind than its request"
         if reply.status:
             return NULL
+        if is_of_volume(reply.kind):
+            return self.volume_reply_fault_of(reply, <const VolumeRequest*>call.item.header)
         if reply.kind == PEER_READ:
             if reply.payload_bytes != call.room or reply.count:
                 return b"it has not the blocks that were asked for"
@@ -446,6 +467,16 @@ cdef class Peer:
             return b"its payload has not the length of its entries"
         if reply.kind == PEER_HEARTBEAT and reply.counter != (<PeerRequest*>call.item.header).counter:
             return b"it echoes another counter"
+        return NULL
+
+    cdef const char* volume_reply_fault_of(self, const PeerReply* reply, const VolumeRequest* asked) noexcept nogil:
+        cdef uint64_t payload = 0
+        if reply.kind == PEER_VOLUME_READ and not reply.flags & PEER_UNMAPPED:
+            payload = asked.blocks * BLOCK_BYTES
+        if reply.payload_bytes != payload:
+            return b"it has not the blocks that were asked for"
+        if reply.kind == PEER_VOLUME_STATUS and not 1 <= reply.count <= asked.blocks:
+            return b"it tells of more blocks than were asked for, or of none"
         return NULL
 
     cdef bint take_payload(self) noexcept nogil:

@@ -22,6 +22,8 @@ cdef class RemoteNode:               # RemoteNode(reactor)
     # of the connection's owner: called once for each connection, when it has ended and every call on it is done
     cdef void (*lost)(void* owner) noexcept nogil
     cdef void* owner
+    cdef void (*became_ready)(void* owner) noexcept nogil      # of the same owner, optional
+    cdef uint32_t entries            # that it asks for with each heartbeat
 
     cdef PeerCall heartbeat
     cdef DeviceState incoming[HEARTBEAT_ENTRIES_MAX]

@@ -29,6 +29,7 @@ cdef class RemoteNode:
     def __cinit__(self, Reactor reactor):
         self.reactor, self.io = reactor, reactor.io
         self.peer = Peer(reactor)
+        self.entries = HEARTBEAT_ENTRIES_MAX
         self.peer.lost = peer_lost
         self.peer.owner = <void*>self
         self.heartbeat.operation.done = heartbeat_done
@@ -61,7 +62,7 @@ cdef class RemoteNode:
             self.beating = True
             self.beat_ns = self.io.monotonic_ns()
             self.counter += 1
-            self.peer.heartbeat(&self.heartbeat, self.counter, self.incoming, HEARTBEAT_ENTRIES_MAX)
+            self.peer.heartbeat(&self.heartbeat, self.counter, self.incoming, self.entries)
 
     cdef void beat_answered(self) noexcept nogil:
         self.beating = False
@@ -77,6 +78,8 @@ cdef class RemoteNode:
             self.ready = True
             self.readies += 1
             wake_all(&self.changes, 0)
+            if self.became_ready is not NULL:
+                self.became_ready(self.owner)
 
     cdef void timer_rang(self) noexcept nogil:
         self.waiting = False

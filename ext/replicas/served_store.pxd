@@ -23,6 +23,7 @@ cdef struct StoreRequest:            # must not move until `done`
     uint32_t count                   # entries in `buffer`, of LIST and HEARTBEAT, which adds one to what the caller set
     bint more                        # LIST: there are entries behind them
     uint64_t fence                   # of the volume: LIST, -ESTALE
+    bint unmapped                    # of a volume's I/O: no block is mapped
     # of the store:
     void* served                     # ServedStore
     StoreRequest* next               # among those under way, or those that wait

@@ -29,7 +29,7 @@ cdef struct ServerRequest:
     Message there                    # to the store's home, ...
     Message back                     # ... and back
     void* server
-    void* store                      # ServedStore
+    void* store                      # ServedStore; NULL: it is of a volume
     ServerRequest* next              # free
     uint32_t arrived                 # bytes of the payload
     uint32_t cost                    # bytes of credit
@@ -38,6 +38,9 @@ cdef struct ServerRequest:
 cdef class Server:                   # Server(reactor, stores): the stores as this reactor knows them
     # set before start():
     cdef int connection              # its number in the Io
+    # of a connection for a volume's I/O (exports/forwarding/served_volume.pyx); NULL: no such request is served
+    cdef void (*begin_volume)(void* volume, StoreRequest* request) noexcept nogil
+    cdef void* volume
     cdef Operation ended             # completes once nothing refers to the connection any more; result: a ServerEnd
     # read by others:
     cdef readonly uint64_t requests
@@ -86,6 +89,7 @@ cdef class Server:                   # Server(reactor, stores): the stores as th
     cdef bint take_payload(self) noexcept nogil
     cdef void payload_arrived(self, ServerRequest* request, uint32_t bytes) noexcept nogil
     cdef void dispatch(self, ServerRequest* request) noexcept nogil
+    cdef void ask_volume(self, ServerRequest* request) noexcept nogil
     cdef void ask_store(self, ServerRequest* request, void* store) noexcept nogil
     cdef void heartbeat_on(self, ServerRequest* request) noexcept nogil
     cdef void answer(self, ServerRequest* request, int result) noexcept nogil

@@ -10,7 +10,7 @@
 #
 # The states of a request:
 #
-#     taken ---> payload ---> verified ---> at the store ---> answered ---> over      WRITE
+#     taken ---> payload ---> verified ---> at the store ---> answered ---> over      WRITE; of a volume: at the volume
 #       |---------------------------------> at the store ---> answered ---> over      others; HEARTBEAT store by store
 #       |---> payload is skipped -----------------------> answered ---> over          a kind that is not known
 #       '---> payload, which does not arrive ---> over                                the connection broke
@@ -30,14 +30,16 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
+from iomesh.engine.base.checksum cimport crc32c
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.pool cimport LARGE, SMALL, SMALL_BUFFER_BYTES, Pool
 from iomesh.engine.base.reactor cimport Message, Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
-    ENTRY_BYTES, FRAME_BYTES, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_WRITE, PeerReply, PeerRequest,
-    kind_known, request_fault, seal_reply, wire_status, write_fault)
+    ENTRY_BYTES, FRAME_BYTES, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_UNMAPPED, PEER_VOLUME_READ,
+    PEER_VOLUME_STATUS, PEER_WRITE, PeerReply, PeerRequest, VolumeRequest, frame_cost, is_of_volume, kind_known,
+    request_fault, seal_reply, wire_status, write_fault)
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores, StoreRequest
 
@@ -161,7 +163,7 @@ cdef class Server:
             self.words = fault.words
             self.close(SERVER_BY_MALFORMED)
             return True
-        cost = bytes_of(frame)
+        cost = frame_cost(frame)
         if self.credit_requests == CREDIT_REQUESTS or self.credit_bytes + cost > CREDIT_BYTES:
             self.close(SERVER_BY_CREDITS)
             return True
@@ -178,6 +180,7 @@ cdef class Server:
         request.cost = cost
         request.arrived = request.visited = request.request.count = 0
         request.request.fence = 0
+        request.request.unmapped = False
         request.request.buffer = buffer
         request.request.frame = frame[0]
         self.begin += FRAME_BYTES
@@ -214,6 +217,9 @@ cdef class Server:
         if frame.kind == PEER_HEARTBEAT:
             self.heartbeat_on(request)
             return
+        if is_of_volume(frame.kind):
+            self.ask_volume(request)
+            return
         if frame.kind == PEER_WRITE and write_fault(frame, request.request.buffer).words is not NULL:
             self.answer(request, -EBADMSG)
             return
@@ -222,6 +228,16 @@ cdef class Server:
             self.answer(request, -ENODEV)
         else:
             self.ask_store(request, store)
+
+    cdef void ask_volume(self, ServerRequest* request) noexcept nogil:
+        cdef VolumeRequest* frame = <VolumeRequest*>&request.request.frame
+        request.store = NULL
+        if self.begin_volume is NULL:
+            self.answer(request, -EOPNOTSUPP)
+        elif frame.payload_bytes and crc32c(request.request.buffer, frame.payload_bytes) != frame.payload_crc:
+            self.answer(request, -EBADMSG)
+        else:
+            self.begin_volume(self.volume, &request.request)
 
     cdef void ask_store(self, ServerRequest* request, void* store) noexcept nogil:
         request.store = store
@@ -263,6 +279,14 @@ cdef class Server:
             reply.fence = 0 if self.stores.leases is None else self.stores.leases.give(self.io.monotonic_ns())
         if result == 0 and frame.kind == PEER_READ:
             request.reply.data_bytes = frame.blocks * BLOCK_BYTES
+        elif result == 0 and frame.kind == PEER_VOLUME_READ:
+            reply.flags = PEER_UNMAPPED if request.request.unmapped else 0
+            if not request.request.unmapped:
+                request.reply.data_bytes = <uint32_t>(<VolumeRequest*>frame).blocks * BLOCK_BYTES
+                reply.payload_crc = crc32c(request.request.buffer, request.reply.data_bytes)
+        elif result == 0 and frame.kind == PEER_VOLUME_STATUS:
+            reply.flags = PEER_UNMAPPED if request.request.unmapped else 0
+            reply.count = request.request.count
         elif result == 0 and (frame.kind == PEER_LIST or frame.kind == PEER_HEARTBEAT):
             reply.count = request.request.count
             reply.flags = PEER_MORE if request.request.more else 0
@@ -347,15 +371,6 @@ cdef class Server:
             self.reactor.at_turn_end(&self.ended)
 
 
-cdef inline uint32_t bytes_of(const PeerRequest* frame) noexcept nogil:
-    """What a request costs of its client's credit: the bytes of its payload, or of its reply's at most."""
-    if frame.kind == PEER_READ:
-        return frame.blocks * BLOCK_BYTES
-    if frame.kind == PEER_LIST or frame.kind == PEER_HEARTBEAT:
-        return frame.blocks * ENTRY_BYTES
-    return frame.payload_bytes
-
-
 # ---------------------------------------------------------------------- callbacks
 
 cdef void receive_ends(Operation* operation) noexcept nogil:
@@ -384,7 +399,7 @@ cdef void reply_leaves(SendItem* reply) noexcept nogil:
 cdef void store_done(StoreRequest* done) noexcept nogil:
     """On the store's home."""
     cdef ServerRequest* request = <ServerRequest*>done.owner
-    if (<ServedStore>request.store).home is (<Server>request.server).reactor:
+    if request.store is NULL or (<ServedStore>request.store).home is (<Server>request.server).reactor:
         (<Server>request.server).request_done(request)
     else:
         (<Server>request.server).reactor.post(&request.back)

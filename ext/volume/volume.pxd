@@ -13,11 +13,8 @@ from iomesh.engine.log.request cimport Read, Request
 from iomesh.engine.map.segment_table cimport SegmentTable
 from iomesh.engine.map.snapshot_table cimport SnapshotTable
 from iomesh.engine.base.task cimport Waiters
+from iomesh.engine.volume.target cimport Target
 from iomesh.engine.map.walk cimport Walk
-
-# All calls are made on the volume's reactor. None of them calls back before it returns: `finished`, `done` and `when`
-# are called in a later turn or at the end of this one. If `when` completes with a negative result, do not retry: the
-# request failed with that error.
 
 cdef enum:
     MERGES = 32                      # of one volume, concurrently
@@ -54,11 +51,7 @@ cdef struct Merge:                   # bytes inside one block: read, merged, wri
     Operation step
     Waiters waiters                  # writes to the same block
 
-cdef class Volume:                   # or a snapshot open for reading: it has no log and refuses changes
-    cdef uint8_t identity[16]        # its own, or the snapshot's
-    cdef Reactor reactor
-    cdef Io io
-    cdef Pool pool
+cdef class Volume(Target):           # or a snapshot open for reading: it has no log and refuses changes
     cdef Log log
     cdef Map map
     cdef SegmentTable segments
@@ -73,59 +66,27 @@ cdef class Volume:                   # or a snapshot open for reading: it has no
     cdef Waiters restored
     cdef Reader reader
     cdef Checkpoints checkpoints
-    cdef uint64_t blocks             # its size
     cdef bint volatile_cache         # one of its devices has a volatile write cache: flushes matter
     cdef bint closing
-    cdef uint64_t* counters          # COUNTERS of them, see base/counters.pxd
-    cdef uint64_t* latencies         # histograms, see base/counters.pxd
     cdef Merge merges[MERGES]
     cdef uint32_t merging            # how many are busy
     cdef Waiters merge_free
     cdef char* merge_memory
     cdef void* listener              # receives on_event
-    cdef void* connection_list       # NbdConnection
-    cdef uint32_t connections
+    cdef void* served_list           # ServedVolume: connections of nodes that forward their clients' requests
     cdef uint32_t readings           # holds on its snapshots: by readers, and by open clones
     cdef void* parent                # of a clone: the Volume ...
     cdef uint8_t parent_snapshot[16]  # ... and the snapshot it was cloned from. parent NULL: not a clone
-    cdef Waiters connections_changed    # or readings
     # reports a VolumeEvent to the node; False: no memory for it
     cdef bint (*on_event)(void* volume, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
     # as OpenSegments.on_fragment; NULL: the log has no fragments
     cdef bint (*on_fragment)(void* volume, uint32_t number, uint64_t first, const uint32_t* devices) noexcept nogil
 
-    # Writes `count` whole blocks. Returns how many were accepted (from the front, at least 1); 0: none now, `when`
-    # completes when to try again; or a negative errno (ENOSPC, EIO, ESHUTDOWN). `data` is copied before it returns.
-    cdef int64_t write(
-        self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when
-    ) noexcept nogil
-    # Writes bytes inside one block (start + bytes <= 4096) as read, merge, write; serialised with every other write to
-    # that block. 1: accepted; 0 and errors as above. `data` NULL: zeros.
-    cdef int64_t merge(
-        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data, Operation* when
-    ) noexcept nogil
-    # Appends the block's current content to the log again, so that its segment can die. data: the content of the
-    # address `there` (address_of), if it was read; else NULL.
+    # Appends the block's current content to the log again, so that its segment can die; answers as write(). data: the
+    # content of the address `there` (address_of), if it was read; else NULL.
     cdef int64_t rewrite(
         self, Request* request, uint64_t block, const char* data, uint64_t there, Operation* when
     ) noexcept nogil
-    # Unmaps blocks (trim, write-zeroes). Returns how many were handled, from the front; unmapped blocks cost nothing. 0
-    # and errors as above.
-    cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil
-    # The request has no more parts: `finished` is called once all its parts are acknowledged (and stable, if
-    # requested).
-    cdef void complete(self, Request* request) noexcept nogil
-    # Calls `finished` once everything acknowledged before this call is on stable media.
-    cdef void flush(self, Request* request) noexcept nogil
-    # Reads and verifies read.count blocks into read.into, all under one leaf of the map (block // 256 is the same);
-    # then calls read.done.
-    cdef void read(self, Read* read) noexcept nogil
-    # Length of the run from `block`, at most `most`, that is all mapped or all unmapped; 0 and errors as above. Reads
-    # map nodes only.
-    cdef int64_t alike(self, uint64_t block, uint64_t most, bint* mapped, Operation* when) noexcept nogil
-    # Prefetches the leaf of a block for a write that follows.
-    cdef void expect(self, uint64_t block) noexcept nogil
-
     cdef int64_t append(
         self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge
     ) noexcept nogil

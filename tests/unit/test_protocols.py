@@ -14,7 +14,7 @@ from iomesh.peers.handshake import Credits
 PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
 ROW = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \|", re.MULTILINE)
 STATUS = re.compile(r"^\| (\d+) \| `(E\w+)` \|", re.MULTILINE)
-KIND = re.compile(r"^\| (\d+) \| ([A-Z]+) \|", re.MULTILINE)
+KIND = re.compile(r"^\| (\d+) \| ([A-Z_]+) \|", re.MULTILINE)
 
 
 def documented() -> dict[str, list[tuple[str, int, int]]]:

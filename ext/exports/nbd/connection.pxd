@@ -8,7 +8,7 @@ from iomesh.engine.exports.nbd.replies cimport Replies, Reply
 from iomesh.engine.exports.nbd.request cimport NbdRequest
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.map cimport Map
-from iomesh.engine.volume.volume cimport Volume
+from iomesh.engine.volume.target cimport Target
 
 cdef enum ConnectionState:
     OPEN, DRAINING, CLOSED, ENDED
@@ -31,7 +31,7 @@ cdef class NbdConnection:
     cdef ConnectionState state
     cdef ConnectionEnd end
 
-    cdef Volume volume
+    cdef Target volume
     cdef Io io
     cdef Reactor reactor
     cdef Replies replies

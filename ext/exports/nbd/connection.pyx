@@ -45,6 +45,7 @@ from iomesh.engine.exports.nbd.wire cimport (
 )
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.log.request cimport Request
+from iomesh.engine.volume.target cimport Target
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
@@ -72,7 +73,7 @@ cdef class NbdConnection:
     """structured: structured replies were negotiated. context_id: the id of the metadata context, or None. Raises
     MemoryError."""
 
-    def __cinit__(self, Volume volume, *, bint structured, context_id, bint read_only):
+    def __cinit__(self, Target volume, *, bint structured, context_id, bint read_only):
         cdef NbdRequest* request
         cdef uint32_t i
         self.volume = volume
@@ -193,6 +194,7 @@ cdef class NbdConnection:
         self.open_requests += 1
         memset(&request.request, 0, sizeof(Request))
         request.request.finished = request_finished
+        request.request.session = <void*>self
         request.request.stable = get16(header + 4) & FLAG_FUA != 0 and not planted(b"fua_not_passed_on")
         request.reply.left = reply_left
         request.reply.owner = request
@@ -479,7 +481,7 @@ cdef class NbdConnection:
             found = self.volume.alike(block, most, &mapped, when)
             state[0] = 0 if mapped else STATE_HOLE | STATE_ZERO
         else:
-            found = compare(self.older, self.volume.map, block, most, &differ, &mapped, when)
+            found = compare(self.older, (<Volume>self.volume).map, block, most, &differ, &mapped, when)
             state[0] = STATE_CHANGED if differ else 0
         return found
 
@@ -543,6 +545,7 @@ cdef class NbdConnection:
         self.io.close(self.connection)
         self.replies.drop()
         self.reader.close()
+        self.volume.abandon(<void*>self)
         self.ask_again()
 
     cdef void break_off(self) noexcept nogil:

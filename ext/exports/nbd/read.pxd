@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.exports.nbd.replies cimport Replies
 from iomesh.engine.exports.nbd.request cimport NbdRequest, Piece
-from iomesh.engine.volume.volume cimport Volume
+from iomesh.engine.volume.target cimport Target
 
 cdef enum:
     PIECES_MAX = 128                 # of one connection at a time
@@ -17,7 +17,7 @@ cdef enum ReplyForm:
     STREAMED                         # one header, then the data in order, sent as it is read
 
 cdef class NbdReader:
-    cdef Volume volume
+    cdef Target volume
     cdef Replies replies
     cdef bint structured
     cdef void (*over)(NbdRequest* request) noexcept nogil     # the whole reply was sent or dropped

@@ -28,13 +28,13 @@ from iomesh.engine.exports.nbd.wire cimport (
 from iomesh.engine.base.pool cimport LARGE, LARGE_BUFFER_BYTES, SMALL, SMALL_BUFFER_BYTES
 from iomesh.engine.log.request cimport Read
 from iomesh.engine.base.task cimport Waiters, join, wake_one
-from iomesh.engine.volume.volume cimport Volume
+from iomesh.engine.volume.target cimport Target
 
 
 cdef class NbdReader:
     """Raises MemoryError."""
 
-    def __cinit__(self, Volume volume, Replies replies, bint structured):
+    def __cinit__(self, Target volume, Replies replies, bint structured):
         cdef uint64_t[2] bytes_of = [SMALL_BUFFER_BYTES, LARGE_BUFFER_BYTES]
         cdef uint32_t i
         cdef int kind
@@ -153,6 +153,7 @@ cdef class NbdReader:
         piece.read.block = block
         piece.read.count = <uint32_t>((end - 1) // BLOCK_BYTES - block + 1)
         piece.read.into = piece.buffer
+        piece.read.session = self.owner
         piece.read.error = 0
         piece.read.unmapped = False
         request.position = end

@@ -485,6 +485,48 @@ class NodeEngine:
         ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
         return ended
 
+    # volumes of other nodes
+
+    def forward_volume(self, volume: uuid.UUID, *, size_bytes: int) -> None:
+        """Clients may use it, on the reactor with the least load. Their requests wait for a connection to its owner."""
+        self._engine.forward_volume(volume.bytes, size_bytes=size_bytes, reactor=self._choose_reactor())
+
+    async def serve_forwarded(
+        self, volume: uuid.UUID, descriptor: int, *, structured: bool, context_id: int | None, read_only: bool
+    ) -> dict[str, Any]:
+        """As serve_nbd, of a volume of another node."""
+        ticket = self._engine.serve_forwarded(
+            volume.bytes, descriptor, structured=structured, context_id=context_id, read_only=read_only
+        )
+        ended: dict[str, Any] = await self._answer(ticket, "serve a connection")
+        return ended
+
+    def attach_forwarded(
+        self, volume: uuid.UUID, descriptor: int, *, requests: int, bytes_: int
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Passes a connection to the owner to the engine, which closes it; done when the connection has ended."""
+        ticket = self._engine.attach_forwarded(volume.bytes, descriptor, requests=requests, bytes=bytes_)
+        return self._answer(ticket, "use the connection to a volume's owner")
+
+    def detach_forwarded(self, volume: uuid.UUID) -> None:
+        self._engine.detach_forwarded(volume.bytes)
+
+    def grow_forwarded(self, volume: uuid.UUID, size_bytes: int) -> None:
+        self._engine.grow_forwarded(volume.bytes, size_bytes)
+
+    async def close_forwarded(self, volume: uuid.UUID) -> None:
+        """It has no clients."""
+        await self._answer(self._engine.close_forwarded(volume.bytes), "close a forwarded volume")
+
+    def forwarded_state(self, volume: uuid.UUID) -> dict[str, Any]:
+        with _not_open(volume):
+            return self._engine.forwarded_state(volume.bytes)
+
+    def serve_volume(self, volume: uuid.UUID, descriptor: int) -> ServedConnection:
+        """Passes a connection of another node, for the I/O of this volume, to the engine, which closes it."""
+        ticket = self._engine.serve_volume(volume.bytes, descriptor)
+        return ServedConnection(ticket, self._answer(ticket, "serve a volume to another node"))
+
     # other nodes
 
     def serve_peer(self, descriptor: int, *, reactor: int) -> ServedConnection:

@@ -13,7 +13,7 @@ import socket
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from iomesh.api.model import Export
@@ -29,6 +29,14 @@ log = logger("exports")
 NBD = "nbd"
 END_SECONDS = 10.0  # for the engine to notice that connections were cut
 LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last requests to arrive
+
+
+class Serve(Protocol):
+    """Serves a client's connection, past its handshake; returns when it has ended."""
+
+    def __call__(
+        self, volume: uuid.UUID, fd: int, *, structured: bool, context_id: int | None, read_only: bool
+    ) -> Coroutine[Any, Any, dict[str, Any]]: ...
 
 
 class Connections:
@@ -90,15 +98,18 @@ class VolumeExport:
         volatile_cache: bool,
         earlier: Callable[[], Mapping[str, uuid.UUID]],
         before: VolumeExport | None = None,
+        forward: Serve | None = None,
     ) -> None:
         """earlier: of a snapshot, the snapshots that it can be compared with, by name; called whenever a client may
-        request them. before: a withdrawn export of that name whose connections have not ended yet."""
+        request them. before: a withdrawn export of that name whose connections have not ended yet. forward: serves the
+        clients while another node owns the volume."""
         self.name = name
         self.size_bytes = size_bytes
         self.read_only = read_only
         self.volatile_cache = volatile_cache
+        self.volume = volume
+        self.forward = forward
         self._engine = engine
-        self._volume = volume
         self._earlier = earlier
         self._before = before
         self._connections = Connections()
@@ -121,9 +132,14 @@ class VolumeExport:
             os.close(fd)
             return
         with self._connections.hold(fd):
-            ended = await self._engine.serve_nbd(
-                self._volume, fd, structured=structured, context_id=context_id, since=older, read_only=self.read_only
-            )
+            if self.forward is not None:
+                ended = await self.forward(
+                    self.volume, fd, structured=structured, context_id=context_id, read_only=self.read_only
+                )
+            else:
+                ended = await self._engine.serve_nbd(
+                    self.volume, fd, structured=structured, context_id=context_id, since=older, read_only=self.read_only
+                )
         log.debug("connection ended", volume=self.name, **ended)
 
     def cut(self) -> None:
@@ -195,8 +211,9 @@ class Exports:
     ) -> None:
         """Publishes the export; if it is published already, new connections see the new size."""
         export = self._published.get(name)
-        if export is not None and not export.withdrawn:
+        if export is not None and not export.withdrawn and export.volume == volume:
             export.size_bytes = size_bytes
+            export.forward = None  # connections that are forwarded stay so
             return
         export = VolumeExport(
             self._engine,
@@ -207,6 +224,27 @@ class Exports:
             volatile_cache=volatile_cache,
             earlier=earlier,
             before=export,
+        )
+        self._server.publish(export)
+        self._published[name] = export
+
+    def forward(self, volume: uuid.UUID, name: str, *, size_bytes: int, read_only: bool, serve: Serve) -> None:
+        """Publishes the export of a volume that another node owns; if it is published, new connections see the new
+        size."""
+        export = self._published.get(name)
+        if export is not None and not export.withdrawn and export.volume == volume:
+            export.size_bytes, export.forward = size_bytes, serve
+            return
+        export = VolumeExport(
+            self._engine,
+            volume,
+            name,
+            size_bytes=size_bytes,
+            read_only=read_only,
+            volatile_cache=True,  # the next owner may have one
+            earlier=dict,
+            before=export,
+            forward=serve,
         )
         self._server.publish(export)
         self._published[name] = export

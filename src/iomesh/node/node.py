@@ -52,6 +52,7 @@ from iomesh.node.duplicates import refuse_duplicates
 from iomesh.node.engine import NodeEngine, counters_by_name
 from iomesh.node.exports import Exports
 from iomesh.node.flattening import Flattener
+from iomesh.node.forwarding import Forwarding
 from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
@@ -452,10 +453,20 @@ class Node:
         self.scrub = ScrubPasses(
             self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
         )
-        self.peers = None
+        self.peers, self.forwarding = None, None
         if self.config.peers.listen:
             me = Identity(self.cluster.id.bytes, self.name, self._key)
-            self.peers = Peers(self.engine, self.cluster_view, me, self._peer_sockets, self.supervisor)
+            self.forwarding = forwarding = Forwarding(
+                self.engine, self.cluster_view, self.exports, registry, me, self.supervisor
+            )
+            self.peers = Peers(
+                self.engine,
+                self.cluster_view,
+                me,
+                self._peer_sockets,
+                self.supervisor,
+                lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
+            )
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:
@@ -506,8 +517,12 @@ class Node:
 
     async def _follow_owners(self) -> None:
         self.volumes.follow_owners()
+        if self.forwarding is not None:
+            self.forwarding.start()
 
     async def _leave_owners(self) -> None:
+        if self.forwarding is not None:
+            await self.forwarding.stop()
         await self.volumes.leave_owners()
 
     async def _start_windows(self) -> None:

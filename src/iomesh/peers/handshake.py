@@ -71,12 +71,19 @@ class UnknownNode(HandshakeFailed):
     code = "node"
 
 
+class NotServed(HandshakeFailed):
+    """The other node does not serve the volume that the connection is for."""
+
+    code = "volume"
+
+
 class TimedOut(HandshakeFailed):
     """The other side did not answer in time."""
 
 
 FAILURES: dict[str, type[HandshakeFailed]] = {
-    failure.code: failure for failure in (HandshakeFailed, WrongCluster, WrongKey, IncompatibleVersion, UnknownNode)
+    failure.code: failure
+    for failure in (HandshakeFailed, WrongCluster, WrongKey, IncompatibleVersion, UnknownNode, NotServed)
 }
 
 
@@ -112,19 +119,28 @@ class PeerAgreement:
     server_reactor: int
     version: int
     credits: Credits
+    volume: bytes = b""  # that the connection is for; empty: for the server's devices
 
 
 # ---------------------------------------------------------------------- the client
 
 
 async def connect(
-    connection: socket.socket, me: Identity, *, server: str, reactor: int, server_reactor: int, seconds: float = SECONDS
+    connection: socket.socket,
+    me: Identity,
+    *,
+    server: str,
+    reactor: int,
+    server_reactor: int,
+    volume: bytes = b"",
+    seconds: float = SECONDS,
 ) -> PeerAgreement:
-    """As the client: reach reactor `server_reactor` of the node `server`. Raises HandshakeFailed."""
+    """As the client: reach reactor `server_reactor` of the node `server`, or its volume of this id. Raises
+    HandshakeFailed."""
     wire = _Wire(connection, f"node {server}")
     try:
         async with asyncio.timeout(seconds):
-            hello = make_hello(me, server, reactor, server_reactor)
+            hello = make_hello(me, server, reactor, server_reactor, volume)
             hello_bytes = messages.encode(hello)
             await wire.send(hello_bytes)
             challenge = await wire.receive(Challenge)
@@ -132,7 +148,7 @@ async def connect(
             await wire.send(messages.encode(Proof(messages.proof(me.key, "client", hello_bytes, challenge.terms))))
             await wire.receive(Welcome)
             credits = Credits(terms.requests, terms.bytes)
-            return PeerAgreement(wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits)
+            return PeerAgreement(wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits, volume)
     except TimeoutError:
         raise TimedOut(f"node {server} did not complete the handshake within {seconds:g} s") from None
     except Malformed as malformed:
@@ -141,10 +157,10 @@ async def connect(
         wire.close()
 
 
-def make_hello(me: Identity, server: str, reactor: int, server_reactor: int) -> Hello:
+def make_hello(me: Identity, server: str, reactor: int, server_reactor: int, volume: bytes = b"") -> Hello:
     """With a nonce of its own."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return Hello(PROTOCOL, me.cluster, me.node, reactor, server, server_reactor, me.versions, nonce)
+    return Hello(PROTOCOL, me.cluster, me.node, reactor, server, server_reactor, me.versions, nonce, volume)
 
 
 def check_challenge(me: Identity, hello: Hello, hello_bytes: bytes, challenge: Challenge) -> Terms:
@@ -173,15 +189,17 @@ async def accept(
     me: Identity,
     *,
     knows: Callable[[str], bool],
+    serves: Callable[[bytes], bool] = lambda volume: False,
     credits: Credits,
     seconds: float = SECONDS,
 ) -> PeerAgreement:
-    """As the server. `knows` says whether a node of this name belongs to the cluster. Raises HandshakeFailed."""
+    """As the server. `knows` says whether a node of this name belongs to the cluster, `serves` whether this one serves
+    the volume of this id. Raises HandshakeFailed."""
     wire = _Wire(connection, "the client")
     try:
         async with asyncio.timeout(seconds):
             try:
-                return await _accept(wire, me, knows, credits)
+                return await _accept(wire, me, knows, serves, credits)
             except (Malformed, HandshakeFailed) as error:
                 failed = (
                     error
@@ -198,7 +216,9 @@ async def accept(
         wire.close()
 
 
-async def _accept(wire: _Wire, me: Identity, knows: Callable[[str], bool], credits: Credits) -> PeerAgreement:
+async def _accept(
+    wire: _Wire, me: Identity, knows: Callable[[str], bool], serves: Callable[[bytes], bool], credits: Credits
+) -> PeerAgreement:
     hello = await wire.receive(Hello)
     terms = make_terms(me, hello, credits)
     hello_bytes, terms_bytes = wire.last, messages.encode(terms)
@@ -206,8 +226,12 @@ async def _accept(wire: _Wire, me: Identity, knows: Callable[[str], bool], credi
     await wire.send(messages.encode(Challenge(terms_bytes, server_proof)))
     client_proof = await wire.receive(Proof)
     check_client(me, hello, messages.proves(client_proof.proof, me.key, "client", hello_bytes, terms_bytes), knows)
+    if hello.volume and not serves(hello.volume):
+        raise NotServed(f"node {me.node} does not serve volume {hello.volume.hex()}")
     await wire.send(messages.encode(Welcome()))
-    return PeerAgreement(wire.hand_over(), hello.node, hello.reactor, hello.server_reactor, terms.version, credits)
+    return PeerAgreement(
+        wire.hand_over(), hello.node, hello.reactor, hello.server_reactor, terms.version, credits, hello.volume
+    )
 
 
 def make_terms(me: Identity, hello: Hello, credits: Credits) -> Terms:

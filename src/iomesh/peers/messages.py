@@ -22,6 +22,7 @@ CREDIT_BYTES_MIN = 1 << 20  # the largest request needs as much
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 ProofBytes = Annotated[bytes, msgspec.Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
+VolumeId = Annotated[bytes, msgspec.Meta(max_length=16)]
 NodeName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Versions = tuple[Number, Number]  # lowest, highest
@@ -38,6 +39,7 @@ class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
     server_reactor: Number
     versions: Versions
     nonce: Nonce
+    volume: VolumeId = b""  # for the I/O of this volume alone; empty: for the node's devices
 
 
 class Terms(msgspec.Struct, frozen=True):

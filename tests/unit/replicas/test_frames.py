@@ -26,11 +26,67 @@ USED: dict[str, dict[str, int | bytes]] = {  # by kind, the fields that it uses 
     "fence": {"device": 1, "volume": V, "epoch": 2},
     "heartbeat": {"counter": 9, "blocks": 256},
 }
+OF_VOLUME: dict[str, dict[str, int | bytes]] = {
+    "volume_read": {"volume": V, "block": 256, "blocks": 256},
+    "volume_write": {"volume": V, "block": 257, "blocks": 255, "payload_bytes": 255 * BLOCK, "payload_crc": 7},
+    "volume_merge": {"volume": V, "block": 3, "blocks": 1, "start": 4095, "bytes": 1, "payload_bytes": 1},
+    "volume_zero": {"volume": V, "block": 1, "blocks": (1 << 34) - 1},
+    "volume_flush": {"volume": V},
+    "volume_status": {"volume": V, "block": 9, "blocks": 1},
+}
+STABLE, ZEROS = 4, 8
 FIELDS = ("device", "volume", "epoch", "segment", "block", "blocks", "footer_block", "fragment", "stream", "counter")
 
 
 def fault(kind: str, **changes: int | bytes) -> str | None:
     return read_request(make_frame("PeerRequest", **({"kind": KINDS[kind], "id": 1} | USED[kind] | changes)))["fault"]  # type: ignore[no-any-return]
+
+
+def volume_fault(kind: str, **changes: int | bytes) -> str | None:
+    fields = {"kind": KINDS[kind], "id": 1} | OF_VOLUME[kind] | changes
+    return read_request(make_frame("VolumeRequest", **fields))["fault"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", OF_VOLUME)
+def test_each_kind_of_a_volumes_io_is_accepted_with_what_it_uses_and_nothing_else(kind: str) -> None:
+    assert volume_fault(kind) is None
+    assert volume_fault(kind, volume=bytes(16)) == "it names no volume"
+    for field in {"block", "blocks", "start", "bytes", "payload_bytes", "payload_crc"} - OF_VOLUME[kind].keys():
+        if (kind, field) != ("volume_merge", "payload_crc"):
+            assert volume_fault(kind, **{field: 1}) is not None, field
+    for bit in range(8):
+        known = {"volume_merge": STABLE, "volume_write": STABLE, "volume_zero": STABLE}.get(kind, 0)
+        assert (volume_fault(kind, flags=1 << bit) is None) == (1 << bit == known), bit
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("volume_read", {"blocks": 0}),
+        ("volume_read", {"block": 257}),  # the next leaf
+        ("volume_read", {"blocks": 257}),
+        ("volume_read", {"block": (1 << 64) - 256}),
+        ("volume_write", {"payload_bytes": 254 * BLOCK}),
+        ("volume_write", {"blocks": 256, "payload_bytes": 256 * BLOCK}),
+        ("volume_zero", {"block": 2}),  # beyond the largest volume
+        ("volume_zero", {"block": 1 << 34, "blocks": 1}),
+        ("volume_zero", {"blocks": (1 << 64) - 1}),
+        ("volume_status", {"blocks": 0}),
+        ("volume_merge", {"blocks": 2}),
+        ("volume_merge", {"start": 4096}),
+        ("volume_merge", {"bytes": 2, "payload_bytes": 2}),
+        ("volume_merge", {"bytes": 0, "payload_bytes": 0}),
+        ("volume_merge", {"bytes": 0xFFFFFFFF, "payload_bytes": 0xFFFFFFFF}),
+        ("volume_merge", {"flags": ZEROS}),  # has no payload then
+    ],
+)
+def test_impossible_requests_of_a_volume_are_refused(kind: str, changes: dict[str, int]) -> None:
+    assert volume_fault(kind, **changes) is not None
+
+
+def test_zeros_are_merged_without_a_payload() -> None:
+    assert volume_fault("volume_merge", flags=STABLE | ZEROS, payload_bytes=0) is None
+    assert volume_fault("volume_merge", flags=ZEROS, payload_bytes=0, payload_crc=1) is not None
 
 
 @pytest.mark.parametrize("kind", USED)
@@ -95,7 +151,7 @@ def test_the_largest_values_are_accepted() -> None:
 
 
 def test_an_unknown_kind_is_no_fault_but_its_payload_is_bounded() -> None:
-    for kind in (0, 11, 255):
+    for kind in (0, 17, 255):
         assert read_request(make_frame("PeerRequest", kind=kind, flags=255, payload_bytes=1 << 20))["fault"] is None
         assert read_request(make_frame("PeerRequest", kind=kind, payload_bytes=(1 << 20) + 1))["fault"] is not None
 
@@ -121,8 +177,8 @@ def test_another_version_than_the_agreed_one_is_refused(version: int) -> None:
 
 def test_replies_are_bounded() -> None:
     assert read_reply(make_frame("PeerReply", payload_bytes=1 << 20))["fault"] is None
-    assert read_reply(make_frame("PeerReply", flags=1))["fault"] is None
-    for fields in ({"payload_bytes": (1 << 20) + 1}, {"flags": 2}, {"status": 14}, {"status": 1, "payload_bytes": 8}):
+    assert read_reply(make_frame("PeerReply", flags=3))["fault"] is None
+    for fields in ({"payload_bytes": (1 << 20) + 1}, {"flags": 4}, {"status": 14}, {"status": 1, "payload_bytes": 8}):
         assert read_reply(make_frame("PeerReply", **fields))["fault"] is not None, fields
 
 

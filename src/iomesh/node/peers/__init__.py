@@ -10,6 +10,7 @@ A node is known while `nodes/<name>` exists. The engine is told the devices of e
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from iomesh.metadata.nodes import NodeRecord
@@ -39,13 +40,19 @@ class PeerConnection(NamedTuple):
 
 class Peers:
     def __init__(
-        self, engine: NodeEngine, cluster: Cluster, me: Identity, sockets: PeerSockets, supervisor: Supervisor
+        self,
+        engine: NodeEngine,
+        cluster: Cluster,
+        me: Identity,
+        sockets: PeerSockets,
+        supervisor: Supervisor,
+        serves: Callable[[bytes], bool],
     ) -> None:
-        """sockets: bound."""
+        """sockets: bound. serves: whether this node serves the volume of this id."""
         self._engine = engine
         self._me = me
         self._supervisor = supervisor
-        self._server = PeerServer(engine, me, sockets, supervisor, lambda node: node in self._nodes)
+        self._server = PeerServer(engine, me, sockets, supervisor, lambda node: node in self._nodes, serves)
         self._cluster = cluster
         self._nodes: dict[str, NodeRecord] = {}  # the others that are known
         self._devices: dict[str, list[int]] = {}  # numbers in the cluster, by node: as the engine was told

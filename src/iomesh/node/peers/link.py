@@ -105,7 +105,7 @@ class Link:
     async def _connect(self, record: NodeRecord) -> asyncio.Future[dict[str, Any]]:
         """The end of the new connection, in time. Raises HandshakeFailed, OSError, IomeshError."""
         agreement = await connect(
-            await _dial(record.peer_address),
+            await dial(record.peer_address),
             self._me,
             server=self.node,
             reactor=self.reactor,
@@ -158,7 +158,7 @@ class Link:
         log.warning("node cannot be reached; retrying", node=self.node, reactor=self.reactor, reason=why)
 
 
-async def _dial(address: str) -> socket.socket:
+async def dial(address: str) -> socket.socket:
     """A connected, non-blocking socket. Raises OSError, ConfigError for what is no address."""
     host, port = parse_address(address, "peer_address")
     try:

@@ -1,6 +1,7 @@
 """The connections of other nodes to this one: their handshakes, and the turn in which the engine serves them.
 
-One reactor of another node has one connection here. A new one ends the older, and is served only when the engine has
+One reactor of another node has one connection here, and so has each volume whose requests that node forwards. A new one
+ends the older, and is served only when the engine has
 answered that no request of the older is under way (docs/protocols.md, "Handshake").
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import functools
 import os
 import socket
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from iomesh.node.engine import NodeEngine, ServedConnection
 from iomesh.node.logs import logger
 from iomesh.node.sockets import listen_error
 from iomesh.node.supervisor import SupervisedTask, Supervisor, end_all, in_thread
-from iomesh.peers.handshake import Credits, HandshakeFailed, Identity, PeerAgreement, accept
+from iomesh.peers.handshake import Credits, HandshakeFailed, Identity, NotServed, PeerAgreement, accept
 
 log = logger("peers")
 
@@ -77,16 +79,19 @@ class PeerServer:
         sockets: PeerSockets,
         supervisor: Supervisor,
         knows: Callable[[str], bool],
+        serves: Callable[[bytes], bool],
     ) -> None:
-        """knows: whether a node of this name belongs to the cluster."""
+        """knows: whether a node of this name belongs to the cluster. serves: whether this one serves the volume of this
+        id."""
         self._engine = engine
         self._me = me
         self._sockets = sockets
         self._supervisor = supervisor
         self._knows = knows
+        self._serves = serves
         self._accepting: list[SupervisedTask] = []
         self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
-        self._newest: dict[tuple[str, int], _Served] = {}  # by the other node and its reactor
+        self._newest: dict[tuple[str, int, bytes], _Served] = {}  # by the other node, its reactor, and the volume
 
     def start(self) -> None:
         """Raises an IomeshError if the address is taken."""
@@ -129,15 +134,18 @@ class PeerServer:
     async def _shake_hands(self, connection: socket.socket) -> None:
         with connection:
             try:
-                agreement = await accept(connection, self._me, knows=self._knows, credits=CREDITS)
+                agreement = await accept(connection, self._me, knows=self._knows, serves=self._serves, credits=CREDITS)
+            except NotServed as failed:  # it looks for the volume's owner
+                log.debug("connection of another node refused", reason=str(failed))
+                return
             except HandshakeFailed as failed:
                 log.warning("connection of another node refused", reason=str(failed))
                 return
-        key = agreement.node, agreement.reactor
+        key = agreement.node, agreement.reactor, agreement.volume
         served = self._newest[key] = _Served(self._engine, agreement, self._newest.get(key))
         self._supervisor.spawn("serve peer", self._serve(key, served), node=agreement.node)
 
-    async def _serve(self, key: tuple[str, int], served: _Served) -> None:
+    async def _serve(self, key: tuple[str, int, bytes], served: _Served) -> None:
         try:
             await served.run()
         finally:
@@ -146,8 +154,7 @@ class PeerServer:
 
 
 class _Served:
-    """A connection past its handshake. `over`: neither it nor an older one of the same reactor has requests under
-    way."""
+    """A connection past its handshake. `over`: neither it nor an older one in its place has requests under way."""
 
     def __init__(self, engine: NodeEngine, agreement: PeerAgreement, older: _Served | None) -> None:
         self._engine = engine
@@ -174,11 +181,15 @@ class _Served:
                 return
             # A client that knows an earlier number of reactors of this node may want one that there is not.
             reactor = self._agreement.server_reactor % self._engine.reactors
-            self._connection, fd = self._engine.serve_peer(fd, reactor=reactor), -1
+            if self._agreement.volume:
+                volume = uuid.UUID(bytes=self._agreement.volume)
+                self._connection, fd = self._engine.serve_volume(volume, fd), -1
+            else:
+                self._connection, fd = self._engine.serve_peer(fd, reactor=reactor), -1
             self._connection.ended.add_done_callback(
                 asyncio.Future.exception
             )  # retrieves it: after a stop nothing else does
-            log.info("node connected", node=node, reactor=self._agreement.reactor)
+            log.info("node connected", node=node, **self._what)
             await asyncio.wait((self._connection.ended,))
             self._report(self._connection.ended.result())
         except IomeshError as error:
@@ -188,8 +199,14 @@ class _Served:
                 os.close(fd)
             self.over.set_result(None)
 
+    @property
+    def _what(self) -> dict[str, Any]:
+        """The connection, for the log."""
+        volume = self._agreement.volume
+        return {"volume": str(uuid.UUID(bytes=volume))} if volume else {"reactor": self._agreement.reactor}
+
     def _report(self, ended: dict[str, Any]) -> None:
-        about = {"node": self._agreement.node, "reactor": self._agreement.reactor, **ended}
+        about = {"node": self._agreement.node, **self._what, **ended}
         if ended["end"] in HARMLESS_ENDS:
             log.info("node disconnected", **about)
         else:

@@ -112,6 +112,7 @@ class View:
             created_at=time_of(record.created_ns),
             clone_of=its_log.clone_of.name if its_log.clone_of else "",
             replica_nodes=self.replica_nodes(its_log),
+            exports=self._exports.describe(record.name),
             generation=record.generation,
         )
 

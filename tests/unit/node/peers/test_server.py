@@ -30,7 +30,14 @@ async def address(engine: FakeEngine) -> AsyncIterator[str]:
     """Of a node called "holder", which serves."""
     sockets, supervisor = PeerSockets(ON_ANY_PORT), Supervisor()
     await sockets.bind()
-    server = PeerServer(engine.as_engine(), Identity(CLUSTER, "holder", KEY), sockets, supervisor, lambda node: True)
+    server = PeerServer(
+        engine.as_engine(),
+        Identity(CLUSTER, "holder", KEY),
+        sockets,
+        supervisor,
+        knows=lambda node: True,
+        serves=lambda volume: False,
+    )
     server.start()
     yield sockets.address
     stopping = asyncio.create_task(server.stop())

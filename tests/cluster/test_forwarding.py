@@ -1,0 +1,160 @@
+"""Every node exports a volume: one that does not own it forwards requests to the owner, and follows the owner without
+dropping its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from iomesh.api.client import Client
+from iomesh.api.model import Volume
+from support.load import Load, read_volume
+from support.model import Model
+from support.nbd import FLAG_FUA, Connection
+from support.nodes import Nodes, until
+
+SIZES = ("--device-size", "1Gi", "--size", "32Mi", "--segment-size", "4Mi", "--map-cache", "16Mi")
+BLOCK = 4096
+
+
+@pytest.fixture
+def nodes(new_trial: Callable[..., Nodes]) -> Nodes:
+    return new_trial("--nodes", "3", "--replicas", "3", *SIZES, kind=Nodes)
+
+
+@asynccontextmanager
+async def client_of(nodes: Nodes, name: str) -> AsyncIterator[Client]:
+    async with Client(str(nodes.described_node(name)["control"])) as client:
+        yield client
+
+
+async def seen_by(nodes: Nodes, name: str, volume: str = "trial") -> Volume:
+    async with client_of(nodes, name) as client:
+        return next(one for one in await client.volumes() if one.name == volume)
+
+
+async def uri_of(nodes: Nodes, name: str, volume: str = "trial") -> str:
+    """Of the export on this node, once it is there."""
+
+    async def exported() -> bool:
+        return bool((await seen_by(nodes, name, volume)).exports)
+
+    await until(exported, f"node {name} exports volume {volume}")
+    return str((await seen_by(nodes, name, volume)).exports[0].uris[0])
+
+
+def data_of(number: int, length: int = BLOCK) -> bytes:
+    return (number.to_bytes(8, "little") * (length // 8 + 1))[:length]
+
+
+async def test_requests_of_every_kind_reach_the_owner_through_another_node(nodes: Nodes) -> None:
+    there = await Connection.connect(nodes.uri)
+    for structured in (False, True):
+        here = await Connection.connect(await uri_of(nodes, "b"), structured=structured, block_status=structured)
+        assert here.size == there.size
+        large = b"".join(data_of(number) for number in range(700))  # three leaves of the map, in part
+        await here.write(123 * BLOCK, large)
+        assert await there.read(123 * BLOCK, len(large)) == large
+        assert await here.read(123 * BLOCK, len(large)) == large
+        await here.write(5 * BLOCK + 100, b"inside", flags=FLAG_FUA)
+        await here.write(6 * BLOCK - 3, b"across")
+        assert await there.read(5 * BLOCK + 98, 10) == b"\0\0inside\0\0"
+        assert await here.read(6 * BLOCK - 4, 8) == b"\0across\0"
+        await here.zero(124 * BLOCK, 2 * BLOCK)
+        await here.trim(200 * BLOCK, 300 * BLOCK)
+        await here.flush()
+        expected = bytearray(large)
+        expected[BLOCK : 3 * BLOCK] = bytes(2 * BLOCK)
+        expected[77 * BLOCK : 377 * BLOCK] = bytes(300 * BLOCK)
+        assert await there.read(123 * BLOCK, len(large)) == expected
+        assert await here.read(123 * BLOCK, len(large)) == expected
+        if structured:
+            assert await here.status(100 * BLOCK, 150 * BLOCK) == [
+                (23 * BLOCK, 3),
+                (1 * BLOCK, 0),
+                (2 * BLOCK, 3),
+                (74 * BLOCK, 0),
+                (50 * BLOCK, 3),
+            ]
+        await here.trim(0, 1024 * BLOCK)
+        await here.close()
+    await there.close()
+
+
+# ---------------------------------------------------------------------- under load
+
+MORE = 40  # acknowledged requests that show that clients go on: more than are in flight
+Event = Callable[[Nodes, Load], Awaitable[None]]
+
+
+async def goes_on(load: Load) -> None:
+    before = load.counts.acknowledged
+    await until(lambda: load.counts.acknowledged >= before + MORE or load.ended, "requests are acknowledged")
+
+
+async def start(nodes: Nodes, name: str) -> None:
+    await asyncio.to_thread(nodes.start_nodes, name)
+
+
+async def owner_killed(nodes: Nodes, load: Load) -> None:
+    owner = (await nodes.until_served()).owner
+    if owner == HERE:  # its clients would be cut off
+        return
+    nodes.kill(owner)
+    await goes_on(load)
+    await start(nodes, owner)
+
+
+async def owner_silent(nodes: Nodes, load: Load) -> None:
+    """Longer than its lease: another node takes the volume over. Then it is back, and must not answer."""
+    owner = (await nodes.until_served()).owner
+    if owner == HERE:
+        return
+    nodes.pause(owner)
+    await goes_on(load)
+    nodes.resume(owner)
+    await goes_on(load)
+
+
+async def owner_silent_for_a_moment(nodes: Nodes, load: Load) -> None:
+    """The connection ends, and another one to the same owner follows."""
+    owner = (await nodes.until_served()).owner
+    if owner == HERE:
+        return
+    nodes.pause(owner)
+    await asyncio.sleep(2.5)
+    nodes.resume(owner)
+    await goes_on(load)
+
+
+async def moved(nodes: Nodes, load: Load) -> None:
+    owner = (await nodes.until_served()).owner
+    for target in [name for name in nodes.names if name not in (owner, HERE)]:
+        await until(lambda: nodes.has_all_replicas(3), "every node has a replica")
+        async with client_of(nodes, owner) as client:
+            assert (await client.move_volume("trial", target, force=True)).owner == target
+        await goes_on(load)
+        owner = target
+
+
+EVENTS: tuple[Event, ...] = (owner_killed, owner_silent, owner_silent_for_a_moment, moved)
+HERE = "b"
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
+async def test_clients_of_another_node_go_on_when_the_owner_is_lost(nodes: Nodes, event: Event) -> None:
+    model = Model(32 << 20)
+    load = Load(await uri_of(nodes, HERE), model, random.randrange(1 << 30), connections=2, depth=12)
+    running = asyncio.create_task(load.run())
+    await goes_on(load)
+    await event(nodes, load)
+    load.stop()
+    await running
+    served = await nodes.until_served()
+    for uri in (served.uri, await uri_of(nodes, HERE)):
+        model.settle_with(await asyncio.to_thread(read_volume, uri, model.size))
+    nodes.check_daemons()
