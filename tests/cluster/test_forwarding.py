@@ -12,6 +12,7 @@ import pytest
 
 from iomesh.api.client import Client
 from iomesh.api.model import Volume
+from iomesh.errors import AlreadyExists, InUse
 from support.load import Load, read_volume
 from support.model import Model
 from support.nbd import FLAG_FUA, Connection
@@ -35,6 +36,10 @@ async def client_of(nodes: Nodes, name: str) -> AsyncIterator[Client]:
 async def seen_by(nodes: Nodes, name: str, volume: str = "trial") -> Volume:
     async with client_of(nodes, name) as client:
         return next(one for one in await client.volumes() if one.name == volume)
+
+
+async def knows(client: Client, volume: str) -> bool:
+    return volume in [one.name for one in await client.volumes()]
 
 
 async def uri_of(nodes: Nodes, name: str, volume: str = "trial") -> str:
@@ -158,3 +163,40 @@ async def test_clients_of_another_node_go_on_when_the_owner_is_lost(nodes: Nodes
     for uri in (served.uri, await uri_of(nodes, HERE)):
         model.settle_with(await asyncio.to_thread(read_volume, uri, model.size))
     nodes.check_daemons()
+
+
+async def test_a_node_is_asked_to_export_a_volume_of_another_one(nodes: Nodes) -> None:
+    """It answers with its own address. Clients come back to it after a restart, and see the volume grow."""
+    async with client_of(nodes, "a") as a, client_of(nodes, "c") as c:
+        await a.create_volume("second", 8 << 20, replicas=3)
+        await until(lambda: knows(c, "second"), "node c knows the volume")
+        exported = await c.export_volume("second")
+        assert str(nodes.directory / "c") in exported.uris[0]
+        assert (await c.export_volume("second")).uris == exported.uris
+        with pytest.raises(AlreadyExists, match="volume second is exported for reading and writing already"):
+            await c.export_volume("second", read_only=True)
+        connection = await Connection.connect(exported.uris[0])
+        await connection.write(0, data_of(1))
+        with pytest.raises(InUse, match=r"volume second has 1 connection\(s\)"):
+            await a.unexport_volume("second")
+        nodes.kill("c")
+        await start(nodes, "c")
+        connection = await Connection.connect(await uri_of(nodes, "c", "second"))
+        assert await connection.read(0, BLOCK) == data_of(1)
+        await a.grow_volume("second", 16 << 20)
+
+        async def is_seen() -> bool:
+            return (await seen_by(nodes, "c", "second")).size_bytes == 16 << 20
+
+        await until(is_seen, "node c knows the size")
+        grown = await Connection.connect(exported.uris[0])
+        assert grown.size == 16 << 20
+        for each in (grown, connection):
+            await each.write(12 << 20, data_of(2))
+            await each.close()
+        await a.unexport_volume("second", force=True)
+
+        async def is_over() -> bool:
+            return not (await seen_by(nodes, "c", "second")).exports
+
+        await until(is_over, "node c does not export the volume any more")

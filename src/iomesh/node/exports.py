@@ -28,6 +28,7 @@ from iomesh.node.supervisor import SupervisedTask, Supervisor, in_thread
 log = logger("exports")
 NBD = "nbd"
 END_SECONDS = 10.0  # for the engine to notice that connections were cut
+LOOK_SECONDS = 0.02
 LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last requests to arrive
 
 
@@ -170,6 +171,8 @@ class Exports:
         self._server = NbdServer(self._keep_accepting)
         self._published: dict[str, VolumeExport] = {}
         self._listens: str = ""
+        # the other nodes that forward their clients' requests for a volume to this one
+        self.forwarding_nodes: Callable[[uuid.UUID], list[str]] = lambda volume: []
 
     async def listen(self) -> None:
         await in_thread(lambda: claim_unix_socket(self._config.socket, "nbd.socket"))
@@ -282,8 +285,9 @@ class Exports:
         )
 
     def connections(self, name: str) -> int:
+        """Of clients, and of other nodes for their clients."""
         export = self._published.get(name)
-        return 0 if export is None else export.connections
+        return 0 if export is None else export.connections + len(self.forwarding_nodes(export.volume))
 
     async def let_leave(self, *names: str) -> None:
         """Waits up to LEAVE_SECONDS for connections to end: a user may disconnect and at once run a command that
@@ -292,6 +296,13 @@ class Exports:
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await asyncio.gather(*(export.none_left() for export in exports))
+                await asyncio.gather(*(self._nodes_left(export.volume) for export in exports))
+
+    async def _nodes_left(self, volume: uuid.UUID) -> None:
+        while True:
+            if not self.forwarding_nodes(volume):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _uris(self, name: str) -> list[str]:
         uris = [f"nbd+unix:///{quote(name, safe='@')}?socket={quote(self._config.socket, safe='/')}"]

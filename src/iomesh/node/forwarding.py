@@ -16,8 +16,8 @@ import time
 import uuid
 from typing import Any
 
-from iomesh.api.model import VolumeState
-from iomesh.errors import IomeshError
+from iomesh.api.model import Export, VolumeState
+from iomesh.errors import IomeshError, Unavailable
 from iomesh.metadata.records import Lifecycle, VolumeRecord
 from iomesh.node.backoff import pauses
 from iomesh.node.cluster import Cluster, StoredVolume
@@ -34,7 +34,8 @@ log = logger("forwarding")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.5  # between attempts to reach the owner
 QUIET_SECONDS = 1.0  # an owner that is not reached for less is no news
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 0.2  # less than commands wait for clients to leave (iomesh.node.exports)
+EXPORT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 
 
@@ -128,6 +129,18 @@ class Forwarding:
         if forwarded is None:
             forwarded = self._forwarded[volume] = _Forwarded(self, volume)
         return await forwarded.serve(fd, structured=structured, context_id=context_id, read_only=read_only)
+
+    async def exported(self, name: str) -> list[Export]:
+        """The export of a volume that its owner exports. Raises Unavailable if it does not appear here in time."""
+        deadline = time.monotonic() + EXPORT_SECONDS
+        while not (found := self._exports.describe(name)):
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"volume {name} is exported by its owner, and this node does not know of it within "
+                    f"{EXPORT_SECONDS:g} s: the metadata service may not answer; try again"
+                )
+            await asyncio.sleep(FIRST_PAUSE_SECONDS)
+        return found
 
     def state(self, volume: uuid.UUID) -> dict[str, Any] | None:
         """Of a volume with clients: see NodeEngine.forwarded_state, and `reason`: why there is no connection."""

@@ -237,6 +237,7 @@ class Node:
                 *health.warnings(self.volumes_health()),
                 *filter(None, [self.tenure.problem]),
                 *(self.peers.problems if self.peers is not None else []),
+                *(self.forwarding.problems if self.forwarding is not None else []),
             ]
             if assembled
             else [],
@@ -467,6 +468,7 @@ class Node:
                 self.supervisor,
                 lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
             )
+            self.exports.forwarding_nodes = self.peers.forwarding_nodes
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:

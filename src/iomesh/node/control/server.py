@@ -179,6 +179,8 @@ class ControlServer:
             refuse_second_hop(self._node, name, node, str(by))
         if name == "ListSnapshots" and by is None and not request.volume:
             return await self._service.list_all_snapshots(request, context.time_remaining())
+        if name == "ExportVolume" and node:
+            return await self._service.export_here(request, lambda: self._forward(node, name, request, context))
         try:
             return await (self._forward(node, name, request, context) if node else handler(request))
         except AlreadyExists:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -142,6 +142,20 @@ class ClusterService:
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
         await self._ready().volumes.delete(request.name, force=request.force, snapshots=request.snapshots)
         return pb.DeleteVolumeResponse()
+
+    async def export_here(
+        self, request: pb.ExportVolumeRequest, ask_owner: Callable[[], Awaitable[Message]]
+    ) -> Message:
+        """Of a volume that another node owns: this node's export, which forwards requests to the owner. The owner is
+        asked to export it if no node does yet."""
+        node = self._ready()
+        if node.forwarding is None:
+            return await ask_owner()
+        here = node.exports.describe(request.name)
+        if not here or here[0].read_only != request.read_only:
+            await ask_owner()
+            here = await node.forwarding.exported(request.name)
+        return to_message(pb.Export, here[0])
 
     async def export_volume(self, request: pb.ExportVolumeRequest) -> pb.Export:
         return to_message(pb.Export, await self._ready().volumes.export(request.name, read_only=request.read_only))

@@ -10,6 +10,7 @@ A node is known while `nodes/<name>` exists. The engine is told the devices of e
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,6 +85,10 @@ class Peers:
                     await link.ended()
         except TimeoutError:
             log.warning("connections to other nodes not ended in time", seconds=END_SECONDS)
+
+    def forwarding_nodes(self, volume: uuid.UUID) -> list[str]:
+        """The nodes that forward requests for this volume of this node."""
+        return self._server.forwarding_nodes(volume)
 
     @property
     def problems(self) -> list[str]:

@@ -99,6 +99,10 @@ class PeerServer:
         for listener in self._sockets.sockets:
             self._accepting.append(self._supervisor.start("accept peers", functools.partial(self._accept, listener)))
 
+    def forwarding_nodes(self, volume: uuid.UUID) -> list[str]:
+        """The nodes that forward requests for this volume here."""
+        return sorted(node for node, _, served in self._newest if served == volume.bytes)
+
     async def stop(self) -> None:
         """Ends every connection once its requests under way are answered, or after END_SECONDS leaves them to the
         engine's stop."""
