@@ -14,6 +14,7 @@ from simulation import seeds
 from support import logs, rooms
 from support.amount import Amount
 from support.disk import Disk
+from support.kubernetes import programs
 from support.trial import Trial
 
 _numbers = itertools.count(1)
@@ -51,6 +52,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [
         f"seed: {rooms.seed(config)} (repeat with --seed)",
         f"simulated: seeds of {config.option.seeds_of} (repeat with --seeds-of)",
+        *([f"not tested on Kubernetes: {lacking}"] if (lacking := programs.without_api_server()) else []),
     ]
 
 

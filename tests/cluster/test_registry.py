@@ -19,7 +19,7 @@ import pytest
 
 from iomesh.api.model import DeviceState, Volume, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, Unavailable, Unsupported
-from iomesh.metadata import Delete, Entry, Put
+from iomesh.metadata import Delete, Entry, Metadata, Put
 from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node.node import Node
 from support.daemon import names_of_records
@@ -236,7 +236,7 @@ async def test_a_creation_of_which_one_commit_is_not_answered_leaves_nothing(roo
 class Unanswered:
     """Answers the node's commit with this number with Unavailable; the commit is applied or not."""
 
-    def __init__(self, metadata: SqliteMetadata, number: int, *, stored: bool) -> None:
+    def __init__(self, metadata: Metadata, number: int, *, stored: bool) -> None:
         self._metadata = metadata
         self._left = number
         self._stored = stored

@@ -81,8 +81,10 @@ class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    kind: Literal["sqlite"] = "sqlite"
-    path: str = ""  # empty: metadata.db in state_dir
+    kind: Literal["sqlite", "kubernetes"] = "sqlite"
+    path: str = ""  # of sqlite; empty: metadata.db in state_dir
+    namespace: str = ""  # of kubernetes; empty: the pod's, or that of the kubeconfig
+    kubeconfig: str = ""  # of kubernetes; empty: the service account of the pod
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

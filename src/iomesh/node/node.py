@@ -38,8 +38,8 @@ from iomesh.certificates.files import Identity as Certificates
 from iomesh.certificates.files import has_identity, read_identity
 from iomesh.engine import engine as compiled
 from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
+from iomesh.metadata import Metadata
 from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
-from iomesh.metadata.sqlite import SqliteMetadata
 from iomesh.node import health, metrics
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.cluster import Cluster
@@ -57,6 +57,7 @@ from iomesh.node.hooks import Hooks
 from iomesh.node.http import JSON, HttpServer
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import until_answered
+from iomesh.node.metadata_kinds import metadata_place, open_metadata
 from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
 from iomesh.node.peers import Peers, PeerSockets
@@ -93,7 +94,7 @@ class Node:
 
     supervisor: Supervisor
     registry: Registry
-    metadata: SqliteMetadata
+    metadata: Metadata
     cluster: ClusterRecord
     engine: NodeEngine
     tenure: Tenure
@@ -355,7 +356,7 @@ class Node:
         await until_answered(self._open_metadata_once, waits)
 
     async def _open_metadata_once(self) -> None:
-        self.metadata = await SqliteMetadata.open(Path(self.config.metadata.path))
+        self.metadata = await open_metadata(self.config.metadata)
         try:
             wanted = self.config.cluster or (self.certificates.cluster if self.certificates else None)
             self.cluster = await get_or_create_cluster(self.metadata, wanted or self._cluster_of_devices)
@@ -366,10 +367,8 @@ class Node:
                     "cluster"
                 )
             if self.config.cluster not in (None, self.cluster.id):
-                raise Foreign(
-                    f"cluster: the configuration says {self.config.cluster}, {self.config.metadata.path} is of "
-                    f"{self.cluster.id}"
-                )
+                place = metadata_place(self.config.metadata)
+                raise Foreign(f"cluster: the configuration says {self.config.cluster}, {place} is of {self.cluster.id}")
         except BaseException:
             await self.metadata.close()
             raise

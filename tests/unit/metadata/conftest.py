@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from iomesh.metadata import Metadata
+from iomesh.metadata.kubernetes import KubernetesMetadata
+from iomesh.metadata.kubernetes_api import find_access
 from iomesh.metadata.sqlite import SqliteMetadata
+from support.kubernetes import programs
+from support.kubernetes.cluster import ControlPlane
 
 # Opens one more client of the one service that the test has.
 Opener = Callable[[], Awaitable[Metadata]]
 
+CRD = Path(__file__).parents[3] / "charts" / "iomesh" / "crds" / "metadatarecords.yaml"
+NO_API_SERVER = programs.without_api_server()
+_numbers = itertools.count(1)
 
-def sqlite(folder: Path) -> Opener:
+
+def sqlite(request: pytest.FixtureRequest) -> Opener:
+    folder: Path = request.getfixturevalue("tmp_path")
     return lambda: SqliteMetadata.open(folder / "metadata.db")
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path], Opener]] = {"sqlite": sqlite}
+def kubernetes(request: pytest.FixtureRequest) -> Opener:
+    """A namespace of its own on one API server."""
+    server: ControlPlane = request.getfixturevalue("api_server")
+    namespace = f"test-{next(_numbers)}"
+    server.kubectl("create", "namespace", namespace)
+    access = find_access(str(server.kubeconfig))
+    return lambda: KubernetesMetadata.open(access, namespace)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opener]:
-    opener = IMPLEMENTATIONS[request.param](tmp_path)
+IMPLEMENTATIONS: dict[str, Callable[[pytest.FixtureRequest], Opener]] = {"sqlite": sqlite, "kubernetes": kubernetes}
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd and the API server of Kubernetes, which knows the kind of iomesh's records."""
+    server = ControlPlane(tmp_path_factory.mktemp("kubernetes"))
+    try:
+        server.start()
+        server.kubectl("apply", "-f", str(CRD))
+        server.kubectl("wait", "--for=condition=Established", "--timeout=5m", "-f", str(CRD))
+        yield server
+    finally:
+        server.stop()
+
+
+USABLE = [name for name in IMPLEMENTATIONS if name != "kubernetes" or not NO_API_SERVER]  # tests/conftest.py says so
+
+
+@pytest.fixture(params=USABLE)
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
+    opener = IMPLEMENTATIONS[request.param](request)
     async with AsyncExitStack() as stack:
 
         async def open_client() -> Metadata:

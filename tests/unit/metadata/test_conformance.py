@@ -72,7 +72,11 @@ async def test_a_commit_with_a_wrong_version_changes_nothing_and_names_the_key(m
     ):
         with pytest.raises(Conflict, match=operation.key):
             await metadata.commit(operation)
-    assert await metadata.list_prefix("") == ([("a", b"1", version)], before)
+    assert (await metadata.list_prefix("")).entries == [("a", b"1", version)]
+    changes = metadata.watch("", before)  # the service may count others' commits as well: none of them is shown here
+    after = await metadata.commit(Put("c", b"1", 0))
+    assert await take(changes, 1) == [("c", b"1", after)]
+    await changes.aclose()
 
 
 async def test_a_name_is_reserved_by_one_and_free_for_the_next(client: Opener) -> None:
