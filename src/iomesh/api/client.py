@@ -25,6 +25,7 @@ from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.channel import Channel, Credentials, grpc_target
 from iomesh.api.messages import to_struct
 from iomesh.api.model import (
+    ClusterStatus,
     Counters,
     Device,
     Difference,
@@ -79,6 +80,11 @@ class Client:
 
     async def counters(self, node: str = "") -> Counters:
         return to_struct(Counters, await self._call("GetCounters", pb.GetCountersRequest(node=node), pb.Counters))
+
+    async def cluster_status(self) -> ClusterStatus:
+        """Of all nodes together, with one verdict."""
+        request = pb.GetClusterStatusRequest()
+        return to_struct(ClusterStatus, await self._call("GetClusterStatus", request, pb.ClusterStatus))
 
     async def nodes(self) -> list[Node]:
         """Of the cluster, by name: those that run, and those that have devices."""

@@ -128,6 +128,29 @@ MEMBERSHIP_STATE_DOWN: MembershipState.ValueType  # 2
 """it has devices, and no daemon runs under its name"""
 Global___MembershipState: _TypeAlias = MembershipState  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_HEALTHY: _Verdict.ValueType  # 1
+    VERDICT_DEGRADED: _Verdict.ValueType  # 2
+    """all is served, and something is not as it should be"""
+    VERDICT_UNAVAILABLE: _Verdict.ValueType  # 3
+    """a volume is not served"""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_HEALTHY: Verdict.ValueType  # 1
+VERDICT_DEGRADED: Verdict.ValueType  # 2
+"""all is served, and something is not as it should be"""
+VERDICT_UNAVAILABLE: Verdict.ValueType  # 3
+"""a volume is not served"""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 class _ChangeKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -877,6 +900,103 @@ class Node(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class GetClusterStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClusterStatusRequest: _TypeAlias = GetClusterStatusRequest  # noqa: Y015
+
+@_typing.final
+class Reason(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    verdict: Global___Verdict.ValueType
+    """of the cluster, for this reason alone"""
+    kind: _builtins.str
+    """node-down, node-silent, node-changing, node-problem, device-failed, device-damaged, space,"""
+    node: _builtins.str
+    """volume-not-served, volume-replicas"""
+    volume: _builtins.str
+    """empty: it is about no single volume"""
+    message: _builtins.str
+    """for people"""
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict.ValueType = ...,
+        kind: _builtins.str = ...,
+        node: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "node", b"node", "verdict", b"verdict", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reason: _TypeAlias = Reason  # noqa: Y015
+
+@_typing.final
+class ClusterStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """UUID"""
+    verdict: Global___Verdict.ValueType
+    """the worst of the reasons'"""
+    volumes: _builtins.int
+    capacity_bytes: _builtins.int
+    """of the nodes that answered"""
+    free_bytes: _builtins.int
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
+        """the worst first"""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """by name"""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        reasons: _abc.Iterable[Global___Reason] | None = ...,
+        nodes: _abc.Iterable[Global___Node] | None = ...,
+        volumes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "nodes", b"nodes", "reasons", b"reasons", "verdict", b"verdict", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterStatus: _TypeAlias = ClusterStatus  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

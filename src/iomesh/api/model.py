@@ -170,6 +170,31 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     devices: int = 0
 
 
+class Verdict(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNAVAILABLE = "unavailable"
+
+
+class Reason(msgspec.Struct, frozen=True):
+    verdict: Verdict
+    kind: str
+    node: str = ""
+    volume: str = ""
+    message: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    cluster: str
+    verdict: Verdict
+    reasons: list[Reason] = []
+    nodes: list[Node] = []
+    volumes: int = 0
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+
+
 class ChangeKind(enum.StrEnum):
     UNSPECIFIED = "unspecified"
     CURRENT = "current"

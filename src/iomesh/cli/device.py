@@ -123,11 +123,15 @@ def make(session: Session, path: Path, size: int, allocation: Allocation) -> Non
         make_device_file(path, size, allocation, lambda done: progress.update(task, completed=done))
 
 
+of_node = click.option("--node", default="", metavar="NODE", help="Another node of the cluster than the one asked.")
+
+
 @device.command("list")
+@of_node
 @asks(documents.Devices)
-def list_(session: Session) -> None:
+def list_(session: Session, node: str) -> None:
     """List the devices of the node."""
-    found = session.ask(lambda node: node.devices())
+    found = session.ask(lambda client: client.devices(node))
     session.output.answer(
         documents.Devices(devices=found), table(*COLUMNS, rows=[row(one) for one in found]) if found else "no devices"
     )
@@ -135,15 +139,16 @@ def list_(session: Session) -> None:
 
 @device.command("show")
 @click.argument("device", type=DeviceName())
+@of_node
 @asks(Device)
-def show(session: Session, device: str) -> None:
+def show(session: Session, device: str, node: str) -> None:
     """Show one device: of the node by its path, label or UUID, or one at rest by its path."""
     from iomesh.node.offline import inspect_device
 
     try:
-        found = session.ask(lambda node: node.device(device))
+        found = session.ask(lambda client: client.device(device, node))
     except (Unavailable, NotFound):
-        if not Path(device).exists():
+        if node or not Path(device).exists():
             raise
         found = inspect_device(device)
         session.output.answer(found, fields(at_rest(found)))
@@ -154,19 +159,21 @@ def show(session: Session, device: str) -> None:
 
 @device.command("add")
 @click.argument("path", type=click.Path(path_type=Path))
+@of_node
 @asks(Device)
-def add(session: Session, path: Path) -> None:
+def add(session: Session, path: Path, node: str) -> None:
     """Attach a formatted device to the node, now and after every restart."""
-    added = session.ask(lambda node: node.add_device(str(path.absolute())))
+    added = session.ask(lambda client: client.add_device(str(path.absolute()), node))
     session.output.answer(added, fields(described(added)))
 
 
 @device.command("remove")
 @click.argument("device", type=DeviceName())
+@of_node
 @asks(documents.RemovedDevice)
-def remove(session: Session, device: str) -> None:
+def remove(session: Session, device: str, node: str) -> None:
     """Detach a device that holds no segments from the node."""
-    session.ask(lambda node: node.remove_device(device))
+    session.ask(lambda client: client.remove_device(device, node))
     session.output.answer(documents.RemovedDevice(device=device), f"device {device}: removed")
 
 

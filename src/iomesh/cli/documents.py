@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from iomesh.api.model import ChangedRange, Device, Export, Node, Snapshot, Status, Time, Volume
+from iomesh.api.model import ChangedRange, ClusterStatus, Device, Export, Node, Snapshot, Status, Time, Volume
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,8 +142,10 @@ Health = Literal["ready", "starting", "stopping", "degraded", "failed"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """health: the worst of all; problems: what is wrong, in words. Devices and volumes are empty early in a start."""
+    """cluster: of all nodes together; null while the node starts or stops. health: of this node, the worst of all;
+    problems: what is wrong, in words. Devices and volumes are empty early in a start."""
 
+    cluster: ClusterStatus | None = None
     health: Health
     problems: list[str]
     node: Status

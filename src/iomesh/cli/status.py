@@ -1,11 +1,22 @@
-"""`iomesh status`: the node, its devices and volumes on one page, and the overall health as the exit code."""
+"""`iomesh status`: one verdict on the cluster, and the node that is asked, with its devices and volumes. The exit code
+says how all are."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
 
-from iomesh.api.model import Device, DeviceState, NodeState, Status, Volume, VolumeState
+from iomesh.api.model import (
+    ClusterStatus,
+    Device,
+    DeviceState,
+    NodeState,
+    Status,
+    Verdict,
+    Volume,
+    VolumeState,
+)
 from iomesh.cli import device, volume
 from iomesh.cli.documents import Health, NodeStatus
 from iomesh.cli.output import fields, local_time, table
@@ -19,6 +30,8 @@ if TYPE_CHECKING:
 # The exit code reports the health; an error of the command itself (9: no daemon answers) has a lower code. The worst
 # state comes last.
 EXIT_CODES: dict[Health, int] = {"ready": 0, "starting": 20, "stopping": 20, "degraded": 21, "failed": 22}
+VERDICT_CODES = {Verdict.HEALTHY: 0, Verdict.DEGRADED: 21, Verdict.UNAVAILABLE: 22}
+VERDICT_STYLES = {Verdict.HEALTHY: "green", Verdict.DEGRADED: "yellow", Verdict.UNAVAILABLE: "red"}
 STYLES: dict[Health, str] = {
     "ready": "green",
     "starting": "yellow",
@@ -31,28 +44,37 @@ STYLES: dict[Health, str] = {
 @click.command()
 @asks(NodeStatus)
 def status(session: Session) -> None:
-    """Show the state of a node: the daemon, its devices, its volumes, and warnings.
+    """Show whether the cluster is healthy, degraded or unavailable, with the reasons, and the state of the node that is
+    asked: the daemon, its devices, its volumes, and warnings.
 
-    The exit code is 0 when all is well, 20 while the daemon or a volume starts or stops, 21 when the node is degraded
-    (a volume cannot be written, a background task is down, a device is missing, has failed or holds damaged blocks), 22
-    when a volume is not served, and 9 when no daemon answers. The highest of 20 to 22 that applies counts.
+    The exit code is 0 when all is well, 20 while the daemon or a volume starts or stops, 21 when something is degraded
+    (a node is down, a volume has fewer replicas than it should have or cannot be written, a background task is down, a
+    device is missing, has failed or holds damaged blocks, space is short), 22 when a volume is not served, and 9 when
+    no daemon answers. The highest of 20 to 22 that applies counts.
     """
 
-    async def question(node: "Client") -> tuple[Status, list[Device], list[Volume]]:
+    async def question(node: "Client") -> tuple[ClusterStatus | None, Status, list[Device], list[Volume]]:
         status = await node.status()
         try:
             owned = [one for one in await node.volumes() if one.state != VolumeState.ELSEWHERE]
-            return status, await node.devices(), owned
+            devices = await node.devices()
         except Unavailable:
             if status.state not in (NodeState.STARTING, NodeState.STOPPING):
                 raise
-            return status, [], []  # the node does not know them yet, or no longer
+            return None, status, [], []  # the node does not know them yet, or no longer
+        try:
+            return await node.cluster_status(), status, devices, owned
+        except Unavailable:
+            if status.state not in (NodeState.STARTING, NodeState.STOPPING):
+                raise
+            return None, status, devices, owned
 
-    node, devices, volumes = session.ask(question)
+    cluster, node, devices, volumes = session.ask(question)
     problems = problems_of(node, devices, volumes)
     health = worst(node, problems)
     used = node.capacity_bytes - node.free_bytes
     rows: list[tuple[str, object]] = [
+        *cluster_rows(cluster, problems),
         ("node", Text.assemble(node.node, "  ", (health, STYLES[health]))),
         *start_rows(node),
         *[("problem", words) for words in problems],
@@ -60,7 +82,7 @@ def status(session: Session) -> None:
             "version",
             f"{node.version}, process {node.process_id}, {node.reactors} reactors, since {local_time(node.started_at)}",
         ),
-        ("cluster", node.cluster),
+        *([("cluster", node.cluster)] if cluster is None else []),
         (
             "capacity",
             f"{short_size(node.capacity_bytes)}, {short_size(used)} used ({used / node.capacity_bytes:.0%})"
@@ -72,6 +94,17 @@ def status(session: Session) -> None:
         ("metrics", node.metrics_address or "off"),
     ]
     renderables: list[object] = [fields(rows)]
+    if cluster is not None and len(cluster.nodes) > 1:
+        renderables += [
+            "",
+            table(
+                "NODE",
+                "STATE",
+                ">DEVICES",
+                "CONTROL",
+                rows=[(one.name, one.state.value, one.devices, one.control_address or "-") for one in cluster.nodes],
+            ),
+        ]
     if devices:
         renderables += ["", table(*device.COLUMNS, rows=[device.row(one) for one in devices])]
     if volumes:
@@ -98,13 +131,28 @@ def status(session: Session) -> None:
             ),
         ]
     session.output.answer(
-        NodeStatus(health=health, problems=list(problems), node=node, devices=devices, volumes=volumes),
+        NodeStatus(
+            cluster=cluster, health=health, problems=list(problems), node=node, devices=devices, volumes=volumes
+        ),
         *renderables,  # type: ignore[arg-type]
     )
     for warning in node.warnings:
         session.output.warn(warning)
-    if EXIT_CODES[health]:
-        raise click.exceptions.Exit(EXIT_CODES[health])
+    code = max(EXIT_CODES[health], VERDICT_CODES.get(cluster.verdict, 0) if cluster is not None else 0)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def cluster_rows(cluster: ClusterStatus | None, problems: Collection[str]) -> list[tuple[str, object]]:
+    """The verdict, and its reasons but for the problems of the asked node, which are listed as its own."""
+    if cluster is None:
+        return []
+    style = VERDICT_STYLES.get(cluster.verdict, "")
+    told = [reason for reason in cluster.reasons if not any(problem in reason.message for problem in problems)]
+    return [
+        ("cluster", Text.assemble(cluster.cluster, "  ", (cluster.verdict.value, style))),
+        *[("reason", reason.message) for reason in told],
+    ]
 
 
 def start_rows(node: Status) -> list[tuple[str, object]]:

@@ -17,6 +17,7 @@ from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
 from iomesh.node.control.paging import page
+from iomesh.node.control.verdict import cluster_status
 from iomesh.node.control.watching import Watching
 from iomesh.node.metadata_calls import answered
 from iomesh.node.supervisor import settle
@@ -54,6 +55,9 @@ class ClusterService:
 
     async def get_counters(self, request: pb.GetCountersRequest) -> pb.Counters:
         return to_message(pb.Counters, self._ready().counters())
+
+    async def get_cluster_status(self, request: pb.GetClusterStatusRequest) -> pb.ClusterStatus:
+        return to_message(pb.ClusterStatus, await cluster_status(self._ready(), self.members(), self._forwarding))
 
     async def list_nodes(self, request: pb.ListNodesRequest) -> pb.ListNodesResponse:
         self._ready()
