@@ -323,6 +323,10 @@ class Engine:
         credits. What was not answered on an earlier connection is sent again. Answered when the connection has ended:
         {"end": as of attach_peer}. EEXIST: it has one."""
     def detach_forwarded(self, volume: bytes) -> None: ...
+    def follow_owner(self, volume: bytes, *, here: bool, milliseconds: int) -> int:
+        """The clients of an open volume go on with the forwarded one (here: the other way round): each once its
+        requests are answered. Those that still have some after this time are ended; here: they stay. EXDEV: the two are
+        on different reactors. EBUSY: the volume is being closed or restored."""
     def grow_forwarded(self, volume: bytes, size_bytes: int) -> None: ...
     def close_forwarded(self, volume: bytes) -> int:
         """Ends the connection to the owner as well. EBUSY: it has clients."""

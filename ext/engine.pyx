@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENOENT, EROFS
+from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENOENT, EROFS, EXDEV
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free as release
 from libc.string cimport memcpy
@@ -20,7 +20,7 @@ from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
 from iomesh.engine.commands.connections cimport ServeNbd
 from iomesh.engine.commands.forwarding cimport (
-    AttachForwarded, CloseForwarded, DetachForwarded, GrowForwarded, ServeVolume
+    AttachForwarded, CloseForwarded, DetachForwarded, FollowOwner, GrowForwarded, ServeVolume
 )
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
@@ -164,7 +164,6 @@ cdef class _Open:
     cdef _Runner runner
     cdef object counters
     cdef object histograms
-    cdef dict connections            # ticket -> NbdConnection
     cdef list devices                # its log's members: None for one of this node, else the number in the cluster
     cdef bint replicated
     cdef bint ready
@@ -178,7 +177,6 @@ cdef class _Forwarded:
     cdef ForwardedVolume volume
     cdef object counters
     cdef object histograms
-    cdef dict connections            # ticket -> NbdConnection
     cdef bint closing
 
 
@@ -193,6 +191,7 @@ cdef class Engine:
     cdef dict served                 # likewise: ServedStore, of those with a number in the cluster
     cdef dict node_devices           # name of another node -> numbers of its devices in the cluster
     cdef dict serving                # ticket -> ServePeer or ServeVolume
+    cdef dict clients                # ticket -> NbdConnection
     cdef dict volumes                # 16 bytes -> _Open
     cdef dict forwarded              # 16 bytes -> _Forwarded
     cdef dict snapshots              # likewise, snapshots open for reading
@@ -238,6 +237,7 @@ cdef class Engine:
         self.served = {}
         self.node_devices = {}
         self.serving = {}
+        self.clients = {}
         self.volumes = {}
         self.forwarded = {}
         self.snapshots = {}
@@ -522,7 +522,6 @@ cdef class Engine:
         opened.volume.on_event = volume_event
         opened.volume.checkpoints.on_written = checkpoint_written
         opened.volume.checkpoints.on_dying = walk_dying
-        opened.connections = {}
         opened.recovery = Recovery(
             opened.volume, checkpoint, Copies(opened.volume, fragments) if replicas > 1 or fragments else None
         )
@@ -664,7 +663,7 @@ cdef class Engine:
             memcpy(connection.since, <const char*>(<bytes>since), 16)
             connection.compared = <void*>opened.parent.volume
         ticket = self.ask(ServeNbd(opened.volume, connection, fd))
-        opened.connections[ticket] = connection
+        self.clients[ticket] = connection
         return ticket
 
     # ------------------------------------------------------------------ volumes of other nodes
@@ -687,7 +686,6 @@ cdef class Engine:
         forwarded.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
         counters, histograms = forwarded.counters, forwarded.histograms
         forwarded.volume.counters, forwarded.volume.latencies = &counters[0], &histograms[0, 0]
-        forwarded.connections = {}
         self.forwarded[volume] = forwarded
 
     def serve_forwarded(self, bytes volume, int fd, *, bint structured, context_id, bint read_only):
@@ -698,7 +696,7 @@ cdef class Engine:
             return self.refuse(ENOENT, "the volume is not forwarded")
         connection = NbdConnection(forwarded.volume, structured=structured, context_id=context_id, read_only=read_only)
         ticket = self.ask(ServeNbd(forwarded.volume, connection, fd))
-        forwarded.connections[ticket] = connection
+        self.clients[ticket] = connection
         return ticket
 
     def attach_forwarded(self, bytes volume, int fd, *, uint32_t requests, uint64_t bytes):
@@ -723,10 +721,30 @@ cdef class Engine:
         cdef _Forwarded forwarded = self.forwarded.get(volume)
         if forwarded is None or forwarded.closing:
             return self.refuse(ENOENT, "the volume is not forwarded")
-        if forwarded.connections:
-            return self.refuse(EBUSY, "clients use the volume")
         forwarded.closing = True
         return self.ask(CloseForwarded(forwarded.volume))
+
+    def follow_owner(self, bytes volume, *, bint here, int64_t milliseconds):
+        cdef _Open opened = self.opened(volume)
+        cdef _Forwarded forwarded = self.forwarded.get(volume)
+        cdef NbdConnection connection
+        cdef Target former, present
+        if opened is None or forwarded is None or forwarded.closing:
+            return self.refuse(ENOENT, "the volume is not open, or not forwarded")
+        if opened.volume.reactor is not forwarded.volume.reactor:
+            return self.refuse(EXDEV, "the volume's clients are on another reactor")
+        former, present = (forwarded.volume, opened.volume) if here else (opened.volume, forwarded.volume)
+        for connection in self.clients.values():
+            if name_of(connection.volume) == volume:
+                connection.successor = connection.reader.successor = present
+        return self.ask(FollowOwner(former, present, milliseconds))
+
+    cdef int followed(self, FollowOwner command) except -1:
+        cdef NbdConnection connection
+        for connection in self.clients.values():
+            if connection.successor is command.former:
+                connection.successor = connection.reader.successor = None
+        return 0
 
     def forwarded_state(self, bytes volume):
         cdef _Forwarded forwarded = self.forwarded[volume]
@@ -735,7 +753,7 @@ cdef class Engine:
             "open": forwarded.volume.open,
             "repeated": forwarded.volume.repeated,
             "reactor": forwarded.volume.reactor.number,
-            "connections": len(forwarded.connections),
+            "connections": load_uint32(forwarded.volume.connections),
         }
 
     def serve_volume(self, bytes volume, int fd):
@@ -1010,7 +1028,6 @@ cdef class Engine:
         reading.volume = Volume(id, runner.reactor, runner.pool, None, map, opened.volume.segments, 1)
         reading.volume.listener = <void*>self.notices
         reading.volume.on_event = volume_event
-        reading.connections = {}
         give_counters(reading)
         self.snapshots[id] = reading
         return self.ask(OpenSnapshot(opened.volume, id, reading.volume))
@@ -1094,7 +1111,9 @@ cdef class Engine:
         elif isinstance(command, CloseSnapshot):
             self.snapshots.pop(name_of((<CloseSnapshot>command).reading))
         elif isinstance(command, ServeNbd):
-            self.connection_ended(command)
+            self.clients.pop(command.ticket, None)
+        elif isinstance(command, FollowOwner):
+            self.followed(command)
         elif isinstance(command, CloseForwarded):
             self.forwarded_closed(command)
         return 0
@@ -1128,15 +1147,6 @@ cdef class Engine:
         reading.ready = not command.error
         if command.error:
             self.snapshots.pop(name_of(command.reading))
-        return 0
-
-    cdef int connection_ended(self, ServeNbd command) except -1:
-        name = name_of(command.target)
-        for targets in (self.volumes, self.snapshots):
-            if name in targets:
-                (<_Open>targets[name]).connections.pop(command.ticket, None)
-        if name in self.forwarded:
-            (<_Forwarded>self.forwarded[name]).connections.pop(command.ticket, None)
         return 0
 
     cdef int forwarded_closed(self, CloseForwarded command) except -1:

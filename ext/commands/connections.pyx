@@ -5,7 +5,7 @@ from libc.errno cimport EBUSY, ENOENT
 from libc.stdint cimport int64_t
 
 from iomesh.engine.base.io cimport Operation
-from iomesh.engine.base.task cimport wait_in, wake_all
+from iomesh.engine.base.task cimport wait_in
 from iomesh.engine.exports.forwarding.served_volume cimport ServedVolume
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.history.difference cimport hold_older, release_older
@@ -34,7 +34,7 @@ cdef class ServeNbd(Command):
         self.connection.connection = number
         self.connection.ended.owner = <void*>self
         self.connection.ended.done = connection_ended
-        link_connection(self.target, self.connection)
+        self.connection.join_volume()
         self.connection.start()
         return 0
 
@@ -44,7 +44,7 @@ cdef class ServeNbd(Command):
             self.tell()                                  # otherwise connection_over() does
 
     cdef void connection_over(self) noexcept nogil:
-        unlink_connection(self.target, self.connection)
+        self.connection.leave_volume()
         if self.connection.compared is not NULL:
             release_older(<Volume>self.connection.compared, self.connection.since, self.connection.older)
         self.tell()
@@ -81,21 +81,6 @@ cdef int add_connection(Target target, Volume volume, NbdConnection connection, 
     if number < 0 and connection.compared is not NULL:
         release_older(<Volume>connection.compared, connection.since, connection.older)
     return number
-
-
-cdef void link_connection(Target volume, NbdConnection connection) noexcept nogil:
-    connection.next_connection = volume.connection_list
-    volume.connection_list = <void*>connection
-    volume.connections += 1
-
-
-cdef void unlink_connection(Target volume, NbdConnection connection) noexcept nogil:
-    cdef void** place = &volume.connection_list
-    while place[0] is not <void*>connection:
-        place = &(<NbdConnection>place[0]).next_connection
-    place[0] = connection.next_connection
-    volume.connections -= 1
-    wake_all(&volume.connections_changed, 0)
 
 
 cdef void end_connections(Volume volume) noexcept nogil:

@@ -10,7 +10,9 @@ from iomesh.engine.base.task cimport wait, waited, wake_all
 from iomesh.engine.commands.connections cimport may_connect
 from iomesh.engine.exports.forwarding.forwarded_volume cimport ForwardedVolume
 from iomesh.engine.exports.forwarding.served_volume cimport ServedVolume
+from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.peer cimport PEER_DETACHED
+from iomesh.engine.volume.target cimport Target
 from iomesh.engine.volume.volume cimport Volume
 
 from iomesh.engine.replicas.peer import PEER_ENDS
@@ -21,6 +23,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     LOOK_NS = 20 * 1000 * 1000
+    STEP_NS = 1000 * 1000
 
 
 # ---------------------------------------------------------------------- at the owner
@@ -128,6 +131,48 @@ cdef class GrowForwarded(Command):
     cdef int64_t run(self) noexcept nogil:
         self.forwarded.blocks = max(self.forwarded.blocks, self.blocks)
         return 0
+
+
+cdef class FollowOwner(Command):
+    """Within this time. Then those that still have a request open stay, if the present owner is this node: they reach it
+    as before. Otherwise they are ended."""
+
+    def __cinit__(self, Target former, Target present, int64_t milliseconds):
+        self.former, self.present, self.milliseconds = former, present, milliseconds
+        self.volume = present if isinstance(present, Volume) else None
+        self.reactor = former.reactor
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef Operation timer
+        cdef int64_t until_ns = self.reactor.io.now_ns() + self.milliseconds * 1000000
+        if self.volume is not None and may_connect(self.volume) < 0:
+            return -EBUSY
+        self.leave()
+        while self.former.connection_list is not NULL:
+            if self.reactor.io.now_ns() > until_ns:
+                self.give_up()
+                if self.volume is not None:
+                    break
+            waited(&timer)
+            self.reactor.io.after(&timer, STEP_NS)
+            wait(&timer)
+        return 0
+
+    cdef void leave(self) noexcept nogil:
+        cdef void* connection = self.former.connection_list
+        while connection is not NULL:
+            if (<NbdConnection>connection).successor is self.present:
+                (<NbdConnection>connection).leave()
+            connection = (<NbdConnection>connection).next_connection
+
+    cdef void give_up(self) noexcept nogil:
+        cdef void* connection = self.former.connection_list
+        while connection is not NULL:
+            if self.volume is not None:
+                (<NbdConnection>connection).stay()
+            else:
+                (<NbdConnection>connection).break_off()
+            connection = (<NbdConnection>connection).next_connection
 
 
 cdef class CloseForwarded(Command):

@@ -12,6 +12,17 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport Waiters
 from iomesh.engine.log.request cimport Read, Request
 
+cdef extern from *:
+    r"""
+    /* Exchanges two attributes of one object: no reference is counted, so it needs no lock. */
+    #define iomesh_exchange(one, other) do { \
+        PyObject* kept = (PyObject*)(one); \
+        *(PyObject**)&(one) = (PyObject*)(other); \
+        *(PyObject**)&(other) = kept; \
+    } while (0)
+    """
+    void exchange "iomesh_exchange" (Target one, Target other) noexcept nogil
+
 cdef class Target:
     cdef uint8_t identity[16]        # its own, or the snapshot's
     cdef Reactor reactor

@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +201,28 @@ async def test_a_node_is_asked_to_export_a_volume_of_another_one(nodes: Nodes) -
             return not (await seen_by(nodes, "c", "second")).exports
 
         await until(is_over, "node c does not export the volume any more")
+
+
+async def test_clients_follow_a_volume_that_moves_away_and_comes_back(nodes: Nodes) -> None:
+    """The node's own clients: of the owner that it moves from, and of the one that it moves to."""
+    model = Model(32 << 20)
+    load = Load(nodes.uri, model, random.randrange(1 << 30), connections=2, depth=12)
+    running = asyncio.create_task(load.run())
+    await goes_on(load)
+    owner = "a"
+    for target in ("b", "a", "c", "a"):
+        await until(lambda: nodes.has_all_replicas(3), "every node has a replica")
+        async with client_of(nodes, owner) as client:
+            assert (await client.move_volume("trial", target)).owner == target
+        await goes_on(load)
+        owner = target
+
+    log = Path(nodes.described_node("a")["log"])
+    await until(
+        lambda: log.read_text().count("clients use this node's own volume") >= 2, "clients use the volume again"
+    )
+    await goes_on(load)
+    load.stop()
+    await running
+    model.settle_with(await asyncio.to_thread(read_volume, nodes.uri, model.size))
+    nodes.check_daemons()

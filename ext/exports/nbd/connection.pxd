@@ -32,6 +32,8 @@ cdef class NbdConnection:
     cdef ConnectionEnd end
 
     cdef Target volume
+    cdef Target successor            # set with the reader's, before leave(): where it moves to; then: whence it came
+    cdef bint leaving                # it moves once no request is open; until then no request is begun
     cdef Io io
     cdef Reactor reactor
     cdef Replies replies
@@ -74,6 +76,12 @@ cdef class NbdConnection:
 
     cdef void start(self) noexcept nogil          # on the volume's reactor
     cdef void stop(self) noexcept nogil           # on the volume's reactor: finish open requests, then end
+    cdef void join_volume(self) noexcept nogil    # be in its list of connections; leave_volume(): not any more
+    cdef void leave_volume(self) noexcept nogil
+    # The volume gets, or has got, another owner: go on with `successor`, which is on the same reactor.
+    cdef void leave(self) noexcept nogil
+    cdef void stay(self) noexcept nogil           # not yet moved: do not
+    cdef void move(self) noexcept nogil
     # events
     cdef void receive_done(self) noexcept nogil
     cdef void when_done(self, NbdRequest* request) noexcept nogil

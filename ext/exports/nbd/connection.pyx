@@ -22,6 +22,8 @@
 #   - received[begin:filled] is the input that is not parsed yet; it is moved only while no receive is under way;
 #   - while the volume accepts nothing of a write (`blocked`), later input is scanned only for the blocks of writes, to
 #     prefetch their map leaves;
+#   - a connection that follows its volume to another owner (leave) moves between two requests: what was begun is
+#     answered before, nothing is begun until it has moved;
 #   - a client's input can end its own connection and nothing else. The limits are those of docs/nbd.md.
 
 from libc.errno cimport EINVAL, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM, ESHUTDOWN
@@ -44,8 +46,9 @@ from iomesh.engine.exports.nbd.wire cimport (
     put32, put_chunk, put_error_chunk, put_simple, wire_error
 )
 from iomesh.engine.base.planted cimport planted
+from iomesh.engine.base.task cimport wake_all
 from iomesh.engine.log.request cimport Request
-from iomesh.engine.volume.target cimport Target
+from iomesh.engine.volume.target cimport Target, exchange
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum:
@@ -125,6 +128,38 @@ cdef class NbdConnection:
             self.give_grace()
             self.ask_again()
 
+    # ------------------------------------------------------------------ another owner
+
+    cdef void join_volume(self) noexcept nogil:
+        self.next_connection = self.volume.connection_list
+        self.volume.connection_list = <void*>self
+        self.volume.connections += 1
+
+    cdef void leave_volume(self) noexcept nogil:
+        cdef void** place = &self.volume.connection_list
+        while place[0] is not <void*>self:
+            place = &(<NbdConnection>place[0]).next_connection
+        place[0] = self.next_connection
+        self.volume.connections -= 1
+        wake_all(&self.volume.connections_changed, 0)
+
+    cdef void leave(self) noexcept nogil:
+        if self.state == OPEN:
+            self.leaving = True
+            self.ask_again()
+
+    cdef void stay(self) noexcept nogil:
+        self.leaving = False
+        self.ask_again()
+
+    cdef void move(self) noexcept nogil:
+        invariant(self.open_requests == 0, b"a connection moves without open requests")
+        self.leaving = False
+        self.leave_volume()
+        exchange(self.volume, self.successor)
+        exchange(self.reader.volume, self.reader.successor)
+        self.join_volume()
+
     # ------------------------------------------------------------------ input
 
     cdef void listen(self) noexcept nogil:
@@ -156,7 +191,7 @@ cdef class NbdConnection:
 
     cdef void go_on(self) noexcept nogil:
         self.parse()
-        if self.state == OPEN and self.finished_sending and not self.blocked and not self.starved:
+        if self.state == OPEN and self.finished_sending and not (self.blocked or self.starved or self.leaving):
             self.drain(BY_CLOSE)                         # every complete request was accepted
             self.ask_again()
         self.listen()
@@ -166,7 +201,7 @@ cdef class NbdConnection:
             if self.current is not NULL:
                 if not self.take_payload():
                     return
-            elif self.filled - self.begin < REQUEST_BYTES:
+            elif self.leaving or self.filled - self.begin < REQUEST_BYTES:
                 return
             elif self.free_requests is NULL:
                 self.starved = True
@@ -519,7 +554,7 @@ cdef class NbdConnection:
         request.next = self.free_requests
         self.free_requests = request
         self.open_requests -= 1
-        if self.starved or self.state != OPEN or self.status_first is not NULL:
+        if self.starved or self.leaving or self.state != OPEN or self.status_first is not NULL:
             self.ask_again()
 
     # ------------------------------------------------------------------ the end
@@ -574,6 +609,8 @@ cdef class NbdConnection:
         if self.status_first is not self.status_begun:
             self.status_begun = self.status_first
             self.find_status()
+        if self.state == OPEN and self.leaving and self.open_requests == 0:
+            self.move()
         if self.state == OPEN:
             self.starved = False
             self.go_on()

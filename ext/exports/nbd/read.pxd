@@ -18,6 +18,7 @@ cdef enum ReplyForm:
 
 cdef class NbdReader:
     cdef Target volume
+    cdef Target successor            # see NbdConnection
     cdef Replies replies
     cdef bint structured
     cdef void (*over)(NbdRequest* request) noexcept nogil     # the whole reply was sent or dropped

@@ -137,6 +137,13 @@ class NodeEngine:
         self._loads.opened(time.monotonic(), reactor)
         return reactor
 
+    def _reactor_for(self, volume: uuid.UUID) -> int:
+        """That of its clients, so that they can use it without a connection between."""
+        try:
+            return int(self._engine.forwarded_state(volume.bytes)["reactor"])
+        except KeyError:
+            return self._choose_reactor()
+
     def reactor_loads(self) -> list[float]:
         """As the next volume that is opened finds them (reactors.py)."""
         return self._loads.loads()
@@ -220,7 +227,7 @@ class NodeEngine:
             minimum=minimum_replicas(replicas),
             fragments=[(each.number, each.first, each.devices) for each in fragments],
             first_fragment=first_fragment,
-            reactor=None if clone_of else self._choose_reactor(),
+            reactor=None if clone_of else self._reactor_for(volume),
         )
         opened: dict[str, Any] = await self._answer(ticket, "open the volume")
         return opened
@@ -487,9 +494,11 @@ class NodeEngine:
 
     # volumes of other nodes
 
-    def forward_volume(self, volume: uuid.UUID, *, size_bytes: int) -> None:
-        """Clients may use it, on the reactor with the least load. Their requests wait for a connection to its owner."""
-        self._engine.forward_volume(volume.bytes, size_bytes=size_bytes, reactor=self._choose_reactor())
+    def forward_volume(self, volume: uuid.UUID, *, size_bytes: int, reactor: int | None = None) -> None:
+        """Clients may use it, by default on the reactor with the least load; their requests wait for a connection to
+        its owner."""
+        chosen = self._choose_reactor() if reactor is None else reactor
+        self._engine.forward_volume(volume.bytes, size_bytes=size_bytes, reactor=chosen)
 
     async def serve_forwarded(
         self, volume: uuid.UUID, descriptor: int, *, structured: bool, context_id: int | None, read_only: bool
@@ -504,7 +513,7 @@ class NodeEngine:
     def attach_forwarded(
         self, volume: uuid.UUID, descriptor: int, *, requests: int, bytes_: int
     ) -> asyncio.Future[dict[str, Any]]:
-        """Passes a connection to the owner to the engine, which closes it; done when the connection has ended."""
+        """Passes a connection to the owner to the engine, which closes it; done when it has ended."""
         ticket = self._engine.attach_forwarded(volume.bytes, descriptor, requests=requests, bytes=bytes_)
         return self._answer(ticket, "use the connection to a volume's owner")
 
@@ -513,6 +522,13 @@ class NodeEngine:
 
     def grow_forwarded(self, volume: uuid.UUID, size_bytes: int) -> None:
         self._engine.grow_forwarded(volume.bytes, size_bytes)
+
+    async def follow_owner(self, volume: uuid.UUID, *, here: bool, seconds: float) -> None:
+        """The volume's clients go on with the forwarded volume, or with this node's own (`here`), within this time.
+        Then clients with open requests are ended; here: they stay. Raises IomeshError if the two are on different
+        reactors."""
+        ticket = self._engine.follow_owner(volume.bytes, here=here, milliseconds=int(seconds * 1000))
+        await self._answer(ticket, "let clients follow their volume")
 
     async def close_forwarded(self, volume: uuid.UUID) -> None:
         """It has no clients."""

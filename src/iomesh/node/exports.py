@@ -148,6 +148,10 @@ class VolumeExport:
             self._before.cut()
         self._connections.cut()
 
+    def cut_clients(self) -> None:
+        self._connections.cut()
+        self._connections = Connections()
+
     async def end_connections(self) -> None:
         if self._before is not None:
             await self._before.end_connections()
@@ -251,6 +255,11 @@ class Exports:
         )
         self._server.publish(export)
         self._published[name] = export
+
+    def cut_clients(self, name: str) -> None:
+        """They may connect again."""
+        if (export := self._published.get(name)) is not None:
+            export.cut_clients()
 
     def cut(self, name: str) -> None:
         """Withdraws the export and cuts its connections, without waiting for the engine."""

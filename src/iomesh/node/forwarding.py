@@ -3,7 +3,8 @@
 A volume that is exported is exported by every node with an address for other nodes (`peers.listen`). While clients use
 such an export, there is one connection to the volume's owner (docs/protocols.md, "A volume's I/O"); another one is made
 whenever it ends. Requests wait in the engine until they are answered. If this node becomes the owner itself, the
-connection leads to its own volume.
+connection leads to its own volume, and each client goes on without it as soon as it has no open request. When a volume
+moves to another node, its clients here go the other way (`leave`).
 
 `_Forwarded` is one such volume, from its first client until LINGER_SECONDS after its last.
 """
@@ -27,13 +28,15 @@ from iomesh.node.logs import logger
 from iomesh.node.peers.link import dial
 from iomesh.node.peers.server import CREDITS
 from iomesh.node.supervisor import SupervisedTask, Supervisor
-from iomesh.node.volume import Registry
+from iomesh.node.volume import NodeVolume, Registry
 from iomesh.peers.handshake import HandshakeFailed, Identity, connect
 
 log = logger("forwarding")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.5  # between attempts to reach the owner
 QUIET_SECONDS = 1.0  # an owner that is not reached for less is no news
+LEAVE_SECONDS = 10.0  # for the open requests of clients whose volume moves to another node
+HOME_SECONDS = 10.0
 LINGER_SECONDS = 0.2  # less than commands wait for clients to leave (iomesh.node.exports)
 EXPORT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
@@ -80,6 +83,7 @@ class Forwarding:
             self._changed.clear()
             await self._publish()
             self._wake_links()
+            self._come_home()
             task.progress()
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -92,9 +96,11 @@ class Forwarding:
         wanted = {stored.volume.record.name: stored for stored in self._volumes.elsewhere() if _is_exported(stored)}
         for name, identity in list(self._published.items()):
             stored = wanted.get(name)
+            if stored is None and self._volumes.by_id(identity) is not None:
+                continue  # it is this node's export now
             if stored is None or stored.volume.record.id != identity:
                 del self._published[name]
-                if self._volumes.by_id(identity) is None:  # otherwise it is this node's export now
+                if self._volumes.by_id(identity) is None:
                     await self._exports.withdraw(name)
                     log.info("volume not exported any more", volume=name)
         for name, stored in wanted.items():
@@ -103,16 +109,51 @@ class Forwarding:
                 continue  # another volume of that name is being deleted here
             if name not in self._published:
                 log.info("exporting a volume of another node", volume=name, owner=stored.log.record.owner)
-            self._published[name] = record.id
-            self._exports.forward(
-                record.id,
-                name,
-                size_bytes=record.size_bytes,
-                read_only=record.exports[0].read_only,
-                serve=self.serve,
-            )
+            self._export(record)
             if (forwarded := self._forwarded.get(record.id)) is not None:
                 forwarded.grow(record)
+
+    def _export(self, record: VolumeRecord) -> None:
+        self._published[record.name] = record.id
+        self._exports.forward(
+            record.id,
+            record.name,
+            size_bytes=record.size_bytes,
+            read_only=record.exports[0].read_only,
+            serve=self.serve,
+        )
+
+    async def leave(self, volume: NodeVolume) -> None:
+        """The volume is about to be closed here, to be opened by another node: its clients' requests are forwarded from
+        now on. Clients whose open requests are not answered in time are cut off."""
+        if not volume.record.exports or not volume.in_engine:
+            return
+        forwarded = await self._open(volume.record.id, volume.recovery["reactor"])
+        self._export(volume.record)
+        try:
+            async with forwarded.following:
+                await self._engine.follow_owner(volume.record.id, here=False, seconds=LEAVE_SECONDS)
+        except IomeshError as error:
+            log.info("clients cannot follow their volume", volume=volume.record.name, reason=error.message)
+            self._exports.cut_clients(volume.record.name)
+
+    def _come_home(self) -> None:
+        """Clients of volumes that this node owns now use them directly."""
+        for volume, forwarded in self._forwarded.items():
+            if not self.serves(volume) or forwarded.closing or forwarded.following.locked():
+                continue
+            if self._engine.forwarded_state(volume)["connections"]:
+                self._supervisor.spawn("use own volume", self._use_own(forwarded), volume=forwarded.name)
+
+    async def _use_own(self, forwarded: _Forwarded) -> None:
+        async with forwarded.following:
+            try:
+                await self._engine.follow_owner(forwarded.volume, here=True, seconds=HOME_SECONDS)
+            except IomeshError as error:  # it is on another reactor, or being closed again
+                log.debug("clients stay where they are", volume=forwarded.name, reason=error.message)
+            else:
+                log.info("clients use this node's own volume", volume=forwarded.name)
+        forwarded.changed.set()
 
     def _wake_links(self) -> None:
         for forwarded in self._forwarded.values():
@@ -122,13 +163,15 @@ class Forwarding:
         self, volume: uuid.UUID, fd: int, *, structured: bool, context_id: int | None, read_only: bool
     ) -> dict[str, Any]:
         """A client's connection, past its handshake; returns when it has ended."""
-        forwarded = self._forwarded.get(volume)
-        while forwarded is not None and forwarded.closing:
-            await asyncio.wait((forwarded.closed,))
-            forwarded = self._forwarded.get(volume)
-        if forwarded is None:
-            forwarded = self._forwarded[volume] = _Forwarded(self, volume)
+        forwarded = await self._open(volume)
         return await forwarded.serve(fd, structured=structured, context_id=context_id, read_only=read_only)
+
+    async def _open(self, volume: uuid.UUID, reactor: int | None = None) -> _Forwarded:
+        while (forwarded := self._forwarded.get(volume)) is not None and forwarded.closing:
+            await asyncio.wait((forwarded.closed,))
+        if forwarded is None:
+            forwarded = self._forwarded[volume] = _Forwarded(self, volume, reactor)
+        return forwarded
 
     async def exported(self, name: str) -> list[Export]:
         """The export of a volume that its owner exports. Raises Unavailable if it does not appear here in time."""
@@ -213,12 +256,13 @@ class Forwarding:
 class _Forwarded:
     """`keep` runs in a background task."""
 
-    def __init__(self, forwarding: Forwarding, volume: uuid.UUID) -> None:
+    def __init__(self, forwarding: Forwarding, volume: uuid.UUID, reactor: int | None = None) -> None:
         stored = forwarding.stored(volume)
         self.volume = volume
         self.name = stored.volume.record.name if stored is not None else str(volume)
         self.size_bytes = stored.volume.record.size_bytes if stored is not None else 0
-        self.users = 0
+        self.following = asyncio.Lock()  # clients are moving
+        self._arriving = 0
         self.reason = ""  # why there is no connection to the owner; empty: there is one, or it is being made
         self.changed = asyncio.Event()
         self.closing = False
@@ -227,7 +271,7 @@ class _Forwarded:
         self._engine = forwarding.engine
         self._since = time.monotonic()  # without a connection
         self._reported = False
-        self._engine.forward_volume(volume, size_bytes=self.size_bytes)
+        self._engine.forward_volume(volume, size_bytes=self.size_bytes, reactor=reactor)
         self._task = forwarding.spawn(self)
 
     @property
@@ -235,14 +279,20 @@ class _Forwarded:
         return time.monotonic() - self._since
 
     async def serve(self, fd: int, *, structured: bool, context_id: int | None, read_only: bool) -> dict[str, Any]:
-        self.users += 1
+        self._arriving += 1
         try:
             return await self._engine.serve_forwarded(
                 self.volume, fd, structured=structured, context_id=context_id, read_only=read_only
             )
         finally:
-            self.users -= 1
+            self._arriving -= 1
             self.changed.set()
+
+    @property
+    def users(self) -> int:
+        """Clients; some have come by serve(), and may have moved to this node's own volume since."""
+        moving = self.following.locked()
+        return moving or self._engine.forwarded_state(self.volume)["connections"] or self._arriving
 
     def grow(self, record: VolumeRecord) -> None:
         if record.size_bytes > self.size_bytes:
@@ -289,7 +339,7 @@ class _Forwarded:
             self.changed.clear()
             change = asyncio.ensure_future(self.changed.wait())
             try:
-                await asyncio.wait((ended, change), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((ended, change), timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
 

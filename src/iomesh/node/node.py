@@ -416,6 +416,21 @@ class Node:
         self.tenure.start(self.supervisor)
         self.cluster_view = Cluster(self.metadata, self.supervisor)
         self.registry = registry = Registry(self.cluster_view, self.name)
+        self.forwarding, self.peers = None, None
+        if self.config.peers.listen:
+            me = Identity(self.cluster.id.bytes, self.name, self._key)
+            self.forwarding = forwarding = Forwarding(
+                self.engine, self.cluster_view, self.exports, registry, me, self.supervisor
+            )
+            self.peers = Peers(
+                self.engine,
+                self.cluster_view,
+                me,
+                self._peer_sockets,
+                self.supervisor,
+                lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
+            )
+            self.exports.forwarding_nodes = self.peers.forwarding_nodes
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
         self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)
         self.volumes = Volumes(
@@ -431,6 +446,7 @@ class Node:
                 self._hooks,
                 self.cluster_view,
                 self.tenure,
+                self.forwarding,
                 self.name,
             )
         )
@@ -453,21 +469,6 @@ class Node:
         self.scrub = ScrubPasses(
             self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
         )
-        self.peers, self.forwarding = None, None
-        if self.config.peers.listen:
-            me = Identity(self.cluster.id.bytes, self.name, self._key)
-            self.forwarding = forwarding = Forwarding(
-                self.engine, self.cluster_view, self.exports, registry, me, self.supervisor
-            )
-            self.peers = Peers(
-                self.engine,
-                self.cluster_view,
-                me,
-                self._peer_sockets,
-                self.supervisor,
-                lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
-            )
-            self.exports.forwarding_nodes = self.peers.forwarding_nodes
         await self.engine.start()
         self.assembled = True
         for warning in self.engine.warnings:

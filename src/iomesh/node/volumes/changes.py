@@ -94,13 +94,13 @@ class Changes:
 
 
 async def refuse_connections(
-    exports: Exports, name: str, what: str, force: bool, snapshots: Iterable[str] = ()
+    exports: Exports, name: str, what: str, force: bool, snapshots: Iterable[str] = (), *, followed: bool = False
 ) -> None:
     """Raises InUse while clients are connected, after a pause in which they may leave. snapshots: the names of their
-    exports."""
+    exports. followed: by the clients of the volume itself, which do not count."""
     if force:
         return
-    names = [name, *snapshots]
+    names = [*snapshots] if followed else [name, *snapshots]
     await exports.let_leave(*names)
     if connections := sum(exports.connections(each) for each in names):
         raise InUse(f"volume {name} has {connections} connection(s): end them, or {what} with force")

@@ -59,6 +59,7 @@ class Ownership:
         self._tenure = parts.tenure
         self._node = parts.node
         self._exports = parts.exports
+        self._forwarding = parts.forwarding
         self._snapshots = parts.snapshots
         self._opening = opening
         self._closing = closing
@@ -284,7 +285,9 @@ class Ownership:
             if node == self._node:
                 return self._view.describe(volume)
             target = self._target(volume, node)
-            await refuse_connections(self._exports, name, "move", force, self._snapshots.export_names(volume))
+            snapshots = self._snapshots.export_names(volume)
+            followed = self._forwarding is not None
+            await refuse_connections(self._exports, name, "move", force, snapshots, followed=followed)
             log.info("moving a volume", volume=name, to=target)
             volume.state, volume.reason, volume.moving = (
                 VolumeState.OPENING,
@@ -292,7 +295,7 @@ class Ownership:
                 True,
             )
             try:
-                await self._closing.close(volume)
+                await self._closing.close(volume, follow=True)
                 await write_log(self._metadata, volume, lambda each: msgspec.structs.replace(each, offered_to=target))
                 await self._await_owner(volume, target)
             except IomeshError as error:

@@ -8,6 +8,7 @@ from iomesh.metadata import Metadata
 from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.exports import Exports
+from iomesh.node.forwarding import Forwarding
 from iomesh.node.hooks import Hooks
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores
@@ -30,4 +31,5 @@ class Parts:
     hooks: Hooks
     cluster: Cluster
     tenure: Tenure
+    forwarding: Forwarding | None  # None: this node has no connections to others
     node: str  # its name
