@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,12 +17,15 @@ import msgspec
 import pytest
 
 from iomesh.engine.format.peer import KINDS, make_frame, read_reply
+from iomesh.errors import InUse, Unavailable
 from iomesh.metadata import Delete, Put
 from iomesh.metadata.nodes import NodeRecord, decode_node, node_key
 from iomesh.peers.handshake import Identity, UnknownNode, connect
+from support.clock import WallClock
 from support.daemon import Daemon
 
 KEY = bytes(range(32))
+MIB = 1 << 20
 FRAME_BYTES = 96
 HANG_SECONDS = 120.0  # against hangs
 
@@ -309,3 +313,45 @@ async def test_a_node_that_stops_ends_the_connections_of_others(new_member: Call
         connection.settimeout(HANG_SECONDS)
         assert await asyncio.to_thread(connection.recv, 1) == b""
         assert await stopping == 0
+
+
+async def test_nodes_whose_clocks_differ_say_by_how_much(new_member: Callable[..., Awaitable[Daemon]]) -> None:
+    a, b = await new_member("a"), await new_member("b")
+    clock = WallClock(b.directory)
+    clock.step(-3600)
+    b.variables = clock.variables
+    for node in (a, b):
+        node.start()
+
+    async def warned(node: Daemon, *words: str) -> bool:
+        async with node.client() as client:
+            return any(all(each in warning for each in words) for warning in (await client.status()).warnings)
+
+    await until(lambda: warned(a, "the clock of node b was 36", " s behind that of node a"), "a warns of b's clock")
+    await until(lambda: warned(b, "the clock of node a was 36", " s ahead of that of node b"), "b warns of a's clock")
+
+
+async def test_a_device_of_another_node_is_refused_while_that_runs(
+    new_member: Callable[..., Awaitable[Daemon]],
+) -> None:
+    a, b = await new_member("a"), await new_member("b")
+    a.start()
+    copy = b.directory / "copy.img"
+    shutil.copyfile(a.devices[0], copy)
+    before = copy.read_bytes()
+    own, b.devices = b.devices, [str(copy)]
+    code, words = b.refuse()
+    assert code == 5
+    assert f"{copy} is device " in words and f"which node a has as {a.devices[0]}" in words
+    assert "stop that node's daemon first to use it here; a copy becomes a device of its own" in words
+    assert copy.read_bytes() == before, "nothing is written to it"
+    b.devices = own
+    b.start()
+    async with b.client() as client:
+        with pytest.raises(InUse, match="which node a has as"):
+            await client.add_device(str(copy))
+        with pytest.raises(Unavailable, match=r"needs 3 nodes, and 2 of this cluster run \(a, b\): start more"):
+            await client.create_volume("db", 64 * MIB, replicas=3)
+    a.stop()
+    async with b.client() as client:
+        assert (await client.add_device(str(copy))).node == "b", "a device may move from a node that does not run"

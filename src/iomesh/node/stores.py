@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import msgspec
 
 from iomesh.api.model import Device, DeviceState, Scrub
 from iomesh.engine import engine as compiled
-from iomesh.errors import Damaged, Foreign, InUse, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
+from iomesh.errors import Conflict, Damaged, Foreign, InUse, IomeshError, NoSpace, NotFound, Unavailable, Unsupported
 from iomesh.metadata import Delete, Metadata
+from iomesh.metadata.nodes import decode_node, node_key
 from iomesh.metadata.numbers import keep_device_number, take_device_number
 from iomesh.metadata.records import DeviceRecord, UnreadableDevice, decode, device_key, list_devices, put_device
 from iomesh.node import claims
@@ -31,6 +32,7 @@ from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered, until_answered
 from iomesh.node.supervisor import in_thread
+from iomesh.node.tenure import has_ended
 from iomesh.policies.cleaning import DeviceSpace
 from iomesh.times import time_of
 
@@ -317,6 +319,7 @@ class Stores:
         device = await in_thread(lambda: open_device(path), discard=OpenDevice.close)
         self._held.append(device)
         try:
+            await self._asked(lambda: self._refuse_other_node(path))
             if await in_thread(lambda: self._claim(device)):
                 self._claimed.append(device)
             store = await self._open_store(device)
@@ -330,7 +333,7 @@ class Stores:
                 raise Foreign(f"{path} is device {store.record.id} now, not {expected}")
             # Before anything is written to the device: a device without a record would not be noticed when it is
             # missing.
-            await (until_answered(lambda: self._register(store)) if self._starting else answered(self._register(store)))
+            await self._asked(lambda: self._register(store))
             await self._engine.number_device(store.number, store.record.number)
         except IomeshError:
             await self._engine.close_store(store.number)
@@ -339,6 +342,31 @@ class Stores:
         self._open[store.record.id] = store
         self._missing.pop(store.record.id, None)
         return store
+
+    async def _asked(self, call: Callable[[], Awaitable[None]]) -> None:
+        """A call that asks the metadata service: a start waits for its answer."""
+        await (until_answered(call) if self._starting else answered(call()))
+
+    async def _refuse_other_node(self, path: str) -> None:
+        """Before anything is written: raises InUse for a device that a node which runs has, of which this one is a
+        copy, or another path."""
+        identity = await in_thread(lambda: identity_at(path))
+        entry = await self._metadata.get(device_key(identity)) if identity is not None else None
+        try:
+            record = decode(DeviceRecord, entry).record if entry is not None else None
+        except IomeshError:  # it is reported when it is registered
+            return
+        if record is None or record.node == self._node:
+            return
+        running = await self._metadata.get(node_key(record.node))
+        if running is None or has_ended(node := decode_node(running)):
+            log.warning("device moves from another node", device=str(record.id), path=path, node=record.node)
+            return
+        raise InUse(
+            f"{path} is device {record.label or record.id}, which node {record.node} has as {record.path} "
+            f"({node.host}), and a device belongs to one node: stop that node's daemon first to use it here; a copy "
+            f"becomes a device of its own, and empty, with `iomesh device format --new-identity {path}`"
+        )
 
     async def _register(self, store: NodeStore) -> None:
         """Gives the device a number if it has none, and writes its record. Skipped when the stored record is already
@@ -358,9 +386,16 @@ class Stores:
         else:
             number = await take_device_number(self._metadata)
         store.record = msgspec.structs.replace(store.record, number=number)
-        put = put_device(store.record, None)
+        put = put_device(store.record, entry.version if entry is not None else 0)
         if not stays and (entry is None or entry.value != put.value):
-            await self._metadata.commit(put)
+            try:
+                await self._metadata.commit(put)
+            except Conflict:
+                raise Conflict(
+                    f"{store.record.path}: device {store.record.label or store.record.id} was attached to another node "
+                    "at the same time, so one of the two is a copy: keep the one that you want to use, and detach the "
+                    "other"
+                ) from None
 
     def _claim(self, device: OpenDevice) -> bool:
         """Claims the device before anything is written to it: another process may have it open under a name that only

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -120,6 +121,7 @@ class PeerAgreement:
     version: int
     credits: Credits
     volume: bytes = b""  # that the connection is for; empty: for the server's devices
+    ahead_seconds: float = 0.0  # of the server's clock before the client's, at least; as the client has found
 
 
 # ---------------------------------------------------------------------- the client
@@ -142,19 +144,32 @@ async def connect(
         async with asyncio.timeout(seconds):
             hello = make_hello(me, server, reactor, server_reactor, volume)
             hello_bytes = messages.encode(hello)
+            sent_ns = time.time_ns()
             await wire.send(hello_bytes)
             challenge = await wire.receive(Challenge)
+            received_ns = time.time_ns()
             terms = check_challenge(me, hello, hello_bytes, challenge)
             await wire.send(messages.encode(Proof(messages.proof(me.key, "client", hello_bytes, challenge.terms))))
             await wire.receive(Welcome)
             credits = Credits(terms.requests, terms.bytes)
-            return PeerAgreement(wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits, volume)
+            ahead = clock_ahead(terms.time_ns, sent_ns, received_ns)
+            return PeerAgreement(
+                wire.hand_over(), terms.node, reactor, server_reactor, terms.version, credits, volume, ahead
+            )
     except TimeoutError:
         raise TimedOut(f"node {server} did not complete the handshake within {seconds:g} s") from None
     except Malformed as malformed:
         raise HandshakeFailed(f"node {server} does not speak the peer protocol: {malformed}") from None
     finally:
         wire.close()
+
+
+def clock_ahead(theirs_ns: int, sent_ns: int, received_ns: int) -> float:
+    """Seconds by which a clock is at least ahead of this one, or behind it if negative. It was read between two
+    readings of this one. 0: it may be the same."""
+    if not theirs_ns or sent_ns <= theirs_ns <= received_ns:
+        return 0.0
+    return (theirs_ns - (received_ns if theirs_ns > received_ns else sent_ns)) / 1e9
 
 
 def make_hello(me: Identity, server: str, reactor: int, server_reactor: int, volume: bytes = b"") -> Hello:
@@ -249,7 +264,7 @@ def make_terms(me: Identity, hello: Hello, credits: Credits) -> Terms:
             f"speaks {_range(me.versions)}: update the older one"
         )
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return Terms(me.cluster, me.node, me.versions, version, credits.requests, credits.bytes, nonce)
+    return Terms(me.cluster, me.node, me.versions, version, credits.requests, credits.bytes, nonce, time.time_ns())
 
 
 def check_client(me: Identity, hello: Hello, proved: bool, knows: Callable[[str], bool]) -> None:

@@ -52,6 +52,7 @@ class Terms(msgspec.Struct, frozen=True):
     requests: Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
     bytes: Annotated[int, msgspec.Meta(ge=CREDIT_BYTES_MIN, le=1 << 40)]
     nonce: Nonce
+    time_ns: int = 0  # Unix time, by the server's clock; 0: an earlier version sent it
 
 
 class Challenge(msgspec.Struct, frozen=True, tag_field="type", tag="challenge"):

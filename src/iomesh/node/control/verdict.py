@@ -161,7 +161,5 @@ def _of_volume(volume: Volume, silent: dict[str, str]) -> Iterator[Reason]:
         )
     wanted, present = volume.policy.replicas, [node for node in volume.replica_nodes if node not in silent]
     if wanted > 1 and volume.replica_nodes and len(present) < wanted:
-        message = (
-            f"volume {name} has {len(present)} of {wanted} replicas, on {', '.join(present) or 'no running node'}"
-        )
+        message = f"volume {name} has {len(present)} of {wanted} replicas, on {', '.join(present) or 'no running node'}"
         yield Reason(DEGRADED, "volume-replicas", node=owner, volume=name, message=message)

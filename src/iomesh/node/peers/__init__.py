@@ -18,7 +18,7 @@ from iomesh.metadata.nodes import NodeRecord
 from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
-from iomesh.node.peers.link import Link
+from iomesh.node.peers.link import CLOCK_SECONDS, Link
 from iomesh.node.peers.server import PeerServer, PeerSockets
 from iomesh.node.supervisor import SupervisedTask, Supervisor
 from iomesh.peers.handshake import Identity
@@ -101,6 +101,13 @@ class Peers:
                 found.append(
                     f"node {node} cannot be reached at {record.peer_address} ({len(reasons)} of {len(links)} "
                     f"connections): {reasons[0]}"
+                )
+            ahead = max((link.ahead_seconds for link in links), key=abs, default=0.0)
+            if abs(ahead) > CLOCK_SECONDS:
+                found.append(
+                    f"the clock of node {node} was {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of "
+                    f"node {self._me.node} when they connected: set both, best with NTP; until then times of snapshots "
+                    "and restore windows differ by as much when a volume moves"
                 )
         return found
 

@@ -29,6 +29,7 @@ log = logger("peers")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 CONNECT_SECONDS = 5.0
 QUIET_SECONDS = 1.0  # a node that starts, or has just been registered, is no news
+CLOCK_SECONDS = 5.0  # by which two nodes' clocks may differ: more is a warning
 STABLE_SECONDS = 5.0  # a connection that lasted so long is made again after the shortest pause
 
 ENDS = {
@@ -47,6 +48,7 @@ class Link:
         self.node = record.name
         self.reactor = reactor
         self.reason = ""  # why there is no connection, for users; empty: there is one, or it is being made
+        self.ahead_seconds = 0.0  # of the other node's clock before this one's, when the connection was made
         self._engine = engine
         self._me = me
         self._record: NodeRecord | None = record
@@ -111,6 +113,9 @@ class Link:
             reactor=self.reactor,
             server_reactor=self.reactor % record.reactors,
         )
+        if abs(agreement.ahead_seconds) > CLOCK_SECONDS >= abs(self.ahead_seconds):
+            log.warning("clock of node differs", node=self.node, ahead_seconds=round(agreement.ahead_seconds, 1))
+        self.ahead_seconds = agreement.ahead_seconds
         self._ended = self._engine.attach_peer(
             self.node,
             agreement.fd,

@@ -12,7 +12,7 @@ import msgspec
 from iomesh.api.model import Volume, VolumeState
 from iomesh.errors import AlreadyExists, InvalidArgument, NoSpace, Unavailable
 from iomesh.metadata.nodes import node_names
-from iomesh.metadata.records import CloneRecord, Lifecycle, LogRecord, PolicyRecord, VolumeRecord
+from iomesh.metadata.records import CloneRecord, Lifecycle, LogRecord, PolicyRecord, VolumeRecord, list_devices
 from iomesh.metadata.volumes import create_records
 from iomesh.node.limits import check_name, check_replicas, check_size, choose_segment_bytes
 from iomesh.node.logs import logger
@@ -74,11 +74,15 @@ class Creation:
         """Each replica is on another node."""
         if replicas == 1:
             return
-        nodes = await answered(node_names(self._metadata))
+        running = await answered(node_names(self._metadata))
+        devices, _ = await answered(list_devices(self._metadata))
+        nodes = [node for node in running if any(device.record.node == node for device in devices)]
         if replicas > len(nodes):
+            empty = ", ".join(node for node in running if node not in nodes)
             raise Unavailable(
                 f"volume {name} with {replicas} replicas needs {replicas} nodes, and {len(nodes)} of this cluster run "
-                f"({', '.join(nodes)}): start more, or choose fewer replicas"
+                f"({', '.join(nodes)}{f'; without a device: {empty}' if empty else ''}): start more, or choose fewer "
+                "replicas"
             )
 
     async def _identical(
