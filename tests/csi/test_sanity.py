@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from support import sanity
+from support.amount import Amount
 from support.csi import Driver
 from support.run import run
 
@@ -25,7 +26,9 @@ SKIPPED = {
 
 @pytest.mark.skipif(bool(sanity.missing()), reason=sanity.missing())
 @pytest.mark.parametrize("access", ["mount", "block"])
-def test_csi_sanity_passes(driver: Driver, room: Path, access: str) -> None:
+def test_csi_sanity_passes(driver: Driver, room: Path, access: str, amount: Amount) -> None:
+    if access == "block" and not amount.soak:
+        pytest.skip("--soak; test_nodes.py has a block device")
     (room / "class.yaml").write_text('replicas: "2"\n')
     (room / "attributes.yaml").write_text("window: 10m\n")
     report = room / "report.json"

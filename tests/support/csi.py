@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import time
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from iomesh.api.client import Client
+from iomesh.api.model import Volume
 from iomesh.csi import csi_pb2 as pb
 from iomesh.csi import hooks
 from iomesh.csi.mounts import mounts
@@ -102,8 +104,8 @@ class Driver:
             except Refused as refused:
                 assert self._process is not None
                 if refused.code == "UNAVAILABLE":
-                    eventually(lambda: self._ended() or self._answers(), what="the driver ends or answers")
-                if self._ended():
+                    eventually(lambda: self.ended() or self._answers(), what="the driver ends or answers")
+                if self.ended():
                     self.restarts += 1
                     self.start()
                 elif refused.code not in ("ABORTED", "UNAVAILABLE"):
@@ -111,8 +113,13 @@ class Driver:
                 time.sleep(0.05)
         raise AssertionError(f"{name} does not succeed")
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
+
+    def health_address(self) -> str:
+        """Where it serves its health, which its log says."""
+        lines = [line for line in self.log.read_text().splitlines() if '"health"' in line]
+        return str(json.loads(lines[-1])["health"])
 
     def _answers(self) -> bool:
         try:
@@ -200,6 +207,16 @@ class Driver:
             ),
         )
 
+    def described(self, volume_id: str) -> Volume:
+        async def ask() -> Volume:
+            async with Client(self._controls[0]) as node:
+                return await node.volume(volume_id)
+
+        return asyncio.run(ask())
+
+    def owner_of(self, volume_id: str) -> str:
+        return self.described(volume_id).owner
+
     def remains(self) -> list[str]:
         """What it has left on this machine: mounts, loop devices, processes, records."""
         place = str(self.folder.resolve())
@@ -210,7 +227,7 @@ class Driver:
                     found.append(f"loop device {backing.parts[3]}")
             except OSError:
                 continue  # detached meanwhile
-        found += [f"process {words}" for words in _commands() if place in words and "csi serve" not in words]
+        found += [f"process {pid}" for pid in processes(place)]
         return found + [f"record {each}" for each in (self.folder / "state").glob("volumes/*")]
 
     def clear(self) -> None:
@@ -260,12 +277,15 @@ def from_volume(volume_id: str) -> pb.VolumeContentSource:
     return pb.VolumeContentSource(volume=pb.VolumeContentSource.VolumeSource(volume_id=volume_id))
 
 
-def _commands() -> list[str]:
+def processes(place: str) -> list[int]:
+    """Whose command line names this folder, without drivers."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
+            if place in words and "csi serve" not in words:
+                found.append(int(entry.name))
     return found

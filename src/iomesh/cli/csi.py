@@ -47,6 +47,14 @@ def csi() -> None:
     "asked if it does not answer.  [default: /run/iomesh/control.sock]",
 )
 @click.option(
+    "--certificates",
+    metavar="DIR",
+    envvar="IOMESH_CERTIFICATES",
+    show_envvar=True,
+    default="",
+    help="Certificates of a client, for a daemon at host:port that asks for them.",
+)
+@click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     default="/var/lib/iomesh-csi",

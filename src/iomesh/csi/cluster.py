@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from iomesh.api.client import Client
+from iomesh.api.client import Client, Credentials
 from iomesh.api.model import MembershipState, Snapshot, Status, Volume, VolumeState
 from iomesh.csi.names import SnapshotId
 from iomesh.errors import IomeshError, NotFound, Unavailable
@@ -18,10 +18,11 @@ LOOK_SECONDS = 0.01
 
 
 class Cluster:
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], certificates: str = "") -> None:
         """addresses: of control APIs. The first is that of this machine's daemon, if there is one; the others are asked
-        if it does not answer."""
+        if it does not answer. certificates: a directory, which is read anew for each connection; empty: none."""
         self._addresses = addresses
+        self._certificates = certificates
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
@@ -29,7 +30,7 @@ class Cluster:
         silent = []
         for address in self._addresses:
             try:
-                async with Client(address, timeout_seconds=ANSWER_SECONDS) as asked:
+                async with self._client(address, ANSWER_SECONDS) as asked:
                     status = await asked.status()
             except Unavailable as error:
                 silent.append(error.message)
@@ -37,15 +38,23 @@ class Cluster:
             if status.step:
                 silent.append(f"node {status.node} is {status.state.value} ({status.step})")
                 continue
-            async with Client(address, timeout_seconds=CALL_SECONDS) as node:
+            async with self._client(address, CALL_SECONDS) as node:
                 yield node
             return
         raise Unavailable("; ".join(silent))
 
+    def own(self) -> Client:
+        """A client of this machine's daemon, to be used with `async with`."""
+        return self._client(self._addresses[0], CALL_SECONDS)
+
     async def own_node(self) -> str:
         """The name of this machine's node. Raises Unavailable if its daemon does not answer."""
-        async with Client(self._addresses[0], timeout_seconds=ANSWER_SECONDS) as node:
+        async with self._client(self._addresses[0], ANSWER_SECONDS) as node:
             return (await node.status()).node
+
+    def _client(self, address: str, seconds: float) -> Client:
+        credentials = Credentials.read(self._certificates) if self._certificates and "/" not in address else None
+        return Client(address, timeout_seconds=seconds, credentials=credentials)
 
     async def nodes(self) -> tuple[list[Status], list[str]]:
         """Those that have devices and answer; and why others do not."""

@@ -1,28 +1,31 @@
-"""How a node reaches a volume: the one place that knows which daemon serves it to this node."""
+"""How a node reaches a volume: through its own daemon, which owns the volume or forwards requests to the owner."""
 
 from __future__ import annotations
 
-from iomesh.api.model import Export, Volume
+import asyncio
+
+from iomesh.api.client import Client
+from iomesh.api.model import Volume, VolumeState
 from iomesh.csi.cluster import Cluster
 from iomesh.errors import InUse, IomeshError, NotFound, Unavailable
 from iomesh.node.logs import logger
 
 log = logger("exports")
 
-UNIX = "nbd+unix://"
+OPEN_SECONDS = 60.0  # of a volume that was moved; a second or two, while the leases of its former owner last
+LOOK_SECONDS = 0.05
 
 
 async def export(cluster: Cluster, volume: Volume, *, alone: bool) -> str:
-    """Exports the volume and returns its NBD URI. alone: raises InUse (FAILED_PRECONDITION) if a client is connected to
-    it, most likely another node: two nodes that write one file system destroy it."""
-    async with cluster.connect() as node:
-        given = await node.export_volume(volume.id)
-    if alone and given.connections:
-        raise InUse(
-            f"volume {volume.name} is attached already, with {given.connections} connection(s), and may be used by one "
-            "node at a time: it is free once its other node has detached it or is down"
-        )
-    return _nearest(given, local=volume.owner == await cluster.own_node())
+    """Exports the volume and returns the NBD URI of this machine's daemon. alone: raises InUse (FAILED_PRECONDITION) if
+    a client is connected to it, most likely another node: two nodes that write one file system destroy it. And this
+    node becomes the owner, if it keeps a replica."""
+    async with cluster.own() as node:
+        if alone:
+            volume = await node.volume(volume.id)
+            _refuse_connections(volume)
+            await _bring_here(node, volume)
+        return (await node.export_volume(volume.id)).uris[0]
 
 
 async def withdraw(cluster: Cluster, volume_id: str) -> None:
@@ -37,9 +40,29 @@ async def withdraw(cluster: Cluster, volume_id: str) -> None:
         log.warning("not unexported", volume=volume_id, reason=error.message)
 
 
-def _nearest(export_: Export, *, local: bool) -> str:
-    """A socket of this machine, if the daemon is on it; else TCP, if it listens there."""
-    if not export_.uris:
-        raise IomeshError("the daemon names no address of its export")
-    fitting = [each for each in export_.uris if each.startswith(UNIX) == local]
-    return (fitting or export_.uris)[0]
+def _refuse_connections(volume: Volume) -> None:
+    if volume.state is VolumeState.ELSEWHERE:  # its owner did not answer
+        raise Unavailable(f"who uses volume {volume.name} is not known: {volume.reason}")
+    connections = sum(each.connections for each in volume.exports)
+    if connections:
+        raise InUse(
+            f"volume {volume.name} is attached already, with {connections} connection(s), and may be used by one node "
+            "at a time: it is free once its other node has detached it or is down"
+        )
+
+
+async def _bring_here(node: Client, volume: Volume) -> None:
+    """So that reads do not cross the network. What cannot be moved, such as a clone, is used from afar."""
+    here = (await node.status()).node
+    if volume.owner == here or here not in volume.replica_nodes or volume.clone_of:
+        return
+    try:
+        await node.move_volume(volume.id, here)
+        log.info("moved to its pod", volume=volume.name, node=here, owner=volume.owner)
+        async with asyncio.timeout(OPEN_SECONDS):
+            while (await node.volume(volume.id)).state is not VolumeState.SERVING:  # noqa: ASYNC110 (of a daemon)
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise Unavailable(f"volume {volume.name} was moved to node {here} and is not open there yet") from None
+    except IomeshError as error:
+        log.info("not moved to its pod", volume=volume.name, node=here, owner=volume.owner, reason=error.message)

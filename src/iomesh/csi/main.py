@@ -52,7 +52,7 @@ async def _serve(settings: Settings) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     logs.flush_repeats(loop)
-    cluster = Cluster(settings.addresses)
+    cluster = Cluster(settings.addresses, settings.certificates)
     async with AsyncExitStack() as running:
         server = Server(settings.socket, _services(settings, cluster))
         await server.start()
@@ -61,6 +61,7 @@ async def _serve(settings: Settings) -> None:
             health = Health(cluster)
             await health.start(settings.health_listen)
             running.push_async_callback(health.stop)
+            log.info("serving", health=health.address)
         log.info("serving", socket=settings.socket, mode=settings.mode, driver=settings.driver)
         refused: asyncio.Future[IomeshError] = loop.create_future()
         if settings.registration_dir:
@@ -90,7 +91,7 @@ def _services(settings: Settings, cluster: Cluster) -> dict[ServiceDescriptor, o
         services[kinds["Controller"]] = Controller(cluster, volumes, snapshots)
         services[kinds["GroupController"]] = GroupController(snapshots)
     if node:
-        records = Records(Path(settings.state_dir) / "volumes")
+        records = Records(Path(settings.state_dir))
         attacher = FuseAttacher(records, retry_seconds=settings.retry_seconds)
         if lacking := attacher.lacking():
             log.warning("volumes cannot be attached", reason=lacking)
@@ -125,6 +126,10 @@ class Health:
     async def start(self, address: str) -> None:
         await self._http.listen(address)
         self._asking = asyncio.create_task(self._ask(), name="health")
+
+    @property
+    def address(self) -> str:
+        return self._http.address
 
     async def stop(self) -> None:
         if self._asking is not None:

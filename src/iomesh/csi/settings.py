@@ -14,6 +14,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     mode: Mode
     addresses: list[str]  # of control APIs; of a node: its own daemon's first
+    certificates: str = ""  # a directory, for addresses at host:port; empty: none
     state_dir: str
     driver: str = DRIVER
     registration_dir: str = ""  # the kubelet's plugins_registry; empty: no kubelet

@@ -35,6 +35,7 @@ CONNECTIONS = 4
 LOOK_SECONDS = 0.02
 START_SECONDS = 60.0  # until nbdfuse has connected
 END_SECONDS = 30.0  # until the processes have ended by themselves
+FILE = "disk"
 GROWABLE = "+"  # behind an export's name
 
 
@@ -57,7 +58,15 @@ class FuseAttacher:
         return ""
 
     def device(self, volume_id: str) -> Path | None:
-        return loop.find(volume_id)
+        found = loop.find(self._device_name(volume_id), self._file(volume_id))
+        if found is not None:
+            return found
+        # The device of a driver that was in another mount namespace, and whose processes ended with it.
+        try:
+            recorded = Path((self._folder(volume_id) / "device").read_text())
+        except FileNotFoundError:
+            return None
+        return recorded if loop.backing_file(recorded) == f"/{FILE}" and loop.is_dead(recorded) else None
 
     def present(self, volume_id: str) -> bool:
         return self._alive(volume_id) or self._remains(volume_id)
@@ -70,29 +79,29 @@ class FuseAttacher:
         if await asyncio.to_thread(self.failed, identity):
             log.warning("attached again: its server has ended", volume=attachment.volume)
             await self.detach(identity)
-        device = await asyncio.to_thread(loop.find, identity)
+        device = await asyncio.to_thread(self.device, identity)
         if device is None:
             await asyncio.to_thread(self._start, attachment, uri)
             hooks.passed("stage: server started")
             await self._until_there(attachment)
             hooks.passed("stage: file there")
-            device = await asyncio.to_thread(
-                loop.create, self._file(identity), identity, size_bytes, read_only=attachment.read_only
-            )
+            device = await asyncio.to_thread(self._create_device, attachment, size_bytes)
         else:
             await self.resize(identity, size_bytes)
         return device
 
     async def resize(self, volume_id: str, size_bytes: int) -> Path:
-        device = await asyncio.to_thread(loop.find, volume_id)
+        device = await asyncio.to_thread(self.device, volume_id)
         if device is None:
             raise Unavailable(f"volume {volume_id} has no device on this node any more: stage it again")
         if loop.size_bytes(device) != size_bytes:
-            await asyncio.to_thread(loop.resize, device, volume_id, size_bytes)
+            await asyncio.to_thread(loop.resize, device, self._device_name(volume_id), size_bytes)
         return device
 
     async def detach(self, volume_id: str) -> None:
-        while (device := await asyncio.to_thread(loop.find, volume_id)) is not None:
+        while (device := await asyncio.to_thread(self.device, volume_id)) is not None:
+            # First the record: another volume may have the device's number next.
+            await asyncio.to_thread((self._folder(volume_id) / "device").unlink, missing_ok=True)
             await asyncio.to_thread(loop.remove, device)
             await self._until_free(volume_id)
         hooks.passed("unstage: device gone")
@@ -107,16 +116,19 @@ class FuseAttacher:
         hooks.passed("unstage: server gone")
 
     def _remains(self, volume_id: str) -> bool:
-        return loop.find(volume_id) is not None or mount_at(str(self._mount_point(volume_id))) is not None
+        return self.device(volume_id) is not None or mount_at(str(self._mount_point(volume_id))) is not None
 
     def _folder(self, volume_id: str) -> Path:
         return self._records.folder(volume_id)
+
+    def _device_name(self, volume_id: str) -> str:
+        return f"iomesh:{self._records.instance}:{volume_id}"
 
     def _mount_point(self, volume_id: str) -> Path:
         return self._folder(volume_id) / "fuse"
 
     def _file(self, volume_id: str) -> Path:
-        return self._mount_point(volume_id) / "disk"
+        return self._mount_point(volume_id) / FILE
 
     def _alive(self, volume_id: str) -> bool:
         """Whether a process of it holds the lock."""
@@ -165,6 +177,13 @@ class FuseAttacher:
         finally:
             os.close(lock)
 
+    def _create_device(self, attachment: Attachment, size_bytes: int) -> Path:
+        identity = attachment.volume_id
+        name = self._device_name(identity)
+        device = loop.create(self._file(identity), name, size_bytes, read_only=attachment.read_only)
+        (self._folder(identity) / "device").write_text(str(device))
+        return device
+
     async def _until_there(self, attachment: Attachment) -> None:
         """Until nbdfuse shows its file. Raises Unavailable, and ends the processes, if it does not."""
         identity = attachment.volume_id
@@ -184,7 +203,7 @@ class FuseAttacher:
         """Until the kernel has released a detached device; while something uses it, it stays."""
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
-                while await asyncio.to_thread(loop.find, volume_id) is not None:  # noqa: ASYNC110 (the kernel's)
+                while await asyncio.to_thread(self.device, volume_id) is not None:  # noqa: ASYNC110 (the kernel's)
                     await asyncio.sleep(LOOK_SECONDS)
                 return
         raise Unavailable(f"the device of volume {volume_id} is still in use on this node: end what uses it")

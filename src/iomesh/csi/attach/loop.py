@@ -1,6 +1,6 @@
 """Loop devices, by the kernel's own calls (linux/loop.h).
 
-A device carries the volume's id as its name, so it is found again by any process on the machine, in whatever mount
+A device carries a name that tells whose it is, so it is found again by any process on the machine, in whatever mount
 namespace: the path of its backing file would not be. Its size is set apart from the file's, so a volume grows under a
 file that does not.
 """
@@ -22,16 +22,16 @@ _READ_ONLY, _DIRECT_IO = 1, 16
 # file_name, crypt_name, encrypt_key, init
 _INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
 _RESERVED = bytes(64)  # at the end of struct loop_config
-_PREFIX = "iomesh:"
+NAME_BYTES_MAX = 63
 _ATTEMPTS = 100  # another process may take the free device first
 
 
-def create(file: Path, volume_id: str, size_bytes: int, *, read_only: bool) -> Path:
+def create(file: Path, name: str, size_bytes: int, *, read_only: bool) -> Path:
     """Makes a device of the first `size_bytes` of a file."""
     backing = os.open(file, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     try:
         flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
-        config = struct.pack("=II", backing, 0) + _info(volume_id, size_bytes, flags) + _RESERVED
+        config = struct.pack("=II", backing, 0) + _info(name, size_bytes, flags) + _RESERVED
         for _ in range(_ATTEMPTS):
             device = _free_device()
             with _opened(device) as descriptor:
@@ -47,27 +47,47 @@ def create(file: Path, volume_id: str, size_bytes: int, *, read_only: bool) -> P
     raise InUse("no loop device stays free: others take each one first; repeat the call")
 
 
-def find(volume_id: str) -> Path | None:
-    """The device of this volume."""
-    wanted = (_PREFIX + volume_id).encode()
+def find(name: str, file: Path) -> Path | None:
+    """The device of this name; or, if its file does not answer any more, the one of this file."""
+    wanted = name.encode()
     for folder in Path("/sys/block").glob("loop*/loop"):
         device = Path("/dev") / folder.parent.name
         try:
             with _opened(device, os.O_RDONLY) as descriptor:
                 answer = fcntl.ioctl(descriptor, _GET_STATUS64, bytes(_INFO.size))
         except OSError:
-            continue  # detached meanwhile
+            if backing_file(device) == str(file):
+                return device
+            continue
         if _INFO.unpack(answer)[9].rstrip(b"\0") == wanted:
             return device
     return None
 
 
-def resize(device: Path, volume_id: str, size_bytes: int) -> None:
+def is_dead(device: Path) -> bool:
+    """Whether it has a file, and that does not answer any more."""
+    try:
+        with _opened(device, os.O_RDONLY) as descriptor:
+            fcntl.ioctl(descriptor, _GET_STATUS64, bytes(_INFO.size))
+    except OSError as error:
+        return error.errno not in (errno.ENXIO, errno.ENOENT)
+    return False
+
+
+def backing_file(device: Path) -> str:
+    """Its path, or what is left of that in another mount namespace; empty: it has none."""
+    try:
+        return (Path("/sys/block") / device.name / "loop" / "backing_file").read_text().strip()
+    except OSError:
+        return ""
+
+
+def resize(device: Path, name: str, size_bytes: int) -> None:
     """Also while it is mounted."""
     with _opened(device) as descriptor:
         flags = _INFO.unpack(fcntl.ioctl(descriptor, _GET_STATUS64, bytes(_INFO.size)))[8]
         try:
-            fcntl.ioctl(descriptor, _SET_STATUS64, _info(volume_id, size_bytes, flags))
+            fcntl.ioctl(descriptor, _SET_STATUS64, _info(name, size_bytes, flags))
         except OSError as error:
             raise DeviceFailed(f"{device} cannot be resized: {error.strerror}") from None
 
@@ -120,6 +140,6 @@ def _free_device() -> Path:
     return device
 
 
-def _info(volume_id: str, size_bytes: int, flags: int) -> bytes:
-    name = (_PREFIX + volume_id).encode()
-    return _INFO.pack(0, 0, 0, 0, size_bytes, 0, 0, 0, flags, name, b"", b"", 0, 0)
+def _info(name: str, size_bytes: int, flags: int) -> bytes:
+    assert len(name) <= NAME_BYTES_MAX
+    return _INFO.pack(0, 0, 0, 0, size_bytes, 0, 0, 0, flags, name.encode(), b"", b"", 0, 0)

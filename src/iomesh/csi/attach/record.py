@@ -4,6 +4,7 @@ that what a crash leaves behind is found. Everything else is read from the syste
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -23,10 +24,13 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Records:
-    """The folder of each attached volume, by its id."""
+    """The folder of each attached volume, by its id; and what distinguishes this node's devices from those of another
+    one on the same machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    def __init__(self, state: Path) -> None:
+        self.path = state / "volumes"
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.instance = _instance(state / "instance")
 
     def folder(self, volume_id: str) -> Path:
         return self.path / volume_id
@@ -38,13 +42,7 @@ class Records:
     def put(self, attachment: Attachment) -> None:
         folder = self.folder(attachment.volume_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = folder / (FILE + ".new")
-        with made.open("wb") as file:
-            file.write(msgspec.json.encode(attachment))
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(folder / FILE)
-        _sync(folder)
+        _write(folder / FILE, msgspec.json.encode(attachment))
 
     def remove(self, volume_id: str) -> None:
         """The record goes first: a folder without one has nothing that has to be ended."""
@@ -65,8 +63,25 @@ class Records:
             raise Damaged(f"{path}: {error}: detach the volume by hand, then remove the folder") from None
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _instance(file: Path) -> str:
+    """Chosen once for this state directory."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        chosen = secrets.token_hex(4)
+        _write(file, chosen.encode())
+        return chosen
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Atomically, and durably."""
+    made = path.with_name(path.name + ".new")
+    with made.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    made.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
