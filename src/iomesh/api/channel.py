@@ -70,8 +70,10 @@ def grpc_target(address: str) -> str:
 class Channel:
     """Calls of the service by name. Opened and used in one event loop."""
 
-    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None, *, name: str = "") -> None:
+        """name: of whoever answers there, for messages; empty: the node at that address."""
         self.address = address
+        self.name = name or f"the node at {address}"
         target = grpc_target(address)
         # No proxy, and no name but the address's. The connection is not shared: another client's may lead to a daemon
         # that was killed since.
@@ -138,7 +140,8 @@ class Channel:
         code, details = error.code().name, error.details() or ""
         if code == "DEADLINE_EXCEEDED":
             return Unavailable(
-                f"the node at {self.address} has not answered within {seconds:g} s; the operation may still be running"
+                f"{self.name} has not answered {f'within {seconds:g} s' if seconds else 'in time'}; the operation may "
+                "still be running"
             )
         if code == "UNAVAILABLE":
             # gRPC repeats the address, and puts consequences before the last error

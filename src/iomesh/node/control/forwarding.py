@@ -62,7 +62,7 @@ class Forwarding:
                 f"node {node}{about} has no address for clients on other machines: set control.listen in its "
                 "configuration"
             )
-        channel = Channel(record.control_address, self.credentials)
+        channel = Channel(record.control_address, self.credentials, name=f"node {node}")
         self._open[node] = _Open(record, channel)
         if opened is not None:
             await opened.channel.close()
