@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import Message
 
 from iomesh.errors import InvalidArgument, NotFound, Unavailable
+from iomesh.metadata.records import get_volume
+from iomesh.metadata.volumes import find_volume
 from iomesh.node.limits import is_id
+from iomesh.node.metadata_calls import answered
 
 if TYPE_CHECKING:
     from iomesh.node.node import Node
@@ -49,17 +52,17 @@ class Routing:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def resolve(self, method: str, request: Any) -> None:
+    async def resolve(self, method: str, request: Any) -> None:
         """Replaces the ids of volumes in a request by their names. Raises NotFound."""
         field = VOLUME_OF.get(method)
         if field is None:
             return
         if field == "volumes":
-            names = [self._name_of(each) for each in request.volumes]
+            names = [await self._name_of(each) for each in request.volumes]
             del request.volumes[:]
             request.volumes.extend(names)
         else:
-            setattr(request, field, self._name_of(getattr(request, field)))
+            setattr(request, field, await self._name_of(getattr(request, field)))
 
     def node_for(self, method: str, request: Any) -> str:
         """The other node that is to answer; empty: this one. Raises InvalidArgument, Unavailable."""
@@ -80,6 +83,21 @@ class Routing:
             )
         return owners.pop() if owners else ""
 
+    async def owner_now(self, method: str, request: Any) -> str:
+        """The other node that owns the volume which a call names, or is to create, as the metadata service has it now;
+        empty: this one, or there is none. Raises MetadataUnavailable: then nobody knows."""
+        field = "name" if method == "CreateVolume" else VOLUME_OF.get(method)
+        names = [] if field is None else request.volumes if field == "volumes" else [getattr(request, field)]
+        owners = set()
+        for name in filter(None, names):
+            found = await answered(find_volume(self._node.metadata, name))
+            if found is None or found.log is None:
+                return ""
+            owners.add(found.log.record.owner)
+        owner = owners.pop() if len(owners) == 1 else ""
+        creates_beside_lost = method == "CreateVolume" and owner and self._node.cluster_view.is_lost(owner)
+        return "" if owner == self._node.name or creates_beside_lost else owner
+
     def about(self, method: str, request: Message) -> str:
         """For people: why another node is to answer."""
         field = VOLUME_OF.get(method)
@@ -88,16 +106,19 @@ class Routing:
         names = request.volumes if field == "volumes" else [getattr(request, field)]  # type: ignore[attr-defined]
         return f", which owns volume {', '.join(names)},"
 
-    def _name_of(self, words: str) -> str:
+    async def _name_of(self, words: str) -> str:
         if not is_id(words):
             return words
         identity = uuid.UUID(words)
         if (own := self._node.registry.by_id(identity)) is not None:
             return own.record.name
         stored = self._node.cluster_view.volume(identity)
-        if stored is None:
+        if stored is not None:
+            return stored.volume.record.name
+        found = await answered(get_volume(self._node.metadata, identity))  # created a moment ago, by another node?
+        if found is None:
             raise NotFound(f"there is no volume with the id {words}: `iomesh volume list --json` shows all ids")
-        return stored.volume.record.name
+        return found.record.name
 
     def _owner_of(self, name: str) -> str:
         """Empty: this node, or the volume does not exist."""

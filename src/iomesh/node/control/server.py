@@ -21,7 +21,16 @@ from grpc_reflection.v1alpha import reflection
 from iomesh.api.channel import SERVICE
 from iomesh.api.status import trailing_of
 from iomesh.certificates.authority import JOIN, role_in
-from iomesh.errors import AlreadyExists, ConfigError, InUse, IomeshError, PermissionDenied, Unavailable, meaning
+from iomesh.errors import (
+    AlreadyExists,
+    ConfigError,
+    InUse,
+    IomeshError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    meaning,
+)
 from iomesh.node.config import Config, address_text, advertised, is_loopback, parse_address
 from iomesh.node.control.forwarding import FORWARDED_BY, Forwarding
 from iomesh.node.control.routing import Routing, refuse_second_hop
@@ -129,8 +138,7 @@ class ControlServer:
                 "request_deserializer": GetMessageClass(method.input_type).FromString,
                 "response_serializer": GetMessageClass(method.output_type).SerializeToString,
             }
-            handler = getattr(self._service, snake_case(name), None)
-            assert handler is not None, name
+            handler = getattr(self._service, snake_case(name))
             handlers[name] = (
                 grpc.unary_stream_rpc_method_handler(self._guarded_stream(name, handler), **codec)
                 if method.server_streaming
@@ -173,7 +181,7 @@ class ControlServer:
         if not self._node.serving:  # what is answered while the node starts is about this node alone
             return await handler(request)
         by = dict(context.invocation_metadata() or ()).get(FORWARDED_BY)
-        self._routing.resolve(name, request)
+        await self._routing.resolve(name, request)
         node = self._routing.node_for(name, request)
         if by is not None:
             refuse_second_hop(self._node, name, node, str(by))
@@ -183,13 +191,11 @@ class ControlServer:
             return await self._service.export_here(request, lambda: self._forward(node, name, request, context))
         try:
             return await (self._forward(node, name, request, context) if node else handler(request))
-        except AlreadyExists:
-            # What this node knows of the others may be a moment old: the name may be that of a volume that another
-            # node has just created, which is to answer a repeated request.
-            if name != "CreateVolume" or by is not None or node:
-                raise
-            node = await self._service.owner_of(request)
-            if not node or self._node.cluster_view.is_lost(node):
+        except (AlreadyExists, NotFound):
+            # What this node knows of the others may be a moment old: another node may just have created the volume. It
+            # is to answer a repeated creation, and what is asked about the volume.
+            node = await self._routing.owner_now(name, request) if by is None and not node else ""
+            if not node:
                 raise
             return await self._forward(node, name, request, context)
         except Unavailable as error:

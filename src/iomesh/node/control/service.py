@@ -13,13 +13,11 @@ from iomesh.api.messages import to_message, to_struct
 from iomesh.api.model import MembershipState, RestoreVolumeResponse, Snapshot
 from iomesh.api.model import Node as Member
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable
-from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
 from iomesh.node.control.paging import page
 from iomesh.node.control.verdict import cluster_status
 from iomesh.node.control.watching import Watching
-from iomesh.node.metadata_calls import answered
 from iomesh.node.supervisor import settle
 from iomesh.node.windows import check_point_in_time
 from iomesh.times import time_of
@@ -271,13 +269,6 @@ class ClusterService:
                 )
             )
         return found
-
-    async def owner_of(self, request: pb.CreateVolumeRequest) -> str:
-        """Of the volume that has the name, as the metadata service has it now; empty: this node, or none."""
-        found = await answered(find_volume(self._node.metadata, request.name))
-        if found is None or found.log is None or found.log.record.owner == self._node.name:
-            return ""
-        return found.log.record.owner
 
     async def _snapshot(self, volume: str, words: str) -> str:
         """The name of a snapshot that is addressed by its name or its id."""
