@@ -13,7 +13,7 @@ import pytest
 
 from iomesh.csi import csi_pb2 as pb
 from iomesh.csi import registration_pb2 as registration
-from support.csi import GIB, Driver, Refused, mounted, processes, raw
+from support.csi import GIB, Driver, Refused, from_volume, mounted, processes, raw
 from support.run import end, eventually, run, tool
 from support.trial import Trial
 
@@ -127,6 +127,25 @@ def test_a_file_system_is_kept_although_another_one_is_asked_for(driver: Driver)
     assert "ext4" in run(["findmnt", "-no", "FSTYPE", str(driver.stage(volume))]).stdout
     driver.unstage(volume.volume_id)
     driver.delete(volume.volume_id)
+
+
+def test_an_ext4_that_is_not_in_use_grows_when_it_is_staged(driver: Driver) -> None:
+    volume = driver.create("growing", GIB, parameters={"fsType": "ext4"})
+    driver.stage(volume)
+    (driver.publish(volume) / "file").write_text("kept")
+    drop(driver, volume, "pod")
+    wanted = pb.CapacityRange(required_bytes=3 * GIB)
+    grown = pb.ControllerExpandVolumeRequest(volume_id=volume.volume_id, capacity_range=wanted)
+    driver.call("ControllerExpandVolume", grown)
+    clone = driver.create("grown", 4 * GIB, volume_content_source=from_volume(volume.volume_id))
+    for each, size in ((volume, 3 * GIB), (clone, 4 * GIB)):
+        driver.stage(each)
+        folder = driver.publish(each)
+        assert (folder / "file").read_text() == "kept"
+        assert os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize > 0.9 * size
+    for each in (clone, volume):
+        drop(driver, each, "pod")
+        driver.delete(each.volume_id)
 
 
 def test_a_volume_in_use_does_not_notice_that_the_driver_is_killed(driver: Driver) -> None:

@@ -19,6 +19,8 @@ PACKAGES = {
     "xfs_growfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "resize2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "dumpe2fs": "e2fsprogs",
     "nbdkit": "nbdkit",
     "nbdfuse": "libnbd-bin",
     "fusermount3": "fuse3",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iomesh.csi.attach.loop import size_bytes as size_of
 from iomesh.csi.commands import Failed, run
-from iomesh.errors import Foreign, InvalidArgument
+from iomesh.errors import Foreign, InvalidArgument, PermissionDenied
 
 XFS, EXT4 = "xfs", "ext4"
 KINDS = (XFS, EXT4)
@@ -19,6 +20,7 @@ DEFAULT = XFS  # made at once, and without filling a thin volume
 BYTES_MIN = {XFS: 300 << 20, EXT4: 4 << 20}
 
 _BLKID_NOTHING = 2
+_E2FSCK_CORRECTED = 1
 _XFS_MAGIC = b"XFSB"
 _XFS_IN_PROGRESS = 126  # offset of sb_inprogress
 
@@ -53,8 +55,33 @@ async def grow(kind: str, device: Path, mount_point: str) -> None:
     """To the size of the device, while it is mounted; does nothing if it has it."""
     if kind == XFS:
         await run("xfs_growfs", "-d", mount_point)
-    else:
+        return
+    try:
         await run("resize2fs", str(device))
+    except Failed as error:
+        if "Permission denied" in error.output:
+            raise PermissionDenied(
+                "growing a mounted ext4 needs CAP_SYS_RESOURCE, which this driver does not have: run it privileged, or "
+                "end the pods of the volume: it grows when it is staged again"
+            ) from None
+        raise
+
+
+async def grow_unmounted(kind: str, device: Path) -> None:
+    """Before it is mounted; XFS grows only while it is. Needs no privilege beyond writing the device."""
+    if kind != EXT4 or await _ext4_bytes(device) >= size_of(device):
+        return
+    try:
+        await run("e2fsck", "-f", "-p", str(device))
+    except Failed as error:
+        if error.code != _E2FSCK_CORRECTED:
+            raise
+    await run("resize2fs", str(device))
+
+
+async def _ext4_bytes(device: Path) -> int:
+    values = dict(line.partition(":")[::2] for line in (await run("dumpe2fs", "-h", str(device))).splitlines())
+    return int(values["Block count"]) * int(values["Block size"])
 
 
 def check_kind(kind: str) -> None:

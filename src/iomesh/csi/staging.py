@@ -53,6 +53,8 @@ class Staging:
         kind = await self._file_system(volume, device, use)
         staged = await asyncio.to_thread(mount_at, staging)
         if staged is None:
+            if not use.read_only:
+                await filesystems.grow_unmounted(kind, device)
             await self._mount(volume, device, staging, kind, use)
         elif staged.device != loop.number(device):
             raise AlreadyExists(f"{staging} has another file system mounted, {staged.source}: unmount it")
