@@ -222,6 +222,7 @@ async def test_a_volume_with_fewer_replicas_than_wanted_is_a_warning(nodes: Node
         assert re.match("it has 2 of 3 replicas: what is written now is kept on 2 node", warning)
         assert f"volume trial: {warning}" in (await a.status()).warnings
         nodes.start_nodes("c")
+        await write(nodes.uri)  # it is a member for what is written from then on
         await until(lambda: has_replicas_on(nodes, "a", "a", "b", "c"), "node c keeps a replica again")
         assert (await a.volume("trial")).warnings == []
 
