@@ -32,8 +32,13 @@ cdef class Pool:
     cdef uint32_t short_of[3]        # parked buffers without a replacement
     cdef char** parked               # returned buffers that an abandoned request still uses
     cdef uint32_t parked_count
+    cdef bint lost                   # lose() was called: the memory is never unmapped
     cdef char* take(self, int kind) noexcept nogil          # 4096-aligned; NULL: none is free (join waiters[kind])
     cdef void give_back(self, char* buffer) noexcept nogil         # the address determines the kind
+    # Of a request of another Io, whose device has not answered: the buffer is not used again.
+    cdef void lose(self, char* buffer) noexcept nogil
+    cdef char* take_spare(self, int kind) noexcept nogil
+    cdef void put(self, int kind, char* buffer) noexcept nogil
     cdef void renew(self) noexcept nogil                     # all holders are gone: every buffer is free
     cdef object attach(self, Io io)                          # None: detach
     cdef void unpark(self) noexcept nogil                    # an abandoned request was answered

@@ -66,9 +66,9 @@ cdef class Pool:
         self.renew()
 
     def __dealloc__(self):
-        if self.arena is not NULL:
+        if self.arena is not NULL and not self.lost:
             munmap(self.arena, self.arena_bytes)
-        if self.spare_arena is not NULL:
+        if self.spare_arena is not NULL and not self.lost:
             munmap(self.spare_arena, self.spare_bytes)
         release(self.parked)
 
@@ -98,17 +98,30 @@ cdef class Pool:
         if used and not planted(b"buffer_reused_early"):
             self.parked[self.parked_count] = buffer
             self.parked_count += 1
-            buffer = self.spares[kind]
-            if buffer is not NULL:
-                self.spares[kind] = (<char**>buffer)[0]
-            elif self.spares_touched[kind] < self.counts[kind] + OVERDUE_MAX:
-                buffer = self.spare_starts[kind] + <uint64_t>self.spares_touched[kind] * buffer_bytes(kind)
-                self.spares_touched[kind] += 1
-            else:
-                self.short_of[kind] += 1
-                return
-        self.push(kind, buffer)
-        wake_one(&self.waiters[kind], 0)
+            buffer = self.take_spare(kind)
+        self.put(kind, buffer)
+
+    cdef void lose(self, char* buffer) noexcept nogil:
+        cdef int kind = self.kind_of(buffer)
+        self.lost = True
+        self.put(kind, self.take_spare(kind))
+
+    cdef char* take_spare(self, int kind) noexcept nogil:
+        """NULL: there is none any more."""
+        cdef char* buffer = self.spares[kind]
+        if buffer is not NULL:
+            self.spares[kind] = (<char**>buffer)[0]
+        elif self.spares_touched[kind] < self.counts[kind] + OVERDUE_MAX:
+            buffer = self.spare_starts[kind] + <uint64_t>self.spares_touched[kind] * buffer_bytes(kind)
+            self.spares_touched[kind] += 1
+        else:
+            self.short_of[kind] += 1
+        return buffer
+
+    cdef void put(self, int kind, char* buffer) noexcept nogil:
+        if buffer is not NULL:
+            self.push(kind, buffer)
+            wake_one(&self.waiters[kind], 0)
 
     cdef int kind_of(self, const char* buffer) noexcept nogil:
         cdef bint spare = not (self.starts[0] <= buffer < self.starts[3])

@@ -169,6 +169,9 @@ cdef class ReconcileCopies(VolumeCommand):
         wake_all(&self.volume.connections_changed, 0)
         return result
 
+    cdef object value(self):
+        return sum(copies.left for copies in self.copies)
+
 
 cdef class GrowVolume(VolumeCommand):
     def __cinit__(self, Volume volume, uint64_t size_bytes):

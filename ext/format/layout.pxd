@@ -84,7 +84,8 @@ cdef packed struct Superblock:       # 4096 bytes, twice on the device
     uint8_t reserved[3]
     uint32_t number                  # of the device in its cluster, never reused; 0: none yet
     char label[64]                   # UTF-8, ended by zero
-    uint8_t padding[3912]
+    uint64_t flush_failures          # each makes the replicas doubtful that were open
+    uint8_t padding[3904]
 
 cdef packed struct Claim:            # 4096 bytes: the process that has the device open; zeros: none
     uint64_t magic

@@ -127,7 +127,9 @@ cdef uint8_t allowed_flags(uint8_t kind) noexcept nogil:
         return PEER_STABLE | PEER_ZEROS
     if kind == PEER_VOLUME_WRITE or kind == PEER_VOLUME_ZERO:
         return PEER_STABLE
-    return PEER_URGENT if kind == PEER_CREATE else PEER_FOOTER if kind == PEER_WRITE else 0
+    if kind == PEER_WRITE:
+        return PEER_FOOTER | PEER_COMPLETES
+    return PEER_URGENT if kind == PEER_CREATE else 0
 
 
 cdef const char* volume_request_fault(const VolumeRequest* it) noexcept nogil:
@@ -222,7 +224,11 @@ cdef Fault record_payload_fault(const PeerRequest* frame, const RecordHeader* re
     cdef uint32_t i
     if found.words is not NULL:
         return found
-    if record.epoch != frame.epoch or record.stream != frame.stream:
+    if (
+        record.epoch > frame.epoch
+        or (record.epoch < frame.epoch and not frame.flags & PEER_COMPLETES)
+        or record.stream != frame.stream
+    ):
         return fault(b"it is of another epoch or stream")
     if 1 + <uint32_t>record.payload_blocks != frame.blocks:
         return fault(b"it is not as long as its frame says")

@@ -265,6 +265,7 @@ cdef list superblock_fields():
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
         ("number", place(&it.number), sizeof(it.number)),
         ("label", place(&it.label), sizeof(it.label)),
+        ("flush_failures", place(&it.flush_failures), sizeof(it.flush_failures)),
         ("padding", place(&it.padding), sizeof(it.padding)),
     ]
 

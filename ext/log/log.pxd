@@ -132,6 +132,7 @@ cdef class Log:
     cdef void ask_turn_end(self) noexcept nogil
     cdef void close_record(self) noexcept nogil
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil
+    cdef void ask_for_fragment(self) noexcept nogil
     cdef void write_placed(self, Record* record) noexcept nogil
     cdef bint is_written(self, int* error) noexcept nogil
     cdef int wait_for_space_below(self) noexcept nogil

@@ -334,8 +334,16 @@ cdef class Log:
         open_segment.segment.last_sequence = record.sequence
         self.bytes += blocks * BLOCK_BYTES
         record.placed = True
-        self.open_segments.ask_for_fragment(open_segment.segment, record.sequence)
+        self.ask_for_fragment()
         self.write_placed(record)
+
+    cdef void ask_for_fragment(self) noexcept nogil:
+        """A fragment begins with the first record that is not committed: what is before it is on all members of the
+        earlier ones, and recovery relies on that."""
+        if self.oldest is not NULL and self.oldest.placed and (
+            self.oldest.sequence == self.committed + 1 or planted(b"fragment_begins_early")
+        ):
+            self.open_segments.ask_for_fragment(self.oldest.open_segment.segment, self.oldest.sequence)
 
     cdef void write_placed(self, Record* record) noexcept nogil:
         """Write a record where it is placed, for the first time or again."""
@@ -452,6 +460,7 @@ cdef class Log:
         if progress or self.failing:
             wake_all(&self.commits, 0)
         if progress:
+            self.ask_for_fragment()
             wake_all(&self.waiters, 0)
             self.watch_idle()
 

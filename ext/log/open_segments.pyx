@@ -605,12 +605,14 @@ cdef class OpenSegments:
             member = self.members[chosen]
             result = (<Member>member).reserve(segment.number, end, &copy)
             if result == 0:
+                copy.fragment = segment.replica.fragment
                 result = self.copy(open_segment, <Member>member, copy, footer_length)
                 if result == 0:
                     result = self.make_stable(<Member>member)
                 if result == 0:
                     result = (<Member>member).keep(
-                        segment.number, copy, segment.replica.epoch, segment.stream, end, open_segment.next_block
+                        segment.number, copy, segment.replica.epoch, segment.stream, end, open_segment.next_block,
+                        SEGMENT_SEALED
                     )
                 else:
                     (<Member>member).discard(segment.number, copy)

@@ -3,7 +3,7 @@
 # Writes and reads go from the log's reactor straight to the device, at the offsets of the replica's extents. All else
 # runs on the store's home reactor (store/calls.pyx).
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32
@@ -158,8 +158,9 @@ cdef class LocalMember(Member):
         uint16_t stream,
         uint32_t blocks,
         uint32_t footer_block,
+        uint8_t state,
     ) noexcept nogil:
-        return store_keep_copy(<void*>self.store, self.reactor, replica, epoch, stream, blocks, footer_block)
+        return store_keep_copy(<void*>self.store, self.reactor, replica, epoch, stream, blocks, footer_block, state)
 
     cdef void discard(self, uint32_t segment, Replica* replica) noexcept nogil:
         store_discard_copy(<void*>self.store, self.reactor, replica)

@@ -88,7 +88,13 @@ cdef class Member:                   # of one log's replica sets
     ) noexcept nogil
     cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil
     cdef int read(self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil
-    # A copy of a segment that another member failed to make stable: reserve, fill, then keep or discard.
+    # On a member of another node: writes a record of an earlier owner, which an open replica there lacks. epoch: this
+    # owner's.
+    cdef int complete(
+        self, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t block, uint32_t count, const void* record
+    ) noexcept nogil
+    # A copy of a segment that another member failed to make stable, or one in the place of the replica that is here:
+    # reserve, fill, then keep or discard.
     cdef int reserve(self, uint32_t segment, uint32_t blocks, Replica** replica) noexcept nogil
     cdef int fill(
         self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, const void* data
@@ -101,6 +107,7 @@ cdef class Member:                   # of one log's replica sets
         uint16_t stream,
         uint32_t blocks,
         uint32_t footer_block,
+        uint8_t state,
     ) noexcept nogil
     cdef void discard(self, uint32_t segment, Replica* replica) noexcept nogil
     # Rewrites a sealed copy without its dead blocks, and frees the old one: `replica` is the new one then.

@@ -104,6 +104,12 @@ cdef class Member:
         invariant(False, b"a member implements read")
         return 0
 
+    cdef int complete(
+        self, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t block, uint32_t count, const void* record
+    ) noexcept nogil:
+        invariant(False, b"a member of another node implements complete")
+        return 0
+
     cdef int reserve(self, uint32_t segment, uint32_t blocks, Replica** replica) noexcept nogil:
         invariant(False, b"a member implements reserve")
         return 0
@@ -122,6 +128,7 @@ cdef class Member:
         uint16_t stream,
         uint32_t blocks,
         uint32_t footer_block,
+        uint8_t state,
     ) noexcept nogil:
         invariant(False, b"a member implements keep")
         return 0

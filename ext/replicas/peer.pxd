@@ -99,7 +99,7 @@ cdef class Peer:                     # Peer(reactor)
         uint32_t blocks,
         bint urgent,
     ) noexcept nogil
-    # A record, or with `footer` a footer and its table: `blocks` blocks to the segment's block `block`. `head`: the
+    # A record, or with PEER_FOOTER a footer and its table: `blocks` blocks to the segment's block `block`. `head`: the
     # first of them, if it does not lie before the others in `data`; or NULL. Neither may change until the call is done.
     cdef void write(
         self,
@@ -113,7 +113,7 @@ cdef class Peer:                     # Peer(reactor)
         const void* head,
         const void* data,
         uint32_t blocks,
-        bint footer,
+        uint8_t flags,
     ) noexcept nogil
     # All writes to the device that were done before this call are on stable media.
     cdef void flush(self, PeerCall* call, uint32_t device) noexcept nogil

@@ -36,7 +36,7 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
     BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
-    PEER_FOOTER, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED, PEER_URGENT,
+    PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED, PEER_URGENT,
     PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_WRITE, DeviceState, ListedReplica, PeerReply, PeerRequest, VolumeRequest,
     frame_cost, is_of_volume, reply_fault, request_fault, seal_request, status_error
 )
@@ -181,12 +181,12 @@ cdef class Peer:
         const void* head,
         const void* data,
         uint32_t blocks,
-        bint footer,
+        uint8_t flags,
     ) noexcept nogil:
         cdef PeerRequest* frame = <PeerRequest*>call.item.header
         self.prepare(call, PEER_WRITE, device, volume, segment)
         frame.epoch, frame.stream, frame.block, frame.blocks = epoch, stream, block, blocks
-        frame.flags = PEER_FOOTER if footer else 0
+        frame.flags = flags
         call.item.head, call.item.head_bytes = <const char*>head, BLOCK_BYTES if head is not NULL else 0
         call.item.data = <const char*>data
         call.cost = frame.payload_bytes = blocks * BLOCK_BYTES

@@ -18,7 +18,9 @@ from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES
-from iomesh.engine.format.peer cimport DEVICE_WORKS, LIST_ENTRIES_MAX, READ_BLOCKS_MAX, DeviceState, ListedReplica
+from iomesh.engine.format.peer cimport (
+    DEVICE_WORKS, LIST_ENTRIES_MAX, PEER_COMPLETES, PEER_FOOTER, READ_BLOCKS_MAX, DeviceState, ListedReplica
+)
 from iomesh.engine.replicas.member cimport COPIES_MAX, Member, Piece, Transfer, transfer_call_step
 from iomesh.engine.replicas.peer cimport PeerCall
 from iomesh.engine.replicas.remote_node cimport RemoteNode
@@ -120,7 +122,7 @@ cdef class RemoteMember(Member):
         call.operation.owner = transfer
         self.remote.peer.write(
             call, self.device_number, self.volume, piece.segment, piece.epoch, piece.stream, piece.block, piece.head,
-            piece.data, piece.blocks, piece.footer
+            piece.data, piece.blocks, PEER_FOOTER if piece.footer else 0
         )
 
     cdef void flush(self, Operation* when) noexcept nogil:
@@ -171,6 +173,16 @@ cdef class RemoteMember(Member):
             count -= piece
             into = <char*>into + <size_t>piece * BLOCK_BYTES
         return result
+
+    cdef int complete(
+        self, uint32_t segment, uint64_t epoch, uint16_t stream, uint32_t block, uint32_t count, const void* record
+    ) noexcept nogil:
+        cdef PeerCall call
+        waited(&call.operation)
+        self.remote.peer.write(
+            &call, self.device_number, self.volume, segment, epoch, stream, block, NULL, record, count, PEER_COMPLETES
+        )
+        return self.ended(&call)
 
     cdef int compact(
         self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle

@@ -58,7 +58,7 @@ cdef class ServedStore:              # ServedStore(store, bitmaps): an open stor
     cdef void finish(self, StoreRequest* request, int result) noexcept nogil
     cdef bint must_wait(self, const StoreRequest* request) noexcept nogil
     cdef void start_waiting(self) noexcept nogil
-    cdef int write_refusal(self, const PeerRequest* frame, const Replica* replica) noexcept nogil
+    cdef int write_refusal(self, const StoreRequest* request, const Replica* replica) noexcept nogil
     cdef void write_on(self, StoreRequest* request) noexcept nogil
     cdef void read_on(self, StoreRequest* request) noexcept nogil
     cdef int change(self, const StoreRequest* request) noexcept nogil

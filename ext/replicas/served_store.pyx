@@ -31,10 +31,10 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport start
-from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED
+from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED, RecordHeader
 from iomesh.engine.format.peer cimport (
-    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH, PEER_HEARTBEAT,
-    PEER_LIST, PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest
+    DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_COMPLETES, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
+    PEER_HEARTBEAT, PEER_LIST, PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest
 )
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.store.directory cimport Replica, replica_offset
@@ -182,14 +182,20 @@ cdef class ServedStore:
 
     # ------------------------------------------------------------------ writes, reads
 
-    cdef int write_refusal(self, const PeerRequest* frame, const Replica* replica) noexcept nogil:
+    cdef int write_refusal(self, const StoreRequest* request, const Replica* replica) noexcept nogil:
         """0, or the negative errno with which a WRITE is refused now."""
+        cdef const PeerRequest* frame = &request.frame
+        cdef uint64_t epoch = frame.epoch
+        if frame.flags & PEER_COMPLETES:                 # the payload is a whole record
+            epoch = (<const RecordHeader*>request.buffer).epoch
         if frame.epoch < self.store.directory.fenced(frame.volume) and not planted(b"fence_ignored"):
             return -ESTALE
         if replica is NULL:
             return -ENOENT
-        if replica.epoch != frame.epoch:
+        if replica.epoch != epoch:
             return -ESTALE
+        if frame.flags & PEER_COMPLETES and self.store.log_of(frame.volume, frame.epoch) is not NULL:
+            return -EBUSY                                # a volume of this node has it open
         if replica.state != SEGMENT_OPEN:
             return -EROFS
         if replica.stream != frame.stream or frame.block + frame.blocks > replica.blocks:
@@ -200,7 +206,7 @@ cdef class ServedStore:
         """The next device operation of a WRITE: as much as is contiguous there."""
         cdef PeerRequest* frame = &request.frame
         cdef Replica* replica = self.store.find(frame.volume, frame.segment)
-        cdef int refusal = self.write_refusal(frame, replica)
+        cdef int refusal = self.write_refusal(request, replica)
         cdef uint32_t contiguous = 0
         cdef uint64_t offset
         if refusal:
@@ -332,7 +338,7 @@ cdef class ServedStore:
             entry.fragment = replicas[i].fragment
             entry.stream = replicas[i].stream
             entry.state = replicas[i].state
-            if replicas[i].state == SEGMENT_OPEN and self.store.directory.boot_of(replicas[i]) != self.io.boot:
+            if self.store.is_doubtful(replicas[i]):
                 entry.flags = LISTED_DOUBTFUL
         release(replicas)
         request.count = found

@@ -25,7 +25,7 @@
 # A store on this reactor is called directly. A request for another goes to its home and back as two messages that are
 # part of the request; device operations run there. WRITE and READ allocate nothing and start no task.
 
-from libc.errno cimport EBADMSG, ENODEV, EOPNOTSUPP
+from libc.errno cimport EBADMSG, ENODEV, EOPNOTSUPP, ETIMEDOUT
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -182,6 +182,7 @@ cdef class Server:
         request.request.fence = 0
         request.request.unmapped = False
         request.request.buffer = buffer
+        request.request.result = 0
         request.request.frame = frame[0]
         self.begin += FRAME_BYTES
         if frame.payload_bytes:
@@ -313,7 +314,10 @@ cdef class Server:
 
     cdef void give_back_buffer(self, ServerRequest* request) noexcept nogil:
         if request.request.buffer is not NULL:
-            self.pool.give_back(request.request.buffer)
+            if request.request.result == -ETIMEDOUT:     # its device may still use the buffer
+                self.pool.lose(request.request.buffer)
+            else:
+                self.pool.give_back(request.request.buffer)
             request.request.buffer = NULL
             if self.starved:
                 self.ask_again()

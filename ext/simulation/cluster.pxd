@@ -28,6 +28,7 @@ cdef class Cluster(ClusterRun):
     cdef int64_t open_ns             # when the volume is opened; 0: not planned
     cdef int usurper                 # the node that opens it though another one may serve it; -1: none
     cdef int64_t usurp_ns
+    cdef int rival                   # another node that opens it at the same time; -1: none
     cdef int64_t blocked_until_ns[NODES_MAX][NODES_MAX]  # what the first sends does not reach the second; 0: it does
     cdef int64_t unreachable_until_ns[NODES_MAX]         # the metadata service, for the node
     cdef int64_t outage_until_ns

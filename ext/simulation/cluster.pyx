@@ -28,7 +28,7 @@ from iomesh.engine.replicas.server cimport CREDIT_BYTES, CREDIT_REQUESTS
 from iomesh.engine.simulation.cluster_metadata cimport LogRecord
 from iomesh.engine.simulation.cluster_node cimport NODE_DOWN, NODE_UP, Link
 from iomesh.engine.simulation.cluster_run cimport (
-    CLIENT_KINDS, CLIENT_WRITE, CUT_ALL_POWER, CUT_CONNECTION, CUT_POWER, HAND_OVER, KILL_NODE,
+    CLIENT_KINDS, CLIENT_WRITE, CONTEND, CRASH_SEVERAL, CUT_ALL_POWER, CUT_CONNECTION, CUT_POWER, HAND_OVER, KILL_NODE,
     METADATA_OUTAGE, PART, PAUSE_NODE, USURP
 )
 from iomesh.engine.simulation.cluster_swarm cimport draw_cluster
@@ -44,9 +44,6 @@ cdef extern from "<errno.h>" nogil:
     int ESTALE
 
 cdef enum:
-    # A volume that lacks what a silent node has is refused with EUCLEAN in places, which says that something is damaged.
-    # 1: only EHOSTUNREACH is right then.
-    DAMAGED_IS_DAMAGED = 0
     LOOK_NS = 20 * 1000 * 1000       # between two looks at what may be due
     STEPS_MAX = 8 * 1000 * 1000
     WIDENING_REQUESTS = 12
@@ -68,7 +65,7 @@ cdef class Cluster(ClusterRun):
         draw_cluster(self, operations)
         self.metadata = ClusterMetadata(self)
         self.left = self.total
-        self.usurper = self.armed = self.last_node = -1
+        self.usurper = self.rival = self.armed = self.last_node = -1
 
     # ------------------------------------------------------------------ the run
 
@@ -134,7 +131,8 @@ cdef class Cluster(ClusterRun):
                 self.begin_opening(self.choose_opener(-1))
         if self.usurper >= 0 and self.usurp_ns <= self.world.event_queue.now:
             self.begin_opening(self.usurper)
-            self.usurper = -1
+            self.begin_opening(self.rival)
+            self.usurper = self.rival = -1
 
     cdef object begin_opening(self, int number):
         cdef ClusterNode node
@@ -351,7 +349,7 @@ cdef class Cluster(ClusterRun):
         memset(&self.world.injector.probability, 0, sizeof(self.world.injector.probability))
         self.metadata.outage = False
         self.outage_until_ns = 0
-        self.usurper = -1
+        self.usurper = self.rival = -1
         for i in range(self.node_count):
             if self.device_errors:
                 self.end_now(i, False)                   # devices that have failed work again after a restart
@@ -370,11 +368,8 @@ cdef class Cluster(ClusterRun):
     cdef void judge_refusal(self, SharedVolume volume) noexcept nogil:
         """Whether the volume may have been refused for this reason."""
         cdef bint right = volume.error == -EBUSY or volume.error == -EHOSTUNREACH
-        cdef int i
         if self.metadata.record.epoch > volume.log_record.epoch or (self.device_errors and not self.faultless):
             right = True
-        for i in range(self.node_count):                 # what it lacks may be there
-            right = right or (i != volume.node.number and not volume.was_attached_to(i) and not DAMAGED_IS_DAMAGED)
         if not right or self.phase > HEALING:
             self.fault(b"", 0, 0)
             snprintf(
@@ -420,6 +415,10 @@ cdef class Cluster(ClusterRun):
         elif fault == CUT_ALL_POWER:
             for i in range(self.node_count):
                 self.end_now(i, True)
+        elif fault == CRASH_SEVERAL:
+            for i in range(self.node_count):
+                if self.draw(3):
+                    self.end_now(i, self.fault_weights[<int>CUT_POWER] and self.draw(2))
         elif fault == PAUSE_NODE and (<ClusterNode>self.node_pointers[node]).state == NODE_UP:
             (<ClusterNode>self.node_pointers[node]).paused_until_ns = now + 1 + <int64_t>self.draw(self.pause_ns)
             self.counted.pauses += 1
@@ -439,6 +438,10 @@ cdef class Cluster(ClusterRun):
             self.note(b"the metadata service does not answer", 0, 0, 0)
         elif fault == USURP:
             self.plan_usurpation(now)
+        elif fault == CONTEND:
+            self.plan_usurpation(now)
+            self.rival = self.choose_opener(self.usurper)
+            self.counted.contentions += self.usurper >= 0 and self.rival >= 0
         elif fault == HAND_OVER and volume is not NULL:
             (<SharedVolume>volume).close(True)
 
@@ -491,6 +494,8 @@ cdef class Cluster(ClusterRun):
             node.lose_power()
         else:
             self.counted.kills += 1
+            node.notice_drops()
+            node.forget_drops()
         node.paused_until_ns = 0
         node.up_at_ns = self.world.event_queue.now + 1 + <int64_t>self.draw(self.down_ns)
         self.wanting = True
@@ -690,9 +695,11 @@ cdef class Cluster(ClusterRun):
             "refusals": self.counted.refusals,
             "take_overs": self.counted.take_overs,
             "usurpations": self.counted.usurpations,
+            "contentions": self.counted.contentions,
             "lost_rights": self.counted.lost_rights,
             "fragments": self.counted.fragments,
             "fetched": self.counted.fetched,
+            "completed": self.counted.completed,
             "connections": self.counted.connections,
             "reconciled": self.counted.reconciled,
             "moves": self.counted.moves,

@@ -46,6 +46,8 @@ cdef class ClusterNode:
     cdef int store_count
     cdef int devices[NODE_STORES]    # of the world; the number in the cluster is one higher
     cdef uint64_t dropped            # how often these have dropped their caches, as far as was noticed
+    cdef uint64_t dropped_at         # the last time, by the history's clock
+    cdef uint64_t dropped_before[NODE_STORES]    # how often, each, when the process began
     cdef list pools
     # of its process
     cdef uint64_t incarnation
@@ -75,6 +77,7 @@ cdef class ClusterNode:
     cdef object accept(self, int reactor, int client, int its_reactor, int end)
     cdef void lose_power(self) noexcept nogil            # after a crash of its face, if its process ran
     cdef void notice_drops(self) noexcept nogil          # of its devices' caches: what was not flushed may be lost
+    cdef void forget_drops(self) noexcept nogil          # when its process ends
     cdef bint is_alive(self) noexcept nogil
     cdef bint is_paused(self) noexcept nogil
     cdef bint turn(self) noexcept nogil                          # False: it has nothing to do

@@ -45,7 +45,7 @@ cdef class ClusterNode:
         cdef int i
         self.boot += 1
         self.run.counted.power_cuts += 1
-        self.run.registers.lose_power(self.number, False)
+        self.run.registers.lose_power(self.number)
         if self.state == NODE_DOWN:
             for i in range(self.store_count):
                 self.run.world.cut(self.devices[i])
@@ -58,7 +58,16 @@ cdef class ClusterNode:
         if dropped != self.dropped:
             self.dropped = dropped
             self.run.note(b"a device of node %lld has dropped its cache", self.number, 0, 0)
-            self.run.registers.lose_power(self.number, True)
+            self.run.registers.lose_power(self.number)
+            self.dropped_at = self.run.registers.clock
+
+    cdef void forget_drops(self) noexcept nogil:
+        cdef int i
+        for i in range(self.store_count):
+            if self.run.world.disks[self.devices[i]].dropped != self.dropped_before[i] and \
+                    not (<Store>self.store_pointers[i]).remembers:
+                self.run.note(b"node %lld has ended before it noted that a cache is lost", self.number, 0, 0)
+                self.run.registers.distrust(self.dropped_at)
 
     cdef bint is_paused(self) noexcept nogil:
         return self.paused_until_ns != 0
@@ -135,6 +144,7 @@ cdef class ClusterNode:
                 self.run.world.disks[self.devices[i]].volatile_cache
             )
             store.leases = self.leases
+            self.dropped_before[i] = self.run.world.disks[self.devices[i]].dropped
             self.stores.append(store)
             self.store_pointers[i] = <void*>store
             for io in self.ios:

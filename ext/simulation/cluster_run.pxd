@@ -17,7 +17,8 @@ cdef enum ClientKind:                # of requests; to add one: here, in CLIENT_
     CLIENT_KINDS
 
 cdef enum ClusterFault:              # to add one: here, in FAULT_NAMES and in Cluster.strike()
-    KILL_NODE, CUT_POWER, CUT_ALL_POWER, PAUSE_NODE, CUT_CONNECTION, PART, METADATA_OUTAGE, USURP, HAND_OVER,
+    KILL_NODE, CUT_POWER, CUT_ALL_POWER, CRASH_SEVERAL, PAUSE_NODE, CUT_CONNECTION, PART, METADATA_OUTAGE, USURP,
+    CONTEND, HAND_OVER,
     CLUSTER_FAULTS
 
 cdef struct Counted:                 # what happened in the run
@@ -37,9 +38,11 @@ cdef struct Counted:                 # what happened in the run
     uint64_t refusals                # ... or failed
     uint64_t take_overs              # ... by another node than before
     uint64_t usurpations             # ... while the former owner served
+    uint64_t contentions             # two nodes that open it at once
     uint64_t lost_rights             # owners that learned that there is a newer one
     uint64_t fragments               # that the metadata service has agreed to
     uint64_t fetched                 # segments from other nodes, by recoveries
+    uint64_t completed               # records that recoveries wrote to copies
     uint64_t connections
     uint64_t reconciled              # nodes that were back
     uint64_t moves                   # of the checkpoint's pointer

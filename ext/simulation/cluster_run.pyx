@@ -7,7 +7,7 @@ from iomesh.engine.format.layout cimport NODE_POINTERS
 
 CLIENT_NAMES = ("read", "write", "zero", "flush", "checkpoint")
 FAULT_NAMES = (
-    "kill", "power", "all_power", "pause", "cut", "part", "outage", "usurp", "hand_over"
+    "kill", "power", "all_power", "several", "pause", "cut", "part", "outage", "usurp", "contend", "hand_over"
 )
 
 

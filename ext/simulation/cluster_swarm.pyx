@@ -15,7 +15,11 @@ from iomesh.engine.simulation.world cimport World
 from iomesh.engine.simulation.cluster_run import CLIENT_NAMES, FAULT_NAMES
 
 DEVICE_FAULTS = (
-    "read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "stall"
+    "read_error", "write_error", "flush_error", "dropping_flush_error", "forgetting_flush_error", "stall", "hang",
+    "full_below",
+)
+RUN_FAULTS = (
+    "slow", "timer_early", "timer_late", "network_slow", "connection_cut", "connection_half_open", "clock_jump",
 )
 MS, SECOND = 1000 * 1000, 1000 * 1000 * 1000
 
@@ -43,7 +47,7 @@ cdef object draw_cluster(ClusterRun run, operations):
         run.records = [3, 8, 16][run.draw(3)]
         run.nodes.append(ClusterNode(run, number, devices))
         run.node_pointers[number] = <void*>run.nodes[number]
-        (<ClusterNode>run.nodes[number]).drift_ppm = [0, 20, -50, 200, -1000][run.draw(5)]
+        (<ClusterNode>run.nodes[number]).drift_ppm = [0, 20, -50, 200, -1000, 20000][run.draw(6)]
     run.blocks = [8, 16, 64, 128][run.draw(4)]
     run.group_blocks = max(run.blocks // [1, 1, 2, 4, GROUPS_MAX][run.draw(5)], <uint32_t>4)
     run.spread = [1, 1, 3, 300][run.draw(4)]
@@ -117,11 +121,12 @@ cdef object draw_faults(ClusterRun run, bint caches):
     run.between = [10, 40, 150][run.draw(3)]
     run.between_ns = [SECOND, 4 * SECOND][run.draw(2)]
     run.down_ns = [50 * MS, SECOND, 6 * SECOND][run.draw(3)]
-    run.pause_ns = [200 * MS, 3 * SECOND, 8 * SECOND][run.draw(3)]
+    run.pause_ns = [200 * MS, 3 * SECOND, 8 * SECOND, 90 * SECOND][run.draw(4)]
+    run.limit_ns += run.pause_ns
     run.part_ns = [300 * MS, 3 * SECOND, 8 * SECOND][run.draw(3)]
     run.open_within_ns = [MS, 300 * MS, 3 * SECOND][run.draw(3)]
     run.faults = {}
-    for name in ("slow", "timer_early", "timer_late", "network_slow", "connection_cut", "connection_half_open"):
+    for name in RUN_FAULTS:
         if run.draw(8) == 0:
             run.faults[name] = [0.0003, 0.003, 0.02][run.draw(3)]
     if run.draw(5) == 0:

@@ -20,7 +20,7 @@ cdef enum:
     # Rule 3 of docs/ownership.md: a former owner serves no reads that a newer one has made stale. 0: it may.
     LEASES = 1
     CLIENT_SLOTS = 16                # requests in flight
-    UPDATE_FRAGMENTS = 32            # of one update
+    UPDATE_FRAGMENTS = 64            # of one update
 
 cdef enum SharedState:
     SHARED_OPENING,                  # takes the volume over, and recovers its log
@@ -118,7 +118,6 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef bint serves(self) noexcept nogil
     cdef uint64_t answered(self) noexcept nogil          # a bit for each device that answered the recovery
     cdef bint is_updating(self) noexcept nogil           # the record: an earlier answer may be lost
-    cdef bint was_attached_to(self, int node) noexcept nogil     # all the time, since the opening began
     cdef bint has_lost(self) noexcept nogil              # its right, or its log has failed
     cdef bint issue(self, int kind) noexcept nogil       # False: too many are in flight
     cdef void look_after_copies(self) noexcept nogil     # of nodes that are back

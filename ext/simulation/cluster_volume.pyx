@@ -15,6 +15,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.io cimport Operation, release_buffer
+from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport start, wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES, POINTER_PRESENT, SEGMENT_BYTES_MIN, SEGMENT_SEALED, Pointer
 from iomesh.engine.history.snapshots cimport walk_dying
@@ -250,7 +251,8 @@ cdef class SharedVolume:
             record.epoch += 1
             record.owner = self.node.number
             record.promised = self.first_segment + self.run.numbers - 1
-            record.next_fragment = self.first_fragment + self.run.fragment_numbers
+            if not planted(b"fragment_numbers_not_reserved"):
+                record.next_fragment = self.first_fragment + self.run.fragment_numbers
             result = self.metadata.commit(self.node.number, self.reactor, &waiting, &record, &self.version)
             if result == CALL_DONE:
                 self.log_record = record
@@ -318,6 +320,11 @@ cdef class SharedVolume:
             wait(&self.looked)
             if self.look.error:
                 self.run.note(b"block %lld cannot be read: error %lld", block, self.look.error, 0)
+                for i in range(self.run.group_blocks):
+                    self.run.note(
+                        b"  block %lld is block %lld of segment %lld", block + i, self.look.pointers[i].block,
+                        self.look.pointers[i].segment
+                    )
                 if self.run.faultless and not self.has_lost():
                     self.run.fault(b"block %lld cannot be read: error %lld", block, self.look.error)
                 return False
@@ -359,12 +366,6 @@ cdef class SharedVolume:
 
     cdef bint has_lost(self) noexcept nogil:
         return self.lost or self.log.error != 0 or self.volume.checkpoints.lost
-
-    cdef bint was_attached_to(self, int node) noexcept nogil:
-        return self.node.is_attached_to(self.reactor_number, node) and (
-            self.reconciliations[node].readies
-            == (<RemoteNode>self.node.remote_pointers[self.reactor_number][node]).readies
-        )
 
     cdef uint64_t answered(self) noexcept nogil:
         cdef uint64_t found = 0
@@ -441,7 +442,7 @@ cdef class SharedVolume:
                 if self.update.generation != generation or result == CALL_CANCELLED:
                     return -1
             if result == CALL_UNAVAILABLE:
-                return POINTER_UNKNOWN
+                return POINTER_DONE if planted(b"unknown_is_done") else POINTER_UNKNOWN
             if found.epoch != self.log_record.epoch or found.owner != self.log_record.owner:
                 return POINTER_REFUSED
             self.log_record, self.version = found, version
@@ -824,17 +825,12 @@ cdef int64_t open_body(void* argument) noexcept nogil:
 
 cdef void open_volume(SharedVolume volume) noexcept nogil:
     """As node/volumes/opening.py, and the command OpenVolume."""
-    cdef int result = volume.take_over(), node
-    cdef void* remote
+    cdef int result = volume.take_over()
     if result == 0:
         volume.run.note(
             b"node %lld takes the volume over: epoch %lld, fragments from %lld on", volume.node.number,
             volume.log_record.epoch, volume.first_fragment
         )
-        for node in range(volume.run.node_count):
-            remote = volume.node.remote_pointers[volume.reactor_number][node]
-            if remote is not NULL:
-                volume.reconciliations[node].readies = (<RemoteNode>remote).readies
         waited(&volume.settled)
         volume.wants = volume.run.wanting = True
         wait(&volume.settled)
@@ -857,6 +853,7 @@ cdef void open_volume(SharedVolume volume) noexcept nogil:
         return
     volume.run.counted.openings += 1
     volume.run.counted.fetched += volume.recovery.copies.fetched
+    volume.run.counted.completed += volume.recovery.copies.completed
     volume.run.note(
         b"node %lld has recovered the log: epoch %lld, up to record %lld", volume.node.number,
         volume.log_record.epoch, volume.recovery.end
@@ -888,12 +885,15 @@ cdef void close_volume(SharedVolume volume) noexcept nogil:
     if volume.checkpoint_last and not volume.log.error:
         result = volume.volume.checkpoints.run()
         # an earlier request to the metadata service was not answered, or there is a newer owner
-        if result < 0 and result != -EHOSTUNREACH and result != -ESTALE and volume.run.faultless:
+        if (
+            result < 0 and result != -EHOSTUNREACH and result != -ESTALE and volume.run.faultless
+            and volume.log_record.epoch == volume.metadata.record.epoch
+        ):
             volume.run.fault(b"the last checkpoint ends with error %lld, and nothing fails", -result, 0)
     volume.volume.close()
     volume.end_updates()
     volume.run.registers.is_gone(volume.number)
-    if volume.run.faultless and not volume.log.error:
+    if volume.run.faultless and not volume.log.error and volume.log_record.epoch == volume.metadata.record.epoch:
         volume.compare_copies()
     volume.state = SHARED_CLOSED
     volume.run.wanting = True
@@ -948,14 +948,17 @@ cdef void reconcile_node(SharedVolume volume, Reconciliation* reconciliation) no
     """As the command ReconcileCopies, some time after a node is back."""
     cdef int node = reconciliation.node, i, result = 0
     cdef void* member
-    cdef uint32_t readies
+    cdef void* copies
+    cdef uint32_t readies, left = 0
     volume.pause(1 + <int64_t>volume.run.draw(volume.run.link_ns))
     readies = (<RemoteNode>volume.node.remote_pointers[volume.reactor_number][node]).readies
     for i in range(volume.log.open_segments.local_count, volume.log.open_segments.member_count):
         member = volume.log.open_segments.members[i]
         if result == 0 and node_of(volume.run, (<Member>member).device()) == node:
-            result = (<Copies>new_copies(volume)).reconcile(<uint16_t>i)
-    if result == 0:
+            copies = new_copies(volume)
+            result = (<Copies>copies).reconcile(<uint16_t>i)
+            left += (<Copies>copies).left
+    if result == 0 and left == 0:
         reconciliation.readies = readies
     volume.run.counted.reconciled += 1
-    volume.run.note(b"the copies on node %lld are reconciled: error %lld", node, -result, 0)
+    volume.run.note(b"the copies on node %lld are reconciled: error %lld, %lld stay", node, -result, left)

@@ -3,8 +3,6 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef enum:
-    # 0: a device that has dropped its cache in a failed flush is trusted when its node's process starts again.
-    DROPS_ARE_REMEMBERED = 0
     MODEL_BLOCKS_MAX = 256
     WRITES_MAX = 1 << 15             # in one run
     VALUES_MAX = 1 << 17             # of blocks, at once
@@ -69,8 +67,9 @@ cdef class Registers:
     cdef void flushed(self, uint64_t begun, uint64_t epoch) noexcept nogil
     cdef void recovered(self, uint64_t epoch) noexcept nogil     # an owner has recovered the log under this epoch
     cdef void is_gone(self, uint32_t owner) noexcept nogil       # it acknowledges nothing any more
-    # forgetful: only its devices' caches are gone, and nothing says so after a restart
-    cdef void lose_power(self, int node, bint forgetful) noexcept nogil
+    cdef void lose_power(self, int node) noexcept nogil          # or its devices' caches
+    # What was acknowledged until then may be lost: a device's cache was, and the node has ended before it noted so.
+    cdef void distrust(self, uint64_t until) noexcept nogil
     cdef int64_t identify(self, const char* data, uint64_t place) noexcept nogil
     cdef Value* read(self, uint32_t block, int64_t seen, uint64_t begun, const char* data) noexcept nogil
     cdef Value* read_zeros(self, uint32_t block, uint64_t begun) noexcept nogil

@@ -126,7 +126,7 @@ cdef class Registers:
                 self.writes[i].limit = now
                 self.writes[i].flags |= WRITE_STABLE     # if it is there at all
 
-    cdef void lose_power(self, int node, bint forgetful) noexcept nogil:
+    cdef void lose_power(self, int node) noexcept nogil:
         cdef RegisterWrite* write
         cdef uint32_t i
         self.cut[node] = self.tick()
@@ -136,10 +136,16 @@ cdef class Registers:
                 continue
             if write.flags & WRITE_ACKNOWLEDGED and write.holders >> node & 1:
                 write.holders &= ~(<uint32_t>1 << node)
-                if write.holders == 0 or (forgetful and not DROPS_ARE_REMEMBERED):
+                if write.holders == 0:
                     self.lapse(write)
-            elif not write.flags & WRITE_ACKNOWLEDGED:   # if it was read: by whom it is held is not known
+            elif not write.flags & WRITE_ACKNOWLEDGED or write.holders == 0:     # who has it is not known
                 self.lapse(write)
+
+    cdef void distrust(self, uint64_t until) noexcept nogil:
+        cdef uint32_t i
+        for i in range(1, self.count):
+            if not self.writes[i].flags & WRITE_STABLE and self.writes[i].begun < until:
+                self.lapse(&self.writes[i])
 
     cdef void lapse(self, const RegisterWrite* write) noexcept nogil:
         cdef uint32_t i
@@ -249,7 +255,8 @@ cdef class Registers:
             return NULL
         value.read_ended = min(value.read_ended, self.tick())
         value.read_begun = max(value.read_begun, begun)
-        value.lapsed = False
+        if self.writes[value.write].limit != NEVER:      # else the owner whose device lost it may still know it
+            value.lapsed = False
         other = self.conflict(block, value)
         if other is not NULL:
             self.complain(b"was read, but has no place in the history", block, value, other)

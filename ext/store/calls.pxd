@@ -31,14 +31,14 @@ cdef Replica* store_reserve_copy(
     void* store, Reactor caller, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error
 ) noexcept nogil
 cdef int store_keep_copy(
-    void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+    void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block,
+    uint8_t state
 ) noexcept nogil
 cdef void store_discard_copy(void* store, Reactor caller, Replica* copy) noexcept nogil
 cdef void store_retire(void* store, Reactor caller, Replica* old) noexcept nogil
 cdef uint32_t store_list(
     void* store, Reactor caller, const uint8_t* volume, Replica** into, uint32_t room
 ) noexcept nogil
-# An open one that was opened before the node's last boot: what was not flushed may be lost.
 cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexcept nogil
 cdef void store_enter(void* store, Reactor caller, OpenLog* log) noexcept nogil
 cdef void store_leave(void* store, Reactor caller, OpenLog* log) noexcept nogil

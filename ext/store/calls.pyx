@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free as release
 
 from iomesh.engine.base.reactor cimport Reactor, call_on
-from iomesh.engine.format.layout cimport SEGMENT_OPEN
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.store.store cimport Store
@@ -42,6 +41,7 @@ cdef struct KeepCall:
     uint16_t stream
     uint32_t blocks
     uint32_t footer_block
+    uint8_t state
 
 cdef struct FenceCall:
     void* store
@@ -153,18 +153,21 @@ cdef int64_t reserve_copy(void* argument) noexcept nogil:
 
 
 cdef int store_keep_copy(
-    void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+    void* store, Reactor caller, Replica* copy, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block,
+    uint8_t state
 ) noexcept nogil:
     cdef KeepCall call
-    call.store, call.copy, call.epoch, call.stream, call.blocks, call.footer_block = (
-        store, copy, epoch, stream, blocks, footer_block
+    call.store, call.copy, call.epoch, call.stream, call.blocks, call.footer_block, call.state = (
+        store, copy, epoch, stream, blocks, footer_block, state
     )
     return <int>call_on((<Store>store).home, caller, keep_copy, &call)
 
 
 cdef int64_t keep_copy(void* argument) noexcept nogil:
     cdef KeepCall* call = <KeepCall*>argument
-    return (<Store>call.store).keep_copy(call.copy, call.epoch, call.stream, call.blocks, call.footer_block)
+    return (<Store>call.store).keep_copy(
+        call.copy, call.epoch, call.stream, call.blocks, call.footer_block, call.state
+    )
 
 
 cdef void store_discard_copy(void* store, Reactor caller, Replica* copy) noexcept nogil:
@@ -212,10 +215,7 @@ cdef bint store_is_doubtful(void* store, Reactor caller, Replica* replica) noexc
 
 cdef int64_t is_doubtful(void* argument) noexcept nogil:
     cdef ReplicaCall* call = <ReplicaCall*>argument
-    return (
-        call.replica.state == SEGMENT_OPEN
-        and (<Store>call.store).directory.boot_of(call.replica) != (<Store>call.store).home.io.boot
-    )
+    return (<Store>call.store).is_doubtful(call.replica)
 
 
 cdef struct LogCall:

@@ -59,6 +59,7 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef void (*on_full_below)(void* listener, int device, bint full) noexcept nogil
     cdef list all_compactors         # keeps them alive
     cdef Waiters compactions         # waiters for an idle Compactor
+    cdef bint remembers              # a failed flush is in the superblocks
     cdef bint rewriting              # the superblocks are being rewritten: one change at a time
     cdef Waiters rewritten
 
@@ -84,16 +85,18 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # Requires that no request to it is in flight. After success the caller frees the replica: another reactor may look
     # at it until it has the answer.
     cdef int remove(self, Replica* replica) noexcept nogil
-    # A copy of a segment that was left open on another device. reserve_copy() takes slabs, but find() does not return
-    # the copy yet. The caller writes it and flushes the device. keep_copy() makes it durable and sealed, or fails;
-    # discard_copy() frees it instead. After a crash in between, the copy does not exist.
+    # A copy of a segment that was left open on another device, or is to take the place of the replica that is here.
+    # reserve_copy() takes slabs, but find() does not return the copy yet. The caller writes it and flushes the device.
+    # keep_copy() makes it durable and sealed, or fails; discard_copy() frees it instead. After a crash in between, the
+    # copy does not exist. No request to the replica that it replaces may be in flight then.
     cdef Replica* reserve_copy(
         self, const uint8_t* volume, uint32_t segment, uint32_t blocks, int* error
     ) noexcept nogil
     cdef int keep_copy(
-        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block, uint8_t state
     ) noexcept nogil
     cdef void discard_copy(self, Replica* replica) noexcept nogil
+    cdef void drop_copy(self, Replica* replica) noexcept nogil
     # Rewrites a sealed replica without its dead blocks. `live`: a bit per block of the segment (256 words), 1: kept. A
     # new footer lists the kept blocks. Returns the new replica, durable and in the old one's place in the directory; or
     # NULL and a negative errno, with the old one unchanged: ENOSPC, EIO, ENOMEM, EUCLEAN (`live` names a block that an
@@ -112,6 +115,12 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef uint32_t list(self, const uint8_t* volume, Replica** into, uint32_t room) noexcept nogil
     # Removes every replica of a volume that is not open. Returns their number, or a negative errno.
     cdef int64_t erase(self, const uint8_t* volume) noexcept nogil
+    # An open one that was opened before the node's last boot, or before a flush of the device failed: what was not
+    # flushed may be lost.
+    cdef bint is_doubtful(self, const Replica* replica) noexcept nogil
+    cdef uint64_t boot(self) noexcept nogil              # another one after each of both
+    cdef void count_failure(self) noexcept nogil         # of a flush
+    cdef int remember_failure(self) noexcept nogil
     cdef uint32_t slabs_for(self, uint64_t blocks) noexcept nogil
     cdef bint has_room(self, uint32_t blocks, bint urgent) noexcept nogil
     cdef int commit(self, Change* change) noexcept nogil

@@ -41,7 +41,7 @@ from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.reactor cimport Reactor, call_on
 from iomesh.engine.store.journal_replay cimport new_repair, replay
 from iomesh.engine.store.slabs cimport Slabs
-from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all, wake_one
+from iomesh.engine.base.task cimport start, wait, wait_in, waited, wake_all, wake_one
 
 cdef extern from "<errno.h>" nogil:
     int EMEDIUMTYPE, EPROTONOSUPPORT, ESTALE, EUCLEAN
@@ -276,7 +276,7 @@ cdef class Store:
         self.directory.entry_of(change.replica, &change.wanted.entry)
         change.wanted.entry.state = SEGMENT_OPEN
         change.wanted.entry.epoch = epoch
-        change.wanted.entry.boot = self.home.io.boot
+        change.wanted.entry.boot = self.boot()
         change.wanted.entry.stream = stream
         change.wanted.entry.fragment = fragment
         change.wanted.entry.blocks = blocks
@@ -293,49 +293,66 @@ cdef class Store:
         """NULL and a negative errno: EEXIST, ENOSPC, ENOMEM, EIO."""
         cdef Extent[EXTENTS_MAX] extents
         cdef Replica* replica
+        cdef Replica* old = self.directory.find(volume, segment)
         cdef int count = 0
         error[0] = -EIO if self.failed else -EEXIST
-        if self.failed or self.directory.find(volume, segment) is not NULL:
+        if self.failed or (old is not NULL and (old.state == 0 or old.changing)):
             return NULL
         if self.has_room(blocks, True):
             count = self.slabs.take(self.slabs_for(blocks), extents, EXTENTS_MAX)
         error[0] = -ENOSPC
         if count == 0:
             return NULL
-        replica = self.directory.add(volume, segment, extents, count)
+        if old is NULL:
+            replica = self.directory.add(volume, segment, extents, count)
+        else:
+            replica = self.directory.copy_of(old, extents, count)
         error[0] = -ENOMEM if replica is NULL else 0
         if replica is NULL:
             self.slabs.give_back(extents, count)
             return NULL
+        if old is not NULL:
+            old.changing = True
         replica.device = <uint16_t>self.device
         replica.slabs_offset = self.superblock.slabs_offset
         replica.slab_shift = self.slab_shift
         return replica
 
     cdef int keep_copy(
-        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block
+        self, Replica* replica, uint64_t epoch, uint16_t stream, uint32_t blocks, uint32_t footer_block, uint8_t state
     ) noexcept nogil:
         """0 once that is durable; or a negative errno: the replica is dropped, but its slabs stay taken, since the
         journal entry may be on the device."""
         cdef Change change
+        cdef Replica* old = self.directory.find(replica.volume, replica.segment)
         cdef int error
-        change.instead_of = NULL
+        change.instead_of = old if old is not replica else NULL
         change.replica = replica
         self.directory.entry_of(replica, &change.wanted.entry)
-        change.wanted.entry.state = SEGMENT_SEALED
+        change.wanted.entry.state = state
         change.wanted.entry.epoch = epoch
         change.wanted.entry.stream = stream
         change.wanted.entry.blocks = blocks
         change.wanted.entry.footer_block = footer_block
         error = self.commit(&change)
         if error:
-            self.directory.drop(replica)
+            self.drop_copy(replica)
+        elif change.instead_of is not NULL:
+            self.retire(old)
         store_uint32(self.replicas, self.directory.count)
         return error
 
     cdef void discard_copy(self, Replica* replica) noexcept nogil:
         self.slabs.give_back(replica.extents, replica.extent_count)
-        self.directory.drop(replica)
+        self.drop_copy(replica)
+
+    cdef void drop_copy(self, Replica* replica) noexcept nogil:
+        cdef Replica* old = self.directory.find(replica.volume, replica.segment)
+        if old is replica:
+            self.directory.drop(replica)
+        else:
+            old.changing = False
+            self.directory.discard(replica)
 
     cdef int seal(self, Replica* replica, uint32_t blocks, uint32_t footer_block) noexcept nogil:
         """0 once that is durable, or a negative errno."""
@@ -571,6 +588,42 @@ cdef class Store:
         cdef int error = write_block(self.home.io, self.device, block, offset)
         return error if error else self.flusher.wait_flushed()
 
+    # ------------------------------------------------------------------ what is doubtful
+
+    cdef uint64_t boot(self) noexcept nogil:
+        return self.home.io.boot + self.superblock.flush_failures
+
+    cdef bint is_doubtful(self, const Replica* replica) noexcept nogil:
+        return replica.state == SEGMENT_OPEN and self.directory.boot_of(replica) != self.boot()
+
+    cdef void count_failure(self) noexcept nogil:
+        self.superblock.flush_failures += 1              # from now on what is open here is doubtful
+        start(remember_body, <void*>self, NULL)
+
+    cdef int remember_failure(self) noexcept nogil:
+        """In a task, after a failed flush: so that the process that opens the store next does not trust what is here.
+        The device may be unable to make it stable: then a power cut takes it, after which nothing is trusted anyway."""
+        cdef Superblock* wanted = <Superblock*>allocate_aligned(BLOCK_BYTES)
+        cdef int error = -ENOMEM, other
+        if wanted is NULL:
+            return error
+        while self.rewriting:
+            wait_in(&self.rewritten)
+        self.rewriting = True
+        wanted[0] = self.superblock
+        wanted.generation += 2                           # the flush may have been that of a superblock
+        wanted.crc = block_crc(wanted)
+        error = write_block(self.home.io, self.device, wanted, SUPERBLOCK_TWIN_OFFSET)
+        other = write_block(self.home.io, self.device, wanted, SUPERBLOCK_OFFSET)
+        if error == 0 or other == 0:
+            self.superblock.generation, self.superblock.crc = wanted.generation, wanted.crc
+            self.remembers = True
+            error = 0
+        self.rewriting = False
+        wake_all(&self.rewritten, 0)
+        self.home.io.release(wanted)
+        return error
+
     # ------------------------------------------------------------------
 
     cdef int commit(self, Change* change) noexcept nogil:
@@ -726,6 +779,12 @@ cdef int flush(Io io, int device) noexcept nogil:
 
 cdef void flush_failed(void* store) noexcept nogil:
     store_int((<Store>store).failed, EIO)
+    if not planted(b"dropped_cache_trusted"):
+        (<Store>store).count_failure()
+
+
+cdef int64_t remember_body(void* store) noexcept nogil:
+    return (<Store>store).remember_failure()
 
 
 cdef void device_stalled(void* store) noexcept nogil:

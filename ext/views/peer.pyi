@@ -82,6 +82,7 @@ class Caller:
         epoch: int = 1,
         stream: int = 0,
         footer: bool = False,
+        completes: bool = False,
     ) -> Call: ...
     def flush(self, device: int) -> Call: ...
     def seal(

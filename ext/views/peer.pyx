@@ -28,7 +28,7 @@ from iomesh.engine.base.reactor cimport ADAPTIVE, Message, Reactor
 from iomesh.engine.base.task cimport start
 from iomesh.engine.base.uring cimport Uring
 from iomesh.engine.format.layout cimport SEGMENT_OPEN, Superblock
-from iomesh.engine.format.peer cimport DeviceState, ListedReplica
+from iomesh.engine.format.peer cimport PEER_COMPLETES, PEER_FOOTER, DeviceState, ListedReplica
 from iomesh.engine.replicas.peer cimport PEER_ATTACHED, PEER_DETACHED, Peer, PeerCall
 from iomesh.engine.replicas.peer import PEER_ENDS
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
@@ -508,12 +508,13 @@ cdef class Caller:
         uint64_t epoch=1,
         uint16_t stream=0,
         bint footer=False,
+        bint completes=False,
     ) -> Call:
         cdef Call call = self.new(len(data))
         memcpy(call.memory, <const char*>data, len(data))
         self.peer.write(
             &call.call, device, sixteen(volume), segment, epoch, stream, block, NULL, call.memory, len(data) // 4096,
-            footer
+            (PEER_FOOTER if footer else 0) | (PEER_COMPLETES if completes else 0)
         )
         return call
 

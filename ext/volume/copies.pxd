@@ -29,35 +29,49 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef char reason[512]
     cdef readonly uint64_t fetched_bytes
     cdef readonly uint32_t fetched   # segments that were on other nodes only
+    cdef readonly uint32_t completed  # records that copies lacked
+    cdef readonly uint32_t left      # copies that reconcile() neither counts nor removes yet
 
     # These: in a task; 0, or a negative errno and `reason`.
     #
     # Fences the volume's former owner off, on all members that answer; and lists what those of other nodes have. Fails
     # unless every fragment has a member that answers.
     cdef int take_over(self) noexcept nogil
-    # Gets a segment that this node lacks. -ENOENT: no node that answers has it.
-    cdef int fetch(self, uint32_t segment) noexcept nogil
+    cdef int check_fragments(self) noexcept nogil        # again, if a connection may have ended meanwhile
+    # Gets a segment that this node lacks, or has shorter. where: the member that gets it; -1: any. -ENOENT: no node
+    # that answers has it.
+    cdef int fetch(self, uint32_t segment, int where) noexcept nogil
+    cdef int fetch_copy(self, const Copy* chosen, int where) noexcept nogil
     # Those of known fragments. 1: there were some.
     cdef int fetch_missing(
         self, bint (*is_here)(void* owner, uint32_t segment) noexcept nogil, void* owner
     ) noexcept nogil
+    # A copy that has more of a segment that is sealed here; NULL: none.
+    cdef Copy* longer_than(self, const Replica* replica) noexcept nogil
     # A replica of this node gets what it lacks of the records in its copies; how far each copy is the same is noted.
     cdef int merge(self, Replica* replica, uint16_t member) noexcept nogil
-    # How many of the first `end` blocks all reliable copies have, as merge() found.
-    cdef uint32_t common(self, const Replica* replica, uint32_t end) noexcept nogil
-    # The replica is sealed and has records up to block `end`: its copies that have them are sealed, too.
-    cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil
+    # The replica is sealed and has records up to block `end`: its copies get what they lack, and are sealed, too.
+    cdef void seal(self, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
     # Records end before this one in segments of this fragment; ~0: they do not.
     cdef uint64_t end_of(self, uint32_t fragment) noexcept nogil
-    # Tells the segment table of the copies that match, and removes the others.
+    # What was written before this record is on all members of the fragments before the newest one; 0: there is none.
+    cdef uint64_t current_first(self) noexcept nogil
+    # No member is silent of the fragments that may have this record; no device of another node is.
+    cdef bint all_have_answered(self, uint64_t record) noexcept nogil
+    cdef bint everyone_answered(self) noexcept nogil
+    # Tells the segment table of the copies that match. Once the fragment is agreed, remove_rest() removes the others.
     cdef void adopt(self) noexcept nogil
+    cdef void remove_rest(self) noexcept nogil
     # Of an open volume, with new Copies: a member of another node is back. What it has of the volume's sealed segments
-    # counts as copies again; what the volume does not need is removed there.
+    # counts as copies again; what the volume does not need is removed there. `left`: what stays until the next
+    # checkpoint.
     cdef int reconcile(self, uint16_t member) noexcept nogil
-    cdef bint complete(self, Copy* copy, Segment* segment) noexcept nogil
-    cdef void seal_one(self, Copy* copy, const Replica* replica, uint32_t end) noexcept nogil
 
-    cdef bint is_outdated(self, const Replica* replica) noexcept nogil
+    cdef bint is_listed(self, const Segment* segment) noexcept nogil
+    cdef bint settle(self, Copy* copy, Segment* segment) noexcept nogil
+    cdef void seal_one(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
+    cdef int complete(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
+    cdef bint has_record_at(self, const Copy* copy, const Replica* replica, uint32_t block) noexcept nogil
     cdef bint has_open(self, uint32_t segment) noexcept nogil      # a copy of it that is not sealed
     cdef int fence(self) noexcept nogil
     cdef Copy* first_of(self, uint32_t segment) noexcept nogil

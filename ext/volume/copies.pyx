@@ -5,14 +5,16 @@
 #
 # Always true:
 #   - before anything is read, the members that answer refuse the former owner, durably;
-#   - of an open segment the log keeps what all reliable copies have: what one of them lacks was never acknowledged;
+#   - of a segment the log keeps what any copy has: what one of them lacks was never acknowledged, but may be kept;
+#   - a sealed replica is complete up to its end. One that this node has only begun to get is open, and doubtful;
 #   - a copy counts only if it was compared with, or has the same epoch and the same sealed end as, the replica of this
 #     node;
-#   - a copy is removed only once the volume does not need it: recovery has succeeded without it.
+#   - a copy with records behind the checkpoint is completed or stays as it is, and is never removed: its device is a
+#     member of a fragment in the log's record, and answers for all that the fragment has.
 #
 # Called by volume/recovery.pyx, and by a command when a node is back.
 
-from libc.errno cimport EHOSTUNREACH, ENOENT, ENOMEM, ESTALE, ETIMEDOUT
+from libc.errno cimport EBADMSG, ECONNRESET, EHOSTUNREACH, ENOENT, ENOMEM, ESTALE, ETIMEDOUT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort, realloc
@@ -66,10 +68,14 @@ cdef class Copies:
     # ------------------------------------------------------------------ what answers
 
     cdef int take_over(self) noexcept nogil:
-        cdef int i, result = self.fence()
+        cdef int result = self.fence()
         if result == 0:
             result = self.list_all()
-        for i in range(self.fragment_count if result == 0 else 0):
+        return result if result < 0 else self.check_fragments()
+
+    cdef int check_fragments(self) noexcept nogil:
+        cdef int i
+        for i in range(self.fragment_count):
             if not self.is_answered(&self.fragments[i]):
                 return self.fail(
                     EHOSTUNREACH,
@@ -79,11 +85,11 @@ cdef class Copies:
             if not self.is_relied_on(&self.fragments[i]) and not planted(b"doubtful_trusted"):
                 return self.fail(
                     EHOSTUNREACH,
-                    b"records from %lu on are on device %lu and its copies; those that answer had a power cut and may lack "
-                    b"acknowledged writes: start the nodes of the others",
+                    b"records from %lu on are on device %lu and its copies; those that answer had a power cut and may "
+                    b"lack acknowledged writes: start the nodes of the others",
                     self.fragments[i].first, self.fragments[i].devices[0]
                 )
-        return result
+        return 0
 
     cdef int fence(self) noexcept nogil:
         """All members at the same time: each answers when the leases that it gave have run out."""
@@ -165,6 +171,31 @@ cdef class Copies:
                     return False
         return True
 
+    cdef bint all_have_answered(self, uint64_t record) noexcept nogil:
+        cdef int i
+        for i in range(self.fragment_count):
+            if (
+                self.fragments[i].first <= record < self.end_of(self.fragments[i].number)
+                and not self.all_answered(self.fragments[i].number)
+            ):
+                return False
+        return True
+
+    cdef bint everyone_answered(self) noexcept nogil:
+        cdef int i
+        for i in range(self.volume.log.open_segments.local_count, self.volume.log.open_segments.member_count):
+            if not self.answered[i]:
+                return False
+        return True
+
+    cdef uint64_t current_first(self) noexcept nogil:
+        cdef const Fragment* newest = NULL
+        cdef int i
+        for i in range(self.fragment_count):
+            if newest is NULL or self.fragments[i].number > newest.number:
+                newest = &self.fragments[i]
+        return newest.first if newest is not NULL else 0
+
     cdef uint64_t end_of(self, uint32_t fragment) noexcept nogil:
         cdef uint64_t end = ~<uint64_t>0
         cdef bint known = False
@@ -218,18 +249,39 @@ cdef class Copies:
                 high = middle
         return &self.all[low] if low < self.count and self.all[low].replica.segment == segment else NULL
 
-    cdef bint is_outdated(self, const Replica* replica) noexcept nogil:
-        """Whether another node has more of a segment that is sealed here."""
-        cdef const Copy* copy = self.first_of(replica.segment)
+    cdef Copy* longer_than(self, const Replica* replica) noexcept nogil:
+        """A copy with records that lie behind the end of this sealed replica, and before that of its fragment. A former
+        owner may have sealed it without them, when it had not committed them: the next one has kept them."""
+        cdef Copy* copy = self.first_of(replica.segment)
+        cdef Copy* longest = NULL
         cdef uint32_t end = replica.footer_block if replica.footer_block else replica.blocks
-        if replica.state != SEGMENT_SEALED:
-            return False
+        if replica.state != SEGMENT_SEALED or replica.live:
+            return NULL
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            if copy.replica.state == SEGMENT_SEALED and copy.replica.epoch == replica.epoch and \
-                    copy.replica.footer_block > end:
-                return True
+            if copy.replica.epoch == replica.epoch and (
+                listed_end(&copy.replica) > end if copy.replica.state == SEGMENT_SEALED
+                else self.has_record_at(copy, replica, end)
+            ) and (longest is NULL or is_better(&copy.replica, &longest.replica)):
+                longest = copy
             copy += 1
-        return False
+        return longest
+
+    cdef bint has_record_at(self, const Copy* copy, const Replica* replica, uint32_t block) noexcept nogil:
+        cdef RecordHeader* header
+        cdef bint found = False
+        if copy.replica.flags & LISTED_DOUBTFUL or block >= copy.replica.blocks:
+            return False
+        header = <RecordHeader*>allocate_aligned(BLOCK_BYTES)
+        if header is not NULL and self.read(copy, block, 1, <char*>header) == 0:
+            found = (
+                header.epoch == replica.epoch
+                and record_fault(
+                    header, self.volume.log.volume, replica.segment, block, copy.replica.blocks
+                ).words is NULL
+                and header.sequence < self.end_of(replica.fragment)
+            )
+        self.volume.io.release(header)
+        return found
 
     cdef bint has_open(self, uint32_t segment) noexcept nogil:
         cdef const Copy* copy = self.first_of(segment)
@@ -244,15 +296,18 @@ cdef class Copies:
         cdef void* member = self.volume.log.open_segments.members[copy.member]
         cdef int result = (<Member>member).read(copy.replica.segment, NULL, block, blocks, into)
         cdef uint32_t i
-        if result != -ENOENT or copy.replica.live == 0:
-            return result
-        for i in range(blocks):
-            result = (<Member>member).read(copy.replica.segment, NULL, block + i, 1, into + <size_t>i * BLOCK_BYTES)
-            if result == -ENOENT:
-                memset(into + <size_t>i * BLOCK_BYTES, 0, BLOCK_BYTES)
-            elif result < 0:
-                return result
-        return 0
+        if result == -ENOENT and copy.replica.live:
+            for i in range(blocks):
+                result = (<Member>member).read(copy.replica.segment, NULL, block + i, 1, into + <size_t>i * BLOCK_BYTES)
+                if result == -ENOENT:
+                    memset(into + <size_t>i * BLOCK_BYTES, 0, BLOCK_BYTES)
+                    result = 0
+                if result < 0:
+                    break
+        if result == -ECONNRESET:                        # what it has is not known any more
+            self.answered[copy.member] = False
+            result = -EHOSTUNREACH
+        return result
 
     # ------------------------------------------------------------------ what this node lacks
 
@@ -267,31 +322,37 @@ cdef class Copies:
                     self.all[i].replica.fragment < self.fragments[0].number or \
                     self.end_of(self.all[i].replica.fragment) == 0 or is_here(owner, self.all[i].replica.segment):
                 continue
-            result = self.fetch(self.all[i].replica.segment)
+            result = self.fetch(self.all[i].replica.segment, -1)
             if result < 0:
                 return result
             fetched = 1
         return fetched
 
-    cdef int fetch(self, uint32_t segment) noexcept nogil:
+    cdef int fetch(self, uint32_t segment, int where) noexcept nogil:
         cdef Copy* copy = self.first_of(segment)
         cdef Copy* chosen = NULL
-        cdef Replica* replica = NULL
-        cdef void* member
-        cdef char* buffer
-        cdef uint32_t block = 0, piece
-        cdef int where, result
+        cdef bint silent = False
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == segment:
-            if chosen is NULL or is_better(&copy.replica, &chosen.replica):
+            silent = silent or not self.answered[copy.member]
+            if self.answered[copy.member] and (chosen is NULL or is_better(&copy.replica, &chosen.replica)):
                 chosen = copy
             copy += 1
+        if chosen is NULL and silent:
+            return self.fail(EHOSTUNREACH, b"the nodes that have segment %lu do not answer any more", segment, 0)
         if chosen is NULL:
             return -ENOENT
-        where = self.volume.log.open_segments.choose_member(FOR_SPACE)
+        if where < 0:
+            where = self.volume.log.open_segments.choose_member(FOR_SPACE)
         if where < 0:
             return self.fail(-where, b"segment %lu is on other nodes only, and no device here takes it", segment, 0)
-        member = self.volume.log.open_segments.members[where]
-        buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        return self.fetch_copy(chosen, where)
+
+    cdef int fetch_copy(self, const Copy* chosen, int where) noexcept nogil:
+        cdef Replica* replica = NULL
+        cdef void* member = self.volume.log.open_segments.members[where]
+        cdef char* buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+        cdef uint32_t segment = chosen.replica.segment, block = 0, piece
+        cdef int result
         if buffer is NULL:
             return self.fail(ENOMEM, b"no memory to fetch segment %lu", segment, 0)
         result = (<Member>member).reserve(segment, chosen.replica.blocks, &replica)
@@ -308,7 +369,7 @@ cdef class Copies:
             replica.fragment = chosen.replica.fragment
             result = (<Member>member).keep(
                 segment, replica, chosen.replica.epoch, chosen.replica.stream, chosen.replica.blocks,
-                chosen.replica.footer_block
+                chosen.replica.footer_block, chosen.replica.state
             )
         elif replica is not NULL:
             (<Member>member).discard(segment, replica)
@@ -436,6 +497,9 @@ cdef class Copies:
         cdef uint32_t i, k = 0
         cdef bint differs = memcmp(here, there, BLOCK_BYTES) != 0
         if not self.is_of(header, replica, block) or <uint32_t>1 + header.payload_blocks != length:
+            if planted(b"shorter_prefix_taken"):
+                memset(here, 0, BLOCK_BYTES)
+                (<Member>self.volume.log.open_segments.members[member]).fill(replica.segment, replica, block, 1, here)
             return 1
         for i in range(header.entry_count):
             if header.entries[i].kind == KIND_ZERO:
@@ -453,34 +517,57 @@ cdef class Copies:
             replica.segment, replica, block, length, there
         )
 
-    cdef uint32_t common(self, const Replica* replica, uint32_t end) noexcept nogil:
-        cdef const Copy* copy = self.first_of(replica.segment)
-        while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            if (
-                copy.replica.epoch == replica.epoch
-                and not copy.replica.flags & LISTED_DOUBTFUL
-                and not planted(b"longest_not_common")
-            ):
-                end = min(end, copy.common)
-            copy += 1
-        return end
+    # ------------------------------------------------------------------ what becomes of the copies
 
-    cdef void seal(self, const Replica* replica, uint32_t end) noexcept nogil:
+    cdef void seal(self, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
         cdef Copy* copy = self.first_of(replica.segment)
         while copy is not NULL and copy < self.all + self.count and copy.replica.segment == replica.segment:
-            self.seal_one(copy, replica, end)
+            self.seal_one(copy, replica, member, end)
             copy += 1
 
-    cdef void seal_one(self, Copy* copy, const Replica* replica, uint32_t end) noexcept nogil:
-        cdef void* member = self.volume.log.open_segments.members[copy.member]
-        if copy.replica.epoch == replica.epoch and copy.common >= end and copy.replica.state != SEGMENT_SEALED:
+    cdef void seal_one(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
+        cdef void* there = self.volume.log.open_segments.members[copy.member]
+        if copy.replica.epoch == replica.epoch and copy.replica.state != SEGMENT_SEALED:
+            if copy.replica.flags & LISTED_DOUBTFUL and not planted(b"doubtful_not_sent_again"):
+                copy.common = 0                          # what is read there need not be on stable media
             if (
-                (<Member>member).make_stable() == 0
-                and (<Member>member).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
+                (self.complete(copy, replica, member, end) == 0 or planted(b"copy_not_completed"))
+                and (<Member>there).make_stable() == 0
+                and (<Member>there).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
             ):
                 copy.replica.state = SEGMENT_SEALED
                 copy.replica.blocks, copy.replica.footer_block = end, 0
+                copy.replica.flags = 0
         copy.matches = is_same(&copy.replica, replica.epoch, end)
+
+    cdef int complete(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
+        """Writes the records to an open copy that it lacks, up to block `end`, as far as it was compared."""
+        cdef void* local = self.volume.log.open_segments.members[member]
+        cdef void* there = self.volume.log.open_segments.members[copy.member]
+        cdef char* buffer = NULL
+        cdef uint32_t length
+        cdef int result = 0
+        if copy.common < end:
+            buffer = <char*>allocate_aligned(PIECE_BLOCKS * BLOCK_BYTES)
+            result = 0 if buffer is not NULL and replica.live == 0 else -ENOMEM
+        while result == 0 and copy.common < end:
+            result = (<Member>local).read(replica.segment, replica, copy.common, 1, buffer)
+            length = 1 + (<const RecordHeader*>buffer).payload_blocks
+            if result == 0 and not (
+                self.is_of(<const RecordHeader*>buffer, replica, copy.common) and copy.common + length <= end
+            ):
+                result = -EBADMSG                        # it is damaged here
+            if result == 0:
+                result = (<Member>local).read(replica.segment, replica, copy.common, length, buffer)
+            if result == 0:
+                result = (<Member>there).complete(
+                    replica.segment, self.volume.log.epoch, replica.stream, copy.common, length, buffer
+                )
+            if result == 0:
+                self.completed += 1
+                copy.common += length
+        self.volume.io.release(buffer)
+        return result
 
     cdef void adopt(self) noexcept nogil:
         cdef Segment* segment
@@ -492,13 +579,26 @@ cdef class Copies:
             if segment is not NULL and (
                 copy.matches or is_same(&copy.replica, segment.replica.epoch, sealed_end(segment))
             ):
+                copy.matches = True
                 if segment.copy_count < COPIES_MAX:
                     segment.copies[segment.copy_count] = copy.member
                     segment.copy_count += 1
-            else:
-                (<Member>self.volume.log.open_segments.members[copy.member]).remove(
-                    copy.replica.segment, self.volume.log.epoch, NULL
+
+    cdef void remove_rest(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            if not self.all[i].matches and not self.is_listed(self.volume.segments.find(self.all[i].replica.segment)):
+                (<Member>self.volume.log.open_segments.members[self.all[i].member]).remove(
+                    self.all[i].replica.segment, self.volume.log.epoch, NULL
                 )
+
+    cdef bint is_listed(self, const Segment* segment) noexcept nogil:
+        """Whether the log's record may list the segment's fragment, because of records behind the checkpoint."""
+        return (
+            segment is not NULL
+            and segment.last_sequence > self.volume.checkpoints.sequence
+            and not planted(b"needed_copy_removed")
+        )
 
     cdef int reconcile(self, uint16_t member) noexcept nogil:
         cdef void* there = self.volume.log.open_segments.members[member]
@@ -507,33 +607,34 @@ cdef class Copies:
         cdef int result
         self.answered[member] = True
         result = self.list_all()
+        if result == 0 and not self.answered[member]:
+            result = -ECONNRESET
         for i in range(self.count if result == 0 else 0):
             segment = self.volume.segments.find(self.all[i].replica.segment)
             if segment is not NULL and (
                 segment.state != SEGMENT_SEALED or has_copy(segment, member) or segment.cleaning
             ):
                 continue
-            if (
-                segment is not NULL and not planted(b"needed_copy_removed")
-                and self.complete(&self.all[i], segment)
-            ):
+            if segment is not NULL and self.settle(&self.all[i], segment):
                 if segment.copy_count < COPIES_MAX and not has_copy(segment, member):
                     segment.copies[segment.copy_count] = member
                     segment.copy_count += 1
+            elif self.is_listed(segment):
+                self.left += 1
             elif result == 0:
                 result = (<Member>there).remove(self.all[i].replica.segment, self.volume.log.epoch, NULL)
         return result
 
-    cdef bint complete(self, Copy* copy, Segment* segment) noexcept nogil:
-        """Whether the copy has all records of a sealed segment. An open one that has them is sealed, too."""
+    cdef bint settle(self, Copy* copy, Segment* segment) noexcept nogil:
+        """Whether the copy has all records of a sealed segment. An open one gets what it lacks, and is sealed."""
         cdef uint32_t end = sealed_end(segment)
         if is_same(&copy.replica, segment.replica.epoch, end):
             return True
-        if copy.replica.state == SEGMENT_SEALED or copy.replica.epoch != segment.replica.epoch or segment.replica.live:
+        if copy.replica.epoch != segment.replica.epoch or segment.replica.live:
             return False
         segment.cleaning = True                          # its replica stays as it is meanwhile
-        if self.merge_one(copy, segment.replica, segment.member) == 0:
-            self.seal_one(copy, segment.replica, end)
+        if copy.replica.state == SEGMENT_SEALED or self.merge_one(copy, segment.replica, segment.member) == 0:
+            self.seal_one(copy, segment.replica, segment.member, end)
         segment.cleaning = False
         return copy.matches
 
@@ -575,13 +676,10 @@ cdef inline uint32_t sealed_end(const Segment* segment) noexcept nogil:
 
 
 cdef bint is_same(const ListedReplica* listed, uint64_t epoch, uint32_t end) noexcept nogil:
-    """A sealed replica of this epoch has the records up to block `end`: it was sealed there, maybe without a footer."""
+    """A sealed replica of this epoch has the records up to block `end`, and maybe more, which do not count."""
     if listed.state != SEGMENT_SEALED or listed.epoch != epoch:
         return False
-    return (
-        listed.footer_block == end or (listed.footer_block == 0 and listed.blocks >= end)
-        or planted(b"any_copy_is_same")
-    )
+    return listed_end(listed) >= end or planted(b"any_copy_is_same")
 
 
 cdef int by_segment(const void* a, const void* b) noexcept nogil:

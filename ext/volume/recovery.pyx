@@ -31,11 +31,11 @@
 #   - opening needs no space: a volume opens on a device that has no free slab;
 #   - recovery is idempotent: running it twice, or again after a crash during recovery, changes nothing.
 
-from libc.errno cimport EIO, ENOMEM, ENOSPC, EUCLEAN
+from libc.errno cimport EHOSTUNREACH, EIO, ENOENT, ENOMEM, ENOSPC, EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free as release, qsort
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memset, strlen
 
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.checksum cimport crc32c
@@ -49,6 +49,7 @@ from iomesh.engine.format.layout cimport (
 )
 from iomesh.engine.map.map cimport Node
 from iomesh.engine.base.planted cimport planted
+from iomesh.engine.volume.copies cimport Copy
 from iomesh.engine.volume.log_scan cimport CHUNK_BLOCKS, Found, record_end
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.replicas.member cimport Member
@@ -105,9 +106,16 @@ cdef class Recovery(LogScan):
             result = self.replay()
         if result == 0 and self.copies is not None:
             result = self.await_fragment()
+        if result == -EUCLEAN and self.copies is not None and not self.copies.everyone_answered():
+            self.add_reason(b"; a device that does not answer may have it intact: start its node")
+            result = -EHOSTUNREACH
         self.volume.checkpoints.replayed = result == 0
         self.volume.checkpoints.poke()                   # a checkpoint is due if there is no space
         return result
+
+    cdef void add_reason(self, const char* words) noexcept nogil:
+        cdef size_t length = strlen(self.reason)
+        snprintf(self.reason + length, sizeof(self.reason) - length, b"%s", words)
 
     # ------------------------------------------------------------------ copies on other nodes
 
@@ -119,7 +127,7 @@ cdef class Recovery(LogScan):
         if result == 0:
             result = self.list_replicas()                # a former owner has changed some until it was fenced
         if result == 0:
-            result = self.remove_outdated()
+            result = self.replace_outdated()
         if result == 0:
             result = self.copies.fetch_missing(is_here, <void*>self)
         if result == 1:
@@ -132,20 +140,25 @@ cdef class Recovery(LogScan):
                 and not planted(b"doubtful_trusted")
             ):
                 result = self.copies.merge(self.scans[i].replica, self.scans[i].member)
+        if result == 0:
+            result = self.copies.check_fragments()
         if result < 0 and self.reason[0] == 0:
             snprintf(self.reason, sizeof(self.reason), b"%s", self.copies.reason)
         return result
 
-    cdef int remove_outdated(self) noexcept nogil:
-        """So that they are fetched again, whole."""
+    cdef int replace_outdated(self) noexcept nogil:
+        """What is shorter here than elsewhere. It stays until the whole one is here: as a member of its fragment, this
+        node's device answers for its records."""
+        cdef const Copy* longer
         cdef uint32_t i
-        cdef bint removed = False
+        cdef bint replaced = False
         cdef int result = 0
         for i in range(self.scan_count):
-            if result == 0 and self.copies.is_outdated(self.scans[i].replica):
-                result = self.remove_copy(&self.scans[i])
-                removed = True
-        return self.list_again() if result == 0 and removed else result
+            longer = self.copies.longer_than(self.scans[i].replica) if result == 0 else NULL
+            if longer is not NULL:
+                result = self.copies.fetch_copy(longer, self.scans[i].member)
+                replaced = True
+        return self.list_again() if result == 0 and replaced else result
 
     cdef int list_again(self) noexcept nogil:
         self.forget()
@@ -155,13 +168,24 @@ cdef class Recovery(LogScan):
         """The segment's replica here, fetched from another node if it is only there; NULL: nobody who answers has
         it. Only before scan_all()."""
         cdef Scan* scan = self.scan_of(segment)
-        if scan is NULL and self.copies is not None and self.copies.fetch(segment) == 0 and self.list_again() == 0:
+        cdef int result = -ENOENT
+        if scan is NULL and self.copies is not None:
+            result = self.copies.fetch(segment, -1)
+        if result == 0 and self.list_again() == 0:
             scan = self.scan_of(segment)
+        self.lacking = result
         return scan
+
+    cdef int fail_lacking(self, const char* text, uint64_t a, uint64_t b) noexcept nogil:
+        """After need(): why a segment is not here."""
+        if self.lacking == -ENOENT:
+            return self.fail(EUCLEAN, text, a, b, 0)
+        snprintf(self.reason, sizeof(self.reason), b"%s", self.copies.reason)
+        return self.lacking
 
     cdef void cut_to_fragments(self) noexcept nogil:
         cdef uint64_t end
-        cdef uint32_t common, i
+        cdef uint32_t i
         cdef Scan* scan
         for i in range(self.scan_count if self.copies is not None else 0):
             scan = &self.scans[i]
@@ -169,14 +193,8 @@ cdef class Recovery(LogScan):
             while scan.record_count and scan.records[scan.record_count - 1].sequence >= end:
                 scan.record_count -= 1
                 scan.dropped += 1
-            if scan.replica.state != SEGMENT_OPEN:
-                continue
-            scan.end = record_end(scan)
-            common = self.copies.common(scan.replica, scan.end)
-            while scan.record_count and record_end(scan) > common:
-                scan.record_count -= 1
-                scan.dropped += 1
-            scan.end = record_end(scan)
+            if scan.replica.state == SEGMENT_OPEN:
+                scan.end = record_end(scan)
 
     cdef void settle_copies(self) noexcept nogil:
         """Seals the copies of what is sealed here."""
@@ -187,7 +205,7 @@ cdef class Recovery(LogScan):
             if self.scans[i].useless:
                 continue
             end = replica.footer_block if replica.footer_block else replica.blocks
-            self.copies.seal(replica, end)
+            self.copies.seal(replica, self.scans[i].member, end)
 
     cdef int await_fragment(self) noexcept nogil:
         """Nothing is served before the metadata service knows the replica set of what is written next."""
@@ -210,6 +228,9 @@ cdef class Recovery(LogScan):
                 b"the metadata service did not agree to fragment %lu",
                 next_segment.replica.fragment, 0, 0
             )
+        self.copies.remove_rest()
+        if self.end > self.start:                        # then earlier fragments leave the log's record
+            self.volume.checkpoints.due = True
         return 0
 
     # ------------------------------------------------------------------ the checkpoint
@@ -219,8 +240,8 @@ cdef class Recovery(LogScan):
         cdef Scan* scan = self.need(pointer.segment)
         cdef int result
         if scan is NULL:
-            return self.fail(
-                EUCLEAN, b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0, 0
+            return self.fail_lacking(
+                b"segment %lu, which the checkpoint needs, is on no device of this node", pointer.segment, 0
             )
         if pointer.block >= scan.replica.blocks:
             return self.fail(
@@ -331,17 +352,16 @@ cdef class Recovery(LogScan):
                     if scan is NULL:
                         if entry.live == 0:
                             continue                     # deleted after this checkpoint
-                        return self.fail(
-                            EUCLEAN,
+                        return self.fail_lacking(
                             b"segment %lu, with %lu live blocks, is on no device of this node",
-                            entry.segment, entry.live, 0
+                            entry.segment, entry.live
                         )
                     if self.volume.segments.find(entry.segment) is not NULL:
                         return self.fail(
                             EUCLEAN, b"segment %lu is twice in the segment table of the checkpoint", entry.segment, 0, 0
                         )
                     segment = self.volume.segments.add(entry.segment)
-                    segment.blocks = scan.replica.blocks
+                    segment.blocks = entry.blocks        # until scan_all() has compared it with the replica's
                     segment.live = entry.live
                     segment.state = entry.state
                     segment.stream = entry.stream
@@ -426,15 +446,22 @@ cdef class Recovery(LogScan):
         cdef Scan* scan
         cdef uint32_t i
         cdef int result
+        cdef bint same
         for i in range(self.scan_count):
             scan = &self.scans[i]
             segment = self.volume.segments.find(scan.replica.segment)
+            same = segment is NULL or segment.blocks == scan.replica.blocks or scan.replica.live != 0
+            if segment is not NULL:
+                segment.blocks = scan.replica.blocks
             if (
                 segment is not NULL
                 and segment.state == SEGMENT_SEALED
                 and segment.last_sequence <= self.start
                 and scan.replica.state == SEGMENT_SEALED
             ):
+                result = 0 if same or self.copies is None else self.check_whole(scan, segment)
+                if result < 0:
+                    return result
                 continue
             if scan.replica.live:                        # compacted: older than the checkpoint; dead if not in it
                 if segment is not NULL:
@@ -464,6 +491,24 @@ cdef class Recovery(LogScan):
                 )
         return 0
 
+    cdef int check_whole(self, Scan* scan, const Segment* segment) noexcept nogil:
+        """Of a segment behind which the checkpoint lies: a former owner may have sealed it here without its last
+        records, which the next one has kept on other nodes."""
+        cdef uint64_t last
+        cdef int result = self.scan_footer(scan) if scan.replica.footer_block else 1
+        if result > 0:
+            scan.record_count = scan.entry_count = 0
+            result = self.scan_headers(scan)
+        last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
+        scan.record_count = scan.entry_count = 0
+        if result == 0 and segment.live and last < segment.last_sequence and not planted(b"shorter_replica_kept"):
+            return self.fail(
+                EUCLEAN,
+                b"segment %lu ends here with record %lu, and the checkpoint needs it up to record %lu",
+                scan.replica.segment, last, segment.last_sequence
+            )
+        return result
+
     cdef int check_counted(self) noexcept nogil:
         """Headers state how far the log was stable when they were written, and after a checkpoint's records there may
         be no header yet. But its own records and those it includes were stable too: ending the log before them would
@@ -474,7 +519,9 @@ cdef class Recovery(LogScan):
         cdef uint32_t i
         for i in range(self.scan_count):
             scan = &self.scans[i]
-            if scan.replica.state != SEGMENT_OPEN or planted(b"cut_before_checkpoint"):
+            if planted(b"cut_before_checkpoint") or (
+                scan.replica.state != SEGMENT_OPEN and (self.copies is None or scan.record_count == 0)
+            ):
                 continue
             segment = self.volume.segments.find(scan.replica.segment)
             last = scan.records[scan.record_count - 1].sequence if scan.record_count else 0
@@ -523,6 +570,7 @@ cdef class Recovery(LogScan):
         cdef Scan* scan
         cdef Found* found
         cdef bint moved = True
+        cdef int result
         cdef uint32_t* next_record = <uint32_t*>calloc(self.scan_count + 1, sizeof(uint32_t))
         if next_record is NULL:
             return self.fail(ENOMEM, b"no memory for %lu segments", self.scan_count, 0, 0)
@@ -548,6 +596,10 @@ cdef class Recovery(LogScan):
             self.scans[i].record_count = next_record[i]
         release(next_record)
         self.stable = stable
+        if self.copies is not None:
+            result = self.check_ended()
+            if result < 0:
+                return result
         self.drop_older_copies()
         if self.end < stable:
             missing = self.end + 1
@@ -564,7 +616,35 @@ cdef class Recovery(LogScan):
                 missing, block, segment
             )
         self.leave_out()
+        return self.check_torn() if self.copies is not None and not self.copies.everyone_answered() else 0
+
+    cdef int check_torn(self) noexcept nogil:
+        """A record that was committed, and is not whole here, is so on another device."""
+        cdef const Scan* scan
+        cdef uint32_t i, r
+        for i in range(self.scan_count):
+            scan = &self.scans[i]
+            for r in range(scan.record_count if scan.replica.state == SEGMENT_OPEN else 0):
+                if scan.records[r].torn and not scan.records[r].void:
+                    return self.fail(
+                        EHOSTUNREACH,
+                        b"record %lu is not whole on any device that answers: start the nodes of the other devices",
+                        scan.records[r].sequence, 0, 0
+                    )
         return 0
+
+    cdef int check_ended(self) noexcept nogil:
+        """Every record before the current fragment was committed. Unless all members of its fragment lost power
+        together, one of them has it."""
+        cdef uint64_t missing = self.end + 1
+        if missing >= self.copies.current_first() or self.copies.all_have_answered(missing) or \
+                planted(b"fragment_not_complete"):
+            return 0
+        return self.fail(
+            EHOSTUNREACH,
+            b"record %lu was acknowledged, and no device that answers has it: start the nodes of the other devices",
+            missing, 0, 0
+        )
 
     cdef void drop_older_copies(self) noexcept nogil:
         """A record that was placed again, after a failed or unanswered write, may be in several segments: in full, torn
@@ -616,8 +696,9 @@ cdef class Recovery(LogScan):
 
     cdef void leave_out(self) noexcept nogil:
         """Drops segments at the log's end without user data and without parts of the checkpoint. Only whole segments: a
-        footer written over a record would leave, for a short time, a later record that states it was stable."""
-        cdef uint32_t i = self.scan_count, r
+        footer written over a record would leave, for a short time, a later record that states it was stable. With
+        copies on other nodes such a record may stay there: nothing is dropped."""
+        cdef uint32_t i = self.scan_count if self.copies is None else 0, r
         cdef Scan* scan
         while i:
             i -= 1
@@ -772,10 +853,15 @@ cdef class Recovery(LogScan):
         return (<Member>self.volume.log.open_segments.members[member]).make_stable()
 
     cdef int write_again(self, Scan* scan) noexcept nogil:
-        """Writes valid records not known to be on stable media again, in place: a crash in between changes nothing."""
+        """Writes valid records not known to be on stable media again, in place: a crash in between changes nothing. In
+        a doubtful replica those that are known to be so may be on other devices only."""
         cdef uint32_t first, end, block, r = 0, past
         cdef int result = 0
-        while r < scan.record_count and scan.records[r].sequence <= self.stable:
+        cdef bint doubtful = (
+            (<Member>self.volume.log.open_segments.members[scan.member]).is_doubtful(scan.replica)
+            and not planted(b"doubtful_not_written_again")
+        )
+        while r < scan.record_count and scan.records[r].sequence <= self.stable and not doubtful:
             r += 1
         while r < scan.record_count and result == 0:
             first = end = scan.records[r].block
@@ -807,6 +893,8 @@ cdef class Recovery(LogScan):
         cdef uint32_t _i
         if (<const RecordHeader*>record).crc != found.crc or block_crc(record) != found.crc:
             return False
+        if found.torn:
+            return True
         for _i in range(found.count):
             if entry.kind != KIND_ZERO:
                 record += BLOCK_BYTES

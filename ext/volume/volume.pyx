@@ -173,6 +173,11 @@ cdef class Volume:
             join(&self.log.commits, when)
             return 0
         skipped = self.alike(block, count, &mapped, when)
+        if skipped > 0 and not mapped and not self.log.serving.holds() and not planted(b"trim_without_lease"):
+            if self.log.serving.over:
+                return -EIO
+            self.log.serving.await_leases(when)          # nothing is logged: another owner may have written there
+            return 0
         if skipped <= 0 or not mapped:
             return skipped
         leaf = self.leaf_to_change(block, when, &error)

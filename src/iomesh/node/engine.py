@@ -262,9 +262,11 @@ class NodeEngine:
             each["node"]: each["readies"] for each in self.peers() if each["attached"] and each["reactor"] == reactor
         }
 
-    async def reconcile(self, volume: uuid.UUID, node: str) -> None:
-        """Counts what a node that is back has of the volume's segments, and removes there what it does not need."""
-        await self._answer(self._engine.reconcile(volume.bytes, node), f"compare the copies on node {node}")
+    async def reconcile(self, volume: uuid.UUID, node: str) -> int:
+        """Counts what a node that is back has of the volume's segments, and removes there what it does not need.
+        Returns how many copies stay there, uncounted, until the next checkpoint."""
+        left: int = await self._answer(self._engine.reconcile(volume.bytes, node), f"compare the copies on node {node}")
+        return left
 
     async def close_volume(self, volume: uuid.UUID, *, checkpoint: bool) -> None:
         try:

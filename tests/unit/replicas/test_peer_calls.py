@@ -128,6 +128,21 @@ def test_a_write_suits_the_replica_that_it_is_for(it: Pair) -> None:
         assert it.done(it.owner.write(DEVICE, V, 1, 0, data, epoch=epoch, stream=3)) == [-errno.ESTALE]
 
 
+def test_a_newer_owner_completes_an_open_replica_of_an_earlier_one(it: Pair) -> None:
+    lacking = record(1, 0, [block_of(1)], epoch=2)
+    it.done(it.owner.create(DEVICE, V, 1, epoch=2))
+    it.done(it.owner.fence(DEVICE, V, 5))
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, lacking, epoch=2)) == [-errno.ESTALE]
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, lacking, epoch=5)) == [-errno.EBADMSG]
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, lacking, epoch=4, completes=True)) == [-errno.ESTALE]
+    foreign = record(1, 0, [block_of(2)], epoch=3)
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, foreign, epoch=5, completes=True)) == [-errno.ESTALE]
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, lacking, epoch=5, completes=True)) == [0]
+    assert it.holder.content(DEVICE, V, 1, 0, 2) == lacking
+    it.done(it.owner.seal(DEVICE, V, 1, 2, epoch=5))
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, lacking, epoch=5, completes=True)) == [-errno.EROFS]
+
+
 def test_a_sealed_segment_takes_no_write(it: Pair) -> None:
     it.done(it.owner.create(DEVICE, V, 1))
     it.done(it.owner.write(DEVICE, V, 1, 0, record(1, 0, [block_of(1)])))

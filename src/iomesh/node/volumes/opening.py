@@ -66,8 +66,6 @@ class Opening:
         )
         record, at = volume.record, volume.log.checkpoint
         self._stores.refuse_while_changing()
-        # As of now: a node that becomes reachable while the volume is opened is compared later.
-        reachable = [self._engine.readies(reactor) for reactor in range(self._engine.reactors)]
         volume.opening = True
         try:
             volume.recovery = await self._engine.open_volume(
@@ -86,7 +84,7 @@ class Opening:
                 first_fragment=first.fragment,
             )
             volume.in_engine = True
-            volume.readies = reachable[volume.recovery["reactor"]]
+            volume.readies = {}
         finally:
             volume.opening = False
 

@@ -362,17 +362,19 @@ class Ownership:
             await asyncio.sleep(COMPARE_SECONDS)
 
     async def _compare_copies(self, volume: NodeVolume) -> None:
-        """Of each node that became reachable since they were compared last."""
+        """Of each node that became reachable since they were compared last, or had some that were to stay."""
         if volume.record.policy.replicas == 1 or volume.state != VolumeState.SERVING:
             return
         for node, readies in self._engine.readies(volume.recovery["reactor"]).items():
             if volume.readies.get(node) == readies:
                 continue
             try:
-                await self._engine.reconcile(volume.record.id, node)
+                left = await self._engine.reconcile(volume.record.id, node)
             except IomeshError as error:  # it is lost again, or the volume is being closed
                 log.info("copies not compared", volume=volume.record.name, node=node, reason=error.message)
             else:
+                if left:
+                    continue  # again once a checkpoint is stored
                 volume.readies[node] = readies
                 log.info("copies compared", volume=volume.record.name, node=node)
 
