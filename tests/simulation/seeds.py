@@ -11,6 +11,8 @@ LARGEST = 1_000_000_000
 _RECORDED = tomllib.loads((Path(__file__).parent / "seeds.toml").read_text())
 FAULTS: dict[int, str] = {int(seed): found for seed, found in _RECORDED["faults"].items()}
 PLANTED: dict[str, int] = _RECORDED["planted"]
+CLUSTER_FAULTS: dict[int, str] = {int(seed): found for seed, found in _RECORDED["cluster_faults"].items()}
+CLUSTER_PLANTED: dict[str, int] = _RECORDED["cluster_planted"]
 PLANTED_BEFORE: dict[str, list[int]] = _RECORDED["planted_before"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from simulation.planted import BUGS, CLUSTER_BUGS, ENGINE, ROOT, SEEDS_MAX, find, in_sources
 from simulation.runs import run_all
-from simulation.seeds import PLANTED
+from simulation.seeds import CLUSTER_PLANTED, PLANTED
 from support.amount import Amount
 
 
@@ -26,13 +26,25 @@ def test_a_planted_bug_is_found(bug: str, amount: Amount, processes: int) -> Non
     assert outcome.wrong and "Error" not in outcome.wrong, f"found by the simulation, not by its failure: {outcome}"
 
 
-def test_without_a_bug_the_same_build_finds_none(processes: int) -> None:
-    assert [str(outcome) for outcome in run_all(range(20), processes, engine=ENGINE) if outcome.wrong] == []
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("bug", sorted(CLUSTER_BUGS))
+def test_a_planted_bug_of_several_nodes_is_found(bug: str, amount: Amount, processes: int) -> None:
+    first = [CLUSTER_PLANTED[bug]] if bug in CLUSTER_PLANTED and not amount.soak else []
+    outcome, runs = find(bug, [*first, *range(SEEDS_MAX)], processes)
+    assert outcome, f"{runs} runs did not show that {CLUSTER_BUGS[bug]}"
+    assert outcome.wrong and "Error" not in outcome.wrong, f"found by the simulation, not by its failure: {outcome}"
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_without_a_bug_the_same_build_finds_none(cluster: bool, processes: int) -> None:
+    outcomes = run_all(range(20), processes, cluster=cluster, engine=ENGINE)
+    assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
 
 
 def test_the_list_of_bugs_is_what_the_sources_plant() -> None:
     assert in_sources() == BUGS.keys() | CLUSTER_BUGS.keys()
     assert PLANTED.keys() <= BUGS.keys(), "seeds.toml names a bug that is planted no more"
+    assert CLUSTER_PLANTED.keys() <= CLUSTER_BUGS.keys(), "seeds.toml names a bug that is planted no more"
 
 
 def test_the_build_for_use_has_no_planted_bug() -> None:
@@ -44,7 +56,9 @@ def test_the_build_for_use_has_no_planted_bug() -> None:
         assert b"iomesh_planted" not in content and b"IOMESH_PLANTED" not in content, library
         # Cython's names of removed constants, such as __pyx_k_flush_skipped, stay in the debug information.
         assert [
-            bug for bug in BUGS if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)
+            bug
+            for bug in [*BUGS, *CLUSTER_BUGS]
+            if bug.encode() in content and re.search(rb"(?<!\w)" + bug.encode(), content)
         ] == [], library
 
 
