@@ -82,6 +82,33 @@ lint-paths: build
 annotate: build ## fails on calls into Python in the engine's nogil functions
 	$(BIN)/python tools/annotate.py $(ENGINE)
 
+# Container images, as archives in build/images; `make images REGISTRY=registry.example.org/iomesh PUSH=1` also pushes them.
+REGISTRY := docker.io/iomesh
+TAG := $(shell sed -n 's/^appVersion: //p' charts/iomesh/Chart.yaml)
+IMAGES := node operator csi
+.PHONY: images
+images: build/images/built.stamp ## the container images (images/Containerfile)
+	$(if $(PUSH),$(foreach name,$(IMAGES),buildah push $(REGISTRY)/$(name):$(TAG);))
+
+build/images/built.stamp: .venv/installed.stamp images/Containerfile | packages-kubernetes
+	rm -rf build/wheels
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pip wheel -q --no-build-isolation -Cbuild-dir=build/image-engine -Ccompile-args=-j$(JOBS) \
+	  -Csetup-args=-Dgenerated=$(CURDIR)/$(ENGINE) -w build/wheels '.[operator]'
+	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.images base
+	mkdir -p build/images
+	for name in $(IMAGES); do \
+	  buildah build --quiet --layers --target $$name --tag $(REGISTRY)/$$name:$(TAG) --file images/Containerfile .; \
+	  rm -f build/images/$$name.tar; \
+	  buildah push --quiet $(REGISTRY)/$$name:$(TAG) oci-archive:build/images/$$name.tar:$(REGISTRY)/$$name:$(TAG); \
+	done
+	touch $@
+
+.PHONY: test-kubernetes
+test-kubernetes: build packages-kubernetes ## iomesh in a real Kubernetes on this machine; compiles that, 25 minutes of one core, once
+	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.programs
+	$(MAKE) --no-print-directory images
+	$(BIN)/pytest -n 0 tests/kubernetes tests/unit/metadata $(ARGS)
+
 # The engine once more, in a folder of its own that stands before .venv's. Python must preload the sanitizer; what Python itself never frees
 # is no finding.
 SANITIZED := build/sanitized
@@ -164,8 +191,8 @@ format: build ## rewrites the Python code to the style that `make lint` wants
 clean: ## removes what the build made
 	rm -rf .venv build
 
-.PHONY: packages-build packages-test packages-model packages-bench packages-fuzz
-packages-build packages-test packages-model packages-bench packages-fuzz: packages-%:
+.PHONY: packages-build packages-test packages-kubernetes packages-model packages-bench packages-fuzz
+packages-build packages-test packages-kubernetes packages-model packages-bench packages-fuzz: packages-%:
 	@tools/packages $*
 
 .venv/requirements.stamp: pyproject.toml tools/python | packages-build

@@ -77,7 +77,7 @@ class KubernetesMetadata:
     async def get(self, key: str) -> Entry | None:
         check_key(key)
         found = await self._get(key)
-        return None if found is None else _entry(found)
+        return None if found is None else entry_of(found)
 
     async def list_prefix(self, prefix: str) -> Listing:
         entries: list[Entry] = []
@@ -91,7 +91,7 @@ class KubernetesMetadata:
                 entries.clear()  # the point in time of the first page is forgotten: begin anew
                 del params["continue"]
                 continue
-            entries += [entry for entry in map(_entry, page["items"]) if entry.key.startswith(prefix)]
+            entries += [entry for entry in map(entry_of, page["items"]) if entry.key.startswith(prefix)]
             if not (following := page["metadata"].get("continue")):
                 break
             params["continue"] = following
@@ -118,7 +118,7 @@ class KubernetesMetadata:
         async with aclosing(self._api.watch(self._path, str(after), _selector(prefix))) as events:
             async for kind, thing in events:
                 if kind in ("ADDED", "MODIFIED", "DELETED"):
-                    entry = _entry(thing)
+                    entry = entry_of(thing)
                     if entry.key.startswith(prefix):
                         yield Change(entry.key, None if kind == "DELETED" else entry.value, entry.version)
 
@@ -142,8 +142,8 @@ class KubernetesMetadata:
             if refused.status == 404:
                 return None
             raise _invalid(refused) from refused
-        if _entry(found).key != key:
-            raise Damaged(f"{PLURAL} {object_name(key)} holds the key {_entry(found).key!r}, not {key!r}")
+        if entry_of(found).key != key:
+            raise Damaged(f"{PLURAL} {object_name(key)} holds the key {entry_of(found).key!r}, not {key!r}")
         return found
 
     async def _put(self, put: Put) -> int:
@@ -152,7 +152,7 @@ class KubernetesMetadata:
             version = put.version
             if version is None:
                 found = await self._get(put.key)
-                version = _entry(found).version if found else 0
+                version = entry_of(found).version if found else 0
             thing = self._object(put, version, word)
             try:
                 if version:
@@ -165,7 +165,7 @@ class KubernetesMetadata:
                     raise _invalid(refused) from refused
             found = await self._get(put.key)
             if found is not None and found["spec"].get("commit") == word:
-                return _entry(found).version
+                return entry_of(found).version
             if put.version is not None:
                 raise _conflict(put.key, found, put.version)
 
@@ -184,7 +184,7 @@ class KubernetesMetadata:
         while True:
             before = await self._api.request("GET", self._path, params=name)
             found = before["items"][0] if before["items"] else None
-            if delete.version not in (None, _entry(found).version if found else 0):
+            if delete.version not in (None, entry_of(found).version if found else 0):
                 raise _conflict(delete.key, found, delete.version or 0)
             if found is None:
                 return int(before["metadata"]["resourceVersion"])
@@ -233,7 +233,8 @@ def _encoded(value: bytes) -> dict[str, str]:
     return {"text": text} if text.isprintable() else {"base64": base64.b64encode(value).decode()}
 
 
-def _entry(thing: Object) -> Entry:
+def entry_of(thing: Object) -> Entry:
+    """Raises Damaged."""
     try:
         spec, version = thing["spec"], int(thing["metadata"]["resourceVersion"])
         value = base64.b64decode(spec["base64"]) if "base64" in spec else spec["text"].encode()
@@ -251,7 +252,7 @@ def _exactly(found: Object) -> Object:
 
 
 def _conflict(key: str, found: Object | None, version: int) -> Conflict:
-    has = _entry(found).version if found else 0
+    has = entry_of(found).version if found else 0
     return Conflict(f"{key} has version {has}, not {version}: it was changed concurrently")
 
 

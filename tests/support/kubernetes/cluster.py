@@ -178,6 +178,9 @@ class ControlPlane:
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", "-o", "json", *arguments))
 
+    def apply(self, thing: Any) -> None:
+        self.kubectl("apply", "--filename", "-", input=json.dumps(thing))
+
     def run(self, command: Sequence[str], input: str | None = None) -> str:
         """Any program, in the control plane's network, as the administrator."""
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "PATH": programs.search_path()}

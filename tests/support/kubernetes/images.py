@@ -24,9 +24,9 @@ OURS = ("node", "operator", "csi")
 BASE, SUITE, MIRROR = "docker.io/library/debian:bookworm-slim", "bookworm", "http://deb.debian.org/debian"
 
 
-def archives() -> list[Path]:
-    """Those of `make images`."""
-    return [BUILT / f"{name}.tar" for name in OURS]
+def archives(*names: str) -> list[Path]:
+    """Those of `make images`; all, or these."""
+    return [BUILT / f"{name}.tar" for name in names or OURS]
 
 
 def missing() -> str:
@@ -54,7 +54,12 @@ def ensure_base() -> None:
 
 
 def make_image(
-    target: Path, names: Sequence[str], command: Sequence[str] = (), *, add: Mapping[str, str] | None = None
+    target: Path,
+    names: Sequence[str],
+    command: Sequence[str] = (),
+    *,
+    add: Mapping[str, str] | None = None,
+    entry: Sequence[str] = (),
 ) -> None:
     """An image of nothing but busybox, every applet linked, and of programs of this machine (place -> source) with the
     libraries that they are linked to."""
@@ -72,7 +77,7 @@ def make_image(
             if f"/bin/{applet}" not in files:
                 _member(tar, f"bin/{applet}", kind=tarfile.SYMTYPE, link="busybox")
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
-    settings = {"Entrypoint": [], "Cmd": list(command), "Env": ["PATH=/bin"]}
+    settings = {"Entrypoint": list(entry), "Cmd": list(command), "Env": ["PATH=/bin"]}
     root = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
     config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": root, "config": settings}).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"

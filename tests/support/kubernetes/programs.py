@@ -81,6 +81,13 @@ def search_path() -> str:
     )
 
 
+def source(module: str, package: str) -> Path:
+    """The folder of a Go module that `module` requires."""
+    command = ["go", "list", "-m", "-f", "{{.Dir}}", package]
+    found = subprocess.run(command, cwd=MODULES / module, check=True, capture_output=True, text=True)
+    return Path(found.stdout.strip())
+
+
 def compile_module(module: str) -> None:
     place = folder(module)
     for tool in modules()[module]:
