@@ -29,6 +29,8 @@ def test_a_planted_bug_is_found(bug: str, amount: Amount, processes: int) -> Non
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("bug", sorted(CLUSTER_BUGS))
 def test_a_planted_bug_of_several_nodes_is_found(bug: str, amount: Amount, processes: int) -> None:
+    if bug not in CLUSTER_PLANTED and not amount.soak:
+        pytest.skip("seeds.toml has no seed that shows it quickly: --soak looks for one")
     first = [CLUSTER_PLANTED[bug]] if bug in CLUSTER_PLANTED and not amount.soak else []
     outcome, runs = find(bug, [*first, *range(SEEDS_MAX)], processes)
     assert outcome, f"{runs} runs did not show that {CLUSTER_BUGS[bug]}"
