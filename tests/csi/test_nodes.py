@@ -129,6 +129,19 @@ def test_a_file_system_is_kept_although_another_one_is_asked_for(driver: Driver)
     driver.delete(volume.volume_id)
 
 
+def test_a_volume_that_another_node_owns_grows_in_use(driver: Driver) -> None:
+    """Whose daemon hears of each new size a moment after the owner has answered."""
+    volume = driver.create("from-afar", GIB, accessibility_requirements=on_node(driver, "c"))
+    driver.stage(volume)
+    folder = driver.publish(volume)
+    for size in range(2, 10):
+        driver.expand(volume.volume_id, size * GIB)
+        assert os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize > 0.9 * size * GIB
+    assert driver.owner_of(volume.volume_id) == "c"
+    drop(driver, volume, "pod")
+    driver.delete(volume.volume_id)
+
+
 def test_an_ext4_that_is_not_in_use_grows_when_it_is_staged(driver: Driver) -> None:
     volume = driver.create("growing", GIB, parameters={"fsType": "ext4"})
     driver.stage(volume)

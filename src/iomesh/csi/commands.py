@@ -23,6 +23,7 @@ PACKAGES = {
     "dumpe2fs": "e2fsprogs",
     "nbdkit": "nbdkit",
     "nbdfuse": "libnbd-bin",
+    "nbdinfo": "libnbd-bin",
     "fusermount3": "fuse3",
 }
 

@@ -7,12 +7,14 @@ import asyncio
 from iomesh.api.client import Client
 from iomesh.api.model import Volume, VolumeState
 from iomesh.csi.cluster import Cluster
+from iomesh.csi.commands import run
 from iomesh.errors import InUse, IomeshError, NotFound, Unavailable
 from iomesh.node.logs import logger
 
 log = logger("exports")
 
 OPEN_SECONDS = 60.0  # of a volume that was moved; a second or two, while the leases of its former owner last
+GROW_SECONDS = 30.0  # usually a twentieth of one
 LOOK_SECONDS = 0.05
 
 
@@ -28,6 +30,14 @@ async def export(cluster: Cluster, volume: Volume, *, alone: bool) -> str:
         return (await node.export_volume(volume.id)).uris[0]
 
 
+async def until_grown(cluster: Cluster, volume: Volume) -> None:
+    """Until this machine's daemon serves a volume that is attached here with the size that its owner has given it: it
+    refuses requests behind the size that it knows."""
+    async with cluster.own() as node:
+        uri = (await node.export_volume(volume.id)).uris[0]
+    await _until_size(uri, volume)
+
+
 async def withdraw(cluster: Cluster, volume_id: str) -> None:
     """Ends the export, unless other nodes use it. A daemon that does not answer keeps it: it does no harm, and goes
     with the volume, or when the volume is unstaged the next time."""
@@ -38,6 +48,15 @@ async def withdraw(cluster: Cluster, volume_id: str) -> None:
         log.info("stays exported", volume=volume_id, reason=error.message)
     except Unavailable as error:
         log.warning("not unexported", volume=volume_id, reason=error.message)
+
+
+async def _until_size(uri: str, volume: Volume) -> None:
+    try:
+        async with asyncio.timeout(GROW_SECONDS):
+            while int(await run("nbdinfo", "--size", uri)) < volume.size_bytes:  # noqa: ASYNC110 (of a daemon)
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise Unavailable(f"this node's daemon has not heard yet that volume {volume.name} has grown") from None
 
 
 def _refuse_connections(volume: Volume) -> None:

@@ -209,6 +209,7 @@ class Staging:
         if device is None or (found not in mounted and not (block and await asyncio.to_thread(os.path.exists, path))):
             raise NotFound(f"volume {volume_id} is not mounted at {path}")
         volume = await self._cluster.get(volume_id)
+        await exports.until_grown(self._cluster, volume)
         await self._attacher.resize(volume_id, volume.size_bytes)
         hooks.passed("expand: device grown")
         if found is not None and found.device == loop.number(device):
