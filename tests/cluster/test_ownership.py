@@ -7,14 +7,12 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from iomesh.api.client import Client
-from iomesh.api.model import Volume, VolumeState
+from iomesh.api.model import VolumeState
 from iomesh.errors import InUse, InvalidArgument, NotFound, Unavailable
 from iomesh.metadata.records import get_log, put_log
 from iomesh.metadata.sqlite import SqliteMetadata
@@ -33,21 +31,6 @@ def nodes(new_trial: Callable[..., Nodes]) -> Nodes:
     return new_trial("--nodes", "3", "--replicas", "3", *SIZES, kind=Nodes)
 
 
-@asynccontextmanager
-async def client_of(nodes: Nodes, name: str) -> AsyncIterator[Client]:
-    async with Client(str(nodes.described_node(name)["control"])) as client:
-        yield client
-
-
-async def seen_by(nodes: Nodes, name: str, volume: str = "trial") -> Volume:
-    async with client_of(nodes, name) as client:
-        return next(one for one in await client.volumes() if one.name == volume)
-
-
-async def has_replicas_on(nodes: Nodes, owner: str, *members: str) -> bool:
-    return sorted((await seen_by(nodes, owner)).replica_nodes) == sorted(members)
-
-
 async def write(uri: str, offset: int = 0) -> None:
     connection = await Connection.connect(uri)
     await connection.write(offset, DATA)
@@ -64,7 +47,7 @@ async def read(uri: str, offset: int = 0) -> bytes:
 
 async def test_a_volume_is_moved_from_node_to_node_by_hand(nodes: Nodes) -> None:
     await write(nodes.uri)
-    async with client_of(nodes, "a") as a, client_of(nodes, "b") as b:
+    async with nodes.client("a") as a, nodes.client("b") as b:
         moved = await a.move_volume("trial", "b")
         assert (moved.owner, moved.state) == ("b", VolumeState.ELSEWHERE)
         served = await nodes.until_served(other_than="a")
@@ -73,7 +56,7 @@ async def test_a_volume_is_moved_from_node_to_node_by_hand(nodes: Nodes) -> None
         await write(served.uri, 1 << 20)
         assert (await a.move_volume("trial", "b")).owner == "b", "it is there already, says node b, whichever is asked"
         assert (await b.take_over_volume("trial")).epoch == (await b.volume("trial")).epoch, "it has it already"
-        await until(lambda: has_replicas_on(nodes, "b", "a", "b", "c"), "the former owner keeps a replica")
+        await until(lambda: nodes.has_replicas("b", "a", "b", "c"), "the former owner keeps a replica")
         await b.move_volume("trial")
     served = await nodes.until_served(other_than="b")
     assert (await read(served.uri), await read(served.uri, 1 << 20)) == (DATA, DATA)
@@ -81,7 +64,7 @@ async def test_a_volume_is_moved_from_node_to_node_by_hand(nodes: Nodes) -> None
 
 async def test_a_move_is_refused_with_the_reason_and_changes_nothing(nodes: Nodes) -> None:
     connection = await Connection.connect(nodes.uri)
-    async with client_of(nodes, "a") as a:
+    async with nodes.client("a") as a:
         await a.create_volume("single", 16 << 20)
         with pytest.raises(InvalidArgument, match="volume single has no replicas: its data is only on this node"):
             await a.move_volume("single", "b")
@@ -92,7 +75,7 @@ async def test_a_move_is_refused_with_the_reason_and_changes_nothing(nodes: Node
         before = (await a.volume("trial")).epoch
         nodes.pause("b")
         await connection.write(0, DATA)  # an owner without anything to write does not need to give a member up
-        await until(lambda: has_replicas_on(nodes, "a", "a", "c"), "the owner goes on without node b")
+        await until(lambda: nodes.has_replicas("a", "a", "c"), "the owner goes on without node b")
         nodes.resume("b")
         assert (await a.volume("trial")).epoch == before
         await connection.write(0, DATA)
@@ -108,7 +91,7 @@ async def test_a_move_is_refused_with_the_reason_and_changes_nothing(nodes: Node
 async def test_a_move_to_a_node_that_hangs_ends_where_it_began(nodes: Nodes) -> None:
     """It is found out only by waiting: the connection to the node seems to work."""
     await write(nodes.uri)
-    async with client_of(nodes, "a") as a:
+    async with nodes.client("a") as a:
         nodes.pause("b")
         with pytest.raises(Unavailable, match="volume trial was not moved: node b has not opened it within 10 s"):
             await a.move_volume("trial", "b")
@@ -117,7 +100,7 @@ async def test_a_move_to_a_node_that_hangs_ends_where_it_began(nodes: Nodes) -> 
         assert await read(served.uri) == DATA
         nodes.resume("b")
         await asyncio.sleep(1)
-        assert (await seen_by(nodes, "b")).owner == "a", "the offer is over"
+        assert (await nodes.seen_by("b")).owner == "a", "the offer is over"
 
 
 @pytest.mark.parametrize("started", ["a", "b"])
@@ -145,7 +128,7 @@ async def test_what_a_crash_in_the_middle_of_a_move_leaves_is_opened_by_one_node
 async def test_a_volume_is_not_taken_from_an_owner_that_runs_unless_forced(nodes: Nodes) -> None:
     connection = await Connection.connect(nodes.uri)
     await connection.write(0, DATA)
-    async with client_of(nodes, "c") as c:
+    async with nodes.client("c") as c:
         with pytest.raises(InUse, match=r"volume trial is owned by node a, which runs .*volume move trial --to c"):
             await c.take_over_volume("trial")
         assert await connection.read(0, len(DATA)) == DATA
@@ -155,21 +138,21 @@ async def test_a_volume_is_not_taken_from_an_owner_that_runs_unless_forced(nodes
             await connection.write(0, bytes(len(DATA)))
         assert await read(taken.exports[0].uris[0]) == DATA
     await until(lambda: is_elsewhere(nodes, "a"), "the former owner has closed the volume")
-    await until(lambda: has_replicas_on(nodes, "c", "a", "b", "c"), "the former owner keeps a replica")
+    await until(lambda: nodes.has_replicas("c", "a", "b", "c"), "the former owner keeps a replica")
     nodes.check_daemons()
 
 
 async def is_elsewhere(nodes: Nodes, node: str) -> bool:
-    return (await seen_by(nodes, node)).state is VolumeState.ELSEWHERE
+    return (await nodes.seen_by(node)).state is VolumeState.ELSEWHERE
 
 
 async def test_a_volume_without_replicas_waits_for_its_owner(nodes: Nodes) -> None:
-    async with client_of(nodes, "a") as a:
+    async with nodes.client("a") as a:
         await a.create_volume("single", 16 << 20)
     nodes.kill("a")
     await nodes.until_served(other_than="a")
     await asyncio.sleep(QUIET_SECONDS)
-    async with client_of(nodes, "b") as b:
+    async with nodes.client("b") as b:
         single = await b.volume("single")
         assert (single.owner, single.state) == ("a", VolumeState.ELSEWHERE)
         assert single.reason == "its owner, node a, does not run"
@@ -181,8 +164,8 @@ async def test_a_volume_without_replicas_waits_for_its_owner(nodes: Nodes) -> No
         with pytest.raises(NotFound, match="there is no volume 'other'"):
             await b.take_over_volume("other")
     nodes.start_nodes("a")
-    assert (await seen_by(nodes, "a", "single")).state is VolumeState.SERVING
-    assert (await seen_by(nodes, "a")).state is VolumeState.ELSEWHERE
+    assert (await nodes.seen_by("a", "single")).state is VolumeState.SERVING
+    assert (await nodes.seen_by("a")).state is VolumeState.ELSEWHERE
 
 
 async def test_a_volume_moves_on_when_its_owner_is_stopped(nodes: Nodes) -> None:
@@ -194,7 +177,7 @@ async def test_a_volume_moves_on_when_its_owner_is_stopped(nodes: Nodes) -> None
 
 async def test_clones_go_with_their_parent(nodes: Nodes) -> None:
     await write(nodes.uri)
-    async with client_of(nodes, "a") as a:
+    async with nodes.client("a") as a:
         await a.create_snapshots(["trial"], "monday")
         await a.clone_volume("trial", "monday", "copy")
         await a.export_volume("copy")
@@ -202,28 +185,28 @@ async def test_clones_go_with_their_parent(nodes: Nodes) -> None:
     nodes.kill("a")
 
     async def owner() -> str:
-        seen = [await seen_by(nodes, node, "copy") for node in ("b", "c")]
+        seen = [await nodes.seen_by(node, "copy") for node in ("b", "c")]
         return next((one.owner for one in seen if one.state is VolumeState.SERVING), "")
 
     async def is_served() -> bool:
         return bool(await owner())
 
     await until(is_served, "the clone is served")
-    copy = await seen_by(nodes, await owner(), "copy")
+    copy = await nodes.seen_by(await owner(), "copy")
     assert await read(copy.exports[0].uris[0]) == DATA
 
 
 async def test_a_volume_with_fewer_replicas_than_wanted_is_a_warning(nodes: Nodes) -> None:
     nodes.kill("c")
     await write(nodes.uri)
-    async with client_of(nodes, "a") as a:
-        await until(lambda: has_replicas_on(nodes, "a", "a", "b"), "the owner goes on without node c")
+    async with nodes.client("a") as a:
+        await until(lambda: nodes.has_replicas("a", "a", "b"), "the owner goes on without node c")
         (warning,) = (await a.volume("trial")).warnings
         assert re.match("it has 2 of 3 replicas: what is written now is kept on 2 node", warning)
         assert f"volume trial: {warning}" in (await a.status()).warnings
         nodes.start_nodes("c")
         await write(nodes.uri)  # it is a member for what is written from then on
-        await until(lambda: has_replicas_on(nodes, "a", "a", "b", "c"), "node c keeps a replica again")
+        await until(lambda: nodes.has_replicas("a", "a", "b", "c"), "node c keeps a replica again")
         assert (await a.volume("trial")).warnings == []
 
 

@@ -59,7 +59,7 @@ def test_a_day_draws_the_same_seeds_again_and_another_day_others() -> None:
 
 
 def test_a_run_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    endless = "import itertools; runs.run_seed = lambda *_: all(map(lambda _: True, itertools.count()))"
+    endless = "import itertools; runs.run_seed = lambda *_, **__: all(map(lambda _: True, itertools.count()))"
     monkeypatch.setattr(
         runs, "SCRIPT", f"from simulation import runs; runs.RUN_SECONDS = 0.01; {endless}; runs.serve()"
     )

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,26 @@ class Nodes(Trial):
 
     def resume(self, name: str) -> None:
         os.kill(self.pid_of(name), signal.SIGCONT)
+
+    def cut(self, name: str) -> None:
+        """Off from the other nodes."""
+        self._iomesh("trial", "cut", name, "--dir", str(self.directory), "--json")
+
+    def heal(self, name: str) -> None:
+        self._iomesh("trial", "heal", name, "--dir", str(self.directory), "--json")
+
+    @asynccontextmanager
+    async def client(self, name: str) -> AsyncIterator[Client]:
+        async with Client(str(self.described_node(name)["control"])) as client:
+            yield client
+
+    async def seen_by(self, name: str, volume: str = "trial") -> Volume:
+        async with self.client(name) as client:
+            return next(one for one in await client.volumes() if one.name == volume)
+
+    async def has_replicas(self, owner: str, *members: str) -> bool:
+        """Whether these nodes, as the owner sees it, keep what is written to the volume."""
+        return sorted((await self.seen_by(owner)).replica_nodes) == sorted(members)
 
     def start_nodes(self, *names: str) -> None:
         """One, or all that do not run, at once; returns when they are ready and serve what they own."""

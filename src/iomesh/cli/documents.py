@@ -210,7 +210,7 @@ class ListedTrialNode(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     pid: int | None
-    state: Literal["running", "paused", "stopped"]
+    state: Literal["running", "cut", "paused", "stopped"]
     control: str
     config: str
     log: str

@@ -78,6 +78,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: str = ""  # host:port, under which other nodes reach this one; empty: this node has no connections to others
     key_file: str = ""  # of the cluster, the same on every node
+    cut_file: str = ""  # while it exists, nothing from other nodes arrives: for trials
 
 
 class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

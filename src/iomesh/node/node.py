@@ -429,6 +429,7 @@ class Node:
                 self._peer_sockets,
                 self.supervisor,
                 lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
+                self.config.peers.cut_file,
             )
             self.exports.forwarding_nodes = self.peers.forwarding_nodes
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)

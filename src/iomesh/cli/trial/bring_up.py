@@ -106,7 +106,8 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
         "metrics": {"listen": "127.0.0.1:0"},
     }
     if len(trial.nodes) > 1:
-        settings["peers"] = settings["control"] = {"listen": "127.0.0.1:0"}
+        settings["control"] = {"listen": "127.0.0.1:0"}
+        settings["peers"] = {"listen": "127.0.0.1:0", "cut_file": str(node.cut_file)}
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
         lines += [f"\n[{name}]"] if name else []

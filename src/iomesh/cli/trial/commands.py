@@ -1,4 +1,4 @@
-"""`iomesh trial up|status|env|start|stop|kill|pause|resume|down`."""
+"""`iomesh trial up|status|env|start|stop|kill|pause|resume|cut|heal|down`."""
 
 import shlex
 import time
@@ -265,7 +265,7 @@ def kill(session: Session, name: str | None, directory: Path) -> None:
     from iomesh.cli.trial import daemon
 
     there = Installation.load(directory)
-    daemon.kill(those(there, name, {"running", "paused"}, "kill"))
+    daemon.kill(those(there, name, {"running", "cut", "paused"}, "kill"))
     say(session, there)
 
 
@@ -278,7 +278,7 @@ def pause(session: Session, name: str | None, directory: Path) -> None:
     from iomesh.cli.trial import daemon
 
     there = Installation.load(directory)
-    for node in those(there, name, {"running"}, "pause"):
+    for node in those(there, name, {"running", "cut"}, "pause"):
         daemon.pause(node, there.metadata)
     say(session, there)
 
@@ -294,6 +294,35 @@ def resume(session: Session, name: str | None, directory: Path) -> None:
     there = Installation.load(directory)
     for node in those(there, name, {"paused"}, "resume"):
         daemon.resume(node)
+    say(session, there)
+
+
+@trial.command("cut")
+@click.argument("name", metavar="NODE", type=NodeName())
+@in_directory
+@answers(documents.Trial)
+def cut(session: Session, name: str, directory: Path) -> None:
+    """Cut NODE off from the other nodes until `heal`: as if the network between them had failed.
+
+    The node is silent for the others, and they for it. It still reaches the metadata, and its clients reach it.
+    """
+    there = Installation.load(directory)
+    if len(there.nodes) == 1:
+        raise InvalidArgument(f"the trial in {there.directory} has one node: there is nothing to cut it off from")
+    for node in those(there, name, {"running"}, "cut off"):
+        node.cut_file.touch()
+    say(session, there)
+
+
+@trial.command("heal")
+@one_or_all
+@in_directory
+@answers(documents.Trial)
+def heal(session: Session, name: str | None, directory: Path) -> None:
+    """Let a node that was cut off, or all, reach the others again."""
+    there = Installation.load(directory)
+    for node in those(there, name, {"cut"}, "heal"):
+        node.cut_file.unlink()
     say(session, there)
 
 

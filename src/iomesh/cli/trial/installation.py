@@ -28,7 +28,7 @@ NODE_NAMES = "abcdefghi"
 NODES_MAX = len(NODE_NAMES)
 SOCKET_PATH_MAX = 107  # sun_path without its final zero
 
-State = Literal["running", "paused", "stopped"]
+State = Literal["running", "cut", "paused", "stopped"]
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -55,6 +55,11 @@ class TrialNode:
         return self.path / "node.log"
 
     @property
+    def cut_file(self) -> Path:
+        """While it exists, the daemon is cut off from the other nodes."""
+        return self.path / "cut"
+
+    @property
     def control(self) -> str:
         return str(self.path / "control.sock")
 
@@ -79,7 +84,9 @@ class TrialNode:
         found = look(process.pid) if process else None
         if process is None or found is None or not found.born or found.born != process.born:
             return "stopped"
-        return "paused" if found.letter == "T" else "running"
+        if found.letter == "T":
+            return "paused"
+        return "cut" if self.cut_file.exists() else "running"
 
     @property
     def alive(self) -> bool:

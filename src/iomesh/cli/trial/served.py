@@ -22,7 +22,7 @@ def volumes_of(trial: Installation) -> list[ListedTrialVolume]:
 
 def _by_name(trial: Installation) -> dict[str, list[tuple[TrialNode, Volume]]]:
     """What the running nodes answer about each volume. Paused ones do not answer, and stopped ones serve nothing."""
-    nodes = [node for node in trial.nodes if node.state == "running"]
+    nodes = [node for node in trial.nodes if node.state in ("running", "cut")]
     found: dict[str, list[tuple[TrialNode, Volume]]] = {}
     for node, volumes in zip(nodes, asyncio.run(_ask(nodes)) if nodes else [], strict=True):
         for volume in volumes:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from iomesh.metadata.nodes import NodeRecord
 from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
+from iomesh.node.peers.cut import Cut
 from iomesh.node.peers.link import CLOCK_SECONDS, Link
 from iomesh.node.peers.server import PeerServer, PeerSockets
 from iomesh.node.supervisor import SupervisedTask, Supervisor
@@ -48,8 +50,10 @@ class Peers:
         sockets: PeerSockets,
         supervisor: Supervisor,
         serves: Callable[[bytes], bool],
+        cut_file: str,
     ) -> None:
-        """sockets: bound. serves: whether this node serves the volume of this id."""
+        """sockets: bound. serves: whether this node serves the volume of this id. cut_file: while it exists, the node
+        is cut off from the others; empty: never."""
         self._engine = engine
         self._me = me
         self._supervisor = supervisor
@@ -58,6 +62,8 @@ class Peers:
         self._nodes: dict[str, NodeRecord] = {}  # the others that are known
         self._devices: dict[str, list[int]] = {}  # numbers in the cluster, by node: as the engine was told
         self._links: dict[tuple[str, int], _Kept] = {}  # by the other node and the reactor of this one
+        self._cut = Cut(Path(cut_file), lambda: self._addresses(sockets)) if cut_file else None
+        self._following_cut: SupervisedTask | None = None
         self._started = False
 
     def start(self) -> None:
@@ -67,12 +73,16 @@ class Peers:
         self._devices_changed()
         self._nodes = self._others()
         self._server.start()
+        if self._cut is not None:
+            self._following_cut = self._supervisor.start("cut off", self._cut.follow)
         self._started = True
         self._nodes_changed()
 
     async def stop(self) -> None:
         """Ends all connections."""
         self._started = False
+        if self._following_cut is not None:
+            await self._following_cut.stop()
         links = [kept.link for kept in self._links.values()]
         for kept in list(self._links.values()):
             await kept.task.stop()
@@ -134,6 +144,9 @@ class Peers:
             if node not in self._nodes or not self._nodes[node].peer_address:
                 kept.link.update(None)
 
+    def _addresses(self, sockets: PeerSockets) -> set[str]:
+        return {sockets.address, *(record.peer_address for record in self._nodes.values())}
+
     def _others(self) -> dict[str, NodeRecord]:
         return {name: record for name, record in self._cluster.nodes.items() if name != self._me.node}
 
@@ -142,7 +155,7 @@ class Peers:
         if key in self._links and not self._links[key].task.ended:
             self._links[key].link.update(record)
             return
-        link = Link(self._engine, self._me, record, reactor)
+        link = Link(self._engine, self._me, record, reactor, self._cut)
         task = self._supervisor.start(
             "connect to nodes", link.keep, until_done=True, node=record.name, reactor=str(reactor)
         )

@@ -21,6 +21,7 @@ from iomesh.node.backoff import pauses
 from iomesh.node.config import parse_address
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
+from iomesh.node.peers.cut import Cut
 from iomesh.node.supervisor import SupervisedTask, in_thread
 from iomesh.peers.handshake import HandshakeFailed, Identity, connect
 
@@ -44,13 +45,16 @@ ENDS = {
 class Link:
     """`keep` runs in a background task; `update` gives it the other node's record."""
 
-    def __init__(self, engine: NodeEngine, me: Identity, record: NodeRecord, reactor: int) -> None:
+    def __init__(
+        self, engine: NodeEngine, me: Identity, record: NodeRecord, reactor: int, cut: Cut | None = None
+    ) -> None:
         self.node = record.name
         self.reactor = reactor
         self.reason = ""  # why there is no connection, for users; empty: there is one, or it is being made
         self.ahead_seconds = 0.0  # of the other node's clock before this one's, when the connection was made
         self._engine = engine
         self._me = me
+        self._cut = cut
         self._record: NodeRecord | None = record
         self._changed = asyncio.Event()
         self._ended: asyncio.Future[dict[str, Any]] | None = None  # of the present connection
@@ -107,7 +111,7 @@ class Link:
     async def _connect(self, record: NodeRecord) -> asyncio.Future[dict[str, Any]]:
         """The end of the new connection, in time. Raises HandshakeFailed, OSError, IomeshError."""
         agreement = await connect(
-            await dial(record.peer_address),
+            await dial(record.peer_address, self._cut),
             self._me,
             server=self.node,
             reactor=self.reactor,
@@ -163,7 +167,7 @@ class Link:
         log.warning("node cannot be reached; retrying", node=self.node, reactor=self.reactor, reason=why)
 
 
-async def dial(address: str) -> socket.socket:
+async def dial(address: str, cut: Cut | None = None) -> socket.socket:
     """A connected, non-blocking socket. Raises OSError, ConfigError for what is no address."""
     host, port = parse_address(address, "peer_address")
     try:
@@ -175,6 +179,8 @@ async def dial(address: str) -> socket.socket:
             for family, kind, protocol, _, place in found:
                 connection = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
                 try:
+                    if cut is not None:
+                        cut.apply(connection)
                     await asyncio.get_running_loop().sock_connect(connection, place)
                 except OSError as error:
                     connection.close()
