@@ -30,13 +30,13 @@ async def test_a_member_that_is_cut_off_is_a_pause(nodes: Nodes) -> None:
     assert served.owner == "a"
     await until(lambda: nodes.has_replicas("a", "a", "b"), "the owner goes on without node c")
     nodes.heal("c")
-    await until(lambda: nodes.has_replicas("a", "a", "b", "c"), "node c keeps a replica again")
+    await until_all_keep(nodes, connection, "a")
     assert await connection.read(19 << 16, len(DATA)) == DATA
     await connection.close()
 
 
 async def test_an_owner_that_is_cut_off_gives_its_volume_to_the_others(nodes: Nodes) -> None:
-    """It runs and renews its record; it can neither write nor read. Its clients wait."""
+    """It runs and renews its record; it can neither write nor read. When it is back, its clients connect anew."""
     former = await Connection.connect(nodes.uri)
     await former.write(0, DATA)
     nodes.cut("a")
@@ -46,21 +46,20 @@ async def test_an_owner_that_is_cut_off_gives_its_volume_to_the_others(nodes: No
     assert await connection.read(0, len(DATA)) == DATA
     await connection.write(0, DATA[::-1])
     await connection.flush()
-    assert not late.done()
+    with pytest.raises(ConnectionError):
+        await late
     nodes.heal("a")
-    await late
-    await until(lambda: nodes.has_replicas(served.owner, "a", "b", "c"), "the former owner keeps a replica")
-    for each in (connection, former):
-        assert await each.read(0, len(DATA)) == DATA[::-1]
-        assert await each.read(1 << 20, len(DATA)) == DATA
-        await each.close()
+    await until_all_keep(nodes, connection, served.owner)
+    assert await connection.read(0, len(DATA)) == DATA[::-1]
+    await connection.close()
+    await former.close()
 
 
 async def test_an_owner_that_reaches_nobody_for_a_moment_goes_on(nodes: Nodes) -> None:
-    """All are cut off, so nobody can take the volume; then the offer is withdrawn, or one of the others has it."""
+    """The others are cut off from each other as well, so nobody can take the volume. Then the offer is withdrawn."""
     connection = await Connection.connect(nodes.uri)
     await connection.write(0, DATA)
-    for name in nodes.names:
+    for name in ("c", "b"):
         nodes.cut(name)
     written = asyncio.create_task(connection.write(1 << 20, DATA))
     await until(lambda: is_offered(nodes), "the owner offers the volume")
@@ -68,14 +67,24 @@ async def test_an_owner_that_reaches_nobody_for_a_moment_goes_on(nodes: Nodes) -
     async with nodes.client("b") as b:
         with pytest.raises(Unavailable):
             await b.take_over_volume("trial", force=True)
-    for name in nodes.names:
+    for name in ("c", "b"):
         nodes.heal(name)
-    served = await nodes.until_served()
-    await until(lambda: nodes.has_replicas(served.owner, "a", "b", "c"), "all nodes keep a replica")
     await written
+    served = await nodes.until_served()
+    await until_all_keep(nodes, connection, served.owner)
     assert (await nodes.stored()).offered_to == ""
     assert await connection.read(0, len(DATA)) == DATA
     await connection.close()
+
+
+async def until_all_keep(nodes: Nodes, connection: Connection, owner: str) -> None:
+    """A replica set gets its members back with the next writes."""
+
+    async def keep() -> bool:
+        await connection.write(30 << 20, DATA)
+        return await nodes.has_replicas(owner, *nodes.names)
+
+    await until(keep, "all nodes keep a replica")
 
 
 async def is_offered(nodes: Nodes) -> bool:

@@ -67,7 +67,7 @@ class Offers:
         if volume.state == VolumeState.FAILED:
             return not volume.in_engine and not volume.opening
         return (
-            volume.state == VolumeState.SERVING
+            volume.state in (VolumeState.OPENING, VolumeState.SERVING)  # opening ends with a record that members keep
             and not volume.moving
             and 1 + holders < minimum_replicas(record.policy.replicas)
         )
