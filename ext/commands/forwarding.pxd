@@ -14,13 +14,13 @@ cdef class ServeVolume(VolumeCommand):       # ServeVolume(volume, served, fd): 
 
     cdef void connection_over(self) noexcept nogil
 
-cdef class AttachForwarded(Command): # AttachForwarded(forwarded, fd, requests, bytes): answered when it has ended
+cdef class AttachForwarded(Command):  # AttachForwarded(forwarded, fd, requests, bytes): answered when it has ended
     cdef ForwardedVolume forwarded
     cdef int fd
     cdef uint32_t requests
     cdef uint64_t bytes
 
-cdef class DetachForwarded(Command): # DetachForwarded(forwarded)
+cdef class DetachForwarded(Command):  # DetachForwarded(forwarded)
     cdef ForwardedVolume forwarded
 
 cdef class GrowForwarded(Command):   # GrowForwarded(forwarded, blocks)

@@ -134,8 +134,8 @@ cdef class GrowForwarded(Command):
 
 
 cdef class FollowOwner(Command):
-    """Within this time. Then those that still have a request open stay, if the present owner is this node: they reach it
-    as before. Otherwise they are ended."""
+    """Within this time. Then those that still have a request open stay, if the present owner is this node: they reach
+    it as before. Otherwise they are ended."""
 
     def __cinit__(self, Target former, Target present, int64_t milliseconds):
         self.former, self.present, self.milliseconds = former, present, milliseconds

@@ -60,7 +60,7 @@ cdef enum:                           # PeerRequest.flags
 
 cdef enum:                           # PeerReply.flags
     PEER_MORE = 1                    # LIST, HEARTBEAT: there are entries behind the last one
-    PEER_UNMAPPED = 2                # VOLUME_READ, VOLUME_STATUS: no block is mapped; a READ's reply has no payload then
+    PEER_UNMAPPED = 2                # VOLUME_READ, VOLUME_STATUS: no block is mapped; a READ's reply is empty then
 
 cdef packed struct PeerRequest:      # 96 bytes
     uint64_t magic

@@ -2,8 +2,8 @@
 # (exports/forwarding/forwarded_volume.pyx).
 #
 # All calls are made on its reactor. None of them calls back before it returns: `finished`, `done` and `when` are called
-# in a later turn or at the end of this one. If `when` completes with a negative result, do not retry: the request failed
-# with that error.
+# in a later turn or at the end of this one. If `when` completes with a negative result, do not retry: the request
+# failed with that error.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation

@@ -1,6 +1,6 @@
 # A volume that another node owns, as this node's exports use it: forwards requests to the owner, on a connection for
-# this volume alone (docs/protocols.md, "A volume's I/O"). Python makes the connection, and another one to the next owner
-# when it ends.
+# this volume alone (docs/protocols.md, "A volume's I/O"). Python makes the connection, and another one to the next
+# owner when it ends.
 #
 #     accepted --> sent --> answered --> ended
 #         ^         |  '--> abandoned, the connection broke --> ended
@@ -188,7 +188,7 @@ cdef class ForwardedVolume:
             read.error = ESHUTDOWN if read.session is session else read.error
             read = read.next
         if late:
-            self.node.detach()                           # else it could be executed after a write of its next connection
+            self.node.detach()                           # or it could be executed after a write of its next connection
         self.ask()
 
     # ------------------------------------------------------------------ one request to the owner
@@ -345,7 +345,6 @@ cdef class ForwardedVolume:
     cdef void turn_ended(self) noexcept nogil:
         """End what was abandoned and is not under way."""
         cdef Forward* forward = self.oldest
-        cdef Forward* following
         cdef Request* request = self.flushes
         cdef Request* next_request
         cdef Read* read = self.reads
