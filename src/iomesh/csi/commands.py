@@ -29,9 +29,9 @@ PACKAGES = {
 
 
 class Failed(IomeshError):
-    """A program ended with an error; `code` is its exit code."""
+    """A program ended with an error; `code` is its exit code, `output` what it printed."""
 
-    def __init__(self, message: str, code: int, output: str) -> None:
+    def __init__(self, message: str, code: int = 1, output: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.output = output
