@@ -105,12 +105,14 @@ async def write(uri: str) -> None:
 
 
 def test_what_a_trial_tells_is_as_the_schema_says(new_trial: Callable[..., Trial], room: Path) -> None:
-    trial = new_trial("--device-size", "256Mi", "--size", "32Mi")
+    trial = new_trial("--nodes", "2", "--device-size", "256Mi", "--size", "32Mi")
     told, directory = Told(), ("--dir", str(trial.directory))
     told("trial status", *directory)
     told("trial env", *directory)
     told("trial pause", *directory)
     told("trial resume", *directory)
+    told("trial cut", "b", *directory)
+    told("trial heal", *directory)
     told("trial kill", *directory)
     told("trial start", *directory)
     asyncio.run(write(trial.uri))

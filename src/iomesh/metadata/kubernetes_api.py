@@ -53,7 +53,7 @@ class Refused(IomeshError):
     """The API server did not carry out the request. `status`: of HTTP; 404 not found, 409 conflict or already exists,
     410 gone, 422 invalid."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, message: str, *, status: int = 500, reason: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
@@ -186,7 +186,7 @@ class KubernetesApi:
             )
         if status == 429 or status >= 500 or status < 400:  # 429, 503: not done; 500, 504: nobody knows
             return MetadataUnavailable(f"Kubernetes at {self.access.server}: {status} {message}")
-        return Refused(status, reason, message)
+        return Refused(message, status=status, reason=reason)
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:

@@ -111,9 +111,6 @@ def next_generation(before: VolumeRecord, after: VolumeRecord) -> VolumeRecord:
     return msgspec.structs.replace(after, generation=before.generation + changed)
 
 
-ANY_NODE = "*"
-
-
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     """logs/<id>: the state of the volume's log. Only its owner changes it, or a node that takes it over by raising the
     epoch."""
@@ -125,7 +122,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int  # of the owner's right; raised each time the log is opened; 0: never opened
     owner: str  # name of a node
     incarnation: uuid.UUID | None = None  # of the owner's daemon that opened the log last; None: it was never opened
-    offered_to: str = ""  # this node is to open the log next; ANY_NODE: one of the replica set; empty: none is
+    offered_to: str = ""  # the owner has closed the log, and this node is to open it; empty: none is
     checkpoint: CheckpointPointer | None = None  # None: recovery starts with the first segment of the log
     clone_of: CloneRecord | None = None
     promised: int  # the owner numbers segments up to this one: the next owner begins above

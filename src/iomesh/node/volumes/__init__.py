@@ -16,8 +16,8 @@ is deleted with the last of them. A clone is opened after its parent and closed 
 - A volume with an unreadable record is listed as FAILED and left alone. It keeps no other volume from being served.
 
 Each verb is a module: creation, opening, changes, deletion; bring_up does all volumes at start and stop, ownership
-follows who owns which, offers gives others what cannot be served here, failures has what becomes of a volume whose
-operation failed, view what is reported of volumes, events what the engine reports of them.
+follows who owns which, failures has what becomes of a volume whose operation failed, view what is reported of volumes,
+events what the engine reports of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from iomesh.node.volumes.creation import Creation
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.events import Events
 from iomesh.node.volumes.failures import Failures
-from iomesh.node.volumes.offers import Offers
 from iomesh.node.volumes.opening import Opening
 from iomesh.node.volumes.ownership import Ownership
 from iomesh.node.volumes.parts import Parts
@@ -60,7 +59,8 @@ class Volumes:
         self.open_all = bring_up.open_all
         self.retry = bring_up.retry
         self.close_all = bring_up.close_all
-        self._ownership, self._offers = ownership, Offers(parts, failures)
+        self.follow_owners = ownership.start
+        self.leave_owners = ownership.stop
         self.move = ownership.move
         self.take_over = ownership.take_over
 
@@ -79,14 +79,6 @@ class Volumes:
         self.list_all = view.list_all
         self.serving = view.serving
         self.unanswered_seconds = view.unanswered_seconds
-
-    def follow_owners(self) -> None:
-        self._ownership.start()
-        self._offers.start()
-
-    async def leave_owners(self) -> None:
-        await self._offers.stop()
-        await self._ownership.stop()
 
     @property
     def progress(self) -> str:

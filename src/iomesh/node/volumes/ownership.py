@@ -6,7 +6,6 @@ closes those that another node has taken over, and compares the copies on nodes 
   RETURN_SECONDS. That is read again before anything is taken over.
 - A node with a device in the current fragment's replica set may take the volume over. The first does so at once, each
   further one RANK_SECONDS later. If two try, the compare-and-swap of the log's record decides.
-- The owner offers a volume that it cannot serve to the others (offers.py).
 - A clone is taken over by the node that has its parent open.
 - A volume without replicas, or one that is being deleted, waits for its owner.
 """
@@ -23,7 +22,7 @@ import msgspec
 from iomesh.api.model import Volume, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.metadata.nodes import NodeRecord, decode_node, node_key
-from iomesh.metadata.records import ANY_NODE, Lifecycle, LogRecord
+from iomesh.metadata.records import Lifecycle, LogRecord
 from iomesh.metadata.volumes import find_volume
 from iomesh.node.cluster import StoredVolume
 from iomesh.node.logs import logger
@@ -128,17 +127,11 @@ class Ownership:
         self._due = due
 
     def _offered(self) -> list[tuple[StoredVolume, float]]:
-        """The volumes that other nodes offer to this one, and for how many seconds to wait."""
-        found = []
-        for stored in self._cluster.volumes():
-            its_log = stored.log.record
-            if its_log.owner == self._node:
-                continue
-            if its_log.offered_to == self._node:
-                found.append((stored, 0.0))
-            elif its_log.offered_to == ANY_NODE and (rank := self._rank(stored)) is not None:
-                found.append((stored, rank * RANK_SECONDS))
-        return found
+        return [
+            (stored, 0.0)
+            for stored in self._cluster.volumes()
+            if stored.log.record.offered_to == self._node and stored.log.record.owner != self._node
+        ]
 
     def _abandoned(self) -> list[tuple[StoredVolume, float]]:
         """The replicated volumes of nodes that are lost, as far as is known, and for how many seconds to wait."""
@@ -200,7 +193,7 @@ class Ownership:
 
     async def _take_over(self, stored: StoredVolume) -> None:
         """Whether or not it succeeds; what is left to do is retried."""
-        former, offered = stored.log.record.owner, stored.log.record.offered_to in (self._node, ANY_NODE)
+        former, offered = stored.log.record.owner, stored.log.record.offered_to == self._node
         if not offered:
             running = await self._running(former)
             if running is not None and not has_begun_anew(running, stored.log.record):
