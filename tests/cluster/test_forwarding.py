@@ -203,6 +203,18 @@ async def test_a_node_is_asked_to_export_a_volume_of_another_one(nodes: Nodes) -
         await until(is_over, "node c does not export the volume any more")
 
 
+async def test_an_export_that_is_ended_and_asked_for_again_at_once_is_there(nodes: Nodes) -> None:
+    """The node that is asked may still have the export that has just ended."""
+    async with client_of(nodes, "b") as b:
+        for number in range(20):
+            await b.unexport_volume("trial")
+            exported = await b.export_volume("trial", read_only=bool(number % 2))
+            assert exported.read_only == bool(number % 2)
+            connection = await Connection.connect(exported.uris[0])
+            assert await connection.read(0, BLOCK) == bytes(BLOCK)
+            await connection.close()
+
+
 async def test_clients_follow_a_volume_that_moves_away_and_comes_back(nodes: Nodes) -> None:
     """The node's own clients: of the owner that it moves from, and of the one that it moves to."""
     model = Model(32 << 20)

@@ -283,6 +283,11 @@ class Exports:
         if self._published.get(name) is export:
             del self._published[name]
 
+    def is_published(self, name: str, *, read_only: bool) -> bool:
+        """Whether new clients can connect, and have this right."""
+        export = self._published.get(name)
+        return export is not None and not export.withdrawn and export.read_only == read_only
+
     def describe(self, name: str) -> list[Export]:
         export = self._published.get(name)
         return (

@@ -98,7 +98,7 @@ class Forwarding:
             stored = wanted.get(name)
             if stored is None and self._volumes.by_id(identity) is not None:
                 continue  # it is this node's export now
-            if stored is None or stored.volume.record.id != identity:
+            if stored is None or stored.volume.record.id != identity or not self._is_published(stored.volume.record):
                 del self._published[name]
                 if self._volumes.by_id(identity) is None:
                     await self._exports.withdraw(name)
@@ -173,17 +173,25 @@ class Forwarding:
             forwarded = self._forwarded[volume] = _Forwarded(self, volume, reactor)
         return forwarded
 
-    async def exported(self, name: str) -> list[Export]:
-        """The export of a volume that its owner exports. Raises Unavailable if it does not appear here in time."""
+    async def exported(self, record: VolumeRecord) -> list[Export]:
+        """The export of a volume that its owner exports. record: as the metadata service has it, with an export. Raises
+        Unavailable if this node does not know that record, or has no such export, in time."""
         deadline = time.monotonic() + EXPORT_SECONDS
-        while not (found := self._exports.describe(name)):
+        while not (self._knows(record) and self._is_published(record)):
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"volume {name} is exported by its owner, and this node does not know of it within "
+                    f"volume {record.name} is exported by its owner, and this node does not know of it within "
                     f"{EXPORT_SECONDS:g} s: the metadata service may not answer; try again"
                 )
             await asyncio.sleep(FIRST_PAUSE_SECONDS)
-        return found
+        return self._exports.describe(record.name)
+
+    def _is_published(self, record: VolumeRecord) -> bool:
+        return self._exports.is_published(record.name, read_only=record.exports[0].read_only)
+
+    def _knows(self, record: VolumeRecord) -> bool:
+        stored = self.stored(record.id)
+        return stored is not None and stored.volume.record.generation >= record.generation
 
     def state(self, volume: uuid.UUID) -> dict[str, Any] | None:
         """Of a volume with clients: see NodeEngine.forwarded_state, and `reason`: why there is no connection."""

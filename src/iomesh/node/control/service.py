@@ -13,11 +13,13 @@ from iomesh.api.messages import to_message, to_struct
 from iomesh.api.model import MembershipState, RestoreVolumeResponse, Snapshot
 from iomesh.api.model import Node as Member
 from iomesh.errors import InvalidArgument, IomeshError, Unavailable
+from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
 from iomesh.node.control.paging import page
 from iomesh.node.control.verdict import cluster_status
 from iomesh.node.control.watching import Watching
+from iomesh.node.metadata_calls import answered
 from iomesh.node.supervisor import settle
 from iomesh.node.windows import check_point_in_time
 from iomesh.times import time_of
@@ -149,15 +151,14 @@ class ClusterService:
         self, request: pb.ExportVolumeRequest, ask_owner: Callable[[], Awaitable[Message]]
     ) -> Message:
         """Of a volume that another node owns: this node's export, which forwards requests to the owner. The owner is
-        asked to export it if no node does yet."""
+        asked in any case: an export that this node still has may be one that the owner has just ended."""
         node = self._ready()
-        if node.forwarding is None:
-            return await ask_owner()
-        here = node.exports.describe(request.name)
-        if not here or here[0].read_only != request.read_only:
-            await ask_owner()
-            here = await node.forwarding.exported(request.name)
-        return to_message(pb.Export, here[0])
+        exported = await ask_owner()
+        stored = await answered(find_volume(node.metadata, request.name))
+        if node.forwarding is None or stored is None or not stored.volume.record.exports:  # ended again
+            return exported
+        (here,) = await node.forwarding.exported(stored.volume.record)
+        return to_message(pb.Export, here)
 
     async def export_volume(self, request: pb.ExportVolumeRequest) -> pb.Export:
         return to_message(pb.Export, await self._ready().volumes.export(request.name, read_only=request.read_only))
