@@ -476,7 +476,7 @@ cdef class Peer:
         if reply.payload_bytes != payload:
             return b"it has not the blocks that were asked for"
         if reply.kind == PEER_VOLUME_STATUS and not 1 <= reply.count <= asked.blocks:
-            return b"it tells of more blocks than were asked for, or of none"
+            return b"it describes more blocks than were asked for, or none"
         return NULL
 
     cdef bint take_payload(self) noexcept nogil:

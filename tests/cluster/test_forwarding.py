@@ -215,6 +215,22 @@ async def test_an_export_that_is_ended_and_asked_for_again_at_once_is_there(node
             await connection.close()
 
 
+async def test_a_volume_is_not_restored_under_the_clients_of_another_node(nodes: Nodes) -> None:
+    async with client_of(nodes, "a") as a:
+        await a.create_snapshots(["trial"], "monday")
+        connection = await Connection.connect(await uri_of(nodes, "b"))
+        await connection.write(0, data_of(1))
+        for force in (False, True):
+            with pytest.raises(InUse, match="has clients on node b"):
+                await a.restore_volume("trial", "monday", force=force)
+        assert await connection.read(0, BLOCK) == data_of(1)
+        await connection.close()
+        await a.restore_volume("trial", "monday")
+    connection = await Connection.connect(await uri_of(nodes, "b"))
+    assert await connection.read(0, BLOCK) == bytes(BLOCK)
+    await connection.close()
+
+
 async def test_clients_follow_a_volume_that_moves_away_and_comes_back(nodes: Nodes) -> None:
     """The node's own clients: of the owner that it moves from, and of the one that it moves to."""
     model = Model(32 << 20)

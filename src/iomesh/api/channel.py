@@ -71,7 +71,7 @@ class Channel:
     """Calls of the service by name. Opened and used in one event loop."""
 
     def __init__(self, address: str, credentials: Credentials | None = None, *, name: str = "") -> None:
-        """name: of whoever answers there, for messages; empty: the node at that address."""
+        """name: the name of the node there, for messages; empty: the node at that address."""
         self.address = address
         self.name = name or f"the node at {address}"
         target = grpc_target(address)

@@ -312,6 +312,12 @@ class Exports:
                 await asyncio.gather(*(export.none_left() for export in exports))
                 await asyncio.gather(*(self._nodes_left(export.volume) for export in exports))
 
+    async def let_nodes_leave(self, volume: uuid.UUID) -> None:
+        """Like let_leave, for the other nodes that forward requests to this one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._nodes_left(volume)
+
     async def _nodes_left(self, volume: uuid.UUID) -> None:
         while True:
             if not self.forwarding_nodes(volume):

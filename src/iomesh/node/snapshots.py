@@ -151,8 +151,7 @@ class Snapshots:
             identity = uuid.UUID(bytes=(await self.find(opened, name))["id"])
             before = free_name(opened, restored_name())
             restore_point = new_restore_point() if opened.record.policy.window_seconds else None
-            if not force:
-                await self._exports.let_leave(volume)
+            await (self._exports.let_nodes_leave(opened.record.id) if force else self._exports.let_leave(volume))
             with (
                 refuse_users(opened, self._exports),
                 refuse_without_space(self._engine, [opened], "" if discard else DISCARD),
@@ -372,7 +371,13 @@ def restored_name() -> str:
 
 @contextmanager
 def refuse_users(volume: NodeVolume, exports: Exports) -> Iterator[None]:
-    """Adds a remedy to the error when the engine refuses to go back because clients are connected."""
+    """Adds a remedy to the error when the engine refuses to go back because clients are connected. Refuses it itself
+    while other nodes forward requests of their clients: these would connect again, and their clients not notice."""
+    if nodes := exports.forwarding_nodes(volume.record.id):
+        raise InUse(
+            f"volume {volume.record.name} has clients on node {', '.join(sorted(set(nodes)))}, and a restore would "
+            "change blocks under their file systems: disconnect them there, then restore"
+        )
     try:
         yield
     except InUse:

@@ -150,8 +150,7 @@ class Windows:
                 raise Conflict(f"volume {name} was replaced by another volume meanwhile")
             point = await self.find(volume, asked)
             restore_point = uuid.UUID(bytes=point.restore_point["id"])
-            if not force:
-                await self._exports.let_leave(name)
+            await (self._exports.let_nodes_leave(identity) if force else self._exports.let_leave(name))
             kept, kept_name = uuid.uuid4(), free_name(volume, restored_name())
             with refuse_users(volume, self._exports), refuse_without_space(self._engine, [volume]):
                 await self._engine.restore_volume(
