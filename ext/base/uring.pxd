@@ -27,6 +27,7 @@ cdef class Uring(Io):
     cdef uint32_t reads              # of devices in the kernel
     cdef uint32_t workers            # operations in the kernel that end on a kernel worker thread
     cdef bint files[DEVICES_MAX]     # the device is a file
+    cdef bint blocking[DEVICES_MAX]  # it is on FUSE: a submission waits for the write before, also if that hangs
     cdef int bell
     cdef uint64_t bell_count
     cdef Operation bell_operation

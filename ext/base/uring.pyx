@@ -39,7 +39,13 @@ cdef extern from *:
     #include <unistd.h>
     #include <linux/falloc.h>
     #include <sys/stat.h>
+    #include <sys/vfs.h>
+    #include <linux/magic.h>
     static int is_file(int fd) { struct stat status; return fstat(fd, &status) == 0 && S_ISREG(status.st_mode); }
+    static int is_on_fuse(int fd) {
+        struct statfs status;
+        return is_file(fd) && fstatfs(fd, &status) == 0 && status.f_type == FUSE_SUPER_MAGIC;
+    }
     #define ring_has_task_work(ring) \
         (IO_URING_READ_ONCE(*(ring)->sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
     #define ring_has_completions(ring) (io_uring_cq_ready(ring) != 0)
@@ -113,6 +119,7 @@ cdef extern from *:
     int make_bell "eventfd" (unsigned count, int flags) nogil
     int close_fd "close" (int fd) nogil
     bint is_file(int fd) nogil
+    bint is_on_fuse(int fd) nogil
     int shutdown(int fd, int how) nogil
 
 cdef enum OperationKind:             # Operation.kind; the first ones as DeviceRequestKind has them
@@ -302,6 +309,7 @@ cdef class Uring(Io):
             if self.devices[device] < 0:
                 self.devices[device] = fd
                 self.files[device] = is_file(fd)
+                self.blocking[device] = is_on_fuse(fd)
                 if self.files_registered and io_uring_register_files_update(&self.ring, device, &fd, 1) < 0:
                     self.files_registered = False        # plain descriptors from now on; registered ones stay valid
                 return device
@@ -384,9 +392,11 @@ cdef class Uring(Io):
         if fixed_file:
             flags |= SQE_FIXED_FILE
         if on_device and self.files[operation.target] and (
-            self.watches[operation.target].overdue_reads or self.watches[operation.target].overdue_changes
+            self.blocking[operation.target]
+            or self.watches[operation.target].overdue_reads
+            or self.watches[operation.target].overdue_changes
         ):
-            flags |= SQE_ASYNC                           # a file system may block the submission itself (FUSE does)
+            flags |= SQE_ASYNC                           # other file systems may block it as well
         io_uring_sqe_set_flags(sqe, flags)
         if polled:
             operation.kind |= POLLED
