@@ -17,7 +17,12 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("iomesh/api/iomesh.proto", "iomesh/csi/csi.proto", "iomesh/csi/registration.proto")
+PROTOS = (
+    "iomesh/api/iomesh.proto",
+    "iomesh/csi/csi.proto",
+    "iomesh/csi/registration.proto",
+    "iomesh/metadata/etcd.proto",
+)
 
 
 def main() -> int:

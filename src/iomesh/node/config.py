@@ -82,8 +82,13 @@ class PeersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class MetadataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    kind: Literal["sqlite", "kubernetes"] = "sqlite"
+    kind: Literal["sqlite", "etcd", "kubernetes"] = "sqlite"
     path: str = ""  # of sqlite; empty: metadata.db in state_dir
+    endpoints: list[str] = []  # of etcd: its members, host:port
+    prefix: str = "/iomesh/"  # of etcd, of every key
+    ca_file: str = ""  # of etcd; empty: without TLS
+    certificate_file: str = ""  # of etcd, ours; empty: none
+    key_file: str = ""
     namespace: str = ""  # of kubernetes; empty: the pod's, or that of the kubeconfig
     kubeconfig: str = ""  # of kubernetes; empty: the service account of the pod
 
@@ -181,7 +186,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _convert(values: dict[str, Any], source: str, *, strict: bool) -> Config:
-    prepared = _prepare(values, Config, source, "")
+    prepared = _prepare(values, Config, source, "", strict)
     try:
         return msgspec.convert(prepared, Config, strict=strict)
     except msgspec.ValidationError as error:
@@ -189,8 +194,10 @@ def _convert(values: dict[str, Any], source: str, *, strict: bool) -> Config:
         raise ConfigError(f"{source}: {where.rstrip('`') or 'it'}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, table: str) -> dict[str, Any]:
-    """Rejects unknown keys and converts sizes to numbers; msgspec checks the rest."""
+def _prepare(
+    values: dict[str, Any], kind: type[msgspec.Struct], source: str, table: str, strict: bool
+) -> dict[str, Any]:
+    """Rejects unknown keys and converts sizes to numbers and, unless strict, a,b to a list; msgspec checks the rest."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     prepared = {}
     for name, value in values.items():
@@ -199,12 +206,14 @@ def _prepare(values: dict[str, Any], kind: type[msgspec.Struct], source: str, ta
             raise ConfigError(f"{source}: there is no key {key!r}{_nearest(key)}")
         default = fields[name].default
         if isinstance(default, msgspec.Struct) and isinstance(value, dict):
-            value = _prepare(value, type(default), source, f"{key}.")
+            value = _prepare(value, type(default), source, f"{key}.", strict)
         elif name.endswith(("_bytes", "bytes_per_second")) and isinstance(value, str):
             try:
                 value = parse_size(value)
             except SizeError as error:
                 raise ConfigError(f"{source}: {key}: {error}") from None
+        elif fields[name].type == list[str] and isinstance(value, str) and not strict:
+            value = value.split(",") if value else []
         prepared[name] = value
     return prepared
 

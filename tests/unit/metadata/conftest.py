@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from iomesh.metadata import Metadata
+from iomesh.metadata.etcd import EtcdMetadata
 from iomesh.metadata.kubernetes import KubernetesMetadata
 from iomesh.metadata.kubernetes_api import find_access
 from iomesh.metadata.sqlite import SqliteMetadata
+from support.etcd import Etcd, etcd_is_missing
 from support.kubernetes import programs
 from support.kubernetes.cluster import ControlPlane
 
@@ -20,7 +22,6 @@ from support.kubernetes.cluster import ControlPlane
 Opener = Callable[[], Awaitable[Metadata]]
 
 CRD = Path(__file__).parents[3] / "charts" / "iomesh" / "crds" / "metadatarecords.yaml"
-NO_API_SERVER = programs.without_api_server()
 _numbers = itertools.count(1)
 
 
@@ -38,7 +39,19 @@ def kubernetes(request: pytest.FixtureRequest) -> Opener:
     return lambda: KubernetesMetadata.open(access, namespace)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[pytest.FixtureRequest], Opener]] = {"sqlite": sqlite, "kubernetes": kubernetes}
+def etcd(request: pytest.FixtureRequest) -> Opener:
+    """A prefix of its own in one etcd of three members."""
+    server: Etcd = request.getfixturevalue("etcd_server")
+    prefix = f"/test-{next(_numbers)}/"
+    return lambda: EtcdMetadata.open(server.access(), prefix)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[pytest.FixtureRequest], Opener]] = {
+    "sqlite": sqlite,
+    "etcd": etcd,
+    "kubernetes": kubernetes,
+}
+MISSING = {"etcd": etcd_is_missing(), "kubernetes": programs.without_api_server()}  # tests/conftest.py says so
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +67,17 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlan
         server.stop()
 
 
-USABLE = [name for name in IMPLEMENTATIONS if name != "kubernetes" or not NO_API_SERVER]  # tests/conftest.py says so
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    server = Etcd(tmp_path_factory.mktemp("etcd") / "members")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+USABLE = [name for name in IMPLEMENTATIONS if not MISSING.get(name)]
 
 
 @pytest.fixture(params=USABLE)

@@ -78,6 +78,7 @@ def test_settings_go_before_the_file_and_may_be_text(written: Any) -> None:
     assert (config.name, config.engine.reactors, config.engine.map_cache_bytes) == ("a", 3, 1 << 30)
     assert config.engine.iopoll is False
     assert config.devices == ["/dev/x"]
+    assert load_config(path, {"devices": "/dev/x,/dev/y"}).devices == ["/dev/x", "/dev/y"]
 
 
 @pytest.mark.parametrize(
