@@ -7,14 +7,19 @@ quick.
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from iomesh.cli.documents import Error, ErrorDetails
-from iomesh.cli.output import Output
+from iomesh.cli.output import Output, Unwritten
 from iomesh.errors import InvalidArgument, IomeshError, from_errno, meaning
+
+LONG_WORD = re.compile(r"\S{301,}")  # a name that was pasted by mistake: its beginning tells which
+WORD_SHOWN = 100
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its notes get in between: every error is answered anyway
 
@@ -80,6 +85,8 @@ def nearest(word: str, known: Sequence[str] | dict[str, tuple[str, str]]) -> str
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (iomesh.errors has the table)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # it was closed: nobody wants the answer, only the exit code
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
     try:
         outcome = iomesh.main(words, prog_name="iomesh", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -90,9 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # Or the interpreter complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 141
+    except Unwritten as error:
+        discard_output()
+        return report(error, [])
     except IomeshError as error:
         return report(error, words)
     except OSError as error:
@@ -117,14 +126,22 @@ def as_iomesh_error(error: click.ClickException) -> IomeshError:
     return InvalidArgument(message)
 
 
+def discard_output() -> None:
+    """After an answer that could not be written, or the interpreter complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def report(error: IomeshError, words: Sequence[str]) -> int:
     """Prints the error in the requested form."""
-    code = meaning(error).exit_code
+    code, message = meaning(error).exit_code, LONG_WORD.sub(lambda word: f"{word[0][:WORD_SHOWN]}…", error.message)
     if "--json" in words:
-        details = ErrorDetails(kind=type(error).__name__, message=error.message, exit_code=code)
-        Output(as_json=True).document(Error(error=details))
-    else:
-        sys.stderr.write(f"iomesh: {error.message}\n")
+        details = ErrorDetails(kind=type(error).__name__, message=message, exit_code=code)
+        try:
+            Output(as_json=True).document(Error(error=details))
+            return code
+        except Unwritten:  # who asked sees stderr at least
+            discard_output()
+    sys.stderr.write(f"iomesh: {message}\n")
     return code
 
 

@@ -25,7 +25,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from iomesh.errors import IomeshError
+
 PIPE_COLUMNS = 4000
+
+
+class Unwritten(IomeshError):
+    """The answer could not be written to stdout."""
 
 
 def jsonable(value: Any) -> Any:
@@ -70,18 +76,14 @@ class Output:
             return
         with self.console.capture() as captured:
             self.console.print(renderable)
-        sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+        _write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
     def document(self, value: Any) -> None:
-        sys.stdout.write(
-            json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n"
-        )
-        sys.stdout.flush()
+        _write(json.dumps(jsonable(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False) + "\n")
 
     def line(self, value: Any) -> None:
         """One of many documents, on a line of its own."""
-        sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        _write(json.dumps(jsonable(value), ensure_ascii=False) + "\n")
 
     def note(self, text: str) -> None:
         """Prints useful information besides the answer."""
@@ -178,3 +180,14 @@ def cell_of(value: Any) -> Text:
     if isinstance(value, Text):
         return value
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(value)))
+
+
+def _write(text: str) -> None:
+    """Raises BrokenPipeError when nobody reads any more, else Unwritten."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unwritten(f"the answer cannot be written to stdout: {error.strerror}") from None

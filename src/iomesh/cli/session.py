@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -193,6 +194,16 @@ class PointInTime(Written[RequestedTime]):
 
     def read(self, text: str) -> RequestedTime:
         return parse_time(text, time.time_ns())
+
+
+class Seconds(click.FloatRange):
+    """A number within bounds, which Python's nan is for FloatRange."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return number
 
 
 class VolumeName(click.ParamType[str]):

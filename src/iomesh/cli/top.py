@@ -14,7 +14,7 @@ from rich.text import Text
 
 from iomesh.cli.documents import LatencySample, NodeSample, ReactorSample, VolumeSample
 from iomesh.cli.output import table
-from iomesh.cli.session import Session, asks
+from iomesh.cli.session import Seconds, Session, asks
 from iomesh.errors import Unavailable
 from iomesh.sizes import short_count, short_size, short_time
 
@@ -157,9 +157,7 @@ def percentiles(one: LatencySample) -> str:
 
 
 @click.command()
-@click.option(
-    "--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample."
-)
+@click.option("--interval", type=Seconds(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds per sample.")
 @click.option("--once", is_flag=True, help="Take one sample and exit.")
 @asks(NodeSample)
 def top(session: Session, interval: float, once: bool) -> None:

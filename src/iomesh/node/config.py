@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import platform
 import re
 import tomllib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from iomesh.errors import ConfigError, NotFound, PermissionDenied
-from iomesh.sizes import SizeError, parse_size
+from iomesh.sizes import SizeError, exact_size, parse_size, short_size
 
 DEFAULT_FILE = Path("/etc/iomesh/node.toml")
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, and the zero behind it
@@ -28,6 +29,7 @@ WILDCARDS = ("0.0.0.0", "::")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 Bytes = Annotated[int, msgspec.Meta(ge=0)]  # in a file also as text: "256Mi"
+LEAST_BYTES = 1 << 20  # of the map cache, and of log between two checkpoints
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,7 +128,7 @@ def load_config(file: Path | None = None, settings: Mapping[str, Any] | None = N
     file = file or DEFAULT_FILE
     source = str(file)
     try:
-        values = tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         if explicit:
             raise NotFound(f"configuration {source} does not exist") from None
@@ -160,7 +162,8 @@ def parse_address(address: str, key: str) -> tuple[str, int]:
     """Host and port of "127.0.0.1:9742", "[::1]:9742", "localhost:0"."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    bare = ":" in host and not address.startswith("[")
+    if not colon or not host or bare or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{key}: {address!r} is not host:port, such as 127.0.0.1:9742 or [::1]:9742")
     return host, int(port)
 
@@ -212,6 +215,8 @@ def _prepare(
                 value = parse_size(value)
             except SizeError as error:
                 raise ConfigError(f"{source}: {key}: {error}") from None
+        elif get_origin(fields[name].type) is Literal and value not in get_args(fields[name].type):
+            raise ConfigError(f"{source}: {key}: {value!r} is none of {', '.join(get_args(fields[name].type))}")
         elif fields[name].type == list[str] and isinstance(value, str) and not strict:
             value = value.split(",") if value else []
         prepared[name] = value
@@ -286,6 +291,19 @@ def _resolve(config: Config) -> Config:
                 "peers.listen is set, and this node has no key of a cluster: `iomesh cluster init` makes a cluster, "
                 "`iomesh cluster join` joins one, or peers.key_file names the file with the cluster's key"
             )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not LEAST_BYTES <= config.engine.map_cache_bytes <= memory:
+        raise ConfigError(
+            f"engine.map_cache_bytes: {exact_size(config.engine.map_cache_bytes)} is not between "
+            f"{exact_size(LEAST_BYTES)} and this machine's memory, {short_size(memory)}"
+        )
+    if config.engine.checkpoint_bytes < LEAST_BYTES:
+        raise ConfigError(
+            f"engine.checkpoint_bytes: {exact_size(config.engine.checkpoint_bytes)} is less than "
+            f"{exact_size(LEAST_BYTES)}: a checkpoint would follow each write"
+        )
+    if "" in config.devices:
+        raise ConfigError("devices: one of the paths is empty: name a block device or a file, or leave it out")
     repeated = {path for path in config.devices if config.devices.count(path) > 1}
     if repeated:
         raise ConfigError(f"devices: {', '.join(sorted(repeated))} is listed twice")

@@ -35,8 +35,10 @@ async def format_device(
     """Writes an empty store. Without `force`, a device with recognizable contents is refused; a device in use always
     is. new_identity: it is a copy of an iomesh device; it keeps its cluster and tier, unless others are given, and
     nothing else."""
-    if len(label.encode()) > LABEL_BYTES_MAX or "\0" in label:
+    if len(label.encode()) > LABEL_BYTES_MAX:
         raise InvalidArgument(f"the label {label!r} is too long: at most {LABEL_BYTES_MAX} bytes")
+    if not label.isprintable():
+        raise InvalidArgument(f"the label {label!r} has a character that cannot be printed: leave it out")
     if tier is not None and tier not in compiled.TIERS:
         raise InvalidArgument(f"there is no tier {tier!r}: it is one of {', '.join(compiled.TIERS)}")
     device = await asyncio.to_thread(open_device, path)

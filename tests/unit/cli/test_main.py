@@ -1,5 +1,6 @@
 """The command line as a whole: help for every command; one line, an exit code and optional JSON for bad input."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from iomesh.cli.main import COMMANDS
 from iomesh.cli.main import iomesh as root
+from support.trial import iomesh_command
 from unit.cli.ran import Run
 
 
@@ -120,6 +122,13 @@ def test_no_command_shows_the_help_and_fails(iomesh: Run) -> None:
         (("daemon", "run", "--check", "--mode", "lazy"), 2, "engine.mode"),
         (("daemon", "run", "--check", "--map-cache", "much"), 2, "'much' is not a size"),
         (("daemon", "run", "--config", "/nowhere/node.toml"), 3, "/nowhere/node.toml does not exist"),
+        (("daemon", "run", "--check", "--map-cache", "100Pi"), 2, "this machine's memory"),
+        (("top", "--interval", "nan"), 2, "'nan' is not a number of seconds"),
+        (
+            ("device", "format", "x", "--cluster", "new", "--size", "1Gi", "--label", "a\nb"),
+            2,
+            r"the label 'a\nb' has a",
+        ),
         (("completion", "tcsh"), 2, "'tcsh' is not one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -143,6 +152,29 @@ def test_bad_input_gets_one_line_and_an_exit_code(iomesh: Run, words: tuple[str,
         assert told.document["error"]["message"] in ran.err
         assert told.document["error"]["kind"]
         assert told.err == ""
+
+
+def test_a_name_that_was_pasted_by_mistake_is_not_repeated_whole(iomesh: Run) -> None:
+    ran = iomesh("completion", "x" * 5000)
+    assert ran.code == 2
+    assert "x" * 90 + "…" in ran.err
+    assert len(ran.err) < 500
+
+
+@pytest.mark.parametrize("words", [("daemon", "run", "--check"), ("status", "--json")])
+def test_an_answer_that_cannot_be_written_is_an_error_without_a_traceback(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([iomesh_command(), *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode != 0
+    assert ran.stderr.startswith("iomesh: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_closed_stdout_leaves_the_exit_code() -> None:
+    ran = subprocess.run(
+        ["sh", "-c", 'exec "$0" daemon run --check >&-', iomesh_command()], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -113,13 +113,22 @@ def test_a_setting_that_does_not_exist_is_named_too(written: Any) -> None:
         load_config(written('name = "a"'), {"name.x": "1"})
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(written: Any) -> None:
+    assert load_config(written('\ufeffname = "a"')).name == "a"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('[engine]\nreactors = "2"', "engine.reactors: expected `int`, got `str`"),
         ("[engine]\nreactors = 0", "engine.reactors: expected `int` >= 1"),
         ("[engine]\nreactors = 1000", "engine.reactors: expected `int` <= 256"),
-        ('[engine]\nmode = "lazy"', "engine.mode: invalid enum value 'lazy'"),
+        ('[engine]\nmode = "lazy"', "engine.mode: 'lazy' is none of adaptive, busy, sleep"),
+        ('[engine]\nmap_cache_bytes = "100PiB"', "100Pi is not between 1Mi and this machine's memory"),
+        ("[engine]\nmap_cache_bytes = 1", "1 is not between 1Mi and this machine's memory"),
+        ("[engine]\ncheckpoint_bytes = 1", "engine.checkpoint_bytes: 1 is less than 1Mi"),
+        ('devices = [""]', "devices: one of the paths is empty"),
+        ('[metrics]\nlisten = "::1:9742"', "metrics.listen: '::1:9742' is not host:port"),
         ('[engine]\nmap_cache_bytes = "many"', "engine.map_cache_bytes: 'many' is not a size"),
         ("[engine]\nmap_cache_bytes = -1", "engine.map_cache_bytes: expected `int` >= 0"),
         ("engine = 3", "engine: expected `object`, got `int`"),

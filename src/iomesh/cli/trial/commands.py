@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from iomesh.cli import documents
 from iomesh.cli.files import Allocation
 from iomesh.cli.output import fields
-from iomesh.cli.session import Session, Size, answers
+from iomesh.cli.session import Seconds, Session, Size, answers
 from iomesh.cli.trial.installation import NODES_MAX, Installation, State, TrialNode, default_directory
 from iomesh.errors import InUse, InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.sizes import exact_size, short_size, short_time
@@ -203,7 +203,7 @@ def env(session: Session, directory: Path) -> None:
 @in_directory
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=START_SECONDS,
     show_default=True,
     help="Seconds until the volumes must be served.",
@@ -429,4 +429,4 @@ def say(session: Session, there: Installation, told: documents.Trial | None = No
 
 def option(there: Installation) -> str:
     """The option that makes another command use this trial."""
-    return "" if there.path == default_directory().absolute() else f" --dir {there.directory}"
+    return "" if there.path == default_directory().absolute() else f" --dir {shlex.quote(str(there.directory))}"
