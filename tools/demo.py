@@ -1,6 +1,7 @@
 """`make demo`: a database on a volume with three replicas, on three nodes. A node is killed under it, and it goes on.
-The node that serves the volume is killed, another one takes over, and not a commit is lost. Then a table is dropped by
-mistake, and the volume taken back to the second before; a second database runs on a clone, beside the first.
+The node that serves the volume is killed, another one takes over: the database waits for it, and not a commit is lost.
+Then the machine of the database crashes; a table is dropped by mistake, and the volume taken back to the second before;
+a second database runs on a clone, beside the first.
 
 Everything it makes lies in one directory of its own and is taken down again: at the end, after a failure, after Ctrl-C.
 """
@@ -188,13 +189,15 @@ def demonstrate(story: Story, directory: Path, seconds: int) -> None:
 
 def database_story(story: Story, trial: Trial, directory: Path, outside: Path, seconds: int) -> None:
     with contextlib.ExitStack() as down:
-        disk = Disk(trial.uri, directory)
+        through = trial.members[-1]
+        disk = Disk(trial.uri_through(through), directory)
         down.callback(disk.give_up)
-        with story.step("Make the volume a disk of this machine, with XFS on it"):
+        with story.step(f"Make the volume a disk of this machine, with XFS on it, through node {through}"):
             device = disk.attach()
             disk.make_filesystem()
             disk.mount()
         story.say(f"{device} through {disk.how}, mounted at {disk.mount_point}")
+        story.say(f"node {through} forwards its requests to the node that serves the volume, whichever that is")
 
         database = Database(disk.mount_point / "postgresql", outside)
         down.callback(database.give_up)
@@ -212,7 +215,9 @@ def database_story(story: Story, trial: Trial, directory: Path, outside: Path, s
         down.callback(load.end)
         failures_story(story, trial, load, seconds)
 
-        with story.step("To the database the machine has crashed: take down PostgreSQL, XFS and the disk by force"):
+        with story.step(
+            "Now the machine of the database crashes: PostgreSQL, XFS and the disk are taken down by force"
+        ):
             database.give_up()
             load.end()
             disk.give_up()
@@ -269,9 +274,10 @@ def failures_story(story: Story, trial: Trial, load: Load, seconds: int) -> None
     owner = trial.owner
     with story.step(f"Run on; after {seconds} s kill node {owner}, which serves the volume, with SIGKILL"):
         time.sleep(seconds)
-        committed, pid = load.committed, trial.pid
-        began = time.monotonic()
+        usual = load.longest_pause(time.monotonic() - seconds)
+        pid, began = trial.pid, time.monotonic()
         trial.crash(owner)
+        committed = load.committed
     story.say(f"process {pid} is dead; {committed} commits in the ledger by then")
 
     with story.step("Wait until another node has taken the volume over; start the killed node again"):
@@ -279,7 +285,15 @@ def failures_story(story: Story, trial: Trial, load: Load, seconds: int) -> None
             raise DemoError(f"no other node serves the volume {TAKE_OVER_SECONDS:g} s after node {owner} was killed")
         took = time.monotonic() - began
         trial.start(owner)
+        time.sleep(WATCH_SECONDS)
+        pause, more = load.longest_pause(began), load.committed - committed
+    if not more:
+        raise DemoError(f"the database has not gone on without node {owner}")
     story.say(f"node {trial.owner} served it {took:.2f} s after the kill; node {owner} runs again, as a member")
+    story.say(
+        f"the database waited and went on, {more} commits since: the longest time without a commit was "
+        f"{short_time(pause * 1e9)}; before the kill {short_time(usual * 1e9)}"
+    )
 
 
 def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) -> None:

@@ -140,6 +140,11 @@ class Trial:
         iomesh("volume", "create", name, str(size_bytes), *address)
         return str(json.loads(iomesh("volume", "export", name, "--json", *address))["uris"][0])
 
+    def uri_through(self, name: str) -> str:
+        """Of the volume at this node, which forwards requests to the owner where it is not the owner itself."""
+        exported = json.loads(iomesh("volume", "export", self.volume, "--json", "--address", self.controls[name]))
+        return str(exported["uris"][0])
+
     def reactors_of_volumes(self) -> list[int]:
         volumes = json.loads(iomesh("volume", "list", "--json", "--address", self.control))["volumes"]
         return [int(volume.get("reactor", 0)) for volume in volumes]
