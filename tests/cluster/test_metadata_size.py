@@ -1,5 +1,5 @@
-"""The metadata has records of volumes and nodes, not of data: what is written to a volume costs a commit per checkpoint,
-and no record grows. With --soak 1 TiB of log, elsewhere less."""
+"""The metadata has records of volumes and nodes, not of data: what is written to a volume costs one commit for each
+checkpoint, and no record grows. With --soak 1 TiB of log, elsewhere less."""
 
 import asyncio
 import random
