@@ -39,7 +39,7 @@ soak: build packages-test simulate ## the long forms of the tests, and all seeds
 .PHONY: test-csi
 test-csi: build packages-test ## the CSI driver under csi-sanity (compiled with Go), and killed at each of its steps
 	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.programs sanity
-	$(BIN)/pytest --soak --timeout=3600 tests/csi $(ARGS)
+	$(BIN)/pytest --soak --timeout=3600 tests/csi tests/guest/test_csi.py $(ARGS)
 
 .PHONY: bench bench-cluster amplification profile
 bench: build packages-test packages-bench ## iomesh beside the raw file and qemu-storage-daemon: a table, build/bench.json and .png

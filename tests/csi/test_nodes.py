@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -13,9 +14,10 @@ import pytest
 
 from iomesh.csi import csi_pb2 as pb
 from iomesh.csi import registration_pb2 as registration
+from iomesh.csi.mounts import mount_at
 from support.csi import GIB, Driver, Refused, from_volume, mounted, processes, raw
 from support.run import end, eventually, run, tool
-from support.trial import Trial
+from support.trial import Trial, iomesh_command
 
 _Mode = pb.VolumeCapability.AccessMode
 
@@ -215,7 +217,64 @@ def test_writes_wait_while_the_nodes_daemon_is_restarted(driver: Driver, cluster
     driver.delete(volume.volume_id)
 
 
+def test_load_does_not_notice_that_the_daemon_and_the_driver_are_killed(
+    driver: Driver, cluster: Trial, room: Path
+) -> None:
+    """The daemon while the driver is away, too, which finds a device without a connection when it starts."""
+    volume = driver.create("loaded", GIB, accessibility_requirements=on_node(driver, "a"))
+    driver.stage(volume)
+    folder = driver.publish(volume)
+    log = room / "fio.log"
+    words = [
+        *(
+            tool("fio", "fio"),
+            "--name=load",
+            "--invalidate=0",
+            f"--directory={folder}",
+            "--size=32M",
+            "--rw=randwrite",
+            "--bs=4k",
+        ),
+        *("--ioengine=libaio", "--iodepth=8", "--direct=1", "--fsync=32", "--verify=crc32c", "--do_verify=1"),
+        *("--loops=1000", "--verify_fatal=1", "--verify_state_save=0", "--rate_iops=500"),
+    ]
+    with log.open("w") as output, subprocess.Popen(words, stdout=output, stderr=output) as load:
+        try:
+            for away in (False, True):
+                writes = written_sectors(folder)
+                eventually(lambda then=writes: written_sectors(folder) > then + 1000, what="it writes")  # type: ignore[misc]
+                if away:
+                    driver.kill()
+                end(next(int(node["pid"]) for node in cluster.look()["nodes"] if node["name"] == "a"), signal.SIGKILL)
+                cluster.start()
+                if away:
+                    driver.start()
+                writes = written_sectors(folder)
+                eventually(lambda then=writes: written_sectors(folder) > then + 1000, what="it writes again")  # type: ignore[misc]
+                assert load.poll() is None, log.read_text()
+            driver.expand(volume.volume_id, 2 * GIB)
+            assert os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize > 1.8 * GIB
+        finally:
+            load.terminate()
+            load.wait()
+    assert "err= 0" in log.read_text(), log.read_text()
+    with (folder / "file").open("wb") as file:
+        file.write(b"as before")
+        os.fsync(file.fileno())
+    drop(driver, volume, "pod")
+    driver.delete(volume.volume_id)
+
+
+def written_sectors(folder: Path) -> int:
+    """Of the device below a file system."""
+    device = mount_at(str(folder))
+    assert device is not None
+    return int(Path(f"/sys/dev/block/{device.device}/stat").read_text().split()[6])
+
+
 def test_a_volume_whose_server_was_killed_is_attached_anew(driver: Driver) -> None:
+    if driver.method == "nbd":
+        pytest.skip("the kernel has no process that could be killed")
     volume = driver.create("broken", GIB)
     driver.stage(volume)
     folder = driver.publish(volume)
@@ -232,6 +291,51 @@ def test_a_volume_whose_server_was_killed_is_attached_anew(driver: Driver) -> No
         end(pid)
     drop(driver, volume, "pod")
     driver.delete(volume.volume_id)
+
+
+def test_what_serves_a_volume_outlives_the_driver_with_an_attach_server(
+    new_driver: Callable[..., Driver], room: Path
+) -> None:
+    state = room / "d0" / "state"
+    driver = new_driver(0, "--attach-server", str(state / "attach.sock"))
+    if driver.method == "nbd":
+        pytest.skip("the kernel serves it")
+    with attach_server(state) as server:
+        volume = driver.create("served", GIB)
+        driver.stage(volume)
+        folder = driver.publish(volume)
+        serving = processes(str(state / "volumes"))
+        assert serving and all(server.pid in ancestors(pid) for pid in serving)
+        driver.kill()
+        server.terminate()
+        (folder / "file").write_text("written without a driver")
+        os.sync()
+        driver.start()
+        drop(driver, volume, "pod")
+        assert server.wait() == 0
+    error = refused(driver, lambda: driver.call("NodeStageVolume", driver.stage_request(volume)))
+    assert error.code == "UNAVAILABLE" and "iomesh-attach" in error.message
+    with attach_server(state) as server:
+        driver.stage(volume)
+        assert (driver.publish(volume) / "file").read_text() == "written without a driver"
+        drop(driver, volume, "pod")
+        server.terminate()
+    driver.delete(volume.volume_id)
+
+
+def attach_server(state: Path) -> subprocess.Popen[bytes]:
+    with (state.parent / "attach.log").open("ab") as log:
+        return subprocess.Popen(
+            [iomesh_command(), "csi", "attach-server", "--state-dir", str(state)], stdout=log, stderr=log
+        )
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
 
 
 def test_the_driver_makes_itself_known_and_serves_its_health(new_driver: Callable[..., Driver], room: Path) -> None:

@@ -19,6 +19,7 @@ from iomesh.api.client import Client
 from iomesh.api.model import Volume
 from iomesh.csi import csi_pb2 as pb
 from iomesh.csi import hooks
+from iomesh.csi.attach.netlink import NbdFamily
 from iomesh.csi.mounts import mounts
 from support.run import end, eventually, run
 from support.trial import iomesh_command
@@ -118,8 +119,16 @@ class Driver:
 
     def health_address(self) -> str:
         """Where it serves its health, which its log says."""
-        lines = [line for line in self.log.read_text().splitlines() if '"health"' in line]
-        return str(json.loads(lines[-1])["health"])
+        return self._logged("health")
+
+    @property
+    def method(self) -> str:
+        """How it attaches volumes: nbd or nbdfuse, by this machine's kernel."""
+        return self._logged("method")
+
+    def _logged(self, word: str) -> str:
+        lines = [line for line in self.log.read_text().splitlines() if f'"{word}"' in line]
+        return str(json.loads(lines[-1])[word])
 
     def _answers(self) -> bool:
         try:
@@ -154,14 +163,18 @@ class Driver:
     def target(self, volume_id: str, pod: str = "pod") -> Path:
         return self.folder / "pods" / f"{pod}-{volume_id}"
 
-    def stage(self, volume: pb.Volume, capability: pb.VolumeCapability | None = None) -> Path:
-        asked = pb.NodeStageVolumeRequest(
+    def stage_request(
+        self, volume: pb.Volume, capability: pb.VolumeCapability | None = None
+    ) -> pb.NodeStageVolumeRequest:
+        return pb.NodeStageVolumeRequest(
             volume_id=volume.volume_id,
             staging_target_path=str(self.staging(volume.volume_id)),
             volume_capability=capability or mounted(),
             volume_context=volume.volume_context,
         )
-        self.until_done("NodeStageVolume", asked)
+
+    def stage(self, volume: pb.Volume, capability: pb.VolumeCapability | None = None) -> Path:
+        self.until_done("NodeStageVolume", self.stage_request(volume, capability))
         return self.staging(volume.volume_id)
 
     def publish(
@@ -227,12 +240,22 @@ class Driver:
                     found.append(f"loop device {backing.parts[3]}")
             except OSError:
                 continue  # detached meanwhile
+        found += [f"NBD device {each}" for each in self._nbd_devices()]
         found += [f"process {pid}" for pid in processes(place)]
         return found + [f"record {each}" for each in (self.folder / "state").glob("volumes/*")]
+
+    def _nbd_devices(self) -> list[int]:
+        instance = self.folder / "state" / "instance"
+        mine = f"iomesh:{instance.read_text()}:" if instance.exists() else "none"
+        files = [each for each in Path("/sys/block").glob("nbd*/backend") if each.read_text().startswith(mine)]
+        return [int(each.parent.name.removeprefix("nbd")) for each in files]
 
     def clear(self) -> None:
         """Ends what a failed test has left."""
         place = str(self.folder.resolve())
+        for index in self._nbd_devices():
+            with NbdFamily() as family:
+                family.disconnect(index)
         for each in reversed([each for each in mounts() if each.point.startswith(place)]):
             if not each.point.endswith("/fuse"):
                 run(["umount", "-l", each.point], succeeds=False)
@@ -278,7 +301,7 @@ def from_volume(volume_id: str) -> pb.VolumeContentSource:
 
 
 def processes(place: str) -> list[int]:
-    """Whose command line names this folder, without drivers."""
+    """Whose command line names this folder, without drivers and attach servers."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -286,6 +309,6 @@ def processes(place: str) -> list[int]:
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if place in words and "csi serve" not in words:
+            if place in words and "csi serve" not in words and "csi attach-server" not in words:
                 found.append(int(entry.name))
     return found

@@ -3,6 +3,9 @@ are in its initramfs. QEMU's user-mode network maps this machine's 127.0.0.1 to 
 
 The guest is emulated: KVM is not available everywhere, and nested KVM may be present and not work.
 
+With `whole`, the script runs in this machine's own root: read-only over 9p, below an overlay that keeps what the
+guest writes, on a disk of its own. So every program of this machine is there, and the checkout.
+
 The kernel's package is downloaded and unpacked, never installed.
 """
 
@@ -21,7 +24,9 @@ import pytest
 from support.run import tool
 
 KERNEL = "linux-image-cloud-amd64"  # a meta package: depends on the newest kernel
+MACHINE_KERNEL = "linux-image-amd64"  # with 9p
 MODULES = ("virtio_pci", "virtio_net", "nbd", "ext4", "crc32c_generic")
+MACHINE_MODULES = (*MODULES, "virtio_blk", "9p", "9pnet_virtio", "overlay", "xfs", "loop", "fuse")
 PROGRAMS = {  # program, and the package that contains it
     "nbd-client": "nbd-client",
     "mkfs.ext4": "e2fsprogs",
@@ -31,8 +36,9 @@ PROGRAMS = {  # program, and the package that contains it
 }
 ENDED = "the guest has ended with"
 SECONDS = 300  # limit for everything a guest does
+DISK_BYTES = 16 << 30  # sparse; for what the guest writes
 
-INIT = f"""#!/bin/sh
+BOOT = """#!/bin/sh
 mkdir -p /proc /sys /dev /tmp /run /mnt /etc
 mount -t proc none /proc
 mount -t sysfs none /sys
@@ -42,9 +48,27 @@ ip link set lo up
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 echo
-sh -e /script </dev/null 2>&1
+"""
+RUN = f"""
+$ROOT sh -e /script </dev/null 2>&1
 echo "{ENDED} $?"
 poweroff -f
+"""
+MACHINE_ROOT = """
+mkdir -p /host /own /machine
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host
+mount -t ext4 /dev/vda /own
+mkdir -p /own/upper /own/work /own/tmp
+mount -t overlay -o lowerdir=/host,upperdir=/own/upper,workdir=/own/work overlay /machine
+for folder in dev proc sys run; do mount -o bind /$folder /machine/$folder; done
+mkdir -p /machine/dev/pts /machine/dev/shm
+mount -t devpts devpts /machine/dev/pts
+mount -t tmpfs tmpfs /machine/dev/shm
+for folder in tmp var/tmp; do mount -o bind /own/tmp /machine/$folder; done
+cp /script /machine/script
+mount -t cgroup2 cgroup2 /machine/sys/fs/cgroup
+ROOT="chroot /machine"
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 """
 
 
@@ -55,13 +79,13 @@ class Kernel:
     version: str
 
 
-def fetch_kernel(cache: Path) -> Kernel:
+def fetch_kernel(cache: Path, package_name: str = KERNEL) -> Kernel:
     """Downloads and unpacks the kernel once. Skips the test if the package cannot be downloaded."""
     tool("apt-get", "apt")
-    shown = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run(["apt-cache", "depends", package_name], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Depends: (linux-image-\S+)", shown)
     if found is None:
-        pytest.skip(f"this machine's package lists have no {KERNEL}: apt-get update")
+        pytest.skip(f"this machine's package lists have no {package_name}: apt-get update")
     tree = cache / found[1]
     if not tree.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -81,7 +105,7 @@ def fetch_kernel(cache: Path) -> Kernel:
     return Kernel(tree / "boot" / f"vmlinuz-{version}", tree, version)
 
 
-def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
+def make_memory(kernel: Kernel, room: Path, script: str, *, whole: bool) -> Path:
     """The initramfs that the guest boots from and stays in."""
     root = room / "root"
     for folder in ("bin", "sbin", "usr/bin", "usr/sbin", "modules.d"):
@@ -91,10 +115,10 @@ def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
     for name in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")
-    for name, package in PROGRAMS.items():
+    for name, package in () if whole else PROGRAMS.items():
         add_program(root, Path(tool(name, package)))
     paths = []
-    for name in MODULES:
+    for name in MACHINE_MODULES if whole else MODULES:
         words = [tool("modprobe", "kmod"), "-d", str(kernel.tree), "-S", kernel.version, "--show-depends", name]
         shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         paths += [line.split()[1] for line in shown.splitlines() if line.startswith("insmod")]
@@ -103,7 +127,7 @@ def make_memory(kernel: Kernel, room: Path, script: str) -> Path:
         shutil.copy(path, root / "modules.d")
     (root / "modules").write_text("".join(f"/modules.d/{Path(path).name}\n" for path in modules))
     (root / "script").write_text(script)
-    (root / "init").write_text(INIT)
+    (root / "init").write_text(BOOT + (MACHINE_ROOT if whole else "") + RUN)
     (root / "init").chmod(0o755)
     image = room / "memory.cpio"
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
@@ -132,15 +156,18 @@ def add_program(root: Path, program: Path) -> None:
 
 
 @contextmanager
-def guest(room: Path, cache: Path, script: str) -> Iterator[Iterator[str]]:
+def guest(
+    room: Path, cache: Path, script: str, *, whole: bool = False, seconds: int = SECONDS
+) -> Iterator[Iterator[str]]:
     """Boots, runs the script (sh -e) and yields its output lines as they are printed. The script has to succeed."""
     qemu = tool("qemu-system-x86_64", "qemu-system-x86")
-    kernel = fetch_kernel(cache)
+    kernel = fetch_kernel(cache, MACHINE_KERNEL if whole else KERNEL)
     words = [
-        *("timeout", str(SECONDS), qemu, "-accel", "tcg", "-cpu", "max", "-m", "512"),
+        *("timeout", str(seconds), qemu, "-accel", "tcg", "-cpu", "max", "-m", "3072" if whole else "512"),
+        *(_machine(room) if whole else ()),
         *("-nographic", "-no-reboot", "-nodefaults"),
         *("-serial", "stdio", "-nic", "user,model=virtio-net-pci", "-kernel", str(kernel.image)),
-        *("-initrd", str(make_memory(kernel, room, script))),
+        *("-initrd", str(make_memory(kernel, room, script, whole=whole))),
         *("-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"),
     ]  # fmt: skip
     seen: list[str] = []
@@ -162,3 +189,16 @@ def guest(room: Path, cache: Path, script: str) -> Iterator[Iterator[str]]:
             machine.kill()
     said = "\n".join(seen[-40:])
     assert any(line.startswith(f"{ENDED} 0") for line in seen), f"the guest failed:\n{said}"
+
+
+def _machine(room: Path) -> list[str]:
+    """QEMU's options for this machine's root and the guest's own disk."""
+    disk = room / "disk"
+    with disk.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    subprocess.run([tool("mkfs.ext4", "e2fsprogs"), "-q", "-F", disk], check=True)
+    return [
+        *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
+        *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
+    ]

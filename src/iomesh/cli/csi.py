@@ -7,10 +7,28 @@ import click
 import msgspec
 
 from iomesh.cli.session import Session, answers
-from iomesh.csi.settings import DRIVER, Settings
+from iomesh.csi.settings import DRIVER, AttachServerSettings, Settings
 from iomesh.errors import InvalidArgument
 
 MODES = ("controller", "node", "both")
+
+
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default="/var/lib/iomesh-csi",
+    show_default=True,
+    metavar="DIR",
+    help="What a node has attached. It must outlive the driver.",
+)
+log_level = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+log_format = click.option(
+    "--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", show_default=True
+)
+
+check_option = click.option("--check", is_flag=True, help="Check the options, print what they mean, and exit.")
 
 
 @click.group()
@@ -54,14 +72,7 @@ def csi() -> None:
     default="",
     help="Certificates of a client, for a daemon at host:port that asks for them.",
 )
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    default="/var/lib/iomesh-csi",
-    show_default=True,
-    metavar="DIR",
-    help="What a node has attached. It must outlive the driver.",
-)
+@state_dir_option
 @click.option("--driver-name", "driver", default=DRIVER, show_default=True, metavar="NAME", help="Name of the driver.")
 @click.option(
     "--registration-dir",
@@ -85,10 +96,20 @@ def csi() -> None:
     help="How long requests to an attached volume wait for its daemon before they fail.",
 )
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--attach-server",
+    metavar="SOCKET",
+    help="Socket of `iomesh csi attach-server`, which then starts what serves attached volumes.  [default: the driver "
+    "starts it itself]",
 )
-@click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", show_default=True)
-@click.option("--check", is_flag=True, help="Check the options, print what they mean, and exit.")
+@click.option(
+    "--attach-status",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write there, as JSON, by which method volumes are attached, and why not by a better one.",
+)
+@log_level
+@log_format
+@check_option
 @answers(Settings)
 def serve(
     session: Session,
@@ -99,6 +120,8 @@ def serve(
     registration_dir: Path | None,
     registered_endpoint: str | None,
     health_listen: str | None,
+    attach_server: str | None,
+    attach_status: Path | None,
     check: bool,
     **others: Any,
 ) -> None:
@@ -110,6 +133,8 @@ def serve(
         registration_dir=str(registration_dir.absolute()) if registration_dir else "",
         registered_socket=socket_path(registered_endpoint) if registered_endpoint else "",
         health_listen=health_listen or "",
+        attach_server=socket_path(attach_server) if attach_server else "",
+        attach_status=str(attach_status.absolute()) if attach_status else "",
         **others,
     )
     if settings.registration_dir and settings.mode == "controller":
@@ -120,6 +145,27 @@ def serve(
     from iomesh.csi.main import serve as run
 
     raise click.exceptions.Exit(run(settings))
+
+
+@csi.command("attach-server")
+@state_dir_option
+@log_level
+@log_format
+@check_option
+@answers(AttachServerSettings)
+def attach_server(session: Session, /, state_dir: Path, check: bool, **others: Any) -> None:
+    """Start and keep what serves attached volumes, so that it outlives the driver.
+
+    Where the kernel has no NBD client, processes serve them, which end with the container that started them: this one.
+    After SIGTERM it goes on until no volume is served any more.
+    """
+    settings = AttachServerSettings(state_dir=str(state_dir.absolute()), **others)
+    if check:
+        session.output.answer(settings, msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+        return
+    from iomesh.csi.main import serve_attached
+
+    raise click.exceptions.Exit(serve_attached(settings))
 
 
 def socket_path(endpoint: str) -> str:

@@ -23,7 +23,7 @@ PACKAGES = {
     "dumpe2fs": "e2fsprogs",
     "nbdkit": "nbdkit",
     "nbdfuse": "libnbd-bin",
-    "nbdinfo": "libnbd-bin",
+    "modprobe": "kmod",
     "fusermount3": "fuse3",
 }
 

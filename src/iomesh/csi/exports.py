@@ -6,8 +6,8 @@ import asyncio
 
 from iomesh.api.client import Client
 from iomesh.api.model import Volume, VolumeState
+from iomesh.csi.attach import nbd_client
 from iomesh.csi.cluster import Cluster
-from iomesh.csi.commands import run
 from iomesh.errors import InUse, IomeshError, NotFound, Unavailable
 from iomesh.node.logs import logger
 
@@ -53,7 +53,7 @@ async def withdraw(cluster: Cluster, volume_id: str) -> None:
 async def _until_size(uri: str, volume: Volume) -> None:
     try:
         async with asyncio.timeout(GROW_SECONDS):
-            while int(await run("nbdinfo", "--size", uri)) < volume.size_bytes:  # noqa: ASYNC110 (of a daemon)
+            while await nbd_client.size_bytes(uri) < volume.size_bytes:  # noqa: ASYNC110 (of a daemon)
                 await asyncio.sleep(LOOK_SECONDS)
     except TimeoutError:
         raise Unavailable(f"this node's daemon has not heard yet that volume {volume.name} has grown") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iomesh.csi.attach.loop import size_bytes as size_of
+from iomesh.csi.attach.block import size_bytes as size_of
 from iomesh.csi.commands import Failed, run
 from iomesh.errors import Foreign, InvalidArgument, PermissionDenied
 

@@ -21,6 +21,8 @@ POINTS = (
     "create: clone grown",
     "stage: recorded",
     "stage: exported",
+    "stage: address recorded",
+    "stage: connected",
     "stage: server started",
     "stage: file there",
     "stage: device there",
@@ -44,6 +46,18 @@ POINTS = (
     "delete: source snapshot gone",
     "delete: snapshot gone",
 )
+
+# Those that one method of attaching has alone.
+OF_METHOD = {
+    "nbd": ("stage: address recorded", "stage: connected"),
+    "nbdfuse": ("stage: server started", "stage: file there", "unstage: server gone"),
+}
+
+
+def points(method: str) -> tuple[str, ...]:
+    """Of a driver that attaches with this method."""
+    others = {point for name, points in OF_METHOD.items() if name != method for point in points}
+    return tuple(point for point in POINTS if point not in others)
 
 
 def passed(point: str) -> None:

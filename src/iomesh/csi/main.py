@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from pathlib import Path
 
+import msgspec
 from google.protobuf.descriptor import ServiceDescriptor
 
 from iomesh.csi import csi_pb2 as pb
 from iomesh.csi.attach.fuse import FuseAttacher
+from iomesh.csi.attach.kernel import KernelAttacher
+from iomesh.csi.attach.methods import Methods
 from iomesh.csi.attach.record import Records
+from iomesh.csi.attach.servers import AttachServer
 from iomesh.csi.cluster import Cluster
 from iomesh.csi.controller import Controller, GroupController
 from iomesh.csi.identity import Identity
@@ -22,7 +27,7 @@ from iomesh.csi.node import Node
 from iomesh.csi.placement import Topology
 from iomesh.csi.registration import Registration
 from iomesh.csi.server import Server
-from iomesh.csi.settings import Settings
+from iomesh.csi.settings import AttachServerSettings, AttachStatus, Settings
 from iomesh.csi.snapshots import Snapshots
 from iomesh.csi.staging import Staging
 from iomesh.csi.volumes import Volumes
@@ -46,6 +51,14 @@ def serve(settings: Settings) -> int:
     return 0
 
 
+def serve_attached(settings: AttachServerSettings) -> int:
+    """`iomesh csi attach-server`. Returns 0 after SIGTERM or SIGINT."""
+    logs.configure(LogConfig(level=settings.log_level, format=settings.log_format))
+    os.umask(0o077)
+    asyncio.run(AttachServer(Path(settings.state_dir)).run())
+    return 0
+
+
 async def _serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -54,7 +67,10 @@ async def _serve(settings: Settings) -> None:
     logs.flush_repeats(loop)
     cluster = Cluster(settings.addresses, settings.certificates)
     async with AsyncExitStack() as running:
-        server = Server(settings.socket, _services(settings, cluster))
+        background: list[Callable[[], Awaitable[None]]] = []
+        server = Server(settings.socket, _services(settings, cluster, background))
+        for work in background:
+            running.callback(asyncio.create_task(_keep(work)).cancel)
         await server.start()
         running.push_async_callback(server.stop)
         if settings.health_listen:
@@ -79,7 +95,10 @@ async def _serve(settings: Settings) -> None:
     log.info("stopped")
 
 
-def _services(settings: Settings, cluster: Cluster) -> dict[ServiceDescriptor, object]:
+def _services(
+    settings: Settings, cluster: Cluster, background: list[Callable[[], Awaitable[None]]]
+) -> dict[ServiceDescriptor, object]:
+    """What they need done all the time is added to `background`."""
     kinds, topology = pb.DESCRIPTOR.services_by_name, Topology(settings.driver)
     controller, node = settings.mode in ("controller", "both"), settings.mode in ("node", "both")
     services: dict[ServiceDescriptor, object] = {
@@ -92,12 +111,40 @@ def _services(settings: Settings, cluster: Cluster) -> dict[ServiceDescriptor, o
         services[kinds["GroupController"]] = GroupController(snapshots)
     if node:
         records = Records(Path(settings.state_dir))
-        attacher = FuseAttacher(records, retry_seconds=settings.retry_seconds)
+        kernel = KernelAttacher(records, retry_seconds=settings.retry_seconds)
+        attach_server = Path(settings.attach_server) if settings.attach_server else None
+        fuse = FuseAttacher(records, retry_seconds=settings.retry_seconds, attach_server=attach_server)
+        attacher = Methods(records, [kernel, fuse])
         if lacking := attacher.lacking():
             log.warning("volumes cannot be attached", reason=lacking)
+        else:
+            log.info("volumes are attached", method=attacher.name, **attacher.reasons)
+        if settings.attach_status:
+            write_status(Path(settings.attach_status), attacher)
+        if attacher.name == kernel.name:
+            background.append(kernel.watch)
         staging = Staging(cluster, records, attacher)
         services[kinds["Node"]] = Node(cluster, staging, attacher, topology, volumes_max=settings.volumes_max)
     return services
+
+
+def write_status(file: Path, methods: Methods) -> None:
+    """For the node's agent, which shows it."""
+    reason = methods.lacking() or "; ".join(f"{name}: {why}" for name, why in methods.reasons.items())
+    shown = AttachStatus(attach=methods.name, reason=reason)
+    made = file.with_name(file.name + ".new")
+    made.write_bytes(msgspec.json.encode(shown))
+    made.replace(file)
+
+
+async def _keep(work: Callable[[], Awaitable[None]]) -> None:
+    """Starts it again whenever it fails."""
+    while True:
+        try:
+            await work()
+        except (IomeshError, OSError) as error:
+            log.error("started again after an error", task=work.__qualname__, reason=str(error))
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _until_daemon_answers(cluster: Cluster, stopping: asyncio.Event) -> None:

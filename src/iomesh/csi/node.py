@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iomesh.csi import capabilities
 from iomesh.csi import csi_pb2 as pb
-from iomesh.csi.attach import Attacher
+from iomesh.csi.attach.methods import Methods
 from iomesh.csi.cluster import Cluster
 from iomesh.csi.controller import need
 from iomesh.csi.health import volume_health
@@ -27,7 +27,7 @@ CAPABILITIES = (
 
 class Node:
     def __init__(
-        self, cluster: Cluster, staging: Staging, attacher: Attacher, topology: Topology, *, volumes_max: int
+        self, cluster: Cluster, staging: Staging, attacher: Methods, topology: Topology, *, volumes_max: int
     ) -> None:
         self._cluster = cluster
         self._staging = staging

@@ -22,5 +22,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     health_listen: str = ""  # host:port; empty: none
     volumes_max: int = 0  # of a node; 0: no limit
     retry_seconds: int = 300
+    attach_status: str = ""  # a file; empty: none
+    attach_server: str = ""  # its socket; empty: the driver starts what serves an attached volume itself
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
+
+
+class AttachServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    state_dir: str
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+
+
+class AttachStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file `attach_status` says."""
+
+    attach: str  # the method
+    reason: str = ""  # why no better one, or none

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from iomesh.api.model import Volume
 from iomesh.csi import exports, filesystems, hooks
-from iomesh.csi.attach import Attacher, loop
+from iomesh.csi.attach.block import number as number_of
+from iomesh.csi.attach.block import size_bytes as size_of
+from iomesh.csi.attach.methods import Methods
 from iomesh.csi.attach.record import Attachment, Records
 from iomesh.csi.cluster import Cluster
 from iomesh.csi.commands import Failed
@@ -38,7 +40,7 @@ class Use:
 
 
 class Staging:
-    def __init__(self, cluster: Cluster, records: Records, attacher: Attacher) -> None:
+    def __init__(self, cluster: Cluster, records: Records, attacher: Methods) -> None:
         self._cluster = cluster
         self._records = records
         self._attacher = attacher
@@ -56,7 +58,7 @@ class Staging:
             if not use.read_only:
                 await filesystems.grow_unmounted(kind, device)
             await self._mount(volume, device, staging, kind, use)
-        elif staged.device != loop.number(device):
+        elif staged.device != number_of(device):
             raise AlreadyExists(f"{staging} has another file system mounted, {staged.source}: unmount it")
         elif staged.read_only != use.read_only:
             raise AlreadyExists(
@@ -75,9 +77,8 @@ class Staging:
             raise AlreadyExists(
                 f"volume {volume.name} is attached {'read-only' if known.read_only else 'read-write'} to this node"
             )
-        attachment = Attachment(
-            volume_id=volume.id, volume=volume.name, read_only=use.read_only, method=self._attacher.name
-        )
+        method = await asyncio.to_thread(self._attacher.of, volume.id)
+        attachment = Attachment(volume_id=volume.id, volume=volume.name, read_only=use.read_only, method=method.name)
         await asyncio.to_thread(self._records.put, attachment)
         hooks.passed("stage: recorded")
         if await asyncio.to_thread(self._attacher.failed, volume.id):
@@ -141,7 +142,7 @@ class Staging:
             if others:
                 raise InUse(f"volume {volume_id} is still published at {', '.join(others)}: unpublish it first")
             staged = await asyncio.to_thread(mount_at, staging)
-            if staged is not None and staged.device == loop.number(device):
+            if staged is not None and staged.device == number_of(device):
                 failed = await asyncio.to_thread(self._attacher.failed, volume_id)
                 await unmount_all(staging, lazily=failed)
             hooks.passed("unstage: unmounted")
@@ -166,7 +167,7 @@ class Staging:
         source = str(device) if use.block else staging
         if not use.block:
             staged = await asyncio.to_thread(mount_at, staging)
-            if staged is None or staged.device != loop.number(device):
+            if staged is None or staged.device != number_of(device):
                 raise InUse(f"volume {volume_id} is not mounted at {staging}: stage it first")
         present = await asyncio.to_thread(mount_at, target)
         if present is None:
@@ -198,8 +199,8 @@ class Staging:
         found = await asyncio.to_thread(mount_at, path)
         if device is None or found is None or found not in await asyncio.to_thread(_mounts_of, device):
             raise NotFound(f"volume {volume_id} is not mounted at {path}")
-        block = found.device != loop.number(device)
-        return None if block else await asyncio.to_thread(os.statvfs, path), loop.size_bytes(device)
+        block = found.device != number_of(device)
+        return None if block else await asyncio.to_thread(os.statvfs, path), size_of(device)
 
     async def expand(self, volume_id: str, path: str, *, block: bool) -> int:
         """To the volume's present size, which is returned. Raises NotFound."""
@@ -212,7 +213,7 @@ class Staging:
         await exports.until_grown(self._cluster, volume)
         await self._attacher.resize(volume_id, volume.size_bytes)
         hooks.passed("expand: device grown")
-        if found is not None and found.device == loop.number(device):
+        if found is not None and found.device == number_of(device):
             # A pod's own mount may be read-only; that of the stage is not, unless all are.
             writable = next((each for each in mounted if each.device == found.device and not each.read_only), None)
             if writable is not None:
@@ -234,7 +235,7 @@ class Staging:
 
 def _mounts_of(device: Path) -> list[Mount]:
     """Of its file system, and of the device itself, as pods have it that use it as a block device."""
-    number, node = loop.number(device), f"/{device.name}"
+    number, node = number_of(device), f"/{device.name}"
     return [
         each for each in mounts() if each.device == number or (each.root == node and each.kind in ("devtmpfs", "tmpfs"))
     ]

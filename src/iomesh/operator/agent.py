@@ -12,8 +12,10 @@ A round that fails is repeated; the daemon does not notice.
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from iomesh.api.client import Client
@@ -34,6 +36,7 @@ ANSWER_SECONDS = 30.0
 ERASE = "iomesh.dev/erase"
 NODE_LABEL = "iomesh.dev/node"
 LEAST_DISK = "10Gi"
+ATTACH_STATUS = "attach.json"  # beside the control socket (`iomesh csi serve --attach-status`)
 TAKEN = ("Online", "Missing", "Failed", "Removed")  # states of a device that the daemon has had
 
 
@@ -95,7 +98,7 @@ class Agent:
             "problems": status.problems,
             "warnings": status.warnings,
             "conditions": [condition(before, "Ready", ready, reason, problems, generation)],
-        }
+        } | await in_thread(lambda: attach_status(Path(self._control).parent / ATTACH_STATUS))
         await self._write_node(node, shown)
         if status.problems:
             await self._objects.event(node, "Warning", "Degraded", "; ".join(status.problems))
@@ -210,6 +213,17 @@ class Agent:
     async def _create(self, path: str) -> Object:
         name = object_name(f"{self._node}-{path.removeprefix('/dev/')}")
         return await self._objects.ensure("devices", name, {"node": self._node, "path": path}, {NODE_LABEL: self._node})
+
+
+def attach_status(file: Path) -> Object:
+    """How the node's CSI driver attaches volumes, as it says itself; nothing: no driver has run here."""
+    try:
+        said = json.loads(file.read_bytes())
+        return {"attach": str(said["attach"]), "attachReason": str(said["reason"])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"attach": "", "attachReason": f"{file} cannot be read: {error}"}
 
 
 def wanted_on(node: str, cluster: Object | None) -> Wanted:

@@ -2,9 +2,7 @@
 
     the daemon's NBD socket ── nbdkit (plugin nbd, filter retry) ── nbdfuse ── a file ── loop device
 
-nbdkit reconnects when the daemon restarts: requests wait meanwhile, and fail after `retry_seconds`. It and nbdfuse form
-one session of processes of their own, which ends when the file system of nbdfuse is unmounted. Whether they live is
-seen from a lock on a file that they inherit, so no process id has to be remembered.
+nbdkit reconnects when the daemon restarts: requests wait meanwhile, and fail after `retry_seconds`.
 
 The export is asked for with room to grow (docs/nbd.md), because nbdfuse learns the size once; the loop device has the
 volume's size.
@@ -13,16 +11,11 @@ volume's size.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-import shlex
-import signal
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from iomesh.csi import commands, hooks
-from iomesh.csi.attach import loop
+from iomesh.csi.attach import block, loop, servers
 from iomesh.csi.attach.record import Attachment, Records
 from iomesh.csi.commands import Failed
 from iomesh.csi.mounts import mount_at, unmount_all
@@ -31,20 +24,19 @@ from iomesh.node.logs import logger
 
 log = logger("attach")
 
-CONNECTIONS = 4
 LOOK_SECONDS = 0.02
 START_SECONDS = 60.0  # until nbdfuse has connected
 END_SECONDS = 30.0  # until the processes have ended by themselves
-FILE = "disk"
-GROWABLE = "+"  # behind an export's name
 
 
 class FuseAttacher:
     name = "nbdfuse"
 
-    def __init__(self, records: Records, *, retry_seconds: int) -> None:
+    def __init__(self, records: Records, *, retry_seconds: int, attach_server: Path | None = None) -> None:
+        """attach_server: the socket of the process that starts nbdkit and nbdfuse; None: this one does."""
         self._records = records
         self._retry_seconds = retry_seconds
+        self._attach_server = attach_server
 
     def lacking(self) -> str:
         for needed in (Path("/dev/fuse"), Path(loop.CONTROL)):
@@ -66,7 +58,7 @@ class FuseAttacher:
             recorded = Path((self._folder(volume_id) / "device").read_text())
         except FileNotFoundError:
             return None
-        return recorded if loop.backing_file(recorded) == f"/{FILE}" and loop.is_dead(recorded) else None
+        return recorded if loop.backing_file(recorded) == f"/{servers.FILE}" and loop.is_dead(recorded) else None
 
     def present(self, volume_id: str) -> bool:
         return self._alive(volume_id) or self._remains(volume_id)
@@ -81,7 +73,7 @@ class FuseAttacher:
             await self.detach(identity)
         device = await asyncio.to_thread(self.device, identity)
         if device is None:
-            await asyncio.to_thread(self._start, attachment, uri)
+            await self._start(attachment, uri)
             hooks.passed("stage: server started")
             await self._until_there(attachment)
             hooks.passed("stage: file there")
@@ -94,7 +86,7 @@ class FuseAttacher:
         device = await asyncio.to_thread(self.device, volume_id)
         if device is None:
             raise Unavailable(f"volume {volume_id} has no device on this node any more: stage it again")
-        if loop.size_bytes(device) != size_bytes:
+        if block.size_bytes(device) != size_bytes:
             await asyncio.to_thread(loop.resize, device, self._device_name(volume_id), size_bytes)
         return device
 
@@ -125,57 +117,25 @@ class FuseAttacher:
         return f"iomesh:{self._records.instance}:{volume_id}"
 
     def _mount_point(self, volume_id: str) -> Path:
-        return self._folder(volume_id) / "fuse"
+        return self._folder(volume_id) / servers.MOUNT_POINT
 
     def _file(self, volume_id: str) -> Path:
-        return self._mount_point(volume_id) / FILE
+        return self._mount_point(volume_id) / servers.FILE
 
     def _alive(self, volume_id: str) -> bool:
-        """Whether a process of it holds the lock."""
-        try:
-            lock = os.open(self._folder(volume_id) / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        return servers.alive(self._folder(volume_id))
 
-    def _start(self, attachment: Attachment, uri: str) -> None:
-        """Unless they run already, because the driver was killed behind this step."""
-        folder = self._folder(attachment.volume_id)
-        point = self._mount_point(attachment.volume_id)
-        point.mkdir(exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            (folder / "nbd.sock").unlink(missing_ok=True)
-            fuse = [commands.find("nbdfuse"), "-C", str(CONNECTIONS), *(["-r"] if attachment.read_only else [])]
-            server = [
-                *(commands.find("nbdkit"), "--foreground", "--unix", str(folder / "nbd.sock")),
-                *("--pidfile", str(folder / "nbdkit.pid"), *(["--readonly"] if attachment.read_only else [])),
-                *("--filter=retry", "nbd", f"uri={growable(uri)}"),
-                *(f"retries={self._retry_seconds}", "retry-delay=1", "retry-exponential=no"),
-                *("--run", f'exec {shlex.join(fuse)} {shlex.quote(str(self._file(attachment.volume_id)))} "$uri"'),
-            ]
-            with (folder / "log").open("ab") as output:
-                subprocess.Popen(
-                    server,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    cwd="/",
-                    pass_fds=(lock,),
-                    start_new_session=True,
-                )
-        finally:
-            os.close(lock)
+    async def _start(self, attachment: Attachment, uri: str) -> None:
+        server = servers.Server(
+            volume_id=attachment.volume_id,
+            uri=uri,
+            read_only=attachment.read_only,
+            retry_seconds=self._retry_seconds,
+        )
+        if self._attach_server is not None:
+            await servers.ask(self._attach_server, server)
+        else:
+            await asyncio.to_thread(servers.start, self._folder(attachment.volume_id), server)
 
     def _create_device(self, attachment: Attachment, size_bytes: int) -> Path:
         identity = attachment.volume_id
@@ -195,7 +155,7 @@ class FuseAttacher:
                     await asyncio.sleep(LOOK_SECONDS)
                 else:
                     return
-        reason = self._last_words(identity) or f"it has not connected within {START_SECONDS:g} s"
+        reason = servers.last_words(self._folder(identity)) or f"it has not connected within {START_SECONDS:g} s"
         await self.detach(identity)
         raise Unavailable(f"volume {attachment.volume} cannot be attached: nbdfuse: {reason}")
 
@@ -218,32 +178,8 @@ class FuseAttacher:
                     return
             if not final:
                 log.warning("killed: it did not end", volume=volume_id)
-                await asyncio.to_thread(kill_holders, self._folder(volume_id) / "lock")
+                await asyncio.to_thread(servers.kill, self._folder(volume_id))
         raise Unavailable(f"the server of volume {volume_id} on this node does not end, even by SIGKILL: try again")
-
-    def _last_words(self, volume_id: str) -> str:
-        try:
-            lines = (self._folder(volume_id) / "log").read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return lines[-1] if lines else ""
-
-
-def growable(uri: str) -> str:
-    """The URI of the same export with room to grow."""
-    path, mark, query = uri.partition("?")
-    return path + GROWABLE + mark + query
-
-
-def kill_holders(lock: Path) -> None:
-    """SIGKILL to every process that has this file open."""
-    target = str(lock)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with suppress(OSError):
-            if any(str(each.readlink()) == target for each in (entry / "fd").iterdir()):
-                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _is_file(path: Path) -> bool:

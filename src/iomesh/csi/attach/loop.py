@@ -92,15 +92,6 @@ def resize(device: Path, name: str, size_bytes: int) -> None:
             raise DeviceFailed(f"{device} cannot be resized: {error.strerror}") from None
 
 
-def size_bytes(device: Path) -> int:
-    return int((Path("/sys/block") / device.name / "size").read_text()) * 512
-
-
-def number(device: Path) -> str:
-    """ "major:minor"."""
-    return (Path("/sys/block") / device.name / "dev").read_text().strip()
-
-
 def remove(device: Path) -> None:
     """While it is open somewhere, it is only marked, and goes when the last one closes it."""
     try:

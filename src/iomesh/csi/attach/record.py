@@ -21,6 +21,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     volume: str  # its name
     read_only: bool
     method: str  # of the attachers
+    uri: str = ""  # of the export; empty: the method does not need it
 
 
 class Records:
