@@ -5,6 +5,7 @@ Everything is read from the engine's memory in place; no reactor stops for it. B
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ from prometheus_client.core import (
 )
 
 from iomesh.api.model import BackgroundTask, DeviceState, NodeState, VolumeState
+from iomesh.certificates.authority import expires_at
 from iomesh.engine import engine as compiled
+from iomesh.node.clock import read_clock
 
 if TYPE_CHECKING:
     from iomesh.node.node import Node
@@ -83,7 +86,10 @@ class NodeCollector:
                 state.add_metric([each.value], float(each == status.state))
         yield state
         yield from self._tasks(status.tasks)
+        yield from self._clock()
+        yield self._certificates()
         if node.assembled:
+            yield from self._cluster()
             yield from self._devices()
             yield from self._volumes()
             yield from self._counters()
@@ -108,6 +114,52 @@ class NodeCollector:
         for job, count in self._node.failed_jobs().items():
             failures.add_metric([job], count)
         yield from (up, restarts, failures)
+
+    def _clock(self) -> Iterator[Metric]:
+        synchronised = GaugeMetricFamily(
+            "iomesh_node_clock_synchronised", "1 while a time service keeps the wall clock, as the kernel says."
+        )
+        error = GaugeMetricFamily(
+            "iomesh_node_clock_error_seconds", "How wrong the wall clock may be at most, as the kernel says."
+        )
+        with contextlib.suppress(OSError):  # a container runtime may forbid the question
+            clock = read_clock()
+            synchronised.add_metric([], float(clock.synchronised))
+            error.add_metric([], clock.error_seconds)
+        yield from (synchronised, error)
+
+    def _certificates(self) -> Metric:
+        expiry = GaugeMetricFamily(
+            "iomesh_node_certificate_expires_timestamp_seconds",
+            "When the certificate that the daemon uses expires, in Unix time.",
+            labels=["certificate"],
+        )
+        found = self._node.certificates
+        if found is not None:
+            for name, signed in (("node", found.certificate), ("authority", found.authority)):
+                expiry.add_metric([name], expires_at(signed.certificate).timestamp())
+        return expiry
+
+    def _cluster(self) -> Iterator[Metric]:
+        """As this node sees it: what every node of a healthy cluster agrees on."""
+        view = self._node.cluster_view
+        running = view.running.keys()
+        nodes = GaugeMetricFamily(
+            "iomesh_cluster_nodes", "Nodes that run, and nodes with devices that do not.", labels=["state"]
+        )
+        nodes.add_metric(["running"], len(running))
+        nodes.add_metric(["down"], len({device.node for device in view.devices()} - running))
+        yield nodes
+        yield GaugeMetricFamily(
+            "iomesh_cluster_volumes_without_owner",
+            "Volumes whose owner does not run.",
+            sum(stored.log.record.owner not in running for stored in view.volumes()),
+        )
+        yield GaugeMetricFamily(
+            "iomesh_node_lease_held",
+            "1 while the metadata service confirms the node's lease on its name.",
+            float(not self._node.tenure.problem),
+        )
 
     def _devices(self) -> Iterator[Metric]:
         labels = ["device", "label", "path", "tier"]
@@ -198,6 +250,15 @@ class NodeCollector:
         connections = GaugeMetricFamily(
             "iomesh_volume_connections", "Clients connected to the volume's exports.", labels=["volume"]
         )
+        epoch = GaugeMetricFamily(
+            "iomesh_volume_epoch", "How often the volume was opened, by any node.", labels=["volume"]
+        )
+        replicas = GaugeMetricFamily(
+            "iomesh_volume_replicas", "Nodes that keep what is written to the volume now.", labels=["volume"]
+        )
+        wanted = GaugeMetricFamily(
+            "iomesh_volume_replicas_wanted", "Nodes that should keep what is written to the volume.", labels=["volume"]
+        )
         recovery = GaugeMetricFamily(
             "iomesh_volume_recovery_seconds", "Duration of the volume's last recovery.", labels=["volume"]
         )
@@ -227,7 +288,8 @@ class NodeCollector:
                 if each not in (VolumeState.UNSPECIFIED, VolumeState.ELSEWHERE):
                     state.add_metric([volume.name, each.value], float(each == volume.state))
             size.add_metric([volume.name], volume.size_bytes)
-            writable.add_metric([volume.name], float(volume.state == VolumeState.SERVING))
+            epoch.add_metric([volume.name], volume.epoch)
+            wanted.add_metric([volume.name], volume.policy.replicas)
             if volume.state in (VolumeState.SERVING, VolumeState.READ_ONLY):
                 live.add_metric([volume.name], volume.live_bytes)
                 mapped.add_metric([volume.name], volume.space.mapped_bytes)
@@ -237,6 +299,7 @@ class NodeCollector:
                 behind.add_metric([volume.name], volume.log_bytes_since_checkpoint)
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
+                replicas.add_metric([volume.name], max(len(volume.replica_nodes), 1))
                 recovery.add_metric([volume.name], volume.recovery_seconds)
                 reactor.add_metric([volume.name], volume.reactor)
                 window.add_metric([volume.name], volume.policy.window_seconds)
@@ -253,6 +316,9 @@ class NodeCollector:
             behind,
             segments,
             connections,
+            epoch,
+            replicas,
+            wanted,
             recovery,
             reactor,
             snapshots,
@@ -336,10 +402,16 @@ class NodeCollector:
         calls = CounterMetricFamily(
             "iomesh_peer_calls", "Requests of the reactor to the other node, heartbeats included.", labels=labels
         )
+        ahead = GaugeMetricFamily(
+            "iomesh_peer_clock_ahead_seconds",
+            "By how much the other node's clock was ahead of this node's when the connection was made.",
+            labels=labels,
+        )
         for each in self._node.peers.connections() if self._node.peers is not None else []:
+            ahead.add_metric([each.node, str(each.reactor)], each.ahead_seconds)
             connected.add_metric([each.node, str(each.reactor)], float(each.connected))
             calls.add_metric([each.node, str(each.reactor)], each.calls)
-        yield from (connected, calls)
+        yield from (connected, calls, ahead)
 
 
 def prometheus_buckets(

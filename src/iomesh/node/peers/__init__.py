@@ -39,6 +39,7 @@ class PeerConnection(NamedTuple):
     reactor: int
     connected: bool
     calls: int  # that it has made since the daemon started
+    ahead_seconds: float  # of the other node's clock before this one's, when the connection was made
 
 
 class Peers:
@@ -125,8 +126,8 @@ class Peers:
         told = {(each["node"], each["reactor"]): each for each in self._engine.peers()}
         nothing = {"attached": False, "calls": 0}
         return [
-            PeerConnection(node, reactor, each["attached"], each["calls"])
-            for node, reactor in sorted(self._links)
+            PeerConnection(node, reactor, each["attached"], each["calls"], kept.link.ahead_seconds)
+            for (node, reactor), kept in sorted(self._links.items())
             for each in [told.get((node, reactor), nothing)]
         ]
 
