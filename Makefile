@@ -74,6 +74,7 @@ lint-imports: build
 lint-generated: build
 	$(BIN)/python tools/generate_api.py --check
 	$(BIN)/python tools/generate_schema.py --check
+	$(BIN)/python tools/generate_dashboards.py --check
 
 lint-paths: build
 	$(BIN)/python tools/paths.py

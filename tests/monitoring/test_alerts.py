@@ -1,32 +1,16 @@
-"""The alerts of charts/iomesh/monitoring/alerts.yaml fire when they should and not otherwise, as promtool computes it."""
+"""The alerts of the chart fire when they should and not otherwise, as promtool computes it."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-CHART = Path(__file__).parents[2] / "charts" / "iomesh"
-RULES = CHART / "monitoring" / "alerts.yaml"
+from support.monitoring import RULES, alerts, promtool
+
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
-
-
-def alerts() -> dict[str, dict[str, Any]]:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
-    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
-
-
-def promtool(*words: str | Path, folder: Path | None = None) -> str:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is missing: tools/packages test installs it (package prometheus)")
-    done = subprocess.run(["promtool", *words], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def series(text: str) -> str:
