@@ -1,4 +1,4 @@
-"""What the chart makes for Prometheus and Grafana, as `helm template` renders it."""
+"""What the chart makes for Prometheus and Grafana, and for `helm test`, as `helm template` renders it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from iomesh.cli.check import check
 from support.kubernetes import programs
 from support.monitoring import CHART, RULES
 
@@ -82,3 +83,28 @@ def test_grafana_gets_every_dashboard() -> None:
     files = {file.name: json.loads(file.read_text()) for file in (CHART / "monitoring" / "dashboards").glob("*.json")}
     assert {name: json.loads(text) for name, text in found["data"].items()} == files
     assert len({document["uid"] for document in files.values()}) == len(files) == 5
+
+
+@pytest.mark.parametrize(("driver", "image"), [("true", "csi"), ("false", "node")])
+def test_helm_test_checks_the_nodes_with_the_daemons_configuration(driver: str, image: str) -> None:
+    documents = render("preflight.nodes=3", f"csi.enabled={driver}", "node.config.engine\\.reactors=2")
+    job = find(documents, "Job", "iomesh-preflight")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "test", "an installation does not run it"
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
+    pod = job["spec"]["template"]
+    (apart,) = pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["labelSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
+    assert f"/{image}:" in container["image"]
+    assert ("--no-driver" in container["args"]) is (driver == "false")
+    daemon = find(documents, "DaemonSet", "iomesh-node")["spec"]["template"]["spec"]["containers"][0]
+    settings = {each for each in daemon["args"] if each.startswith("--") and "peers.listen" not in each}
+    assert settings <= set(container["args"]), "it checks what the daemon is started with"
+    assert container["securityContext"] == daemon["securityContext"]
+
+    words = [each.replace("$(NODE_NAME)", "n").replace("$(HOST_IP)", "127.0.0.1") for each in container["args"]]
+    check.commands["node"].make_context("node", words[2:], resilient_parsing=True)  # each option exists
+
+
+def test_the_check_can_be_left_out() -> None:
+    assert not [each for each in render("preflight.enabled=false") if each["kind"] == "Job"]

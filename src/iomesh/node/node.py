@@ -316,20 +316,7 @@ class Node:
             self._state_lock.close()
 
     async def _read_certificates(self) -> None:
-        folder = Path(self.config.certificates)
-        if not await in_thread(lambda: has_identity(folder)):
-            return
-        self.certificates = found = await in_thread(lambda: read_identity(folder))
-        if found.node != self.name:
-            raise Foreign(
-                f"name: this is node {self.name}, and the certificate in {folder} is that of node {found.node}: give "
-                "the node that name, or let it join the cluster under this one"
-            )
-        if self.config.cluster not in (None, found.cluster):
-            raise Foreign(
-                f"cluster: the configuration says {self.config.cluster}, and the certificates in {folder} are of "
-                f"cluster {found.cluster}"
-            )
+        self.certificates = await in_thread(lambda: read_certificates(self.config))
 
     async def _look_at_devices(self) -> None:
         """Before anything is written: a node that is refused because a device is missing or held leaves nothing behind.
@@ -599,6 +586,25 @@ def state_identity(lock: IO[bytes]) -> uuid.UUID:
         lock.write(f"{identity}\n".encode())
         lock.flush()
         return identity
+
+
+def read_certificates(config: Config) -> Certificates | None:
+    """This node's; None: it has none. Raises Foreign if they are of another node or cluster than the configuration."""
+    folder = Path(config.certificates)
+    if not has_identity(folder):
+        return None
+    found = read_identity(folder)
+    if found.node != config.name:
+        raise Foreign(
+            f"name: this is node {config.name}, and the certificate in {folder} is that of node {found.node}: give "
+            "the node that name, or let it join the cluster under this one"
+        )
+    if config.cluster not in (None, found.cluster):
+        raise Foreign(
+            f"cluster: the configuration says {config.cluster}, and the certificates in {folder} are of "
+            f"cluster {found.cluster}"
+        )
+    return found
 
 
 def lock_directory(path: str) -> IO[bytes]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iomesh.node.contents import identify
+from iomesh.sizes import short_size
 
 SYSTEM = Path("/sys/block")
 BY_ID = Path("/dev/disk/by-id")
@@ -48,6 +49,11 @@ class Contents(NamedTuple):
     device: uuid.UUID | None = None
 
 
+class Surveyed(NamedTuple):
+    disk: Disk
+    reason: str  # why it would not be taken; empty: it would
+
+
 def find_disks(named: list[str], *, discover: bool, least_bytes: int) -> list[Disk]:
     """`named`: paths with wildcards, which are taken as they are."""
     disks = {}
@@ -64,7 +70,30 @@ def find_disks(named: list[str], *, discover: bool, least_bytes: int) -> list[Di
     return sorted(disks.values())
 
 
-def look_at(path: str, cluster: uuid.UUID) -> Contents:
+def survey(cluster: uuid.UUID | None, *, least_bytes: int) -> list[Surveyed]:
+    """Every whole disk of this node, and why discovery would not take it."""
+    found = []
+    for entry in sorted(SYSTEM.iterdir()) if SYSTEM.is_dir() else []:
+        disk = _describe(Path("/dev") / entry.name.replace("!", "/"), named=False)
+        if entry.name.startswith(NOT_DISKS) or disk is None:
+            continue
+        reason = _why_not_free(entry)
+        if not reason and disk.size_bytes < least_bytes:
+            reason = f"it is smaller than {short_size(least_bytes)}"
+        if not reason:
+            contents = look_at(disk.path, cluster)
+            if contents.holds is Holds.BUSY:
+                reason = "it is in use"
+            elif contents.holds is Holds.UNREADABLE:
+                reason = f"it cannot be opened: {contents.what}"
+            elif contents.holds is not Holds.NOTHING:
+                reason = f"it holds {contents.what or 'a device of this cluster'}"
+        found.append(Surveyed(disk, reason))
+    return found
+
+
+def look_at(path: str, cluster: uuid.UUID | None) -> Contents:
+    """cluster: this node's; None: it is not known."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
@@ -88,9 +117,17 @@ def look_at(path: str, cluster: uuid.UUID) -> Contents:
 
 
 def _is_free_disk(entry: Path) -> bool:
-    if entry.name.startswith(NOT_DISKS) or any(_number(entry / name) for name in ("ro", "removable", "hidden")):
-        return False
-    return not any((entry / "holders").glob("*")) and not any(entry.glob("*/partition"))
+    return not entry.name.startswith(NOT_DISKS) and not _why_not_free(entry)
+
+
+def _why_not_free(entry: Path) -> str:
+    """entry: of a disk, in sysfs. Empty: nothing uses it, as far as the kernel knows."""
+    for name, reason in (("ro", "it is read-only"), ("removable", "it is removable"), ("hidden", "it is hidden")):
+        if _number(entry / name):
+            return reason
+    if holders := sorted(each.name for each in (entry / "holders").glob("*")):
+        return f"it is part of {', '.join(holders)}"
+    return "it has partitions" if any(entry.glob("*/partition")) else ""
 
 
 def _describe(path: Path, *, named: bool) -> Disk | None:
