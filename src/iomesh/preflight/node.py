@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from iomesh.preflight.limits import check_limits
 from iomesh.preflight.ports import check_ports
 
 METADATA_SECONDS = 10.0
+OLDEST_KERNEL = (6, 1)
 RUNS = "a daemon runs here and has it"
 
 
@@ -94,9 +96,20 @@ async def _engine(config: Config) -> list[Check]:
         await engine.start()
         await engine.stop()
     except IomeshError as error:
-        return [failed("io_uring", f"{kernel}: {error.message}")]
+        return [failed("io_uring", f"{kernel}: {error.message}{_why_hidden(platform.release(), error)}")]
     works = ok("io_uring", f"{kernel}: the engine runs with {config.engine.reactors} reactor(s)")
     return [works, *(warning("io_uring", text) for text in engine.warnings)]
+
+
+def _why_hidden(release: str, error: IomeshError) -> str:
+    """Of an io_uring that a new kernel does not seem to have: container runtimes answer as an old kernel would."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if "Linux 6.1" not in error.message or found is None or (int(found[1]), int(found[2])) < OLDEST_KERNEL:
+        return ""
+    return (
+        ". This kernel is new enough: where it has io_uring, the seccomp profile of the container hides it (run it "
+        "privileged, or allow io_uring_setup)"
+    )
 
 
 def _clock() -> Check:
