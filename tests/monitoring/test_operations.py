@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from pathlib import Path
+
+from generate_schema import commands
 
 from support.monitoring import alerts
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "operations.md").read_text()
-COMMANDS = set(json.loads((DOCS / "cli-schema.json").read_text())["properties"]) - {"error"}
+COMMANDS = {" ".join(words): command for words, command in commands()}
 
 
 def sections() -> dict[str, str]:
@@ -39,7 +41,10 @@ def test_each_command_exists() -> None:
         program, _, words = (within if within.startswith("iomesh ") else line).partition(" ")
         assert program in ("iomesh", "kubectl", "helm"), line
         if program == "iomesh" and words != "...":
-            assert any(f"{words} ".startswith(f"{command} ") for command in COMMANDS), f"{line}: no such command"
+            name = next((name for name in COMMANDS if f"{words} ".startswith(f"{name} ")), None)
+            assert name is not None, f"{line}: no such command"
+            given = shlex.split(words.removeprefix(name))
+            COMMANDS[name].make_context(name, given, resilient_parsing=True)  # raises if an option does not exist
 
 
 def test_links_within_the_manual_lead_somewhere() -> None:
