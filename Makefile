@@ -87,28 +87,35 @@ annotate: build ## fails on calls into Python in the engine's nogil functions
 REGISTRY := docker.io/iomesh
 TAG := $(shell sed -n 's/^appVersion: //p' charts/iomesh/Chart.yaml)
 IMAGES := node operator csi
+TEST_IMAGES := postgresql
 .PHONY: images
 images: build/images/built.stamp ## the container images (images/Containerfile)
 	$(if $(PUSH),$(foreach name,$(IMAGES),buildah push $(REGISTRY)/$(name):$(TAG);))
 
-build/images/built.stamp: .venv/installed.stamp images/Containerfile | packages-kubernetes
+build/images/built.stamp: .venv/installed.stamp $(wildcard images/*) | packages-kubernetes
 	rm -rf build/wheels
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/pip wheel -q --no-build-isolation -Cbuild-dir=build/image-engine -Ccompile-args=-j$(JOBS) \
 	  -Csetup-args=-Dgenerated=$(CURDIR)/$(ENGINE) -w build/wheels '.[operator]'
 	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.images base
 	mkdir -p build/images
-	for name in $(IMAGES); do \
+	for name in $(IMAGES) $(TEST_IMAGES); do \
 	  buildah build --quiet --layers --target $$name --tag $(REGISTRY)/$$name:$(TAG) --file images/Containerfile .; \
 	  rm -f build/images/$$name.tar; \
 	  buildah push --quiet $(REGISTRY)/$$name:$(TAG) oci-archive:build/images/$$name.tar:$(REGISTRY)/$$name:$(TAG); \
 	done
 	touch $@
 
-.PHONY: test-kubernetes
+.PHONY: test-kubernetes test-kubernetes-e2e
 test-kubernetes: build packages-kubernetes ## iomesh in a real Kubernetes on this machine; compiles that, 25 minutes of one core, once
 	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.programs
 	$(MAKE) --no-print-directory images
-	$(BIN)/pytest -n 0 tests/kubernetes tests/unit/metadata $(ARGS)
+	$(BIN)/pytest -n 0 --timeout=3600 tests/kubernetes tests/unit/metadata --ignore tests/kubernetes/e2e $(ARGS)
+
+test-kubernetes-e2e: build packages-kubernetes ## Kubernetes' own end-to-end cases for storage drivers, against iomesh
+	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.programs
+	PYTHONPATH=tests $(BIN)/python -m support.kubernetes.programs e2e
+	$(MAKE) --no-print-directory images
+	$(BIN)/pytest -n 0 --timeout=14400 tests/kubernetes/e2e $(ARGS)
 
 # The engine once more, in a folder of its own that stands before .venv's. Python must preload the sanitizer; what Python itself never frees
 # is no finding.

@@ -45,12 +45,15 @@ def disks(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def pool(cluster: Cluster, disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def pool(
+    request: pytest.FixtureRequest, cluster: Cluster, disks: Disks, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     """iomesh without the CSI driver."""
     installation = Installation(cluster, disks, tmp_path_factory.mktemp("values"), csi=False)
     installation.install()
     yield installation
-    installation.uninstall()
+    if not request.config.option.keep:
+        installation.give_up()
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +68,11 @@ def driven(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluste
 
 
 @pytest.fixture(scope="module")
-def installation(driven: Cluster, disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(
+    request: pytest.FixtureRequest, driven: Cluster, disks: Disks, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
     installation = Installation(driven, disks, tmp_path_factory.mktemp("values"))
     installation.install()
     yield installation
-    installation.uninstall()
+    if not request.config.option.keep:
+        installation.give_up()

@@ -13,6 +13,7 @@ nodes. For people: `python -m support.kubernetes.cluster up [NODES]`, then `kube
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -181,11 +182,11 @@ class ControlPlane:
     def apply(self, thing: Any) -> None:
         self.kubectl("apply", "--filename", "-", input=json.dumps(thing))
 
-    def run(self, command: Sequence[str], input: str | None = None) -> str:
+    def run(self, command: Sequence[str], input: str | None = None, folder: Path | None = None) -> str:
         """Any program, in the control plane's network, as the administrator."""
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "PATH": programs.search_path()}
         done = subprocess.run(
-            inside(self.network, command), capture_output=True, text=True, input=input, env=environment
+            inside(self.network, command), capture_output=True, text=True, input=input, env=environment, cwd=folder
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
         return done.stdout
@@ -274,7 +275,7 @@ class Cluster(ControlPlane):
         for path in sorted(CGROUPS.glob("*/iomesh-node*/**/"), reverse=True):
             path.rmdir()
         for path in Path("/run").glob("iomesh-kube-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)  # shims end yet
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def load(self, *archives: Path) -> None:
@@ -282,6 +283,27 @@ class Cluster(ControlPlane):
         for node in self.nodes:
             for archive in archives:
                 self._ctr(node, "images", "import", "--all-platforms", str(archive), check=True)
+
+    def tag(self, image: str, name: str) -> None:
+        """Gives a loaded image another name."""
+        for node in self.nodes:
+            self._ctr(node, "images", "tag", "--force", image, name, check=True)
+
+    def daemon(self, node: str) -> int:
+        """The number of the process that is the daemon of iomesh on this node."""
+        wanted = {"daemon", "run", f"--set=name={node}"}
+        return next(number for number, arguments in _running().items() if wanted.issubset(arguments))
+
+    def processes_of_volumes(self) -> list[str]:
+        """Commands of iomesh and those that serve attached volumes, on any node."""
+        ours = ("iomesh", "nbdkit", "nbdfuse")
+        own = {"--set=name=" + node for node in self.nodes} | {"/var/lib/iomesh-csi"}
+        return [
+            " ".join(arguments)
+            for arguments in _running().values()
+            if any(Path(each).name in ours for each in arguments[:2])
+            and any(each.startswith(tuple(own)) for each in arguments)
+        ]
 
     def helm(self, *arguments: str) -> str:
         return self.run([programs.program("helm"), *arguments])
@@ -338,6 +360,7 @@ class Cluster(ControlPlane):
             "localStorageCapacityIsolation": False, "evictionHard": {},
             "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(keys / "ca.crt")}},
             "authorization": {"mode": "AlwaysAllow"}, "nodeStatusUpdateFrequency": "4s",
+            "syncFrequency": "10s",  # how often it looks whether a volume has grown; 1m is usual
             "tlsCertFile": str(keys / f"{node}.crt"), "tlsPrivateKeyFile": str(keys / f"{node}.key"),
         }))  # fmt: skip
         self.processes.start(
@@ -421,6 +444,15 @@ def _signal(number: int, sign: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _running() -> dict[int, list[str]]:
+    """The arguments of every process."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    return found
 
 
 def free_port() -> int:

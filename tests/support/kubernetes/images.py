@@ -18,15 +18,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 BUSYBOX = "/bin/busybox"
+CHART = Path(__file__).parents[3] / "charts" / "iomesh"
 BUILT = Path(__file__).parents[3] / "build" / "images"
-OURS = ("node", "operator", "csi")
+OURS = ("node", "operator", "csi", "postgresql")
+REGISTRY = "docker.io/iomesh"
 BASE, SUITE, MIRROR = "docker.io/library/debian:bookworm-slim", "bookworm", "http://deb.debian.org/debian"
 
 
 def archives(*names: str) -> list[Path]:
     """Those of `make images`; all, or these."""
     return [BUILT / f"{name}.tar" for name in names or OURS]
+
+
+def tag() -> str:
+    """Of the images of this tree: the chart's appVersion."""
+    return str(yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"])
 
 
 def missing() -> str:

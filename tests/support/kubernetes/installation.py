@@ -18,17 +18,22 @@ class Installation:
         self.cluster = cluster
         self.disks = disks
         self.csi = csi
-        self.values = folder / "values.json"
+        self.file = folder / "values.json"
 
     def install(self, **more: Any) -> None:
-        self.values.write_text(json.dumps(self._values() | more))
+        self.file.write_text(json.dumps(self.values() | more))
         self.cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace",
-                          "--values", str(self.values))  # fmt: skip
+                          "--values", str(self.file))  # fmt: skip
         self.kubectl("rollout", "status", "daemonset/iomesh-node", "--timeout=5m")
 
     def uninstall(self) -> None:
         self.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
         self.cluster.wait("the end of the pods", lambda: not self.get("pods")["items"])
+
+    def give_up(self) -> None:
+        """Uninstalls it, and removes the metadata as well: the disks are as good as erased."""
+        self.uninstall()
+        self.cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=5m")
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         return self.cluster.kubectl("--namespace", NAMESPACE, *arguments, input=input)
@@ -64,7 +69,8 @@ class Installation:
         self.cluster.wait(f"a cluster with {devices} devices", formed)
         return dict(self.get("iomeshclusters", RELEASE)["status"])
 
-    def _values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
+        """Of the chart, for a test's cluster."""
         nodes = [{"name": node, "paths": paths} for node, paths in self.disks.paths.items()]
         small = {"requests": {"cpu": "10m", "memory": "64Mi"}}
         return {

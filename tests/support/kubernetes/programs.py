@@ -1,6 +1,7 @@
 """Kubernetes, its CSI sidecars, containerd and helm, compiled from the Go modules in tests/kubernetes/programs.
 
-`python -m support.kubernetes.programs [MODULE...]` compiles what is missing, all modules without an argument. Programs
+`python -m support.kubernetes.programs [MODULE...]` compiles what is missing; without an argument, of all modules but
+ON_REQUEST. A module with a Go test gives a program that runs it, such as e2e.test. Programs
 are kept outside the checkout, in $XDG_CACHE_HOME/iomesh/kubernetes (~/.cache), in a folder per module whose name has a
 hash of the module's versions: a change of go.mod compiles that module anew.
 """
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 MODULES = Path(__file__).parents[2] / "kubernetes" / "programs"
+ON_REQUEST = ("e2e",)
 REMEDY = "make test-kubernetes compiles it (25 minutes of one core the first time)"
 
 
@@ -27,8 +29,9 @@ def cache_folder() -> Path:
 
 @cache
 def modules() -> dict[str, list[str]]:
-    """The Go packages that each module compiles."""
-    return {path.parent.name: _tools(path.read_text()) for path in sorted(MODULES.glob("*/go.mod"))}
+    """The Go packages that each module compiles, its tests among them."""
+    files = sorted(MODULES.glob("*/go.mod"))
+    return {path.parent.name: _tools(path.read_text()) + _tests(path.parent) for path in files}
 
 
 def _tools(text: str) -> list[str]:
@@ -36,29 +39,35 @@ def _tools(text: str) -> list[str]:
     return re.findall(r"^tool ([^(\s]+)$", text, re.MULTILINE) + [tool for block in blocks for tool in block.split()]
 
 
+def _tests(module: Path) -> list[str]:
+    return [f"{module.name}.test"] if any(module.glob("*_test.go")) else []
+
+
+def _name(package: str) -> str:
+    """Of its program."""
+    return package.rsplit("/", 1)[-1]
+
+
 @cache
 def folder(module: str) -> Path:
     """Where the programs of a module are, or will be."""
     digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum"):
-        digest.update((MODULES / module / name).read_bytes())
+    for path in sorted((MODULES / module).glob("*")):
+        digest.update(path.read_bytes())
     return cache_folder() / f"{module}-{digest.hexdigest()[:12]}"
 
 
 @cache
 def places() -> dict[str, Path]:
     """Every program by its name, compiled or not."""
-    return {
-        tool.rsplit("/", 1)[1]: folder(module) / tool.rsplit("/", 1)[1]
-        for module, tools in modules().items()
-        for tool in tools
-    }
+    return {_name(tool): folder(module) / _name(tool) for module, tools in modules().items() for tool in tools}
 
 
 def missing(*names: str, commands: Sequence[str] = ()) -> str:
     """Which of these programs are not compiled, or which commands the machine lacks, with the remedy; empty: all are
-    there. No name: all programs."""
-    absent = [name for name in names or places() if not places()[name].exists()]
+    there. No name: all programs but those of ON_REQUEST."""
+    later = {name for module in ON_REQUEST for name in map(_name, modules()[module])}
+    absent = [name for name in names or sorted(places().keys() - later) if not places()[name].exists()]
     if absent:
         return f"{', '.join(absent)}: not compiled; {REMEDY}"
     absent = [name for name in commands if shutil.which(name, path=search_path()) is None]
@@ -91,7 +100,7 @@ def source(module: str, package: str) -> Path:
 def compile_module(module: str) -> None:
     place = folder(module)
     for tool in modules()[module]:
-        name = tool.rsplit("/", 1)[1]
+        name = _name(tool)
         if (place / name).exists():
             continue
         if shutil.which("go") is None:
@@ -99,7 +108,9 @@ def compile_module(module: str) -> None:
         print(f"compiling {name}", flush=True)
         place.mkdir(parents=True, exist_ok=True)
         part = place / f".{name}.part"
-        command = ["go", "build", "-trimpath", "-mod=readonly", "-ldflags", _stamp(module), "-o", str(part), tool]
+        build = ["test", "-c"] if name == f"{module}.test" else ["build"]
+        package = "." if name == f"{module}.test" else tool
+        command = ["go", *build, "-trimpath", "-mod=readonly", "-ldflags", _stamp(module), "-o", str(part), package]
         subprocess.run(command, cwd=MODULES / module, env=os.environ | {"CGO_ENABLED": "0"}, check=True)
         part.rename(place / name)  # an interrupted build leaves nothing that looks like a program
     for old in cache_folder().glob(f"{module}-*"):
@@ -118,5 +129,5 @@ def _stamp(module: str) -> str:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or modules():
+    for wanted in sys.argv[1:] or [name for name in modules() if name not in ON_REQUEST]:
         compile_module(wanted)
