@@ -113,6 +113,14 @@ def test_a_port_that_is_taken_has_failed(daemon: Daemon) -> None:
         assert failed["state"] == "failed" and "another process listens there: stop it" in failed["message"]
 
 
+def test_a_place_where_nothing_can_be_made_has_failed(daemon: Daemon) -> None:
+    (daemon.directory / "file").touch()
+    daemon.settings = {"state_dir": daemon.directory / "file" / "state", "run_dir": daemon.directory / "file"}
+    failed = {name: each["message"] for name, each in check(daemon, code=1).items() if each["state"] == "failed"}
+    assert failed.keys() == {"state_dir", "control.socket", "nbd.socket"}
+    assert all(f"{daemon.directory}/file is not a directory" in message for message in failed.values()), failed
+
+
 def test_a_limit_that_the_engine_works_without_is_a_warning(daemon: Daemon) -> None:
     daemon.under = ["prlimit", "--nofile=500"]
     found = check(daemon)["io_uring"]

@@ -24,6 +24,7 @@ from iomesh.operator.disks import Surveyed, survey
 from iomesh.preflight.driver import check_driver
 from iomesh.preflight.findings import Check, DiskCheck, NodeCheck, State, failed, ok, skipped, warning
 from iomesh.preflight.limits import check_limits
+from iomesh.preflight.places import why_unusable
 from iomesh.preflight.ports import check_ports
 
 METADATA_SECONDS = 10.0
@@ -128,8 +129,10 @@ def _clock() -> Check:
 
 def _state_directory(config: Config) -> Check:
     """SKIPPED: a daemon runs with it."""
-    path = Path(config.state_dir)
+    path = Path(config.state_dir).absolute()
     if not path.exists():
+        if why := why_unusable(path):
+            return failed("state_dir", f"state_dir: {path} cannot be made: {why}")
         return ok("state_dir", f"{path} does not exist yet: the daemon makes it")
     try:
         lock_directory(config.state_dir).close()
@@ -188,5 +191,5 @@ async def _metadata(config: Config) -> Check:
             "metadata", f"{place} does not answer within {METADATA_SECONDS:g} s: start it, or correct [metadata]"
         )
     except IomeshError as error:
-        return failed("metadata", error.message)
+        return failed("metadata", f"{error.message}: start it, or correct [metadata]")
     return ok("metadata", f"{place} answers")

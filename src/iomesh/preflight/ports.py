@@ -9,6 +9,7 @@ from iomesh.errors import IomeshError
 from iomesh.node.config import Config, parse_address
 from iomesh.node.sockets import claim_unix_socket, listen_error
 from iomesh.preflight.findings import Check, failed, ok, skipped
+from iomesh.preflight.places import why_unusable
 
 
 def check_ports(config: Config, *, runs: bool) -> list[Check]:
@@ -33,7 +34,10 @@ def check_ports(config: Config, *, runs: bool) -> list[Check]:
 
 
 def _path(key: str, path: str) -> Check:
-    if not Path(path).parent.exists():
+    folder = Path(path).absolute().parent
+    if why := why_unusable(folder):
+        return failed(key, f"{key}: {path} cannot be made: {why}")
+    if not folder.exists():
         return ok(key, f"{path}: the daemon makes the directory")
     try:
         claim_unix_socket(path, key)
