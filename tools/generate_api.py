@@ -32,6 +32,7 @@ def main() -> int:
             "protoc",
             f"-I{ROOT / 'src'}",
             f"-I{files('grpc_tools') / '_proto'}",
+            f"-I{files('google.rpc') / '../..'}",  # what an error has, of googleapis-common-protos
             f"--python_out={target}",
             f"--mypy_out=quiet:{target}",
             f"--plugin=protoc-gen-mypy={plugin}",

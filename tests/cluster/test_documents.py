@@ -89,11 +89,17 @@ def test_what_a_daemon_tells_is_as_the_schema_says(node: Daemon) -> None:
     )
     told("volume list")
     told("volume show", "db")
+    told("operation show", told("operation list")["operations"][0]["id"])
+    told("operation wait", told("volume restore", "db@one", "--no-wait")["operation"])
     assert told("status")["health"] == "ready"
     told("top", "--once", "--interval", "0.1")
     told("volume delete", "db", "--force", "--snapshots")
     told("volume show", "db", code=3)
-    there = {words for words in documents() if words.split()[0] in ("device", "volume", "snapshot", "status", "top")}
+    there = {
+        words
+        for words in documents()
+        if words.split()[0] in ("device", "volume", "snapshot", "operation", "status", "top")
+    }
     assert there - told.asked - formatted.asked == set()
 
 

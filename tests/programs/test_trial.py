@@ -190,7 +190,7 @@ def test_volumes_go_through_their_life_from_the_command_line(trial: Trial) -> No
     assert told("volume", "unexport", "db", *control) == {"name": "db", "exported": False}
     assert told("volume", "show", "db", *control)["exports"] == []
     assert told("volume", "export", "db", *control)["uris"]
-    assert told("volume", "delete", "db", *control) == {"name": "db", "deleted": True}
+    assert told("volume", "delete", "db", *control)["deleted"] is True
     for command in (("show",), ("delete",), ("export",), ("unexport",), ("checkpoint",)):
         assert told("volume", *command, "db", *control, code=3)["error"]["kind"] == "NotFound"
 

@@ -12,6 +12,7 @@ This package, iomesh.api, and iomesh.errors need nothing else of iomesh: no engi
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
@@ -32,6 +33,8 @@ from iomesh.api.model import (
     Export,
     JoinToken,
     Node,
+    Operation,
+    OperationState,
     RestoreVolumeResponse,
     Snapshot,
     Status,
@@ -43,6 +46,7 @@ from iomesh.errors import InvalidArgument
 __all__ = ["DEFAULT_ADDRESS", "Client", "Credentials"]
 
 DEFAULT_ADDRESS = "/run/iomesh/control.sock"
+WAIT_SECONDS = 30.0  # of one call that waits for an operation
 
 AnswerT = TypeVar("AnswerT", bound=Message)
 
@@ -96,12 +100,14 @@ class Client:
 
         return await _all(page)
 
-    async def watch(self, *, nodes: bool = True, volumes: bool = True) -> AsyncGenerator[WatchEvent]:
+    async def watch(
+        self, *, nodes: bool = True, volumes: bool = True, operations: bool = False
+    ) -> AsyncGenerator[WatchEvent]:
         """First what exists (`current`), then `synced`, then each change, until the caller stops. Ends with an error
         when the connection does: then watch again, which begins anew."""
         if self._channel is None:
             raise RuntimeError("a Client is used inside `async with`")
-        request = pb.WatchRequest(nodes=nodes, volumes=volumes)
+        request = pb.WatchRequest(nodes=nodes, volumes=volumes, operations=operations)
         async with aclosing(self._channel.stream("Watch", request, pb.WatchEvent)) as events:
             async for event in events:
                 yield to_struct(WatchEvent, event)
@@ -269,10 +275,7 @@ class Client:
     ) -> RestoreVolumeResponse:
         """To a snapshot, or, if that is empty, to a point in time of the restore window: Unix time, or how long ago by
         the node's clock."""
-        point = _point_in_time(at_ns, ago_ns)
-        request = _build(
-            pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force
-        )
+        request = restore_request(volume, snapshot, at_ns=at_ns, ago_ns=ago_ns, discard=discard, force=force)
         return to_struct(RestoreVolumeResponse, await self._call("RestoreVolume", request, pb.RestoreVolumeResponse))
 
     async def diff_snapshots(
@@ -285,6 +288,43 @@ class Client:
         )
         return to_struct(Difference, await self._call("DiffSnapshots", request, pb.DiffSnapshotsResponse))
 
+    # operations: calls that may take long, carried out behind the answer
+
+    async def start_operation(self, work: Message, identity: str = "") -> Operation:
+        """work: a request of iomesh_pb2 such as DeleteVolumeRequest. identity: a new UUID; repeated with it, the call
+        returns the operation that it began."""
+        for field in pb.StartOperationRequest.DESCRIPTOR.oneofs_by_name["work"].fields:
+            if field.message_type is work.DESCRIPTOR:
+                request = pb.StartOperationRequest(id=identity)
+                getattr(request, field.name).MergeFrom(work)
+                getattr(request, field.name).SetInParent()
+                return to_struct(Operation, await self._call("StartOperation", request, pb.Operation))
+        raise InvalidArgument(f"{work.DESCRIPTOR.name} is not the request of an operation")
+
+    async def operation(self, identity: str) -> Operation:
+        return to_struct(Operation, await self._call("GetOperation", pb.GetOperationRequest(id=identity), pb.Operation))
+
+    async def operations(self) -> list[Operation]:
+        """Those that are under way, and those that ended within a day; the oldest first."""
+
+        async def page(token: str) -> tuple[list[Operation], str]:
+            request = pb.ListOperationsRequest(page_token=token)
+            answer = await self._call("ListOperations", request, pb.ListOperationsResponse)
+            return [to_struct(Operation, each) for each in answer.operations], answer.next_page_token
+
+        return await _all(page)
+
+    async def wait_operation(self, identity: str, timeout_seconds: float | None = None) -> Operation:
+        """Until it has ended, or the timeout is over (None: without one). Its error is a field of it."""
+        end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            left = WAIT_SECONDS if end is None else min(WAIT_SECONDS, max(0.0, end - time.monotonic()))
+            request = pb.WaitOperationRequest(id=identity)
+            request.timeout.FromNanoseconds(int(left * 1e9))
+            found = to_struct(Operation, await self._call("WaitOperation", request, pb.Operation))
+            if found.state is not OperationState.RUNNING or (end is not None and time.monotonic() >= end):
+                return found
+
     async def checkpoint(self, name: str = "") -> list[str]:
         """Of one volume, or of every volume of this node; returns the names of those that were written."""
         return list((await self._call("Checkpoint", pb.CheckpointRequest(name=name), pb.CheckpointResponse)).volumes)
@@ -293,6 +333,20 @@ class Client:
         if self._channel is None:
             raise RuntimeError("a Client is used inside `async with`")
         return await self._channel.call(method, request, kind, seconds=self.timeout_seconds)
+
+
+def restore_request(
+    volume: str,
+    snapshot: str,
+    *,
+    at_ns: int = 0,
+    ago_ns: int | None = None,
+    discard: bool = False,
+    force: bool = False,
+) -> pb.RestoreVolumeRequest:
+    """As of Client.restore_volume, for an operation."""
+    point = _point_in_time(at_ns, ago_ns)
+    return _build(pb.RestoreVolumeRequest, volume=volume, snapshot=snapshot, at=point, discard=discard, force=force)
 
 
 ItemT = TypeVar("ItemT")
@@ -313,9 +367,9 @@ def _point_in_time(at_ns: int, ago_ns: int | None) -> pb.PointInTime | None:
         duration.FromNanoseconds(ago_ns)
         return pb.PointInTime(ago=duration)
     if at_ns:
-        time = Timestamp()
-        time.FromNanoseconds(at_ns)
-        return pb.PointInTime(time=time)
+        when = Timestamp()
+        when.FromNanoseconds(at_ns)
+        return pb.PointInTime(time=when)
     return None
 
 

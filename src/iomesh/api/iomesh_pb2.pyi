@@ -17,6 +17,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -161,7 +162,7 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     CHANGE_KIND_CURRENT: _ChangeKind.ValueType  # 1
     """it exists; all that exist come first"""
     CHANGE_KIND_SYNCED: _ChangeKind.ValueType  # 2
-    """all that exist were sent; neither a node nor a volume"""
+    """all that exist were sent; nothing else is set"""
     CHANGE_KIND_CHANGED: _ChangeKind.ValueType  # 3
     """it is new, or changed"""
     CHANGE_KIND_REMOVED: _ChangeKind.ValueType  # 4
@@ -173,12 +174,33 @@ CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
 CHANGE_KIND_CURRENT: ChangeKind.ValueType  # 1
 """it exists; all that exist come first"""
 CHANGE_KIND_SYNCED: ChangeKind.ValueType  # 2
-"""all that exist were sent; neither a node nor a volume"""
+"""all that exist were sent; nothing else is set"""
 CHANGE_KIND_CHANGED: ChangeKind.ValueType  # 3
 """it is new, or changed"""
 CHANGE_KIND_REMOVED: ChangeKind.ValueType  # 4
 """as it was last"""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
+
+class _OperationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_STATE_UNSPECIFIED: _OperationState.ValueType  # 0
+    OPERATION_STATE_RUNNING: _OperationState.ValueType  # 1
+    OPERATION_STATE_DONE: _OperationState.ValueType  # 2
+    OPERATION_STATE_FAILED: _OperationState.ValueType  # 3
+    """error says why"""
+
+class OperationState(_OperationState, metaclass=_OperationStateEnumTypeWrapper): ...
+
+OPERATION_STATE_UNSPECIFIED: OperationState.ValueType  # 0
+OPERATION_STATE_RUNNING: OperationState.ValueType  # 1
+OPERATION_STATE_DONE: OperationState.ValueType  # 2
+OPERATION_STATE_FAILED: OperationState.ValueType  # 3
+"""error says why"""
+Global___OperationState: _TypeAlias = OperationState  # noqa: Y015
 
 @_typing.final
 class Scrub(_message.Message):
@@ -1004,18 +1026,22 @@ class WatchRequest(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
     nodes: _builtins.bool
     """neither of the two: both"""
     volumes: _builtins.bool
+    operations: _builtins.bool
+    """only if it is asked for"""
     def __init__(
         self,
         *,
         nodes: _builtins.bool = ...,
         volumes: _builtins.bool = ...,
+        operations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "operations", b"operations", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1028,6 +1054,7 @@ class WatchEvent(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     VOLUME_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     kind: Global___ChangeKind.ValueType
     @_builtins.property
     def node(self) -> Global___Node:
@@ -1035,7 +1062,11 @@ class WatchEvent(_message.Message):
 
     @_builtins.property
     def volume(self) -> Global___Volume:
-        """... or this, as in ListVolumes"""
+        """... or this, as in ListVolumes ..."""
+
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """... or this, without its progress"""
 
     def __init__(
         self,
@@ -1043,10 +1074,11 @@ class WatchEvent(_message.Message):
         kind: Global___ChangeKind.ValueType = ...,
         node: Global___Node | None = ...,
         volume: Global___Volume | None = ...,
+        operation: Global___Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "operation", b"operation", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node", b"node", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node", b"node", "operation", b"operation", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2362,3 +2394,223 @@ class CheckpointResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointResponse: _TypeAlias = CheckpointResponse  # noqa: Y015
+
+@_typing.final
+class StartOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FLATTEN_VOLUME_FIELD_NUMBER: _builtins.int
+    DELETE_VOLUME_FIELD_NUMBER: _builtins.int
+    RESTORE_VOLUME_FIELD_NUMBER: _builtins.int
+    MOVE_VOLUME_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_VOLUME_FIELD_NUMBER: _builtins.int
+    CLONE_VOLUME_FIELD_NUMBER: _builtins.int
+    DELETE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID, which the client chooses anew for each operation; empty: the node does"""
+    @_builtins.property
+    def flatten_volume(self) -> Global___FlattenVolumeRequest: ...
+    @_builtins.property
+    def delete_volume(self) -> Global___DeleteVolumeRequest: ...
+    @_builtins.property
+    def restore_volume(self) -> Global___RestoreVolumeRequest: ...
+    @_builtins.property
+    def move_volume(self) -> Global___MoveVolumeRequest: ...
+    @_builtins.property
+    def take_over_volume(self) -> Global___TakeOverVolumeRequest: ...
+    @_builtins.property
+    def clone_volume(self) -> Global___CloneVolumeRequest: ...
+    @_builtins.property
+    def delete_snapshot(self) -> Global___DeleteSnapshotRequest: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        flatten_volume: Global___FlattenVolumeRequest | None = ...,
+        delete_volume: Global___DeleteVolumeRequest | None = ...,
+        restore_volume: Global___RestoreVolumeRequest | None = ...,
+        move_volume: Global___MoveVolumeRequest | None = ...,
+        take_over_volume: Global___TakeOverVolumeRequest | None = ...,
+        clone_volume: Global___CloneVolumeRequest | None = ...,
+        delete_snapshot: Global___DeleteSnapshotRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clone_volume", b"clone_volume", "delete_snapshot", b"delete_snapshot", "delete_volume", b"delete_volume", "flatten_volume", b"flatten_volume", "move_volume", b"move_volume", "restore_volume", b"restore_volume", "take_over_volume", b"take_over_volume", "work", b"work"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_volume", b"clone_volume", "delete_snapshot", b"delete_snapshot", "delete_volume", b"delete_volume", "flatten_volume", b"flatten_volume", "id", b"id", "move_volume", b"move_volume", "restore_volume", b"restore_volume", "take_over_volume", b"take_over_volume", "work", b"work"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["flatten_volume", "delete_volume", "restore_volume", "move_volume", "take_over_volume", "clone_volume", "delete_snapshot"]  # noqa: Y015
+    _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
+
+Global___StartOperationRequest: _TypeAlias = StartOperationRequest  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID"""
+    kind: _builtins.str
+    """the field of StartOperationRequest, with dashes: flatten-volume"""
+    subject: _builtins.str
+    """VOLUME or VOLUME@SNAPSHOT, as it was called"""
+    volume_id: _builtins.str
+    """UUID; empty: there was no such volume"""
+    state: Global___OperationState.ValueType
+    node: _builtins.str
+    """that follows it"""
+    done_bytes: _builtins.int
+    """of total_bytes"""
+    total_bytes: _builtins.int
+    """0: not known"""
+    waits_for: _builtins.str
+    """what keeps it from going on; empty: nothing"""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """absent: it is under way"""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """as the call would have answered, with its ErrorInfo"""
+
+    @_builtins.property
+    def restored(self) -> Global___RestoreVolumeResponse:
+        """once a restore is done"""
+
+    @_builtins.property
+    def deleted(self) -> Global___DeleteSnapshotResponse:
+        """once a snapshot is deleted"""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        state: Global___OperationState.ValueType = ...,
+        node: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
+        restored: Global___RestoreVolumeResponse | None = ...,
+        deleted: Global___DeleteSnapshotResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "ended_at", b"ended_at", "error", b"error", "restored", b"restored", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "done_bytes", b"done_bytes", "ended_at", b"ended_at", "error", b"error", "id", b"id", "kind", b"kind", "node", b"node", "restored", b"restored", "started_at", b"started_at", "state", b"state", "subject", b"subject", "total_bytes", b"total_bytes", "volume_id", b"volume_id", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class GetOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOperationRequest: _TypeAlias = GetOperationRequest  # noqa: Y015
+
+@_typing.final
+class ListOperationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsRequest: _TypeAlias = ListOperationsRequest  # noqa: Y015
+
+@_typing.final
+class ListOperationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
+        """the oldest first"""
+
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[Global___Operation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsResponse: _TypeAlias = ListOperationsResponse  # noqa: Y015
+
+@_typing.final
+class WaitOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """absent, or more than a minute: a minute"""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitOperationRequest: _TypeAlias = WaitOperationRequest  # noqa: Y015

@@ -16,6 +16,10 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import msgspec
 from google.protobuf.message import Message
 
+from iomesh.api.model import Failure
+from iomesh.api.status import error_of
+from iomesh.errors import IomeshError, meaning
+
 UNIONS = (UnionType, Union)  # `A | B` is one type or the other, depending on A
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 MessageT = TypeVar("MessageT", bound=Message)
@@ -52,6 +56,9 @@ def _to_value(hint: Any, value: Any, values: Any) -> Any:
     if get_origin(hint) is dict:
         _, item = get_args(hint)
         return {key: _to_value(item, value[key], values) for key in value}
+    if hint is Failure:
+        error = error_of(value) or IomeshError(value.message)
+        return Failure(kind=type(error).__name__, message=error.message, exit_code=meaning(error).exit_code)
     if hint is datetime:
         return value.ToDatetime(tzinfo=UTC)
     if issubclass(hint, msgspec.Struct):

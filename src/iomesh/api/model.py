@@ -195,6 +195,47 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int = 0
 
 
+class OperationState(enum.StrEnum):
+    UNSPECIFIED = "unspecified"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A google.rpc.Status. kind: name of the error (docs/api.md, "Errors")."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+class RestoreVolumeResponse(msgspec.Struct, frozen=True, kw_only=True):
+    before: str = ""
+    at: Time | None = None
+
+
+class DeleteSnapshotResponse(msgspec.Struct, frozen=True, kw_only=True):
+    hidden: bool = False
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    kind: str
+    subject: str
+    volume_id: str = ""
+    state: OperationState
+    node: str = ""
+    started_at: Time | None = None
+    ended_at: Time | None = None
+    done_bytes: int = 0
+    total_bytes: int = 0
+    waits_for: str = ""
+    error: Failure | None = msgspec.field(default=None, name="failure")  # with --json, `error` is that of the command
+    restored: RestoreVolumeResponse | None = None
+    deleted: DeleteSnapshotResponse | None = None
+
+
 class ChangeKind(enum.StrEnum):
     UNSPECIFIED = "unspecified"
     CURRENT = "current"
@@ -207,6 +248,7 @@ class WatchEvent(msgspec.Struct, frozen=True, kw_only=True):
     kind: ChangeKind
     node: Node | None = None
     volume: Volume | None = None
+    operation: Operation | None = None
 
 
 class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,11 +270,6 @@ class BackgroundTask(msgspec.Struct, frozen=True, kw_only=True):
     up: bool
     restarts: int
     reason: str
-
-
-class RestoreVolumeResponse(msgspec.Struct, frozen=True, kw_only=True):
-    before: str = ""
-    at: Time | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,13 +24,18 @@ def reason_of(kind: type[IomeshError]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 
-def trailing_of(error: IomeshError, node: str) -> Trailing:
-    """What goes with a refusal by this node."""
+def status_of(error: IomeshError, node: str) -> status_pb2.Status:
+    """node: that refused."""
     code = grpc.StatusCode[meaning(error).grpc_code]
     status = status_pb2.Status(code=code.value[0], message=error.message)
     info = error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata={"node": node})
     status.details.add().Pack(info)
-    return tuple(rpc_status.to_status(status).trailing_metadata)
+    return status
+
+
+def trailing_of(error: IomeshError, node: str) -> Trailing:
+    """What goes with a refusal by this node."""
+    return tuple(rpc_status.to_status(status_of(error, node)).trailing_metadata)
 
 
 def sent_error(call: grpc.aio.AioRpcError) -> IomeshError | None:
@@ -38,9 +43,16 @@ def sent_error(call: grpc.aio.AioRpcError) -> IomeshError | None:
     for key, value in call.trailing_metadata() or ():
         if key != DETAILS or not isinstance(value, bytes):
             continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                kind = info.reason.title().replace("_", "")
-                return from_wire(kind, call.code().name, call.details() or "")
+        if (error := error_of(status_pb2.Status.FromString(value))) is not None:
+            return error
+    return None
+
+
+def error_of(status: status_pb2.Status) -> IomeshError | None:
+    """None: it is not one of iomesh."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            code = next(each.name for each in grpc.StatusCode if each.value[0] == status.code)
+            return from_wire(info.reason.title().replace("_", ""), code, status.message)
     return None

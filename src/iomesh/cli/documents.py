@@ -12,7 +12,18 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from iomesh.api.model import ChangedRange, ClusterStatus, Device, Export, Node, Snapshot, Status, Time, Volume
+from iomesh.api.model import (
+    ChangedRange,
+    ClusterStatus,
+    Device,
+    Export,
+    Node,
+    Operation,
+    Snapshot,
+    Status,
+    Time,
+    Volume,
+)
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,18 +57,29 @@ class VolumeList(msgspec.Struct, frozen=True, kw_only=True):
     volumes: list[Volume]
 
 
+class ChangedVolume(Volume, frozen=True, kw_only=True):
+    """operation: the id of the one that changes it, or has changed it."""
+
+    operation: str
+
+
 class RestoredVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """at: the restored point in time, if it was one. before: the snapshot of the previous state; empty: discarded."""
+    """at: the restored point in time, if it was one. before: the snapshot of the previous state; empty: discarded, or
+    the restore is under way. operation: its id."""
 
     volume: str
     snapshot: str
     at: Time | None
     before: str
+    operation: str = ""
 
 
 class DeletedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """deleted: false while it is under way. operation: its id."""
+
     name: str
-    deleted: Literal[True] = True
+    deleted: bool
+    operation: str = ""
 
 
 class ExportedVolume(Export, frozen=True, kw_only=True):
@@ -82,12 +104,14 @@ class SnapshotList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeletedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """hidden: it stays, hidden, while a clone or the volume needs it."""
+    """deleted: false while it is under way. hidden: it stays, hidden, while a clone or the volume needs it. operation:
+    its id."""
 
     volume: str
     name: str
-    deleted: Literal[True] = True
+    deleted: bool
     hidden: bool
+    operation: str = ""
 
 
 class ExportedSnapshot(Export, frozen=True, kw_only=True):
@@ -108,6 +132,13 @@ class ChangedRanges(msgspec.Struct, frozen=True, kw_only=True):
     of: str = msgspec.field(name="from")
     to: str
     ranges: list[ChangedRange]
+
+
+# operations
+
+
+class OperationList(msgspec.Struct, frozen=True, kw_only=True):
+    operations: list[Operation]
 
 
 # the cluster

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "device": ("iomesh.cli.device", "Format devices; attach, detach and show those of a node."),
     "volume": ("iomesh.cli.volume", "Create, show, grow, export, clone, restore and delete volumes."),
     "snapshot": ("iomesh.cli.snapshot", "Make, show, export and delete snapshots."),
+    "operation": ("iomesh.cli.operation", "Show long work of the cluster, and wait for it."),
     "status": ("iomesh.cli.status", "Show the state of a node, its devices and volumes."),
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
     "check": ("iomesh.cli.check", "Check whether this machine has what iomesh needs."),

@@ -11,6 +11,7 @@ from iomesh.api.model import ChangedRange, Snapshot
 from iomesh.cli import documents
 from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import Session, VolumeName, asks, names
+from iomesh.cli.waiting import carried_out, no_wait, under_way
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import exact_size, short_size
 
@@ -123,17 +124,25 @@ def show(session: Session, name: Reference) -> None:
 @snapshot.command("delete")
 @click.argument("name", type=SnapshotName())
 @click.option("--force", is_flag=True, help="Even while clients are connected to its export: closes their connections.")
+@no_wait
 @asks(documents.DeletedSnapshot)
-def delete(session: Session, name: Reference, force: bool) -> None:
+def delete(session: Session, name: Reference, force: bool, no_wait: bool) -> None:
     """Delete a snapshot.
 
     The space that only this snapshot held is freed within seconds. A snapshot that is still needed, by a clone for
     example, is hidden until it is not.
     """
-    hidden = session.ask(lambda node: node.delete_snapshot(*name, force=force))
+    from iomesh.api.iomesh_pb2 import DeleteSnapshotRequest
+
+    work = DeleteSnapshotRequest(volume=name.volume, snapshot=name.snapshot, force=force)
+    one = session.ask(lambda node: carried_out(session.output, node, work, no_wait=no_wait))
+    hidden = one.deleted is not None and one.deleted.hidden
     words = "deleted; it stays hidden while it is still needed" if hidden else "deleted"
     session.output.answer(
-        documents.DeletedSnapshot(volume=name.volume, name=name.snapshot, hidden=hidden), f"snapshot {name}: {words}"
+        documents.DeletedSnapshot(
+            volume=name.volume, name=name.snapshot, deleted=not no_wait, hidden=hidden, operation=one.id
+        ),
+        *(under_way(one.id) if no_wait else [f"snapshot {name}: {words}"]),
     )
 
 

@@ -1,19 +1,19 @@
 """`iomesh volume`: volumes of the daemon, from their creation to their end."""
 
-import asyncio
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from iomesh.api.model import Export, Volume
+from iomesh.api.model import Export, Operation, RestoreVolumeResponse, Volume
 from iomesh.cli import documents
 from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import PointInTime, Session, Size, Span, VolumeName, asks
 from iomesh.cli.snapshot import Reference, SnapshotName
+from iomesh.cli.waiting import carried_out, no_wait, under_way
 from iomesh.errors import InvalidArgument
 from iomesh.sizes import SizeError, exact_size, parse_size, short_size, short_time
 from iomesh.times import RequestedTime, exact_span
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from iomesh.api.client import Client
 
 AT = "A point in time: how long ago ('2 minutes ago'), or when (2026-11-27T14:05:00Z, 14:05)."
-POLL_SECONDS = 0.2  # between two polls
 
 STYLES = {
     "serving": "green",
@@ -126,35 +125,21 @@ def clone(session: Session, source: Reference, name: str, at: RequestedTime | No
 
 @volume.command("flatten")
 @click.argument("name", metavar="CLONE", type=VolumeName())
-@click.option("--background", is_flag=True, help="Do not wait until it is done.")
-@asks(Volume)
-def flatten(session: Session, name: str, background: bool) -> None:
+@no_wait
+@asks(documents.ChangedVolume)
+def flatten(session: Session, name: str, no_wait: bool) -> None:
     """Make a clone independent of its parent: what the two share is copied into the clone, while both are in use.
 
     Flattening continues when this command is interrupted, and after a restart of the node.
     """
 
-    async def question(node: "Client") -> Volume:
-        one = await node.flatten_volume(name)
-        said = ""
-        with session.output.bytes_progress() as progress:
-            bar = progress.add_task(f"from {one.clone_of}", total=one.flattening.total_bytes)
-            while one.clone_of and not background:
-                progress.update(bar, completed=one.flattening.done_bytes, total=one.flattening.total_bytes)
-                if one.flattening.reason not in ("", said):
-                    said = one.flattening.reason
-                    session.output.warn(f"volume {name}: {said}")
-                await asyncio.sleep(POLL_SECONDS)
-                one = await node.volume(name)
-        return one
-
-    one = session.ask(question)
+    one = session.ask(lambda node: change(session, node, pb().FlattenVolumeRequest(name=name), no_wait=no_wait))
     left = (
         f"{short_size(one.space.inherited_bytes)} of {one.clone_of} still to copy"
         if one.clone_of
         else "independent of its parent"
     )
-    session.output.answer(one, f"volume {name}: {left}")
+    session.output.answer(one, f"volume {name}: {left}", *under_way(one.operation, no_wait=no_wait))
 
 
 @volume.command("list")
@@ -242,8 +227,17 @@ def set_(session: Session, name: str, window: int) -> None:
 @click.option("--discard", is_flag=True, help="Discard the present content; otherwise it is kept as a snapshot.")
 @click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@no_wait
 @asks(documents.RestoredVolume)
-def restore(session: Session, name: Reference, at: RequestedTime | None, discard: bool, force: bool, yes: bool) -> None:
+def restore(
+    session: Session,
+    name: Reference,
+    at: RequestedTime | None,
+    discard: bool,
+    force: bool,
+    yes: bool,
+    no_wait: bool,
+) -> None:
     """Restore a volume to its snapshot VOLUME@SNAPSHOT in place, without a copy, in seconds whatever its size.
 
     With --at and without @SNAPSHOT, restore it to a point in time of its restore window; this copies what was written
@@ -254,13 +248,22 @@ def restore(session: Session, name: Reference, at: RequestedTime | None, discard
     point = point_in_time(name, at)
     if discard and not yes and not session.output.as_json and sys.stdin.isatty():
         click.confirm(f"discard the current content of volume {name.volume}?", abort=True, err=True)
-    done = session.ask(lambda node: node.restore_volume(*name, **point._asdict(), discard=discard, force=force))
+
+    async def question(node: "Client") -> Operation:
+        from iomesh.api.client import restore_request
+
+        work = restore_request(*name, **point._asdict(), discard=discard, force=force)
+        return await carried_out(session.output, node, work, no_wait=no_wait)
+
+    one = session.ask(question)
+    done = one.restored or RestoreVolumeResponse()
     kept = f"previous content: {name.volume}@{done.before}" if done.before else "previous content: discarded"
     restored = msgspec.to_builtins(done.at) if done.at else name
     session.output.answer(
-        documents.RestoredVolume(volume=name.volume, snapshot=name.snapshot, at=done.at, before=done.before),
-        f"volume {name.volume}: restored to {restored}",
-        kept,
+        documents.RestoredVolume(
+            volume=name.volume, snapshot=name.snapshot, at=done.at, before=done.before, operation=one.id
+        ),
+        *([f"volume {name.volume}: restored to {restored}", kept] if one.restored else under_way(one.id)),
     )
 
 
@@ -268,29 +271,39 @@ def restore(session: Session, name: Reference, at: RequestedTime | None, discard
 @click.argument("name", type=VolumeName())
 @click.option("--to", "node", default="", metavar="NODE", help="The node.  [default: the first with a replica]")
 @click.option("--force", is_flag=True, help="Even while clients are connected: closes their connections.")
-@asks(Volume)
-def move(session: Session, name: str, node: str, force: bool) -> None:
+@no_wait
+@asks(documents.ChangedVolume)
+def move(session: Session, name: str, node: str, force: bool, no_wait: bool) -> None:
     """Move the volume NAME from the node that is asked to another one with a replica of it.
 
     The volume is closed here and opened there, where it is exported as before; no data is copied. If that fails, it is
     opened here again.
     """
-    moved = session.ask(lambda client: client.move_volume(name, node, force=force))
-    session.output.answer(moved, f"volume {moved.name}: owned by node {moved.owner}")
+    work = pb().MoveVolumeRequest(name=name, node=node, force=force)
+    moved = session.ask(lambda client: change(session, client, work, no_wait=no_wait))
+    session.output.answer(
+        moved, f"volume {moved.name}: owned by node {moved.owner}", *under_way(moved.operation, no_wait=no_wait)
+    )
 
 
 @volume.command("take-over")
 @click.argument("name", type=VolumeName())
 @click.option("--force", is_flag=True, help="Even though the owner runs: it is turned away, with its clients.")
-@asks(Volume)
-def take_over(session: Session, name: str, force: bool) -> None:
+@no_wait
+@asks(documents.ChangedVolume)
+def take_over(session: Session, name: str, force: bool, no_wait: bool) -> None:
     """Make the node that is asked the owner of the volume NAME, whose owner is down.
 
     Nodes do this by themselves for volumes with replicas, unless they cannot reach enough of the others. The former
     owner opens the volume no more when it is back; its devices keep replicas as before.
     """
-    taken = session.ask(lambda client: client.take_over_volume(name, force=force))
-    session.output.answer(taken, f"volume {taken.name}: owned by node {taken.owner}, epoch {taken.epoch}")
+    work = pb().TakeOverVolumeRequest(name=name, force=force)
+    taken = session.ask(lambda client: change(session, client, work, no_wait=no_wait))
+    session.output.answer(
+        taken,
+        f"volume {taken.name}: owned by node {taken.owner}, epoch {taken.epoch}",
+        *under_way(taken.operation, no_wait=no_wait),
+    )
     tell_trouble(session, taken)
 
 
@@ -301,15 +314,20 @@ def take_over(session: Session, name: str, force: bool) -> None:
     "--snapshots", is_flag=True, help="Also delete its snapshots; otherwise a volume that has some is refused."
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@no_wait
 @asks(documents.DeletedVolume)
-def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool) -> None:
+def delete(session: Session, name: str, force: bool, snapshots: bool, yes: bool, no_wait: bool) -> None:
     """Delete the volume NAME and all its data, for good."""
     if not yes and not session.output.as_json and sys.stdin.isatty():
         click.confirm(
             f"delete volume {name} and all its data{', snapshots included' if snapshots else ''}?", abort=True, err=True
         )
-    session.ask(lambda node: node.delete_volume(name, force=force, snapshots=snapshots))
-    session.output.answer(documents.DeletedVolume(name=name), f"volume {name}: deleted")
+    work = pb().DeleteVolumeRequest(name=name, force=force, snapshots=snapshots)
+    one = session.ask(lambda node: carried_out(session.output, node, work, no_wait=no_wait))
+    session.output.answer(
+        documents.DeletedVolume(name=name, deleted=not no_wait, operation=one.id),
+        *(under_way(one.id) if no_wait else [f"volume {name}: deleted"]),
+    )
 
 
 @volume.command("export")
@@ -339,6 +357,20 @@ def checkpoint(session: Session, name: str) -> None:
     """Write a checkpoint of the volume NAME now, so that the next recovery is short."""
     session.ask(lambda node: node.checkpoint(name))
     session.output.answer(documents.CheckpointedVolume(name=name), f"volume {name}: checkpoint written")
+
+
+def pb() -> Any:
+    """The messages of the API, which take a while to import."""
+    from iomesh.api import iomesh_pb2
+
+    return iomesh_pb2
+
+
+async def change(session: Session, node: "Client", work: Any, *, no_wait: bool) -> documents.ChangedVolume:
+    """The volume as it is then."""
+    one = await carried_out(session.output, node, work, no_wait=no_wait)
+    volume = await node.volume(one.volume_id or work.name)
+    return documents.ChangedVolume(**msgspec.structs.asdict(volume), operation=one.id)
 
 
 def point_in_time(name: Reference, at: RequestedTime | None) -> RequestedTime:

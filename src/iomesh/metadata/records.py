@@ -26,6 +26,7 @@ NAMES = "names/"
 DEVICES = "devices/"
 MEMBERS = "members/"
 TOKENS = "tokens/"
+OPERATIONS = "operations/"
 
 FRAGMENTS = 1024  # numbers of fragments that the owner of a log gets when it opens the log
 PROMISE = 1024  # segment numbers that the owner of a log gets ahead: a crash costs no more of them
@@ -184,6 +185,25 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
     used_ns: int = 0
 
 
+class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """operations/<id>: work that a client has asked for, until a day after its end. The node that follows it changes
+    it, or one that adopts it because that node is lost."""
+
+    FORMAT: ClassVar[int] = 1
+
+    format: int = FORMAT
+    id: uuid.UUID
+    request: bytes  # a StartOperationRequest of the control API
+    subject: str  # for people
+    volume: uuid.UUID | None = None
+    node: str  # that follows it
+    incarnation: uuid.UUID  # of its daemon
+    started_ns: int  # Unix time
+    ended_ns: int = 0  # 0: it is under way
+    error: bytes = b""  # a google.rpc.Status; empty: none
+    response: bytes = b""  # the call's answer
+
+
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     """cluster: the first record that is read. Its format is also that of the keys: 1 had volumes by name, 2 has them by
     id."""
@@ -205,6 +225,7 @@ RecordT = TypeVar(
     ClusterRecord,
     MemberRecord,
     TokenRecord,
+    OperationRecord,
 )
 
 
@@ -306,6 +327,14 @@ def member_key(name: str) -> str:
 
 def token_key(token: uuid.UUID) -> str:
     return TOKENS + str(token)
+
+
+def operation_key(operation: uuid.UUID) -> str:
+    return OPERATIONS + str(operation)
+
+
+def put_operation(record: OperationRecord, version: int | None) -> Put:
+    return Put(operation_key(record.id), msgspec.json.encode(record), version)
 
 
 def put_member(record: MemberRecord, version: int | None) -> Put:

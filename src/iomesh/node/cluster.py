@@ -17,9 +17,11 @@ from iomesh.metadata.nodes import NODES, NodeRecord, decode_node
 from iomesh.metadata.records import (
     DEVICES,
     LOGS,
+    OPERATIONS,
     VOLUMES,
     DeviceRecord,
     LogRecord,
+    OperationRecord,
     Versioned,
     VolumeRecord,
     decode,
@@ -56,6 +58,7 @@ class Cluster:
         self._devices = _Records(metadata, DEVICES, _decode_device, self._devices_changed)
         self._volumes = _Records(metadata, VOLUMES, _decode_volume, self._changed)
         self._logs = _Records(metadata, LOGS, _decode_log, self._changed)
+        self._operations = _Records(metadata, OPERATIONS, _decode_operation, self._operations_changed)
         self._following: list[SupervisedTask] = []
 
     async def start(self) -> None:
@@ -65,6 +68,7 @@ class Cluster:
             "follow devices": self._devices,
             "follow volumes": self._volumes,
             "follow logs": self._logs,
+            "follow operations": self._operations,
         }
         for records in followed.values():
             await records.mirror.load()
@@ -86,6 +90,9 @@ class Cluster:
 
     def devices(self) -> Iterator[DeviceRecord]:
         return iter(self._devices.by_key.values())
+
+    def operations(self) -> Iterator[Versioned[OperationRecord]]:
+        return iter(self._operations.by_key.values())
 
     def node_of(self, device: int) -> str:
         """The node with the device of this number in the cluster; empty: none is known."""
@@ -125,6 +132,10 @@ class Cluster:
         for call in self.on_change:
             call()
 
+    def _operations_changed(self) -> None:
+        for call in self.on_change:
+            call()
+
 
 class _Records(Generic[DecodedT]):
     """Records under a prefix, decoded. An unreadable one is left out, and reported once for each version."""
@@ -161,6 +172,10 @@ def _decode_device(entry: Entry) -> DeviceRecord:
 
 def _decode_volume(entry: Entry) -> Versioned[VolumeRecord]:
     return decode(VolumeRecord, entry)
+
+
+def _decode_operation(entry: Entry) -> Versioned[OperationRecord]:
+    return decode(OperationRecord, entry)
 
 
 def _decode_log(entry: Entry) -> Versioned[LogRecord]:

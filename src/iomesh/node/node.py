@@ -153,6 +153,7 @@ class Node:
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
             Step("continue deletions", self._start_deleting, self._stop_deleting),
+            Step("continue operations", self._start_operations, self._stop_operations),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("report ready", self._report_ready, self._report_stopping),
         ]
@@ -475,7 +476,7 @@ class Node:
         await self.stores.close_all()
 
     async def _follow_cluster(self) -> None:
-        self.cluster_view.on_change.append(self._control.watching.wake)
+        self.cluster_view.on_change += [self._control.watching.wake, self._control.operations.wake]
         await self.cluster_view.start()
 
     async def _leave_cluster(self) -> None:
@@ -539,6 +540,12 @@ class Node:
     async def _stop_deleting(self) -> None:
         await self.deleting.stop()
 
+    async def _start_operations(self) -> None:
+        await self._control.operations.start()
+
+    async def _stop_operations(self) -> None:
+        await self._control.operations.stop()
+
     async def _start_scrub(self) -> None:
         await self.scrub.start()
 
@@ -566,6 +573,7 @@ class Node:
         self.phase = NodeState.STOPPING
         await self._control.report(serving=False)
         self._control.watching.end()
+        self._control.operations.end()
         await in_thread(functools.partial(notify, "STOPPING=1", "STATUS=closing volumes"))
         log.info("stopping")
         await self._control.drain()

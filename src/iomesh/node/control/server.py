@@ -60,7 +60,8 @@ class ControlServer:
         self._health = health.aio.HealthServicer()
         self.forwarding = Forwarding(node.name, lambda: node.cluster_view.running)
         self._routing = Routing(node)
-        self._service = ClusterService(node, self.forwarding, lambda: self.address)
+        self._service = ClusterService(node, self.forwarding, lambda: self.address, self.carry_out)
+        self.operations = self._service.operations
         self.watching = self._service.watching
         self.address = ""  # for other nodes: host:port, or the path of the unix socket
 
@@ -114,6 +115,7 @@ class ControlServer:
     async def stop(self) -> None:
         if self._server is not None:
             self.watching.end()
+            self.operations.end()
             await self._server.stop(GRACE_SECONDS)
             self._server = None
         await self.drain()
@@ -181,32 +183,49 @@ class ControlServer:
         if not self._node.serving:  # what is answered while the node starts is about this node alone
             return await handler(request)
         by = dict(context.invocation_metadata() or ()).get(FORWARDED_BY)
+        return await self._answer(name, handler, request, context.time_remaining(), by)
+
+    async def carry_out(self, name: str, request: Message) -> Message:
+        """A call that no client waits for. Like theirs, it is completed when the node stops."""
+        handler = getattr(self._service, snake_case(name))
+        task = asyncio.create_task(self._answer(name, handler, request, None, None), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise Unavailable(f"{name} was not finished: node {self._node.name} stopped") from None
+
+    async def _answer(self, name: str, handler: Handler, request: Any, seconds: float | None, by: Any) -> Message:
+        """seconds: for another node's answer. by: the node that has forwarded the call; None: none has."""
         await self._routing.resolve(name, request)
         node = self._routing.node_for(name, request)
         if by is not None:
             refuse_second_hop(self._node, name, node, str(by))
         if name == "ListSnapshots" and by is None and not request.volume:
-            return await self._service.list_all_snapshots(request, context.time_remaining())
+            return await self._service.list_all_snapshots(request, seconds)
         if name == "ExportVolume" and node:
-            return await self._service.export_here(request, lambda: self._forward(node, name, request, context))
+            return await self._service.export_here(request, lambda: self._forward(node, name, request, seconds))
         try:
-            return await (self._forward(node, name, request, context) if node else handler(request))
+            return await (self._forward(node, name, request, seconds) if node else handler(request))
         except (AlreadyExists, NotFound):
             # What this node knows of the others may be a moment old: another node may just have created the volume. It
             # is to answer a repeated creation, and what is asked about the volume.
             node = await self._routing.owner_now(name, request) if by is None and not node else ""
             if not node:
                 raise
-            return await self._forward(node, name, request, context)
+            return await self._forward(node, name, request, seconds)
         except Unavailable as error:
             if name != "GetVolume" or not node:
                 raise
             return await self._service.stored_volume(request, error)
 
-    async def _forward(self, node: str, name: str, request: Message, context: Context) -> Message:
+    async def _forward(self, node: str, name: str, request: Message, seconds: float | None) -> Message:
         log.debug("forwarded", call=name, node=node)
         about = self._routing.about(name, request)
-        return await self.forwarding.call(node, name, request, context.time_remaining(), about)
+        return await self.forwarding.call(node, name, request, seconds, about)
 
     async def _refuse(self, context: Context, name: str, error: Exception) -> NoReturn:
         if not isinstance(error, IomeshError):

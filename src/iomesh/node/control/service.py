@@ -16,6 +16,7 @@ from iomesh.errors import InvalidArgument, IomeshError, Unavailable
 from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
+from iomesh.node.control.operations import Call, Operations
 from iomesh.node.control.paging import page
 from iomesh.node.control.verdict import cluster_status
 from iomesh.node.control.watching import Watching
@@ -43,12 +44,13 @@ def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> d
 
 
 class ClusterService:
-    def __init__(self, node: Node, forwarding: Forwarding, address: Callable[[], str]) -> None:
-        """address: of this node's control API, for others."""
+    def __init__(self, node: Node, forwarding: Forwarding, address: Callable[[], str], call: Call) -> None:
+        """address: of this node's control API, for others. call: as for Operations."""
         self.address = address
         self._node = node
         self._forwarding = forwarding
-        self.watching = Watching(node, self.members)
+        self.operations = Operations(node, call)
+        self.watching = Watching(node, self.members, self.operations.known)
 
     async def get_status(self, request: pb.GetStatusRequest) -> pb.Status:
         return to_message(pb.Status, self._node.status())
@@ -240,6 +242,22 @@ class ClusterService:
 
     async def checkpoint(self, request: pb.CheckpointRequest) -> pb.CheckpointResponse:
         return pb.CheckpointResponse(volumes=await self._ready().volumes.checkpoint(request.name))
+
+    async def start_operation(self, request: pb.StartOperationRequest) -> pb.Operation:
+        self._ready()
+        return await self.operations.begin(request)
+
+    async def get_operation(self, request: pb.GetOperationRequest) -> pb.Operation:
+        self._ready()
+        return await self.operations.get(request.id)
+
+    async def list_operations(self, request: pb.ListOperationsRequest) -> pb.ListOperationsResponse:
+        self._ready()
+        return await self.operations.list_page(request)
+
+    async def wait_operation(self, request: pb.WaitOperationRequest) -> pb.Operation:
+        self._ready()
+        return await self.operations.wait(request)
 
     # what other nodes are asked for
 

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.05  # changes that come together are looked at together
 LOOK_SECONDS = 1.0  # between two looks at what this node's volumes do, which no record shows
 
+Thing = Node | Volume | pb.Operation
+
 
 class Watching:
-    def __init__(self, node: ThisNode, members: Callable[[], list[Node]]) -> None:
+    def __init__(
+        self, node: ThisNode, members: Callable[[], list[Node]], operations: Callable[[], list[pb.Operation]]
+    ) -> None:
         self._node = node
+        self._operations = operations
         self._members = members
         self._woken: set[asyncio.Event] = set()
         self._ended = False
@@ -41,19 +46,22 @@ class Watching:
         self.wake()
 
     async def watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.WatchEvent]:
-        both = request.nodes == request.volumes
+        both = request.nodes == request.volumes and (request.nodes or not request.operations)
         woken = asyncio.Event()
         self._woken.add(woken)
-        sent: dict[str, Node | Volume] = {}
+        sent: dict[str, Thing] | None = None
         try:
             while not self._ended:
                 woken.clear()
-                first, there = not sent, self._there(nodes=both or request.nodes, volumes=both or request.volumes)
+                first, before = sent is None, sent or {}
+                there = self._there(nodes=both or request.nodes, volumes=both or request.volumes)
+                if request.operations:
+                    there |= {f"operation {each.id}": each for each in self._operations()}
                 for key, thing in there.items():
-                    if sent.get(key) is None or _lasting(sent[key]) != _lasting(thing):
+                    if before.get(key) is None or _lasting(before[key]) != _lasting(thing):
                         yield _event(ChangeKind.CURRENT if first else ChangeKind.CHANGED, thing)
-                for key in [key for key in sent if key not in there]:
-                    yield _event(ChangeKind.REMOVED, sent[key])
+                for key in [key for key in before if key not in there]:
+                    yield _event(ChangeKind.REMOVED, before[key])
                 if first:
                     yield _event(ChangeKind.SYNCED, None)
                 sent = there
@@ -67,9 +75,9 @@ class Watching:
             self._woken.discard(woken)
         raise Unavailable(f"node {self._node.name} stops: watch at another node")
 
-    def _there(self, *, nodes: bool, volumes: bool) -> dict[str, Node | Volume]:
+    def _there(self, *, nodes: bool, volumes: bool) -> dict[str, Thing]:
         """By kind and id: a name can be used again."""
-        found: dict[str, Node | Volume] = {}
+        found: dict[str, Thing] = {}
         if nodes:
             found |= {f"node {each.name}": each for each in self._members()}
         if volumes:
@@ -77,7 +85,9 @@ class Watching:
         return found
 
 
-def _event(kind: ChangeKind, thing: Node | Volume | None) -> pb.WatchEvent:
+def _event(kind: ChangeKind, thing: Thing | None) -> pb.WatchEvent:
+    if isinstance(thing, pb.Operation):
+        return pb.WatchEvent(kind=to_message(pb.WatchEvent, WatchEvent(kind=kind)).kind, operation=thing)
     event = WatchEvent(
         kind=kind,
         node=thing if isinstance(thing, Node) else None,
@@ -86,9 +96,9 @@ def _event(kind: ChangeKind, thing: Node | Volume | None) -> pb.WatchEvent:
     return to_message(pb.WatchEvent, event)
 
 
-def _lasting(thing: Node | Volume) -> Node | Volume:
+def _lasting(thing: Thing) -> Thing:
     """Without what changes with every write."""
-    if isinstance(thing, Node):
+    if not isinstance(thing, Volume):
         return thing
     return msgspec.structs.replace(
         thing,
