@@ -129,6 +129,8 @@ cdef uint8_t allowed_flags(uint8_t kind) noexcept nogil:
         return PEER_STABLE
     if kind == PEER_WRITE:
         return PEER_FOOTER | PEER_COMPLETES
+    if kind == PEER_SEAL:
+        return PEER_COMPLETES
     return PEER_URGENT if kind == PEER_CREATE else 0
 
 

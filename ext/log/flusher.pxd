@@ -26,6 +26,7 @@ cdef class Flusher:                  # Flusher(members)
     cdef Waiters served              # waiters of the flush under way
     cdef Waiters following           # waiters of the next flush
     cdef void* log
+    cdef void (*on_start)(void* log) noexcept nogil          # of a flush
     cdef void (*on_failure)(void* log) noexcept nogil        # a device's flush has failed: the log must call settled()
 
     cdef bint add_member(self, void* member) noexcept nogil         # False: no memory, or there are too many

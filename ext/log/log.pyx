@@ -95,6 +95,7 @@ cdef class Log:
         self.unfenced.owner = <void*>self
         self.flusher = Flusher(members)
         self.flusher.log = <void*>self
+        self.flusher.on_start = flush_starts
         self.flusher.on_failure = flush_failed
         memcpy(self.volume, <const char*>volume, 16)
         self.epoch = epoch
@@ -854,6 +855,10 @@ cdef void look_again(Operation* operation) noexcept nogil:
 
 cdef void segment_lost(void* log, int error) noexcept nogil:
     (<Log>log).break_off(error)
+
+
+cdef void flush_starts(void* log) noexcept nogil:
+    (<Log>log).open_segments.leave_rebooted()
 
 
 cdef void flush_failed(void* log) noexcept nogil:

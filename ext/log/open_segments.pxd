@@ -5,7 +5,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.replicas.member cimport REPLICAS_MAX, Member, Transfer
+from iomesh.engine.replicas.member cimport COPIES_MAX, REPLICAS_MAX, Member, Transfer
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
@@ -28,6 +28,7 @@ cdef struct OpenSegment:                    # a segment that the log appends to
     uint32_t committed_crc           # ... and its header's checksum
     int urgency                      # minimum urgency of appends; above FOR_WRITES: it uses the reserve
     bint closing
+    uint64_t boots[COPIES_MAX]       # of the copies' machines when these were created
     bint given_up                    # a member of its replica set is not waited for any more: nothing is appended
     Footer* footer                   # the footer block; the table follows
     Entry* table
@@ -124,7 +125,7 @@ cdef class OpenSegments:
     cdef bint in_fragment(self, uint32_t device) noexcept nogil
     cdef bint same_devices(self, const uint32_t* devices, int count) noexcept nogil
     cdef int await_members(self, int member, uint16_t* copies, int* count) noexcept nogil
-    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent) noexcept nogil
+    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent, uint64_t* boots) noexcept nogil
     # In a task: a segment of a replica set that works is prepared, and its fragment is asked for, although there is
     # nothing to write.
     cdef void renew_fragment(self, uint64_t sequence) noexcept nogil
@@ -135,6 +136,7 @@ cdef class OpenSegments:
     # A member of another node is not waited for any more: open segments end without it.
     cdef void give_up(self, int member) noexcept nogil
     cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil
+    cdef void leave_rebooted(self) noexcept nogil                  # before a flush
     cdef void* member_of(self, const Segment* segment) noexcept nogil      # the Member that keeps it
     cdef OpenSegment* change(self) noexcept nogil
     cdef OpenSegment* replace(self) noexcept nogil

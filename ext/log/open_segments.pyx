@@ -244,7 +244,7 @@ cdef class OpenSegments:
             segment.member = member
             memcpy(segment.copies, copies, count * sizeof(uint16_t))
             segment.copy_count = count
-            error = self.create_copies(segment, blocks, taken != FOR_WRITES)
+            error = self.create_copies(segment, blocks, taken != FOR_WRITES, open_segment.boots)
             if error == 0:
                 break
             self.drop(segment)
@@ -348,11 +348,12 @@ cdef class OpenSegments:
                 return False
         return there == count
 
-    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent) noexcept nogil:
+    cdef int create_copies(self, Segment* segment, uint32_t blocks, bint urgent, uint64_t* boots) noexcept nogil:
         """In a task. 0; -ESTALE: another owner has fenced the volume; or another negative errno, of a member."""
         cdef Replica* _none
         cdef int i, error
         for i in range(segment.copy_count):
+            boots[i] = (<Member>self.members[segment.copies[i]]).boot()
             error = (<Member>self.members[segment.copies[i]]).create(
                 segment.number, self.epoch, segment.replica.fragment, blocks, urgent, &_none
             )
@@ -406,6 +407,19 @@ cdef class OpenSegments:
         open_segment.given_up = True
         segment.copy_count -= 1
         segment.copies[which] = segment.copies[segment.copy_count]
+        open_segment.boots[which] = open_segment.boots[segment.copy_count]
+
+    cdef void leave_rebooted(self) noexcept nogil:
+        """Gives up open copies on machines that have had a power cut since: a flush there would confirm what is gone.
+        Also those that do not answer now; a flush would fail."""
+        cdef Segment* segment
+        cdef int i, k
+        for i in range(OPEN_SEGMENTS_MAX):
+            segment = self.all[i].segment
+            for k in range(segment.copy_count - 1 if segment is not NULL else -1, -1, -1):
+                if (<Member>self.members[segment.copies[k]]).boot() != self.all[i].boots[k]:
+                    (<Member>self.members[segment.copies[k]]).count_error()
+                    self.give_up_copy(&self.all[i], k)
 
     # ------------------------------------------------------------------ numbers
 
@@ -551,7 +565,7 @@ cdef class OpenSegments:
         error = self.make_stable(<Member>member)
         if error and not planted(b"sealed_unflushed"):
             return error
-        if (<Member>member).seal(segment.number, self.epoch, segment.replica, end, footer_block) < 0:
+        if (<Member>member).seal(segment.number, self.epoch, segment.replica, end, footer_block, False) < 0:
             self.failed(segment.member, EIO)                # it stays open in the journal: recovery reads its headers
         self.seal_copies(open_segment, end, footer_block)
         self.is_sealed(open_segment, end)
@@ -582,7 +596,7 @@ cdef class OpenSegments:
                 continue
             error = self.make_stable(<Member>member)
             if error == 0:
-                error = (<Member>member).seal(segment.number, self.epoch, NULL, end, footer_block)
+                error = (<Member>member).seal(segment.number, self.epoch, NULL, end, footer_block, False)
             if error == 0:
                 (<Member>member).errors = 0
             elif which_copy(segment, copies[i]) >= 0:

@@ -44,6 +44,9 @@ cdef class LocalMember(Member):
     cdef uint32_t device(self) noexcept nogil:
         return load_uint32(self.store.superblock.number)
 
+    cdef uint64_t boot(self) noexcept nogil:
+        return self.io.boot
+
     cdef bint works(self) noexcept nogil:
         return load_int(self.store.failed) == 0
 
@@ -130,7 +133,8 @@ cdef class LocalMember(Member):
     # ------------------------------------------------------------------ in a task
 
     cdef int seal(
-        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block,
+        bint completed
     ) noexcept nogil:
         return store_seal(<void*>self.store, self.reactor, replica, blocks, footer_block)
 

@@ -53,6 +53,8 @@ cdef class Member:                   # of one log's replica sets
 
     # ---- the device, as far as is known now
     cdef uint32_t device(self) noexcept nogil                      # its number in the cluster; 0: none
+    # Of the machine that it is on: another one after a power cut, which took what was not flushed. 0: it does not answer
+    cdef uint64_t boot(self) noexcept nogil
     cdef bint works(self) noexcept nogil                           # takes new segments
     cdef bint has_failed(self) noexcept nogil                      # a flush of it has failed
     cdef bint is_stalled(self) noexcept nogil                      # it does not answer
@@ -83,8 +85,10 @@ cdef class Member:                   # of one log's replica sets
     cdef int make_stable(self) noexcept nogil                      # the same, in a task; 0 or a negative errno
 
     # ---- in a task; 0 or a negative errno; as in store/store.pxd
+    # completed: of a copy that was compared with another one, and got what it lacked
     cdef int seal(
-        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block,
+        bint completed
     ) noexcept nogil
     cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil
     cdef int read(self, uint32_t segment, Replica* replica, uint32_t block, uint32_t count, void* into) noexcept nogil

@@ -31,6 +31,10 @@ cdef class Member:
         invariant(False, b"a member implements device")
         return 0
 
+    cdef uint64_t boot(self) noexcept nogil:
+        invariant(False, b"a member implements boot")
+        return 0
+
     cdef bint works(self) noexcept nogil:
         invariant(False, b"a member implements works")
         return False
@@ -91,7 +95,8 @@ cdef class Member:
         return 0
 
     cdef int seal(
-        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block,
+        bint completed
     ) noexcept nogil:
         invariant(False, b"a member implements seal")
         return 0

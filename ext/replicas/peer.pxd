@@ -126,6 +126,7 @@ cdef class Peer:                     # Peer(reactor)
         uint64_t epoch,
         uint32_t blocks,
         uint32_t footer_block,
+        uint8_t flags,                                             # PEER_COMPLETES or 0
     ) noexcept nogil
     # 1 to READ_BLOCKS_MAX blocks, unverified.
     cdef void read(

@@ -206,10 +206,11 @@ cdef class Peer:
         uint64_t epoch,
         uint32_t blocks,
         uint32_t footer_block,
+        uint8_t flags,
     ) noexcept nogil:
         cdef PeerRequest* frame = <PeerRequest*>call.item.header
         self.prepare(call, PEER_SEAL, device, volume, segment)
-        frame.epoch, frame.blocks, frame.footer_block = epoch, blocks, footer_block
+        frame.epoch, frame.blocks, frame.footer_block, frame.flags = epoch, blocks, footer_block, flags
         self.submit(call)
 
     cdef void read(

@@ -53,6 +53,9 @@ cdef class RemoteMember(Member):
     cdef uint32_t device(self) noexcept nogil:
         return self.device_number
 
+    cdef uint64_t boot(self) noexcept nogil:
+        return self.remote.boot if self.remote.ready else 0
+
     cdef bint works(self) noexcept nogil:
         cdef const DeviceState* state = self.remote.state_of(self.device_number)
         return state is not NULL and state.state == DEVICE_WORKS and not self.flush_failed
@@ -145,11 +148,15 @@ cdef class RemoteMember(Member):
         return <int>min(wait(&call.operation), 0)
 
     cdef int seal(
-        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block
+        self, uint32_t segment, uint64_t epoch, Replica* replica, uint32_t blocks, uint32_t footer_block,
+        bint completed
     ) noexcept nogil:
         cdef PeerCall call
         waited(&call.operation)
-        self.remote.peer.seal(&call, self.device_number, self.volume, segment, epoch, blocks, footer_block)
+        self.remote.peer.seal(
+            &call, self.device_number, self.volume, segment, epoch, blocks, footer_block,
+            PEER_COMPLETES if completed else 0
+        )
         return self.ended(&call)
 
     cdef int remove(self, uint32_t segment, uint64_t epoch, Replica* replica) noexcept nogil:

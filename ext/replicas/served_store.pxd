@@ -63,6 +63,7 @@ cdef class ServedStore:              # ServedStore(store, bitmaps): an open stor
     cdef void read_on(self, StoreRequest* request) noexcept nogil
     cdef int change(self, const StoreRequest* request) noexcept nogil
     cdef int compact(self, Replica* replica, const uint64_t* live) noexcept nogil
+    cdef bint lacks_records(self, const PeerRequest* frame, const Replica* replica) noexcept nogil
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil
     cdef int list(self, StoreRequest* request) noexcept nogil
     cdef void state_into(self, StoreRequest* request) noexcept nogil

@@ -200,6 +200,8 @@ cdef class ServedStore:
             return -EROFS
         if replica.stream != frame.stream or frame.block + frame.blocks > replica.blocks:
             return -EINVAL
+        if self.lacks_records(frame, replica):
+            return -EIO
         return -EIO if self.store.failed else 0          # after a failed flush the device takes nothing new
 
     cdef void write_on(self, StoreRequest* request) noexcept nogil:
@@ -300,12 +302,23 @@ cdef class ServedStore:
         self.store.retire(replica)                       # no request reads it: they wait for this one
         return 0
 
+    cdef bint lacks_records(self, const PeerRequest* frame, const Replica* replica) noexcept nogil:
+        """A power cut may have taken records that the client still believes to be here: the client gives the replica
+        up, or sends all of them again (PEER_COMPLETES)."""
+        return (
+            not frame.flags & PEER_COMPLETES
+            and self.store.is_doubtful(replica)
+            and not planted(b"doubtful_goes_on")
+        )
+
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil:
         if replica.state == SEGMENT_SEALED and replica.blocks == frame.blocks and \
                 replica.footer_block == frame.footer_block:
             return 0                                     # repeated, since the client did not get the answer
         if replica.live or frame.blocks > replica.blocks:
             return -EINVAL
+        if self.lacks_records(frame, replica):
+            return -EIO
         return self.store.seal(replica, frame.blocks, frame.footer_block)
 
     # ------------------------------------------------------------------ what is here

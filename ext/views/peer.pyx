@@ -532,9 +532,11 @@ cdef class Caller:
         uint32_t footer_block=0,
         *,
         uint64_t epoch=1,
+        bint completes=False,
     ) -> Call:
         cdef Call call = self.new(0)
-        self.peer.seal(&call.call, device, sixteen(volume), segment, epoch, blocks, footer_block)
+        cdef uint8_t flags = PEER_COMPLETES if completes else 0
+        self.peer.seal(&call.call, device, sixteen(volume), segment, epoch, blocks, footer_block, flags)
         return call
 
     def read(self, uint32_t device, bytes volume, uint32_t segment, uint32_t block, uint32_t blocks=1) -> Call:

@@ -26,6 +26,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef Copy* all                   # by segment number
     cdef uint32_t count
     cdef bint answered[MEMBERS_MAX]  # it accepted the fence
+    cdef uint64_t boots[MEMBERS_MAX] # of the members' machines when their copies were listed
     cdef char reason[512]
     cdef readonly uint64_t fetched_bytes
     cdef readonly uint32_t fetched   # segments that were on other nodes only
@@ -70,6 +71,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef bint is_listed(self, const Segment* segment) noexcept nogil
     cdef bint settle(self, Copy* copy, Segment* segment) noexcept nogil
     cdef void seal_one(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
+    cdef bint is_same_boot(self, uint16_t member) noexcept nogil
     cdef int complete(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil
     cdef bint has_record_at(self, const Copy* copy, const Replica* replica, uint32_t block) noexcept nogil
     cdef bint has_open(self, uint32_t segment) noexcept nogil      # a copy of it that is not sealed

@@ -219,6 +219,7 @@ cdef class Copies:
         for i in range(self.volume.log.open_segments.local_count, self.volume.log.open_segments.member_count):
             if not self.answered[i]:
                 continue
+            self.boots[i] = (<Member>self.volume.log.open_segments.members[i]).boot()
             result = (<Member>self.volume.log.open_segments.members[i]).list_there(&listed, &count)
             if result < 0:
                 self.answered[i] = False
@@ -533,12 +534,19 @@ cdef class Copies:
             if (
                 (self.complete(copy, replica, member, end) == 0 or planted(b"copy_not_completed"))
                 and (<Member>there).make_stable() == 0
-                and (<Member>there).seal(replica.segment, self.volume.log.epoch, NULL, end, 0) == 0
+                and self.is_same_boot(copy.member)
+                and (<Member>there).seal(replica.segment, self.volume.log.epoch, NULL, end, 0, True) == 0
             ):
                 copy.replica.state = SEGMENT_SEALED
                 copy.replica.blocks, copy.replica.footer_block = end, 0
                 copy.replica.flags = 0
         copy.matches = is_same(&copy.replica, replica.epoch, end)
+
+    cdef bint is_same_boot(self, uint16_t member) noexcept nogil:
+        """Whether nothing of what was found or written there can be lost: it is on stable media, and there was no power
+        cut before it was."""
+        cdef uint64_t boot = (<Member>self.volume.log.open_segments.members[member]).boot()
+        return (boot != 0 and boot == self.boots[member]) or planted(b"reboot_unnoticed")
 
     cdef int complete(self, Copy* copy, Replica* replica, uint16_t member, uint32_t end) noexcept nogil:
         """Writes the records to an open copy that it lacks, up to block `end`, as far as it was compared."""

@@ -845,7 +845,7 @@ cdef class Recovery(LogScan):
         result = self.make_stable(scan.member)           # before the journal has it
         if result < 0:
             return result
-        return (<Member>member).seal(replica.segment, replica.epoch, replica, end, footer_block)
+        return (<Member>member).seal(replica.segment, replica.epoch, replica, end, footer_block, False)
 
     cdef int make_stable(self, uint32_t member) noexcept nogil:
         if planted(b"adopt_without_flush"):

@@ -354,6 +354,23 @@ def test_a_heartbeat_counts_what_segments_take(it: Pair) -> None:
     assert free[0] - free[1] == 256 * BLOCK
 
 
+def test_a_replica_from_before_a_power_cut_goes_on_only_once_it_was_completed(it: Pair) -> None:
+    it.done(it.owner.create(DEVICE, V, 1))
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, record(1, 0, []))) == [0]
+    it.holder.crash()
+    it.holder.restart()
+    it.nodes.settle()
+    it.owner.detach()
+    it.nodes.settle()
+    it.owner.attach(it.holder)
+    assert it.done(it.owner.write(DEVICE, V, 1, 1, record(1, 1, []))) == [-errno.EIO]
+    assert it.done(it.owner.seal(DEVICE, V, 1, 1)) == [-errno.EIO]
+    assert it.done(it.owner.write(DEVICE, V, 1, 0, record(1, 0, []), completes=True)) == [0]
+    assert it.done(it.owner.flush(DEVICE), it.owner.seal(DEVICE, V, 1, 1, completes=True)) == [0, 0]
+    it.done(it.owner.create(DEVICE, V, 2))
+    assert it.done(it.owner.write(DEVICE, V, 2, 0, record(2, 0, []))) == [0], "it was opened since"
+
+
 # ---------------------------------------------------------------------- fences
 
 
@@ -379,7 +396,7 @@ def test_a_fence_is_durable_and_keeps_lower_epochs_out(it: Pair) -> None:
     higher = [
         it.owner.fence(DEVICE, V, 4),
         it.owner.create(DEVICE, V, 2, epoch=4),
-        it.owner.seal(DEVICE, V, 1, 1, epoch=4),
+        it.owner.seal(DEVICE, V, 1, 1, epoch=4, completes=True),
         it.owner.remove(DEVICE, V, 1, epoch=5),
     ]
     assert it.done(*higher) == [0] * 4
