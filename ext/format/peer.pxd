@@ -56,7 +56,7 @@ cdef enum:                           # PeerRequest.flags
     PEER_URGENT = 2                  # CREATE: may use the store's reserve
     PEER_STABLE = 4                  # VOLUME_WRITE, VOLUME_MERGE, VOLUME_ZERO: answered once it is on stable media
     PEER_ZEROS = 8                   # VOLUME_MERGE: of zeros, without a payload
-    PEER_COMPLETES = 16              # WRITE: a record of an earlier owner, which the replica lacks. SEAL: none is lacking
+    PEER_COMPLETES = 16              # WRITE: a record of an earlier owner, lacking here. SEAL: none is lacking
 
 cdef enum:                           # PeerReply.flags
     PEER_MORE = 1                    # LIST, HEARTBEAT: there are entries behind the last one

@@ -53,7 +53,7 @@ cdef class Member:                   # of one log's replica sets
 
     # ---- the device, as far as is known now
     cdef uint32_t device(self) noexcept nogil                      # its number in the cluster; 0: none
-    # Of the machine that it is on: another one after a power cut, which took what was not flushed. 0: it does not answer
+    # Of its machine: another one after a power cut, which took what was not flushed. 0: it does not answer
     cdef uint64_t boot(self) noexcept nogil
     cdef bint works(self) noexcept nogil                           # takes new segments
     cdef bint has_failed(self) noexcept nogil                      # a flush of it has failed

@@ -86,7 +86,15 @@ class Caller:
     ) -> Call: ...
     def flush(self, device: int) -> Call: ...
     def seal(
-        self, device: int, volume: bytes, segment: int, blocks: int, footer_block: int = 0, *, epoch: int = 1, completes: bool = False
+        self,
+        device: int,
+        volume: bytes,
+        segment: int,
+        blocks: int,
+        footer_block: int = 0,
+        *,
+        epoch: int = 1,
+        completes: bool = False,
     ) -> Call: ...
     def read(self, device: int, volume: bytes, segment: int, block: int, blocks: int = 1) -> Call: ...
     def remove(self, device: int, volume: bytes, segment: int, *, epoch: int = 1) -> Call: ...
