@@ -83,6 +83,19 @@ def test_a_volume_is_shown_and_survives_its_pods_and_an_uninstallation(pool: Ins
     pool.cluster.wait("the volume on the other node", lambda: made["id"] in pool.iomesh(two, *show))
 
 
+def test_a_node_is_not_ready_once_its_pod_is_gone(pool: Installation) -> None:
+    pool.wait_formed(devices=2)
+    node = pool.cluster.nodes[1]
+    pool.kubectl("taint", "node", node, "iomesh.test/gone=:NoExecute")
+    try:
+        pool.cluster.wait("the loss", lambda: pool.condition("storagenodes", node)["status"] == "Unknown")
+        assert pool.condition("storagenodes", node)["reason"] == "NoPod", "long before its heartbeat is too old"
+        pool.cluster.wait("the cluster", lambda: pool.get("iomeshclusters", RELEASE)["status"]["readyNodes"] == 1)
+    finally:
+        pool.kubectl("taint", "node", node, "iomesh.test/gone-")
+    pool.wait_formed(devices=2)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

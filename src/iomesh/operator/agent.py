@@ -25,7 +25,7 @@ from iomesh.metadata.kubernetes_api import Object
 from iomesh.node.logs import logger
 from iomesh.node.offline import format_device
 from iomesh.node.supervisor import in_thread
-from iomesh.operator.disks import Contents, Disk, Holds, find_disks, look_at
+from iomesh.operator.disks import Contents, Disk, Holds, find_disks, find_named, look_at
 from iomesh.operator.objects import Objects, condition, conditions_of, nested, now, object_name
 from iomesh.sizes import parse_size
 
@@ -132,6 +132,8 @@ class Agent:
     async def _care_for_devices(self, daemon: Client, status: Status, devices: list[Device]) -> None:
         cluster = next(iter(await self._objects.list("iomeshclusters")), None)
         wanted = wanted_on(self._node, cluster)
+        if cluster is not None:
+            await self._tell_absent_disks(cluster)
         disks = await in_thread(
             lambda: find_disks(wanted.paths, discover=wanted.discover, least_bytes=wanted.least_bytes)
         )
@@ -145,6 +147,16 @@ class Agent:
                 await self._show_device(there.get(disk.path), device)
         for path, device in attached.items():  # missing, or added by hand under another name
             await self._show_device(there.get(path), device)
+
+    async def _tell_absent_disks(self, cluster: Object) -> None:
+        """Those that are named for this node alone: a path for all nodes need not be on each of them."""
+        absent = await in_thread(lambda: [path for path in paths_of(self._node, cluster) if not find_named(path)])
+        if absent:
+            text = (
+                f"spec.devices.nodes names {', '.join(absent)} for node {self._node}, which has no such disk: attach "
+                "it, or write one of those that `lsblk --paths` shows there"
+            )
+            await self._objects.event(cluster, "Warning", "NoSuchDisk", text)
 
     async def _care_for_disk(self, daemon: Client, status: Status, disk: Disk, found: Object | None) -> None:
         """A disk that the daemon does not use."""
@@ -230,11 +242,15 @@ def wanted_on(node: str, cluster: Object | None) -> Wanted:
     """Without an IOMeshCluster no disk is looked for."""
     devices: Mapping[str, object] = nested(cluster, "spec", "devices", default={})
     paths = list(nested(devices, "paths", default=[]))
-    for each in nested(devices, "nodes", default=[]):
-        if each["name"] == node:
-            paths += each["paths"]
+    paths += paths_of(node, cluster)
     least = parse_size(str(nested(devices, "minimumSize", default=LEAST_DISK)))
     return Wanted(cluster is not None and bool(nested(devices, "discover", default=False)), least, paths)
+
+
+def paths_of(node: str, cluster: Object | None) -> list[str]:
+    """Those that are named for this node alone."""
+    named = nested(cluster, "spec", "devices", "nodes", default=[])
+    return [path for each in named if each["name"] == node for path in each["paths"]]
 
 
 def _volume_status(found: Object, volume: Volume) -> Object:

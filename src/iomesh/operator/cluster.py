@@ -6,7 +6,7 @@ secret once and deletes nothing that a daemon needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
 
 from iomesh.metadata.kubernetes import object_name
@@ -16,6 +16,8 @@ from iomesh.operator.identity import cluster_in_record, new_secret_data
 from iomesh.operator.objects import MANAGED_BY, Objects, condition, conditions_of, holds, nested
 
 STALE = timedelta(seconds=90)  # three heartbeats of an agent
+STARTING = timedelta(seconds=60)  # after an installation, nodes have not reported yet
+NODE_PODS = {"app.kubernetes.io/name": "iomesh", "app.kubernetes.io/component": "node"}
 
 
 class Reconciler:
@@ -27,9 +29,11 @@ class Reconciler:
         await self.ensure_secret()
         clusters = await self._objects.list("iomeshclusters")
         nodes = await self._objects.list("storagenodes")
+        running = await self._nodes_with_a_pod()
         for node in nodes:
-            await self._mark_if_silent(node)
+            await self._mark_if_silent(node, running)
         for cluster in clusters:
+            await self._tell_unknown_nodes(cluster, nodes)
             await self._show(cluster, nodes, multiple=len(clusters) > 1)
 
     async def ensure_secret(self) -> None:
@@ -50,16 +54,45 @@ class Reconciler:
             if refused.status != 409:  # another replica of the operator was first
                 raise
 
-    async def _mark_if_silent(self, node: Object) -> None:
+    async def _nodes_with_a_pod(self) -> set[str]:
+        """Where a node's pod runs and is not being ended."""
+        labels = ",".join(f"{key}={value}" for key, value in NODE_PODS.items())
+        path = f"/api/v1/namespaces/{self._objects.namespace}/pods"
+        answer = await self._objects.api.request("GET", path, params={"labelSelector": labels})
+        return {
+            nested(pod, "spec", "nodeName", default="")
+            for pod in answer["items"]
+            if nested(pod, "status", "phase") == "Running" and not nested(pod, "metadata", "deletionTimestamp")
+        }
+
+    async def _mark_if_silent(self, node: Object, running: Set[str]) -> None:
         """An agent that is gone cannot say so itself."""
-        heartbeat = nested(node, "status", "heartbeat")
-        if heartbeat is None or datetime.now(UTC) - datetime.fromisoformat(heartbeat) < STALE:
+        heartbeat, name = nested(node, "status", "heartbeat"), node["metadata"]["name"]
+        if heartbeat is None:
             return
-        message = f"the agent of the node has not reported since {heartbeat}"
+        if name not in running:
+            reason, message = "NoPod", f"no pod of iomesh-node runs on node {name}, or it is being ended"
+        elif datetime.now(UTC) - datetime.fromisoformat(heartbeat) >= STALE:
+            reason, message = "NoReport", f"the agent of the node has not reported since {heartbeat}"
+        else:
+            return
         shown = dict(node["status"]) | {"state": "Lost"}
-        shown["conditions"] = [condition(conditions_of(node), "Ready", None, "NoReport", message)]
+        shown["conditions"] = [condition(conditions_of(node), "Ready", None, reason, message)]
         await self._objects.set_status("storagenodes", node, shown)
-        await self._objects.event(node, "Warning", "NoReport", message)
+        node["status"] = shown  # the cluster's state of this round is made of it
+        await self._objects.event(node, "Warning", reason, message)
+
+    async def _tell_unknown_nodes(self, cluster: Object, nodes: Sequence[Object]) -> None:
+        known = sorted(node["metadata"]["name"] for node in nodes)
+        named = [each["name"] for each in nested(cluster, "spec", "devices", "nodes", default=[])]
+        age = datetime.now(UTC) - datetime.fromisoformat(cluster["metadata"]["creationTimestamp"])
+        unknown = [name for name in named if name not in known]
+        if unknown and age > STARTING:
+            text = (
+                f"spec.devices.nodes names {', '.join(unknown)}, where no daemon has reported: write names of nodes "
+                f"that run one ({', '.join(known) or 'none yet'})"
+            )
+            await self._objects.event(cluster, "Warning", "NoSuchNode", text)
 
     async def _show(self, cluster: Object, nodes: Sequence[Object], *, multiple: bool) -> None:
         before, generation = conditions_of(cluster), cluster["metadata"].get("generation", 0)
@@ -92,6 +125,8 @@ class Reconciler:
         await self._objects.set_status("iomeshclusters", cluster, shown)
         if not holds(cluster, "Ready") and reason == "Formed":
             await self._objects.event(cluster, "Normal", "Formed", message)
+        if reason == "SeveralClusters":
+            await self._objects.event(cluster, "Warning", reason, message)
 
 
 def _verdict(storing: Sequence[Object], nodes: Sequence[Object], *, multiple: bool) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def find_disks(named: list[str], *, discover: bool, least_bytes: int) -> list[Di
     """`named`: paths with wildcards, which are taken as they are."""
     disks = {}
     for pattern in named:
-        for path in sorted(glob.glob(pattern)):  # noqa: PTH207 - absolute patterns, as the configuration has them
+        for path in find_named(pattern):
             if (disk := _describe(Path(path), named=True)) is not None:
                 disks[os.path.realpath(path)] = disk
     for entry in sorted(SYSTEM.iterdir()) if discover and SYSTEM.is_dir() else []:
@@ -90,6 +90,11 @@ def survey(cluster: uuid.UUID | None, *, least_bytes: int) -> list[Surveyed]:
                 reason = f"it holds {contents.what or 'a device of this cluster'}"
         found.append(Surveyed(disk, reason))
     return found
+
+
+def find_named(pattern: str) -> list[str]:
+    """The paths that it stands for."""
+    return sorted(glob.glob(pattern))  # noqa: PTH207 - absolute patterns, as the configuration has them
 
 
 def look_at(path: str, cluster: uuid.UUID | None) -> Contents:

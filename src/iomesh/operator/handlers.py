@@ -15,7 +15,7 @@ import kopf
 from iomesh.errors import IomeshError
 from iomesh.metadata.kubernetes_api import SERVICE_ACCOUNT, Access, KubernetesApi
 from iomesh.node.logs import logger
-from iomesh.operator.cluster import Reconciler
+from iomesh.operator.cluster import NODE_PODS, Reconciler
 from iomesh.operator.objects import GROUP, VERSION, Objects
 
 log = logger("operator")
@@ -50,6 +50,7 @@ def run(access: Access, namespace: str, secret: str, listen: str) -> None:
 
     for plural in ("iomeshclusters", "storagenodes"):
         kopf.on.event(GROUP, VERSION, plural, registry=registry)(on_event)
+    kopf.on.event("", "v1", "pods", labels=dict(NODE_PODS), registry=registry)(on_event)
     kopf.run(registry=registry, namespaces=[namespace], standalone=True, liveness_endpoint=f"http://{listen}/healthz")
 
 
