@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("iomesh.cli.top", "Watch a node's volumes live."),
     "check": ("iomesh.cli.check", "Check whether this machine has what iomesh needs."),
     "tune": ("iomesh.cli.tune", "Find settings of this machine that slow iomesh down, and change them."),
+    "bench": ("iomesh.cli.bench", "Measure what a volume does under the load of a database."),
     "csi": ("iomesh.cli.csi", "Run the CSI driver, through which Kubernetes uses volumes."),
     "inspect": ("iomesh.cli.inspect.commands", "Print what is on a device at rest, structure by structure."),
     "trial": ("iomesh.cli.trial.commands", "Run a throw-away installation on this machine."),

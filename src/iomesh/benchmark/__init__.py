@@ -1,0 +1,1 @@
+"""What a volume does under the load of a database, measured with fio."""
