@@ -14,8 +14,14 @@ from iomesh.tuning.findings import Finding, Tuning, examine
 from iomesh.tuning.machine import Machine
 from iomesh.tuning.rules import GOALS, Goal
 
-STYLES = {"apply": "yellow", "host": "magenta", "nothing": "green"}
-WORDS = {"apply": "iomesh tune apply", "host": "only on the host", "nothing": "as proposed"}
+STYLES = {"apply": "yellow", "nothing": "green"}
+WORDS = {
+    "apply": "iomesh tune apply",
+    "host": "only on the host",
+    "boot": "kernel command line",
+    "unit": "the daemon's unit",
+    "nothing": "as proposed",
+}
 
 for_goal = click.option(
     "--for", "goal", type=click.Choice(GOALS), default="latency", show_default=True,
@@ -44,7 +50,8 @@ def check(session: Session, goal: Goal, root: Path) -> None:
     """Show every setting that matters, its value and the proposed one. Changes nothing."""
     found = examine(Machine(root), goal)
     rows = [
-        (one.area, one.path, one.current, one.proposed, Text(WORDS[one.by], STYLES[one.by])) for one in found.findings
+        (one.area, one.path, one.current, one.proposed, Text(WORDS[one.by], STYLES.get(one.by, "magenta")))
+        for one in found.findings
     ]
     session.output.answer(found, table("AREA", "SETTING", "VALUE", "PROPOSED", "BY", rows=rows))
     notes(session, found)
@@ -55,7 +62,8 @@ def check(session: Session, goal: Goal, root: Path) -> None:
 @root_option
 @answers(Tuning)
 def plan(session: Session, goal: Goal, root: Path) -> None:
-    """Show what `apply` would change, with the reason and the expected gain. Changes nothing."""
+    """Show what `apply` would change, and what has to be changed elsewhere, each with the reason and the expected
+    gain. Changes nothing."""
     found = examine(Machine(root), goal)
     found = Tuning(
         goal=goal, container=found.container, findings=[one for one in found.findings if one.by != "nothing"]

@@ -7,9 +7,9 @@ from typing import Literal
 import msgspec
 
 from iomesh.tuning.machine import CONDITIONS, Machine
-from iomesh.tuning.rules import RULES, Goal, Rule
+from iomesh.tuning.rules import RULES, Goal, Means, Rule
 
-By = Literal["apply", "host", "nothing"]  # "host": only the container's host can change it; "nothing": it is right
+By = Means | Literal["nothing"]  # "nothing": it is right
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,9 @@ def compare(machine: Machine, rule: Rule, place: str, wanted: str) -> Finding | 
         return None
     current = selected(text)
     proposed = current if met(current, wanted) else wanted.lstrip("<>=")
-    by: By = "nothing" if proposed == current else "host" if machine.read_only(place) else "apply"
+    by: By = "nothing" if proposed == current else rule.means
+    if by == "apply" and machine.read_only(place):
+        by = "host"
     return Finding(
         area=rule.area,
         path=f"/{place}",
@@ -79,6 +81,8 @@ def choices(machine: Machine, place: str, text: str) -> list[str]:
 
 def met(current: str, wanted: str) -> bool:
     if wanted[:2] in (">=", "<="):
+        if current == "unlimited":
+            return wanted[0] == ">"
         number, bound = int(current), int(wanted[2:])
         return number >= bound if wanted[0] == ">" else number <= bound
     return current == wanted

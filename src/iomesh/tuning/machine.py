@@ -15,15 +15,21 @@ class Machine:
         self.root = root
 
     def read(self, path: str) -> str | None:
-        """The file's text without space around it; None: it is not there, or cannot be read."""
+        """The file's text without space around it, or of FILE#NAME the word behind that name; None: it is not there, or
+        cannot be read."""
+        file, _, name = path.partition("#")
         try:
-            return (self.root / path).read_text(errors="replace").strip()
+            text = (self.root / file).read_text(errors="replace").strip()
         except OSError:
             return None
+        if not name:
+            return text
+        return next((line[len(name) :].split()[0] for line in text.splitlines() if line.startswith(f"{name} ")), None)
 
     def places(self, pattern: str) -> list[str]:
         """The files that match, as paths below the root, in the order of their names."""
-        return sorted(str(path.relative_to(self.root)) for path in self.root.glob(pattern))
+        file, mark, name = pattern.partition("#")
+        return sorted(f"{path.relative_to(self.root)}{mark}{name}" for path in self.root.glob(file))
 
     def container(self) -> bool:
         return any((self.root / mark).exists() for mark in CONTAINER_MARKS)

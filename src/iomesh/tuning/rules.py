@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+# What changes a setting: this command, only the host of this container, a parameter of the kernel's command line, or
+# the daemon's unit file (systemd).
+Means = Literal["apply", "host", "boot", "unit"]
 Goal = Literal["latency", "throughput", "quiet"]
 GOALS: tuple[Goal, ...] = ("latency", "throughput", "quiet")
 
@@ -19,7 +22,7 @@ BLOCK = "https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-block"
 
 class Rule(NamedTuple):
     area: str
-    path: str  # below the root; * matches
+    path: str  # below the root; * matches; FILE#NAME is the value of that name in a table
     where: str  # one of iomesh.tuning.machine.CONDITIONS
     latency: str | None
     throughput: str | None
@@ -27,6 +30,7 @@ class Rule(NamedTuple):
     reason: str
     gain: str
     source: str
+    means: Means = "apply"
 
 
 QUEUE = "sys/block/*/queue"
@@ -47,6 +51,9 @@ RULES: tuple[Rule, ...] = (
     Rule("devices", f"{QUEUE}/nomerges", "nvme", "2", None, None,
          "random reads are never adjacent, and the log joins its writes itself: looking for merges is in vain",
          "less CPU per I/O; small", BLOCK),
+    Rule("devices", "sys/module/nvme/parameters/poll_queues", "always", ">=1", None, None,
+         "engine.iopoll needs queues without interrupts: nvme.poll_queues=1, and engine.iopoll = true in node.toml",
+         "no interrupt per I/O, for a core that polls", f"{DOCS}/admin-guide/kernel-parameters.html", "boot"),
     Rule("interrupts", "proc/sys/kernel/numa_balancing", "several nodes", "0", "0", None,
          "it unmaps pages to see who uses them; reactors and their memory stay where they are",
          "fewer page faults in the reactors", f"{DOCS}/admin-guide/sysctl/kernel.html#numa-balancing"),
@@ -63,6 +70,10 @@ RULES: tuple[Rule, ...] = (
     Rule("io_uring", "proc/sys/kernel/io_uring_disabled", "always", "<=1", "<=1", "<=1",
          "with 2 no process may use io_uring, and the daemon does not start; with 1 root may",
          "the daemon starts", f"{DOCS}/admin-guide/sysctl/kernel.html#io-uring-disabled"),
+    Rule("io_uring", "proc/self/limits#Max locked memory", "always", ">=67108864", ">=67108864", ">=67108864",
+         "this shell's: without CAP_IPC_LOCK, registered buffers (56 MiB a reactor) count; LimitMEMLOCK= in the unit",
+         "pages are not pinned with each I/O", "https://man7.org/linux/man-pages/man2/io_uring_register.2.html",
+         "unit"),
     Rule("network", f"{NET}/ipv4/tcp_slow_start_after_idle", "always", "0", "0", None,
          "a connection between nodes that was idle begins with a small window again",
          "the first large writes after a pause", f"{DOCS}/networking/ip-sysctl.html"),

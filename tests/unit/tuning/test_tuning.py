@@ -54,6 +54,8 @@ def test_what_an_nvme_server_gets(tmp_path: Path) -> None:
         "/sys/kernel/mm/transparent_hugepage/enabled": ("madvise", "apply"),
         "/proc/sys/kernel/io_uring_disabled": ("1", "apply"),
         "/proc/sys/net/ipv4/tcp_slow_start_after_idle": ("0", "apply"),
+        "/sys/module/nvme/parameters/poll_queues": ("1", "boot"),
+        "/proc/self/limits#Max locked memory": ("67108864", "unit"),
     }
     assert proposals(machine, "throughput")["/proc/sys/net/core/rmem_max"] == ("4194304", "apply")
     assert "/proc/sys/net/core/wmem_max" not in proposals(machine, "throughput")
@@ -91,7 +93,7 @@ def test_apply_sets_what_is_proposed_once_and_undo_restores_all_of_it(tmp_path: 
     before = as_the_kernel_shows(root)
     done = apply(machine, goal, examine(machine, goal).findings, state)
     assert done.changes
-    assert proposals(machine, goal) == {}
+    assert "apply" not in {by for _, by in proposals(machine, goal).values()}
     assert apply(machine, goal, examine(machine, goal).findings, state).changes == []
     assert undo(machine, state).left == []
     assert as_the_kernel_shows(root) == before
