@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import msgspec
 import pytest
 
 from iomesh.api.client import Client, Credentials
-from iomesh.certificates.files import FOLDER, new_identity, read_identity, write_identity
+from iomesh.api.model import MembershipState
+from iomesh.certificates.authority import fingerprint
+from iomesh.certificates.files import FOLDER, new_identity, read_identity, replace_file, write_identity
 from iomesh.certificates.token import JoinToken, read_token
 from iomesh.cli import joining
 from iomesh.cli.joining import join
 from iomesh.errors import AlreadyExists, Foreign, InUse, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from support import rooms
 from support.daemon import Daemon
-from support.nodes import Nodes
+from support.nodes import Nodes, until
 from support.run import run
 from support.trial import iomesh_command
 
@@ -203,6 +206,127 @@ async def test_a_node_is_refused_that_is_not_the_one_of_its_certificates(daemon:
     write_identity(folder, new_identity(daemon.cluster, "node-z"))
     code, words = daemon.refuse()
     assert code == 6 and "this is node node-a, and the certificate in" in words
+
+
+async def certificate_of(address: str, credentials: Credentials, folder: Path) -> bytes:
+    """In PEM, that a new connection meets."""
+    host, _, port = address.rpartition(":")
+    for name, content in (("ca", credentials.authority), ("crt", credentials.certificate), ("key", credentials.key)):
+        (folder / name).write_bytes(content)
+    context = ssl.create_default_context(cafile=str(folder / "ca"))
+    context.load_cert_chain(folder / "crt", folder / "key")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="node.iomesh")
+    found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return ssl.DER_cert_to_PEM_cert(found).encode()
+
+
+async def test_a_node_renews_its_certificate_in_time_and_uses_it_without_a_restart(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    folder, address = nodes.directory / "b" / FOLDER, await tcp_address(nodes, "b")
+    before = read_identity(folder)
+    short = before.sign().renewed(before.certificate.certificate, 10)
+    replace_file(folder / "node.crt", short)
+
+    async def renewed() -> bool:
+        met = await certificate_of(address, before.credentials, tmp_path)
+        assert fingerprint(met) == fingerprint(short), "the key stays"
+        return met not in (short, before.certificate.certificate)
+
+    await until(renewed, "the certificate is renewed, and used")
+    again = asked("cluster", "certificate", "--renew", "--state-dir", str(folder.parent))
+    assert again["name"] == "b" and again["expires_at"] > f"{time.gmtime().tm_year + 9}"
+    ours = read_identity(folder).certificate.certificate
+
+    async def used() -> bool:
+        return await certificate_of(address, before.credentials, tmp_path) == ours
+
+    await until(used, "what a command has renewed is used")
+    async with Client(nodes.control_of("b")) as b:
+        assert (await b.grow_volume("trial", 32 * MIB)).owner == "a", "as a client of other nodes, too"
+
+
+async def test_a_certificate_that_has_expired_is_named_with_the_remedy(nodes: Nodes, tmp_path: Path) -> None:
+    address, node = await tcp_address(nodes, "b"), read_identity(nodes.directory / "a" / FOLDER)
+    own = tmp_path / "own"
+    asked("cluster", "certificate", "backup", str(own), "--config", str(nodes.config))
+    replace_file(own / "client.crt", node.sign().renewed((own / "client.crt").read_bytes(), -0.5))
+    refused = asked("status", address=address, certificates=own, code=13)["error"]["message"]
+    assert f"the certificate in {own} expired at 20" in refused and "--renew`)" in refused
+    asked("cluster", "certificate", "backup", str(own), "--renew", "--config", str(nodes.config))
+    assert asked("status", address=address, certificates=own)["node"]["node"] == "b"
+    missing = asked("cluster", "certificate", "x", str(tmp_path), "--renew", "--config", str(nodes.config), code=3)
+    assert "without --renew, one is made" in missing["error"]["message"]
+
+
+@pytest.mark.logs("certificate not renewed")
+async def test_a_node_that_cannot_renew_its_certificate_warns_weeks_ahead(daemon: Daemon) -> None:
+    assert daemon.cluster is not None
+    made = new_identity(daemon.cluster, daemon.name)
+    short = made.sign().renewed(made.certificate.certificate, 30)
+    folder = daemon.directory / "state" / FOLDER
+    write_identity(
+        folder,
+        made._replace(
+            certificate=made.certificate._replace(certificate=short), authority=made.authority._replace(key=b"")
+        ),
+    )
+    daemon.start()
+    async with daemon.client() as client:
+        (warning,) = [each for each in (await client.status()).warnings if "certificate" in each]
+    assert warning.startswith(f"the certificate of node {daemon.name} expires at 20")
+    assert "has no key of the cluster's certificate authority" in warning and "--renew" in warning
+    refused = asked("cluster", "certificate", "--renew", "--state-dir", str(folder.parent), code=10)
+    assert "cannot be renewed here: copy ca.key from another node" in refused["error"]["message"]
+
+
+async def test_a_removed_node_is_refused_until_it_joins_again(new_trial: Callable[..., Any], tmp_path: Path) -> None:
+    nodes: Nodes = new_trial("--nodes", "2", "--device-size", "1Gi", "--size", "16Mi", kind=Nodes)
+    address, state = await tcp_address(nodes, "a"), nodes.directory / "b"
+    former = read_identity(state / FOLDER)
+
+    async def answers(credentials: Credentials) -> None:
+        async with Client(address, credentials=credentials) as client:
+            await client.volumes()
+
+    await answers(former.credentials)
+    nodes.kill("b")
+    async with nodes.client("a") as client:
+        await until(lambda: gone(client, "b"), "node b is down")
+        await client.remove_node("b")
+
+    async def refused() -> bool:
+        try:
+            await answers(former.credentials)
+        except PermissionDenied as error:
+            return "the certificate of node b is not accepted any more: the node was removed" in error.message
+        return False
+
+    await until(refused, "its certificate is refused")
+    done = run([iomesh_command(), "daemon", "run", "--config", str(state / "node.toml")], succeeds=False)
+    assert done.returncode == 13
+    assert "node b was removed from the cluster at 20" in done.stderr and "let it join again" in done.stderr
+
+    (state / FOLDER).rename(tmp_path / "former")
+    joined = await join(await new_token(nodes), "b", state / FOLDER, version="test")
+
+    async def accepted() -> bool:
+        try:
+            await answers(joined.credentials)
+        except PermissionDenied:
+            return False
+        return True
+
+    await until(accepted, "its new certificate is accepted")
+    assert await refused(), "and the former one is not"
+    nodes.start_nodes("b")
+    async with nodes.client("b") as client:
+        assert (await client.volume("trial")).owner == "a"
+
+
+async def gone(client: Client, name: str) -> bool:
+    return all(each.name != name or each.state is MembershipState.DOWN for each in await client.nodes())
 
 
 def test_a_cluster_is_made_with_commands(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ node's is a server's, too: it has the name iomesh.api.channel.SERVER_NAME and no
 from __future__ import annotations
 
 import datetime
+import hashlib
 import uuid
 from typing import NamedTuple
 
@@ -83,6 +84,12 @@ class Authority:
     def client(self, name: str, days: float = CLIENT_DAYS) -> Signed:
         return self._make(Role(CLIENT, name), days)
 
+    def renewed(self, certificate: bytes, days: float) -> bytes:
+        """Of the same key and role, valid anew."""
+        key = x509.load_pem_x509_certificate(certificate).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return self._sign(key, role_of(certificate), days)
+
     def join(self, token: uuid.UUID, days: float) -> Signed:
         """Of a join token, which may do nothing but join."""
         return self._make(Role(JOIN, str(token)), days)
@@ -139,6 +146,13 @@ def role_in(common_name: str) -> Role:
 
 def expires_at(certificate: bytes) -> datetime.datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def fingerprint(certificate: bytes) -> str:
+    """SHA-256 of the certificate's public key, in hexadecimal: it stays the same when the certificate is renewed."""
+    key = x509.load_pem_x509_certificate(certificate).public_key()
+    raw = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(raw).hexdigest()
 
 
 def new_request() -> Signed:

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iomesh.api.channel import Credentials
-from iomesh.certificates.authority import Authority, Signed, check_pair, cluster_of, role_of
-from iomesh.errors import AlreadyExists, Damaged, IomeshError, NotFound, PermissionDenied, from_errno
+from iomesh.certificates.authority import NODE_DAYS, Authority, Signed, check_pair, cluster_of, role_of
+from iomesh.errors import AlreadyExists, Damaged, IomeshError, NotFound, PermissionDenied, Unsupported, from_errno
 
 FOLDER = "cluster"
 AUTHORITY_CERTIFICATE, AUTHORITY_KEY = "ca.crt", "ca.key"
 NODE_CERTIFICATE, NODE_KEY = "node.crt", "node.key"
+CLIENT_CERTIFICATE, CLIENT_KEY = "client.crt", "client.key"
 CLUSTER_KEY = "cluster.key"
 KEY_BYTES = 32
 
@@ -110,6 +111,56 @@ def write_identity(directory: Path, identity: Identity) -> None:
             CLUSTER_KEY: identity.key,
         },
     )
+
+
+def renew_node(directory: Path) -> Identity:
+    """Replaces a node's certificate by one of the same key that is valid for NODE_DAYS from now on. Raises what
+    read_identity does, and Unsupported without the authority's key."""
+    found = read_identity(directory)
+    if not found.may_sign:
+        raise Unsupported(
+            f"{directory} has no key of the cluster's certificate authority, so the certificate of node {found.node} "
+            f"cannot be renewed here: copy {AUTHORITY_KEY} from another node's directory, or remove the node and let "
+            "it join again"
+        )
+    made = found.sign().renewed(found.certificate.certificate, NODE_DAYS)
+    replace_file(directory / NODE_CERTIFICATE, made)
+    return found._replace(certificate=found.certificate._replace(certificate=made))
+
+
+def renew_client(identity: Identity, directory: Path, days: float) -> bytes:
+    """Replaces a client's certificate by one of the same key and name; returns it. identity: of a node that may sign.
+    Raises NotFound, Damaged."""
+    file = directory / CLIENT_CERTIFICATE
+    try:
+        certificate, key = file.read_bytes(), (directory / CLIENT_KEY).read_bytes()
+    except OSError as error:
+        raise NotFound(
+            f"{error.filename} cannot be read ({error.strerror}): name the directory of a client's certificate; "
+            "without --renew, one is made"
+        ) from None
+    try:
+        check_pair(certificate, key, identity.authority.certificate)
+    except Damaged as error:
+        raise Damaged(f"{directory}: {error.message}") from None
+    made = identity.sign().renewed(certificate, days)
+    replace_file(file, made)
+    return made
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Atomically, for its owner alone."""
+    new = file.with_name(f".{file.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise from_errno(error.errno or 0, f"{file} cannot be written: {error.strerror}") from None
 
 
 def write_files(directory: Path, files: dict[str, bytes]) -> None:

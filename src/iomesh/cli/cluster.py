@@ -4,6 +4,7 @@ import asyncio
 import sys
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from iomesh.api.model import JoinToken
 from iomesh.cli import documents
 from iomesh.cli.output import fields, local_time, table
 from iomesh.cli.session import Session, Span, answers, asks
-from iomesh.errors import Unsupported
+from iomesh.errors import InvalidArgument, Unsupported
 from iomesh.node.config import Config, load_config
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -96,8 +97,9 @@ def join(session: Session, token: str, config: Path | None, name: str | None, st
 
 
 @cluster.command("certificate")
-@click.argument("name")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("name", required=False, default="")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.option("--renew", is_flag=True, help="One that exists: of the client, or without arguments of this node.")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it is valid.")
 @click.option("--state-dir", type=click.Path(), metavar="DIR", help="Of this node.  [default: the configuration's]")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The node's configuration.")
@@ -105,30 +107,50 @@ def join(session: Session, token: str, config: Path | None, name: str | None, st
 def certificate(
     session: Session,
     name: str,
-    directory: Path,
+    directory: Path | None,
+    renew: bool,
     days: int,
     config: Path | None,
     state_dir: str | None,
 ) -> None:
     """Write a certificate for a client called NAME, its key and the authority to the new DIRECTORY. With it
-    (--certificates, $IOMESH_CERTIFICATES) commands elsewhere ask the daemons at their TCP addresses."""
+    (--certificates, $IOMESH_CERTIFICATES) commands elsewhere ask the daemons at their TCP addresses.
+
+    With --renew, the client's certificate in DIRECTORY is made valid for --days from now on; without NAME and
+    DIRECTORY, this node's own, for ten years. Keys stay the same. Daemons renew theirs by themselves a year before it
+    expires, and use a renewed one without a restart.
+    """
     from iomesh.api.channel import AUTHORITY_FILE
     from iomesh.certificates.authority import expires_at
-    from iomesh.certificates.files import read_identity, write_files
+    from iomesh.certificates.files import read_identity, renew_client, renew_node, write_files
 
-    identity = read_identity(Path(configuration(config, None, state_dir).certificates))
+    folder = Path(configuration(config, None, state_dir).certificates)
+    if renew and directory is None:
+        if name:
+            raise InvalidArgument(f"--renew {name}: name the directory of the client's certificate as well")
+        renewed = renew_node(folder)
+        written(session, renewed.node, folder, expires_at(renewed.certificate.certificate))
+        return
+    if directory is None:
+        raise InvalidArgument("name the client and a new directory: `iomesh cluster certificate NAME DIRECTORY`")
+    identity = read_identity(folder)
     if not identity.may_sign:
         raise Unsupported("this node has no key of the cluster's certificate authority: make it on one that has")
+    if renew:
+        written(session, name, directory, expires_at(renew_client(identity, directory, days)))
+        return
     made = identity.sign().client(name, days)
     write_files(
         directory.absolute(),
         {AUTHORITY_FILE: identity.authority.certificate, "client.crt": made.certificate, "client.key": made.key},
     )
+    written(session, name, directory, expires_at(made.certificate))
+
+
+def written(session: Session, name: str, directory: Path, expires: datetime) -> None:
     session.output.answer(
-        documents.ClientCertificate(
-            name=name, directory=str(directory.absolute()), expires_at=expires_at(made.certificate)
-        ),
-        f"{directory.absolute()}: for {name}, until {local_time(expires_at(made.certificate))}",
+        documents.ClientCertificate(name=name, directory=str(directory.absolute()), expires_at=expires),
+        f"{directory.absolute()}: for {name}, until {local_time(expires)}",
     )
 
 

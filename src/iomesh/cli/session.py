@@ -7,13 +7,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from iomesh.cli.output import Output
-from iomesh.errors import InvalidArgument, Unreachable
+from iomesh.errors import InvalidArgument, PermissionDenied, Unreachable
 from iomesh.sizes import exact_size, parse_size, whole_blocks
 from iomesh.times import RequestedTime, parse_span, parse_time
 
@@ -67,6 +68,8 @@ class Session:
 
         credentials = Credentials.read(self.certificates) if self.certificates else None
         address = self.address or DEFAULT_ADDRESS
+        if credentials is not None:
+            refuse_expired(credentials.certificate, str(self.certificates))
         try:
             async with Client(address, timeout_seconds=timeout_seconds, credentials=credentials) as node:
                 yield node
@@ -79,6 +82,17 @@ class Session:
                 address=error.address,
                 reason=error.reason,
             ) from None
+
+
+def refuse_expired(certificate: bytes, directory: str) -> None:
+    """Raises PermissionDenied: a node only ends the connection."""
+    from iomesh.certificates.authority import expires_at
+
+    if (expires := expires_at(certificate)) <= datetime.now(UTC):
+        raise PermissionDenied(
+            f"the certificate in {directory} expired at {expires:%Y-%m-%dT%H:%M:%SZ}: renew it on a node of the "
+            "cluster (`iomesh cluster certificate NAME DIRECTORY --renew`)"
+        )
 
 
 Command = Callable[Concatenate[Session, P], None]

@@ -171,6 +171,8 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     token: uuid.UUID | None = None  # with which it joined; None: it made the cluster
     joined_ns: int  # Unix time
+    key: str = ""  # SHA-256 of the public key of its certificate, in hexadecimal; empty: not known
+    removed_ns: int = 0  # since when its certificate is refused, and its name is free; 0: it is one of the cluster
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,15 +17,18 @@ from iomesh.metadata.nodes import NODES, NodeRecord, decode_node
 from iomesh.metadata.records import (
     DEVICES,
     LOGS,
+    MEMBERS,
     OPERATIONS,
     VOLUMES,
     DeviceRecord,
     LogRecord,
+    MemberRecord,
     OperationRecord,
     Versioned,
     VolumeRecord,
     decode,
     log_key,
+    member_key,
     volume_key,
 )
 from iomesh.node.logs import logger
@@ -59,6 +62,7 @@ class Cluster:
         self._volumes = _Records(metadata, VOLUMES, _decode_volume, self._changed)
         self._logs = _Records(metadata, LOGS, _decode_log, self._changed)
         self._operations = _Records(metadata, OPERATIONS, _decode_operation, self._operations_changed)
+        self._members = _Records(metadata, MEMBERS, _decode_member, self._nodes_changed)
         self._following: list[SupervisedTask] = []
 
     async def start(self) -> None:
@@ -69,6 +73,7 @@ class Cluster:
             "follow volumes": self._volumes,
             "follow logs": self._logs,
             "follow operations": self._operations,
+            "follow members": self._members,
         }
         for records in followed.values():
             await records.mirror.load()
@@ -80,8 +85,8 @@ class Cluster:
 
     @property
     def nodes(self) -> dict[str, NodeRecord]:
-        """By name."""
-        return {record.name: record for record in self._nodes.by_key.values()}
+        """By name; without those that were removed from the cluster, whatever they do."""
+        return {record.name: record for record in self._nodes.by_key.values() if not self.is_removed(record.name)}
 
     @property
     def running(self) -> dict[str, NodeRecord]:
@@ -114,7 +119,17 @@ class Cluster:
     def is_lost(self, node: str) -> bool:
         """No daemon runs under the name: its record is gone, or names a process of this machine that has ended."""
         record = self._nodes.by_key.get(NODES + node)
-        return record is None or has_ended(record)
+        return record is None or has_ended(record) or self.is_removed(node)
+
+    def is_removed(self, node: str) -> bool:
+        """And no other has joined under its name."""
+        member = self._members.by_key.get(member_key(node))
+        return member is not None and member.removed_ns != 0
+
+    def refuses(self, node: str, key: str) -> bool:
+        """Whether a certificate of this public key is not that of the node any more. key: as in MemberRecord."""
+        member = self._members.by_key.get(member_key(node))
+        return member is not None and (member.removed_ns != 0 or member.key not in ("", key))
 
     def _changed(self) -> None:
         self.changed.set()
@@ -172,6 +187,10 @@ def _decode_device(entry: Entry) -> DeviceRecord:
 
 def _decode_volume(entry: Entry) -> Versioned[VolumeRecord]:
     return decode(VolumeRecord, entry)
+
+
+def _decode_member(entry: Entry) -> MemberRecord:
+    return decode(MemberRecord, entry).record
 
 
 def _decode_operation(entry: Entry) -> Versioned[OperationRecord]:

@@ -34,6 +34,7 @@ from iomesh.api.model import (
     Status,
     VolumeCounters,
 )
+from iomesh.certificates.authority import fingerprint
 from iomesh.certificates.files import Identity as Certificates
 from iomesh.certificates.files import has_identity, read_identity
 from iomesh.engine import engine as compiled
@@ -62,6 +63,7 @@ from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
 from iomesh.node.peers import Peers, PeerSockets
 from iomesh.node.peers.key import read_key
+from iomesh.node.renewal import Renewal
 from iomesh.node.scrub import ScrubPasses
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores, absolute
@@ -127,6 +129,7 @@ class Node:
         self._cluster_of_devices: uuid.UUID | None = None
         self._cluster: uuid.UUID | None = None
         self._control = ControlServer(config, self)
+        self._renewal = Renewal(self, self._control.use)
         self._metrics = metrics.registry(self)
         self._http = HttpServer(
             {"/metrics": self._metrics_page, "/healthz": self._health_page, "/readyz": self._ready_page}
@@ -153,6 +156,7 @@ class Node:
             Step("clean", self._start_cleaning, self._stop_cleaning),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
             Step("continue deletions", self._start_deleting, self._stop_deleting),
+            Step("renew the certificate", self._start_renewal, self._stop_renewal),
             Step("continue operations", self._start_operations, self._stop_operations),
             Step("scrub", self._start_scrub, self._stop_scrub),
             Step("report ready", self._report_ready, self._report_stopping),
@@ -237,7 +241,7 @@ class Node:
                 *self.engine.warnings,
                 *self.stores.problems,
                 *health.warnings(self.volumes_health()),
-                *filter(None, [self.tenure.problem]),
+                *filter(None, [self.tenure.problem, self._renewal.problem]),
                 *(self.peers.problems if self.peers is not None else []),
                 *(self.forwarding.problems if self.forwarding is not None else []),
             ]
@@ -318,6 +322,8 @@ class Node:
 
     async def _read_certificates(self) -> None:
         self.certificates = await in_thread(lambda: read_certificates(self.config))
+        if self.certificates is not None:
+            await self._renewal.look()
 
     async def _look_at_devices(self) -> None:
         """Before anything is written: a node that is refused because a device is missing or held leaves nothing behind.
@@ -389,7 +395,11 @@ class Node:
         )
         await self.tenure.take()
         if self.certificates is not None:
-            await register_member(self.metadata, self.name)
+            try:
+                await register_member(self.metadata, self.name, fingerprint(self.certificates.certificate.certificate))
+            except BaseException:
+                await self.tenure.give_up()
+                raise
 
     async def _give_up_name(self) -> None:
         await self.tenure.give_up()
@@ -539,6 +549,12 @@ class Node:
 
     async def _stop_deleting(self) -> None:
         await self.deleting.stop()
+
+    async def _start_renewal(self) -> None:
+        self._renewal.start(self.supervisor)
+
+    async def _stop_renewal(self) -> None:
+        await self._renewal.stop()
 
     async def _start_operations(self) -> None:
         await self._control.operations.start()

@@ -19,6 +19,7 @@ FORWARDED_BY = "iomesh-forwarded-by"  # invocation metadata: the node that passe
 class _Open(NamedTuple):
     record: NodeRecord
     channel: Channel
+    credentials: Credentials | None
 
 
 class Forwarding:
@@ -28,6 +29,7 @@ class Forwarding:
         self._me = me
         self._nodes = nodes
         self._open: dict[str, _Open] = {}
+        self._former: list[Channel] = []
 
     async def call(self, node: str, method: str, request: Message, seconds: float | None, about: str = "") -> Message:
         """The other node's answer. about: for the message if it does not answer. Raises what it raises, and
@@ -46,6 +48,8 @@ class Forwarding:
         while self._open:
             _, opened = self._open.popitem()
             await opened.channel.close()
+        for channel in self._former:
+            await channel.close()
 
     async def _channel(self, node: str, about: str) -> Channel:
         record = self._nodes().get(node)
@@ -55,7 +59,7 @@ class Forwarding:
                 raise Unavailable(f"node {node}{about} does not run: start it; nodes that run: {known}")
             raise NotFound(f"no node {node!r} of this cluster runs; these do: {known}")
         opened = self._open.get(node)
-        if opened is not None and opened.record == record:
+        if opened is not None and opened.record == record and opened.credentials is self.credentials:
             return opened.channel
         if not record.control_address or ("/" in record.control_address and record.boot != boot_id()):
             raise Unavailable(
@@ -63,7 +67,9 @@ class Forwarding:
                 "configuration"
             )
         channel = Channel(record.control_address, self.credentials, name=f"node {node}")
-        self._open[node] = _Open(record, channel)
-        if opened is not None:
+        self._open[node] = _Open(record, channel, self.credentials)
+        if opened is not None and opened.record == record:
+            self._former.append(opened.channel)  # its calls are under way; a certificate is renewed once in years
+        elif opened is not None:
             await opened.channel.close()
         return channel

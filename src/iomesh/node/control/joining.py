@@ -17,6 +17,7 @@ import msgspec
 
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.model import JoinToken
+from iomesh.certificates.authority import fingerprint
 from iomesh.certificates.files import Identity
 from iomesh.certificates.token import JoinToken as TokenText
 from iomesh.errors import (
@@ -30,7 +31,7 @@ from iomesh.errors import (
     Unsupported,
 )
 from iomesh.metadata import Delete, Metadata, MetadataUnavailable
-from iomesh.metadata.nodes import node_key
+from iomesh.metadata.nodes import decode_node, node_key
 from iomesh.metadata.records import (
     MemberRecord,
     TokenRecord,
@@ -44,6 +45,7 @@ from iomesh.metadata.records import (
 from iomesh.node.config import is_node_name
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered
+from iomesh.node.tenure import has_ended
 from iomesh.peers.handshake import VERSIONS
 from iomesh.peers.messages import common_version
 from iomesh.times import SECOND_NS, exact_time, time_of
@@ -101,11 +103,13 @@ class Joining:
         self._check(request)
         stored = await self._token(token)
         certificate = self._identity.sign().node(request.node, request.certificate_request).certificate
-        await self._reserve(request.node, stored.record.id)
+        before = await self._reserve(request.node, stored.record.id, fingerprint(certificate))
         try:
             await self._use(stored, request.node)
         except BaseException:
-            await self._metadata.commit(Delete(member_key(request.node), None))
+            await self._metadata.commit(
+                Delete(member_key(request.node), None) if before is None else put_member(before, None)
+            )
             raise
         log.info("node has joined", node=request.node, token=token, version=request.version)
         return pb.JoinResponse(
@@ -161,13 +165,16 @@ class Joining:
             )
         return stored
 
-    async def _reserve(self, name: str, token: uuid.UUID) -> None:
-        """Raises AlreadyExists."""
-        taken = await answered(self._metadata.get(node_key(name))) is not None
+    async def _reserve(self, name: str, token: uuid.UUID, key: str) -> MemberRecord | None:
+        """Returns the removed node that had the name. Raises AlreadyExists."""
+        before = await _member(self._metadata, name)
+        running = await answered(self._metadata.get(node_key(name)))
+        taken = running is not None and not has_ended(decode_node(running))
+        taken = taken or (before is not None and not before.record.removed_ns)
         if not taken:
-            record = MemberRecord(name=name, token=token, joined_ns=time.time_ns())
+            record = MemberRecord(name=name, token=token, joined_ns=time.time_ns(), key=key)
             try:
-                await answered(self._metadata.commit(put_member(record, 0)))
+                await answered(self._metadata.commit(put_member(record, before.version if before else 0)))
             except Conflict:
                 taken = True
         if taken:
@@ -175,6 +182,7 @@ class Joining:
                 f"this cluster has a node {name}: join under another name, or, if that node is gone or is to join "
                 f"anew, free its name first (`iomesh cluster remove {name}`)"
             )
+        return before.record if before else None
 
     async def _use(self, stored: Versioned[TokenRecord], node: str) -> None:
         record = msgspec.structs.replace(stored.record, used_by=node, used_ns=time.time_ns())
@@ -187,21 +195,51 @@ class Joining:
             ) from None
 
 
-async def register_member(metadata: Metadata, name: str) -> None:
+async def _member(metadata: Metadata, name: str) -> Versioned[MemberRecord] | None:
+    entry = await answered(metadata.get(member_key(name)))
+    return None if entry is None else decode(MemberRecord, entry)
+
+
+async def register_member(metadata: Metadata, name: str, key: str) -> None:
     """That the node which made the cluster is one of it; those that joined are registered. A metadata service that does
-    not answer keeps no node from starting: the next start registers it."""
+    not answer keeps no node from starting: the next start registers it.
+
+    key: of the node's certificate. Raises PermissionDenied if the node was removed, Foreign if another one has joined
+    under its name."""
     with contextlib.suppress(Conflict, MetadataUnavailable):
-        await answered(metadata.commit(put_member(MemberRecord(name=name, joined_ns=time.time_ns()), 0)))
+        found = await _member(metadata, name)
+        record = found.record if found is not None else MemberRecord(name=name, joined_ns=time.time_ns())
+        if record.removed_ns and record.key in ("", key):
+            raise PermissionDenied(
+                f"node {name} was removed from the cluster at {_seconds(record.removed_ns)}, so the others refuse its "
+                "certificate: remove the directory of its certificates, and let it join again (`iomesh cluster join`)"
+            )
+        if not record.removed_ns and record.key == key:
+            return
+        if record.key and record.token is not None and not record.removed_ns:
+            raise Foreign(
+                f"another node has joined the cluster under the name {name} since this one did: remove the directory "
+                "of this node's certificates, and let it join again under another name"
+            )
+        # It made the cluster, or has made its certificate of the cluster's authority, as nodes do in Kubernetes.
+        record = msgspec.structs.replace(record, key=key, removed_ns=0)
+        await answered(metadata.commit(put_member(record, found.version if found else 0)))
 
 
 async def remove_member(metadata: Metadata, name: str) -> None:
-    """Forgets that a node has joined. Its devices stay its own. Raises InUse while its daemon runs, NotFound if it has
-    not joined."""
-    if await answered(metadata.get(node_key(name))) is not None:
-        raise InUse(f"node {name} runs: stop its daemon first")
-    if await answered(metadata.get(member_key(name))) is None:
+    """From now on its certificate is refused, and its name is free. Its devices stay its own. Raises InUse while its
+    daemon runs, NotFound if it has not joined."""
+    running = await answered(metadata.get(node_key(name)))
+    if running is not None and not has_ended(decode_node(running)):
+        raise InUse(
+            f"node {name} runs: stop its daemon first; a node that has just been lost counts as running until its "
+            "lease ends"
+        )
+    found = await _member(metadata, name)
+    if found is None or found.record.removed_ns:
         raise NotFound(f"no node {name!r} has joined this cluster: `iomesh cluster nodes` lists its nodes")
-    await answered(metadata.commit(Delete(member_key(name), None)))
+    removed = msgspec.structs.replace(found.record, removed_ns=time.time_ns())
+    await answered(metadata.commit(put_member(removed, found.version)))
     log.info("node removed", node=name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -20,7 +21,8 @@ from grpc_reflection.v1alpha import reflection
 
 from iomesh.api.channel import SERVICE
 from iomesh.api.status import trailing_of
-from iomesh.certificates.authority import JOIN, role_in
+from iomesh.certificates.authority import JOIN, NODE, Role, fingerprint, role_in, role_of
+from iomesh.certificates.files import Identity
 from iomesh.errors import (
     AlreadyExists,
     ConfigError,
@@ -100,11 +102,19 @@ class ControlServer:
                 "loopback address"
             )
         self.forwarding.credentials = identity.credentials
-        return grpc.ssl_server_credentials(
-            [(identity.certificate.key, identity.certificate.certificate)],
-            root_certificates=identity.authority.certificate,
-            require_client_auth=True,
+        return grpc.dynamic_ssl_server_credentials(
+            _server_certificate(identity), self._newest_certificate, require_client_authentication=True
         )
+
+    def use(self, identity: Identity) -> None:
+        """A certificate that was renewed, for connections from now on."""
+        self.forwarding.credentials = identity.credentials
+
+    def _newest_certificate(self) -> grpc.ServerCertificateConfiguration:
+        """Asked in a thread of gRPC's at each connection."""
+        identity = self._node.certificates
+        assert identity is not None
+        return _server_certificate(identity)
 
     async def report(self, *, serving: bool) -> None:
         """To the standard health service."""
@@ -167,7 +177,7 @@ class ControlServer:
     def _guarded_stream(self, name: str, handler: Streamer) -> Callable[[Message, Context], AsyncIterator[Message]]:
         async def handle(request: Message, context: Context) -> AsyncIterator[Message]:
             try:
-                _check_role(name, context)
+                self._check(name, context)
                 async for answer in handler(request):
                     yield answer
             except Exception as error:
@@ -177,7 +187,7 @@ class ControlServer:
 
     async def _run(self, name: str, handler: Handler, request: Any, context: Context) -> Message:
         """Here, or by the node that is to answer it."""
-        _check_role(name, context)
+        self._check(name, context)
         if name == "Join":
             return await self._service.join(request, _token_of(context))
         if not self._node.serving:  # what is answered while the node starts is about this node alone
@@ -227,6 +237,17 @@ class ControlServer:
         about = self._routing.about(name, request)
         return await self.forwarding.call(node, name, request, seconds, about)
 
+    def _check(self, name: str, context: Context) -> None:
+        """Whether the client's certificate allows the call. Raises PermissionDenied."""
+        _check_role(name, context)
+        for pem in context.auth_context().get("x509_pem_cert") or ():
+            role, key = _known(pem)
+            if role.kind == NODE and self._node.assembled and self._node.cluster_view.refuses(role.name, key):
+                raise PermissionDenied(
+                    f"the certificate of node {role.name} is not accepted any more: the node was removed from the "
+                    "cluster, or another one has joined under its name; let it join again (`iomesh cluster join`)"
+                )
+
     async def _refuse(self, context: Context, name: str, error: Exception) -> NoReturn:
         if not isinstance(error, IomeshError):
             log.exception("internal error", call=name, exc_info=error)
@@ -240,6 +261,17 @@ class ControlServer:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # mark it as retrieved: the caller, if any is left, gets it from the answer
+
+
+def _server_certificate(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    pair = (identity.certificate.key, identity.certificate.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.authority.certificate)
+
+
+@lru_cache(maxsize=1024)
+def _known(certificate: bytes) -> tuple[Role, str]:
+    """Of a certificate that TLS has verified: its role, and the fingerprint of its key. There are few."""
+    return role_of(certificate), fingerprint(certificate)
 
 
 def _token_of(context: Context) -> str:

@@ -141,6 +141,7 @@ class Peers:
             if record.peer_address:
                 for reactor in range(self._engine.reactors):
                     self._keep_link(record, reactor)
+        self._server.end_of(self._cluster.is_removed)
         for (node, _), kept in self._links.items():
             if node not in self._nodes or not self._nodes[node].peer_address:
                 kept.link.update(None)

@@ -103,6 +103,12 @@ class PeerServer:
         """The nodes that forward requests for this volume here."""
         return sorted(node for node, _, served in self._newest if served == volume.bytes)
 
+    def end_of(self, ended: Callable[[str], bool]) -> None:
+        """Ends the connections of these nodes."""
+        for (node, _, _), served in list(self._newest.items()):
+            if ended(node):
+                served.end()
+
     async def stop(self) -> None:
         """Ends every connection once its requests under way are answered, or after END_SECONDS leaves them to the
         engine's stop."""
