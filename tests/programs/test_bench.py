@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,9 @@ def bench(trial: Trial) -> list[str]:
     return [iomesh_command(), "bench", "volume", "--scratch", "24Mi", "--address", trial.control]
 
 
-def test_a_scratch_volume_is_measured_and_nothing_is_left_also_after_interrupts(bench: list[str], trial: Trial) -> None:
+def test_a_scratch_volume_is_measured_and_nothing_is_left_also_after_interrupts(
+    bench: list[str], trial: Trial, room: Path
+) -> None:
     before = names(trial)
     done = json.loads(run([*bench, "--profile", "mixed", "--seconds", "0.5", "--json"]).stdout)
     assert faults("bench volume", done) == []
@@ -35,6 +38,15 @@ def test_a_scratch_volume_is_measured_and_nothing_is_left_also_after_interrupts(
         assert side["operations"] > 0
         assert 0 < side["p50_ns"] <= side["p99_ns"] <= side["p999_ns"]
     assert names(trial) == before
+
+    old = room / "old.json"
+    old.write_text(json.dumps(done))
+    again = json.loads(run([*bench, "--profile", "mixed", "--seconds", "0.5", "--compare", old, "--json"]).stdout)
+    assert faults("bench volume", again) == []
+    assert {(one["job"], one["direction"]) for one in again["compared"]} == set(sides)
+    refused = run([*bench, "--profile", "log", "--compare", old], succeeds=False)
+    assert refused.returncode == 2
+    assert "the older run has --profile mixed, this one log" in refused.stderr
 
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen([*bench, "--seconds", "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

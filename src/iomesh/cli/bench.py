@@ -3,11 +3,13 @@
 import asyncio
 import signal
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
+from rich.console import RenderableType
 
+from iomesh.benchmark.comparison import VolumeBenchmark, check_same_load, compare, read
 from iomesh.benchmark.fio import PREFILL, JobResult, run
 from iomesh.benchmark.profiles import PROFILES
 from iomesh.cli.output import table
@@ -22,16 +24,6 @@ LEAST_BYTES = 16 << 20  # a part of 1 MiB and more for each job
 COLUMNS = ("JOB", "", ">IOPS", ">BYTES/S", ">MEAN", ">P50", ">P99", ">P99.9", ">CLIENT CPU")
 
 
-class VolumeBenchmark(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a scratch volume, which is gone."""
-
-    profile: str
-    size_bytes: int
-    replicas: int
-    seconds: float
-    jobs: list[JobResult]
-
-
 @click.group()
 def bench() -> None:
     """Measure with fio what volumes do under the load of a database."""
@@ -44,19 +36,48 @@ def bench() -> None:
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), default="oltp", show_default=True, help="The load.")
 @click.option("--seconds", type=Seconds(min=0.1, max=86400), default=10.0, show_default=True, help="Length of the run.")
 @click.option("--replicas", type=click.IntRange(1, 4), default=1, show_default=True, help="Of the scratch volume.")
+@click.option(
+    "--compare",
+    "older",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Show this run beside an older one, whose --json output is in FILE.",
+)
 @asks(VolumeBenchmark)
-def volume(session: Session, size: int, profile: str, seconds: float, replicas: int) -> None:
+def volume(session: Session, size: int, profile: str, seconds: float, replicas: int, older: Path | None) -> None:
     """Measure a scratch volume: make it, write all of it once, run the load, delete it, after Ctrl-C as well.
 
     No other volume is touched. The daemon's devices need room for it, and share their speed with other volumes.
     """
     size = session.whole_blocks(size)
+    old = read(older) if older else None
+    if old is not None:
+        check_same_load(old, profile, size, replicas)
     try:
         jobs = asyncio.run(measured(session, size, profile, seconds, replicas))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
-    done = VolumeBenchmark(profile=profile, size_bytes=size, replicas=replicas, seconds=seconds, jobs=jobs)
-    session.output.answer(done, table(*COLUMNS, rows=rows(jobs)))
+    compared = compare(old.jobs, jobs) if old is not None else []
+    done = VolumeBenchmark(
+        profile=profile, size_bytes=size, replicas=replicas, seconds=seconds, jobs=jobs, compared=compared
+    )
+    shown = [
+        (
+            one.job,
+            one.direction,
+            f"{one.iops_before:,.0f}",
+            f"{one.iops:,.0f}",
+            f"{one.change:+.1%}",
+            short_time(one.p99_ns_before),
+            short_time(one.p99_ns),
+        )
+        for one in compared
+    ]
+    columns = ("JOB", "", ">IOPS BEFORE", ">NOW", ">CHANGE", ">P99 BEFORE", ">NOW")
+    renderables: list[RenderableType] = [table(*COLUMNS, rows=rows(jobs))]
+    if shown:
+        renderables += ["", table(*columns, rows=shown)]
+    session.output.answer(done, *renderables)
 
 
 async def measured(session: Session, size: int, profile: str, seconds: float, replicas: int) -> list[JobResult]:
