@@ -160,6 +160,9 @@ class Engine:
         """The outcome of the update that an event "fragment" asks for (POINTER_*). DONE: its records may commit.
         REFUSED: the volume has another owner, and its log fails. UNKNOWN: its log fails if the volume is being
         closed."""
+    def tend_members(self, volume: bytes) -> None:
+        """While nothing is written to a volume with replicas, its log gives up members that do not answer, and takes
+        those in that are back. No effect if the volume is not open."""
     def reconcile(self, volume: bytes, node: str) -> int:
         """A node is back: what it has of the volume's sealed segments counts as copies again, and what the volume does
         not need is removed there. Answers None. ECONNRESET: it is not attached."""

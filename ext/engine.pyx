@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 from iomesh.engine.base.atomics cimport load_flag, load_int, load_uint32, load_uint64
 from iomesh.engine.volume.cleaning cimport Cleaner
 from iomesh.engine.commands.command cimport Command
-from iomesh.engine.commands.connections cimport ServeNbd
+from iomesh.engine.commands.connections cimport ServeNbd, clients_leave
 from iomesh.engine.commands.forwarding cimport (
     AttachForwarded, CloseForwarded, DetachForwarded, FollowOwner, GrowForwarded, ServeVolume
 )
@@ -37,7 +37,7 @@ from iomesh.engine.commands.stores cimport (
 from iomesh.engine.commands.volumes cimport (
     AddMember, AgreeFragment, CheckDetached, CheckpointVolume, CleanVolume, CloseVolume, CopyInherited, CutOff,
     DescribeVolume, ExpectSpace, GrowVolume, ListSegments, MeasureSpace, MovePointer, OpenVolume, ReadLogClock,
-    ReconcileCopies, describe
+    ReconcileCopies, TendMembers, describe
 )
 from iomesh.engine.volume.checkpoint cimport (
     POINTER_DONE as DONE, POINTER_REFUSED as REFUSED, POINTER_UNKNOWN as UNKNOWN
@@ -177,6 +177,7 @@ cdef class _Forwarded:
     cdef ForwardedVolume volume
     cdef object counters
     cdef object histograms
+    cdef bint wanted                 # by exports; otherwise it is only the heir of an open volume
     cdef bint closing
 
 
@@ -539,6 +540,8 @@ cdef class Engine:
         log.open_segments.next_segment = first_segment
         log.open_segments.promise(promised)
         self.volumes[volume] = opened
+        if replicas > 1:
+            self.give_heir(opened)
         command = OpenVolume(opened.volume, opened.recovery)
         if parent is not None:
             command.parent = parent.volume
@@ -615,6 +618,11 @@ cdef class Engine:
         if opened is not None:
             self.ask(AgreeFragment(opened.volume, number, outcome))
 
+    def tend_members(self, bytes volume):
+        cdef _Open opened = self.opened(volume)
+        if opened is not None:
+            self.ask(TendMembers(opened.volume))
+
     def reconcile(self, bytes volume, str node):
         cdef _Open opened = self.opened(volume)
         if opened is None:
@@ -662,6 +670,7 @@ cdef class Engine:
             connection.older = Map(opened.runner.cache, opened.runner.io, opened.volume.segments)
             memcpy(connection.since, <const char*>(<bytes>since), 16)
             connection.compared = <void*>opened.parent.volume
+        connection.successor = connection.reader.successor = opened.volume.heir
         ticket = self.ask(ServeNbd(opened.volume, connection, fd))
         self.clients[ticket] = connection
         return ticket
@@ -669,24 +678,58 @@ cdef class Engine:
     # ------------------------------------------------------------------ volumes of other nodes
 
     def forward_volume(self, bytes volume, *, uint64_t size_bytes, int reactor):
-        cdef _Runner runner
         cdef _Forwarded forwarded
-        cdef uint64_t[::1] counters
-        cdef uint64_t[:, ::1] histograms
         if len(volume) != 16:
             raise ValueError("a volume is named by 16 bytes")
-        if volume in self.forwarded:
-            raise ValueError("the volume is forwarded already")
+        forwarded = self.forwarded.get(volume)
+        if forwarded is not None and not forwarded.closing:
+            if forwarded.wanted:
+                raise ValueError("the volume is forwarded already")
+            forwarded.wanted = True
+            self.grow_forwarded(volume, size_bytes)
+            return
         if not 0 <= reactor < self.reactor_count:
             raise ValueError(f"there are reactors 0 to {self.reactor_count - 1}, and no reactor {reactor}")
-        runner = self.runners[reactor]
-        forwarded = _Forwarded()
+        self.new_forwarded(volume, size_bytes, self.runners[reactor]).wanted = True
+
+    cdef int give_heir(self, _Open opened) except -1:
+        """What the volume's clients go on with when another node takes it over."""
+        cdef bytes name = name_of(opened.volume)
+        cdef _Forwarded forwarded = self.forwarded.get(name)
+        if forwarded is None or forwarded.closing:
+            forwarded = self.new_forwarded(name, opened.volume.blocks * BLOCK, opened.runner)
+        if forwarded.volume.reactor is opened.volume.reactor:
+            opened.volume.heir = forwarded.volume
+        opened.volume.on_lost = clients_leave
+        return 0
+
+    cdef int drop_heir(self, Volume volume) except -1:
+        """The volume is closed."""
+        cdef _Forwarded forwarded = self.forwarded.get(name_of(volume))
+        cdef CloseForwarded command
+        cdef NbdConnection connection
+        for connection in self.clients.values():
+            if connection.successor is volume:
+                connection.successor = connection.reader.successor = None
+        if forwarded is None or forwarded.volume is not volume.heir or forwarded.wanted or forwarded.closing:
+            return 0
+        forwarded.closing = True
+        command = CloseForwarded(forwarded.volume)
+        command.silent = True
+        self.ask(command)
+        return 0
+
+    cdef _Forwarded new_forwarded(self, bytes volume, uint64_t size_bytes, _Runner runner):
+        cdef _Forwarded forwarded = _Forwarded()
+        cdef uint64_t[::1] counters
+        cdef uint64_t[:, ::1] histograms
         forwarded.volume = ForwardedVolume(volume, runner.reactor, runner.pool, size_bytes // BLOCK)
         forwarded.counters = np.zeros(COUNTERS, np.uint64)
         forwarded.histograms = np.zeros((HISTOGRAMS, BUCKETS), np.uint64)
         counters, histograms = forwarded.counters, forwarded.histograms
         forwarded.volume.counters, forwarded.volume.latencies = &counters[0], &histograms[0, 0]
         self.forwarded[volume] = forwarded
+        return forwarded
 
     def serve_forwarded(self, bytes volume, int fd, *, bint structured, context_id, bint read_only):
         cdef _Forwarded forwarded = self.forwarded.get(volume)
@@ -719,7 +762,7 @@ cdef class Engine:
 
     def close_forwarded(self, bytes volume):
         cdef _Forwarded forwarded = self.forwarded.get(volume)
-        if forwarded is None or forwarded.closing:
+        if forwarded is None or forwarded.closing or not forwarded.wanted:
             return self.refuse(ENOENT, "the volume is not forwarded")
         forwarded.closing = True
         return self.ask(CloseForwarded(forwarded.volume))
@@ -735,14 +778,16 @@ cdef class Engine:
             return self.refuse(EXDEV, "the volume's clients are on another reactor")
         former, present = (forwarded.volume, opened.volume) if here else (opened.volume, forwarded.volume)
         for connection in self.clients.values():
-            if name_of(connection.volume) == volume:
+            if connection.volume is former and connection.successor is not present:
                 connection.successor = connection.reader.successor = present
         return self.ask(FollowOwner(former, present, milliseconds))
 
     cdef int followed(self, FollowOwner command) except -1:
         cdef NbdConnection connection
         for connection in self.clients.values():
-            if connection.successor is command.former:
+            if connection.successor is command.former and (
+                command.volume is None or command.volume.heir is not command.former
+            ):
                 connection.successor = connection.reader.successor = None
         return 0
 
@@ -1104,6 +1149,7 @@ cdef class Engine:
             self.volume_opened(command)
         elif isinstance(command, CloseVolume):
             self.volumes.pop(name_of((<CloseVolume>command).volume))
+            self.drop_heir((<CloseVolume>command).volume)
         elif isinstance(command, CutOff) and not command.error:
             (<_Open>self.volumes[name_of((<CutOff>command).volume)]).stands_on = None
         elif isinstance(command, OpenSnapshot):
@@ -1140,6 +1186,7 @@ cdef class Engine:
         opened.ready = not command.error
         if command.error:
             self.volumes.pop(name_of(command.volume))
+            self.drop_heir(command.volume)
         return 0
 
     cdef int snapshot_opened(self, OpenSnapshot command) except -1:
@@ -1150,9 +1197,16 @@ cdef class Engine:
         return 0
 
     cdef int forwarded_closed(self, CloseForwarded command) except -1:
-        name = name_of(command.forwarded)
-        (<_Forwarded>self.forwarded[name]).closing = False
-        if not command.error:
+        cdef bytes name = name_of(command.forwarded)
+        cdef _Forwarded forwarded = self.forwarded.get(name)
+        cdef _Open opened = self.volumes.get(name)
+        if forwarded is None or forwarded.volume is not command.forwarded:
+            return 0                                     # another one has taken its place
+        forwarded.closing = False
+        if command.error:                                # a client has come
+            return 0
+        forwarded.wanted = False
+        if opened is None or opened.volume.heir is not forwarded.volume:
             self.forwarded.pop(name)
         return 0
 

@@ -17,3 +17,6 @@ cdef int may_connect(Volume volume) noexcept nogil       # 0 or a negative errno
 
 # In a task: end a volume's connections, after their open requests are answered.
 cdef void end_connections(Volume volume) noexcept nogil
+
+# A volume's on_lost: its clients go on with its heir; without one they are cut off.
+cdef void clients_leave(void* volume) noexcept nogil

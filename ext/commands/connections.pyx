@@ -36,6 +36,8 @@ cdef class ServeNbd(Command):
         self.connection.ended.done = connection_ended
         self.connection.join_volume()
         self.connection.start()
+        if self.volume is not None and self.volume.lost:
+            go_on_with_heir(self.connection)
         return 0
 
     cdef void end(self, int64_t result) noexcept nogil:
@@ -94,3 +96,19 @@ cdef void end_connections(Volume volume) noexcept nogil:
         served = (<ServedVolume>served).next_served
     while volume.connections:
         wait_in(&volume.connections_changed)
+
+
+cdef void clients_leave(void* volume) noexcept nogil:
+    cdef void* connection = (<Volume>volume).connection_list
+    cdef void* following
+    while connection is not NULL:
+        following = (<NbdConnection>connection).next_connection
+        go_on_with_heir(<NbdConnection>connection)
+        connection = following
+
+
+cdef void go_on_with_heir(NbdConnection connection) noexcept nogil:
+    if connection.successor is not None and connection.successor is (<Volume>connection.volume).heir:
+        connection.switch_over()
+    else:
+        connection.break_off()                           # no answer is better than an error

@@ -186,6 +186,8 @@ cdef class CloseForwarded(Command):
             return -EBUSY
         self.forwarded.node.detach()
         while self.forwarded.node.peer.state != PEER_DETACHED or not self.forwarded.is_idle():
+            if self.forwarded.connections:
+                return -EBUSY                            # clients of a volume that was lost meanwhile
             waited(&timer)
             self.forwarded.io.after(&timer, LOOK_NS)
             wait(&timer)

@@ -41,6 +41,9 @@ cdef class AgreeFragment(VolumeCommand):     # AgreeFragment(volume, number, out
     cdef uint32_t number
     cdef Outcome outcome
 
+cdef class TendMembers(VolumeCommand):       # TendMembers(volume)
+    pass
+
 cdef class ReconcileCopies(VolumeCommand):   # ReconcileCopies(volume, devices): numbers of a node's devices
     cdef list copies                 # Copies, one for each of the devices
     cdef void** each                 # the same

@@ -141,6 +141,15 @@ cdef class AgreeFragment(VolumeCommand):
         return 0
 
 
+cdef class TendMembers(VolumeCommand):
+    def __cinit__(self, Volume volume):
+        self.silent = True
+
+    cdef int64_t run(self) noexcept nogil:
+        self.volume.log.tend()
+        return 0
+
+
 cdef class ReconcileCopies(VolumeCommand):
     def __cinit__(self, Volume volume, devices):
         self.copies = [Copies(volume, []) for _ in devices[:64]]

@@ -107,6 +107,8 @@ cdef class Log:
     cdef void (*on_refuse)(void* owner, Record* record) noexcept nogil
     # the record will never commit: the log has failed
     cdef void (*on_abort)(void* owner, Record* record) noexcept nogil
+    # the log has failed because it has another owner; records under way are aborted next
+    cdef void (*on_lost)(void* owner) noexcept nogil
 
     # payload blocks that fit now; 0: wait in `waiters`; or a negative errno
     cdef int room(self, int urgency) noexcept nogil
@@ -124,6 +126,8 @@ cdef class Log:
     # In a task: other owners that this node's devices accept from now on end the log; and not any more.
     cdef void enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil
+    # What a write does first, while there is none: gives silent members up, and takes those in that are back.
+    cdef void tend(self) noexcept nogil
     cdef void agree_fragment(self, uint32_t number) noexcept nogil  # the metadata service knows it: its records commit
     cdef void finish(self) noexcept nogil                          # commits records under way, seals the open segment
     # inside

@@ -652,6 +652,8 @@ cdef class Log:
             return
         self.error = error
         self.failing = self.open_segments.ending = self.serving.over = True
+        if error == -ESTALE and self.on_lost is not NULL:
+            self.on_lost(self.owner)
         if self.building is not NULL:
             self.close_record()
         self.abandon_writes()
@@ -767,6 +769,28 @@ cdef class Log:
         wake_all(&self.open_segments.changes, 0)
         if not self.failing:
             self.advance()
+
+    cdef void tend(self) noexcept nogil:
+        cdef OpenSegment* prepared
+        if (
+            self.error
+            or self.failing
+            or self.draining
+            or self.oldest is not NULL
+            or self.building is not NULL
+            or self.open_segments.ending
+            or self.open_segments.preparing
+            or self.open_segments.no_space
+            or not self.open_segments.has_members()
+        ):
+            return
+        self.leave_failed()
+        prepared = self.open_segments.prepared
+        if self.error:
+            return
+        if self.open_segments.current is NULL and prepared is not NULL and self.open_segments.may_widen(prepared):
+            self.open_segments.close(prepared)
+        self.open_segments.renew_fragment(self.sequence + 1)
 
     cdef void finish(self) noexcept nogil:
         cdef Segment* prepared

@@ -51,6 +51,7 @@ cdef class OpenSegments:
     cdef bint promise_asked
     cdef bint promise_waited         # the next segment waits for a higher promise
     cdef bint promise_unanswered     # the metadata service does not answer
+    cdef int64_t members_until_ns    # while the volume closes: deadline for enough members; 0: none
     cdef int64_t give_up_ns          # deadline for that answer while the volume closes; 0: none
     cdef list member_list            # keeps them alive
     cdef void** members              # Member, MEMBERS_MAX places; those of this node come first

@@ -315,7 +315,7 @@ cdef class OpenSegments:
             self.too_few = True
             if self.ending:
                 result = -ESHUTDOWN
-            elif self.give_up_ns and self.io.now_ns() >= self.give_up_ns:
+            elif self.members_until_ns and self.io.now_ns() >= self.members_until_ns:
                 result = -EHOSTUNREACH
             else:
                 self.pause(MEMBERS_POLL_NS)

@@ -11,6 +11,7 @@ cdef struct Request:                 # a write, trim, write-zeroes or flush; ini
     int error                        # the first error, a positive errno; 0: none
     uint32_t parts                   # parts in uncommitted records
     void* session                    # whose end makes it needless, see Target.abandon(); NULL: none
+    bint mixed                       # its volume was lost while it was open: the volume's heir has part of it
     Request* next                    # link for the list it is in
     Operation deferred               # the volume's, with flush_of
     void* flush_of

@@ -38,6 +38,7 @@ from iomesh.engine.volume.write_back cimport WriteBack
 
 cdef enum:
     GIVE_UP_NS = 10000000000         # timeout for the metadata service while a volume closes
+    MEMBERS_NS = 2000000000          # ... and for members that do not answer: other nodes may be stopping, too
     PAUSE_NS = 20000000
 
 
@@ -132,6 +133,7 @@ cdef class Checkpoints:
     cdef void begin_closing(self) noexcept nogil:
         self.give_up_ns = self.log.io.now_ns() + GIVE_UP_NS
         self.log.open_segments.give_up_ns = self.give_up_ns
+        self.log.open_segments.members_until_ns = self.log.io.now_ns() + MEMBERS_NS
 
     cdef bint is_unanswered(self) noexcept nogil:
         return self.unanswered or (self.log.open_segments.promise_waited and self.log.open_segments.promise_unanswered)

@@ -29,6 +29,7 @@ cdef class Target:
     cdef Io io
     cdef Pool pool
     cdef uint64_t blocks             # its size
+    cdef bint lost                   # a volume of this node that another one has taken over
     cdef uint64_t* counters          # COUNTERS of them, see base/counters.pxd
     cdef uint64_t* latencies         # histograms, see base/counters.pxd
     cdef void* connection_list       # NbdConnection
@@ -64,3 +65,11 @@ cdef class Target:
     # The client of these requests has left (Request.session, Read.session). What waits for another node ends with
     # ESHUTDOWN, in a later turn; what is under way ends as always.
     cdef void abandon(self, void* session) noexcept nogil
+    # Of the heir of a volume that another node has taken over: parts that never commit there become parts of a request
+    # to this one, in addition to those that the request has. `data` is copied.
+    # False: there is no memory for all of it.
+    cdef bint inherit_write(self, Request* request, uint64_t block, uint32_t count, const char* data) noexcept nogil
+    cdef bint inherit_zero(self, Request* request, uint64_t block, uint64_t count) noexcept nogil
+    cdef bint inherit_merge(
+        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data
+    ) noexcept nogil

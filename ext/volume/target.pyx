@@ -38,3 +38,14 @@ cdef class Target:
 
     cdef void abandon(self, void* session) noexcept nogil:
         pass
+
+    cdef bint inherit_write(self, Request* request, uint64_t block, uint32_t count, const char* data) noexcept nogil:
+        return False
+
+    cdef bint inherit_zero(self, Request* request, uint64_t block, uint64_t count) noexcept nogil:
+        return False
+
+    cdef bint inherit_merge(
+        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data
+    ) noexcept nogil:
+        return False

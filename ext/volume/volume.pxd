@@ -75,6 +75,9 @@ cdef class Volume(Target):           # or a snapshot open for reading: it has no
     cdef void* listener              # receives on_event
     cdef void* served_list           # ServedVolume: connections of nodes that forward their clients' requests
     cdef uint32_t readings           # holds on its snapshots: by readers, and by open clones
+    # Of a replicated volume: what its clients go on with when another node has taken it over; None: nothing.
+    cdef Target heir
+    cdef void (*on_lost)(void* volume) noexcept nogil    # moves the clients to it
     cdef void* parent                # of a clone: the Volume ...
     cdef uint8_t parent_snapshot[16]  # ... and the snapshot it was cloned from. parent NULL: not a clone
     # reports a VolumeEvent to the node; False: no memory for it
@@ -89,6 +92,9 @@ cdef class Volume(Target):           # or a snapshot open for reading: it has no
     ) noexcept nogil
     cdef int64_t append(
         self, Request* request, uint64_t block, uint32_t count, const char* data, Operation* when, Merge* merge
+    ) noexcept nogil
+    cdef int64_t run_from(                               # alike(), whether or not this node may still answer
+        self, uint64_t block, uint64_t most, bint* mapped, Operation* when
     ) noexcept nogil
     cdef Node* leaf_to_change(self, uint64_t block, Operation* when, int* error) noexcept nogil
     cdef bint conflicts(self, uint64_t block, uint64_t count, Operation* when) noexcept nogil

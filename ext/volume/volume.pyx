@@ -11,7 +11,7 @@
 #     logged, and everything logged before its read has committed;
 #   - `segments` counts exactly what the map points to.
 
-from libc.errno cimport EIO, ENOSPC, EPERM, ESHUTDOWN
+from libc.errno cimport EIO, ENOMEM, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -64,6 +64,7 @@ cdef class Volume:
         log.owner = log.open_segments.owner = self.checkpoints.owner = <void*>self
         log.on_commit = committed
         log.on_abort = aborted
+        log.on_lost = log_lost
         log.open_segments.on_promise_low = promise_low
         log.open_segments.on_fragment = fragment_begins
         log.on_refuse = refused_below
@@ -172,7 +173,7 @@ cdef class Volume:
                 return -ENOSPC
             join(&self.log.commits, when)
             return 0
-        skipped = self.alike(block, count, &mapped, when)
+        skipped = self.run_from(block, count, &mapped, when)
         if skipped > 0 and not mapped and not self.log.serving.holds() and not planted(b"trim_without_lease"):
             if self.log.serving.over:
                 return -EIO
@@ -200,6 +201,15 @@ cdef class Volume:
         return count
 
     cdef int64_t alike(self, uint64_t block, uint64_t most, bint* mapped, Operation* when) noexcept nogil:
+        cdef int64_t found = self.run_from(block, most, mapped, when)
+        if found > 0 and self.log is not None and not self.log.serving.holds():
+            if self.log.serving.over:
+                return self.log.error if self.log.error else -EIO
+            self.log.serving.await_leases(when)          # another owner may have written there
+            return 0
+        return found
+
+    cdef int64_t run_from(self, uint64_t block, uint64_t most, bint* mapped, Operation* when) noexcept nogil:
         cdef Node* leaf = self.map.get(0, block // NODE_POINTERS, False, when)
         cdef uint64_t covered, slot, count
         if leaf is NULL:
@@ -402,13 +412,21 @@ cdef class Volume:
 
     cdef void merge_end(self, Merge* merge, int error) noexcept nogil:
         cdef Request* request = merge.request
+        cdef bint left = error and merge.bytes and has_heir(self, request) and self.heir.inherit_merge(
+            request, merge.block, merge.start, merge.bytes, NULL if merge.zeros else merge.patch
+        )
         self.renew_merge(merge)
         merge.busy = False
         merge.request = NULL
         self.merging -= 1
-        self.part_done(request, error)
+        if left:
+            request.parts -= 1                           # the heir has added its own
+        else:
+            self.part_done(request, error)
         wake_all(&merge.waiters, 0)
         wake_all(&self.merge_free, 0)                      # all: a waiter may not use the free slot
+        if self.merging == 0 and self.closing:
+            wake_all(&self.log.commits, 0)                 # close() waits
 
     cdef void renew_merge(self, Merge* merge) noexcept nogil:
         """If a device that does not answer may still write into the merge's memory, other memory takes its place."""
@@ -438,6 +456,8 @@ cdef class Volume:
         if request.error:
             self.counters[WRITE_ERRORS] += 1
             request.finished(request)
+        elif request.stable and has_heir(self, request):
+            self.heir.flush(request)
         elif request.stable and not planted(b"fua_without_flush"):
             self.flush(request)
         else:
@@ -458,6 +478,8 @@ cdef class Volume:
             wait_in(&self.copying_ended)
         while self.merging:
             wait_in(&self.log.commits)
+        while self.reader.under_way:                     # of clients that have gone on with the heir
+            self.checkpoints.pause()
         self.walk.stopping = True
         while self.walk.running:
             wait_in(&self.walk_ended)
@@ -551,7 +573,40 @@ cdef void refuse_parts(Volume volume, Record* record) noexcept nogil:
 cdef void fail_parts(Volume volume, Record* record) noexcept nogil:
     cdef uint32_t i
     for i in range(record.part_count):
-        end_part(volume, &record.parts[i], EIO)
+        if has_heir(volume, record.parts[i].request):
+            leave_part(volume, record, &record.parts[i])
+        else:
+            end_part(volume, &record.parts[i], EIO)
+
+
+cdef void log_lost(void* owner) noexcept nogil:
+    (<Volume>owner).lost = True
+    if (<Volume>owner).on_lost is not NULL:
+        (<Volume>owner).on_lost(owner)
+
+
+cdef inline bint has_heir(Volume volume, const Request* request) noexcept nogil:
+    """Whether what is left of a client's request is done by the volume's next owner."""
+    return volume.lost and volume.heir is not None and request is not NULL and request.session is not NULL
+
+
+cdef void leave_part(Volume volume, Record* record, Part* part) noexcept nogil:
+    """To the volume's heir."""
+    cdef const Entry* entry = &record.header.entries[part.first]
+    cdef const char* payload = record.buffer + BLOCK_BYTES
+    cdef bint left
+    cdef uint32_t i
+    for i in range(part.first):
+        if record.header.entries[i].kind != KIND_ZERO:
+            payload += BLOCK_BYTES
+    if entry.kind == KIND_ZERO:
+        left = volume.heir.inherit_zero(part.request, entry.position, entry.count)
+    else:
+        left = volume.heir.inherit_write(part.request, entry.position, part.count, payload)
+    if left:
+        part.request.parts -= 1                          # the heir has added its own
+        part.request = NULL
+    end_part(volume, part, ENOMEM)
 
 
 cdef inline void end_part(Volume volume, Part* part, int error) noexcept nogil:
@@ -620,6 +675,9 @@ cdef void request_deferred(Operation* operation) noexcept nogil:
 cdef void request_stable(Operation* operation) noexcept nogil:
     cdef Request* request = <Request*>operation.owner
     if operation.result < 0 and not request.error:
+        if has_heir(<Volume>request.flush_of, request):
+            (<Volume>request.flush_of).heir.flush(request)
+            return
         request.error = <int>-operation.result
     request.finished(request)
 

@@ -43,16 +43,6 @@ async def knows(client: Client, volume: str) -> bool:
     return volume in [one.name for one in await client.volumes()]
 
 
-async def uri_of(nodes: Nodes, name: str, volume: str = "trial") -> str:
-    """Of the export on this node, once it is there."""
-
-    async def exported() -> bool:
-        return bool((await seen_by(nodes, name, volume)).exports)
-
-    await until(exported, f"node {name} exports volume {volume}")
-    return str((await seen_by(nodes, name, volume)).exports[0].uris[0])
-
-
 def data_of(number: int, length: int = BLOCK) -> bytes:
     return (number.to_bytes(8, "little") * (length // 8 + 1))[:length]
 
@@ -60,7 +50,7 @@ def data_of(number: int, length: int = BLOCK) -> bytes:
 async def test_requests_of_every_kind_reach_the_owner_through_another_node(nodes: Nodes) -> None:
     there = await Connection.connect(nodes.uri)
     for structured in (False, True):
-        here = await Connection.connect(await uri_of(nodes, "b"), structured=structured, block_status=structured)
+        here = await Connection.connect(await nodes.uri_of("b"), structured=structured, block_status=structured)
         assert here.size == there.size
         large = b"".join(data_of(number) for number in range(700))  # three leaves of the map, in part
         await here.write(123 * BLOCK, large)
@@ -154,14 +144,14 @@ HERE = "b"
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 async def test_clients_of_another_node_go_on_when_the_owner_is_lost(nodes: Nodes, event: Event) -> None:
     model = Model(32 << 20)
-    load = Load(await uri_of(nodes, HERE), model, random.randrange(1 << 30), connections=2, depth=12)
+    load = Load(await nodes.uri_of(HERE), model, random.randrange(1 << 30), connections=2, depth=12)
     running = asyncio.create_task(load.run())
     await goes_on(load)
     await event(nodes, load)
     load.stop()
     await running
     served = await nodes.until_served()
-    for uri in (served.uri, await uri_of(nodes, HERE)):
+    for uri in (served.uri, await nodes.uri_of(HERE)):
         model.settle_with(await asyncio.to_thread(read_volume, uri, model.size))
     nodes.check_daemons()
 
@@ -182,7 +172,7 @@ async def test_a_node_is_asked_to_export_a_volume_of_another_one(nodes: Nodes) -
             await a.unexport_volume("second")
         nodes.kill("c")
         await start(nodes, "c")
-        connection = await Connection.connect(await uri_of(nodes, "c", "second"))
+        connection = await Connection.connect(await nodes.uri_of("c", "second"))
         assert await connection.read(0, BLOCK) == data_of(1)
         await a.grow_volume("second", 16 << 20)
 
@@ -218,7 +208,7 @@ async def test_an_export_that_is_ended_and_asked_for_again_at_once_is_there(node
 async def test_a_volume_is_not_restored_under_the_clients_of_another_node(nodes: Nodes) -> None:
     async with client_of(nodes, "a") as a:
         await a.create_snapshots(["trial"], "monday")
-        connection = await Connection.connect(await uri_of(nodes, "b"))
+        connection = await Connection.connect(await nodes.uri_of("b"))
         await connection.write(0, data_of(1))
         for force in (False, True):
             with pytest.raises(InUse, match="has clients on node b"):
@@ -226,7 +216,7 @@ async def test_a_volume_is_not_restored_under_the_clients_of_another_node(nodes:
         assert await connection.read(0, BLOCK) == data_of(1)
         await connection.close()
         await a.restore_volume("trial", "monday")
-    connection = await Connection.connect(await uri_of(nodes, "b"))
+    connection = await Connection.connect(await nodes.uri_of("b"))
     assert await connection.read(0, BLOCK) == bytes(BLOCK)
     await connection.close()
 
@@ -253,4 +243,27 @@ async def test_clients_follow_a_volume_that_moves_away_and_comes_back(nodes: Nod
     load.stop()
     await running
     model.settle_with(await asyncio.to_thread(read_volume, nodes.uri, model.size))
+    nodes.check_daemons()
+
+
+@pytest.mark.parametrize("how", ["silent", "by force"])
+async def test_clients_of_an_owner_that_is_turned_away_go_on_with_the_next_one(nodes: Nodes, how: str) -> None:
+    """Their requests under way are done by the next owner."""
+    model = Model(32 << 20)
+    load = Load(nodes.uri, model, random.randrange(1 << 30), connections=2, depth=12)
+    running = asyncio.create_task(load.run())
+    await goes_on(load)
+    if how == "silent":
+        nodes.pause("a")
+        served = await nodes.until_served(other_than="a")
+        nodes.resume("a")
+    else:
+        async with client_of(nodes, "c") as client:
+            assert (await client.take_over_volume("trial", force=True, node="c")).owner == "c"
+        served = await nodes.until_served(other_than="a")
+    await goes_on(load)
+    load.stop()
+    await running
+    for uri in (served.uri, nodes.uri):
+        model.settle_with(await asyncio.to_thread(read_volume, uri, model.size))
     nodes.check_daemons()

@@ -134,9 +134,10 @@ async def test_a_volume_is_not_taken_from_an_owner_that_runs_unless_forced(nodes
         assert await connection.read(0, len(DATA)) == DATA
         taken = await c.take_over_volume("trial", force=True)
         assert (taken.owner, taken.state) == ("c", VolumeState.SERVING)
-        with pytest.raises(ConnectionError):
-            await connection.write(0, bytes(len(DATA)))
-        assert await read(taken.exports[0].uris[0]) == DATA
+        other = DATA[::-1]
+        await connection.write(0, other)  # the former owner forwards it
+        assert await read(taken.exports[0].uris[0]) == other
+        await connection.close()
     await until(lambda: is_elsewhere(nodes, "a"), "the former owner has closed the volume")
     await until(lambda: nodes.has_replicas("c", "a", "b", "c"), "the former owner keeps a replica")
     nodes.check_daemons()

@@ -105,6 +105,15 @@ class Nodes(Trial):
         async with self.client(name) as client:
             return next(one for one in await client.volumes() if one.name == volume)
 
+    async def uri_of(self, name: str, volume: str = "trial") -> str:
+        """Of the export on this node, once it is there."""
+
+        async def exported() -> bool:
+            return bool((await self.seen_by(name, volume)).exports)
+
+        await until(exported, f"node {name} exports volume {volume}")
+        return str((await self.seen_by(name, volume)).exports[0].uris[0])
+
     async def has_replicas(self, owner: str, *members: str) -> bool:
         """Whether these nodes, as the owner sees it, keep what is written to the volume."""
         return sorted((await self.seen_by(owner)).replica_nodes) == sorted(members)

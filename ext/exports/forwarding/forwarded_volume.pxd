@@ -32,6 +32,7 @@ cdef struct Forward:                 # one request to the owner
     uint32_t crc                     # of these
     char* buffer
     bint sent                        # and not answered yet
+    bint extra                       # allocated for what was inherited, and released with its end
     bint abandoned                   # nobody waits for the answer: it is not sent again
 
 cdef class ForwardedVolume(Target):  # ForwardedVolume(identity, reactor, pool, blocks)
@@ -61,6 +62,10 @@ cdef class ForwardedVolume(Target):  # ForwardedVolume(identity, reactor, pool, 
     cdef void link_ready(self) noexcept nogil            # the owner answers on this connection
     cdef bint is_idle(self) noexcept nogil               # nothing refers to it any more, except its connection
     cdef Forward* take(self, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil
+    cdef Forward* take_extra(self, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil
+    cdef void enlist(self, Forward* forward, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil
+    cdef void fill_merge(self, Forward* forward, uint32_t start, uint32_t bytes, const char* data) noexcept nogil
+    cdef void finish(self, Request* request) noexcept nogil
     cdef void add(self, Forward* forward) noexcept nogil
     cdef void send(self, Forward* forward) noexcept nogil
     cdef void send_all(self) noexcept nogil

@@ -15,7 +15,8 @@
 #   - what an owner sends can end its own connection and nothing else. Data that does not match its checksum is read
 #     again.
 #
-# Nothing here allocates after construction.
+# Nothing here allocates after construction, except for what is inherited from a volume of this node that another one
+# has taken over.
 
 from libc.errno cimport EBADMSG, EBUSY, ECONNRESET, ENOBUFS, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -99,15 +100,18 @@ cdef class ForwardedVolume:
         if forward is NULL:
             join(&self.room, when)
             return 0
+        self.fill_merge(forward, start, bytes, data)
+        forward.request = request
+        self.add(forward)
+        return 1
+
+    cdef void fill_merge(self, Forward* forward, uint32_t start, uint32_t bytes, const char* data) noexcept nogil:
         forward.start, forward.bytes = start, bytes
         if data is NULL:
             forward.flags = PEER_ZEROS
         else:
             forward.payload = bytes
             memcpy(forward.buffer, data, bytes)
-        forward.request = request
-        self.add(forward)
-        return 1
 
     cdef int64_t zero(self, Request* request, uint64_t block, uint64_t count, Operation* when) noexcept nogil:
         cdef Forward* forward = self.take(PEER_VOLUME_ZERO, block, count)
@@ -123,6 +127,7 @@ cdef class ForwardedVolume:
         if request.parts == 0:
             request.deferred.done = request_deferred
             request.deferred.owner = request
+            request.flush_of = <void*>self
             self.reactor.at_turn_end(&request.deferred)
 
     cdef void flush(self, Request* request) noexcept nogil:
@@ -191,6 +196,44 @@ cdef class ForwardedVolume:
             self.node.detach()                           # or it could be executed after a write of its next connection
         self.ask()
 
+    # ------------------------------------------------------------------ what a lost volume leaves
+
+    cdef bint inherit_write(self, Request* request, uint64_t block, uint32_t count, const char* data) noexcept nogil:
+        cdef uint32_t blocks
+        cdef Forward* forward
+        while count:
+            blocks = min(count, <uint32_t>FORWARD_BLOCKS)
+            forward = self.take_extra(PEER_VOLUME_WRITE, block, blocks)
+            if forward is NULL:
+                return False
+            forward.payload = blocks * BLOCK_BYTES
+            memcpy(forward.buffer, data, forward.payload)
+            forward.request = request
+            self.add(forward)
+            block += blocks
+            data += blocks * BLOCK_BYTES
+            count -= blocks
+        return True
+
+    cdef bint inherit_zero(self, Request* request, uint64_t block, uint64_t count) noexcept nogil:
+        cdef Forward* forward = self.take_extra(PEER_VOLUME_ZERO, block, count)
+        if forward is NULL:
+            return False
+        forward.request = request
+        self.add(forward)
+        return True
+
+    cdef bint inherit_merge(
+        self, Request* request, uint64_t block, uint32_t start, uint32_t bytes, const char* data
+    ) noexcept nogil:
+        cdef Forward* forward = self.take_extra(PEER_VOLUME_MERGE, block, 1)
+        if forward is NULL:
+            return False
+        self.fill_merge(forward, start, bytes, data)
+        forward.request = request
+        self.add(forward)
+        return True
+
     # ------------------------------------------------------------------ one request to the owner
 
     cdef Forward* take(self, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil:
@@ -199,6 +242,29 @@ cdef class ForwardedVolume:
         if forward is NULL:
             return NULL
         self.free_forwards = forward.next
+        self.enlist(forward, kind, block, blocks)
+        return forward
+
+    cdef Forward* take_extra(self, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil:
+        """A free one, or a new one. NULL: there is no memory."""
+        cdef Forward* forward = self.take(kind, block, blocks)
+        if forward is not NULL:
+            return forward
+        forward = <Forward*>calloc(1, sizeof(Forward))
+        if forward is NULL:
+            return NULL
+        forward.buffer = <char*>allocate_aligned(FORWARD_BLOCKS * BLOCK_BYTES)
+        if forward.buffer is NULL:
+            release(forward)
+            return NULL
+        forward.extra = True
+        forward.volume = <void*>self
+        forward.call.operation.done = call_done
+        forward.call.operation.owner = forward
+        self.enlist(forward, kind, block, blocks)
+        return forward
+
+    cdef void enlist(self, Forward* forward, uint8_t kind, uint64_t block, uint64_t blocks) noexcept nogil:
         self.open += 1
         forward.kind, forward.block, forward.blocks = kind, block, blocks
         forward.flags = 0
@@ -211,7 +277,6 @@ cdef class ForwardedVolume:
         else:
             self.newest.next = forward
         self.newest = forward
-        return forward
 
     cdef void add(self, Forward* forward) noexcept nogil:
         if forward.request is not NULL:
@@ -285,6 +350,7 @@ cdef class ForwardedVolume:
         cdef Request* request = forward.request
         cdef Read* reading = forward.reading
         cdef Operation* when = forward.when
+        cdef bint is_flush
         invariant(not forward.sent and self.open > 0, b"a forwarded request ends once, and when it is not under way")
         if forward.previous is NULL:
             self.oldest = forward.next
@@ -294,10 +360,15 @@ cdef class ForwardedVolume:
             self.newest = forward.previous
         else:
             forward.next.previous = forward.previous
-        forward.next = self.free_forwards
-        forward.call.peer = NULL
-        self.free_forwards = forward
         self.open -= 1
+        is_flush = forward.kind == PEER_VOLUME_FLUSH
+        if forward.extra:
+            release(forward.buffer)
+            release(forward)
+        else:
+            forward.call.peer = NULL
+            forward.next = self.free_forwards
+            self.free_forwards = forward
         if when is not NULL:
             when.result = -error
             when.done(when)
@@ -305,7 +376,7 @@ cdef class ForwardedVolume:
         elif reading is not NULL:
             reading.error = error
             reading.done(reading)
-        elif forward.kind == PEER_VOLUME_FLUSH:
+        elif is_flush:
             request.error = error
             request.finished(request)
         else:
@@ -333,6 +404,13 @@ cdef class ForwardedVolume:
         if error and not request.error:
             request.error = error
         if request.parts == 0 and request.complete:
+            self.finish(request)
+
+    cdef void finish(self, Request* request) noexcept nogil:
+        if request.mixed and request.stable and request.error == 0 and request.session is not NULL:
+            request.mixed = False
+            self.flush(request)                          # parts of it are in the log of the volume's former owner
+        else:
             request.finished(request)
 
     # ------------------------------------------------------------------ later
@@ -393,7 +471,7 @@ cdef void call_done(Operation* operation) noexcept nogil:
 
 cdef void request_deferred(Operation* operation) noexcept nogil:
     cdef Request* request = <Request*>operation.owner
-    request.finished(request)
+    (<ForwardedVolume>request.flush_of).finish(request)
 
 
 cdef void turn_ends(Operation* operation) noexcept nogil:

@@ -1,6 +1,6 @@
 # A volume as other nodes use it, which forward their clients' requests. See exports/forwarding/served_volume.pyx.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.log.request cimport Read, Request
 from iomesh.engine.replicas.served_store cimport StoreRequest
@@ -14,6 +14,7 @@ cdef struct VolumeEntry:             # of a request that is not a READ
     void* served                     # ServedVolume
     VolumeEntry* next                # free
     uint64_t done                    # blocks
+    int64_t began_ns
     int error                        # a negative errno
     bint with_volume                 # passed to the volume, which needs a complete() call
 
@@ -22,6 +23,7 @@ cdef struct ReadEntry:
     StoreRequest* asked
     void* served
     ReadEntry* next                  # free
+    int64_t began_ns
 
 cdef class ServedVolume:             # ServedVolume(volume, server): the connection of one node
     cdef Volume volume
@@ -37,5 +39,6 @@ cdef class ServedVolume:             # ServedVolume(volume, server): the connect
     cdef void advance(self, VolumeEntry* entry) noexcept nogil
     cdef void finish(self, VolumeEntry* entry) noexcept nogil
     cdef void read_done(self, ReadEntry* entry) noexcept nogil
+    cdef void account(self, const StoreRequest* asked, int64_t began_ns) noexcept nogil
     cdef int result_of(self, int error) noexcept nogil
     cdef bint is_lost(self) noexcept nogil

@@ -16,12 +16,16 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free as release
 from libc.string cimport memcmp, memset
 
+from iomesh.engine.base.counters cimport (
+    FLUSH_LATENCY, FLUSHES, READ_BYTES, READ_LATENCY, READS, WRITE_LATENCY, WRITES, WRITTEN_BYTES, ZEROED_BYTES, ZEROES,
+    observe
+)
 from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.format.layout cimport BLOCK_BYTES
 from iomesh.engine.format.peer cimport (
     PEER_STABLE, PEER_VOLUME_FLUSH, PEER_VOLUME_MERGE, PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_VOLUME_WRITE,
-    PEER_ZEROS, VolumeRequest
+    PEER_VOLUME_ZERO, PEER_ZEROS, VolumeRequest
 )
 from iomesh.engine.log.request cimport Read, Request
 from iomesh.engine.replicas.served_store cimport StoreRequest
@@ -73,6 +77,7 @@ cdef class ServedVolume:
         if frame.kind == PEER_VOLUME_READ:
             self.free_reads = reading.next
             reading.asked = asked
+            reading.began_ns = self.volume.reactor.users_ns
             reading.read.block, reading.read.count = frame.block, <uint32_t>frame.blocks
             reading.read.into = asked.buffer
             self.volume.read(&reading.read)
@@ -82,6 +87,7 @@ cdef class ServedVolume:
         entry.request.finished = request_finished
         entry.request.stable = frame.flags & PEER_STABLE != 0
         entry.asked = asked
+        entry.began_ns = self.volume.reactor.users_ns
         entry.done = 0
         entry.error = 0
         entry.with_volume = False
@@ -149,6 +155,7 @@ cdef class ServedVolume:
         if entry.error == 0:
             entry.error = -entry.request.error
         asked.result = self.result_of(entry.error)
+        self.account(asked, entry.began_ns)
         entry.next = self.free_entries
         self.free_entries = entry
         self.volume.reactor.users_there()
@@ -158,9 +165,35 @@ cdef class ServedVolume:
         cdef StoreRequest* asked = entry.asked
         asked.result = self.result_of(-entry.read.error)
         asked.unmapped = entry.read.unmapped
+        self.account(asked, entry.began_ns)
         entry.next = self.free_reads
         self.free_reads = entry
         asked.done(asked)
+
+    cdef void account(self, const StoreRequest* asked, int64_t began_ns) noexcept nogil:
+        """What is done again by the next owner is counted there."""
+        cdef const VolumeRequest* frame = <const VolumeRequest*>&asked.frame
+        cdef uint64_t bytes = frame.bytes if frame.kind == PEER_VOLUME_MERGE else frame.blocks * BLOCK_BYTES
+        cdef uint64_t* counters = self.volume.counters
+        cdef int64_t took_ns = self.volume.io.now_ns() - began_ns
+        if asked.result == -ESTALE:
+            return
+        if asked.result < 0:
+            bytes = 0
+        if frame.kind == PEER_VOLUME_READ:
+            counters[<int>READS] += 1
+            counters[<int>READ_BYTES] += bytes
+            observe(self.volume.latencies, READ_LATENCY, took_ns)
+        elif frame.kind == PEER_VOLUME_FLUSH:
+            counters[<int>FLUSHES] += 1
+            observe(self.volume.latencies, FLUSH_LATENCY, took_ns)
+        elif frame.kind == PEER_VOLUME_ZERO or (frame.kind == PEER_VOLUME_MERGE and frame.flags & PEER_ZEROS):
+            counters[<int>ZEROES] += 1
+            counters[<int>ZEROED_BYTES] += bytes
+        elif frame.kind != PEER_VOLUME_STATUS:
+            counters[<int>WRITES] += 1
+            counters[<int>WRITTEN_BYTES] += bytes
+            observe(self.volume.latencies, WRITE_LATENCY, took_ns)
 
     cdef int result_of(self, int error) noexcept nogil:
         """What fails since the volume has another owner is asked again of that one."""

@@ -82,6 +82,8 @@ cdef class NbdConnection:
     cdef void leave(self) noexcept nogil
     cdef void stay(self) noexcept nogil           # not yet moved: do not
     cdef void move(self) noexcept nogil
+    cdef void switch_over(self) noexcept nogil    # now: the volume was lost; it leaves open requests to `successor`
+    cdef bint is_left(self, const NbdRequest* request, int64_t result) noexcept nogil
     # events
     cdef void receive_done(self) noexcept nogil
     cdef void when_done(self, NbdRequest* request) noexcept nogil

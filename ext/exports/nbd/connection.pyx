@@ -51,6 +51,9 @@ from iomesh.engine.log.request cimport Request
 from iomesh.engine.volume.target cimport Target, exchange
 from iomesh.engine.volume.volume cimport Volume
 
+cdef extern from "<errno.h>" nogil:
+    int ESTALE
+
 cdef enum:
     GRACE_NS = 2 * 1000000000        # for a client to receive its last replies when the server ends the connection
     COMPACT_BYTES = 8 * 1024         # moving this much to the front of the buffer costs little
@@ -154,11 +157,24 @@ cdef class NbdConnection:
 
     cdef void move(self) noexcept nogil:
         invariant(self.open_requests == 0, b"a connection moves without open requests")
+        if self.successor.lost:
+            self.leaving = False
+        else:
+            self.switch_over()
+
+    cdef void switch_over(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(REQUESTS_MAX):
+            self.table[i].request.mixed = True           # a new request begins with False
         self.leaving = False
         self.leave_volume()
         exchange(self.volume, self.successor)
         exchange(self.reader.volume, self.reader.successor)
         self.join_volume()
+
+    cdef bint is_left(self, const NbdRequest* request, int64_t result) noexcept nogil:
+        """Whether it failed because the volume was lost: it is tried again with the volume's next owner."""
+        return result == -ESTALE and request.request.mixed
 
     # ------------------------------------------------------------------ input
 
@@ -353,9 +369,9 @@ cdef class NbdConnection:
             if taken > 0:
                 self.begin += <uint32_t>taken
                 request.position += taken
-            elif taken < 0:
+            elif taken < 0 and not self.is_left(request, taken):
                 request.error = <int>-taken
-            else:
+            elif taken == 0:
                 self.blocked = True
                 self.look_ahead()
                 return False
@@ -426,14 +442,14 @@ cdef class NbdConnection:
                 taken = self.volume.zero(&request.request, block, left // BLOCK_BYTES, &request.when)
             if taken == 0:
                 return                                   # when_done() continues
-            if taken < 0:
-                request.error = <int>-taken
-            else:
+            if taken > 0:
                 request.position += <uint64_t>taken * BLOCK_BYTES
+            elif not self.is_left(request, taken):
+                request.error = <int>-taken
         self.complete(request)
 
     cdef void when_done(self, NbdRequest* request) noexcept nogil:
-        if request.when.result < 0 and request.error == 0:
+        if request.when.result < 0 and request.error == 0 and not self.is_left(request, request.when.result):
             request.error = <int>-request.when.result    # a retry would fail again
         if request is self.current:
             self.blocked = False
@@ -572,6 +588,7 @@ cdef class NbdConnection:
 
     cdef void close(self) noexcept nogil:
         """Close the socket, after draining or after an error."""
+        cdef uint32_t i
         if self.state != DRAINING:
             return
         self.state = CLOSED
@@ -581,6 +598,8 @@ cdef class NbdConnection:
         self.replies.drop()
         self.reader.close()
         self.volume.abandon(<void*>self)
+        for i in range(REQUESTS_MAX):
+            self.table[i].request.session = NULL         # a volume that is lost leaves nothing of them to its heir
         self.ask_again()
 
     cdef void break_off(self) noexcept nogil:

@@ -41,6 +41,7 @@ cdef class NbdReader:
     cdef void go_on(self) noexcept nogil
     cdef bint begin(self, NbdRequest* request) noexcept nogil
     cdef void issue(self, Piece* piece) noexcept nogil
+    cdef void ask(self, Piece* piece) noexcept nogil
     cdef void piece_done(self, Piece* piece) noexcept nogil
     cdef void scatter(self, Piece* piece) noexcept nogil
     cdef void gather(self, NbdRequest* request) noexcept nogil

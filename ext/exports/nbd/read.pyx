@@ -164,12 +164,20 @@ cdef class NbdReader:
             else:
                 request.last.next = piece
             request.last = piece
+        self.ask(piece)
+
+    cdef void ask(self, Piece* piece) noexcept nogil:
+        piece.asked = <void*>self.volume
         self.volume.read(&piece.read)
 
     # ------------------------------------------------------------------ answering
 
     cdef void piece_done(self, Piece* piece) noexcept nogil:
         cdef NbdRequest* request = piece.request
+        if piece.read.error and piece.asked is not <void*>self.volume and not self.closed:
+            piece.read.error = 0
+            self.ask(piece)                              # the volume was lost meanwhile: its next owner reads it
+            return
         request.under_way -= 1
         piece.ready = True
         if piece.read.error and request.error == 0:

@@ -17,6 +17,7 @@ cdef struct Piece:                   # of a read: at most one leaf of the map, 1
     Read read                        # first member: the volume returns a pointer to it
     Reply reply
     void* reader
+    void* asked                      # the Target that reads it
     NbdRequest* request
     Piece* next
     char* buffer

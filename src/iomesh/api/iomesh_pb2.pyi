@@ -406,6 +406,8 @@ class Volume(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     REPLICA_NODES_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    EXPORT_NODES_FIELD_NUMBER: _builtins.int
+    FORWARDING_NODES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -460,6 +462,14 @@ class Volume(_message.Message):
     def replica_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """that keep what is written now, as the metadata service has it, of policy.replicas that are"""
 
+    @_builtins.property
+    def export_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that run and export it: its owner, and those that forward requests to it"""
+
+    @_builtins.property
+    def forwarding_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of them those that forward requests of clients now; only its owner tells"""
+
     def __init__(
         self,
         *,
@@ -489,10 +499,12 @@ class Volume(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         replica_nodes: _abc.Iterable[_builtins.str] | None = ...,
         generation: _builtins.int = ...,
+        export_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        forwarding_nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "flattening", b"flattening", "policy", b"policy", "space", b"space", "window_from", b"window_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "exports", b"exports", "flattening", b"flattening", "generation", b"generation", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "replica_nodes", b"replica_nodes", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "export_nodes", b"export_nodes", "exports", b"exports", "flattening", b"flattening", "forwarding_nodes", b"forwarding_nodes", "generation", b"generation", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "replica_nodes", b"replica_nodes", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

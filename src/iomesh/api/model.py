@@ -121,6 +121,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
     replica_nodes: list[str] = []
     generation: int = 0
+    export_nodes: list[str] = []
+    forwarding_nodes: list[str] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -401,6 +401,11 @@ def replicas(one: Volume) -> str:
     return f"{len(one.replica_nodes)} of {wanted}" if one.replica_nodes else str(wanted)
 
 
+def exported_by(one: Volume) -> str:
+    forwards = f"; clients now on {', '.join(one.forwarding_nodes)} as well" if one.forwarding_nodes else ""
+    return f"node{'' if len(one.export_nodes) == 1 else 's'} {', '.join(one.export_nodes)}{forwards}"
+
+
 def flattening(one: Volume) -> str:
     done = f"{short_size(one.flattening.done_bytes)} of {short_size(one.flattening.total_bytes)} copied"
     return f"{done}; waits: {one.flattening.reason}" if one.flattening.reason else done
@@ -459,6 +464,8 @@ def described(one: Volume) -> list[tuple[str, object]]:
         rows.insert(4, ("flattening", flattening(one)))
     if one.reason:
         rows.insert(4, ("reason", one.reason))
+    if one.export_nodes:
+        rows.append(("exported by", exported_by(one)))
     for export in one.exports:
         rows.append((export.protocol, "\n".join(export.uris)))
         rows.append(("", f"{export.connections} clients" + (", read-only" if export.read_only else "")))

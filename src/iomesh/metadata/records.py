@@ -124,6 +124,9 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: str  # name of a node
     incarnation: uuid.UUID | None = None  # of the owner's daemon that opened the log last; None: it was never opened
     offered_to: str = ""  # the owner has closed the log, and this node is to open it; empty: none is
+    isolated: bool = (
+        False  # its owner reaches too few nodes to serve it: another one takes it over if it reaches enough
+    )
     checkpoint: CheckpointPointer | None = None  # None: recovery starts with the first segment of the log
     clone_of: CloneRecord | None = None
     promised: int  # the owner numbers segments up to this one: the next owner begins above

@@ -262,6 +262,11 @@ class NodeEngine:
             each["node"]: each["readies"] for each in self.peers() if each["attached"] and each["reactor"] == reactor
         }
 
+    def tend_members(self, volume: uuid.UUID) -> None:
+        """Gives up members of the volume's replica set that do not answer, and takes those in that are back, while
+        nothing is written."""
+        self._engine.tend_members(volume.bytes)
+
     async def reconcile(self, volume: uuid.UUID, node: str) -> int:
         """Counts what a node that is back has of the volume's segments, and removes there what it does not need.
         Returns how many copies stay there, uncounted, until the next checkpoint."""

@@ -10,6 +10,7 @@ import asyncio
 import os
 import platform
 import socket
+import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ log = logger("exports")
 NBD = "nbd"
 END_SECONDS = 10.0  # for the engine to notice that connections were cut
 LOOK_SECONDS = 0.02
-LEAVE_SECONDS = 1.0  # for it to notice that clients have disconnected, and for their last requests to arrive
+LEAVE_SECONDS = 1.0  # for the next client's disconnection to be noticed, and for its last requests to arrive
 
 
 class Serve(Protocol):
@@ -157,11 +158,6 @@ class VolumeExport:
             await self._before.end_connections()
             self._before = None
         await self._connections.end()
-
-    async def none_left(self) -> None:
-        if self._before is not None:
-            await self._before.none_left()
-        await self._connections.none_left()
 
 
 class Exports:
@@ -304,25 +300,13 @@ class Exports:
         return 0 if export is None else export.connections + len(self.forwarding_nodes(export.volume))
 
     async def let_leave(self, *names: str) -> None:
-        """Waits up to LEAVE_SECONDS for connections to end: a user may disconnect and at once run a command that
-        requires no connections."""
-        exports = [self._published[name] for name in names if name in self._published]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_SECONDS):
-                await asyncio.gather(*(export.none_left() for export in exports))
-                await asyncio.gather(*(self._nodes_left(export.volume) for export in exports))
+        """Waits for connections to end, as long as one does within LEAVE_SECONDS: a user may disconnect and at once run
+        a command that requires no connections."""
+        await _all_leave(lambda: sum(self.connections(name) for name in names))
 
     async def let_nodes_leave(self, volume: uuid.UUID) -> None:
         """Like let_leave, for the other nodes that forward requests to this one."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_SECONDS):
-                await self._nodes_left(volume)
-
-    async def _nodes_left(self, volume: uuid.UUID) -> None:
-        while True:
-            if not self.forwarding_nodes(volume):
-                return
-            await asyncio.sleep(LOOK_SECONDS)
+        await _all_leave(lambda: len(self.forwarding_nodes(volume)))
 
     def _uris(self, name: str) -> list[str]:
         uris = [f"nbd+unix:///{quote(name, safe='@')}?socket={quote(self._config.socket, safe='/')}"]
@@ -331,3 +315,12 @@ class Exports:
             host = platform.node() if host in ("0.0.0.0", "::") else host
             uris.append(f"nbd://{address_text(host, port)}/{quote(name, safe='@')}")
         return uris
+
+
+async def _all_leave(count: Callable[[], int]) -> None:
+    left, deadline = count(), time.monotonic() + LEAVE_SECONDS
+    while left and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_SECONDS)
+        if (now := count()) < left:
+            deadline = time.monotonic() + LEAVE_SECONDS
+        left = now

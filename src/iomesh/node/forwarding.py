@@ -15,10 +15,11 @@ import asyncio
 import socket
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from iomesh.api.model import Export, VolumeState
-from iomesh.errors import IomeshError, Unavailable
+from iomesh.errors import InUse, IomeshError, Unavailable
 from iomesh.metadata.records import Lifecycle, VolumeRecord
 from iomesh.node.backoff import pauses
 from iomesh.node.cluster import Cluster, StoredVolume
@@ -62,6 +63,7 @@ class Forwarding:
         self._published: dict[str, uuid.UUID] = {}
         self._forwarded: dict[uuid.UUID, _Forwarded] = {}
         self._following: SupervisedTask | None = None
+        self.dial: Callable[[str], Awaitable[socket.socket]] = dial
 
     def start(self) -> None:
         """The cluster is followed already, and this node's own volumes are listed."""
@@ -123,9 +125,14 @@ class Forwarding:
             serve=self.serve,
         )
 
+    def redirect(self, volume: NodeVolume) -> None:
+        """Another node has taken the volume over: new clients' requests are forwarded from now on."""
+        if volume.record.exports:
+            self._export(volume.record)
+
     async def leave(self, volume: NodeVolume) -> None:
-        """The volume is about to be closed here, to be opened by another node: its clients' requests are forwarded from
-        now on. Clients whose open requests are not answered in time are cut off."""
+        """The volume is about to be closed here, because another node has it or will: clients' requests are forwarded
+        from now on. Clients whose open requests are not answered in time are cut off."""
         if not volume.record.exports or not volume.in_engine:
             return
         forwarded = await self._open(volume.record.id, volume.recovery["reactor"])
@@ -247,7 +254,12 @@ class Forwarding:
                 else f"its owner, node {owner}, " + ("does not serve it yet" if record is not None else "does not run")
             )
         agreement = await connect(
-            await dial(record.peer_address), self._me, server=owner, reactor=0, server_reactor=0, volume=volume.bytes
+            await self.dial(record.peer_address),
+            self._me,
+            server=owner,
+            reactor=0,
+            server_reactor=0,
+            volume=volume.bytes,
         )
         return self._engine.attach_forwarded(
             volume, agreement.fd, requests=agreement.credits.requests, bytes_=agreement.credits.bytes
@@ -315,6 +327,11 @@ class _Forwarded:
     async def keep(self, task: SupervisedTask) -> None:
         """The connection to the owner, while there are clients."""
         task.progress()
+        while not self.closing:
+            await self._keep_connected()
+            await self._close()
+
+    async def _keep_connected(self) -> None:
         waits = pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         while self.users or await self._lingers():
             self.changed.clear()
@@ -329,7 +346,6 @@ class _Forwarded:
                 if time.monotonic() - began > QUIET_SECONDS:
                     waits = pauses(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
             await self._changes(next(waits))
-        await self._close()
 
     async def _stays(self, ended: asyncio.Future[dict[str, Any]]) -> None:
         """Returns when the connection has ended; ends it when there are no clients any more."""
@@ -378,9 +394,13 @@ class _Forwarded:
         self.closing = True
         try:
             await self._engine.close_forwarded(self.volume)
+        except InUse:  # this node's own volume was lost meanwhile, and its clients have come
+            self.closing = False
         finally:
-            self._forwarding.forget(self)
+            if self.closing:
+                self._forwarding.forget(self)
             self.closed.set_result(None)
+            self.closed = asyncio.get_running_loop().create_future()
 
 
 def _is_exported(stored: StoredVolume) -> bool:

@@ -429,6 +429,7 @@ class Node:
                 lambda volume: forwarding.serves(uuid.UUID(bytes=volume)),
                 self.config.peers.cut_file,
             )
+            forwarding.dial = self.peers.dial
             self.exports.forwarding_nodes = self.peers.forwarding_nodes
         self.snapshots = Snapshots(self.engine, self.metadata, self.exports, registry)
         self.windows = Windows(self.engine, self.metadata, self.exports, registry, self.snapshots, self.supervisor)

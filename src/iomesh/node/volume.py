@@ -308,10 +308,11 @@ async def take_over(
 ) -> FirstNumbers:
     """Raises the epoch above the stored one, which may be that of an earlier attempt with unknown outcome, and promises
     numbers of segments and fragments. Returns the first of each: no earlier owner was promised it. former: another node
-    from which the volume is taken over, provided that it has not opened the volume anew. incarnation: of this daemon.
+    from which the volume is taken over, provided that it has not opened the volume anew, and if the record says that it
+    is isolated, still is. incarnation: of this daemon.
     Raises InUse if another node owns the volume, Conflict if its record is deleted."""
     first = first_fragment = 0
-    before = volume.log.epoch
+    before = volume.log
 
     def change(log: LogRecord) -> LogRecord:
         nonlocal first, first_fragment
@@ -322,12 +323,14 @@ async def take_over(
             owner=node,
             incarnation=incarnation,
             offered_to="",
+            isolated=False,
             promised=promised_from(first),
             next_fragment=first_fragment + FRAGMENTS,
         )
 
     def check(found: LogRecord) -> None:
-        if found.owner != node and (found.owner, found.epoch) != (former, before):
+        withdrawn = before.isolated and not found.isolated
+        if found.owner != node and (withdrawn or (found.owner, found.epoch) != (former, before.epoch)):
             raise InUse(f"volume {volume.record.name} is owned by node {found.owner}, and this is {node}")
 
     await _write_log(metadata, volume, change, check)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,9 @@ from google.protobuf.message import Message
 
 from iomesh.api import iomesh_pb2 as pb
 from iomesh.api.messages import to_message, to_struct
-from iomesh.api.model import MembershipState, RestoreVolumeResponse, Snapshot
+from iomesh.api.model import MembershipState, RestoreVolumeResponse, Snapshot, Volume, VolumeState
 from iomesh.api.model import Node as Member
-from iomesh.errors import InvalidArgument, IomeshError, Unavailable
+from iomesh.errors import InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.metadata.volumes import find_volume
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
@@ -27,6 +29,10 @@ from iomesh.times import time_of
 
 if TYPE_CHECKING:
     from iomesh.node.node import Node
+
+OPEN_SECONDS = 10.0  # for the new owner of a volume to open it
+LOOK_SECONDS = 2.0
+OPEN_POLL_SECONDS = 0.02
 
 
 def point_in_time(request: pb.CloneVolumeRequest | pb.RestoreVolumeRequest) -> dict[str, int]:
@@ -140,7 +146,28 @@ class ClusterService:
 
     async def move_volume(self, request: pb.MoveVolumeRequest) -> pb.Volume:
         moved = await self._ready().volumes.move(request.name, request.node, force=request.force)
+        await self._until_served(moved)
         return to_message(pb.Volume, moved)
+
+    async def _until_served(self, moved: Volume) -> None:
+        """The new owner has it, and may still be opening it. Raises Unavailable."""
+        deadline = time.monotonic() + OPEN_SECONDS
+        while moved.owner != self._ready().name:
+            reason = "it is being opened"
+            try:
+                answer = await self._forwarding.call(
+                    moved.owner, "GetVolume", pb.GetVolumeRequest(name=moved.name), seconds=LOOK_SECONDS
+                )
+                if to_struct(Volume, answer).state in (VolumeState.SERVING, VolumeState.READ_ONLY):
+                    return
+            except (NotFound, Unavailable) as error:
+                reason = error.message
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"volume {moved.name} was moved, and node {moved.owner} does not serve it after "
+                    f"{OPEN_SECONDS:g} s: {reason}; see that node's log"
+                )
+            await asyncio.sleep(OPEN_POLL_SECONDS)
 
     async def take_over_volume(self, request: pb.TakeOverVolumeRequest) -> pb.Volume:
         return to_message(pb.Volume, await self._ready().volumes.take_over(request.name, force=request.force))

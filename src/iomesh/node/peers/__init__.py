@@ -10,6 +10,7 @@ A node is known while `nodes/<name>` exists. The engine is told the devices of e
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from iomesh.node.cluster import Cluster
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.peers.cut import Cut
-from iomesh.node.peers.link import CLOCK_SECONDS, Link
+from iomesh.node.peers.link import CLOCK_SECONDS, Link, dial
 from iomesh.node.peers.server import PeerServer, PeerSockets
 from iomesh.node.supervisor import SupervisedTask, Supervisor
 from iomesh.peers.handshake import Identity
@@ -66,6 +67,10 @@ class Peers:
         self._cut = Cut(Path(cut_file), lambda: self._addresses(sockets)) if cut_file else None
         self._following_cut: SupervisedTask | None = None
         self._started = False
+
+    async def dial(self, address: str) -> socket.socket:
+        """A connection to another node; see link.dial."""
+        return await dial(address, self._cut)
 
     def start(self) -> None:
         """The cluster is followed already. Connections are made in the background."""

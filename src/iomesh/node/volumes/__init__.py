@@ -16,8 +16,8 @@ is deleted with the last of them. A clone is opened after its parent and closed 
 - A volume with an unreadable record is listed as FAILED and left alone. It keeps no other volume from being served.
 
 Each verb is a module: creation, opening, changes, deletion; bring_up does all volumes at start and stop, ownership
-follows who owns which, failures has what becomes of a volume whose operation failed, view what is reported of volumes,
-events what the engine reports of them.
+follows who owns which, isolation states that this node cannot serve what it owns, failures has what becomes of a volume
+whose operation failed, view what is reported of volumes, events what the engine reports of them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from iomesh.node.volumes.creation import Creation
 from iomesh.node.volumes.deletion import Deletion
 from iomesh.node.volumes.events import Events
 from iomesh.node.volumes.failures import Failures
+from iomesh.node.volumes.isolation import Isolation
 from iomesh.node.volumes.opening import Opening
 from iomesh.node.volumes.ownership import Ownership
 from iomesh.node.volumes.parts import Parts
@@ -45,7 +46,7 @@ class Volumes:
         failures = Failures(parts)
         pointers = Pointers(parts.engine, parts.metadata, parts.supervisor, failures.lost)
         closing = Closing(parts, pointers)
-        failures.close = functools.partial(closing.close, checkpoint=False)
+        failures.close = functools.partial(closing.close, checkpoint=False, follow=True)
         opening = Opening(parts)
         view = View(parts)
         deletion = Deletion(parts, failures, pointers)
@@ -59,8 +60,7 @@ class Volumes:
         self.open_all = bring_up.open_all
         self.retry = bring_up.retry
         self.close_all = bring_up.close_all
-        self.follow_owners = ownership.start
-        self.leave_owners = ownership.stop
+        self._ownership, self._isolation = ownership, Isolation(parts, failures)
         self.move = ownership.move
         self.take_over = ownership.take_over
 
@@ -79,6 +79,14 @@ class Volumes:
         self.list_all = view.list_all
         self.serving = view.serving
         self.unanswered_seconds = view.unanswered_seconds
+
+    def follow_owners(self) -> None:
+        self._ownership.start()
+        self._isolation.start()
+
+    async def leave_owners(self) -> None:
+        await self._isolation.stop()
+        await self._ownership.stop()
 
     @property
     def progress(self) -> str:

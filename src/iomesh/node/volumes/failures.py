@@ -25,6 +25,7 @@ class Failures:
         self._engine = parts.engine
         self._metadata = parts.metadata
         self._exports = parts.exports
+        self._forwarding = parts.forwarding
         self._snapshots = parts.snapshots
         self._supervisor = parts.supervisor
         self._volumes = parts.volumes
@@ -62,8 +63,12 @@ class Failures:
         if volume.record.id in self._closing:
             return
         self.fail(volume, error)
-        for name in (volume.record.name, *self._snapshots.export_names(volume)):
-            self._exports.cut(name)  # first: a client does better without an answer than with an I/O error
+        if self._forwarding is not None:
+            self._forwarding.redirect(volume)  # the engine has the clients' open requests done by the next owner
+        else:
+            self._exports.cut(volume.record.name)  # first: a client does better without an answer than with an error
+        for name in self._snapshots.export_names(volume):
+            self._exports.cut(name)
         if volume.in_engine:
             self._engine.checkpoint_moved(volume.record.id, 0, Outcome.REFUSED)  # the log takes nothing more
         job = self._supervisor.spawn("close lost volume", self._close(volume), volume=volume.record.name)

@@ -123,7 +123,8 @@ class Opening:
                 record.name,
                 size_bytes=record.size_bytes,
                 read_only=export.read_only,
-                volatile_cache=self._stores.volatile_cache,
+                # a replicated one may go to an owner that has one
+                volatile_cache=self._stores.volatile_cache or record.policy.replicas > 1,
             )
 
 

@@ -6,6 +6,8 @@ closes those that another node has taken over, and compares the copies on nodes 
   RETURN_SECONDS. That is read again before anything is taken over.
 - A node with a device in the current fragment's replica set may take the volume over. The first does so at once, each
   further one RANK_SECONDS later. If two try, the compare-and-swap of the log's record decides.
+- The volume of an owner that says in the record of the log that it is isolated (isolation.py) is taken over likewise,
+  by a node that reaches enough others without that owner, and has done so without interruption for ISOLATED_SECONDS.
 - A clone is taken over by the node that has its parent open.
 - A volume without replicas, or one that is being deleted, waits for its owner.
 """
@@ -22,7 +24,7 @@ import msgspec
 from iomesh.api.model import Volume, VolumeState
 from iomesh.errors import AlreadyExists, Conflict, InUse, InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.metadata.nodes import NodeRecord, decode_node, node_key
-from iomesh.metadata.records import Lifecycle, LogRecord
+from iomesh.metadata.records import Lifecycle, LogRecord, minimum_replicas
 from iomesh.metadata.volumes import find_volume
 from iomesh.node.cluster import StoredVolume
 from iomesh.node.logs import logger
@@ -42,6 +44,8 @@ log = logger("ownership")
 LOOK_SECONDS = 0.25  # between two looks at what does not wake the task: processes that ended
 RANK_SECONDS = 1.0  # by which each further member of the replica set waits longer
 RETURN_SECONDS = 15.0  # for a daemon that was started again to open its volumes
+ISOLATED_SECONDS = 1.0  # for an owner that reaches others again to say so
+GAP_SECONDS = 1.0  # without a look: this node was stopped, and what it knows is old
 AGAIN_SECONDS = 1.0  # after a take-over that failed
 MOVE_SECONDS = 10.0  # for the other node to take a volume that it is offered
 MOVE_POLL_SECONDS = 0.02
@@ -66,6 +70,7 @@ class Ownership:
         self._failures = failures
         self._view = view
         self._due: dict[tuple[uuid.UUID, int], float] = {}  # when to take over a volume in an epoch; monotonic
+        self._looked = 0.0  # when _due was brought up to date
         self._readies_seen = 0
         self._jobs: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._tasks: list[SupervisedTask] = []
@@ -118,7 +123,10 @@ class Ownership:
     def _take_over_due(self) -> None:
         due: dict[tuple[uuid.UUID, int], float] = {}
         now = time.monotonic()
-        for stored, delay in [*self._offered(), *self._abandoned()]:
+        if now - self._looked > GAP_SECONDS:
+            self._due = {}
+        self._looked = now
+        for stored, delay in [*self._offered(), *self._abandoned(), *self._isolated()]:
             key = identity, _ = stored.log.record.id, stored.log.record.epoch
             due[key] = self._due.get(key, now + delay)
             if due[key] <= now and identity not in self._jobs:
@@ -149,6 +157,22 @@ class Ownership:
             rank = self._rank(stored)
             if rank is not None:
                 found.append((stored, (RETURN_SECONDS if owner else 0.0) + rank * RANK_SECONDS))
+        return found
+
+    def _isolated(self) -> list[tuple[StoredVolume, float]]:
+        """The volumes whose owners reach too few nodes, and for how many seconds to wait."""
+        if not self._tenure.is_settled or self._stores.missing:
+            return []
+        reachable = self._engine.reachable()
+        found = []
+        for stored in self._cluster.volumes():
+            record, its_log = stored.volume.record, stored.log.record
+            if not its_log.isolated or its_log.owner == self._node or record.state == Lifecycle.DELETING:
+                continue
+            others = sum(bool(devices) for node, devices in reachable.items() if node != its_log.owner)
+            rank = self._rank(stored)
+            if rank is not None and 1 + others >= minimum_replicas(record.policy.replicas):
+                found.append((stored, ISOLATED_SECONDS + rank * RANK_SECONDS))
         return found
 
     def _rank(self, stored: StoredVolume) -> int | None:
@@ -194,7 +218,8 @@ class Ownership:
     async def _take_over(self, stored: StoredVolume) -> None:
         """Whether or not it succeeds; what is left to do is retried."""
         former, offered = stored.log.record.owner, stored.log.record.offered_to == self._node
-        if not offered:
+        isolated = stored.log.record.isolated
+        if not offered and not isolated:
             running = await self._running(former)
             if running is not None and not has_begun_anew(running, stored.log.record):
                 return
@@ -202,7 +227,8 @@ class Ownership:
         if volume is None:
             return
         log.warning(
-            "taking a volume over: " + ("it is offered" if offered else "its owner is lost"),
+            "taking a volume over: "
+            + ("it is offered" if offered else "its owner is isolated" if isolated else "its owner is lost"),
             volume=volume.record.name,
             owner=former,
         )
@@ -360,6 +386,9 @@ class Ownership:
 
     async def _compare(self, task: SupervisedTask) -> None:
         while True:
+            for volume in self._volumes.values():
+                if volume.in_engine and volume.state == VolumeState.SERVING and volume.record.policy.replicas > 1:
+                    self._engine.tend_members(volume.record.id)
             await settle(self._compare_copies(volume) for volume in self._volumes.values() if volume.in_engine)
             task.progress()
             await asyncio.sleep(COMPARE_SECONDS)

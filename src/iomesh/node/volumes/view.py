@@ -12,7 +12,7 @@ import msgspec
 
 from iomesh.api.model import Flattening, Policy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
-from iomesh.metadata.records import LogRecord
+from iomesh.metadata.records import LogRecord, VolumeRecord
 from iomesh.metadata.volumes import Unreadable, is_hidden_name
 from iomesh.node.cluster import StoredVolume
 from iomesh.node.health import volume_warnings, why_log_failed
@@ -77,6 +77,8 @@ class View:
             warnings=volume_warnings(volume),
             generation=record.generation,
             replica_nodes=self.replica_nodes(volume.log),
+            export_nodes=self._export_nodes(record, volume.log),
+            forwarding_nodes=self._exports.forwarding_nodes(record.id),
             policy=Policy(replicas=record.policy.replicas, window_seconds=record.policy.window_seconds),
             created_at=time_of(record.created_ns),
             exports=self._exports.describe(record.name),
@@ -112,6 +114,7 @@ class View:
             created_at=time_of(record.created_ns),
             clone_of=its_log.clone_of.name if its_log.clone_of else "",
             replica_nodes=self.replica_nodes(its_log),
+            export_nodes=self._export_nodes(record, its_log),
             exports=self._exports.describe(record.name),
             generation=record.generation,
         )
@@ -120,6 +123,11 @@ class View:
         """Of the current fragment."""
         devices = its_log.fragments[-1].devices if its_log.fragments else []
         return [self._cluster.node_of(device) or f"unknown (device {device})" for device in devices]
+
+    def _export_nodes(self, record: VolumeRecord, its_log: LogRecord) -> builtins.list[str]:
+        """That run: the owner, and every one with an address for other nodes."""
+        running = self._cluster.running if record.exports else {}
+        return sorted(name for name, node in running.items() if node.peer_address or name == its_log.owner)
 
     def unanswered_seconds(self) -> Iterator[tuple[str, float]]:
         """For every visible volume: its name, and for how long the metadata service has not answered for it."""
