@@ -571,7 +571,8 @@ cdef class Log:
                 self.open_segments.close(open_segment)
         record = self.oldest
         while record is not NULL:
-            if self.open_segments.current is NULL or \
+            # One whose copy was given up is of the fragment that ends, also if nothing was written there yet.
+            if self.open_segments.current is NULL or self.open_segments.current.given_up or \
                     self.open_segments.room_of(self.open_segments.current) < max(record.payload, 1):
                 if self.open_segments.replace() is NULL:
                     return -EIO

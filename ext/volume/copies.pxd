@@ -26,7 +26,7 @@ cdef class Copies:                   # Copies(volume, fragments)
     cdef Copy* all                   # by segment number
     cdef uint32_t count
     cdef bint answered[MEMBERS_MAX]  # it accepted the fence
-    cdef uint64_t boots[MEMBERS_MAX] # of the members' machines when their copies were listed
+    cdef uint64_t boots[MEMBERS_MAX]  # of the members' machines when their copies were listed
     cdef char reason[512]
     cdef readonly uint64_t fetched_bytes
     cdef readonly uint32_t fetched   # segments that were on other nodes only
