@@ -36,6 +36,9 @@ cdef class Cluster(ClusterRun):
     cdef uint64_t dropped            # likewise, of devices' caches
     cdef int armed                   # the node that is to end at a boundary; -1: none
     cdef bint armed_power
+    cdef int scene_step              # of direct(), ...
+    cdef int64_t scene_ns            # ... and when the next one is due
+    cdef int64_t scene_gap_ns        # between requests, outside of it
     cdef int last_node               # that served the volume
     cdef list found                  # after a failure, for people
 
@@ -58,6 +61,7 @@ cdef class Cluster(ClusterRun):
     cdef void heal(self) noexcept nogil
     cdef void hang(self, const char* what) noexcept nogil
     cdef void plan_fault(self) noexcept nogil
+    cdef void direct(self) noexcept nogil
     cdef ClusterFault draw_fault(self) noexcept nogil
     cdef void strike(self, ClusterFault fault) noexcept nogil
     cdef void plan_usurpation(self, int64_t time_ns) noexcept nogil
@@ -77,4 +81,5 @@ cdef class Cluster(ClusterRun):
     cdef bint is_open_anywhere(self) noexcept nogil
     cdef int choose_opener(self, int but) noexcept nogil  # -1: none
     cdef bint may_issue(self) noexcept nogil
+    cdef bint takes_more(self, SharedVolume volume) noexcept nogil
     cdef void issue(self) noexcept nogil

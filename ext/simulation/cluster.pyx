@@ -28,12 +28,12 @@ from iomesh.engine.replicas.server cimport CREDIT_BYTES, CREDIT_REQUESTS
 from iomesh.engine.simulation.cluster_metadata cimport LogRecord
 from iomesh.engine.simulation.cluster_node cimport NODE_DOWN, NODE_UP, Link
 from iomesh.engine.simulation.cluster_run cimport (
-    CLIENT_KINDS, CLIENT_WRITE, CONTEND, CRASH_SEVERAL, CUT_ALL_POWER, CUT_CONNECTION, CUT_POWER, HAND_OVER, KILL_NODE,
-    METADATA_OUTAGE, PART, PAUSE_NODE, USURP
+    CLIENT_KINDS, CLIENT_READ, CLIENT_WRITE, CLIENT_ZERO, CONTEND, CRASH_SEVERAL, CUT_ALL_POWER, CUT_CONNECTION,
+    CUT_POWER, HAND_OVER, KILL_NODE, METADATA_OUTAGE, PART, PAUSE_NODE, USURP
 )
 from iomesh.engine.simulation.cluster_swarm cimport draw_cluster
 from iomesh.engine.simulation.cluster_volume cimport (
-    SHARED_CLOSED, SHARED_GONE, SHARED_OPENING, SHARED_VERIFYING
+    CLIENT_SLOTS, PEERS_NS, SHARED_CLOSED, SHARED_GONE, SHARED_OPENING, SHARED_VERIFYING
 )
 from iomesh.engine.simulation.event_queue cimport NO_EVENT
 from iomesh.engine.simulation.world cimport WorldIo
@@ -49,8 +49,12 @@ cdef enum:
     WIDENING_REQUESTS = 12
     WIDENING_GAP_NS = 200 * 1000 * 1000
     CONNECTIONS_LIKELY = 128         # ends of connections: more are never in use at once
+    WINDOW_GAP_NS = 2 * 1000 * 1000  # between requests while a former owner may still hold its leases
 
 cdef int64_t SECOND = 1000 * 1000 * 1000
+cdef int64_t SILENCE_NS = <int64_t>2200 * 1000 * 1000                     # a node that is cut off is given up by then
+cdef int64_t RESTARTED_NS = 40 * 1000 * 1000                      # a node that is killed is up again by then
+cdef int64_t SCENE_NS = <int64_t>12 * 1000 * 1000 * 1000
 cdef int64_t HANG_NS = <int64_t>120 * 1000 * 1000 * 1000         # no phase takes longer, once nothing fails any more
 cdef const char* VOLUME_WORDS = b"replicated thing"              # 16 bytes
 
@@ -252,6 +256,8 @@ cdef class Cluster(ClusterRun):
         if self.phase == WORKING and self.left and (self.left <= self.fault_at or now >= self.fault_ns):
             self.strike(self.draw_fault())
             self.plan_fault()
+        if self.directed and self.phase == WORKING and self.scene_ns <= now:
+            self.direct()
         self.move_phase()
 
     cdef void look_after(self, SharedVolume volume) noexcept nogil:
@@ -396,6 +402,41 @@ cdef class Cluster(ClusterRun):
     cdef void plan_fault(self) noexcept nogil:
         self.fault_at = self.left - min(self.left, 1 + self.draw(2 * self.between))
         self.fault_ns = self.world.event_queue.now + 1 + <int64_t>self.draw(2 * self.between_ns)
+
+    cdef void direct(self) noexcept nogil:
+        """A history that random faults seldom make: the owner is cut off from all nodes and from the metadata service,
+        but its clients are not, and another node takes the volume over. Of two nodes that is the other member: it is
+        killed and starts again at once, so that it has given a lease of which it knows nothing. Then clients use both
+        owners."""
+        cdef int64_t now = self.world.event_queue.now, until_ns = now + SCENE_NS
+        cdef int owner, i
+        cdef void* volume = self.serving()
+        if self.scene_step == 0:
+            if volume is NULL or not self.is_whole() or not self.is_alone(volume) or not self.is_wide(
+                <SharedVolume>volume
+            ):
+                return
+            owner = (<SharedVolume>volume).node.number
+            self.usurper = (owner + 1 + <int>self.draw(self.node_count - 1)) % self.node_count
+            self.usurp_ns = now + (RESTARTED_NS if self.node_count == 2 else SILENCE_NS)
+            for i in range(self.node_count):
+                if i != owner:
+                    self.block(owner, i, until_ns)
+                    self.block(i, owner, until_ns)
+            self.unreachable_until_ns[owner] = until_ns
+            self.metadata.unreachable[owner] = True
+            self.counted.scenes += 1
+            self.note(b"node %lld is cut off, and node %lld takes over", owner, self.usurper, 0)
+            if self.node_count == 2:
+                self.end_now(self.usurper, False)
+            self.scene_ns = self.usurp_ns + PEERS_NS
+        elif self.scene_step == 1:
+            self.gap_ns, self.scene_gap_ns = WINDOW_GAP_NS, self.gap_ns
+            self.scene_ns = now + 2 * SECOND
+        else:
+            self.gap_ns = self.scene_gap_ns
+            self.scene_ns = now + SCENE_NS
+        self.scene_step = (self.scene_step + 1) % 3
 
     cdef ClusterFault draw_fault(self) noexcept nogil:
         cdef uint64_t at = self.draw(self.fault_weight)
@@ -621,13 +662,19 @@ cdef class Cluster(ClusterRun):
     cdef bint may_issue(self) noexcept nogil:
         return self.left > 0 and (self.phase == WORKING or self.phase == WIDENING)
 
+    cdef bint takes_more(self, SharedVolume volume) noexcept nogil:
+        """The writes of an owner that is cut off wait for ever: in directed runs its clients still read, and trim."""
+        if self.directed and volume.log_record.epoch < self.registers.opened:
+            return volume.busy < CLIENT_SLOTS - 1
+        return volume.busy < self.depth
+
     cdef void issue(self) noexcept nogil:
         cdef uint64_t at
         cdef int kind
         cdef void* volume
         while self.may_issue() and self.next_ns <= self.world.event_queue.now and not self.wanting:
             volume = self.any_serving()
-            if volume is NULL or (<SharedVolume>volume).busy >= self.depth:
+            if volume is NULL or not self.takes_more(<SharedVolume>volume):
                 return
             at = self.draw(self.weight)
             kind = 0
@@ -636,6 +683,8 @@ cdef class Cluster(ClusterRun):
                 kind += 1
             if self.phase == WIDENING:
                 kind = CLIENT_WRITE
+            elif (<SharedVolume>volume).busy >= self.depth:
+                kind = CLIENT_READ if self.seed & 16 else CLIENT_ZERO
             if not (<SharedVolume>volume).issue(kind):
                 return
             self.left -= 1
@@ -705,6 +754,7 @@ cdef class Cluster(ClusterRun):
             "moves": self.counted.moves,
             "stale": self.counted.stale,
             "equal": self.counted.equal,
+            "scenes": self.counted.scenes,
             "lapses": self.registers.lapses,
             "losses": self.registers.losses,
             "compared": self.registers.compared,

@@ -48,6 +48,7 @@ cdef struct Counted:                 # what happened in the run
     uint64_t moves                   # of the checkpoint's pointer
     uint64_t stale                   # reads of former owners that returned older data
     uint64_t equal                   # copies that were found to be so
+    uint64_t scenes                  # of directed runs: owners that were cut off while another one took over
 
 cdef class ClusterRun(BaseRun):
     cdef Registers registers
@@ -97,6 +98,7 @@ cdef class ClusterRun(BaseRun):
     cdef int64_t open_within_ns      # without an owner, another one opens the volume within this time
     cdef uint64_t total              # requests
     cdef int64_t limit_ns            # the faults end then, at the latest
+    cdef bint directed               # the faults are those of Cluster.direct()
 
     cdef void count(self, int kind) noexcept nogil       # a request that has ended
     cdef uint64_t place_of(self, uint32_t block) noexcept nogil  # the volume's block of a block in the model

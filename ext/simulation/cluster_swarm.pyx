@@ -21,6 +21,7 @@ DEVICE_FAULTS = (
 RUN_FAULTS = (
     "slow", "timer_early", "timer_late", "network_slow", "connection_cut", "connection_half_open", "clock_jump",
 )
+DIRECTED = 8                         # of so many seeds, one runs Cluster.direct()
 MS, SECOND = 1000 * 1000, 1000 * 1000 * 1000
 
 
@@ -30,7 +31,10 @@ cdef object draw_cluster(ClusterRun run, operations):
     cdef uint32_t device = 0
     run.world = World(run.draw(1 << 62))
     run.node_count = [2, 2, 3, 3, 3, 4, 5][run.draw(7)]
-    run.replicas = 2 if run.node_count == 2 or run.draw(2) else 3
+    run.directed = run.seed % DIRECTED == 1
+    if run.directed:
+        run.node_count = 2 + (run.seed >> 3 & 1)
+    run.replicas = 2 if run.node_count == 2 or run.draw(2) or run.directed else 3
     run.minimum = (run.replicas + 1) // 2
     run.reactor_count = 1 if run.draw(4) else 2
     run.journal_bytes = [256, 256, 256, 1024][run.draw(4)] << 10
@@ -73,6 +77,8 @@ cdef object draw_cluster(ClusterRun run, operations):
     run.total = min(run.total, <uint64_t>(WRITES_MAX // 2))
     run.limit_ns = [20, 40, 60][run.draw(3)] * SECOND
     draw_faults(run, volatile)
+    if run.directed:
+        direct(run)
     run.drawn = {
         "nodes": run.node_count,
         "stores": [(<ClusterNode>node).store_count for node in run.nodes],
@@ -104,7 +110,27 @@ cdef object draw_cluster(ClusterRun run, operations):
         "open_within_ns": run.open_within_ns,
         "faults": run.faults,
         "operations": run.total,
+        "directed": bool(run.directed),
     }
+
+
+cdef object direct(ClusterRun run):
+    """Only the faults of Cluster.direct(), and a fast cluster: what it shows lasts for less than a second."""
+    run.faults = {}
+    run.device_errors = False
+    run.between, run.between_ns = WRITES_MAX, 1000 * SECOND
+    run.blocks, run.group_blocks = 16, 16
+    run.weights[<int>CLIENT_READ], run.weights[<int>CLIENT_ZERO] = 16, 16
+    run.weight = sum([run.weights[i] for i in range(<int>CLIENT_KINDS)])
+    run.depth = min(run.depth, <uint32_t>8)
+    run.gap_ns = 50 * MS
+    run.metadata_ns = min(run.metadata_ns, MS)
+    run.silent = 0
+    run.link_ns = 2 * MS
+    run.world.latencies = {"network_ns": 40 * 1000}
+    run.down_ns = 20 * MS
+    run.total = WRITES_MAX // 2
+    run.limit_ns = 40 * SECOND
 
 
 cdef object draw_faults(ClusterRun run, bint caches):

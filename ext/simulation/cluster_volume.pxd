@@ -20,6 +20,7 @@ cdef enum:
     # Rule 3 of docs/ownership.md: a former owner serves no reads that a newer one has made stale. 0: it may.
     LEASES = 1
     CLIENT_SLOTS = 16                # requests in flight
+    PEERS_NS = 705 * 1000 * 1000     # a new owner waits so long for the members of the current fragment; a daemon 5 s
     UPDATE_FRAGMENTS = 64            # of one update
 
 cdef enum SharedState:

@@ -47,7 +47,6 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     ATTEMPTS = 12                    # to change the record, as node/volume.py
-    PEERS_NS = 1000 * 1000 * 1000 * 5    # to wait for the members of the current fragment
     LOOK_PEERS_NS = 50 * 1000 * 1000
     FIRST_PAUSE_NS = 100 * 1000 * 1000   # between the attempts of an update
     COMPARE_NS = 1000 * 1000 * 1000  # between two comparisons of a node's copies
