@@ -5,7 +5,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
-from iomesh.engine.replicas.member cimport COPIES_MAX, REPLICAS_MAX, Member, Transfer
+from iomesh.engine.replicas.member cimport COPIES_MAX, MEMBERS_MAX, REPLICAS_MAX, Member, Transfer
 from iomesh.engine.store.store cimport Replica
 from iomesh.engine.base.task cimport Waiters
 
@@ -29,6 +29,8 @@ cdef struct OpenSegment:                    # a segment that the log appends to
     int urgency                      # minimum urgency of appends; above FOR_WRITES: it uses the reserve
     bint closing
     uint64_t boots[COPIES_MAX]       # of the copies' machines when these were created
+    uint16_t left[COPIES_MAX]        # members whose copies were given up
+    int left_count
     bint given_up                    # a member of its replica set is not waited for any more: nothing is appended
     Footer* footer                   # the footer block; the table follows
     Entry* table
@@ -57,6 +59,7 @@ cdef class OpenSegments:
     cdef void** members              # Member, MEMBERS_MAX places; those of this node come first
     cdef int member_count
     cdef int local_count             # members of this node
+    cdef int64_t rests_until_ns[MEMBERS_MAX]  # after errors it gets no segment until then
     # replicas and fragments: see docs/ownership.md
     cdef uint32_t replicas           # wanted of each segment
     cdef uint32_t minimum            # with fewer members nothing is written
@@ -136,6 +139,7 @@ cdef class OpenSegments:
     cdef bint may_widen(self, const OpenSegment* open_segment) noexcept nogil      # more members work than it has
     # A member of another node is not waited for any more: open segments end without it.
     cdef void give_up(self, int member) noexcept nogil
+    cdef void count_error(self, int member) noexcept nogil
     cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil
     cdef void leave_rebooted(self) noexcept nogil                  # before a flush
     cdef void* member_of(self, const Segment* segment) noexcept nogil      # the Member that keeps it
@@ -180,6 +184,7 @@ cdef class OpenSegments:
     cdef uint32_t build_footer(self, OpenSegment* open_segment) noexcept nogil
     cdef int make_stable(self, Member member) noexcept nogil
     cdef void is_sealed(self, OpenSegment* open_segment, uint32_t blocks) noexcept nogil
+    cdef void drop_left(self, const OpenSegment* open_segment) noexcept nogil
     cdef void drop(self, Segment* segment) noexcept nogil
     cdef bint any_dead(self) noexcept nogil
     cdef uint64_t position(self) noexcept nogil    # address of the next append; everything appended before lies below

@@ -55,6 +55,8 @@ cdef enum:
     PROMISE_POLL_NS = 100 * 1000 * 1000  # how often a log without a number checks again
     MEMBERS_POLL_NS = 20 * 1000 * 1000   # how often a log with too few members checks again
     WIDEN_NS = 500 * 1000 * 1000     # how often a log with fewer replicas than wanted looks for another member
+    ERRORS_IN_A_ROW = 3              # of a member of another node: after these ...
+    REST_NS = 1000 * 1000 * 1000     # ... it gets no segment for so long after each further one
     READ_TRIES = 5                   # attempts to read back a piece, ...
     READ_AGAIN_NS = 20 * 1000 * 1000     # ... with this delay between them
     LATE_WRITES_NS = 20 * 1000 * 1000    # between two checks whether the abandoned writes of a device are answered
@@ -255,6 +257,7 @@ cdef class OpenSegments:
         open_segment.committed_block = open_segment.committed_entries = open_segment.committed_crc = 0
         open_segment.urgency = taken
         open_segment.closing = open_segment.given_up = False
+        open_segment.left_count = 0
         self.prepared = open_segment
         if taken != FOR_WRITES:
             self.space_ran_out()
@@ -277,6 +280,7 @@ cdef class OpenSegments:
                     not (<Member>self.members[i]).works()
                     or not (<Member>self.members[i]).has_room(blocks, False)
                     or (<Member>self.members[i]).errors > MEMBER_ERRORS_MAX
+                    or self.io.now_ns() < self.rests_until_ns[i]
                 ):
                     continue
                 taken = False
@@ -358,7 +362,7 @@ cdef class OpenSegments:
                 segment.number, self.epoch, segment.replica.fragment, blocks, urgent, &_none
             )
             if error < 0:
-                (<Member>self.members[segment.copies[i]]).count_error()
+                self.count_error(segment.copies[i])
                 return error
         return 0
 
@@ -395,9 +399,15 @@ cdef class OpenSegments:
         self.widen_ns = now_ns
         return self.choose_copies(open_segment.segment.member, copies) > open_segment.segment.copy_count
 
+    cdef void count_error(self, int member) noexcept nogil:
+        """A device that fails each write would else be tried again at once, with a new segment each time."""
+        (<Member>self.members[member]).count_error()
+        if (<Member>self.members[member]).errors >= ERRORS_IN_A_ROW:
+            self.rests_until_ns[member] = self.io.now_ns() + REST_NS
+
     cdef void give_up(self, int member) noexcept nogil:
         cdef int i
-        (<Member>self.members[member]).count_error()
+        self.count_error(member)
         for i in range(OPEN_SEGMENTS_MAX):
             if self.all[i].segment is not NULL and which_copy(self.all[i].segment, member) >= 0:
                 self.give_up_copy(&self.all[i], which_copy(self.all[i].segment, member))
@@ -405,6 +415,8 @@ cdef class OpenSegments:
     cdef void give_up_copy(self, OpenSegment* open_segment, int which) noexcept nogil:
         cdef Segment* segment = open_segment.segment
         open_segment.given_up = True
+        open_segment.left[open_segment.left_count] = segment.copies[which]
+        open_segment.left_count += 1
         segment.copy_count -= 1
         segment.copies[which] = segment.copies[segment.copy_count]
         open_segment.boots[which] = open_segment.boots[segment.copy_count]
@@ -600,7 +612,7 @@ cdef class OpenSegments:
             if error == 0:
                 (<Member>member).errors = 0
             elif which_copy(segment, copies[i]) >= 0:
-                (<Member>member).count_error()
+                self.count_error(copies[i])
                 self.give_up_copy(open_segment, which_copy(segment, copies[i]))
 
     cdef int seal_elsewhere(self, OpenSegment* open_segment, uint32_t footer_length) noexcept nogil:
@@ -737,6 +749,16 @@ cdef class OpenSegments:
         (<Member>self.member_of(segment)).remove(segment.number, self.epoch, segment.replica)
         self.segments.remove(segment)
 
+    cdef void drop_left(self, const OpenSegment* open_segment) noexcept nogil:
+        """In a task: delete the copies of an empty segment that were given up. Those on nodes that do not answer now go
+        when the nodes are back."""
+        cdef void* member
+        cdef int i
+        for i in range(open_segment.left_count):
+            member = self.members[open_segment.left[i]]
+            if (<Member>member).works():
+                (<Member>member).remove(open_segment.segment.number, self.epoch, NULL)
+
     cdef uint64_t position(self) noexcept nogil:
         if self.current is not NULL:
             return <uint64_t>self.current.segment.number << 32 | self.current.next_block
@@ -854,6 +876,7 @@ cdef void seal(OpenSegments open_segments, OpenSegment* open_segment) noexcept n
     while open_segments.may_be_written(open_segment) and not planted(b"sealed_under_write"):
         open_segments.pause(LATE_WRITES_NS)
     if open_segment.next_block == 0:
+        open_segments.drop_left(open_segment)
         open_segments.drop(open_segment.segment)
     else:
         error = open_segments.seal(open_segment)

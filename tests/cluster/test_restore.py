@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
+import uuid
 
 import pytest
 
@@ -137,6 +138,7 @@ async def test_the_command_line_restores_snapshots(node: Daemon) -> None:
     assert second.startswith("previous content: db@before-restore-")
     before = second.rpartition("@")[2]
     answer = json.loads(iomesh("volume", "restore", f"db@{before}", "--discard", "--json").stdout)
+    assert uuid.UUID(answer.pop("operation"))
     assert answer == {"volume": "db", "snapshot": before, "at": None, "before": ""}
     for words, code, said in (
         (("volume", "restore", "db"), 2, "write either db@SNAPSHOT, or db and --at TIME"),

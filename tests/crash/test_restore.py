@@ -178,8 +178,8 @@ async def test_a_crash_finds_the_volume_as_it_was_or_as_it_shall_be(bench: Bench
 
 
 async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
-    """The second checkpoint is refused, as after a takeover: the volume fails, and reads return the old state until
-    then.
+    """The second checkpoint is refused, as after a takeover: the volume fails and serves nobody, and has the old state
+    when it is opened again.
     """
     async with bench.running():
         await write(bench, 400)
@@ -198,7 +198,8 @@ async def test_what_fails_half_way_leaves_what_was_there(bench: Bench) -> None:
         with pytest.raises(IomeshError):
             await restoring
         assert bench.engine.volume_state(bench.volume)["error"]
-        await compare_all(bench, blocks)
+        with pytest.raises(ConnectionError):  # another node has it: what is here may be out of date
+            await compare_all(bench, blocks)
     bench.answers = True
     async with bench.running():
         await compare_all(bench, blocks)
