@@ -113,6 +113,8 @@ cdef class Cluster(ClusterRun):
                     self.judge_refusal(volume)
                 volume.drop()
                 volume = None
+            if self.world.crashes != self.crashes:       # what a node before this one did was a boundary
+                self.notice_crashes()
             if node.state != NODE_DOWN and not node.is_alive():
                 node.drop()
             if node.state == NODE_DOWN:
