@@ -207,6 +207,14 @@ cdef class SharedVolume:
             self.log.open_segments.too_few, self.log.open_segments.sealing
         )
         self.run.note(
+            b"  segment: current %lld, prepared %lld, being prepared %lld", self.log.open_segments.current is not NULL,
+            self.log.open_segments.prepared is not NULL, self.log.open_segments.preparing
+        )
+        self.run.note(
+            b"  it has no space: %lld, holds leases: %lld, requests wait for a segment: %lld",
+            self.log.open_segments.no_space, self.log.serving.holds(), self.log.waiters.first is not NULL
+        )
+        self.run.note(
             b"  a checkpoint is under way: %lld, flushes: %lld, an update: %lld", self.volume.checkpoints.running,
             self.log.flusher.left, self.update.generation
         )
@@ -455,6 +463,7 @@ cdef class SharedVolume:
         cdef Waiting waiting
         cdef int64_t pause_ns = FIRST_PAUSE_NS
         cdef int outcome = POINTER_UNKNOWN
+        cdef uint32_t asked
         cdef Update following
         waiting.io = NULL
         while outcome == POINTER_UNKNOWN:
@@ -463,6 +472,7 @@ cdef class SharedVolume:
             if outcome < 0:
                 return
             self.waiting = NULL
+            asked = self.update.next_segment
             self.tell(outcome)
             if outcome == POINTER_UNKNOWN:
                 self.pause(pause_ns)
@@ -472,8 +482,10 @@ cdef class SharedVolume:
         if self.update.generation != generation:
             return                                       # what was told has begun another one
         self.update.generation = 0
-        if self.later_count:
-            memset(&following, 0, sizeof(Update))
+        memset(&following, 0, sizeof(Update))
+        if self.update.next_segment != asked:            # for numbers, by what was told
+            following.next_segment = self.update.next_segment
+        if self.later_count or following.next_segment:
             memcpy(following.fragments, self.later, self.later_count * sizeof(FragmentRecord))
             following.fragment_count = self.later_count
             self.later_count = 0
