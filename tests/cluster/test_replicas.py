@@ -337,8 +337,8 @@ async def owner_silent_for_a_moment(nodes: Nodes, load: Load, draw: random.Rando
 
 
 async def owner_silent(nodes: Nodes, load: Load, draw: random.Random) -> None:
-    """Another node takes the volume over and is written to. Then the former owner goes on, with its clients: it must
-    serve nothing that it does not know to be the newest, and acknowledge nothing."""
+    """Another node takes the volume over and is written to. Then the former owner goes on: it must serve nothing that
+    it does not know to be the newest, and acknowledge nothing by itself. Its clients go on with the new owner."""
     owner = await owner_under(nodes, load)
     nodes.pause(owner)
     served = await nodes.until_served(other_than=owner)
@@ -347,9 +347,10 @@ async def owner_silent(nodes: Nodes, load: Load, draw: random.Random) -> None:
         group.create_task(other.run())
         await goes_on(other, 10 * MORE)
         nodes.resume(owner)
-        await until(lambda: load.ended, "the former owner's clients are turned away")
+        await goes_on(load)
         await goes_on(other)
         other.stop()
+    load.stop()
 
 
 async def owner_under(nodes: Nodes, load: Load) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from iomesh.api.client import Client
 from support.monitoring import CHART, RULES, alerts
 from support.nbd import Connection
-from support.nodes import Nodes
+from support.nodes import Nodes, until
 from support.promql import ADDED, labels_shown, used_by
 from support.run import end, eventually
 
@@ -131,7 +132,13 @@ async def prepare(trial: Nodes) -> dict[str, str]:
     async with trial.client("b") as client:
         await client.create_volume("single", 64 << 20)  # that no other node can take over
     await write(trial.uri)
+    for address in addresses.values():  # cleaning reports a volume after its first look at it
+        await until(partial(shows_cleaning, address), f"{address} shows what cleaning does")
     return addresses
+
+
+def shows_cleaning(address: str) -> bool:
+    return "iomesh_volume_cleaning_need{" in page(address)
 
 
 async def write(uri: str) -> None:
