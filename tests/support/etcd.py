@@ -14,6 +14,7 @@ from pathlib import Path
 
 from iomesh.metadata.etcd_api import EtcdAccess, etcd_access
 from support.kubernetes.cluster import free_port
+from support.run import pause
 
 PROGRAM = shutil.which("etcd")
 READY_SECONDS = 120.0  # against hangs alone
@@ -107,11 +108,7 @@ class Etcd:
         process.wait()
 
     def pause(self, member: int) -> None:
-        """Returns when none of its threads runs any more."""
-        pid = self._processes[member].pid
-        os.kill(pid, signal.SIGSTOP)
-        while any(" T " not in path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")):
-            time.sleep(0.01)
+        pause(self._processes[member].pid)
 
     def go_on(self, member: int) -> None:
         os.kill(self._processes[member].pid, signal.SIGCONT)

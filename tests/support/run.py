@@ -54,6 +54,15 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def pause(pid: int) -> None:
+    """Returns once none of the process's threads runs."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(
+        lambda: all(" T " in stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")),
+        what=f"process {pid} stops",
+    )
+
+
 def end(pid: int, sign: signal.Signals = signal.SIGKILL, *, seconds: float = 120) -> None:
     """Ends a process, whoever its parent is, and returns once it has ended."""
     try:

@@ -1684,7 +1684,7 @@ class MoveVolumeRequest(_message.Message):
     node: _builtins.str
     """that is to own it; empty: the first other one of its replica set"""
     force: _builtins.bool
-    """also while clients are connected: their connections end"""
+    """also while clients of its snapshots are connected: these connections end"""
     def __init__(
         self,
         *,

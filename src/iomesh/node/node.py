@@ -42,6 +42,7 @@ from iomesh.errors import Foreign, InUse, IomeshError, PermissionDenied
 from iomesh.metadata import Metadata
 from iomesh.metadata.records import ClusterRecord, get_or_create_cluster
 from iomesh.node import health, metrics
+from iomesh.node.certificate_renewal import Renewal
 from iomesh.node.cleaning import Cleaning
 from iomesh.node.cluster import Cluster
 from iomesh.node.config import Config
@@ -63,7 +64,6 @@ from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
 from iomesh.node.peers import Peers, PeerSockets
 from iomesh.node.peers.key import read_key
-from iomesh.node.renewal import Renewal
 from iomesh.node.scrub import ScrubPasses
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores, absolute

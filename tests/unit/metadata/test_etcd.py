@@ -7,18 +7,18 @@ import itertools
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iomesh.errors import ConfigError, Conflict, Damaged, NotFound, Unavailable
+from iomesh.errors import ConfigError, Conflict, Damaged, NotFound
 from iomesh.metadata import HistoryLost, Metadata, MetadataUnavailable, Put
 from iomesh.metadata.etcd import EtcdMetadata
 from iomesh.metadata.etcd_api import etcd_access
-from support.daemon import MIB, Daemon
 from support.etcd import Etcd, etcd_is_missing
-from support.nbd import Connection
+from support.outage import serves_through_outage
 
 pytestmark = pytest.mark.skipif(bool(etcd_is_missing()), reason=etcd_is_missing())
 
@@ -232,41 +232,11 @@ async def test_access_that_is_wrong_is_refused_with_a_reason(etcd_server: Etcd, 
 
 
 async def test_a_daemon_serves_its_volume_while_etcd_is_away(own: Etcd, tmp_path: Path) -> None:
-    settings = {
-        "metadata.kind": "etcd",
-        "metadata.endpoints": ",".join(own.endpoints),
-        "engine.checkpoint_bytes": 8 * MIB,
-    } | {f"metadata.{key}": file for key, file in own.files.items()}
-    daemon = Daemon(tmp_path, settings=settings)
-    await daemon.format()
-    await asyncio.to_thread(daemon.start)
-    try:
-        async with daemon.client() as node:
-            await node.create_volume("db", 64 * MIB)
-            (uri,) = (await node.export_volume("db")).uris
-        connection = await Connection.connect(uri)
-        own.kill(0)
-        for number in range(40):  # more log than lies between two checkpoints
-            await connection.write(number * MIB, bytes([number]) * MIB)
-        await connection.flush()
-        assert await connection.read(39 * MIB, 4096) == bytes([39]) * 4096
+    settings = {"metadata.kind": "etcd", "metadata.endpoints": ",".join(own.endpoints)}
+    settings |= {f"metadata.{key}": file for key, file in own.files.items()}
+
+    def start() -> None:
         own.start_member(0)
-        await asyncio.to_thread(own.wait, 0)
-        async with daemon.client() as node, asyncio.timeout(SOON):
-            while True:
-                try:
-                    assert await node.checkpoint("db") == ["db"]
-                    break
-                except Unavailable:  # the next update of the pointer may be some seconds away
-                    pass
-        await connection.close()
-        await asyncio.to_thread(daemon.kill)
-        await asyncio.to_thread(daemon.start)
-        async with daemon.client() as node:
-            (uri,) = (await node.volume("db")).exports[0].uris
-        connection = await Connection.connect(uri)
-        for number in range(40):
-            assert await connection.read(number * MIB, MIB) == bytes([number]) * MIB
-        await connection.close()
-    finally:
-        await asyncio.to_thread(daemon.stop)
+        own.wait(0)
+
+    await serves_through_outage(tmp_path, settings, partial(own.kill, 0), start)

@@ -8,9 +8,9 @@ import itertools
 import json
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,10 @@ from iomesh.errors import ConfigError, Conflict, Damaged, NotFound, PermissionDe
 from iomesh.metadata import Delete, HistoryLost, MetadataUnavailable, Put
 from iomesh.metadata.kubernetes import KubernetesMetadata, object_name
 from iomesh.metadata.kubernetes_api import find_access
-from support.daemon import MIB, Daemon
 from support.kubernetes import programs
 from support.kubernetes.cluster import ControlPlane
-from support.nbd import Connection
+from support.outage import serves_through_outage
+from support.run import pause
 
 pytestmark = pytest.mark.skipif(bool(programs.without_api_server()), reason="see the first lines of the run")
 
@@ -50,14 +50,6 @@ async def client(api_server: ControlPlane, namespace: str) -> AsyncIterator[Open
             return metadata
 
         yield open_client
-
-
-def pause(server: ControlPlane) -> None:
-    """Returns when no thread of the API server runs any more."""
-    number = server.processes.number("apiserver")
-    os.kill(number, signal.SIGSTOP)
-    while any(" T " not in path.read_text() for path in Path(f"/proc/{number}/task").glob("*/stat")):
-        time.sleep(0.01)
 
 
 def go_on(server: ControlPlane) -> None:
@@ -88,7 +80,7 @@ async def test_an_answer_that_does_not_come_is_unknown_and_the_commit_may_be_don
 ) -> None:
     metadata = await client()
     version = await metadata.commit(Put("logs/a", b"1", 0))
-    pause(api_server)
+    pause(api_server.processes.number("apiserver"))
     try:
         with pytest.raises(MetadataUnavailable, match="no answer in time"):
             await metadata.commit(Put("logs/a", b"2", version))
@@ -227,34 +219,6 @@ async def test_a_daemon_serves_its_volume_while_the_api_server_is_away(
         "metadata.kind": "kubernetes",
         "metadata.kubeconfig": str(api_server.kubeconfig),
         "metadata.namespace": namespace,
-        "engine.checkpoint_bytes": 8 * MIB,
     }
-    daemon = Daemon(tmp_path, settings=settings)
-    await daemon.format()
-    await asyncio.to_thread(daemon.start)
-    try:
-        async with daemon.client() as node:
-            await node.create_volume("db", 64 * MIB)
-            (uri,) = (await node.export_volume("db")).uris
-        connection = await Connection.connect(uri)
-        await asyncio.to_thread(api_server.processes.kill, "apiserver")
-        try:
-            for number in range(40):  # more log than lies between two checkpoints
-                await connection.write(number * MIB, bytes([number]) * MIB)
-            await connection.flush()
-            assert await connection.read(39 * MIB, 4096) == bytes([39]) * 4096
-        finally:
-            await asyncio.to_thread(api_server.start_server)
-        async with daemon.client() as node:
-            assert await node.checkpoint("db") == ["db"]
-        await connection.close()
-        await asyncio.to_thread(daemon.kill)
-        await asyncio.to_thread(daemon.start)
-        async with daemon.client() as node:
-            (uri,) = (await node.volume("db")).exports[0].uris
-        connection = await Connection.connect(uri)
-        for number in range(40):
-            assert await connection.read(number * MIB, MIB) == bytes([number]) * MIB
-        await connection.close()
-    finally:
-        await asyncio.to_thread(daemon.stop)
+    kill = partial(api_server.processes.kill, "apiserver")
+    await serves_through_outage(tmp_path, settings, kill, api_server.start_server)

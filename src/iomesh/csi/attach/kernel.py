@@ -81,7 +81,7 @@ class KernelAttacher:
 
     async def attach(self, attachment: Attachment, uri: str, size_bytes: int) -> Path:
         identity = attachment.volume_id
-        # First the record: whoever reconnects reads it there.
+        # First the record: the next connection is made with what it says.
         await asyncio.to_thread(self._records.put, msgspec.structs.replace(attachment, uri=uri))
         hooks.passed("stage: address recorded")
         device = await asyncio.to_thread(self.device, identity)

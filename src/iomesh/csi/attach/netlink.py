@@ -92,7 +92,7 @@ class NbdFamily:
         self._call(self._family, _RECONFIGURE, _index(index), _text(_BACKEND, backend), _number(_SIZE, size_bytes))
 
     def disconnect(self, index: int) -> None:
-        """At once, whoever uses the device: its requests fail."""
+        """At once, also while the device is used: its requests fail."""
         self._call(self._family, _DISCONNECT, _index(index))
 
     def listen(self) -> socket.socket:

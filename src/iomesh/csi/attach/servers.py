@@ -53,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start(folder: Path, server: Server) -> None:
-    """In the volume's folder; unless they run already, because whoever started them was killed behind this step."""
+    """In the volume's folder; not if they run already: what started them may have been killed after this step."""
     point = folder / MOUNT_POINT
     point.mkdir(exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
