@@ -36,6 +36,7 @@ POINTER_REFUSED: int
 POINTER_DONE: int
 POINTER_UNKNOWN: int
 SEGMENT_ROW: np.dtype[Any]
+COPIES_ROW: np.dtype[Any]
 SEALED_ROW: np.dtype[Any]
 
 class Answer(NamedTuple):
@@ -217,6 +218,20 @@ class Engine:
         limit), and at `share` percent of that while users' requests arrive. Answers {"blocks" (good ones), "damaged",
         "first_damaged"}. ENOENT: the replica was deleted, or changed during the scrub; EBUSY: the store is scrubbing
         another segment."""
+
+    # rebuild
+    def copies(self, volume: bytes) -> int:
+        """Answers a structured array of COPIES_ROW, for the sealed segments that have not as many working copies as the
+        volume wants, or have others besides: segment (its number), blocks (that a copy takes on a device), devices (that
+        have it: numbers in the cluster, the owner's first, 0: none), states (1 works, 2 its node does not answer,
+        3 failed), settled (the newest checkpoint covers it: it can be rebuilt)."""
+    def rebuild_copy(self, volume: bytes, segment: int, *, device: int, source: int, rate: int) -> int:
+        """`device` of another node gets the segment from `source`, another device that has it. rate: KiB per second at
+        most, 0: no limit. Answers None once the copy counts. EAGAIN: not now; ENOENT: it is gone; ENODEV: a device does
+        not answer; ENOSPC; ESTALE: the source has not all of it; EBADMSG: the source's copy is damaged."""
+    def drop_copy(self, volume: bytes, segment: int, *, device: int) -> int:
+        """Remove the copy on a device of another node. Answers None. EBUSY: without it there were fewer working copies
+        than the volume wants; EAGAIN, ENOENT as above."""
 
     # cleaning
     def segments(self, volume: bytes) -> int:

@@ -25,6 +25,7 @@ from iomesh.engine.commands.forwarding cimport (
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
+from iomesh.engine.commands.rebuild cimport DropCopy, ListCopies, RebuildCopy
 from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, EraseCopies, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
@@ -55,6 +56,8 @@ from iomesh.engine.exports.forwarding.served_volume cimport ServedVolume
 from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
 from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX as REPLICAS_MOST, Member
+from iomesh.engine.format.peer cimport DEVICE_WORKS
+from iomesh.engine.replicas.pull cimport Sources
 from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
@@ -84,6 +87,7 @@ from iomesh.engine.format.structures import read_node, read_record, read_snapsho
 from iomesh.engine.format.structures import read_table, structures  # no-cython-lint
 from iomesh.engine.exports.nbd.connection import transmission_flags  # no-cython-lint
 from iomesh.engine.commands.stores import SEALED_ROW  # no-cython-lint
+from iomesh.engine.commands.rebuild import COPIES_ROW  # no-cython-lint
 from iomesh.engine.commands.volumes import SEGMENT_ROW  # no-cython-lint
 from iomesh.engine.base.uring import RingError, why_no_ring
 
@@ -136,6 +140,7 @@ cdef class _Runner:
     cdef Pool pool
     cdef MapCache cache
     cdef ServedStores known          # the stores that other nodes may use
+    cdef Sources sources             # the other nodes, for copies of segments
     cdef dict nodes                  # name of another node -> RemoteNode
     cdef object thread
     cdef int thread_id
@@ -267,6 +272,7 @@ cdef class Engine:
                 self.leases = Leases(runner.io.monotonic_ns())
             runner.known = ServedStores()
             runner.known.leases = self.leases
+            runner.sources = Sources()
             runner.nodes = {}
             self.warnings += [warning for warning in runner.io.warnings if warning not in self.warnings]
             self.runners.append(runner)
@@ -395,7 +401,7 @@ cdef class Engine:
         cdef ServeStore command
         if store.superblock.number == 0 or store.device in self.served:
             return 0
-        served = ServedStore(store, self.runner_at(store.home).cache.bitmaps)
+        served = ServedStore(store, self.runner_at(store.home).cache.bitmaps, self.runner_at(store.home).sources)
         self.served[store.device] = served
         command = ServeStore(served, self.tables())
         command.reactors, command.reactor_count = self.reactors, self.reactor_count
@@ -842,7 +848,8 @@ cdef class Engine:
         if requests == 0 or bytes < 1 << 20:
             os.close(fd)
             raise ValueError(f"node {node} gives credit for {requests} requests and {bytes} bytes: too few")
-        return self.ask(AttachPeer(self.remote_node(node, reactor), fd, requests, bytes))
+        sources = (<_Runner>self.runners[reactor]).sources
+        return self.ask(AttachPeer(self.remote_node(node, reactor), sources, fd, requests, bytes))
 
     def detach_peer(self, str node, *, int reactor):
         if 0 <= reactor < self.reactor_count and node in (<_Runner>self.runners[reactor]).nodes:
@@ -890,9 +897,21 @@ cdef class Engine:
                         "readies": remote.readies,
                         "calls": remote.peer.calls,
                         "devices": self.node_devices.get(node, []),
+                        "free_bytes": free_bytes_of(remote),
                     }
                 )
         return found
+
+    # ------------------------------------------------------------------ rebuild
+
+    def copies(self, bytes volume):
+        return self.ask_volume(ListCopies, volume)
+
+    def rebuild_copy(self, bytes volume, uint32_t segment, *, uint32_t device, uint32_t source, uint32_t rate):
+        return self.ask_volume(RebuildCopy, volume, (segment, device, source, rate))
+
+    def drop_copy(self, bytes volume, uint32_t segment, *, uint32_t device):
+        return self.ask_volume(DropCopy, volume, (segment, device))
 
     # ------------------------------------------------------------------ cleaning
 
@@ -1287,3 +1306,13 @@ def histogram_bounds():
     """Upper bounds of the buckets, in nanoseconds: bucket 4 * p + k ends where (4 + k + 1) << (p - 2) begins."""
     cdef object one = 1     # a Python int, which does not overflow
     return np.array([min((one * 5 + n % 4) << max(n // 4 - 2, 0), 2**64 - 1) for n in range(BUCKETS)], np.uint64)
+
+
+cdef dict free_bytes_of(RemoteNode remote):
+    """By the numbers of the node's working devices, as of its last heartbeat."""
+    cdef uint32_t i
+    return {
+        remote.states[i].device: remote.states[i].free_bytes
+        for i in range(remote.state_count if remote.ready else 0)
+        if remote.states[i].state == DEVICE_WORKS
+    }

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.commands.command cimport Command
+from iomesh.engine.replicas.pull cimport Sources
 from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
@@ -15,8 +16,10 @@ cdef class ServePeer(Command):       # ServePeer(server, fd): answered when the 
 cdef class EndServedPeer(Command):   # EndServedPeer(server)
     cdef Server server
 
-cdef class AttachPeer(Command):      # AttachPeer(node, fd, requests, bytes): answered when the connection has ended
+# AttachPeer(node, sources, fd, requests, bytes): answered when the connection has ended
+cdef class AttachPeer(Command):
     cdef RemoteNode node
+    cdef Sources sources
     cdef int fd
     cdef uint32_t requests
     cdef uint64_t bytes

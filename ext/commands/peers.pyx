@@ -68,8 +68,8 @@ cdef class EndServedPeer(Command):
 # ---------------------------------------------------------------------- another node
 
 cdef class AttachPeer(Command):
-    def __cinit__(self, RemoteNode node, int fd, uint32_t requests, uint64_t bytes):
-        self.node, self.fd, self.requests, self.bytes = node, fd, requests, bytes
+    def __cinit__(self, RemoteNode node, Sources sources, int fd, uint32_t requests, uint64_t bytes):
+        self.node, self.sources, self.fd, self.requests, self.bytes = node, sources, fd, requests, bytes
         self.reactor = node.reactor
 
     cdef int64_t run(self) noexcept nogil:
@@ -83,6 +83,7 @@ cdef class AttachPeer(Command):
             return number
         self.node.owner = <void*>self
         self.node.lost = peer_ended
+        self.sources.add(self.node)
         self.node.attach(number, self.requests, self.bytes)
         return 0
 

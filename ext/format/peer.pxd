@@ -50,6 +50,9 @@ cdef enum PeerKind:
     PEER_VOLUME_ZERO = 14
     PEER_VOLUME_FLUSH = 15           # everything acknowledged before
     PEER_VOLUME_STATUS = 16          # how many blocks are alike: mapped, or not
+    # Again of a device:
+    PEER_PULL = 17                   # a PullRequest: the device's node gets a sealed segment from another node's device
+    PEER_READ_STORED = 18            # blocks of a replica as they lie on the device, a compacted one's bitmaps included
 
 cdef enum:                           # PeerRequest.flags
     PEER_FOOTER = 1                  # WRITE: the payload is a footer with its table
@@ -57,6 +60,7 @@ cdef enum:                           # PeerRequest.flags
     PEER_STABLE = 4                  # VOLUME_WRITE, VOLUME_MERGE, VOLUME_ZERO: answered once it is on stable media
     PEER_ZEROS = 8                   # VOLUME_MERGE: of zeros, without a payload
     PEER_COMPLETES = 16              # WRITE: a record of an earlier owner, lacking here. SEAL: none is lacking
+    PEER_REPLACES = 32               # PULL: the replica that is here is damaged
 
 cdef enum:                           # PeerReply.flags
     PEER_MORE = 1                    # LIST, HEARTBEAT: there are entries behind the last one
@@ -98,6 +102,24 @@ cdef packed struct VolumeRequest:    # 96 bytes: a PeerRequest of a kind from PE
     uint32_t start                   # VOLUME_MERGE: the first byte inside the block ...
     uint32_t bytes                   # ... and how many
     uint8_t reserved[24]
+
+cdef packed struct PullRequest:      # 96 bytes: a PeerRequest of the kind PEER_PULL
+    uint64_t magic
+    uint32_t crc
+    uint16_t version
+    uint8_t kind
+    uint8_t flags
+    uint64_t id
+    uint32_t payload_bytes           # 0
+    uint32_t device                  # that gets the copy: its number in the cluster
+    uint8_t volume[16]
+    uint64_t epoch                   # of the owner that asks
+    uint32_t segment
+    uint32_t source                  # the device that has it: its number in the cluster
+    uint32_t end                     # the block behind the segment's last record
+    uint32_t rate                    # KiB per second at most; 0: no limit
+    uint64_t segment_epoch           # in which the segment was written
+    uint8_t reserved[16]
 
 cdef packed struct PeerReply:        # 96 bytes
     uint64_t magic
@@ -156,16 +178,19 @@ cdef void seal_request(PeerRequest*) noexcept nogil
 cdef void seal_reply(PeerReply*) noexcept nogil
 
 cdef inline bint kind_known(uint8_t kind) noexcept nogil:
-    return PEER_CREATE <= kind <= PEER_VOLUME_STATUS
+    return PEER_CREATE <= kind <= PEER_READ_STORED
 
 cdef inline bint is_of_volume(uint8_t kind) noexcept nogil:
-    return kind >= PEER_VOLUME_READ
+    return PEER_VOLUME_READ <= kind <= PEER_VOLUME_STATUS
+
+cdef inline bint is_read(uint8_t kind) noexcept nogil:     # of a replica
+    return kind == PEER_READ or kind == PEER_READ_STORED
 
 # What a request costs of its client's credit: the bytes of its payload, or of its reply's at most; those of a volume's
 # I/O by the buffers that they take.
 cdef inline uint32_t frame_cost(const PeerRequest* frame) noexcept nogil:
     cdef uint32_t bytes = frame.payload_bytes
-    if frame.kind == PEER_READ:
+    if is_read(frame.kind):
         return frame.blocks * 4096
     if frame.kind == PEER_LIST or frame.kind == PEER_HEARTBEAT:
         return frame.blocks * ENTRY_BYTES

@@ -44,6 +44,7 @@ cdef void layout_holds() noexcept nogil:
     """Compiled, never called."""
     size_is(sizeof(PeerRequest), FRAME_BYTES)
     size_is(sizeof(VolumeRequest), FRAME_BYTES)
+    size_is(sizeof(PullRequest), FRAME_BYTES)
     size_is(sizeof(PeerReply), FRAME_BYTES)
     size_is(sizeof(ListedReplica), ENTRY_BYTES)
     size_is(sizeof(DeviceState), ENTRY_BYTES)
@@ -95,6 +96,8 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
         return fault(b"its flags are not known for its kind")
     if is_of_volume(it.kind):
         return fault(volume_request_fault(<const VolumeRequest*>it))
+    if it.kind == PEER_PULL:
+        return fault(pull_request_fault(<const PullRequest*>it))
     words = fields_fault(it, fields_of(it.kind))
     if words is not NULL:
         return fault(words)
@@ -102,7 +105,7 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
         return fault(b"it creates a segment of an impossible length")
     if it.kind == PEER_SEAL and (it.blocks > SEGMENT_BLOCKS_MAX or (it.footer_block and it.footer_block >= it.blocks)):
         return fault(b"it seals a segment with an impossible length or footer")
-    if it.kind == PEER_READ and not 1 <= it.blocks <= READ_BLOCKS_MAX:
+    if is_read(it.kind) and not 1 <= it.blocks <= READ_BLOCKS_MAX:
         return fault(b"it reads no block, or more than one request may")
     if it.kind == PEER_LIST and not 1 <= it.blocks <= LIST_ENTRIES_MAX:
         return fault(b"it lists no replica, or more than one reply may")
@@ -114,7 +117,7 @@ cdef Fault request_fault(const PeerRequest* it) noexcept nogil:
         payload = it.blocks * BLOCK_BYTES
     if it.kind == PEER_COMPACT:
         payload = BITMAP_BYTES
-    if it.kind == PEER_READ or it.kind == PEER_WRITE:
+    if is_read(it.kind) or it.kind == PEER_WRITE:
         if it.block >= SEGMENT_BLOCKS_MAX or it.blocks > SEGMENT_BLOCKS_MAX - it.block:
             return fault(b"its range ends beyond any segment")
     if it.payload_bytes != payload:
@@ -131,6 +134,8 @@ cdef uint8_t allowed_flags(uint8_t kind) noexcept nogil:
         return PEER_FOOTER | PEER_COMPLETES
     if kind == PEER_SEAL:
         return PEER_COMPLETES
+    if kind == PEER_PULL:
+        return PEER_REPLACES
     return PEER_URGENT if kind == PEER_CREATE else 0
 
 
@@ -164,6 +169,22 @@ cdef const char* volume_request_fault(const VolumeRequest* it) noexcept nogil:
     return NULL
 
 
+cdef const char* pull_request_fault(const PullRequest* it) noexcept nogil:
+    cdef uint64_t[2] words
+    memcpy(words, it.volume, 16)
+    if it.device == 0 or it.source == 0 or it.device == it.source:
+        return b"it does not name two devices"
+    if not words[0] | words[1]:
+        return b"it names no volume"
+    if it.segment_epoch == 0 or it.segment_epoch > it.epoch:
+        return b"it has no epoch, or one below the segment's"
+    if not 1 <= it.end <= SEGMENT_BLOCKS_MAX:
+        return b"it asks for a segment of an impossible length"
+    if it.payload_bytes:
+        return b"its payload has not the length of its kind"
+    return NULL
+
+
 cdef uint32_t fields_of(uint8_t kind) noexcept nogil:
     cdef uint32_t replica = ITS_DEVICE | ITS_VOLUME | ITS_SEGMENT
     if kind == PEER_CREATE:
@@ -172,7 +193,7 @@ cdef uint32_t fields_of(uint8_t kind) noexcept nogil:
         return replica | ITS_EPOCH | ITS_BLOCK | ITS_BLOCKS | ITS_STREAM
     if kind == PEER_SEAL:
         return replica | ITS_EPOCH | ITS_BLOCKS | ITS_FOOTER
-    if kind == PEER_READ:
+    if is_read(kind):
         return replica | ITS_BLOCK | ITS_BLOCKS
     if kind == PEER_REMOVE or kind == PEER_COMPACT:
         return replica | ITS_EPOCH
@@ -265,17 +286,19 @@ KINDS = {
     "remove": PEER_REMOVE, "list": PEER_LIST, "fence": PEER_FENCE, "heartbeat": PEER_HEARTBEAT,
     "compact": PEER_COMPACT, "volume_read": PEER_VOLUME_READ, "volume_write": PEER_VOLUME_WRITE,
     "volume_merge": PEER_VOLUME_MERGE, "volume_zero": PEER_VOLUME_ZERO, "volume_flush": PEER_VOLUME_FLUSH,
-    "volume_status": PEER_VOLUME_STATUS,
+    "volume_status": PEER_VOLUME_STATUS, "pull": PEER_PULL, "read_stored": PEER_READ_STORED,
 }
 MAGICS = {
-    "PeerRequest": PEER_REQUEST_MAGIC, "VolumeRequest": PEER_REQUEST_MAGIC, "PeerReply": PEER_REPLY_MAGIC
+    "PeerRequest": PEER_REQUEST_MAGIC, "VolumeRequest": PEER_REQUEST_MAGIC, "PullRequest": PEER_REQUEST_MAGIC,
+    "PeerReply": PEER_REPLY_MAGIC,
 }
 
 
 def read_request(data: bytes) -> dict:
     """The fields, with "fault": the reason why the frame is refused, or None."""
     cdef const PeerRequest* it = <const PeerRequest*>frame_of(data)
-    return shown("VolumeRequest" if is_of_volume(it.kind) else "PeerRequest", data, request_fault(it))
+    structure = "VolumeRequest" if is_of_volume(it.kind) else "PullRequest" if it.kind == PEER_PULL else "PeerRequest"
+    return shown(structure, data, request_fault(it))
 
 
 def read_reply(data: bytes) -> dict:
@@ -345,8 +368,8 @@ cdef size_t place(const void* field):
 def frames() -> dict:
     """Each structure's fields as (name, offset, bytes); a test compares docs/protocols.md with them."""
     return {
-        "PeerRequest": request_fields(), "VolumeRequest": volume_request_fields(), "PeerReply": reply_fields(),
-        "ListedReplica": listed_fields(), "DeviceState": state_fields(),
+        "PeerRequest": request_fields(), "VolumeRequest": volume_request_fields(),
+        "PullRequest": pull_request_fields(), "PeerReply": reply_fields(), "ListedReplica": listed_fields(), "DeviceState": state_fields(),
     }
 
 
@@ -391,6 +414,28 @@ cdef list volume_request_fields():
         ("blocks", place(&it.blocks), sizeof(it.blocks)),
         ("start", place(&it.start), sizeof(it.start)),
         ("bytes", place(&it.bytes), sizeof(it.bytes)),
+        ("reserved", place(&it.reserved), sizeof(it.reserved)),
+    ]
+
+
+cdef list pull_request_fields():
+    cdef PullRequest* it = <PullRequest*>ANYWHERE
+    return [
+        ("magic", place(&it.magic), sizeof(it.magic)),
+        ("crc", place(&it.crc), sizeof(it.crc)),
+        ("version", place(&it.version), sizeof(it.version)),
+        ("kind", place(&it.kind), sizeof(it.kind)),
+        ("flags", place(&it.flags), sizeof(it.flags)),
+        ("id", place(&it.id), sizeof(it.id)),
+        ("payload_bytes", place(&it.payload_bytes), sizeof(it.payload_bytes)),
+        ("device", place(&it.device), sizeof(it.device)),
+        ("volume", place(&it.volume), sizeof(it.volume)),
+        ("epoch", place(&it.epoch), sizeof(it.epoch)),
+        ("segment", place(&it.segment), sizeof(it.segment)),
+        ("source", place(&it.source), sizeof(it.source)),
+        ("end", place(&it.end), sizeof(it.end)),
+        ("rate", place(&it.rate), sizeof(it.rate)),
+        ("segment_epoch", place(&it.segment_epoch), sizeof(it.segment_epoch)),
         ("reserved", place(&it.reserved), sizeof(it.reserved)),
     ]
 

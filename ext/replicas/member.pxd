@@ -118,6 +118,13 @@ cdef class Member:                   # of one log's replica sets
     cdef int compact(
         self, uint32_t segment, uint64_t epoch, Replica** replica, const uint64_t* live, Throttle* throttle
     ) noexcept nogil
+    # On a member of another node: it gets a sealed segment from the device `source` (its number in the cluster): see
+    # Puller.pull(). end: the block behind the last record; rate: KiB per second at most, 0: no limit; replaces: the
+    # replica that it has is damaged.
+    cdef int pull(
+        self, uint32_t segment, uint64_t epoch, uint32_t source, uint32_t end, uint64_t segment_epoch, uint32_t rate,
+        bint replaces
+    ) noexcept nogil
     # Replicas of the volume on a device of this node; at most `room`. Returns their total number.
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil
     cdef bint is_doubtful(self, Replica* replica) noexcept nogil   # an open one, since before the node's last boot

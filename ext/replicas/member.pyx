@@ -147,6 +147,13 @@ cdef class Member:
         invariant(False, b"a member implements compact")
         return 0
 
+    cdef int pull(
+        self, uint32_t segment, uint64_t epoch, uint32_t source, uint32_t end, uint64_t segment_epoch, uint32_t rate,
+        bint replaces
+    ) noexcept nogil:
+        invariant(False, b"a member of another node implements pull")
+        return 0
+
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil:
         invariant(False, b"a member implements list")
         return 0

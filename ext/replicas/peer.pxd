@@ -128,7 +128,7 @@ cdef class Peer:                     # Peer(reactor)
         uint32_t footer_block,
         uint8_t flags,                                             # PEER_COMPLETES or 0
     ) noexcept nogil
-    # 1 to READ_BLOCKS_MAX blocks, unverified.
+    # 1 to READ_BLOCKS_MAX blocks, unverified. stored: as they lie on the device; else blocks of the segment.
     cdef void read(
         self,
         PeerCall* call,
@@ -138,6 +138,22 @@ cdef class Peer:                     # Peer(reactor)
         uint32_t block,
         uint32_t blocks,
         void* into,
+        bint stored,
+    ) noexcept nogil
+    # The device's node gets the segment from the device `source` of another node, or of its own. end: the block behind
+    # its last record; segment_epoch: in which it was written; rate: KiB per second at most, 0: no limit.
+    cdef void pull(
+        self,
+        PeerCall* call,
+        uint32_t device,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        uint32_t source,
+        uint32_t end,
+        uint64_t segment_epoch,
+        uint32_t rate,
+        uint8_t flags,
     ) noexcept nogil
     cdef void remove(
         self, PeerCall* call, uint32_t device, const uint8_t* volume, uint32_t segment, uint64_t epoch

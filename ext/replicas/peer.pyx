@@ -36,9 +36,9 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
     BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
-    PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED, PEER_URGENT,
-    PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_WRITE, DeviceState, ListedReplica, PeerReply, PeerRequest, VolumeRequest,
-    frame_cost, is_of_volume, reply_fault, request_fault, seal_request, status_error
+    PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_PULL, PEER_READ, PEER_READ_STORED, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED,
+    PEER_URGENT, PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_WRITE, DeviceState, ListedReplica, PeerReply, PeerRequest,
+    PullRequest, VolumeRequest, frame_cost, is_of_volume, is_read, reply_fault, request_fault, seal_request, status_error
 )
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 
@@ -222,12 +222,32 @@ cdef class Peer:
         uint32_t block,
         uint32_t blocks,
         void* into,
+        bint stored,
     ) noexcept nogil:
         cdef PeerRequest* frame = <PeerRequest*>call.item.header
-        self.prepare(call, PEER_READ, device, volume, segment)
+        self.prepare(call, PEER_READ_STORED if stored else PEER_READ, device, volume, segment)
         frame.block, frame.blocks = block, blocks
         call.into = <char*>into
         call.room = call.cost = blocks * BLOCK_BYTES
+        self.submit(call)
+
+    cdef void pull(
+        self,
+        PeerCall* call,
+        uint32_t device,
+        const uint8_t* volume,
+        uint32_t segment,
+        uint64_t epoch,
+        uint32_t source,
+        uint32_t end,
+        uint64_t segment_epoch,
+        uint32_t rate,
+        uint8_t flags,
+    ) noexcept nogil:
+        cdef PullRequest* frame = <PullRequest*>call.item.header
+        self.prepare(call, PEER_PULL, device, volume, segment)
+        frame.epoch, frame.source, frame.end, frame.segment_epoch = epoch, source, end, segment_epoch
+        frame.rate, frame.flags = rate, flags
         self.submit(call)
 
     cdef void remove(
@@ -460,7 +480,7 @@ cdef class Peer:
             return NULL
         if is_of_volume(reply.kind):
             return self.volume_reply_fault_of(reply, <const VolumeRequest*>call.item.header)
-        if reply.kind == PEER_READ:
+        if is_read(reply.kind):
             if reply.payload_bytes != call.room or reply.count:
                 return b"it has not the blocks that were asked for"
             return NULL

@@ -19,7 +19,7 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES
 from iomesh.engine.format.peer cimport (
-    DEVICE_WORKS, LIST_ENTRIES_MAX, PEER_COMPLETES, PEER_FOOTER, READ_BLOCKS_MAX, DeviceState, ListedReplica
+    DEVICE_WORKS, LIST_ENTRIES_MAX, PEER_COMPLETES, PEER_FOOTER, PEER_REPLACES, READ_BLOCKS_MAX, DeviceState, ListedReplica
 )
 from iomesh.engine.replicas.member cimport COPIES_MAX, Member, Piece, Transfer, transfer_call_step
 from iomesh.engine.replicas.peer cimport PeerCall
@@ -174,7 +174,7 @@ cdef class RemoteMember(Member):
         while count and result == 0:
             piece = min(count, <uint32_t>READ_BLOCKS_MAX)
             waited(&call.operation)
-            self.remote.peer.read(&call, self.device_number, self.volume, segment, block, piece, into)
+            self.remote.peer.read(&call, self.device_number, self.volume, segment, block, piece, into, False)
             result = self.ended(&call)
             block += piece
             count -= piece
@@ -197,6 +197,18 @@ cdef class RemoteMember(Member):
         cdef PeerCall call
         waited(&call.operation)
         self.remote.peer.compact(&call, self.device_number, self.volume, segment, epoch, live)
+        return self.ended(&call)
+
+    cdef int pull(
+        self, uint32_t segment, uint64_t epoch, uint32_t source, uint32_t end, uint64_t segment_epoch, uint32_t rate,
+        bint replaces
+    ) noexcept nogil:
+        cdef PeerCall call
+        waited(&call.operation)
+        self.remote.peer.pull(
+            &call, self.device_number, self.volume, segment, epoch, source, end, segment_epoch, rate,
+            PEER_REPLACES if replaces else 0
+        )
         return self.ended(&call)
 
     cdef uint32_t list(self, Replica** into, uint32_t room) noexcept nogil:

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.format.peer cimport PeerRequest
+from iomesh.engine.replicas.pull cimport Puller, Sources
 from iomesh.engine.store.bitmaps cimport Bitmaps
 from iomesh.engine.store.directory cimport Replica
 from iomesh.engine.store.leases cimport Leases
@@ -18,6 +19,7 @@ cdef struct StoreRequest:            # must not move until `done`
     char* buffer                     # block-aligned: a WRITE's payload; room for what READ, LIST and HEARTBEAT return
     void (*done)(StoreRequest* request) noexcept nogil    # once, on the store's home; perhaps before begin() returns
     void* owner
+    bint abandoned                   # set by any reactor: nobody waits for its end any more
     # when it is done:
     int result                       # 0 or a negative errno
     uint32_t count                   # entries in `buffer`, of LIST and HEARTBEAT, which adds one to what the caller set
@@ -32,11 +34,12 @@ cdef struct StoreRequest:            # must not move until `done`
     uint32_t moved                   # blocks transferred
     bint listed                      # it is among those under way
 
-cdef class ServedStore:              # ServedStore(store, bitmaps): an open store; bitmaps of its home
+cdef class ServedStore:              # ServedStore(store, bitmaps, sources): an open store; bitmaps, sources of its home
     cdef readonly uint32_t number    # of the device in the cluster
     cdef readonly uint64_t requests
     cdef Store store
     cdef Bitmaps bitmaps
+    cdef readonly Puller puller
     cdef Reactor home
     cdef Io io
     cdef StoreRequest* under_way[64]         # by volume: requests that others may have to wait for
@@ -63,6 +66,7 @@ cdef class ServedStore:              # ServedStore(store, bitmaps): an open stor
     cdef void read_on(self, StoreRequest* request) noexcept nogil
     cdef int change(self, const StoreRequest* request) noexcept nogil
     cdef int compact(self, Replica* replica, const uint64_t* live) noexcept nogil
+    cdef int pull(self, const StoreRequest* request, const Replica* replica) noexcept nogil
     cdef bint lacks_records(self, const PeerRequest* frame, const Replica* replica) noexcept nogil
     cdef int seal(self, const PeerRequest* frame, Replica* replica) noexcept nogil
     cdef int list(self, StoreRequest* request) noexcept nogil

@@ -3,13 +3,15 @@
 #
 #     begin --> waiting --> under way --> finished         READ and WRITE: device operations, one after the other
 #         '----------------^                               CREATE, SEAL, REMOVE, COMPACT, FENCE: a task
-#                                                          FLUSH: the device's flusher. LIST, HEARTBEAT: at once
+#                                                          PULL: likewise, and seconds. FLUSH: the device's flusher
+#                                                          LIST, HEARTBEAT: at once
 #
 # Always true:
 #   - a request waits for earlier ones (under way or waiting) that it must not overtake, and for nothing else:
-#       CREATE, SEAL, REMOVE, COMPACT and any other request for the same replica wait for each other;
+#       CREATE, SEAL, REMOVE, COMPACT, PULL and any other request for the same replica wait for each other;
 #       WRITEs to the same blocks wait for each other;
-#       FENCE and any CREATE, WRITE, SEAL, REMOVE, COMPACT or FENCE of the same volume wait for each other.
+#       FENCE and any CREATE, WRITE, SEAL, REMOVE, COMPACT or FENCE of the same volume wait for each other. Not PULL:
+#       see replicas/pull.pyx.
 #     So a replica is sealed or removed when no request uses it, and a fence is answered when no write from before it is
 #     under way;
 #   - whether a WRITE is allowed is decided when it leaves for the device, not when it arrives: one that waited behind a
@@ -31,10 +33,11 @@ from iomesh.engine.base.invariant cimport invariant
 from iomesh.engine.base.io cimport Operation
 from iomesh.engine.base.planted cimport planted
 from iomesh.engine.base.task cimport start
-from iomesh.engine.format.layout cimport BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED, RecordHeader
+from iomesh.engine.format.layout cimport BITMAP_COPIES, BLOCK_BYTES, SEGMENT_OPEN, SEGMENT_SEALED, RecordHeader
 from iomesh.engine.format.peer cimport (
     DEVICE_FAILED, DEVICE_WORKS, LISTED_DOUBTFUL, PEER_COMPACT, PEER_COMPLETES, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
-    PEER_HEARTBEAT, PEER_LIST, PEER_READ, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState, ListedReplica, PeerRequest
+    PEER_HEARTBEAT, PEER_LIST, PEER_PULL, PEER_READ_STORED, PEER_REMOVE, PEER_URGENT, PEER_WRITE, DeviceState,
+    ListedReplica, PeerRequest, PullRequest, is_read
 )
 from iomesh.engine.store.bitmaps cimport Bitmaps, place_of
 from iomesh.engine.store.directory cimport Replica, replica_offset
@@ -48,12 +51,13 @@ cdef enum:
 
 
 cdef class ServedStore:
-    """store: open, with its number in the cluster. bitmaps: of the store's home."""
+    """store: open, with its number in the cluster. bitmaps, sources: of the store's home."""
 
-    def __cinit__(self, Store store, Bitmaps bitmaps):
+    def __cinit__(self, Store store, Bitmaps bitmaps, Sources sources):
         self.store, self.bitmaps = store, bitmaps
         self.number = store.superblock.number            # never changes; other reactors read it
         self.home, self.io = store.home, store.home.io
+        self.puller = Puller(store, sources)
 
     cdef void begin(self, StoreRequest* request) noexcept nogil:
         cdef uint8_t kind = request.frame.kind
@@ -88,7 +92,7 @@ cdef class ServedStore:
 
     cdef void stop(self, Operation* when) noexcept nogil:
         invariant(not self.stopping, b"a served store is stopped once")
-        self.stopping = True
+        self.stopping = self.puller.stopping = True
         self.stopped = when
         if self.unfinished == 0:
             when.result = 0
@@ -107,7 +111,7 @@ cdef class ServedStore:
         request.operation.owner = request
         if request.frame.kind == PEER_WRITE:
             self.write_on(request)
-        elif request.frame.kind == PEER_READ:
+        elif is_read(request.frame.kind):
             self.read_on(request)
         else:
             request.operation.done = change_done
@@ -139,7 +143,7 @@ cdef class ServedStore:
     cdef bint must_wait(self, const StoreRequest* request) noexcept nogil:
         """Whether an earlier request that is under way or waits must end first."""
         cdef const StoreRequest* earlier
-        if request.frame.kind == PEER_READ and self.changes == 0:
+        if is_read(request.frame.kind) and self.changes == 0:
             return False
         earlier = self.under_way[list_of(&request.frame)]
         while earlier is not NULL:
@@ -232,11 +236,14 @@ cdef class ServedStore:
         cdef Replica* replica = self.store.find(frame.volume, frame.segment)
         cdef uint32_t contiguous = 0
         cdef int64_t offset
-        if replica is NULL or frame.block + frame.blocks > replica.blocks:
+        if replica is NULL or frame.block + frame.blocks > readable_blocks(frame, replica):
             self.finish(request, -ENOENT)
             return
         request.operation.done = bitmap_done
-        offset = place_of(self.bitmaps, replica, frame.block + request.moved, &contiguous, &request.operation)
+        if frame.kind == PEER_READ_STORED:
+            offset = replica_offset(replica, frame.block + request.moved, &contiguous)
+        else:
+            offset = place_of(self.bitmaps, replica, frame.block + request.moved, &contiguous, &request.operation)
         if offset == -EAGAIN:
             return
         if offset < 0:
@@ -255,7 +262,7 @@ cdef class ServedStore:
     # ------------------------------------------------------------------ changes, in a task
 
     cdef int change(self, const StoreRequest* request) noexcept nogil:
-        """CREATE, SEAL, REMOVE, COMPACT, FENCE: 0 once it is durable, or a negative errno."""
+        """CREATE, SEAL, REMOVE, COMPACT, PULL, FENCE: 0 once it is durable, or a negative errno."""
         cdef const PeerRequest* frame = &request.frame
         cdef Replica* replica
         cdef int error = 0
@@ -276,6 +283,8 @@ cdef class ServedStore:
             )
             return error
         replica = self.store.find(frame.volume, frame.segment)
+        if frame.kind == PEER_PULL:
+            return self.pull(request, replica)
         if replica is NULL:
             return -ENOENT
         if replica.epoch > frame.epoch:
@@ -301,6 +310,16 @@ cdef class ServedStore:
             return error
         self.store.retire(replica)                       # no request reads it: they wait for this one
         return 0
+
+    cdef int pull(self, const StoreRequest* request, const Replica* replica) noexcept nogil:
+        cdef const PullRequest* frame = <const PullRequest*>&request.frame
+        if replica is not NULL and replica.epoch > frame.segment_epoch:
+            return -ESTALE
+        if self.store.log_of(frame.volume, frame.epoch) is not NULL:
+            return -EBUSY                                # a volume of this node has it open
+        if self.store.failed:
+            return -EIO
+        return self.puller.pull(frame, &request.abandoned)
 
     cdef bint lacks_records(self, const PeerRequest* frame, const Replica* replica) noexcept nogil:
         """A power cut may have taken records that the client still believes to be here: the client gives the replica
@@ -373,7 +392,16 @@ cdef class ServedStore:
 
 
 cdef inline bint is_change(uint8_t kind) noexcept nogil:
-    return kind != PEER_READ and kind != PEER_WRITE
+    return not is_read(kind) and kind != PEER_WRITE
+
+
+cdef inline bint awaits_fence(uint8_t kind) noexcept nogil:
+    return not is_read(kind) and kind != PEER_PULL
+
+
+cdef inline uint32_t readable_blocks(const PeerRequest* frame, const Replica* replica) noexcept nogil:
+    cdef bint compacted = frame.kind == PEER_READ_STORED and replica.live
+    return replica.live + <uint32_t>BITMAP_COPIES if compacted else replica.blocks
 
 
 cdef inline uint32_t list_of(const PeerRequest* frame) noexcept nogil:
@@ -384,7 +412,7 @@ cdef bint conflict(const PeerRequest* later, const PeerRequest* earlier) noexcep
     if memcmp(later.volume, earlier.volume, 16) != 0:
         return False
     if later.kind == PEER_FENCE or earlier.kind == PEER_FENCE:
-        return later.kind != PEER_READ and earlier.kind != PEER_READ
+        return awaits_fence(later.kind) and awaits_fence(earlier.kind)
     if later.segment != earlier.segment:
         return False
     if is_change(later.kind) or is_change(earlier.kind):

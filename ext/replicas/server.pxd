@@ -95,6 +95,7 @@ cdef class Server:                   # Server(reactor, stores): the stores as th
     cdef void answer(self, ServerRequest* request, int result) noexcept nogil
     cdef void over(self, ServerRequest* request) noexcept nogil
     cdef void give_back_buffer(self, ServerRequest* request) noexcept nogil
+    cdef void abandon(self) noexcept nogil
     cdef void drain(self, ServerEnd end) noexcept nogil
     cdef void close(self, ServerEnd end) noexcept nogil
     cdef void ask_again(self) noexcept nogil

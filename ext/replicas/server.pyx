@@ -37,8 +37,8 @@ from iomesh.engine.base.pool cimport LARGE, SMALL, SMALL_BUFFER_BYTES, Pool
 from iomesh.engine.base.reactor cimport Message, Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
-    ENTRY_BYTES, FRAME_BYTES, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_READ, PEER_UNMAPPED, PEER_VOLUME_READ,
-    PEER_VOLUME_STATUS, PEER_WRITE, PeerReply, PeerRequest, VolumeRequest, frame_cost, is_of_volume, kind_known,
+    ENTRY_BYTES, FRAME_BYTES, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_UNMAPPED, PEER_VOLUME_READ,
+    PEER_VOLUME_STATUS, PEER_WRITE, PeerReply, PeerRequest, VolumeRequest, frame_cost, is_of_volume, is_read, kind_known,
     request_fault, seal_reply, wire_status, write_fault)
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores, StoreRequest
@@ -180,7 +180,7 @@ cdef class Server:
         request.cost = cost
         request.arrived = request.visited = request.request.count = 0
         request.request.fence = 0
-        request.request.unmapped = False
+        request.request.unmapped = request.request.abandoned = False
         request.request.buffer = buffer
         request.request.result = 0
         request.request.frame = frame[0]
@@ -278,7 +278,7 @@ cdef class Server:
             reply.counter = frame.counter
             reply.boot = self.io.boot
             reply.fence = 0 if self.stores.leases is None else self.stores.leases.give(self.io.monotonic_ns())
-        if result == 0 and frame.kind == PEER_READ:
+        if result == 0 and is_read(frame.kind):
             request.reply.data_bytes = frame.blocks * BLOCK_BYTES
         elif result == 0 and frame.kind == PEER_VOLUME_READ:
             reply.flags = PEER_UNMAPPED if request.request.unmapped else 0
@@ -324,9 +324,16 @@ cdef class Server:
 
     # ------------------------------------------------------------------ the end
 
+    cdef void abandon(self) noexcept nogil:
+        """What takes long ends soon: the client's next connection waits for it."""
+        cdef int i
+        for i in range(REQUESTS_MAX):
+            self.table[i].request.abandoned = True
+
     cdef void drain(self, ServerEnd end) noexcept nogil:
         self.state = SERVER_DRAINING
         self.end = end
+        self.abandon()
         self.grace_running = True
         self.io.after(&self.grace, GRACE_NS)
         self.ask_again()
@@ -337,6 +344,7 @@ cdef class Server:
         if self.state == SERVER_OPEN:
             self.end = end
         self.state = SERVER_CLOSED
+        self.abandon()
         if self.grace_running and self.io.cancel(&self.grace):
             self.grace_running = False
         self.io.close(self.connection)

@@ -5,6 +5,7 @@ from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.map.map cimport MapCache
+from iomesh.engine.replicas.pull cimport Sources
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
 from iomesh.engine.replicas.server cimport Server
@@ -52,7 +53,7 @@ cdef class ClusterNode:
     # of its process
     cdef uint64_t incarnation
     cdef Leases leases
-    cdef list ios, reactors, caches, stores, served_stores, knowns, remotes
+    cdef list ios, reactors, caches, stores, served_stores, knowns, sources, remotes
     cdef void* io_pointers[NODE_REACTORS]        # WorldIo
     cdef void* reactor_pointers[NODE_REACTORS]
     cdef void* store_pointers[NODE_STORES]

@@ -115,6 +115,7 @@ cdef class ClusterNode:
         self.incarnation += 1
         self.ios, self.reactors, self.caches, self.knowns, self.stores = [], [], [], [], []
         self.served_stores, self.remotes, self.served_peers, self.old_peers = [], [], {}, []
+        self.sources = []
         self.set_volume(None)
         self.up_at_ns = 0
         for number in range(self.run.reactor_count):
@@ -132,6 +133,7 @@ cdef class ClusterNode:
             (<Pool>self.pools[number]).renew()           # reused: new memory is slow
             self.caches.append(MapCache(self.run.frames, io))
             self.knowns.append(ServedStores())
+            self.sources.append(Sources())
             self.io_pointers[<int>number] = <void*>io
             self.reactor_pointers[<int>number] = <void*>self.reactors[number]
             self.known_pointers[<int>number] = <void*>self.knowns[number]
@@ -150,6 +152,7 @@ cdef class ClusterNode:
             for io in self.ios:
                 watch_store(io, store)
         for i in range(self.run.reactor_count):
+            sources = self.sources[i]
             for k in range(self.run.node_count):
                 self.remote_pointers[i][k] = NULL
                 memset(&self.links[i][k], 0, sizeof(Link))
@@ -157,6 +160,7 @@ cdef class ClusterNode:
                     continue
                 remote = RemoteNode(self.reactors[i])
                 self.remotes.append(remote)
+                (<Sources>sources).add(remote)
                 self.remote_pointers[i][k] = <void*>remote
                 self.links[i][k].node = <void*>self
                 self.links[i][k].reactor, self.links[i][k].other = i, k
@@ -172,7 +176,9 @@ cdef class ClusterNode:
         cdef ServedStore served
         self.wants_served = False
         for store in self.stores:
-            served = ServedStore(store, (<MapCache>self.caches[store.home.number]).bitmaps)
+            served = ServedStore(
+                store, (<MapCache>self.caches[store.home.number]).bitmaps, self.sources[store.home.number]
+            )
             self.served_stores.append(served)
             for known in self.knowns:
                 (<ServedStores>known).add(served)
@@ -191,7 +197,7 @@ cdef class ClusterNode:
             (<Pool>pool).attach(None)
         self.served_peers = self.old_peers = None
         self.served_stores = self.knowns = self.remotes = self.stores = None
-        self.caches = self.reactors = self.ios = self.leases = None
+        self.caches = self.reactors = self.ios = self.leases = self.sources = None
 
     # ------------------------------------------------------------------ connections
 

@@ -31,6 +31,7 @@ from iomesh.engine.format.layout cimport SEGMENT_OPEN, Superblock
 from iomesh.engine.format.peer cimport PEER_COMPLETES, PEER_FOOTER, DeviceState, ListedReplica
 from iomesh.engine.replicas.peer cimport PEER_ATTACHED, PEER_DETACHED, Peer, PeerCall
 from iomesh.engine.replicas.peer import PEER_ENDS
+from iomesh.engine.replicas.pull cimport Sources
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores
 from iomesh.engine.replicas.server cimport Server
 from iomesh.engine.replicas.server import SERVER_ENDS
@@ -250,7 +251,7 @@ cdef class HolderNode:
         cdef Job job
         cdef ServedStores known
         self.carry_out(&job, OPEN, self.stores[number])
-        self.served_stores[number] = ServedStore(self.stores[number], self.bitmaps)
+        self.served_stores[number] = ServedStore(self.stores[number], self.bitmaps, Sources())
         for known in self.known:
             known.add(self.served_stores[number])
 
@@ -541,7 +542,7 @@ cdef class Caller:
 
     def read(self, uint32_t device, bytes volume, uint32_t segment, uint32_t block, uint32_t blocks=1) -> Call:
         cdef Call call = self.new(<uint64_t>blocks * 4096)
-        self.peer.read(&call.call, device, sixteen(volume), segment, block, blocks, call.memory)
+        self.peer.read(&call.call, device, sixteen(volume), segment, block, blocks, call.memory, False)
         return call
 
     def remove(self, uint32_t device, bytes volume, uint32_t segment, *, uint64_t epoch=1) -> Call:
@@ -669,7 +670,7 @@ cdef class RingPair(Caller):
         self.carry_out(&job, FORMAT)
         self.carry_out(&job, OPEN)
         self.bitmaps = Bitmaps(16, self.holders)
-        self.served = ServedStore(self.store, self.bitmaps)
+        self.served = ServedStore(self.store, self.bitmaps, Sources())
         self.known = ServedStores()
         self.known.add(self.served)
 

@@ -63,6 +63,14 @@ class ScrubConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = 7 * 24 * 3600.0
 
 
+class RebuildConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    bytes_per_second: Bytes = 128 << 20  # for all volumes that this node owns; 0: unlimited
+    delay_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
+        60.0  # a device that has not answered for so long is lost: its copies are made elsewhere
+    )
+
+
 class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: str = ""  # empty: control.sock in run_dir
     listen: str = ""  # host:port; empty: no TCP
@@ -112,6 +120,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     engine: EngineConfig = EngineConfig()
     cleaning: CleaningConfig = CleaningConfig()
+    rebuild: RebuildConfig = RebuildConfig()
     scrub: ScrubConfig = ScrubConfig()
     control: ControlConfig = ControlConfig()
     nbd: NbdConfig = NbdConfig()

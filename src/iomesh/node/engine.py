@@ -357,6 +357,23 @@ class NodeEngine:
 
     # cleaning
 
+    async def copies(self, volume: uuid.UUID) -> NDArray[void]:
+        """The segments without as many working copies as are wanted, as rows of compiled.COPIES_ROW."""
+        rows: NDArray[void] = await self._answer(self._engine.copies(volume.bytes), "list the copies")
+        return rows
+
+    async def rebuild_copy(
+        self, volume: uuid.UUID, segment: int, *, device: int, source: int, bytes_per_second: int
+    ) -> None:
+        """Returns once the copy counts. bytes_per_second 0: no limit."""
+        rate = min(max(bytes_per_second >> 10, 1), 2**32 - 1) if bytes_per_second else 0
+        ticket = self._engine.rebuild_copy(volume.bytes, segment, device=device, source=source, rate=rate)
+        await self._answer(ticket, f"copy segment {segment} from device {source} to device {device}")
+
+    async def drop_copy(self, volume: uuid.UUID, segment: int, *, device: int) -> None:
+        ticket = self._engine.drop_copy(volume.bytes, segment, device=device)
+        await self._answer(ticket, f"drop the copy of segment {segment} on device {device}")
+
     async def segments(self, volume: uuid.UUID) -> NDArray[void]:
         table: NDArray[void] = await self._answer(self._engine.segments(volume.bytes), "list the segments")
         return table

@@ -64,6 +64,7 @@ from iomesh.node.notify import notify
 from iomesh.node.offline import inspect_device
 from iomesh.node.peers import Peers, PeerSockets
 from iomesh.node.peers.key import read_key
+from iomesh.node.rebuild import Rebuilding
 from iomesh.node.scrub import ScrubPasses
 from iomesh.node.snapshots import Snapshots
 from iomesh.node.stores import Stores, absolute
@@ -109,6 +110,7 @@ class Node:
     cleaning: Cleaning
     scrub: ScrubPasses
     flattening: Flattener
+    rebuilding: Rebuilding
     deleting: Deleting
     peers: Peers | None  # None: this node has no connections to others
 
@@ -154,6 +156,7 @@ class Node:
             Step("follow owners", self._follow_owners, self._leave_owners),
             Step("maintain restore windows", self._start_windows, self._stop_windows),
             Step("clean", self._start_cleaning, self._stop_cleaning),
+            Step("rebuild", self._start_rebuilding, self._stop_rebuilding),
             Step("flatten clones", self._start_flattening, self._stop_flattening),
             Step("continue deletions", self._start_deleting, self._stop_deleting),
             Step("renew the certificate", self._start_renewal, self._stop_renewal),
@@ -455,6 +458,9 @@ class Node:
         )
         self.volumes.events.on_no_space = self.cleaning.hurry
         self.volumes.events.on_tight = self.cleaning.wake
+        self.rebuilding = Rebuilding(
+            self.config.rebuild, self.engine, self.cluster_view, self.name, registry, self.supervisor
+        )
         self.flattening = Flattener(
             self.config.cleaning,
             self.engine,
@@ -556,6 +562,12 @@ class Node:
 
     async def _stop_renewal(self) -> None:
         await self._renewal.stop()
+
+    async def _start_rebuilding(self) -> None:
+        await self.rebuilding.start()
+
+    async def _stop_rebuilding(self) -> None:
+        await self.rebuilding.stop()
 
     async def _start_operations(self) -> None:
         await self._control.operations.start()

@@ -107,6 +107,7 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
     }
     if len(trial.nodes) > 1:
         settings["control"] = {"listen": "127.0.0.1:0"}
+        settings["rebuild"] = {"delay_seconds": 10}  # in a trial one wants to see it
         settings["peers"] = {"listen": "127.0.0.1:0", "cut_file": str(node.cut_file)}
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():
