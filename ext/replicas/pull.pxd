@@ -8,7 +8,7 @@ from iomesh.engine.replicas.peer cimport PeerCall
 from iomesh.engine.replicas.remote_node cimport RemoteNode
 from iomesh.engine.store.compaction cimport Throttle
 from iomesh.engine.store.scrub cimport Scrubber
-from iomesh.engine.store.store cimport Replica, Store
+from iomesh.engine.store.store cimport Coming, Replica, Store
 
 cdef enum:
     PULLS = 2                        # at once for each store: one is read or verified while the other is written
@@ -26,6 +26,7 @@ cdef struct Pull:                    # of one segment
     const bint* abandoned            # nobody waits for its end any more
     void* puller
     void* source                     # RemoteNode
+    Coming coming
     ListedReplica listed             # the segment, as the source lists it
     Replica* replica                 # the copy, until it is kept
     uint32_t stored                  # blocks that it takes on the device
@@ -58,3 +59,4 @@ cdef class Puller:                   # Puller(store, sources), both of the same 
     cdef int verify(self, Pull* pull, Scrubber verifier) noexcept nogil
     cdef int keep(self, Pull* pull) noexcept nogil
     cdef int step(self, Pull* pull, uint32_t bytes) noexcept nogil
+    cdef int may_go_on(self, const Pull* pull) noexcept nogil

@@ -11,9 +11,8 @@
 #   - nothing of an interrupted pull exists after a crash, and no copy is listed that is not whole and on stable media;
 #   - the source is only read. Damage there is found here, and is not copied;
 #   - users' space is not taken: the store's reserve stays free;
-#   - a pull takes the time that its rate allows, and ends soon after nobody waits for it. A fence does not wait for it:
-#     the epoch is compared again before the copy is kept. One that is kept while a fence is answered does no harm: what
-#     it has is true in every epoch, since sealed segments do not change, and the next owner finds it listed.
+#   - a pull takes the time that its rate allows, and ends soon after nobody waits for it, or a fence with a higher epoch
+#     was accepted. The fence is answered after that: so a new owner meets no copy that is being made.
 #
 # A segment without a footer is not verified here: its blocks have their pointers' checksums, with which readers compare
 # them.
@@ -41,6 +40,7 @@ cdef extern from "<errno.h>" nogil:
     int ECANCELED, ESTALE
 
 cdef int64_t SECOND_NS = 1000 * 1000 * 1000
+cdef int64_t LOOK_NS = 50 * 1000 * 1000                  # between two checks whether a pull is to end
 
 
 cdef class Sources:
@@ -98,7 +98,10 @@ cdef class Puller:
         self.idle -= 1
         verifier, buffer = self.verifiers[self.idle], self.buffers[self.idle]
         pull.begun_ns = self.io.monotonic_ns()
+        pull.coming.volume = frame.volume
+        self.store.announce(&pull.coming)
         result = self.bring(&pull, <Scrubber>verifier, buffer)
+        self.store.announce_end(&pull.coming)
         self.verifiers[self.idle], self.buffers[self.idle] = verifier, buffer
         self.idle += 1
         wake_one(&self.waiting, 0)
@@ -118,8 +121,8 @@ cdef class Puller:
             result = self.store.flusher.wait_flushed_from(self.store.home) if self.store.volatile_cache else 0
         if result == 0:
             result = self.verify(pull, verifier)
-        if result == 0 and pull.frame.epoch < self.store.directory.fenced(pull.frame.volume):
-            result = -ESTALE
+        if result == 0:
+            result = self.may_go_on(pull)
         if result == 0:
             return self.keep(pull)
         self.store.discard_copy(pull.replica)
@@ -133,8 +136,9 @@ cdef class Puller:
         pull.source = self.sources.find(frame.source)
         if pull.source is NULL:
             return -ENODEV
-        if frame.epoch < self.store.directory.fenced(frame.volume):
-            return -ESTALE
+        result = self.may_go_on(pull)
+        if result < 0:
+            return result
         waited(&call.operation)
         (<RemoteNode>pull.source).peer.list(&call, frame.source, frame.volume, frame.segment, &pull.listed, 1)
         result = <int>min(wait(&call.operation), 0)
@@ -191,20 +195,28 @@ cdef class Puller:
         )
 
     cdef int step(self, Pull* pull, uint32_t bytes) noexcept nogil:
-        """Waits until this many bytes more are due. -ECANCELED: the pull is to end."""
+        """Waits until this many bytes more are due. As may_go_on()."""
         cdef Operation timer
-        cdef int64_t due_ns
+        cdef int64_t due_ns = 1
+        cdef int result = self.may_go_on(pull)
         pull.paced += bytes
-        if pull.frame.rate:
+        while pull.frame.rate and due_ns > 0 and result == 0:
             # what is copied and what is verified each take half of the time
             due_ns = pull.begun_ns + <int64_t>(pull.paced * <uint64_t>(SECOND_NS >> 11) // pull.frame.rate)
             due_ns -= self.io.monotonic_ns()
             if due_ns > 0:
                 waited(&timer)
-                self.io.after(&timer, due_ns)
+                self.io.after(&timer, min(due_ns, LOOK_NS))
                 wait(&timer)
+                result = self.may_go_on(pull)
+        return result
+
+    cdef int may_go_on(self, const Pull* pull) noexcept nogil:
+        """0; or -EIO, -ECANCELED, or -ESTALE: there is a newer owner."""
         if self.store.failed:
             return -EIO
+        if pull.frame.epoch < self.store.directory.fenced(pull.frame.volume):
+            return -ESTALE
         return -ECANCELED if self.stopping or pull.abandoned[0] else 0
 
     # ------------------------------------------------------------------ the copy becomes valid

@@ -753,6 +753,8 @@ cdef class Cluster(ClusterRun):
             "completed": self.counted.completed,
             "connections": self.counted.connections,
             "reconciled": self.counted.reconciled,
+            "rebuilt": self.counted.rebuilt,
+            "dropped": self.counted.dropped,
             "moves": self.counted.moves,
             "stale": self.counted.stale,
             "equal": self.counted.equal,

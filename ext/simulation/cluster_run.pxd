@@ -45,6 +45,8 @@ cdef struct Counted:                 # what happened in the run
     uint64_t completed               # records that recoveries wrote to copies
     uint64_t connections
     uint64_t reconciled              # nodes that were back
+    uint64_t rebuilt                 # copies of sealed segments that were made ...
+    uint64_t dropped                 # ... and dropped, since there were too many
     uint64_t moves                   # of the checkpoint's pointer
     uint64_t stale                   # reads of former owners that returned older data
     uint64_t equal                   # copies that were found to be so
@@ -99,6 +101,7 @@ cdef class ClusterRun(BaseRun):
     cdef uint64_t total              # requests
     cdef int64_t limit_ns            # the faults end then, at the latest
     cdef bint directed               # the faults are those of Cluster.direct()
+    cdef bint rebuilds               # owners make and drop copies of sealed segments, also without need
 
     cdef void count(self, int kind) noexcept nogil       # a request that has ended
     cdef uint64_t place_of(self, uint32_t block) noexcept nogil  # the volume's block of a block in the model

@@ -22,6 +22,7 @@ RUN_FAULTS = (
     "slow", "timer_early", "timer_late", "network_slow", "connection_cut", "connection_half_open", "clock_jump",
 )
 DIRECTED = 8                         # of so many seeds, one runs Cluster.direct()
+REBUILDS = 3                         # likewise, without these: owners rebuild
 MS, SECOND = 1000 * 1000, 1000 * 1000 * 1000
 
 
@@ -32,6 +33,7 @@ cdef object draw_cluster(ClusterRun run, operations):
     run.world = World(run.draw(1 << 62))
     run.node_count = [2, 2, 3, 3, 3, 4, 5][run.draw(7)]
     run.directed = run.seed % DIRECTED == 1
+    run.rebuilds = run.seed % REBUILDS == 1 and not run.directed
     if run.directed:
         run.node_count = 2 + (run.seed >> 3 & 1)
     run.replicas = 2 if run.node_count == 2 or run.draw(2) or run.directed else 3
@@ -111,6 +113,7 @@ cdef object draw_cluster(ClusterRun run, operations):
         "faults": run.faults,
         "operations": run.total,
         "directed": bool(run.directed),
+        "rebuilds": bool(run.rebuilds),
     }
 
 

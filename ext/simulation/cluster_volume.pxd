@@ -7,7 +7,7 @@ from iomesh.engine.format.layout cimport Pointer
 from iomesh.engine.log.log cimport Log
 from iomesh.engine.log.request cimport Read, Request
 from iomesh.engine.map.map cimport Map
-from iomesh.engine.map.segment_table cimport SegmentTable
+from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.simulation.cluster_metadata cimport (
     FRAGMENTS_KEPT, ClusterMetadata, FragmentRecord, LogRecord, Waiting
 )
@@ -62,6 +62,10 @@ cdef struct Reconciliation:          # of what a node that is back has
     uint32_t readies                 # of the node, as of the last one that succeeded
     int64_t again_ns                 # the next one begins then, at the earliest
 
+cdef struct Rebuilding:              # of one copy at a time
+    bint under_way
+    int64_t again_ns                 # the next one begins then, at the earliest
+
 cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef list kept_copies            # Copies
     cdef ClusterRun run
@@ -108,6 +112,7 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef bint verifying
     cdef uint32_t busy
     cdef Reconciliation reconciliations[NODES_MAX]
+    cdef Rebuilding rebuilding
 
     cdef object settle_in(self)
     cdef object members(self)
@@ -121,7 +126,10 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef bint is_updating(self) noexcept nogil           # the record: an earlier answer may be lost
     cdef bint has_lost(self) noexcept nogil              # its right, or its log has failed
     cdef bint issue(self, int kind) noexcept nogil       # False: too many are in flight
-    cdef void look_after_copies(self) noexcept nogil     # of nodes that are back
+    cdef void look_after_copies(self) noexcept nogil     # of nodes that are back; and rebuild
+    cdef const Segment* any_sealed(self) noexcept nogil
+    cdef void rebuild_one(self, uint32_t segment) noexcept nogil
+    cdef void drop_one(self, const Segment* segment) noexcept nogil
     cdef int64_t oldest_ns(self) noexcept nogil          # age of the oldest request in flight
     cdef int take_over(self) noexcept nogil
     cdef int reach_copies(self) noexcept nogil

@@ -40,6 +40,7 @@ from iomesh.engine.store.store cimport Replica, Store
 from iomesh.engine.base.pool cimport Pool
 from iomesh.engine.volume.checkpoint cimport POINTER_DONE, POINTER_REFUSED, POINTER_UNKNOWN, Outcome
 from iomesh.engine.volume.copies cimport Copies
+from iomesh.engine.volume.rebuild cimport drop_copy, rebuild_copy
 from iomesh.engine.volume.volume cimport EVENT_NUMBERS
 
 cdef extern from "<errno.h>" nogil:
@@ -50,6 +51,7 @@ cdef enum:
     LOOK_PEERS_NS = 50 * 1000 * 1000
     FIRST_PAUSE_NS = 100 * 1000 * 1000   # between the attempts of an update
     COMPARE_NS = 1000 * 1000 * 1000  # between two comparisons of a node's copies
+    REBUILD_NS = 500 * 1000 * 1000   # between two copies, on average
     AGAIN_NS = 1000 * 1000           # between two checks whether something has ended
     NUMBERS_LOW = 2                  # with fewer numbers left, more are asked for
 
@@ -533,6 +535,46 @@ cdef class SharedVolume:
             self.reconciliations[node].under_way = True
             self.tasks += 1
             start(reconcile_body, &self.reconciliations[node], NULL)
+        if self.run.rebuilds and not self.rebuilding.under_way and \
+                self.rebuilding.again_ns <= self.run.world.event_queue.now:
+            self.rebuilding.again_ns = self.run.world.event_queue.now + <int64_t>self.run.draw(2 * REBUILD_NS)
+            self.rebuilding.under_way = True
+            self.tasks += 1
+            start(rebuild_body, <void*>self, NULL)
+
+    cdef const Segment* any_sealed(self) noexcept nogil:
+        cdef const Segment* segment = self.segments.first
+        cdef const Segment* chosen = NULL
+        cdef uint32_t count = 0
+        while segment is not NULL:
+            if segment.state == SEGMENT_SEALED:
+                count += 1
+                if self.run.draw(count) == 0:
+                    chosen = segment
+            segment = segment.next
+        return chosen
+
+    cdef void rebuild_one(self, uint32_t segment) noexcept nogil:
+        """On any device, from any that has it, or has not: with and without need."""
+        cdef int members = self.log.open_segments.member_count
+        cdef void* target = self.log.open_segments.members[self.run.draw(members)]
+        cdef void* source = self.log.open_segments.members[self.run.draw(members)]
+        cdef uint32_t rate = 0 if self.run.draw(2) else 256
+        cdef int result
+        if (<Member>target).node is NULL or (<Member>target).device() == (<Member>source).device():
+            return
+        result = rebuild_copy(self.volume, segment, (<Member>target).device(), (<Member>source).device(), rate)
+        self.run.note(
+            b"segment %lld is rebuilt on device %lld: error %lld", segment, (<Member>target).device(), -result
+        )
+        self.run.counted.rebuilt += result == 0
+
+    cdef void drop_one(self, const Segment* segment) noexcept nogil:
+        cdef uint16_t member = segment.copies[self.run.draw(segment.copy_count)]
+        cdef uint32_t number = segment.number, device = (<Member>self.log.open_segments.members[member]).device()
+        cdef int result = drop_copy(self.volume, number, device)
+        self.run.note(b"the copy of segment %lld on device %lld is dropped: error %lld", number, device, -result)
+        self.run.counted.dropped += result == 0
 
     cdef bint compare_copies(self) noexcept nogil:
         cdef Segment* segment = self.segments.first
@@ -939,6 +981,24 @@ cdef void write_checkpoint(SharedVolume volume) noexcept nogil:
     volume.tasks -= 1
     volume.run.count(CLIENT_CHECKPOINT)
     volume.run.note(b"a checkpoint ends: error %lld", -result, 0, 0)
+
+
+cdef int64_t rebuild_body(void* argument) noexcept nogil:
+    rebuild(<SharedVolume>argument)
+    (<SharedVolume>argument).rebuilding.under_way = False
+    (<SharedVolume>argument).end_task()
+    return 0
+
+
+cdef void rebuild(SharedVolume volume) noexcept nogil:
+    """As node/rebuild.py, but with less sense."""
+    cdef const Segment* segment = volume.any_sealed()
+    if segment is NULL:
+        return
+    if segment.copy_count and (<uint32_t>1 + segment.copy_count > volume.run.replicas or volume.run.draw(4) == 0):
+        volume.drop_one(segment)
+    else:
+        volume.rebuild_one(segment.number)
 
 
 cdef int64_t reconcile_body(void* argument) noexcept nogil:

@@ -27,6 +27,10 @@ cdef struct OpenLog:                 # a log of this node that writes to the sto
     int64_t (*on_fenced)(void* log) noexcept nogil   # in a task on that reactor: another owner has been accepted
     OpenLog* next
 
+cdef struct Coming:                  # a copy that another node's owner has ordered; must not move until it is announced no more
+    const uint8_t* volume
+    Coming* next
+
 cdef class Store:                    # Store(home, device, device_bytes: its actual length, volatile_cache)
     cdef readonly int device         # the Io's device number
     cdef readonly bint volatile_cache
@@ -43,6 +47,8 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     cdef Journal journal
     cdef Leases leases               # of the node; None: it gives none
     cdef OpenLog* open_logs          # with replicas on other nodes: only these can be fenced
+    cdef Coming* coming              # copies that are being made; they end soon after a fence is accepted
+    cdef Waiters came                # waiters for the end of one of them
     cdef DeviceFlusher flusher       # makes all writes to the device stable, whichever part issued them
     cdef readonly uint32_t replicas
     cdef uint32_t segment_blocks     # length of the largest segment that suits the device
@@ -129,6 +135,10 @@ cdef class Store:                    # Store(home, device, device_bytes: its act
     # leases that were given before have run out, and a log of this node that had the volume is closed; -ESTALE if the
     # fence is higher already; or another negative errno. epoch 0 removes the fence.
     cdef int fence(self, const uint8_t* volume, uint64_t epoch) noexcept nogil
+    # A fence is answered once no copy is being made that was announced before.
+    cdef void announce(self, Coming* copy) noexcept nogil
+    cdef void announce_end(self, Coming* copy) noexcept nogil
+    cdef void await_coming(self, const uint8_t* volume) noexcept nogil
     # A log is opened, and closed. While it is, its replicas are not sealed, compacted or removed by others.
     cdef void enter(self, OpenLog* log) noexcept nogil
     cdef void leave(self, OpenLog* log) noexcept nogil

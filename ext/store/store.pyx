@@ -480,8 +480,12 @@ cdef class Store:
         cdef Operation timer
         cdef int64_t until_ns
         cdef int error = self.accept_fence(volume, epoch)
-        if error or epoch == 0 or self.leases is None or planted(b"no_lease_wait"):
+        if error or epoch == 0:
             return error
+        if not planted(b"fence_awaits_no_copy"):
+            self.await_coming(volume)
+        if self.leases is None or planted(b"no_lease_wait"):
+            return 0
         until_ns = self.leases.fenced()
         self.end_log(volume, epoch)
         while self.home.io.monotonic_ns() < until_ns:
@@ -489,6 +493,26 @@ cdef class Store:
             self.home.io.after(&timer, until_ns - self.home.io.monotonic_ns())
             wait(&timer)
         return 0
+
+    cdef void announce(self, Coming* copy) noexcept nogil:
+        copy.next = self.coming
+        self.coming = copy
+
+    cdef void announce_end(self, Coming* copy) noexcept nogil:
+        cdef Coming** place = &self.coming
+        while place[0] is not copy:
+            place = &place[0].next
+        place[0] = copy.next
+        wake_all(&self.came, 0)
+
+    cdef void await_coming(self, const uint8_t* volume) noexcept nogil:
+        cdef Coming* copy = self.coming
+        while copy is not NULL:
+            if memcmp(copy.volume, volume, 16) == 0:
+                wait_in(&self.came)
+                copy = self.coming
+            else:
+                copy = copy.next
 
     cdef void enter(self, OpenLog* log) noexcept nogil:
         log.next = self.open_logs

@@ -12,7 +12,7 @@ EVERY_KIND = 100  # number of seeds in which, with the recorded ones, every kind
 HAPPENED = (
     "read write zero flush checkpoint failures vanished kills power_cuts pauses cuts partitions outages silences late "
     "openings refusals take_overs usurpations contentions lost_rights fragments fetched completed connections "
-    "reconciled moves equal lapses losses struck scenes"
+    "reconciled rebuilt dropped moves equal lapses losses struck scenes"
 )
 
 
