@@ -149,8 +149,9 @@ class Engine:
     def close_volume(self, volume: bytes, *, checkpoint: bool) -> int:
         """End the volume's connections, write a checkpoint if requested (its Event needs checkpoint_moved as usual),
         free the volume. Waits until its clones are closed. Answers None."""
-    def checkpoint(self, volume: bytes) -> int:
-        """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint."""
+    def checkpoint(self, volume: bytes, *, renew: bool = False) -> int:
+        """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint. renew: also
+        if nothing has changed since the last one."""
     def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int, promised: int) -> None:
         """The metadata service's answer. POINTER_DONE; POINTER_REFUSED: another owner has the volume, the log accepts
         no more writes; POINTER_UNKNOWN, any number of times before one of the other two: the update is being retried,

@@ -607,8 +607,8 @@ cdef class Engine:
             opened.ready = False                         # no further command may use it
         return ticket
 
-    def checkpoint(self, bytes volume):
-        return self.ask_volume(CheckpointVolume, volume)
+    def checkpoint(self, bytes volume, *, bint renew=False):
+        return self.ask_volume(CheckpointVolume, volume, (renew,))
 
     def checkpoint_moved(self, bytes volume, uint64_t sequence, int outcome, uint32_t promised):
         cdef _Open opened = self.volumes.get(volume)

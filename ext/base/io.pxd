@@ -78,6 +78,7 @@ cdef class Io:
     cdef Operation refusal
     cdef Operation scan_timer
     cdef bint scanning
+    cdef int64_t scan_due_ns
     cdef DeviceWatch watches[DEVICES_MAX]
     cdef Kept* kept
     cdef Kept* handed_in                                         # by any thread; the reactor takes the whole list
@@ -106,6 +107,7 @@ cdef class Io:
     ) noexcept nogil
     cdef void dispatch(self, Operation* operation) noexcept nogil
     cdef void answered(self, DeviceRequest* request) noexcept nogil
+    cdef void scan_later(self) noexcept nogil
     cdef void scan(self) noexcept nogil
     cdef void time_out(self, DeviceRequest* request) noexcept nogil
     cdef void refuse(self) noexcept nogil

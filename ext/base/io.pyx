@@ -17,6 +17,7 @@ from posix.uio cimport iovec
 
 from iomesh.engine.base.atomics cimport load_uint32, store_uint32
 from iomesh.engine.base.invariant cimport invariant
+from iomesh.engine.base.planted cimport planted
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* memory)
@@ -132,8 +133,7 @@ cdef class Io:
             self.newest.newer = request
         self.newest = request
         if not self.scanning and self.request_timeout_ns:
-            self.scanning = True
-            self.after(&self.scan_timer, SCAN_NS)
+            self.scan_later()
         self.start(&request.operation)
 
     cdef void answered(self, DeviceRequest* request) noexcept nogil:
@@ -169,19 +169,25 @@ cdef class Io:
         if self.pool is not NULL:
             self.on_answer(self.pool)
 
+    cdef void scan_later(self) noexcept nogil:
+        self.scanning = True
+        self.scan_due_ns = self.now_ns() + SCAN_NS
+        self.after(&self.scan_timer, SCAN_NS)
+
     cdef void scan(self) noexcept nogil:
         cdef int64_t limit_ns = self.now_ns() - self.request_timeout_ns
         cdef DeviceRequest* request = self.oldest
         cdef DeviceRequest* newer
+        # Much too late: the process was stopped. What the devices have answered meanwhile is received first.
+        cdef bint stopped = self.now_ns() - self.scan_due_ns > SCAN_NS and not planted(b"stop_taken_for_timeout")
         self.scanning = False
-        while request is not NULL and request.asked_ns <= limit_ns:
+        while request is not NULL and request.asked_ns <= limit_ns and not stopped:
             newer = request.newer                        # requests leave the list only when the device answers
             if not request.overdue and request.operation.kind != DEVICE_DISCARD:
                 self.time_out(request)
             request = newer
         if self.newest is not NULL and not self.newest.overdue and not self.scanning:
-            self.scanning = True
-            self.after(&self.scan_timer, SCAN_NS)
+            self.scan_later()
 
     cdef void time_out(self, DeviceRequest* request) noexcept nogil:
         cdef DeviceWatch* watch = &self.watches[request.operation.target]

@@ -25,8 +25,9 @@ cdef class OpenVolume(VolumeCommand):        # OpenVolume(volume, recovery)
 cdef class CloseVolume(VolumeCommand):       # CloseVolume(volume, checkpoint)
     cdef bint checkpoint             # write one first
 
+# CheckpointVolume(volume, renew): renew: also if nothing has changed since the last one
 cdef class CheckpointVolume(VolumeCommand):
-    pass
+    cdef bint renew
 
 # MovePointer(volume, sequence, outcome, promised): the metadata service's answer
 cdef class MovePointer(VolumeCommand):

@@ -93,7 +93,11 @@ cdef void close_volume(Volume volume) noexcept nogil:
 
 
 cdef class CheckpointVolume(VolumeCommand):
+    def __cinit__(self, Volume volume, bint renew):
+        self.renew = renew
+
     cdef int64_t run(self) noexcept nogil:
+        self.volume.checkpoints.writer.changes += self.renew
         return self.volume.checkpoints.run()
 
 

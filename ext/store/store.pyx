@@ -599,9 +599,9 @@ cdef class Store:
             error = self.write_superblock(wanted, SUPERBLOCK_OFFSET)
         if error == 0:
             self.superblock.features = wanted.features
-            self.superblock.generation = wanted.generation
             self.superblock.crc = wanted.crc
             store_uint32(self.superblock.number, number)
+        self.superblock.generation = wanted.generation   # also after an error: one of the two may have been written
         self.rewriting = False
         wake_all(&self.rewritten, 0)
         self.home.io.release(wanted)

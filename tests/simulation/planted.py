@@ -42,6 +42,7 @@ CLUSTER_BUGS = {
     "shorter_replica_kept": "a segment that a former owner has sealed too short is used as it is",
     "shorter_prefix_taken": "a new owner leaves out records that one of the copies lacks",
     "stale_copy_pulled": "a copy is made of a replica that is open, shorter, or of another owner",
+    "stop_taken_for_timeout": "a device has failed because its process was stopped for longer than a request may take",
     "trim_without_lease": "a trim of blocks that are not mapped is acknowledged without leases",
     "unknown_is_done": "an update of the metadata that is not answered is taken for done",
     "unsettled_rebuilt": "segments that the newest checkpoint does not cover are rebuilt elsewhere",

@@ -408,6 +408,7 @@ class Volume(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     EXPORT_NODES_FIELD_NUMBER: _builtins.int
     FORWARDING_NODES_FIELD_NUMBER: _builtins.int
+    REDUNDANCY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """UUID"""
@@ -470,6 +471,10 @@ class Volume(_message.Message):
     def forwarding_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of them those that forward requests of clients now; only its owner tells"""
 
+    @_builtins.property
+    def redundancy(self) -> Global___Redundancy:
+        """only its owner tells"""
+
     def __init__(
         self,
         *,
@@ -501,14 +506,60 @@ class Volume(_message.Message):
         generation: _builtins.int = ...,
         export_nodes: _abc.Iterable[_builtins.str] | None = ...,
         forwarding_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        redundancy: Global___Redundancy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "flattening", b"flattening", "policy", b"policy", "space", b"space", "window_from", b"window_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "flattening", b"flattening", "policy", b"policy", "redundancy", b"redundancy", "space", b"space", "window_from", b"window_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "export_nodes", b"export_nodes", "exports", b"exports", "flattening", b"flattening", "forwarding_nodes", b"forwarding_nodes", "generation", b"generation", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "replica_nodes", b"replica_nodes", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "created_at", b"created_at", "epoch", b"epoch", "export_nodes", b"export_nodes", "exports", b"exports", "flattening", b"flattening", "forwarding_nodes", b"forwarding_nodes", "generation", b"generation", "id", b"id", "live_bytes", b"live_bytes", "log_bytes_since_checkpoint", b"log_bytes_since_checkpoint", "name", b"name", "owner", b"owner", "policy", b"policy", "reactor", b"reactor", "reason", b"reason", "recovery_bytes", b"recovery_bytes", "recovery_seconds", b"recovery_seconds", "redundancy", b"redundancy", "replica_nodes", b"replica_nodes", "segment_bytes", b"segment_bytes", "segments", b"segments", "sequence", b"sequence", "size_bytes", b"size_bytes", "snapshots", b"snapshots", "space", b"space", "state", b"state", "warnings", b"warnings", "window_from", b"window_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Redundancy(_message.Message):
+    """of the copies of a volume's sealed segments, as its owner knows it"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPOSED_SEGMENTS_FIELD_NUMBER: _builtins.int
+    EXPOSED_BYTES_FIELD_NUMBER: _builtins.int
+    REBUILT_SEGMENTS_FIELD_NUMBER: _builtins.int
+    REBUILT_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ETA_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    exposed_segments: _builtins.int
+    """that have fewer working copies than policy.replicas"""
+    exposed_bytes: _builtins.int
+    """that the missing copies take"""
+    rebuilt_segments: _builtins.int
+    """copies that were made since the owner opened the volume"""
+    rebuilt_bytes: _builtins.int
+    bytes_per_second: _builtins.int
+    """at present"""
+    eta_seconds: _builtins.float
+    """until all copies are there; 0: there are, or it is not known"""
+    reason: _builtins.str
+    """what keeps exposed segments from being rebuilt; empty: nothing"""
+    def __init__(
+        self,
+        *,
+        exposed_segments: _builtins.int = ...,
+        exposed_bytes: _builtins.int = ...,
+        rebuilt_segments: _builtins.int = ...,
+        rebuilt_bytes: _builtins.int = ...,
+        bytes_per_second: _builtins.int = ...,
+        eta_seconds: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "eta_seconds", b"eta_seconds", "exposed_bytes", b"exposed_bytes", "exposed_segments", b"exposed_segments", "reason", b"reason", "rebuilt_bytes", b"rebuilt_bytes", "rebuilt_segments", b"rebuilt_segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Redundancy: _TypeAlias = Redundancy  # noqa: Y015
 
 @_typing.final
 class Flattening(_message.Message):

@@ -94,6 +94,16 @@ class Flattening(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Redundancy(msgspec.Struct, frozen=True, kw_only=True):
+    exposed_segments: int = 0
+    exposed_bytes: int = 0
+    rebuilt_segments: int = 0
+    rebuilt_bytes: int = 0
+    bytes_per_second: int = 0
+    eta_seconds: float = 0.0
+    reason: str = ""
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: str
@@ -118,6 +128,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     space: Space = Space()
     window_from: Time | None = None
     flattening: Flattening = Flattening()
+    redundancy: Redundancy = Redundancy()
     warnings: list[str] = []
     replica_nodes: list[str] = []
     generation: int = 0

@@ -406,6 +406,17 @@ def exported_by(one: Volume) -> str:
     return f"node{'' if len(one.export_nodes) == 1 else 's'} {', '.join(one.export_nodes)}{forwards}"
 
 
+def rebuilding(one: Volume) -> str:
+    known = one.redundancy
+    missing = f"{short_size(known.exposed_bytes)} of copies of {known.exposed_segments} segments are missing"
+    if known.reason:
+        return f"{missing}: {known.reason}"
+    if not known.bytes_per_second:
+        return missing
+    left = short_time(known.eta_seconds * 1e9)
+    return f"{missing}, {short_size(known.bytes_per_second)} made in a second, {left} left"
+
+
 def flattening(one: Volume) -> str:
     done = f"{short_size(one.flattening.done_bytes)} of {short_size(one.flattening.total_bytes)} copied"
     return f"{done}; waits: {one.flattening.reason}" if one.flattening.reason else done
@@ -460,6 +471,8 @@ def described(one: Volume) -> list[tuple[str, object]]:
     ]
     if one.clone_of:
         rows.insert(4, ("clone of", one.clone_of))
+    if one.redundancy.exposed_bytes:
+        rows.insert(5, ("rebuild", rebuilding(one)))
     if one.flattening.running:
         rows.insert(4, ("flattening", flattening(one)))
     if one.reason:

@@ -279,8 +279,9 @@ class NodeEngine:
         finally:
             self._unanswered.pop(volume, None)
 
-    async def checkpoint(self, volume: uuid.UUID) -> None:
-        await self._checkpointed([volume], self._engine.checkpoint(volume.bytes), "write a checkpoint")
+    async def checkpoint(self, volume: uuid.UUID, *, renew: bool = False) -> None:
+        """renew: also if nothing has changed since the last one."""
+        await self._checkpointed([volume], self._engine.checkpoint(volume.bytes, renew=renew), "write a checkpoint")
 
     def checkpoint_moved(
         self, volume: uuid.UUID, sequence: int, outcome: Outcome, reason: str = "", *, promised: int = 0

@@ -259,6 +259,19 @@ class NodeCollector:
         wanted = GaugeMetricFamily(
             "iomesh_volume_replicas_wanted", "Nodes that should keep what is written to the volume.", labels=["volume"]
         )
+        exposed = GaugeMetricFamily(
+            "iomesh_volume_exposed_bytes",
+            "Bytes of copies of the volume's segments that are missing, or do not work.",
+            labels=["volume"],
+        )
+        rebuilt = CounterMetricFamily(
+            "iomesh_volume_rebuilt_bytes", "Bytes of copies that rebuild has made.", labels=["volume"]
+        )
+        eta = GaugeMetricFamily(
+            "iomesh_volume_rebuild_eta_seconds",
+            "Seconds until all copies are there at the present speed; 0 if they are, or it is not known.",
+            labels=["volume"],
+        )
         recovery = GaugeMetricFamily(
             "iomesh_volume_recovery_seconds", "Duration of the volume's last recovery.", labels=["volume"]
         )
@@ -300,6 +313,9 @@ class NodeCollector:
                 segments.add_metric([volume.name], volume.segments)
                 connections.add_metric([volume.name], sum(export.connections for export in volume.exports))
                 replicas.add_metric([volume.name], max(len(volume.replica_nodes), 1))
+                exposed.add_metric([volume.name], volume.redundancy.exposed_bytes)
+                rebuilt.add_metric([volume.name], volume.redundancy.rebuilt_bytes)
+                eta.add_metric([volume.name], volume.redundancy.eta_seconds)
                 recovery.add_metric([volume.name], volume.recovery_seconds)
                 reactor.add_metric([volume.name], volume.reactor)
                 window.add_metric([volume.name], volume.policy.window_seconds)
@@ -319,6 +335,9 @@ class NodeCollector:
             epoch,
             replicas,
             wanted,
+            exposed,
+            rebuilt,
+            eta,
             recovery,
             reactor,
             snapshots,

@@ -35,6 +35,7 @@ from iomesh.metadata.volumes import Unreadable, hidden_name
 from iomesh.node.backoff import pauses
 from iomesh.node.cluster import Cluster, StoredVolume
 from iomesh.node.metadata_calls import answered
+from iomesh.node.redundancy import Redundancy
 
 ATTEMPTS = 12  # to change a record with concurrent writers: about ten seconds
 CHANGE_SECONDS = 60.0  # to wait for `changing`; the operation itself may take longer
@@ -107,6 +108,7 @@ class NodeVolume:
     unanswered: Unanswered | None = None
     snapshots: list[dict[str, Any]] = field(default_factory=list)  # as the engine listed them last
     flattening: Flattening = field(default_factory=Flattening)  # without done_bytes
+    redundancy: Redundancy = field(default_factory=Redundancy)
     waiting: Phase = field(default_factory=Phase)  # writes wait for space
     refusing: Phase = field(default_factory=Phase)  # writes are refused for lack of space
     unmarked: Phase = field(default_factory=Phase)  # restore points are due, but there is no space

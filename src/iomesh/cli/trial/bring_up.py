@@ -31,6 +31,7 @@ class Plan:
     volume_size: int
     segment_size: int
     replicas: int
+    rebuild_delay: float  # seconds
     engine: dict[str, Any]  # engine settings given as options
     start_seconds: float
 
@@ -107,7 +108,7 @@ def write_node_configuration(trial: Installation, node: TrialNode, plan: Plan) -
     }
     if len(trial.nodes) > 1:
         settings["control"] = {"listen": "127.0.0.1:0"}
-        settings["rebuild"] = {"delay_seconds": 10}  # in a trial one wants to see it
+        settings["rebuild"] = {"delay_seconds": plan.rebuild_delay}
         settings["peers"] = {"listen": "127.0.0.1:0", "cut_file": str(node.cut_file)}
     lines = ["# Written by `iomesh trial up`."]
     for name, values in settings.items():

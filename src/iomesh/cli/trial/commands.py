@@ -107,6 +107,13 @@ def trial() -> None:
     "--poll-us", type=click.IntRange(0, 1_000_000), help="Microseconds that an adaptive reactor polls after work."
 )
 @click.option("--checkpoint-bytes", type=Size(), help="Bytes of log between two checkpoints.")
+@click.option(
+    "--rebuild-delay",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds after which a node that does not answer is lost: its copies are made elsewhere.",
+)
 @answers(documents.Trial)
 def up(
     session: Session,
@@ -126,6 +133,7 @@ def up(
     mode: str | None,
     poll_us: int | None,
     checkpoint_bytes: int | None,
+    rebuild_delay: float,
 ) -> None:
     """Set up a trial and print the NBD URI of its volume."""
     from iomesh.cli.trial.bring_up import Plan, bring_up
@@ -151,6 +159,7 @@ def up(
         volume_size=session.whole_blocks(size),
         segment_size=segment_size,
         replicas=replicas,
+        rebuild_delay=rebuild_delay,
         engine={name: value for name, value in engine.items() if value is not None},
         start_seconds=START_SECONDS,
     )

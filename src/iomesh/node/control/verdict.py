@@ -159,7 +159,19 @@ def _of_volume(volume: Volume, silent: dict[str, str]) -> Iterator[Reason]:
         yield Reason(
             UNAVAILABLE, "volume-not-served", node=owner, volume=name, message=f"volume {name} is not served: {why}"
         )
+    if volume.redundancy.exposed_bytes:
+        yield Reason(DEGRADED, "volume-exposed", node=owner, volume=name, message=_exposed(volume))
     wanted, present = volume.policy.replicas, [node for node in volume.replica_nodes if node not in silent]
     if wanted > 1 and volume.replica_nodes and len(present) < wanted:
         message = f"volume {name} has {len(present)} of {wanted} replicas, on {', '.join(present) or 'no running node'}"
         yield Reason(DEGRADED, "volume-replicas", node=owner, volume=name, message=message)
+
+
+def _exposed(volume: Volume) -> str:
+    """Degraded always means: it is being rebuilt, or why it is not."""
+    known = volume.redundancy
+    missing = f"volume {volume.name} lacks {short_size(known.exposed_bytes)} of its {volume.policy.replicas} copies"
+    if known.reason:
+        return f"{missing}: {known.reason}"
+    done = f"rebuilding, {short_size(known.rebuilt_bytes)} made"
+    return f"{missing}: {done}, about {known.eta_seconds:.0f} s left" if known.eta_seconds else f"{missing}: {done}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from iomesh.api.model import Flattening, Policy, Space, Volume, VolumeState
+from iomesh.api.model import Flattening, Policy, Redundancy, Space, Volume, VolumeState
 from iomesh.engine import engine as compiled
 from iomesh.metadata.records import LogRecord, VolumeRecord
 from iomesh.metadata.volumes import Unreadable, is_hidden_name
@@ -92,6 +92,7 @@ class View:
             snapshots=sum(visible(entry) for entry in volume.snapshots),
             clone_of=volume.log.clone_of.name if volume.log.clone_of else "",
             flattening=_progress(volume.flattening, state),
+            redundancy=_redundancy(volume),
             recovery_bytes=volume.recovery.get("replayed_bytes", 0),
             # Rounded up to a restorable time.
             window_from=next((time_of(each["time_ns"] + 999) for each in restore_points_of(volume)), None),
@@ -170,6 +171,19 @@ def _describe_unreadable(unreadable: Unreadable) -> Volume:
         state=VolumeState.FAILED,
         reason=unreadable.reason,
         policy=Policy(replicas=0),
+    )
+
+
+def _redundancy(volume: NodeVolume) -> Redundancy:
+    known = volume.redundancy
+    return Redundancy(
+        exposed_segments=known.exposed_segments,
+        exposed_bytes=known.exposed_bytes,
+        rebuilt_segments=known.rebuilt_segments,
+        rebuilt_bytes=known.rebuilt_bytes,
+        bytes_per_second=int(known.bytes_per_second),
+        eta_seconds=known.eta_seconds,
+        reason=known.reason,
     )
 
 
