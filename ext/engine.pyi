@@ -150,8 +150,8 @@ class Engine:
         """End the volume's connections, write a checkpoint if requested (its Event needs checkpoint_moved as usual),
         free the volume. Waits until its clones are closed. Answers None."""
     def checkpoint(self, volume: bytes, *, renew: bool = False) -> int:
-        """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint. renew: also
-        if nothing has changed since the last one."""
+        """Answers None once the checkpoint is written and the pointer has moved. Joins a running checkpoint. renew:
+        also if nothing has changed since the last one."""
     def checkpoint_moved(self, volume: bytes, sequence: int, outcome: int, promised: int) -> None:
         """The metadata service's answer. POINTER_DONE; POINTER_REFUSED: another owner has the volume, the log accepts
         no more writes; POINTER_UNKNOWN, any number of times before one of the other two: the update is being retried,
@@ -222,9 +222,9 @@ class Engine:
 
     # rebuild
     def copies(self, volume: bytes) -> int:
-        """Answers a structured array of COPIES_ROW, for the sealed segments that have not as many working copies as the
-        volume wants, or have others besides: segment (its number), blocks (that a copy takes on a device), devices (that
-        have it: numbers in the cluster, the owner's first, 0: none), states (1 works, 2 its node does not answer,
+        """Answers a structured array of COPIES_ROW, for the sealed segments that have not as many working copies as
+        the volume wants, or have others besides: segment (its number), blocks (that a copy takes on a device), devices
+        (that have it: numbers in the cluster, the owner's first, 0: none), states (1 works, 2 its node does not answer,
         3 failed), settled (the newest checkpoint covers it: it can be rebuilt)."""
     def rebuild_copy(self, volume: bytes, segment: int, *, device: int, source: int, rate: int) -> int:
         """`device` of another node gets the segment from `source`, another device that has it. rate: KiB per second at

@@ -369,7 +369,8 @@ def frames() -> dict:
     """Each structure's fields as (name, offset, bytes); a test compares docs/protocols.md with them."""
     return {
         "PeerRequest": request_fields(), "VolumeRequest": volume_request_fields(),
-        "PullRequest": pull_request_fields(), "PeerReply": reply_fields(), "ListedReplica": listed_fields(), "DeviceState": state_fields(),
+        "PullRequest": pull_request_fields(), "PeerReply": reply_fields(), "ListedReplica": listed_fields(),
+        "DeviceState": state_fields(),
     }
 
 

@@ -38,7 +38,8 @@ from iomesh.engine.format.peer cimport (
     BITMAP_BYTES, ENTRY_BYTES, FRAME_BYTES, PAYLOAD_BYTES_MAX, PEER_COMPACT, PEER_CREATE, PEER_FENCE, PEER_FLUSH,
     PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_PULL, PEER_READ, PEER_READ_STORED, PEER_REMOVE, PEER_SEAL, PEER_UNMAPPED,
     PEER_URGENT, PEER_VOLUME_READ, PEER_VOLUME_STATUS, PEER_WRITE, DeviceState, ListedReplica, PeerReply, PeerRequest,
-    PullRequest, VolumeRequest, frame_cost, is_of_volume, is_read, reply_fault, request_fault, seal_request, status_error
+    PullRequest, VolumeRequest, frame_cost, is_of_volume, is_read, reply_fault, request_fault, seal_request,
+    status_error
 )
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 

@@ -48,9 +48,9 @@ cdef class Puller:                   # Puller(store, sources), both of the same 
     cdef bint stopping
 
     # In a task, on the store's home. 0: the copy is on stable media, verified, and listed from now on. Or a negative
-    # errno, and nothing is changed: ENODEV: no node that answers has the source; ENOENT, ESTALE: the source has no such
-    # segment, or not all of it, or a higher epoch than the frame's is known here; EBADMSG: the source's copy is damaged;
-    # ENOSPC; EIO; ECONNRESET; ECANCELED.
+    # errno, and nothing is changed: ENODEV: no node that answers has the source; ENOENT, ESTALE: the source has no
+    # such segment, or not all of it, or a higher epoch than the frame's is known here; EBADMSG: the source's copy is
+    # damaged; ENOSPC; EIO; ECONNRESET; ECANCELED.
     cdef int pull(self, const PullRequest* frame, const bint* abandoned) noexcept nogil
     cdef int bring(self, Pull* pull, Scrubber verifier, char* buffer) noexcept nogil
     cdef int look(self, Pull* pull) noexcept nogil

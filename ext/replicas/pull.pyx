@@ -11,8 +11,8 @@
 #   - nothing of an interrupted pull exists after a crash, and no copy is listed that is not whole and on stable media;
 #   - the source is only read. Damage there is found here, and is not copied;
 #   - users' space is not taken: the store's reserve stays free;
-#   - a pull takes the time that its rate allows, and ends soon after nobody waits for it, or a fence with a higher epoch
-#     was accepted. The fence is answered after that: so a new owner meets no copy that is being made.
+#   - a pull takes the time that its rate allows, and ends soon after nobody waits for it, or a fence with a higher
+#     epoch was accepted. The fence is answered after that: so a new owner meets no copy that is being made.
 #
 # A segment without a footer is not verified here: its blocks have their pointers' checksums, with which readers compare
 # them.
@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memset
 from iomesh.engine.base.aligned cimport allocate_aligned
 from iomesh.engine.base.io cimport Operation, release_buffer
 from iomesh.engine.base.planted cimport planted
-from iomesh.engine.base.task cimport wait, wait_in, waited, wake_all, wake_one
+from iomesh.engine.base.task cimport wait, wait_in, waited, wake_one
 from iomesh.engine.format.layout cimport (
     BITMAP_COPIES, BLOCK_BYTES, EXTENTS_MAX, FEATURE_COMPACTED, SEGMENT_SEALED, Bitmap, Extent, bitmap_valid
 )

@@ -19,7 +19,8 @@ from iomesh.engine.base.reactor cimport Reactor
 from iomesh.engine.base.task cimport wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES
 from iomesh.engine.format.peer cimport (
-    DEVICE_WORKS, LIST_ENTRIES_MAX, PEER_COMPLETES, PEER_FOOTER, PEER_REPLACES, READ_BLOCKS_MAX, DeviceState, ListedReplica
+    DEVICE_WORKS, LIST_ENTRIES_MAX, PEER_COMPLETES, PEER_FOOTER, PEER_REPLACES, READ_BLOCKS_MAX, DeviceState,
+    ListedReplica
 )
 from iomesh.engine.replicas.member cimport COPIES_MAX, Member, Piece, Transfer, transfer_call_step
 from iomesh.engine.replicas.peer cimport PeerCall

@@ -38,8 +38,8 @@ from iomesh.engine.base.reactor cimport Message, Reactor
 from iomesh.engine.format.layout cimport BLOCK_BYTES, Fault
 from iomesh.engine.format.peer cimport (
     ENTRY_BYTES, FRAME_BYTES, PEER_HEARTBEAT, PEER_LIST, PEER_MORE, PEER_UNMAPPED, PEER_VOLUME_READ,
-    PEER_VOLUME_STATUS, PEER_WRITE, PeerReply, PeerRequest, VolumeRequest, frame_cost, is_of_volume, is_read, kind_known,
-    request_fault, seal_reply, wire_status, write_fault)
+    PEER_VOLUME_STATUS, PEER_WRITE, PeerReply, PeerRequest, VolumeRequest, frame_cost, is_of_volume, is_read,
+    kind_known, request_fault, seal_reply, wire_status, write_fault)
 from iomesh.engine.replicas.send_queue cimport SendItem, SendQueue
 from iomesh.engine.replicas.served_store cimport ServedStore, ServedStores, StoreRequest
 

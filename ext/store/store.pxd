@@ -27,7 +27,7 @@ cdef struct OpenLog:                 # a log of this node that writes to the sto
     int64_t (*on_fenced)(void* log) noexcept nogil   # in a task on that reactor: another owner has been accepted
     OpenLog* next
 
-cdef struct Coming:                  # a copy that another node's owner has ordered; must not move until it is announced no more
+cdef struct Coming:                  # a copy that another node's owner has ordered; must not move until announce_end()
     const uint8_t* volume
     Coming* next
 

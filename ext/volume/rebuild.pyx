@@ -14,7 +14,7 @@
 # Called by commands/rebuild.pyx.
 
 from libc.errno cimport EAGAIN, EBUSY, ENODEV, ENOENT, ENOSPC, ESHUTDOWN
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from iomesh.engine.base.planted cimport planted
