@@ -217,7 +217,8 @@ class Engine:
     def scrub(self, store: int, volume: bytes, segment: int, *, bytes_per_second: int = 0, share: int = 25) -> int:
         """Read a sealed segment's replica and compare each block with its checksum, at up to bytes_per_second (0: no
         limit), and at `share` percent of that while users' requests arrive. Answers {"blocks" (good ones), "damaged",
-        "first_damaged"}. ENOENT: the replica was deleted, or changed during the scrub; EBUSY: the store is scrubbing
+        "first_damaged", "known" (of at most 64 damaged blocks: block, its checksum, whether it is a record's header)}.
+        ENOENT: the replica was deleted, or changed during the scrub; EBUSY: the store is scrubbing
         another segment."""
 
     # rebuild
@@ -233,6 +234,13 @@ class Engine:
     def drop_copy(self, volume: bytes, segment: int, *, device: int) -> int:
         """Remove the copy on a device of another node. Answers None. EBUSY: without it there were fewer working copies
         than the volume wants; EAGAIN, ENOENT as above."""
+
+    def repair_blocks(self, volume: bytes, segment: int, blocks: Sequence[tuple[int, int, bool]]) -> int:
+        """Get blocks of an open volume's segment from copies on other nodes: (block, its checksum, whether it is a
+        record's header) each. Answers how many were found intact; they are written to this node's replica again."""
+    def refetch(self, store: int, volume: bytes, segment: int, *, source: int) -> int:
+        """Replace a damaged replica of a volume that is not open here by what device `source` of another node has.
+        Answers None. EBUSY: the volume is open; ENOENT: no such replica is sealed here; others as of rebuild_copy."""
 
     # cleaning
     def segments(self, volume: bytes) -> int:

@@ -26,6 +26,7 @@ from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
 from iomesh.engine.commands.rebuild cimport DropCopy, ListCopies, RebuildCopy
+from iomesh.engine.commands.repair cimport RefetchSegment, RepairBlocks
 from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, EraseCopies, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
     CloseSnapshot, CompareSnapshots, CreateSnapshots, DeleteSnapshot, ListSnapshots, OpenSnapshot, RestoreVolume,
@@ -57,6 +58,7 @@ from iomesh.engine.exports.nbd.connection cimport NbdConnection
 from iomesh.engine.replicas.local cimport local_members
 from iomesh.engine.replicas.member cimport MEMBERS_MAX, REPLICAS_MAX as REPLICAS_MOST, Member
 from iomesh.engine.format.peer cimport DEVICE_WORKS
+from iomesh.engine.log.repair cimport mend_node
 from iomesh.engine.replicas.pull cimport Sources
 from iomesh.engine.replicas.remote cimport RemoteMember
 from iomesh.engine.replicas.remote_node cimport RemoteNode
@@ -537,6 +539,8 @@ cdef class Engine:
             log.open_segments.fragment = first_fragment
             log.open_segments.fragment_asked = log.open_segments.fragment_agreed = first_fragment - 1
             opened.volume.on_fragment = fragment_begun
+            opened.volume.map.mender = <void*>log.open_segments
+            opened.volume.map.mend = mend_node
         opened.cleaner = Cleaner(opened.volume)
         opened.bucket = self.new_bucket()
         opened.bucket.stopping = &opened.volume.closing
@@ -912,6 +916,15 @@ cdef class Engine:
 
     def drop_copy(self, bytes volume, uint32_t segment, *, uint32_t device):
         return self.ask_volume(DropCopy, volume, (segment, device))
+
+    def repair_blocks(self, bytes volume, uint32_t segment, blocks):
+        return self.ask_volume(RepairBlocks, volume, (segment, blocks))
+
+    def refetch(self, int store, bytes volume, uint32_t segment, *, uint32_t source):
+        served = self.served.get(store)
+        if served is None:
+            return self.refuse(ENOENT, f"no store that other nodes may use has the number {store}")
+        return self.ask(RefetchSegment(served, volume, segment, source))
 
     # ------------------------------------------------------------------ cleaning
 

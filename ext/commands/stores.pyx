@@ -168,7 +168,15 @@ cdef class ScrubSegment(Command):
         return (
             None
             if self.error
-            else {"blocks": self.found.blocks, "damaged": self.found.damaged, "first_damaged": self.found.first}
+            else {
+                "blocks": self.found.blocks,
+                "damaged": self.found.damaged,
+                "first_damaged": self.found.first,
+                "known": [
+                    (self.found.known[i].block, self.found.known[i].crc, bool(self.found.known[i].header))
+                    for i in range(self.found.known_count)
+                ],
+            }
         )
 
 

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from iomesh.engine.base.io cimport Io, Operation
 from iomesh.engine.format.layout cimport Entry, Footer
 from iomesh.engine.base.reactor cimport Reactor
+from iomesh.engine.store.bitmaps cimport Bitmaps
 from iomesh.engine.map.segment_table cimport Segment, SegmentTable
 from iomesh.engine.replicas.member cimport COPIES_MAX, MEMBERS_MAX, REPLICAS_MAX, Member, Transfer
 from iomesh.engine.store.store cimport Replica
@@ -41,6 +42,7 @@ cdef struct OpenSegment:                    # a segment that the log appends to
 
 cdef class OpenSegments:
     cdef Reactor reactor
+    cdef Bitmaps bitmaps             # of the reactor; set by the volume
     cdef Io io
     cdef SegmentTable segments
     cdef uint8_t volume[16]

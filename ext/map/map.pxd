@@ -87,6 +87,10 @@ cdef class Map:
     cdef uint64_t freeze         # sequence of the running checkpoint: only nodes dirty up to it may be written. 0: none
     cdef readonly uint32_t images    # images of its nodes in the log that are not committed yet
     cdef readonly uint64_t load_errors
+    # optional: gets a node from elsewhere that cannot be read, or is damaged: `when` completes with BLOCK_BYTES once it
+    # is in `into`, or with a negative errno; perhaps before it returns
+    cdef void (*mend)(void* mender, Pointer pointer, void* into, Operation* when) noexcept nogil
+    cdef void* mender
     cdef uint32_t under_way          # its loads and prefetches
     cdef Waiters quiet               # woken when `under_way` reaches 0
     cdef int absent_level            # after get() returned ABSENT: level of the highest absent node

@@ -70,6 +70,9 @@ cdef Node absent
 ABSENT = &absent
 
 
+cdef uint64_t MENDED = ~<uint64_t>0                      # Node.serial of a node that comes from elsewhere
+
+
 cdef class Map:
     """A volume's map. The caller sets `root` and fills `segments`."""
 
@@ -285,10 +288,15 @@ cdef class Map:
             result = 0 if crc32c(node.pointers, BLOCK_BYTES) == pointer.crc and node_valid(node.pointers) else -EILSEQ
         elif result >= 0:
             result = -EIO
-        if result < 0 and result != -ETIMEDOUT:
+        if result < 0 and result != -ETIMEDOUT and node.serial != MENDED:
             segment = self.segments.locate(pointer.segment)
             if segment is not NULL and segment.replica is not NULL and segment.replica.serial != node.serial:
                 self.ask(node)           # it was compacted meanwhile, and the slabs that were read may have been reused
+                return
+            if self.mend is not NULL:
+                node.serial = MENDED
+                node.load.done = load_done
+                self.mend(self.mender, pointer[0], node.pointers, &node.load)
                 return
         self.cache.loading -= 1
         if result == 0:

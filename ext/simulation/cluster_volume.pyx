@@ -20,6 +20,7 @@ from iomesh.engine.base.task cimport start, wait, waited
 from iomesh.engine.format.layout cimport BLOCK_BYTES, POINTER_PRESENT, SEGMENT_BYTES_MIN, SEGMENT_SEALED, Pointer
 from iomesh.engine.history.snapshots cimport walk_dying
 from iomesh.engine.log.open_segments cimport OPEN_SEGMENTS_MAX
+from iomesh.engine.log.repair cimport mend_node
 from iomesh.engine.map.map cimport MapCache
 from iomesh.engine.map.segment_table cimport Segment
 from iomesh.engine.replicas.local cimport local_members
@@ -126,6 +127,8 @@ cdef class SharedVolume:
         self.log.open_segments.fragment = self.first_fragment
         self.log.open_segments.fragment_asked = self.log.open_segments.fragment_agreed = self.first_fragment - 1
         self.volume.on_fragment = fragment_begins
+        self.map.mender = <void*>self.log.open_segments
+        self.map.mend = mend_node
         self.log.open_segments.enospc_timeout_ns = 500 * 1000 * 1000
         self.log.open_segments.next_segment = self.first_segment
         self.log.open_segments.promise(record.promised)

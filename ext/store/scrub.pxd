@@ -8,10 +8,20 @@ from iomesh.engine.format.layout cimport Bitmap
 from iomesh.engine.store.store cimport Store
 from iomesh.engine.base.task cimport Waiters
 
+cdef enum:
+    SCRUBBED_MAX = 64                # damaged blocks that are told one by one
+
+cdef struct DamagedBlock:
+    uint32_t block                   # its number in the segment
+    uint32_t crc                     # that it should have; of a record's header the one inside it
+    bint header
+
 cdef struct Scrubbed:                # result for one segment
     uint32_t blocks                  # blocks that match their checksums
     uint32_t damaged                 # blocks that do not, or cannot be read
     uint32_t first                   # first damaged block's number in the segment
+    uint32_t known_count             # of the damaged ones, those with a known checksum
+    DamagedBlock known[SCRUBBED_MAX]
 
 cdef packed struct Sealed:           # a row of the list of segments to scrub, a numpy array (engine.pyi)
     uint8_t volume[16]

@@ -129,6 +129,7 @@ cdef class Scrubber:
                     told.blocks += 1
                 else:
                     note(told, listed.block)
+                    know(told, listed.block, entry)
             entry = next_listed(footer, table, &listed)
         return 0
 
@@ -155,6 +156,13 @@ cdef class Scrubber:
                     error[0] = -EIO if self.store.stalled else 0
                     return NULL
         return self.piece + <size_t>(place - self.piece_from) * BLOCK_BYTES
+
+
+cdef inline void know(Scrubbed* told, uint32_t block, const Entry* entry) noexcept nogil:
+    cdef DamagedBlock* known = &told.known[told.known_count]
+    if told.known_count < SCRUBBED_MAX:
+        known.block, known.crc, known.header = block, entry.crc, entry.kind == KIND_RECORD
+        told.known_count += 1
 
 
 cdef inline void note(Scrubbed* told, uint32_t block) noexcept nogil:

@@ -209,7 +209,7 @@ cdef class Reader:
             into = read.into + i * BLOCK_BYTES
             if crc32c(into, BLOCK_BYTES) == read.pointers[i].crc:
                 continue
-            if read_copy(self.open_segments, read.pointers[i], into) < 0:
+            if read_copy(self.open_segments, read.pointers[i], into, False) < 0:
                 self.lost(read, i)
             else:
                 self.counters[BLOCKS_REPAIRED] += 1

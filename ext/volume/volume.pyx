@@ -55,6 +55,7 @@ cdef class Volume:
             return
         self.reader.serving = log.serving
         self.reader.open_segments = log.open_segments
+        log.open_segments.bitmaps = map.cache.bitmaps
         self.snapshots = SnapshotTable()
         self.walk = Walk(reactor.io, segments)
         self.walk.no_space = &log.open_segments.no_space

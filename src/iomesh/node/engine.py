@@ -182,9 +182,9 @@ class NodeEngine:
         rows: NDArray[void] = await self._answer(self._engine.sealed(store), "list the sealed segments")
         return rows
 
-    async def scrub(self, store: int, volume: uuid.UUID, segment: int, *, bytes_per_second: int) -> dict[str, int]:
+    async def scrub(self, store: int, volume: uuid.UUID, segment: int, *, bytes_per_second: int) -> dict[str, Any]:
         ticket = self._engine.scrub(store, volume.bytes, segment, bytes_per_second=bytes_per_second)
-        told: dict[str, int] = await self._answer(ticket, "scrub")
+        told: dict[str, Any] = await self._answer(ticket, "scrub")
         return told
 
     def store_space(self, store: int) -> dict[str, int]:
@@ -357,6 +357,17 @@ class NodeEngine:
         return self._engine.reactor_state(reactor)
 
     # cleaning
+
+    async def repair_blocks(self, volume: uuid.UUID, segment: int, blocks: list[tuple[int, int, bool]]) -> int:
+        """blocks: as scrub told them. Returns how many of them copies had intact."""
+        ticket = self._engine.repair_blocks(volume.bytes, segment, blocks)
+        repaired: int = await self._answer(ticket, "repair damaged blocks")
+        return repaired
+
+    async def refetch(self, store: int, volume: uuid.UUID, segment: int, *, source: int) -> None:
+        """Replaces a damaged replica by that of another node's device."""
+        ticket = self._engine.refetch(store, volume.bytes, segment, source=source)
+        await self._answer(ticket, f"get segment {segment} from device {source}")
 
     async def copies(self, volume: uuid.UUID) -> NDArray[void]:
         """The segments without as many working copies as are wanted, as rows of compiled.COPIES_ROW."""

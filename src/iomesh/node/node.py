@@ -473,7 +473,13 @@ class Node:
         )
         self.deleting = Deleting(self.volumes, registry, self.supervisor)
         self.scrub = ScrubPasses(
-            self.config.scrub, self.engine, self.stores, Path(self.config.state_dir) / "scrub", self.supervisor
+            self.config.scrub,
+            self.engine,
+            self.stores,
+            registry,
+            self.cluster_view,
+            Path(self.config.state_dir) / "scrub",
+            self.supervisor,
         )
         await self.engine.start()
         self.assembled = True

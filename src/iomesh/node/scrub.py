@@ -1,5 +1,6 @@
 """Scrub: every sealed segment of every device is read at a low rate, again and again, and verified against its
-checksums (ext/store/scrub.pyx).
+checksums (ext/store/scrub.pyx). What it finds damaged is repaired from another node's copy, if there is one, and
+verified again.
 
 A pass over a large device takes days, so its progress and its findings are stored in the state directory, one file per
 device. The file is written periodically: after a crash, a pass continues a little before the point where it was.
@@ -11,15 +12,18 @@ import asyncio
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from iomesh.errors import IomeshError, NotFound
+from iomesh.node.cluster import Cluster
 from iomesh.node.config import ScrubConfig
 from iomesh.node.engine import NodeEngine
 from iomesh.node.logs import logger
 from iomesh.node.stores import NodeStore, Stores
 from iomesh.node.supervisor import SupervisedTask, Supervisor, in_thread, settle
+from iomesh.node.volume import Registry
 
 log = logger("scrub")
 
@@ -42,9 +46,18 @@ class ScrubPasses:
     """A task that reads the devices, one segment of each at a time."""
 
     def __init__(
-        self, config: ScrubConfig, engine: NodeEngine, stores: Stores, directory: Path, supervisor: Supervisor
+        self,
+        config: ScrubConfig,
+        engine: NodeEngine,
+        stores: Stores,
+        volumes: Registry,
+        cluster: Cluster,
+        directory: Path,
+        supervisor: Supervisor,
     ) -> None:
         self._config = config
+        self._volumes = volumes
+        self._cluster = cluster
         self._directory = directory
         self._kept: dict[uuid.UUID, float] = {}  # devices whose file was read, and when it was last written
         self._engine = engine
@@ -109,13 +122,14 @@ class ScrubPasses:
     async def _verify(self, store: NodeStore, volume: bytes, segment: int) -> None:
         progress = store.scrub
         try:
-            told = await self._engine.scrub(
-                store.number, uuid.UUID(bytes=volume), segment, bytes_per_second=self._config.bytes_per_second
-            )
+            told = await self._scrub(store, volume, segment)
+            progress.verified_bytes += told["blocks"] * BLOCK_BYTES
+            if told["damaged"] and await self._repair(store, uuid.UUID(bytes=volume), segment, told):
+                before, told = told, await self._scrub(store, volume, segment)
+                self._report_repaired(store, volume, segment, before["damaged"] - told["damaged"])
         except NotFound:  # it was compacted or deleted concurrently: the next pass reads its new state
             progress.damaged.pop((volume, segment), None)
             return
-        progress.verified_bytes += told["blocks"] * BLOCK_BYTES
         if not told["damaged"]:
             progress.damaged.pop((volume, segment), None)
             return
@@ -130,6 +144,52 @@ class ScrubPasses:
                 first_block=told["first_damaged"],
             )
         progress.damaged[volume, segment] = told["damaged"]
+
+    async def _scrub(self, store: NodeStore, volume: bytes, segment: int) -> dict[str, Any]:
+        return await self._engine.scrub(
+            store.number, uuid.UUID(bytes=volume), segment, bytes_per_second=self._config.bytes_per_second
+        )
+
+    # repair
+
+    async def _repair(self, store: NodeStore, volume: uuid.UUID, segment: int, told: dict[str, Any]) -> bool:
+        """True: some of it is repaired. The owner has single blocks repaired, since its volume uses the replica; any
+        other node replaces the replica."""
+        here = self._volumes.by_id(volume)
+        if here is not None and here.in_engine:
+            if here.record.policy.replicas == 1 or not told["known"]:
+                return False
+            return await self._engine.repair_blocks(volume, segment, told["known"]) > 0
+        return await self._refetch(store, volume, segment)
+
+    async def _refetch(self, store: NodeStore, volume: uuid.UUID, segment: int) -> bool:
+        for source in self._sources(volume):
+            try:
+                await self._engine.refetch(store.number, volume, segment, source=source)
+            except IomeshError as error:  # it has none, or a damaged one, or does not answer
+                log.info("not repaired from device", source=source, segment=segment, reason=error.message)
+            else:
+                return True
+        return False
+
+    def _sources(self, volume: uuid.UUID) -> list[int]:
+        """The other nodes' devices, the owner's first: numbers in the cluster."""
+        stored = self._cluster.log(volume)
+        owner = stored.record.owner if stored is not None else ""
+        mine = {store.record.number for store in self._stores.online()}
+        others = [device for device in self._cluster.devices() if device.number and device.number not in mine]
+        return [device.number for device in sorted(others, key=lambda device: device.node != owner)]
+
+    def _report_repaired(self, store: NodeStore, volume: bytes, segment: int, blocks: int) -> None:
+        if blocks > 0:
+            log.warning(
+                "damage repaired",
+                device=str(store.record.id),
+                path=store.record.path,
+                volume=str(uuid.UUID(bytes=volume)),
+                segment=segment,
+                blocks=blocks,
+            )
 
     # state that survives a restart
 
