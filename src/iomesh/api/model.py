@@ -128,12 +128,12 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     space: Space = Space()
     window_from: Time | None = None
     flattening: Flattening = Flattening()
-    redundancy: Redundancy = Redundancy()
     warnings: list[str] = []
     replica_nodes: list[str] = []
     generation: int = 0
     export_nodes: list[str] = []
     forwarding_nodes: list[str] = []
+    redundancy: Redundancy = Redundancy()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

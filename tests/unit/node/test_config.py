@@ -189,7 +189,7 @@ def test_addresses_are_host_and_port(text: str, host: str, port: int) -> None:
 def test_the_documentation_names_every_key_and_no_other() -> None:
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
-    tables = {"engine", "cleaning", "scrub", "control", "nbd", "metrics", "peers", "metadata", "log"}
+    tables = {"engine", "cleaning", "rebuild", "scrub", "control", "nbd", "metrics", "peers", "metadata", "log"}
     assert documented == set(module.all_keys()) - tables
 
 
