@@ -305,7 +305,8 @@ cdef class Copies:
                     result = 0
                 if result < 0:
                     break
-        if result == -ECONNRESET:                        # what it has is not known any more
+        # What it has is not known any more. ENOENT: an owner that is being fenced off has sealed or removed it meanwhile.
+        if result == -ECONNRESET or result == -ENOENT:
             self.answered[copy.member] = False
             result = -EHOSTUNREACH
         return result
