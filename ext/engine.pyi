@@ -5,7 +5,7 @@ ticket (an int) at once. `collect()` returns the outcome later; call it whenever
 must be called from one thread.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
@@ -226,7 +226,7 @@ class Engine:
         """Answers a structured array of COPIES_ROW, for the sealed segments that have not as many working copies as
         the volume wants, or have others besides: segment (its number), blocks (that a copy takes on a device), devices
         (that have it: numbers in the cluster, the owner's first, 0: none), states (1 works, 2 its node does not answer,
-        3 failed), settled (the newest checkpoint covers it: it can be rebuilt)."""
+        3 failed, 4 works and is drained), settled (the newest checkpoint covers it: it can be rebuilt)."""
     def rebuild_copy(self, volume: bytes, segment: int, *, device: int, source: int, rate: int) -> int:
         """`device` of another node gets the segment from `source`, another device that has it. rate: KiB per second at
         most, 0: no limit. Answers None once the copy counts. EAGAIN: not now; ENOENT: it is gone; ENODEV: a device does
@@ -235,6 +235,9 @@ class Engine:
         """Remove the copy on a device of another node. Answers None. EBUSY: without it there were fewer working copies
         than the volume wants; EAGAIN, ENOENT as above."""
 
+    def drain_devices(self, devices: Collection[int]) -> None:
+        """These of the cluster's devices, and no others, get no new segments where others can take them, and what they
+        have does not count as copies."""
     def repair_blocks(self, volume: bytes, segment: int, blocks: Sequence[tuple[int, int, bool]]) -> int:
         """Get blocks of an open volume's segment from copies on other nodes: (block, its checksum, whether it is a
         record's header) each. Answers how many were found intact; they are written to this node's replica again."""

@@ -25,7 +25,7 @@ from iomesh.engine.commands.forwarding cimport (
 from iomesh.engine.commands.notices cimport (
     Notice, Notices, checkpoint_written, device_full_below, device_stalled, fragment_begun, volume_event
 )
-from iomesh.engine.commands.rebuild cimport DropCopy, ListCopies, RebuildCopy
+from iomesh.engine.commands.rebuild cimport DrainMembers, DropCopy, ListCopies, RebuildCopy
 from iomesh.engine.commands.repair cimport RefetchSegment, RepairBlocks
 from iomesh.engine.commands.peers cimport AttachPeer, DetachPeer, EndServedPeer, EraseCopies, ServePeer, ServeStore
 from iomesh.engine.commands.snapshots cimport (
@@ -198,6 +198,7 @@ cdef class Engine:
     cdef Leases leases
     cdef dict served                 # likewise: ServedStore, of those with a number in the cluster
     cdef dict node_devices           # name of another node -> numbers of its devices in the cluster
+    cdef set drained                 # numbers of devices that are drained
     cdef dict serving                # ticket -> ServePeer or ServeVolume
     cdef dict clients                # ticket -> NbdConnection
     cdef dict volumes                # 16 bytes -> _Open
@@ -244,6 +245,7 @@ cdef class Engine:
         self.scrubs = {}
         self.served = {}
         self.node_devices = {}
+        self.drained = set()
         self.serving = {}
         self.clients = {}
         self.volumes = {}
@@ -560,18 +562,15 @@ cdef class Engine:
 
     cdef list members(self, _Runner runner, bytes volume, uint32_t replicas):
         """Of the volume's log: the devices of this node, and if it has replicas those of the others."""
+        cdef RemoteMember member
         members = local_members(runner.reactor, list(self.stores.values()), volume)
         for node, devices in sorted(self.node_devices.items()) if replicas > 1 else ():
             for device in devices:
-                members.append(
-                    RemoteMember(
-                        runner.reactor,
-                        len(members),
-                        self.remote_node(node, runner.reactor.number),
-                        device,
-                        volume,
-                    )
+                member = RemoteMember(
+                    runner.reactor, len(members), self.remote_node(node, runner.reactor.number), device, volume
                 )
+                member.leaving = device in self.drained
+                members.append(member)
         return members
 
     cdef int emptiest(self) except -1:
@@ -859,6 +858,12 @@ cdef class Engine:
         if 0 <= reactor < self.reactor_count and node in (<_Runner>self.runners[reactor]).nodes:
             self.ask(DetachPeer(self.remote_node(node, reactor)))
 
+    def drain_devices(self, devices):
+        cdef _Open opened
+        self.drained = set(devices)
+        for opened in self.volumes.values():
+            self.ask(DrainMembers(opened.volume, devices))
+
     def know_devices(self, str node, devices):
         self.node_devices[node] = list(devices)
         for volume in self.volumes:
@@ -878,6 +883,7 @@ cdef class Engine:
                 device,
                 volume,
             )
+            member.leaving = device in self.drained
             opened.devices.append(device)
             self.ask(AddMember(opened.volume, member))
         return 0

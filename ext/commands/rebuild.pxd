@@ -17,3 +17,7 @@ cdef class RebuildCopy(VolumeCommand):       # RebuildCopy(volume, segment, devi
 cdef class DropCopy(VolumeCommand):          # DropCopy(volume, segment, device)
     cdef uint32_t segment
     cdef uint32_t device
+
+cdef class DrainMembers(VolumeCommand):      # DrainMembers(volume, devices): their numbers; all others are not drained
+    cdef uint32_t* numbers
+    cdef uint32_t count

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free as release
 
 import numpy as np
 
-from iomesh.engine.replicas.member cimport REPLICAS_MAX
+from iomesh.engine.replicas.member cimport REPLICAS_MAX, Member
 from iomesh.engine.volume.rebuild cimport CopiesRow, drop_copy, list_copies, rebuild_copy
 from iomesh.engine.volume.volume cimport Volume
 
@@ -52,3 +52,28 @@ cdef class DropCopy(VolumeCommand):
 
     cdef int64_t run(self) noexcept nogil:
         return drop_copy(self.volume, self.segment, self.device)
+
+
+cdef class DrainMembers(VolumeCommand):
+    def __cinit__(self, Volume volume, devices):
+        self.silent = True
+        self.numbers = <uint32_t*>calloc(len(devices) + 1, sizeof(uint32_t))
+        if self.numbers is NULL:
+            raise MemoryError("no memory for a list of devices")
+        for device in devices:
+            self.numbers[self.count] = device
+            self.count += 1
+
+    def __dealloc__(self):
+        release(self.numbers)
+
+    cdef int64_t run(self) noexcept nogil:
+        cdef int i
+        cdef uint32_t k
+        cdef bint leaving
+        for i in range(self.volume.log.open_segments.member_count):
+            leaving = False
+            for k in range(self.count):
+                leaving = leaving or (<Member>self.volume.log.open_segments.members[i]).device() == self.numbers[k]
+            (<Member>self.volume.log.open_segments.members[i]).leaving = leaving
+        return 0

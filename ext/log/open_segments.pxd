@@ -167,6 +167,8 @@ cdef class OpenSegments:
     cdef bint has_failed(self, const OpenSegment* open_segment) noexcept nogil     # a flush of its device has failed
     # nothing may be appended to it any more
     cdef bint is_to_leave(self, const OpenSegment* open_segment) noexcept nogil
+    cdef bint can_be_relieved(self, const Segment* segment) noexcept nogil
+    cdef int leaving_among(self, const uint16_t* copies, int count) noexcept nogil
     # an abandoned write may still reach it
     cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil
     cdef void renew_footer(self, OpenSegment* open_segment) noexcept nogil

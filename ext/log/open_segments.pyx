@@ -269,7 +269,8 @@ cdef class OpenSegments:
 
     cdef int choose_copies(self, int member, uint16_t* copies) noexcept nogil:
         """The other members of the next segment's replica set, on different nodes: those of the newest fragment first,
-        then those with fewest errors, then with most free space. Returns their number."""
+        then those with fewest errors, then with most free space; and those that are drained last. Returns their
+        number."""
         cdef int count = 0, best, i, k
         cdef bint taken
         cdef uint32_t blocks = self.blocks_on(member, FOR_WRITES)
@@ -296,6 +297,8 @@ cdef class OpenSegments:
 
     cdef bint is_preferred(self, int one, int other) noexcept nogil:
         cdef bint first = self.in_fragment((<Member>self.members[one]).device())
+        if (<Member>self.members[one]).leaving != (<Member>self.members[other]).leaving:
+            return (<Member>self.members[other]).leaving
         if first != self.in_fragment((<Member>self.members[other]).device()):
             return first
         return is_better(<Member>self.members[one], <Member>self.members[other])
@@ -526,7 +529,22 @@ cdef class OpenSegments:
             if (<Member>self.members[segment.copies[i]]).has_failed() or \
                     (<Member>self.members[segment.copies[i]]).is_stalled():
                 return True
-        return False
+        return self.can_be_relieved(segment)
+
+    cdef bint can_be_relieved(self, const Segment* segment) noexcept nogil:
+        """A copy is on a device that is drained, and others could take it."""
+        cdef uint16_t copies[COPIES_MAX]
+        cdef int leaving = self.leaving_among(segment.copies, segment.copy_count), count
+        if leaving == 0:
+            return False
+        count = self.choose_copies(segment.member, copies)
+        return count >= segment.copy_count and self.leaving_among(copies, count) < leaving
+
+    cdef int leaving_among(self, const uint16_t* copies, int count) noexcept nogil:
+        cdef int i, found = 0
+        for i in range(count):
+            found += (<Member>self.members[copies[i]]).leaving
+        return found
 
     cdef bint may_be_written(self, const OpenSegment* open_segment) noexcept nogil:
         return (<Member>self.member_of(open_segment.segment)).may_be_written()

@@ -47,6 +47,7 @@ cdef class Member:                   # of one log's replica sets
     cdef readonly uint32_t number    # among the members of its log
     cdef readonly bint volatile_cache
     cdef uint32_t errors             # failed requests of this log; members with fewer are preferred
+    cdef bint leaving                # its device is drained: others get new segments, if there are enough, and copies
     cdef void* node                  # RemoteNode; NULL: this node
 
     cdef void count_error(self) noexcept nogil

@@ -128,6 +128,7 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef bint issue(self, int kind) noexcept nogil       # False: too many are in flight
     cdef void look_after_copies(self) noexcept nogil     # of nodes that are back; and rebuild
     cdef const Segment* any_sealed(self) noexcept nogil
+    cdef void drain_some(self) noexcept nogil
     cdef void rebuild_one(self, uint32_t segment) noexcept nogil
     cdef void drop_one(self, const Segment* segment) noexcept nogil
     cdef int64_t oldest_ns(self) noexcept nogil          # age of the oldest request in flight

@@ -557,6 +557,16 @@ cdef class SharedVolume:
             segment = segment.next
         return chosen
 
+    cdef void drain_some(self) noexcept nogil:
+        """Devices of other nodes, now and then, until the faults are over."""
+        cdef int i
+        cdef bint changes = self.run.draw(4) == 0
+        for i in range(self.log.open_segments.local_count, self.log.open_segments.member_count):
+            if self.run.faultless:
+                (<Member>self.log.open_segments.members[i]).leaving = False
+            elif changes:
+                (<Member>self.log.open_segments.members[i]).leaving = self.run.draw(3) == 0
+
     cdef void rebuild_one(self, uint32_t segment) noexcept nogil:
         """On any device, from any that has it, or has not: with and without need."""
         cdef int members = self.log.open_segments.member_count
@@ -996,6 +1006,7 @@ cdef int64_t rebuild_body(void* argument) noexcept nogil:
 cdef void rebuild(SharedVolume volume) noexcept nogil:
     """As node/rebuild.py, but with less sense."""
     cdef const Segment* segment = volume.any_sealed()
+    volume.drain_some()
     if segment is NULL:
         return
     if segment.copy_count and (<uint32_t>1 + segment.copy_count > volume.run.replicas or volume.run.draw(4) == 0):

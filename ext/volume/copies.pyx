@@ -305,7 +305,7 @@ cdef class Copies:
                     result = 0
                 if result < 0:
                     break
-        # What it has is not known any more. ENOENT: an owner that is being fenced off has sealed or removed it meanwhile.
+        # What it has is not known any more. ENOENT: an owner that is being fenced off has sealed it meanwhile.
         if result == -ECONNRESET or result == -ENOENT:
             self.answered[copy.member] = False
             result = -EHOSTUNREACH

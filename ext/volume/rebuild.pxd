@@ -5,7 +5,8 @@ from iomesh.engine.replicas.member cimport REPLICAS_MAX
 from iomesh.engine.volume.volume cimport Volume
 
 cdef enum CopyState:                 # of a CopiesRow
-    COPY_NONE, COPY_WORKS, COPY_SILENT, COPY_FAILED      # silent: its node does not answer now
+    COPY_NONE, COPY_WORKS, COPY_SILENT, COPY_FAILED,     # silent: its node does not answer now
+    COPY_LEAVING                     # it works, and its device is drained
 
 cdef packed struct CopiesRow:        # a segment, as a row of a numpy array (engine.pyi)
     uint32_t segment

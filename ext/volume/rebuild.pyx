@@ -151,7 +151,7 @@ cdef int free_place(Volume volume, const Segment* segment) noexcept nogil:
     if segment.copy_count < COPIES_MAX:
         return segment.copy_count
     for i in range(segment.copy_count):
-        if state_of(member_at(volume, segment, 1 + i)) != COPY_WORKS:
+        if state_of(member_at(volume, segment, 1 + i)) in (COPY_SILENT, COPY_FAILED):
             return i
     return -1
 
@@ -183,7 +183,9 @@ cdef uint8_t state_of(void* member) noexcept nogil:
         return COPY_FAILED
     if (<Member>member).is_stalled():
         return COPY_SILENT if (<Member>member).node is not NULL else COPY_FAILED
-    return COPY_WORKS if (<Member>member).works() else COPY_FAILED
+    if not (<Member>member).works():
+        return COPY_FAILED
+    return COPY_LEAVING if (<Member>member).leaving else COPY_WORKS
 
 
 cdef int member_of_device(Volume volume, uint32_t device) noexcept nogil:

@@ -118,6 +118,10 @@ class Nodes(Trial):
         """Whether these nodes, as the owner sees it, keep what is written to the volume."""
         return sorted((await self.seen_by(owner)).replica_nodes) == sorted(members)
 
+    def iomesh(self, *words: str, node: str) -> str:
+        """A command to this node."""
+        return self._iomesh(*words, "--address", str(self.described_node(node)["control"]))
+
     def start_nodes(self, *names: str) -> None:
         """One, or all that do not run, at once; returns when they are ready and serve what they own."""
         words = ("trial", "start", *(names if len(names) == 1 else ()), "--dir", str(self.directory), "--json")

@@ -121,8 +121,14 @@ class Client:
         """With the credentials of a join token."""
         return await self._call("Join", request, pb.JoinResponse)
 
-    async def remove_node(self, name: str) -> None:
-        await self._call("RemoveNode", pb.RemoveNodeRequest(name=name), pb.RemoveNodeResponse)
+    async def remove_node(self, name: str, *, forget_devices: bool = False) -> None:
+        """forget_devices: as for a node that was drained: they are lost, and copies are made elsewhere."""
+        request = pb.RemoveNodeRequest(name=name, forget_devices=forget_devices)
+        await self._call("RemoveNode", request, pb.RemoveNodeResponse)
+
+    async def drain_node(self, name: str, *, undo: bool = False) -> None:
+        """Its volumes and copies go to other nodes; undo: they need not any more."""
+        await self._call("DrainNode", pb.DrainNodeRequest(name=name, undo=undo), pb.DrainNodeResponse)
 
     # devices; `device` is a UUID, a label or a path
 

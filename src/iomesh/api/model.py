@@ -181,6 +181,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     started_at: Time | None = None
     devices: int = 0
+    draining: bool = False
 
 
 class Verdict(enum.StrEnum):

@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 
 import click
 
+from iomesh.api.client import Client
 from iomesh.api.model import JoinToken
 from iomesh.cli import documents
-from iomesh.cli.output import fields, local_time, table
+from iomesh.cli.output import Output, fields, local_time, table
 from iomesh.cli.session import Session, Span, answers, asks
 from iomesh.errors import InvalidArgument, Unsupported
 from iomesh.node.config import Config, load_config
+
+WAIT_SECONDS = 0.5  # between two looks at what is left on a node that is drained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -172,7 +175,7 @@ def nodes(session: Session) -> None:
             rows=[
                 (
                     each.name,
-                    each.state,
+                    f"{each.state}, draining" if each.draining else each.state,
                     each.devices,
                     each.host or "-",
                     each.version or "-",
@@ -185,12 +188,55 @@ def nodes(session: Session) -> None:
     )
 
 
+@cluster.command("drain")
+@click.argument("name", metavar="NODE")
+@click.option("--undo", is_flag=True, help="It keeps what it has, and gets new segments again.")
+@click.option("--wait", is_flag=True, help="Until nothing is left on its devices.")
+@asks(documents.DrainedNode)
+def drain(session: Session, name: str, undo: bool, wait: bool) -> None:
+    """Give NODE's volumes and copies to other nodes.
+
+    It gets no new segments from now on. Once nothing is left on its devices, its daemon can be stopped and the node
+    removed; until then it works as before.
+    """
+    session.ask(lambda node: node.drain_node(name, undo=undo))
+    left = session.ask(lambda node: copies_left(node, name, session.output)) if wait and not undo else 0
+    session.output.answer(
+        documents.DrainedNode(node=name, draining=not undo, copies=left),
+        f"node {name} is not drained any more"
+        if undo
+        else f"nothing is left on node {name}: stop its daemon, then `iomesh cluster remove {name}`"
+        if wait
+        else f"node {name} is being drained; `iomesh cluster drain {name} --wait` shows how far it is",
+    )
+
+
+async def copies_left(node: Client, name: str, output: Output) -> int:
+    """Waits until there are none."""
+    most = 0
+    with output.bytes_progress() as progress:
+        task = progress.add_task(f"draining node {name}", total=None)
+        while True:
+            devices = await node.devices(name)
+            left = sum(device.size_bytes - device.free_bytes for device in devices)
+            most = max(most, left)
+            if not sum(device.replicas for device in devices):
+                return 0
+            progress.update(task, total=most, completed=most - left)
+            await asyncio.sleep(WAIT_SECONDS)
+
+
 @cluster.command("remove")
 @click.argument("name", metavar="NODE")
+@click.option("--forget-devices", is_flag=True, help="They are lost, too.")
 @asks(documents.RemovedNode)
-def remove(session: Session, name: str) -> None:
-    """Forget NODE, which is gone for good, so that another may join under its name."""
-    session.ask(lambda node: node.remove_node(name))
+def remove(session: Session, name: str, forget_devices: bool) -> None:
+    """Forget NODE, which is gone for good, so that another may join under its name.
+
+    The devices of a node that was drained are forgotten, too. Those of a node that was lost are with --forget-devices:
+    what was on them is then only on other nodes, and copied there.
+    """
+    session.ask(lambda node: node.remove_node(name, forget_devices=forget_devices))
     session.output.answer(documents.RemovedNode(node=name), f"node {name} is forgotten")
 
 

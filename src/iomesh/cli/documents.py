@@ -162,6 +162,12 @@ class NodeList(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[Node]
 
 
+class DrainedNode(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    draining: bool
+    copies: int  # of segments that are left on its devices; 0 unless they were waited for
+
+
 class RemovedNode(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     removed: Literal[True] = True

@@ -176,6 +176,7 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True):
     joined_ns: int  # Unix time
     key: str = ""  # SHA-256 of the public key of its certificate, in hexadecimal; empty: not known
     removed_ns: int = 0  # since when its certificate is refused, and its name is free; 0: it is one of the cluster
+    draining: bool = False  # it gives its volumes and copies to other nodes
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,6 +126,14 @@ class Cluster:
         member = self._members.by_key.get(member_key(node))
         return member is not None and member.removed_ns != 0
 
+    def is_draining(self, node: str) -> bool:
+        member = self._members.by_key.get(member_key(node))
+        return member is not None and member.draining
+
+    def drained_devices(self) -> set[int]:
+        """Numbers of the devices of nodes that are drained."""
+        return {device.number for device in self.devices() if device.number and self.is_draining(device.node)}
+
     def refuses(self, node: str, key: str) -> bool:
         """Whether a certificate of this public key is not that of the node any more. key: as in MemberRecord."""
         member = self._members.by_key.get(member_key(node))

@@ -601,6 +601,10 @@ class NodeEngine:
     def detach_peer(self, node: str, *, reactor: int) -> None:
         self._engine.detach_peer(node, reactor=reactor)
 
+    def drain_devices(self, numbers: Iterable[int]) -> None:
+        """These devices, and no others, get no new segments where others can take them."""
+        self._engine.drain_devices(sorted(numbers))
+
     def know_devices(self, node: str, numbers: Iterable[int]) -> None:
         """The numbers in the cluster of another node's devices; replaces what was known."""
         self._engine.know_devices(node, numbers)

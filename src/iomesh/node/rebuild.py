@@ -54,6 +54,7 @@ class Rebuilding:
         self._supervisor = supervisor
         self._silent: dict[int, float] = {}  # devices of other nodes, since when they do not answer
         self._settled: dict[uuid.UUID, float] = {}  # volumes, when a checkpoint was last asked for
+        self._drained: set[int] = set()  # devices, as the engine was told
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._task: SupervisedTask | None = None
 
@@ -83,7 +84,11 @@ class Rebuilding:
         now = time.monotonic()
         known = {record.number for record in self._cluster.devices() if record.number and record.node != self._node}
         self._silent = {device: self._silent.get(device, now) for device in known - free.keys()}
-        return Devices(free, self._cluster.node_of)
+        drained = self._cluster.drained_devices()
+        if drained != self._drained:
+            self._engine.drain_devices(drained)
+            self._drained = drained
+        return Devices(free, self._cluster.node_of, drained)
 
     def _is_awaited(self, device: int) -> bool:
         since = self._silent.get(device)

@@ -2,7 +2,8 @@
 
 The engine lists the segments that have not as many working copies as their volume wants, or have others besides
 (compiled.COPIES_ROW). A device that has not answered for a short time still counts: its node may be restarting, and
-what it has is not copied. Most exposed first: segments with the fewest working copies.
+what it has is not copied. What is on a drained device does not count, but is a source. Most exposed first: segments
+with the fewest working copies.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class CopyState(IntEnum):
     WORKS = 1
     SILENT = 2
     FAILED = 3
+    LEAVING = 4
 
 
 class Rebuild(NamedTuple):
@@ -50,6 +52,8 @@ class Plan:
     drops: list[Drop] = field(default_factory=list)
     exposed_segments: int = 0  # that have fewer working copies than wanted
     exposed_bytes: int = 0  # that copies of them are missing
+    moving_segments: int = 0  # that have copies on devices that are drained, which others get
+    moving_bytes: int = 0
     unsettled: int = 0  # of these segments: they need a checkpoint first
     awaited: int = 0  # of these segments: a device may come back
     homeless: int = 0  # of these segments: no device takes them
@@ -92,8 +96,12 @@ def plan(rows: NDArray[void], wanted: int, devices: Devices, awaited: Callable[[
     for row in rows:
         copies = dict(_copies(row))
         working = [device for device, state in copies.items() if state is CopyState.WORKS]
+        leaving = [device for device, state in copies.items() if state is CopyState.LEAVING]
         if len(working) > wanted:
             _drop(found, int(row["segment"]), working, devices)
+        elif len(working) == wanted:
+            owners = int(row["devices"][0])
+            found.drops += [Drop(int(row["segment"]), device) for device in leaving if device != owners]
         elif len(working) < wanted:
             _restore(found, row, working, wanted, copies, devices, awaited)
     found.rebuilds.sort(key=lambda each: each.working)
@@ -128,9 +136,14 @@ def _restore(
 ) -> None:
     bytes_ = int(row["blocks"]) * BLOCK_BYTES
     silent = [device for device, state in copies.items() if state is CopyState.SILENT and awaited(device)]
+    leaving = [device for device, state in copies.items() if state is CopyState.LEAVING]
     missing = wanted - len(working)
-    found.exposed_segments += 1
-    found.exposed_bytes += missing * bytes_
+    if len(working) + len(leaving) < wanted:
+        found.exposed_segments += 1
+        found.exposed_bytes += (missing - len(leaving)) * bytes_
+    else:
+        found.moving_segments += 1
+        found.moving_bytes += missing * bytes_
     if missing <= len(silent):
         found.awaited += 1
         return
@@ -144,4 +157,6 @@ def _restore(
             found.homeless += 1
             return
         has.append(target)
-        found.rebuilds.append(Rebuild(int(row["segment"]), len(working), bytes_, devices.take_source(working), target))
+        found.rebuilds.append(
+            Rebuild(int(row["segment"]), len(working), bytes_, devices.take_source([*working, *leaving]), target)
+        )

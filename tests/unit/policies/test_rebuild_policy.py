@@ -11,7 +11,7 @@ from iomesh.policies.rebuild import BLOCK_BYTES, CopyState, Devices, Drop, Rebui
 NODES = {1: "a", 2: "b", 3: "b", 4: "c", 5: "d"}
 BLOCKS = 256
 BYTES = BLOCKS * BLOCK_BYTES
-WORKS, SILENT, FAILED = CopyState.WORKS, CopyState.SILENT, CopyState.FAILED
+WORKS, SILENT, FAILED, LEAVING = CopyState.WORKS, CopyState.SILENT, CopyState.FAILED, CopyState.LEAVING
 
 
 def rows(*segments: dict[int, CopyState], settled: bool = True) -> NDArray[Any]:
@@ -77,3 +77,18 @@ def test_copies_that_are_too_many_are_dropped_but_never_the_owners() -> None:
     assert plan(rows({1: WORKS, 2: WORKS, 4: WORKS}), 2, devices(), never).drops == [Drop(1, 4)], "the fuller one"
     assert plan(rows({1: WORKS, 2: WORKS, 4: WORKS}), 2, devices(unsuitable=(2,)), never).drops == [Drop(1, 2)]
     assert plan(rows({1: WORKS, 2: WORKS, 4: SILENT}), 2, devices(), never).drops == []
+
+
+def test_a_copy_on_a_drained_device_is_made_elsewhere_and_then_dropped() -> None:
+    found = plan(rows({1: WORKS, 2: LEAVING}), 2, devices(unsuitable=(2, 3)), never)
+    assert [(each.target, each.source) for each in found.rebuilds] == [(4, 1)]
+    assert (found.exposed_bytes, found.moving_bytes, found.drops) == (0, BYTES, []), "two copies work"
+    found = plan(rows({1: WORKS, 2: LEAVING, 4: WORKS}), 2, devices(unsuitable=(2, 3)), never)
+    assert (found.rebuilds, found.drops) == ([], [Drop(1, 2)])
+
+
+def test_the_owner_of_a_drained_node_has_copies_made_and_keeps_its_own() -> None:
+    found = plan(rows({1: LEAVING, 2: WORKS}), 2, devices(unsuitable=(1,)), never)
+    assert [each.target for each in found.rebuilds] == [4]
+    found = plan(rows({1: LEAVING, 2: WORKS, 4: WORKS}), 2, devices(unsuitable=(1,)), never)
+    assert (found.rebuilds, found.drops) == ([], [])

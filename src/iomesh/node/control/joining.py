@@ -37,11 +37,13 @@ from iomesh.metadata.records import (
     TokenRecord,
     Versioned,
     decode,
+    device_key,
     member_key,
     put_member,
     put_token,
     token_key,
 )
+from iomesh.node.cluster import Cluster
 from iomesh.node.config import is_node_name
 from iomesh.node.logs import logger
 from iomesh.node.metadata_calls import answered
@@ -222,13 +224,16 @@ async def register_member(metadata: Metadata, name: str, key: str) -> None:
                 "of this node's certificates, and let it join again under another name"
             )
         # It made the cluster, or has made its certificate of the cluster's authority, as nodes do in Kubernetes.
-        record = msgspec.structs.replace(record, key=key, removed_ns=0)
+        record = msgspec.structs.replace(
+            record, key=key, removed_ns=0, draining=record.draining and not record.removed_ns
+        )
         await answered(metadata.commit(put_member(record, found.version if found else 0)))
 
 
-async def remove_member(metadata: Metadata, name: str) -> None:
-    """From now on its certificate is refused, and its name is free. Its devices stay its own. Raises InUse while its
-    daemon runs, NotFound if it has not joined."""
+async def remove_member(metadata: Metadata, cluster: Cluster, name: str, *, forget_devices: bool) -> None:
+    """From now on its certificate is refused, and its name is free. Its devices are forgotten, too, if it was drained
+    or forget_devices is set: copies that were on them are made elsewhere. Otherwise they stay its own. Raises InUse
+    while its daemon runs, or if a volume's data is only on them; NotFound if it has not joined."""
     running = await answered(metadata.get(node_key(name)))
     if running is not None and not has_ended(decode_node(running)):
         raise InUse(
@@ -238,9 +243,30 @@ async def remove_member(metadata: Metadata, name: str) -> None:
     found = await _member(metadata, name)
     if found is None or found.record.removed_ns:
         raise NotFound(f"no node {name!r} has joined this cluster: `iomesh cluster nodes` lists its nodes")
+    forgotten = [device for device in cluster.devices() if device.node == name]
+    if not (forget_devices or found.record.draining):
+        forgotten = []
+    check_no_last_copies(cluster, name, {device.number for device in forgotten})
     removed = msgspec.structs.replace(found.record, removed_ns=time.time_ns())
     await answered(metadata.commit(put_member(removed, found.version)))
-    log.info("node removed", node=name)
+    for device in forgotten:
+        entry = await answered(metadata.get(device_key(device.id)))
+        if entry is not None:
+            await answered(metadata.commit(Delete(entry.key, entry.version)))
+    log.info("node removed", node=name, devices_forgotten=len(forgotten))
+
+
+def check_no_last_copies(cluster: Cluster, name: str, devices: set[int]) -> None:
+    """Raises InUse if a volume needs one of these devices of the node: it has no replicas, or nobody else has what was
+    written last."""
+    for stored in cluster.volumes() if devices else ():
+        record, its_log = stored.volume.record, stored.log.record
+        alone = record.policy.replicas == 1 and its_log.owner == name
+        if alone or any(set(fragment.devices) <= devices for fragment in its_log.fragments):
+            raise InUse(
+                f"the devices of node {name} cannot be forgotten: data of volume {record.name} is only on them. Start "
+                "the node, or delete the volume"
+            )
 
 
 def clock_offset(theirs: datetime) -> float:

@@ -16,6 +16,7 @@ from iomesh.api.model import MembershipState, RestoreVolumeResponse, Snapshot, V
 from iomesh.api.model import Node as Member
 from iomesh.errors import InvalidArgument, IomeshError, NotFound, Unavailable
 from iomesh.metadata.volumes import find_volume
+from iomesh.node.control.draining import set_draining
 from iomesh.node.control.forwarding import Forwarding
 from iomesh.node.control.joining import Joining, remove_member
 from iomesh.node.control.operations import Call, Operations
@@ -85,8 +86,14 @@ class ClusterService:
         return await self._joining().join(request, token)
 
     async def remove_node(self, request: pb.RemoveNodeRequest) -> pb.RemoveNodeResponse:
-        await remove_member(self._ready().metadata, request.name)
+        node = self._ready()
+        await remove_member(node.metadata, node.cluster_view, request.name, forget_devices=request.forget_devices)
         return pb.RemoveNodeResponse()
+
+    async def drain_node(self, request: pb.DrainNodeRequest) -> pb.DrainNodeResponse:
+        node = self._ready()
+        await set_draining(node.metadata, node.cluster_view, request.name, draining=not request.undo)
+        return pb.DrainNodeResponse()
 
     def _joining(self) -> Joining:
         return Joining(self._ready(), self.address())
@@ -299,7 +306,8 @@ class ClusterService:
         for name in sorted(running.keys() | devices.keys()):
             record, count = running.get(name), devices.get(name, 0)
             if record is None:
-                found.append(Member(name=name, state=MembershipState.DOWN, devices=count))
+                down = Member(name=name, state=MembershipState.DOWN, devices=count, draining=view.is_draining(name))
+                found.append(down)
                 continue
             found.append(
                 Member(
@@ -312,6 +320,7 @@ class ClusterService:
                     version=record.version,
                     started_at=time_of(record.started_ns),
                     devices=count,
+                    draining=view.is_draining(name),
                 )
             )
         return found

@@ -49,6 +49,7 @@ GAP_SECONDS = 1.0  # without a look: this node was stopped, and what it knows is
 AGAIN_SECONDS = 1.0  # after a take-over that failed
 MOVE_SECONDS = 10.0  # for the other node to take a volume that it is offered
 MOVE_POLL_SECONDS = 0.02
+DRAIN_SECONDS = 2.0  # between two attempts to give away the volumes of a drained node
 COMPARE_SECONDS = 1.0  # between two looks for nodes that are back
 
 
@@ -79,6 +80,7 @@ class Ownership:
         self._tasks = [
             self._supervisor.start("follow owners", self._follow),
             self._supervisor.start("compare copies", self._compare),
+            self._supervisor.start("drain", self._drain),
         ]
 
     async def stop(self) -> None:
@@ -353,6 +355,8 @@ class Ownership:
             )
         reachable = self._engine.reachable()
         candidates = [each for each in members if each in reachable and node in ("", each)]
+        if not node:  # rather not to one that gives its volumes away itself
+            candidates.sort(key=self._cluster.is_draining)
         if not candidates:
             raise Unavailable(
                 f"volume {name} cannot move: "
@@ -381,6 +385,28 @@ class Ownership:
             await self._opening.open(volume)
         except IomeshError as error:
             self._failures.fail(volume, error)
+
+    # draining
+
+    async def _drain(self, task: SupervisedTask) -> None:
+        """While this node is drained, its volumes move to other members."""
+        while True:
+            if self._cluster.is_draining(self._node):
+                for volume in self._volumes.named():
+                    await self._give_away(volume)
+            task.progress()
+            await asyncio.sleep(DRAIN_SECONDS)
+
+    async def _give_away(self, volume: NodeVolume) -> None:
+        if volume.record.policy.replicas == 1 or volume.state != VolumeState.SERVING or volume.moving:
+            return
+        members = self._view.replica_nodes(volume.log)
+        if all(self._cluster.is_draining(each) for each in members if each != self._node):
+            return  # until another node is a member
+        try:
+            await self.move(volume.record.name)
+        except IomeshError as error:
+            log.warning("volume not moved from a drained node", volume=volume.record.name, reason=error.message)
 
     # copies on nodes that are back
 
