@@ -37,7 +37,7 @@ NODES = 3
 DEVICE_BYTES = 16 * GIB  # of each node's; sparse
 NEEDED_BYTES = 12 * GIB
 VOLUME_BYTES = 4 * GIB
-STEPS = 17
+STEPS = 18
 SCALE = 10
 ACCOUNTS = SCALE * 100_000
 SNAPSHOT = "before-the-mistake"
@@ -45,6 +45,7 @@ LOAD_SECONDS = 12
 BACK_SECONDS = 8
 WATCH_SECONDS = 4
 TAKE_OVER_SECONDS = 60.0  # against hangs
+REBUILD_SECONDS = 120.0  # likewise
 PGBENCH_SECONDS = 600  # at most: it ends when the database does
 
 
@@ -271,6 +272,10 @@ def failures_story(story: Story, trial: Trial, load: Load, seconds: int) -> None
         until_written_again(trial, member)
     story.say("it takes the volume's writes again")
 
+    with story.step("Wait until that node has copies of what was written without it, still under load"):
+        made, took = until_redundant(trial)
+    story.say(f"{short_size(made)} were copied in {took:.1f} s, without anyone asking: each block has {NODES} copies")
+
     owner = trial.owner
     with story.step(f"Run on; after {seconds} s kill node {owner}, which serves the volume, with SIGKILL"):
         time.sleep(seconds)
@@ -294,6 +299,16 @@ def failures_story(story: Story, trial: Trial, load: Load, seconds: int) -> None
         f"the database waited and went on, {more} commits since: the longest time without a commit was "
         f"{short_time(pause * 1e9)}; before the kill {short_time(usual * 1e9)}"
     )
+
+
+def until_redundant(trial: Trial) -> tuple[int, float]:
+    """Waits until no copy is missing. The bytes that were copied, and the seconds."""
+    began = time.monotonic()
+    while (known := trial.redundancy())["exposed_bytes"] or not known["rebuilt_bytes"]:
+        if time.monotonic() > began + REBUILD_SECONDS:
+            raise DemoError(f"copies are still missing after {REBUILD_SECONDS:g} s: {known}")
+        time.sleep(0.1)
+    return known["rebuilt_bytes"], time.monotonic() - began
 
 
 def restore_story(story: Story, trial: Trial, disk: Disk, database: Database) -> None:

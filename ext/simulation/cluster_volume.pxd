@@ -90,6 +90,7 @@ cdef class SharedVolume:             # SharedVolume(run, node, metadata, former)
     cdef Operation settled
     cdef uint32_t tasks              # of this object, running
     cdef bint checkpoint_last        # when it closes
+    cdef bint closes_faultless       # the faults were over when it began to
     # the engine's objects
     cdef SegmentTable segments
     cdef Map map

@@ -373,6 +373,7 @@ cdef class SharedVolume:
         if self.state == SHARED_VERIFYING or self.state == SHARED_SERVING:
             self.state = SHARED_CLOSING
             self.checkpoint_last = checkpoint
+            self.closes_faultless = self.run.faultless
             self.tasks += 1
             start(close_body, <void*>self, NULL)
 
@@ -952,7 +953,7 @@ cdef void close_volume(SharedVolume volume) noexcept nogil:
         result = volume.volume.checkpoints.run()
         # an earlier request to the metadata service was not answered, or there is a newer owner
         if (
-            result < 0 and result != -EHOSTUNREACH and result != -ESTALE and volume.run.faultless
+            result < 0 and result != -EHOSTUNREACH and result != -ESTALE and volume.closes_faultless
             and volume.log_record.epoch == volume.metadata.record.epoch
         ):
             volume.run.fault(b"the last checkpoint ends with error %lld, and nothing fails", -result, 0)

@@ -162,6 +162,11 @@ class Trial:
         """Duration of recovery at the volume's last start."""
         return float(self._volume()["recovery_seconds"])
 
+    def redundancy(self) -> dict[str, Any]:
+        """As in the API: bytes of copies that are missing, that were made, and why not."""
+        found: dict[str, Any] = self._volume()["redundancy"]
+        return found
+
     def _volume(self) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(iomesh("volume", "show", self.volume, "--json", "--address", self.control))
         return shown
