@@ -51,11 +51,11 @@ from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.log.open_segments cimport (
     FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments
 )
-from iomesh.engine.replicas.member cimport Member, Transfer, abandon_transfer
+from iomesh.engine.replicas.member cimport Member, Transfer, abandon_transfer, begin_transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef extern from "<errno.h>" nogil:
-    int ESTALE
+    int ECANCELED, ESTALE
 
 cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # without an append for this long, a log is idle
@@ -305,7 +305,19 @@ cdef class Log:
         self.under_way += record.entries
         self.counters[RECORDS] += 1
         self.counters[RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
-        self.place(record, record.open_segment)
+        if record.open_segment.given_up and not planted(b"record_after_give_up"):
+            self.hold_back(record)
+        else:
+            self.place(record, record.open_segment)
+
+    cdef void hold_back(self, Record* record) noexcept nogil:
+        """A copy of its segment was given up since it was begun: there it would commit without that member, in a fragment
+        whose members all have every record. It is written to the next fragment (work_around)."""
+        begin_transfer(&record.transfer)
+        record.transfer.error, record.transfer.failed = -ECANCELED, record.open_segment.left[0]
+        record.state = RECORD_WRITTEN
+        self.holds_back = True
+        self.ask_turn_end()
 
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
         """Assign a closed record its place in `open_segment` and write it there. If it was placed before, its header is
@@ -394,6 +406,9 @@ cdef class Log:
         """
         cdef uint32_t least = self.under_way
         self.turn_end_asked = False
+        if self.holds_back:
+            self.holds_back = False
+            self.advance()
         if self.building is NULL:
             return
         if self.building.entries == 0:                   # another log may wait for its buffer

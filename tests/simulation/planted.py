@@ -37,6 +37,7 @@ CLUSTER_BUGS = {
     "no_lease_wait": "a fence is answered while leases run",
     "no_leases": "reads are served without leases",
     "one_lease_is_enough": "reads are served while one member of the fragment gives a lease",
+    "record_after_give_up": "a record that was begun before a copy was given up commits without that member",
     "reboot_unnoticed": "a flush is confirmed by a node that had a power cut since it was written to",
     "served_unagreed": "a new owner serves before the metadata service has agreed to its fragment",
     "shorter_replica_kept": "a segment that a former owner has sealed too short is used as it is",
