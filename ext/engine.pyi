@@ -223,10 +223,11 @@ class Engine:
 
     # rebuild
     def copies(self, volume: bytes) -> int:
-        """Answers a structured array of COPIES_ROW, for the sealed segments that have not as many working copies as
+        """Answers a structured array of COPIES_ROW, for the segments that have not as many working copies as
         the volume wants, or have others besides: segment (its number), blocks (that a copy takes on a device), devices
         (that have it: numbers in the cluster, the owner's first, 0: none), states (1 works, 2 its node does not answer,
-        3 failed, 4 works and is drained), settled (the newest checkpoint covers it: it can be rebuilt)."""
+        3 failed, 4 works and is drained), progress (0 it is not sealed yet,
+        1 a checkpoint has to cover it, 2 it can be rebuilt)."""
     def rebuild_copy(self, volume: bytes, segment: int, *, device: int, source: int, rate: int) -> int:
         """`device` of another node gets the segment from `source`, another device that has it. rate: KiB per second at
         most, 0: no limit. Answers None once the copy counts. EAGAIN: not now; ENOENT: it is gone; ENODEV: a device does

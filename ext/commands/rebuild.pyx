@@ -17,7 +17,7 @@ COPIES_ROW = np.dtype(
         ("blocks", np.uint32),
         ("devices", np.uint32, REPLICAS_MAX),
         ("states", np.uint8, REPLICAS_MAX),
-        ("settled", np.uint8),
+        ("progress", np.uint8),
     ]
 )
 

@@ -311,8 +311,8 @@ cdef class Log:
             self.place(record, record.open_segment)
 
     cdef void hold_back(self, Record* record) noexcept nogil:
-        """A copy of its segment was given up since it was begun: there it would commit without that member, in a fragment
-        whose members all have every record. It is written to the next fragment (work_around)."""
+        """A copy of its segment was given up since it was begun: there it would commit without that member, in a
+        fragment whose members all have every record. It is written to the next fragment (work_around)."""
         begin_transfer(&record.transfer)
         record.transfer.error, record.transfer.failed = -ECANCELED, record.open_segment.left[0]
         record.state = RECORD_WRITTEN

@@ -8,15 +8,20 @@ cdef enum CopyState:                 # of a CopiesRow
     COPY_NONE, COPY_WORKS, COPY_SILENT, COPY_FAILED,     # silent: its node does not answer now
     COPY_LEAVING                     # it works, and its device is drained
 
+cdef enum CopyProgress:
+    COPY_WRITTEN,                    # it is not sealed yet
+    COPY_NEEDED,                     # sealed, and the newest checkpoint needs it where it is: the next one does not
+    COPY_SETTLED                     # it can be rebuilt
+
 cdef packed struct CopiesRow:        # a segment, as a row of a numpy array (engine.pyi)
     uint32_t segment
     uint32_t blocks                  # that a copy takes on a device, about
     uint32_t devices[REPLICAS_MAX]   # that have it: their numbers in the cluster, the owner's first; 0: none
     uint8_t states[REPLICAS_MAX]     # CopyState
-    uint8_t settled                  # the newest checkpoint covers it: it can be rebuilt
+    uint8_t progress                 # CopyProgress
 
-# The sealed segments that have not as many working copies as the volume wants, or have copies besides. Returns their
-# number, even if it exceeds `room`.
+# The segments that have not as many working copies as the volume wants, or have copies besides. Returns their number,
+# even if it exceeds `room`.
 cdef uint32_t list_copies(Volume volume, CopiesRow* rows, uint32_t room) noexcept nogil
 
 # In a task: `device` gets a copy of the segment from `source`, another one that has it. rate: KiB per second at most,

@@ -32,7 +32,7 @@ cdef uint32_t list_copies(Volume volume, CopiesRow* rows, uint32_t room) noexcep
     cdef uint32_t count = 0
     cdef CopiesRow row
     while segment is not NULL:
-        if is_sealed(segment) and describe(volume, segment, &row):
+        if (is_sealed(segment) or is_written(segment)) and describe(volume, segment, &row):
             if count < room:
                 rows[count] = row
             count += 1
@@ -53,7 +53,9 @@ cdef bint describe(Volume volume, const Segment* segment, CopiesRow* row) noexce
         return False
     row.segment = segment.number
     row.blocks = slabs_of(segment.replica) << segment.replica.slab_shift
-    row.settled = is_settled(segment, volume.checkpoints.sequence)
+    row.progress = COPY_WRITTEN
+    if is_sealed(segment):
+        row.progress = COPY_SETTLED if is_settled(segment, volume.checkpoints.sequence) else COPY_NEEDED
     return True
 
 
@@ -121,6 +123,10 @@ cdef inline bint is_sealed(const Segment* segment) noexcept nogil:
         and segment.replica is not NULL
         and segment.replica.state == SEGMENT_SEALED
     )
+
+
+cdef inline bint is_written(const Segment* segment) noexcept nogil:
+    return segment.state != SEGMENT_SEALED and segment.last_sequence > 0 and segment.replica is not NULL
 
 
 cdef inline void begin(Volume volume, Segment* segment) noexcept nogil:

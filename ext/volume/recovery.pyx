@@ -569,7 +569,7 @@ cdef class Recovery(LogScan):
         cdef uint32_t i, segment = 0, block = 0
         cdef Scan* scan
         cdef Found* found
-        cdef bint moved = True
+        cdef bint moved = True, torn = False
         cdef int result
         cdef uint32_t* next_record = <uint32_t*>calloc(self.scan_count + 1, sizeof(uint32_t))
         if next_record is NULL:
@@ -592,10 +592,23 @@ cdef class Recovery(LogScan):
                         moved = True
                     next_record[i] += 1
         for i in range(self.scan_count):                 # records after the end are dropped
+            scan = &self.scans[i]
+            torn = torn or (
+                next_record[i] < scan.record_count
+                and scan.records[next_record[i]].torn
+                and scan.records[next_record[i]].sequence == self.end + 1
+            )
             self.scans[i].dropped += self.scans[i].record_count - next_record[i]
             self.scans[i].record_count = next_record[i]
         release(next_record)
         self.stable = stable
+        if torn and self.copies is not None and not self.copies.all_have_answered(self.end + 1):
+            return self.fail(                            # it may have been flushed, and damaged here since
+                EHOSTUNREACH,
+                b"record %lu is not whole here, and may be so on a device that does not answer: start the nodes of the "
+                b"other devices",
+                self.end + 1, 0, 0
+            )
         if self.copies is not None:
             result = self.check_ended()
             if result < 0:

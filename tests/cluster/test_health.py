@@ -109,7 +109,7 @@ async def test_a_node_that_recovers_shows_the_step_and_the_state_of_each_volume(
     shown = status_of(daemon)
     for words in (
         "node-a  starting",
-        "recover the volumes (14 of 23), 1 of 2 volumes",
+        "recover the volumes (14 of 24), 1 of 2 volumes",
         "db ",
         "serving",
         "wal ",

@@ -99,16 +99,15 @@ class Rebuilding:
 
     async def _look(self, volume: NodeVolume, devices: Devices) -> bool:
         """One round for one volume. True: something was done, and there may be more."""
-        known = volume.redundancy
         try:
             rows = await self._engine.copies(volume.record.id)
             found = plan(rows, volume.record.policy.replicas, devices, self._is_awaited)
-            known.exposed_segments, known.exposed_bytes = found.exposed_segments, found.exposed_bytes
-            known.reason = self._reason(found, known)
+            self._note(volume, found)
             if found.unsettled or self._has_exposed_fragments(volume):
                 await self._settle(volume)
+                self._note(volume, found)
         except (IomeshError, MetadataUnavailable) as error:  # it is being closed, or the metadata service is away
-            known.reason = error.message
+            volume.redundancy.reason = error.message
             return False
         wanted = found.rebuilds[:ROUND_COPIES]
         streams = min(AT_ONCE, OF_TARGET * len({each.target for each in wanted}))
@@ -135,9 +134,17 @@ class Rebuilding:
             if self._has_exposed_fragments(volume):
                 await self._engine.checkpoint(volume.record.id, renew=True)
 
+    def _note(self, volume: NodeVolume, found: Plan) -> None:
+        known = volume.redundancy
+        known.exposed_segments, known.exposed_bytes = found.exposed_segments, found.exposed_bytes
+        if self._has_exposed_fragments(volume):  # of the log's end a new owner needs more than is in copies
+            known.exposed_segments += 1
+            known.exposed_bytes += volume.record.segment_bytes
+        known.reason = self._reason(found, known)
+
     def _reason(self, found: Plan, known: Redundancy) -> str:
         """Why exposed segments are not being rebuilt; empty: they are, or there are none."""
-        if not found.exposed_segments or found.rebuilds:
+        if not known.exposed_segments or found.rebuilds:
             return known.failure if found.rebuilds else ""
         if found.homeless:
             return (
@@ -149,6 +156,8 @@ class Rebuilding:
                 f"a device does not answer; its copies are made elsewhere once it has been away for "
                 f"{self._config.delay_seconds:g} s"
             )
+        if found.written:
+            return "what is written now goes to too few nodes"
         return "a checkpoint has to cover the segments first"
 
     async def _rebuild(self, volume: NodeVolume, wanted: Rebuild, rate: int) -> bool:

@@ -29,6 +29,14 @@ class CopyState(IntEnum):
     LEAVING = 4
 
 
+class CopyProgress(IntEnum):
+    """As in volume/rebuild.pxd."""
+
+    WRITTEN = 0
+    NEEDED = 1
+    SETTLED = 2
+
+
 class Rebuild(NamedTuple):
     """Device `target` gets the segment from device `source`: numbers in the cluster."""
 
@@ -54,6 +62,7 @@ class Plan:
     exposed_bytes: int = 0  # that copies of them are missing
     moving_segments: int = 0  # that have copies on devices that are drained, which others get
     moving_bytes: int = 0
+    written: int = 0  # of these segments: they are not sealed yet
     unsettled: int = 0  # of these segments: they need a checkpoint first
     awaited: int = 0  # of these segments: a device may come back
     homeless: int = 0  # of these segments: no device takes them
@@ -97,6 +106,8 @@ def plan(rows: NDArray[void], wanted: int, devices: Devices, awaited: Callable[[
         copies = dict(_copies(row))
         working = [device for device, state in copies.items() if state is CopyState.WORKS]
         leaving = [device for device, state in copies.items() if state is CopyState.LEAVING]
+        if row["progress"] != CopyProgress.SETTLED and len(working) >= wanted:
+            continue
         if len(working) > wanted:
             _drop(found, int(row["segment"]), working, devices)
         elif len(working) == wanted:
@@ -147,8 +158,10 @@ def _restore(
     if missing <= len(silent):
         found.awaited += 1
         return
-    if not row["settled"]:
-        found.unsettled += 1
+    progress = CopyProgress(int(row["progress"]))
+    if progress is not CopyProgress.SETTLED:
+        found.unsettled += progress is CopyProgress.NEEDED
+        found.written += progress is CopyProgress.WRITTEN
         return
     has = [*working, *silent]
     for _ in range(missing - len(silent)):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iomesh.engine.engine import COPIES_ROW
-from iomesh.policies.rebuild import BLOCK_BYTES, CopyState, Devices, Drop, Rebuild, plan
+from iomesh.policies.rebuild import BLOCK_BYTES, CopyProgress, CopyState, Devices, Drop, Rebuild, plan
 
 NODES = {1: "a", 2: "b", 3: "b", 4: "c", 5: "d"}
 BLOCKS = 256
@@ -14,11 +14,11 @@ BYTES = BLOCKS * BLOCK_BYTES
 WORKS, SILENT, FAILED, LEAVING = CopyState.WORKS, CopyState.SILENT, CopyState.FAILED, CopyState.LEAVING
 
 
-def rows(*segments: dict[int, CopyState], settled: bool = True) -> NDArray[Any]:
+def rows(*segments: dict[int, CopyState], progress: CopyProgress = CopyProgress.SETTLED) -> NDArray[Any]:
     """Segments 1, 2, ... with the states of their copies by device."""
     found = np.zeros(len(segments), COPIES_ROW)
     for row, copies in zip(found, segments, strict=True):
-        row["blocks"], row["settled"] = BLOCKS, settled
+        row["blocks"], row["progress"] = BLOCKS, progress
         for at, (device, state) in enumerate(copies.items()):
             row["devices"][at], row["states"][at] = device, state
     found["segment"] = range(1, len(segments) + 1)
@@ -69,8 +69,10 @@ def test_without_a_device_there_is_a_reason() -> None:
 
 
 def test_a_segment_behind_the_checkpoint_waits_for_the_next_one() -> None:
-    found = plan(rows({1: WORKS}, settled=False), 2, devices(), never)
+    found = plan(rows({1: WORKS}, progress=CopyProgress.NEEDED), 2, devices(), never)
     assert (found.rebuilds, found.unsettled, found.exposed_segments) == ([], 1, 1)
+    found = plan(rows({1: WORKS}, progress=CopyProgress.WRITTEN), 2, devices(), never)
+    assert (found.rebuilds, found.unsettled, found.written, found.exposed_segments) == ([], 0, 1, 1)
 
 
 def test_copies_that_are_too_many_are_dropped_but_never_the_owners() -> None:
