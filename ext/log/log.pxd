@@ -87,7 +87,6 @@ cdef class Log:
     cdef uint64_t changed            # the newest record with data or zeros
     cdef Operation turn_end
     cdef bint turn_end_asked
-    cdef bint holds_back             # a record that was not placed, until the turn's end
     cdef uint32_t batch_target       # entries in flight or being batched when the last record under way committed
     cdef Operation gather_timer
     cdef bint gather_timer_set
@@ -135,7 +134,6 @@ cdef class Log:
     cdef int begin_record(self, int urgency) noexcept nogil
     cdef Part* begin_part(self, Part part, uint32_t entries) noexcept nogil
     cdef void ask_turn_end(self) noexcept nogil
-    cdef void hold_back(self, Record* record) noexcept nogil
     cdef void close_record(self) noexcept nogil
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil
     cdef void ask_for_fragment(self) noexcept nogil

@@ -51,11 +51,11 @@ from iomesh.engine.log.serving cimport Serving
 from iomesh.engine.log.open_segments cimport (
     FOR_SPACE, FOR_TRIMS, FOR_WRITES, OPEN_SEGMENTS_MAX, OpenSegment, OpenSegments
 )
-from iomesh.engine.replicas.member cimport Member, Transfer, abandon_transfer, begin_transfer
+from iomesh.engine.replicas.member cimport Member, Transfer, abandon_transfer
 from iomesh.engine.base.task cimport join, start, wait_in, wake_all, wake_one
 
 cdef extern from "<errno.h>" nogil:
-    int ECANCELED, ESTALE
+    int ESTALE
 
 cdef enum:
     IDLE_NS = 50 * 1000 * 1000       # without an append for this long, a log is idle
@@ -305,19 +305,7 @@ cdef class Log:
         self.under_way += record.entries
         self.counters[RECORDS] += 1
         self.counters[RECORD_BYTES] += (1 + record.payload) * BLOCK_BYTES
-        if record.open_segment.given_up and not planted(b"record_after_give_up"):
-            self.hold_back(record)
-        else:
-            self.place(record, record.open_segment)
-
-    cdef void hold_back(self, Record* record) noexcept nogil:
-        """A copy of its segment was given up since it was begun: there it would commit without that member, in a
-        fragment whose members all have every record. It is written to the next fragment (work_around)."""
-        begin_transfer(&record.transfer)
-        record.transfer.error, record.transfer.failed = -ECANCELED, record.open_segment.left[0]
-        record.state = RECORD_WRITTEN
-        self.holds_back = True
-        self.ask_turn_end()
+        self.place(record, record.open_segment)
 
     cdef void place(self, Record* record, OpenSegment* open_segment) noexcept nogil:
         """Assign a closed record its place in `open_segment` and write it there. If it was placed before, its header is
@@ -406,9 +394,6 @@ cdef class Log:
         """
         cdef uint32_t least = self.under_way
         self.turn_end_asked = False
-        if self.holds_back:
-            self.holds_back = False
-            self.advance()
         if self.building is NULL:
             return
         if self.building.entries == 0:                   # another log may wait for its buffer
@@ -898,7 +883,31 @@ cdef void segment_lost(void* log, int error) noexcept nogil:
 
 
 cdef void flush_starts(void* log) noexcept nogil:
-    (<Log>log).open_segments.leave_rebooted()
+    if is_any_rebooted((<Log>log).open_segments):
+        end_building(<Log>log)
+        (<Log>log).open_segments.leave_rebooted()
+
+
+cdef bint is_any_rebooted(OpenSegments open_segments) noexcept nogil:
+    cdef const Segment* segment
+    cdef int i, k
+    for i in range(OPEN_SEGMENTS_MAX):
+        segment = open_segments.all[i].segment
+        for k in range(segment.copy_count if segment is not NULL else 0):
+            if (<Member>open_segments.members[segment.copies[k]]).boot() != open_segments.all[i].boots[k]:
+                return True
+    return False
+
+
+cdef void end_building(Log log) noexcept nogil:
+    """Before a copy is given up: a record that is begun goes to all members of its segment. Later it would commit there
+    without the one that is given up, in a fragment whose members all have every record."""
+    if log.building is NULL or log.failing or log.error or planted(b"record_after_give_up"):
+        return
+    if log.building.entries:
+        log.close_record()
+    else:
+        log.give_up_record()
 
 
 cdef void flush_failed(void* log) noexcept nogil:
@@ -938,6 +947,7 @@ cdef void settle(Log log) noexcept nogil:
     cdef uint32_t i
     for i in range(<uint32_t>log.open_segments.local_count, log.flusher.member_count):
         if log.flusher.members[i].failed:
+            end_building(log)
             log.open_segments.give_up(i)
     log.leave_failed()
     while log.error == 0 and log.open_segments.any_failed():

@@ -56,10 +56,7 @@ async def test_a_volume_is_used_through_any_node_from_its_creation_to_its_end(sh
         assert seen.space.physical_bytes > 0, "only its owner knows that"
         assert (await a.grow_volume("db", 32 * MIB)).size_bytes == 32 * MIB
         assert (await c.set_volume("db", window_seconds=600)).policy.window_seconds == 600
-        exported = await c.export_volume("db")
-        assert "nbd+unix" in exported.uris[0]
-        assert (await c.volume("db")).exports[0].uris == exported.uris, "its own, which forwards to the owner"
-        assert (await b.volume("db")).exports[0].uris != exported.uris
+        assert "nbd+unix" in (await c.export_volume("db")).uris[0]
         (snapshot,) = await a.create_snapshots(["db"], "one")
         assert [each.id for each in await c.snapshots("db")] == [snapshot.id]
         clone = await c.clone_volume("db", "one", "copy")

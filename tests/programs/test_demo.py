@@ -61,7 +61,7 @@ def test_one_message_lists_everything_that_is_missing(room: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("step", ["2/17", "5/17", "9/17"])
+@pytest.mark.parametrize("step", ["2/18", "5/18", "9/18"])
 def test_an_interrupted_demonstration_leaves_nothing(room: Path, step: str) -> None:
     process = demo(room, "--seconds", "3")
     assert process.stdout is not None

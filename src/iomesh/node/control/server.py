@@ -219,8 +219,6 @@ class ControlServer:
         if name == "ExportVolume" and node:
             return await self._service.export_here(request, lambda: self._forward(node, name, request, seconds))
         try:
-            if name == "GetVolume" and node and by is None:
-                return self._service.with_own_exports(await self._forward(node, name, request, seconds))
             return await (self._forward(node, name, request, seconds) if node else handler(request))
         except (AlreadyExists, NotFound):
             # What this node knows of the others may be a moment old: another node may just have created the volume. It

@@ -196,15 +196,6 @@ class ClusterService:
         (here,) = await node.forwarding.exported(stored.volume.record)
         return to_message(pb.Export, here)
 
-    def with_own_exports(self, volume: Message) -> Message:
-        """A volume as its owner describes it, with the exports of this node, which forward requests to the owner."""
-        assert isinstance(volume, pb.Volume)
-        own = self._node.exports.describe(volume.name) if self._node.forwarding is not None else []
-        if own and volume.exports:
-            del volume.exports[:]
-            volume.exports.extend(to_message(pb.Export, each) for each in own)
-        return volume
-
     async def export_volume(self, request: pb.ExportVolumeRequest) -> pb.Export:
         return to_message(pb.Export, await self._ready().volumes.export(request.name, read_only=request.read_only))
 
